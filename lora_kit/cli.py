@@ -1,0 +1,243 @@
+"""The commands: parse, call, print. Exit status: 0 done or PASS, 1 an error of ours, 2 bad usage or
+refused input, 3 FAIL, 4 INCONCLUSIVE."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from lora_kit.errors import LoraKitError
+from lora_kit.recipe import BackboneSpec, Quantization, Recipe, recipe_names
+
+app = typer.Typer(
+    name="lora-kit",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Adapt a frozen language model with a recipe, prove what the adapter gained and what it "
+    "forgot against the base, and release only what passes.",
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="Override a field, such as training.epochs=2."
+    ),
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", help="Where the results go.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Let --output hold an earlier run.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+VERDICT_STATUS = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+
+
+@app.command()
+def plan(recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Everything but the training: validation, coverage, token counts, samples with their mask."""
+    from lora_kit.preflight.plan import make_plan
+    from lora_kit.preflight.show import show_plan
+
+    made = make_plan(Recipe.load(recipe, set_ or []))
+    if as_json:
+        _print_json(made.to_dict())
+    else:
+        show_plan(made, _stdout())
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    output: OutputOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an adapter. Leaves adapter/, metrics.jsonl and training.png in the run directory."""
+    from lora_kit import pipeline
+
+    trained = pipeline.train(Recipe.load(recipe, set_ or []), output, overwrite)
+    root, result = trained.session.run.root, trained.result
+    if as_json:
+        _print_json({"run": str(root), **result.to_dict()})
+        return
+    _print(
+        f"{root}: {result.steps} steps, {result.tokens_per_second:.0f} token/s, loss "
+        f"{result.first_loss:.3f} -> {result.final_loss:.3f}{_validation(result)}\n"
+        f"Next: lora-kit evaluate {root}"
+    )
+
+
+def _validation(result: Any) -> str:
+    if result.validation_before is None:
+        return ""
+    return f", held-out {result.validation_before:.3f} -> {result.validation_after:.3f}"
+
+
+@app.command()
+def evaluate(
+    target: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, or any PEFT adapter directory.")
+    ],
+    suite: Annotated[
+        list[str] | None, typer.Option(help="A suite file or bundled suite; may be repeated.")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Base model of an adapter that another tool made."),
+    ] = None,
+    quantization: Annotated[
+        Quantization, typer.Option(help="With --backbone: how the base is stored.")
+    ] = "none",
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the adapter against its base. Exit status 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
+    from lora_kit import pipeline
+
+    spec = BackboneSpec(model=backbone, quantization=quantization) if backbone else None
+    evaluation = pipeline.evaluate(target, suite, spec, output)
+    verdict = evaluation.verdict
+    if as_json:
+        _print_json(verdict.to_dict())
+    else:
+        from lora_kit.evaluation.show import show_verdict
+
+        show_verdict(verdict, _stdout())
+        _print(f"Report: {output or target / 'evaluation'}/report.html")
+    raise typer.Exit(VERDICT_STATUS[verdict.decision])
+
+
+@app.command()
+def merge(run: RunArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
+    """Merge the adapter into its backbone, shard by shard, and compare with what was measured."""
+    from lora_kit import pipeline
+
+    merged = pipeline.merge(run, output)
+    if as_json:
+        _print_json(
+            {
+                "directory": str(merged.directory),
+                **merged.result.to_dict(),
+                "verification": merged.verification.to_dict(),
+            }
+        )
+    elif merged.verification.passed:
+        _print(f"Merged: {merged.directory}")
+    else:
+        _print(f"Merged into {merged.directory}, but it is NOT what was measured: see merge.json")
+    raise typer.Exit(0 if merged.verification.passed else VERDICT_STATUS["FAIL"])
+
+
+@app.command()
+def release(run: RunArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
+    """Release a run that passed: model, adapter, evaluation, card and manifest, or refuse."""
+    from lora_kit import pipeline
+
+    directory = pipeline.release(run, output)
+    if as_json:
+        _print_json({"release": str(directory)})
+    else:
+        _print(f"Released: {directory}\nCheck it any time: lora-kit verify {directory}")
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A release or a run.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check a release against its manifest, and a verdict against its ledger, offline."""
+    from lora_kit import pipeline
+
+    found = pipeline.verify(directory)
+    if as_json:
+        _print_json({"verified": str(directory), "found": found})
+    else:
+        _print(f"{directory}: {found}")
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    output: OutputOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Recipe to release in one: train, evaluate, merge, and release what passes."""
+    from lora_kit import pipeline
+    from lora_kit.evaluation.show import show_verdict
+
+    outcome = pipeline.run(Recipe.load(recipe, set_ or []), output, overwrite)
+    if as_json:
+        _print_json(outcome.to_dict())
+    else:
+        show_verdict(outcome.verdict, _stdout())
+        _print(f"Report: {outcome.directory}/evaluation/report.html")
+        if outcome.release:
+            _print(f"Released: {outcome.release}\nCheck it: lora-kit verify {outcome.release}")
+        else:
+            _print(outcome.refusal)
+    raise typer.Exit(outcome.status)
+
+
+@app.command()
+def recipes() -> None:
+    """List the bundled recipes."""
+    for name in recipe_names():
+        _print(name)
+
+
+def _stdout() -> Console:
+    return Console(highlight=False)
+
+
+def _is_main_process() -> bool:
+    import os
+
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _print(text: str) -> None:
+    if _is_main_process():
+        _stdout().print(escape(text), soft_wrap=True)
+
+
+def _print_json(value: object) -> None:
+    if _is_main_process():
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; the one place where errors become messages and exit statuses."""
+    _quiet_libraries()
+    try:
+        app(arguments)
+    except LoraKitError as error:
+        Console(stderr=True, highlight=False).print(
+            f"lora-kit: {escape(str(error))}", soft_wrap=True
+        )
+        raise SystemExit(error.status) from error
+
+
+def _quiet_libraries() -> None:
+    """Leave stderr to our own progress and errors: these say nothing that a user could act on."""
+    # Their bars are drawn over ours; PEFT's notice repeats what its own call was told to do.
+    warnings.filterwarnings("ignore", module=r"(peft|transformers|trl|torch)\b")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -1,0 +1,1 @@
+"""Rows -> examples -> tokens and labels -> batches."""

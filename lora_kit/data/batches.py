@@ -1,0 +1,57 @@
+"""Which examples go into one batch: those of about the same length, in a random order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import Sampler
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Indices such that each run of `batch_size` of them is of about one length.
+
+    transformers' sampler of the same purpose sorts within windows of 50 batches and yields each
+    window longest first; on a small data set that is the whole epoch in the order of length. Here
+    the batches are shuffled, and the ties and the windows with them, anew in each epoch.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, window: int = 64):
+        """Plan.
+
+        Args:
+            lengths: tokens of each example.
+            batch_size: examples a batch.
+            seed: of the order.
+            window: batches that are sorted together; more means less padding, less chance.
+        """
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.window = window
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = random.Random(f"{self.seed}/{self.epoch}")
+        order = list(range(len(self.lengths)))
+        generator.shuffle(order)
+        size = self.batch_size * self.window
+        batches = []
+        for start in range(0, len(order), size):
+            block = sorted(order[start : start + size], key=lambda index: self.lengths[index])
+            batches += [
+                block[i : i + self.batch_size] for i in range(0, len(block), self.batch_size)
+            ]
+        # A short batch anywhere but at the end would shift all that follow it.
+        short = [batch for batch in batches if len(batch) < self.batch_size]
+        whole = [batch for batch in batches if len(batch) == self.batch_size]
+        generator.shuffle(whole)
+        for batch in whole + short:
+            yield from batch

@@ -1,0 +1,72 @@
+"""`stdlib-docstrings`: functions of this machine's Python standard library and their summaries.
+
+Real text on every machine, nothing to fetch. Split by module, so that no file is in two splits.
+"""
+
+from __future__ import annotations
+
+import ast
+import sysconfig
+import textwrap
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from lora_kit.data.rows import Message, Row
+
+INSTRUCTION = "Write the one-line docstring of this Python function.\n\n"
+CODE_CHARACTERS = range(60, 701)
+SUMMARY_CHARACTERS = range(15, 121)
+LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+@cache
+def docstring_rows() -> tuple[Row, ...]:
+    """Every function with a usable docstring, in the order of files and lines."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    seen: set[str] = set()
+    rows = []
+    for path in sorted(library.rglob("*.py")):
+        module = path.relative_to(library)
+        if LEFT_OUT & set(module.parts):
+            continue
+        for line, code, summary in _functions(path):
+            if summary not in seen:
+                seen.add(summary)
+                prompt = f"{INSTRUCTION}```python\n{code}\n```"
+                rows.append(
+                    Row(
+                        origin=f"{module}:{line}",
+                        cluster=str(module),
+                        messages=(Message("user", prompt), Message("assistant", summary)),
+                    )
+                )
+    return tuple(rows)
+
+
+def _functions(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield line, code without docstring, and summary of each usable function of a file."""
+    try:
+        source = path.read_text(encoding="utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in files that are not ours
+            tree = ast.parse(source)
+    except (SyntaxError, UnicodeDecodeError, OSError):
+        return  # fixtures of lib2to3 are no valid Python on purpose
+    lines = source.splitlines()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
+            continue
+        docstring = ast.get_docstring(node)
+        summary = docstring.strip().splitlines()[0].strip() if docstring else ""
+        if len(summary) not in SUMMARY_CHARACTERS:
+            continue
+        statement = node.body[0]
+        kept = (
+            lines[node.lineno - 1 : statement.lineno - 1]
+            + lines[statement.end_lineno or statement.lineno : node.end_lineno]
+        )
+        code = textwrap.dedent("\n".join(kept)).strip()
+        if len(code) in CODE_CHARACTERS and summary not in code:
+            yield node.lineno, code, summary

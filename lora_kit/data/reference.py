@@ -1,0 +1,37 @@
+"""`python-reference`: the language reference that Python carries in `pydoc_data.topics`, as prose.
+
+Cut into documents of a few paragraphs; the documents of one topic are one cluster and stay in one
+split.
+"""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+from functools import cache
+
+from lora_kit.data.rows import Row
+
+DOCUMENT_CHARACTERS = 900
+
+
+@cache
+def reference_rows() -> tuple[Row, ...]:
+    """Every document, in the order of topics."""
+    rows = []
+    for topic in sorted(pydoc_data.topics.topics):
+        for number, text in enumerate(_documents(pydoc_data.topics.topics[topic])):
+            rows.append(Row(origin=f"{topic}#{number}", cluster=topic, text=text))
+    return tuple(rows)
+
+
+def _documents(text: str) -> list[str]:
+    """Paragraphs joined up to a length; a rest too short to say much is left out."""
+    documents: list[str] = []
+    current = ""
+    for paragraph in text.split("\n\n"):
+        if current and len(current) + len(paragraph) > DOCUMENT_CHARACTERS:
+            documents.append(current)
+            current = ""
+        current = f"{current}\n\n{paragraph}" if current else paragraph
+    documents.append(current)
+    return [d.strip() for d in documents if len(d.strip()) >= DOCUMENT_CHARACTERS // 3]

@@ -1,0 +1,1 @@
+"""Suites x arms -> ledger -> statistics -> verdict and report."""

@@ -1,0 +1,1 @@
+"""Test items written for this project: facts and verifiable instructions."""

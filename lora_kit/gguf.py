@@ -1,0 +1,79 @@
+"""GGUF files: converted once to safetensors, cached by the hash of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from lora_kit.errors import BackboneError
+
+# Raise it when the conversion itself changes, so that older conversions are not taken for new ones.
+CONVERSION = "1"
+
+
+def cache_directory() -> Path:
+    """Where conversions are kept: `$XDG_CACHE_HOME/lora_kit`, by default `~/.cache/lora_kit`."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "lora_kit"
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def converted(path: Path) -> Path:
+    """The directory with `path`'s model in safetensors (float32, exact) and its tokenizer.
+
+    A GGUF backbone loaded directly counts as quantized and can neither be saved nor quantized
+    again; the dense copy can.
+
+    Raises:
+        BackboneError: if the file is no GGUF file that transformers can read.
+    """
+    with path.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise BackboneError(f"{path}: not a GGUF file (its first four bytes are not `GGUF`)")
+    digest = file_sha256(path)
+    target = cache_directory() / "gguf" / f"{digest}-{CONVERSION}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    try:
+        _convert(path, temporary)
+        (temporary / "source.json").write_text(json.dumps({"gguf": path.name, "sha256": digest}))
+        try:
+            temporary.rename(target)
+        except OSError:
+            # Another process was faster with the same content.
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _convert(path: Path, directory: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise BackboneError(f"{path}: transformers cannot read this GGUF file: {error}") from error
+    # Left in place, the quantization would mark every saved copy as one that cannot be trained.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

@@ -1,0 +1,1 @@
+"""Shards in -> shards out, then compared with base + adapter."""

@@ -1,0 +1,132 @@
+"""Is the merged model on disk what was measured? Its distributions against base + adapter's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_kit.adapters import switched_off
+from lora_kit.backbone import Backbone
+from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.errors import MergeError
+from lora_kit.likelihood import pad_examples
+
+MOST_POSITIONS = 512
+LEAST_AGREEMENT = 0.97
+MOST_SHARE_OF_CONTROL = 0.05
+# Below it two float32 computations of one thing differ by rounding alone.
+ROUNDING_KL = 1e-6
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far the merged model is from base + adapter, and, as the control, how far the base is.
+
+    KL divergences in nats a token, KL(base + adapter || other).
+
+    Attributes:
+        positions: at which distributions were compared.
+        top1_agreement: share of positions with the same most likely token.
+        mean_kl: mean over the positions.
+        p99_kl: 99th percentile.
+        control_top1_agreement: of the base without adapter.
+        control_mean_kl: of the base without adapter; a merge that did nothing has this distance.
+        passed: agreement and distance are within the limits below.
+    """
+
+    positions: int
+    top1_agreement: float
+    mean_kl: float
+    p99_kl: float
+    control_top1_agreement: float
+    control_mean_kl: float
+    passed: bool
+    least_agreement: float = LEAST_AGREEMENT
+    most_share_of_control: float = MOST_SHARE_OF_CONTROL
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def verify_merged(
+    backbone: Backbone, model: Any, merged: Path, examples: Sequence[Example]
+) -> Verification:
+    """Reload the merged model from disk and compare.
+
+    Args:
+        backbone: of the adapter.
+        model: the backbone with the adapter attached.
+        merged: directory of the merged model.
+        examples: held-out; compared where they have labels.
+
+    Raises:
+        MergeError: if there is no position to compare at.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if not any(example.supervised for example in examples):
+        raise MergeError("no held-out tokens to compare the merged model on; add data.validation")
+    batch = pad_examples(examples, backbone.tokenizer.pad_token_id, backbone.model.device)
+    model.eval()
+    measured = log_probabilities(model, batch)
+    with switched_off(model):
+        control = log_probabilities(model, batch)
+    reloaded = AutoModelForCausalLM.from_pretrained(
+        merged, dtype=backbone.model.dtype, use_safetensors=True, local_files_only=True
+    ).to(backbone.model.device)
+    shipped = log_probabilities(reloaded.eval(), batch)
+    return compare(measured, shipped, control)
+
+
+@torch.inference_mode()
+def log_probabilities(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Next-token distributions where the batch has labels, at most `MOST_POSITIONS` of them.
+
+    Returns:
+        (positions, vocabulary) float32.
+    """
+    kept = []
+    left = MOST_POSITIONS
+    for row in range(batch["input_ids"].shape[0]):
+        columns = (batch["labels"][row, 1:] != IGNORED).nonzero().squeeze(1)[:left]
+        left -= len(columns)
+        if len(columns):
+            used = int(batch["attention_mask"][row].sum())
+            logits = model(
+                input_ids=batch["input_ids"][row : row + 1, :used],
+                logits_to_keep=columns,
+                use_cache=False,
+            ).logits
+            kept.append(logits[0].float().log_softmax(dim=-1))
+    return torch.cat(kept)
+
+
+def compare(measured: torch.Tensor, shipped: torch.Tensor, control: torch.Tensor) -> Verification:
+    """Judge log-probabilities, each (positions, vocabulary) float32."""
+    kl = _kl(measured, shipped)
+    control_kl = float(_kl(measured, control).mean())
+    agreement = _agreement(measured, shipped)
+    mean = float(kl.mean())
+    return Verification(
+        positions=len(measured),
+        top1_agreement=agreement,
+        mean_kl=mean,
+        p99_kl=float(kl.quantile(0.99)),
+        control_top1_agreement=_agreement(measured, control),
+        control_mean_kl=control_kl,
+        passed=agreement >= LEAST_AGREEMENT
+        and mean <= max(MOST_SHARE_OF_CONTROL * control_kl, ROUNDING_KL),
+    )
+
+
+def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)
+
+
+def _agreement(p: torch.Tensor, q: torch.Tensor) -> float:
+    return float((p.argmax(dim=-1) == q.argmax(dim=-1)).float().mean())

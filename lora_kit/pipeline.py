@@ -1,0 +1,385 @@
+"""The main path, from recipe to release: the calls that the commands make and a script can make."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from lora_kit.adapters import ADAPTER_CONFIG, attach, attach_saved, coverage
+from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.console import say
+from lora_kit.data.dataset import prepare, training_rows, validation_rows
+from lora_kit.data.tokenization import tokenize
+from lora_kit.errors import AdapterError, ReleaseError
+from lora_kit.evaluation.engine import stop_token_ids
+from lora_kit.evaluation.harness import Evaluation, check_verdict, read_verdict, run_suites
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.verdict import Verdict
+from lora_kit.files import whole_directory, write_json, write_text
+from lora_kit.merging.stream import MergePlan, MergeResult, merge_stream
+from lora_kit.merging.verify import Verification, verify_merged
+from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.releasing.card import model_card
+from lora_kit.releasing.gate import MERGE_RECORD, STATUS, clear
+from lora_kit.releasing.manifest import MANIFEST, verify_manifest, write_manifest
+from lora_kit.run import RunDirectory, new_run_directory, peak_memory, start_record, versions
+from lora_kit.training.plot import plot_training
+from lora_kit.training.trainer import TrainingResult
+from lora_kit.training.trainer import train as train_adapter
+
+HELD_OUT_ROWS = 24
+DEFAULT_SUITES = ("core-retention",)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run with its backbone loaded and its adapter attached, passed from stage to stage."""
+
+    run: RunDirectory
+    recipe: Recipe
+    backbone: Backbone
+    model: Any
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training."""
+
+    session: Session
+    result: TrainingResult
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model and how it compares with what was measured."""
+
+    directory: Path
+    result: MergeResult
+    verification: Verification
+
+
+def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -> Trained:
+    """Train a recipe's adapter into a new run directory.
+
+    Args:
+        recipe: what to do.
+        output: the run directory; by default `runs/NAME`, numbered if there is one.
+        overwrite: whether `output` may hold an earlier run.
+
+    Raises:
+        LoraKitError: if anything is refused; nothing is trained then.
+    """
+    run = new_run_directory(recipe, output, overwrite)
+    # Read before the training, so that a suite's mistake does not cost one.
+    _load_suites(recipe.evaluation.suites)
+    backbone = load(resolve(recipe.backbone), recipe.backbone)
+    rows, replay = training_rows(recipe.data, recipe.seed)
+    data = prepare(rows, backbone.tokenizer, recipe.data, replay)
+    held_out = prepare(validation_rows(recipe.data, recipe.seed), backbone.tokenizer, recipe.data)
+    model = attach(backbone, recipe.adapter, recipe.seed)
+    covered = coverage(model)
+    say(
+        f"{run.root}: {data.counts.used} rows, {data.counts.tokens} tokens, "
+        f"{data.counts.supervised_tokens} supervised, {data.counts.truncated} cut, "
+        f"{data.counts.dropped} dropped; {covered.trainable_parameters:,} of "
+        f"{covered.total_parameters:,} parameters are trained"
+    )
+    is_main = PartialState().is_main_process
+    if is_main:
+        start_record(run, recipe, backbone, "train")
+        run.update_record(data=data.counts.to_dict(), coverage=covered.to_dict())
+    result = train_adapter(recipe, backbone, model, data, held_out, run)
+    if is_main:
+        validation = (result.validation_before, result.validation_after)
+        plot_training(result.history, validation, run.training_plot)
+        run.update_record(training=result.to_dict())
+    return Trained(Session(run, recipe, backbone, model), result)
+
+
+def open_run(directory: Path) -> Session:
+    """Load a finished run's backbone and adapter.
+
+    Raises:
+        LoraKitError: if it is no run, or the backbone is not the one that was trained on.
+    """
+    run = RunDirectory(directory)
+    recipe = run.load_recipe()
+    backbone = load(resolve(recipe.backbone), recipe.backbone)
+    _require_fingerprint(backbone, run.adapter)
+    return Session(run, recipe, backbone, attach_saved(backbone, run.adapter))
+
+
+def _require_fingerprint(backbone: Backbone, adapter: Path) -> None:
+    trained_on = _saved_backbone(adapter)
+    if trained_on and trained_on["fingerprint"]["digest"] != backbone.fingerprint.digest:
+        now = asdict(backbone.fingerprint)
+        changed = [part for part, value in now.items() if trained_on["fingerprint"][part] != value]
+        raise AdapterError(
+            f"{adapter}: trained on another backbone than {backbone.files.reference} is now; "
+            f"different: {', '.join(changed)}"
+        )
+
+
+def _saved_backbone(adapter: Path) -> dict[str, Any] | None:
+    """What an adapter of ours says of its backbone; `None` for one that another tool made."""
+    path = adapter / "backbone.json"
+    if not path.is_file():
+        return None
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def _load_suites(references: Sequence[str]) -> list[Suite]:
+    return [Suite.load(reference) for reference in references]
+
+
+def evaluate(
+    target: Path | Session,
+    suites: Sequence[str] | None = None,
+    backbone: BackboneSpec | None = None,
+    output: Path | None = None,
+) -> Evaluation:
+    """Evaluate a run, or any PEFT adapter directory, against its base.
+
+    Args:
+        target: a run directory, an adapter directory, or an open session.
+        suites: bundled names or paths; by default those of the run's recipe.
+        backbone: of an adapter that another tool made; by default what the adapter says.
+        output: where the results go; by default `evaluation/` in the run or beside the adapter.
+
+    Raises:
+        LoraKitError: if the target is neither, or anything in it is refused.
+    """
+    subject = _subject(target, backbone)
+    return run_suites(
+        subject.backbone,
+        subject.model,
+        _load_suites(suites or subject.suites),
+        output or subject.output,
+        subject.title,
+        {**subject.facts, "Date": datetime.now(UTC).date().isoformat()},
+    )
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is evaluated, whether a run or an adapter alone."""
+
+    backbone: Backbone
+    model: Any
+    suites: Sequence[str]
+    output: Path
+    title: str
+    facts: dict[str, str]
+
+
+def _subject(target: Path | Session, spec: BackboneSpec | None) -> _Subject:
+    if isinstance(target, Path):
+        if not (target / "recipe.yaml").is_file():
+            return _adapter_subject(target, spec)
+        target = open_run(target)
+    adapter = target.recipe.adapter
+    return _Subject(
+        target.backbone,
+        target.model,
+        target.recipe.evaluation.suites,
+        target.run.evaluation,
+        target.run.root.resolve().name,
+        {"Adapter": f"{adapter.method}, rank {adapter.rank}", "Recipe": target.recipe.name},
+    )
+
+
+def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> _Subject:
+    """An adapter directory of any tool; what it does not say of its backbone, `spec` does."""
+    config_path = directory / ADAPTER_CONFIG
+    if not config_path.is_file():
+        raise AdapterError(
+            f"{directory}: neither a run (no recipe.yaml) nor an adapter (no {ADAPTER_CONFIG})"
+        )
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    saved = _saved_backbone(directory)
+    if spec is None and saved is not None:
+        spec = BackboneSpec.model_validate({k: saved[k] for k in BackboneSpec.model_fields})
+    if spec is None:
+        reference = config.get("base_model_name_or_path")
+        if not reference:
+            raise AdapterError(f"{directory}: names no base model; say which with --backbone")
+        # Another tool's adapter says nothing of quantization.
+        spec = BackboneSpec(model=reference, revision=config.get("revision"), quantization="none")
+    backbone = load(resolve(spec), spec)
+    _require_fingerprint(backbone, directory)
+    return _Subject(
+        backbone,
+        attach_saved(backbone, directory),
+        DEFAULT_SUITES,
+        directory / "evaluation",
+        directory.resolve().name,
+        {"Adapter": f"{config.get('peft_type', 'unknown').lower()}, rank {config.get('r', '?')}"},
+    )
+
+
+def merge(target: Path | Session, output: Path | None = None) -> Merged:
+    """Merge a run's adapter into its backbone and compare the result with what was measured.
+
+    Args:
+        target: a run directory or an open session.
+        output: where the model goes; by default `merged/` in the run.
+
+    Raises:
+        LoraKitError: if the run cannot be merged.
+    """
+    session = target if isinstance(target, Session) else open_run(target)
+    directory = output or session.run.merged
+    backbone, recipe = session.backbone, session.recipe
+    plan = MergePlan(
+        base=backbone.files.directory,
+        adapter=session.run.adapter,
+        quantization=recipe.backbone.quantization,
+        dtype=str(backbone.spec.dtype),
+        quantized_modules=backbone.quantized_modules,
+        into=recipe.merge.base,
+        shard_bytes=int(recipe.merge.shard_size * 1e9),
+        stop_token_ids=stop_token_ids(backbone),
+    )
+    result = merge_stream(plan, directory)
+    held_out = (
+        validation_rows(recipe.data, recipe.seed) or training_rows(recipe.data, recipe.seed)[0]
+    )
+    examples = [
+        tokenize(row, backbone.tokenizer, recipe.data.max_length)
+        for row in held_out[:HELD_OUT_ROWS]
+    ]
+    verification = verify_merged(backbone, session.model, directory, examples)
+    write_json(
+        directory / MERGE_RECORD,
+        {
+            "backbone": backbone.fingerprint.digest,
+            "into": plan.into,
+            "dtype": plan.dtype,
+            **result.to_dict(),
+            "verification": verification.to_dict(),
+        },
+    )
+    say(
+        f"{directory}: {result.merged} modules merged in {result.seconds:.1f} s; same most likely "
+        f"token at {verification.top1_agreement:.1%}, KL {verification.mean_kl:.1e} nats "
+        f"(base without adapter: {verification.control_mean_kl:.1e})"
+    )
+    return Merged(directory, result, verification)
+
+
+def release(run_directory: Path, output: Path | None = None) -> Path:
+    """Release a run that passed: merged model, adapter, evaluation, card and manifest.
+
+    Args:
+        run_directory: of a run that was evaluated and merged.
+        output: the release directory; by default `release/` in the run.
+
+    Returns:
+        The release directory.
+
+    Raises:
+        ReleaseError: if the run did not pass, with the reasons.
+    """
+    run = RunDirectory(run_directory)
+    recipe = run.load_recipe()
+    clearance = clear(run)
+    directory = output or run.release
+    if output is not None and output.exists() and any(output.iterdir()):
+        raise ReleaseError(f"{output}: is there already and not empty", status=2)
+    with whole_directory(directory) as temporary:
+        shutil.copytree(run.merged, temporary, dirs_exist_ok=True)
+        for part in (run.adapter, run.evaluation):
+            shutil.copytree(part, temporary / part.name)
+        shutil.copy2(run.recipe, temporary / run.recipe.name)
+        write_text(temporary / "README.md", model_card(recipe, clearance, run))
+        write_manifest(
+            temporary,
+            {
+                "name": recipe.name,
+                "backbone": clearance.verdict["backbone"],
+                "decision": clearance.verdict["decision"],
+                "seed": recipe.seed,
+                "versions": versions(),
+            },
+        )
+    return directory
+
+
+def verify(directory: Path) -> str:
+    """Check a release against its manifest, or a run's verdict against its ledger.
+
+    Returns:
+        What was found to be in order.
+
+    Raises:
+        LoraKitError: naming what is not.
+    """
+    if (directory / MANIFEST).is_file():
+        count = verify_manifest(directory)
+        return f"{count} files are what was released, and the verdict follows from the ledger"
+    run = RunDirectory(directory)
+    run.load_recipe()
+    check_verdict(run.evaluation)
+    decision = read_verdict(run.evaluation)["decision"]
+    return f"the verdict, {decision}, follows from the ledger"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A whole run.
+
+    Attributes:
+        verdict: of the evaluation.
+        release: the release directory; `None` where the run did not pass.
+        refusal: why it was not released; empty where it was.
+        status: the exit status that says the same.
+        peak_memory: resident bytes of this process at most.
+    """
+
+    directory: Path
+    verdict: Verdict
+    release: Path | None
+    refusal: str
+    status: int
+    peak_memory: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "run": str(self.directory),
+            "verdict": self.verdict.to_dict(),
+            "release": str(self.release) if self.release else None,
+            "refusal": self.refusal,
+            "peak_memory": self.peak_memory,
+        }
+
+
+def run(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -> Outcome:
+    """Recipe to release: train, evaluate, merge, and release what passes.
+
+    Raises:
+        LoraKitError: if a stage refuses its input.
+    """
+    trained = train(recipe, output, overwrite)
+    session = trained.session
+    verdict = evaluate(session).verdict
+    released, refusal, status = None, "", STATUS[verdict.decision]
+    if PartialState().is_main_process:
+        merge(session)
+        try:
+            released = release(session.run.root)
+        except ReleaseError as error:
+            refusal, status = str(error), error.status
+        session.run.update_record(
+            finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory=peak_memory()
+        )
+    PartialState().wait_for_everyone()
+    return Outcome(session.run.root, verdict, released, refusal, status, peak_memory())

@@ -1,0 +1,142 @@
+"""The plan of a run: everything but the training, from what is on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import PartialState
+
+from lora_kit.adapters import Coverage, attach, coverage
+from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.data.dataset import (
+    Counts,
+    PreparedData,
+    prepare,
+    training_rows,
+    validation_rows,
+)
+from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.errors import BackboneError
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.tasks import build_task
+from lora_kit.recipe import Recipe
+from lora_kit.training.trainer import micro_batch_size
+
+SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of an example's text that is supervised throughout, or not at all."""
+
+    text: str
+    supervised: bool
+
+
+@dataclass(frozen=True)
+class SuitePlan:
+    """Items of each task of a suite; -1 where they cannot be counted without the backbone."""
+
+    suite: str
+    role: str
+    items: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe would do.
+
+    Attributes:
+        missing_backbone: why the backbone is not on this machine, else `None`; without it rows
+            are counted, tokens, coverage and samples are not.
+    """
+
+    recipe: Recipe
+    rows: int
+    validation_rows: int
+    optimizer_steps: int
+    micro_batch_size: int
+    suites: tuple[SuitePlan, ...]
+    missing_backbone: str | None
+    fingerprint: str | None = None
+    coverage: Coverage | None = None
+    counts: Counts | None = None
+    samples: tuple[tuple[Span, ...], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "rows": self.rows,
+            "validation_rows": self.validation_rows,
+            "optimizer_steps": self.optimizer_steps,
+            "micro_batch_size": self.micro_batch_size,
+            "suites": [vars(suite) for suite in self.suites],
+            "missing_backbone": self.missing_backbone,
+            "fingerprint": self.fingerprint,
+            "coverage": self.coverage.to_dict() if self.coverage else None,
+            "counts": self.counts.to_dict() if self.counts else None,
+        }
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Check all of a recipe that can be checked here and say what it would do.
+
+    Raises:
+        LoraKitError: of the first stage that refuses.
+    """
+    suites = [Suite.load(reference) for reference in recipe.evaluation.suites]
+    rows, replay = training_rows(recipe.data, recipe.seed)
+    held_out = validation_rows(recipe.data, recipe.seed)
+    state = PartialState()
+    spec = recipe.training
+    known: dict[str, Any] = {
+        "recipe": recipe,
+        "rows": len(rows),
+        "validation_rows": len(held_out),
+        "optimizer_steps": max(int(-(-len(rows) * spec.epochs // spec.batch_size)), 1),
+        "micro_batch_size": micro_batch_size(spec, state.num_processes, state.device),
+    }
+    try:
+        files = resolve(recipe.backbone)
+    except BackboneError as error:
+        counted = tuple(SuitePlan(s.name, s.role, {t.name: -1 for t in s.tasks}) for s in suites)
+        return Plan(**known, suites=counted, missing_backbone=str(error))
+    backbone = load(files, recipe.backbone)
+    data = prepare(rows, backbone.tokenizer, recipe.data, replay)
+    model = attach(backbone, recipe.adapter, recipe.seed)
+    return Plan(
+        **known,
+        suites=tuple(_suite_plan(suite, backbone) for suite in suites),
+        missing_backbone=None,
+        fingerprint=backbone.fingerprint.digest,
+        coverage=coverage(model),
+        counts=data.counts,
+        samples=_samples(data, backbone),
+    )
+
+
+def _suite_plan(suite: Suite, backbone: Backbone) -> SuitePlan:
+    items = {
+        task.name: len(build_task(task, backbone.tokenizer, suite.seed).items)
+        for task in suite.tasks
+    }
+    return SuitePlan(suite.name, suite.role, items)
+
+
+def _samples(data: PreparedData, backbone: Backbone) -> tuple[tuple[Span, ...], ...]:
+    return tuple(masked_text(example, backbone.tokenizer) for example in data.examples[:SAMPLES])
+
+
+def masked_text(example: Example, tokenizer: Any) -> tuple[Span, ...]:
+    """An example's text as the model sees it, cut where supervision begins and ends."""
+    spans: list[Span] = []
+    start = 0
+    flags = [label != IGNORED for label in example.labels]
+    for position in range(1, len(flags) + 1):
+        if position == len(flags) or flags[position] != flags[start]:
+            text = tokenizer.decode(list(example.input_ids[start:position]))
+            spans.append(Span(text, flags[start]))
+            start = position
+    return tuple(spans)

@@ -1,0 +1,1 @@
+"""gate(verdict, verification) -> model card, manifest."""

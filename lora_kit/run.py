@@ -1,0 +1,176 @@
+"""The run directory: where everything that a recipe produced lies, and how it came about."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lora_kit.backbone import Backbone
+from lora_kit.errors import RecipeError
+from lora_kit.files import write_json, write_text
+from lora_kit.recipe import Recipe
+
+RECORDED = (
+    "lora-kit", "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The layout of a run."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def record(self) -> Path:
+        """Versions, hardware, hashes, counts and durations."""
+        return self.root / "run.json"
+
+    @property
+    def adapter(self) -> Path:
+        """The PEFT adapter."""
+        return self.root / "adapter"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a training step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def training_plot(self) -> Path:
+        """Loss, learning rate and gradient norm."""
+        return self.root / "training.png"
+
+    @property
+    def evaluation(self) -> Path:
+        """Ledger, verdict and report."""
+        return self.root / "evaluation"
+
+    @property
+    def merged(self) -> Path:
+        """The merged model and `merge.json`."""
+        return self.root / "merged"
+
+    @property
+    def release(self) -> Path:
+        """What ships."""
+        return self.root / "release"
+
+    def load_recipe(self) -> Recipe:
+        """The recipe that the run was made with.
+
+        Raises:
+            RecipeError: if this is no run directory.
+        """
+        if not self.recipe.is_file():
+            raise RecipeError(f"{self.root}: no recipe.yaml, so no run directory")
+        return Recipe.load(self.recipe)
+
+    def update_record(self, **entries: Any) -> None:
+        """Add to `run.json`."""
+        record = json.loads(self.record.read_text()) if self.record.is_file() else {}
+        write_json(self.record, record | entries)
+
+
+def new_run_directory(recipe: Recipe, output: Path | None, overwrite: bool = False) -> RunDirectory:
+    """Choose the directory of a new run; no earlier run is ever written over unasked.
+
+    Args:
+        recipe: names the run.
+        output: the directory, or `None` for `runs/NAME`, `runs/NAME-2` and so on.
+        overwrite: whether `output` may hold an earlier run.
+
+    Raises:
+        RecipeError: if `output` is there already.
+    """
+    if output is not None:
+        if output.exists() and any(output.iterdir()) and not overwrite:
+            raise RecipeError(
+                f"{output}: is there already and not empty; choose another --output, or say "
+                "--overwrite"
+            )
+        return RunDirectory(output)
+    number = 1
+    while True:
+        path = Path("runs") / (recipe.name if number == 1 else f"{recipe.name}-{number}")
+        if not path.exists():
+            return RunDirectory(path)
+        number += 1
+
+
+def start_record(run: RunDirectory, recipe: Recipe, backbone: Backbone, command: str) -> None:
+    """Write the resolved recipe and what the run stands on."""
+    resolved = recipe.model_copy(update={"backbone": backbone.spec})
+    write_text(run.recipe, resolved.to_yaml())
+    run.update_record(
+        command=command,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=recipe.seed,
+        backbone=asdict(backbone.fingerprint) | {"digest": backbone.fingerprint.digest},
+        versions=versions(),
+        machine=machine(),
+        checkout=_checkout(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the figures depend on."""
+    found = {"python": platform.python_version()}
+    for name in RECORDED:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The hardware, without names that would tell whose it is."""
+    import torch
+
+    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "accelerators": accelerators,
+    }
+
+
+def peak_memory() -> int:
+    """Bytes of resident memory that this process held at most."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _checkout() -> dict[str, Any] | None:
+    """Commit of the package's checkout and whether it was changed; `None` for an installed one."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""Training: trainer, objectives and what is seen of them."""

@@ -1,0 +1,43 @@
+"""`training.png`: what the steps looked like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_kit.files import whole_file
+
+
+def plot_training(
+    history: Sequence[dict[str, float]],
+    validation: tuple[float | None, float | None],
+    path: Path,
+) -> None:
+    """Draw loss, learning rate and gradient norm over the steps.
+
+    Args:
+        history: one entry a step, as in `metrics.jsonl`.
+        validation: held-out loss before and after training, nats per token.
+        path: of the PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    steps = [entry["step"] for entry in history]
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    loss.plot(steps, [entry["loss"] for entry in history], linewidth=1.2, label="training")
+    ends = [(x, y) for x, y in zip((0, steps[-1]), validation, strict=True) if y is not None]
+    if ends:
+        loss.plot(*zip(*ends, strict=True), "o--", linewidth=1, label="validation")
+    loss.set_ylabel("loss (nats per supervised token)")
+    loss.legend(frameon=False)
+    rate.plot(steps, [entry["grad_norm"] for entry in history], linewidth=1, color="C2")
+    rate.set_ylabel("gradient norm", color="C2")
+    rate.set_xlabel("optimizer step")
+    other = rate.twinx()
+    other.plot(steps, [entry["learning_rate"] for entry in history], linewidth=1, color="C3")
+    other.set_ylabel("learning rate", color="C3")
+    for axis in (loss, rate, other):
+        axis.spines["top"].set_visible(False)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

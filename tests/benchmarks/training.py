@@ -1,0 +1,184 @@
+"""Training speed, memory and loss beside TRL's SFTTrainer, on the quickstart's data.
+
+    python -m tests.benchmarks.training [--quick] [--rows N] [--rounds N]
+
+Ours and the peer train in turn, each in a process of its own, on the same rows, backbone (nf4),
+adapter, learning rate, schedule and batch size. All else of the peer is at its defaults, but for
+the dtype: TRL computes in bfloat16 by default, which a CPU without bfloat16 instructions does ten
+times slower than float32; there the peer computes in float32 like ours, which favours the peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from lora_kit.recipe import Recipe, SourceSpec
+from lora_kit.run import RunDirectory, machine, peak_memory, versions
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="a rougher figure in two minutes")
+    parser.add_argument("--rows", type=int, default=120)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", choices=("ours", "trl"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rows, arguments.rounds = 24, 1
+    if arguments.only:
+        print(json.dumps(MEASURED[arguments.only](arguments.rows)))
+        return
+    rounds: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
+    for number in range(arguments.rounds):
+        # Turn about, so that a machine that gets slower or faster does so for both.
+        for name in ("ours", "trl") if number % 2 == 0 else ("trl", "ours"):
+            rounds[name].append(_in_process(name, arguments.rows))
+    _print(rounds, arguments.rows)
+
+
+def _in_process(name: str, rows: int) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", __spec__.name, "--only", name, "--rows", str(rows)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def _recipe(rows: int) -> Recipe:
+    recipe = Recipe.load("quickstart")
+    train = [SourceSpec(source="stdlib-docstrings", limit=rows)]
+    data = recipe.data.model_copy(update={"train": train, "replay": None})
+    return recipe.model_copy(update={"data": data})
+
+
+def _setting(rows: int) -> tuple[Any, ...]:
+    from lora_kit.backbone import load, resolve
+    from lora_kit.data.dataset import prepare, training_rows, validation_rows
+
+    recipe = _recipe(rows)
+    backbone = load(resolve(recipe.backbone), recipe.backbone)
+    raw, _ = training_rows(recipe.data, recipe.seed)
+    held_out = prepare(validation_rows(recipe.data, recipe.seed), backbone.tokenizer, recipe.data)
+    return recipe, backbone, raw, held_out
+
+
+def _ours(rows: int) -> dict[str, float]:
+    from lora_kit.adapters import attach
+    from lora_kit.data.dataset import prepare
+    from lora_kit.training.trainer import train
+
+    recipe, backbone, raw, held_out = _setting(rows)
+    data = prepare(raw, backbone.tokenizer, recipe.data)
+    model = attach(backbone, recipe.adapter, recipe.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
+    return _figures(result.tokens, result.seconds, model, backbone, held_out)
+
+
+def _trl(rows: int) -> dict[str, float]:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    recipe, backbone, raw, held_out = _setting(rows)
+    turns = [
+        [{"role": message.role, "content": message.content} for message in row.messages]
+        for row in raw
+    ]
+    dataset = Dataset.from_dict(
+        {"prompt": [t[:-1] for t in turns], "completion": [t[-1:] for t in turns]}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            model=backbone.model,
+            args=SFTConfig(
+                output_dir=folder,
+                per_device_train_batch_size=recipe.training.batch_size,
+                num_train_epochs=recipe.training.epochs,
+                learning_rate=recipe.training.learning_rate,
+                lr_scheduler_type=recipe.training.schedule,
+                warmup_steps=recipe.training.warmup,
+                bf16=backbone.spec.dtype == "bfloat16",
+                report_to="none",
+                save_strategy="no",
+                seed=recipe.seed,
+            ),
+            train_dataset=dataset,
+            processing_class=backbone.tokenizer,
+            peft_config=LoraConfig(
+                r=recipe.adapter.rank,
+                lora_alpha=recipe.adapter.alpha,
+                target_modules=recipe.adapter.targets,
+                task_type="CAUSAL_LM",
+            ),
+        )
+        tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
+        started = time.monotonic()
+        trainer.train()
+        seconds = time.monotonic() - started
+    return _figures(tokens, seconds, trainer.model, backbone, held_out)
+
+
+def _figures(
+    tokens: int, seconds: float, model: Any, backbone: Any, held_out: Any
+) -> dict[str, float]:
+    from lora_kit.training.trainer import validation_loss
+
+    memory = peak_memory()
+    loss = validation_loss(model, backbone, held_out)
+    assert loss is not None
+    return {
+        "tokens_per_second": tokens / seconds,
+        "tokens": tokens,
+        "validation_loss": loss,
+        "peak_memory": memory,
+    }
+
+
+MEASURED = {"ours": _ours, "trl": _trl}
+
+
+def _print(rounds: dict[str, list[dict[str, float]]], rows: int) -> None:
+    median = {
+        name: {key: statistics.median(one[key] for one in runs) for key in runs[0]}
+        for name, runs in rounds.items()
+    }
+    ours, trl = median["ours"], median["trl"]
+    print(f"{'':22}{'ours':>12}{'TRL':>12}{'ratio':>9}")
+    for key, scale, unit in (
+        ("tokens_per_second", 1.0, "token/s"),
+        ("peak_memory", 1e9, "GB"),
+        ("validation_loss", 1.0, "nats"),
+    ):
+        name = f"{key.replace('_', ' ')} ({unit})"
+        mine, theirs = ours[key] / scale, trl[key] / scale
+        print(f"{name:30}{mine:>8.3f}{theirs:>12.3f}{mine / theirs:>9.3f}")
+    print(
+        json.dumps(
+            {
+                "ratio_to_trl": round(ours["tokens_per_second"] / trl["tokens_per_second"], 3),
+                "loss_difference": round(ours["validation_loss"] / trl["validation_loss"] - 1, 4),
+                "memory_over_trl": round(ours["peak_memory"] / trl["peak_memory"], 3),
+                "rows": rows,
+                "rounds": rounds,
+                "machine": machine(),
+                "versions": versions(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Fixtures: the real 135M model once a session, and a tiny random one for shapes and plumbing."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora_kit import backbone as backbones
+from lora_kit.backbone import Backbone
+from lora_kit.recipe import BackboneSpec, Recipe
+
+ALIAS = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """Directory of the real model, converted from its package."""
+    return backbones.resolve(BackboneSpec(model=ALIAS)).directory
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smollm: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm)
+
+
+@pytest.fixture
+def real_backbone(smollm: Path) -> Iterator[Backbone]:
+    """The real model, nf4, float32; fresh for each test, since adapters are attached in place."""
+    spec = BackboneSpec(model=ALIAS, quantization="nf4", dtype="float32")
+    return backbones.load(backbones.resolve(spec), spec)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Path:
+    """A random model of two layers with the real tokenizer: for plumbing, never for quality."""
+    import shutil
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    vocabulary = json.loads((smollm / "config.json").read_text())["vocab_size"]
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    for pattern in ("tokenizer*", "*.jinja"):
+        for file in smollm.glob(pattern):
+            shutil.copy(file, directory / file.name)
+    return directory
+
+
+@pytest.fixture
+def tiny_backbone(tiny: Path) -> Backbone:
+    spec = BackboneSpec(model=str(tiny), quantization="none", dtype="float32")
+    return backbones.load(backbones.resolve(spec), spec)
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    """Fifty chats such as a user would bring."""
+    path = tmp_path / "chats.jsonl"
+    rows = []
+    for number in range(50):
+        question = f"What is {number} plus {number + 3}?"
+        answer = f"{number} plus {number + 3} is {2 * number + 3}."
+        if number % 2:
+            rows.append({"prompt": question, "completion": answer})
+        else:
+            rows.append(
+                {
+                    "messages": [
+                        {"role": "system", "content": "You add numbers."},
+                        {"role": "user", "content": question},
+                        {"role": "assistant", "content": answer},
+                    ]
+                }
+            )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def tiny_recipe(tiny: Path, chats: Path) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "backbone": {"model": str(tiny), "quantization": "none", "dtype": "float32"},
+            "adapter": {"rank": 4, "alpha": 8},
+            "data": {
+                "train": [{"source": str(chats), "limit": 16}],
+                "validation": [{"source": str(chats), "limit": 4}],
+                "max_length": 128,
+            },
+            "training": {"batch_size": 4, "learning_rate": 1e-3},
+        }
+    )

@@ -1,0 +1,44 @@
+import random
+
+from lora_kit.data.batches import LengthGroupedSampler
+
+LENGTHS = [random.Random(0).randrange(20, 400) for _ in range(103)]
+
+
+def batches(sampler: LengthGroupedSampler, size: int) -> list[list[int]]:
+    order = list(sampler)
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def test_each_example_comes_once_and_the_short_batch_last() -> None:
+    order = batches(LengthGroupedSampler(LENGTHS, 4, seed=0), 4)
+    assert sorted(index for batch in order for index in batch) == list(range(103))
+    assert [len(batch) for batch in order[:-1]] == [4] * 25
+
+
+def test_a_batch_is_of_about_one_length() -> None:
+    def padding(order: list[list[int]]) -> int:
+        return sum(
+            max(LENGTHS[i] for i in batch) * len(batch) - sum(LENGTHS[i] for i in batch)
+            for batch in order
+        )
+
+    shuffled = list(range(103))
+    random.Random(1).shuffle(shuffled)
+    random_order = [shuffled[i : i + 4] for i in range(0, 103, 4)]
+    assert padding(batches(LengthGroupedSampler(LENGTHS, 4, seed=0), 4)) < padding(random_order) / 5
+
+
+def test_batches_do_not_come_in_the_order_of_length() -> None:
+    order = batches(LengthGroupedSampler(LENGTHS, 4, seed=0), 4)[:-1]
+    longest = [max(LENGTHS[i] for i in batch) for batch in order]
+    assert longest != sorted(longest)
+    assert longest != sorted(longest, reverse=True)
+
+
+def test_the_order_is_the_seeds_and_the_epochs() -> None:
+    first, same, other = (LengthGroupedSampler(LENGTHS, 4, seed) for seed in (0, 0, 1))
+    assert list(first) == list(same)
+    assert list(first) != list(other)
+    same.set_epoch(1)
+    assert list(first) != list(same)

@@ -1,0 +1,121 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_kit.data.dataset import training_rows
+from lora_kit.data.rows import Row, parse_row
+from lora_kit.data.sources import read_source
+from lora_kit.errors import DataError
+from lora_kit.recipe import DataSpec, SourceSpec
+
+
+def read(source: str, **options: object) -> list[Row]:
+    spec = SourceSpec.model_validate({"source": source, **options})
+    return read_source(spec, seed=0, field="data.train.0.source")
+
+
+@pytest.mark.parametrize("source", ["stdlib-docstrings", "python-reference"])
+def test_the_splits_of_a_built_in_source_share_no_cluster_and_make_the_whole(source: str) -> None:
+    parts = {split: read(source, split=split) for split in ("train", "validation", "test")}
+    clusters = {split: {row.cluster for row in rows} for split, rows in parts.items()}
+    assert not clusters["train"] & clusters["test"]
+    assert not clusters["train"] & clusters["validation"]
+    assert not clusters["validation"] & clusters["test"]
+    assert sum(map(len, parts.values())) == len(read(source, split="all"))
+    assert all(parts.values())
+
+
+def test_a_docstring_is_taken_out_of_the_code_it_describes() -> None:
+    rows = read("stdlib-docstrings", split="all")
+    assert len(rows) > 3000
+    for row in rows:
+        prompt, summary = (message.content for message in row.messages)
+        assert summary not in prompt
+        assert 15 <= len(summary) <= 120
+    assert len({row.messages[1].content for row in rows}) == len(rows)
+
+
+def test_a_limit_picks_the_same_rows_by_seed() -> None:
+    some = read("stdlib-docstrings", limit=5)
+    assert some == read("stdlib-docstrings", limit=5)
+    other = read_source(SourceSpec(source="stdlib-docstrings", limit=5), seed=1, field="x")
+    assert other != some
+
+
+def test_a_file_of_chats_is_read_in_both_formats(chats: Path) -> None:
+    rows = read(str(chats))
+    assert len(rows) == 50
+    assert [m.role for m in rows[0].messages] == ["system", "user", "assistant"]
+    assert [m.role for m in rows[1].messages] == ["user", "assistant"]
+    assert rows[1].origin == f"{chats}:2"
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "an object is wanted"),
+        ('{"question": "?"}', "no known format in the keys question"),
+        ('{"prompt": "a", "completion": ""}', "`completion` has to be a text that is not empty"),
+        ('{"prompt": 3, "completion": "b"}', "`prompt` has to be a text"),
+        ('{"messages": []}', "`messages` has to be a list"),
+        ('{"messages": [{"role": "human", "content": "a"}]}', "role 'human'; possible: system"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "the last turn is the user's"),
+        ('{"messages": ["a"]}', "messages[0]: `role` and `content` are wanted"),
+    ],
+)
+def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, line: str, part: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n\n" + line + "\n")
+    with pytest.raises(DataError) as caught:
+        read(str(path))
+    assert f"{path}:3" in str(caught.value)
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        ("stdlib-docstring", "Did you mean `stdlib-docstrings`"),
+        ("absent.jsonl", "no such file"),
+        ("data.csv", "neither a built-in source"),
+    ],
+)
+def test_an_unknown_source_is_answered_with_what_is_possible(source: str, part: str) -> None:
+    with pytest.raises(DataError, match=r"data\.train\.0\.source") as caught:
+        read(source)
+    assert part in str(caught.value)
+
+
+def test_an_empty_file_and_a_file_with_a_split_are_refused(tmp_path: Path, chats: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="no rows"):
+        read(str(tmp_path / "empty.jsonl"))
+    with pytest.raises(DataError, match="no split `test`"):
+        read(str(chats), split="test")
+
+
+def test_replay_is_the_share_that_was_asked_for(chats: Path) -> None:
+    spec = DataSpec.model_validate(
+        {
+            "train": [{"source": str(chats)}],
+            "replay": {"source": "python-reference", "fraction": 0.2},
+        }
+    )
+    rows, replay = training_rows(spec, seed=0)
+    assert (len(rows), replay) == (62, 12)
+    assert sum(row.text is not None for row in rows) == 12
+    assert rows != sorted(rows, key=lambda row: row.text is not None), "replay stands in one block"
+
+
+def test_more_replay_than_there_is_is_refused(chats: Path) -> None:
+    spec = DataSpec.model_validate(
+        {"train": [{"source": str(chats)}], "replay": {"source": str(chats), "fraction": 0.9}}
+    )
+    with pytest.raises(DataError, match=r"data\.replay\.fraction.*lower it"):
+        training_rows(spec, seed=0)
+
+
+def test_a_text_row_is_a_row() -> None:
+    assert parse_row({"text": "prose"}, "x:1").text == "prose"

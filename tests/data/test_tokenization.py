@@ -1,0 +1,124 @@
+from typing import Any
+
+import pytest
+
+from lora_kit.data.dataset import prepare
+from lora_kit.data.rows import Message, Row
+from lora_kit.data.tokenization import IGNORED, end_of_turn, tokenize, tokenize_prompt
+from lora_kit.errors import DataError
+from lora_kit.recipe import DataSpec
+
+CHAT = (
+    Message("user", "Name a colour."),
+    Message("assistant", "Blue."),
+    Message("user", "Another."),
+    Message("assistant", "Red."),
+)
+
+
+def row(*messages: Message, text: str | None = None) -> Row:
+    return Row("rows.jsonl:1", "c", messages, text)
+
+
+def learned(tokenizer: Any, example: Any) -> str:
+    return str(tokenizer.decode([label for label in example.labels if label != IGNORED]))
+
+
+def test_only_the_assistants_words_and_its_end_of_turn_are_learned(tokenizer: Any) -> None:
+    example = tokenize(row(*CHAT), tokenizer, 512)
+    assert learned(tokenizer, example) == "Blue.<|im_end|>Red.<|im_end|>"
+    assert (
+        example.labels[-1]
+        == end_of_turn(tokenizer)
+        == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    )
+
+
+def test_the_tokens_are_those_of_the_template_with_one_beginning(tokenizer: Any) -> None:
+    example = tokenize(row(*CHAT), tokenizer, 512)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": m.role, "content": m.content} for m in CHAT], tokenize=False
+    )
+    text = tokenizer.decode(list(example.input_ids))
+    assert rendered.startswith(text)
+    assert rendered.removeprefix(text).strip() == ""
+    assert text.count("<|im_start|>system") == 1
+
+
+def test_a_prompt_is_what_training_puts_before_the_answer(tokenizer: Any) -> None:
+    prompt = tokenize_prompt(CHAT[:1], tokenizer)
+    example = tokenize(row(*CHAT[:2]), tokenizer, 512)
+    assert list(example.input_ids[: len(prompt)]) == prompt
+    assert example.labels[len(prompt)] != IGNORED
+    assert set(example.labels[: len(prompt)]) == {IGNORED}
+
+
+def test_a_text_is_learned_whole_but_its_first_token(tokenizer: Any) -> None:
+    example = tokenize(row(text="The quick brown fox."), tokenizer, 512)
+    assert example.supervised == len(example.input_ids) - 1
+
+
+def test_a_long_row_is_cut_and_says_so(tokenizer: Any) -> None:
+    example = tokenize(row(*CHAT), tokenizer, 20)
+    assert len(example.input_ids) == 20
+    assert example.truncated
+    assert not tokenize(row(*CHAT), tokenizer, 512).truncated
+
+
+def test_a_control_token_in_a_row_is_refused_with_its_line(tokenizer: Any) -> None:
+    bad = row(Message("user", "hi <|im_end|> there"), Message("assistant", "no"))
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*<\|im_end\|>"):
+        tokenize(bad, tokenizer, 512)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> None:
+    import copy
+
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}{{ loop.length }}\n{{ m['content'] }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    with pytest.raises(DataError, match="rewrites earlier turns"):
+        tokenize(row(*CHAT), changed, 512)
+
+
+def test_a_template_without_an_end_of_turn_is_refused(tokenizer: Any) -> None:
+    import copy
+
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    with pytest.raises(DataError, match="could not learn when to stop"):
+        tokenize(row(*CHAT[:2]), changed, 512)
+
+
+def test_without_a_template_a_completion_is_learned_with_the_end_of_text(tokenizer: Any) -> None:
+    import copy
+
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    example = tokenize(row(Message("user", "2 + 2 ="), Message("assistant", "4")), plain, 512)
+    assert learned(plain, example).strip() == "4<|im_end|>"
+    with pytest.raises(DataError, match="no chat template"):
+        tokenize(row(*CHAT), plain, 512)
+
+
+def test_a_fully_masked_dataset_is_refused_with_what_would_help(tokenizer: Any) -> None:
+    spec = DataSpec.model_validate({"train": [{"source": "x"}], "max_length": 8})
+    with pytest.raises(DataError, match=r"1 of 1 rows have no supervised token.*max_length"):
+        prepare([row(*CHAT)], tokenizer, spec)
+
+
+def test_every_row_is_accounted_for(tokenizer: Any) -> None:
+    spec = DataSpec.model_validate(
+        {"train": [{"source": "x"}], "max_length": 40, "max_dropped": 0.5}
+    )
+    long = row(Message("user", "word " * 60), Message("assistant", "no"))
+    data = prepare([row(*CHAT), row(*CHAT[:2]), long], tokenizer, spec)
+    counts = data.counts
+    assert (counts.rows, counts.used, counts.dropped, counts.truncated) == (3, 2, 1, 1)
+    assert counts.tokens == sum(len(example.input_ids) for example in data.examples)
+    assert counts.supervised_tokens == sum(example.supervised for example in data.examples)

@@ -1,0 +1,108 @@
+"""The instructions: each states what it checks, can be followed, and does not follow itself."""
+
+from collections import Counter
+from importlib import resources
+
+import pytest
+import yaml
+
+from lora_kit.evaluation.checks import CHECKS, Check, follows
+from lora_kit.evaluation.items import instructions
+from lora_kit.evaluation.items.instructions import InstructionRow
+
+ROWS = instructions.rows()
+EXAMPLES: dict[str, str] = {
+    mapping["id"]: mapping["example"]
+    for mapping in yaml.safe_load(
+        resources.files("lora_kit.evaluation.items")
+        .joinpath("instructions.yaml")
+        .read_text("utf-8")
+    )
+}
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+SIGNS = {"?": "question mark", "!": "exclamation mark"}
+SWITCH_WORDS = {
+    "lowercase": "lowercase",
+    "uppercase": "capital letters",
+    "digits": "digit",
+    "commas": "comma",
+    "quoted": "double quotes",
+    "bold": "bold",
+}
+
+each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+
+
+def test_there_are_enough_instructions_of_every_kind() -> None:
+    kinds = Counter(check.kind for row in ROWS for check in row.checks)
+    assert len(ROWS) >= 200
+    assert set(kinds) == set(CHECKS)
+    assert min(kinds.values()) >= 5
+    assert max(kinds.values()) <= 0.2 * len(ROWS)
+
+
+def test_ids_and_prompts_are_unique() -> None:
+    assert len({row.id for row in ROWS}) == len(ROWS)
+    assert len({row.prompt for row in ROWS}) == len(ROWS)
+
+
+@each_row
+def test_a_prompt_is_one_short_request_with_one_or_two_checks(row: InstructionRow) -> None:
+    assert len(row.prompt.split()) <= 25
+    assert "\n" not in row.prompt
+    assert len({check.kind for check in row.checks}) == len(row.checks) <= 2
+
+
+@each_row
+def test_the_example_follows_and_is_short(row: InstructionRow) -> None:
+    assert follows(EXAMPLES[row.id], row.checks)
+    # 48 tokens are generated; English takes about 1.3 tokens a word.
+    assert len(EXAMPLES[row.id].split()) <= 30
+
+
+@each_row
+def test_silence_and_the_echo_of_the_prompt_do_not_follow(row: InstructionRow) -> None:
+    assert not follows("", row.checks)
+    assert not follows(row.prompt, row.checks)
+
+
+@each_row
+def test_a_prompt_states_what_is_checked(row: InstructionRow) -> None:
+    for check in row.checks:
+        assert all(stated(row.prompt, part) for part in parts(check)), check
+
+
+def parts(check: Check) -> list[str]:
+    """What a reader of the prompt must find there to know of the check."""
+    match check.value:
+        case bool():
+            return [SWITCH_WORDS[check.kind]]
+        case int():
+            return [str(check.value)]
+        case str():
+            return [SIGNS.get(check.value, check.value)]
+        case _:
+            return list(check.value)
+
+
+def stated(prompt: str, part: str) -> bool:
+    spelled = NUMBERS.get(int(part), part) if part.isdigit() else part
+    return follows(prompt, [Check("contains_words", (part,))]) or spelled in prompt
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"prompt": "Say hi.", "checks": []}, "needs an id and a prompt"),
+        ({"id": "hi", "prompt": "", "checks": []}, "needs an id and a prompt"),
+        ({"id": "hi", "prompt": "Say hi.", "checks": []}, "'hi' needs a list of checks"),
+        ({"id": "hi", "prompt": "Say hi."}, "'hi' needs a list of checks"),
+        (
+            {"id": "hi", "prompt": "Say hi.", "checks": [{"kind": "max_wrds", "value": 1}]},
+            "'hi': unknown kind of check 'max_wrds'",
+        ),
+    ],
+)
+def test_an_instruction_with_a_slip_is_refused(mapping: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        instructions.parse(mapping)

@@ -1,0 +1,167 @@
+"""The knowledge items: each has one right answer, and they do not change from run to run."""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from lora_kit.evaluation.items import knowledge
+from lora_kit.evaluation.items.knowledge import CHOICES, MultipleChoiceRow, Relation
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[MultipleChoiceRow]:
+    return knowledge.rows()
+
+
+def relation(**changes: object) -> Relation:
+    capital = {
+        "name": "capital",
+        "field": "geography",
+        "question": "What is the capital of {subject}?",
+        "facts": {
+            "France": "Paris",
+            "Italy": "Rome",
+            "Spain": "Madrid",
+            "Japan": "Tokyo",
+            "Peru": "Lima",
+            "São Tomé": "São Tomé city",
+        },
+    }
+    return Relation.parse(capital | changes)
+
+
+def test_there_are_enough_items_in_enough_fields(rows: list[MultipleChoiceRow]) -> None:
+    by_field = Counter(row.field for row in rows)
+    assert len(rows) >= 360
+    assert len(by_field) >= 8
+    assert max(by_field.values()) <= 0.2 * len(rows)
+    assert len({row.id.split("/")[0] for row in rows}) >= 10
+
+
+def test_ids_and_questions_are_unique(rows: list[MultipleChoiceRow]) -> None:
+    assert len({row.id for row in rows}) == len(rows)
+    assert len({row.question for row in rows}) == len(rows)
+
+
+def test_ids_are_slugs(rows: list[MultipleChoiceRow]) -> None:
+    assert "capital/france" in {row.id for row in rows}
+    for row in rows:
+        assert re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", row.id)
+
+
+def test_the_choices_are_distinct_also_without_case(rows: list[MultipleChoiceRow]) -> None:
+    # Symbols (Co, CO) may differ by case only between relations, never within one item.
+    for row in rows:
+        assert len({choice.casefold() for choice in row.choices}) == CHOICES, row
+
+
+def test_the_answer_is_the_right_one_of_its_subject() -> None:
+    for row in knowledge.items(relation()):
+        subject = row.question.removeprefix("What is the capital of ").removesuffix("?")
+        assert row.choices[row.answer] == relation().facts[subject]
+
+
+def test_known_facts_survive_the_file(rows: list[MultipleChoiceRow]) -> None:
+    # N and 1945 are what YAML likes to read as something else than text.
+    right = {row.id: row.choices[row.answer] for row in rows}
+    assert right["element-symbol/nitrogen"] == "N"
+    assert right["event-year/world-war-ii-end"] == "1945"
+    assert right["painter/the-persistence-of-memory"] == "Salvador Dalí"
+
+
+def test_all_answers_of_a_relation_are_also_seen_as_wrong_ones() -> None:
+    # Else a model could pick the choice that it never sees elsewhere.
+    facts = {f"subject {number}": f"answer {number}" for number in range(40)}
+    items = knowledge.items(relation(facts=facts))
+    wrong = {choice for row in items for choice in row.choices if choice != row.choices[row.answer]}
+    assert len(wrong) > 30
+
+
+def test_positions_of_the_right_answer_are_balanced(rows: list[MultipleChoiceRow]) -> None:
+    positions = Counter(row.answer for row in rows)
+    expected = len(rows) / CHOICES
+    # Four standard deviations of a fair draw.
+    tolerance = 4 * (expected * (1 - 1 / CHOICES)) ** 0.5
+    assert all(abs(positions[index] - expected) < tolerance for index in range(CHOICES))
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "1", "12345"])
+def test_another_process_draws_the_same_items(
+    rows: list[MultipleChoiceRow], hash_seed: str
+) -> None:
+    code = "from lora_kit.evaluation.items import knowledge; print(ascii(knowledge.rows()))"
+    environment = os.environ | {
+        "PYTHONHASHSEED": hash_seed,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == ascii(rows)
+
+
+def test_the_global_generator_is_neither_read_nor_moved(rows: list[MultipleChoiceRow]) -> None:
+    random.seed(0)
+    state = random.getstate()
+    assert knowledge.rows() == rows
+    assert random.getstate() == state
+
+
+def test_an_item_does_not_change_with_the_python_version() -> None:
+    # random() is promised to stay; sample() and shuffle() are not.
+    items = {row.id: row for row in knowledge.items(relation())}
+    assert items["capital/sao-tome"] == MultipleChoiceRow(
+        id="capital/sao-tome",
+        question="What is the capital of São Tomé?",
+        choices=("Rome", "Tokyo", "Paris", "São Tomé city"),
+        answer=3,
+        field="geography",
+    )
+
+
+def test_also_true_answers_are_not_offered_as_wrong() -> None:
+    items = knowledge.items(relation(also_true={"France": ["Rome", "Lima"]}))
+    france = items[0]
+    assert france.id == "capital/france"
+    assert set(france.choices) == {"Paris", "Madrid", "Tokyo", "São Tomé city"}
+
+
+def test_the_file_keeps_its_also_true_answers_out(rows: list[MultipleChoiceRow]) -> None:
+    choices = {row.id: row.choices for row in rows}
+    assert "Athena" not in choices["greek-god/war"]
+    assert "the krone" not in choices["currency/sweden"]
+
+
+def test_a_relation_with_three_answers_is_refused() -> None:
+    few = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Gallia": "Paris"}
+    with pytest.raises(ValueError, match="'capital' has 3 distinct answers"):
+        knowledge.items(relation(facts=few))
+
+
+def test_also_true_that_leaves_two_wrong_answers_is_refused() -> None:
+    with pytest.raises(ValueError, match="'France' only 2 wrong answers"):
+        knowledge.items(relation(also_true={"France": ["Rome", "Lima", "Tokyo"]}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"facts": {"World War II end": 1945}}, "must be text"),
+        ({"facts": {False: "Oslo"}}, "must be text"),
+        ({"facts": ["France"]}, "must be a mapping"),
+        ({"question": "What is the capital?"}, "must hold {subject}"),
+        ({"field": " "}, "capital.field must be text"),
+        ({"also_true": {"Frence": ["Rome"]}}, "without a fact.*Frence"),
+        ({"also_true": {"France": ["Romme"]}}, "no subject has.*Romme"),
+        ({"also_true": {"France": "Rome"}}, "must be a list"),
+        ({"also_treu": {}}, "unknown keys.*also_treu"),
+    ],
+)
+def test_a_relation_with_a_slip_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        relation(**changes)

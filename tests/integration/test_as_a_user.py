@@ -1,0 +1,147 @@
+"""What a new user tries: own chats, an adapter of PEFT alone, mistakes, a launcher."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lora_kit.evaluation.ledger import read_ledger
+from lora_kit.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "eval" / "evaluate_adapter.py"
+BIN = Path(sys.executable).parent
+
+QUIZ = """
+name: quiz
+role: retention
+tasks:
+  - {name: quiz, kind: multiple_choice, source: general-knowledge, limit: 40, margin: 0.5}
+  - {name: prose, kind: loss, source: python-reference, limit: 10, max_length: 64, margin: 2}
+  - name: follow
+    kind: instructions
+    source: instructions
+    limit: 10
+    max_new_tokens: 4
+    margin: 0.9
+"""
+
+
+def start(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "200",
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [str(argument) for argument in arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        check=False,
+    )
+
+
+@pytest.fixture
+def peft_adapter(tiny: Path, tmp_path: Path) -> Path:
+    """An adapter that PEFT alone made, which knows nothing of fingerprints or recipes."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(tmp_path / "made-elsewhere")
+    (tmp_path / "quiz.yaml").write_text(QUIZ)
+    return tmp_path / "made-elsewhere"
+
+
+def test_own_chats_from_recipe_to_merged_model(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "quiz.yaml").write_text(QUIZ)
+    recipe = tiny_recipe.model_dump(mode="json")
+    recipe["evaluation"]["suites"] = ["quiz.yaml"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    planned = start(BIN / "lora-kit", "plan", "mine.yaml", "--json", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    plan = json.loads(planned.stdout)
+    assert plan["rows"] == 16
+    assert plan["counts"]["dropped"] == 0
+    done = start(BIN / "lora-kit", "run", "mine.yaml", cwd=tmp_path)
+    assert done.returncode in (0, 3, 4), done.stderr
+    assert "Verdict:" in done.stdout
+    assert (tmp_path / "runs" / "tiny" / "merged" / "merge.json").is_file()
+
+
+def test_an_adapter_of_peft_alone_is_evaluated_by_the_script(peft_adapter: Path) -> None:
+    place = peft_adapter.parent
+    done = start(
+        BIN / "accelerate", "launch", "--cpu", SCRIPT, peft_adapter, "--suite", "quiz.yaml",
+        "--output", "one", cwd=place,
+    )  # fmt: skip
+    assert done.returncode in (0, 3, 4), done.stderr
+    assert "Verdict:" in done.stdout
+    rows = read_ledger(place / "one" / "ledger.parquet")
+    assert {row.arm for row in rows} == {"base", "adapter"}
+    assert len(rows) == 2 * 60
+
+
+def test_two_processes_fill_the_ledger_of_one(peft_adapter: Path) -> None:
+    place = peft_adapter.parent
+    arguments = (SCRIPT, peft_adapter, "--suite", "quiz.yaml", "--output")
+    one = start(sys.executable, *arguments, "one", cwd=place)
+    two = start(BIN / "torchrun", "--nproc-per-node", 2, *arguments, "two", cwd=place)
+    assert one.returncode == two.returncode, two.stderr
+    assert two.stdout.count("Verdict:") == 1
+
+    def scores(name: str) -> dict[tuple[str, str, str], float | None]:
+        rows = read_ledger(place / name / "ledger.parquet")
+        return {(row.arm, row.task, row.item): row.score for row in rows}
+
+    assert scores("one") == scores("two")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["evaluate", "absent"], "neither a run (no recipe.yaml) nor an adapter"),
+        (["merge", "absent"], "no recipe.yaml, so no run directory"),
+        (["release", "absent"], "no recipe.yaml, so no run directory"),
+        (["verify", "absent"], "no recipe.yaml, so no run directory"),
+        (["plan", "quikstart"], "Did you mean `quickstart`?"),
+        (["plan", "absent.yaml"], "no such file"),
+        (["train", "quickstart", "--set", "training.epochs=many"], "training.epochs"),
+    ],
+)
+def test_bad_usage_ends_with_two_and_a_remedy(
+    tmp_path: Path, arguments: list[str], part: str
+) -> None:
+    done = start(BIN / "lora-kit", *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["qlora-8b-chat", "lora-8b-chat"])
+def test_the_recipes_for_a_gpu_are_planned_without_their_backbone(
+    name: str, chats: Path, tmp_path: Path
+) -> None:
+    done = start(
+        BIN / "lora-kit", "plan", name, "--set", f"data.train.0.source={chats}", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Qwen/Qwen3-8B: not on this machine" in done.stdout
+    assert "51 for training" in done.stdout
+    without = start(BIN / "lora-kit", "plan", name, cwd=tmp_path)
+    assert without.returncode == 2
+    assert "data.train.0.source: chats.jsonl: no such file" in without.stderr

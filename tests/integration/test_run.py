@@ -1,0 +1,203 @@
+"""The whole way on the real model, by the commands a user types, in processes of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+GAIN = """
+name: small-gain
+role: gain
+tasks:
+  - {name: reference-loss, kind: loss, source: stdlib-docstrings, limit: 24, max_length: 384}
+"""
+
+RETENTION = """
+name: small-retention
+role: retention
+tasks:
+  - {name: prose, kind: loss, source: python-reference, limit: 16, max_length: 128, margin: 0.2}
+"""
+
+UNDECIDED = """
+name: undecided
+role: retention
+tasks:
+  - {name: quiz, kind: multiple_choice, source: general-knowledge, limit: 12, margin: 0.01}
+"""
+
+
+def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lora_kit", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("workplace")
+    for name, text in (("gain", GAIN), ("retention", RETENTION), ("undecided", UNDECIDED)):
+        (place / f"{name}.yaml").write_text(text)
+    recipe = {
+        "name": "small",
+        "backbone": {"model": "smollm2-135m-instruct", "quantization": "nf4"},
+        "data": {
+            "train": [{"source": "stdlib-docstrings", "limit": 24}],
+            "validation": [{"source": "stdlib-docstrings", "split": "validation", "limit": 8}],
+            "max_length": 256,
+        },
+        "training": {"learning_rate": 1e-3},
+        "evaluation": {"suites": ["gain.yaml", "retention.yaml"]},
+    }
+    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return place
+
+
+@pytest.fixture(scope="module")
+def finished(workplace: Path) -> Path:
+    """A run that passed and was released."""
+    done = command("run", "recipe.yaml", "--json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["verdict"]["decision"] == "PASS"
+    assert outcome["release"] == "runs/small/release"
+    assert "token/s" in done.stderr
+    assert "Traceback" not in done.stderr
+    return workplace / "runs" / "small"
+
+
+def test_a_run_leaves_all_that_the_layout_names(finished: Path) -> None:
+    for name in (
+        "recipe.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "training.png",
+        "adapter/adapter_model.safetensors",
+        "evaluation/ledger.parquet",
+        "evaluation/verdict.json",
+        "evaluation/report.html",
+        "evaluation/report.md",
+        "merged/model.safetensors",
+        "merged/merge.json",
+        "release/README.md",
+        "release/manifest.json",
+        "release/adapter/adapter_config.json",
+    ):
+        assert (finished / name).stat().st_size > 0, name
+    record = json.loads((finished / "run.json").read_text())
+    verdict = json.loads((finished / "evaluation" / "verdict.json").read_text())
+    assert record["backbone"]["digest"] == verdict["backbone"]
+    assert record["training"]["validation_after"] < record["training"]["validation_before"]
+    hidden = [path for path in finished.rglob(".*") if path.is_file()]
+    assert hidden == [], "temporary files were left"
+
+
+def test_the_merged_files_are_what_was_measured(finished: Path) -> None:
+    verification = json.loads((finished / "merged" / "merge.json").read_text())["verification"]
+    assert verification["passed"]
+    assert verification["top1_agreement"] > 0.99
+    assert verification["mean_kl"] < 1e-3 * verification["control_mean_kl"]
+
+
+def test_plain_transformers_loads_the_release(finished: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(finished / "release", use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(finished / "release")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Say hello."}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    output = model.generate(**prompt, max_new_tokens=8, do_sample=False)
+    assert output.shape[1] > prompt["input_ids"].shape[1]
+
+
+def test_verify_passes_a_release_and_finds_a_changed_byte_a_lost_and_a_new_file(
+    finished: Path, tmp_path: Path
+) -> None:
+    good = command("verify", str(finished / "release"))
+    assert good.returncode == 0, good.stderr
+    copy = tmp_path / "release"
+    shutil.copytree(finished / "release", copy)
+    weights = copy / "model.safetensors"
+    with weights.open("r+b") as stream:
+        stream.seek(weights.stat().st_size // 2)
+        byte = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte[0] ^ 1]))
+    (copy / "config.json").unlink()
+    (copy / "extra.py").write_text("print()")
+    bad = command("verify", str(copy))
+    assert bad.returncode == 3
+    for part in (
+        "changed: model.safetensors",
+        "missing: config.json",
+        "not in the manifest: extra.py",
+    ):
+        assert part in bad.stderr
+    assert "Traceback" not in bad.stderr
+
+
+def test_an_evaluation_of_the_run_gives_the_same_ledger(finished: Path, tmp_path: Path) -> None:
+    from lora_kit.evaluation.ledger import read_ledger
+
+    done = command(
+        "evaluate", str(finished), "--suite", "gain.yaml", "--output", str(tmp_path / "again"),
+        "--json", cwd=finished.parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    again = {(e.arm, e.item): e.score for e in read_ledger(tmp_path / "again" / "ledger.parquet")}
+    first = {
+        (e.arm, e.item): e.score
+        for e in read_ledger(finished / "evaluation" / "ledger.parquet")
+        if e.suite == "small-gain"
+    }
+    assert again == first
+
+
+def test_a_run_without_pass_is_not_released_and_exits_with_its_verdict(
+    finished: Path, workplace: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("release"))
+    evaluated = command("evaluate", str(run), "--suite", "undecided.yaml", cwd=workplace)
+    assert evaluated.returncode == 4, evaluated.stderr
+    assert "INCONCLUSIVE" in evaluated.stdout
+    assert "items would decide" in evaluated.stdout
+    refused = command("release", str(run))
+    assert refused.returncode == 4
+    assert "undecided/quiz: INCONCLUSIVE" in refused.stderr
+    assert not (run / "release").exists()
+
+
+def test_an_edited_verdict_does_not_open_the_gate(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("release"))
+    path = run / "evaluation" / "verdict.json"
+    path.write_text(path.read_text().replace('"base": ', '"base": 1'))
+    refused = command("release", str(run))
+    assert refused.returncode == 2
+    assert "does not follow from the ledger" in refused.stderr
+    assert not (run / "release").exists()
+
+
+def test_an_earlier_run_is_not_written_over(finished: Path, workplace: Path) -> None:
+    before = (finished / "adapter" / "adapter_model.safetensors").read_bytes()
+    refused = command("train", "recipe.yaml", "--output", str(finished), cwd=workplace)
+    assert refused.returncode == 2
+    assert "--overwrite" in refused.stderr
+    assert (finished / "adapter" / "adapter_model.safetensors").read_bytes() == before

@@ -1,0 +1,203 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes.functional as bnb
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lora_kit.adapters import attach
+from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.errors import MergeError
+from lora_kit.merging.lora import read_updates
+from lora_kit.merging.stream import INDEX, MergePlan, dequantized, merge_stream
+from lora_kit.merging.verify import compare, log_probabilities
+from lora_kit.recipe import AdapterSpec, BackboneSpec
+from lora_kit.training.trainer import save_adapter
+
+
+def trained(backbone: Backbone, directory: Path, **options: Any) -> Any:
+    """An attached adapter that does something, saved."""
+    model = attach(backbone, AdapterSpec(rank=4, alpha=8, **options), seed=0)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    save_adapter(model, backbone, directory)
+    return model.eval()
+
+
+def plan_of(backbone: Backbone, adapter: Path, **changes: Any) -> MergePlan:
+    fields: dict[str, Any] = {
+        "base": backbone.files.directory,
+        "adapter": adapter,
+        "quantization": backbone.spec.quantization,
+        "dtype": backbone.spec.dtype,
+        "quantized_modules": backbone.quantized_modules,
+        "into": "dequantized",
+        "shard_bytes": 10**9,
+        "stop_token_ids": (2,),
+    }
+    return MergePlan(**(fields | changes))
+
+
+def quantized(tiny: Path, quantization: str, dtype: str = "float32") -> Backbone:
+    spec = BackboneSpec.model_validate(
+        {"model": str(tiny), "quantization": quantization, "dtype": dtype}
+    )
+    return load(resolve(spec), spec)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dequantized_weights_are_those_that_the_layers_multiply_with(
+    tiny: Path, quantization: str, dtype: str
+) -> None:
+    backbone = quantized(tiny, quantization, dtype)
+    original = load_file(tiny / "model.safetensors")
+    for name in backbone.quantized_modules:
+        weight = backbone.model.get_submodule(name).weight
+        used = bnb.dequantize_4bit(weight.data, weight.quant_state)
+        again = dequantized(original[f"{name}.weight"].to(used.dtype), quantization)
+        assert torch.equal(used, again), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merged_tensor_is_the_float32_sum_rounded_once(
+    tiny: Path, tmp_path: Path, dtype: str
+) -> None:
+    backbone = quantized(tiny, "nf4", dtype)
+    model = trained(backbone, tmp_path / "adapter")
+    result = merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert result.merged == result.dequantized == 14
+    for name in backbone.quantized_modules:
+        layer = model.get_submodule(f"base_model.model.{name}")
+        weight = layer.base_layer.weight
+        base = bnb.dequantize_4bit(weight.data, weight.quant_state).float()
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        expected = (base + (b.float() @ a.float()) * 2.0).to(getattr(torch, dtype))
+        assert torch.equal(merged[f"{name}.weight"], expected), name
+
+
+def test_the_merged_model_speaks_like_base_and_adapter(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    backbone = quantized(tiny, "nf4")
+    model = trained(backbone, tmp_path / "adapter")
+    merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    ids = torch.arange(100, 160)[None]
+    batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+    measured, shipped = log_probabilities(model, batch), log_probabilities(reloaded.eval(), batch)
+    with model.disable_adapter():
+        control = log_probabilities(model, batch)
+    assert compare(measured, shipped, control).passed
+    assert not compare(measured, control, control).passed, "a merge that did nothing passed"
+
+
+@pytest.mark.parametrize("shard_bytes", [200_000, 10**9])
+def test_shards_hold_every_tensor_once(tiny: Path, tmp_path: Path, shard_bytes: int) -> None:
+    backbone = quantized(tiny, "none")
+    trained(backbone, tmp_path / "adapter")
+    plan = plan_of(backbone, tmp_path / "adapter", shard_bytes=shard_bytes)
+    result = merge_stream(plan, tmp_path / "merged")
+    files = sorted((tmp_path / "merged").glob("*.safetensors"))
+    keys = []
+    for file in files:
+        with safe_open(file, "pt") as stream:
+            keys += list(stream.keys())
+    with safe_open(tiny / "model.safetensors", "pt") as stream:
+        assert sorted(keys) == sorted(stream.keys())
+    assert len(keys) == result.tensors
+    if shard_bytes < 10**9:
+        assert len(files) > 3
+        index = json.loads((tmp_path / "merged" / INDEX).read_text())
+        assert set(index["weight_map"]) == set(keys)
+        assert index["metadata"]["total_size"] == result.weight_bytes
+
+
+def test_rank_and_alpha_patterns_and_rslora_are_those_of_peft(tiny: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    backbone = quantized(tiny, "none")
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=["q_proj", "up_proj"],
+        rank_pattern={"up_proj": 2},
+        alpha_pattern={"q_proj": 3},
+        use_rslora=True,
+        init_lora_weights=False,
+    )
+    model = get_peft_model(backbone.model, config)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    updates = read_updates(tmp_path / "adapter")
+    assert len(updates) == 4
+    for name, update in updates.items():
+        layer = model.get_submodule(f"base_model.model.{name}")
+        assert torch.allclose(update.delta(), layer.get_delta_weight("default"), atol=1e-6)
+
+
+def test_more_than_a_low_rank_update_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    backbone = quantized(tiny, "none")
+    trained(backbone, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for changes, part in (
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": "IA3"}, "peft_type IA3"),
+    ):
+        path.write_text(json.dumps(config | changes))
+        with pytest.raises(MergeError, match=part):
+            merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_tensor_of_the_adapter_without_a_place_is_an_error(tiny: Path, tmp_path: Path) -> None:
+    backbone = quantized(tiny, "none")
+    trained(backbone, tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    extra = {
+        "base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(4, 64),
+        "base_model.model.model.layers.9.mlp.up_proj.lora_B.weight": torch.ones(128, 4),
+    }
+    save_file(tensors | extra, weights)
+    with pytest.raises(MergeError, match=r"1 modules that the adapter changes.*layers\.9"):
+        merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    save_file(tensors | {"stray": torch.ones(1)}, weights)
+    with pytest.raises(MergeError, match="the first: stray"):
+        merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+
+
+def test_a_merge_that_breaks_off_leaves_nothing_that_looks_like_a_model(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_kit.merging import stream
+
+    backbone = quantized(tiny, "none")
+    trained(backbone, tmp_path / "adapter")
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(stream, "_write_configuration", full)
+    with pytest.raises(OSError, match="No space left"):
+        merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+
+
+def test_the_generation_configuration_stops_on_every_stop_token(tiny: Path, tmp_path: Path) -> None:
+    backbone = quantized(tiny, "nf4")
+    trained(backbone, tmp_path / "adapter")
+    plan = plan_of(backbone, tmp_path / "adapter", stop_token_ids=(0, 2))
+    merge_stream(plan, tmp_path / "merged")
+    generation = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert generation["eos_token_id"] == [0, 2]
+    assert "quantization_config" not in config
+    assert not any(str(tiny) in str(value) for value in config.values())

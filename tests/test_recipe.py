@@ -1,0 +1,132 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from lora_kit.errors import RecipeError
+from lora_kit.recipe import Recipe, recipe_names
+
+GOOD = """
+name: mine
+backbone: {model: smollm2-135m-instruct}
+data: {train: [{source: stdlib-docstrings}]}
+"""
+
+TEN_MISTAKES = """\
+name: my run
+seed: -1
+seed: 3
+backbone:
+  model: smollm2-135m-instruct
+  quantisation: nf4
+  dtype: bf16
+adapter:
+  rank: true
+  alfa: 3
+  targets: [q_proj, ""]
+data:
+  train: {source: x}
+training:
+  learning_rate: fast
+  epochs: 0
+evaluation:
+  arms: [adapter]
+"""
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> Recipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return Recipe.load(path, overrides)
+
+
+def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, text, *overrides)
+    return str(caught.value)
+
+
+def test_ten_mistakes_are_told_at_once_each_with_its_line_and_remedy(tmp_path: Path) -> None:
+    lines = refusal(tmp_path, TEN_MISTAKES).splitlines()
+    assert "10 problems" in lines[0]
+    told = "\n".join(lines[1:])
+    for part in (
+        "line 3, seed: given twice, first on line 2; keep one",
+        "line 1, name: letters, digits",
+        "line 6, backbone.quantisation: unknown key; did you mean `quantization`?",
+        "line 7, backbone.dtype: input should be 'auto', 'bfloat16', 'float16' or 'float32'",
+        "line 9, adapter.rank: a number is wanted, not true",
+        "line 10, adapter.alfa: unknown key; did you mean `alpha`?",
+        "line 11, adapter.targets: name at least one module, such as q_proj",
+        "line 13, data.train: input should be a valid list",
+        "line 15, training.learning_rate: input should be a valid number",
+        "line 16, training.epochs: input should be greater than 0; given: 0",
+    ):
+        assert part in told, part
+    # The eleventh, which the seed's duplicate hid in the count of ten fields, is told as well.
+    assert "line 18, evaluation.arms" in told
+
+
+def test_yaml_reads_1e_5_as_text_and_the_field_makes_it_a_number(tmp_path: Path) -> None:
+    recipe = load(tmp_path, GOOD + "training: {learning_rate: 1e-5}\n")
+    assert recipe.training.learning_rate == 1e-5
+
+
+def test_an_override_reaches_into_lists_and_absent_sections(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path, GOOD, "data.train.0.limit=7", "training.epochs=2", "adapter.targets=[q]"
+    )
+    assert recipe.data.train[0].limit == 7
+    assert recipe.training.epochs == 2
+    assert recipe.adapter.targets == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "part"),
+    [
+        ("training.epochs", "write it as field=value"),
+        ("data.train.3.limit=1", "of 1 entries"),
+        ("name.first=x", "leads nowhere"),
+        ("training.rate=1", "unknown key"),
+    ],
+)
+def test_an_override_that_leads_nowhere_is_refused(
+    tmp_path: Path, assignment: str, part: str
+) -> None:
+    assert part in refusal(tmp_path, GOOD, assignment)
+
+
+def test_a_batch_that_micro_batches_do_not_fill_is_refused(tmp_path: Path) -> None:
+    text = refusal(tmp_path, GOOD + "training: {batch_size: 6, micro_batch_size: 4}\n")
+    assert "batch_size 6 is no multiple of micro_batch_size 4" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "found nothing"),
+        ("- a\n", "found a list"),
+        ("name: [", "not valid YAML"),
+        ("name: x\n\tseed: 1\n", "line 2"),
+    ],
+)
+def test_what_is_no_recipe_is_told_apart(tmp_path: Path, text: str, part: str) -> None:
+    assert part in refusal(tmp_path, text)
+
+
+def test_a_misspelt_bundled_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="Did you mean `quickstart`"):
+        Recipe.load("quikstart")
+
+
+def test_all_bundled_recipes_are_valid_and_survive_being_written_out(tmp_path: Path) -> None:
+    assert set(recipe_names()) == {"quickstart", "qlora-8b-chat", "lora-8b-chat"}
+    for name in recipe_names():
+        recipe = Recipe.load(name)
+        assert load(tmp_path, recipe.to_yaml()) == recipe
+
+
+def test_a_recipe_is_frozen() -> None:
+    recipe = Recipe.load("quickstart")
+    with pytest.raises(ValidationError):
+        recipe.training.epochs = 3

@@ -1,0 +1,207 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl import SFTConfig
+
+from lora_kit.adapters import attach
+from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.data.dataset import PreparedData, prepare, training_rows, validation_rows
+from lora_kit.errors import TrainingError
+from lora_kit.recipe import AdapterSpec, BackboneSpec, Recipe, SourceSpec, TrainingSpec
+from lora_kit.run import RunDirectory
+from lora_kit.training.trainer import (
+    SupervisedTrainer,
+    TrainingResult,
+    micro_batch_size,
+    train,
+    validation_loss,
+)
+
+
+def data_of(recipe: Recipe, backbone: Backbone) -> PreparedData:
+    rows, _ = training_rows(recipe.data, recipe.seed)
+    return prepare(rows, backbone.tokenizer, recipe.data)
+
+
+def train_once(recipe: Recipe, root: Path) -> tuple[TrainingResult, str]:
+    backbone = load(resolve(recipe.backbone), recipe.backbone)
+    model = attach(backbone, recipe.adapter, recipe.seed)
+    held_out = prepare(validation_rows(recipe.data, recipe.seed), backbone.tokenizer, recipe.data)
+    run = RunDirectory(root)
+    result = train(recipe, backbone, model, data_of(recipe, backbone), held_out, run)
+    weights = (run.adapter / "adapter_model.safetensors").read_bytes()
+    return result, hashlib.sha256(weights).hexdigest()
+
+
+def with_training(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
+
+
+def test_training_lowers_the_loss_and_leaves_a_log_of_every_step(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    result, _ = train_once(with_training(tiny_recipe, epochs=4.0), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == list(range(1, result.steps + 1))
+    assert result.steps == 16
+    assert result.validation_after is not None
+    assert result.validation_before is not None
+    assert result.validation_after < result.validation_before
+    assert lines[-1]["tokens"] == result.tokens
+
+
+def test_the_same_seed_gives_the_same_adapter_bit_for_bit(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    _, one = train_once(tiny_recipe, tmp_path / "one")
+    _, two = train_once(tiny_recipe, tmp_path / "two")
+    _, other = train_once(tiny_recipe.model_copy(update={"seed": 1}), tmp_path / "other")
+    assert one == two
+    assert one != other
+
+
+def test_the_loss_curve_is_the_known_one(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """A change that is not meant to alter training does not alter these figures."""
+    result, _ = train_once(tiny_recipe, tmp_path / "run")
+    # ln(49152) = 10.80 is what a random model starts from.
+    assert [entry["loss"] for entry in result.history] == pytest.approx(
+        [10.80, 10.78, 10.77, 10.76], abs=0.05
+    )
+
+
+def trainer_of(
+    backbone: Backbone, recipe: Recipe, micro: int, directory: Path
+) -> SupervisedTrainer:
+    model = attach(backbone, recipe.adapter, recipe.seed)
+    arguments = SFTConfig(
+        output_dir=str(directory),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=recipe.training.batch_size // micro,
+        max_steps=1,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    return SupervisedTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data_of(recipe, backbone).to_dataset(),
+        processing_class=backbone.tokenizer,
+    )
+
+
+def first_gradient(backbone: Backbone, recipe: Recipe, micro: int, directory: Path) -> torch.Tensor:
+    """The gradient of the first optimizer step over the same examples."""
+    from transformers import TrainerCallback
+
+    caught: list[torch.Tensor] = []
+
+    class Catch(TrainerCallback):  # type: ignore[misc]
+        def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
+            gradients = [p.grad for p in model.parameters() if p.requires_grad]
+            caught.append(torch.cat([g.flatten() for g in gradients]).clone())
+
+    trainer = trainer_of(backbone, recipe, micro, directory)
+    trainer.add_callback(Catch())
+    trainer.train()
+    return caught[0]
+
+
+def test_micro_batches_weigh_by_supervised_tokens(
+    tiny: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    """Accumulated over 1, 2 or 4 passes, the gradient of a batch is the same."""
+    spec = BackboneSpec(model=str(tiny), quantization="none", dtype="float32")
+    # All examples in one step, of very different numbers of supervised tokens.
+    recipe = with_training(tiny_recipe, batch_size=16, max_grad_norm=1e9)
+    whole, *parts = (
+        first_gradient(load(resolve(spec), spec), recipe, micro, tmp_path) for micro in (16, 4, 1)
+    )
+    for part in parts:
+        assert torch.nn.functional.cosine_similarity(whole, part, dim=0) > 0.9999
+        assert float(part.norm() / whole.norm()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_trl_does_not_round_the_adapter_of_a_quantized_model(
+    tiny: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    spec = BackboneSpec(model=str(tiny), quantization="nf4", dtype="float32")
+    backbone = load(resolve(spec), spec)
+    trainer = trainer_of(backbone, tiny_recipe, 4, tmp_path)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    assert trained
+    assert {p.dtype for p in trained} == {torch.float32}
+    first = next(p for n, p in trainer.model.named_parameters() if "lora_A" in n)
+    assert not torch.equal(first, first.to(torch.bfloat16).float()), "it went through bfloat16"
+
+
+def test_an_evaluation_in_training_does_not_change_the_gradient(real_backbone: Backbone) -> None:
+    """Fails on a CPU with AVX512-BF16 without the guard in `backbone`."""
+    from lora_kit.likelihood import pad_examples, supervised_nll
+
+    model = attach(real_backbone, AdapterSpec(rank=4), seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    spec = Recipe.load("quickstart").data.model_copy(
+        update={"train": [SourceSpec(source="stdlib-docstrings", limit=4)], "replay": None}
+    )
+    rows, _ = training_rows(spec, seed=0)
+    data = prepare(rows, real_backbone.tokenizer, spec)
+    batch = pad_examples(data.examples, 2, torch.device("cpu"))
+
+    def gradient() -> torch.Tensor:
+        model.zero_grad()
+        model.train()
+        supervised_nll(model, batch)[0].mean().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    before = gradient()
+    loss = validation_loss(model, real_backbone, data)
+    after = gradient()
+    assert loss is not None
+    assert torch.equal(before, after)
+
+
+def test_a_gradient_of_zero_is_an_error_at_the_first_step(
+    tiny_backbone: Backbone, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    model = attach(tiny_backbone, tiny_recipe.adapter, seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            torch.nn.init.zeros_(parameter)  # B @ A and both gradients vanish
+    with pytest.raises(TrainingError, match="gradient of step 1 is zero"):
+        train(
+            tiny_recipe,
+            tiny_backbone,
+            model,
+            data_of(tiny_recipe, tiny_backbone),
+            None,
+            RunDirectory(tmp_path / "run"),
+        )
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "expected"),
+    [(8, None, 1, 4), (8, 2, 1, 2), (6, None, 2, 3), (7, None, 1, 1), (8, None, 4, 2)],
+)
+def test_the_micro_batch_divides_each_processes_share(
+    batch: int, micro: int | None, processes: int, expected: int
+) -> None:
+    spec = TrainingSpec(batch_size=batch, micro_batch_size=micro)
+    assert micro_batch_size(spec, processes, torch.device("cpu")) == expected
+
+
+def test_a_batch_that_cannot_be_divided_over_the_processes_is_refused() -> None:
+    with pytest.raises(TrainingError, match="cannot be divided over 3 processes"):
+        micro_batch_size(TrainingSpec(batch_size=8), 3, torch.device("cpu"))
