@@ -63,8 +63,6 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
         lora_dropout=spec.dropout,
         target_modules=spec.targets,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=backbone.spec.model,
-        revision=backbone.spec.revision,
     )
     set_seed(seed)
     try:

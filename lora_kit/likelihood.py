@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,39 +14,41 @@ if TYPE_CHECKING:
     from lora_kit.data.tokenization import Example
 
 
-def pad_examples(
-    examples: Sequence[Example], pad_token_id: int, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Pad on the right.
+def pad_examples(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pad on the left.
+
+    So the answers, which end their rows, stand under one another, and the logits of few columns
+    are enough: with right padding, a batch of 24 docstrings took twice as long to score.
 
     Returns:
-        `input_ids`, `attention_mask` and `labels`, each (batch, length) int64.
+        `input_ids`, `attention_mask`, `position_ids` and `labels`, each (batch, length) int64.
     """
     length = max(len(example.input_ids) for example in examples)
-    rows = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORED}
+    fillers = {"input_ids": pad_token_id, "attention_mask": 0, "position_ids": 0, "labels": IGNORED}
     batch = {
         name: torch.full((len(examples), length), filler, dtype=torch.int64)
-        for name, filler in rows.items()
+        for name, filler in fillers.items()
     }
     for row, example in enumerate(examples):
         used = len(example.input_ids)
-        batch["input_ids"][row, :used] = torch.tensor(example.input_ids)
-        batch["attention_mask"][row, :used] = 1
-        batch["labels"][row, :used] = torch.tensor(example.labels)
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+        batch["input_ids"][row, -used:] = torch.tensor(example.input_ids)
+        batch["attention_mask"][row, -used:] = 1
+        batch["position_ids"][row, -used:] = torch.arange(used)
+        batch["labels"][row, -used:] = torch.tensor(example.labels)
+    return batch
 
 
 def supervised_nll(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor]
+    model: torch.nn.Module, batch: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log-likelihood of each supervised token, in nats.
 
-    Logits are computed only at positions that predict a supervised token of some row: the output
+    Logits are computed only in columns that predict a supervised token of some row: the output
     head is a fifth of a 135M model's work, and most positions of a prompt are never scored.
 
     Args:
         model: a causal language model whose forward takes `logits_to_keep`.
-        batch: `input_ids`, `attention_mask` and `labels`, each (batch, length) int64.
+        batch: of `pad_examples`, on the model's device.
 
     Returns:
         `nll` (supervised,) float32 and `rows` (supervised,) int64, the row of each token; in the
@@ -57,6 +59,7 @@ def supervised_nll(
     logits = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
         logits_to_keep=columns,
         use_cache=False,
     ).logits
@@ -64,3 +67,8 @@ def supervised_nll(
     mask = kept != IGNORED
     nll = cross_entropy(logits[mask].float(), kept[mask], reduction="none")
     return nll, mask.nonzero()[:, 0]
+
+
+def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch on a device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -22,7 +22,7 @@ def examples(tokenizer: Any) -> list[Example]:
 def test_the_supervised_loss_is_the_models_own_loss(
     real_backbone: Backbone, examples: list[Example]
 ) -> None:
-    batch = pad_examples(examples, real_backbone.tokenizer.pad_token_id, torch.device("cpu"))
+    batch = pad_examples(examples, real_backbone.tokenizer.pad_token_id)
     with torch.no_grad():
         own = float(real_backbone.model(**batch).loss)
         nll, _ = supervised_nll(real_backbone.model, batch)
@@ -34,12 +34,18 @@ def test_each_token_is_ascribed_to_its_row(
 ) -> None:
     pad = real_backbone.tokenizer.pad_token_id
     with torch.no_grad():
-        nll, rows = supervised_nll(
-            real_backbone.model, pad_examples(examples, pad, torch.device("cpu"))
-        )
+        nll, rows = supervised_nll(real_backbone.model, pad_examples(examples, pad))
         for number, example in enumerate(examples):
-            alone, _ = supervised_nll(
-                real_backbone.model, pad_examples([example], pad, torch.device("cpu"))
-            )
+            alone, _ = supervised_nll(real_backbone.model, pad_examples([example], pad))
             assert len(alone) == example.supervised
             assert torch.allclose(nll[rows == number], alone, atol=1e-3)
+
+
+def test_padding_puts_the_answers_under_one_another(examples: list[Example]) -> None:
+    batch = pad_examples(examples[:2], 2)
+    assert (batch["labels"][:, -1] != -100).all()
+    for row, example in enumerate(examples[:2]):
+        used = len(example.input_ids)
+        assert batch["attention_mask"][row].sum() == used
+        assert batch["position_ids"][row, -used:].tolist() == list(range(used))
+        assert tuple(batch["input_ids"][row, -used:].tolist()) == example.input_ids

@@ -33,9 +33,9 @@ class Example:
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
-    truncated: bool
-    origin: str
-    cluster: str
+    truncated: bool = False
+    origin: str = ""
+    cluster: str = ""
 
     @property
     def supervised(self) -> int:

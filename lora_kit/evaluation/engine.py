@@ -129,7 +129,7 @@ def _plan(suite: Suite, task: Task, device: torch.device) -> Work:
     else:
         tokens = GENERATION_BATCH_TOKENS
         metric = load_metric(spec.metric) if spec.metric else None
-        score = partial(score_generations, max_new_tokens=spec.max_new_tokens, metric=metric)
+        score = partial(score_generations, spec=spec, metric=metric)
     budget = tokens.get(device.type, tokens["cpu"])
     return Work(suite, task, by_length(task.items, partial(_length, spec), budget), score)
 

@@ -10,8 +10,9 @@ import torch
 
 from lora_kit.evaluation.checks import follows
 from lora_kit.evaluation.metrics import Metric
+from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.evaluation.tasks import ChoiceItem, GenerationItem, LossItem
-from lora_kit.likelihood import pad_examples, supervised_nll
+from lora_kit.likelihood import pad_examples, supervised_nll, to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,8 +51,8 @@ class Scorer:
 def score_losses(scorer: Scorer, items: Sequence[LossItem]) -> list[Score]:
     """Mean negative log-likelihood of each item's supervised tokens, nats per token."""
     examples = [item.example for item in items]
-    batch = pad_examples(examples, scorer.tokenizer.pad_token_id, scorer.device)
-    nll, rows = supervised_nll(scorer.model, batch)
+    batch = pad_examples(examples, scorer.tokenizer.pad_token_id)
+    nll, rows = supervised_nll(scorer.model, to_device(batch, scorer.device))
     sums = torch.zeros(len(items), dtype=torch.float64, device=scorer.device)
     sums.index_add_(0, rows, nll.double())
     return [
@@ -156,16 +157,17 @@ def score_generations(
     scorer: Scorer,
     items: Sequence[GenerationItem],
     *,
-    max_new_tokens: int,
+    spec: TaskSpec,
     metric: Metric | None,
 ) -> list[Score]:
     """Score what is generated, by a metric against the references or by the items' checks."""
-    outputs = generate(scorer, items, max_new_tokens)
+    outputs = generate(scorer, items, spec.max_new_tokens)
     scores = []
     for item, output in zip(items, outputs, strict=True):
         if metric is None:
             value: float | None = float(follows(output, item.checks))
         else:
-            value = metric(output, item.references)
-        scores.append(Score(value, output, len(item.prompt_ids) + max_new_tokens))
+            answer = output.partition("\n")[0] if spec.answer == "first_line" else output
+            value = metric(answer, item.references)
+        scores.append(Score(value, output, len(item.prompt_ids) + spec.max_new_tokens))
     return scores

@@ -49,6 +49,8 @@ class TaskSpec(Section):
     metric: str | None = None
     """Generation only: a bundled metric (`chrf`, `exact_match`), a local `evaluate` module, or its
     name on a hub."""
+    answer: Literal["whole", "first_line"] = "whole"
+    """Generation only: what of the output is the answer that the metric sees."""
     max_length: Count = 1024
     """Tokens of an item or a prompt; longer ones are cut."""
     max_new_tokens: Count = 48
@@ -60,6 +62,8 @@ class TaskSpec(Section):
             raise ValueError(
                 f"a {self.kind} task takes {'a' if self.kind == 'generation' else 'no'} `metric`"
             )
+        if self.kind != "generation" and self.answer != "whole":
+            raise ValueError(f"a {self.kind} task takes no `answer`")
         return self
 
     @property

@@ -13,7 +13,6 @@ from lora_kit.adapters import switched_off
 from lora_kit.backbone import Backbone
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import MergeError
-from lora_kit.likelihood import pad_examples
 
 MOST_POSITIONS = 512
 LEAST_AGREEMENT = 0.97
@@ -71,35 +70,34 @@ def verify_merged(
 
     if not any(example.supervised for example in examples):
         raise MergeError("no held-out tokens to compare the merged model on; add data.validation")
-    batch = pad_examples(examples, backbone.tokenizer.pad_token_id, backbone.model.device)
     model.eval()
-    measured = log_probabilities(model, batch)
+    measured = log_probabilities(model, examples)
     with switched_off(model):
-        control = log_probabilities(model, batch)
+        control = log_probabilities(model, examples)
     reloaded = AutoModelForCausalLM.from_pretrained(
         merged, dtype=backbone.model.dtype, use_safetensors=True, local_files_only=True
     ).to(backbone.model.device)
-    shipped = log_probabilities(reloaded.eval(), batch)
+    shipped = log_probabilities(reloaded.eval(), examples)
     return compare(measured, shipped, control)
 
 
 @torch.inference_mode()
-def log_probabilities(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Next-token distributions where the batch has labels, at most `MOST_POSITIONS` of them.
+def log_probabilities(model: Any, examples: Sequence[Example]) -> torch.Tensor:
+    """Next-token distributions where the examples have labels, at most `MOST_POSITIONS` of them.
 
     Returns:
         (positions, vocabulary) float32.
     """
-    kept = []
+    device = next(model.parameters()).device
+    kept: list[torch.Tensor] = []
     left = MOST_POSITIONS
-    for row in range(batch["input_ids"].shape[0]):
-        columns = (batch["labels"][row, 1:] != IGNORED).nonzero().squeeze(1)[:left]
-        left -= len(columns)
-        if len(columns):
-            used = int(batch["attention_mask"][row].sum())
+    for example in examples:
+        predicted = [n for n, label in enumerate(example.labels[1:]) if label != IGNORED][:left]
+        left -= len(predicted)
+        if predicted:
             logits = model(
-                input_ids=batch["input_ids"][row : row + 1, :used],
-                logits_to_keep=columns,
+                input_ids=torch.tensor([example.input_ids], device=device),
+                logits_to_keep=torch.tensor(predicted, device=device),
                 use_cache=False,
             ).logits
             kept.append(logits[0].float().log_softmax(dim=-1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from lora_kit.data.dataset import PreparedData
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import TrainingError
 from lora_kit.files import whole_directory, write_json
-from lora_kit.likelihood import pad_examples, supervised_nll
+from lora_kit.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.recipe import Recipe, TrainingSpec
 from lora_kit.run import RunDirectory, peak_memory
 from lora_kit.training.callbacks import FirstStepCheck, MetricsLog
@@ -122,6 +123,7 @@ def train(
             model=model,
             args=arguments,
             train_dataset=data.to_dataset(),
+            data_collator=partial(collate, pad_token_id=backbone.tokenizer.pad_token_id),
             processing_class=backbone.tokenizer,
             callbacks=[log, FirstStepCheck(), *_tensorboard(run.root / "tensorboard")],
         )
@@ -147,6 +149,12 @@ def train(
         peak_memory=peak_memory(),
         history=history,
     )
+
+
+def collate(features: list[dict[str, list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """A batch of data set rows, padded as `likelihood.pad_examples` does."""
+    examples = [Example(tuple(f["input_ids"]), tuple(f["labels"])) for f in features]
+    return pad_examples(examples, pad_token_id)
 
 
 def micro_batch_size(spec: TrainingSpec, processes: int, device: torch.device) -> int:
@@ -238,10 +246,8 @@ def validation_loss(
     examples = sorted(validation.examples, key=lambda example: len(example.input_ids))
     with torch.inference_mode():
         for batch in _by_tokens(examples, batch_tokens):
-            nll, _ = supervised_nll(
-                model,
-                pad_examples(batch, backbone.tokenizer.pad_token_id, backbone.model.device),
-            )
+            padded = pad_examples(batch, backbone.tokenizer.pad_token_id)
+            nll, _ = supervised_nll(model, to_device(padded, backbone.model.device))
             total += float(nll.double().sum())
             count += nll.numel()
     model.train(was_training)

@@ -2,7 +2,7 @@ import random
 
 from lora_kit.data.batches import LengthGroupedSampler
 
-LENGTHS = [random.Random(0).randrange(20, 400) for _ in range(103)]
+LENGTHS = random.Random(0).choices(range(20, 400), k=103)
 
 
 def batches(sampler: LengthGroupedSampler, size: int) -> list[list[int]]:

@@ -94,9 +94,9 @@ def test_the_items_needed_would_have_decided() -> None:
             )
         )
         == "PASS"
-        for _ in range(40)
+        for _ in range(20)
     )
-    assert decided >= 24  # power 0.8, of 40
+    assert decided >= 12  # power 0.8, of 20
 
 
 def test_no_number_of_items_decides_a_difference_on_the_line() -> None:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lora_kit.run import RunDirectory
 from lora_kit.training.trainer import (
     SupervisedTrainer,
     TrainingResult,
+    collate,
     micro_batch_size,
     train,
     validation_loss,
@@ -95,6 +97,7 @@ def trainer_of(
         model=model,
         args=arguments,
         train_dataset=data_of(recipe, backbone).to_dataset(),
+        data_collator=partial(collate, pad_token_id=backbone.tokenizer.pad_token_id),
         processing_class=backbone.tokenizer,
     )
 
@@ -157,7 +160,7 @@ def test_an_evaluation_in_training_does_not_change_the_gradient(real_backbone: B
     )
     rows, _ = training_rows(spec, seed=0)
     data = prepare(rows, real_backbone.tokenizer, spec)
-    batch = pad_examples(data.examples, 2, torch.device("cpu"))
+    batch = pad_examples(data.examples, 2)
 
     def gradient() -> torch.Tensor:
         model.zero_grad()
