@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
-from lora_kit.adapters import ADAPTER_CONFIG, attach, attach_saved, coverage
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.adapters import attach, coverage
+from lora_kit.backbone import load, resolve
 from lora_kit.console import say
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
 from lora_kit.data.tokenization import tokenize
-from lora_kit.errors import AdapterError, ReleaseError
+from lora_kit.errors import ReleaseError
 from lora_kit.evaluation.engine import stop_token_ids
 from lora_kit.evaluation.harness import Evaluation, check_verdict, read_verdict, run_suites
 from lora_kit.evaluation.suite import Suite
@@ -29,23 +28,13 @@ from lora_kit.recipe import BackboneSpec, Recipe
 from lora_kit.releasing.card import model_card
 from lora_kit.releasing.gate import MERGE_RECORD, STATUS, clear
 from lora_kit.releasing.manifest import MANIFEST, verify_manifest, write_manifest
-from lora_kit.run import RunDirectory, new_run_directory, peak_memory, start_record, versions
+from lora_kit.run import RunDirectory, peak_memory, shared_run_directory, start_record, versions
+from lora_kit.session import Session, open_run, open_subject
 from lora_kit.training.plot import plot_training
 from lora_kit.training.trainer import TrainingResult
 from lora_kit.training.trainer import train as train_adapter
 
 HELD_OUT_ROWS = 24
-DEFAULT_SUITES = ("core-retention",)
-
-
-@dataclass(frozen=True)
-class Session:
-    """A run with its backbone loaded and its adapter attached, passed from stage to stage."""
-
-    run: RunDirectory
-    recipe: Recipe
-    backbone: Backbone
-    model: Any
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,7 @@ def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -
     Raises:
         LoraKitError: if anything is refused; nothing is trained then.
     """
-    run = new_run_directory(recipe, output, overwrite)
+    run = shared_run_directory(recipe, output, overwrite)
     # Read before the training, so that a suite's mistake does not cost one.
     _load_suites(recipe.evaluation.suites)
     backbone = load(resolve(recipe.backbone), recipe.backbone)
@@ -94,46 +83,15 @@ def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -
     is_main = PartialState().is_main_process
     if is_main:
         start_record(run, recipe, backbone, "train")
-        run.update_record(data=data.counts.to_dict(), coverage=covered.to_dict())
+        run.update_record(
+            data=data.counts.to_dict() | {"digest": data.digest}, coverage=covered.to_dict()
+        )
     result = train_adapter(recipe, backbone, model, data, held_out, run)
     if is_main:
         validation = (result.validation_before, result.validation_after)
         plot_training(result.history, validation, run.training_plot)
         run.update_record(training=result.to_dict())
     return Trained(Session(run, recipe, backbone, model), result)
-
-
-def open_run(directory: Path) -> Session:
-    """Load a finished run's backbone and adapter.
-
-    Raises:
-        LoraKitError: if it is no run, or the backbone is not the one that was trained on.
-    """
-    run = RunDirectory(directory)
-    recipe = run.load_recipe()
-    backbone = load(resolve(recipe.backbone), recipe.backbone)
-    _require_fingerprint(backbone, run.adapter)
-    return Session(run, recipe, backbone, attach_saved(backbone, run.adapter))
-
-
-def _require_fingerprint(backbone: Backbone, adapter: Path) -> None:
-    trained_on = _saved_backbone(adapter)
-    if trained_on and trained_on["fingerprint"]["digest"] != backbone.fingerprint.digest:
-        now = asdict(backbone.fingerprint)
-        changed = [part for part, value in now.items() if trained_on["fingerprint"][part] != value]
-        raise AdapterError(
-            f"{adapter}: trained on another backbone than {backbone.files.reference} is now; "
-            f"different: {', '.join(changed)}"
-        )
-
-
-def _saved_backbone(adapter: Path) -> dict[str, Any] | None:
-    """What an adapter of ours says of its backbone; `None` for one that another tool made."""
-    path = adapter / "backbone.json"
-    if not path.is_file():
-        return None
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
 
 
 def _load_suites(references: Sequence[str]) -> list[Suite]:
@@ -157,7 +115,7 @@ def evaluate(
     Raises:
         LoraKitError: if the target is neither, or anything in it is refused.
     """
-    subject = _subject(target, backbone)
+    subject = open_subject(target, backbone)
     return run_suites(
         subject.backbone,
         subject.model,
@@ -165,63 +123,6 @@ def evaluate(
         output or subject.output,
         subject.title,
         {**subject.facts, "Date": datetime.now(UTC).date().isoformat()},
-    )
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """What is evaluated, whether a run or an adapter alone."""
-
-    backbone: Backbone
-    model: Any
-    suites: Sequence[str]
-    output: Path
-    title: str
-    facts: dict[str, str]
-
-
-def _subject(target: Path | Session, spec: BackboneSpec | None) -> _Subject:
-    if isinstance(target, Path):
-        if not (target / "recipe.yaml").is_file():
-            return _adapter_subject(target, spec)
-        target = open_run(target)
-    adapter = target.recipe.adapter
-    return _Subject(
-        target.backbone,
-        target.model,
-        target.recipe.evaluation.suites,
-        target.run.evaluation,
-        target.run.root.resolve().name,
-        {"Adapter": f"{adapter.method}, rank {adapter.rank}", "Recipe": target.recipe.name},
-    )
-
-
-def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> _Subject:
-    """An adapter directory of any tool; what it does not say of its backbone, `spec` does."""
-    config_path = directory / ADAPTER_CONFIG
-    if not config_path.is_file():
-        raise AdapterError(
-            f"{directory}: neither a run (no recipe.yaml) nor an adapter (no {ADAPTER_CONFIG})"
-        )
-    config = json.loads(config_path.read_text(encoding="utf-8"))
-    saved = _saved_backbone(directory)
-    if spec is None and saved is not None:
-        spec = BackboneSpec.model_validate({k: saved[k] for k in BackboneSpec.model_fields})
-    if spec is None:
-        reference = config.get("base_model_name_or_path")
-        if not reference:
-            raise AdapterError(f"{directory}: names no base model; say which with --backbone")
-        # Another tool's adapter says nothing of quantization.
-        spec = BackboneSpec(model=reference, revision=config.get("revision"), quantization="none")
-    backbone = load(resolve(spec), spec)
-    _require_fingerprint(backbone, directory)
-    return _Subject(
-        backbone,
-        attach_saved(backbone, directory),
-        DEFAULT_SUITES,
-        directory / "evaluation",
-        directory.resolve().name,
-        {"Adapter": f"{config.get('peft_type', 'unknown').lower()}, rank {config.get('r', '?')}"},
     )
 
 

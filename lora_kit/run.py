@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.backbone import Backbone
-from lora_kit.errors import RecipeError
+from lora_kit.errors import LoraKitError, RecipeError
 from lora_kit.files import write_json, write_text
 from lora_kit.recipe import Recipe
 
@@ -84,6 +84,28 @@ class RunDirectory:
         """Add to `run.json`."""
         record = json.loads(self.record.read_text()) if self.record.is_file() else {}
         write_json(self.record, record | entries)
+
+
+def shared_run_directory(
+    recipe: Recipe, output: Path | None, overwrite: bool = False
+) -> RunDirectory:
+    """`new_run_directory`, chosen by the first process for all of them.
+
+    Each for itself would find the directory that the first one has made.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    choice: list[Path | LoraKitError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            choice[0] = new_run_directory(recipe, output, overwrite).root
+        except RecipeError as error:
+            choice[0] = error
+    (chosen,) = broadcast_object_list(choice)
+    if isinstance(chosen, LoraKitError):
+        raise chosen
+    return RunDirectory(chosen)
 
 
 def new_run_directory(recipe: Recipe, output: Path | None, overwrite: bool = False) -> RunDirectory:

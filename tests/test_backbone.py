@@ -1,3 +1,7 @@
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +106,25 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path, tiny: Path) -> None:
     files = backbones.resolve(spec(tmp_path))
     with pytest.raises(BackboneError, match=r"no \*.safetensors"):
         backbones.load(files, spec(tmp_path))
+
+
+def test_a_hub_id_is_pinned_to_the_commit_that_was_loaded(tmp_path: Path, tiny: Path) -> None:
+    """In a process of its own: the hub's cache is chosen when its library is imported."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--somebody--tiny"
+    shutil.copytree(tiny, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    script = (
+        "from lora_kit.backbone import load, resolve; from lora_kit.recipe import BackboneSpec\n"
+        "spec = BackboneSpec(model='somebody/tiny', quantization='none')\n"
+        "print(load(resolve(spec), spec).spec.revision)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == commit, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,14 @@ class PreparedData:
 
     examples: tuple[Example, ...]
     counts: Counts
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of all tokens and labels, in their order."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(repr((example.input_ids, example.labels)).encode())
+        return digest.hexdigest()
 
     def to_dataset(self) -> Any:
         """A `datasets.Dataset` with the columns `input_ids` and `labels`."""

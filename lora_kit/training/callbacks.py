@@ -40,8 +40,19 @@ class MetricsLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Record a step's figures."""
-        if not logs or "loss" not in logs or not self._is_main:
+        """Record a step's figures.
+
+        Raises:
+            TrainingError: if the loss is infinite or no number.
+        """
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(float(logs["loss"])):
+            raise TrainingError(
+                f"the loss of step {state.global_step} is {logs['loss']}; lower "
+                "training.learning_rate or training.max_grad_norm. No adapter was written"
+            )
+        if not self._is_main:
             return
         seconds = time.monotonic() - self._started
         entry = {

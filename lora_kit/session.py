@@ -1,0 +1,126 @@
+"""What is worked on: a run or an adapter from disk, its backbone loaded and the adapter attached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_kit.adapters import ADAPTER_CONFIG, attach_saved
+from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.errors import AdapterError
+from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.run import RunDirectory
+
+DEFAULT_SUITES = ("core-retention",)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run with its backbone loaded and its adapter attached, passed from stage to stage."""
+
+    run: RunDirectory
+    recipe: Recipe
+    backbone: Backbone
+    model: Any
+
+
+def open_run(directory: Path) -> Session:
+    """Load a finished run's backbone and adapter.
+
+    Raises:
+        LoraKitError: if it is no run, or the backbone is not the one that was trained on.
+    """
+    run = RunDirectory(directory)
+    recipe = run.load_recipe()
+    backbone = load(resolve(recipe.backbone), recipe.backbone)
+    _require_fingerprint(backbone, run.adapter)
+    return Session(run, recipe, backbone, attach_saved(backbone, run.adapter))
+
+
+def _require_fingerprint(backbone: Backbone, adapter: Path) -> None:
+    trained_on = _saved_backbone(adapter)
+    if trained_on and trained_on["fingerprint"]["digest"] != backbone.fingerprint.digest:
+        now = asdict(backbone.fingerprint)
+        changed = [part for part, value in now.items() if trained_on["fingerprint"][part] != value]
+        raise AdapterError(
+            f"{adapter}: trained on another backbone than {backbone.files.reference} is now; "
+            f"different: {', '.join(changed)}"
+        )
+
+
+def _saved_backbone(adapter: Path) -> dict[str, Any] | None:
+    """What an adapter of ours says of its backbone; `None` for one that another tool made."""
+    path = adapter / "backbone.json"
+    if not path.is_file():
+        return None
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, whether a run or an adapter alone."""
+
+    backbone: Backbone
+    model: Any
+    suites: Sequence[str]
+    output: Path
+    title: str
+    facts: dict[str, str]
+
+
+def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
+    """Make ready what is to be evaluated.
+
+    Args:
+        target: a run directory, an adapter directory, or an open session.
+        spec: the backbone of an adapter that does not say it itself.
+
+    Raises:
+        LoraKitError: if the target is none of these, or does not fit its backbone.
+    """
+    if isinstance(target, Path):
+        if not (target / "recipe.yaml").is_file():
+            return _adapter_subject(target, spec)
+        target = open_run(target)
+    adapter = target.recipe.adapter
+    return Subject(
+        target.backbone,
+        target.model,
+        target.recipe.evaluation.suites,
+        target.run.evaluation,
+        target.run.root.resolve().name,
+        {"Adapter": f"{adapter.method}, rank {adapter.rank}", "Recipe": target.recipe.name},
+    )
+
+
+def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
+    """An adapter directory of any tool; what it does not say of its backbone, `spec` does."""
+    config_path = directory / ADAPTER_CONFIG
+    if not config_path.is_file():
+        raise AdapterError(
+            f"{directory}: neither a run (no recipe.yaml) nor an adapter (no {ADAPTER_CONFIG})"
+        )
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    saved = _saved_backbone(directory)
+    if spec is None and saved is not None:
+        spec = BackboneSpec.model_validate({k: saved[k] for k in BackboneSpec.model_fields})
+    if spec is None:
+        reference = config.get("base_model_name_or_path")
+        if not reference:
+            raise AdapterError(f"{directory}: names no base model; say which with --backbone")
+        # Another tool's adapter says nothing of quantization.
+        spec = BackboneSpec(model=reference, revision=config.get("revision"), quantization="none")
+    backbone = load(resolve(spec), spec)
+    _require_fingerprint(backbone, directory)
+    return Subject(
+        backbone,
+        attach_saved(backbone, directory),
+        DEFAULT_SUITES,
+        directory / "evaluation",
+        directory.resolve().name,
+        {"Adapter": f"{config.get('peft_type', 'unknown').lower()}, rank {config.get('r', '?')}"},
+    )

@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_kit.errors import EvaluationError, ReleaseError
+from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT
+from lora_kit.evaluation.ledger import Entry, write_ledger
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.verdict import judge
+from lora_kit.files import write_json
+from lora_kit.recipe import Recipe
+from lora_kit.releasing.card import model_card
+from lora_kit.releasing.gate import MERGE_RECORD, clear
+from lora_kit.releasing.manifest import verify_manifest, write_manifest
+from lora_kit.run import RunDirectory
+
+SUITE = Suite.model_validate(
+    {
+        "name": "better",
+        "role": "gain",
+        "tasks": [{"name": "loss", "kind": "loss", "source": "x"}],
+    }
+)
+
+
+def evaluated(root: Path, after: list[float], **merge: Any) -> RunDirectory:
+    """A run directory as evaluation and merging leave it."""
+    run = RunDirectory(root)
+    rows = [
+        Entry(arm, "better", "loss", f"i{n}", f"c{n}", score, "", "", "", 1, 0.1)
+        for arm, scores in (("base", [3.0] * len(after)), ("adapter", after))
+        for n, score in enumerate(scores)
+    ]
+    write_ledger(run.evaluation / LEDGER, rows)
+    write_json(run.evaluation / SUITES, [SUITE.model_dump(mode="json")])
+    write_json(run.evaluation / VERDICT, judge(rows, [SUITE]).to_dict() | {"backbone": "b"})
+    verification = {
+        "passed": True,
+        "positions": 9,
+        "top1_agreement": 1.0,
+        "mean_kl": 1e-7,
+        "control_mean_kl": 0.5,
+    }
+    record = {"backbone": "b", "into": "dequantized", "dtype": "float32"} | merge
+    write_json(run.merged / MERGE_RECORD, {"verification": verification} | record)
+    return run
+
+
+BETTER = [2.0, 2.1, 2.2] * 10
+WORSE = [3.5, 3.6, 3.7] * 10
+UNDECIDED = [2.0, 4.0] * 15
+
+
+def test_a_run_that_passed_is_cleared(tmp_path: Path) -> None:
+    assert clear(evaluated(tmp_path, BETTER)).verdict["decision"] == "PASS"
+
+
+@pytest.mark.parametrize(
+    ("after", "status", "part"),
+    [(WORSE, 3, "better/loss: FAIL"), (UNDECIDED, 4, "better/loss: INCONCLUSIVE")],
+)
+def test_a_run_that_did_not_pass_is_refused_with_its_status(
+    tmp_path: Path, after: list[float], status: int, part: str
+) -> None:
+    with pytest.raises(ReleaseError, match=part) as caught:
+        clear(evaluated(tmp_path, after))
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("merge", "part"),
+    [
+        ({"verification": {"passed": False}}, "not what was measured"),
+        ({"backbone": "another"}, "different backbones"),
+    ],
+)
+def test_files_that_are_not_what_was_measured_are_refused(
+    tmp_path: Path, merge: dict[str, Any], part: str
+) -> None:
+    with pytest.raises(ReleaseError, match=part) as caught:
+        clear(evaluated(tmp_path, BETTER, **merge))
+    assert caught.value.status == 3
+
+
+def test_a_run_that_was_not_merged_says_what_to_do(tmp_path: Path) -> None:
+    run = evaluated(tmp_path, BETTER)
+    (run.merged / MERGE_RECORD).unlink()
+    with pytest.raises(ReleaseError, match="lora-kit merge") as caught:
+        clear(run)
+    assert caught.value.status == 2
+
+
+def test_a_run_that_was_not_evaluated_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="evaluate the adapter first"):
+        clear(RunDirectory(tmp_path))
+
+
+def test_the_card_has_the_verdicts_figures_and_metadata_that_the_hub_reads(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    run = evaluated(tmp_path, BETTER)
+    counts = {"used": 3, "tokens": 30, "supervised_tokens": 9, "truncated": 0, "dropped": 0}
+    run.update_record(data=counts)
+    card = model_card(Recipe.load("quickstart"), clear(run), run)
+    parsed = ModelCard(card)
+    assert parsed.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert parsed.data.eval_results[0].metric_value == pytest.approx(2.1)
+    assert "| better | gain | loss (nats/token) | 3 | 2.1 | +0.9000 |" in card
+    assert "{{" not in card
+    assert str(tmp_path) not in card
+
+
+def test_a_manifest_finds_every_difference(tmp_path: Path) -> None:
+    run = evaluated(tmp_path, BETTER)
+    write_manifest(tmp_path, {"name": "x"})
+    assert verify_manifest(tmp_path) == 4
+    ledger = run.evaluation / LEDGER
+    content = ledger.read_bytes()
+    ledger.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ReleaseError, match=r"changed: evaluation/ledger\.parquet"):
+        verify_manifest(tmp_path)
+
+
+def test_a_manifest_that_was_made_to_fit_still_has_to_follow_from_the_ledger(
+    tmp_path: Path,
+) -> None:
+    run = evaluated(tmp_path, WORSE)
+    verdict = json.loads((run.evaluation / VERDICT).read_text())
+    verdict["decision"] = "PASS"
+    write_json(run.evaluation / VERDICT, verdict)
+    write_manifest(tmp_path, {"name": "x"})
+    with pytest.raises(EvaluationError, match="does not follow"):
+        verify_manifest(tmp_path)
+
+
+def test_what_is_no_manifest_is_told(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(ReleaseError, match="cannot be read as a manifest"):
+        verify_manifest(tmp_path)

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from lora_kit.errors import RecipeError
+from lora_kit.files import whole_directory, whole_file
+from lora_kit.recipe import Recipe
+from lora_kit.run import RunDirectory, new_run_directory
+
+
+def test_a_file_that_was_not_finished_is_not_there_and_the_old_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as temporary:
+        temporary.write_text(str(1 / 0))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_takes_the_place_of_an_old_one_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with whole_directory(path) as temporary:
+        (temporary / "one").write_text("1")
+    with pytest.raises(ZeroDivisionError), whole_directory(path) as temporary:
+        (temporary / "two").write_text(str(1 / 0))
+    assert [file.name for file in path.iterdir()] == ["one"]
+    with whole_directory(path) as temporary:
+        (temporary / "two").write_text("2")
+    assert [file.name for file in path.iterdir()] == ["two"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_runs_are_numbered_and_never_written_over_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.load("quickstart")
+    assert new_run_directory(recipe, None).root == Path("runs/quickstart")
+    Path("runs/quickstart").mkdir(parents=True)
+    assert new_run_directory(recipe, None).root == Path("runs/quickstart-2")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("kept")
+    with pytest.raises(RecipeError, match="--overwrite"):
+        new_run_directory(recipe, tmp_path / "mine")
+    assert new_run_directory(recipe, tmp_path / "mine", overwrite=True).root == tmp_path / "mine"
+
+
+def test_a_directory_without_a_recipe_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no run directory"):
+        RunDirectory(tmp_path).load_recipe()
