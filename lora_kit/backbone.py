@@ -188,12 +188,13 @@ def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
     Raises:
         BackboneError: if the files are no causal language model in safetensors.
     """
-    from accelerate import PartialState
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lora_kit.processes import process_state
 
     weights = weight_files(files.directory)
     dtype = compute_dtype(spec)
-    device = PartialState().device
+    device = process_state().device
     try:
         model = AutoModelForCausalLM.from_pretrained(
             files.directory,

@@ -4,6 +4,7 @@ refused input, 3 FAIL, 4 INCONCLUSIVE."""
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -115,7 +116,7 @@ def evaluate(
     verdict = evaluation.verdict
     if as_json:
         _print_json(verdict.to_dict())
-    else:
+    elif _is_main_process():
         from lora_kit.evaluation.show import show_verdict
 
         show_verdict(verdict, _stdout())
@@ -186,7 +187,7 @@ def run(
     outcome = pipeline.run(Recipe.load(recipe, set_ or []), output, overwrite)
     if as_json:
         _print_json(outcome.to_dict())
-    else:
+    elif _is_main_process():
         show_verdict(outcome.verdict, _stdout())
         _print(f"Report: {outcome.directory}/evaluation/report.html")
         if outcome.release:
@@ -204,12 +205,13 @@ def recipes() -> None:
 
 
 def _stdout() -> Console:
-    return Console(highlight=False)
+    console = Console(highlight=False)
+    # A file has no width; 80 columns would break the verdict's table.
+    return console if console.is_terminal else Console(highlight=False, width=140)
 
 
 def _is_main_process() -> bool:
-    import os
-
+    # Of the launcher's word alone: most commands have no need to load accelerate for it.
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -81,7 +81,7 @@ def meter(description: str, total: float, visible: bool = True) -> Iterator[Mete
 
 def say(message: str) -> None:
     """One line for the person who waits."""
-    from accelerate import PartialState
+    from lora_kit.processes import process_state
 
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         stderr.print(message, soft_wrap=True, markup=False)

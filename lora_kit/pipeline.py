@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from lora_kit.adapters import attach, coverage
 from lora_kit.backbone import load, resolve
 from lora_kit.console import say
@@ -24,6 +22,7 @@ from lora_kit.evaluation.verdict import Verdict
 from lora_kit.files import whole_directory, write_json, write_text
 from lora_kit.merging.stream import MergePlan, MergeResult, merge_stream
 from lora_kit.merging.verify import Verification, verify_merged
+from lora_kit.processes import process_state
 from lora_kit.recipe import BackboneSpec, Recipe
 from lora_kit.releasing.card import model_card
 from lora_kit.releasing.gate import MERGE_RECORD, STATUS, clear
@@ -80,7 +79,7 @@ def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -
         f"{data.counts.dropped} dropped; {covered.trainable_parameters:,} of "
         f"{covered.total_parameters:,} parameters are trained"
     )
-    is_main = PartialState().is_main_process
+    is_main = process_state().is_main_process
     if is_main:
         start_record(run, recipe, backbone, "train")
         run.update_record(
@@ -273,7 +272,7 @@ def run(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -> 
     session = trained.session
     verdict = evaluate(session).verdict
     released, refusal, status = None, "", STATUS[verdict.decision]
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         merge(session)
         try:
             released = release(session.run.root)
@@ -282,5 +281,5 @@ def run(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -> 
         session.run.update_record(
             finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory=peak_memory()
         )
-    PartialState().wait_for_everyone()
+    process_state().wait_for_everyone()
     return Outcome(session.run.root, verdict, released, refusal, status, peak_memory())

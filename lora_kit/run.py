@@ -93,11 +93,12 @@ def shared_run_directory(
 
     Each for itself would find the directory that the first one has made.
     """
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
+    from lora_kit.processes import process_state
+
     choice: list[Path | LoraKitError | None] = [None]
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         try:
             choice[0] = new_run_directory(recipe, output, overwrite).root
         except RecipeError as error:

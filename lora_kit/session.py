@@ -1,4 +1,4 @@
-"""What is worked on: a run or an adapter from disk, its backbone loaded and the adapter attached."""
+"""What is worked on: a run or an adapter from disk, the adapter attached to its backbone."""
 
 from __future__ import annotations
 

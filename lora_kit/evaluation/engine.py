@@ -28,6 +28,7 @@ from lora_kit.evaluation.scoring import (
 )
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.tasks import Item, Task, build_task
+from lora_kit.processes import process_state
 
 # Tokens in a batch, padding included; about the smallest that keeps two cores or a GPU busy. A step
 # of generation takes one token of each item, so it wants more items.
@@ -68,7 +69,7 @@ def evaluate_arms(
     Returns:
         Entries in the order of suites, tasks, arms and items.
     """
-    state = PartialState()
+    state = process_state()
     tokenizer = backbone.tokenizer
     scorer = Scorer(model, tokenizer, stop_token_ids(backbone))
     work = [

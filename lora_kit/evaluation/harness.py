@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from lora_kit.backbone import Backbone
 from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine import evaluate_arms
@@ -19,6 +17,7 @@ from lora_kit.evaluation.report import ReportFacts, write_report
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict, judge
 from lora_kit.files import write_json
+from lora_kit.processes import process_state
 
 LEDGER = "ledger.parquet"
 VERDICT = "verdict.json"
@@ -53,7 +52,7 @@ def run_suites(
     """
     entries = evaluate_arms(backbone, model, suites, ("base", "adapter"))
     verdict = judge(entries, suites)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         write_ledger(directory / LEDGER, entries)
         write_json(directory / SUITES, [suite.model_dump(mode="json") for suite in suites])
         write_json(
@@ -66,7 +65,7 @@ def run_suites(
             "Fingerprint": backbone.fingerprint.digest[:16],
         }
         write_report(directory, verdict, entries, ReportFacts(title, described | dict(facts)))
-    PartialState().wait_for_everyone()
+    process_state().wait_for_everyone()
     return Evaluation(verdict, tuple(entries))
 
 

@@ -26,9 +26,9 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     ):
         table.add_column(name, justify="left" if name in ("suite", "task", "decision") else "right")
     for suite in verdict.suites:
-        for task in suite.tasks:
+        for number, task in enumerate(suite.tasks):
             table.add_row(
-                escape(suite.suite),
+                escape(suite.suite) if number == 0 else "",
                 escape(f"{task.task} ({task.unit})"),
                 f"{task.base:.3f}",
                 f"{task.adapter:.3f}",

@@ -129,10 +129,11 @@ def dequantized(weight: torch.Tensor, quantization: str) -> torch.Tensor:
         (out, in) in the same dtype, what the frozen layer multiplied with.
     """
     import bitsandbytes.functional as bnb
-    from accelerate import PartialState
+
+    from lora_kit.processes import process_state
 
     # The same kernels as in training: another device may round a tie otherwise.
-    moved = weight.contiguous().to(PartialState().device)
+    moved = weight.contiguous().to(process_state().device)
     if quantization == "int8":
         codes, scales, _ = bnb.int8_vectorwise_quant(moved.half())
         restored = codes.float() * scales[:, None] / 127

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate import PartialState
-
 from lora_kit.adapters import Coverage, attach, coverage
 from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.data.dataset import (
@@ -20,6 +18,7 @@ from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import BackboneError
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.tasks import build_task
+from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.trainer import micro_batch_size
 
@@ -89,7 +88,7 @@ def make_plan(recipe: Recipe) -> Plan:
     suites = [Suite.load(reference) for reference in recipe.evaluation.suites]
     rows, replay = training_rows(recipe.data, recipe.seed)
     held_out = validation_rows(recipe.data, recipe.seed)
-    state = PartialState()
+    state = process_state()
     spec = recipe.training
     known: dict[str, Any] = {
         "recipe": recipe,

@@ -23,6 +23,7 @@ from lora_kit.data.tokenization import Example
 from lora_kit.errors import TrainingError
 from lora_kit.files import whole_directory, write_json
 from lora_kit.likelihood import pad_examples, supervised_nll, to_device
+from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe, TrainingSpec
 from lora_kit.run import RunDirectory, peak_memory
 from lora_kit.training.callbacks import FirstStepCheck, MetricsLog
@@ -112,7 +113,7 @@ def train(
     Raises:
         TrainingError: if the batch cannot be divided as asked, or nothing is trained.
     """
-    state = PartialState()
+    state = process_state()
     arguments = _arguments(recipe, backbone, state, run.root)
     before = validation_loss(model, backbone, validation)
     steps = _optimizer_steps(len(data.examples), recipe.training, arguments, state.num_processes)

@@ -36,7 +36,6 @@ def start(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "200",
-        "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(
@@ -142,6 +141,7 @@ def test_the_recipes_for_a_gpu_are_planned_without_their_backbone(
     assert done.returncode == 0, done.stderr
     assert "Qwen/Qwen3-8B: not on this machine" in done.stdout
     assert "51 for training" in done.stdout
-    without = start(BIN / "lora-kit", "plan", name, cwd=tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    without = start(BIN / "lora-kit", "plan", name, cwd=tmp_path / "elsewhere")
     assert without.returncode == 2
     assert "data.train.0.source: chats.jsonl: no such file" in without.stderr
