@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 
 from lora_kit.backbone import Backbone
 from lora_kit.errors import AdapterError
+from lora_kit.files import read_json
+from lora_kit.gguf import file_sha256
 from lora_kit.recipe import AdapterSpec
 
 if TYPE_CHECKING:
@@ -77,6 +80,11 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
     return model
 
 
+def adapter_sha256(directory: Path) -> str:
+    """The sha256 of an adapter's weights: which adapter a verdict or a merge is of."""
+    return file_sha256(directory / ADAPTER_WEIGHTS)
+
+
 def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:
     """Attach an adapter from disk, frozen.
 
@@ -92,11 +100,18 @@ def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:
                 f"{ADAPTER_WEIGHTS} (save_pretrained of PEFT writes both)"
             )
     try:
+        read_json(directory / ADAPTER_CONFIG, AdapterError)
         config = PeftConfig.from_pretrained(str(directory))
+        if config.is_prompt_learning:
+            # Its virtual tokens shift every position that is scored here.
+            raise AdapterError(
+                f"{directory}: {config.peft_type} puts virtual tokens before the prompt, which is "
+                "not evaluated yet; adapters that change layers are"
+            )
         model = PeftModel.from_pretrained(
             backbone.model, str(directory), config=config, is_trainable=False
         )
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterError(
             f"{directory}: this adapter does not fit {backbone.files.reference}: "
             f"{_first_lines(error)}"

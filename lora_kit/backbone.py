@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from lora_kit.errors import BackboneError
+from lora_kit.files import read_json
 from lora_kit.gguf import converted, file_sha256
+from lora_kit.processes import process_state
 from lora_kit.recipe import BackboneSpec
 
 if TYPE_CHECKING:
@@ -132,7 +135,7 @@ def _from_hub(
     )
 
     # Weights are data: no pickles, and no code from the repository.
-    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+    patterns = ["model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt", "*.tiktoken"]
     attempts = (True, False) if allow_network else (True,)
     failure: Exception | None = None
     for local_only in attempts:
@@ -176,8 +179,9 @@ def compute_dtype(spec: BackboneSpec) -> torch.dtype:
     if spec.dtype != "auto":
         dtype: torch.dtype = getattr(torch, spec.dtype)
         return dtype
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if process_state().device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 
@@ -189,8 +193,6 @@ def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
         BackboneError: if the files are no causal language model in safetensors.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from lora_kit.processes import process_state
 
     weights = weight_files(files.directory)
     dtype = compute_dtype(spec)
@@ -207,7 +209,7 @@ def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
             local_files_only=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(files.directory, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise BackboneError(f"backbone.model: {files.reference}: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -273,11 +275,19 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         BackboneError: if there is none.
     """
-    files = sorted(directory.glob("*.safetensors"))
-    files = [file for file in files if not file.name.startswith("adapter_")]
-    if not files:
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        # Some repositories hold the same weights a second time under another name.
+        names = set(read_json(index, BackboneError).get("weight_map", {}).values())
+        files = sorted(directory / str(name) for name in names)
+    else:
+        files = [directory / "model.safetensors"]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing and index.is_file():
+        raise BackboneError(f"{directory}: its index names files that are not there: {missing[0]}")
+    if missing or not files:
         raise BackboneError(
-            f"{directory}: no *.safetensors file; weights in other formats can carry code and are "
+            f"{directory}: no model.safetensors; weights in other formats can carry code and are "
             "not loaded. Convert them, for example with save_pretrained"
         )
     return files
@@ -295,11 +305,18 @@ def fingerprint(
     storage = "none" if spec.quantization == "none" else f"{spec.quantization}-bitsandbytes"
     return Fingerprint(
         weights=_hash_files(weights),
-        config=file_sha256(directory / "config.json"),
+        config=_hash_config(directory / "config.json"),
         tokenizer=_hash_files(tokenizer),
         quantization=storage + ("-double" if spec.quantization in ("nf4", "fp4") else ""),
         dtype=str(dtype).removeprefix("torch."),
     )
+
+
+def _hash_config(path: Path) -> str:
+    """The sha256 of a configuration but for the version of the library that wrote it."""
+    config = read_json(path, BackboneError)
+    config.pop("transformers_version", None)
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _hash_files(paths: list[Path]) -> str:

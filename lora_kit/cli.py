@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lora_kit.errors import LoraKitError
+from lora_kit.errors import LoraKitError, RecipeError
 from lora_kit.recipe import BackboneSpec, Quantization, Recipe, recipe_names
 
 app = typer.Typer(
@@ -103,15 +103,17 @@ def evaluate(
         typer.Option(help="Base model of an adapter that another tool made."),
     ] = None,
     quantization: Annotated[
-        Quantization, typer.Option(help="With --backbone: how the base is stored.")
-    ] = "none",
+        Quantization | None, typer.Option(help="With --backbone: how the base is stored.")
+    ] = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the adapter against its base. Exit status 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
     from lora_kit import pipeline
 
-    spec = BackboneSpec(model=backbone, quantization=quantization) if backbone else None
+    if quantization and not backbone:
+        raise RecipeError("--quantization goes with --backbone; an adapter of ours knows its own")
+    spec = BackboneSpec(model=backbone, quantization=quantization or "none") if backbone else None
     evaluation = pipeline.evaluate(target, suite, spec, output)
     verdict = evaluation.verdict
     if as_json:
@@ -120,7 +122,7 @@ def evaluate(
         from lora_kit.evaluation.show import show_verdict
 
         show_verdict(verdict, _stdout())
-        _print(f"Report: {output or target / 'evaluation'}/report.html")
+        _print(f"Report: {evaluation.directory}/report.html")
     raise typer.Exit(VERDICT_STATUS[verdict.decision])
 
 

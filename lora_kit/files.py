@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lora_kit.errors import LoraKitError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -45,6 +47,21 @@ def whole_directory(path: Path) -> Iterator[Path]:
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json(path: Path, error: type[LoraKitError]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        error: of the given class, if the file cannot be read or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        raise error(f"{path}: cannot be read as JSON: {problem}") from problem
+    if not isinstance(value, dict):
+        raise error(f"{path}: a JSON object is wanted, found {type(value).__name__}")
+    return value
 
 
 def write_text(path: Path, text: str) -> None:

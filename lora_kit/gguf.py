@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def _convert(path: Path, directory: Path) -> None:
             **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
         tokenizer = AutoTokenizer.from_pretrained(**source)
-    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, LookupError, NotImplementedError, RuntimeError, struct.error) as error:
         raise BackboneError(f"{path}: transformers cannot read this GGUF file: {error}") from error
     # Left in place, the quantization would mark every saved copy as one that cannot be trained.
     if hasattr(model.config, "quantization_config"):

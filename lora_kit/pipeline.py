@@ -9,17 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lora_kit.adapters import attach, coverage
+from lora_kit.adapters import adapter_sha256, attach, coverage
 from lora_kit.backbone import load, resolve
 from lora_kit.console import say
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
 from lora_kit.data.tokenization import tokenize
 from lora_kit.errors import ReleaseError
-from lora_kit.evaluation.engine import stop_token_ids
+from lora_kit.evaluation.engine import plan_work, stop_token_ids
 from lora_kit.evaluation.harness import Evaluation, check_verdict, read_verdict, run_suites
-from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.suite import load_suites
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.files import whole_directory, write_json, write_text
+from lora_kit.gguf import file_sha256
 from lora_kit.merging.stream import MergePlan, MergeResult, merge_stream
 from lora_kit.merging.verify import Verification, verify_merged
 from lora_kit.processes import process_state
@@ -33,7 +34,7 @@ from lora_kit.training.plot import plot_training
 from lora_kit.training.trainer import TrainingResult
 from lora_kit.training.trainer import train as train_adapter
 
-HELD_OUT_ROWS = 24
+COMPARED_ROWS = 24
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -
         LoraKitError: if anything is refused; nothing is trained then.
     """
     run = shared_run_directory(recipe, output, overwrite)
-    # Read before the training, so that a suite's mistake does not cost one.
-    _load_suites(recipe.evaluation.suites)
+    suites = load_suites(recipe.evaluation.suites)
     backbone = load(resolve(recipe.backbone), recipe.backbone)
+    # Read before the training, so that a mistake in them does not cost one.
+    plan_work(suites, backbone)
     rows, replay = training_rows(recipe.data, recipe.seed)
     data = prepare(rows, backbone.tokenizer, recipe.data, replay)
     held_out = prepare(validation_rows(recipe.data, recipe.seed), backbone.tokenizer, recipe.data)
@@ -81,9 +83,14 @@ def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -
     )
     is_main = process_state().is_main_process
     if is_main:
+        for stale in (run.evaluation, run.merged, run.release):
+            # Of an earlier run that --overwrite gave up: its verdict is not this adapter's.
+            shutil.rmtree(stale, ignore_errors=True)
         start_record(run, recipe, backbone, "train")
         run.update_record(
-            data=data.counts.to_dict() | {"digest": data.digest}, coverage=covered.to_dict()
+            data=data.counts.to_dict() | {"digest": data.digest},
+            coverage=covered.to_dict(),
+            suites={suite.name: suite.digest for suite in suites},
         )
     result = train_adapter(recipe, backbone, model, data, held_out, run)
     if is_main:
@@ -91,10 +98,6 @@ def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -
         plot_training(result.history, validation, run.training_plot)
         run.update_record(training=result.to_dict())
     return Trained(Session(run, recipe, backbone, model), result)
-
-
-def _load_suites(references: Sequence[str]) -> list[Suite]:
-    return [Suite.load(reference) for reference in references]
 
 
 def evaluate(
@@ -109,19 +112,27 @@ def evaluate(
         target: a run directory, an adapter directory, or an open session.
         suites: bundled names or paths; by default those of the run's recipe.
         backbone: of an adapter that another tool made; by default what the adapter says.
-        output: where the results go; by default `evaluation/` in the run or beside the adapter.
+        output: where the results go; by default `evaluation/` in the run or the adapter, and
+            `evaluation-SUITE/` for other suites than the recipe's, so that a run keeps the verdict
+            that its release stands on.
 
     Raises:
         LoraKitError: if the target is neither, or anything in it is refused.
     """
+    chosen = load_suites(suites) if suites else None
     subject = open_subject(target, backbone)
+    directory = output or subject.output
+    if chosen and not output:
+        directory = directory.with_name("-".join(["evaluation", *(s.name for s in chosen)]))
     return run_suites(
         subject.backbone,
         subject.model,
-        _load_suites(suites or subject.suites),
-        output or subject.output,
+        chosen or load_suites(subject.suites),
+        subject.arms,
+        directory,
         subject.title,
         {**subject.facts, "Date": datetime.now(UTC).date().isoformat()},
+        subject.adapter,
     )
 
 
@@ -148,22 +159,26 @@ def merge(target: Path | Session, output: Path | None = None) -> Merged:
         shard_bytes=int(recipe.merge.shard_size * 1e9),
         stop_token_ids=stop_token_ids(backbone),
     )
-    result = merge_stream(plan, directory)
-    held_out = (
-        validation_rows(recipe.data, recipe.seed) or training_rows(recipe.data, recipe.seed)[0]
-    )
+    # Before the merge: what cannot be compared is not worth writing.
+    held_out = validation_rows(recipe.data, recipe.seed)
+    rows = held_out or training_rows(recipe.data, recipe.seed)[0]
     examples = [
-        tokenize(row, backbone.tokenizer, recipe.data.max_length)
-        for row in held_out[:HELD_OUT_ROWS]
+        tokenize(row, backbone.tokenizer, recipe.data.max_length) for row in rows[:COMPARED_ROWS]
     ]
+    if output is None:
+        shutil.rmtree(directory, ignore_errors=True)
+    result = merge_stream(plan, directory)
     verification = verify_merged(backbone, session.model, directory, examples)
     write_json(
         directory / MERGE_RECORD,
         {
             "backbone": backbone.fingerprint.digest,
+            "adapter": adapter_sha256(session.run.adapter),
+            "files": {path.name: file_sha256(path) for path in sorted(directory.iterdir())},
             "into": plan.into,
             "dtype": plan.dtype,
             **result.to_dict(),
+            "compared_on": "held-out rows" if held_out else "training rows",
             "verification": verification.to_dict(),
         },
     )

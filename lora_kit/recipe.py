@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -173,7 +173,7 @@ class Recipe(Section):
 
     name: str
     """Names the run directory; letters, digits, `.`, `_` and `-`."""
-    seed: Whole = 0
+    seed: Annotated[Whole, Field(lt=2**32)] = 0
     """Seed of everything random."""
     backbone: BackboneSpec
     adapter: AdapterSpec = AdapterSpec()
@@ -181,6 +181,16 @@ class Recipe(Section):
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
+
+    @model_validator(mode="after")
+    def _merge_what_is_measured(self) -> Recipe:
+        if self.merge.base == "original" and self.backbone.quantization != "none":
+            raise ValueError(
+                f"merge.base: original, but the adapter is trained and measured on "
+                f"{self.backbone.quantization} weights, so what would ship is not what was "
+                "measured; use dequantized"
+            )
+        return self
 
     @field_validator("name")
     @classmethod

@@ -121,6 +121,8 @@ def new_run_directory(recipe: Recipe, output: Path | None, overwrite: bool = Fal
         RecipeError: if `output` is there already.
     """
     if output is not None:
+        if output.exists() and not output.is_dir():
+            raise RecipeError(f"{output}: is a file; --output names a directory")
         if output.exists() and any(output.iterdir()) and not overwrite:
             raise RecipeError(
                 f"{output}: is there already and not empty; choose another --output, or say "

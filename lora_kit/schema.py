@@ -79,12 +79,18 @@ def parse_document(text: str, origin: str) -> Document:
         place = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise RecipeError(f"{origin}: {place}not valid YAML: {problem}") from error
+    except (ValueError, RecursionError) as error:
+        # Dates that are none, numbers of thousands of digits, anchors that hold themselves.
+        raise RecipeError(f"{origin}: a value cannot be read: {error}") from error
     if not isinstance(value, dict) or root is None:
         found = "nothing" if value is None else f"a {type(value).__name__}"
         raise RecipeError(f"{origin}: a mapping of fields is wanted, found {found}")
     lines: dict[FieldPath, int] = {}
     problems: list[str] = []
-    _walk(root, (), lines, problems)
+    try:
+        _walk(root, (), lines, problems)
+    except RecursionError as error:
+        raise RecipeError(f"{origin}: an anchor holds itself, or fields nest too deeply") from error
     return Document(origin, value, lines, tuple(problems))
 
 
@@ -127,7 +133,7 @@ def override(document: Document, assignment: str) -> Document:
         )
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"--set {assignment}: the value is not valid YAML") from error
     path = tuple(int(part) if part.isdigit() else part for part in name.strip().split("."))
     return Document(

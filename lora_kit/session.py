@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 from lora_kit.adapters import ADAPTER_CONFIG, attach_saved
 from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.errors import AdapterError
-from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.files import read_json
+from lora_kit.recipe import BackboneSpec, EvaluationSpec, Recipe
 from lora_kit.run import RunDirectory
 
-DEFAULT_SUITES = ("core-retention",)
+DEFAULTS = EvaluationSpec()
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def _saved_backbone(adapter: Path) -> dict[str, Any] | None:
     path = adapter / "backbone.json"
     if not path.is_file():
         return None
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    value = read_json(path, AdapterError)
+    if not set(BackboneSpec.model_fields) <= set(value) or "fingerprint" not in value:
+        raise AdapterError(f"{path}: says nothing of the backbone; delete it and use --backbone")
     return value
 
 
@@ -66,7 +68,9 @@ class Subject:
 
     backbone: Backbone
     model: Any
+    adapter: Path
     suites: Sequence[str]
+    arms: Sequence[str]
     output: Path
     title: str
     facts: dict[str, str]
@@ -85,12 +89,16 @@ def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
     if isinstance(target, Path):
         if not (target / "recipe.yaml").is_file():
             return _adapter_subject(target, spec)
+        if spec is not None:
+            raise AdapterError(f"{target}: a run knows its backbone; leave --backbone out")
         target = open_run(target)
     adapter = target.recipe.adapter
     return Subject(
         target.backbone,
         target.model,
+        target.run.adapter,
         target.recipe.evaluation.suites,
+        target.recipe.evaluation.arms,
         target.run.evaluation,
         target.run.root.resolve().name,
         {"Adapter": f"{adapter.method}, rank {adapter.rank}", "Recipe": target.recipe.name},
@@ -104,7 +112,7 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
         raise AdapterError(
             f"{directory}: neither a run (no recipe.yaml) nor an adapter (no {ADAPTER_CONFIG})"
         )
-    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config = read_json(config_path, AdapterError)
     saved = _saved_backbone(directory)
     if spec is None and saved is not None:
         spec = BackboneSpec.model_validate({k: saved[k] for k in BackboneSpec.model_fields})
@@ -119,7 +127,9 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
     return Subject(
         backbone,
         attach_saved(backbone, directory),
-        DEFAULT_SUITES,
+        directory,
+        DEFAULTS.suites,
+        DEFAULTS.arms,
         directory / "evaluation",
         directory.resolve().name,
         {"Adapter": f"{config.get('peft_type', 'unknown').lower()}, rank {config.get('r', '?')}"},

@@ -82,3 +82,17 @@ def test_a_directory_without_an_adapter_says_what_one_has(
 ) -> None:
     with pytest.raises(AdapterError, match=r"no adapter_config\.json"):
         attach_saved(tiny_backbone, tmp_path)
+
+
+def test_virtual_tokens_and_broken_files_are_refused(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    config = PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+    get_peft_model(tiny_backbone.model, config).save_pretrained(tmp_path / "prompt")
+    with pytest.raises(AdapterError, match="virtual tokens"):
+        attach_saved(tiny_backbone, tmp_path / "prompt")
+    (tmp_path / "prompt" / "adapter_config.json").write_text("{")
+    with pytest.raises(AdapterError, match="cannot be read as JSON"):
+        attach_saved(tiny_backbone, tmp_path / "prompt")

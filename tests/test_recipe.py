@@ -97,9 +97,16 @@ def test_a_batch_that_micro_batches_do_not_fill_is_refused(tmp_path: Path) -> No
     assert "batch_size 6 is no multiple of micro_batch_size 4" in text
 
 
+def test_what_would_ship_unmeasured_is_refused(tmp_path: Path) -> None:
+    assert "use dequantized" in refusal(tmp_path, GOOD + "merge: {base: original}\n")
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
+        ("name: 2024-13-45\n", "cannot be read"),
+        ("a: &a [*a]\n", "a"),
+        (GOOD + "seed: 5000000000\n", "seed"),
         ("", "found nothing"),
         ("- a\n", "found a list"),
         ("name: [", "not valid YAML"),

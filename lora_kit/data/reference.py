@@ -7,28 +7,38 @@ split.
 from __future__ import annotations
 
 import pydoc_data.topics
+import re
 from functools import cache
 
 from lora_kit.data.rows import Row
 
 DOCUMENT_CHARACTERS = 900
+_SPACE = re.compile(r"\s+")
 
 
 @cache
 def reference_rows() -> tuple[Row, ...]:
     """Every document, in the order of topics."""
     rows = []
+    seen: set[str] = set()
     for topic in sorted(pydoc_data.topics.topics):
-        for number, text in enumerate(_documents(pydoc_data.topics.topics[topic])):
+        # Topics repeat paragraphs of one another, which would then be in two splits.
+        paragraphs = [
+            paragraph
+            for paragraph in pydoc_data.topics.topics[topic].split("\n\n")
+            if _SPACE.sub(" ", paragraph).strip() not in seen
+        ]
+        seen.update(_SPACE.sub(" ", paragraph).strip() for paragraph in paragraphs)
+        for number, text in enumerate(_documents(paragraphs)):
             rows.append(Row(origin=f"{topic}#{number}", cluster=topic, text=text))
     return tuple(rows)
 
 
-def _documents(text: str) -> list[str]:
+def _documents(paragraphs: list[str]) -> list[str]:
     """Paragraphs joined up to a length; a rest too short to say much is left out."""
     documents: list[str] = []
     current = ""
-    for paragraph in text.split("\n\n"):
+    for paragraph in paragraphs:
         if current and len(current) + len(paragraph) > DOCUMENT_CHARACTERS:
             documents.append(current)
             current = ""

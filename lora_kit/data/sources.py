@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lora_kit.data.docstrings import docstring_rows
@@ -69,22 +69,27 @@ def read_jsonl(path: Path, field: str) -> list[Row]:
     """
     if not path.is_file():
         raise DataError(f"{field}: {path}: no such file")
-    rows = []
-    with path.open(encoding="utf-8-sig") as stream:
-        try:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    rows.append(_parse_line(line, f"{path}:{number}"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{field}: {path}: not UTF-8 text: {error}") from error
+    rows = [parse_row(value, origin) for value, origin in json_lines(path)]
     if not rows:
         raise DataError(f"{field}: {path}: the file has no rows")
     return rows
 
 
-def _parse_line(line: str, origin: str) -> Row:
+def json_lines(path: Path) -> Iterator[tuple[object, str]]:
+    """Yield the value of each line that is not blank, and `file:line`.
+
+    Raises:
+        DataError: if the file is no UTF-8 text, or a line no JSON.
+    """
+    number = 0
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{origin}: not valid JSON: {error}") from error
-    return parse_row(value, origin)
+        with path.open(encoding="utf-8-sig") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield json.loads(line), f"{path}:{number}"
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}:{number}: not valid JSON: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error

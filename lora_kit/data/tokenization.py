@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import jinja2
+
 from lora_kit.data.rows import Message, Row
 from lora_kit.errors import DataError
 
@@ -54,7 +56,10 @@ def tokenize(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int) -> E
         labels = list(input_ids)
     elif tokenizer.chat_template:
         _refuse_control_tokens(row, tokenizer)
-        input_ids, labels = _conversation(row, tokenizer)
+        try:
+            input_ids, labels = _conversation(row, tokenizer)
+        except (jinja2.TemplateError, ValueError) as error:
+            raise DataError(f"{row.origin}: the chat template refuses this row: {error}") from error
     else:
         input_ids, labels = _completion(row, tokenizer)
     # Tokens after the last supervised one change nothing in a causal model.
@@ -79,6 +84,8 @@ def render(
         [{"role": message.role, "content": message.content} for message in messages],
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
+        # Rows hold no thoughts, so the model is not asked for any; other templates ignore it.
+        enable_thinking=False,
     )
     return str(text)
 
@@ -89,7 +96,13 @@ def tokenize_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerB
         text = render(messages, tokenizer, add_generation_prompt=True)
         # The template writes the special tokens itself; the tokenizer must not write them again.
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer("\n".join(message.content for message in messages))["input_ids"])
+    return list(tokenizer(_plain_prompt([message.content for message in messages]))["input_ids"])
+
+
+def _plain_prompt(contents: Sequence[str]) -> str:
+    """A prompt for a backbone without chat template: the answer begins on a line of its own."""
+    text = "\n".join(contents)
+    return text if text[-1:].isspace() else f"{text}\n"
 
 
 def _conversation(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -144,11 +157,10 @@ def _completion(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
             f"completion; found the turns {', '.join(roles)}"
         )
     prompt, completion = (message.content for message in row.messages)
-    separator = "" if prompt[-1].isspace() or completion[0].isspace() else "\n"
-    text = prompt + separator + completion
-    encoded = tokenizer(text, return_offsets_mapping=True)
+    prompt = _plain_prompt([prompt])
+    encoded = tokenizer(prompt + completion, return_offsets_mapping=True)
     input_ids = [*encoded["input_ids"], tokenizer.eos_token_id]
-    start = len(prompt) + len(separator)
+    start = len(prompt)
     labels = [
         token if last > start else IGNORED
         for token, (_, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -22,12 +22,14 @@ from lora_kit.evaluation.metrics import load_metric
 from lora_kit.evaluation.scoring import (
     Score,
     Scorer,
+    in_one_row,
     score_choices,
     score_generations,
     score_losses,
+    way_to_score,
 )
 from lora_kit.evaluation.suite import Suite, TaskSpec
-from lora_kit.evaluation.tasks import Item, Task, build_task
+from lora_kit.evaluation.tasks import ChoiceItem, Item, Task, build_task
 from lora_kit.processes import process_state
 
 # Tokens in a batch, padding included; about the smallest that keeps two cores or a GPU busy. A step
@@ -35,6 +37,8 @@ from lora_kit.processes import process_state
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 GENERATION_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 MOST_ITEMS = 64
+# Items on which the fast way to score choices is compared with the slow one.
+PROBES = 4
 
 Arm = Callable[[Any], AbstractContextManager[Any]]
 ARMS: dict[str, Arm] = {"base": switched_off, "adapter": nullcontext}
@@ -70,20 +74,15 @@ def evaluate_arms(
         Entries in the order of suites, tasks, arms and items.
     """
     state = process_state()
-    tokenizer = backbone.tokenizer
-    scorer = Scorer(model, tokenizer, stop_token_ids(backbone))
-    work = [
-        _plan(suite, build_task(task, tokenizer, suite.seed), state.device)
-        for suite in suites
-        for task in suite.tasks
-    ]
-    total = sum(len(w.task.items) for w in work) * len(arms)
+    scorer = Scorer(model, backbone.tokenizer, stop_token_ids(backbone))
+    work = plan_work(suites, backbone)
+    total = sum(len(batch) for w in work for batch in _share(w, state)) * len(arms)
     was_training = model.training
     model.eval()
     entries: list[Entry] = []
     try:
         with meter("evaluating", total, visible=state.is_main_process) as progress:
-            for one in work:
+            for one in map(partial(_safe_choices, scorer), work):
                 for arm in arms:
                     with ARMS[arm](model), torch.inference_mode():
                         entries += _evaluate(one, arm, scorer, state, progress)
@@ -98,11 +97,11 @@ def evaluate_arms(
 def _evaluate(
     work: Work, arm: str, scorer: Scorer, state: PartialState, progress: Meter
 ) -> Iterator[Entry]:
-    for batch in work.batches[state.process_index :: state.num_processes]:
+    for batch in _share(work, state):
         started = time.monotonic()
         scores = work.score(scorer, batch)
         seconds = (time.monotonic() - started) / len(batch)
-        progress.advance(len(batch) * state.num_processes, f"{work.task.spec.name}, {arm}")
+        progress.advance(len(batch), f"{work.task.spec.name}, {arm}")
         for item, score in zip(batch, scores, strict=True):
             yield Entry(
                 arm=arm,
@@ -119,6 +118,35 @@ def _evaluate(
             )
 
 
+def plan_work(suites: Sequence[Suite], backbone: Backbone) -> list[Work]:
+    """Read all items, load all metrics and lay out all batches, before anything is computed.
+
+    Raises:
+        LoraKitError: of the first source, item or metric that is wrong.
+    """
+    device = process_state().device
+    return [
+        _plan(suite, build_task(task, backbone.tokenizer, suite.seed), device)
+        for suite in suites
+        for task in suite.tasks
+    ]
+
+
+@torch.inference_mode()
+def _safe_choices(scorer: Scorer, work: Work) -> Work:
+    """The work, with its choices in rows of their own where the model needs that."""
+    if work.task.spec.kind != "multiple_choice":
+        return work
+    probes = cast(Sequence[ChoiceItem], work.task.items[:PROBES])
+    way = way_to_score(scorer, probes)
+    return replace(work, score=partial(score_choices, log_likelihoods=way))
+
+
+def _share(work: Work, state: PartialState) -> tuple[tuple[Item, ...], ...]:
+    """The batches of this process."""
+    return work.batches[state.process_index :: state.num_processes]
+
+
 def _plan(suite: Suite, task: Task, device: torch.device) -> Work:
     spec = task.spec
     tokens = BATCH_TOKENS
@@ -126,7 +154,7 @@ def _plan(suite: Suite, task: Task, device: torch.device) -> Work:
     if spec.kind == "loss":
         score = score_losses
     elif spec.kind == "multiple_choice":
-        score = score_choices
+        score = partial(score_choices, log_likelihoods=in_one_row)
     else:
         tokens = GENERATION_BATCH_TOKENS
         metric = load_metric(spec.metric) if spec.metric else None

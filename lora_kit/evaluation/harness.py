@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_kit.adapters import adapter_sha256
 from lora_kit.backbone import Backbone
 from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine import evaluate_arms
@@ -16,7 +17,7 @@ from lora_kit.evaluation.ledger import Entry, read_ledger, write_ledger
 from lora_kit.evaluation.report import ReportFacts, write_report
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict, judge
-from lora_kit.files import write_json
+from lora_kit.files import read_json, write_json
 from lora_kit.processes import process_state
 
 LEDGER = "ledger.parquet"
@@ -26,19 +27,22 @@ SUITES = "suites.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The ledger's entries and what follows from them."""
+    """The ledger's entries, what follows from them, and where both lie."""
 
     verdict: Verdict
     entries: tuple[Entry, ...]
+    directory: Path
 
 
 def run_suites(
     backbone: Backbone,
     model: Any,
     suites: Sequence[Suite],
+    arms: Sequence[str],
     directory: Path,
     title: str,
     facts: Mapping[str, str],
+    adapter: Path,
 ) -> Evaluation:
     """Evaluate base and adapter, judge them, and write ledger, verdict and report.
 
@@ -46,18 +50,23 @@ def run_suites(
         backbone: loaded.
         model: the backbone with the adapter attached.
         suites: what to evaluate.
+        arms: `base` and `adapter`.
         directory: where the results go.
         title: of the report.
         facts: shown in the report beside what is known here.
+        adapter: its directory, whose weights the verdict names.
     """
-    entries = evaluate_arms(backbone, model, suites, ("base", "adapter"))
+    entries = evaluate_arms(backbone, model, suites, arms)
     verdict = judge(entries, suites)
     if process_state().is_main_process:
         write_ledger(directory / LEDGER, entries)
         write_json(directory / SUITES, [suite.model_dump(mode="json") for suite in suites])
-        write_json(
-            directory / VERDICT, verdict.to_dict() | {"backbone": backbone.fingerprint.digest}
-        )
+        lineage = {
+            "backbone": backbone.fingerprint.digest,
+            "adapter": adapter_sha256(adapter),
+            "suite_digests": {suite.name: suite.digest for suite in suites},
+        }
+        write_json(directory / VERDICT, verdict.to_dict() | lineage)
         described = {
             "Backbone": backbone.spec.model,
             "Quantization": backbone.spec.quantization,
@@ -66,7 +75,7 @@ def run_suites(
         }
         write_report(directory, verdict, entries, ReportFacts(title, described | dict(facts)))
     process_state().wait_for_everyone()
-    return Evaluation(verdict, tuple(entries))
+    return Evaluation(verdict, tuple(entries), directory)
 
 
 def read_verdict(directory: Path) -> dict[str, Any]:
@@ -76,14 +85,11 @@ def read_verdict(directory: Path) -> dict[str, Any]:
         EvaluationError: if there is none.
     """
     path = directory / VERDICT
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EvaluationError(
-            f"{path}: cannot be read as a verdict ({error}); evaluate the adapter first"
-        ) from error
-    if not isinstance(value, dict) or value.get("decision") not in ("PASS", "FAIL", "INCONCLUSIVE"):
-        raise EvaluationError(f"{path}: has no decision")
+    if not path.is_file():
+        raise EvaluationError(f"{path}: no verdict; evaluate the adapter first")
+    value = read_json(path, EvaluationError)
+    if not {"decision", "suites", "backbone", "adapter", "suite_digests"} <= set(value):
+        raise EvaluationError(f"{path}: not a verdict of this version; evaluate the adapter again")
     return value
 
 
@@ -96,10 +102,12 @@ def check_verdict(directory: Path) -> None:
     stored = read_verdict(directory)
     try:
         suites = [Suite.model_validate(s) for s in json.loads((directory / SUITES).read_text())]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise EvaluationError(f"{directory / SUITES}: cannot be read: {error}") from error
+    if stored["suite_digests"] != {suite.name: suite.digest for suite in suites}:
+        raise EvaluationError(f"{directory / SUITES}: not the suites that the verdict names")
     judged = judge(read_ledger(directory / LEDGER), suites).to_dict()
-    if not _same(judged, {name: value for name, value in stored.items() if name != "backbone"}):
+    if not _same(judged, {name: stored[name] for name in judged}):
         raise EvaluationError(
             f"{directory / VERDICT}: the verdict does not follow from the ledger beside it"
         )

@@ -75,4 +75,4 @@ def read_ledger(path: Path) -> list[Entry]:
     missing = {field.name for field in fields(Entry)} - set(table.column_names)
     if missing:
         raise EvaluationError(f"{path}: no ledger; missing columns: {', '.join(sorted(missing))}")
-    return [Entry(**row) for row in table.to_pylist()]
+    return [Entry(**row) for row in table.select(SCHEMA.names).to_pylist()]

@@ -18,23 +18,22 @@ def load_metric(name: str) -> Metric:
     """A metric as a function of a prediction and its references.
 
     Args:
-        name: a bundled metric, the path of an `evaluate` module, or its name on a hub.
+        name: a bundled metric, or the path of an `evaluate` module. A name on a hub is refused: it
+            would run code that nobody here has read.
 
     Raises:
-        EvaluationError: if there is no such module here and none can be fetched.
+        EvaluationError: if there is no such module here.
     """
     import evaluate
 
-    path = BUNDLED / name
+    path = BUNDLED / name if (BUNDLED / name).is_dir() else Path(name)
+    bundled = ", ".join(sorted(module.stem for module in BUNDLED.glob("*/*.py")))
+    if not path.exists():
+        raise EvaluationError(f"metric {name}: neither bundled ({bundled}) nor a path to a module")
     try:
-        module = evaluate.load(str(path) if path.is_dir() else name, keep_in_memory=True)
+        module = evaluate.load(str(path), keep_in_memory=True)
     except (OSError, ImportError, ValueError) as error:
-        bundled = ", ".join(
-            sorted(p.name for p in BUNDLED.iterdir() if (p / f"{p.name}.py").exists())
-        )
-        raise EvaluationError(
-            f"metric {name}: not bundled ({bundled}), and `evaluate` cannot load it: {error}"
-        ) from error
+        raise EvaluationError(f"metric {name}: `evaluate` cannot load it: {error}") from error
 
     def score(prediction: str, references: Sequence[str]) -> float | None:
         result = module.compute(predictions=[prediction], references=[list(references)])
@@ -43,13 +42,12 @@ def load_metric(name: str) -> Metric:
     return score
 
 
-def _single_score(name: str, result: dict[str, Any]) -> float | None:
-    key = name.rsplit("/", 1)[-1]
-    value = result.get(key, result.get("score"))
+def _single_score(name: str, result: Any) -> float | None:
+    key = Path(name).stem
+    value = result.get(key, result.get("score")) if isinstance(result, dict) else result
     if not isinstance(value, int | float):
         raise EvaluationError(
-            f"metric {name}: its result has neither `{key}` nor `score` as a number; it has "
-            f"{', '.join(map(str, result))}"
+            f"metric {name}: its result has neither `{key}` nor `score` as a number: {result!r:.80}"
         )
     # A metric that has no value for an item says so; it is counted as missing, never as 0.
     return None if math.isnan(value) else float(value)

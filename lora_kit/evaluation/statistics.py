@@ -40,10 +40,13 @@ def paired_interval(
     """The interval of a mean paired difference, by the cluster bootstrap.
 
     Whole clusters are drawn with replacement (Davison & Hinkley 1997, section 3.8, strategy 1) and
-    the statistic is the ratio of sums, percentile limits. The bootstrap cannot imagine a flip that
-    did not happen: with no flip among 20 items it gives an interval of width 0. For scores of 0
-    and 1 the wider of it and the adjusted Wald interval of Agresti & Min (2005, Statistics in
-    Medicine 24:729, half a pseudo-item in each cell) is taken, limit by limit.
+    the statistic is the ratio of sums, percentile limits. With few clusters these are too narrow
+    (of 400 draws without a difference, 14% seemed a gain at 3 clusters, 8% at 5), so the wider of
+    them and the cluster-robust t interval is taken, limit by limit.
+
+    Neither can imagine a flip that did not happen: with no flip among 20 items both have width 0.
+    For scores of 0 and 1 the adjusted Wald interval of Agresti & Min (2005, Statistics in Medicine
+    24:729, half a pseudo-item in each cell) is the third of which the widest is taken.
 
     Args:
         differences: (items,), positive where the second arm is better.
@@ -59,7 +62,7 @@ def paired_interval(
         raise ValueError("no items to compare")
     names, index = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
     sums = np.bincount(index, weights=differences)
-    counts = np.bincount(index).astype(float)
+    counts = np.bincount(index, weights=np.ones(items))
     delta = float(differences.mean())
     if len(names) == 1:
         # One cluster says nothing of how others would differ.
@@ -76,8 +79,9 @@ def paired_interval(
             method="percentile",
             rng=np.random.default_rng(0),
         )
-        low = float(result.confidence_interval.low)
-        high = float(result.confidence_interval.high)
+        half = _robust_half_width(sums, counts, confidence)
+        low = min(float(result.confidence_interval.low), delta - half)
+        high = max(float(result.confidence_interval.high), delta + half)
     if binary:
         won, lost = float((differences > 0).sum()), float((differences < 0).sum())
         center = (won - lost) / (items + 2)
@@ -85,6 +89,16 @@ def paired_interval(
         half = float(stats.norm.ppf(0.5 + confidence / 2)) * math.sqrt(variance) / (items + 2)
         low, high = min(low, max(center - half, -1.0)), max(high, min(center + half, 1.0))
     return Interval(delta, low, high, confidence, items, len(names))
+
+
+def _robust_half_width(
+    sums: NDArray[np.float64], counts: NDArray[np.float64], confidence: float
+) -> float:
+    """Half the t interval of a ratio of cluster totals (Cochran 1977, equation 6.13)."""
+    clusters = len(sums)
+    residuals = sums - sums.sum() / counts.sum() * counts
+    variance = clusters / (clusters - 1) * float((residuals**2).sum()) / float(counts.sum()) ** 2
+    return float(stats.t.ppf(0.5 + confidence / 2, clusters - 1)) * math.sqrt(variance)
 
 
 def superiority(interval: Interval) -> Decision:

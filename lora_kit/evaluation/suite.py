@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lora_kit.errors import RecipeError
 from lora_kit.schema import (
     Count,
-    Fraction,
     Positive,
     Section,
     bundled_names,
@@ -47,8 +48,10 @@ class TaskSpec(Section):
     why: str = ""
     """Retention only: why this margin."""
     metric: str | None = None
-    """Generation only: a bundled metric (`chrf`, `exact_match`), a local `evaluate` module, or its
-    name on a hub."""
+    """Generation only: a bundled metric (`chrf`, `exact_match`) or the path of an `evaluate` module
+    of yours, whose result has a number under its own name or `score`."""
+    lower_is_better: bool = False
+    """Generation only: whether a lower value of the metric is better, as for error rates."""
     answer: Literal["whole", "first_line"] = "whole"
     """Generation only: what of the output is the answer that the metric sees."""
     max_length: Count = 1024
@@ -62,14 +65,14 @@ class TaskSpec(Section):
             raise ValueError(
                 f"a {self.kind} task takes {'a' if self.kind == 'generation' else 'no'} `metric`"
             )
-        if self.kind != "generation" and self.answer != "whole":
-            raise ValueError(f"a {self.kind} task takes no `answer`")
+        if self.kind != "generation" and (self.answer != "whole" or self.lower_is_better):
+            raise ValueError(f"a {self.kind} task takes neither `answer` nor `lower_is_better`")
         return self
 
     @property
     def higher_is_better(self) -> bool:
         """Whether a higher score is a better one."""
-        return self.kind != "loss"
+        return self.kind != "loss" and not self.lower_is_better
 
     @property
     def is_binary(self) -> bool:
@@ -95,7 +98,7 @@ class Suite(Section):
     """`gain`: the adapter has to be better. `retention`: it must not be worse than the margin."""
     description: str = ""
     """What it is for."""
-    alpha: Fraction = 0.05
+    alpha: Annotated[Positive, Field(lt=0.5)] = 0.05
     """Two-sided for gain, one-sided for retention."""
     seed: int = 0
     """Picks the items where a task has a limit."""
@@ -132,6 +135,20 @@ class Suite(Section):
             RecipeError: with all problems at once.
         """
         return validate(cls, read_document(find_document(str(reference), SUITE_FOLDERS, "suite")))
+
+
+def load_suites(references: Sequence[str]) -> list[Suite]:
+    """Read several suites.
+
+    Raises:
+        RecipeError: if one is wrong, or two have one name and would be judged as one.
+    """
+    suites = [Suite.load(reference) for reference in references]
+    names = [suite.name for suite in suites]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RecipeError(f"evaluation.suites: two suites are named {twice[0]}; rename one")
+    return suites
 
 
 def suite_names() -> list[str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.sources import BUILT_IN, read_source
+from lora_kit.data.sources import BUILT_IN, json_lines, read_source
 from lora_kit.data.tokenization import Example, tokenize, tokenize_prompt
 from lora_kit.errors import DataError
 from lora_kit.evaluation.checks import Check
@@ -81,6 +81,10 @@ def build_task(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, seed: int) ->
     items = builders[spec.kind](spec, tokenizer)
     if not items:
         raise DataError(f"task {spec.name}: {spec.source} has no items in split {spec.split}")
+    ids = Counter(item.id for item in items)
+    twice, count = ids.most_common(1)[0]
+    if count > 1:
+        raise DataError(f"task {spec.name}: {count} items of {spec.source} have the id {twice!r}")
     if spec.limit is not None and spec.limit < len(items):
         chosen = random.Random(f"{seed}/{spec.name}").sample(range(len(items)), spec.limit)
         items = [items[index] for index in sorted(chosen)]
@@ -160,17 +164,7 @@ def _read_choices(path: Path, spec: TaskSpec) -> list[ChoiceRow]:
         raise DataError(
             f"task {spec.name}: {path}: neither `general-knowledge` nor a .jsonl file that exists"
         )
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        origin = f"{path}:{number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{origin}: not valid JSON: {error}") from error
-        rows.append(_choice_row(value, origin))
-    return rows
+    return [_choice_row(value, origin) for value, origin in json_lines(path)]
 
 
 def _choice_row(value: object, origin: str) -> ChoiceRow:
@@ -190,7 +184,8 @@ def _choice_row(value: object, origin: str) -> ChoiceRow:
             f"{origin}: `answer` is {answer!r}; the index of a choice is wanted, 0 to "
             f"{len(choices) - 1}"
         )
-    return str(value.get("id", origin)), question, tuple(choices), answer
+    identifier = value.get("id")
+    return origin if identifier is None else str(identifier), question, tuple(choices), answer
 
 
 def _choice_item(row: ChoiceRow, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> ChoiceItem:

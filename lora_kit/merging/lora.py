@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from safetensors import safe_open
 
 from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.errors import MergeError
+from lora_kit.files import read_json
 
 PREFIX = "base_model.model."
 # Options of LoRA whose update is not `scaling * B @ A` added to the weight.
@@ -57,7 +57,7 @@ def read_updates(directory: Path) -> Mapping[str, LoraUpdate]:
     Raises:
         MergeError: if the adapter is no plain LoRA, or a tensor in it cannot be placed.
     """
-    config = json.loads((directory / ADAPTER_CONFIG).read_text())
+    config = read_json(directory / ADAPTER_CONFIG, MergeError)
     if config.get("peft_type") != "LORA":
         raise MergeError(
             f"{directory}: peft_type {config.get('peft_type')}; only LORA is merged shard by shard"

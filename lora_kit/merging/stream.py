@@ -70,6 +70,8 @@ def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
         MergeError: if a part of the adapter has no place in the backbone, or the disk is too small.
     """
     started = time.monotonic()
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise MergeError(f"{output}: is there already and not empty; choose another --output")
     updates = read_updates(plan.adapter)
     files = weight_files(plan.base)
     keys = {key for file in files for key in _keys(file)}

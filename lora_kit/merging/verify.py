@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,6 +111,8 @@ def compare(measured: torch.Tensor, shipped: torch.Tensor, control: torch.Tensor
     control_kl = float(_kl(measured, control).mean())
     agreement = _agreement(measured, shipped)
     mean = float(kl.mean())
+    if not math.isfinite(mean + control_kl):
+        raise MergeError("the merged model's distributions are no numbers; its weights overflowed")
     return Verification(
         positions=len(measured),
         top1_agreement=agreement,

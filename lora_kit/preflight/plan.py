@@ -16,11 +16,11 @@ from lora_kit.data.dataset import (
 )
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import BackboneError
-from lora_kit.evaluation.suite import Suite
-from lora_kit.evaluation.tasks import build_task
+from lora_kit.evaluation.engine import plan_work
+from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
-from lora_kit.training.trainer import micro_batch_size
+from lora_kit.training.trainer import micro_batch_size, optimizer_steps
 
 SAMPLES = 2
 
@@ -85,20 +85,21 @@ def make_plan(recipe: Recipe) -> Plan:
     Raises:
         LoraKitError: of the first stage that refuses.
     """
-    suites = [Suite.load(reference) for reference in recipe.evaluation.suites]
+    suites = load_suites(recipe.evaluation.suites)
     rows, replay = training_rows(recipe.data, recipe.seed)
     held_out = validation_rows(recipe.data, recipe.seed)
     state = process_state()
     spec = recipe.training
+    micro = micro_batch_size(spec, state.num_processes, state.device)
     known: dict[str, Any] = {
         "recipe": recipe,
         "rows": len(rows),
         "validation_rows": len(held_out),
-        "optimizer_steps": max(int(-(-len(rows) * spec.epochs // spec.batch_size)), 1),
-        "micro_batch_size": micro_batch_size(spec, state.num_processes, state.device),
+        "optimizer_steps": optimizer_steps(len(rows), spec, micro, state.num_processes),
+        "micro_batch_size": micro,
     }
     try:
-        files = resolve(recipe.backbone)
+        files = resolve(recipe.backbone, allow_network=False)
     except BackboneError as error:
         counted = tuple(SuitePlan(s.name, s.role, {t.name: -1 for t in s.tasks}) for s in suites)
         return Plan(**known, suites=counted, missing_backbone=str(error))
@@ -117,10 +118,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def _suite_plan(suite: Suite, backbone: Backbone) -> SuitePlan:
-    items = {
-        task.name: len(build_task(task, backbone.tokenizer, suite.seed).items)
-        for task in suite.tasks
-    }
+    items = {work.task.spec.name: len(work.task.items) for work in plan_work([suite], backbone)}
     return SuitePlan(suite.name, suite.role, items)
 
 

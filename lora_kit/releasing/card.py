@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from lora_kit.backbone import ALIASES
+from lora_kit.errors import ReleaseError
+from lora_kit.files import read_json
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.gate import Clearance
 from lora_kit.run import RunDirectory
@@ -61,7 +62,7 @@ def model_card(recipe: Recipe, clearance: Clearance, run: RunDirectory) -> str:
         merge=clearance.merge,
         sources=[source.source for source in recipe.data.train],
         replay=recipe.data.replay.source if recipe.data.replay else None,
-        counts=json.loads(run.record.read_text())["data"],
+        counts=read_json(run.record, ReleaseError)["data"],
         number=_number,
         signed=_signed,
         percent=_percent,

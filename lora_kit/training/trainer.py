@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -116,7 +117,8 @@ def train(
     state = process_state()
     arguments = _arguments(recipe, backbone, state, run.root)
     before = validation_loss(model, backbone, validation)
-    steps = _optimizer_steps(len(data.examples), recipe.training, arguments, state.num_processes)
+    micro = arguments.per_device_train_batch_size
+    steps = optimizer_steps(len(data.examples), recipe.training, micro, state.num_processes)
     started = time.monotonic()
     with meter("training", steps, visible=state.is_main_process) as progress:
         log = MetricsLog(run.metrics, progress, state.is_main_process)
@@ -131,6 +133,9 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     seconds = time.monotonic() - started
+    # Accelerate leaves the forward wrapped in autocast, and what is measured would not be what a
+    # model from disk computes.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
     after = validation_loss(model, backbone, validation)
     if state.is_main_process:
@@ -185,7 +190,7 @@ def _arguments(
 ) -> SFTConfig:
     spec = recipe.training
     micro = micro_batch_size(spec, state.num_processes, state.device)
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(directory),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=spec.batch_size // (micro * state.num_processes),
@@ -210,14 +215,17 @@ def _arguments(
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
+    # Without a launcher, all visible GPUs would be taken by nn.DataParallel, which deals out the
+    # columns that logits are wanted in as if they were examples.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
-def _optimizer_steps(
-    examples: int, spec: TrainingSpec, arguments: SFTConfig, processes: int
-) -> int:
-    batches = -(-examples // (arguments.per_device_train_batch_size * processes))
-    a_epoch = max(-(-batches // arguments.gradient_accumulation_steps), 1)
-    return max(int(-(-spec.epochs * a_epoch // 1)), 1)
+def optimizer_steps(examples: int, spec: TrainingSpec, micro: int, processes: int) -> int:
+    """Steps of the optimizer over all epochs, as transformers counts them."""
+    batches = -(-examples // (micro * processes))
+    an_epoch = max(-(-batches * micro * processes // spec.batch_size), 1)
+    return max(math.ceil(spec.epochs * an_epoch), 1)
 
 
 def _tensorboard(directory: Path) -> list[Any]:

@@ -26,6 +26,19 @@ def test_the_splits_of_a_built_in_source_share_no_cluster_and_make_the_whole(sou
     assert all(parts.values())
 
 
+def test_no_document_of_the_test_split_is_text_of_the_training_split() -> None:
+    def shingles(text: str) -> set[tuple[str, ...]]:
+        words = text.split()
+        return {tuple(words[i : i + 12]) for i in range(len(words) - 11)}
+
+    seen = set().union(*(shingles(row.text or "") for row in read("python-reference")))
+    tested = [shingles(row.text or "") for row in read("python-reference", split="test")]
+    shares = [len(one & seen) / len(one) for one in tested if one]
+    # Topics quote one another: at most a sentence or two of a document.
+    assert max(shares) < 0.3
+    assert sum(share > 0 for share in shares) <= 0.05 * len(tested)
+
+
 def test_a_docstring_is_taken_out_of_the_code_it_describes() -> None:
     rows = read("stdlib-docstrings", split="all")
     assert len(rows) > 3000

@@ -83,6 +83,15 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> No
         tokenize(row(*CHAT), changed, 512)
 
 
+def test_a_row_that_the_template_refuses_is_named(tokenizer: Any) -> None:
+    import copy
+
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*System role not supported"):
+        tokenize(row(*CHAT), changed, 512)
+
+
 def test_a_template_without_an_end_of_turn_is_refused(tokenizer: Any) -> None:
     import copy
 
@@ -102,6 +111,9 @@ def test_without_a_template_a_completion_is_learned_with_the_end_of_text(tokeniz
     plain.chat_template = None
     example = tokenize(row(Message("user", "2 + 2 ="), Message("assistant", "4")), plain, 512)
     assert learned(plain, example).strip() == "4<|im_end|>"
+    prompt = tokenize_prompt([Message("user", "2 + 2 =")], plain)
+    assert list(example.input_ids[: len(prompt)]) == prompt
+    assert example.labels[len(prompt)] != IGNORED
     with pytest.raises(DataError, match="no chat template"):
         tokenize(row(*CHAT), plain, 512)
 

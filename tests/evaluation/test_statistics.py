@@ -62,6 +62,17 @@ def test_the_binary_interval_covers_what_it_says() -> None:
     assert missed / 200 <= 0.08
 
 
+@pytest.mark.parametrize("clusters", [3, 5, 18])
+def test_few_clusters_do_not_make_a_gain_of_nothing(clusters: int) -> None:
+    generator = np.random.default_rng(5)
+    names = each(clusters)
+    gains = sum(
+        superiority(paired_interval(generator.normal(0, 1, clusters), names, 0.95, False)) == "PASS"
+        for _ in range(200)
+    )
+    assert gains / 200 <= 0.05  # 2.5% nominal; the bootstrap alone had 14% at 3 clusters
+
+
 @pytest.mark.parametrize(
     ("low", "high", "gain", "retention"),
     [

@@ -169,18 +169,24 @@ def test_an_evaluation_of_the_run_gives_the_same_ledger(finished: Path, tmp_path
     assert again == first
 
 
-def test_a_run_without_pass_is_not_released_and_exits_with_its_verdict(
+def test_a_run_is_released_only_on_the_suites_of_its_recipe(
     finished: Path, workplace: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run, ignore=shutil.ignore_patterns("release"))
-    evaluated = command("evaluate", str(run), "--suite", "undecided.yaml", cwd=workplace)
-    assert evaluated.returncode == 4, evaluated.stderr
-    assert "INCONCLUSIVE" in evaluated.stdout
-    assert "items would decide" in evaluated.stdout
+    # Other suites have a directory of their own: the run keeps the verdict that it stands on.
+    aside = command("evaluate", str(run), "--suite", "undecided.yaml", cwd=workplace)
+    assert aside.returncode == 4, aside.stderr
+    assert "INCONCLUSIVE" in aside.stdout
+    assert "items would decide" in aside.stdout
+    assert (run / "evaluation-undecided" / "report.html").is_file()
+    assert command("verify", str(run)).returncode == 0
+    shutil.rmtree(run / "evaluation")
+    (run / "evaluation-undecided").rename(run / "evaluation")
     refused = command("release", str(run))
-    assert refused.returncode == 4
+    assert refused.returncode == 3
     assert "undecided/quiz: INCONCLUSIVE" in refused.stderr
+    assert "not on the suites that were set before the training" in refused.stderr
     assert not (run / "release").exists()
 
 

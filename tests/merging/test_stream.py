@@ -175,6 +175,16 @@ def test_a_tensor_of_the_adapter_without_a_place_is_an_error(tiny: Path, tmp_pat
         merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
 
 
+def test_a_merge_does_not_take_the_place_of_other_files(tiny: Path, tmp_path: Path) -> None:
+    backbone = quantized(tiny, "none")
+    trained(backbone, tmp_path / "adapter")
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "thesis.txt").write_text("years")
+    with pytest.raises(MergeError, match="not empty"):
+        merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "documents")
+    assert (tmp_path / "documents" / "thesis.txt").read_text() == "years"
+
+
 def test_a_merge_that_breaks_off_leaves_nothing_that_looks_like_a_model(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

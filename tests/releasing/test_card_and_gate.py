@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
+from lora_kit.adapters import ADAPTER_WEIGHTS, adapter_sha256
 from lora_kit.errors import EvaluationError, ReleaseError
 from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT
 from lora_kit.evaluation.ledger import Entry, write_ledger
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import judge
 from lora_kit.files import write_json
+from lora_kit.gguf import file_sha256
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.card import model_card
 from lora_kit.releasing.gate import MERGE_RECORD, clear
@@ -35,7 +37,16 @@ def evaluated(root: Path, after: list[float], **merge: Any) -> RunDirectory:
     ]
     write_ledger(run.evaluation / LEDGER, rows)
     write_json(run.evaluation / SUITES, [SUITE.model_dump(mode="json")])
-    write_json(run.evaluation / VERDICT, judge(rows, [SUITE]).to_dict() | {"backbone": "b"})
+    run.adapter.mkdir()
+    (run.adapter / ADAPTER_WEIGHTS).write_bytes(b"adapter")
+    adapter = adapter_sha256(run.adapter)
+    digests = {"better": SUITE.digest}
+    lineage = {"backbone": "b", "adapter": adapter, "suite_digests": digests}
+    write_json(run.evaluation / VERDICT, judge(rows, [SUITE]).to_dict() | lineage)
+    run.update_record(suites=digests)
+    run.merged.mkdir()
+    weights = run.merged / "model.safetensors"
+    weights.write_bytes(b"merged")
     verification = {
         "passed": True,
         "positions": 9,
@@ -43,7 +54,14 @@ def evaluated(root: Path, after: list[float], **merge: Any) -> RunDirectory:
         "mean_kl": 1e-7,
         "control_mean_kl": 0.5,
     }
-    record = {"backbone": "b", "into": "dequantized", "dtype": "float32"} | merge
+    record = {
+        "backbone": "b",
+        "adapter": adapter,
+        "files": {weights.name: file_sha256(weights)},
+        "into": "dequantized",
+        "dtype": "float32",
+        "compared_on": "held-out rows",
+    } | merge
     write_json(run.merged / MERGE_RECORD, {"verification": verification} | record)
     return run
 
@@ -74,6 +92,9 @@ def test_a_run_that_did_not_pass_is_refused_with_its_status(
     [
         ({"verification": {"passed": False}}, "not what was measured"),
         ({"backbone": "another"}, "different backbones"),
+        ({"adapter": "another"}, "merged files are of another adapter"),
+        ({"files": {"model.safetensors": "0"}}, "changed since they were compared"),
+        ({"files": {"gone.safetensors": "0"}}, "changed since they were compared"),
     ],
 )
 def test_files_that_are_not_what_was_measured_are_refused(
@@ -82,6 +103,18 @@ def test_files_that_are_not_what_was_measured_are_refused(
     with pytest.raises(ReleaseError, match=part) as caught:
         clear(evaluated(tmp_path, BETTER, **merge))
     assert caught.value.status == 3
+
+
+def test_a_verdict_of_another_adapter_or_on_other_suites_opens_nothing(tmp_path: Path) -> None:
+    run = evaluated(tmp_path, BETTER)
+    run.update_record(suites={"better": SUITE.digest, "keep": "0"})
+    with pytest.raises(ReleaseError, match="suites that were set before the training"):
+        clear(run)
+    run.update_record(suites={"better": SUITE.digest})
+    clear(run)
+    (run.adapter / ADAPTER_WEIGHTS).write_bytes(b"another adapter")
+    with pytest.raises(ReleaseError, match="verdict is of another adapter"):
+        clear(run)
 
 
 def test_a_run_that_was_not_merged_says_what_to_do(tmp_path: Path) -> None:
@@ -115,7 +148,7 @@ def test_the_card_has_the_verdicts_figures_and_metadata_that_the_hub_reads(tmp_p
 def test_a_manifest_finds_every_difference(tmp_path: Path) -> None:
     run = evaluated(tmp_path, BETTER)
     write_manifest(tmp_path, {"name": "x"})
-    assert verify_manifest(tmp_path) == 4
+    assert verify_manifest(tmp_path) == 7
     ledger = run.evaluation / LEDGER
     content = ledger.read_bytes()
     ledger.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -135,7 +168,24 @@ def test_a_manifest_that_was_made_to_fit_still_has_to_follow_from_the_ledger(
         verify_manifest(tmp_path)
 
 
-def test_what_is_no_manifest_is_told(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("[]")
-    with pytest.raises(ReleaseError, match="cannot be read as a manifest"):
+def test_a_directory_that_never_passed_is_no_release(tmp_path: Path) -> None:
+    evaluated(tmp_path, WORSE)
+    write_manifest(tmp_path, {"name": "x"})
+    with pytest.raises(ReleaseError, match="its verdict is FAIL"):
         verify_manifest(tmp_path)
+
+
+def test_nothing_hides_behind_a_link(tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "release", BETTER)
+    write_manifest(run.root, {"name": "x"})
+    (tmp_path / "elsewhere").mkdir()
+    (run.root / "extra").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ReleaseError, match="not in the manifest: extra"):
+        verify_manifest(run.root)
+
+
+def test_what_is_no_manifest_is_told(tmp_path: Path) -> None:
+    for text in ("[]", "{", '{"files": ["a"]}'):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(ReleaseError, match=r"manifest\.json"):
+            verify_manifest(tmp_path)
