@@ -40,9 +40,8 @@ def read_source(spec: SourceSpec, seed: int, field: str) -> list[Row]:
     else:
         rows = _read_file(spec.source, spec.split, field)
     if spec.limit is not None and spec.limit < len(rows):
-        chosen = random.Random(f"{seed}/{spec.source}/{spec.split}").sample(
-            range(len(rows)), spec.limit
-        )
+        # By the field, not by the source: a file's path must not decide which rows are taken.
+        chosen = random.Random(f"{seed}/{field}").sample(range(len(rows)), spec.limit)
         rows = [rows[index] for index in sorted(chosen)]
     return rows
 

@@ -61,8 +61,8 @@ def paired_interval(
     if items == 0:
         raise ValueError("no items to compare")
     names, index = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
-    sums = np.bincount(index, weights=differences)
-    counts = np.bincount(index, weights=np.ones(items))
+    sums = np.asarray(np.bincount(index, weights=differences), dtype=np.float64)
+    counts = np.asarray(np.bincount(index), dtype=np.float64)
     delta = float(differences.mean())
     if len(names) == 1:
         # One cluster says nothing of how others would differ.

@@ -56,6 +56,14 @@ def test_a_limit_picks_the_same_rows_by_seed() -> None:
     assert other != some
 
 
+def test_where_a_file_lies_does_not_decide_which_rows_are_taken(
+    chats: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere.jsonl").write_text(chats.read_text())
+    here, there = (read(str(p), limit=5) for p in (chats, tmp_path / "elsewhere.jsonl"))
+    assert [row.messages for row in here] == [row.messages for row in there]
+
+
 def test_a_file_of_chats_is_read_in_both_formats(chats: Path) -> None:
     rows = read(str(chats))
     assert len(rows) == 50
