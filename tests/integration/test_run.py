@@ -56,7 +56,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {
             "train": [{"source": "stdlib-docstrings", "limit": 24}],
             "validation": [{"source": "stdlib-docstrings", "split": "validation", "limit": 8}],
-            "max_length": 256,
+            "max_length": 384,
         },
         "training": {"learning_rate": 1e-3},
         "evaluation": {"suites": ["gain.yaml", "retention.yaml"]},
