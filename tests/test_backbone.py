@@ -11,6 +11,7 @@ from bitsandbytes.nn import Linear4bit
 from lora_kit import backbone as backbones
 from lora_kit.backbone import Backbone
 from lora_kit.errors import BackboneError
+from lora_kit.fingerprint import fingerprint, weight_files
 from lora_kit.gguf import converted
 from lora_kit.recipe import BackboneSpec
 
@@ -33,9 +34,9 @@ def test_a_quantized_backbone_is_frozen_and_told_apart_by_its_fingerprint(
 ) -> None:
     assert len(real_backbone.quantized_modules) == 210
     assert not any(p.requires_grad for p in real_backbone.model.parameters())
-    weights = backbones.weight_files(smollm)
-    same = backbones.fingerprint(smollm, weights, spec("x", "nf4"), torch.float32)
-    other = backbones.fingerprint(smollm, weights, spec("x", "fp4"), torch.float32)
+    weights = weight_files(smollm)
+    same = fingerprint(smollm, weights, spec("x", "nf4"), torch.float32)
+    other = fingerprint(smollm, weights, spec("x", "fp4"), torch.float32)
     assert same.digest == real_backbone.fingerprint.digest
     assert other.digest != same.digest
     assert other.weights == same.weights

@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lora_kit.backbone import weight_files
 from lora_kit.errors import MergeError
 from lora_kit.files import whole_directory, write_json
+from lora_kit.fingerprint import weight_files
 from lora_kit.merging.lora import LoraUpdate, read_updates
 
 INDEX = "model.safetensors.index.json"
