@@ -42,6 +42,9 @@ OutputOption = Annotated[Path | None, typer.Option("--output", help="Where the r
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Let --output hold an earlier run.")
 ]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Measure again what was measured before.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -105,25 +108,70 @@ def evaluate(
     quantization: Annotated[
         Quantization | None, typer.Option(help="With --backbone: how the base is stored.")
     ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to evaluate besides base and adapter: merged, fewshot, retrieval, scratch; "
+            "may be repeated."
+        ),
+    ] = None,
     output: OutputOption = None,
+    fresh: FreshOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the adapter against its base. Exit status 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
     from lora_kit import pipeline
 
-    if quantization and not backbone:
-        raise RecipeError("--quantization goes with --backbone; an adapter of ours knows its own")
-    spec = BackboneSpec(model=backbone, quantization=quantization or "none") if backbone else None
-    evaluation = pipeline.evaluate(target, suite, spec, output)
+    spec = _backbone(backbone, quantization)
+    evaluation = pipeline.evaluate(target, suite, spec, output, arm or (), fresh)
     verdict = evaluation.verdict
     if as_json:
         _print_json(verdict.to_dict())
     elif _is_main_process():
-        from lora_kit.evaluation.show import show_verdict
+        from lora_kit.evaluation.reporting.show import show_verdict
 
         show_verdict(verdict, _stdout())
         _print(f"Report: {evaluation.directory}/report.html")
     raise typer.Exit(VERDICT_STATUS[verdict.decision])
+
+
+@app.command()
+def sequence(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_OR_ADAPTER...", help="Stages in the order of their training."),
+    ],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="What each stage was trained for; by default its recipe's gain."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Base model of adapters that another tool made.")
+    ] = None,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="With --backbone: how the base is stored.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("sequence"),
+    fresh: FreshOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure adapters that were trained one after the other on the tasks of all of them."""
+    from lora_kit.evaluation.reporting.show_stages import show_matrix
+    from lora_kit.stages import RECORD, evaluate_sequence
+
+    found = evaluate_sequence(targets, suite, _backbone(backbone, quantization), output, fresh)
+    if as_json:
+        _print_json(found.to_dict())
+    elif _is_main_process():
+        columns = tuple(f"{c.suite}/{c.task} ({c.unit})" for c in found.columns)
+        show_matrix(found.stages, columns, found.scores, found.transfers, _stdout())
+        _print(f"Matrix: {output / RECORD}")
+
+
+def _backbone(model: str | None, quantization: Quantization | None) -> BackboneSpec | None:
+    if quantization and not model:
+        raise RecipeError("--quantization goes with --backbone; an adapter of ours knows its own")
+    return BackboneSpec(model=model, quantization=quantization or "none") if model else None
 
 
 @app.command()
@@ -182,9 +230,9 @@ def run(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Recipe to release in one: train, evaluate, merge, and release what passes."""
+    """Recipe to release in one: train, merge, evaluate, and release what passes."""
     from lora_kit import pipeline
-    from lora_kit.evaluation.show import show_verdict
+    from lora_kit.evaluation.reporting.show import show_verdict
 
     outcome = pipeline.run(Recipe.load(recipe, set_ or []), output, overwrite)
     if as_json:

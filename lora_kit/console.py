@@ -29,15 +29,20 @@ class Meter:
         self._description = description
         self._total = total
         self._done = 0.0
+        self._tokens = 0
         self._progress = progress
         self._task: TaskID | None = None
         self._started = self._last_line = time.monotonic()
         if progress is not None:
             self._task = progress.add_task(description, total=total, note="")
 
-    def advance(self, steps: float = 1, note: str = "") -> None:
-        """Count steps as done; the note stands beside the bar."""
+    def advance(self, steps: float = 1, note: str = "", tokens: int = 0) -> None:
+        """Count steps as done; the note stands beside the bar, and the rate of tokens if any."""
         self._done += steps
+        self._tokens += tokens
+        if self._tokens:
+            rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
+            note = f"{note}, {rate:,.0f} token/s"
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=steps, note=note)
             return

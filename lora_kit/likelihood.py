@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -43,9 +43,6 @@ def supervised_nll(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log-likelihood of each supervised token, in nats.
 
-    Logits are computed only in columns that predict a supervised token of some row: the output
-    head is a fifth of a 135M model's work, and most positions of a prompt are never scored.
-
     Args:
         model: a causal language model whose forward takes `logits_to_keep`.
         batch: of `pad_examples`, on the model's device.
@@ -54,6 +51,26 @@ def supervised_nll(
         `nll` (supervised,) float32 and `rows` (supervised,) int64, the row of each token; in the
         order of rows and positions.
     """
+    nll, _, rows = supervised_tokens(model, batch)
+    return nll, rows
+
+
+def supervised_tokens(
+    model: torch.nn.Module, batch: Mapping[str, torch.Tensor], cache: Any = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`supervised_nll`, and whether each supervised token was the most likely one.
+
+    Logits are computed only in columns that predict a supervised token of some row: the output
+    head is a fifth of a 135M model's work, and most positions of a prompt are never scored.
+
+    Args:
+        model: a causal language model whose forward takes `logits_to_keep`.
+        batch: of `pad_examples`, on the model's device.
+        cache: keys and values of what comes before every row; the attention mask covers it.
+
+    Returns:
+        `nll` (supervised,) float32, `greedy` (supervised,) bool and `rows` (supervised,) int64.
+    """
     targets = batch["labels"][:, 1:]
     columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
     logits = model(
@@ -61,12 +78,14 @@ def supervised_nll(
         attention_mask=batch["attention_mask"],
         position_ids=batch["position_ids"],
         logits_to_keep=columns,
-        use_cache=False,
+        past_key_values=cache,
+        use_cache=cache is not None,
     ).logits
     kept = targets[:, columns]
     mask = kept != IGNORED
-    nll = cross_entropy(logits[mask].float(), kept[mask], reduction="none")
-    return nll, mask.nonzero()[:, 0]
+    chosen, wanted = logits[mask].float(), kept[mask]
+    nll = cross_entropy(chosen, wanted, reduction="none")
+    return nll, chosen.detach().argmax(dim=-1) == wanted, mask.nonzero()[:, 0]
 
 
 def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

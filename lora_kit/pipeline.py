@@ -7,16 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lora_kit.adapters import adapter_sha256, attach, coverage
+from lora_kit.arms import example_rows, loaded_arms
 from lora_kit.backbone import load, resolve
 from lora_kit.console import say
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
 from lora_kit.data.tokenization import tokenize
-from lora_kit.errors import ReleaseError
-from lora_kit.evaluation.engine import plan_work, stop_token_ids
-from lora_kit.evaluation.harness import Evaluation, check_verdict, read_verdict, run_suites
+from lora_kit.errors import RecipeError, ReleaseError
+from lora_kit.evaluation.engine.run import stop_token_ids
+from lora_kit.evaluation.engine.work import plan_work
+from lora_kit.evaluation.harness import (
+    Evaluation,
+    Measurement,
+    check_verdict,
+    read_verdict,
+    run_suites,
+)
+from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.files import whole_directory, write_json, write_text
@@ -24,7 +33,7 @@ from lora_kit.gguf import file_sha256
 from lora_kit.merging.stream import MergePlan, MergeResult, merge_stream
 from lora_kit.merging.verify import Verification, verify_merged
 from lora_kit.processes import process_state
-from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.recipe import ArmName, BackboneSpec, Recipe
 from lora_kit.releasing.card import model_card
 from lora_kit.releasing.gate import MERGE_RECORD, STATUS, clear
 from lora_kit.releasing.manifest import MANIFEST, verify_manifest, write_manifest
@@ -69,7 +78,8 @@ def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -
     suites = load_suites(recipe.evaluation.suites)
     backbone = load(resolve(recipe.backbone), recipe.backbone)
     # Read before the training, so that a mistake in them does not cost one.
-    plan_work(suites, backbone)
+    shots = recipe.evaluation.shots if "fewshot" in recipe.evaluation.arms else 0
+    plan_work(suites, backbone, shots, example_rows(recipe))
     rows, replay = training_rows(recipe.data, recipe.seed)
     data = prepare(rows, backbone.tokenizer, recipe.data, replay)
     held_out = prepare(validation_rows(recipe.data, recipe.seed), backbone.tokenizer, recipe.data)
@@ -83,7 +93,7 @@ def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -
     )
     is_main = process_state().is_main_process
     if is_main:
-        for stale in (run.evaluation, run.merged, run.release):
+        for stale in (run.evaluation, run.merged, run.scratch, run.release):
             # Of an earlier run that --overwrite gave up: its verdict is not this adapter's.
             shutil.rmtree(stale, ignore_errors=True)
         start_record(run, recipe, backbone, "train")
@@ -105,8 +115,13 @@ def evaluate(
     suites: Sequence[str] | None = None,
     backbone: BackboneSpec | None = None,
     output: Path | None = None,
+    arms: Sequence[str] = (),
+    fresh: bool = False,
 ) -> Evaluation:
     """Evaluate a run, or any PEFT adapter directory, against its base.
+
+    What was measured before and has not changed is not measured again, be it that an evaluation was
+    killed, or that an arm is added.
 
     Args:
         target: a run directory, an adapter directory, or an open session.
@@ -115,24 +130,42 @@ def evaluate(
         output: where the results go; by default `evaluation/` in the run or the adapter, and
             `evaluation-SUITE/` for other suites than the recipe's, so that a run keeps the verdict
             that its release stands on.
+        arms: besides those of the run's recipe (by default `base` and `adapter`).
+        fresh: measure everything again.
 
     Raises:
         LoraKitError: if the target is neither, or anything in it is refused.
     """
     chosen = load_suites(suites) if suites else None
+    unknown = sorted(set(arms) - set(get_args(ArmName)))
+    if unknown:
+        raise RecipeError(f"arm {unknown[0]}: possible: {', '.join(get_args(ArmName))}")
     subject = open_subject(target, backbone)
     directory = output or subject.output
     if chosen and not output:
         directory = directory.with_name("-".join(["evaluation", *(s.name for s in chosen)]))
+    names = list(dict.fromkeys([*subject.spec.arms, *arms]))
+    recipe = subject.session.recipe if subject.session else None
     return run_suites(
-        subject.backbone,
-        subject.model,
-        chosen or load_suites(subject.suites),
-        subject.arms,
-        directory,
-        subject.title,
-        {**subject.facts, "Date": datetime.now(UTC).date().isoformat()},
-        subject.adapter,
+        Measurement(
+            backbone=subject.backbone,
+            adapter=subject.adapter,
+            suites=chosen or load_suites(subject.spec.suites),
+            models=loaded_arms(subject, names),
+            directory=directory,
+            facts=ReportFacts(
+                subject.title,
+                {
+                    **subject.facts,
+                    "Arms": ", ".join(names),
+                    "Date": datetime.now(UTC).date().isoformat(),
+                },
+            ),
+            shots=subject.spec.shots if "fewshot" in names else 0,
+            training=example_rows(recipe) if recipe else (),
+            retrieval="retrieval" in names,
+            fresh=fresh,
+        )
     )
 
 
@@ -278,17 +311,20 @@ class Outcome:
 
 
 def run(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -> Outcome:
-    """Recipe to release: train, evaluate, merge, and release what passes.
+    """Recipe to release: train, merge, evaluate, and release what passes.
 
     Raises:
         LoraKitError: if a stage refuses its input.
     """
     trained = train(recipe, output, overwrite)
     session = trained.session
+    # Before the evaluation, in which the merged model may be an arm.
+    if process_state().is_main_process:
+        merge(session)
+    process_state().wait_for_everyone()
     verdict = evaluate(session).verdict
     released, refusal, status = None, "", STATUS[verdict.decision]
     if process_state().is_main_process:
-        merge(session)
         try:
             released = release(session.run.root)
         except ReleaseError as error:

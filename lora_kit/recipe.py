@@ -27,6 +27,7 @@ from lora_kit.schema import (
 RECIPE_FOLDERS = ("recipes",)
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
+ArmName = Literal["base", "adapter", "merged", "fewshot", "retrieval", "scratch"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -141,14 +142,21 @@ class EvaluationSpec(Section):
 
     suites: list[str] = Field(default_factory=lambda: ["core-retention"])
     """Bundled suites by name, or paths to suite files."""
-    arms: list[Literal["base", "adapter"]] = Field(default=["base", "adapter"])
-    """What is evaluated on the items."""
+    arms: list[ArmName] = Field(default=["base", "adapter"])
+    """What is evaluated on the items: `base` and `adapter` always; `merged`: the merged model, from
+    disk; on gain suites other ways to the same end: `fewshot`: the base with examples in its
+    prompt, `retrieval`: the answer of the most similar training row, `scratch`: the same training
+    on weights that were never pretrained."""
+    shots: Count = 5
+    """Training rows that the arm `fewshot` is shown."""
 
     @field_validator("arms")
     @classmethod
     def _both_arms(cls, arms: list[str]) -> list[str]:
-        if sorted(arms) != ["adapter", "base"]:
-            raise ValueError("name `base` and `adapter` once each: a verdict compares the two")
+        if not {"base", "adapter"} <= set(arms) or len(set(arms)) < len(arms):
+            raise ValueError(
+                "name `base` and `adapter`, which a verdict compares, and no arm twice"
+            )
         return arms
 
     @field_validator("suites")

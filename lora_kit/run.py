@@ -66,6 +66,11 @@ class RunDirectory:
         return self.root / "merged"
 
     @property
+    def scratch(self) -> Path:
+        """The run of the same recipe on weights that were never pretrained."""
+        return self.root / "scratch"
+
+    @property
     def release(self) -> Path:
         """What ships."""
         return self.root / "release"

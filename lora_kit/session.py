@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from lora_kit.errors import AdapterError
 from lora_kit.files import read_json
 from lora_kit.recipe import BackboneSpec, EvaluationSpec, Recipe
 from lora_kit.run import RunDirectory
-
-DEFAULTS = EvaluationSpec()
 
 
 @dataclass(frozen=True)
@@ -64,13 +61,18 @@ def _saved_backbone(adapter: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, whether a run or an adapter alone."""
+    """What is evaluated, whether a run or an adapter alone.
+
+    Attributes:
+        session: of a run; `None` for an adapter alone, of which only the weights are known.
+        spec: what is evaluated unless it is said otherwise.
+    """
 
     backbone: Backbone
     model: Any
     adapter: Path
-    suites: Sequence[str]
-    arms: Sequence[str]
+    session: Session | None
+    spec: EvaluationSpec
     output: Path
     title: str
     facts: dict[str, str]
@@ -97,8 +99,8 @@ def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
         target.backbone,
         target.model,
         target.run.adapter,
-        target.recipe.evaluation.suites,
-        target.recipe.evaluation.arms,
+        target,
+        target.recipe.evaluation,
         target.run.evaluation,
         target.run.root.resolve().name,
         {"Adapter": f"{adapter.method}, rank {adapter.rank}", "Recipe": target.recipe.name},
@@ -128,8 +130,8 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
         backbone,
         attach_saved(backbone, directory),
         directory,
-        DEFAULTS.suites,
-        DEFAULTS.arms,
+        None,
+        EvaluationSpec(),
         directory / "evaluation",
         directory.resolve().name,
         {"Adapter": f"{config.get('peft_type', 'unknown').lower()}, rank {config.get('r', '?')}"},

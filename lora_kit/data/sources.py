@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_kit.data.docstrings import docstring_rows
+from lora_kit.data.lines import json_lines
 from lora_kit.data.reference import reference_rows
 from lora_kit.data.rows import Row, Split, parse_row, split_of
 from lora_kit.errors import DataError
@@ -72,23 +72,3 @@ def read_jsonl(path: Path, field: str) -> list[Row]:
     if not rows:
         raise DataError(f"{field}: {path}: the file has no rows")
     return rows
-
-
-def json_lines(path: Path) -> Iterator[tuple[object, str]]:
-    """Yield the value of each line that is not blank, and `file:line`.
-
-    Raises:
-        DataError: if the file is no UTF-8 text, or a line no JSON.
-    """
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield json.loads(line), f"{path}:{number}"
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}:{number}: not valid JSON: {error}") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from lora_kit.errors import EvaluationError
 
+HUB = "hub:"
 BUNDLED = Path(__file__).parent / "metric_modules"
 
 Metric = Callable[[str, Sequence[str]], float | None]
@@ -18,26 +21,34 @@ def load_metric(name: str) -> Metric:
     """A metric as a function of a prediction and its references.
 
     Args:
-        name: a bundled metric, or the path of an `evaluate` module. A name on a hub is refused: it
-            would run code that nobody here has read.
+        name: a bundled metric, the path of an `evaluate` module, or `hub:NAME`. The last fetches a
+            module and runs it, code that nobody here has read: hence by that word alone.
 
     Raises:
-        EvaluationError: if there is no such module here.
+        EvaluationError: if there is no such module.
     """
     import evaluate
 
+    on_hub = name.startswith(HUB)
     path = BUNDLED / name if (BUNDLED / name).is_dir() else Path(name)
     bundled = ", ".join(sorted(module.stem for module in BUNDLED.glob("*/*.py")))
-    if not path.exists():
-        raise EvaluationError(f"metric {name}: neither bundled ({bundled}) nor a path to a module")
+    if not on_hub and not path.exists():
+        raise EvaluationError(
+            f"metric {name}: neither bundled ({bundled}) nor a path to a module; hub:{name} would "
+            "fetch the module of that name from the hub and run it"
+        )
     try:
-        module = evaluate.load(str(path), keep_in_memory=True)
+        module = evaluate.load(name.removeprefix(HUB) if on_hub else str(path), keep_in_memory=True)
     except (OSError, ImportError, ValueError) as error:
         raise EvaluationError(f"metric {name}: `evaluate` cannot load it: {error}") from error
+    # Some metrics take one reference an item, some a list of them.
+    features = module.features[0] if isinstance(module.features, list) else module.features
+    several = not isinstance(features["references"], datasets.Value)
 
     def score(prediction: str, references: Sequence[str]) -> float | None:
-        result = module.compute(predictions=[prediction], references=[list(references)])
-        return _single_score(name, result)
+        wanted = list(references) if several else references[0]
+        result = module.compute(predictions=[prediction], references=[wanted])
+        return _single_score(name.removeprefix(HUB), result)
 
     return score
 

@@ -13,8 +13,10 @@ from pydantic import Field, field_validator, model_validator
 from lora_kit.errors import RecipeError
 from lora_kit.schema import (
     Count,
+    Fraction,
     Positive,
     Section,
+    Whole,
     bundled_names,
     find_document,
     read_document,
@@ -25,7 +27,11 @@ from lora_kit.schema import (
 SUITE_FOLDERS = ("suites", "eval/suites")
 
 Role = Literal["gain", "retention"]
-Kind = Literal["loss", "multiple_choice", "generation", "instructions"]
+Kind = Literal["loss", "multiple_choice", "classification", "generation", "instructions", "lm_eval"]
+Score = Literal["accuracy", "accuracy_per_byte", "accuracy_per_token", "loss", "macro_f1"]
+CHOOSING = ("multiple_choice", "classification")
+QUESTION = "Question: {question}\nAnswer:"
+TEXT = "{text}\nLabel:"
 
 
 class TaskSpec(Section):
@@ -35,58 +41,105 @@ class TaskSpec(Section):
     """Names the task in the ledger."""
     kind: Kind
     """`loss`: nats per token of the reference, lower is better. `multiple_choice`: share right.
-    `generation`: a metric of the generated text. `instructions`: share of prompts followed."""
+    `classification`: the same, over labels. `generation`: a metric of the generated text.
+    `instructions`: share of prompts followed. `lm_eval`: a task of lm-evaluation-harness."""
     source: str
-    """A built-in source (`stdlib-docstrings`, `python-reference`, `general-knowledge`,
-    `instructions`) or a path to a `.jsonl` file."""
-    split: Literal["train", "validation", "test", "all"] = "test"
-    """Part of a built-in source with splits."""
+    """A built-in source, a file (`.jsonl`, `.json`, `.csv`, `.parquet`), a directory that
+    `datasets` saved, a hub id (`owner/name`); for `lm_eval` the name or the YAML of a task."""
+    subset: str | None = None
+    """Of a hub id: which of its configurations."""
+    revision: str | None = None
+    """Of a hub id: commit, tag or branch."""
+    split: str = "test"
+    """Part of a source that has parts."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """What the source calls the fields that the kind wants, such as `question: ctx`."""
+    template: str | None = None
+    """Multiple choice and classification: the prompt, fields in braces."""
+    chat: bool = False
+    """Multiple choice and classification: whether the prompt is a user's turn and the choice the
+    assistant's, as in training on conversations."""
+    labels: list[str] = Field(default_factory=list)
+    """Classification: all labels; by default those that occur."""
+    score: Score | None = None
+    """Multiple choice and classification: `accuracy` (default) by the likelihood of the choice,
+    `accuracy_per_byte` or `accuracy_per_token` by its likelihood over its length, `loss` of the
+    right choice (nats), `macro_f1` (classification)."""
     limit: Count | None = None
     """At most this many items, the same ones each time."""
+    shots: Whole = 0
+    """Solved examples before each item: items of the source that are not evaluated."""
+    cluster: str | None = None
+    """Field whose value items share that are not independent."""
+    slices: list[str] = Field(default_factory=list)
+    """Fields by whose values the result is told apart, besides those of a built-in source."""
     margin: Positive | None = None
     """Retention only: the largest loss of quality that is tolerated, in the unit of the score."""
     why: str = ""
     """Retention only: why this margin."""
+    effect: Positive | None = None
+    """Gain only: the gain that you hope for; `plan` says how many items would show it."""
+    expected_flips: Annotated[Fraction, Field(gt=0)] = 0.1
+    """Scores of 0 and 1: share of items that change, for `plan`."""
+    expected_deviation: Positive | None = None
+    """Other scores: standard deviation of an item's difference, for `plan`."""
     metric: str | None = None
-    """Generation only: a bundled metric (`chrf`, `exact_match`) or the path of an `evaluate` module
-    of yours, whose result has a number under its own name or `score`."""
+    """Generation: a bundled metric (`chrf`, `exact_match`), the path of an `evaluate` module of
+    yours, or `hub:NAME`, which fetches and runs one. Of `lm_eval`, one of the task's own metrics;
+    by default its first."""
     lower_is_better: bool = False
-    """Generation only: whether a lower value of the metric is better, as for error rates."""
+    """Generation, `lm_eval`: whether a lower value of the metric is better, as for error rates."""
     answer: Literal["whole", "first_line"] = "whole"
     """Generation only: what of the output is the answer that the metric sees."""
     max_length: Count = 1024
-    """Tokens of an item or a prompt; longer ones are cut."""
+    """Tokens of an item or a prompt; longer ones are cut or refused."""
     max_new_tokens: Count = 48
     """Generation and instructions: tokens that are generated at most."""
 
     @model_validator(mode="after")
     def _metric_where_generated(self) -> TaskSpec:
-        if (self.kind == "generation") != (self.metric is not None):
-            raise ValueError(
-                f"a {self.kind} task takes {'a' if self.kind == 'generation' else 'no'} `metric`"
-            )
-        if self.kind != "generation" and (self.answer != "whole" or self.lower_is_better):
-            raise ValueError(f"a {self.kind} task takes neither `answer` nor `lower_is_better`")
+        if self.kind == "generation" and self.metric is None:
+            raise ValueError("a generation task takes a `metric`")
+        if self.kind not in ("generation", "lm_eval") and self.metric is not None:
+            raise ValueError(f"a {self.kind} task takes no `metric`")
+        if self.kind not in ("generation", "lm_eval") and self.lower_is_better:
+            raise ValueError(f"a {self.kind} task takes no `lower_is_better`")
+        if self.kind != "generation" and self.answer != "whole":
+            raise ValueError(f"a {self.kind} task takes no `answer`")
+        return self
+
+    @model_validator(mode="after")
+    def _choices_where_chosen(self) -> TaskSpec:
+        if self.kind not in CHOOSING and (self.score or self.template or self.chat):
+            raise ValueError(f"a {self.kind} task takes none of `score`, `template` and `chat`")
+        if self.kind != "classification" and (self.labels or self.score == "macro_f1"):
+            raise ValueError(f"a {self.kind} task takes neither `labels` nor `score: macro_f1`")
+        if self.labels and len(set(self.labels)) < max(len(self.labels), 2):
+            raise ValueError("`labels` names two labels at least, none twice")
         return self
 
     @property
     def higher_is_better(self) -> bool:
         """Whether a higher score is a better one."""
-        return self.kind != "loss" and not self.lower_is_better
+        return self.kind != "loss" and self.score != "loss" and not self.lower_is_better
 
     @property
     def is_binary(self) -> bool:
         """Whether an item's score is 0 or 1."""
-        return self.kind in ("multiple_choice", "instructions")
+        return self.kind == "instructions" or (self.kind in CHOOSING and self.score != "loss")
 
     @property
     def unit(self) -> str:
         """What a score is measured in."""
         if self.kind == "loss":
             return "nats/token"
-        if self.is_binary:
-            return "accuracy" if self.kind == "multiple_choice" else "followed"
-        return str(self.metric)
+        if self.score == "loss":
+            return "nats"
+        if self.score == "macro_f1":
+            return "macro-F1"
+        if self.kind == "instructions":
+            return "followed"
+        return "accuracy" if self.kind in CHOOSING else self.metric or "score"
 
 
 class Suite(Section):

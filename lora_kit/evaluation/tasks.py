@@ -1,218 +1,304 @@
-"""A task made ready: its items, tokenized once and the same for every arm."""
+"""Rows to items: chosen, prompted and tokenized once, the same for every arm."""
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.sources import BUILT_IN, json_lines, read_source
-from lora_kit.data.tokenization import Example, tokenize, tokenize_prompt
+from lora_kit.data.tokenization import IGNORED, Example, tokenize, tokenize_prompt
 from lora_kit.errors import DataError
-from lora_kit.evaluation.checks import Check
-from lora_kit.evaluation.items import instructions, knowledge
-from lora_kit.evaluation.suite import TaskSpec
-from lora_kit.recipe import SourceSpec
+from lora_kit.evaluation.grading import grader
+from lora_kit.evaluation.item import (
+    Branch,
+    ChoiceRequest,
+    GenerationRequest,
+    Item,
+    LossRequest,
+    Task,
+)
+from lora_kit.evaluation.reading import (
+    Instruction,
+    Question,
+    Talk,
+    read_instructions,
+    read_labelled,
+    read_questions,
+    read_talks,
+)
+from lora_kit.evaluation.suite import QUESTION, TEXT, TaskSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+R = TypeVar("R", Question, Talk, Instruction)
 
-@dataclass(frozen=True)
-class Item:
-    """What every kind of item has: who it is, and how it is shown."""
-
-    id: str
-    cluster: str
-    prompt: str
-    reference: str
+# A solved example: turns that come before the item's own.
+Shot = tuple[Message, ...]
 
 
-@dataclass(frozen=True)
-class LossItem(Item):
-    """Scored by the loss of its supervised tokens."""
+def build_task(
+    spec: TaskSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    shots: Sequence[Shot] = (),
+) -> Task:
+    """Read, choose and tokenize a task's items.
 
-    example: Example
-
-
-@dataclass(frozen=True)
-class ChoiceItem(Item):
-    """Scored by which continuation of the prompt is the most likely."""
-
-    prompt_ids: tuple[int, ...]
-    choice_ids: tuple[tuple[int, ...], ...]
-    choices: tuple[str, ...]
-    answer: int
-
-
-@dataclass(frozen=True)
-class GenerationItem(Item):
-    """Scored by what is generated: against references, or by checks."""
-
-    prompt_ids: tuple[int, ...]
-    references: tuple[str, ...] = ()
-    checks: tuple[Check, ...] = ()
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task with its items."""
-
-    spec: TaskSpec
-    items: Sequence[LossItem] | Sequence[ChoiceItem] | Sequence[GenerationItem]
-
-
-def build_task(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task:
-    """Read and tokenize a task's items.
+    Args:
+        spec: the task.
+        tokenizer: of the backbone.
+        seed: picks items where there is a limit, and the task's own shots.
+        shots: put before each item, in place of the task's own.
 
     Raises:
         DataError: if the source does not fit the kind, or an item is wrong.
+        EvaluationError: if its metric cannot be loaded.
     """
-    builders: dict[str, Callable[[TaskSpec, PreTrainedTokenizerBase], list[Any]]] = {
-        "loss": _loss_items,
-        "multiple_choice": _choice_items,
-        "generation": _generation_items,
-        "instructions": _instruction_items,
+    if spec.kind == "lm_eval":
+        from lora_kit.evaluation.lm_eval.tasks import build_lm_eval
+
+        return build_lm_eval(spec, tokenizer, seed, spec.shots)
+    makers: dict[str, Callable[..., Item]] = {
+        "loss": _loss_item,
+        "generation": _generation_item,
+        "multiple_choice": _choice_item,
+        "classification": _choice_item,
+        "instructions": _instruction_item,
     }
-    items = builders[spec.kind](spec, tokenizer)
-    if not items:
+    rows, rest = _chosen(_rows(spec), spec, seed)
+    own = [_solved(row, spec) for row in rest[: spec.shots]]
+    make = makers[spec.kind]
+    items = [make(row, list(shots) or own, spec, tokenizer) for row in rows]
+    return Task(spec, items, grader(spec))
+
+
+def chosen_clusters(spec: TaskSpec, seed: int) -> list[str] | None:
+    """The clusters of the items that a task evaluates, without a tokenizer.
+
+    `None` where its rows would have to be fetched.
+
+    Raises:
+        DataError: if the source is wrong.
+    """
+    fetched = spec.source.count("/") == 1 and not Path(spec.source).expanduser().exists()
+    if spec.kind == "lm_eval" or fetched:
+        return None
+    return [row.cluster for row in _chosen(_rows(spec), spec, seed)[0]]
+
+
+def _rows(spec: TaskSpec) -> list[Any]:
+    readers: dict[str, Callable[[TaskSpec], list[Any]]] = {
+        "loss": read_talks,
+        "generation": read_talks,
+        "multiple_choice": read_questions,
+        "classification": read_labelled,
+        "instructions": read_instructions,
+    }
+    rows = readers[spec.kind](spec)
+    if not rows:
         raise DataError(f"task {spec.name}: {spec.source} has no items in split {spec.split}")
-    ids = Counter(item.id for item in items)
-    twice, count = ids.most_common(1)[0]
+    _refuse_twins(rows, spec)
+    return rows
+
+
+def _refuse_twins(rows: Sequence[Any], spec: TaskSpec) -> None:
+    twice, count = Counter(row.id for row in rows).most_common(1)[0]
     if count > 1:
         raise DataError(f"task {spec.name}: {count} items of {spec.source} have the id {twice!r}")
-    if spec.limit is not None and spec.limit < len(items):
-        chosen = random.Random(f"{seed}/{spec.name}").sample(range(len(items)), spec.limit)
-        items = [items[index] for index in sorted(chosen)]
-    return Task(spec, items)
 
 
-def _rows(spec: TaskSpec) -> list[Row]:
-    # A file has no splits; everything in it is there to be evaluated.
-    split = spec.split if spec.source in BUILT_IN else "all"
-    source = SourceSpec(source=spec.source, split=split)
-    return read_source(source, 0, f"task {spec.name}: source")
-
-
-def _loss_items(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> list[LossItem]:
-    items = []
-    for row in _rows(spec):
-        example = tokenize(row, tokenizer, spec.max_length)
-        if not example.supervised:
-            raise DataError(
-                f"{row.origin}: nothing to score within max_length {spec.max_length} of task "
-                f"{spec.name}; raise it"
-            )
-        reference = row.text if row.text is not None else row.messages[-1].content
-        items.append(LossItem(row.origin, row.cluster, _shown(row), reference, example))
-    return items
-
-
-def _generation_items(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> list[GenerationItem]:
-    items = []
-    for row in _rows(spec):
-        if row.text is not None:
-            raise DataError(f"{row.origin}: a generation task needs a prompt, found a text alone")
-        reference = row.messages[-1].content
-        ids = _cut_prompt(tokenize_prompt(row.messages[:-1], tokenizer), spec, row.origin)
-        items.append(
-            GenerationItem(row.origin, row.cluster, _shown(row), reference, ids, (reference,))
-        )
-    return items
-
-
-def _instruction_items(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> list[GenerationItem]:
-    if spec.source != "instructions":
+def _chosen(rows: list[R], spec: TaskSpec, seed: int) -> tuple[list[R], list[R]]:
+    """The rows that are evaluated, in their order, and the others, in a random one."""
+    limit = min(spec.limit or len(rows), len(rows) - spec.shots)
+    if limit < 1:
         raise DataError(
-            f"task {spec.name}: source {spec.source}; an instructions task takes `instructions`"
+            f"task {spec.name}: {spec.source} has {len(rows)} items, and {spec.shots} of them are "
+            "shots; lower `shots`"
         )
-    items = []
-    for row in instructions.rows():
-        ids = tokenize_prompt([Message("user", row.prompt)], tokenizer)
-        checks = "; ".join(f"{check.kind}: {check.value}" for check in row.checks)
-        items.append(
-            GenerationItem(
-                row.id,
-                row.id,
-                row.prompt,
-                checks,
-                _cut_prompt(ids, spec, row.id),
-                checks=tuple(row.checks),
-            )
-        )
-    return items
+    order = random.Random(f"{seed}/{spec.name}").sample(range(len(rows)), len(rows))
+    return [rows[n] for n in sorted(order[:limit])], [rows[n] for n in order[limit:]]
 
 
-def _choice_items(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> list[ChoiceItem]:
-    if spec.source == "general-knowledge":
-        rows = [(row.id, row.question, tuple(row.choices), row.answer) for row in knowledge.rows()]
+def _solved(row: Any, spec: TaskSpec) -> Shot:
+    if isinstance(row, Question):
+        return (
+            Message("user", _filled(row, spec)),
+            Message("assistant", row.choices[row.answer]),
+        )
+    if isinstance(row, Talk) and row.row.messages:
+        return row.row.messages
+    raise DataError(f"task {spec.name}: {spec.source} has no answers to show; leave `shots` out")
+
+
+def shot_of(row: Row) -> Shot | None:
+    """A training row as a solved example; `None` for a text without a prompt."""
+    return row.messages if len(row.messages) > 1 else None
+
+
+def _loss_item(
+    talk: Talk, shots: Sequence[Shot], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase
+) -> Item:
+    row = talk.row
+    if shots and row.text is not None:
+        raise DataError(f"{talk.id}: a text alone takes no shots; leave `shots` out")
+    before = [message for shot in shots for message in shot]
+    if before:
+        row = dataclasses.replace(row, messages=(*before, *row.messages))
+    example = tokenize(row, tokenizer, spec.max_length)
+    if before:
+        example = _without_shots(example, row, tokenizer)
+    if not example.supervised:
+        raise DataError(
+            f"{talk.id}: nothing to score within max_length {spec.max_length} of task "
+            f"{spec.name}; raise it"
+        )
+    scored = [label for label in example.labels if label != IGNORED]
+    return Item(
+        id=talk.id,
+        cluster=talk.cluster,
+        prompt=_shown(talk.row),
+        reference=talk.references[0],
+        request=LossRequest(example),
+        slices=talk.slices,
+        references=talk.references,
+        scored_bytes=len(str(tokenizer.decode(scored, skip_special_tokens=True)).encode()),
+    )
+
+
+def _without_shots(example: Example, row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """The example with the last turn alone supervised."""
+    start = len(tokenize_prompt(row.messages[:-1], tokenizer))
+    labels = (*[IGNORED] * start, *example.labels[start:])
+    return dataclasses.replace(example, labels=labels[: len(example.labels)])
+
+
+def _generation_item(
+    talk: Talk, shots: Sequence[Shot], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase
+) -> Item:
+    row = talk.row
+    if row.text is not None:
+        raise DataError(f"{talk.id}: a generation task needs a prompt, found a text alone")
+    turns = [*(message for shot in shots for message in shot), *row.messages[:-1]]
+    return Item(
+        id=talk.id,
+        cluster=talk.cluster,
+        prompt=_shown(row),
+        reference=talk.references[0],
+        request=_generation(turns, spec, tokenizer, talk.id),
+        slices=talk.slices,
+        references=talk.references,
+    )
+
+
+def _instruction_item(
+    instruction: Instruction,
+    shots: Sequence[Shot],
+    spec: TaskSpec,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Item:
+    row = instruction.row
+    turns = [*(message for shot in shots for message in shot), Message("user", row.prompt)]
+    return Item(
+        id=instruction.id,
+        cluster=instruction.cluster,
+        prompt=row.prompt,
+        reference="; ".join(f"{check.kind}: {check.value}" for check in row.checks),
+        request=_generation(turns, spec, tokenizer, instruction.id),
+        slices=instruction.slices,
+        checks=row.checks,
+    )
+
+
+def _generation(
+    turns: Sequence[Message], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, origin: str
+) -> GenerationRequest:
+    ids = tokenize_prompt(turns, tokenizer)
+    if len(ids) > spec.max_length:
+        raise DataError(
+            f"{origin}: the prompt has {len(ids)} tokens, task {spec.name} allows max_length "
+            f"{spec.max_length}; raise it or shorten the prompt"
+        )
+    return GenerationRequest(tuple(ids), spec.max_new_tokens)
+
+
+def _choice_item(
+    row: Question, shots: Sequence[Shot], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase
+) -> Item:
+    asked = _filled(row, spec)
+    if spec.chat:
+        turns = [*(message for shot in shots for message in shot), Message("user", asked)]
+        prompt_ids = tokenize_prompt(turns, tokenizer)
+        choice_ids = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in row.choices]
     else:
-        rows = _read_choices(Path(spec.source), spec)
-    return [_choice_item(row, spec, tokenizer) for row in rows]
+        solved = "".join(f"{shot[-2].content} {shot[-1].content}\n\n" for shot in shots)
+        prompt_ids, choice_ids = _continued(solved + asked, row.choices, tokenizer)
+    return Item(
+        id=row.id,
+        cluster=row.cluster,
+        prompt=asked,
+        reference=row.choices[row.answer],
+        request=ChoiceRequest(
+            tuple(prompt_ids[-spec.max_length :]),
+            tuple(Branch(tuple(ids), len(ids)) for ids in choice_ids),
+        ),
+        slices=row.slices,
+        choices=row.choices,
+        answer=row.answer,
+    )
 
 
-ChoiceRow = tuple[str, str, tuple[str, ...], int]
-
-
-def _read_choices(path: Path, spec: TaskSpec) -> list[ChoiceRow]:
-    """Rows with `question`, `choices`, `answer` (index of the right one) and, if wanted, `id`."""
-    if path.suffix not in (".jsonl", ".ndjson") or not path.is_file():
-        raise DataError(
-            f"task {spec.name}: {path}: neither `general-knowledge` nor a .jsonl file that exists"
-        )
-    return [_choice_row(value, origin) for value, origin in json_lines(path)]
-
-
-def _choice_row(value: object, origin: str) -> ChoiceRow:
-    wanted = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
-    if not isinstance(value, dict) or not {"question", "choices", "answer"} <= set(value):
-        raise DataError(f"{origin}: {wanted} is wanted")
-    question, choices, answer = value["question"], value["choices"], value["answer"]
-    if (
-        not isinstance(question, str)
-        or not isinstance(choices, list)
-        or len(choices) < 2
-        or not all(isinstance(choice, str) and choice.strip() for choice in choices)
-    ):
-        raise DataError(f"{origin}: a question and at least two choices are wanted: {wanted}")
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise DataError(
-            f"{origin}: `answer` is {answer!r}; the index of a choice is wanted, 0 to "
-            f"{len(choices) - 1}"
-        )
-    identifier = value.get("id")
-    return origin if identifier is None else str(identifier), question, tuple(choices), answer
-
-
-def _choice_item(row: ChoiceRow, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> ChoiceItem:
-    identifier, question, choices, answer = row
-    prompt = f"Question: {question}\nAnswer:"
-    prompt_ids = tokenizer(prompt)["input_ids"]
+def _continued(
+    prompt: str, choices: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[list[int]]]:
+    """Tokens of the prompt, and of each choice behind it."""
+    prompt_ids = list(tokenizer(prompt)["input_ids"])
     choice_ids = []
     for choice in choices:
         ids = tokenizer(f"{prompt} {choice}")["input_ids"]
         if ids[: len(prompt_ids)] != prompt_ids:
             # Some tokenizers merge over the border; then the choice is tokenized on its own.
             ids = prompt_ids + tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
-        choice_ids.append(tuple(ids[len(prompt_ids) :]))
-    kept = tuple(prompt_ids[-spec.max_length :])
-    return ChoiceItem(
-        identifier, identifier, prompt, choices[answer], kept, tuple(choice_ids), choices, answer
-    )
+        choice_ids.append(ids[len(prompt_ids) :])
+    return prompt_ids, choice_ids
 
 
-def _cut_prompt(ids: list[int], spec: TaskSpec, origin: str) -> tuple[int, ...]:
-    if len(ids) > spec.max_length:
-        raise DataError(
-            f"{origin}: the prompt has {len(ids)} tokens, task {spec.name} allows max_length "
-            f"{spec.max_length}; raise it or shorten the prompt"
-        )
-    return tuple(ids)
+def _filled(row: Question, spec: TaskSpec) -> str:
+    """The template with the row's fields in it."""
+    template = spec.template or (QUESTION if spec.kind == "multiple_choice" else TEXT)
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in row.fields:
+            raise DataError(
+                f"{row.id}: no field {match[1]!r}, which the template of task {spec.name} names; "
+                f"it has {', '.join(row.fields)}"
+            )
+        return row.fields[match[1]]
+
+    return re.sub(r"\{(\w+)\}", value, template)
 
 
 def _shown(row: Row) -> str:
     return "\n\n".join(message.content for message in row.messages[:-1])
+
+
+def content(task: Task) -> list[Mapping[str, Any]]:
+    """All of a task's items that results depend on, as JSON."""
+    return [
+        {
+            "id": item.id,
+            "request": dataclasses.asdict(item.request),
+            "answer": item.answer,
+            "choices": item.choices,
+            "references": item.references,
+            "checks": [dataclasses.asdict(check) for check in item.checks],
+            "cluster": item.cluster,
+            "slices": dict(item.slices),
+        }
+        for item in task.items
+    ]

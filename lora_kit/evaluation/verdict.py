@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from lora_kit.errors import EvaluationError
-from lora_kit.evaluation.ledger import Entry
-from lora_kit.evaluation.statistics import (
+from lora_kit.evaluation import facets
+from lora_kit.evaluation.facets import Classes, Drift, Measure, Slice
+from lora_kit.evaluation.ledger import DRIFT, Entry
+from lora_kit.evaluation.pairs import Entries, Pairs, by_arm, mean_score, pair
+from lora_kit.evaluation.statistics.calibration import CalibrationComparison
+from lora_kit.evaluation.statistics.decisions import (
+    Comparison,
     Decision,
     Interval,
     combined,
-    items_needed,
+    loss_p,
     non_inferiority,
-    paired_interval,
     superiority,
 )
+from lora_kit.evaluation.statistics.labels import compare_macro_f1, label_scores
 from lora_kit.evaluation.suite import Role, Suite, TaskSpec
+
+# Cheaper ways to the same end; an adapter that does not beat them was not worth its training.
+RIVALS = ("fewshot", "retrieval", "scratch")
+ALARM_ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The adapter against another way to the same end.
+
+    Attributes:
+        mean: score of the rival.
+        decision: PASS if the adapter is better for sure, FAIL if the rival is.
+    """
+
+    arm: str
+    mean: float
+    interval: Interval
+    p: float
+    decision: Decision
 
 
 @dataclass(frozen=True)
@@ -29,30 +51,55 @@ class TaskVerdict:
     """One task: both arms' means, the oriented difference with its interval, and the decision.
 
     Attributes:
+        decision: of the adapter.
+        reason: why it is not what the interval says; empty where it is.
         base: mean score of the base.
         adapter: mean score of the adapter.
         interval: of the difference, positive where the adapter is better.
+        p: of the test that decides: two-sided that there is no difference (gain), one-sided that
+            the loss is the margin or more (retention).
+        method: of interval and test, in words.
         margin: `None` for gain.
         missing: items without a score in one of the arms, left out of the comparison; a task whose
             adapter lacks a score that the base has does not pass.
         won: items that only the adapter got right (for other scores: got better).
         lost: items that only the base got right (for other scores: got worse).
         items_needed: about how many items would decide it, if it is undecided.
+        loss_p: one-sided, that nothing was lost.
+        loss_adjusted: the same after Holm, over all tasks and slices.
+        alarm: whether something was lost for sure, be it within the margin.
+        merged: decision of the merged model against the base, where it is an arm.
+        rivals: the adapter against other ways to the same end.
+        measures: what else was measured of the same items.
     """
 
     task: str
     unit: str
     higher_is_better: bool
     decision: Decision
+    reason: str
     base: float
     adapter: float
     interval: Interval
+    p: float
+    method: str
     margin: float | None
     why: str
     missing: int
     won: int
     lost: int
     items_needed: int | None
+    loss_p: float
+    loss_adjusted: float
+    alarm: bool
+    merged: Decision | None
+    merged_interval: Interval | None
+    rivals: tuple[Rival, ...]
+    measures: tuple[Measure, ...]
+    slices: tuple[Slice, ...]
+    calibration: CalibrationComparison | None
+    classes: Classes | None
+    drift: Drift | None
 
 
 @dataclass(frozen=True)
@@ -67,10 +114,31 @@ class SuiteVerdict:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What the reader has to know though it does not decide.
+
+    Attributes:
+        kind: `negative transfer`: a cheaper way is as good; `alarm`: something was lost for sure.
+    """
+
+    kind: str
+    suite: str
+    task: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """All suites have to pass."""
+    """All suites have to pass.
+
+    Attributes:
+        decision: of the adapter.
+        merged: of the merged model, where it is an arm.
+    """
 
     decision: Decision
+    merged: Decision | None
+    findings: tuple[Finding, ...]
     suites: tuple[SuiteVerdict, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,30 +148,27 @@ class Verdict:
 
 
 def judge(entries: Sequence[Entry], suites: Sequence[Suite]) -> Verdict:
-    """Judge arm `adapter` against arm `base` on every task.
+    """Judge arm `adapter` against arm `base` on every task, and what else there is of arms.
 
     Raises:
         EvaluationError: if a task has no item with a score in both arms.
     """
-    scores: dict[tuple[str, str, str], dict[str, Entry]] = defaultdict(dict)
-    for entry in entries:
-        scores[entry.suite, entry.task, entry.arm][entry.item] = entry
+    arms = by_arm(entries)
     judged = tuple(
         _judge_suite(
             suite,
-            tuple(
-                _judge_task(
-                    suite,
-                    task,
-                    scores[suite.name, task.name, "base"],
-                    scores[suite.name, task.name, "adapter"],
-                )
-                for task in suite.tasks
-            ),
+            tuple(_judge_task(suite, task, arms[suite.name, task.name]) for task in suite.tasks),
         )
         for suite in suites
     )
-    return Verdict(combined([suite.decision for suite in judged]), judged)
+    judged = _with_alarms(judged)
+    merged = [task.merged for suite in judged for task in suite.tasks]
+    return Verdict(
+        combined([suite.decision for suite in judged]),
+        combined([m for m in merged if m is not None]) if any(merged) else None,
+        tuple(finding for suite in judged for finding in _findings(suite)),
+        judged,
+    )
 
 
 def _judge_suite(suite: Suite, tasks: tuple[TaskVerdict, ...]) -> SuiteVerdict:
@@ -116,59 +181,155 @@ def _judge_suite(suite: Suite, tasks: tuple[TaskVerdict, ...]) -> SuiteVerdict:
     )
 
 
-def _judge_task(
-    suite: Suite, task: TaskSpec, base: dict[str, Entry], adapter: dict[str, Entry]
-) -> TaskVerdict:
-    if base.keys() != adapter.keys():
-        raise EvaluationError(
-            f"{suite.name}/{task.name}: the arms were not evaluated on the same items "
-            f"({len(base)} and {len(adapter)})"
-        )
-    pairs = [
-        (_number(base[item].score), _number(adapter[item].score), base[item].cluster)
-        for item in sorted(base)
-    ]
-    scored = [(b, a, c) for b, a, c in pairs if b is not None and a is not None]
-    if not scored:
-        raise EvaluationError(f"{suite.name}/{task.name}: no item has a score in both arms")
-    before = np.array([pair[0] for pair in scored])
-    after = np.array([pair[1] for pair in scored])
-    differences = (after - before) if task.higher_is_better else (before - after)
-    # One-sided at alpha is the pessimistic limit of a two-sided interval at 1 - 2 alpha.
-    confidence = 1 - suite.alpha if suite.role == "gain" else 1 - 2 * suite.alpha
-    interval = paired_interval(
-        differences, [pair[2] for pair in scored], confidence, task.is_binary
-    )
-    decision = (
-        superiority(interval) if task.margin is None else non_inferiority(interval, task.margin)
-    )
-    lost_scores = any(b is not None and a is None for b, a, _ in pairs)
-    if lost_scores and decision == "PASS":
-        # An adapter that breaks down on the items it is worst at must not pass without them.
-        decision = "INCONCLUSIVE"
-    deviation = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> TaskVerdict:
+    where = f"{suite.name}/{task.name}"
+    base, adapter = arms.get("base", {}), arms.get("adapter", {})
+    pairs = pair(base, adapter, task, where)
+    comparison = _compare(pairs, suite, task)
+    decision, reason = _decided(pairs, comparison, task)
+    merged = None
+    if "merged" in arms:
+        of_merged = pair(base, arms["merged"], task, where)
+        compared = _compare(of_merged, suite, task)
+        merged = _decided(of_merged, compared, task)[0], compared.interval
+    confidence = comparison.interval.confidence
     return TaskVerdict(
         task=task.name,
         unit=task.unit,
         higher_is_better=task.higher_is_better,
         decision=decision,
-        base=float(before.mean()),
-        adapter=float(after.mean()),
-        interval=interval,
+        reason=reason,
+        base=_level(pairs.before, task),
+        adapter=_level(pairs.after, task),
+        interval=comparison.interval,
+        p=comparison.p,
+        method=comparison.method,
         margin=task.margin,
         why=task.why,
-        missing=len(pairs) - len(scored),
-        won=int((differences > 0).sum()),
-        lost=int((differences < 0).sum()),
-        items_needed=items_needed(interval, deviation, task.margin or 0.0)
-        if decision == "INCONCLUSIVE"
-        else None,
+        missing=pairs.missing,
+        won=pairs.won,
+        lost=pairs.lost,
+        items_needed=comparison.items_needed if decision == comparison.decision else None,
+        loss_p=loss_p(pairs.differences, pairs.clusters, pairs.binary),
+        loss_adjusted=1.0,
+        alarm=False,
+        merged=merged[0] if merged else None,
+        merged_interval=merged[1] if merged else None,
+        rivals=_rivals(suite, task, arms, adapter),
+        measures=facets.measures(pairs, task, confidence),
+        slices=facets.slices(pairs, confidence),
+        calibration=facets.calibration(pairs, confidence),
+        classes=facets.classes(pairs, task),
+        drift=facets.drift(arms.get(DRIFT, {})),
     )
 
 
-def _number(score: float | None) -> float | None:
-    """A score that can be compared; a loss that overflowed is no number."""
-    return score if score is not None and math.isfinite(score) else None
+def _compare(pairs: Pairs, suite: Suite, task: TaskSpec) -> Comparison:
+    if task.score == "macro_f1":
+        return compare_macro_f1(
+            [entry.output for entry in pairs.before],
+            [entry.output for entry in pairs.after],
+            [entry.reference for entry in pairs.before],
+            pairs.clusters,
+            suite.alpha,
+            task.margin,
+        )
+    if task.margin is None:
+        return superiority(pairs.differences, pairs.clusters, suite.alpha, pairs.binary)
+    return non_inferiority(
+        pairs.differences, pairs.clusters, suite.alpha, task.margin, pairs.binary
+    )
+
+
+def _decided(pairs: Pairs, comparison: Comparison, task: TaskSpec) -> tuple[Decision, str]:
+    """The decision, and why it is another one than the comparison's."""
+    if comparison.decision != "PASS":
+        return comparison.decision, ""
+    if pairs.lost_scores:
+        # An adapter that breaks down on the items it is worst at must not pass without them.
+        return "INCONCLUSIVE", "the adapter has no score on items on which the base has one"
+    if task.margin is not None and pairs.binary:
+        room = _level(pairs.before, task) - _floor(pairs, task)
+        if room <= task.margin:
+            return "INCONCLUSIVE", (
+                f"the base is only {room:.1%} above what guessing gives, less than the margin: "
+                "it has nothing to lose here that could be seen"
+            )
+    return "PASS", ""
+
+
+def _floor(pairs: Pairs, task: TaskSpec) -> float:
+    """The score of guessing: one in the number of choices, 0 where there are none."""
+    if task.score == "macro_f1":
+        return 1 / len({entry.reference for entry in pairs.before})
+    counts = [len(entry.choices) for entry in pairs.before]
+    return float(np.mean([1 / count if count else 0.0 for count in counts]))
+
+
+def _level(entries: Sequence[Entry], task: TaskSpec) -> float:
+    """An arm's score on the task."""
+    if task.score == "macro_f1":
+        return label_scores(
+            [entry.output for entry in entries], [entry.reference for entry in entries]
+        ).macro_f1
+    return mean_score(entries)
+
+
+def _rivals(
+    suite: Suite, task: TaskSpec, arms: Mapping[str, Entries], adapter: Entries
+) -> tuple[Rival, ...]:
+    found = []
+    for arm in RIVALS:
+        if arm not in arms or suite.role != "gain":
+            continue
+        pairs = pair(arms[arm], adapter, task, f"{suite.name}/{task.name}, {arm}")
+        compared = _compare(pairs, suite, task)
+        found.append(
+            Rival(arm, _level(pairs.before, task), compared.interval, compared.p, compared.decision)
+        )
+    return tuple(found)
+
+
+def _with_alarms(suites: tuple[SuiteVerdict, ...]) -> tuple[SuiteVerdict, ...]:
+    """Holm over the losses of all tasks and slices."""
+    tasks = [task for suite in suites for task in suite.tasks]
+    parts, adjusted = facets.with_alarms(
+        [task.slices for task in tasks], [task.loss_p for task in tasks], ALARM_ALPHA
+    )
+    raised = iter(
+        replace(task, slices=part, loss_adjusted=value, alarm=value <= ALARM_ALPHA)
+        for task, part, value in zip(tasks, parts, adjusted, strict=True)
+    )
+    return tuple(replace(suite, tasks=tuple(next(raised) for _ in suite.tasks)) for suite in suites)
+
+
+def _findings(suite: SuiteVerdict) -> list[Finding]:
+    found = []
+    for task in suite.tasks:
+        for rival in task.rivals:
+            if rival.decision != "PASS":
+                found.append(_finding(suite.suite, task, rival))
+        where = [f"{one.field} {one.value}" for one in task.slices if one.alarm]
+        if task.alarm:
+            where = ["the whole task", *where]
+        if where:
+            text = f"{task.task} got worse for sure (after Holm) on {', '.join(where)}"
+            found.append(Finding("alarm", suite.suite, task.task, text))
+    return found
+
+
+WAYS = {
+    "fewshot": "the base with a few examples in its prompt",
+    "retrieval": "repeating the answer of the most similar training example",
+    "scratch": "the same training on weights that were never pretrained",
+}
+
+
+def _finding(suite: str, task: TaskVerdict, rival: Rival) -> Finding:
+    better = rival.decision == "FAIL"
+    relation = "is better than" if better else "is not shown to be worse than"
+    text = f"{WAYS[rival.arm]} ({rival.arm}) {relation} the adapter on {task.task}"
+    return Finding("negative transfer", suite, task.task, text[0].upper() + text[1:])
 
 
 def _finite(value: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from lora_kit.adapters import switched_off
 from lora_kit.backbone import Backbone
@@ -67,19 +68,31 @@ def verify_merged(
     Raises:
         MergeError: if there is no position to compare at.
     """
-    from transformers import AutoModelForCausalLM
-
     if not any(example.supervised for example in examples):
         raise MergeError("no held-out tokens to compare the merged model on; add data.validation")
     model.eval()
     measured = log_probabilities(model, examples)
     with switched_off(model):
         control = log_probabilities(model, examples)
-    reloaded = AutoModelForCausalLM.from_pretrained(
-        merged, dtype=backbone.model.dtype, use_safetensors=True, local_files_only=True
-    ).to(backbone.model.device)
-    shipped = log_probabilities(reloaded.eval(), examples)
+    shipped = log_probabilities(reload(merged, backbone), examples)
     return compare(measured, shipped, control)
+
+
+def reload(merged: Path, backbone: Backbone) -> Any:
+    """The merged model from disk, computing in what its backbone computes in.
+
+    Raises:
+        MergeError: if it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            merged, dtype=backbone.model.dtype, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise MergeError(f"{merged}: cannot be loaded again: {error}") from error
+    return model.to(backbone.model.device).eval()
 
 
 @torch.inference_mode()

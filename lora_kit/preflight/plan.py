@@ -16,8 +16,9 @@ from lora_kit.data.dataset import (
 )
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import BackboneError
-from lora_kit.evaluation.engine import plan_work
-from lora_kit.evaluation.suite import Suite, load_suites
+from lora_kit.evaluation.engine.work import plan_work
+from lora_kit.evaluation.suite import load_suites
+from lora_kit.preflight.detectable import SuitePower, detectable
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.trainer import micro_batch_size, optimizer_steps
@@ -34,15 +35,6 @@ class Span:
 
 
 @dataclass(frozen=True)
-class SuitePlan:
-    """Items of each task of a suite; -1 where they cannot be counted without the backbone."""
-
-    suite: str
-    role: str
-    items: dict[str, int]
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a recipe would do.
 
@@ -56,7 +48,7 @@ class Plan:
     validation_rows: int
     optimizer_steps: int
     micro_batch_size: int
-    suites: tuple[SuitePlan, ...]
+    suites: tuple[SuitePower, ...]
     missing_backbone: str | None
     fingerprint: str | None = None
     coverage: Coverage | None = None
@@ -71,7 +63,7 @@ class Plan:
             "validation_rows": self.validation_rows,
             "optimizer_steps": self.optimizer_steps,
             "micro_batch_size": self.micro_batch_size,
-            "suites": [vars(suite) for suite in self.suites],
+            "suites": [suite.to_dict() for suite in self.suites],
             "missing_backbone": self.missing_backbone,
             "fingerprint": self.fingerprint,
             "coverage": self.coverage.to_dict() if self.coverage else None,
@@ -97,29 +89,25 @@ def make_plan(recipe: Recipe) -> Plan:
         "validation_rows": len(held_out),
         "optimizer_steps": optimizer_steps(len(rows), spec, micro, state.num_processes),
         "micro_batch_size": micro,
+        "suites": detectable(suites),
     }
     try:
         files = resolve(recipe.backbone, allow_network=False)
     except BackboneError as error:
-        counted = tuple(SuitePlan(s.name, s.role, {t.name: -1 for t in s.tasks}) for s in suites)
-        return Plan(**known, suites=counted, missing_backbone=str(error))
+        return Plan(**known, missing_backbone=str(error))
     backbone = load(files, recipe.backbone)
     data = prepare(rows, backbone.tokenizer, recipe.data, replay)
     model = attach(backbone, recipe.adapter, recipe.seed)
+    # What is wrong with an item shows only when it is tokenized.
+    plan_work(suites, backbone)
     return Plan(
         **known,
-        suites=tuple(_suite_plan(suite, backbone) for suite in suites),
         missing_backbone=None,
         fingerprint=backbone.fingerprint.digest,
         coverage=coverage(model),
         counts=data.counts,
         samples=_samples(data, backbone),
     )
-
-
-def _suite_plan(suite: Suite, backbone: Backbone) -> SuitePlan:
-    items = {work.task.spec.name: len(work.task.items) for work in plan_work([suite], backbone)}
-    return SuitePlan(suite.name, suite.role, items)
 
 
 def _samples(data: PreparedData, backbone: Backbone) -> tuple[tuple[Span, ...], ...]:

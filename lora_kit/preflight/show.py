@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from lora_kit.evaluation.reporting.notation import is_percent
 from lora_kit.preflight.plan import Plan, Span
 
 
@@ -39,13 +40,10 @@ def show_plan(plan: Plan, console: Console) -> None:
         facts["coverage"] = ", ".join(
             f"{one.adapted} of {one.total} {one.module_class}" for one in plan.coverage.classes
         )
-    for suite in plan.suites:
-        facts[f"suite {suite.suite}"] = f"{suite.role}: " + ", ".join(
-            name if items < 0 else f"{items} {name}" for name, items in suite.items.items()
-        )
     for name, value in facts.items():
         table.add_row(f"[dim]{escape(name)}[/]", escape(value))
     console.print(table)
+    _show_power(plan, console)
     for number, sample in enumerate(plan.samples, start=1):
         console.print(f"\n[dim]sample {number}; what is learned is [/][reverse]marked[/]")
         console.print(_marked(sample))
@@ -55,6 +53,35 @@ def show_plan(plan: Plan, console: Console) -> None:
             f"{escape(plan.missing_backbone)}",
             soft_wrap=True,
         )
+
+
+def _show_power(plan: Plan, console: Console) -> None:
+    """What the suites can show, and what they were made to show."""
+    console.print("\n[dim]what the suites can show (4 times out of 5)[/]")
+    table = Table(box=None, pad_edge=False)
+    for name in ("suite", "task", "items", "shows", "wanted", "needs", "assuming"):
+        table.add_column(name, justify="right" if name in ("items", "needs") else "left")
+    for suite in plan.suites:
+        word = "a gain of" if suite.role == "gain" else "no loss of"
+        for number, task in enumerate(suite.tasks):
+            short = task.needed is not None and task.items is not None and task.needed > task.items
+            needed = "" if task.needed is None else f"{task.needed:,}"
+            table.add_row(
+                escape(f"{suite.suite} ({suite.role})") if number == 0 else "",
+                escape(task.task),
+                "?" if task.items is None else f"{task.items:,}",
+                "" if task.smallest is None else f"{word} {_amount(task.smallest, task.unit)}",
+                "" if task.wanted is None else _amount(task.wanted, task.unit),
+                f"[yellow]{needed}[/]" if short else needed,
+                task.assumed or "unknown until measured",
+            )
+    console.print(table)
+
+
+def _amount(value: float, unit: str) -> str:
+    if is_percent(unit):
+        return f"{100 * value:.2g} points"
+    return f"{value:.2g} {unit}"
 
 
 def _marked(sample: tuple[Span, ...]) -> Text:

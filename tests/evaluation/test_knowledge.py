@@ -10,11 +10,12 @@ from collections import Counter
 import pytest
 
 from lora_kit.evaluation.items import knowledge
-from lora_kit.evaluation.items.knowledge import CHOICES, MultipleChoiceRow, Relation
+from lora_kit.evaluation.items.knowledge import CHOICES, Relation
+from lora_kit.evaluation.items.row import ChoiceRow
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[MultipleChoiceRow]:
+def rows() -> list[ChoiceRow]:
     return knowledge.rows()
 
 
@@ -35,26 +36,26 @@ def relation(**changes: object) -> Relation:
     return Relation.parse(capital | changes)
 
 
-def test_there_are_enough_items_in_enough_fields(rows: list[MultipleChoiceRow]) -> None:
-    by_field = Counter(row.field for row in rows)
+def test_there_are_enough_items_in_enough_fields(rows: list[ChoiceRow]) -> None:
+    by_field = Counter(row.slices["field"] for row in rows)
     assert len(rows) >= 360
     assert len(by_field) >= 8
     assert max(by_field.values()) <= 0.2 * len(rows)
     assert len({row.id.split("/")[0] for row in rows}) >= 10
 
 
-def test_ids_and_questions_are_unique(rows: list[MultipleChoiceRow]) -> None:
+def test_ids_and_questions_are_unique(rows: list[ChoiceRow]) -> None:
     assert len({row.id for row in rows}) == len(rows)
     assert len({row.question for row in rows}) == len(rows)
 
 
-def test_ids_are_slugs(rows: list[MultipleChoiceRow]) -> None:
+def test_ids_are_slugs(rows: list[ChoiceRow]) -> None:
     assert "capital/france" in {row.id for row in rows}
     for row in rows:
         assert re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", row.id)
 
 
-def test_the_choices_are_distinct_also_without_case(rows: list[MultipleChoiceRow]) -> None:
+def test_the_choices_are_distinct_also_without_case(rows: list[ChoiceRow]) -> None:
     # Symbols (Co, CO) may differ by case only between relations, never within one item.
     for row in rows:
         assert len({choice.casefold() for choice in row.choices}) == CHOICES, row
@@ -66,7 +67,7 @@ def test_the_answer_is_the_right_one_of_its_subject() -> None:
         assert row.choices[row.answer] == relation().facts[subject]
 
 
-def test_known_facts_survive_the_file(rows: list[MultipleChoiceRow]) -> None:
+def test_known_facts_survive_the_file(rows: list[ChoiceRow]) -> None:
     # N and 1945 are what YAML likes to read as something else than text.
     right = {row.id: row.choices[row.answer] for row in rows}
     assert right["element-symbol/nitrogen"] == "N"
@@ -82,7 +83,7 @@ def test_all_answers_of_a_relation_are_also_seen_as_wrong_ones() -> None:
     assert len(wrong) > 30
 
 
-def test_positions_of_the_right_answer_are_balanced(rows: list[MultipleChoiceRow]) -> None:
+def test_positions_of_the_right_answer_are_balanced(rows: list[ChoiceRow]) -> None:
     positions = Counter(row.answer for row in rows)
     expected = len(rows) / CHOICES
     # Four standard deviations of a fair draw.
@@ -91,9 +92,7 @@ def test_positions_of_the_right_answer_are_balanced(rows: list[MultipleChoiceRow
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "1", "12345"])
-def test_another_process_draws_the_same_items(
-    rows: list[MultipleChoiceRow], hash_seed: str
-) -> None:
+def test_another_process_draws_the_same_items(rows: list[ChoiceRow], hash_seed: str) -> None:
     code = "from lora_kit.evaluation.items import knowledge; print(ascii(knowledge.rows()))"
     environment = os.environ | {
         "PYTHONHASHSEED": hash_seed,
@@ -105,7 +104,7 @@ def test_another_process_draws_the_same_items(
     assert result.stdout.strip() == ascii(rows)
 
 
-def test_the_global_generator_is_neither_read_nor_moved(rows: list[MultipleChoiceRow]) -> None:
+def test_the_global_generator_is_neither_read_nor_moved(rows: list[ChoiceRow]) -> None:
     random.seed(0)
     state = random.getstate()
     assert knowledge.rows() == rows
@@ -115,12 +114,13 @@ def test_the_global_generator_is_neither_read_nor_moved(rows: list[MultipleChoic
 def test_an_item_does_not_change_with_the_python_version() -> None:
     # random() is promised to stay; sample() and shuffle() are not.
     items = {row.id: row for row in knowledge.items(relation())}
-    assert items["capital/sao-tome"] == MultipleChoiceRow(
+    assert items["capital/sao-tome"] == ChoiceRow(
         id="capital/sao-tome",
         question="What is the capital of São Tomé?",
         choices=("Rome", "Tokyo", "Paris", "São Tomé city"),
         answer=3,
-        field="geography",
+        cluster="capital/sao-tome",
+        slices={"field": "geography"},
     )
 
 
@@ -131,7 +131,7 @@ def test_also_true_answers_are_not_offered_as_wrong() -> None:
     assert set(france.choices) == {"Paris", "Madrid", "Tokyo", "São Tomé city"}
 
 
-def test_the_file_keeps_its_also_true_answers_out(rows: list[MultipleChoiceRow]) -> None:
+def test_the_file_keeps_its_also_true_answers_out(rows: list[ChoiceRow]) -> None:
     choices = {row.id: row.choices for row in rows}
     assert "Athena" not in choices["greek-god/war"]
     assert "the krone" not in choices["currency/sweden"]

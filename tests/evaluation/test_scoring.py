@@ -1,3 +1,6 @@
+"""Likelihoods and texts do not depend on how requests are laid out in batches."""
+
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -6,50 +9,121 @@ import pytest
 import torch
 
 from lora_kit.backbone import Backbone
-from lora_kit.errors import DataError, EvaluationError
-from lora_kit.evaluation.engine import by_length, stop_token_ids
-from lora_kit.evaluation.metrics import load_metric
-from lora_kit.evaluation.scoring import (
-    Scorer,
-    generate,
-    in_one_row,
-    row_by_row,
-    score_choices,
-    score_losses,
-    way_to_score,
+from lora_kit.evaluation.engine.prefix import Prefix, encode, shared_prefix
+from lora_kit.evaluation.engine.probe import WAYS, find_way, within_window
+from lora_kit.evaluation.engine.run import stop_token_ids
+from lora_kit.evaluation.engine.scoring import Scorer, Way, outcomes
+from lora_kit.evaluation.engine.work import by_length
+from lora_kit.evaluation.item import (
+    Branch,
+    ChoiceRequest,
+    GenerationRequest,
+    Item,
+    LossRequest,
+    Request,
 )
 from lora_kit.evaluation.suite import TaskSpec
-from lora_kit.evaluation.tasks import ChoiceItem, build_task
+from lora_kit.evaluation.tasks import build_task
+
+SLOW = WAYS[-1]
 
 
-def task(**fields: Any) -> TaskSpec:
-    return TaskSpec.model_validate({"name": "t", **fields})
+def items_of(backbone: Backbone, **fields: Any) -> list[Item]:
+    spec = TaskSpec.model_validate({"name": "t", **fields})
+    return list(build_task(spec, backbone.tokenizer, seed=1).items)
+
+
+def requests_of(backbone: Backbone, **fields: Any) -> list[Request]:
+    return [item.request for item in items_of(backbone, **fields)]
 
 
 def scorer_of(backbone: Backbone) -> Scorer:
     return Scorer(backbone.model, backbone.tokenizer, stop_token_ids(backbone))
 
 
-def choice_log_likelihood(model: Any, item: ChoiceItem, choice: Sequence[int]) -> float:
-    """One row for each choice, as the model's own logits have it."""
-    ids = torch.tensor([[*item.prompt_ids, *choice]])
-    logits = model(ids).logits[0].float().log_softmax(dim=-1)
-    start = len(item.prompt_ids) - 1
-    return float(sum(logits[start + n, token] for n, token in enumerate(choice)))
+def prefix_of(backbone: Backbone, requests: Sequence[Request]) -> Prefix:
+    ids = shared_prefix(requests)
+    assert len(ids) >= 16
+    return encode(backbone.model, ids, scorer_of(backbone).device)
+
+
+def alone(model: Any, request: ChoiceRequest, branch: Branch) -> tuple[float, bool]:
+    """Of one branch in a row of its own, as the model's own logits have it."""
+    ids = [*request.prompt_ids, *branch.input_ids]
+    logits = model(torch.tensor([ids])).logits[0].float().log_softmax(dim=-1)
+    scored = range(len(ids) - branch.scored, len(ids))
+    greedy = all(int(logits[n - 1].argmax()) == ids[n] for n in scored)
+    return float(sum(logits[n - 1, ids[n]].double() for n in scored)), greedy
+
+
+def assert_same(found: Sequence[Any], wanted: Sequence[Any], tolerance: float = 1e-3) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        assert a.log_likelihoods == pytest.approx(b.log_likelihoods, abs=tolerance)
+        assert a.text == b.text
 
 
 @torch.inference_mode()
-def test_choices_in_one_row_score_as_each_on_its_own(real_backbone: Backbone) -> None:
-    spec = task(kind="multiple_choice", source="general-knowledge", limit=12)
-    items = build_task(spec, real_backbone.tokenizer, seed=1).items
-    together = score_choices(scorer_of(real_backbone), items, log_likelihoods=in_one_row)
-    assert way_to_score(scorer_of(real_backbone), items[:4]) is in_one_row
-    for item, score in zip(items, together, strict=True):
-        assert isinstance(item, ChoiceItem)
-        alone = [choice_log_likelihood(real_backbone.model, item, c) for c in item.choice_ids]
-        best = max(range(len(alone)), key=alone.__getitem__)
-        assert score.output == item.choices[best]
-        assert score.score == float(best == item.answer)
+@pytest.mark.parametrize("shots", [0, 3])
+def test_choices_in_one_row_score_as_each_on_its_own(real_backbone: Backbone, shots: int) -> None:
+    requests = requests_of(
+        real_backbone, kind="multiple_choice", source="general-knowledge", limit=8, shots=shots
+    )
+    scorer = scorer_of(real_backbone)
+    prefix = prefix_of(real_backbone, requests) if shots else None
+    together = outcomes(scorer, requests, Way(), prefix)
+    for request, outcome in zip(requests, together, strict=True):
+        assert isinstance(request, ChoiceRequest)
+        wanted = [alone(real_backbone.model, request, branch) for branch in request.branches]
+        assert outcome.log_likelihoods == pytest.approx([total for total, _ in wanted], abs=1e-3)
+        assert list(outcome.greedy) == [greedy for _, greedy in wanted]
+    assert find_way(scorer, requests, prefix.input_ids if prefix else ()) == Way()
+
+
+@torch.inference_mode()
+def test_only_the_last_tokens_of_a_branch_count(tiny_backbone: Backbone) -> None:
+    """As where the contexts of the choices differ, and what follows them is the same."""
+    request = ChoiceRequest((5, 6), (Branch((7, 8, 9, 10), 2), Branch((11, 9, 10), 2)))
+    for way in (Way(), SLOW):
+        (found,) = outcomes(scorer_of(tiny_backbone), [request], way)
+        wanted = [alone(tiny_backbone.model, request, branch)[0] for branch in request.branches]
+        assert found.log_likelihoods == pytest.approx(wanted, abs=1e-4)
+
+
+@torch.inference_mode()
+def test_a_loss_does_not_move_with_the_batch_or_the_prefix(real_backbone: Backbone) -> None:
+    requests = requests_of(
+        real_backbone, kind="loss", source="stdlib-docstrings", limit=5, shots=1, max_length=512
+    )
+    scorer = scorer_of(real_backbone)
+    shared = outcomes(scorer, requests, Way(), prefix_of(real_backbone, requests))
+    assert_same(shared, [outcomes(scorer, [request], SLOW)[0] for request in requests])
+
+
+@torch.inference_mode()
+def test_generation_stops_at_the_end_of_turn_and_neither_pads_nor_prefix_change_it(
+    real_backbone: Backbone,
+) -> None:
+    requests = requests_of(
+        real_backbone, kind="instructions", source="instructions", limit=5, max_new_tokens=12
+    )
+    scorer = scorer_of(real_backbone)
+    together = outcomes(scorer, requests, Way(), prefix_of(real_backbone, requests))
+    assert_same(together, [outcomes(scorer, [request], SLOW)[0] for request in requests])
+    assert not any("<|im_end|>" in outcome.text for outcome in together)
+    assert scorer.stop_token_ids == (2,)
+
+
+@torch.inference_mode()
+def test_generation_ends_at_a_stop_text(real_backbone: Backbone) -> None:
+    (request,) = requests_of(
+        real_backbone, kind="instructions", source="instructions", limit=1, max_new_tokens=16
+    )
+    scorer = scorer_of(real_backbone)
+    whole = outcomes(scorer, [request], SLOW)[0].text
+    assert isinstance(request, GenerationRequest)
+    word = whole.split()[2]
+    (cut,) = outcomes(scorer, [replace(request, stop=(word,))], SLOW)
+    assert cut.text == whole[: whole.index(word)]
 
 
 @torch.inference_mode()
@@ -70,107 +144,70 @@ def test_a_model_that_carries_a_state_along_the_row_gets_a_row_a_choice(
         initializer_range=0.5,
     )
     stateful = replace(tiny_backbone, model=Lfm2ForCausalLM(config).eval())
-    spec = task(kind="multiple_choice", source="general-knowledge", limit=4)
-    items = build_task(spec, stateful.tokenizer, seed=1).items
-    assert way_to_score(scorer_of(stateful), items) is row_by_row
-    for item, totals in zip(items, row_by_row(scorer_of(stateful), items), strict=True):
-        alone = [choice_log_likelihood(stateful.model, item, c) for c in item.choice_ids]
-        assert totals == pytest.approx(alone, abs=1e-2)
+    requests = requests_of(
+        stateful, kind="multiple_choice", source="general-knowledge", limit=4, shots=2
+    )
+    way = find_way(scorer_of(stateful), requests, shared_prefix(requests))
+    assert not way.tree
+    prefix = prefix_of(stateful, requests) if way.prefix else None
+    for request, outcome in zip(
+        requests, outcomes(scorer_of(stateful), requests, way, prefix), strict=True
+    ):
+        assert isinstance(request, ChoiceRequest)
+        wanted = [alone(stateful.model, request, branch)[0] for branch in request.branches]
+        assert outcome.log_likelihoods == pytest.approx(wanted, abs=1e-2)
 
 
-@torch.inference_mode()
-def test_a_loss_does_not_move_with_the_batch(real_backbone: Backbone) -> None:
-    spec = task(kind="loss", source="python-reference", limit=6, max_length=96)
-    items = build_task(spec, real_backbone.tokenizer, seed=0).items
-    scorer = scorer_of(real_backbone)
-    together = score_losses(scorer, items)
-    for item, score in zip(items, together, strict=True):
-        (alone,) = score_losses(scorer, [item])
-        assert score.score == pytest.approx(alone.score, abs=1e-3)
+def test_a_window_narrower_than_a_request_is_heeded(tiny_backbone: Backbone) -> None:
+    requests = requests_of(
+        tiny_backbone, kind="multiple_choice", source="general-knowledge", limit=4
+    )
+    assert within_window(Way(), scorer_of(tiny_backbone), requests) == Way()
+    tiny_backbone.model.config.sliding_window = 8
+    assert within_window(Way(), scorer_of(tiny_backbone), requests) == SLOW
 
 
-@torch.inference_mode()
-def test_generation_stops_at_the_end_of_turn_and_pads_change_nothing(
-    real_backbone: Backbone,
-) -> None:
-    spec = task(kind="instructions", source="instructions", limit=5)
-    items = build_task(spec, real_backbone.tokenizer, seed=3).items
-    scorer = scorer_of(real_backbone)
-    together = generate(scorer, items, 12)
-    assert together == [generate(scorer, [item], 12)[0] for item in items]
-    assert not any("<|im_end|>" in text for text in together)
-    assert scorer.stop_token_ids == (2,)
+def test_what_requests_share_ends_before_what_is_scored() -> None:
+    common = tuple(range(100, 130))
+    choices = [ChoiceRequest((*common, n), (Branch((1,), 1), Branch((2,), 1))) for n in range(3)]
+    assert shared_prefix(choices) == common
+    same = [ChoiceRequest(common, (Branch((n,), 1),)) for n in range(3)]
+    assert shared_prefix(same) == common[:-1]  # the last token has to be there to predict from
+    assert shared_prefix(choices[:1]) == ()
+    assert shared_prefix([ChoiceRequest((1, 2, n), ()) for n in range(3)]) == ()
+    assert shared_prefix([GenerationRequest((*common, n), 4) for n in range(2)]) == common
+    from lora_kit.data.tokenization import IGNORED, Example
+
+    losses: list[Request] = [
+        LossRequest(Example((*common, n), (*[IGNORED] * 29, common[29], n))) for n in range(2)
+    ]
+    assert shared_prefix(losses) == common[:28]
 
 
 def test_batches_are_within_the_budget_and_lose_nothing() -> None:
-    class Thing:
-        def __init__(self, number: int):
-            self.id = str(number)
-            self.length = 10 + number * 7 % 90
-
-    things = [Thing(n) for n in range(70)]
-    batches = by_length(things, lambda thing: thing.length, 200)
-    assert sorted(t.id for b in batches for t in b) == sorted(t.id for t in things)
-    assert all(max(t.length for t in batch) * len(batch) <= 200 for batch in batches)
-    longest = [max(t.length for t in batch) for batch in batches]
+    lengths = [10 + number * 7 % 90 for number in range(70)]
+    ordered = sorted(range(70), key=lambda n: -lengths[n])
+    batches = by_length(ordered, lengths.__getitem__, 200)
+    assert sorted(n for batch in batches for n in batch) == list(range(70))
+    assert all(max(lengths[n] for n in batch) * len(batch) <= 200 for batch in batches)
+    longest = [max(lengths[n] for n in batch) for batch in batches]
     assert longest == sorted(longest, reverse=True)
 
 
 def test_an_item_longer_than_the_budget_is_a_batch_of_its_own() -> None:
-    class Long:
-        id = "long"
-
-    assert len(by_length([Long()], lambda _: 999, 100)) == 1
+    assert by_length([0], lambda _: 999, 100) == ((0,),)
 
 
-def test_chrf_is_sacrebleus_and_exact_match_is_exact() -> None:
-    from sacrebleu.metrics import CHRF
-
-    score = load_metric("chrf")
-    expected = CHRF().sentence_score("Return the name.", ["Returns a name."]).score
-    assert score("Return the name.", ["Returns a name."]) == pytest.approx(expected)
-    assert score("same", ["same"]) == pytest.approx(100)
-    exact = load_metric("exact_match")
-    assert (exact(" yes ", ["no", "yes"]), exact("Yes", ["yes"])) == (1.0, 0.0)
-
-
-def test_an_unknown_metric_names_the_bundled_ones() -> None:
-    with pytest.raises(EvaluationError, match=r"neither bundled \(chrf, exact_match\)"):
-        load_metric("no_such_metric")
-
-
-def test_a_file_of_choices_is_a_task_and_its_mistakes_are_named(
-    tokenizer: Any, tmp_path: Any
-) -> None:
-    path = tmp_path / "quiz.jsonl"
-    path.write_text('{"question": "2+2?", "choices": ["3", "4"], "answer": 1}\n')
-    spec = task(kind="multiple_choice", source=str(path))
-    (item,) = build_task(spec, tokenizer, 0).items
-    assert item.reference == "4"
-    for line, part in (
-        ('{"question": "?", "choices": ["a"], "answer": 0}', "at least two choices"),
-        ('{"question": "?", "choices": ["a", "b"], "answer": 2}', "0 to 1"),
-        ('{"question": "?"}', '"choices"'),
-        ("{", "not valid JSON"),
-    ):
-        path.write_text(line + "\n")
-        with pytest.raises(DataError, match=r"quiz\.jsonl:1") as caught:
-            build_task(spec, tokenizer, 0)
-        assert part in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("fields", "part"),
-    [
-        ({"kind": "instructions", "source": "python-reference"}, "takes `instructions`"),
-        ({"kind": "generation", "source": "python-reference", "metric": "chrf"}, "needs a prompt"),
-        ({"kind": "loss", "source": "nowhere"}, "neither a built-in source"),
-        ({"kind": "multiple_choice", "source": "nowhere"}, "neither `general-knowledge`"),
-    ],
-)
-def test_a_source_that_does_not_fit_its_kind_is_refused(
-    tokenizer: Any, fields: dict[str, Any], part: str
-) -> None:
-    with pytest.raises(DataError) as caught:
-        build_task(task(**fields), tokenizer, 0)
-    assert part in str(caught.value)
+@torch.inference_mode()
+def test_bits_per_byte_count_the_bytes_of_the_text(real_backbone: Backbone) -> None:
+    spec = TaskSpec(name="t", kind="loss", source="python-reference", limit=1, max_length=96)
+    task = build_task(spec, real_backbone.tokenizer, seed=0)
+    (item,) = task.items
+    (outcome,) = outcomes(scorer_of(real_backbone), [item.request], Way())
+    graded = task.grade(item, outcome)
+    assert graded.score is not None
+    assert isinstance(item.request, LossRequest)
+    nats = graded.score * item.request.example.supervised
+    assert graded.measures["nats"] == pytest.approx(nats)
+    assert graded.measures["bits_per_byte"] == pytest.approx(nats / math.log(2) / item.scored_bytes)
+    assert item.scored_bytes < len(item.reference.encode())  # cut at max_length

@@ -1,13 +1,15 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from lora_kit.errors import EvaluationError, RecipeError
 from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT, check_verdict
-from lora_kit.evaluation.ledger import Entry, read_ledger, write_ledger
-from lora_kit.evaluation.suite import Suite, suite_names
+from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger, write_ledger
+from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import judge
 from lora_kit.files import write_json
 
@@ -110,13 +112,6 @@ def test_what_is_no_ledger_is_told(tmp_path: Path) -> None:
         read_ledger(tmp_path / LEDGER)
 
 
-def test_the_bundled_suites_are_valid_and_say_why_their_margins() -> None:
-    assert set(suite_names()) == {"docstrings", "core-retention"}
-    for name in suite_names():
-        suite = Suite.load(name)
-        assert all(task.why for task in suite.tasks if task.margin is not None)
-
-
 @pytest.mark.parametrize(
     ("change", "part"),
     [
@@ -155,3 +150,169 @@ def test_an_option_is_used_or_refused(tmp_path: Path, task: str, part: str) -> N
     with pytest.raises(RecipeError) as caught:
         Suite.load(path)
     assert part in str(caught.value)
+
+
+def arm(
+    name: str, scores: list[float], suite: str = "keep", task: str = "quiz", **fields: Any
+) -> list[Entry]:
+    return [
+        Entry(name, suite, task, f"i{n}", f"c{n}", score, "out", "in", "ref", 3, 0.1)
+        if not fields
+        else Entry(
+            name,
+            suite,
+            task,
+            f"i{n}",
+            f"c{n}",
+            score,
+            "out",
+            "in",
+            "ref",
+            3,
+            0.1,
+            **{key: value(n) for key, value in fields.items()},
+        )
+        for n, score in enumerate(scores)
+    ]
+
+
+def one_task(role: str, **fields: Any) -> Suite:
+    task = {"name": "quiz", "kind": "multiple_choice", "source": "x", **fields}
+    if role == "retention":
+        task = {"margin": 0.1, **task}
+    return Suite.model_validate({"name": "keep", "role": role, "tasks": [task]})
+
+
+def test_a_perfect_adapter_on_twenty_items_is_not_safe_yet() -> None:
+    entries = arm("base", [1.0] * 20) + arm("adapter", [1.0] * 20)
+    task = judge(entries, [one_task("retention", margin=0.05)]).suites[0].tasks[0]
+    assert task.decision == "INCONCLUSIVE"
+    assert task.items_needed == 59  # 0.95^59 < 5%
+    assert task.interval.delta == 0
+
+
+def test_won_and_lost_add_up_to_the_difference() -> None:
+    entries = arm("base", [1, 0, 1, 0] * 25) + arm("adapter", [1, 1, 0, 1] * 25)
+    task = judge(entries, [one_task("retention")]).suites[0].tasks[0]
+    assert task.won - task.lost == pytest.approx(task.interval.delta * task.interval.items)
+
+
+def test_a_base_that_guesses_has_nothing_to_lose() -> None:
+    """Else an adapter that destroys everything would pass: nobody is worse than chance."""
+    choices = {"choices": lambda n: ("a", "b", "c", "d")}
+    base = [float(n % 4 == 0) for n in range(400)]
+    entries = arm("base", base, **choices) + arm("adapter", base, **choices)
+    task = judge(entries, [one_task("retention")]).suites[0].tasks[0]
+    assert task.decision == "INCONCLUSIVE"
+    assert "guessing" in task.reason
+    able = [float(n % 4 != 0) for n in range(400)]
+    entries = arm("base", able, **choices) + arm("adapter", able, **choices)
+    assert judge(entries, [one_task("retention")]).decision == "PASS"
+
+
+def test_the_merged_model_is_judged_as_the_adapter_is() -> None:
+    right, wrong = [1.0] * 300, [0.0] * 100 + [1.0] * 200
+    entries = arm("base", right) + arm("adapter", right) + arm("merged", wrong)
+    verdict = judge(entries, [one_task("retention")])
+    assert (verdict.decision, verdict.merged) == ("PASS", "FAIL")
+    assert judge(entries[:600], [one_task("retention")]).merged is None
+
+
+def test_an_adapter_that_a_prompt_would_replace_is_said_so() -> None:
+    suite = one_task("gain")
+    base, adapter = [0.0] * 80 + [1.0] * 20, [1.0] * 60 + [0.0] * 20 + [1.0] * 20
+    entries = arm("base", base) + arm("adapter", adapter)
+    beaten = judge([*entries, *arm("fewshot", base), *arm("retrieval", [0.0] * 100)], [suite])
+    assert beaten.decision == "PASS"
+    assert beaten.findings == ()
+    assert [rival.decision for rival in beaten.suites[0].tasks[0].rivals] == ["PASS", "PASS"]
+    as_good = judge([*entries, *arm("fewshot", adapter)], [suite])
+    assert [(f.kind, f.task) for f in as_good.findings] == [("negative transfer", "quiz")]
+    assert "not shown to be worse" in as_good.findings[0].text
+    better = judge([*entries, *arm("scratch", [1.0] * 100)], [suite])
+    assert "is better than the adapter" in better.findings[0].text
+
+
+def test_a_loss_on_one_slice_is_an_alarm_though_the_whole_passes() -> None:
+    slices = {"slices": lambda n: {"group": "a" if n < 60 else "b"}}
+    base = [1.0] * 600
+    adapter = [float(n >= 20) for n in range(600)]
+    entries = arm("base", base, **slices) + arm("adapter", adapter, **slices)
+    verdict = judge(entries, [one_task("retention")])
+    task = verdict.suites[0].tasks[0]
+    assert task.decision == "PASS"
+    worst, other = task.slices
+    assert (worst.value, worst.alarm, other.alarm) == ("a", True, False)
+    assert worst.lost == 20
+    assert worst.adjusted >= worst.p
+    assert verdict.findings[0].kind == "alarm"
+    assert "group a" in verdict.findings[0].text
+
+
+def test_chance_differences_of_many_slices_are_no_alarm() -> None:
+    generator = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(20):
+        base = generator.integers(0, 2, 400).astype(float)
+        flips = generator.random(400) < 0.2
+        adapter = np.where(flips, generator.integers(0, 2, 400), base)
+        of = {"slices": lambda n: {"group": str(n % 20)}}
+        entries = arm("base", base.tolist(), **of) + arm("adapter", adapter.tolist(), **of)
+        suite = one_task("retention", margin=0.2)
+        alarms += bool(judge(entries, [suite]).findings)
+    assert alarms <= 3  # 5% of 20 is 1; without Holm, twenty slices would give some in each
+
+
+def test_certainty_is_told_from_correctness() -> None:
+    def sure(right: float) -> dict[str, Any]:
+        return {
+            "choices": lambda n: ("a", "b"),
+            "answer": lambda n: 0,
+            "log_likelihoods": lambda n: (right, 0.0),
+        }
+
+    entries = arm("base", [1.0] * 60, **sure(0.1)) + arm("adapter", [1.0] * 60, **sure(5.0))
+    found = judge(entries, [one_task("retention")]).suites[0].tasks[0].calibration
+    assert found is not None
+    assert found.before.ece == pytest.approx(1 - 1 / (1 + math.exp(-0.1)))
+    assert found.after.ece < 0.01
+    assert found.brier.delta > 0
+    plain = judge(arm("base", [1.0] * 9) + arm("adapter", [1.0] * 9), [one_task("gain")])
+    assert plain.suites[0].tasks[0].calibration is None
+
+
+def test_a_classification_is_judged_by_macro_f1_where_it_says_so() -> None:
+    """Always the frequent label: accuracy barely falls, macro-F1 does."""
+    truth = ["rare" if n % 10 == 0 else "often" for n in range(300)]
+    suite = one_task("retention", kind="classification", score="macro_f1", margin=0.1)
+
+    def predicted(name: str, labels: list[str]) -> list[Entry]:
+        return [
+            Entry(name, "keep", "quiz", f"i{n}", f"c{n}", float(a == b), a, "in", b, 1, 0.1)
+            for n, (a, b) in enumerate(zip(labels, truth, strict=True))
+        ]
+
+    entries = predicted("base", truth) + predicted("adapter", ["often"] * 300)
+    task = judge(entries, [suite]).suites[0].tasks[0]
+    assert task.unit == "macro-F1"
+    assert task.decision == "FAIL"
+    assert task.adapter < 0.5
+    assert task.classes is not None
+    rare = next(one for one in task.classes.adapter.classes if one.label == "rare")
+    assert (rare.recall, rare.precision, rare.support) == (0.0, None, 30)
+
+
+def test_drift_is_reported_and_decides_nothing() -> None:
+    entries = arm("base", [1.0] * 300) + arm("adapter", [1.0] * 300)
+    task = judge([*entries, *arm(DRIFT, [0.5] * 10)], [one_task("retention")]).suites[0].tasks[0]
+    assert task.decision == "PASS"
+    assert task.drift is not None
+    assert (task.drift.interval.delta, task.drift.prompts) == (0.5, 10)
+
+
+def test_another_harness_metrics_are_told_by_their_values() -> None:
+    suite = one_task("retention", kind="lm_eval", margin=0.1)
+    entries = arm("base", [1.0] * 300) + arm("adapter", [1.0] * 300)
+    assert "exact" in judge(entries, [suite]).suites[0].tasks[0].method
+    entries = arm("base", [0.5] * 300) + arm("adapter", [0.7, 0.6] * 150)
+    assert "bootstrap" in judge(entries, [suite]).suites[0].tasks[0].method

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,19 @@ name: small-gain
 role: gain
 tasks:
   - {name: reference-loss, kind: loss, source: stdlib-docstrings, limit: 24, max_length: 384}
+"""
+
+LINES = """
+name: small-lines
+role: gain
+tasks:
+  - name: line
+    kind: generation
+    source: stdlib-docstrings
+    metric: chrf
+    limit: 8
+    max_length: 384
+    max_new_tokens: 8
 """
 
 RETENTION = """
@@ -48,7 +62,8 @@ def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("workplace")
-    for name, text in (("gain", GAIN), ("retention", RETENTION), ("undecided", UNDECIDED)):
+    suites = {"gain": GAIN, "lines": LINES, "retention": RETENTION, "undecided": UNDECIDED}
+    for name, text in suites.items():
         (place / f"{name}.yaml").write_text(text)
     recipe = {
         "name": "small",
@@ -59,7 +74,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "max_length": 384,
         },
         "training": {"learning_rate": 1e-3},
-        "evaluation": {"suites": ["gain.yaml", "retention.yaml"]},
+        "evaluation": {
+            "suites": ["gain.yaml", "retention.yaml"],
+            "arms": ["base", "adapter", "merged", "fewshot", "retrieval"],
+            "shots": 2,
+        },
     }
     (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return place
@@ -152,21 +171,93 @@ def test_verify_passes_a_release_and_finds_a_changed_byte_a_lost_and_a_new_file(
     assert "Traceback" not in bad.stderr
 
 
-def test_an_evaluation_of_the_run_gives_the_same_ledger(finished: Path, tmp_path: Path) -> None:
+def scores(directory: Path) -> dict[tuple[str, str, str], float | None]:
     from lora_kit.evaluation.ledger import read_ledger
 
-    done = command(
-        "evaluate", str(finished), "--suite", "gain.yaml", "--output", str(tmp_path / "again"),
-        "--json", cwd=finished.parents[1],
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    again = {(e.arm, e.item): e.score for e in read_ledger(tmp_path / "again" / "ledger.parquet")}
-    first = {
-        (e.arm, e.item): e.score
-        for e in read_ledger(finished / "evaluation" / "ledger.parquet")
-        if e.suite == "small-gain"
-    }
-    assert again == first
+    return {(e.arm, e.task, e.item): e.score for e in read_ledger(directory / "ledger.parquet")}
+
+
+def test_every_arm_is_in_the_ledger(finished: Path) -> None:
+    found = scores(finished / "evaluation")
+    # Nothing to retrieve a likelihood from; drift is of the prompts of both suites.
+    of_gain = {arm for arm, task, _ in found if task == "reference-loss"}
+    assert of_gain == {"base", "adapter", "merged", "fewshot", "drift"}
+    assert {arm for arm, task, _ in found if task == "prose"} == of_gain - {"fewshot"}
+    verdict = json.loads((finished / "evaluation" / "verdict.json").read_text())
+    assert verdict["merged"] == "PASS"
+    for (arm, task, item), score in found.items():
+        if arm == "merged":
+            assert score == pytest.approx(found["adapter", task, item], abs=1e-3)
+
+
+def test_an_evaluation_that_is_killed_goes_on_and_gives_the_same_ledger(
+    finished: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "again"
+    arguments = ["evaluate", str(finished), "--output", str(output), "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora_kit", *arguments, "--fresh"],
+        cwd=finished.parents[1],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    journal = output / ".journal-0.jsonl"
+    while not (journal.is_file() and journal.stat().st_size):
+        assert process.poll() is None, "it ended without a journal"
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (output / "ledger.parquet").exists()
+    resumed = command(*arguments, cwd=finished.parents[1])
+    assert resumed.returncode == 0, resumed.stderr
+    assert "results are there already" in resumed.stderr
+    assert scores(output) == scores(finished / "evaluation")
+    assert not list(output.glob(".journal*"))
+
+
+def test_an_arm_is_added_to_what_was_measured(finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "lines"
+    suite = ["--suite", "lines.yaml", "--output", str(output), "--json"]
+    first = command("evaluate", str(finished), *suite, cwd=finished.parents[1])
+    assert first.returncode in (0, 3, 4), first.stderr
+    rivals = json.loads(first.stdout)["suites"][0]["tasks"][0]["rivals"]
+    assert [rival["arm"] for rival in rivals] == ["fewshot", "retrieval"]
+    before = scores(output)
+    more = command("evaluate", str(finished), *suite, "--arm", "scratch", cwd=finished.parents[1])
+    assert more.returncode in (0, 3, 4), more.stderr
+    assert "never pretrained" in more.stderr
+    after = scores(output)
+    assert {key: score for key, score in after.items() if key in before} == before
+    assert {arm for arm, _, _ in after} - {arm for arm, _, _ in before} == {"scratch"}
+    # Trained once; the next time it is there.
+    assert (finished / "scratch" / "adapter" / "adapter_model.safetensors").is_file()
+    unknown = command("evaluate", str(finished), *suite, "--arm", "scrtch", cwd=finished.parents[1])
+    assert unknown.returncode == 2
+    assert "scrtch" in unknown.stderr
+
+
+@pytest.mark.parametrize(("factor", "status"), [(8.0, 3), (0.0, 0)])
+def test_a_damaged_adapter_fails_and_an_empty_one_changes_nothing(
+    finished: Path, workplace: Path, tmp_path: Path, factor: float, status: int
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    adapter = tmp_path / "adapter"
+    shutil.copytree(finished / "adapter", adapter)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    scaled = {k: t * factor if "lora_B" in k else t for k, t in weights.items()}
+    save_file(scaled, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    done = command("evaluate", str(adapter), "--suite", "retention.yaml", "--json", cwd=workplace)
+    assert done.returncode == status, done.stderr
+    (task,) = json.loads(done.stdout)["suites"][0]["tasks"]
+    if factor:
+        assert task["decision"] == "FAIL"
+        assert task["alarm"]
+        assert task["drift"]["interval"]["delta"] > 0.1
+    else:
+        assert (task["interval"]["delta"], task["won"], task["lost"]) == (0, 0, 0)
+        assert task["drift"]["interval"]["delta"] < 1e-6
 
 
 def test_a_run_is_released_only_on_the_suites_of_its_recipe(

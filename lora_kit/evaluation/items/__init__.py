@@ -1,1 +1,1 @@
-"""Test items written for this project: facts and verifiable instructions."""
+"""Test items written for this project: multiple-choice questions and verifiable instructions."""

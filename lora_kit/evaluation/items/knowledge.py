@@ -8,30 +8,14 @@ kind of answer, not the fact, stays at one in four.
 from __future__ import annotations
 
 import random
-import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 
-import yaml
+from lora_kit.evaluation.items import parse
+from lora_kit.evaluation.items.row import ChoiceRow, shuffled, slug
 
 CHOICES = 4
 """Choices of an item, the right one included."""
-
-
-@dataclass(frozen=True)
-class MultipleChoiceRow:
-    """One question with its possible answers."""
-
-    id: str
-    """`relation/subject` as a slug: the same in every version that holds the fact."""
-    question: str
-    choices: tuple[str, ...]
-    answer: int
-    """Index of the right answer in `choices`."""
-    field: str
-    """Field of knowledge, such as geography."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +39,23 @@ class Relation:
             ValueError: a part is missing or of the wrong type, or `also_true` names a subject or an
                 answer that the facts do not have (a slip there would let a right answer be wrong).
         """
-        unknown = sorted(mapping.keys() - {"name", "field", "question", "facts", "also_true"})
-        if unknown:
-            raise ValueError(f"relation {mapping.get('name')!r} has unknown keys {unknown}")
-        name = _text(mapping.get("name"), "the name of a relation")
-        question = _text(mapping.get("question"), f"{name}.question")
+        known = {"name", "field", "question", "facts", "also_true"}
+        parse.known_keys(mapping, known, f"relation {mapping.get('name')!r}")
+        name = parse.text(mapping.get("name"), "the name of a relation")
+        question = parse.text(mapping.get("question"), f"{name}.question")
         if "{subject}" not in question:
             raise ValueError(f"{name}.question must hold {{subject}}: {question!r}")
+        written = parse.mapping(mapping.get("facts"), f"{name}.facts")
         facts = {
-            _text(subject, f"a subject of {name}"): _text(answer, f"{name}.facts[{subject!r}]")
-            for subject, answer in _mapping(mapping.get("facts"), f"{name}.facts").items()
+            parse.text(subject, f"a subject of {name}"): parse.text(
+                answer, f"{name}.facts[{subject!r}]"
+            )
+            for subject, answer in written.items()
         }
-        also_true = _mapping(mapping.get("also_true", {}), f"{name}.also_true")
+        also_true = parse.mapping(mapping.get("also_true", {}), f"{name}.also_true")
         return cls(
             name=name,
-            field=_text(mapping.get("field"), f"{name}.field"),
+            field=parse.text(mapping.get("field"), f"{name}.field"),
             question=question,
             facts=facts,
             also_true={
@@ -79,13 +65,13 @@ class Relation:
         )
 
 
-def rows() -> list[MultipleChoiceRow]:
+def rows() -> list[ChoiceRow]:
     """All items, in the order of `facts.yaml`; the same on every machine and in every process."""
-    text = resources.files("lora_kit.evaluation.items").joinpath("facts.yaml").read_text("utf-8")
-    return [row for relation in yaml.safe_load(text) for row in items(Relation.parse(relation))]
+    relations = [Relation.parse(value) for value in parse.read("facts.yaml")]
+    return [row for relation in relations for row in items(relation)]
 
 
-def items(relation: Relation) -> list[MultipleChoiceRow]:
+def items(relation: Relation) -> list[ChoiceRow]:
     """One item for each fact of the relation.
 
     Raises:
@@ -101,7 +87,7 @@ def items(relation: Relation) -> list[MultipleChoiceRow]:
     return [_item(relation, subject, answers) for subject in relation.facts]
 
 
-def _item(relation: Relation, subject: str, answers: list[str]) -> MultipleChoiceRow:
+def _item(relation: Relation, subject: str, answers: list[str]) -> ChoiceRow:
     right = relation.facts[subject]
     true = {right, *relation.also_true.get(subject, ())}
     wrong = [answer for answer in answers if answer not in true]
@@ -112,38 +98,16 @@ def _item(relation: Relation, subject: str, answers: list[str]) -> MultipleChoic
         )
     # Seeding with a string does not depend on PYTHONHASHSEED.
     generator = random.Random(f"{relation.name}/{subject}")
-    choices = _shuffled([right, *_shuffled(wrong, generator)[: CHOICES - 1]], generator)
-    return MultipleChoiceRow(
-        id=f"{_slug(relation.name)}/{_slug(subject)}",
+    choices = shuffled([right, *shuffled(wrong, generator)[: CHOICES - 1]], generator)
+    identifier = f"{slug(relation.name)}/{slug(subject)}"
+    return ChoiceRow(
+        id=identifier,
         question=relation.question.replace("{subject}", subject),
         choices=tuple(choices),
         answer=choices.index(right),
-        field=relation.field,
+        cluster=identifier,
+        slices={"field": relation.field},
     )
-
-
-def _shuffled(answers: list[str], generator: random.Random) -> list[str]:
-    # Python promises the sequence of random() across its versions, not that of shuffle() or
-    # sample(); an item must not change with the interpreter.
-    return sorted(answers, key=lambda _: generator.random())
-
-
-def _slug(text: str) -> str:
-    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")
-
-
-def _text(value: object, where: str) -> str:
-    # YAML reads 1945 as a number and no as false; both must be quoted to stay what was written.
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where} must be text (quote numbers, yes and no), not {value!r}")
-    return value
-
-
-def _mapping(value: object, where: str) -> Mapping[str, object]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where} must be a mapping, not {value!r}")
-    return value
 
 
 def _checked_subjects(

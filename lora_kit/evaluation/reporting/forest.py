@@ -10,52 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lora_kit.evaluation.reporting.notation import Notation
 from lora_kit.evaluation.verdict import TaskVerdict
 
 # The longest bar ends a little before the plot does, so that its end can be seen.
 HEADROOM = 1.1
-PERCENT_UNITS = ("accuracy", "followed")
-MOST_PLACES = 6
-
-
-@dataclass(frozen=True)
-class Notation:
-    """How the numbers of a task are written: accuracies in percent, their differences in points."""
-
-    percent: bool
-    places: int
-
-    @classmethod
-    def of(cls, task: TaskVerdict) -> Notation:
-        """With as many places as it takes to see on which side of the line a limit is."""
-        percent = task.unit in PERCENT_UNITS
-        size = max(abs(task.base), abs(task.adapter))
-        fewest = 1 if percent or size >= 100 else 2 if size >= 10 else 3
-        line = -(task.margin or 0.0)
-        limits = [limit for limit in (task.interval.low, task.interval.high) if limit != line]
-        for places in range(fewest, MOST_PLACES):
-            notation = cls(percent, places)
-            if all(notation.signed(limit) != notation.signed(line) for limit in limits):
-                return notation
-        return cls(percent, fewest)
-
-    def plain(self, value: float) -> str:
-        """A score or a mean."""
-        return self._written(value, "") + ("%" if self.percent and math.isfinite(value) else "")
-
-    def signed(self, value: float) -> str:
-        """A difference."""
-        return self._written(value, "+")
-
-    def _written(self, value: float, sign: str) -> str:
-        if math.isnan(value):
-            return "not a number"
-        if math.isinf(value):
-            return "+∞" if value > 0 else "−∞"
-        # Rounded first: what rounds to zero has no sign.
-        rounded = round(value * 100 if self.percent else value, self.places)
-        text = f"{rounded:{sign}.{self.places}f}" if rounded else f"{0:.{self.places}f}"
-        return text.replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -65,7 +24,7 @@ class Difference:
     Attributes:
         unit: of the differences: percentage points (pp) where the scores are percentages.
         margin: without the unit, in the unit of the differences; empty for gain.
-        needs: what would decide it; empty if it is decided.
+        needs: what would decide it; empty if it is decided, or if more items would not help.
     """
 
     name: str
@@ -102,7 +61,7 @@ class Difference:
 
 
 def _needs(task: TaskVerdict) -> str:
-    if task.decision != "INCONCLUSIVE":
+    if task.decision != "INCONCLUSIVE" or task.reason:
         return ""
     if task.interval.clusters == 1:
         # However many, items of the one cluster do not tell how others would differ.

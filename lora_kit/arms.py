@@ -1,0 +1,119 @@
+"""The arms of an evaluation as models: which weights they are, and how they are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from lora_kit.adapters import adapter_sha256, attach, attach_saved, switched_off
+from lora_kit.backbone import Backbone, BackboneFiles, load
+from lora_kit.console import say
+from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.rows import Row
+from lora_kit.errors import EvaluationError
+from lora_kit.evaluation.engine.run import Arm, LoadedArms
+from lora_kit.files import read_json
+from lora_kit.merging.verify import reload
+from lora_kit.recipe import Recipe
+from lora_kit.releasing.gate import MERGE_RECORD
+from lora_kit.run import RunDirectory
+from lora_kit.session import Session, Subject
+from lora_kit.training.trainer import train as train_adapter
+
+NEED_A_RUN = ("merged", "scratch", "retrieval")
+
+
+def loaded_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
+    """The arms that are models, those of one model together.
+
+    Raises:
+        EvaluationError: if an arm needs what there is not.
+    """
+    session = subject.session
+    if session is None:
+        absent = [name for name in NEED_A_RUN if name in names]
+        if absent:
+            raise EvaluationError(
+                f"{subject.adapter}: arm {absent[0]} needs a run, with its recipe and data; this "
+                "is an adapter alone"
+            )
+    models = [_on_backbone(subject, names)]
+    if session is not None and "merged" in names:
+        models.append(_merged(session))
+    if session is not None and "scratch" in names:
+        models.append(_scratch(session))
+    return models
+
+
+def example_rows(recipe: Recipe) -> list[Row]:
+    """The rows that baselines learn from: those of the adapter, without its replay."""
+    return training_rows(recipe.data.model_copy(update={"replay": None}), recipe.seed)[0]
+
+
+def _on_backbone(subject: Subject, names: Sequence[str]) -> LoadedArms:
+    base = subject.backbone.fingerprint.digest
+    adapted = _digest([base, adapter_sha256(subject.adapter)])
+    arms = [
+        Arm("base", base, switched_off, kept=True),
+        Arm("adapter", adapted, nullcontext),
+        Arm("fewshot", base, switched_off, roles=("gain",), kept=True),
+    ]
+    return LoadedArms(
+        lambda: subject.model, tuple(arm for arm in arms if arm.name in names), drifting=adapted
+    )
+
+
+def _merged(session: Session) -> LoadedArms:
+    directory = session.run.merged
+    record = directory / MERGE_RECORD
+    if not record.is_file():
+        raise EvaluationError(
+            f"{session.run.root}: arm merged: not merged yet; run `lora-kit merge "
+            f"{session.run.root}` first"
+        )
+    files = read_json(record, EvaluationError).get("files")
+    arm = Arm("merged", _digest(files), nullcontext)
+    return LoadedArms(lambda: reload(directory, session.backbone), (arm,))
+
+
+def _scratch(session: Session) -> LoadedArms:
+    trained = session.recipe.model_dump(mode="json", exclude={"evaluation", "merge", "name"})
+    described = [session.backbone.fingerprint.config, trained]
+    arm = Arm("scratch", _digest(described), nullcontext, roles=("gain",))
+    return LoadedArms(lambda: _trained_from_scratch(session), (arm,))
+
+
+def _trained_from_scratch(session: Session) -> Any:
+    """The recipe's adapter on a backbone of random weights; trained unless it is there."""
+    recipe, run = session.recipe, RunDirectory(session.run.scratch)
+    backbone = _reinitialised(session.backbone, recipe.seed)
+    if (run.adapter / "adapter_model.safetensors").is_file():
+        return attach_saved(backbone, run.adapter)
+    say(f"{run.root}: training the recipe on weights that were never pretrained")
+    rows, replay = training_rows(recipe.data, recipe.seed)
+    data = prepare(rows, backbone.tokenizer, recipe.data, replay)
+    model = attach(backbone, recipe.adapter, recipe.seed)
+    train_adapter(recipe, backbone, model, data, None, run)
+    return model
+
+
+def _reinitialised(backbone: Backbone, seed: int) -> Backbone:
+    """The same architecture, tokenizer and quantization, with the weights it began from."""
+    from accelerate.utils import set_seed
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    set_seed(seed)
+    config = AutoConfig.from_pretrained(backbone.files.directory, local_files_only=True)
+    with tempfile.TemporaryDirectory() as folder:
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        backbone.tokenizer.save_pretrained(folder)
+        return load(BackboneFiles(backbone.files.reference, None, Path(folder)), backbone.spec)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

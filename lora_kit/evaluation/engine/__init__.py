@@ -1,0 +1,1 @@
+"""Work on arms: what a model makes of the items, batch by batch."""

@@ -1,0 +1,53 @@
+"""Drift: how far the adapter's next-token distributions are from the base's, prompt by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lora_kit.adapters import switched_off
+from lora_kit.evaluation.item import LossRequest, Request
+
+PROMPTS = 16
+"""Prompts of a task at most: drift is an alarm, not a verdict."""
+PROMPT_TOKENS = 128
+POSITIONS = 64
+BATCH = 4
+
+
+def prompt_ids(request: Request) -> tuple[int, ...]:
+    """What of a request is a prompt to drift on: its last tokens before the answer, or the text."""
+    ids = request.example.input_ids if isinstance(request, LossRequest) else request.prompt_ids
+    return ids[-PROMPT_TOKENS:]
+
+
+@torch.inference_mode()
+def token_kl(
+    model: Any, prompts: Sequence[tuple[int, ...]], pad_token_id: int, device: torch.device
+) -> list[float]:
+    """KL(base || adapter) in nats, of each prompt the mean over its last positions.
+
+    Args:
+        model: the backbone with the adapter attached.
+        prompts: token ids, none empty.
+        pad_token_id: fills shorter rows on the left.
+        device: where the model is.
+    """
+    length = max(map(len, prompts))
+    ids = torch.tensor([[pad_token_id] * (length - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+    inputs = {
+        "input_ids": ids.to(device),
+        "attention_mask": mask.to(device),
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
+        "logits_to_keep": POSITIONS,
+        "use_cache": False,
+    }
+    adapted = model(**inputs).logits.float().log_softmax(dim=-1)
+    with switched_off(model):
+        base = model(**inputs).logits.float().log_softmax(dim=-1)
+    kl = (base.exp() * (base - adapted)).sum(dim=-1).double()
+    seen = mask[:, -kl.shape[1] :].to(device).double()
+    return [float(value) for value in (kl * seen).sum(dim=1) / seen.sum(dim=1)]

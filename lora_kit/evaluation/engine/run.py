@@ -1,0 +1,335 @@
+"""Work on arms: the same items in the same batches for each arm of a model, batch by batch."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from accelerate.utils.memory import should_reduce_batch_size
+
+from lora_kit.backbone import Backbone
+from lora_kit.console import Meter, meter, say
+from lora_kit.data.tokenization import end_of_turn
+from lora_kit.errors import EvaluationError
+from lora_kit.evaluation.engine import drift
+from lora_kit.evaluation.engine.journal import Journal
+from lora_kit.evaluation.engine.kept import Kept
+from lora_kit.evaluation.engine.prefix import Prefix, encode, shared_prefix
+from lora_kit.evaluation.engine.probe import find_way, within_window
+from lora_kit.evaluation.engine.scoring import Scorer, Way, outcomes
+from lora_kit.evaluation.engine.work import Work
+from lora_kit.evaluation.item import Item, Outcome, Request, Task
+from lora_kit.evaluation.ledger import DRIFT, Entry
+from lora_kit.processes import process_state
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing that is evaluated.
+
+    Attributes:
+        identity: digest of the weights that answer.
+        active: makes a loaded model this arm.
+        roles: of the suites that it is evaluated on.
+        kept: whether its outcomes are kept between evaluations.
+    """
+
+    name: str
+    identity: str
+    active: Callable[[Any], AbstractContextManager[Any]]
+    roles: tuple[str, ...] = ("gain", "retention")
+    kept: bool = False
+
+    def wants(self, work: Work) -> bool:
+        """Whether the arm is evaluated on this task."""
+        asked = self.name != "fewshot" or self.name in work.variants
+        return work.suite.role in self.roles and asked
+
+
+@dataclass(frozen=True)
+class LoadedArms:
+    """Arms that share one load of a model.
+
+    Attributes:
+        load: loads it; called only if something is left to do.
+        drifting: identity of base and adapter together where both are arms of this model.
+    """
+
+    load: Callable[[], Any]
+    arms: tuple[Arm, ...]
+    drifting: str | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all arms are evaluated with.
+
+    Attributes:
+        done: entries by key and item that are there already.
+    """
+
+    tokenizer: Any
+    stop_token_ids: tuple[int, ...]
+    journal: Journal
+    done: Mapping[str, Mapping[str, Entry]]
+    fresh: bool = False
+
+    def missing(self, key: str, items: Iterable[Item]) -> list[Item]:
+        """The items without an entry under this key."""
+        there = self.done.get(key, {})
+        return [item for item in items if item.id not in there]
+
+
+def evaluate_models(
+    models: Sequence[LoadedArms], work: Sequence[Work], bench: Bench
+) -> list[tuple[str, Entry]]:
+    """Evaluate the arms of all models, one model after the other.
+
+    Under several processes each takes every n-th batch; all get the whole result. The batches do
+    not depend on the number of processes, nor on the arm, so that a difference is the adapter's.
+
+    Returns:
+        Keys and entries of what was not there already.
+    """
+    state = process_state()
+    found: list[tuple[str, Entry]] = []
+    total = sum(_left(one, arms, bench) for arms in models for one in work)
+    with meter("evaluating", total, visible=state.is_main_process) as progress:
+        for loaded in models:
+            if any(_left(one, loaded, bench) for one in work):
+                found += _evaluate_model(loaded, work, bench, progress)
+    if state.num_processes > 1:
+        found = gather_object(found)
+    return found
+
+
+def _left(work: Work, loaded: LoadedArms, bench: Bench) -> int:
+    """Items times arms that this process has to evaluate."""
+    mine = [work.task.items[n] for batch in _share(work) for n in batch]
+    arms = (arm for arm in loaded.arms if arm.wants(work))
+    left = sum(len(bench.missing(work.key(arm.name, arm.identity), mine)) for arm in arms)
+    if loaded.drifting:
+        left += len(bench.missing(work.key(DRIFT, loaded.drifting), _drifters(work)))
+    return left
+
+
+def _share(work: Work) -> tuple[tuple[int, ...], ...]:
+    """The batches of this process."""
+    state = process_state()
+    return work.batches[state.process_index :: state.num_processes]
+
+
+@torch.inference_mode()
+def _evaluate_model(
+    loaded: LoadedArms, work: Sequence[Work], bench: Bench, progress: Meter
+) -> list[tuple[str, Entry]]:
+    model = loaded.load()
+    scorer = Scorer(model, bench.tokenizer, bench.stop_token_ids)
+    was_training = model.training
+    model.eval()
+    found: list[tuple[str, Entry]] = []
+    ways: Ways = {}
+    try:
+        for one in work:
+            if not _left(one, loaded, bench):
+                continue
+            arms = [arm for arm in loaded.arms if arm.wants(one)]
+            asked = [_Asked.prepare(one, arm, scorer, bench, ways) for arm in arms]
+            for batch in _evaluate_task(one, asked, progress):
+                bench.journal.append(batch)
+                found += batch
+            if loaded.drifting:
+                records = _drift(one, loaded.drifting, scorer, bench, progress)
+                bench.journal.append(records)
+                found += records
+    finally:
+        model.train(was_training)
+    return found
+
+
+# Found once for each kind of request, with and without a prefix, of one model.
+Ways = dict[tuple[type[Request], bool], Way]
+
+
+def _evaluate_task(
+    work: Work, asked: Sequence[_Asked], progress: Meter
+) -> Iterable[list[tuple[str, Entry]]]:
+    """Yield the entries of one batch after the other, of all arms."""
+    queue = deque(_share(work))
+    while queue:
+        batch = queue.popleft()
+        items = [work.task.items[n].id for n in batch]
+        left = {item for one in asked for item in items if item in one.left}
+        batch = tuple(n for n, item in zip(batch, items, strict=True) if item in left)
+        if not batch:
+            continue
+        try:
+            yield [record for one in asked for record in one.evaluate(batch, progress)]
+        except (RuntimeError, MemoryError) as error:
+            if not _lacks_memory(error):
+                raise
+            if len(batch) == 1:
+                raise EvaluationError(
+                    f"{work.name}: {items[0]}: not even this item alone fits into memory; lower "
+                    "its max_length, or take a smaller dtype or quantization"
+                ) from error
+            # For every arm alike: a difference must not be the layout's.
+            middle = len(batch) // 2
+            queue.extendleft([batch[middle:], batch[:middle]])
+            say(f"{work.name}: {len(batch)} items do not fit into memory; going on with {middle}")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _lacks_memory(error: Exception) -> bool:
+    # Accelerate goes by what the messages of the devices say.
+    by_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return by_class or should_reduce_batch_size(error)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A task as one arm is asked it.
+
+    Attributes:
+        left: ids of the items that are not done.
+    """
+
+    work: Work
+    arm: Arm
+    task: Task
+    key: str
+    left: frozenset[str]
+    scorer: Scorer
+    way: Way
+    prefix_ids: tuple[int, ...]
+    prefix: Prefix | None
+    kept: Kept | None
+
+    @classmethod
+    def prepare(cls, work: Work, arm: Arm, scorer: Scorer, bench: Bench, ways: Ways) -> _Asked:
+        """Find the way to score, and encode what the items share."""
+        task, key = work.asked(arm.name), work.key(arm.name, arm.identity)
+        requests = [item.request for item in task.items]
+        prefix_ids = shared_prefix(requests)
+        known = type(requests[0]), bool(prefix_ids)
+        with arm.active(scorer.model):
+            if known not in ways:
+                ways[known] = find_way(scorer, requests, prefix_ids)
+            way = within_window(ways[known], scorer, requests)
+            prefix = None
+            if prefix_ids and way.prefix:
+                prefix = encode(scorer.model, prefix_ids, scorer.device)
+        left = frozenset(item.id for item in bench.missing(key, task.items))
+        kept = Kept.of(arm.identity, scorer.device, bench.fresh) if arm.kept else None
+        return cls(work, arm, task, key, left, scorer, way, prefix_ids, prefix, kept)
+
+    def evaluate(self, batch: Sequence[int], progress: Meter) -> list[tuple[str, Entry]]:
+        """Entries of a batch's items, with the key of the work."""
+        items = [self.task.items[n] for n in batch]
+        if not any(item.id in self.left for item in items):
+            return []
+        started = time.monotonic()
+        with self.arm.active(self.scorer.model):
+            found = self._outcomes([item.request for item in items])
+        seconds = (time.monotonic() - started) / len(items)
+        tokens = sum(outcome.tokens for outcome in found)
+        progress.advance(len(items), f"{self.task.spec.name}, {self.arm.name}", tokens=tokens)
+        return [
+            (self.key, _entry(self.work, self.arm.name, item, outcome, self.task, seconds))
+            for item, outcome in zip(items, found, strict=True)
+        ]
+
+    def _outcomes(self, requests: Sequence[Request]) -> list[Outcome]:
+        if self.kept is None:
+            return outcomes(self.scorer, requests, self.way, self.prefix)
+        path = self.kept.path(requests, self.prefix_ids, self.way)
+        found = self.kept.read(path)
+        if found is None:
+            found = outcomes(self.scorer, requests, self.way, self.prefix)
+            self.kept.write(path, found)
+        return found
+
+
+def _entry(work: Work, arm: str, item: Item, outcome: Outcome, task: Task, seconds: float) -> Entry:
+    graded = task.grade(item, outcome)
+    return Entry(
+        arm=arm,
+        suite=work.suite.name,
+        task=task.spec.name,
+        item=item.id,
+        cluster=item.cluster,
+        score=graded.score,
+        output=graded.output,
+        prompt=item.prompt,
+        reference=item.reference,
+        tokens=outcome.tokens,
+        seconds=seconds,
+        slices=item.slices,
+        measures=graded.measures,
+        log_likelihoods=outcome.log_likelihoods if item.choices else (),
+        choices=item.choices,
+        answer=item.answer,
+    )
+
+
+def _drifters(work: Work) -> list[Item]:
+    """The items of this process whose prompts drift is measured on, spread over the task."""
+    step = max(len(work.task.items) // drift.PROMPTS, 1)
+    chosen = work.task.items[::step][: drift.PROMPTS]
+    state = process_state()
+    return list(chosen[state.process_index :: state.num_processes])
+
+
+def _drift(
+    work: Work, identity: str, scorer: Scorer, bench: Bench, progress: Meter
+) -> list[tuple[str, Entry]]:
+    key = work.key(DRIFT, identity)
+    left = bench.missing(key, _drifters(work))
+    records = []
+    for start in range(0, len(left), drift.BATCH):
+        items = left[start : start + drift.BATCH]
+        prompts = [drift.prompt_ids(item.request) for item in items]
+        started = time.monotonic()
+        values = drift.token_kl(scorer.model, prompts, scorer.tokenizer.pad_token_id, scorer.device)
+        seconds = (time.monotonic() - started) / len(items)
+        tokens = 2 * sum(map(len, prompts))
+        progress.advance(len(items), f"{work.task.spec.name}, {DRIFT}", tokens=tokens)
+        records += [
+            (key, _drifted(work, item, value, 2 * len(prompt), seconds))
+            for item, value, prompt in zip(items, values, prompts, strict=True)
+        ]
+    return records
+
+
+def _drifted(work: Work, item: Item, value: float, tokens: int, seconds: float) -> Entry:
+    return Entry(
+        arm=DRIFT,
+        suite=work.suite.name,
+        task=work.task.spec.name,
+        item=item.id,
+        cluster=item.cluster,
+        score=value,
+        output="",
+        prompt=item.prompt,
+        reference="",
+        tokens=tokens,
+        seconds=seconds,
+        slices=item.slices,
+    )
+
+
+def stop_token_ids(backbone: Backbone) -> tuple[int, ...]:
+    """All tokens on which generation ends: the configuration's, and the template's end of turn.
+
+    Where the two differ, a model that learned to end its turn would be made to go on.
+    """
+    configured = backbone.model.generation_config.eos_token_id
+    ids = set(configured if isinstance(configured, list) else [configured]) - {None}
+    return tuple(sorted(ids | {end_of_turn(backbone.tokenizer)}))

@@ -1,0 +1,171 @@
+"""What a model makes of one batch of requests: likelihoods and generated text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.evaluation.engine.choices import in_one_row
+from lora_kit.evaluation.engine.prefix import Prefix
+from lora_kit.evaluation.item import (
+    Branch,
+    ChoiceRequest,
+    GenerationRequest,
+    LossRequest,
+    Outcome,
+    Request,
+)
+from lora_kit.likelihood import pad_examples, supervised_tokens, to_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What scoring needs besides the requests.
+
+    Attributes:
+        model: with the adapter on or off, as the arm wants it.
+        tokenizer: of the backbone.
+        stop_token_ids: generation ends on any of them.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    stop_token_ids: tuple[int, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+
+@dataclass(frozen=True)
+class Way:
+    """How requests are laid out: the fast way, unless the model does not bear it.
+
+    Attributes:
+        tree: all branches of a prompt in one row.
+        prefix: what requests share is encoded once.
+    """
+
+    tree: bool = True
+    prefix: bool = True
+
+
+def outcomes(
+    scorer: Scorer, requests: Sequence[Request], way: Way, prefix: Prefix | None = None
+) -> list[Outcome]:
+    """What the model makes of requests of one kind.
+
+    Args:
+        scorer: the model.
+        requests: of one kind; their whole tokens, the prefix included.
+        way: how they are laid out.
+        prefix: encoded by this model, as it is now.
+    """
+    first = requests[0]
+    if isinstance(first, GenerationRequest):
+        return _generated(scorer, [r for r in requests if isinstance(r, GenerationRequest)], prefix)
+    if isinstance(first, LossRequest):
+        examples = [r.example for r in requests if isinstance(r, LossRequest)]
+        return [
+            Outcome((total,), (greedy,), "", len(example.input_ids))
+            for (total, greedy), example in zip(
+                _likelihoods(scorer, examples, prefix), examples, strict=True
+            )
+        ]
+    choices = [r for r in requests if isinstance(r, ChoiceRequest)]
+    found = (
+        in_one_row(scorer.model, choices, scorer.tokenizer.pad_token_id, scorer.device, prefix)
+        if way.tree
+        else row_by_row(scorer, choices, prefix)
+    )
+    return [
+        Outcome(tuple(t for t, _ in branches), tuple(g for _, g in branches), "", request.length)
+        for branches, request in zip(found, choices, strict=True)
+    ]
+
+
+def row_by_row(
+    scorer: Scorer, requests: Sequence[ChoiceRequest], prefix: Prefix | None = None
+) -> list[list[tuple[float, bool]]]:
+    """Log-likelihood (nats) and greediness of each branch, each in a row with its prompt."""
+    examples = [_alone(request, branch) for request in requests for branch in request.branches]
+    found = iter(_likelihoods(scorer, examples, prefix))
+    return [[next(found) for _ in request.branches] for request in requests]
+
+
+def _alone(request: ChoiceRequest, branch: Branch) -> Example:
+    ids = (*request.prompt_ids, *branch.input_ids)
+    unscored = len(ids) - branch.scored
+    return Example(ids, (*[IGNORED] * unscored, *ids[unscored:]))
+
+
+def _likelihoods(
+    scorer: Scorer, examples: Sequence[Example], prefix: Prefix | None
+) -> list[tuple[float, bool]]:
+    skipped = len(prefix) if prefix else 0
+    rest = [Example(e.input_ids[skipped:], e.labels[skipped:]) for e in examples]
+    batch = pad_examples(rest, scorer.tokenizer.pad_token_id)
+    if prefix:
+        batch["position_ids"] += skipped
+        behind = torch.ones((len(rest), skipped), dtype=torch.int64)
+        batch["attention_mask"] = torch.cat([behind, batch["attention_mask"]], dim=1)
+    cache = prefix.repeated(len(rest)) if prefix else None
+    nll, greedy, rows = supervised_tokens(scorer.model, to_device(batch, scorer.device), cache)
+    sums = torch.zeros(len(rest), dtype=torch.float64, device=scorer.device)
+    missed = torch.zeros(len(rest), dtype=torch.float64, device=scorer.device)
+    sums.index_add_(0, rows, nll.double())
+    missed.index_add_(0, rows, (~greedy).double())
+    return [(-float(total), not float(miss)) for total, miss in zip(sums, missed, strict=True)]
+
+
+def _generated(
+    scorer: Scorer, requests: Sequence[GenerationRequest], prefix: Prefix | None
+) -> list[Outcome]:
+    length = max(len(request.prompt_ids) for request in requests)
+    skipped = len(prefix) if prefix else 0
+    pad = scorer.tokenizer.pad_token_id
+
+    def row(request: GenerationRequest, filler: int, values: Sequence[int]) -> list[int]:
+        # Filled on the left, so that every row goes on at the same column; but the prefix comes
+        # first in all of them, where its keys and values are.
+        fill = [filler] * (length - len(request.prompt_ids))
+        return [*values[:skipped], *fill, *values[skipped:]]
+
+    ids = torch.tensor([row(r, pad, r.prompt_ids) for r in requests])
+    mask = torch.tensor([row(r, 0, [1] * len(r.prompt_ids)) for r in requests])
+    stops = sorted({stop for request in requests for stop in request.stop})
+    output = scorer.model.generate(
+        input_ids=ids.to(scorer.device),
+        attention_mask=mask.to(scorer.device),
+        past_key_values=prefix.repeated(len(requests)) if prefix else None,
+        max_new_tokens=max(request.max_new_tokens for request in requests),
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=list(scorer.stop_token_ids),
+        pad_token_id=pad,
+        **({"stop_strings": stops, "tokenizer": scorer.tokenizer} if stops else {}),
+    )
+    new = output[:, length:]
+    texts = scorer.tokenizer.batch_decode(new, skip_special_tokens=True)
+    counts = (new != pad).sum(dim=1).tolist()
+    return [
+        Outcome(text=_cut(text, request.stop), tokens=len(request.prompt_ids) + int(count))
+        for text, request, count in zip(texts, requests, counts, strict=True)
+    ]
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    """Up to the first text that generation stops at."""
+    ends = [text.index(stop) for stop in stops if stop and stop in text]
+    return text[: min(ends, default=len(text))]

@@ -1,0 +1,158 @@
+"""What is to be measured: tasks with their batches, laid out before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lora_kit.backbone import Backbone
+from lora_kit.data.rows import Row
+from lora_kit.evaluation.engine.kept import ENGINE
+from lora_kit.evaluation.engine.prefix import shared_prefix
+from lora_kit.evaluation.item import GenerationRequest, LossRequest, Task
+from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.tasks import Shot, build_task, content, shot_of
+from lora_kit.processes import process_state
+
+FEWSHOT = "fewshot"
+# Tokens in a batch, padding included; about the smallest that keeps two cores or a GPU busy. A step
+# of generation takes one token of each item, so it wants more items.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+GENERATION_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
+# Logits of a batch at most, bytes in float32: of prose, every position has a vocabulary of them.
+LOGIT_BYTES = {"cpu": 5e8, "cuda": 2e9}
+MOST_ITEMS = 64
+
+
+@dataclass(frozen=True)
+class Work:
+    """A task with its batches.
+
+    Attributes:
+        variants: the same items asked otherwise, for arms that want them so.
+        batches: indexes of the items, the same for every arm.
+    """
+
+    suite: Suite
+    task: Task
+    batches: tuple[tuple[int, ...], ...]
+    variants: Mapping[str, Task] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the suite and the task."""
+        return f"{self.suite.name}/{self.task.spec.name}"
+
+    def asked(self, arm: str) -> Task:
+        """The task as an arm is asked it."""
+        return self.variants.get(arm, self.task)
+
+    def key(self, arm: str, identity: str) -> str:
+        """Digest of all that an arm's results on this task depend on."""
+        task = self.asked(arm)
+        described = [
+            ENGINE,
+            arm,
+            identity,
+            self.suite.name,
+            task.spec.model_dump(mode="json"),
+            content(task),
+        ]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def plan_work(
+    suites: Sequence[Suite],
+    backbone: Backbone,
+    shots: int = 0,
+    training: Sequence[Row] = (),
+) -> list[Work]:
+    """Read all items, load all metrics and lay out all batches, before anything is computed.
+
+    Args:
+        suites: what to evaluate.
+        backbone: for its tokenizer and vocabulary.
+        shots: examples that the `fewshot` arm is shown; 0 where there is no such arm.
+        training: rows that they are taken from, by default a task's own items.
+
+    Raises:
+        LoraKitError: of the first source, item or metric that is wrong.
+    """
+    return [
+        _plan(suite, spec, backbone, shots, training) for suite in suites for spec in suite.tasks
+    ]
+
+
+def _plan(
+    suite: Suite, spec: TaskSpec, backbone: Backbone, shots: int, training: Sequence[Row]
+) -> Work:
+    task = build_task(spec, backbone.tokenizer, suite.seed)
+    variants = {}
+    if shots and suite.role == "gain":
+        asked = _with_shots(suite, spec, backbone, shots, training)
+        if asked is not None and [i.id for i in asked.items] == [i.id for i in task.items]:
+            variants[FEWSHOT] = asked
+    vocabulary = backbone.model.config.get_text_config().vocab_size
+    return Work(suite, task, _batches([task, *variants.values()], vocabulary), variants)
+
+
+def _with_shots(
+    suite: Suite, spec: TaskSpec, backbone: Backbone, shots: int, training: Sequence[Row]
+) -> Task | None:
+    """The task with solved examples before each item; `None` where none can be shown."""
+    if spec.kind == "lm_eval" or not training:
+        if spec.limit is None or spec.source == "instructions":
+            return None  # its shots would be items that the other arms are asked
+        return build_task(spec.model_copy(update={"shots": shots}), backbone.tokenizer, suite.seed)
+    solved: list[Shot] = [shot for shot in map(shot_of, training) if shot is not None]
+    if not solved:
+        return None
+    chosen = random.Random(f"{suite.seed}/{spec.name}/shots").sample(
+        range(len(solved)), min(shots, len(solved))
+    )
+    # As long as the items may be, each of the examples may be.
+    roomy = spec.model_copy(update={"max_length": spec.max_length * (shots + 1)})
+    asked = build_task(roomy, backbone.tokenizer, suite.seed, [solved[n] for n in chosen])
+    return dataclasses.replace(asked, spec=spec)
+
+
+def _batches(tasks: Sequence[Task], vocabulary: int) -> tuple[tuple[int, ...], ...]:
+    """Indexes of the items in batches of about the same length, the longest way of asking."""
+    requests = [[item.request for item in task.items] for task in tasks]
+    prefixes = [len(shared_prefix(asked)) for asked in requests]
+    lengths = [
+        max(asked[n].length - skipped for asked, skipped in zip(requests, prefixes, strict=True))
+        for n in range(len(requests[0]))
+    ]
+    device = process_state().device.type
+    first = requests[0][0]
+    table = GENERATION_BATCH_TOKENS if isinstance(first, GenerationRequest) else BATCH_TOKENS
+    budget = table.get(device, table["cpu"])
+    if isinstance(first, LossRequest):
+        logits = LOGIT_BYTES.get(device, LOGIT_BYTES["cpu"])
+        budget = min(budget, int(logits / (4 * vocabulary)))
+    ids = [item.id for item in tasks[0].items]
+    order = sorted(range(len(ids)), key=lambda n: (-lengths[n], ids[n]))
+    return by_length(order, lengths.__getitem__, budget)
+
+
+def by_length(
+    ordered: Sequence[int], length: Callable[[int], int], budget: int
+) -> tuple[tuple[int, ...], ...]:
+    """Batches within a budget of tokens, of items that come the longest first.
+
+    So that a batch that does not fit fails at once, not at the end.
+    """
+    batches: list[list[int]] = []
+    room = 0
+    for item in ordered:
+        if batches and len(batches[-1]) < min(room, MOST_ITEMS):
+            batches[-1].append(item)
+        else:
+            batches.append([item])
+            room = max(budget // max(length(item), 1), 1)
+    return tuple(tuple(batch) for batch in batches)

@@ -1,0 +1,82 @@
+"""What an outcome is worth: functions of an item and what an arm made of it."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+from scipy.special import logsumexp
+
+from lora_kit.evaluation.checks import follows
+from lora_kit.evaluation.item import ChoiceRequest, Grade, Graded, Item, LossRequest, Outcome
+from lora_kit.evaluation.metrics import Metric, load_metric
+from lora_kit.evaluation.suite import TaskSpec
+
+
+def grader(spec: TaskSpec) -> Grade:
+    """How the outcomes of a task are graded.
+
+    Raises:
+        EvaluationError: if its metric cannot be loaded.
+    """
+    if spec.kind == "loss":
+        return grade_loss
+    if spec.kind == "instructions":
+        return grade_instruction
+    if spec.kind == "generation":
+        assert spec.metric is not None  # the schema sees to it
+        first_line = spec.answer == "first_line"
+        return partial(grade_generation, metric=load_metric(spec.metric), first_line=first_line)
+    return partial(grade_choice, score=spec.score or "accuracy")
+
+
+def grade_loss(item: Item, outcome: Outcome) -> Graded:
+    """Nats per supervised token, and bits per byte, which tokenizers do not change.
+
+    Bytes are those of the supervised text; the likelihood includes the token that ends the turn,
+    which has none.
+    """
+    assert isinstance(item.request, LossRequest)
+    (total,) = outcome.log_likelihoods
+    measures = {"nats": -total}
+    if item.scored_bytes:
+        measures["bits_per_byte"] = -total / math.log(2) / item.scored_bytes
+    return Graded(-total / item.request.example.supervised, "", measures)
+
+
+def grade_choice(item: Item, outcome: Outcome, *, score: str) -> Graded:
+    """Right or wrong by the likelihood of the choices, over their bytes, and over their tokens.
+
+    `loss` is the cross-entropy of the right choice among all, in nats: it moves where an answer
+    does not flip. A choice whose likelihood is no number has no score.
+    """
+    assert isinstance(item.request, ChoiceRequest)
+    assert item.answer is not None
+    totals = outcome.log_likelihoods
+    if not all(map(math.isfinite, totals)):
+        return Graded(None, "")
+    tokens = [branch.scored for branch in item.request.branches]
+    lengths = {
+        "accuracy": [1] * len(totals),
+        "accuracy_per_byte": [len(choice.encode()) for choice in item.choices],
+        "accuracy_per_token": tokens,
+    }
+    best = {name: int(np.argmax(np.array(totals) / np.array(by))) for name, by in lengths.items()}
+    measures = {name: float(chosen == item.answer) for name, chosen in best.items()}
+    measures["loss"] = float(logsumexp(totals)) - totals[item.answer]
+    said = item.choices[best.get(score, best["accuracy"])]
+    return Graded(measures.get(score, measures["accuracy"]), said, measures)
+
+
+def grade_generation(item: Item, outcome: Outcome, *, metric: Metric, first_line: bool) -> Graded:
+    """A metric of the generated text, or of its first line, against the references."""
+    text = outcome.text.strip()
+    answer = text.partition("\n")[0] if first_line else text
+    return Graded(metric(answer, item.references), text)
+
+
+def grade_instruction(item: Item, outcome: Outcome) -> Graded:
+    """1 if every check of the prompt holds."""
+    text = outcome.text.strip()
+    return Graded(float(follows(text, item.checks)), text)

@@ -1,0 +1,198 @@
+"""Tasks of lm-evaluation-harness as ours: its documents, prompts and grading on our engine.
+
+lm-eval makes the requests and grades the results, so that a score is the one that it reports; what
+the model makes of the requests comes from the engine that evaluates all other tasks.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_kit.console import say
+from lora_kit.errors import EvaluationError
+from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, Item, Request, Task
+from lora_kit.evaluation.lm_eval.grading import grade, resolve_measure
+from lora_kit.evaluation.lm_eval.requests import choice_request, generation_request
+from lora_kit.evaluation.lm_eval.source import (
+    as_lm_eval_runs,
+    explained,
+    load_tasks,
+    require_lm_eval,
+)
+from lora_kit.evaluation.suite import TaskSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def build_lm_eval(
+    spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, seed: int, shots: int
+) -> Task:
+    """The items of a task, a group or a tag of lm-eval, or of a task's YAML file.
+
+    Args:
+        spec: of kind `lm_eval`.
+        tokenizer: of the backbone.
+        seed: picks the items where the task has a limit.
+        shots: solved examples before each item; 0 leaves it to the task.
+
+    Raises:
+        EvaluationError: if lm-eval has no such task, its data cannot be had, or it cannot be
+            evaluated item by item.
+    """
+    place = f"task {spec.name}"
+    require_lm_eval(place)
+    notes: Counter[str] = Counter()
+    with explained(place), as_lm_eval_runs():
+        tasks = load_tasks(spec)
+        measure = resolve_measure(spec, tasks)
+        for name, task in tasks.items():
+            _set_shots(f"{place}: {name}", task, shots)
+        items = [
+            _item(spec, tasks, name, number, instances, tokenizer, notes)
+            for name, numbers in _chosen(spec, tasks, seed).items()
+            for number, instances in _requests(tasks[name], numbers)
+        ]
+    _refuse_long_items(spec, items)
+    for note, count in sorted(notes.items()):
+        say(f"{place}: {count} of {len(items)} items {note}")
+    return Task(spec, items, functools.partial(grade, tasks=tasks, measure=measure))
+
+
+def _set_shots(place: str, task: Any, shots: int) -> None:
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+    own = task.get_config("num_fewshot")
+    if shots and own == 0:
+        raise EvaluationError(
+            f"{place}: takes no shots by its own configuration; leave out `shots`"
+        )
+    task.set_config("num_fewshot", shots or own or 0)
+    # lm-eval's own default, so that shots and figures are those that others report.
+    task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+
+
+def _chosen(spec: TaskSpec, tasks: Mapping[str, Any], seed: int) -> dict[str, list[int]]:
+    """Numbers of the documents that are evaluated, by task."""
+    every = [(name, n) for name, task in tasks.items() for n in range(len(task.eval_docs))]
+    if spec.limit is not None and spec.limit < len(every):
+        picked = random.Random(f"{seed}/{spec.name}").sample(range(len(every)), spec.limit)
+        every = [every[index] for index in sorted(picked)]
+    numbers = defaultdict(list)
+    for name, number in every:
+        numbers[name].append(number)
+    return numbers
+
+
+def _requests(task: Any, numbers: Sequence[int]) -> list[tuple[int, list[Any]]]:
+    """lm-eval's instances of each of these documents."""
+    task.build_all_requests(samples=list(numbers))
+    instances = defaultdict(list)
+    for instance in task.instances:
+        # It counts the documents that it was given, not those that the task has.
+        instances[numbers[instance.doc_id]].append(instance)
+    return [(number, sorted(instances[number], key=lambda i: i.idx)) for number in numbers]
+
+
+def _item(
+    spec: TaskSpec,
+    tasks: Mapping[str, Any],
+    name: str,
+    number: int,
+    instances: Sequence[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    notes: Counter[str],
+) -> Item:
+    task, doc, identifier = tasks[name], instances[0].doc, f"{name}/{number}"
+    request = _request(identifier, instances, tokenizer, notes)
+    choices, answer = _choices(task, doc, instances)
+    targets = _targets(task, doc)
+    slices = {field: _field(spec, "slices", doc, field) for field in spec.slices}
+    if len(tasks) > 1:
+        slices["subtask"] = name
+    return Item(
+        id=identifier,
+        cluster=_field(spec, "cluster", doc, spec.cluster) if spec.cluster else identifier,
+        prompt="\n".join(dict.fromkeys(str(instance.args[0]) for instance in instances)),
+        reference=choices[answer] if answer is not None else "\n".join(targets),
+        request=request,
+        slices=slices,
+        choices=choices,
+        answer=answer,
+        references=() if choices else targets,
+        document=tuple(instances),
+    )
+
+
+def _request(
+    identifier: str,
+    instances: Sequence[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    notes: Counter[str],
+) -> ChoiceRequest | GenerationRequest:
+    kinds = {instance.request_type for instance in instances}
+    try:
+        if kinds == {"loglikelihood"}:
+            return choice_request([instance.args for instance in instances], tokenizer, notes)
+        if kinds == {"generate_until"} and len(instances) == 1:
+            if instances[0].repeats > 1:
+                notes["are generated several times by lm-eval; here once, greedily"] += 1
+            context, options = instances[0].args
+            return generation_request(context, options, tokenizer, notes)
+    except EvaluationError as error:
+        raise EvaluationError(f"{identifier}: {error}") from error
+    asked = ", ".join(sorted(str(instance.request_type) for instance in instances))
+    raise EvaluationError(
+        f"{identifier}: asks for {asked}; an item is either likelihoods or one generated text"
+    )
+
+
+def _choices(task: Any, doc: Any, instances: Sequence[Any]) -> tuple[tuple[str, ...], int | None]:
+    """The texts of the choices, and the number of the right one where there is one alone."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        several = len(instances) > 1
+        return tuple(str(i.args[1]).strip() for i in instances) if several else (), None
+    choices = tuple(map(str, task.doc_to_choice(doc)))
+    if task.config.process_results is not None:
+        return choices, None  # of which are right, only that function knows
+    answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(answer, str) and answer in choices:
+        answer = choices.index(answer)
+    is_index = isinstance(answer, int) and 0 <= answer < len(choices)
+    return choices, answer if is_index else None
+
+
+def _targets(task: Any, doc: Any) -> tuple[str, ...]:
+    target = task.doc_to_target(doc)
+    return tuple(map(str, target)) if isinstance(target, list | tuple) else (str(target),)
+
+
+def _field(spec: TaskSpec, option: str, doc: Any, field: str) -> str:
+    if field not in doc:
+        raise EvaluationError(
+            f"task {spec.name}: {option}: {field}: the documents have {', '.join(map(str, doc))}"
+        )
+    return str(doc[field])
+
+
+def _refuse_long_items(spec: TaskSpec, items: Sequence[Item]) -> None:
+    """lm-eval would cut the start of the prompt, which is where the shots and the task are."""
+    lengths = [_length(item.request) for item in items]
+    longer = sum(length > spec.max_length for length in lengths)
+    if longer:
+        raise EvaluationError(
+            f"task {spec.name}: {longer} of {len(items)} items have more than max_length "
+            f"{spec.max_length} tokens, the longest {max(lengths)}; write `max_length: "
+            f"{max(lengths)}` if the model takes as many, or take fewer shots"
+        )
+
+
+def _length(request: Request) -> int:
+    """Tokens of the prompt, with the longest choice behind it."""
+    if isinstance(request, ChoiceRequest):
+        return len(request.prompt_ids) + max(len(b.input_ids) for b in request.branches)
+    return len(request.prompt_ids) if isinstance(request, GenerationRequest) else request.length

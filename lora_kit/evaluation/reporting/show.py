@@ -1,0 +1,66 @@
+"""The verdict on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lora_kit.evaluation.reporting.escaping import visible
+from lora_kit.evaluation.statistics.decisions import Decision
+from lora_kit.evaluation.verdict import TaskVerdict, Verdict
+
+STYLE = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
+LEFT = ("suite", "task", "decision", "merged")
+
+
+def show_verdict(verdict: Verdict, console: Console) -> None:
+    """Print one table of all tasks, what the reader has to know besides, and the decision."""
+    names = ["suite", "task", "base", "adapter", "difference", "interval", "margin", "decision"]
+    if verdict.merged:
+        names.append("merged")
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="left" if name in LEFT else "right")
+    for suite in verdict.suites:
+        for number, task in enumerate(suite.tasks):
+            cells = [
+                _text(suite.suite) if number == 0 else "",
+                _text(f"{task.task} ({task.unit})"),
+                f"{task.base:.3f}",
+                f"{task.adapter:.3f}",
+                f"{task.interval.delta:+.3f}",
+                f"{task.interval.low:+.3f} to {task.interval.high:+.3f}",
+                "" if task.margin is None else f"{task.margin:g}",
+                f"{_styled(task.decision)}{_needs(task)}",
+            ]
+            if verdict.merged:
+                cells.append(_styled(task.merged) if task.merged else "")
+            table.add_row(*cells)
+    console.print(table)
+    for suite in verdict.suites:
+        for task in suite.tasks:
+            if task.reason:
+                name, reason = _text(task.task), _text(task.reason)
+                console.print(f"{name}: its interval passes, but {reason}.", highlight=False)
+    for finding in verdict.findings:
+        kind = finding.kind[:1].upper() + finding.kind[1:]
+        console.print(f"[yellow]{_text(kind)}[/]: {_text(finding.text)}.", highlight=False)
+    console.print(f"Verdict: {_styled(verdict.decision)}")
+    if verdict.merged:
+        console.print(f"Merged model: {_styled(verdict.merged)}")
+
+
+def _text(value: str) -> str:
+    """Untrusted, such as the value of a slice: no markup and no control sequence of a terminal."""
+    return escape(visible(value))
+
+
+def _styled(decision: Decision) -> str:
+    return f"[{STYLE[decision]}]{decision}[/]"
+
+
+def _needs(task: TaskVerdict) -> str:
+    if task.items_needed is None:
+        return ""
+    return f" (about {task.items_needed:,} items would decide, it has {task.interval.items:,})"

@@ -1,0 +1,1 @@
+"""Intervals, tests, power and calibration: functions of arrays, nothing else."""

@@ -1,0 +1,286 @@
+"""Arms on items: the same batches, nothing twice, nothing lost, whatever happens in between."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora_kit.adapters import attach
+from lora_kit.arms import loaded_arms
+from lora_kit.backbone import Backbone
+from lora_kit.evaluation.engine import run as engine
+from lora_kit.evaluation.engine.journal import Journal
+from lora_kit.evaluation.harness import (
+    LEDGER,
+    VERDICT,
+    Evaluation,
+    Measurement,
+    check_verdict,
+    run_suites,
+)
+from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger
+from lora_kit.evaluation.reporting.report import ReportFacts
+from lora_kit.evaluation.suite import Suite
+from lora_kit.recipe import AdapterSpec, EvaluationSpec
+from lora_kit.session import Subject
+
+KEEP = {
+    "name": "keep",
+    "role": "retention",
+    "tasks": [
+        {
+            "name": "quiz",
+            "kind": "multiple_choice",
+            "source": "general-knowledge",
+            "limit": 30,
+            "shots": 2,
+            "margin": 0.1,
+        },
+        {"name": "prose", "kind": "loss", "source": "python-reference", "limit": 8, "margin": 0.1},
+    ],
+}
+GAIN = {
+    "name": "gain",
+    "role": "gain",
+    "tasks": [
+        {
+            "name": "lines",
+            "kind": "generation",
+            "metric": "chrf",
+            "source": "stdlib-docstrings",
+            "limit": 6,
+            "max_new_tokens": 4,
+        }
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def evaluate(tiny_backbone: Backbone, tmp_path: Path) -> Callable[..., Evaluation]:
+    model = attach(tiny_backbone, AdapterSpec(rank=4), seed=0)
+
+    def run(
+        b: float = 0.0,
+        arms: Sequence[str] = ("base", "adapter"),
+        suites: Sequence[dict[str, Any]] = (KEEP, GAIN),
+        to: str = "out",
+        fresh: bool = False,
+    ) -> Evaluation:
+        adapter = tmp_path / f"adapter-{b}"
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data = torch.randn_like(parameter) * b
+        if not adapter.exists():
+            model.save_pretrained(adapter)
+        spec = EvaluationSpec()
+        subject = Subject(tiny_backbone, model, adapter, None, spec, tmp_path / to, "t", {})
+        return run_suites(
+            Measurement(
+                backbone=tiny_backbone,
+                adapter=adapter,
+                suites=[Suite.model_validate(suite) for suite in suites],
+                models=loaded_arms(subject, list(arms)),
+                directory=tmp_path / to,
+                facts=ReportFacts("t", {}),
+                shots=2 if "fewshot" in arms else 0,
+                fresh=fresh,
+            )
+        )
+
+    return run
+
+
+def scores(entries: Sequence[Entry]) -> dict[tuple[str, str, str], float | None]:
+    found = {(e.task, e.arm, e.item): e.score for e in entries}
+    assert len(found) == len(entries)
+    return found
+
+
+def count_outcomes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that a model is asked."""
+    asked: list[int] = []
+    real = engine.outcomes
+
+    def counting(scorer: Any, requests: Sequence[Any], *rest: Any) -> Any:
+        asked.append(len(requests))
+        return real(scorer, requests, *rest)
+
+    monkeypatch.setattr(engine, "outcomes", counting)
+    return asked
+
+
+def test_an_adapter_that_does_nothing_changes_nothing(evaluate: Callable[..., Evaluation]) -> None:
+    done = evaluate(b=0.0)
+    found = scores(done.entries)
+    for (task, arm, item), score in found.items():
+        if arm == "adapter":
+            assert score == found[task, "base", item]
+        if arm == DRIFT:
+            assert score is not None
+            assert abs(score) < 1e-6
+    for suite in done.verdict.suites:
+        for task in suite.tasks:
+            assert (task.won, task.lost, task.interval.delta) == (0, 0, 0.0)
+            assert not task.alarm
+    assert {e.arm for e in done.entries} == {"base", "adapter", DRIFT}
+
+
+def test_an_adapter_that_does_something_is_seen(evaluate: Callable[..., Evaluation]) -> None:
+    done = evaluate(b=2.0)
+    (prose,) = [t for s in done.verdict.suites for t in s.tasks if t.task == "prose"]
+    assert prose.interval.delta != 0
+    assert prose.drift is not None
+    assert prose.drift.interval.delta > 1e-4
+    assert prose.drift.prompts == 8
+
+
+@pytest.mark.parametrize("after", [3, 8])
+def test_a_run_that_is_cut_off_goes_on_from_there(
+    evaluate: Callable[..., Evaluation],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    after: int,
+) -> None:
+    # Small batches, so that there is something to cut between.
+    monkeypatch.setattr("lora_kit.evaluation.engine.work.MOST_ITEMS", 8)
+    whole = evaluate(b=1.0, to="whole")
+    real, calls = engine.outcomes, []
+
+    def dying(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    # No outcome of the first run's base is taken over: it is the journal that is looked at.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another-cache"))
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "outcomes", dying)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(b=1.0, to="cut")
+    assert not (tmp_path / "cut" / LEDGER).exists()
+    journal = Journal(tmp_path / "cut", 0)
+    (path,) = (tmp_path / "cut").glob(".journal-*")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = sum(record["entry"]["arm"] != DRIFT for record in records)
+    with path.open("a") as stream:
+        stream.write('{"key": "half a li')
+    asked = count_outcomes(monkeypatch)
+    resumed = evaluate(b=1.0, to="cut")
+    assert scores(resumed.entries) == scores(whole.entries)
+    measured = sum(e.arm != DRIFT for e in whole.entries)
+    # The base of the batch that was cut off is in the cache; all else is asked once.
+    assert measured - kept - 8 <= sum(asked) <= measured - kept
+    assert not list((tmp_path / "cut").glob(".journal-*"))
+    assert journal.entries(["no such key"]) == []
+
+
+def test_what_does_not_fit_into_memory_is_halved_for_every_arm(
+    evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(b=1.0, to="whole")
+    real, sizes = engine.outcomes, []
+
+    def small(scorer: Any, requests: Sequence[Any], *rest: Any) -> Any:
+        if len(requests) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        sizes.append(len(requests))
+        return real(scorer, requests, *rest)
+
+    monkeypatch.setattr(engine, "outcomes", small)
+    halved = evaluate(b=1.0, to="halved", fresh=True)
+    assert max(sizes) <= 5
+    of_whole = scores(whole.entries)
+    for where, score in scores(halved.entries).items():
+        assert score == pytest.approx(of_whole[where], abs=1e-3)
+
+
+def test_an_item_that_never_fits_is_named(
+    evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine, "outcomes", full)
+    with pytest.raises(engine.EvaluationError, match="not even this item alone fits"):
+        evaluate()
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(
+    evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(engine, "outcomes", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        evaluate()
+
+
+def test_the_base_is_measured_once_for_all_adapters(
+    evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluate(b=1.0, to="first")
+    asked = count_outcomes(monkeypatch)
+    second = evaluate(b=2.0, to="second")
+    items = sum(e.arm == "adapter" for e in first.entries)
+    assert sum(asked) == items
+    base = {k: v for k, v in scores(second.entries).items() if k[1] == "base"}
+    assert base == {k: v for k, v in scores(first.entries).items() if k[1] == "base"}
+    asked.clear()
+    evaluate(b=2.0, to="second", fresh=True)
+    assert sum(asked) == 2 * items
+
+
+def test_an_arm_is_added_without_measuring_the_others_again(
+    evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = evaluate(b=1.0)
+    asked = count_outcomes(monkeypatch)
+    second = evaluate(b=1.0, arms=("base", "adapter", "fewshot"))
+    assert sum(asked) == 6
+    shown = [e for e in second.entries if e.arm == "fewshot"]
+    assert [e.task for e in shown] == ["lines"] * 6  # a baseline of gain, not of retention
+    of_first = scores(first.entries)
+    assert of_first == {k: v for k, v in scores(second.entries).items() if k in of_first}
+    (task,) = [t for s in second.verdict.suites if s.role == "gain" for t in s.tasks]
+    assert [rival.arm for rival in task.rivals] == ["fewshot"]
+    check_verdict(tmp_path / "out")
+
+
+def test_another_suite_of_the_same_name_is_measured_anew(
+    evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(suites=[KEEP])
+    fewer = {**KEEP, "tasks": [{**KEEP["tasks"][0], "shots": 1}, KEEP["tasks"][1]]}  # type: ignore[dict-item]
+    asked = count_outcomes(monkeypatch)
+    evaluate(suites=[fewer])
+    assert sum(asked) == 60  # both arms of the task that changed, neither of the other
+
+
+def test_the_ledger_holds_what_the_verdict_needs(
+    evaluate: Callable[..., Evaluation], tmp_path: Path
+) -> None:
+    done = evaluate(b=1.0)
+    assert read_ledger(tmp_path / "out" / LEDGER) == list(done.entries)
+    quiz = next(e for e in done.entries if e.task == "quiz" and e.arm == "adapter")
+    assert len(quiz.log_likelihoods) == len(quiz.choices) == 4
+    assert quiz.slices["field"]
+    check_verdict(tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / VERDICT).read_text())
+    assert {tuple(where)[2] for where in stored["keys"].values()} == {"base", "adapter", DRIFT}
+
+
+def test_a_ledger_entry_survives_the_disk() -> None:
+    entry = Entry("a", "s", "t", "i", "c", None, "o", "p", "r", 1, 0.5, {"f": "v"}, {"m": 1.0})
+    assert Entry.of(json.loads(json.dumps(dataclasses.asdict(entry)))) == entry

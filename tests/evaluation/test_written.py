@@ -1,0 +1,94 @@
+"""Questions written out one by one: reasoning and language."""
+
+from collections import Counter
+
+import pytest
+
+from lora_kit.evaluation.items import language, parse, reasoning, written
+
+
+def group(**changes: object) -> dict[str, object]:
+    item = {"question": "What do you cut paper with?", "right": "scissors", "wrong": ["a cup"]}
+    return {"kind": "tool", "items": {"cut-paper": item}} | changes
+
+
+def item(**changes: object) -> dict[str, object]:
+    row = {"question": "What do you cut paper with?", "right": "scissors", "wrong": ["a cup"]}
+    return group(items={"cut-paper": row | changes})
+
+
+def test_a_kind_names_the_item_and_its_slice() -> None:
+    (question,) = written.questions(item(cluster="paper"))
+    row = question.row("kind")
+    assert (row.id, row.cluster, row.slices) == ("tool/cut-paper", "paper", {"kind": "tool"})
+    assert row.choices[row.answer] == "scissors"
+    assert set(row.choices) == {"scissors", "a cup"}
+
+
+def test_a_kind_can_ask_the_same_of_all_its_items() -> None:
+    about = {"about": "hot", "right": "cold", "wrong": ["wet"]}
+    opposites = group(kind="antonym", ask="What is the opposite of {about}?", items={"hot": about})
+    (question,) = written.questions(opposites)
+    assert question.question == "What is the opposite of hot?"
+
+
+def test_a_blank_makes_the_answers_whole_sentences() -> None:
+    about = {"about": "The dogs ___ .", "right": "bark", "wrong": ["barks"]}
+    (question,) = written.questions(group(ask="Complete: {about}", items={"dogs": about}))
+    assert question.question == "Complete: The dogs ___ ."
+    assert (question.right, question.wrong) == ("The dogs bark .", ("The dogs barks .",))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (item(right=4), "tool.cut-paper.right must be text"),
+        (item(wrong=[]), "must be a list with something in it"),
+        (item(wrong="a cup"), "must be a list"),
+        (item(wrong=["a cup", False]), r"wrong\[1\] must be text"),
+        (item(wrong=["Scissors"]), "has an answer twice"),
+        (item(question="One ___ two ___"), "more than one blank"),
+        (item(rigth="a knife"), "unknown keys.*rigth"),
+        (item(cluster=""), "cluster must be text"),
+        (group(items={"Cut paper": {}}), "must be a slug, such as 'cut-paper'"),
+        (group(items={3: {}}), "a name in tool must be text"),
+        (group(items=[]), "tool.items must be a mapping"),
+        (group(ask="What is the opposite?"), "must hold {about}"),
+        (group(ask="What is {about}?"), "unknown keys.*question"),
+        (group(kind=None), "a kind must be text"),
+        (group(itmes={}), "unknown keys.*itmes"),
+    ],
+)
+def test_a_slip_is_refused(changed: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(written.questions(changed))
+
+
+def test_a_key_that_is_there_twice_is_refused() -> None:
+    # PyYAML would keep the second one and say nothing.
+    with pytest.raises(ValueError, match=r"'hot'.*there twice"):
+        parse.load("hot: cold\nhot: warm\n")
+
+
+def test_the_right_answers_are_no_longer_than_the_wrong_ones() -> None:
+    # Likelihood falls with length: a right answer that stands out by it would be found by it alone.
+    for rows in (reasoning.rows(), language.rows()):
+        shortest = Counter(
+            len(row.choices[row.answer]) == min(map(len, row.choices)) for row in rows
+        )
+        assert 0.15 < shortest[True] / len(rows) < 0.6
+
+
+def test_the_sentences_differ_from_the_right_one_in_the_blank_only() -> None:
+    for row in language.rows():
+        if "___" in row.question:
+            before, after = row.question.removeprefix("Complete the sentence: ").split("___")
+            assert all(c.startswith(before) and c.endswith(after) for c in row.choices)
+
+
+def test_the_words_to_be_put_in_order_are_those_of_the_right_sentence() -> None:
+    rows = [row for row in language.rows() if row.slices["phenomenon"] == "word order"]
+    for row in rows:
+        words = row.question.removeprefix("Put the words in order: ").lower().split(" / ")
+        right = row.choices[row.answer].lower().rstrip(".").replace("?", " ?").split()
+        assert sorted(words) == sorted(right), row
