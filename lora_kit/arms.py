@@ -16,7 +16,7 @@ from lora_kit.console import say
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.rows import Row
 from lora_kit.errors import EvaluationError
-from lora_kit.evaluation.engine.run import Arm, LoadedArms
+from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.files import read_json
 from lora_kit.merging.verify import reload
 from lora_kit.recipe import Recipe

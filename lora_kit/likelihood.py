@@ -56,36 +56,66 @@ def supervised_nll(
 
 
 def supervised_tokens(
-    model: torch.nn.Module, batch: Mapping[str, torch.Tensor], cache: Any = None
+    model: Any, batch: Mapping[str, torch.Tensor], cache: Any = None, gathered: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`supervised_nll`, and whether each supervised token was the most likely one.
-
-    Logits are computed only in columns that predict a supervised token of some row: the output
-    head is a fifth of a 135M model's work, and most positions of a prompt are never scored.
 
     Args:
         model: a causal language model whose forward takes `logits_to_keep`.
         batch: of `pad_examples`, on the model's device.
         cache: keys and values of what comes before every row; the attention mask covers it.
+        gathered: see `logits_at`.
 
     Returns:
         `nll` (supervised,) float32, `greedy` (supervised,) bool and `rows` (supervised,) int64.
     """
     targets = batch["labels"][:, 1:]
-    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        position_ids=batch["position_ids"],
-        logits_to_keep=columns,
-        past_key_values=cache,
-        use_cache=cache is not None,
-    ).logits
-    kept = targets[:, columns]
-    mask = kept != IGNORED
-    chosen, wanted = logits[mask].float(), kept[mask]
-    nll = cross_entropy(chosen, wanted, reduction="none")
-    return nll, chosen.detach().argmax(dim=-1) == wanted, mask.nonzero()[:, 0]
+    rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
+    inputs = {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "position_ids": batch["position_ids"],
+        "past_key_values": cache,
+        "use_cache": cache is not None,
+    }
+    logits = logits_at(model, inputs, rows, columns, gathered).float()
+    wanted = targets[rows, columns]
+    nll = cross_entropy(logits, wanted, reduction="none")
+    return nll, logits.detach().argmax(dim=-1) == wanted, rows
+
+
+def logits_at(
+    model: Any,
+    inputs: Mapping[str, Any],
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    gathered: bool,
+) -> torch.Tensor:
+    """Next-token logits at some places of a batch, and not at the others.
+
+    The output head is a fifth of a 135M model's work, and most positions of a prompt are never
+    scored. By the models' own interface only whole columns can be left out. `gathered` takes the
+    hidden states of the places and applies the head to them: the least work, and wrong for models
+    that do more to their logits, which the caller has to have found out.
+
+    Args:
+        model: a causal language model, with or without adapter.
+        inputs: of its forward.
+        rows: (places,) int64.
+        columns: (places,) int64.
+        gathered: whether the head is applied here.
+
+    Returns:
+        (places, vocabulary), in the model's dtype.
+    """
+    if gathered:
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        hidden = causal.base_model(**inputs).last_hidden_state
+        found: torch.Tensor = causal.get_output_embeddings()(hidden[rows, columns])
+        return found
+    kept = torch.unique(columns)
+    logits: torch.Tensor = model(**inputs, logits_to_keep=kept).logits
+    return logits[rows, torch.searchsorted(kept, columns.contiguous())]
 
 
 def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

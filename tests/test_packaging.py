@@ -27,7 +27,9 @@ def test_the_wheel_has_exactly_one_top_level_package(installed: Path) -> None:
     assert (installed / "lora_kit" / "recipes" / "quickstart.yaml").is_file()
     assert (installed / "lora_kit" / "suites" / "core-retention.yaml").is_file()
     assert (installed / "lora_kit" / "evaluation" / "items" / "facts.yaml").is_file()
-    assert (installed / "lora_kit" / "evaluation" / "report.html.j2").is_file()
+    reporting = installed / "lora_kit" / "evaluation" / "reporting"
+    for name in ("report.html.j2", "report.md.j2", "page/style.css", "page/search.js"):
+        assert (reporting / name).is_file(), name
     assert (installed / "lora_kit" / "releasing" / "card.md.j2").is_file()
 
 

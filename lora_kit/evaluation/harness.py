@@ -14,14 +14,16 @@ from lora_kit.backbone import Backbone
 from lora_kit.console import say
 from lora_kit.data.rows import Row
 from lora_kit.errors import EvaluationError
+from lora_kit.evaluation.engine.arm import Bench, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal
 from lora_kit.evaluation.engine.retrieval import Retriever, retrieved
-from lora_kit.evaluation.engine.run import Bench, LoadedArms, evaluate_models, stop_token_ids
+from lora_kit.evaluation.engine.run import evaluate_models, stop_token_ids
 from lora_kit.evaluation.engine.work import Work, plan_work
+from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger, write_ledger
 from lora_kit.evaluation.reporting.report import ReportFacts, write_report
 from lora_kit.evaluation.suite import Suite
-from lora_kit.evaluation.verdict import Verdict, judge
+from lora_kit.evaluation.verdict import Verdict
 from lora_kit.files import read_json, write_json
 from lora_kit.processes import process_state
 

@@ -48,8 +48,8 @@ class ChoiceRequest:
 
     @property
     def length(self) -> int:
-        """Tokens of its row in a batch, all branches behind one prompt."""
-        return len(self.prompt_ids) + sum(len(branch.input_ids) for branch in self.branches)
+        """Tokens of its row in a batch, all branches behind one prompt, each but its last one."""
+        return len(self.prompt_ids) + sum(len(branch.input_ids) - 1 for branch in self.branches)
 
 
 @dataclass(frozen=True)

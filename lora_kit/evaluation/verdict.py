@@ -1,33 +1,23 @@
-"""From the ledger to the verdict: PASS, FAIL or INCONCLUSIVE for each task, suite and overall."""
+"""The verdict: PASS, FAIL or INCONCLUSIVE for each task, suite and overall, and its evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from lora_kit.evaluation import facets
 from lora_kit.evaluation.facets import Classes, Drift, Measure, Slice
-from lora_kit.evaluation.ledger import DRIFT, Entry
-from lora_kit.evaluation.pairs import Entries, Pairs, by_arm, mean_score, pair
 from lora_kit.evaluation.statistics.calibration import CalibrationComparison
-from lora_kit.evaluation.statistics.decisions import (
-    Comparison,
-    Decision,
-    Interval,
-    combined,
-    loss_p,
-    non_inferiority,
-    superiority,
-)
-from lora_kit.evaluation.statistics.labels import compare_macro_f1, label_scores
-from lora_kit.evaluation.suite import Role, Suite, TaskSpec
+from lora_kit.evaluation.statistics.decisions import Decision, Interval
+from lora_kit.evaluation.suite import Role
 
 # Cheaper ways to the same end; an adapter that does not beat them was not worth its training.
-RIVALS = ("fewshot", "retrieval", "scratch")
-ALARM_ALPHA = 0.05
+WAYS = {
+    "fewshot": "the base with a few examples in its prompt",
+    "retrieval": "repeating the answer of the most similar training example",
+    "scratch": "the same training on weights that were never pretrained",
+}
 
 
 @dataclass(frozen=True)
@@ -145,191 +135,6 @@ class Verdict:
         """As JSON; infinite limits are written as null."""
         value: dict[str, Any] = _finite(asdict(self))
         return value
-
-
-def judge(entries: Sequence[Entry], suites: Sequence[Suite]) -> Verdict:
-    """Judge arm `adapter` against arm `base` on every task, and what else there is of arms.
-
-    Raises:
-        EvaluationError: if a task has no item with a score in both arms.
-    """
-    arms = by_arm(entries)
-    judged = tuple(
-        _judge_suite(
-            suite,
-            tuple(_judge_task(suite, task, arms[suite.name, task.name]) for task in suite.tasks),
-        )
-        for suite in suites
-    )
-    judged = _with_alarms(judged)
-    merged = [task.merged for suite in judged for task in suite.tasks]
-    return Verdict(
-        combined([suite.decision for suite in judged]),
-        combined([m for m in merged if m is not None]) if any(merged) else None,
-        tuple(finding for suite in judged for finding in _findings(suite)),
-        judged,
-    )
-
-
-def _judge_suite(suite: Suite, tasks: tuple[TaskVerdict, ...]) -> SuiteVerdict:
-    return SuiteVerdict(
-        suite.name,
-        suite.role,
-        suite.description,
-        combined([task.decision for task in tasks]),
-        tasks,
-    )
-
-
-def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> TaskVerdict:
-    where = f"{suite.name}/{task.name}"
-    base, adapter = arms.get("base", {}), arms.get("adapter", {})
-    pairs = pair(base, adapter, task, where)
-    comparison = _compare(pairs, suite, task)
-    decision, reason = _decided(pairs, comparison, task)
-    merged = None
-    if "merged" in arms:
-        of_merged = pair(base, arms["merged"], task, where)
-        compared = _compare(of_merged, suite, task)
-        merged = _decided(of_merged, compared, task)[0], compared.interval
-    confidence = comparison.interval.confidence
-    return TaskVerdict(
-        task=task.name,
-        unit=task.unit,
-        higher_is_better=task.higher_is_better,
-        decision=decision,
-        reason=reason,
-        base=_level(pairs.before, task),
-        adapter=_level(pairs.after, task),
-        interval=comparison.interval,
-        p=comparison.p,
-        method=comparison.method,
-        margin=task.margin,
-        why=task.why,
-        missing=pairs.missing,
-        won=pairs.won,
-        lost=pairs.lost,
-        items_needed=comparison.items_needed if decision == comparison.decision else None,
-        loss_p=loss_p(pairs.differences, pairs.clusters, pairs.binary),
-        loss_adjusted=1.0,
-        alarm=False,
-        merged=merged[0] if merged else None,
-        merged_interval=merged[1] if merged else None,
-        rivals=_rivals(suite, task, arms, adapter),
-        measures=facets.measures(pairs, task, confidence),
-        slices=facets.slices(pairs, confidence),
-        calibration=facets.calibration(pairs, confidence),
-        classes=facets.classes(pairs, task),
-        drift=facets.drift(arms.get(DRIFT, {})),
-    )
-
-
-def _compare(pairs: Pairs, suite: Suite, task: TaskSpec) -> Comparison:
-    if task.score == "macro_f1":
-        return compare_macro_f1(
-            [entry.output for entry in pairs.before],
-            [entry.output for entry in pairs.after],
-            [entry.reference for entry in pairs.before],
-            pairs.clusters,
-            suite.alpha,
-            task.margin,
-        )
-    if task.margin is None:
-        return superiority(pairs.differences, pairs.clusters, suite.alpha, pairs.binary)
-    return non_inferiority(
-        pairs.differences, pairs.clusters, suite.alpha, task.margin, pairs.binary
-    )
-
-
-def _decided(pairs: Pairs, comparison: Comparison, task: TaskSpec) -> tuple[Decision, str]:
-    """The decision, and why it is another one than the comparison's."""
-    if comparison.decision != "PASS":
-        return comparison.decision, ""
-    if pairs.lost_scores:
-        # An adapter that breaks down on the items it is worst at must not pass without them.
-        return "INCONCLUSIVE", "the adapter has no score on items on which the base has one"
-    if task.margin is not None and pairs.binary:
-        room = _level(pairs.before, task) - _floor(pairs, task)
-        if room <= task.margin:
-            return "INCONCLUSIVE", (
-                f"the base is only {room:.1%} above what guessing gives, less than the margin: "
-                "it has nothing to lose here that could be seen"
-            )
-    return "PASS", ""
-
-
-def _floor(pairs: Pairs, task: TaskSpec) -> float:
-    """The score of guessing: one in the number of choices, 0 where there are none."""
-    if task.score == "macro_f1":
-        return 1 / len({entry.reference for entry in pairs.before})
-    counts = [len(entry.choices) for entry in pairs.before]
-    return float(np.mean([1 / count if count else 0.0 for count in counts]))
-
-
-def _level(entries: Sequence[Entry], task: TaskSpec) -> float:
-    """An arm's score on the task."""
-    if task.score == "macro_f1":
-        return label_scores(
-            [entry.output for entry in entries], [entry.reference for entry in entries]
-        ).macro_f1
-    return mean_score(entries)
-
-
-def _rivals(
-    suite: Suite, task: TaskSpec, arms: Mapping[str, Entries], adapter: Entries
-) -> tuple[Rival, ...]:
-    found = []
-    for arm in RIVALS:
-        if arm not in arms or suite.role != "gain":
-            continue
-        pairs = pair(arms[arm], adapter, task, f"{suite.name}/{task.name}, {arm}")
-        compared = _compare(pairs, suite, task)
-        found.append(
-            Rival(arm, _level(pairs.before, task), compared.interval, compared.p, compared.decision)
-        )
-    return tuple(found)
-
-
-def _with_alarms(suites: tuple[SuiteVerdict, ...]) -> tuple[SuiteVerdict, ...]:
-    """Holm over the losses of all tasks and slices."""
-    tasks = [task for suite in suites for task in suite.tasks]
-    parts, adjusted = facets.with_alarms(
-        [task.slices for task in tasks], [task.loss_p for task in tasks], ALARM_ALPHA
-    )
-    raised = iter(
-        replace(task, slices=part, loss_adjusted=value, alarm=value <= ALARM_ALPHA)
-        for task, part, value in zip(tasks, parts, adjusted, strict=True)
-    )
-    return tuple(replace(suite, tasks=tuple(next(raised) for _ in suite.tasks)) for suite in suites)
-
-
-def _findings(suite: SuiteVerdict) -> list[Finding]:
-    found = []
-    for task in suite.tasks:
-        for rival in task.rivals:
-            if rival.decision != "PASS":
-                found.append(_finding(suite.suite, task, rival))
-        where = [f"{one.field} {one.value}" for one in task.slices if one.alarm]
-        if task.alarm:
-            where = ["the whole task", *where]
-        if where:
-            text = f"{task.task} got worse for sure (after Holm) on {', '.join(where)}"
-            found.append(Finding("alarm", suite.suite, task.task, text))
-    return found
-
-
-WAYS = {
-    "fewshot": "the base with a few examples in its prompt",
-    "retrieval": "repeating the answer of the most similar training example",
-    "scratch": "the same training on weights that were never pretrained",
-}
-
-
-def _finding(suite: str, task: TaskVerdict, rival: Rival) -> Finding:
-    better = rival.decision == "FAIL"
-    relation = "is better than" if better else "is not shown to be worse than"
-    text = f"{WAYS[rival.arm]} ({rival.arm}) {relation} the adapter on {task.task}"
-    return Finding("negative transfer", suite, task.task, text[0].upper() + text[1:])
 
 
 def _finite(value: Any) -> Any:

@@ -68,6 +68,8 @@ def _broken_lineage(
     if merge["backbone"] != verdict["backbone"]:
         yield "the verdict and the merged files are of different backbones"
     adapter = adapter_sha256(run.adapter)
+    if verdict.get("merged") not in (None, "PASS"):
+        yield f"the merged model, measured as an arm, is {verdict['merged']}"
     if verdict["adapter"] != adapter:
         yield "the verdict is of another adapter; evaluate again"
     if merge["adapter"] != adapter:

@@ -54,7 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="a rougher figure in two minutes")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the JSON lines")
-    parser.add_argument("--limit", type=int, default=8, help="items of each task")
+    parser.add_argument(
+        "--limit", type=int, default=60, help="items of each task; a sixth with shots"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", choices=tuple(MEASURED), help=argparse.SUPPRESS)
     parser.add_argument("--shots", type=int, help=argparse.SUPPRESS)
@@ -69,11 +71,16 @@ def main() -> None:
             f"--data {arguments.data}: no {missing[0]}.jsonl; give the folder of BIG-bench files"
         )
     if arguments.quick:
-        arguments.limit, arguments.rounds = 1, 1
+        arguments.limit, arguments.rounds = 6, 1
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        items = sum(_write_task(folder, arguments.data, name, arguments.limit) for name in TASKS)
-        _in_process("prepare", folder, 0)
+        folders = {shots: Path(temporary) / str(shots) for shots in SHOTS}
+        items = {}
+        for shots, folder in folders.items():
+            folder.mkdir()
+            # lm-eval takes minutes for few of them with shots.
+            limit = arguments.limit if shots == 0 else max(arguments.limit // 6, 1)
+            items[shots] = sum(_write_task(folder, arguments.data, name, limit) for name in TASKS)
+            _in_process("prepare", folder, shots)
         figures: dict[str, list[dict[str, float]]] = {}
         compared = []
         for number in range(arguments.rounds):
@@ -81,11 +88,10 @@ def main() -> None:
                 # Turn about, so that a machine that gets slower or faster does so for both.
                 sides = ("lm_eval", "ours") if (number + turn) % 2 == 0 else ("ours", "lm_eval")
                 for side in sides:
-                    measured = _in_process(side, folder, shots)
+                    measured = _in_process(side, folders[shots], shots)
                     figures.setdefault(f"{side}_{shots}", []).append(measured)
-                compared.append(
-                    _compare(_read(folder, "ours", shots), _read(folder, "lm_eval", shots))
-                )
+                ours, theirs = (_read(folders[shots], s, shots) for s in ("ours", "lm_eval"))
+                compared.append(_compare(ours, theirs))
     _print(figures, compared, items)
 
 
@@ -227,7 +233,9 @@ def _ours(folder: Path, shots: int) -> dict[str, float]:
     seconds = time.monotonic() - started
     results: Results = {}
     for row in pq.read_table(output / "ledger.parquet").to_pylist():
-        results.setdefault(row["arm"], {})[row["item"]] = (row["score"], row["log_likelihoods"])
+        if row["arm"] in ("base", "adapter"):
+            result = row["score"], row["log_likelihoods"]
+            results.setdefault(row["arm"], {})[row["item"]] = result
     return _measured(folder, "ours", shots, results, seconds)
 
 
@@ -263,14 +271,17 @@ def _compare(ours: Results, theirs: Results) -> tuple[int, float]:
 
 
 def _print(
-    figures: dict[str, list[dict[str, float]]], compared: list[tuple[int, float]], items: int
+    figures: dict[str, list[dict[str, float]]],
+    compared: list[tuple[int, float]],
+    items: dict[int, int],
 ) -> None:
     median = {
         name: {key: statistics.median(one[key] for one in runs) for key in runs[0]}
         for name, runs in figures.items()
     }
     columns = [f"{side}_{shots}" for shots in SHOTS for side in ("ours", "lm_eval")]
-    print(f"{items} items, base and adapter; the same shots for every item of a task\n")
+    counts = ", ".join(f"{count} items with {shots} shots" for shots, count in items.items())
+    print(f"{counts}; base and adapter; the same shots for every item of a task\n")
     print(" " * 30 + "".join(f"{name:>14}" for name in columns))
     for key, scale, unit in (
         ("seconds", 1.0, "s"),
@@ -287,7 +298,8 @@ def _print(
                 "ratio_to_lm_eval_5shot": ratios[5],
                 "accuracy_mismatches": sum(mismatches for mismatches, _ in compared),
                 "max_log_likelihood_difference": max(largest for _, largest in compared),
-                "items": items,
+                "items": items[0],
+                "items_5shot": items[5],
                 "rounds": figures,
                 "machine": machine(),
                 "versions": versions() | {"lm_eval": importlib.metadata.version("lm_eval")},

@@ -36,7 +36,7 @@ KEEP = {
             "name": "quiz",
             "kind": "multiple_choice",
             "source": "general-knowledge",
-            "limit": 30,
+            "limit": 16,
             "shots": 2,
             "margin": 0.1,
         },
@@ -265,7 +265,7 @@ def test_another_suite_of_the_same_name_is_measured_anew(
     fewer = {**KEEP, "tasks": [{**KEEP["tasks"][0], "shots": 1}, KEEP["tasks"][1]]}  # type: ignore[dict-item]
     asked = count_outcomes(monkeypatch)
     evaluate(suites=[fewer])
-    assert sum(asked) == 60  # both arms of the task that changed, neither of the other
+    assert sum(asked) == 32  # both arms of the task that changed, neither of the other
 
 
 def test_the_ledger_holds_what_the_verdict_needs(

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.reporting.answers import answers, differences, sentence
 from lora_kit.evaluation.reporting.flips import find_flips, write_flips
@@ -26,7 +27,7 @@ from lora_kit.evaluation.reporting.plane import plane
 from lora_kit.evaluation.reporting.report import ReportFacts, write_report
 from lora_kit.evaluation.reporting.show import show_verdict
 from lora_kit.evaluation.suite import Suite
-from lora_kit.evaluation.verdict import Verdict, judge
+from lora_kit.evaluation.verdict import Verdict
 
 EVIL = (
     "<script>alert(1)</script> ]]> \"'&amp; \x00\x1b[31m\x9b \u202egnp.exe\u2066 "

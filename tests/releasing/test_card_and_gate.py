@@ -7,9 +7,9 @@ import pytest
 from lora_kit.adapters import ADAPTER_WEIGHTS, adapter_sha256
 from lora_kit.errors import EvaluationError, ReleaseError
 from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT
+from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, write_ledger
 from lora_kit.evaluation.suite import Suite
-from lora_kit.evaluation.verdict import judge
 from lora_kit.files import write_json
 from lora_kit.gguf import file_sha256
 from lora_kit.recipe import Recipe

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from lora_kit.evaluation.engine.prefix import Prefix
 from lora_kit.evaluation.item import ChoiceRequest
+from lora_kit.likelihood import logits_at
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class _Tree:
     """The row of one request behind the prefix.
 
     Attributes:
-        input_ids: prompt and branches.
+        input_ids: prompt and branches; of a branch all but the last token, which predicts nothing.
         positions: of the tokens in their own sequences.
         visible: (length, length) bool.
         predicting: for each branch, the columns whose logits predict its scored tokens.
@@ -41,6 +43,7 @@ def in_one_row(
     pad_token_id: int,
     device: torch.device,
     prefix: Prefix | None = None,
+    gathered: bool = False,
 ) -> list[list[tuple[float, bool]]]:
     """Log-likelihood (nats) and greediness of each branch of each request.
 
@@ -50,9 +53,37 @@ def in_one_row(
         pad_token_id: fills shorter rows.
         device: where the model is.
         prefix: what they share, encoded.
+        gathered: see `lora_kit.likelihood.logits_at`.
     """
+    trees = [_tree(request, len(prefix) if prefix else 0) for request in requests]
+    inputs = _inputs(trees, prefix, pad_token_id, model.dtype, device)
+    places = [(n, c) for n, tree in enumerate(trees) for b in tree.predicting for c in b]
+    rows, columns = torch.tensor(places, device=device).unbind(dim=1)
+    logits = logits_at(model, inputs, rows, columns, gathered).float()
+    wanted = torch.tensor([t for tree in trees for b in tree.scored for t in b], device=device)
+    nats = -cross_entropy(logits, wanted, reduction="none").double()
+    greedy = logits.argmax(dim=-1) == wanted
+    sizes = [len(branch) for tree in trees for branch in tree.scored]
+    branches = iter(
+        [
+            (float(total.sum()), bool(best.all()))
+            for total, best in zip(
+                torch.split(nats, sizes), torch.split(greedy, sizes), strict=True
+            )
+        ]
+    )
+    return [[next(branches) for _ in tree.scored] for tree in trees]
+
+
+def _inputs(
+    trees: Sequence[_Tree],
+    prefix: Prefix | None,
+    pad_token_id: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Of the model's forward; shorter rows are filled on the right."""
     skipped = len(prefix) if prefix else 0
-    trees = [_tree(request, skipped) for request in requests]
     length = max(len(tree.input_ids) for tree in trees)
     input_ids = torch.full((len(trees), length), pad_token_id)
     positions = torch.zeros((len(trees), length), dtype=torch.int64)
@@ -65,19 +96,14 @@ def in_one_row(
         input_ids[row, :used] = torch.tensor(tree.input_ids)
         positions[row, :used] = torch.tensor(tree.positions)
         visible[row, :used, skipped : skipped + used] = tree.visible
-    columns = sorted({c for tree in trees for branch in tree.predicting for c in branch})
-    dtype = model.dtype
     mask = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
-    logits = model(
-        input_ids=input_ids.to(device),
-        attention_mask=mask[:, None].to(device),
-        position_ids=positions.to(device),
-        past_key_values=prefix.repeated(len(trees)) if prefix else None,
-        logits_to_keep=torch.tensor(columns, device=device),
-        use_cache=prefix is not None,
-    ).logits
-    place = {column: n for n, column in enumerate(columns)}
-    return [_totals(tree, logits[row], place) for row, tree in enumerate(trees)]
+    return {
+        "input_ids": input_ids.to(device),
+        "attention_mask": mask[:, None].to(device),
+        "position_ids": positions.to(device),
+        "past_key_values": prefix.repeated(len(trees)) if prefix else None,
+        "use_cache": prefix is not None,
+    }
 
 
 def _tree(request: ChoiceRequest, skipped: int) -> _Tree:
@@ -86,26 +112,16 @@ def _tree(request: ChoiceRequest, skipped: int) -> _Tree:
     input_ids, positions, branch_of = list(prompt), list(range(start)), [0] * start
     predicting, scored = [], []
     for number, branch in enumerate(request.branches, start=1):
-        size = len(branch.input_ids)
+        seen = branch.input_ids[:-1]
+        unscored = len(branch.input_ids) - branch.scored
         # Column that predicts the branch's n-th token: the one before it, the prompt's last for 0.
-        before = [start - 1, *range(len(input_ids), len(input_ids) + size - 1)]
-        predicting.append(before[size - branch.scored :])
-        scored.append(list(branch.input_ids[size - branch.scored :]))
-        input_ids += branch.input_ids
-        positions += range(start, start + size)
-        branch_of += [number] * size
+        before = [start - 1, *range(len(input_ids), len(input_ids) + len(seen))]
+        predicting.append(before[unscored:])
+        scored.append(list(branch.input_ids[unscored:]))
+        input_ids += seen
+        positions += range(start, start + len(seen))
+        branch_of += [number] * len(seen)
     of = torch.tensor(branch_of)
     causal = torch.ones(len(of), len(of), dtype=torch.bool).tril()
     visible = causal & ((of[:, None] == of) | (of == 0))
     return _Tree(input_ids, [skipped + p for p in positions], visible, predicting, scored)
-
-
-def _totals(tree: _Tree, logits: torch.Tensor, place: dict[int, int]) -> list[tuple[float, bool]]:
-    """Of one row, whose logits are (columns, vocabulary)."""
-    totals = []
-    for columns, tokens in zip(tree.predicting, tree.scored, strict=True):
-        rows = logits[[place[column] for column in columns]].float()
-        wanted = torch.tensor(tokens, device=rows.device)
-        nats = rows.log_softmax(dim=-1)[range(len(tokens)), wanted].double().sum()
-        totals.append((float(nats), bool((rows.argmax(dim=-1) == wanted).all())))
-    return totals

@@ -10,11 +10,13 @@ import torch
 from lora_kit.adapters import switched_off
 from lora_kit.evaluation.item import LossRequest, Request
 
-PROMPTS = 16
-"""Prompts of a task at most: drift is an alarm, not a verdict."""
-PROMPT_TOKENS = 128
-POSITIONS = 64
-BATCH = 4
+PROMPTS = 32
+"""Prompts of a suite at most, spread over its tasks: drift is an alarm, not a verdict."""
+FEWEST = 4
+"""Prompts of a task, unless it has fewer items."""
+PROMPT_TOKENS = 64
+POSITIONS = 16
+BATCH = 8
 
 
 def prompt_ids(request: Request) -> tuple[int, ...]:

@@ -41,7 +41,8 @@ class Retriever:
     @property
     def identity(self) -> str:
         """Digest of what it answers from."""
-        return hashlib.sha256("\0".join(self.answers).encode()).hexdigest()
+        described = f"{self.prompts.data.tobytes()!r}\0".encode() + "\0".join(self.answers).encode()
+        return hashlib.sha256(described).hexdigest()
 
     def answer(self, items: Sequence[Item]) -> list[str]:
         """For each item the answer of the training example with the largest cosine."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from lora_kit.console import Meter, meter, say
 from lora_kit.data.tokenization import end_of_turn
 from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine import drift
-from lora_kit.evaluation.engine.journal import Journal
+from lora_kit.evaluation.engine.arm import Arm, Bench, LoadedArms
 from lora_kit.evaluation.engine.kept import Kept
 from lora_kit.evaluation.engine.prefix import Prefix, encode, shared_prefix
 from lora_kit.evaluation.engine.probe import find_way, within_window
@@ -27,63 +26,6 @@ from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.processes import process_state
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One thing that is evaluated.
-
-    Attributes:
-        identity: digest of the weights that answer.
-        active: makes a loaded model this arm.
-        roles: of the suites that it is evaluated on.
-        kept: whether its outcomes are kept between evaluations.
-    """
-
-    name: str
-    identity: str
-    active: Callable[[Any], AbstractContextManager[Any]]
-    roles: tuple[str, ...] = ("gain", "retention")
-    kept: bool = False
-
-    def wants(self, work: Work) -> bool:
-        """Whether the arm is evaluated on this task."""
-        asked = self.name != "fewshot" or self.name in work.variants
-        return work.suite.role in self.roles and asked
-
-
-@dataclass(frozen=True)
-class LoadedArms:
-    """Arms that share one load of a model.
-
-    Attributes:
-        load: loads it; called only if something is left to do.
-        drifting: identity of base and adapter together where both are arms of this model.
-    """
-
-    load: Callable[[], Any]
-    arms: tuple[Arm, ...]
-    drifting: str | None = None
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all arms are evaluated with.
-
-    Attributes:
-        done: entries by key and item that are there already.
-    """
-
-    tokenizer: Any
-    stop_token_ids: tuple[int, ...]
-    journal: Journal
-    done: Mapping[str, Mapping[str, Entry]]
-    fresh: bool = False
-
-    def missing(self, key: str, items: Iterable[Item]) -> list[Item]:
-        """The items without an entry under this key."""
-        there = self.done.get(key, {})
-        return [item for item in items if item.id not in there]
 
 
 def evaluate_models(
@@ -99,21 +41,22 @@ def evaluate_models(
     """
     state = process_state()
     found: list[tuple[str, Entry]] = []
-    total = sum(_left(one, arms, bench) for arms in models for one in work)
+    total = sum(_left(one, arms, bench, _share(one)) for arms in models for one in work)
     with meter("evaluating", total, visible=state.is_main_process) as progress:
         for loaded in models:
-            if any(_left(one, loaded, bench) for one in work):
-                found += _evaluate_model(loaded, work, bench, progress)
+            # By what is left to any process: loading may mean training, which takes all of them.
+            if any(_left(one, loaded, bench, one.batches) for one in work):
+                found += _evaluate_model(loaded.load(), loaded, work, bench, progress)
     if state.num_processes > 1:
         found = gather_object(found)
     return found
 
 
-def _left(work: Work, loaded: LoadedArms, bench: Bench) -> int:
-    """Items times arms that this process has to evaluate."""
-    mine = [work.task.items[n] for batch in _share(work) for n in batch]
+def _left(work: Work, loaded: LoadedArms, bench: Bench, batches: Sequence[tuple[int, ...]]) -> int:
+    """Items of these batches, times arms, that are not done."""
+    items = [work.task.items[n] for batch in batches for n in batch]
     arms = (arm for arm in loaded.arms if arm.wants(work))
-    left = sum(len(bench.missing(work.key(arm.name, arm.identity), mine)) for arm in arms)
+    left = sum(len(bench.missing(work.key(arm.name, arm.identity), items)) for arm in arms)
     if loaded.drifting:
         left += len(bench.missing(work.key(DRIFT, loaded.drifting), _drifters(work)))
     return left
@@ -127,9 +70,8 @@ def _share(work: Work) -> tuple[tuple[int, ...], ...]:
 
 @torch.inference_mode()
 def _evaluate_model(
-    loaded: LoadedArms, work: Sequence[Work], bench: Bench, progress: Meter
+    model: Any, loaded: LoadedArms, work: Sequence[Work], bench: Bench, progress: Meter
 ) -> list[tuple[str, Entry]]:
-    model = loaded.load()
     scorer = Scorer(model, bench.tokenizer, bench.stop_token_ids)
     was_training = model.training
     model.eval()
@@ -137,7 +79,7 @@ def _evaluate_model(
     ways: Ways = {}
     try:
         for one in work:
-            if not _left(one, loaded, bench):
+            if not _left(one, loaded, bench, _share(one)):
                 continue
             arms = [arm for arm in loaded.arms if arm.wants(one)]
             asked = [_Asked.prepare(one, arm, scorer, bench, ways) for arm in arms]
@@ -281,8 +223,9 @@ def _entry(work: Work, arm: str, item: Item, outcome: Outcome, task: Task, secon
 
 def _drifters(work: Work) -> list[Item]:
     """The items of this process whose prompts drift is measured on, spread over the task."""
-    step = max(len(work.task.items) // drift.PROMPTS, 1)
-    chosen = work.task.items[::step][: drift.PROMPTS]
+    wanted = max(drift.PROMPTS // len(work.suite.tasks), drift.FEWEST)
+    step = max(len(work.task.items) // wanted, 1)
+    chosen = work.task.items[::step][:wanted]
     state = process_state()
     return list(chosen[state.process_index :: state.num_processes])
 

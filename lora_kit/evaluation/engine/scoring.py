@@ -53,10 +53,12 @@ class Way:
     Attributes:
         tree: all branches of a prompt in one row.
         prefix: what requests share is encoded once.
+        gathered: the output head is applied where a token is scored, and nowhere else.
     """
 
     tree: bool = True
     prefix: bool = True
+    gathered: bool = True
 
 
 def outcomes(
@@ -78,14 +80,15 @@ def outcomes(
         return [
             Outcome((total,), (greedy,), "", len(example.input_ids))
             for (total, greedy), example in zip(
-                _likelihoods(scorer, examples, prefix), examples, strict=True
+                _likelihoods(scorer, examples, prefix, way.gathered), examples, strict=True
             )
         ]
     choices = [r for r in requests if isinstance(r, ChoiceRequest)]
+    pad = scorer.tokenizer.pad_token_id
     found = (
-        in_one_row(scorer.model, choices, scorer.tokenizer.pad_token_id, scorer.device, prefix)
+        in_one_row(scorer.model, choices, pad, scorer.device, prefix, way.gathered)
         if way.tree
-        else row_by_row(scorer, choices, prefix)
+        else row_by_row(scorer, choices, prefix, way.gathered)
     )
     return [
         Outcome(tuple(t for t, _ in branches), tuple(g for _, g in branches), "", request.length)
@@ -94,11 +97,14 @@ def outcomes(
 
 
 def row_by_row(
-    scorer: Scorer, requests: Sequence[ChoiceRequest], prefix: Prefix | None = None
+    scorer: Scorer,
+    requests: Sequence[ChoiceRequest],
+    prefix: Prefix | None = None,
+    gathered: bool = False,
 ) -> list[list[tuple[float, bool]]]:
     """Log-likelihood (nats) and greediness of each branch, each in a row with its prompt."""
     examples = [_alone(request, branch) for request in requests for branch in request.branches]
-    found = iter(_likelihoods(scorer, examples, prefix))
+    found = iter(_likelihoods(scorer, examples, prefix, gathered))
     return [[next(found) for _ in request.branches] for request in requests]
 
 
@@ -109,7 +115,7 @@ def _alone(request: ChoiceRequest, branch: Branch) -> Example:
 
 
 def _likelihoods(
-    scorer: Scorer, examples: Sequence[Example], prefix: Prefix | None
+    scorer: Scorer, examples: Sequence[Example], prefix: Prefix | None, gathered: bool
 ) -> list[tuple[float, bool]]:
     skipped = len(prefix) if prefix else 0
     rest = [Example(e.input_ids[skipped:], e.labels[skipped:]) for e in examples]
@@ -119,7 +125,9 @@ def _likelihoods(
         behind = torch.ones((len(rest), skipped), dtype=torch.int64)
         batch["attention_mask"] = torch.cat([behind, batch["attention_mask"]], dim=1)
     cache = prefix.repeated(len(rest)) if prefix else None
-    nll, greedy, rows = supervised_tokens(scorer.model, to_device(batch, scorer.device), cache)
+    nll, greedy, rows = supervised_tokens(
+        scorer.model, to_device(batch, scorer.device), cache, gathered
+    )
     sums = torch.zeros(len(rest), dtype=torch.float64, device=scorer.device)
     missed = torch.zeros(len(rest), dtype=torch.float64, device=scorer.device)
     sums.index_add_(0, rows, nll.double())
