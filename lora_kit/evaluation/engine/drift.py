@@ -10,9 +10,9 @@ import torch
 from lora_kit.adapters import switched_off
 from lora_kit.evaluation.item import LossRequest, Request
 
-PROMPTS = 32
+PROMPTS = 16
 """Prompts of a suite at most, spread over its tasks: drift is an alarm, not a verdict."""
-FEWEST = 4
+FEWEST = 3
 """Prompts of a task, unless it has fewer items."""
 PROMPT_TOKENS = 64
 POSITIONS = 16

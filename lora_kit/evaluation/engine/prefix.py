@@ -13,7 +13,7 @@ from lora_kit.data.tokenization import IGNORED
 from lora_kit.evaluation.item import LossRequest, Request
 
 # Below it, encoding a prefix and carrying it along costs more than it saves.
-SHORTEST = 16
+SHORTEST = 4
 
 
 @dataclass(frozen=True)

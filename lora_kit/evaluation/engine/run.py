@@ -58,7 +58,8 @@ def _left(work: Work, loaded: LoadedArms, bench: Bench, batches: Sequence[tuple[
     arms = (arm for arm in loaded.arms if arm.wants(work))
     left = sum(len(bench.missing(work.key(arm.name, arm.identity), items)) for arm in arms)
     if loaded.drifting:
-        left += len(bench.missing(work.key(DRIFT, loaded.drifting), _drifters(work)))
+        drifters = [item for batch in _drift_batches(work) for item in batch]
+        left += len(bench.missing(work.key(DRIFT, loaded.drifting), drifters))
     return left
 
 
@@ -222,31 +223,39 @@ def _entry(work: Work, arm: str, item: Item, outcome: Outcome, task: Task, secon
 
 
 def _drifters(work: Work) -> list[Item]:
-    """The items of this process whose prompts drift is measured on, spread over the task."""
+    """The items whose prompts drift is measured on, spread over the task."""
     wanted = max(drift.PROMPTS // len(work.suite.tasks), drift.FEWEST)
     step = max(len(work.task.items) // wanted, 1)
-    chosen = work.task.items[::step][:wanted]
+    return list(work.task.items[::step][:wanted])
+
+
+def _drift_batches(work: Work) -> list[list[Item]]:
+    """Those of this process; as with all batches, their number does not change what is in them."""
+    items = _drifters(work)
     state = process_state()
-    return list(chosen[state.process_index :: state.num_processes])
+    batches = [items[n : n + drift.BATCH] for n in range(0, len(items), drift.BATCH)]
+    return batches[state.process_index :: state.num_processes]
 
 
 def _drift(
     work: Work, identity: str, scorer: Scorer, bench: Bench, progress: Meter
 ) -> list[tuple[str, Entry]]:
     key = work.key(DRIFT, identity)
-    left = bench.missing(key, _drifters(work))
     records = []
-    for start in range(0, len(left), drift.BATCH):
-        items = left[start : start + drift.BATCH]
-        prompts = [drift.prompt_ids(item.request) for item in items]
+    for batch in _drift_batches(work):
+        left = bench.missing(key, batch)
+        if not left:
+            continue
+        prompts = [drift.prompt_ids(item.request) for item in batch]
         started = time.monotonic()
         values = drift.token_kl(scorer.model, prompts, scorer.tokenizer.pad_token_id, scorer.device)
-        seconds = (time.monotonic() - started) / len(items)
+        seconds = (time.monotonic() - started) / len(batch)
         tokens = 2 * sum(map(len, prompts))
-        progress.advance(len(items), f"{work.task.spec.name}, {DRIFT}", tokens=tokens)
+        progress.advance(len(left), f"{work.task.spec.name}, {DRIFT}", tokens=tokens)
         records += [
             (key, _drifted(work, item, value, 2 * len(prompt), seconds))
-            for item, value, prompt in zip(items, values, prompts, strict=True)
+            for item, value, prompt in zip(batch, values, prompts, strict=True)
+            if item in left
         ]
     return records
 

@@ -20,9 +20,9 @@ from lora_kit.processes import process_state
 
 FEWSHOT = "fewshot"
 # Tokens in a batch, padding included; about the smallest that keeps two cores or a GPU busy: a
-# larger one holds more padding (of 180 items of six kinds 19% at 768 tokens, 45% at 2048). A step
+# larger one holds more padding (of 180 items of six kinds 12% at 512 tokens, 45% at 2048). A step
 # of generation takes one token of each item, so it wants more items.
-BATCH_TOKENS = {"cpu": 768, "cuda": 16384}
+BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 GENERATION_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 # Logits of a batch at most, bytes in float32: of prose, every position has a vocabulary of them.
 LOGIT_BYTES = {"cpu": 5e8, "cuda": 2e9}
