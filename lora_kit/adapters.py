@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,9 +82,29 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
     return model
 
 
+# Of a configuration, what says where it came from and changes nothing of what it computes.
+PROVENANCE = (
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "inference_mode",
+    "auto_mapping",
+)
+
+
 def adapter_sha256(directory: Path) -> str:
-    """The sha256 of an adapter's weights: which adapter a verdict or a merge is of."""
-    return file_sha256(directory / ADAPTER_WEIGHTS)
+    """The sha256 of an adapter's weights and configuration: which one a verdict or a merge is of.
+
+    The same weights under another alpha are another adapter.
+    """
+    config = read_json(directory / ADAPTER_CONFIG, AdapterError)
+    kept = {name: value for name, value in config.items() if name not in PROVENANCE}
+    for name, value in kept.items():
+        # PEFT writes sets, whose order is another one each time.
+        kept[name] = sorted(value) if isinstance(value, list) else value
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    digest.update(file_sha256(directory / ADAPTER_WEIGHTS).encode())
+    return digest.hexdigest()
 
 
 def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:

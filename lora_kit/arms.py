@@ -17,6 +17,7 @@ from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.rows import Row
 from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
+from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import read_json
 from lora_kit.merging.verify import reload
 from lora_kit.recipe import Recipe
@@ -56,7 +57,14 @@ def example_rows(recipe: Recipe) -> list[Row]:
 
 
 def _on_backbone(subject: Subject, names: Sequence[str]) -> LoadedArms:
-    base = subject.backbone.fingerprint.digest
+    base = _digest(
+        [
+            subject.backbone.fingerprint.digest,
+            # Where a text ends, and all else that generation goes by.
+            stop_token_ids(subject.backbone),
+            subject.backbone.model.generation_config.to_diff_dict(),
+        ]
+    )
     adapted = _digest([base, adapter_sha256(subject.adapter)])
     arms = [
         Arm("base", base, switched_off, kept=True),
@@ -116,4 +124,4 @@ def _reinitialised(backbone: Backbone, seed: int) -> Backbone:
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -230,7 +230,7 @@ def run(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Recipe to release in one: train, merge, evaluate, and release what passes."""
+    """Recipe to release in one: train, evaluate, merge, and release what passes."""
     from lora_kit import pipeline
     from lora_kit.evaluation.reporting.show import show_verdict
 

@@ -79,7 +79,7 @@ def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -
     backbone = load(resolve(recipe.backbone), recipe.backbone)
     # Read before the training, so that a mistake in them does not cost one.
     shots = recipe.evaluation.shots if "fewshot" in recipe.evaluation.arms else 0
-    plan_work(suites, backbone, shots, example_rows(recipe))
+    plan_work(suites, backbone, shots, example_rows(recipe) if shots else ())
     rows, replay = training_rows(recipe.data, recipe.seed)
     data = prepare(rows, backbone.tokenizer, recipe.data, replay)
     held_out = prepare(validation_rows(recipe.data, recipe.seed), backbone.tokenizer, recipe.data)
@@ -162,7 +162,9 @@ def evaluate(
                 },
             ),
             shots=subject.spec.shots if "fewshot" in names else 0,
-            training=example_rows(recipe) if recipe else (),
+            training=example_rows(recipe)
+            if recipe and {"fewshot", "retrieval"} & set(names)
+            else (),
             retrieval="retrieval" in names,
             fresh=fresh,
         )
@@ -311,20 +313,22 @@ class Outcome:
 
 
 def run(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -> Outcome:
-    """Recipe to release: train, merge, evaluate, and release what passes.
+    """Recipe to release: train, evaluate, merge, and release what passes.
 
     Raises:
         LoraKitError: if a stage refuses its input.
     """
     trained = train(recipe, output, overwrite)
     session = trained.session
-    # Before the evaluation, in which the merged model may be an arm.
-    if process_state().is_main_process:
+    is_main, is_arm = process_state().is_main_process, "merged" in recipe.evaluation.arms
+    if is_main and is_arm:
         merge(session)
     process_state().wait_for_everyone()
     verdict = evaluate(session).verdict
     released, refusal, status = None, "", STATUS[verdict.decision]
-    if process_state().is_main_process:
+    if is_main:
+        if not is_arm:
+            merge(session)
         try:
             released = release(session.run.root)
         except ReleaseError as error:

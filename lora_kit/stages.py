@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.errors import EvaluationError
+from lora_kit.evaluation.harness import read_verdict
 from lora_kit.evaluation.statistics.sequence import Transfer, transfer
 from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
@@ -82,6 +83,13 @@ def evaluate_sequence(
         evaluate(target, every, backbone, output / f"stage-{number}", fresh=fresh).verdict
         for number, target in enumerate(targets, start=1)
     ]
+    backbones = [
+        read_verdict(output / f"stage-{number}")["backbone"]
+        for number in range(1, len(targets) + 1)
+    ]
+    for target, found_on in zip(targets, backbones, strict=True):
+        if found_on != backbones[0]:
+            raise EvaluationError(f"{target}: its backbone is not that of {targets[0]}")
     of_stage = {
         suite.name: stage
         for stage, names in reversed(list(enumerate(trained_for)))

@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from lora_kit.adapters import attach, attach_saved, coverage, switched_off
+from lora_kit.adapters import adapter_sha256, attach, attach_saved, coverage, switched_off
 from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.errors import AdapterError
 from lora_kit.recipe import AdapterSpec, BackboneSpec
@@ -96,3 +97,16 @@ def test_virtual_tokens_and_broken_files_are_refused(
     (tmp_path / "prompt" / "adapter_config.json").write_text("{")
     with pytest.raises(AdapterError, match="cannot be read as JSON"):
         attach_saved(tiny_backbone, tmp_path / "prompt")
+
+
+def test_the_same_weights_under_another_alpha_are_another_adapter(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    attach(tiny_backbone, AdapterSpec(rank=4), seed=0).save_pretrained(tmp_path)
+    before = adapter_sha256(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"revision": "elsewhere"}))
+    assert adapter_sha256(tmp_path) == before
+    path.write_text(json.dumps(config | {"lora_alpha": 999}))
+    assert adapter_sha256(tmp_path) != before

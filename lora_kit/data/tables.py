@@ -42,7 +42,7 @@ def read_table(
         if not path.is_file():
             raise DataError(f"{field}: {path}: no such file")
         rows = _file(path)
-    elif source.count("/") == 1 and not path.suffix:
+    elif is_hub_id(source):
         rows = _numbered(_hub(source, subset, split, revision, field), source)
     else:
         raise DataError(
@@ -53,6 +53,12 @@ def read_table(
         if not isinstance(value, Mapping):
             raise DataError(f"{origin}: an object is wanted, found {type(value).__name__}")
         yield value, origin
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source is `owner/name`, and neither here nor a file by its ending."""
+    path = Path(source).expanduser()
+    return source.count("/") == 1 and path.suffix not in SUFFIXES and not path.exists()
 
 
 def _file(path: Path) -> Iterator[tuple[Any, str]]:

@@ -91,9 +91,17 @@ def render(
 
 
 def tokenize_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens after which the assistant speaks, the same as in training."""
+    """The tokens after which the assistant speaks, the same as in training.
+
+    Raises:
+        DataError: if the chat template cannot carry these turns.
+    """
     if tokenizer.chat_template:
-        text = render(messages, tokenizer, add_generation_prompt=True)
+        try:
+            text = render(messages, tokenizer, add_generation_prompt=True)
+        except (jinja2.TemplateError, ValueError) as error:
+            roles = ", ".join(message.role for message in messages)
+            raise DataError(f"the chat template refuses the turns {roles}: {error}") from error
         # The template writes the special tokens itself; the tokenizer must not write them again.
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer(_plain_prompt([message.content for message in messages]))["input_ids"])

@@ -85,6 +85,8 @@ def measures(pairs: Pairs, task: TaskSpec, confidence: float) -> tuple[Measure, 
         ]
         if len(values) < len(pairs.before):
             continue
+        if task.kind == "lm_eval" and not name.startswith(("acc", "exact_match")):
+            continue  # which way is better, its name alone does not say
         base, adapter = (np.array(column, dtype=np.float64) for column in zip(*values, strict=True))
         sign = -1.0 if name in LOWER_IS_BETTER else 1.0
         binary = bool(np.isin(np.concatenate([base, adapter]), (0.0, 1.0)).all())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from scipy.special import logsumexp
@@ -12,6 +14,23 @@ from lora_kit.evaluation.checks import follows
 from lora_kit.evaluation.item import ChoiceRequest, Grade, Graded, Item, LossRequest, Outcome
 from lora_kit.evaluation.metrics import Metric, load_metric
 from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.gguf import file_sha256
+
+# Raise it when the same outcome can have another grade than before.
+GRADING = "1"
+
+
+def grading_code(spec: TaskSpec) -> str:
+    """Digest of the code outside of this package that grades a task; empty where there is none."""
+    if spec.kind == "lm_eval":
+        source = Path(spec.source)
+        described = file_sha256(source) if source.is_file() else spec.source
+        return f"{importlib.metadata.version('lm_eval')}/{described}"
+    if spec.metric is None or not Path(spec.metric).exists():
+        return ""
+    path = Path(spec.metric)
+    files = [path] if path.is_file() else sorted(path.glob("*.py"))
+    return "/".join(file_sha256(file) for file in files)
 
 
 def grader(spec: TaskSpec) -> Grade:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lora_kit.errors import EvaluationError
 from lora_kit.evaluation import facets
 from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.evaluation.pairs import Entries, Pairs, by_arm, mean_score, pair
@@ -133,7 +134,9 @@ def _decided(pairs: Pairs, comparison: Comparison, task: TaskSpec) -> tuple[Deci
     if pairs.lost_scores:
         # An adapter that breaks down on the items it is worst at must not pass without them.
         return "INCONCLUSIVE", "the adapter has no score on items on which the base has one"
-    if task.margin is not None and pairs.binary:
+    if not pairs.binary and np.ptp(pairs.differences) == 0 and pairs.differences[0] != 0:
+        return "INCONCLUSIVE", "all differences are the same: there is no spread to judge them by"
+    if task.margin is not None and pairs.binary and task.higher_is_better:
         room = _level(pairs.before, task) - _floor(pairs, task)
         if room <= task.margin:
             return "INCONCLUSIVE", (
@@ -167,7 +170,10 @@ def _rivals(
     for arm in WAYS:
         if arm not in arms or suite.role != "gain":
             continue
-        pairs = pair(arms[arm], adapter, task, f"{suite.name}/{task.name}, {arm}")
+        try:
+            pairs = pair(arms[arm], adapter, task, f"{suite.name}/{task.name}, {arm}")
+        except EvaluationError:
+            continue  # a rival without a score beats nobody
         compared = _compare(pairs, suite, task)
         found.append(
             Rival(arm, _level(pairs.before, task), compared.interval, compared.p, compared.decision)

@@ -91,13 +91,13 @@ def pair(before: Entries, after: Entries, task: TaskSpec, where: str) -> Pairs:
         raise EvaluationError(f"{where}: no item has a score in both arms")
     first = np.array([before[item].score for item in scored], dtype=np.float64)
     second = np.array([after[item].score for item in scored], dtype=np.float64)
-    # Of another harness's metrics only the scores tell whether they are right or wrong.
+    # Of a metric only the scores tell whether it says right or wrong.
     zero_or_one = bool(np.isin(np.concatenate([first, second]), (0.0, 1.0)).all())
     return Pairs(
         before=tuple(before[item] for item in scored),
         after=tuple(after[item] for item in scored),
         differences=second - first if task.higher_is_better else first - second,
-        binary=task.is_binary or (task.kind == "lm_eval" and zero_or_one),
+        binary=task.is_binary or (task.kind in ("lm_eval", "generation") and zero_or_one),
         missing=len(before) - len(scored),
         lost_scores=any(_has(before[item]) and not _has(after[item]) for item in before),
     )

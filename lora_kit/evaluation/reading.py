@@ -67,6 +67,7 @@ def read_questions(spec: TaskSpec) -> list[Question]:
         DataError: if the source is unknown or a row is wrong, with its place.
     """
     if spec.source in CHOICE_SOURCES:
+        _refuse_fields(spec)
         return [
             Question(r.id, {"question": r.question}, r.choices, r.answer, r.cluster, r.slices)
             for r in CHOICE_SOURCES[spec.source]()
@@ -112,6 +113,7 @@ def read_talks(spec: TaskSpec) -> list[Talk]:
                 f"task {spec.name}: split {spec.split}; {spec.source} has train, validation, test "
                 "and all"
             )
+        _refuse_fields(spec)
         source = SourceSpec(source=spec.source, split=spec.split)
         rows = read_source(source, 0, f"task {spec.name}: source")
         return [Talk(row.origin, row, _reference(row), row.cluster) for row in rows]
@@ -125,6 +127,7 @@ def read_instructions(spec: TaskSpec) -> list[Instruction]:
         DataError: if the source is unknown or a check is wrong, with its place.
     """
     if spec.source == "instructions":
+        _refuse_fields(spec)
         return [
             Instruction(row.id, row, row.id, {"check": row.checks[0].kind})
             for row in instructions.rows()
@@ -132,13 +135,23 @@ def read_instructions(spec: TaskSpec) -> list[Instruction]:
     rows = []
     for value, origin in _table(spec, ("instructions",)):
         try:
-            row = instructions.parse({"id": origin, **value})
+            row = instructions.parse({**value, "id": _identifier(value, origin)})
         except ValueError as error:
             raise DataError(f"{origin}: {error}") from error
         rows.append(
             Instruction(row.id, row, _cluster(value, origin, spec), _slices(value, origin, spec))
         )
     return rows
+
+
+def _refuse_fields(spec: TaskSpec) -> None:
+    """An option that would not be used is no option."""
+    named = [name for name in ("columns", "cluster", "slices") if getattr(spec, name)]
+    if named:
+        raise DataError(
+            f"task {spec.name}: {named[0]}: {spec.source} is built in and brings its own; leave it "
+            "out"
+        )
 
 
 def _table(spec: TaskSpec, built_in: Collection[str]) -> Iterator[tuple[dict[str, Any], str]]:
@@ -212,7 +225,13 @@ def _labelled(
 
 def _talk(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Talk:
     references = value.get("references", value.get("targets"))
-    if isinstance(references, list) and references and all(map(_is_text, references)):
+    if _is_text(references):
+        references = [references]
+    if references is not None:
+        if not (isinstance(references, list) and references and all(map(_is_text, references))):
+            raise DataError(
+                f"{origin}: `references` has to be a text or a list of them, found {references!r}"
+            )
         value = {"completion": references[0], **value}
     row = parse_row(value, origin)
     cluster = _cluster(value, origin, spec)

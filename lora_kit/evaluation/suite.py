@@ -118,6 +118,14 @@ class TaskSpec(Section):
             raise ValueError("`labels` names two labels at least, none twice")
         return self
 
+    @model_validator(mode="after")
+    def _shares_below_one(self) -> TaskSpec:
+        for name in ("margin", "effect"):
+            value = getattr(self, name)
+            if self.is_binary and value is not None and value >= 1:
+                raise ValueError(f"`{name}` is a share of the items: 0.05 is five points")
+        return self
+
     @property
     def higher_is_better(self) -> bool:
         """Whether a higher score is a better one."""

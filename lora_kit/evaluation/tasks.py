@@ -7,10 +7,10 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_kit.data.rows import Message, Row
+from lora_kit.data.tables import is_hub_id
 from lora_kit.data.tokenization import IGNORED, Example, tokenize, tokenize_prompt
 from lora_kit.errors import DataError
 from lora_kit.evaluation.grading import grader
@@ -86,8 +86,7 @@ def chosen_clusters(spec: TaskSpec, seed: int) -> list[str] | None:
     Raises:
         DataError: if the source is wrong.
     """
-    fetched = spec.source.count("/") == 1 and not Path(spec.source).expanduser().exists()
-    if spec.kind == "lm_eval" or fetched:
+    if spec.kind == "lm_eval" or is_hub_id(spec.source):
         return None
     return [row.cluster for row in _chosen(_rows(spec), spec, seed)[0]]
 
@@ -122,7 +121,16 @@ def _chosen(rows: list[R], spec: TaskSpec, seed: int) -> tuple[list[R], list[R]]
             "shots; lower `shots`"
         )
     order = random.Random(f"{seed}/{spec.name}").sample(range(len(rows)), len(rows))
-    return [rows[n] for n in sorted(order[:limit])], [rows[n] for n in order[limit:]]
+    chosen = [rows[n] for n in sorted(order[:limit])]
+    # A shot of an item's own cluster could give its answer away.
+    clusters = {row.cluster for row in chosen}
+    rest = [rows[n] for n in order[limit:] if rows[n].cluster not in clusters]
+    if len(rest) < spec.shots:
+        raise DataError(
+            f"task {spec.name}: {len(rest)} items of {spec.source} are of clusters that are not "
+            f"evaluated, {spec.shots} are wanted as shots; lower `limit` or `shots`"
+        )
+    return chosen, rest
 
 
 def _solved(row: Any, spec: TaskSpec) -> Shot:
@@ -147,12 +155,9 @@ def _loss_item(
     row = talk.row
     if shots and row.text is not None:
         raise DataError(f"{talk.id}: a text alone takes no shots; leave `shots` out")
-    before = [message for shot in shots for message in shot]
-    if before:
-        row = dataclasses.replace(row, messages=(*before, *row.messages))
     example = tokenize(row, tokenizer, spec.max_length)
-    if before:
-        example = _without_shots(example, row, tokenizer)
+    if shots:
+        example = _behind_shots(example, talk, shots, tokenizer)
     if not example.supervised:
         raise DataError(
             f"{talk.id}: nothing to score within max_length {spec.max_length} of task "
@@ -171,11 +176,23 @@ def _loss_item(
     )
 
 
-def _without_shots(example: Example, row: Row, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """The example with the last turn alone supervised."""
-    start = len(tokenize_prompt(row.messages[:-1], tokenizer))
-    labels = (*[IGNORED] * start, *example.labels[start:])
-    return dataclasses.replace(example, labels=labels[: len(example.labels)])
+def _behind_shots(
+    example: Example, talk: Talk, shots: Sequence[Shot], tokenizer: PreTrainedTokenizerBase
+) -> Example:
+    """The example with other turns before its prompt; what is scored are the same tokens."""
+    asked = talk.row.messages[:-1]
+    before = [message for shot in shots for message in shot]
+    own = tuple(tokenize_prompt(asked, tokenizer))
+    start = len(own)
+    earlier = any(label != IGNORED for label in example.labels[:start])
+    if example.input_ids[:start] != own or earlier:
+        raise DataError(f"{talk.id}: shots go before rows of one prompt and one answer")
+    prompt = tuple(tokenize_prompt([*before, *asked], tokenizer))
+    return dataclasses.replace(
+        example,
+        input_ids=prompt + example.input_ids[start:],
+        labels=(IGNORED,) * len(prompt) + example.labels[start:],
+    )
 
 
 def _generation_item(
@@ -184,13 +201,12 @@ def _generation_item(
     row = talk.row
     if row.text is not None:
         raise DataError(f"{talk.id}: a generation task needs a prompt, found a text alone")
-    turns = [*(message for shot in shots for message in shot), *row.messages[:-1]]
     return Item(
         id=talk.id,
         cluster=talk.cluster,
         prompt=_shown(row),
         reference=talk.references[0],
-        request=_generation(turns, spec, tokenizer, talk.id),
+        request=_generation(row.messages[:-1], shots, spec, tokenizer, talk.id),
         slices=talk.slices,
         references=talk.references,
     )
@@ -203,27 +219,32 @@ def _instruction_item(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Item:
     row = instruction.row
-    turns = [*(message for shot in shots for message in shot), Message("user", row.prompt)]
     return Item(
         id=instruction.id,
         cluster=instruction.cluster,
         prompt=row.prompt,
         reference="; ".join(f"{check.kind}: {check.value}" for check in row.checks),
-        request=_generation(turns, spec, tokenizer, instruction.id),
+        request=_generation([Message("user", row.prompt)], shots, spec, tokenizer, instruction.id),
         slices=instruction.slices,
         checks=row.checks,
     )
 
 
 def _generation(
-    turns: Sequence[Message], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, origin: str
+    own: Sequence[Message],
+    shots: Sequence[Shot],
+    spec: TaskSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    origin: str,
 ) -> GenerationRequest:
-    ids = tokenize_prompt(turns, tokenizer)
+    ids = tokenize_prompt(own, tokenizer)
     if len(ids) > spec.max_length:
         raise DataError(
             f"{origin}: the prompt has {len(ids)} tokens, task {spec.name} allows max_length "
             f"{spec.max_length}; raise it or shorten the prompt"
         )
+    if shots:
+        ids = tokenize_prompt([*(m for shot in shots for m in shot), *own], tokenizer)
     return GenerationRequest(tuple(ids), spec.max_new_tokens)
 
 
@@ -238,6 +259,8 @@ def _choice_item(
     else:
         solved = "".join(f"{shot[-2].content} {shot[-1].content}\n\n" for shot in shots)
         prompt_ids, choice_ids = _continued(solved + asked, row.choices, tokenizer)
+    if not prompt_ids:
+        raise DataError(f"{row.id}: the prompt is empty, so nothing predicts the choices")
     return Item(
         id=row.id,
         cluster=row.cluster,

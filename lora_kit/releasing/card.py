@@ -9,6 +9,7 @@ import jinja2
 
 from lora_kit.backbone import ALIASES
 from lora_kit.errors import ReleaseError
+from lora_kit.evaluation.reporting.escaping import markdown, visible
 from lora_kit.files import read_json
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.gate import Clearance
@@ -47,7 +48,7 @@ def model_card(recipe: Recipe, clearance: Clearance, run: RunDirectory) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
-        # Markdown, read as text: nothing in it is the output of a model.
+        # Markdown, read as text: what comes from rows is escaped where it is used.
         autoescape=False,
     )
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -63,6 +64,7 @@ def model_card(recipe: Recipe, clearance: Clearance, run: RunDirectory) -> str:
         sources=[source.source for source in recipe.data.train],
         replay=recipe.data.replay.source if recipe.data.replay else None,
         counts=read_json(run.record, ReleaseError)["data"],
+        escaped=lambda text: markdown(visible(text)),
         number=_number,
         signed=_signed,
         percent=_percent,

@@ -184,6 +184,23 @@ def test_any_of_several_references_is_right(tokenizer: Any, tmp_path: Path) -> N
     assert [task.grade(item, Outcome(text=t)).score for t in ("1", "one", "two")] == [1, 1, 0]
 
 
+def test_one_text_is_one_reference(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": "Where?", "targets": "Paris"}]
+    fields = {"kind": "generation", "metric": "exact_match"}
+    task = build(tokenizer, source=lines(tmp_path / "g.jsonl", rows), **fields)
+    assert task.items[0].references == ("Paris",)
+    wrong = lines(tmp_path / "w.jsonl", [{"prompt": "Where?", "targets": [1]}])
+    with pytest.raises(DataError, match="a text or a list of them"):
+        build(tokenizer, source=wrong, **fields)
+
+
+def test_shots_are_of_other_clusters_than_the_items(tokenizer: Any) -> None:
+    task = build(tokenizer, kind="multiple_choice", source="bias", limit=30, shots=3)
+    assert len(task.items) == 30
+    with pytest.raises(DataError, match="of clusters that are not evaluated"):
+        build(tokenizer, kind="multiple_choice", source="bias", limit=420, shots=5)
+
+
 def test_shots_of_another_place_come_before_the_item(tokenizer: Any) -> None:
     shot = (Message("user", "Which?"), Message("assistant", "This."))
     task = build_task(
@@ -224,12 +241,19 @@ def test_a_wrong_row_is_named_with_its_line(
     [
         ({"kind": "instructions", "source": "python-reference"}, "built in for instructions"),
         ({"kind": "generation", "source": "python-reference", "metric": "chrf"}, "needs a prompt"),
-        ({"kind": "loss", "source": "python-reference", "shots": 1}, "leave `shots` out"),
+        (
+            {"kind": "loss", "source": "python-reference", "shots": 1, "limit": 3},
+            "leave `shots` out",
+        ),
         ({"kind": "loss", "source": "nowhere"}, "stdlib-docstrings"),
         ({"kind": "loss", "source": "python-reference", "split": "dev"}, "split dev"),
         ({"kind": "multiple_choice", "source": "nowhere"}, "general-knowledge"),
         ({"kind": "multiple_choice", "source": "nowhere.csv"}, "no such file"),
         ({"kind": "classification", "source": "nowhere"}, "no built-in source"),
+        (
+            {"kind": "multiple_choice", "source": "reasoning", "slices": ["x"]},
+            "brings its own; leave it out",
+        ),
     ],
 )
 def test_a_source_that_does_not_fit_its_kind_is_refused(
@@ -263,6 +287,7 @@ def test_fields_that_are_not_there_are_named(tokenizer: Any, tmp_path: Path) -> 
         ({"kind": "multiple_choice", "labels": ["a", "b"]}, "labels"),
         ({"kind": "classification", "labels": ["a", "a"]}, "none twice"),
         ({"kind": "multiple_choice", "lower_is_better": True}, "lower_is_better"),
+        ({"kind": "multiple_choice", "margin": 5}, "0.05 is five points"),
     ],
 )
 def test_a_task_that_cannot_work_is_refused(fields: dict[str, Any], part: str) -> None:

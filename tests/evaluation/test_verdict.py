@@ -191,6 +191,31 @@ def test_a_perfect_adapter_on_twenty_items_is_not_safe_yet() -> None:
     assert task.interval.delta == 0
 
 
+def test_a_metric_of_zero_and_one_is_judged_as_right_and_wrong() -> None:
+    """Else three equal scores have no spread, an interval of width 0, and pass."""
+    suite = one_task("retention", kind="generation", metric="exact_match", margin=0.02)
+    entries = arm("base", [1.0] * 20) + arm("adapter", [1.0] * 20)
+    assert judge(entries, [suite]).decision == "INCONCLUSIVE"
+    gain = one_task("gain", kind="generation", metric="exact_match")
+    entries = arm("base", [0.0] * 2) + arm("adapter", [1.0] * 2)
+    assert judge(entries, [gain]).decision == "INCONCLUSIVE"
+
+
+def test_differences_without_a_spread_show_no_gain() -> None:
+    suite = one_task("gain", kind="generation", metric="chrf")
+    task = judge(arm("base", [0.1] * 2) + arm("adapter", [0.4] * 2), [suite]).suites[0].tasks[0]
+    assert task.decision == "INCONCLUSIVE"
+    assert "no spread" in task.reason
+
+
+def test_a_rival_without_a_score_does_not_stop_the_verdict() -> None:
+    suite = one_task("gain", kind="loss")
+    entries = arm("base", [3.0, 3.1] * 20) + arm("adapter", [2.0, 2.2] * 20)
+    verdict = judge([*entries, *arm("scratch", [math.nan] * 40)], [suite])
+    assert verdict.decision == "PASS"
+    assert verdict.suites[0].tasks[0].rivals == ()
+
+
 def test_won_and_lost_add_up_to_the_difference() -> None:
     entries = arm("base", [1, 0, 1, 0] * 25) + arm("adapter", [1, 1, 0, 1] * 25)
     task = judge(entries, [one_task("retention")]).suites[0].tasks[0]

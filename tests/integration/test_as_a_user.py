@@ -103,7 +103,8 @@ def test_two_processes_fill_the_ledger_of_one(peft_adapter: Path) -> None:
     # Measured anew: the base's outcomes would be taken from what the first has kept.
     torchrun = (BIN / "torchrun", "--nproc-per-node", 2)
     two = start(*torchrun, *arguments, "two", "--fresh", cwd=place)
-    assert one.returncode == two.returncode, two.stderr
+    # A launcher says 1 for FAIL and INCONCLUSIVE alike.
+    assert bool(one.returncode) == bool(two.returncode), two.stderr
     assert two.stdout.count("Verdict:") == 1
 
     def scores(name: str) -> dict[tuple[str, str, str], float | None]:

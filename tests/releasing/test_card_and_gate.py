@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lora_kit.adapters import ADAPTER_WEIGHTS, adapter_sha256
+from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
 from lora_kit.errors import EvaluationError, ReleaseError
 from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT
 from lora_kit.evaluation.judge import judge
@@ -39,6 +39,7 @@ def evaluated(root: Path, after: list[float], **merge: Any) -> RunDirectory:
     write_json(run.evaluation / SUITES, [SUITE.model_dump(mode="json")])
     run.adapter.mkdir()
     (run.adapter / ADAPTER_WEIGHTS).write_bytes(b"adapter")
+    write_json(run.adapter / ADAPTER_CONFIG, {"r": 4})
     adapter = adapter_sha256(run.adapter)
     digests = {"better": SUITE.digest}
     lineage = {"backbone": "b", "adapter": adapter, "suite_digests": digests}
@@ -148,7 +149,7 @@ def test_the_card_has_the_verdicts_figures_and_metadata_that_the_hub_reads(tmp_p
 def test_a_manifest_finds_every_difference(tmp_path: Path) -> None:
     run = evaluated(tmp_path, BETTER)
     write_manifest(tmp_path, {"name": "x"})
-    assert verify_manifest(tmp_path) == 7
+    assert verify_manifest(tmp_path) == 8
     ledger = run.evaluation / LEDGER
     content = ledger.read_bytes()
     ledger.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

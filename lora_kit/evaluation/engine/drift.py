@@ -20,7 +20,7 @@ BATCH = 8
 
 
 def prompt_ids(request: Request) -> tuple[int, ...]:
-    """What of a request is a prompt to drift on: its last tokens before the answer, or the text."""
+    """What of a request is a prompt to drift on: its last tokens, of an example all of it."""
     ids = request.example.input_ids if isinstance(request, LossRequest) else request.prompt_ids
     return ids[-PROMPT_TOKENS:]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from accelerate.utils.memory import should_reduce_batch_size
 
 from lora_kit.backbone import Backbone
 from lora_kit.console import Meter, meter, say
@@ -20,7 +19,7 @@ from lora_kit.evaluation.engine import drift
 from lora_kit.evaluation.engine.arm import Arm, Bench, LoadedArms
 from lora_kit.evaluation.engine.kept import Kept
 from lora_kit.evaluation.engine.prefix import Prefix, encode, shared_prefix
-from lora_kit.evaluation.engine.probe import find_way, within_window
+from lora_kit.evaluation.engine.probe import find_way, lacks_memory, within_window
 from lora_kit.evaluation.engine.scoring import Scorer, Way, outcomes
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Item, Outcome, Request, Task
@@ -42,11 +41,13 @@ def evaluate_models(
     state = process_state()
     found: list[tuple[str, Entry]] = []
     total = sum(_left(one, arms, bench, _share(one)) for arms in models for one in work)
+    ways: Ways = {}
     with meter("evaluating", total, visible=state.is_main_process) as progress:
         for loaded in models:
             # By what is left to any process: loading may mean training, which takes all of them.
             if any(_left(one, loaded, bench, one.batches) for one in work):
-                found += _evaluate_model(loaded.load(), loaded, work, bench, progress)
+                model = loaded.load()
+                found += _evaluate_model(model, loaded, work, bench, ways, progress)
     if state.num_processes > 1:
         found = gather_object(found)
     return found
@@ -71,13 +72,17 @@ def _share(work: Work) -> tuple[tuple[int, ...], ...]:
 
 @torch.inference_mode()
 def _evaluate_model(
-    model: Any, loaded: LoadedArms, work: Sequence[Work], bench: Bench, progress: Meter
+    model: Any,
+    loaded: LoadedArms,
+    work: Sequence[Work],
+    bench: Bench,
+    ways: Ways,
+    progress: Meter,
 ) -> list[tuple[str, Entry]]:
     scorer = Scorer(model, bench.tokenizer, bench.stop_token_ids)
     was_training = model.training
     model.eval()
     found: list[tuple[str, Entry]] = []
-    ways: Ways = {}
     try:
         for one in work:
             if not _left(one, loaded, bench, _share(one)):
@@ -96,7 +101,7 @@ def _evaluate_model(
     return found
 
 
-# Found once for each kind of request, with and without a prefix, of one model.
+# Found once for each kind of request, with and without a prefix, for all models alike.
 Ways = dict[tuple[type[Request], bool], Way]
 
 
@@ -115,11 +120,12 @@ def _evaluate_task(
         try:
             yield [record for one in asked for record in one.evaluate(batch, progress)]
         except (RuntimeError, MemoryError) as error:
-            if not _lacks_memory(error):
+            if not lacks_memory(error):
                 raise
             if len(batch) == 1:
+                alone = work.task.items[batch[0]].id
                 raise EvaluationError(
-                    f"{work.name}: {items[0]}: not even this item alone fits into memory; lower "
+                    f"{work.name}: {alone}: not even this item alone fits into memory; lower "
                     "its max_length, or take a smaller dtype or quantization"
                 ) from error
             # For every arm alike: a difference must not be the layout's.
@@ -128,12 +134,6 @@ def _evaluate_task(
             say(f"{work.name}: {len(batch)} items do not fit into memory; going on with {middle}")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-
-
-def _lacks_memory(error: Exception) -> bool:
-    # Accelerate goes by what the messages of the devices say.
-    by_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return by_class or should_reduce_batch_size(error)
 
 
 @dataclass(frozen=True)

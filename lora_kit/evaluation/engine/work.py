@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import random
@@ -10,9 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lora_kit.backbone import Backbone
+from lora_kit.console import say
 from lora_kit.data.rows import Row
-from lora_kit.evaluation.engine.kept import ENGINE
+from lora_kit.errors import DataError, EvaluationError
+from lora_kit.evaluation.engine.kept import setting
 from lora_kit.evaluation.engine.prefix import shared_prefix
+from lora_kit.evaluation.grading import GRADING, grading_code
 from lora_kit.evaluation.item import GenerationRequest, LossRequest, Task
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.tasks import Shot, build_task, content, shot_of
@@ -58,7 +60,9 @@ class Work:
         """Digest of all that an arm's results on this task depend on."""
         items = self.variants[arm][1] if arm in self.variants else self.digest
         spec = self.task.spec.model_dump(mode="json")
-        return _digest([ENGINE, arm, identity, self.suite.name, spec, items])
+        where = [setting(process_state().device), self.batches]
+        graded = [GRADING, grading_code(self.task.spec)]
+        return _digest([arm, identity, self.suite.name, spec, items, where, graded])
 
 
 def plan_work(
@@ -93,8 +97,8 @@ def _plan(
         if asked is not None and [i.id for i in asked.items] == [i.id for i in task.items]:
             variants[FEWSHOT] = asked, _digest(content(asked))
     vocabulary = backbone.model.config.get_text_config().vocab_size
-    batches = _batches([task, *(asked for asked, _ in variants.values())], vocabulary)
-    return Work(suite, task, batches, _digest(content(task)), variants)
+    # By the task itself, so that an arm that is added does not move the others' batches.
+    return Work(suite, task, _batches(task, vocabulary), _digest(content(task)), variants)
 
 
 def _digest(value: object) -> str:
@@ -105,40 +109,61 @@ def _with_shots(
     suite: Suite, spec: TaskSpec, backbone: Backbone, shots: int, training: Sequence[Row]
 ) -> Task | None:
     """The task with solved examples before each item; `None` where none can be shown."""
-    if spec.kind == "lm_eval" or not training:
-        if spec.limit is None or spec.source == "instructions":
-            return None  # its shots would be items that the other arms are asked
-        return build_task(spec.model_copy(update={"shots": shots}), backbone.tokenizer, suite.seed)
+    place = f"{suite.name}/{spec.name}: not asked with examples"
+    try:
+        if spec.kind == "lm_eval" or not training:
+            if spec.limit is None:
+                say(f"{place}: without a limit, they would be items that the other arms are asked")
+                return None
+            own = spec.model_copy(update={"shots": shots})
+            return build_task(own, backbone.tokenizer, suite.seed)
+        return _with_training_rows(suite, spec, backbone, shots, training)
+    except (DataError, EvaluationError) as error:
+        say(f"{place}: {error}")
+        return None
+
+
+def _with_training_rows(
+    suite: Suite, spec: TaskSpec, backbone: Backbone, shots: int, training: Sequence[Row]
+) -> Task:
     solved: list[Shot] = [shot for shot in map(shot_of, training) if shot is not None]
     if not solved:
-        return None
+        raise DataError("the training rows are texts without prompts")
     chosen = random.Random(f"{suite.seed}/{spec.name}/shots").sample(
         range(len(solved)), min(shots, len(solved))
     )
-    # As long as the items may be, each of the examples may be.
-    roomy = spec.model_copy(update={"max_length": spec.max_length * (shots + 1)})
-    asked = build_task(roomy, backbone.tokenizer, suite.seed, [solved[n] for n in chosen])
-    return dataclasses.replace(asked, spec=spec)
+    return build_task(spec, backbone.tokenizer, suite.seed, [solved[n] for n in chosen])
 
 
-def _batches(tasks: Sequence[Task], vocabulary: int) -> tuple[tuple[int, ...], ...]:
-    """Indexes of the items in batches of about the same length, the longest way of asking."""
-    requests = [[item.request for item in task.items] for task in tasks]
-    prefixes = [len(shared_prefix(asked)) for asked in requests]
-    lengths = [
-        max(asked[n].length - skipped for asked, skipped in zip(requests, prefixes, strict=True))
-        for n in range(len(requests[0]))
-    ]
+def _batches(task: Task, vocabulary: int) -> tuple[tuple[int, ...], ...]:
+    """Indexes of the items in batches of about the same length.
+
+    Requests that end otherwise, by other texts or after other lengths, are in other batches.
+    """
+    requests = [item.request for item in task.items]
+    skipped = len(shared_prefix(requests))
     device = process_state().device.type
-    first = requests[0][0]
+    first = requests[0]
     table = GENERATION_BATCH_TOKENS if isinstance(first, GenerationRequest) else BATCH_TOKENS
     budget = table.get(device, table["cpu"])
     if isinstance(first, LossRequest):
         logits = LOGIT_BYTES.get(device, LOGIT_BYTES["cpu"])
         budget = min(budget, int(logits / (4 * vocabulary)))
-    ids = [item.id for item in tasks[0].items]
-    order = sorted(range(len(ids)), key=lambda n: (-lengths[n], ids[n]))
-    return by_length(order, lengths.__getitem__, budget)
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for n, request in enumerate(requests):
+        ends: tuple[object, ...] = ()
+        if isinstance(request, GenerationRequest):
+            ends = (request.stop, request.max_new_tokens)
+        alike.setdefault(ends, []).append(n)
+    return tuple(
+        batch
+        for items in alike.values()
+        for batch in by_length(
+            sorted(items, key=lambda n: (-requests[n].length, task.items[n].id)),
+            lambda n: requests[n].length - skipped,
+            budget,
+        )
+    )
 
 
 def by_length(

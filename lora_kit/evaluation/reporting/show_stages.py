@@ -24,6 +24,8 @@ def show_matrix(
     for stage, row in zip(stages, scores, strict=True):
         table.add_row(escape(stage), *(f"{value:.3f}" for value in row))
     console.print(table)
+    if not transfers:
+        console.print("No transfer: not every stage has a task of its own in one same unit.")
     for unit, found in transfers.items():
         console.print(
             f"{escape(unit)} (higher is better): backward transfer {found.backward:+.3f}, forward "
