@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -54,10 +55,12 @@ VERDICT_STATUS = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 @app.command()
 def plan(recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """Everything but the training: validation, coverage, token counts, samples with their mask."""
+    checked = Recipe.load(recipe, set_ or [])
+    _quiet_libraries()
     from lora_kit.preflight.plan import make_plan
     from lora_kit.preflight.show import show_plan
 
-    made = make_plan(Recipe.load(recipe, set_ or []))
+    made = make_plan(checked)
     if as_json:
         _print_json(made.to_dict())
     else:
@@ -73,9 +76,8 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train an adapter. Leaves adapter/, metrics.jsonl and training.png in the run directory."""
-    from lora_kit import pipeline
-
-    trained = pipeline.train(Recipe.load(recipe, set_ or []), output, overwrite)
+    checked = Recipe.load(recipe, set_ or [])
+    trained = _pipeline().train(checked, output, overwrite)
     root, result = trained.session.run.root, trained.result
     if as_json:
         _print_json({"run": str(root), **result.to_dict()})
@@ -120,7 +122,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the adapter against its base. Exit status 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
-    from lora_kit import pipeline
+    pipeline = _pipeline()
 
     spec = _backbone(backbone, quantization)
     evaluation = pipeline.evaluate(target, suite, spec, output, arm or (), fresh)
@@ -177,7 +179,7 @@ def _backbone(model: str | None, quantization: Quantization | None) -> BackboneS
 @app.command()
 def merge(run: RunArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
     """Merge the adapter into its backbone, shard by shard, and compare with what was measured."""
-    from lora_kit import pipeline
+    pipeline = _pipeline()
 
     merged = pipeline.merge(run, output)
     if as_json:
@@ -198,7 +200,7 @@ def merge(run: RunArgument, output: OutputOption = None, as_json: JsonOption = F
 @app.command()
 def release(run: RunArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
     """Release a run that passed: model, adapter, evaluation, card and manifest, or refuse."""
-    from lora_kit import pipeline
+    pipeline = _pipeline()
 
     directory = pipeline.release(run, output)
     if as_json:
@@ -213,7 +215,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check a release against its manifest, and a verdict against its ledger, offline."""
-    from lora_kit import pipeline
+    pipeline = _pipeline()
 
     found = pipeline.verify(directory)
     if as_json:
@@ -231,10 +233,11 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Recipe to release in one: train, evaluate, merge, and release what passes."""
-    from lora_kit import pipeline
+    checked = Recipe.load(recipe, set_ or [])
+    pipeline = _pipeline()
     from lora_kit.evaluation.reporting.show import show_verdict
 
-    outcome = pipeline.run(Recipe.load(recipe, set_ or []), output, overwrite)
+    outcome = pipeline.run(checked, output, overwrite)
     if as_json:
         _print_json(outcome.to_dict())
     elif _is_main_process():
@@ -277,7 +280,6 @@ def _print_json(value: object) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; the one place where errors become messages and exit statuses."""
-    _quiet_libraries()
     try:
         app(arguments)
     except LoraKitError as error:
@@ -285,6 +287,14 @@ def main(arguments: list[str] | None = None) -> None:
             f"lora-kit: {escape(str(error))}", soft_wrap=True
         )
         raise SystemExit(error.status) from error
+
+
+def _pipeline() -> ModuleType:
+    """The stages. Their libraries take seconds to import, so what is refused is refused before."""
+    _quiet_libraries()
+    from lora_kit import pipeline
+
+    return pipeline
 
 
 def _quiet_libraries() -> None:

@@ -129,6 +129,10 @@ def _compare(pairs: Pairs, suite: Suite, task: TaskSpec) -> Comparison:
 
 def _decided(pairs: Pairs, comparison: Comparison, task: TaskSpec) -> tuple[Decision, str]:
     """The decision, and why it is another one than the comparison's."""
+    if pairs.binary and task.margin is not None and task.margin >= 1:
+        return "INCONCLUSIVE", (
+            f"every score is 0 or 1, so no loss could exceed the margin of {task.margin:g}"
+        )
     if comparison.decision != "PASS":
         return comparison.decision, ""
     if pairs.lost_scores:

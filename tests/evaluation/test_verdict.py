@@ -201,6 +201,17 @@ def test_a_metric_of_zero_and_one_is_judged_as_right_and_wrong() -> None:
     assert judge(entries, [gain]).decision == "INCONCLUSIVE"
 
 
+def test_a_margin_that_no_loss_could_exceed_passes_nothing() -> None:
+    """A margin in points, set on a metric that turns out to give 0 and 1."""
+    suite = one_task("retention", kind="generation", metric="exact_match", margin=5)
+    for after in ([0.0] * 400, [1.0] * 400):
+        entries = arm("base", [1.0] * 400) + arm("adapter", after)
+        task = judge(entries, [suite]).suites[0].tasks[0]
+        assert task.decision == "INCONCLUSIVE"
+        assert task.items_needed is None
+        assert "0 or 1" in task.reason
+
+
 def test_differences_without_a_spread_show_no_gain() -> None:
     suite = one_task("gain", kind="generation", metric="chrf")
     task = judge(arm("base", [0.1] * 2) + arm("adapter", [0.4] * 2), [suite]).suites[0].tasks[0]

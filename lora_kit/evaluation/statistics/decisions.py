@@ -291,7 +291,8 @@ def _compared(
     decision = decided(interval.low, interval.high, line)
     needed = None
     on_the_line = math.isclose(found.delta, line, abs_tol=1e-9)
-    if decision == "INCONCLUSIVE" and found.clusters > 1 and not on_the_line:
+    reachable = not binary or line > -1
+    if decision == "INCONCLUSIVE" and found.clusters > 1 and reachable and not on_the_line:
         needed = _items_needed(found, interval.confidence, margin, binary)
     return Comparison(interval, p, method, decision, needed)
 
