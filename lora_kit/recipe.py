@@ -27,6 +27,17 @@ from lora_kit.schema import (
 RECIPE_FOLDERS = ("recipes",)
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
+Role = Literal["system", "user", "assistant", "tool"]
+RowFormat = Literal[
+    "auto",
+    "messages",
+    "prompt-completion",
+    "text",
+    "alpaca",
+    "sharegpt",
+    "preference",
+    "text-label",
+]
 ArmName = Literal["base", "adapter", "merged", "fewshot", "retrieval", "scratch"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -70,9 +81,22 @@ class SourceSpec(Section):
     """Rows from one place."""
 
     source: str
-    """Name of a built-in source, or a path to a `.jsonl` file."""
-    split: Literal["train", "validation", "test", "all"] = "train"
-    """Part of a built-in source; a file has no parts and takes `all` or `train`."""
+    """A built-in source, a file (.jsonl, .json, .csv, .tsv, .parquet), a folder of such files or
+    one that `datasets` saved, or a hub id (owner/name)."""
+    split: str = "train"
+    """Part of a built-in source (train, validation, test, all), a saved data set or a hub id."""
+    subset: str | None = None
+    """Of a hub id: its configuration."""
+    revision: str | None = None
+    """Of a hub id: commit, tag or branch."""
+    streaming: bool = False
+    """Of a hub id: fetch row by row what `limit` asks for, instead of the whole first."""
+    format: RowFormat = "auto"
+    """How a row is read; `auto` tells it by the columns."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Which column a field of the format is in: `{prompt: question, completion: answer}`."""
+    weight: Positive | None = None
+    """Share of the mixture, in proportion to the other sources' weights: all or none has one."""
     limit: Count | None = None
     """At most this many rows, chosen by the recipe's seed."""
 
@@ -82,25 +106,59 @@ class ReplaySpec(Section):
 
     source: str
     """As in `data.train`."""
-    split: Literal["train", "validation", "test", "all"] = "train"
+    split: str = "train"
     """As in `data.train`."""
     fraction: Fraction = 0.05
     """Share of all training rows that is replay."""
+
+
+class AuditSpec(Section):
+    """How much of what is wrong with data is still let through; past it, the data is refused."""
+
+    duplicates: Fraction = 0.5
+    """Share of the training rows that stand there before."""
+    leakage: Fraction = 0.0
+    """Share of any evaluation task's items whose prompt and answer stand in a training row."""
+    truncated: Fraction = 0.25
+    """Share of the rows that are cut at `max_length`."""
+    dropped: Fraction = 0.1
+    """Share of the rows that are dropped, for nothing is left to learn from."""
 
 
 class DataSpec(Section):
     """What is trained on."""
 
     train: list[SourceSpec] = Field(min_length=1)
-    """The sources, one after the other."""
+    """The sources, one after the other; with weights or a temperature, a mixture of them."""
+    temperature: Positive | None = None
+    """Sources are drawn in proportion to rows^(1/temperature): 1 as they are, large all alike."""
+    rows: Count | None = None
+    """Rows of a mixture with weights or temperature; by default as many as the sources have."""
     validation: list[SourceSpec] = Field(default_factory=list)
     """Held out; its loss is measured before and after training."""
     replay: ReplaySpec | None = None
     """Rows mixed in against forgetting."""
+    labels: Literal["assistant", "last", "completion", "all"] | list[Role] = "assistant"
+    """What is learned of a conversation: every `assistant` turn, the `last` one, what a row gives
+    as `completion`, `all` of it, or the turns of a list of roles."""
     max_length: Count = 1024
     """Tokens an example; longer ones are cut at the end, counted and reported."""
-    max_dropped: Fraction = 0.1
-    """Share of rows that may be dropped (nothing left to learn from) before the data is refused."""
+    packing: bool = False
+    """Fill rows of max_length tokens with several examples that do not see one another: faster
+    where attention skips what is masked (flash attention), slower on a CPU."""
+    audit: AuditSpec = AuditSpec()
+    """What of it is too much."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_mixture(self) -> DataSpec:
+        weighted = sum(source.weight is not None for source in self.train)
+        if 0 < weighted < len(self.train):
+            raise ValueError(f"{weighted} of {len(self.train)} sources have a weight; all or none")
+        if weighted and self.temperature is not None:
+            raise ValueError("weights and a temperature exclude one another")
+        if self.rows is not None and not weighted and self.temperature is None:
+            raise ValueError("rows is the size of a mixture; give the sources weights, or limits")
+        return self
 
 
 class TrainingSpec(Section):
@@ -116,16 +174,32 @@ class TrainingSpec(Section):
     """Examples a forward pass and process; fewer take less memory. By default 4 on a CPU."""
     learning_rate: Positive = 2e-4
     """Peak learning rate of AdamW."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Learning rate after the warm-up."""
+    batch_tokens: Count | None = None
+    """Tokens a forward pass and process, padding included; fewer take less memory."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Learning rate after the warm-up; `wsd`: constant, and at the end down to 0."""
     warmup: Fraction = 0.05
     """Share of the steps over which the learning rate rises from 0."""
+    decay: Fraction = 0.2
+    """Of `wsd`: share of the steps over which the learning rate falls."""
     weight_decay: NotNegative = 0.0
     """AdamW's decoupled weight decay."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to at most this norm."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, far less memory."""
+    checkpoint_steps: Count = 100
+    """Steps from one checkpoint to the next, from which `--resume` goes on."""
+    keep_checkpoints: Count = 2
+    """Checkpoints that are kept while training goes on."""
+    validate_steps: Count | None = None
+    """Steps between two measurements of the validation loss; by default before and after."""
+    patience: Count | None = None
+    """Stop after this many measurements without a lower validation loss."""
+    keep_best: bool = False
+    """Keep the adapter of the lowest validation loss instead of the last one."""
+    log_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    """Trackers that get the figures of `metrics.jsonl` too."""
 
     @model_validator(mode="after")
     def _whole_accumulation(self) -> TrainingSpec:
@@ -134,6 +208,13 @@ class TrainingSpec(Section):
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _validation_where_it_decides(self) -> TrainingSpec:
+        for name in ("patience", "keep_best"):
+            if getattr(self, name) and self.validate_steps is None:
+                raise ValueError(f"{name} goes by the validation loss; set validate_steps as well")
         return self
 
 

@@ -111,12 +111,12 @@ def prepare(
     examples = [tokenize(row, tokenizer, spec.max_length) for row in rows]
     used = [example for example in examples if example.supervised]
     dropped = [example for example in examples if not example.supervised]
-    if rows and (not used or len(dropped) > spec.max_dropped * len(rows)):
+    if rows and (not used or len(dropped) > spec.audit.dropped * len(rows)):
         names = ", ".join(example.origin for example in dropped[:3])
         raise DataError(
             f"data: {len(dropped)} of {len(rows)} rows have no supervised token within "
-            f"max_length {spec.max_length} (allowed: {spec.max_dropped:.0%}), the first: {names}. "
-            "Raise data.max_length, shorten the prompts, or raise data.max_dropped"
+            f"max_length {spec.max_length} (allowed: {spec.audit.dropped:.0%}), the first: "
+            f"{names}. Raise data.max_length, shorten the prompts, or raise data.audit.dropped"
         )
     return PreparedData(
         examples=tuple(used),

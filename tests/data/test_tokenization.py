@@ -126,7 +126,7 @@ def test_a_fully_masked_dataset_is_refused_with_what_would_help(tokenizer: Any) 
 
 def test_every_row_is_accounted_for(tokenizer: Any) -> None:
     spec = DataSpec.model_validate(
-        {"train": [{"source": "x"}], "max_length": 40, "max_dropped": 0.5}
+        {"train": [{"source": "x"}], "max_length": 40, "audit": {"dropped": 0.5}}
     )
     long = row(Message("user", "word " * 60), Message("assistant", "no"))
     data = prepare([row(*CHAT), row(*CHAT[:2]), long], tokenizer, spec)
