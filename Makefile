@@ -29,7 +29,7 @@ lint: install
 # Two workers: much of the time is libraries that are being imported. Threads that spin while they
 # wait would take the other worker's core.
 test: lint
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

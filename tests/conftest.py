@@ -15,6 +15,11 @@ from lora_kit.recipe import BackboneSpec, Recipe
 ALIAS = "smollm2-135m-instruct"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def smollm() -> Path:
     """Directory of the real model, converted from its package."""

@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-# One finished run serves most of these tests, so one worker has them all.
-pytestmark = pytest.mark.xdist_group("run")
-
 ROOT = Path(__file__).parents[2]
 
 GAIN = """
