@@ -43,6 +43,14 @@ OutputOption = Annotated[Path | None, typer.Option("--output", help="Where the r
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Let --output hold an earlier run.")
 ]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in --output (by default the newest of the recipe) from its last "
+        "checkpoint; without one, begin.",
+    ),
+]
 FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Measure again what was measured before.")
 ]
@@ -73,11 +81,12 @@ def train(
     set_: SetOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train an adapter. Leaves adapter/, metrics.jsonl and training.png in the run directory."""
     checked = Recipe.load(recipe, set_ or [])
-    trained = _pipeline().train(checked, output, overwrite)
+    trained = _pipeline().train(checked, output, overwrite, resume)
     root, result = trained.session.run.root, trained.result
     if as_json:
         _print_json({"run": str(root), **result.to_dict()})
@@ -230,6 +239,7 @@ def run(
     set_: SetOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Recipe to release in one: train, evaluate, merge, and release what passes."""
@@ -237,7 +247,7 @@ def run(
     pipeline = _pipeline()
     from lora_kit.evaluation.reporting.show import show_verdict
 
-    outcome = pipeline.run(checked, output, overwrite)
+    outcome = pipeline.run(checked, output, overwrite, resume)
     if as_json:
         _print_json(outcome.to_dict())
     elif _is_main_process():

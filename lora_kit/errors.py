@@ -33,6 +33,15 @@ class TrainingError(LoraKitError):
     """Training was refused or went wrong in a way that makes its result worthless."""
 
 
+class TrainingInterruptedError(TrainingError):
+    """A signal ended a training, which can go on from its checkpoint.
+
+    The status is sysexits' EX_TEMPFAIL: try the same again (`sbatch --requeue`).
+    """
+
+    status = 75
+
+
 class EvaluationError(LoraKitError):
     """An evaluation cannot be run or its results cannot be compared."""
 

@@ -37,9 +37,10 @@ from lora_kit.recipe import ArmName, BackboneSpec, Recipe
 from lora_kit.releasing.card import model_card
 from lora_kit.releasing.gate import MERGE_RECORD, STATUS, clear
 from lora_kit.releasing.manifest import MANIFEST, verify_manifest, write_manifest
-from lora_kit.run import RunDirectory, peak_memory, shared_run_directory, start_record, versions
+from lora_kit.run import RunDirectory, peak_memory, start_record, versions
 from lora_kit.session import Session, open_run, open_subject
 from lora_kit.training.plot import plot_training
+from lora_kit.training.resuming import choose_run, finished, require_same
 from lora_kit.training.trainer import TrainingResult
 from lora_kit.training.trainer import train as train_adapter
 
@@ -63,18 +64,29 @@ class Merged:
     verification: Verification
 
 
-def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -> Trained:
-    """Train a recipe's adapter into a new run directory.
+def train(
+    recipe: Recipe, output: Path | None = None, overwrite: bool = False, resume: bool = False
+) -> Trained:
+    """Train a recipe's adapter into a new run directory, or go on with a run that was cut off.
 
     Args:
         recipe: what to do.
         output: the run directory; by default `runs/NAME`, numbered if there is one.
         overwrite: whether `output` may hold an earlier run.
+        resume: whether to go on from the newest checkpoint in `output` (by default in the newest
+            run of the recipe's name); without one, training begins anew.
 
     Raises:
         LoraKitError: if anything is refused; nothing is trained then.
+        TrainingInterruptedError: if a signal ended it; `resume` goes on.
     """
-    run = shared_run_directory(recipe, output, overwrite)
+    run, checkpoint = choose_run(recipe, output, overwrite, resume)
+    done = finished(run) if resume and not checkpoint else None
+    if done:
+        session = open_run(run.root)
+        require_same(run, recipe, session.backbone, run.load_record()["data"]["digest"])
+        say(f"{run.root}: is trained already")
+        return Trained(session, done)
     suites = load_suites(recipe.evaluation.suites)
     backbone = load(resolve(recipe.backbone), recipe.backbone)
     # Read before the training, so that a mistake in them does not cost one.
@@ -92,17 +104,21 @@ def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -
         f"{covered.total_parameters:,} parameters are trained"
     )
     is_main = process_state().is_main_process
-    if is_main:
-        for stale in (run.evaluation, run.merged, run.scratch, run.release):
+    if checkpoint:
+        require_same(run, recipe, backbone, data.digest)
+        say(f"{run.root}: going on from {checkpoint.name}")
+    elif is_main:
+        for stale in run.results:
             # Of an earlier run that --overwrite gave up: its verdict is not this adapter's.
             shutil.rmtree(stale, ignore_errors=True)
+        run.record.unlink(missing_ok=True)
         start_record(run, recipe, backbone, "train")
         run.update_record(
             data=data.counts.to_dict() | {"digest": data.digest},
             coverage=covered.to_dict(),
             suites={suite.name: suite.digest for suite in suites},
         )
-    result = train_adapter(recipe, backbone, model, data, held_out, run)
+    result = train_adapter(recipe, backbone, model, data, held_out, run, checkpoint)
     if is_main:
         validation = (result.validation_before, result.validation_after)
         plot_training(result.history, validation, run.training_plot)
@@ -312,13 +328,21 @@ class Outcome:
         }
 
 
-def run(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -> Outcome:
+def run(
+    recipe: Recipe, output: Path | None = None, overwrite: bool = False, resume: bool = False
+) -> Outcome:
     """Recipe to release: train, evaluate, merge, and release what passes.
+
+    Args:
+        recipe: what to do.
+        output: as in `train`.
+        overwrite: as in `train`.
+        resume: as in `train`; a training that is done is not done again.
 
     Raises:
         LoraKitError: if a stage refuses its input.
     """
-    trained = train(recipe, output, overwrite)
+    trained = train(recipe, output, overwrite, resume)
     session = trained.session
     is_main, is_arm = process_state().is_main_process, "merged" in recipe.evaluation.arms
     if is_main and is_arm:

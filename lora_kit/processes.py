@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 
 
 def process_state() -> PartialState:
@@ -13,3 +14,11 @@ def process_state() -> PartialState:
     process each, unless it is told that the CPU is meant; each would do all the work and write.
     """
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def any_process(here: bool) -> bool:
+    """Whether any of the processes says so; all of them have to ask at the same place."""
+    state = process_state()
+    if state.num_processes == 1:
+        return here
+    return bool(reduce(torch.tensor(float(here), device=state.device)) > 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import resource
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.backbone import Backbone
-from lora_kit.errors import LoraKitError, RecipeError
-from lora_kit.files import write_json, write_text
+from lora_kit.errors import RecipeError
+from lora_kit.files import read_json, write_json, write_text
 from lora_kit.recipe import Recipe
 
 RECORDED = (
@@ -51,6 +50,11 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def checkpoints(self) -> Path:
+        """What a training that was cut off goes on from; gone when it is done."""
+        return self.root / "checkpoints"
+
+    @property
     def training_plot(self) -> Path:
         """Loss, learning rate and gradient norm."""
         return self.root / "training.png"
@@ -75,6 +79,18 @@ class RunDirectory:
         """What ships."""
         return self.root / "release"
 
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """All directories that a run leaves."""
+        return (
+            self.checkpoints,
+            self.adapter,
+            self.evaluation,
+            self.merged,
+            self.scratch,
+            self.release,
+        )
+
     def load_recipe(self) -> Recipe:
         """The recipe that the run was made with.
 
@@ -85,33 +101,35 @@ class RunDirectory:
             raise RecipeError(f"{self.root}: no recipe.yaml, so no run directory")
         return Recipe.load(self.recipe)
 
+    def load_record(self) -> dict[str, Any]:
+        """What `run.json` says; nothing if there is none yet.
+
+        Raises:
+            RecipeError: if it is no JSON object.
+        """
+        return read_json(self.record, RecipeError) if self.record.is_file() else {}
+
     def update_record(self, **entries: Any) -> None:
         """Add to `run.json`."""
-        record = json.loads(self.record.read_text()) if self.record.is_file() else {}
-        write_json(self.record, record | entries)
+        write_json(self.record, self.load_record() | entries)
 
 
-def shared_run_directory(
-    recipe: Recipe, output: Path | None, overwrite: bool = False
-) -> RunDirectory:
-    """`new_run_directory`, chosen by the first process for all of them.
+def last_run_directory(recipe: Recipe, output: Path | None) -> RunDirectory | None:
+    """The run in `output`, or the newest of the recipe's name; `None` if there is none."""
+    if output is not None:
+        found = [RunDirectory(output)]
+    else:
+        numbered = (RunDirectory(path) for path in Path("runs").glob(f"{recipe.name}*"))
+        found = [run for run in numbered if _number(run, recipe) > 0]
+        found.sort(key=lambda run: _number(run, recipe))
+    begun = [run for run in found if run.recipe.is_file()]
+    return begun[-1] if begun else None
 
-    Each for itself would find the directory that the first one has made.
-    """
-    from accelerate.utils import broadcast_object_list
 
-    from lora_kit.processes import process_state
-
-    choice: list[Path | LoraKitError | None] = [None]
-    if process_state().is_main_process:
-        try:
-            choice[0] = new_run_directory(recipe, output, overwrite).root
-        except RecipeError as error:
-            choice[0] = error
-    (chosen,) = broadcast_object_list(choice)
-    if isinstance(chosen, LoraKitError):
-        raise chosen
-    return RunDirectory(chosen)
+def _number(run: RunDirectory, recipe: Recipe) -> int:
+    """1 of `NAME`, N of `NAME-N`, 0 of a run of another name."""
+    rest = run.root.name.removeprefix(recipe.name)
+    return 1 if not rest else int(rest[1:]) if rest[0] == "-" and rest[1:].isdigit() else 0
 
 
 def new_run_directory(recipe: Recipe, output: Path | None, overwrite: bool = False) -> RunDirectory:

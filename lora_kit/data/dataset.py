@@ -51,13 +51,14 @@ class PreparedData:
         return digest.hexdigest()
 
     def to_dataset(self) -> Any:
-        """A `datasets.Dataset` with the columns `input_ids` and `labels`."""
+        """A `datasets.Dataset` with the columns `input_ids`, `labels` and `row`."""
         from datasets import Dataset
 
         return Dataset.from_dict(
             {
                 "input_ids": [list(example.input_ids) for example in self.examples],
                 "labels": [list(example.labels) for example in self.examples],
+                "row": list(range(len(self.examples))),
             }
         )
 

@@ -21,7 +21,7 @@ from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.detectable import SuitePower, detectable
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
-from lora_kit.training.trainer import micro_batch_size, optimizer_steps
+from lora_kit.training.arguments import micro_batch_size, optimizer_steps
 
 SAMPLES = 2
 
@@ -87,7 +87,7 @@ def make_plan(recipe: Recipe) -> Plan:
         "recipe": recipe,
         "rows": len(rows),
         "validation_rows": len(held_out),
-        "optimizer_steps": optimizer_steps(len(rows), spec, micro, state.num_processes),
+        "optimizer_steps": optimizer_steps(len(rows), spec, state.num_processes),
         "micro_batch_size": micro,
         "suites": detectable(suites),
     }

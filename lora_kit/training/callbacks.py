@@ -1,36 +1,63 @@
-"""What happens beside the steps: the log, the progress bar, the check of the first gradient."""
+"""What happens beside the steps: the log, the progress bar, the signals."""
 
 from __future__ import annotations
 
 import json
-import math
+import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.console import Meter
-from lora_kit.errors import TrainingError
+from lora_kit.files import write_text
+
+PLOT_SECONDS = 60.0
+# SIGTERM: a machine goes down or a job is cancelled; SIGUSR1: what `sbatch --signal=USR1` sends.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class MetricsLog(TrainerCallback):
-    """Writes one JSON object a step to `metrics.jsonl` and moves the progress bar."""
+    """Writes one JSON object a step to `metrics.jsonl`, moves the progress bar, draws the plot."""
 
-    def __init__(self, path: Path, meter: Meter, is_main: bool):
+    def __init__(
+        self,
+        path: Path,
+        meter: Meter,
+        is_main: bool,
+        plot: Callable[[list[dict[str, float]]], None],
+    ):
         self._path = path
         self._meter = meter
         self._is_main = is_main
-        self._started = time.monotonic()
+        self._plot = plot
+        self._started = self._plotted = time.monotonic()
+        self._earlier_seconds = 0.0
+        self._earlier_tokens = 0.0
         self.history: list[dict[str, float]] = []
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Start the clock and an empty file."""
+    def on_train_begin(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
+    ) -> None:
+        """Start the clock; of an earlier attempt, keep what its checkpoint knows of."""
         self._started = time.monotonic()
-        if self._is_main:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text("")
+        if not self._is_main:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if state.global_step:
+            lines = self._path.read_text().splitlines() if self._path.is_file() else []
+            kept = [json.loads(line) for line in lines if line.endswith("}")]
+            self.history = [entry for entry in kept if entry["step"] <= state.global_step]
+            self._meter.advance(state.global_step)
+            if steps := [entry for entry in self.history if "seconds" in entry]:
+                self._earlier_seconds = steps[-1]["seconds"]
+                self._earlier_tokens = steps[-1]["tokens"]
+        write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in self.history))
 
     def on_log(
         self,
@@ -40,19 +67,8 @@ class MetricsLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Record a step's figures.
-
-        Raises:
-            TrainingError: if the loss is infinite or no number.
-        """
-        if not logs or "loss" not in logs:
-            return
-        if not math.isfinite(float(logs["loss"])):
-            raise TrainingError(
-                f"the loss of step {state.global_step} is {logs['loss']}; lower "
-                "training.learning_rate or training.max_grad_norm. No adapter was written"
-            )
-        if not self._is_main:
+        """Record a step's figures."""
+        if not logs or "loss" not in logs or not self._is_main:
             return
         seconds = time.monotonic() - self._started
         entry = {
@@ -62,42 +78,64 @@ class MetricsLog(TrainerCallback):
             "grad_norm": float(logs["grad_norm"]),
             "learning_rate": float(logs["learning_rate"]),
             "tokens": int(logs["tokens"]),
-            "seconds": round(seconds, 3),
+            "seconds": round(self._earlier_seconds + seconds, 3),
         }
+        self.record(entry)
+        rate = (entry["tokens"] - self._earlier_tokens) / seconds if seconds else 0.0
+        self._meter.advance(note=f"loss {entry['loss']:.3f}, {rate:.0f} token/s")
+        if time.monotonic() - self._plotted > PLOT_SECONDS:
+            self._plot(self.history)
+            self._plotted = time.monotonic()
+
+    def record(self, entry: dict[str, float]) -> None:
+        """Add a line to `metrics.jsonl`."""
+        if not self._is_main:
+            return
         self.history.append(entry)
         with self._path.open("a") as stream:
             stream.write(json.dumps(entry) + "\n")
-        rate = entry["tokens"] / seconds if seconds else 0.0
-        self._meter.advance(note=f"loss {entry['loss']:.3f}, {rate:.0f} token/s")
 
 
-class FirstStepCheck(TrainerCallback):
-    """Stops a training that trains nothing, or whose loss is no number."""
+class Interruption(TrainerCallback):
+    """Turns a signal into a checkpoint and an end after the step that is under way.
 
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        _control: TrainerControl,
-        model: torch.nn.Module | None = None,
-        **_: Any,
-    ) -> None:
-        """Look at the gradients before the first of them is applied.
+    Attributes:
+        received: name of the signal, empty if none came.
+    """
 
-        Raises:
-            TrainingError: if all are zero, or one is infinite or no number.
+    def __init__(self, agreed: Callable[[bool], bool]):
+        """Plan.
+
+        Args:
+            agreed: whether any process says so: a signal may reach one of them alone, and all have
+                to stop after the same step.
         """
-        if state.global_step > 0 or model is None:
-            return
-        gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
-        norm = math.sqrt(sum(float(g.float().square().sum()) for g in gradients))
-        if not math.isfinite(norm) and not args.fp16:  # float16's first scale often overflows
-            raise TrainingError(
-                f"the gradient of step 1 is {norm}; lower training.learning_rate or choose another "
-                "backbone.dtype (float16 overflows where bfloat16 and float32 do not)"
-            )
-        if norm == 0.0:
-            raise TrainingError(
-                "the gradient of step 1 is zero: nothing that is trained reaches the loss. Check "
-                "adapter.targets, and that the data has supervised tokens"
-            )
+        self._agreed = agreed
+        self.received = ""
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While open, the signals are noted; afterwards they do what they did before."""
+        previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def on_step_end(
+        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for a checkpoint and the end."""
+        if self._agreed(bool(self.received)) and state.global_step < state.max_steps:
+            self.received = self.received or "a signal to another process"
+            control.should_save = control.should_training_stop = True
+
+
+def gradient_norm(model: torch.nn.Module) -> float:
+    """Norm of the gradients of all that is trained, as this process has them."""
+    gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+    return float(sum(float(g.float().square().sum()) for g in gradients) ** 0.5)

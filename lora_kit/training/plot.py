@@ -22,13 +22,17 @@ def plot_training(
     """
     from matplotlib.figure import Figure
 
+    measured = [
+        (entry["step"], entry["validation_loss"]) for entry in history if "validation_loss" in entry
+    ]
+    history = [entry for entry in history if "loss" in entry]
     steps = [entry["step"] for entry in history]
     figure = Figure(figsize=(8, 6), layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     loss.plot(steps, [entry["loss"] for entry in history], linewidth=1.2, label="training")
     ends = [(x, y) for x, y in zip((0, steps[-1]), validation, strict=True) if y is not None]
-    if ends:
-        loss.plot(*zip(*ends, strict=True), "o--", linewidth=1, label="validation")
+    if points := sorted({*ends, *measured}):
+        loss.plot(*zip(*points, strict=True), "o--", linewidth=1, label="validation")
     loss.set_ylabel("loss (nats per supervised token)")
     loss.legend(frameon=False)
     rate.plot(steps, [entry["grad_norm"] for entry in history], linewidth=1, color="C2")

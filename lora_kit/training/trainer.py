@@ -1,33 +1,31 @@
-"""Training an adapter on TRL's SFTTrainer, and measuring what it did to held-out loss."""
+"""Training an adapter, from prepared data to the adapter on disk."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import PartialState
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
 
 from lora_kit.adapters import ADAPTER_CONFIG
 from lora_kit.backbone import Backbone
-from lora_kit.console import meter
-from lora_kit.data.batches import LengthGroupedSampler
+from lora_kit.console import Meter, meter
 from lora_kit.data.dataset import PreparedData
-from lora_kit.data.tokenization import Example
-from lora_kit.errors import TrainingError
+from lora_kit.errors import TrainingError, TrainingInterruptedError
 from lora_kit.files import whole_directory, write_json
-from lora_kit.likelihood import pad_examples, supervised_nll, to_device
-from lora_kit.processes import process_state
-from lora_kit.recipe import Recipe, TrainingSpec
+from lora_kit.processes import any_process, process_state
+from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, peak_memory
-from lora_kit.training.callbacks import FirstStepCheck, MetricsLog
+from lora_kit.training import checkpoints
+from lora_kit.training.arguments import arguments_of, micro_batch_size, optimizer_steps
+from lora_kit.training.callbacks import Interruption, MetricsLog
+from lora_kit.training.guards import Guards
+from lora_kit.training.plot import plot_training
+from lora_kit.training.supervised import SupervisedTrainer
+from lora_kit.training.validation import Validation, validation_loss
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,9 +33,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training did. Losses are in nats per supervised token, memory in bytes."""
+    """What a training did. Losses are in nats per supervised token, memory in bytes.
+
+    Attributes:
+        kept_step: the step whose adapter it is; before the last one where the best is kept.
+        seconds: of all attempts, without those that were lost after the last checkpoint.
+    """
 
     steps: int
+    kept_step: int
     tokens: int
     seconds: float
     tokens_per_second: float
@@ -53,54 +57,6 @@ class TrainingResult:
         return {name: value for name, value in asdict(self).items() if name != "history"}
 
 
-class SupervisedTrainer(SFTTrainer):
-    """SFTTrainer with float32 adapters, batches by length, and logits only where they are scored.
-
-    TRL 1.16 casts the adapters of a quantized model to bfloat16, in which most AdamW steps at
-    learning rates below 1e-4 round to nothing, and on a CPU its loss projects every position to
-    the vocabulary.
-    """
-
-    def __init__(self, *args: Any, model: PeftModel, **kwargs: Any):
-        masters = {n: p.data.clone() for n, p in model.named_parameters() if p.requires_grad}
-        super().__init__(*args, model=model, **kwargs)
-        for name, parameter in model.named_parameters():
-            if name in masters:
-                parameter.data = masters[name]
-        self._tokens = 0
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(ids) for ids in dataset["input_ids"]]
-        return LengthGroupedSampler(
-            lengths, self.args.per_device_train_batch_size, self.args.data_seed
-        )
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Sum of the supervised tokens' losses over the supervised tokens of the whole step.
-
-        `num_items_in_batch` counts them over all micro-batches and processes; since gradients are
-        averaged over processes, the sum is scaled up by their number.
-        """
-        if return_outputs:
-            raise TrainingError("the loss is computed without the full logits; ask for the loss")
-        nll, _ = supervised_nll(model, inputs)
-        self._tokens += int(self.accelerator.gather(inputs["attention_mask"].sum()).sum())
-        count = nll.numel() if num_items_in_batch is None else num_items_in_batch
-        loss: torch.Tensor = nll.sum() / count * self.accelerator.num_processes
-        return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the tokens seen so far."""
-        super().log(logs | {"tokens": self._tokens}, start_time)
-
-
 def train(
     recipe: Recipe,
     backbone: Backbone,
@@ -108,169 +64,149 @@ def train(
     data: PreparedData,
     validation: PreparedData | None,
     run: RunDirectory,
+    resume: Path | None = None,
 ) -> TrainingResult:
     """Train the adapter that is attached to `model` and save it in the run directory.
 
+    Args:
+        recipe: what to do.
+        backbone: what it is done to.
+        model: the backbone with its adapter.
+        data: what is trained on.
+        validation: held-out rows.
+        run: where everything goes.
+        resume: a checkpoint to go on from.
+
     Raises:
-        TrainingError: if the batch cannot be divided as asked, or nothing is trained.
+        TrainingError: if the batch cannot be divided as asked, nothing is trained, or it diverges.
+        TrainingInterruptedError: if a signal ended it; there is a checkpoint to go on from.
     """
     state = process_state()
-    arguments = _arguments(recipe, backbone, state, run.root)
-    before = validation_loss(model, backbone, validation)
-    micro = arguments.per_device_train_batch_size
-    steps = optimizer_steps(len(data.examples), recipe.training, micro, state.num_processes)
-    started = time.monotonic()
+    steps = optimizer_steps(len(data.examples), recipe.training, state.num_processes)
+    before = validation_loss(model, backbone, validation) if resume is None else None
     with meter("training", steps, visible=state.is_main_process) as progress:
-        log = MetricsLog(run.metrics, progress, state.is_main_process)
-        trainer = SupervisedTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=data.to_dataset(),
-            data_collator=partial(collate, pad_token_id=backbone.tokenizer.pad_token_id),
-            processing_class=backbone.tokenizer,
-            callbacks=[log, FirstStepCheck(), *_tensorboard(run.root / "tensorboard")],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    seconds = time.monotonic() - started
+        attempt = _Attempt.prepare(recipe, backbone, model, data, validation, run, progress)
+        attempt.validation.before = before
+        with attempt.interruption.listening():
+            attempt.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer = attempt.trainer
     # Accelerate leaves the forward wrapped in autocast, and what is measured would not be what a
     # model from disk computes.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    if attempt.interruption.received and trainer.state.global_step < steps:
+        raise TrainingInterruptedError(
+            f"{run.root}: stopped by {attempt.interruption.received} after step "
+            f"{trainer.state.global_step} of {steps}; go on with --resume"
+        )
+    kept = trainer.state.global_step
+    if attempt.validation.best_weights:
+        checkpoints.restore_weights(model, attempt.validation.best_weights)
+        kept = attempt.validation.best_step
     model.eval()
     after = validation_loss(model, backbone, validation)
     if state.is_main_process:
         save_adapter(model, backbone, run.adapter)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
     state.wait_for_everyone()
-    history = tuple(log.history)
-    tokens = int(trainer._tokens)
-    return TrainingResult(
-        steps=trainer.state.global_step,
-        tokens=tokens,
-        seconds=seconds,
-        tokens_per_second=tokens / seconds,
-        first_loss=history[0]["loss"] if history else float("nan"),
-        final_loss=history[-1]["loss"] if history else float("nan"),
-        validation_before=before,
-        validation_after=after,
-        peak_memory=peak_memory(),
-        history=history,
-    )
+    return _result(trainer, attempt.log.history, (attempt.validation.before, after), kept)
 
 
-def collate(features: list[dict[str, list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """A batch of data set rows, padded as `likelihood.pad_examples` does."""
-    examples = [Example(tuple(f["input_ids"]), tuple(f["labels"])) for f in features]
-    return pad_examples(examples, pad_token_id)
+@dataclass(frozen=True)
+class _Attempt:
+    """A trainer and what goes along with it."""
 
+    trainer: SupervisedTrainer
+    log: MetricsLog
+    validation: Validation
+    interruption: Interruption
 
-def micro_batch_size(spec: TrainingSpec, processes: int, device: torch.device) -> int:
-    """Examples a forward pass on one process.
-
-    Raises:
-        TrainingError: if the batch cannot be divided over the processes.
-    """
-    if spec.batch_size % processes:
-        raise TrainingError(
-            f"training.batch_size: {spec.batch_size} examples cannot be divided over {processes} "
-            "processes; make it a multiple"
+    @classmethod
+    def prepare(
+        cls,
+        recipe: Recipe,
+        backbone: Backbone,
+        model: PeftModel,
+        data: PreparedData,
+        held_out: PreparedData | None,
+        run: RunDirectory,
+        progress: Meter,
+    ) -> _Attempt:
+        state, spec = process_state(), recipe.training
+        steps = optimizer_steps(len(data.examples), spec, state.num_processes)
+        log = MetricsLog(run.metrics, progress, state.is_main_process, _plotter(run))
+        validation = Validation(
+            spec, lambda: validation_loss(model, backbone, held_out), log.record
         )
-    share = spec.batch_size // processes
-    default = next(n for n in (4, 3, 2, 1) if share % n == 0) if device.type == "cpu" else share
-    size = spec.micro_batch_size or default
-    if share % size:
-        raise TrainingError(
-            f"training.micro_batch_size: {size} does not divide the {share} examples that each of "
-            f"{processes} processes gets of batch_size {spec.batch_size}"
+        interruption = Interruption(any_process)
+        packing = recipe.data.packing
+        share = spec.batch_size // state.num_processes
+        trainer = SupervisedTrainer(
+            model=model,
+            args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
+            train_dataset=data.to_dataset(),
+            processing_class=backbone.tokenizer,
+            lengths=[len(example.input_ids) for example in data.examples],
+            # A pack is bounded by its tokens, not by its examples.
+            micro_batch_size=share
+            if packing
+            else micro_batch_size(spec, state.num_processes, state.device),
+            batch_tokens=spec.batch_tokens or (recipe.data.max_length if packing else None),
+            packing=packing,
+            pad_token_id=backbone.tokenizer.pad_token_id,
+            keep_checkpoints=spec.keep_checkpoints,
+            validation=validation,
+            callbacks=[validation, interruption, *_tensorboard(recipe, run)],
         )
-    return size
+        trainer.remove_callback(PrinterCallback)
+
+        def where() -> str:
+            rows = ", ".join(data.examples[n].origin for n in trainer.rows)
+            last = checkpoints.newest(run.checkpoints)
+            after = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+            return f"{rows}; {after}"
+
+        trainer.add_callback(Guards(backbone.model.config.get_text_config().vocab_size, where))
+        trainer.add_callback(log)
+        return cls(trainer, log, validation, interruption)
 
 
-def _arguments(
-    recipe: Recipe, backbone: Backbone, state: PartialState, directory: Path
-) -> SFTConfig:
-    spec = recipe.training
-    micro = micro_batch_size(spec, state.num_processes, state.device)
-    arguments = SFTConfig(
-        output_dir=str(directory),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=spec.batch_size // (micro * state.num_processes),
-        num_train_epochs=spec.epochs,
-        learning_rate=spec.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if spec.schedule == "constant" else spec.schedule,
-        warmup_steps=spec.warmup,
-        weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_grad_norm,
-        gradient_checkpointing=spec.gradient_checkpointing,
-        bf16=backbone.spec.dtype == "bfloat16",
-        fp16=backbone.spec.dtype == "float16",
-        use_cpu=state.device.type == "cpu",
-        dataloader_pin_memory=state.device.type == "cuda",
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
-    # Without a launcher, all visible GPUs would be taken by nn.DataParallel, which deals out the
-    # columns that logits are wanted in as if they were examples.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
+def _plotter(run: RunDirectory) -> Callable[[list[dict[str, float]]], None]:
+    def plot(history: list[dict[str, float]]) -> None:
+        plot_training(history, (None, None), run.training_plot)
+
+    return plot
 
 
-def optimizer_steps(examples: int, spec: TrainingSpec, micro: int, processes: int) -> int:
-    """Steps of the optimizer over all epochs, as transformers counts them."""
-    batches = -(-examples // (micro * processes))
-    an_epoch = max(-(-batches * micro * processes // spec.batch_size), 1)
-    return max(math.ceil(spec.epochs * an_epoch), 1)
-
-
-def _tensorboard(directory: Path) -> list[Any]:
-    """A TensorBoard log where the package is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+def _tensorboard(recipe: Recipe, run: RunDirectory) -> list[Any]:
+    if "tensorboard" not in recipe.training.log_to:
         return []
+    from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    return [TensorBoardCallback(SummaryWriter(log_dir=str(directory)))]
+    return [TensorBoardCallback(SummaryWriter(log_dir=str(run.root / "tensorboard")))]
 
 
-def validation_loss(
-    model: torch.nn.Module,
-    backbone: Backbone,
-    validation: PreparedData | None,
-    batch_tokens: int = 4096,
-) -> float | None:
-    """Mean loss of the held-out supervised tokens, nats per token; `None` without such data."""
-    if validation is None or not validation.examples:
-        return None
-    was_training = model.training
-    model.eval()
-    total = 0.0
-    count = 0
-    examples = sorted(validation.examples, key=lambda example: len(example.input_ids))
-    with torch.inference_mode():
-        for batch in _by_tokens(examples, batch_tokens):
-            padded = pad_examples(batch, backbone.tokenizer.pad_token_id)
-            nll, _ = supervised_nll(model, to_device(padded, backbone.model.device))
-            total += float(nll.double().sum())
-            count += nll.numel()
-    model.train(was_training)
-    return total / count
-
-
-def _by_tokens(examples: Sequence[Example], budget: int) -> list[list[Example]]:
-    batches: list[list[Example]] = []
-    for example in examples:
-        if batches and (len(batches[-1]) + 1) * len(example.input_ids) <= budget:
-            batches[-1].append(example)
-        else:
-            batches.append([example])
-    return batches
+def _result(
+    trainer: SupervisedTrainer,
+    history: list[dict[str, float]],
+    validation: tuple[float | None, float | None],
+    kept_step: int,
+) -> TrainingResult:
+    steps = [entry for entry in history if "loss" in entry]
+    seconds = steps[-1]["seconds"] if steps else 0.0
+    return TrainingResult(
+        steps=trainer.state.global_step,
+        kept_step=kept_step,
+        tokens=trainer.tokens,
+        seconds=seconds,
+        tokens_per_second=trainer.tokens / seconds if seconds else 0.0,
+        first_loss=steps[0]["loss"] if steps else float("nan"),
+        final_loss=steps[-1]["loss"] if steps else float("nan"),
+        validation_before=validation[0],
+        validation_after=validation[1],
+        peak_memory=peak_memory(),
+        history=tuple(history),
+    )
 
 
 def save_adapter(model: PeftModel, backbone: Backbone, directory: Path) -> None:

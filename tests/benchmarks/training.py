@@ -7,6 +7,10 @@ adapter, learning rate, schedule and batch size. All else of the peer is at its 
 the dtype: TRL computes in bfloat16 by default, which a CPU without bfloat16 instructions does
 several times slower than float32; there the peer computes in float32 like ours.
 
+`ours_dense` is ours on weights that are not quantized, in the same dtype: what nf4 costs. The share
+of the matrix rate is 4 x parameters x tokens a second over what products of large matrices reach
+in the dtype that is computed in.
+
 `trl` still casts the adapters to bfloat16, as TRL does with every quantized model. `trl_float32`
 has that undone and is what is left of the ratio on a CPU to which bfloat16 is foreign. Each round
 has a seed of its own, since the order of the rows alone moves the loss by about a percent.
@@ -24,6 +28,8 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lora_kit.recipe import Recipe, SourceSpec
 from lora_kit.run import RunDirectory, machine, peak_memory, versions
@@ -79,28 +85,50 @@ def _recipe(rows: int, seed: int) -> Recipe:
     return recipe.model_copy(update={"data": data, "seed": seed})
 
 
-def _setting(rows: int, seed: int) -> tuple[Any, ...]:
+def _setting(rows: int, seed: int, quantization: str = "nf4") -> tuple[Any, ...]:
     from lora_kit.backbone import load, resolve
     from lora_kit.data.dataset import prepare, training_rows, validation_rows
 
     recipe = _recipe(rows, seed)
+    spec = recipe.backbone.model_copy(update={"quantization": quantization})
+    recipe = recipe.model_copy(update={"backbone": spec})
     backbone = load(resolve(recipe.backbone), recipe.backbone)
     raw, _ = training_rows(recipe.data, 0)
     held_out = prepare(validation_rows(recipe.data, 0), backbone.tokenizer, recipe.data)
     return recipe, backbone, raw, held_out
 
 
-def _ours(rows: int, seed: int) -> dict[str, float]:
-    from lora_kit.adapters import attach
+def _ours(rows: int, seed: int, quantization: str = "nf4") -> dict[str, float]:
+    from lora_kit.adapters import attach, coverage
     from lora_kit.data.dataset import prepare
     from lora_kit.training.trainer import train
 
-    recipe, backbone, raw, held_out = _setting(rows, seed)
+    recipe, backbone, raw, held_out = _setting(rows, seed, quantization)
     data = prepare(raw, backbone.tokenizer, recipe.data)
     model = attach(backbone, recipe.adapter, recipe.seed)
     with tempfile.TemporaryDirectory() as folder:
         result = train(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
-    return _figures(result.tokens, result.seconds, model, backbone, held_out)
+    figures = _figures(result.tokens, result.seconds, model, backbone, held_out)
+    # Forward, and the gradient of the activations: the weights themselves are frozen.
+    parameters = coverage(model).total_parameters
+    figures["flops"] = 4 * parameters * figures["tokens_per_second"]
+    figures["matrix_rate"] = matrix_rate(getattr(torch, backbone.spec.dtype))
+    return figures
+
+
+def matrix_rate(dtype: torch.dtype, size: int = 2048, seconds: float = 2.0) -> float:
+    """Floating-point operations a second of products of square matrices, on this device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    for _ in range(2):
+        a @ b
+    products, started = 0, time.monotonic()
+    while time.monotonic() - started < seconds:
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        products += 1
+    return products * 2 * size**3 / (time.monotonic() - started)
 
 
 def _trl(rows: int, seed: int, float32_adapters: bool = False) -> dict[str, float]:
@@ -154,7 +182,7 @@ def _trl(rows: int, seed: int, float32_adapters: bool = False) -> dict[str, floa
 def _figures(
     tokens: int, seconds: float, model: Any, backbone: Any, held_out: Any
 ) -> dict[str, float]:
-    from lora_kit.training.trainer import validation_loss
+    from lora_kit.training.validation import validation_loss
 
     memory = peak_memory()
     loss = validation_loss(model, backbone, held_out)
@@ -188,6 +216,10 @@ def _print(rounds: dict[str, list[dict[str, float]]], rows: int) -> None:
                 "ratio_to_trl_float32": round(
                     ours["tokens_per_second"] / median["trl_float32"]["tokens_per_second"], 3
                 ),
+                "share_of_matrix_rate": round(ours["flops"] / ours["matrix_rate"], 3),
+                "nf4_over_bf16": round(
+                    ours["tokens_per_second"] / median["ours_dense"]["tokens_per_second"], 3
+                ),
                 "loss_difference": round(ours["validation_loss"] / trl["validation_loss"] - 1, 4),
                 "memory_over_trl": round(ours["peak_memory"] / trl["peak_memory"], 3),
                 "rows": rows,
@@ -199,7 +231,12 @@ def _print(rounds: dict[str, list[dict[str, float]]], rows: int) -> None:
     )
 
 
-MEASURED = {"ours": _ours, "trl": _trl, "trl_float32": partial(_trl, float32_adapters=True)}
+MEASURED = {
+    "ours": _ours,
+    "ours_dense": partial(_ours, quantization="none"),
+    "trl": _trl,
+    "trl_float32": partial(_trl, float32_adapters=True),
+}
 
 
 if __name__ == "__main__":

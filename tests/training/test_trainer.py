@@ -1,6 +1,5 @@
 import hashlib
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,10 @@ from lora_kit.data.dataset import PreparedData, prepare, training_rows, validati
 from lora_kit.errors import TrainingError
 from lora_kit.recipe import AdapterSpec, BackboneSpec, Recipe, SourceSpec, TrainingSpec
 from lora_kit.run import RunDirectory
-from lora_kit.training.trainer import (
-    SupervisedTrainer,
-    TrainingResult,
-    collate,
-    micro_batch_size,
-    train,
-    validation_loss,
-)
+from lora_kit.training.arguments import micro_batch_size
+from lora_kit.training.supervised import SupervisedTrainer
+from lora_kit.training.trainer import TrainingResult, train
+from lora_kit.training.validation import validation_loss
 
 GOLDEN = [10.738, 10.560, 10.517, 10.484]
 
@@ -78,13 +73,19 @@ def test_the_loss_curve_is_the_known_one(tiny_recipe: Recipe, tmp_path: Path) ->
 
 
 def trainer_of(
-    backbone: Backbone, recipe: Recipe, micro: int, directory: Path
+    backbone: Backbone,
+    recipe: Recipe,
+    micro: int,
+    directory: Path,
+    tokens: int | None = None,
+    packing: bool = False,
 ) -> SupervisedTrainer:
     model = attach(backbone, recipe.adapter, recipe.seed)
+    data = data_of(recipe, backbone)
     arguments = SFTConfig(
         output_dir=str(directory),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=recipe.training.batch_size // micro,
+        per_device_train_batch_size=recipe.training.batch_size,
+        remove_unused_columns=False,
         max_steps=1,
         gradient_checkpointing=False,
         bf16=False,
@@ -98,13 +99,20 @@ def trainer_of(
     return SupervisedTrainer(
         model=model,
         args=arguments,
-        train_dataset=data_of(recipe, backbone).to_dataset(),
-        data_collator=partial(collate, pad_token_id=backbone.tokenizer.pad_token_id),
+        train_dataset=data.to_dataset(),
+        lengths=[len(example.input_ids) for example in data.examples],
         processing_class=backbone.tokenizer,
+        micro_batch_size=micro,
+        batch_tokens=tokens,
+        packing=packing,
+        pad_token_id=backbone.tokenizer.pad_token_id,
+        keep_checkpoints=1,
     )
 
 
-def first_gradient(backbone: Backbone, recipe: Recipe, micro: int, directory: Path) -> torch.Tensor:
+def first_gradient(
+    backbone: Backbone, recipe: Recipe, micro: int, directory: Path, **options: Any
+) -> torch.Tensor:
     """The gradient of the first optimizer step over the same examples."""
     from transformers import TrainerCallback
 
@@ -115,7 +123,7 @@ def first_gradient(backbone: Backbone, recipe: Recipe, micro: int, directory: Pa
             gradients = [p.grad for p in model.parameters() if p.requires_grad]
             caught.append(torch.cat([g.flatten() for g in gradients]).clone())
 
-    trainer = trainer_of(backbone, recipe, micro, directory)
+    trainer = trainer_of(backbone, recipe, micro, directory, **options)
     trainer.add_callback(Catch())
     trainer.train()
     return caught[0]
@@ -124,12 +132,21 @@ def first_gradient(backbone: Backbone, recipe: Recipe, micro: int, directory: Pa
 def test_micro_batches_weigh_by_supervised_tokens(
     tiny: Path, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    """Accumulated over 1, 2 or 4 passes, the gradient of a batch is the same."""
+    """In one pass or in several, padded or packed, the gradient of a batch is the same."""
     spec = BackboneSpec(model=str(tiny), quantization="none", dtype="float32")
     # All examples in one step, of very different numbers of supervised tokens.
     recipe = with_training(tiny_recipe, batch_size=16, max_grad_norm=1e9)
+    ways: list[tuple[int, dict[str, Any]]] = [
+        (16, {}),
+        (4, {}),
+        (1, {}),
+        (16, {"tokens": 90}),
+        (16, {"packing": True}),
+        (16, {"packing": True, "tokens": 90}),
+    ]
     whole, *parts = (
-        first_gradient(load(resolve(spec), spec), recipe, micro, tmp_path) for micro in (16, 4, 1)
+        first_gradient(load(resolve(spec), spec), recipe, micro, tmp_path, **options)
+        for micro, options in ways
     )
     for part in parts:
         assert torch.nn.functional.cosine_similarity(whole, part, dim=0) > 0.9999

@@ -1,0 +1,125 @@
+"""From the recipe's `training` section to what the trainer is told."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from trl import SFTConfig
+
+from lora_kit.backbone import Backbone
+from lora_kit.errors import TrainingError
+from lora_kit.recipe import Recipe, TrainingSpec
+
+
+def arguments_of(
+    recipe: Recipe, backbone: Backbone, state: PartialState, directory: Path, steps: int
+) -> SFTConfig:
+    """What transformers' trainer is told.
+
+    A batch of its data loader is this process's whole share of an optimizer step; the trainer cuts
+    it into micro batches itself.
+
+    Args:
+        recipe: what to do.
+        backbone: what it is done to.
+        state: this process among the others.
+        directory: of the run.
+        steps: of the optimizer, all in all.
+
+    Raises:
+        TrainingError: if the batch cannot be divided over the processes, or a tracker is missing.
+    """
+    spec = recipe.training
+    micro_batch_size(spec, state.num_processes, state.device)
+    _require_trackers(spec)
+    arguments = SFTConfig(
+        output_dir=str(directory),
+        run_name=recipe.name,
+        project="lora-kit",
+        per_device_train_batch_size=spec.batch_size // state.num_processes,
+        gradient_accumulation_steps=1,
+        num_train_epochs=spec.epochs,
+        learning_rate=spec.learning_rate,
+        **_schedule(spec, steps),
+        warmup_steps=spec.warmup,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        gradient_checkpointing=spec.gradient_checkpointing,
+        bf16=backbone.spec.dtype == "bfloat16",
+        fp16=backbone.spec.dtype == "float16",
+        use_cpu=state.device.type == "cpu",
+        dataloader_pin_memory=state.device.type == "cuda",
+        remove_unused_columns=False,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=spec.checkpoint_steps,
+        report_to=[name for name in spec.log_to if name != "tensorboard"] or "none",
+        disable_tqdm=True,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    # Without a launcher, all visible GPUs would be taken by nn.DataParallel, which deals out the
+    # columns that logits are wanted in as if they were examples.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _schedule(spec: TrainingSpec, steps: int) -> dict[str, Any]:
+    """The learning rate over the steps.
+
+    `wsd`: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395), linear at both ends.
+    """
+    if spec.schedule == "constant":
+        return {"lr_scheduler_type": "constant_with_warmup"}
+    if spec.schedule != "wsd":
+        return {"lr_scheduler_type": spec.schedule}
+    decay = max(round(spec.decay * steps), 1)
+    return {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": decay, "decay_type": "linear"},
+    }
+
+
+def _require_trackers(spec: TrainingSpec) -> None:
+    for name in spec.log_to:
+        if importlib.util.find_spec(name) is None:
+            raise TrainingError(
+                f"training.log_to: {name} is not installed; pip install {name}, or leave it out"
+            )
+
+
+def micro_batch_size(spec: TrainingSpec, processes: int, device: torch.device) -> int:
+    """Most examples of a forward pass on one process.
+
+    Raises:
+        TrainingError: if the batch cannot be divided over the processes.
+    """
+    if spec.batch_size % processes:
+        raise TrainingError(
+            f"training.batch_size: {spec.batch_size} examples cannot be divided over {processes} "
+            "processes; make it a multiple"
+        )
+    share = spec.batch_size // processes
+    default = next(n for n in (4, 3, 2, 1) if share % n == 0) if device.type == "cpu" else share
+    size = spec.micro_batch_size or default
+    if share % size:
+        raise TrainingError(
+            f"training.micro_batch_size: {size} does not divide the {share} examples that each of "
+            f"{processes} processes gets of batch_size {spec.batch_size}"
+        )
+    return size
+
+
+def optimizer_steps(examples: int, spec: TrainingSpec, processes: int) -> int:
+    """Steps of the optimizer over all epochs, as transformers counts them."""
+    share = spec.batch_size // processes
+    an_epoch = max(math.ceil(math.ceil(examples / share) / processes), 1)
+    return max(math.ceil(spec.epochs * an_epoch), 1)

@@ -1,0 +1,212 @@
+"""Checkpoints: all that a training needs to go on as if nothing had happened.
+
+    checkpoints/step-000100/
+        adapter.safetensors    the trained weights
+        best.safetensors       those of the lowest validation loss, where they are kept
+        optimizer.safetensors  moments and step counts
+        random-0.safetensors   random state of each process
+        state.json             schedule, optimizer groups, scaler, tokens, validation
+        trainer_state.json     of transformers: step and epoch
+        files.json             sha256 of each file
+
+Weights are data: nothing here is a pickle. A checkpoint is whole or absent, since it is written
+under a temporary name; `files.json` tells one that was damaged afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lora_kit.console import say
+from lora_kit.errors import TrainingError
+from lora_kit.files import read_json, whole_directory, write_json
+from lora_kit.gguf import file_sha256
+
+if TYPE_CHECKING:
+    from lora_kit.training.supervised import SupervisedTrainer
+
+WEIGHTS = "adapter.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+FILES = "files.json"
+Tensors = dict[str, torch.Tensor]
+
+
+def trained_weights(model: torch.nn.Module) -> Tensors:
+    """Copies of all that is trained, on the CPU, by name."""
+    return {
+        name: parameter.detach().to("cpu", copy=True).contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def restore_weights(model: torch.nn.Module, weights: Tensors) -> None:
+    """Put `trained_weights` back.
+
+    Raises:
+        TrainingError: if they are those of another adapter.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    shapes = {name: tuple(parameter.shape) for name, parameter in trained.items()}
+    if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
+        raise TrainingError("the checkpoint's weights are those of another adapter")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(weights[name])
+
+
+def save(trainer: SupervisedTrainer, keep: int) -> None:
+    """Write the checkpoint of the step that is done, and delete all but the `keep` latest.
+
+    Raises:
+        TrainingError: if it cannot be written; those before it are as they were.
+    """
+    states = gather_object([_random_state()])
+    if trainer.is_world_process_zero():
+        folder = Path(trainer.args.output_dir)
+        path = folder / f"step-{trainer.state.global_step:06d}"
+        try:
+            with whole_directory(path) as temporary:
+                _write(trainer, states, temporary)
+        except (OSError, SafetensorError) as error:
+            last = newest(folder)
+            raise TrainingError(
+                f"{path}: the checkpoint cannot be written: {error}. "
+                + (f"{last} is whole: make room, then go on with --resume" if last else "Make room")
+            ) from error
+        for old in _steps(folder)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _write(trainer: SupervisedTrainer, random_states: list[Tensors], folder: Path) -> None:
+    tensors, values = _split(trainer.optimizer.state_dict()["state"])
+    scaler = getattr(trainer.accelerator, "scaler", None)
+    save_file(trained_weights(trainer.model), folder / WEIGHTS)
+    save_file(tensors, folder / OPTIMIZER)
+    for rank, state in enumerate(random_states):
+        save_file(state, folder / f"random-{rank}.safetensors")
+    if trainer.validation and trainer.validation.best_weights:
+        save_file(trainer.validation.best_weights, folder / "best.safetensors")
+    trainer.state.save_to_json(str(folder / "trainer_state.json"))
+    write_json(
+        folder / STATE,
+        {
+            "tokens": trainer.tokens,
+            "optimizer": {
+                "values": values,
+                "groups": trainer.optimizer.state_dict()["param_groups"],
+            },
+            "schedule": trainer.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "validation": trainer.validation.state() if trainer.validation else None,
+        },
+    )
+    names = sorted(path.name for path in folder.iterdir())
+    write_json(folder / FILES, {name: file_sha256(folder / name) for name in names})
+
+
+def _split(state: dict[int, dict[str, Any]]) -> tuple[Tensors, dict[str, Any]]:
+    """The optimizer's state as tensors for safetensors and values for JSON, by `index.name`."""
+    flat = {f"{n}.{name}": value for n, part in state.items() for name, value in part.items()}
+    tensors = {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in flat.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return tensors, {name: value for name, value in flat.items() if name not in tensors}
+
+
+def _random_state() -> Tensors:
+    """All random state of this process."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    described = json.dumps([version, gauss, kind, position, has_gauss, cached])
+    state = {
+        "torch": torch.random.get_rng_state(),
+        "python": torch.tensor(numbers, dtype=torch.int64),
+        "numpy": torch.tensor(np.asarray(keys, dtype=np.int64)),
+        "rest": torch.frombuffer(bytearray(described.encode()), dtype=torch.uint8),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def load_random_state(trainer: SupervisedTrainer, folder: Path) -> None:
+    """Put this process's random state back, if there was such a process."""
+    path = folder / f"random-{trainer.args.process_index}.safetensors"
+    if not path.is_file():
+        say(f"{folder}: has no random state of process {trainer.args.process_index}")
+        return
+    state = load_file(path)
+    version, gauss, kind, position, has_gauss, cached = json.loads(bytes(state["rest"].tolist()))
+    random.setstate((version, tuple(state["python"].tolist()), gauss))
+    keys = state["numpy"].numpy().astype(np.uint32)
+    np.random.set_state((kind, keys, position, has_gauss, cached))
+    torch.random.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def load_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Put the trained weights back."""
+    restore_weights(model, load_file(folder / WEIGHTS))
+
+
+def load_optimizer(trainer: SupervisedTrainer, folder: Path) -> None:
+    """Put the optimizer, the schedule, the scaler and the counts back."""
+    saved = read_json(folder / STATE, TrainingError)
+    state: dict[int, dict[str, Any]] = {}
+    flat = {**load_file(folder / OPTIMIZER), **saved["optimizer"]["values"]}
+    for key, value in flat.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    groups = saved["optimizer"]["groups"]
+    for group in groups:
+        group["betas"] = tuple(group["betas"])
+    trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    trainer.lr_scheduler.load_state_dict(saved["schedule"])
+    scaler = getattr(trainer.accelerator, "scaler", None)
+    if scaler is not None and saved["scaler"]:
+        scaler.load_state_dict(saved["scaler"])
+    trainer.tokens = int(saved["tokens"])
+    if trainer.validation and saved["validation"]:
+        best = folder / "best.safetensors"
+        trainer.validation.restore(saved["validation"], load_file(best) if best.is_file() else {})
+
+
+def newest(folder: Path) -> Path | None:
+    """The latest checkpoint that is whole; damaged ones are told and passed over."""
+    for path in _steps(folder):
+        problem = _damage(path)
+        if problem is None:
+            return path
+        say(f"{path}: passed over: {problem}")
+    return None
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The checkpoints, the latest first."""
+    return sorted(folder.glob("step-*"), key=lambda path: path.name, reverse=True)
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files."""
+    try:
+        recorded = json.loads((path / FILES).read_text())
+        changed = [n for n, digest in recorded.items() if file_sha256(path / n) != digest]
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{error}"
+    return f"{', '.join(changed)} is not what was written" if changed else None

@@ -1,0 +1,100 @@
+"""Training that goes wrong ends at once, and says where: no loss, no gradient, or an explosion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lora_kit.errors import TrainingError
+from lora_kit.training.callbacks import gradient_norm
+
+# Steps whose mean loss is judged: one bad batch is no divergence.
+WINDOW = 5
+
+
+class Guards(TrainerCallback):
+    """Stops a training that trains nothing, or has diverged."""
+
+    def __init__(self, vocabulary: int, where: Callable[[], str]):
+        """Plan.
+
+        Args:
+            vocabulary: words that the backbone chooses from.
+            where: the rows of the last batch and the last good checkpoint, in words.
+        """
+        self._guessing = math.log(vocabulary)
+        self._where = where
+        self._losses: list[float] = []
+        self._first: float | None = None
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Look at the gradients before the first of them is applied.
+
+        Raises:
+            TrainingError: if all are zero, or one is infinite or no number.
+        """
+        if state.global_step > 0 or model is None:
+            return
+        norm = gradient_norm(model)
+        if not math.isfinite(norm) and not args.fp16:  # float16's first scale often overflows
+            raise TrainingError(
+                f"the gradient of step 1 is {norm}; lower training.learning_rate or choose another "
+                "backbone.dtype (float16 overflows where bfloat16 and float32 do not)"
+            )
+        if norm == 0.0:
+            raise TrainingError(
+                "the gradient of step 1 is zero: nothing that is trained reaches the loss. Check "
+                "adapter.targets, and that the data has supervised tokens"
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Look at a step's figures.
+
+        Raises:
+            TrainingError: if loss or gradient is infinite, no number or zero, or the loss explodes.
+        """
+        if not logs or "loss" not in logs:
+            return
+        step, loss, norm = state.global_step, float(logs["loss"]), float(logs["grad_norm"])
+        if not math.isfinite(loss) or not (math.isfinite(norm) or args.fp16):
+            self._stop(f"step {step}: the loss is {loss}, the gradient's norm {norm}")
+        if loss == 0.0 or norm == 0.0:
+            raise TrainingError(
+                f"step {step}: the loss is {loss}, the gradient's norm {norm}: nothing is learned "
+                f"from {self._where()}"
+            )
+        self._losses = [*self._losses, loss][-WINDOW:]
+        if len(self._losses) < WINDOW:
+            return
+        mean = sum(self._losses) / WINDOW
+        self._first = mean if self._first is None else self._first
+        # Worse than to guess among all words: no data that a language model reads is like that.
+        if mean > max(self._guessing, self._first) + 1:
+            self._stop(
+                f"step {step}: the loss exploded, {mean:.1f} nats over the last {WINDOW} steps"
+                f" ({self._first:.1f} over the first)"
+            )
+
+    def _stop(self, what: str) -> None:
+        raise TrainingError(
+            f"{what}; lower training.learning_rate or training.max_grad_norm. Seen in "
+            f"{self._where()}"
+        )

@@ -1,0 +1,94 @@
+"""Which run a training belongs to, and whether it may go on there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+
+from lora_kit.backbone import Backbone
+from lora_kit.errors import LoraKitError, RecipeError
+from lora_kit.processes import process_state
+from lora_kit.recipe import Recipe
+from lora_kit.run import RunDirectory, last_run_directory, new_run_directory
+from lora_kit.training import checkpoints
+from lora_kit.training.trainer import TrainingResult
+
+# What may be another than before: it changes nothing of what is trained.
+FREE = ("checkpoint_steps", "keep_checkpoints", "log_to")
+
+
+def choose_run(
+    recipe: Recipe, output: Path | None, overwrite: bool, resume: bool
+) -> tuple[RunDirectory, Path | None]:
+    """The run directory, and the checkpoint to go on from; the first process chooses for all.
+
+    Each for itself would find the directory that the first one has made.
+
+    Raises:
+        RecipeError: if `output` holds an earlier run and neither is said.
+    """
+    choice: list[Any] = [None]
+    if process_state().is_main_process:
+        try:
+            run = last_run_directory(recipe, output) if resume else None
+            checkpoint = checkpoints.newest(run.checkpoints) if run else None
+            run = run or new_run_directory(recipe, output, overwrite or resume)
+            choice[0] = (run, checkpoint)
+        except RecipeError as error:
+            choice[0] = error
+    (chosen,) = broadcast_object_list(choice)
+    if isinstance(chosen, LoraKitError):
+        raise chosen
+    return chosen[0], chosen[1]
+
+
+def require_same(run: RunDirectory, recipe: Recipe, backbone: Backbone, digest: str) -> None:
+    """Refuse to go on with another recipe, backbone or data than the run began with.
+
+    Args:
+        run: that was cut off.
+        recipe: that it is to go on with.
+        backbone: as it is now.
+        digest: of the data as it is now.
+
+    Raises:
+        RecipeError: naming what is different.
+    """
+    before = _flat(run.load_recipe().model_dump(mode="json"))
+    now = recipe.model_copy(update={"backbone": backbone.spec}).model_dump(mode="json")
+    changed = [
+        f"{name}: {before.get(name)!r} then, {value!r} now"
+        for name, value in _flat(now).items()
+        if before.get(name) != value
+    ]
+    record = run.load_record()
+    if not changed and record["backbone"]["digest"] != backbone.fingerprint.digest:
+        changed = ["the backbone's files"]
+    if not changed and record["data"]["digest"] != digest:
+        changed = ["the rows of data.train"]
+    if changed:
+        raise RecipeError(
+            f"{run.root}: cannot go on: {'; '.join(changed)}. Start anew without --resume, or take "
+            "back what was changed"
+        )
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """What training depends on, by dotted name."""
+    if not isinstance(value, dict):
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for name, part in value.items():
+        if path or name in ("seed", "backbone", "adapter", "data", "training"):
+            flat |= _flat(part, f"{path}.{name}" if path else name)
+    return {n: v for n, v in flat.items() if n.removeprefix("training.") not in FREE}
+
+
+def finished(run: RunDirectory) -> TrainingResult | None:
+    """What a training that is done has recorded."""
+    record = run.load_record()
+    if "training" not in record or not run.adapter.is_dir():
+        return None
+    return TrainingResult(**record["training"])

@@ -1,0 +1,229 @@
+"""The trainer: TRL's SFTTrainer with another loss, other batches and other checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from trl import SFTTrainer
+
+from lora_kit.data.batches import LengthGroupedSampler
+from lora_kit.data.tokenization import Example
+from lora_kit.errors import TrainingError
+from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll
+from lora_kit.training import checkpoints
+from lora_kit.training.validation import Validation
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+Batch = dict[str, Any]
+
+
+class SupervisedTrainer(SFTTrainer):
+    """SFTTrainer with float32 adapters, micro batches by length, and logits only where scored.
+
+    TRL 1.16 casts the adapters of a quantized model to bfloat16, in which most AdamW steps at
+    learning rates below 1e-4 round to nothing, and on a CPU its loss projects every position to
+    the vocabulary. transformers' own checkpoints are written in place, and are pickles.
+
+    Attributes:
+        rows: of the data set, those of this process's last batch.
+        tokens: seen so far, by all processes, padding not included.
+        validation: what its checkpoints hold as well.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        model: PeftModel,
+        lengths: Sequence[int],
+        micro_batch_size: int,
+        batch_tokens: int | None,
+        packing: bool,
+        pad_token_id: int,
+        keep_checkpoints: int,
+        validation: Validation | None = None,
+        **kwargs: Any,
+    ):
+        """Take the adapters as they are.
+
+        Args:
+            args: of SFTTrainer.
+            model: with its adapter attached.
+            lengths: tokens of each example of the data set.
+            micro_batch_size: most examples of a forward pass.
+            batch_tokens: most tokens of a forward pass, or `None`.
+            packing: whether a forward pass has one row of several examples.
+            pad_token_id: what short rows are filled up with.
+            keep_checkpoints: how many are left standing.
+            validation: what its checkpoints hold as well.
+            kwargs: of SFTTrainer.
+        """
+        masters = {n: p.data.clone() for n, p in model.named_parameters() if p.requires_grad}
+        collator = partial(_examples, packing=packing)
+        super().__init__(*args, model=model, data_collator=collator, **kwargs)
+        for name, parameter in model.named_parameters():
+            if name in masters:
+                parameter.data = masters[name]
+        self.validation = validation
+        self.rows: list[int] = []
+        self.tokens = 0
+        self._micro = partial(
+            micro_batches,
+            rows=micro_batch_size,
+            tokens=batch_tokens,
+            packing=packing,
+            pad_token_id=pad_token_id,
+        )
+        self._group = micro_batch_size
+        self._lengths = lengths
+        self._keep = keep_checkpoints
+        self._head = model.get_output_embeddings()
+
+    def _get_train_sampler(self, _dataset: Any = None) -> LengthGroupedSampler:
+        return LengthGroupedSampler(self._lengths, self._group, self.args.data_seed)
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Forward and backward over this process's share of an optimizer step.
+
+        Returns:
+            The sum of the supervised tokens' losses over the supervised tokens of the whole step:
+            `num_items_in_batch` counts them over all processes. Since gradients are averaged over
+            processes, the sum is scaled up by their number.
+        """
+        model.train()
+        examples: Sequence[Example] = inputs["examples"]
+        self.rows = inputs["rows"]
+        seen = torch.tensor(sum(len(e.input_ids) for e in examples), device=self.args.device)
+        self.tokens += int(self.accelerator.gather(seen).sum())
+        total = torch.zeros((), device=self.args.device)
+        batches = self._micro(examples)
+        for number, batch in enumerate(batches, start=1):
+            synchronised = number == len(batches)
+            waiting = nullcontext() if synchronised else self.accelerator.no_sync(model)
+            with waiting:
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(
+                        model, self._prepare_inputs(batch), num_items_in_batch=num_items_in_batch
+                    )
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """The share of one micro batch in the step's loss."""
+        if return_outputs or num_items_in_batch is None:
+            raise TrainingError("the loss is that of a step; its logits are never whole")
+        nll, _ = supervised_nll(model, inputs, self._head)
+        loss: torch.Tensor = nll.sum() / num_items_in_batch * self.accelerator.num_processes
+        return loss
+
+    def _track_num_input_tokens(self, _inputs: Batch) -> None:
+        """Counted in `training_step`."""
+
+    def floating_point_ops(self, _inputs: Batch) -> int:
+        """Not estimated: the figure would be that of a model that is trained whole."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the tokens seen so far."""
+        super().log(logs | {"tokens": self.tokens}, start_time)
+        # `metrics.jsonl` has it; in here, each checkpoint would hold it once more.
+        self.state.log_history.clear()
+
+    def _save_checkpoint(self, _model: Any, _trial: Any) -> None:
+        checkpoints.save(self, self._keep)
+
+    def _load_from_checkpoint(self, checkpoint: str, _model: Any = None) -> None:
+        checkpoints.load_weights(self.model, Path(checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_optimizer(self, Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_random_state(self, Path(checkpoint))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """With the optimizer."""
+
+
+def _examples(features: list[Batch], packing: bool) -> Batch:
+    """This process's share of a step: examples, their rows, and labels to count tokens by."""
+    examples = [Example(tuple(f["input_ids"]), tuple(f["labels"])) for f in features]
+    labels = (pack_examples if packing else partial(pad_examples, pad_token_id=0))(examples)
+    return {
+        "examples": examples,
+        "rows": [feature["row"] for feature in features],
+        "labels": labels["labels"],
+    }
+
+
+def micro_batches(
+    examples: Sequence[Example],
+    rows: int,
+    tokens: int | None,
+    packing: bool,
+    pad_token_id: int,
+) -> list[dict[str, torch.Tensor]]:
+    """Cut a step's examples into forward passes, the longest first: what does not fit, shows.
+
+    Args:
+        examples: of one step.
+        rows: most examples of a forward pass.
+        tokens: most tokens of one, padding included; a longer example has one to itself.
+        packing: whether they are one row or one row each.
+        pad_token_id: what short rows are filled up with.
+    """
+    ordered = sorted(examples, key=lambda example: -len(example.input_ids))
+    groups = _packs(ordered, rows, tokens) if packing else _rectangles(ordered, rows, tokens)
+    if packing:
+        return [pack_examples(group) for group in groups]
+    return [pad_examples(group, pad_token_id) for group in groups]
+
+
+def _rectangles(
+    ordered: Sequence[Example], rows: int, tokens: int | None
+) -> Iterator[list[Example]]:
+    group: list[Example] = []
+    for example in ordered:
+        width = len(group[0].input_ids) if group else 0
+        if group and (len(group) == rows or (tokens and width * (len(group) + 1) > tokens)):
+            yield group
+            group = []
+        group.append(example)
+    yield group
+
+
+def _packs(ordered: Sequence[Example], rows: int, tokens: int | None) -> list[list[Example]]:
+    """First fit decreasing: each into the first pack that has room."""
+    groups: list[list[Example]] = []
+    room: list[float] = []
+    for example in ordered:
+        size = len(example.input_ids)
+        for number, left in enumerate(room):
+            if size <= left and len(groups[number]) < rows:
+                groups[number].append(example)
+                room[number] -= size
+                break
+        else:
+            groups.append([example])
+            room.append((tokens or float("inf")) - size)
+    return groups

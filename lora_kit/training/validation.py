@@ -1,0 +1,126 @@
+"""The loss of held-out rows: before, while and after training, and what is decided by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lora_kit.backbone import Backbone
+from lora_kit.console import say
+from lora_kit.data.dataset import PreparedData
+from lora_kit.data.tokenization import Example
+from lora_kit.likelihood import pad_examples, supervised_nll, to_device
+from lora_kit.recipe import TrainingSpec
+from lora_kit.training.checkpoints import Tensors, trained_weights
+
+
+def validation_loss(
+    model: torch.nn.Module,
+    backbone: Backbone,
+    validation: PreparedData | None,
+    batch_tokens: int = 4096,
+) -> float | None:
+    """Mean loss of the held-out supervised tokens, nats per token; `None` without such data."""
+    if validation is None or not validation.examples:
+        return None
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    count = 0
+    examples = sorted(validation.examples, key=lambda example: len(example.input_ids))
+    with torch.inference_mode():
+        for batch in _by_tokens(examples, batch_tokens):
+            padded = pad_examples(batch, backbone.tokenizer.pad_token_id)
+            nll, _ = supervised_nll(model, to_device(padded, backbone.model.device))
+            total += float(nll.double().sum())
+            count += nll.numel()
+    model.train(was_training)
+    return total / count
+
+
+def _by_tokens(examples: Sequence[Example], budget: int) -> Iterator[list[Example]]:
+    """Batches of at most `budget` tokens, of examples that come sorted by length."""
+    batch: list[Example] = []
+    for example in examples:
+        if batch and (len(batch) + 1) * len(example.input_ids) > budget:
+            yield batch
+            batch = []
+        batch.append(example)
+    yield batch
+
+
+class Validation(TrainerCallback):
+    """Measures the validation loss every so many steps; stops where it no longer falls.
+
+    Attributes:
+        before: the loss before step 1.
+        losses: by step, nats per token.
+        best_weights: those of the lowest loss, on the CPU; empty unless they are to be kept.
+    """
+
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        measure: Callable[[], float | None],
+        record: Callable[[dict[str, float]], None],
+    ):
+        """Plan.
+
+        Args:
+            spec: how often, how long without a lower loss, and whether the best is kept.
+            measure: gives the loss now.
+            record: takes a step's figures.
+        """
+        self._spec = spec
+        self._measure = measure
+        self._record = record
+        self.before: float | None = None
+        self.losses: dict[int, float] = {}
+        self.best_weights: Tensors = {}
+
+    def on_step_end(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Measure if it is time."""
+        every = self._spec.validate_steps
+        last = state.global_step == state.max_steps
+        if model is None or every is None or (state.global_step % every and not last):
+            return
+        loss = self._measure()
+        if loss is None:
+            return
+        self.losses[state.global_step] = loss
+        self._record({"step": state.global_step, "validation_loss": loss})
+        if self.best_step == state.global_step and self._spec.keep_best:
+            self.best_weights = trained_weights(model)
+        since = sum(step > self.best_step for step in self.losses)
+        if self._spec.patience and since >= self._spec.patience and not last:
+            say(
+                f"step {state.global_step}: stopped, the validation loss has not fallen for "
+                f"{since} measurements since step {self.best_step}"
+            )
+            control.should_training_stop = True
+
+    @property
+    def best_step(self) -> int:
+        """The first step of the lowest loss."""
+        return min(self.losses, key=lambda step: (self.losses[step], step))
+
+    def state(self) -> dict[str, Any]:
+        """As JSON, without the weights."""
+        losses = {str(step): loss for step, loss in self.losses.items()}
+        return {"before": self.before, "losses": losses}
+
+    def restore(self, state: dict[str, Any], best_weights: Tensors) -> None:
+        """Go on from a checkpoint."""
+        self.before = state["before"]
+        self.losses = {int(step): loss for step, loss in state["losses"].items()}
+        self.best_weights = best_weights

@@ -1,0 +1,240 @@
+"""Nothing is lost to a crash: what was cut off and goes on gives the same adapter, bit for bit."""
+
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import TrainerCallback
+
+from lora_kit import pipeline
+from lora_kit.errors import RecipeError, TrainingError, TrainingInterruptedError
+from lora_kit.recipe import Recipe
+from lora_kit.training import checkpoints, trainer
+
+STEPS = 8
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Recipe:
+    """Two epochs of four steps, with dropout, so that the random state matters."""
+    quiz = {
+        "name": "quiz",
+        "role": "gain",
+        "tasks": [{"name": "line", "kind": "loss", "source": "python-reference", "limit": 2}],
+    }
+    (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(quiz))
+    changed = tiny_recipe.model_dump(mode="json")
+    changed["adapter"]["dropout"] = 0.2
+    changed["training"] |= {"epochs": 2.0, "checkpoint_steps": 1, "keep_checkpoints": 100}
+    changed["evaluation"]["suites"] = [str(tmp_path / "quiz.yaml")]
+    return Recipe.model_validate(changed)
+
+
+def sha256(run: Path) -> str:
+    return hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()]
+
+
+def during(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
+    """Do something after the checkpoint of a step."""
+
+    class Act(TrainerCallback):  # type: ignore[misc]
+        def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            if state.global_step == step:
+                act()
+
+    monkeypatch.setattr(trainer, "_tensorboard", lambda *_: [Act()])
+
+
+class CutError(Exception):
+    """Stands for the end of the process."""
+
+
+def cut_off(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, step: int) -> None:
+    """Train until just after the checkpoint of a step."""
+
+    def cut() -> None:
+        raise CutError
+
+    with monkeypatch.context() as patched:
+        during(patched, step, cut)
+        with pytest.raises(CutError):
+            pipeline.train(recipe, run)
+
+
+@pytest.fixture
+def uninterrupted(recipe: Recipe, tmp_path: Path) -> tuple[str, list[float]]:
+    pipeline.train(recipe, tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == STEPS
+    assert not (tmp_path / "whole" / "checkpoints").exists()
+    return sha256(tmp_path / "whole"), losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 7])
+def test_going_on_from_any_step_gives_the_same_adapter(
+    recipe: Recipe,
+    uninterrupted: tuple[str, list[float]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
+    """In the middle of an epoch, at its end, and before the last step."""
+    cut_off(monkeypatch, recipe, tmp_path / "run", step)
+    random.seed(99)  # another process would not be where this one is
+    result = pipeline.train(recipe, tmp_path / "run", resume=True).result
+    assert (sha256(tmp_path / "run"), losses(tmp_path / "run")) == uninterrupted
+    assert result.steps == STEPS
+    assert result.validation_before is not None
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    recipe: Recipe,
+    uninterrupted: tuple[str, list[float]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cut_off(monkeypatch, recipe, tmp_path / "run", 5)
+    folder = tmp_path / "run" / "checkpoints"
+    with (folder / "step-000005" / checkpoints.OPTIMIZER).open("r+b") as stream:
+        stream.truncate(1000)
+    (folder / "step-000004" / checkpoints.FILES).unlink()
+    assert checkpoints.newest(folder) == folder / "step-000003"
+    pipeline.train(recipe, tmp_path / "run", resume=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "step-000005: passed over: optimizer.safetensors is not what was written" in said
+    assert "going on from step-000003" in said
+    assert (sha256(tmp_path / "run"), losses(tmp_path / "run")) == uninterrupted
+
+
+def test_a_full_disk_ends_with_an_error_and_leaves_the_last_checkpoint(
+    recipe: Recipe,
+    uninterrupted: tuple[str, list[float]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+
+    with monkeypatch.context() as patched:
+        during(patched, 2, fill)
+        try:
+            with pytest.raises(TrainingError, match=r"cannot be written.*step-000002 is whole"):
+                pipeline.train(recipe, tmp_path / "run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000001", "step-000002"]
+    pipeline.train(recipe, tmp_path / "run", resume=True)
+    assert sha256(tmp_path / "run") == uninterrupted[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_leaves_a_checkpoint_and_asks_for_another_try(
+    recipe: Recipe,
+    uninterrupted: tuple[str, list[float]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    handler = signal.getsignal(number)
+    rare = recipe.model_copy(
+        update={"training": recipe.training.model_copy(update={"checkpoint_steps": 2})}
+    )
+    with monkeypatch.context() as patched:
+        during(patched, 2, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(TrainingInterruptedError, match=f"{number.name} after step 3") as ended:
+            pipeline.train(rare, tmp_path / "run")
+    assert ended.value.status == 75
+    assert signal.getsignal(number) == handler
+    assert not (tmp_path / "run" / "adapter").exists()
+    pipeline.train(recipe, tmp_path / "run", resume=True)
+    assert (sha256(tmp_path / "run"), losses(tmp_path / "run")) == uninterrupted
+
+
+def test_only_the_latest_checkpoints_are_kept(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = recipe.model_copy(
+        update={"training": recipe.training.model_copy(update={"keep_checkpoints": 2})}
+    )
+    cut_off(monkeypatch, few, tmp_path / "run", 5)
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-000004", "step-000005"]
+    names = {path.name for path in (tmp_path / "run" / "checkpoints" / kept[0]).iterdir()}
+    assert not [name for name in names if not name.endswith((".safetensors", ".json"))]
+
+
+def test_another_recipe_does_not_go_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(monkeypatch, recipe, tmp_path / "run", 2)
+    other = recipe.model_copy(
+        update={"training": recipe.training.model_copy(update={"learning_rate": 0.5})}
+    )
+    with pytest.raises(RecipeError, match=r"training.learning_rate: 0.001 then, 0.5 now"):
+        pipeline.train(other, tmp_path / "run", resume=True)
+    data = Path(recipe.data.train[0].source)
+    lines = data.read_text().splitlines(keepends=True)
+    shutil.copy(data, tmp_path / "kept.jsonl")
+    data.write_text("".join(lines[1:] + lines[:1]))
+    with pytest.raises(RecipeError, match=r"the rows of data\.train"):
+        pipeline.train(recipe, tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_is_not_trained_again(recipe: Recipe, tmp_path: Path) -> None:
+    first = pipeline.train(recipe, tmp_path / "run").result
+    stamp = (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    again = pipeline.train(recipe, tmp_path / "run", resume=True).result
+    assert again.to_dict() == first.to_dict()
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_killed_at_a_random_step_and_resumed_the_adapter_is_the_same(
+    recipe: Recipe, uninterrupted: tuple[str, list[float]], tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(recipe.to_yaml())
+    command = [
+        sys.executable,
+        "-m",
+        "lora_kit",
+        "train",
+        "tiny.yaml",
+        "--resume",
+        "--output",
+        "run",
+    ]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    killed = random.randint(2, STEPS - 2)
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE
+    ) as process:
+        while process.poll() is None:
+            if metrics.is_file() and len(metrics.read_text().splitlines()) >= killed:
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.002)
+        assert process.returncode == -signal.SIGKILL, f"not killed after {killed} steps"
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "going on from step-" in done.stderr, killed
+    assert (sha256(tmp_path / "run"), losses(tmp_path / "run")) == uninterrupted, killed

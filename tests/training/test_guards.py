@@ -1,0 +1,163 @@
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lora_kit.adapters import attach
+from lora_kit.backbone import Backbone
+from lora_kit.data.dataset import prepare, training_rows, validation_rows
+from lora_kit.errors import TrainingError
+from lora_kit.recipe import Recipe
+from lora_kit.run import RunDirectory
+from lora_kit.training.guards import WINDOW, Guards
+from lora_kit.training.trainer import TrainingResult, train
+from lora_kit.training.validation import validation_loss
+
+
+def trained(
+    backbone: Backbone, recipe: Recipe, root: Path, **changes: Any
+) -> tuple[TrainingResult, Any]:
+    recipe = recipe.model_copy(
+        update={
+            "training": recipe.training.model_validate({**recipe.training.model_dump(), **changes})
+        }
+    )
+    model = attach(backbone, recipe.adapter, recipe.seed)
+    rows, _ = training_rows(recipe.data, recipe.seed)
+    data = prepare(rows, backbone.tokenizer, recipe.data)
+    held_out = prepare(validation_rows(recipe.data, recipe.seed), backbone.tokenizer, recipe.data)
+    result = train(recipe, backbone, model, data, held_out, RunDirectory(root))
+    return result, validation_loss(model, backbone, held_out)
+
+
+def test_an_infinite_loss_stops_with_step_rows_and_checkpoint(
+    tiny_backbone: Backbone, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError) as stopped:
+        trained(
+            tiny_backbone,
+            tiny_recipe,
+            tmp_path / "run",
+            learning_rate=1e30,
+            warmup=0.0,
+            checkpoint_steps=1,
+        )
+    message = str(stopped.value)
+    assert "step 2: the loss is" in message
+    assert message.count("chats.jsonl:") == tiny_recipe.training.batch_size
+    assert "the last good checkpoint is" in message
+    assert "step-000001" in message
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def logged(guards: Guards, losses: list[float], norm: float = 1.0) -> None:
+    for step, loss in enumerate(losses, start=1):
+        state = SimpleNamespace(global_step=step)
+        logs = {"loss": loss, "grad_norm": norm}
+        guards.on_log(SimpleNamespace(fp16=False), state, SimpleNamespace(), logs=logs)  # type: ignore[arg-type]
+
+
+def test_a_loss_beyond_guessing_is_an_explosion_and_a_bad_batch_is_none() -> None:
+    guess = math.log(49152)
+    fine = [3.0] * 20 + [14.0] + [3.0] * 20
+    logged(Guards(49152, lambda: "row 3"), fine)
+    logged(Guards(49152, lambda: "row 3"), [guess + 0.5] * 20)  # a model that knows nothing yet
+    with pytest.raises(TrainingError, match=r"step 25: the loss exploded, 12\.0 nats .* row 3"):
+        logged(Guards(49152, lambda: "row 3"), [3.0] * 20 + [12.0] * WINDOW)
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm"), [(0.0, 1.0), (2.0, 0.0), (math.nan, 1.0), (2.0, math.inf)]
+)
+def test_nothing_to_learn_is_an_error(loss: float, norm: float) -> None:
+    logged(Guards(49152, lambda: "row 3"), [2.0], 1.0)
+    with pytest.raises(TrainingError, match=r"step 1: .* row 3"):
+        logged(Guards(49152, lambda: "row 3"), [loss], norm)
+
+
+def test_training_stops_where_validation_no_longer_falls_and_the_best_is_kept(
+    tiny_backbone: Backbone, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    result, after = trained(
+        tiny_backbone,
+        tiny_recipe,
+        tmp_path / "run",
+        epochs=40.0,
+        learning_rate=0.3,
+        schedule="constant",
+        validate_steps=2,
+        patience=3,
+        keep_best=True,
+    )
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    measured = {line["step"]: line["validation_loss"] for line in lines if "loss" not in line}
+    best = min(measured, key=lambda step: measured[step])
+    assert result.steps < 160
+    assert result.steps == best + 3 * 2
+    assert result.kept_step == best
+    assert after == pytest.approx(measured[best], abs=1e-5)
+    assert result.validation_after == after
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "constant", "linear", "cosine"])
+def test_the_learning_rate_follows_the_schedule(
+    tiny_backbone: Backbone, tiny_recipe: Recipe, tmp_path: Path, schedule: str
+) -> None:
+    result, _ = trained(
+        tiny_backbone,
+        tiny_recipe,
+        tmp_path / "run",
+        epochs=5.0,
+        schedule=schedule,
+        warmup=0.2,
+        decay=0.25,
+        learning_rate=1e-3,
+    )
+    rates = [entry["learning_rate"] / 1e-3 for entry in result.history]
+    assert len(rates) == 20
+    assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
+    after = {
+        "constant": [1.0] * 15,
+        "linear": [1 - n / 16 for n in range(1, 16)],
+        "cosine": [(1 + math.cos(math.pi * n / 16)) / 2 for n in range(1, 16)],
+        "wsd": [1.0] * 11 + [1 - n / 5 for n in range(1, 5)],
+    }[schedule]
+    assert rates[5:] == pytest.approx(after)
+
+
+def test_a_tracker_that_is_not_there_is_named(
+    tiny_backbone: Backbone, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"training\.log_to: trackio is not installed"):
+        trained(tiny_backbone, tiny_recipe, tmp_path / "run", log_to=["trackio"])
+
+
+def test_tensorboard_gets_what_the_log_has_and_nothing_goes_elsewhere(
+    tiny_backbone: Backbone,
+    tiny_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("tensorboard")
+    import socket
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("something phones home")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    trained(tiny_backbone, tiny_recipe, tmp_path / "quiet")
+    assert not (tmp_path / "quiet" / "tensorboard").exists()
+    trained(tiny_backbone, tiny_recipe, tmp_path / "run", log_to=["tensorboard"])
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_the_norm_of_a_step_is_that_of_its_gradients(tiny_backbone: Backbone) -> None:
+    from lora_kit.training.callbacks import gradient_norm
+
+    model = torch.nn.Linear(2, 1, bias=False)
+    model.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert gradient_norm(model) == 5.0

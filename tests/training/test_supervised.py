@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from lora_kit.backbone import Backbone
+from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll
+from lora_kit.training.supervised import micro_batches
+
+LENGTHS = [30, 4, 17, 9, 26, 5, 5, 12]
+
+
+def example(length: int, offset: int = 100) -> Example:
+    ids = tuple(range(offset, offset + length))
+    return Example(ids, (IGNORED,) * (length // 2) + ids[length // 2 :])
+
+
+EXAMPLES = [example(length, 100 * number) for number, length in enumerate(LENGTHS, start=1)]
+
+
+def tokens_in(batches: list[dict[str, torch.Tensor]]) -> list[int]:
+    """Supervised tokens of all batches, as a multiset: every one is unique."""
+    labels = [batch["labels"].flatten() for batch in batches]
+    return sorted(int(label) for part in labels for label in part if label != IGNORED)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize(("rows", "tokens"), [(8, None), (3, None), (8, 60), (2, 40), (8, 10)])
+def test_no_token_is_lost_or_seen_twice(rows: int, tokens: int | None, packing: bool) -> None:
+    batches = micro_batches(EXAMPLES, rows, tokens, packing, pad_token_id=0)
+    wanted = sorted(label for e in EXAMPLES for label in e.labels if label != IGNORED)
+    assert tokens_in(batches) == wanted
+    for batch in batches:
+        size = batch["input_ids"].numel()
+        alone = (int((batch["position_ids"] == 0).sum()) if packing else len(batch["labels"])) == 1
+        assert tokens is None or size <= tokens or alone
+        assert packing or len(batch["input_ids"]) <= rows
+
+
+def test_the_longest_come_first_and_examples_of_a_length_together() -> None:
+    batches = micro_batches(EXAMPLES, 2, None, False, pad_token_id=0)
+    assert [batch["input_ids"].shape[1] for batch in batches] == [30, 17, 9, 5]
+    padding = sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)
+    assert padding == (30 - 26) + (17 - 12) + (9 - 5) + (5 - 4)
+
+
+def test_packs_are_filled() -> None:
+    batches = micro_batches(EXAMPLES, 8, 36, True, pad_token_id=0)
+    assert [batch["input_ids"].shape[1] for batch in batches] == [35, 35, 34, 4]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_examples_do_not_see_one_another(real_backbone: Backbone, attention: str) -> None:
+    model, tokenizer = real_backbone.model, real_backbone.tokenizer
+    model.set_attn_implementation(attention)
+    texts = ["The cat sat on the mat.", "Water boils at a hundred degrees.", "Two and two is four"]
+    examples = []
+    for text in texts:
+        ids = tuple(tokenizer(text)["input_ids"])
+        examples.append(Example(ids, (IGNORED, *ids[1:])))
+    with torch.no_grad():
+        packed, _ = supervised_nll(model, pack_examples(examples))
+        alone = [supervised_nll(model, pad_examples([e], 0))[0] for e in examples]
+        # The same tokens in one row without new positions: what a leak looks like.
+        joined = Example(
+            tuple(i for e in examples for i in e.input_ids),
+            tuple(label for e in examples for label in e.labels),
+        )
+        leaking, _ = supervised_nll(model, pad_examples([joined], 0))
+    assert torch.allclose(packed, torch.cat(alone), atol=1e-4)
+    assert not torch.allclose(leaking, torch.cat(alone), atol=0.1)
+
+
+def test_the_loss_and_its_gradient_are_those_of_cross_entropy() -> None:
+    """Over more tokens than a chunk has, and with a weight for each."""
+    from lora_kit.likelihood import CHUNK, _ChunkedNll
+
+    torch.manual_seed(0)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
+        count = 2 * CHUNK + 5
+        logits = torch.randn(count, 50).mul(3).to(dtype).requires_grad_()
+        targets, weights = torch.randint(50, (count,)), torch.rand(count)
+        nll = _ChunkedNll.apply(logits, targets)  # type: ignore[no-untyped-call]
+        (nll * weights).sum().backward()
+        ours, logits.grad = logits.grad, None
+        wanted = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        (wanted * weights).sum().backward()
+        assert torch.allclose(nll, wanted, atol=1e-5)
+        assert ours is not None
+        assert logits.grad is not None
+        assert torch.allclose(ours, logits.grad, atol=tolerance)
+        assert ours.dtype == dtype
