@@ -32,6 +32,7 @@ class SupervisedTrainer(SFTTrainer):
     the vocabulary. transformers' own checkpoints are written in place, and are pickles.
 
     Attributes:
+        lengths: tokens of each example of the data set.
         rows: of the data set, those of this process's last batch.
         tokens: seen so far, by all processes, padding not included.
         validation: what its checkpoints hold as well.
@@ -81,12 +82,12 @@ class SupervisedTrainer(SFTTrainer):
             pad_token_id=pad_token_id,
         )
         self._group = micro_batch_size
-        self._lengths = lengths
+        self.lengths = lengths
         self._keep = keep_checkpoints
         self._head = model.get_output_embeddings()
 
     def _get_train_sampler(self, _dataset: Any = None) -> LengthGroupedSampler:
-        return LengthGroupedSampler(self._lengths, self._group, self.args.data_seed)
+        return LengthGroupedSampler(self.lengths, self._group, self.args.data_seed)
 
     def training_step(
         self,

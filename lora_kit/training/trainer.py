@@ -16,6 +16,7 @@ from lora_kit.console import Meter, meter
 from lora_kit.data.dataset import PreparedData
 from lora_kit.errors import TrainingError, TrainingInterruptedError
 from lora_kit.files import whole_directory, write_json
+from lora_kit.memory import lacks_memory
 from lora_kit.processes import any_process, process_state
 from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, peak_memory
@@ -88,7 +89,7 @@ def train(
         attempt = _Attempt.prepare(recipe, backbone, model, data, validation, run, progress)
         attempt.validation.before = before
         with attempt.interruption.listening():
-            attempt.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            _train(attempt.trainer, resume)
     trainer = attempt.trainer
     # Accelerate leaves the forward wrapped in autocast, and what is measured would not be what a
     # model from disk computes.
@@ -109,6 +110,20 @@ def train(
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     state.wait_for_everyone()
     return _result(trainer, attempt.log.history, (attempt.validation.before, after), kept)
+
+
+def _train(trainer: SupervisedTrainer, resume: Path | None) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        raise TrainingError(
+            f"step {trainer.state.global_step + 1} does not fit into memory: its longest example "
+            f"has {max(trainer.lengths[row] for row in trainer.rows)} tokens. Lower "
+            "training.batch_tokens or training.micro_batch_size, or set "
+            "training.gradient_checkpointing=true; `lora-kit plan` says what would fit"
+        ) from error
 
 
 @dataclass(frozen=True)

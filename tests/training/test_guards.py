@@ -161,3 +161,19 @@ def test_the_norm_of_a_step_is_that_of_its_gradients(tiny_backbone: Backbone) ->
     model = torch.nn.Linear(2, 1, bias=False)
     model.weight.grad = torch.tensor([[3.0, 4.0]])
     assert gradient_norm(model) == 5.0
+
+
+def test_a_step_that_does_not_fit_says_what_to_lower(
+    tiny_backbone: Backbone,
+    tiny_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lora_kit.training import supervised
+
+    def too_much(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(supervised, "supervised_nll", too_much)
+    with pytest.raises(TrainingError, match=r"step 1 does not fit .* training\.batch_tokens"):
+        trained(tiny_backbone, tiny_recipe, tmp_path / "run")

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.evaluation.engine.prefix import encode
@@ -48,13 +47,6 @@ def find_way(scorer: Scorer, requests: Sequence[Request], prefix_ids: tuple[int,
         if all(abs(a - b) <= tolerance for a, b in zip(found, wanted, strict=True)):
             return way
     return WAYS[-1]
-
-
-def lacks_memory(error: Exception) -> bool:
-    """Whether a smaller batch may go through."""
-    # Accelerate goes by what the messages of the devices say.
-    by_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return by_class or should_reduce_batch_size(error)
 
 
 def within_window(way: Way, scorer: Scorer, requests: Sequence[Request]) -> Way:

@@ -19,11 +19,12 @@ from lora_kit.evaluation.engine import drift
 from lora_kit.evaluation.engine.arm import Arm, Bench, LoadedArms
 from lora_kit.evaluation.engine.kept import Kept
 from lora_kit.evaluation.engine.prefix import Prefix, encode, shared_prefix
-from lora_kit.evaluation.engine.probe import find_way, lacks_memory, within_window
+from lora_kit.evaluation.engine.probe import find_way, within_window
 from lora_kit.evaluation.engine.scoring import Scorer, Way, outcomes
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
+from lora_kit.memory import lacks_memory
 from lora_kit.processes import process_state
 
 
