@@ -13,6 +13,7 @@ from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.evaluation.engine.prefix import encode
 from lora_kit.evaluation.engine.scoring import Scorer, Way, outcomes
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, LossRequest, Request
+from lora_kit.memory import lacks_memory
 
 PROBES = 2
 # Of a long prefix, what is enough to see whether the model heeds it.
