@@ -34,7 +34,7 @@ def choose_run(
         try:
             run = last_run_directory(recipe, output) if resume else None
             checkpoint = checkpoints.newest(run.checkpoints) if run else None
-            run = run or new_run_directory(recipe, output, overwrite or resume)
+            run = run or new_run_directory(recipe, output, overwrite)
             choice[0] = (run, checkpoint)
         except RecipeError as error:
             choice[0] = error
