@@ -26,7 +26,7 @@ def test_the_supervised_loss_is_the_models_own_loss(
     with torch.no_grad():
         own = float(real_backbone.model(**batch).loss)
         nll, _ = supervised_nll(real_backbone.model, batch)
-    assert float(nll.mean()) == pytest.approx(own, abs=1e-5)
+    assert float(nll.mean()) == pytest.approx(own, abs=5e-5)
 
 
 def test_each_token_is_ascribed_to_its_row(
