@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -16,7 +17,7 @@ from lora_kit.data.audit.judgement import problems, warnings
 from lora_kit.data.audit.leakage import LeakSearch
 from lora_kit.data.audit.shift import Sample, shifts
 from lora_kit.data.audit.tokens import tokens_of
-from lora_kit.data.audit.words import parts_of, words_of
+from lora_kit.data.audit.words import label_of, parts_of, words_of
 from lora_kit.data.rows import Row
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import DataError
@@ -53,19 +54,15 @@ def audit(
     leaks = LeakSearch([*items, *held_out_items(held_out)])
     twins, sample = TwinSearch(), Sample.of(len(rows))
     labels: Counter[str] = Counter()
-    origins: list[int] = []
+    origins = array("q")
     for block in _blocks(rows):
-        first = len(origins)
         texts = [parts_of(row) for row in block]
         words = [words_of(parts) for parts in texts]
-        leaks.look(words, first)
+        leaks.look(words, first_row=len(origins))
         twins.look(texts, words)
-        for number, row in enumerate(block, start=first):
-            sample.look(number, row)
-            origins.append(hash(row.origin))
-            label: str | None = getattr(row, "label", None)
-            if label is not None:
-                labels[label] += 1
+        sample.look(block, first_row=len(origins))
+        labels.update(label for label in map(label_of, block) if label is not None)
+        origins.extend(hash(row.origin) for row in block)
     leakage = leaks.result(rows)
     found = Audit(
         duplicates=twins.result(rows),

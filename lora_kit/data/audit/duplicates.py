@@ -11,6 +11,7 @@ less than five words are compared word for word only. It takes 128 bytes a row.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -37,7 +38,7 @@ class TwinSearch:
     """Hashes of the rows as they go by."""
 
     def __init__(self) -> None:
-        self._texts: list[int] = []
+        self._texts = array("q")
         self._signatures: list[NDArray[np.uint16]] = []
         self._signed: list[NDArray[np.int64]] = []
 
@@ -49,9 +50,9 @@ class TwinSearch:
             block: the rows' words.
         """
         first = len(self._texts)
-        self._texts += [
+        self._texts.extend(
             hash(tuple(" ".join(part.casefold().split()) for part in parts)) for parts in texts
-        ]
+        )
         long = [n for n, words in enumerate(block) if len(words.hashes) >= RUN]
         if long:
             self._signatures.append(_signatures([block[n].hashes for n in long]))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lora_kit.data.audit.words import parts_of
 from lora_kit.data.rows import Row
 
 VALIDATION = "data.validation"
@@ -32,30 +33,19 @@ class AuditedItem:
     cluster: str = ""
 
 
-def held_out_items(rows: Sequence[Row]) -> list[AuditedItem]:
-    """Held-out rows as items: the last turn is what is asked for."""
-    return [
-        AuditedItem(
-            suite=VALIDATION,
-            task="rows",
-            id=row.origin,
-            prompt=_asked(row),
-            answers=(_answer(row),),
-            cluster=row.cluster,
+def held_out_items(rows: Iterable[Row]) -> list[AuditedItem]:
+    """Rows as items: the last turn or the label is what is asked for, a text alone is an answer."""
+    items = []
+    for row in rows:
+        *asked, answer = parts_of(row) or ("",)
+        items.append(
+            AuditedItem(
+                suite=VALIDATION,
+                task="rows",
+                id=row.origin,
+                prompt="\n\n".join(asked),
+                answers=(answer,),
+                cluster=row.cluster,
+            )
         )
-        for row in rows
-    ]
-
-
-def _asked(row: Row) -> str:
-    label: str | None = getattr(row, "label", None)
-    if label is not None:
-        return row.text or ""
-    return "\n\n".join(message.content for message in row.messages[:-1])
-
-
-def _answer(row: Row) -> str:
-    label: str | None = getattr(row, "label", None)
-    if label is not None:
-        return label
-    return row.text if row.text is not None else row.messages[-1].content
+    return items

@@ -51,10 +51,11 @@ class Sample:
         """The same ones of so many rows each time."""
         return cls(frozenset(_some(rows)))
 
-    def look(self, number: int, row: Row) -> None:
-        """Keep a row if it is a chosen one."""
-        if number in self.chosen:
-            self.items += held_out_items([row])
+    def look(self, block: Sequence[Row], first_row: int) -> None:
+        """Keep the chosen ones of some rows, of which the first has this number."""
+        self.items += held_out_items(
+            row for number, row in enumerate(block, start=first_row) if number in self.chosen
+        )
 
 
 def _some(count: int) -> list[int]:
@@ -66,7 +67,7 @@ def shifts(training: Sample, held_out: Sequence[Row], items: Sequence[AuditedIte
 
     A suite of too few items, or of items that all are of one cluster, is left out.
     """
-    others = {VALIDATION: held_out_items([held_out[n] for n in _some(len(held_out))])}
+    others = {VALIDATION: held_out_items(held_out[n] for n in _some(len(held_out)))}
     for item in items:
         if item.gain:
             others.setdefault(item.suite, []).append(item)

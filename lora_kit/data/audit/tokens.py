@@ -7,6 +7,7 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,29 +44,23 @@ class PieceCount:
     def look(self, supervised: NDArray[np.int64], origin: str) -> None:
         """Take in the supervised tokens of one example, in their order."""
         self._supervised += len(supervised)
-        run: list[int] = []
-        seen = False
-        for token in supervised.tolist():
-            if token not in self._broken:
-                self._broken[token] = self._is_broken(token)
-            if self._broken[token]:
-                run.append(token)
-            elif run:
-                self._count(run)
-                run, seen = [], True
-        if run:
-            self._count(run)
-        if (run or seen) and len(self._origins) < EXAMPLES:
+        before = self._scripts.total()
+        for broken, run in groupby(supervised.tolist(), self._is_broken):
+            if broken:
+                self._count(list(run))
+        if self._scripts.total() > before and len(self._origins) < EXAMPLES:
             self._origins.append(origin)
 
     def _is_broken(self, token: int) -> bool:
-        name = str(self._tokenizer.convert_ids_to_tokens(token))
-        decoded = str(self._tokenizer.decode([token]))
-        return bool(_BYTE_PIECE.fullmatch(name)) or _REPLACEMENT in decoded
+        if token not in self._broken:
+            name = str(self._tokenizer.convert_ids_to_tokens(token))
+            decoded = str(self._tokenizer.decode([token]))
+            self._broken[token] = bool(_BYTE_PIECE.fullmatch(name)) or _REPLACEMENT in decoded
+        return self._broken[token]
 
-    def _count(self, run: Sequence[int]) -> None:
+    def _count(self, run: list[int]) -> None:
         """The tokens of one run go to the script of its first character that is not ASCII."""
-        text = str(self._tokenizer.decode(list(run)))
+        text = str(self._tokenizer.decode(run))
         whole = [c for c in text if ord(c) > 127 and c != _REPLACEMENT]
         self._scripts[script_of(whole[0]) if whole else "unknown"] += len(run)
 

@@ -54,8 +54,14 @@ def parts_of(row: Row) -> tuple[str, ...]:
     """All that a row says: its turns or its text, and its label where it has one."""
     turns = tuple(message.content for message in row.messages)
     own = turns if row.text is None else (*turns, row.text)
-    label: str | None = getattr(row, "label", None)
+    label = label_of(row)
     return own if label is None else (*own, label)
+
+
+def label_of(row: Row) -> str | None:
+    """The class of a row that has one."""
+    label: str | None = getattr(row, "label", None)
+    return label
 
 
 def words_of(parts: Sequence[str]) -> Words:
