@@ -71,8 +71,9 @@ def _own_part(item: Item) -> str:
     """
     values = [v for v in _texts(item.document) if len(v.split()) >= _QUESTION_WORDS]
     own = [value for value in dict.fromkeys(values) if value in item.prompt]
-    if own:
-        return "\n".join(own)
+    whole = [one for one in own if not any(one != other and one in other for other in own)]
+    if whole:
+        return "\n".join(whole)
     return item.prompt.strip().rpartition("\n\n")[2]
 
 

@@ -36,7 +36,9 @@ def _facts(audit: Audit) -> dict[str, str]:
         f"{tokens.dropped:,} with nothing to learn ({tokens.dropped_share:.1%})",
         "lengths": f"half up to {lengths.p50:,} tokens, 90% up to {lengths.p90:,}, 99% up to "
         f"{lengths.p99:,}, longest {lengths.longest:,}",
-        "buckets": ", ".join(f"≤{upper:,}: {count:,}" for upper, count in lengths.histogram),
+        "buckets": ", ".join(
+            f"≤{upper:,}: {count:,}" for upper, count in lengths.histogram if count
+        ),
         "characters": _pieces(tokens.pieces),
     }
     if audit.validation is not None:

@@ -117,11 +117,11 @@ def test_a_copy_of_a_copy_counts_once() -> None:
 
 
 def test_rows_that_are_cut_are_counted_and_refused_past_the_limit(tokenizer: Any) -> None:
-    rows = [*sums(0, 6), *(prose(" ".join(VOCABULARY[:90]), f"long:{n}") for n in range(4))]
-    found = look(rows, tokenizer, max_length=64, truncated=0.4, duplicates=1)
+    rows = [*sums(0, 6), *(prose(" ".join(VOCABULARY[n : n + 90]), f"long:{n}") for n in range(4))]
+    found = look(rows, tokenizer, max_length=64, truncated=0.4)
     assert (found.tokens.truncated, found.tokens.truncated_share) == (4, 0.4)
     assert found.problems == ()
-    found = look(rows, tokenizer, max_length=64, truncated=0.3, duplicates=1)
+    found = look(rows, tokenizer, max_length=64, truncated=0.3)
     with pytest.raises(DataError, match=r"data\.audit\.truncated: 4 of 10 rows \(40\.0%\).*long:0"):
         refuse(found)
 

@@ -1,5 +1,6 @@
 """Evaluation items in training rows: found where they are, and not where only their words are."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,13 +148,13 @@ def test_items_without_a_word_are_counted() -> None:
 def test_a_leak_past_the_limit_is_refused_with_its_place(tokenizer: Any) -> None:
     rows = [chat(LONG, "Nine.", "chats.jsonl:7")]
     items = [item(LONG, "nine", name="sheep"), item("Who wrote the novel Emma?", "Austen")]
-    found = audit(rows, [], items, [], tokenizer, AuditSpec(dropped=1))
+    found = audit(rows, [], items, [], tokenizer, AuditSpec())
     expected = (
         r"data\.audit\.leakage: 1 of 2 items \(50\.0%\) of suite/task .*sheep in chats.jsonl:7"
     )
     with pytest.raises(DataError, match=expected):
         refuse(found)
-    allowed = audit(rows, [], items, [], tokenizer, AuditSpec(dropped=1, leakage=0.5))
+    allowed = audit(rows, [], items, [], tokenizer, AuditSpec(leakage=0.5))
     refuse(allowed)
     assert any("sheep in chats.jsonl:7" in warning for warning in allowed.warnings)
 
@@ -161,7 +162,7 @@ def test_a_leak_past_the_limit_is_refused_with_its_place(tokenizer: Any) -> None
 def test_validation_rows_that_are_trained_on_are_a_warning(tokenizer: Any) -> None:
     rows = [chat(LONG, "Nine.", "train:1")]
     held_out = [chat(LONG, "nine", "held:1"), chat("Who wrote Emma?", "Austen", "held:2")]
-    found = audit(rows, [], [], held_out, tokenizer, AuditSpec(dropped=1))
+    found = audit(rows, [], [], held_out, tokenizer, AuditSpec())
     assert found.validation is not None
     assert (found.validation.items, found.validation.exact) == (2, 1)
     assert found.problems == ()
@@ -201,10 +202,10 @@ def test_every_item_of_the_bundled_suites_is_found_when_it_is_trained_on(
 
 
 def test_a_row_that_leaks_one_item_leaks_few_others(items: list[AuditedItem]) -> None:
-    picked = items[:: max(len(items) // 40, 1)]
-    for number, one in enumerate(picked):
+    empty = LeakSearch(items)
+    for number, one in enumerate(items[:: max(len(items) // 40, 1)]):
         row = as_row(one, number)
-        search = LeakSearch(items)
+        search = copy.deepcopy(empty)
         search.look([words_of(parts_of(row))], 0)
         leaked = sum(found.leaked for found in search.result([row]))
         assert 1 <= leaked <= 6, one.id

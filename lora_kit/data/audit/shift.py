@@ -3,8 +3,7 @@
 Lopez-Paz & Oquab 2017 (arXiv:1610.06545): where the two are alike, no classifier tells them apart.
 Ours is a logistic regression on TF-IDF of words and pairs of words, cross-validated, with rows of
 one cluster in one part. Theirs reports accuracy; the area under the ROC curve is the same for sets
-of unlike sizes. Its interval is that of Hanley & McNeil 1982, its p value that of the Mann-Whitney
-test; both take the rows to be independent, so many rows of few clusters look surer than they are.
+of unlike sizes.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu
+from scipy.stats import norm, t
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
@@ -24,6 +23,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from lora_kit.data.audit.findings import Shift
 from lora_kit.data.audit.item import VALIDATION, AuditedItem, held_out_items
 from lora_kit.data.rows import Row
+
+Flags = NDArray[np.bool_]
 
 MOST = 2000
 """Rows of each kind that are compared."""
@@ -58,6 +59,36 @@ class Sample:
         )
 
 
+@dataclass(frozen=True)
+class Part:
+    """Rows that one classifier was not trained on.
+
+    Attributes:
+        scores: (rows,) float64, larger where a row is taken for one of the others.
+        labels: (rows,) bool, whether it is one.
+        clusters: (rows,) int64.
+    """
+
+    scores: NDArray[np.float64]
+    labels: Flags
+    clusters: NDArray[np.int64]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Training rows, and others."""
+        others = int(self.labels.sum())
+        return len(self.labels) - others, others
+
+    def placements(self) -> NDArray[np.float64]:
+        """Of each row, how many of the other kind it is ranked right against, as a share."""
+        rows, others = self.scores[~self.labels], self.scores[self.labels]
+        right = (others > rows[:, None]) + 0.5 * (others == rows[:, None])
+        shares = np.empty(len(self.scores))
+        shares[~self.labels] = right.mean(axis=1)
+        shares[self.labels] = right.mean(axis=0)
+        return shares
+
+
 def _some(count: int) -> list[int]:
     return sorted(random.Random("shift").sample(range(count), min(count, MOST)))
 
@@ -79,19 +110,14 @@ def shifts(training: Sample, held_out: Sequence[Row], items: Sequence[AuditedIte
 
 
 def _shift(name: str, rows: Sequence[AuditedItem], others: Sequence[AuditedItem]) -> Shift | None:
+    if min(len(rows), len(others)) < FEWEST:
+        return None
     # Items without an answer to show are compared by what is asked alone.
     answered = any(item.answers for item in others)
     texts = [_text(item, answered) for item in [*rows, *others]]
     groups = [item.cluster or item.id for item in [*rows, *others]]
-    labels = np.repeat([0, 1], [len(rows), len(others)])
-    parts = min(_PARTS, len(set(groups[: len(rows)])), len(set(groups[len(rows) :])))
-    if min(len(rows), len(others)) < FEWEST or parts < 2:
-        return None
-    scores = _scores(texts, labels, groups, parts)
-    seen = ~np.isnan(scores)
-    if len(set(labels[seen])) < 2:
-        return None
-    return area(name, scores[seen & (labels == 0)], scores[seen & (labels == 1)])
+    labels = np.repeat([False, True], [len(rows), len(others)])
+    return area(name, _parts(texts, labels, groups))
 
 
 def _text(item: AuditedItem, answered: bool) -> str:
@@ -100,10 +126,8 @@ def _text(item: AuditedItem, answered: bool) -> str:
     return f"{asked}\n{answer}"[:_CHARACTERS]
 
 
-def _scores(
-    texts: Sequence[str], labels: NDArray[np.int64], groups: Sequence[str], parts: int
-) -> NDArray[np.float64]:
-    """Of each text the score of a classifier that was not trained on its part, or NaN."""
+def _parts(texts: Sequence[str], labels: Flags, groups: Sequence[str]) -> list[Part]:
+    """Scores of each part by a classifier of the other parts; none where there is one cluster."""
     vectorizer = HashingVectorizer(
         ngram_range=(1, 2),
         token_pattern=r"\w+",
@@ -112,42 +136,57 @@ def _scores(
         norm=None,
     )
     features = TfidfTransformer(sublinear_tf=True).fit_transform(vectorizer.transform(texts))
-    scores = np.full(len(texts), np.nan)
-    folds = StratifiedGroupKFold(parts, shuffle=True, random_state=0)
-    for trained, tested in folds.split(features, labels, groups):
-        if len(set(labels[trained])) < 2:
-            continue
-        classifier = LogisticRegression(class_weight="balanced", max_iter=200)
-        classifier.fit(features[trained], labels[trained])
-        scores[tested] = classifier.decision_function(features[tested])
-    return scores
+    clusters = np.unique(groups, return_inverse=True)[1]
+    fewest = min(len(set(clusters[labels])), len(set(clusters[~labels])))
+    if fewest < 2:
+        return []
+    parts = []
+    folds = StratifiedGroupKFold(min(_PARTS, fewest), shuffle=True, random_state=0)
+    for trained, tested in folds.split(features, labels, clusters):
+        if len(set(labels[trained])) == len(set(labels[tested])) == 2:
+            classifier = LogisticRegression(class_weight="balanced", max_iter=200)
+            classifier.fit(features[trained], labels[trained])
+            scores = classifier.decision_function(features[tested])
+            parts.append(Part(scores, labels[tested], clusters[tested]))
+    return parts
 
 
-def area(name: str, rows: NDArray[np.float64], others: NDArray[np.float64]) -> Shift:
-    """The area under the ROC curve, with its interval.
+def area(name: str, parts: Sequence[Part]) -> Shift | None:
+    """The area under the ROC curve, with its interval; `None` of no parts.
 
-    Args:
-        name: of the others.
-        rows: (rows,) float64, scores of training rows.
-        others: (others,) float64, scores of the others, larger where the classifier is right.
+    The interval is that of clustered data (Obuchowski 1997, Biometrics 53:567): how much each
+    cluster moves the area. Rows are compared within a part only, since each part has a classifier
+    of its own, whose threshold says more of the sizes of the classes that it saw than of the rows.
     """
-    test = mannwhitneyu(others, rows, alternative="greater")
-    count = len(rows) * len(others)
-    auc = float(test.statistic) / count
-    # Hanley & McNeil 1982, equation 2.
-    twice_other, twice_row = auc / (2 - auc), 2 * auc**2 / (1 + auc)
-    variance = (
-        auc * (1 - auc)
-        + (len(others) - 1) * (twice_other - auc**2)
-        + (len(rows) - 1) * (twice_row - auc**2)
-    ) / count
-    half = 1.96 * math.sqrt(max(variance, 0.0))
+    if not parts:
+        return None
+    sizes = np.array([part.sizes for part in parts])
+    pairs = sizes.prod(axis=1)
+    weights = pairs / pairs.sum()
+    placements = [part.placements() for part in parts]
+    areas = [own[part.labels].mean() for own, part in zip(placements, parts, strict=True)]
+    auc = float(weights @ areas)
+    moves = np.concatenate(
+        [
+            weight * (own - auc) / np.where(part.labels, *part.sizes[::-1])
+            for weight, own, part in zip(weights, placements, parts, strict=True)
+        ]
+    )
+    labels = np.concatenate([part.labels for part in parts])
+    clusters = np.concatenate([part.clusters for part in parts])
+    count = len(set(clusters))
+    deviation = math.sqrt((np.bincount(clusters, moves) ** 2).sum() * count / max(count - 1, 1))
+    freedom = max(min(len(set(clusters[labels])), len(set(clusters[~labels]))) - 1, 1)
+    half = float(t.ppf(0.975, freedom)) * deviation
+    # Where it is never wrong there is no deviation left; then chance alone says how sure that is.
+    chance = math.sqrt((pairs * (sizes.sum(axis=1) + 1) / 12).sum()) / pairs.sum()
+    by_clusters = t.sf((auc - 0.5) / deviation, freedom) if deviation else 0.0
     return Shift(
         other=name,
-        rows=len(rows),
-        others=len(others),
+        rows=int(sizes[:, 0].sum()),
+        others=int(sizes[:, 1].sum()),
         auc=auc,
         low=max(auc - half, 0.0),
         high=min(auc + half, 1.0),
-        p_value=float(test.pvalue),
+        p_value=float(max(by_clusters, norm.sf((auc - 0.5) / chance))),
     )

@@ -68,10 +68,12 @@ def words_of(parts: Sequence[str]) -> Words:
     """The words of turns or texts; each begins a line of its own."""
     found = _WORD.findall("\n".join(parts).casefold())
     values = np.fromiter(map(hash, found), np.int64, len(found))
-    lines = np.flatnonzero(values == _NEW_LINE)
-    hashes = np.delete(values, lines).view(np.uint64)
-    starts = lines - np.arange(len(lines))
-    borders = np.unique(np.concatenate([[0], starts, [len(hashes)]])).astype(np.int64)
+    line = values == _NEW_LINE
+    starts = np.flatnonzero(line)
+    hashes = values[~line].view(np.uint64)
+    borders = np.empty(len(starts) + 2, np.int64)
+    borders[0], borders[-1] = 0, len(hashes)
+    borders[1:-1] = starts - np.arange(len(starts))
     return Words(hashes, borders)
 
 
