@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lora_kit.data.audit.item import AuditedItem
 from lora_kit.evaluation.item import Item
@@ -13,8 +13,8 @@ from lora_kit.evaluation.suite import CHOOSING, QUESTION, TEXT, Suite, TaskSpec
 if TYPE_CHECKING:
     from lora_kit.evaluation.engine.work import Work
 
-# Of a document's field, to tell the question from a label or an id.
-_QUESTION_WORDS = 3
+# Of a document's field, to tell what is asked from a label or an id.
+_FIELD_WORDS = 3
 
 
 def audited_items(work: Sequence[Work]) -> list[AuditedItem]:
@@ -24,62 +24,59 @@ def audited_items(work: Sequence[Work]) -> list[AuditedItem]:
 
 def audited_item(suite: Suite, spec: TaskSpec, item: Item) -> AuditedItem:
     """What an item of any kind of task asks, without what its template says, and its answers."""
+    prompt, answers = _asked(spec, item)
     return AuditedItem(
         suite=suite.name,
         task=spec.name,
         id=item.id,
-        prompt=_question(spec, item),
-        answers=_answers(spec, item),
+        prompt=prompt,
+        answers=answers,
         gain=suite.role == "gain",
         cluster=item.cluster,
     )
 
 
-def _answers(spec: TaskSpec, item: Item) -> tuple[str, ...]:
-    if spec.kind == "instructions" or (item.choices and item.answer is None):
-        return ()  # the reference only describes the checks, or which choice is right is not known
-    if item.answer is not None:
-        return (item.choices[item.answer],)
-    return item.references or (item.reference,)
-
-
-def _question(spec: TaskSpec, item: Item) -> str:
-    if spec.kind in CHOOSING:
-        template = spec.template or (QUESTION if spec.kind == "multiple_choice" else TEXT)
-        return _unfilled(template, item.prompt)
+def _asked(spec: TaskSpec, item: Item) -> tuple[str, tuple[str, ...]]:
+    """The prompt, and the answers of which any is right."""
     if spec.kind == "lm_eval":
-        return _own_part(item)
-    return item.prompt
+        return _harness(item)
+    if spec.kind == "instructions":
+        return item.prompt, ()  # the reference only describes the checks
+    if spec.kind in CHOOSING and item.answer is not None:
+        template = spec.template or (QUESTION if spec.kind == "multiple_choice" else TEXT)
+        return _unfilled(template, item.prompt), (item.choices[item.answer],)
+    return item.prompt, item.references or (item.reference,)
 
 
 def _unfilled(template: str, prompt: str) -> str:
     """What the template's fields were filled with; a training row may ask it in other words."""
-    literal = True
-    pattern = ""
-    for part in re.split(r"\{(\w+)\}", template):
-        pattern += re.escape(part) if literal else "(.*?)"
-        literal = not literal
+    literals = re.split(r"\{\w+\}", template)
+    pattern = "(.*?)".join(map(re.escape, literals))
     found = re.fullmatch(pattern, prompt, re.DOTALL)
     return "\n".join(found.groups()) if found and found.groups() else prompt
 
 
-def _own_part(item: Item) -> str:
-    """The prompt of lm-evaluation-harness without the solved examples that it puts first.
+def _harness(item: Item) -> tuple[str, tuple[str, ...]]:
+    """The same of an item of lm-evaluation-harness, whose document is the requests made of it."""
+    if item.answer is not None:
+        # Where the choices are contexts, the right one is what is asked.
+        request = item.document[item.answer]
+        context, continuation = request.args
+        return _own_part(request.doc, str(context)), (str(continuation).strip(),)
+    request = item.document[0]
+    # Of several choices without an answer, which are right only the task's own function knows.
+    return _own_part(request.doc, str(request.args[0])), () if item.choices else item.references
 
-    Which fields a prompt is written from only the task's template knows; what stands in it word for
-    word was one. Else it is what comes behind the last blank line, which parts examples by default.
+
+def _own_part(document: Mapping[str, Any], context: str) -> str:
+    """The context without the solved examples that come first.
+
+    Which fields it is written from only the task's template knows; what stands in it word for word
+    was one. Else it is what comes behind the last blank line, which parts examples by default.
     """
-    values = [v for v in _texts(item.document) if len(v.split()) >= _QUESTION_WORDS]
-    own = [value for value in dict.fromkeys(values) if value in item.prompt]
+    values = {value.strip() for value in document.values() if isinstance(value, str)}
+    own = [v for v in values if v in context and len(v.split()) >= _FIELD_WORDS]
     whole = [one for one in own if not any(one != other and one in other for other in own)]
     if whole:
-        return "\n".join(whole)
-    return item.prompt.strip().rpartition("\n\n")[2]
-
-
-def _texts(document: object) -> Iterator[str]:
-    """The texts of the document that the first of lm-eval's instances was made from."""
-    if isinstance(document, tuple) and document:
-        for value in dict(document[0].doc).values():
-            if isinstance(value, str):
-                yield value.strip()
+        return "\n".join(sorted(whole, key=context.rfind))
+    return context.strip().rpartition("\n\n")[2]

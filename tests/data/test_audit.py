@@ -10,11 +10,13 @@ import pytest
 from lora_kit.data.audit.audit import audit, refuse
 from lora_kit.data.audit.duplicates import TwinSearch
 from lora_kit.data.audit.findings import Audit, Duplicates
+from lora_kit.data.audit.shift import Sample, shifts
 from lora_kit.data.audit.words import parts_of, words_of
 from lora_kit.data.rows import Message, Row
+from lora_kit.data.sources import read_source
 from lora_kit.data.tokenization import tokenize
 from lora_kit.errors import DataError
-from lora_kit.recipe import AuditSpec
+from lora_kit.recipe import AuditSpec, SourceSpec
 
 VOCABULARY = [f"word{number}" for number in range(5000)]
 
@@ -209,6 +211,21 @@ def test_held_out_rows_of_the_same_kind_are_not(tokenizer: Any) -> None:
     assert shift.low <= 0.5
     assert not any("classifier" in warning for warning in found.warnings)
     assert look(rows[:60], tokenizer, held_out=rows[60:65]).shifts == ()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_of_other_modules_are_not_of_another_kind(seed: int) -> None:
+    # Each module has words of its own, which tell the rows apart that were seen and no others.
+    every = read_source(SourceSpec(source="stdlib-docstrings", split="all"), 0, "data.train")
+    modules = sorted({row.cluster for row in every})
+    random.Random(seed).shuffle(modules)
+    apart = set(modules[: len(modules) // 4])
+    random.Random(seed).shuffle(every)
+    rows = [row for row in every if row.cluster not in apart][:200]
+    sample = Sample.of(len(rows))
+    sample.look(rows, first_row=0)
+    (shift,) = shifts(sample, [row for row in every if row.cluster in apart][:100], [])
+    assert not (shift.found and shift.auc >= 0.8)
 
 
 def test_all_that_is_past_a_limit_is_refused_at_once(tokenizer: Any) -> None:

@@ -203,7 +203,7 @@ def test_every_item_of_the_bundled_suites_is_found_when_it_is_trained_on(
 
 def test_a_row_that_leaks_one_item_leaks_few_others(items: list[AuditedItem]) -> None:
     empty = LeakSearch(items)
-    for number, one in enumerate(items[:: max(len(items) // 40, 1)]):
+    for number, one in enumerate(items[:: max(len(items) // 20, 1)]):
         row = as_row(one, number)
         search = copy.deepcopy(empty)
         search.look([words_of(parts_of(row))], 0)
