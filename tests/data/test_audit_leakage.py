@@ -75,6 +75,12 @@ def kind(row: Row, one: AuditedItem) -> str | None:
             item(f"{LONG} (a) nine (b) eight", "nine"),
             "prompt",
         ),
+        # A script without spaces has words of one character.
+        (
+            chat("请回答法国的首都是哪一座城市以及它有多少人口?", "首都是巴黎"),
+            item("法国的首都是哪一座城市以及它有多少人口", "巴黎"),
+            "exact",
+        ),
         # Any of several answers.
         (chat(LONG, "9"), item(LONG, "nine", "9"), "exact"),
         # A long answer, a word of it changed.
