@@ -1,6 +1,9 @@
 """Each finding of the audit, on data that has it and on data that does not."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +113,27 @@ def test_near_duplicates_are_found_as_often_as_documented(
 
 def test_rows_of_one_template_are_no_near_duplicates() -> None:
     assert twins(sums(0, 200)).near == 0
+
+
+def test_estimates_are_the_same_in_every_process() -> None:
+    code = """if True:
+        from lora_kit.data.audit.duplicates import TwinSearch
+        from lora_kit.data.audit.words import words_of
+        search = TwinSearch()
+        texts = [" ".join(f"word{n * k}" for n in range(40)) for k in (1, 2)]
+        search.look([(text,) for text in texts], [words_of([text]) for text in texts])
+        print(search._signatures[0].sum())
+    """
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(printed) == 1
 
 
 def test_a_copy_of_a_copy_counts_once() -> None:

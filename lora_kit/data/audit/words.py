@@ -12,6 +12,8 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +29,8 @@ _WORD = re.compile(
     rf"\n|[^\W{_ALONE}]+|[{_ALONE}]"
     rf"|(?<=\d){_OPERATOR}|(?<=\d ){_OPERATOR}|{_OPERATOR}(?= ?\d)"
 )
-# Of this process: nothing that is kept depends on a hash.
-_NEW_LINE = np.int64(hash("\n"))
 _BASE = np.uint64(0x9E3779B97F4A7C15)
+_KNOWN_WORDS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,24 @@ def label_of(row: Row) -> str | None:
 def words_of(parts: Sequence[str]) -> Words:
     """The words of turns or texts; each begins a line of its own."""
     found = _WORD.findall("\n".join(parts).casefold())
-    values = np.fromiter(map(hash, found), np.int64, len(found))
+    values = np.fromiter(map(_hash, found), np.uint64, len(found))
     line = values == _NEW_LINE
     starts = np.flatnonzero(line)
-    hashes = values[~line].view(np.uint64)
+    hashes = values[~line]
     borders = np.empty(len(starts) + 2, np.int64)
     borders[0], borders[-1] = 0, len(hashes)
     borders[1:-1] = starts - np.arange(len(starts))
     return Words(hashes, borders)
+
+
+@lru_cache(_KNOWN_WORDS)
+def _hash(word: str) -> int:
+    # Python's own is another one in each process, and so would the estimates be.
+    encoded = word.encode(errors="surrogatepass")
+    return int.from_bytes(blake2b(encoded, digest_size=8).digest())
+
+
+_NEW_LINE = np.uint64(_hash("\n"))
 
 
 def runs(hashes: Hashes, longest: int) -> Iterator[tuple[int, Hashes]]:
