@@ -83,7 +83,7 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | Rows:
         if isinstance(index, slice):
             return Rows(self.sources, self.parts[index], self.numbers[index])
-        return self.sources[self.parts[index]].take([int(self.numbers[index])])[0]
+        return self.sources[int(self.parts[index])].take([int(self.numbers[index])])[0]
 
     def __iter__(self) -> Iterator[Row]:
         for start in range(0, len(self), BLOCK):
