@@ -153,6 +153,18 @@ def test_a_limit_is_what_a_source_has_to_give(folder: Path) -> None:
     assert len(set(found)) == 4
 
 
+def test_the_order_of_rows_and_replay_is_the_known_one(folder: Path) -> None:
+    """Rows in another order would train another adapter from the same recipe."""
+    replay = {"source": str(folder / "c.jsonl"), "fraction": 0.2}
+    limited = [{"source": str(folder / "a.jsonl")}, {"source": str(folder / "b.jsonl"), "limit": 8}]
+    wanted = spec(folder, replay=replay, train=limited)
+    chosen = sorted(random.Random("5/data.train.1.source").sample(range(30), 8))
+    again = sorted(random.Random("5/data.replay.source").sample(range(120), 4))
+    expected = [f"a{n}" for n in range(8)] + [f"b{n}" for n in chosen] + [f"c{n}" for n in again]
+    random.Random("5/replay").shuffle(expected)
+    assert texts(training_rows(wanted, seed=5)[0]) == expected
+
+
 def test_replay_comes_on_top_of_a_mixture(folder: Path) -> None:
     replay = {"source": str(folder / "a.jsonl"), "fraction": 0.1}
     rows, count = training_rows(spec(folder, [1, 1, 1], rows=27, replay=replay), seed=0)

@@ -192,16 +192,19 @@ def test_class_numbers_are_the_names_of_classes(tmp_path: Path) -> None:
 
 
 def test_arrow_adds_no_fields_to_a_turn(tmp_path: Path) -> None:
-    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    call, other = (
+        {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        for arguments in ({"a": 1}, {"b": "x"})
+    )
     turns = [
         {"role": "user", "content": "Why?"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "assistant", "content": "", "tool_calls": [call, other]},
         {"role": "tool", "content": "So."},
         {"role": "assistant", "content": "So."},
     ]
     path = save([{"messages": turns}], tmp_path / "t.parquet")
     (row,) = opened(path)
-    assert [message.tool_calls for message in row.messages] == [(), (call,), (), ()]
+    assert [message.tool_calls for message in row.messages] == [(), (call, other), (), ()]
     assert not any(message.extra for message in row.messages)
 
 
