@@ -51,7 +51,7 @@ def loaded_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
     return models
 
 
-def example_rows(recipe: Recipe) -> list[Row]:
+def example_rows(recipe: Recipe) -> Sequence[Row]:
     """The rows that baselines learn from: those of the adapter, without its replay."""
     return training_rows(recipe.data.model_copy(update={"replay": None}), recipe.seed)[0]
 

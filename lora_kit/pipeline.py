@@ -14,7 +14,7 @@ from lora_kit.arms import example_rows, loaded_arms
 from lora_kit.backbone import load, resolve
 from lora_kit.console import say
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
-from lora_kit.data.tokenization import tokenize
+from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.errors import RecipeError, ReleaseError
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.evaluation.engine.work import plan_work
@@ -213,9 +213,13 @@ def merge(target: Path | Session, output: Path | None = None) -> Merged:
     # Before the merge: what cannot be compared is not worth writing.
     held_out = validation_rows(recipe.data, recipe.seed)
     rows = held_out or training_rows(recipe.data, recipe.seed)[0]
-    examples = [
-        tokenize(row, backbone.tokenizer, recipe.data.max_length) for row in rows[:COMPARED_ROWS]
-    ]
+    several = tokenize_rows(
+        rows[:COMPARED_ROWS].read(),
+        backbone.tokenizer,
+        recipe.data.max_length,
+        recipe.data.labels,
+    )
+    examples = [example for of_row in several for example in of_row]
     if output is None:
         shutil.rmtree(directory, ignore_errors=True)
     result = merge_stream(plan, directory)

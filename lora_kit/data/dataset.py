@@ -2,74 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import random
+from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from lora_kit.data.mixture import mix
+from lora_kit.data.prepared import Counts, PreparedData
 from lora_kit.data.rows import Row
-from lora_kit.data.sources import read_source
-from lora_kit.data.tokenization import Example, tokenize
+from lora_kit.data.sources import Rows, joined, read_source
+from lora_kit.data.store import KEPT_FROM, in_memory, kept
 from lora_kit.errors import DataError
 from lora_kit.recipe import DataSpec, SourceSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-@dataclass(frozen=True)
-class Counts:
-    """What became of the rows. Tokens are those of the rows in use."""
-
-    rows: int
-    used: int
-    dropped: int
-    truncated: int
-    tokens: int
-    supervised_tokens: int
-    replay_rows: int = 0
-
-    def to_dict(self) -> dict[str, int]:
-        """As JSON."""
-        return asdict(self)
+__all__ = ["Counts", "PreparedData", "prepare", "training_rows", "validation_rows"]
 
 
-@dataclass(frozen=True)
-class PreparedData:
-    """Examples in the order in which they were read, and the count of what became of the rows."""
-
-    examples: tuple[Example, ...]
-    counts: Counts
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of all tokens and labels, in their order."""
-        digest = hashlib.sha256()
-        for example in self.examples:
-            digest.update(repr((example.input_ids, example.labels)).encode())
-        return digest.hexdigest()
-
-    def to_dataset(self) -> Any:
-        """A `datasets.Dataset` with the columns `input_ids`, `labels` and `row`."""
-        from datasets import Dataset
-
-        return Dataset.from_dict(
-            {
-                "input_ids": [list(example.input_ids) for example in self.examples],
-                "labels": [list(example.labels) for example in self.examples],
-                "row": list(range(len(self.examples))),
-            }
-        )
-
-
-def training_rows(spec: DataSpec, seed: int) -> tuple[list[Row], int]:
+def training_rows(spec: DataSpec, seed: int) -> tuple[Rows, int]:
     """The rows to train on, replay mixed in at random places, and how many of them are replay.
 
     Raises:
-        DataError: if a source cannot be read, or has too few rows for the replay asked for.
+        DataError: if a source cannot be read, or has too few rows for the replay or the mixture
+            asked for. A row that is wrong is found when it is read.
     """
-    rows = _read_all(spec.train, seed, "data.train")
+    several = [
+        read_source(source, seed, f"data.train.{index}.source")
+        for index, source in enumerate(spec.train)
+    ]
+    is_mixture = spec.temperature is not None or spec.train[0].weight is not None
+    rows = mix(several, spec, seed) if is_mixture else joined(several)
     if spec.replay is None or spec.replay.fraction == 0:
         return rows, 0
     wanted = round(len(rows) * spec.replay.fraction / (1 - spec.replay.fraction))
@@ -80,22 +47,31 @@ def training_rows(spec: DataSpec, seed: int) -> tuple[list[Row], int]:
             f"data.replay.fraction: {spec.replay.fraction} of the rows is {wanted}, but "
             f"{spec.replay.source} has {len(replay)}; lower it"
         )
-    mixed = rows + replay[:wanted]
-    random.Random(f"{seed}/replay").shuffle(mixed)
-    return mixed, wanted
+    whole = joined([rows, _as_replay(replay[:wanted])])
+    order = array("q", range(len(whole)))
+    random.Random(f"{seed}/replay").shuffle(order)
+    shuffled = np.frombuffer(order, dtype=np.int64)
+    return Rows(whole.sources, whole.parts[shuffled], whole.numbers[shuffled]), wanted
 
 
-def validation_rows(spec: DataSpec, seed: int) -> list[Row]:
-    """The held-out rows whose loss is watched; none if the recipe names no source for them."""
-    return _read_all(spec.validation, seed, "data.validation")
+def validation_rows(spec: DataSpec, seed: int) -> Rows:
+    """The held-out rows whose loss is watched; none if the recipe names no source for them.
 
-
-def _read_all(sources: Sequence[SourceSpec], seed: int, field: str) -> list[Row]:
-    return [
-        row
-        for index, source in enumerate(sources)
-        for row in read_source(source, seed, f"{field}.{index}.source")
-    ]
+    Raises:
+        DataError: if a source cannot be read, or has a weight.
+    """
+    for index, source in enumerate(spec.validation):
+        if source.weight is not None:
+            raise DataError(
+                f"data.validation.{index}.weight: only the sources of data.train are a mixture; "
+                "leave it out"
+            )
+    return joined(
+        [
+            read_source(source, seed, f"data.validation.{index}.source")
+            for index, source in enumerate(spec.validation)
+        ]
+    )
 
 
 def prepare(
@@ -106,28 +82,40 @@ def prepare(
 ) -> PreparedData:
     """Tokenize rows and drop those that have nothing to learn from.
 
+    Many rows are tokenized once: what they became is kept in the cache folder, and found there as
+    long as sources, recipe and tokenizer are the same.
+
+    Args:
+        rows: of `training_rows` or `validation_rows`, or any.
+        tokenizer: of the backbone.
+        spec: how they are read.
+        replay_rows: how many of them are replay, for the record.
+
     Raises:
-        DataError: if no row is left, or more were dropped than the recipe allows.
+        DataError: if a row is wrong, no row is left, or more were dropped than the recipe allows.
     """
-    examples = [tokenize(row, tokenizer, spec.max_length) for row in rows]
-    used = [example for example in examples if example.supervised]
-    dropped = [example for example in examples if not example.supervised]
-    if rows and (not used or len(dropped) > spec.audit.dropped * len(rows)):
-        names = ", ".join(example.origin for example in dropped[:3])
+    if isinstance(rows, Rows) and len(rows) >= KEPT_FROM and tokenizer.is_fast:
+        data = kept(rows, tokenizer, spec)
+    else:
+        data = in_memory(rows, tokenizer, spec)
+    _refuse_mostly_dropped(data, spec)
+    counts = dataclasses.replace(data.counts, replay_rows=replay_rows)
+    return dataclasses.replace(data, counts=counts)
+
+
+def _as_replay(rows: Rows) -> Rows:
+    """Under a name of its own, since a source can be trained on and replayed."""
+    named = [dataclasses.replace(one, name=f"replay: {one.name}") for one in rows.sources]
+    return Rows(tuple(named), rows.parts, rows.numbers)
+
+
+def _refuse_mostly_dropped(data: PreparedData, spec: DataSpec) -> None:
+    counts = data.counts
+    examples = counts.used + counts.dropped
+    if examples and (not counts.used or counts.dropped > spec.audit.dropped * examples):
         raise DataError(
-            f"data: {len(dropped)} of {len(rows)} rows have no supervised token within "
+            f"data: {counts.dropped} of {examples} rows have no supervised token within "
             f"max_length {spec.max_length} (allowed: {spec.audit.dropped:.0%}), the first: "
-            f"{names}. Raise data.max_length, shorten the prompts, or raise data.audit.dropped"
+            f"{', '.join(data.dropped)}. Raise data.max_length, shorten the prompts, or raise "
+            "data.audit.dropped"
         )
-    return PreparedData(
-        examples=tuple(used),
-        counts=Counts(
-            rows=len(rows),
-            used=len(used),
-            dropped=len(dropped),
-            truncated=sum(example.truncated for example in used),
-            tokens=sum(len(example.input_ids) for example in used),
-            supervised_tokens=sum(example.supervised for example in used),
-            replay_rows=replay_rows,
-        ),
-    )

@@ -1,16 +1,34 @@
-"""Where rows come from: built-in sources by name, JSON-lines files by path."""
+"""Where rows come from: built-in sources by name, tables by path or hub id."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import random
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lora_kit.data.docstrings import docstring_rows
-from lora_kit.data.lines import json_lines
+from lora_kit.data.formats import check_columns, parse_row
 from lora_kit.data.reference import reference_rows
-from lora_kit.data.rows import Row, Split, parse_row, split_of
+from lora_kit.data.rows import Row, split_of
+from lora_kit.data.tables import (
+    BLOCK,
+    SUFFIXES,
+    ArrowTable,
+    Table,
+    Wanted,
+    has_splits,
+    is_hub_id,
+    open_table,
+)
 from lora_kit.errors import DataError
 from lora_kit.recipe import SourceSpec
 
@@ -19,56 +37,221 @@ BUILT_IN: dict[str, tuple[Callable[[], Sequence[Row]], float, float]] = {
     "stdlib-docstrings": (docstring_rows, 0.1, 0.15),
     "python-reference": (reference_rows, 0.1, 0.5),
 }
+SPLITS = ("train", "validation", "test", "all")
 
 
-def read_source(spec: SourceSpec, seed: int, field: str) -> list[Row]:
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An opened source.
+
+    Attributes:
+        name: what the recipe calls it.
+        size: rows that it has.
+        take: reads some of them.
+        digest: what changes with its content, or with how it is read.
+    """
+
+    name: str
+    size: int
+    take: Callable[[Sequence[int]], list[Row]]
+    digest: Callable[[], str]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Sequence[Row]):
+    """Rows of one or more sources, read when they are asked for.
+
+    Attributes:
+        sources: where they are.
+        parts: (rows,) int32, the source of each.
+        numbers: (rows,) int64, which of the source's rows it is.
+    """
+
+    sources: tuple[Source, ...]
+    parts: NDArray[np.int32]
+    numbers: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+
+    def __getitem__(self, index: int | slice) -> Row | Rows:
+        if isinstance(index, slice):
+            return Rows(self.sources, self.parts[index], self.numbers[index])
+        return self.sources[int(self.parts[index])].take([int(self.numbers[index])])[0]
+
+    def __iter__(self) -> Iterator[Row]:
+        for start in range(0, len(self), BLOCK):
+            yield from self[start : start + BLOCK].read()
+
+    def read(self) -> list[Row]:
+        """All of them, those of one source together, in their order."""
+        found: dict[int, Row] = {}
+        for part in np.unique(self.parts):
+            places = np.flatnonzero(self.parts == part)
+            rows = self.sources[part].take(self.numbers[places].tolist())
+            found.update(zip(places.tolist(), rows, strict=True))
+        return [found[place] for place in range(len(self))]
+
+    def formats(self) -> dict[str, str]:
+        """The format of each source's first row, by the source's name."""
+        firsts = [int(np.flatnonzero(self.parts == part)[0]) for part in np.unique(self.parts)]
+        return {self.sources[self.parts[i]].name: self[i].format for i in firsts}
+
+    def digest(self) -> str:
+        """The sha256 of what would be read."""
+        digest = hashlib.sha256(json.dumps([source.digest() for source in self.sources]).encode())
+        digest.update(self.parts.tobytes())
+        digest.update(self.numbers.tobytes())
+        return digest.hexdigest()
+
+
+def joined(several: Sequence[Rows]) -> Rows:
+    """Rows one after the other; sources of one name get numbers."""
+    sources: list[Source] = []
+    parts = []
+    for rows in several:
+        parts.append(rows.parts + np.int32(len(sources)))
+        sources += rows.sources
+    return Rows(
+        tuple(_distinct(sources)),
+        np.concatenate([np.zeros(0, np.int32), *parts]),
+        np.concatenate([np.zeros(0, np.int64), *(rows.numbers for rows in several)]),
+    )
+
+
+def read_source(spec: SourceSpec, seed: int, field: str) -> Rows:
     """The rows of one source, in the source's order.
 
     Args:
-        spec: what to read; its limit picks at random by `seed`.
+        spec: what to read; its limit picks at random by `seed`, but where rows are streamed.
         seed: the recipe's.
         field: the recipe's field, for messages.
 
     Raises:
-        DataError: if the source is unknown, or a row of a file is wrong, with its line.
+        DataError: if the source is unknown or cannot be read as asked. A row that is wrong is
+            found when it is read.
     """
-    if spec.source in BUILT_IN:
-        read, validation, test = BUILT_IN[spec.source]
-        rows = [
-            row for row in read() if spec.split in ("all", split_of(row.cluster, validation, test))
-        ]
-    else:
-        rows = _read_file(spec.source, spec.split, field)
-    if spec.limit is not None and spec.limit < len(rows):
+    source = _built_in(spec, field) if spec.source in BUILT_IN else _table_source(spec, field)
+    numbers = np.arange(source.size, dtype=np.int64)
+    if spec.limit is not None and spec.limit < source.size:
         # By the field, not by the source: a file's path must not decide which rows are taken.
-        chosen = random.Random(f"{seed}/{field}").sample(range(len(rows)), spec.limit)
-        rows = [rows[index] for index in sorted(chosen)]
-    return rows
+        chosen = array("q", random.Random(f"{seed}/{field}").sample(range(source.size), spec.limit))
+        numbers = np.sort(np.frombuffer(chosen, dtype=np.int64))
+    return Rows((source,), np.zeros(len(numbers), np.int32), numbers)
 
 
-def _read_file(source: str, split: Split, field: str) -> list[Row]:
-    path = Path(source).expanduser()
-    if path.suffix not in (".jsonl", ".ndjson"):
-        near = difflib.get_close_matches(source, BUILT_IN, n=1)
+def _built_in(spec: SourceSpec, field: str) -> Source:
+    _refuse_unused(spec, field, ("subset", "revision", "streaming", "columns"), "built in")
+    if spec.format != "auto":
+        raise DataError(
+            f"{_beside(field, 'format')}: {spec.source} is built in and has its own; leave it out"
+        )
+    if spec.split not in SPLITS:
+        raise DataError(
+            f"{_beside(field, 'split')}: {spec.source} has no split `{spec.split}`; it has "
+            f"{', '.join(SPLITS)}"
+        )
+    read, validation, test = BUILT_IN[spec.source]
+    rows = [row for row in read() if spec.split in ("all", split_of(row.cluster, validation, test))]
+    return Source(
+        spec.source,
+        len(rows),
+        lambda numbers: [rows[number] for number in numbers],
+        lambda: hashlib.sha256(repr(rows).encode()).hexdigest(),
+    )
+
+
+def _table_source(spec: SourceSpec, field: str) -> Source:
+    table = _opened(spec, field)
+    if not len(table):
+        raise DataError(f"{field}: {spec.source}: there are no rows in it")
+    check_columns(spec.columns, spec.format, _beside(field, "columns"))
+    names = table.names if isinstance(table, ArrowTable) else {}
+
+    def take(numbers: Sequence[int]) -> list[Row]:
+        values = table.take(numbers)
+        if isinstance(table, ArrowTable):
+            # Arrow gives every object the fields of all, empty where it had none.
+            values = [{key: _without_nulls(v) for key, v in value.items()} for value in values]
+        return [
+            parse_row(value, table.origin(number), spec.format, spec.columns, names)
+            for number, value in zip(numbers, values, strict=True)
+        ]
+
+    def digest() -> str:
+        read = [table.digest(), table.origin(0), spec.format, sorted(spec.columns.items())]
+        return hashlib.sha256(json.dumps(read).encode()).hexdigest()
+
+    name = f"{spec.source}/{spec.subset}" if spec.subset else spec.source
+    return Source(name, len(table), take, digest)
+
+
+def _opened(spec: SourceSpec, field: str) -> Table:
+    path = Path(spec.source).expanduser()
+    if not path.is_dir() and path.suffix not in SUFFIXES and not is_hub_id(spec.source):
+        near = difflib.get_close_matches(spec.source, BUILT_IN, n=1)
         hint = f" Did you mean `{near[0]}`?" if near else ""
         raise DataError(
-            f"{field}: {source}: neither a built-in source ({', '.join(BUILT_IN)}) nor a .jsonl "
-            f"file.{hint}"
+            f"{field}: {spec.source}: neither a built-in source ({', '.join(BUILT_IN)}) nor a file "
+            f"({', '.join(SUFFIXES)}), a folder or a hub id (owner/name).{hint}"
         )
-    if split not in ("train", "all"):
-        raise DataError(f"{field}: {source} is a file and has no split `{split}`; leave split out")
-    return read_jsonl(path, field)
+    if not is_hub_id(spec.source):
+        _refuse_unused(spec, field, ("subset", "revision", "streaming"), "no hub id")
+    if not has_splits(spec.source) and spec.split not in ("train", "all"):
+        raise DataError(
+            f"{_beside(field, 'split')}: {spec.source} is a file or a folder and has no split "
+            f"`{spec.split}`; leave it out"
+        )
+    if spec.streaming and spec.limit is None:
+        raise DataError(
+            f"{_beside(field, 'limit')}: missing; of {spec.source}, streaming fetches the first "
+            "`limit` rows"
+        )
+    return open_table(
+        Wanted(
+            spec.source,
+            field,
+            spec.split,
+            spec.subset,
+            spec.revision,
+            spec.limit if spec.streaming else None,
+            as_text=True,
+        )
+    )
 
 
-def read_jsonl(path: Path, field: str) -> list[Row]:
-    """Rows of a JSON-lines file.
+def _refuse_unused(spec: SourceSpec, field: str, options: Sequence[str], reason: str) -> None:
+    """An option that would not be used is no option."""
+    for name in options:
+        if getattr(spec, name):
+            raise DataError(f"{_beside(field, name)}: {spec.source} is {reason}; leave it out")
 
-    Raises:
-        DataError: if it cannot be read, is empty, or a line is wrong, with the line's number.
-    """
-    if not path.is_file():
-        raise DataError(f"{field}: {path}: no such file")
-    rows = [parse_row(value, origin) for value, origin in json_lines(path)]
-    if not rows:
-        raise DataError(f"{field}: {path}: the file has no rows")
-    return rows
+
+def _beside(field: str, name: str) -> str:
+    """Another field of the source that `field` names: `data.train.0.source`, its `split`."""
+    return f"{field.removesuffix('.source')}.{name}"
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(v) for key, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    return value
+
+
+def _distinct(sources: Sequence[Source]) -> list[Source]:
+    seen: dict[str, int] = {}
+    named = []
+    for source in sources:
+        seen[source.name] = seen.get(source.name, 0) + 1
+        count = seen[source.name]
+        name = source.name if count == 1 else f"{source.name} ({count})"
+        named.append(Source(name, source.size, source.take, source.digest))
+    return named

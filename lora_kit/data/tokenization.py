@@ -6,24 +6,35 @@ supervised and -100 elsewhere; the model shifts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import jinja2
 
+from lora_kit.data.drafts import Draft, Labels, Span, draft, drafts
 from lora_kit.data.rows import Message, Row
+from lora_kit.data.templates import (
+    control_tokens,
+    plain_prompt,
+    refuse_control_tokens,
+    render,
+    special_token_ids,
+)
 from lora_kit.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+Offsets = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenized row.
+    """One tokenized row, or the part of it up to one turn.
 
     Attributes:
         input_ids: the tokens, without padding.
@@ -31,6 +42,8 @@ class Example:
         truncated: whether the row was longer than the limit.
         origin: of the row.
         cluster: of the row.
+        source: which of the recipe's sources the row is of, counted from 0.
+        label: the row's class, if it has one.
     """
 
     input_ids: tuple[int, ...]
@@ -38,6 +51,8 @@ class Example:
     truncated: bool = False
     origin: str = ""
     cluster: str = ""
+    source: int = 0
+    label: str | None = None
 
     @property
     def supervised(self) -> int:
@@ -45,49 +60,34 @@ class Example:
         return sum(label != IGNORED for label in self.labels)
 
 
-def tokenize(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
-    """Tokenize one row, cut at `max_length` tokens.
+def tokenize(
+    row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Labels = "assistant"
+) -> Example:
+    """Tokenize one row to one example, cut at `max_length` tokens.
 
     Raises:
         DataError: if the row holds control tokens, or the chat template cannot carry its turns.
     """
-    if row.text is not None:
-        input_ids = tokenizer(row.text)["input_ids"]
-        labels = list(input_ids)
-    elif tokenizer.chat_template:
-        _refuse_control_tokens(row, tokenizer)
-        try:
-            input_ids, labels = _conversation(row, tokenizer)
-        except (jinja2.TemplateError, ValueError) as error:
-            raise DataError(f"{row.origin}: the chat template refuses this row: {error}") from error
-    else:
-        input_ids, labels = _completion(row, tokenizer)
-    # Tokens after the last supervised one change nothing in a causal model.
-    end = max((i + 1 for i, label in enumerate(labels) if label != IGNORED), default=len(labels))
-    kept = min(end, max_length)
-    # Nothing precedes the first token that it could be predicted from.
-    labels[:1] = [IGNORED]
-    return Example(
-        input_ids=tuple(input_ids[:kept]),
-        labels=tuple(labels[:kept]),
-        truncated=end > max_length,
-        origin=row.origin,
-        cluster=row.cluster,
-    )
+    refuse_control_tokens(row, control_tokens(tokenizer))
+    return _examples([(row, draft(row, tokenizer, labels))], tokenizer, max_length)[0]
 
 
-def render(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
-) -> str:
-    """The conversation as the chat template writes it."""
-    text = tokenizer.apply_chat_template(
-        [{"role": message.role, "content": message.content} for message in messages],
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        # Rows hold no thoughts, so the model is not asked for any; other templates ignore it.
-        enable_thinking=False,
-    )
-    return str(text)
+def tokenize_rows(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Labels
+) -> list[list[Example]]:
+    """Tokenize rows at a time, each to as many examples as the chat template makes necessary.
+
+    Raises:
+        DataError: if a row holds control tokens, or the chat template cannot carry its turns.
+    """
+    control = control_tokens(tokenizer)
+    several = []
+    for row in rows:
+        refuse_control_tokens(row, control)
+        several.append(drafts(row, tokenizer, labels))
+    pairs = [(row, one) for row, many in zip(rows, several, strict=True) for one in many]
+    examples = iter(_examples(pairs, tokenizer, max_length))
+    return [[next(examples) for _ in many] for many in several]
 
 
 def tokenize_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -104,82 +104,7 @@ def tokenize_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerB
             raise DataError(f"the chat template refuses the turns {roles}: {error}") from error
         # The template writes the special tokens itself; the tokenizer must not write them again.
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer(_plain_prompt([message.content for message in messages]))["input_ids"])
-
-
-def _plain_prompt(contents: Sequence[str]) -> str:
-    """A prompt for a backbone without chat template: the answer begins on a line of its own."""
-    text = "\n".join(contents)
-    return text if text[-1:].isspace() else f"{text}\n"
-
-
-def _conversation(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    whole = render(row.messages, tokenizer, add_generation_prompt=False)
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    input_ids: list[int] = encoded["input_ids"]
-    labels = [IGNORED] * len(input_ids)
-    for index, message in enumerate(row.messages):
-        if message.role != "assistant":
-            continue
-        before = render(row.messages[:index], tokenizer, add_generation_prompt=True)
-        until = render(row.messages[: index + 1], tokenizer, add_generation_prompt=False)
-        if not (until.startswith(before) and whole.startswith(until)):
-            raise DataError(
-                f"{row.origin}: the chat template rewrites earlier turns, so that turn "
-                f"{index} cannot be marked in the whole conversation; give one row for each answer"
-            )
-        _supervise_turn(
-            input_ids, labels, encoded["offset_mapping"], (len(before), len(until)), tokenizer, row
-        )
-    return input_ids, labels
-
-
-def _supervise_turn(
-    input_ids: Sequence[int],
-    labels: list[int],
-    offsets: Sequence[tuple[int, int]],
-    span: tuple[int, int],
-    tokenizer: PreTrainedTokenizerBase,
-    row: Row,
-) -> None:
-    """Label the tokens of one turn, up to and with the special token that ends it."""
-    start, end = span
-    special = special_token_ids(tokenizer)
-    for position, (first, last) in enumerate(offsets):
-        if first < start or last > end:
-            continue
-        labels[position] = input_ids[position]
-        if input_ids[position] in special:
-            return
-    raise DataError(
-        f"{row.origin}: the chat template ends the assistant's turn without a special token; "
-        "the model could not learn when to stop"
-    )
-
-
-def _completion(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    roles = [message.role for message in row.messages]
-    if roles != ["user", "assistant"]:
-        raise DataError(
-            f"{row.origin}: this backbone has no chat template, so a row has one prompt and one "
-            f"completion; found the turns {', '.join(roles)}"
-        )
-    prompt, completion = (message.content for message in row.messages)
-    prompt = _plain_prompt([prompt])
-    encoded = tokenizer(prompt + completion, return_offsets_mapping=True)
-    input_ids = [*encoded["input_ids"], tokenizer.eos_token_id]
-    start = len(prompt)
-    labels = [
-        token if last > start else IGNORED
-        for token, (_, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
-    return input_ids, [*labels, tokenizer.eos_token_id]
-
-
-def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids of the tokens that text cannot be written with, the added ones of a template included."""
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added | set(tokenizer.all_special_ids))
+    return list(tokenizer(plain_prompt([message.content for message in messages]))["input_ids"])
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -193,13 +118,82 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     return labels[-1]
 
 
-def _refuse_control_tokens(row: Row, tokenizer: PreTrainedTokenizerBase) -> None:
-    # Written out in a row, they would end turns or begin new ones.
-    special = [str(tokenizer.convert_ids_to_tokens(i)) for i in special_token_ids(tokenizer)]
-    for message in row.messages:
-        found = [token for token in special if token and token in message.content]
-        if found:
+def _examples(
+    pairs: Sequence[tuple[Row, Draft]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[Example]:
+    """Tokenize drafts, those of one kind in one call, which fast tokenizers divide over cores."""
+    special = special_token_ids(tokenizer)
+    found: dict[int, Example] = {}
+    kinds = [(one.special, one.spans is None) for _, one in pairs]
+    for kind in set(kinds):
+        places = [place for place, other in enumerate(kinds) if other == kind]
+        adds_special, is_whole = kind
+        encoded = tokenizer(
+            [pairs[place][1].text for place in places],
+            add_special_tokens=adds_special,
+            return_offsets_mapping=not is_whole,
+        )
+        for number, place in enumerate(places):
+            row, one = pairs[place]
+            input_ids = list(encoded["input_ids"][number])
+            if one.spans is None:
+                labels = list(input_ids)
+            else:
+                offsets = encoded["offset_mapping"][number]
+                labels = _labels(row, one, input_ids, offsets, special)
+            if one.closed is not None:
+                input_ids.append(tokenizer.eos_token_id)
+                labels.append(tokenizer.eos_token_id if one.closed else IGNORED)
+            found[place] = _example(row, input_ids, labels, max_length)
+    return [found[place] for place in range(len(pairs))]
+
+
+def _labels(
+    row: Row, one: Draft, input_ids: Sequence[int], offsets: Offsets, special: Collection[int]
+) -> list[int]:
+    labels = [IGNORED] * len(input_ids)
+    for span in one.spans or ():
+        if one.special:
+            # Of a plain text: a token is of the part that it ends in.
+            for position, (_, last) in enumerate(offsets):
+                if span.start < last <= span.end:
+                    labels[position] = input_ids[position]
+        elif not _supervise_turn(input_ids, labels, offsets, span, special) and span.ended:
             raise DataError(
-                f"{row.origin}: the text holds the control token {found[0]}, which would be read "
-                "as the end or the start of a turn; remove it or write it otherwise"
+                f"{row.origin}: the chat template ends the assistant's turn without a special "
+                "token; the model could not learn when to stop"
             )
+    return labels
+
+
+def _supervise_turn(
+    input_ids: Sequence[int],
+    labels: list[int],
+    offsets: Offsets,
+    span: Span,
+    special: Collection[int],
+) -> bool:
+    """Label the tokens of one turn up to and with the special token that ends it, if one does."""
+    for position in range(bisect_left(offsets, span.start, key=itemgetter(0)), len(offsets)):
+        if offsets[position][1] > span.end:
+            break
+        labels[position] = input_ids[position]
+        if input_ids[position] in special:
+            return True
+    return False
+
+
+def _example(row: Row, input_ids: list[int], labels: list[int], max_length: int) -> Example:
+    # Tokens after the last supervised one change nothing in a causal model.
+    end = max((i + 1 for i, label in enumerate(labels) if label != IGNORED), default=len(labels))
+    kept = min(end, max_length)
+    # Nothing precedes the first token that it could be predicted from.
+    labels[:1] = [IGNORED]
+    return Example(
+        input_ids=tuple(input_ids[:kept]),
+        labels=tuple(labels[:kept]),
+        truncated=end > max_length,
+        origin=row.origin,
+        cluster=row.cluster,
+        label=row.label,
+    )

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_kit.data.rows import Row, parse_row
+from lora_kit.data.formats import parse_row
+from lora_kit.data.rows import Row
 from lora_kit.data.sources import BUILT_IN, read_source
 from lora_kit.data.tables import read_table
 from lora_kit.errors import DataError

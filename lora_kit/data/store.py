@@ -1,0 +1,161 @@
+"""Rows tokenized once: written to Arrow while they are read, kept by the hash of all that matters.
+
+An entry of the cache is a directory of the Arrow file and what was counted while it was written. It
+is written under another name and then renamed, so that an entry is whole or absent, and of two
+processes that write the same one the later finds it there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from lora_kit.console import meter
+from lora_kit.data.prepared import SCHEMA, Counts, PreparedData, Tally
+from lora_kit.data.rows import Row
+from lora_kit.data.sources import Rows
+from lora_kit.data.tables import BLOCK
+from lora_kit.data.tokenization import tokenize_rows
+from lora_kit.errors import DataError
+from lora_kit.files import read_json, write_json
+from lora_kit.gguf import cache_directory
+from lora_kit.recipe import DataSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Raise it when what is written changes for another reason than the code of this package.
+VERSION = 1
+# Fewer rows are tokenized in the time that it takes to see whether they have been.
+KEPT_FROM = 2_000
+EXAMPLES, SUMMARY = "examples.arrow", "summary.json"
+
+
+def in_memory(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec: DataSpec
+) -> PreparedData:
+    """Tokenize rows, and keep nothing on disk.
+
+    Raises:
+        DataError: if a row is wrong.
+    """
+    sink = pa.BufferOutputStream()
+    tally = _write(rows, tokenizer, spec, sink)
+    table = pa.ipc.open_stream(sink.getvalue()).read_all()
+    return PreparedData(table, tally.counts(), tally.digest(), tuple(tally.dropped))
+
+
+def kept(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> PreparedData:
+    """Tokenize rows unless that was done before; of several processes, one a machine does it.
+
+    Raises:
+        DataError: if a row is wrong, or what is kept cannot be read.
+    """
+    from lora_kit.processes import process_state
+
+    directory = cache_directory() / "examples" / _key(rows, tokenizer, spec)
+    with process_state().local_main_process_first():
+        if not directory.is_dir():
+            _keep(rows, tokenizer, spec, directory)
+    summary = read_json(directory / SUMMARY, DataError)
+    try:
+        table = pa.ipc.open_stream(pa.memory_map(str(directory / EXAMPLES))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{directory}: cannot be read; delete it: {error}") from error
+    return PreparedData(
+        table,
+        Counts.from_dict(summary["counts"]),
+        summary["digest"],
+        tuple(summary["dropped"]),
+        directory / EXAMPLES,
+    )
+
+
+def _keep(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=directory.parent))
+    try:
+        with pa.OSFile(str(temporary / EXAMPLES), "wb") as sink:
+            tally = _write(rows, tokenizer, spec, sink)
+        summary = {
+            "counts": tally.counts().to_dict(),
+            "digest": tally.digest(),
+            "dropped": tally.dropped,
+        }
+        write_json(temporary / SUMMARY, summary)
+        try:
+            temporary.rename(directory)
+        except OSError:
+            # Another process was faster with the same rows.
+            if not directory.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec: DataSpec, sink: Any
+) -> Tally:
+    """Rows -> examples -> Arrow, a block at a time."""
+    names = [source.name for source in rows.sources] if isinstance(rows, Rows) else ["rows"]
+    tally = Tally(names)
+    with (
+        pa.ipc.new_stream(sink, SCHEMA) as writer,
+        meter("tokenizing", len(rows), visible=len(rows) >= KEPT_FROM) as progress,
+    ):
+        for block, parts in _blocks(rows):
+            used, sources = [], []
+            several = tokenize_rows(block, tokenizer, spec.max_length, spec.labels)
+            for row, part, examples in zip(block, parts, several, strict=True):
+                learned = tally.add(row, part, examples)
+                used += learned
+                sources += [part] * len(learned)
+            if used:
+                writer.write_batch(tally.record(used, sources))
+            progress.advance(len(block))
+    return tally
+
+
+def _blocks(rows: Sequence[Row]) -> Iterator[tuple[list[Row], list[int]]]:
+    """Some rows at a time, and the number of each one's source."""
+    for start in range(0, len(rows), BLOCK):
+        some = rows[start : start + BLOCK]
+        if isinstance(some, Rows):
+            yield some.read(), some.parts.tolist()
+        else:
+            yield list(some), [0] * len(some)
+
+
+def _key(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> str:
+    """The sha256 of all that decides what the rows become."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        code.update(file.read_bytes())
+    parts = {
+        "version": VERSION,
+        "code": code.hexdigest(),
+        "libraries": [version(name) for name in ("transformers", "tokenizers", "jinja2")],
+        "rows": rows.digest(),
+        "names": [source.name for source in rows.sources],
+        "tokenizer": _tokenizer_digest(tokenizer),
+        "labels": spec.labels,
+        "max_length": spec.max_length,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of all that a fast tokenizer goes by: vocabulary, merges, special tokens, chat template."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Of the call before; each call sets its own.
+    state["padding"] = state["truncation"] = None
+    known = [state, tokenizer.chat_template, tokenizer.special_tokens_map]
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()

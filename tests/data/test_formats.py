@@ -1,0 +1,221 @@
+"""Each format is recognised by its columns, read into the same rows, and refused with its place."""
+
+from typing import Any
+
+import pytest
+
+from lora_kit.data.formats import FORMATS, check_columns, parse_row, recognised
+from lora_kit.data.rows import Message, Row
+from lora_kit.errors import DataError
+from lora_kit.recipe import RowFormat
+
+ASK, ANSWER = Message("user", "Why?"), Message("assistant", "So.")
+TURNS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+SAID = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+
+
+@pytest.mark.parametrize(
+    ("value", "form"),
+    [
+        ({"messages": TURNS}, "messages"),
+        ({"messages": TURNS, "prompt": "Why?", "chosen": 1, "rejected": 2}, "messages"),
+        ({"prompt": "Why?", "completion": "So."}, "prompt-completion"),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, "prompt-completion"),
+        ({"prompt": TURNS[:1], "completion": "So."}, "prompt-completion"),
+        ({"conversations": SAID}, "sharegpt"),
+        ({"conversations": TURNS, "system": None}, "sharegpt"),
+        ({"instruction": "Why?", "input": "", "output": "So.", "text": "Below is"}, "alpaca"),
+        ({"instruction": "Why?", "input": None, "output": "So."}, "alpaca"),
+        ({"text": "Why?", "label": "So."}, "text-label"),
+    ],
+)
+def test_the_same_row_is_read_from_each_format(value: dict[str, Any], form: str) -> None:
+    row = parse_row({"id": 7, **value}, "f:1")
+    assert row.messages == (ASK, ANSWER)
+    assert row.format == form
+    assert (row.origin, row.cluster, row.text) == ("f:1", "f:1", None)
+    assert row.completion_from == (None if form in ("messages", "sharegpt") else 1)
+    assert row.label == ("So." if form == "text-label" else None)
+
+
+def test_a_text_is_a_text() -> None:
+    assert parse_row({"text": "prose", "url": "x"}, "f:1") == Row(
+        "f:1", "f:1", text="prose", format="text"
+    )
+    labelled = {"text": "prose", "label": 3}
+    assert parse_row(labelled, "f:1", "text").text == "prose"
+
+
+def test_the_parts_of_alpaca_and_sharegpt_are_put_together() -> None:
+    alpaca = {"instruction": "Add.", "input": "1 2", "output": "3", "system": "You add."}
+    row = parse_row(alpaca, "f:1")
+    assert row.messages == (
+        Message("system", "You add."),
+        Message("user", "Add.\n\n1 2"),
+        Message("assistant", "3"),
+    )
+    assert row.completion_from == 2
+    said = [
+        {"from": "system", "value": "Short."},
+        *SAID,
+        {"from": "function_response", "value": ""},
+    ]
+    row = parse_row({"conversations": [*said, SAID[1]]}, "f:1")
+    assert [m.role for m in row.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    row = parse_row({"conversations": SAID, "system": "Short."}, "f:1")
+    assert row.messages[0] == Message("system", "Short.")
+
+
+def test_a_prompt_that_the_completion_repeats_is_said_once() -> None:
+    row = parse_row({"prompt": TURNS[:1], "completion": TURNS}, "f:1")
+    assert row.messages == (ASK, ANSWER)
+    value = {"prompt": "Why?", "chosen": TURNS, "rejected": TURNS}
+    row = parse_row(value, "f:1", "prompt-completion", {"completion": "chosen"})
+    assert row.messages == (ASK, ANSWER)
+    assert row.completion_from == 1
+
+
+def test_a_completion_of_several_turns_begins_where_it_is_given() -> None:
+    value = {
+        "prompt": [{"role": "system", "content": "S"}, *TURNS[:1]],
+        "completion": TURNS[1:] * 1,
+    }
+    assert parse_row(value, "f:1").completion_from == 2
+    with pytest.raises(DataError, match="f:1: the last turn is the user's"):
+        parse_row({"prompt": "Why?", "completion": [*TURNS[1:], TURNS[0]]}, "f:1")
+
+
+def test_class_numbers_become_names_and_plain_numbers_texts() -> None:
+    value = {"text": "fine", "label": 1}
+    assert parse_row(value, "f:1", names={"label": ["bad", "good"]}).label == "good"
+    assert parse_row(value, "f:1").messages[1].content == "1"
+    assert parse_row({"text": "?", "label": True}, "f:1").label == "true"
+    with pytest.raises(DataError, match="f:1: `label` is -1, no class; 0 to 1 are"):
+        parse_row({"text": "fine", "label": -1}, "f:1", names={"label": ["bad", "good"]})
+    with pytest.raises(DataError, match="f:1: `label` has to be a text"):
+        parse_row({"text": "fine", "label": 0.5}, "f:1")
+
+
+def test_columns_say_where_a_field_is() -> None:
+    value = {"question": "Why?", "reply": "So.", "text": "other"}
+    columns = {"prompt": "question", "completion": "reply"}
+    for form in ("auto", "prompt-completion"):
+        assert parse_row(value, "f:1", form, columns).messages == (ASK, ANSWER)
+    # The format that was meant, though another would come first.
+    both = {"messages": TURNS * 2, **value}
+    assert parse_row(both, "f:1", "auto", columns).messages == (ASK, ANSWER)
+    # The column that was meant, though another has the field's name.
+    assert parse_row({"text": "a", "body": "b"}, "f:1", "text", {"text": "body"}).text == "b"
+
+
+@pytest.mark.parametrize(
+    ("form", "columns", "value", "part"),
+    [
+        ("auto", {"prompt": "questoin"}, {"question": "?"}, "did you mean `question`?"),
+        ("auto", {"prompt": "a"}, {"question": "?"}, "no column 'a', which columns.prompt names"),
+        ("alpaca", {}, {"instruction": "a", "outptu": "b"}, "no column 'output'; did you mean"),
+        ("text", {}, {"body": "b"}, "format text wants"),
+        ("auto", {}, {"body": "b"}, "no known format in the keys body"),
+        ("auto", {}, {}, "no known format in the keys (none)"),
+    ],
+)
+def test_a_missing_column_is_answered_with_the_nearest(
+    form: RowFormat, columns: dict[str, str], value: dict[str, Any], part: str
+) -> None:
+    with pytest.raises(DataError, match=r"^f:1: ") as caught:
+        parse_row(value, "f:1", form, columns)
+    assert part in str(caught.value)
+
+
+def test_a_field_that_no_format_has_is_answered_with_the_nearest() -> None:
+    with pytest.raises(DataError, match=r"promt is no field of any format; did you mean `prompt`"):
+        check_columns({"promt": "x"}, "auto", "data.train.0")
+    with pytest.raises(DataError, match=r"data\.train\.0: prompt is no field of format text"):
+        check_columns({"prompt": "x"}, "text", "data.train.0")
+    check_columns({"input": "x"}, "alpaca", "data.train.0")
+
+
+@pytest.mark.parametrize("form", ["auto", "preference"])
+def test_pairs_of_preference_are_refused_with_what_would_do(form: RowFormat) -> None:
+    value = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
+    assert recognised(value, {}) == "preference"
+    with pytest.raises(DataError, match=r"columns: \{completion: chosen\}"):
+        parse_row(value, "f:1", form)
+    row = parse_row(value, "f:1", "prompt-completion", {"completion": "chosen"})
+    assert row.messages == (ASK, ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("turn", "part"),
+    [
+        ({"role": "assistant"}, "messages[1]: `role` and `content` are wanted"),
+        ({"role": "assistant", "content": ""}, "`content` has to be a text that is not empty"),
+        ({"role": "assistant", "content": 4}, "found 4"),
+        ({"role": "bot", "content": "x"}, "role 'bot'; possible: system, user, assistant, tool"),
+        ({"role": "assistant", "content": "x", "weight": 0}, "weight 0: turns are not weighted"),
+        ({"role": "assistant", "content": [{"type": "image"}]}, "only parts of text"),
+        ({"role": "assistant", "content": "", "tool_calls": ["x"]}, "tool_calls[0]"),
+        (
+            {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]},
+            "arguments: not valid JSON",
+        ),
+        ({"role": "user", "tool_calls": [{"name": "f"}]}, "only the assistant makes tool_calls"),
+        ({"role": "assistant", "content": "", "tool_calls": []}, "not empty"),
+    ],
+)
+def test_a_wrong_turn_is_named(turn: dict[str, Any], part: str) -> None:
+    with pytest.raises(DataError, match=r"^f:1: ") as caught:
+        parse_row({"messages": [TURNS[0], turn]}, "f:1")
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ({"conversations": [{"from": "alien", "value": "x"}]}, "from 'alien'; possible: system"),
+        ({"conversations": [{"from": "human"}]}, "`from` and `value` are wanted"),
+        ({"conversations": SAID[:1]}, "the last turn is the user's"),
+        ({"conversations": "x"}, "`conversations` has to be a list of turns"),
+        ({"instruction": " ", "output": "b"}, "`instruction` has to be a text"),
+        ({"instruction": "a", "output": ""}, "`output` has to be a text"),
+        ({"prompt": "a", "completion": None}, "`completion` has to be a text"),
+        ({"text": None, "label": "x"}, "`text` has to be a text"),
+        ({"messages": TURNS, "tools": "{"}, "tools: not valid JSON"),
+        ({"messages": TURNS, "tools": [1]}, "`tools` has to be a list of JSON schemas"),
+        ([1], "an object is wanted, found list"),
+    ],
+)
+def test_a_wrong_field_is_named(value: Any, part: str) -> None:
+    with pytest.raises(DataError, match=r"^f:1: ") as caught:
+        parse_row(value, "f:1")
+    assert part in str(caught.value)
+
+
+def test_quirks_of_turns_are_kept_or_put_right() -> None:
+    turns = [
+        {"role": "developer", "content": "Short."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}],
+        },
+        {"role": "assistant", "tool_calls": [{"id": "1", "name": "f", "arguments": '{"a": 1}'}]},
+        {"role": "tool", "content": "", "name": "f", "tool_call_id": "1"},
+        {"role": "assistant", "content": "So.", "reasoning_content": "hm", "refusal": None},
+    ]
+    row = parse_row({"messages": turns, "tools": '[{"name": "f"}]'}, "f:1")
+    assert row.messages[0] == Message("system", "Short.")
+    assert row.messages[1] == ASK
+    assert row.messages[2].content == ""
+    (call,) = row.messages[2].tool_calls
+    assert call == {"type": "function", "id": "1", "function": {"name": "f", "arguments": {"a": 1}}}
+    assert dict(row.messages[3].extra) == {"name": "f", "tool_call_id": "1"}
+    assert dict(row.messages[4].extra) == {"reasoning_content": "hm"}
+    assert row.tools == ({"name": "f"},)
+
+
+def test_what_a_message_shows_of_a_format_is_of_that_format() -> None:
+    import ast
+
+    for name, form in FORMATS.items():
+        value = ast.literal_eval(form.shown)
+        assert recognised(value, {}) == name

@@ -1,0 +1,286 @@
+"""Tokenized once: what is kept is what was made, found again while nothing has changed."""
+
+import copy
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lora_kit.data import store
+from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.prepared import PreparedData
+from lora_kit.data.sources import Rows
+from lora_kit.data.tokenization import tokenize_rows
+from lora_kit.errors import DataError
+from lora_kit.recipe import DataSpec
+
+ROWS = 60
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Few rows are many here, and what is kept of them goes into a folder of the test."""
+    monkeypatch.setattr(store, "KEPT_FROM", 10)
+    monkeypatch.setattr("lora_kit.data.dataset.KEPT_FROM", 10)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "lora_kit" / "examples"
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Rows of two formats, each fifth too long, each tenth with nothing to learn."""
+    rows: list[dict[str, str]] = []
+    for number in range(ROWS):
+        if number % 2:
+            rows.append({"text": f"Number {number}. " + "more " * (80 if number % 5 == 0 else 1)})
+        else:
+            asked = "word " * 60 if number % 10 == 0 else f"What is {number}?"
+            rows.append({"prompt": asked, "completion": f"It is {number}."})
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def spec(source: Path, **fields: Any) -> DataSpec:
+    wanted = {"max_length": 64, "audit": {"dropped": 0.5}, **fields}
+    return DataSpec.model_validate({"train": [{"source": str(source)}], **wanted})
+
+
+def made(tokenizer: Any, wanted: DataSpec) -> PreparedData:
+    rows, replay = training_rows(wanted, 0)
+    return prepare(rows, tokenizer, wanted, replay)
+
+
+def test_what_is_kept_is_what_is_made_in_memory(cache: Path, mixed: Path, tokenizer: Any) -> None:
+    wanted = spec(mixed)
+    rows, _ = training_rows(wanted, 0)
+    kept = prepare(rows, tokenizer, wanted)
+    memory = prepare(list(rows), tokenizer, wanted)
+    assert kept.path is not None
+    assert memory.path is None
+    assert list(kept.examples) == list(memory.examples)
+    several = tokenize_rows(list(rows), tokenizer, 64, "assistant")
+    assert list(kept.examples) == [e for many in several for e in many if e.supervised]
+    assert kept.digest == memory.digest
+    assert kept.counts.tokens == memory.counts.tokens
+    assert [path.name for path in cache.iterdir()] == [kept.path.parent.name]
+
+
+def test_every_row_is_accounted_for_by_source(cache: Path, mixed: Path, tokenizer: Any) -> None:
+    train = [{"source": str(mixed)}, {"source": "python-reference", "limit": 20}]
+    wanted = spec(mixed, train=train)
+    data = made(tokenizer, wanted)
+    counts = data.counts
+    assert counts.rows == 80 == counts.used + counts.dropped
+    first, second = counts.sources[str(mixed)], counts.sources["python-reference"]
+    assert (first.format, first.rows, first.dropped) == ("prompt-completion, text", 60, 6)
+    assert (second.format, second.rows, second.dropped) == ("", 20, 0)
+    for name in ("rows", "used", "dropped", "truncated", "tokens"):
+        assert getattr(first, name) + getattr(second, name) == getattr(counts, name)
+    assert first.truncated == 6
+    assert second.truncated > 10
+    assert json.loads(json.dumps(counts.to_dict())) == counts.to_dict()
+    assert set(counts.to_dict()["sources"][str(mixed)]) == {
+        *("format", "rows", "used", "dropped", "truncated", "tokens")
+    }
+    assert [e.source for e in data.examples] == [0] * first.used + [1] * second.used
+
+
+def test_lengths_data_set_and_examples_say_the_same(
+    cache: Path, mixed: Path, tokenizer: Any
+) -> None:
+    rows, _ = training_rows(spec(mixed), 0)
+    for data in (prepare(rows, tokenizer, spec(mixed)), prepare(rows[:5], tokenizer, spec(mixed))):
+        examples = list(data.examples)
+        assert len(data.examples) == len(examples) == data.counts.used
+        assert data.lengths.dtype == np.int32
+        assert data.lengths.tolist() == [len(e.input_ids) for e in examples]
+        table = data.to_dataset()
+        assert table.column_names == ["input_ids", "labels", "row"]
+        assert table["row"][:] == list(range(len(examples)))
+        assert [tuple(ids) for ids in table["input_ids"][:]] == [e.input_ids for e in examples]
+        assert [tuple(ids) for ids in table["labels"][:]] == [e.labels for e in examples]
+        assert data.table["supervised"].to_pylist() == [e.supervised for e in examples]
+        assert data.examples[-1] == examples[-1]
+        assert data.examples[1:3] == tuple(examples[1:3])
+        with pytest.raises(IndexError):
+            data.examples[len(examples)]
+
+
+def test_the_digest_is_of_every_token_and_label_in_order(
+    cache: Path, mixed: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = spec(mixed)
+    rows, _ = training_rows(wanted, 0)
+    data = prepare(rows, tokenizer, wanted)
+    digests = {data.digest}
+    backwards = Rows(rows.sources, rows.parts, rows.numbers[::-1].copy())
+    digests.add(prepare(backwards, tokenizer, wanted).digest)
+    digests.add(prepare(rows, tokenizer, spec(mixed, labels="all")).digest)
+    digests.add(prepare(rows[:-1], tokenizer, wanted).digest)
+    assert len(digests) == 4
+    # But not of where one block ends.
+    monkeypatch.setattr(store, "BLOCK", 7)
+    assert prepare(list(rows), tokenizer, wanted).digest == data.digest
+    by_hand = [
+        np.array([len(e.input_ids) for e in data.examples], np.int32),
+        np.array([i for e in data.examples for i in e.input_ids], np.int32),
+        np.array([i for e in data.examples for i in e.labels], np.int32),
+    ]
+    parts = b"".join(hashlib.sha256(one.tobytes()).digest() for one in by_hand)
+    assert data.digest == hashlib.sha256(parts).hexdigest()
+
+
+def test_what_was_tokenized_is_not_tokenized_again(
+    cache: Path, mixed: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = made(tokenizer, spec(mixed))
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("it was read again")
+
+    monkeypatch.setattr(store, "tokenize_rows", refuse)
+    monkeypatch.setattr(Rows, "read", refuse)
+    again = made(tokenizer, spec(mixed))
+    assert again.counts == first.counts
+    assert again.digest == first.digest
+    assert list(again.examples) == list(first.examples)
+    # What is too much is judged anew.
+    with pytest.raises(DataError, match=r"6 of 60 rows have no supervised token.*mixed\.jsonl:1,"):
+        made(tokenizer, spec(mixed, audit={"dropped": 0.05}))
+
+
+def test_whatever_changes_what_rows_become_is_another_entry(
+    cache: Path, mixed: Path, tokenizer: Any
+) -> None:
+    def entries() -> int:
+        return len([path for path in cache.iterdir() if not path.name.startswith(".")])
+
+    made(tokenizer, spec(mixed))
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = changed.chat_template.replace("helpful", "useful")
+    grown = copy.deepcopy(tokenizer)
+    grown.add_tokens(["Number"])
+    one = {"source": str(mixed), "limit": 59}
+    for number, (spoken, wanted) in enumerate(
+        [
+            (changed, spec(mixed)),
+            (grown, spec(mixed)),
+            (tokenizer, spec(mixed, max_length=63)),
+            (tokenizer, spec(mixed, labels="all")),
+            (tokenizer, spec(mixed, train=[one])),
+        ],
+        start=2,
+    ):
+        made(spoken, wanted)
+        assert entries() == number
+    rows = mixed.read_text().splitlines(keepends=True)
+    mixed.write_text("".join(rows[1:] + rows[:1]))
+    made(tokenizer, spec(mixed))
+    assert entries() == 7
+    # But not what changes nothing of it.
+    tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=5)
+    made(copy.deepcopy(tokenizer), spec(mixed, audit={"dropped": 0.9}))
+    assert entries() == 7
+
+
+def test_a_row_that_is_wrong_leaves_nothing_behind(
+    cache: Path, mixed: Path, tokenizer: Any
+) -> None:
+    mixed.write_text(mixed.read_text() + '{"prompt": "?"}\n')
+    with pytest.raises(DataError, match=r"mixed\.jsonl:61: no known format"):
+        made(tokenizer, spec(mixed))
+    assert list(cache.iterdir()) == []
+
+
+def test_two_that_write_the_same_harm_neither(
+    cache: Path, mixed: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = store._write
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(store, "_write", write)
+        made(tokenizer, spec(mixed))
+        return write(*arguments)
+
+    monkeypatch.setattr(store, "_write", overtaken)
+    data = made(tokenizer, spec(mixed))
+    assert data.counts.rows == 60
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_an_entry_that_cannot_be_read_is_named(cache: Path, mixed: Path, tokenizer: Any) -> None:
+    path = made(tokenizer, spec(mixed)).path
+    assert path is not None
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot be read; delete it"):
+        made(tokenizer, spec(mixed))
+
+
+def test_few_rows_leave_no_litter(
+    mixed: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert made(tokenizer, spec(mixed)).path is None
+    assert not (tmp_path / "cache").exists()
+
+
+def test_rows_that_are_split_are_counted(cache: Path, tmp_path: Path, tokenizer: Any) -> None:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = (Path(__file__).parent / "thoughts.jinja").read_text()
+    turns = [("user", "One?"), ("assistant", "1."), ("user", "Two?"), ("assistant", "2.")]
+    values = [[{"role": r, "content": c} for r, c in turns[: 2 + 2 * (n % 2)]] for n in range(20)]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": value}) + "\n" for value in values))
+    counts = made(changed, spec(path)).counts
+    assert (counts.rows, counts.split_rows, counts.split_examples) == (20, 10, 20)
+    assert counts.used + counts.dropped == counts.rows - counts.split_rows + counts.split_examples
+    assert counts.sources[str(path)].rows == 20
+    assert counts.sources[str(path)].used == 30
+
+
+def test_no_rows_are_no_examples(tokenizer: Any, mixed: Path) -> None:
+    data = prepare([], tokenizer, spec(mixed))
+    assert len(data.examples) == 0
+    assert not data.examples
+    assert len(data.to_dataset()) == 0
+    assert data.lengths.tolist() == []
+    assert data.counts.rows == 0
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_find_or_write_the_same(smollm: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"It is {n}."}) + "\n" for n in range(4000)))
+    script = tmp_path / "both.py"
+    script.write_text(
+        "import sys\n"
+        "from transformers import AutoTokenizer\n"
+        "from lora_kit.data.dataset import prepare, training_rows\n"
+        "from lora_kit.recipe import DataSpec\n"
+        "spec = DataSpec.model_validate({'train': [{'source': sys.argv[1]}]})\n"
+        "rows, _ = training_rows(spec, 0)\n"
+        "data = prepare(rows, AutoTokenizer.from_pretrained(sys.argv[2]), spec)\n"
+        "print(len(data.examples), data.digest, data.path)\n"
+    )
+    command = [sys.executable, str(script), str(path), str(smollm)]
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": str(Path(store.__file__).parents[2]),
+    }
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = {process.communicate()[0] for process in both}
+    assert len(outputs) == 1
+    assert next(iter(outputs)).startswith("4000 ")
+    kept = list((tmp_path / "cache" / "lora_kit" / "examples").iterdir())
+    assert len(kept) == 1

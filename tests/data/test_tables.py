@@ -1,0 +1,285 @@
+"""Sources of every kind: the same rows, by number, with their place; and what is refused."""
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_kit.data.lines import index_lines, index_list
+from lora_kit.data.sources import Rows, read_source
+from lora_kit.data.tables import Wanted, open_table, read_table
+from lora_kit.errors import DataError
+from lora_kit.recipe import SourceSpec
+
+PAIRS = [{"prompt": f"{n} + 1?", "completion": f"{n + 1:03d}"} for n in range(25)]
+
+
+def opened(source: Path | str, **options: Any) -> Rows:
+    spec = SourceSpec.model_validate({"source": str(source), **options})
+    return read_source(spec, seed=0, field="data.train.0.source")
+
+
+def answers(rows: Rows) -> list[str]:
+    return [row.messages[-1].content for row in rows]
+
+
+def save(rows: list[dict[str, Any]], path: Path) -> Path:
+    import datasets
+
+    if path.suffix in (".jsonl", ".ndjson"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix in (".csv", ".tsv"):
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(
+                stream, list(rows[0]), delimiter="," if path.suffix == ".csv" else "\t"
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        datasets.Dataset.from_list(rows).to_parquet(str(path))
+    else:
+        datasets.Dataset.from_list(rows).save_to_disk(str(path))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["p.jsonl", "p.json", "p.csv", "p.tsv", "p.parquet", "saved"])
+def test_rows_are_the_same_from_any_table(tmp_path: Path, kind: str) -> None:
+    path = save(PAIRS, tmp_path / kind)
+    rows = opened(path)
+    assert len(rows) == 25
+    # A CSV file's 001 is a text, and stays one.
+    assert answers(rows) == [row["completion"] for row in PAIRS]
+    order = list(range(25))
+    random.Random(0).shuffle(order)
+    assert [rows[n].messages[0].content for n in order] == [PAIRS[n]["prompt"] for n in order]
+    assert rows[-1] == list(rows)[24]
+    assert rows[3].origin == (f"{path}:4" if kind == "p.jsonl" else f"{path}[3]")
+    assert answers(rows[20:22]) == ["021", "022"]
+    assert rows.formats() == {str(path): "prompt-completion"}
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
+def test_a_folder_is_its_files_one_after_the_other(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "README.md").write_text("what it is")
+    for name, part in (("b", PAIRS[10:]), ("a", PAIRS[:10])):
+        save(part, tmp_path / f"{name}{kind}")
+    rows = opened(tmp_path)
+    assert answers(rows) == [row["completion"] for row in PAIRS]
+    if kind == ".jsonl":
+        assert rows[10].origin == f"{tmp_path / 'b.jsonl'}:1"
+    shuffled = Rows(rows.sources, rows.parts, rows.numbers[::-1])
+    assert answers(shuffled) == [row["completion"] for row in reversed(PAIRS)]
+
+
+def test_a_folder_of_several_kinds_or_of_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no files \(\.jsonl"):
+        opened(tmp_path)
+    save(PAIRS, tmp_path / "a.jsonl")
+    save(PAIRS, tmp_path / "b.csv")
+    with pytest.raises(DataError, match=r"files of several kinds \(\.csv, \.jsonl\)"):
+        opened(tmp_path)
+
+
+def test_a_csv_file_is_text(tmp_path: Path) -> None:
+    rows = [{"prompt": "007", "completion": "None"}, {"prompt": "1.50", "completion": "NA"}]
+    path = save(rows, tmp_path / "t.csv")
+    assert [(r.messages[0].content, r.messages[1].content) for r in opened(path)] == [
+        ("007", "None"),
+        ("1.50", "NA"),
+    ]
+    # An evaluation's answers and labels are numbers.
+    (value, _), *_ = read_table(str(save([{"a": 1}], tmp_path / "n.csv")), "x", None, "test", None)
+    assert value == {"a": 1}
+    (tmp_path / "twice.csv").write_text("text,text\na,b\n")
+    with pytest.raises(DataError, match=r"twice\.csv:1: the first line has to name the columns"):
+        opened(tmp_path / "twice.csv")
+
+
+def test_lines_are_found_without_being_kept(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    values = [{"n": n, "text": "é\u2028" * (n % 7)} for n in range(300)]
+    text = "\ufeff\n" + "\r\n \n".join(json.dumps(v, ensure_ascii=False) for v in values)
+    path.write_bytes(text.encode())
+    table = index_lines(path)
+    assert len(table) == 300
+    assert table.take(range(300)) == values
+    assert [table.origin(n) for n in (0, 1, 299)] == [f"{path}:{line}" for line in (2, 4, 600)]
+    generator = random.Random(0)
+    for _ in range(20):
+        some = generator.choices(range(300), k=5)
+        assert table.take(some) == [values[n] for n in some]
+    assert set(vars(table)) == {"path", "offsets", "lengths", "lines"}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_the_values_of_a_list_are_found_without_being_kept(
+    tmp_path: Path, indent: int | None, mark: str
+) -> None:
+    path = tmp_path / "list.json"
+    values = [{"n": n, "text": "é],[\u2028" * (n % 5), "in": [[n], {}]} for n in range(60)]
+    text = mark + json.dumps(values, ensure_ascii=False, indent=indent)
+    path.write_bytes(text.replace("\n", "\r\n").encode())
+    table = index_list(path)
+    assert table.take(range(60)) == values
+    assert table.take([59, 3, 3]) == [values[59], values[3], values[3]]
+    assert table.origin(7) == f"{path}[7]"
+    path.write_text(f" [ ] {mark}".strip("\ufeff"))
+    assert len(index_list(path)) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ('{"a": 1}', "a list of objects is wanted, found dict"),
+        ("[1, 2", "`,` or the list's end is wanted"),
+        ("[1 2]", "`,` or the list's end is wanted at character 2"),
+        ("[1, ]", "Expecting value"),
+        ("[1] 2", "the list's end is wanted"),
+        ("", "Expecting value"),
+    ],
+)
+def test_what_is_no_list_is_refused(tmp_path: Path, text: str, part: str) -> None:
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(DataError, match=r"list\.json: cannot be read as JSON") as caught:
+        index_list(tmp_path / "list.json")
+    assert part in str(caught.value)
+
+
+def test_a_line_is_wrong_where_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": \n{"text": "\xff"}\n')
+    rows = opened(path)
+    assert rows[0].text == "a"
+    with pytest.raises(DataError, match=r"lines\.jsonl:2: not valid JSON"):
+        rows[1]
+    with pytest.raises(DataError, match=r"lines\.jsonl:3: not UTF-8 text"):
+        rows[2]
+
+
+def test_a_directory_of_splits_has_them(tmp_path: Path) -> None:
+    import datasets
+
+    parts = {"train": PAIRS[:5], "test": PAIRS[5:]}
+    saved = datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in parts.items()})
+    saved.save_to_disk(str(tmp_path / "both"))
+    assert len(opened(tmp_path / "both")) == 5
+    assert len(opened(tmp_path / "both", split="test")) == 20
+    with pytest.raises(DataError, match="no split `dev`; it has train, test"):
+        opened(tmp_path / "both", split="dev")
+    save(PAIRS, tmp_path / "one")
+    with pytest.raises(DataError, match="has no split `test`"):
+        opened(tmp_path / "one", split="test")
+
+
+def test_class_numbers_are_the_names_of_classes(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    rows = [{"text": "fine", "label": 1}, {"text": "awful", "label": 0}]
+    table = datasets.Dataset.from_list(rows, features=features)
+    table.save_to_disk(str(tmp_path / "saved"))
+    found = list(opened(tmp_path / "saved"))
+    assert [row.label for row in found] == ["good", "bad"]
+    assert [row.messages[1].content for row in found] == ["good", "bad"]
+
+
+def test_arrow_adds_no_fields_to_a_turn(tmp_path: Path) -> None:
+    call, other = (
+        {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        for arguments in ({"a": 1}, {"b": "x"})
+    )
+    turns = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "", "tool_calls": [call, other]},
+        {"role": "tool", "content": "So."},
+        {"role": "assistant", "content": "So."},
+    ]
+    path = save([{"messages": turns}], tmp_path / "t.parquet")
+    (row,) = opened(path)
+    assert [message.tool_calls for message in row.messages] == [(), (call, other), (), ()]
+    assert not any(message.extra for message in row.messages)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"subset": "en"}, "subset: .* is no hub id; leave it out"),
+        ({"revision": "main"}, "revision: .* is no hub id"),
+        ({"streaming": True, "limit": 3}, "streaming: .* is no hub id"),
+        ({"split": "test"}, "split: .*has no split `test`; leave it out"),
+        ({"columns": {"promt": "x"}}, "columns: promt is no field .*; did you mean `prompt`"),
+    ],
+)
+def test_what_would_not_be_used_of_a_file_is_refused(
+    chats: Path, options: dict[str, Any], part: str
+) -> None:
+    with pytest.raises(DataError, match=rf"^data\.train\.0\.{part}"):
+        opened(chats, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"columns": {"text": "x"}}, "columns: python-reference is built in"),
+        ({"format": "text"}, "format: python-reference is built in"),
+        ({"split": "dev"}, "no split `dev`; it has train, validation, test, all"),
+    ],
+)
+def test_what_would_not_be_used_of_a_built_in_source_is_refused(
+    options: dict[str, Any], part: str
+) -> None:
+    with pytest.raises(DataError, match=part):
+        opened("python-reference", **options)
+
+
+def test_a_hub_id_is_streamed_up_to_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is a folder here; what reads it is the library."""
+    import datasets
+
+    load = datasets.load_dataset
+    asked = []
+
+    def local(source: str, subset: str | None, **options: Any) -> Any:
+        asked.append((source, subset, options.pop("revision"), options.get("streaming", False)))
+        return load("parquet", data_files={"train": str(tmp_path / "*.parquet")}, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", local)
+    save(PAIRS, tmp_path / "x.parquet")
+    options = {"subset": "en", "revision": "abc"}
+    rows = opened("owner/sums", streaming=True, limit=4, **options)
+    assert answers(rows) == ["001", "002", "003", "004"]
+    assert rows[2].origin == "owner/sums[2]"
+    assert len(opened("owner/sums", **options)) == 25
+    assert asked == [("owner/sums", "en", "abc", True), ("owner/sums", "en", "abc", False)]
+    assert list(rows.formats()) == ["owner/sums/en"]
+    with pytest.raises(DataError, match=r"train\.0\.limit: missing; of owner/sums"):
+        opened("owner/sums", streaming=True)
+
+
+def test_the_digest_is_of_what_is_read(tmp_path: Path) -> None:
+    path = save(PAIRS, tmp_path / "p.jsonl")
+    digests = {
+        opened(path).digest(),
+        opened(path, limit=24).digest(),
+        opened(path, format="prompt-completion").digest(),
+        opened(path, columns={"completion": "prompt"}).digest(),
+        opened(save(PAIRS[::-1], tmp_path / "q.jsonl")).digest(),
+        opened("python-reference").digest(),
+        opened("python-reference", split="test").digest(),
+    }
+    assert len(digests) == 7
+    assert opened(path).digest() in digests
+    save([*PAIRS[:-1], {"prompt": "24 + 1?", "completion": "026"}], path)
+    assert opened(path).digest() not in digests
+    table = open_table(Wanted(str(save(PAIRS, tmp_path / "p.parquet")), "x"))
+    assert table.digest() == open_table(Wanted(str(tmp_path / "p.parquet"), "x")).digest()
