@@ -95,7 +95,7 @@ def probe(
     dtype = getattr(torch, str(backbone.spec.dtype))
     with _as_in_training(model, spec.gradient_checkpointing):
         _pass(model, batch, dtype)
-        _require_gradient(model)
+        require_gradient(model)
         before = _start_memory(backbone.model.device)
         forward, seconds = _pass(model, batch, dtype)
         peak = _peak_memory(backbone.model.device, before)
@@ -179,7 +179,8 @@ def _pass(
     return forward, time.perf_counter() - started
 
 
-def _require_gradient(model: PeftModel) -> None:
+def require_gradient(model: PeftModel) -> None:
+    """After a backward pass: raises TrainingError if it reached nothing that is trained."""
     gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
     if not any(bool(gradient.any()) for gradient in gradients):
         raise TrainingError(
