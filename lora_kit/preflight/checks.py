@@ -198,9 +198,11 @@ def experts_covered(situation: Situation) -> str | None:
 
 def fused_experts(model: torch.nn.Module) -> Iterator[tuple[str, int]]:
     """Names and weights of the frozen parameters of three dimensions without an adapter."""
-    adapted = [name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad]
-    for name, parameter in model.named_parameters():
-        owner = name.rpartition(".")[0].removesuffix(".base_layer")
+    # An adapter stands around what it adapts, once for each parameter of it.
+    named = [(name.replace(".base_layer", ""), p) for name, p in model.named_parameters()]
+    adapted = {name.split(".lora_")[0] for name, p in named if p.requires_grad}
+    for name, parameter in named:
+        owner = name.rpartition(".")[0]
         if parameter.dim() == 3 and not parameter.requires_grad and owner not in adapted:
             yield name, parameter.numel()
 

@@ -208,6 +208,8 @@ def _as_in_training(model: PeftModel, checkpointing: bool) -> Iterator[None]:
             model.train(was_training)
             if checkpointing and not was_checkpointing:
                 model.activation_checkpointing_disable()
+                # Left on by the line above where the adapter is PEFT's own model.
+                model.disable_input_require_grads()
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter.grad = gradient
 
