@@ -177,7 +177,9 @@ def estimate(
     """
     dtype = compute_dtype(recipe.backbone)
     quantization = recipe.backbone.quantization
-    shaped = shaped_model(config, recipe.adapter, quantization, dtype, attention)
+    shaped = shaped_model(
+        config, recipe.adapter, quantization, dtype, attention, on_gpu=device == "cuda"
+    )
     passes = _passes(shaped, batch, dtype, recipe.training.gradient_checkpointing)
     masters = FLOAT32 * shaped.adapter_parameters
     components = {

@@ -50,6 +50,7 @@ def shaped_model(
     quantization: Quantization,
     dtype: torch.dtype,
     attention: str | None = None,
+    on_gpu: bool = False,
 ) -> ShapedModel:
     """Build a model from its configuration alone: an 8B one takes seconds and no memory.
 
@@ -59,6 +60,7 @@ def shaped_model(
         quantization: of its linear layers.
         dtype: what it computes in.
         attention: `sdpa`, `eager`; by default what transformers would take.
+        on_gpu: whether dropout keeps a mask of bytes; on a CPU it keeps one of floats.
 
     Raises:
         BackboneError: if transformers has no causal language model of this configuration.
@@ -85,6 +87,9 @@ def shaped_model(
         for module in quantized.values():
             module.__class__ = _QuantizedShape
         adapted = wrapped(model, adapter)
+        for module in adapted.modules():
+            if on_gpu and type(module) is torch.nn.Dropout:
+                module.__class__ = _FusedDropout
     return ShapedModel(
         model=adapted,
         mode=mode,
@@ -145,3 +150,11 @@ class _QuantizedShape(torch.nn.Linear):
         multiply: Callable[..., torch.Tensor] = _Dequantized.apply
         product = multiply(input, self.weight.shape)
         return product if self.bias is None else product + self.bias
+
+
+class _FusedDropout(torch.nn.Dropout):
+    """Dropout as a GPU does it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Take and return any shape."""
+        return torch.native_dropout(input, self.p, self.training)[0]
