@@ -28,8 +28,10 @@ CHECKED = {
     "accelerate": "1.15",
     "datasets": "5.2",
 }
-# Rows and columns of the matrices that are multiplied: well under two seconds on two old cores.
-SIDE_ON_CPU, SIDE_ON_GPU = 1024, 8192
+# Rows and columns of the matrices that are multiplied. The first product tells whether larger ones
+# are worth the wait: bfloat16 takes a CPU without instructions for it a hundred times as long.
+FIRST_SIDE, LARGEST_SIDE = 128, 8192
+LONG_ENOUGH = 0.02
 ROUNDS = 3
 QUANTIZATIONS = ("nf4", "fp4")
 LEAST_COSINE = 0.999
@@ -132,17 +134,25 @@ def _finding(trap: Trap) -> Finding:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """GFLOP/s of a square matrix product, the best of a few rounds."""
-    side = SIDE_ON_CPU if device.type == "cpu" else SIDE_ON_GPU
+    """GFLOP/s of a square matrix product, large enough to be timed, the best of a few rounds."""
+    side = FIRST_SIDE
+    seconds = _product_seconds(device, dtype, side)
+    while seconds < LONG_ENOUGH and side < LARGEST_SIDE:
+        side *= 2
+        seconds = _product_seconds(device, dtype, side)
+    return 2 * side**3 / seconds / 1e9
+
+
+def _product_seconds(device: torch.device, dtype: torch.dtype, side: int) -> float:
     matrix = torch.ones(side, side, dtype=dtype, device=device)
-    seconds = []
+    found = []
     for _ in range(ROUNDS):
         _wait(device)
         started = time.perf_counter()
         matrix @ matrix
         _wait(device)
-        seconds.append(time.perf_counter() - started)
-    return 2 * side**3 / min(seconds) / 1e9
+        found.append(time.perf_counter() - started)
+    return min(found)
 
 
 def _wait(device: torch.device) -> None:

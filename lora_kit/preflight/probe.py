@@ -194,7 +194,7 @@ def _as_in_training(model: PeftModel, checkpointing: bool) -> Iterator[None]:
     """Training mode and empty gradients inside; outside all is what it was."""
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = [p.grad for p in trained]
-    was_training, was_checkpointing = model.training, model.is_gradient_checkpointing
+    was_training, was_checkpointing = model.training, model.is_activation_checkpointing
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:

@@ -71,9 +71,8 @@ def shaped_model(
     config = copy.deepcopy(config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     chosen = {"attn_implementation": attention} if attention else {}
-    with mode:
+    with torch.device("meta"):
         try:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)
         except ValueError as error:
@@ -92,7 +91,7 @@ def shaped_model(
                 module.__class__ = _FusedDropout
     return ShapedModel(
         model=adapted,
-        mode=mode,
+        mode=_without_data(adapted),
         quantized_bytes=sum(
             stored_bytes(m.weight.numel(), m.out_features, quantization) for m in quantized.values()
         ),
@@ -124,6 +123,27 @@ def _quantized(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
         for name, module in model.named_modules()
         if type(module) is torch.nn.Linear and name not in kept
     }
+
+
+def _without_data(model: torch.nn.Module) -> FakeTensorMode:
+    """Put fake tensors of the CPU in the place of meta tensors, which know no autocast."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    made: dict[int, torch.Tensor] = {}
+    with mode:
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is None:
+                        continue
+                    if id(tensor) not in made:  # tied weights stay one
+                        fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                        made[id(tensor)] = (
+                            torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                            if isinstance(tensor, torch.nn.Parameter)
+                            else fake
+                        )
+                    tensors[name] = made[id(tensor)]
+    return mode
 
 
 class _Dequantized(torch.autograd.Function):

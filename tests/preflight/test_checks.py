@@ -150,6 +150,7 @@ def test_experts_with_an_adapter_of_their_own_are_no_loss() -> None:
     names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=names)
     model = get_peft_model(specimen_model(experts=True), config)
+    assert any(parameter.dim() == 3 for parameter in model.parameters())
     assert checks.experts_covered(situation(model=model)) is None
 
 

@@ -109,7 +109,7 @@ def test_a_matrix_product_is_timed_in_under_two_seconds() -> None:
     rates = [
         doctor.matrix_rate(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16)
     ]
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4, "twice what it may take, for others run beside it"
     assert all(rate > 0.1 for rate in rates)
 
 

@@ -42,20 +42,29 @@ SIZES = {
 
 def specimen_model(experts: bool = False) -> Any:
     """A random causal language model in float32, its head tied; or one with fused experts."""
-    from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if experts:
-            config = MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
-            return MixtralForCausalLM(config).requires_grad_(False).eval()
+            # PEFT 0.21 finds those of some models (Mixtral, Qwen3-MoE), and not of this one.
+            config = Qwen2MoeConfig(
+                **SIZES,
+                num_experts=8,
+                num_experts_per_tok=2,
+                moe_intermediate_size=32,
+                shared_expert_intermediate_size=16,
+            )
+            return Qwen2MoeForCausalLM(config).requires_grad_(False).eval()
         model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
         return model.requires_grad_(False).eval()
 
 
 def specimen_adapter(model: Any, targets: Any = "all-linear") -> PeftModel:
     """An adapter that does something."""
-    adapted = wrapped(model, AdapterSpec(rank=2, targets=targets))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        adapted = wrapped(model, AdapterSpec(rank=2, targets=targets))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.constant_(parameter, 0.1)
