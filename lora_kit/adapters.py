@@ -58,10 +58,24 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
         AdapterError: if a target is misspelt or the adapter reaches nothing.
     """
     from accelerate.utils import set_seed
+
+    set_seed(seed)
+    model = wrapped(backbone.model, spec)
+    _name_base_model(model, backbone)
+    coverage(model)
+    return model
+
+
+def wrapped(model: torch.nn.Module, spec: AdapterSpec) -> PeftModel:
+    """A frozen model with a new adapter in float32, be the model real or only its shapes.
+
+    Raises:
+        AdapterError: if a target is misspelt.
+    """
     from peft import LoraConfig, get_peft_model
 
     if isinstance(spec.targets, list):
-        _require_all_targets(backbone.model, spec.targets)
+        _require_all_targets(model, spec.targets)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,
@@ -69,17 +83,14 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
         target_modules=spec.targets,
         task_type="CAUSAL_LM",
     )
-    set_seed(seed)
     try:
-        model = get_peft_model(backbone.model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise AdapterError(f"adapter.targets: {error}") from error
-    for parameter in model.parameters():
+    for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    _name_base_model(model, backbone)
-    coverage(model)
-    return model
+    return adapted
 
 
 # Of a configuration, what says where it came from and changes nothing of what it computes.

@@ -195,7 +195,7 @@ def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
         raise BackboneError(f"backbone.model: {files.reference}: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    quantized = tuple(_guard_quantized_modules(model))
+    quantized = tuple(guard_quantized_modules(model))
     if spec.quantization != "none" and not quantized:
         raise BackboneError(
             f"backbone.quantization: {spec.quantization} reached no module of {files.reference}; "
@@ -234,7 +234,7 @@ def quantization_config(spec: BackboneSpec, dtype: torch.dtype) -> Any:
     )
 
 
-def _guard_quantized_modules(model: torch.nn.Module) -> Iterator[str]:
+def guard_quantized_modules(model: torch.nn.Module) -> Iterator[str]:
     """Yield the names of all quantized modules, made safe to train after an evaluation.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight in its first eval-mode

@@ -58,6 +58,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 VERDICT_STATUS = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+UNGUARDED_STATUS = 2
 
 
 @app.command()
@@ -258,6 +259,21 @@ def run(
         else:
             _print(outcome.refusal)
     raise typer.Exit(outcome.status)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """This machine and this stack: versions, devices, known traps. Exit status 2: one unguarded."""
+    _quiet_libraries()
+    from lora_kit.preflight.doctor import examine
+    from lora_kit.preflight.show_doctor import show_diagnosis
+
+    diagnosis = examine()
+    if as_json:
+        _print_json(diagnosis.to_dict())
+    elif _is_main_process():
+        show_diagnosis(diagnosis, _stdout())
+    raise typer.Exit(0 if diagnosis.healthy else UNGUARDED_STATUS)
 
 
 @app.command()

@@ -1,0 +1,145 @@
+"""On which GPUs a training fits, and the smallest change with which it would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_kit.preflight.memory import Device, MemoryEstimate, MicroBatch, estimate
+from lora_kit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+MIB = 2**20
+# What the driver reports (nvidia-smi, rocm-smi), MiB: less than what is printed on the box where
+# error correction takes a share.
+CARDS = {
+    "T4 16 GB": 15_360,
+    "V100 16 GB": 16_384,
+    "RTX 4080 16 GB": 16_376,
+    "A10G 24 GB": 23_028,
+    "L4 24 GB": 23_034,
+    "RTX 3090 24 GB": 24_576,
+    "RTX 4090 24 GB": 24_564,
+    "RTX 5090 32 GB": 32_607,
+    "V100 32 GB": 32_768,
+    "A100 40 GB": 40_960,
+    "L40S 48 GB": 46_068,
+    "RTX A6000 48 GB": 49_140,
+    "A100 80 GB": 81_920,
+    "H100 80 GB": 81_559,
+    "H200 141 GB": 143_771,
+    "B200 192 GB": 183_359,
+    "MI300X 192 GB": 196_592,
+}
+SHORTER = (1, 2, 4)
+
+
+def fitting_cards(total: int) -> tuple[str, ...]:
+    """The known GPUs with at least `total` bytes, the smallest first."""
+    fitting = [(memory, name) for name, memory in CARDS.items() if memory * MIB >= total]
+    return tuple(name for _, name in sorted(fitting))
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change with which a training fits.
+
+    Attributes:
+        assignments: as `--set` takes them; none where it fits as it is.
+        estimate: with the change.
+    """
+
+    assignments: tuple[str, ...]
+    estimate: MemoryEstimate
+
+
+def advice(
+    recipe: Recipe,
+    config: PretrainedConfig,
+    batch: MicroBatch,
+    device: Device,
+    base_bytes: int,
+    memory: int,
+) -> Advice | None:
+    """The smallest change of a recipe that fits into `memory` bytes, each one estimated.
+
+    In this order, what changes the least coming first: fewer rows in a forward pass (the result
+    stays the same), gradient checkpointing (a third slower), 4-bit weights, shorter rows.
+
+    Args:
+        recipe: as it is.
+        config: of the backbone.
+        batch: the recipe's largest micro batch.
+        device: what is trained on.
+        base_bytes: see `estimate`.
+        memory: bytes that there are.
+
+    Returns:
+        The change, or `None` if not even all of them together are enough.
+
+    Raises:
+        LoraKitError: as `estimate` does.
+    """
+    for changed, assignments, length in _changes(recipe, batch):
+        # One row tells whether it is worth looking for how many.
+        if _with_rows(changed, config, batch, 1, length, device, base_bytes).total > memory:
+            continue
+        for rows in _fewer(batch.rows):
+            found = _with_rows(changed, config, batch, rows, length, device, base_bytes)
+            if found.total <= memory:
+                return Advice((*assignments, *_rows_assignment(recipe, batch, rows)), found)
+    return None
+
+
+def _changes(recipe: Recipe, batch: MicroBatch) -> Iterator[tuple[Recipe, tuple[str, ...], int]]:
+    quantizations = dict.fromkeys([recipe.backbone.quantization, "nf4"])
+    checkpointing = dict.fromkeys([recipe.training.gradient_checkpointing, True])
+    for shorter in SHORTER:
+        for quantization in quantizations:
+            for recompute in checkpointing:
+                length = max(batch.length // shorter, 1)
+                assignments = []
+                if recompute != recipe.training.gradient_checkpointing:
+                    assignments.append("training.gradient_checkpointing=true")
+                if quantization != recipe.backbone.quantization:
+                    assignments.append("backbone.quantization=nf4")
+                    if recipe.merge.base == "original":
+                        assignments.append("merge.base=dequantized")
+                if shorter > 1:
+                    field = "training.batch_tokens" if recipe.data.packing else "data.max_length"
+                    assignments.append(f"{field}={length}")
+                yield _changed(recipe, quantization, recompute), tuple(assignments), length
+
+
+def _changed(recipe: Recipe, quantization: str, recompute: bool) -> Recipe:
+    backbone = recipe.backbone.model_copy(update={"quantization": quantization})
+    training = recipe.training.model_copy(update={"gradient_checkpointing": recompute})
+    return recipe.model_copy(update={"backbone": backbone, "training": training})
+
+
+def _fewer(rows: int) -> list[int]:
+    """Numbers of rows that divide the given one, the largest first."""
+    return [number for number in range(rows, 0, -1) if rows % number == 0]
+
+
+def _rows_assignment(recipe: Recipe, batch: MicroBatch, rows: int) -> tuple[str, ...]:
+    if rows == batch.rows:
+        return ()
+    if recipe.training.batch_tokens:
+        return (f"training.batch_tokens={rows * batch.length}",)
+    return (f"training.micro_batch_size={rows}",)
+
+
+def _with_rows(
+    recipe: Recipe,
+    config: PretrainedConfig,
+    batch: MicroBatch,
+    rows: int,
+    length: int,
+    device: Device,
+    base_bytes: int,
+) -> MemoryEstimate:
+    return estimate(recipe, config, batch.resized(rows, length), device, base_bytes)

@@ -1,0 +1,293 @@
+"""What is checked before step 1: each trap of the libraries below that can be seen by then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_kit.backbone import Backbone
+from lora_kit.data.tokenization import Example, end_of_turn
+from lora_kit.errors import AdapterError, BackboneError, DataError, TrainingError
+from lora_kit.preflight.isolation import packed_difference
+from lora_kit.preflight.launch import Launch, current_launch, require_what_was_asked
+from lora_kit.processes import process_state
+from lora_kit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# Share of the backbone's weights in fused experts from which on an adapter that reaches none of
+# them is not what `all-linear` promises.
+EXPERTS_SHARE = 0.1
+# Two float32 computations of one thing differ by less (measured: 1e-5); neighbours that can be seen
+# change logits by more than 0.1.
+LEAK = 1e-2
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known before step 1; parts that are not there yet are `None` or empty."""
+
+    recipe: Recipe
+    launch: Launch = field(default_factory=current_launch)
+    backbone: Backbone | None = None
+    model: PeftModel | None = None
+    examples: Sequence[Example] = ()
+
+    @property
+    def loaded(self) -> Backbone:
+        """The backbone, in a check that applies where there is one."""
+        assert self.backbone is not None
+        return self.backbone
+
+    @property
+    def attached(self) -> PeftModel:
+        """The model, in a check that applies where there is one."""
+        assert self.model is not None
+        return self.model
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that has to be so.
+
+    Attributes:
+        name: as `lora-kit doctor` lists it.
+        wrong: what goes wrong otherwise.
+        applies: whether a situation has what is looked at.
+        run: raises a LoraKitError with the remedy, or gives a warning, or `None`.
+    """
+
+    name: str
+    wrong: str
+    applies: Callable[[Situation], bool]
+    run: Callable[[Situation], str | None]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Which checks ran, and what they warn of."""
+
+    names: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def run_checks(situation: Situation) -> Checked:
+    """Run every check that applies.
+
+    Raises:
+        LoraKitError: of the first that fails.
+    """
+    applying = [check for check in CHECKS if check.applies(situation)]
+    found = [check.run(situation) for check in applying]
+    return Checked(
+        names=tuple(check.name for check in applying),
+        warnings=tuple(warning for warning in found if warning),
+    )
+
+
+def launched_as_asked(situation: Situation) -> None:
+    """Raises TrainingError if accelerate fell back to something else."""
+    require_what_was_asked(situation.launch)
+
+
+def sharded_in_full_precision(situation: Situation) -> None:
+    """Raises BackboneError if quantized weights would be sharded."""
+    launch, quantization = situation.launch, situation.recipe.backbone.quantization
+    if quantization == "none" or not (launch.fsdp or launch.zero_stage == 3):
+        return
+    how = "ZeRO-3" if launch.zero_stage == 3 else "FSDP"
+    raise BackboneError(
+        f"backbone.quantization: {quantization} under {how}: packed weights cannot be sharded and "
+        "gathered again. Set quantization: none, or launch without sharding (each GPU holds the "
+        "quantized model)"
+    )
+
+
+def on_the_device_of_this_process(situation: Situation) -> None:
+    """Raises BackboneError if weights lie on another process's device."""
+    backbone = situation.loaded
+    wanted = process_state().device
+    found = {parameter.device for parameter in backbone.model.parameters()}
+    strange = sorted(str(device) for device in found if not _same_device(device, wanted))
+    if strange:
+        raise BackboneError(
+            f"backbone.model: weights lie on {', '.join(strange)}, and this process computes on "
+            f"{wanted}; load the backbone with `lora_kit.backbone.load`, which goes by local rank"
+        )
+
+
+def _same_device(one: torch.device, other: torch.device) -> bool:
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
+
+
+def never_repacked(situation: Situation) -> None:
+    """Raises BackboneError if bitsandbytes would repack, or has repacked, a 4-bit weight."""
+    from bitsandbytes.nn import Linear4bit
+
+    for name, module in situation.loaded.model.named_modules():
+        if not isinstance(module, Linear4bit):
+            continue
+        state = module.weight.quant_state
+        if module.support_avx512bf16_for_cpu or getattr(state, "packing_format_for_cpu", False):
+            raise BackboneError(
+                f"backbone.quantization: {name} is repacked by bitsandbytes in an evaluation, and "
+                "gradients are wrong from then on; load the backbone with "
+                "`lora_kit.backbone.load`, which prevents it"
+            )
+
+
+def plain_where_said_plain(situation: Situation) -> None:
+    """Raises BackboneError if a backbone counts as quantized that was not to be."""
+    backbone = situation.loaded
+    config = getattr(backbone.model.config, "quantization_config", None)
+    if backbone.spec.quantization == "none" and config is not None:
+        raise BackboneError(
+            f"backbone.model: {backbone.files.reference}: the checkpoint itself is quantized, so "
+            "that it can be neither merged into nor saved. Give the .gguf file (which is "
+            "converted) or the checkpoint that it was made from"
+        )
+
+
+def float32_masters(situation: Situation) -> None:
+    """Raises TrainingError if what is trained is kept in less than float32."""
+    for name, parameter in situation.attached.named_parameters():
+        if parameter.requires_grad and parameter.dtype is not torch.float32:
+            raise TrainingError(
+                f"the adapter is kept in {parameter.dtype} ({name}): at learning rates below 1e-4 "
+                "most AdamW steps would round to nothing. Attach it with "
+                "`lora_kit.adapters.attach`, and let no other trainer cast it"
+            )
+
+
+def untied(situation: Situation) -> None:
+    """Raises AdapterError if one of two tied matrices is trained."""
+    model = situation.attached
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return
+    tied = (model.get_input_embeddings(), model.get_output_embeddings())
+    for module in tied:
+        if module is not None and any(p.requires_grad for p in module.parameters()):
+            raise AdapterError(
+                "adapter.targets: this backbone's output head and embedding are one matrix "
+                "(tie_word_embeddings); trained apart they are lost when the model is loaded "
+                "again. Leave lm_head and the embedding out"
+            )
+
+
+def experts_covered(situation: Situation) -> str | None:
+    """Warns, or raises AdapterError, if a large share of the weights got no adapter unseen.
+
+    Fused experts are parameters of three dimensions, which `nn.Linear` targeting does not find.
+    """
+    missed = sum(size for _, size in fused_experts(situation.attached))
+    total = _weights(situation.attached)
+    if missed <= EXPERTS_SHARE * total:
+        return None
+    found = f"{missed / total:.0%} of the weights are fused experts, which get no adapter"
+    if situation.recipe.adapter.targets == "all-linear":
+        raise AdapterError(
+            f"adapter.targets: all-linear: {found} and are not quantized. If the attention alone "
+            "is what you want to train, name its modules, such as [q_proj, k_proj, v_proj, o_proj]"
+        )
+    return f"adapter.targets: {found}"
+
+
+def fused_experts(model: torch.nn.Module) -> Iterator[tuple[str, int]]:
+    """Names and weights of the frozen parameters of three dimensions without an adapter."""
+    # An adapter stands around what it adapts, once for each parameter of it.
+    named = [(name.replace(".base_layer", ""), p) for name, p in model.named_parameters()]
+    adapted = {name.split(".lora_")[0] for name, p in named if p.requires_grad}
+    for name, parameter in named:
+        owner = name.rpartition(".")[0]
+        if parameter.dim() == 3 and not parameter.requires_grad and owner not in adapted:
+            yield name, parameter.numel()
+
+
+def _weights(model: torch.nn.Module) -> int:
+    """Weights of the backbone: those in 4 bits are packed, two in a byte."""
+    packed = {id(m.weight) for m in model.modules() if hasattr(m, "compute_type_is_set")}
+    return sum(
+        p.numel() * (2 if id(p) in packed else 1) for p in model.parameters() if not p.requires_grad
+    )
+
+
+def something_to_learn(situation: Situation) -> None:
+    """Raises DataError if no token of any example is supervised."""
+    if not any(example.supervised for example in situation.examples):
+        raise DataError(
+            f"data: none of the {len(situation.examples)} examples has a supervised token, so that "
+            "nothing would be trained at a loss of 0. Raise data.max_length, or check data.labels"
+        )
+
+
+def learns_to_stop(situation: Situation) -> None:
+    """Raises DataError if turns end, but no end of a turn is learned."""
+    end = end_of_turn(situation.loaded.tokenizer)
+    seen = any(end in example.input_ids for example in situation.examples)
+    learned = any(end in example.labels for example in situation.examples)
+    if seen and not learned:
+        raise DataError(
+            "data: no example ends its answer: the token that ends a turn is never supervised, and "
+            "the model would not learn to stop. Raise data.max_length, so that answers are not cut"
+        )
+
+
+def begins_once(situation: Situation) -> None:
+    """Raises DataError if examples begin with two tokens that mark the beginning."""
+    start = situation.loaded.tokenizer.bos_token_id
+    for example in situation.examples:
+        if start is not None and example.input_ids[:2] == (start, start):
+            raise DataError(
+                f"{example.origin or 'data'}: begins with two beginning-of-text tokens, from the "
+                "chat template and from the tokenizer; the model has never seen that"
+            )
+
+
+def packed_apart(situation: Situation) -> None:
+    """Raises TrainingError if an example sees another one of its row."""
+    difference = packed_difference(situation.attached, situation.examples)
+    if difference > LEAK:
+        raise TrainingError(
+            "data.packing: examples of one row see one another with this backbone (logits differ "
+            f"by {difference:.2g} from those of the example alone). Set data.packing: false"
+        )
+
+
+def _always(_situation: Situation) -> bool:
+    return True
+
+
+def _with_backbone(situation: Situation) -> bool:
+    return situation.backbone is not None
+
+
+def _with_model(situation: Situation) -> bool:
+    return situation.model is not None
+
+
+def _with_examples(situation: Situation) -> bool:
+    return situation.backbone is not None and bool(situation.examples)
+
+
+def _with_packing(situation: Situation) -> bool:
+    return _with_model(situation) and _with_examples(situation) and situation.recipe.data.packing
+
+
+CHECKS = (
+    Check("launch", "accelerate runs something else than asked", _always, launched_as_asked),
+    Check("sharding", "quantized weights are sharded", _always, sharded_in_full_precision),
+    Check("device", "processes share a device", _with_backbone, on_the_device_of_this_process),
+    Check("repacking", "evaluation breaks gradients", _with_backbone, never_repacked),
+    Check("plain", "a checkpoint is quantized already", _with_backbone, plain_where_said_plain),
+    Check("masters", "small steps round to nothing", _with_model, float32_masters),
+    Check("tied", "trained heads are lost on reload", _with_model, untied),
+    Check("experts", "fused experts get no adapter", _with_model, experts_covered),
+    Check("labels", "nothing is learned at loss 0", _with_examples, something_to_learn),
+    Check("end of turn", "the model never stops", _with_examples, learns_to_stop),
+    Check("beginning", "texts begin twice", _with_examples, begins_once),
+    Check("packing", "packed examples see one another", _with_packing, packed_apart),
+)

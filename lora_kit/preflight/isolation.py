@@ -1,0 +1,45 @@
+"""Whether examples that share a row see one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lora_kit.data.tokenization import Example
+
+TOKENS = 16
+
+
+@torch.inference_mode()
+def packed_difference(model: Any, examples: Sequence[Example]) -> float:
+    """The largest difference between an example's logits alone and behind another in one row.
+
+    Where there is no attention mask, transformers tells examples apart by positions that begin
+    anew; whether a backbone's attention heeds that, only a try says.
+
+    Args:
+        model: a causal language model.
+        examples: the first and the last of them are tried, their first tokens.
+    """
+    first, second = (list(examples[place].input_ids[:TOKENS]) for place in (0, -1))
+    was_training = model.training
+    model.eval()
+    try:
+        together = _logits(model, [*first, *second], [*range(len(first)), *range(len(second))])
+        alone = _logits(model, second, list(range(len(second))))
+    finally:
+        model.train(was_training)
+    return float((together[len(first) :] - alone).abs().max())
+
+
+def _logits(model: Any, ids: list[int], positions: list[int]) -> torch.Tensor:
+    """Take token ids and positions of one row; return (length, vocabulary) float32."""
+    device = next(model.parameters()).device
+    logits: torch.Tensor = model(
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=torch.tensor([positions], device=device),
+        use_cache=False,
+    ).logits
+    return logits[0].float()

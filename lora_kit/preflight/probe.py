@@ -1,0 +1,233 @@
+"""How long a training takes, from one micro batch that is really run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_kit.backbone import Backbone
+from lora_kit.data.tokenization import Example
+from lora_kit.errors import TrainingError
+from lora_kit.likelihood import pad_examples, supervised_nll, to_device
+from lora_kit.recipe import TrainingSpec
+from lora_kit.run import peak_memory
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One micro batch, forward and backward.
+
+    Attributes:
+        rows: of the batch.
+        tokens: of the batch, padding included.
+        forward_seconds: of the forward pass alone, as a validation would take.
+        seconds: of forward and backward pass.
+        peak_memory: bytes that were held at most; `None` on a CPU where the process had held as
+            much before, so that the probe's share cannot be told.
+    """
+
+    rows: int
+    tokens: int
+    forward_seconds: float
+    seconds: float
+    peak_memory: int | None
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Of training, for each token, padding included."""
+        return self.seconds / self.tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self) | {"seconds_per_token": self.seconds_per_token}
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long a training is going to take, seconds."""
+
+    training: float
+    validation: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.training + self.validation
+
+    def to_dict(self) -> dict[str, float]:
+        """As JSON."""
+        return asdict(self) | {"total": self.total}
+
+
+def probe(
+    model: PeftModel,
+    backbone: Backbone,
+    examples: Sequence[Example],
+    spec: TrainingSpec,
+    micro_batch: int,
+) -> Probe:
+    """Time a micro batch of middling length, after one that warms up.
+
+    Nothing is left changed: no weight, no gradient, no state of a random generator.
+
+    Args:
+        model: the backbone with the adapter attached.
+        backbone: of the model.
+        examples: of the training.
+        spec: says how many tokens a forward pass may have, and whether activations are recomputed.
+        micro_batch: most examples of a forward pass.
+
+    Raises:
+        TrainingError: if no gradient reaches the adapter, or the loss is no number.
+    """
+    batches = micro_batches(examples, spec, micro_batch)
+    chosen = sorted(batches, key=_tokens)[len(batches) // 2]
+    batch = to_device(pad_examples(chosen, backbone.tokenizer.pad_token_id), backbone.model.device)
+    dtype = getattr(torch, str(backbone.spec.dtype))
+    with _as_in_training(model, spec.gradient_checkpointing):
+        _pass(model, batch, dtype)
+        require_gradient(model)
+        before = _start_memory(backbone.model.device)
+        forward, seconds = _pass(model, batch, dtype)
+        peak = _peak_memory(backbone.model.device, before)
+    return Probe(len(chosen), _tokens(chosen), forward, seconds, peak)
+
+
+def duration(
+    measured: Probe,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    spec: TrainingSpec,
+    micro_batch: int,
+    processes: int = 1,
+    steps: int = 0,
+) -> Duration:
+    """The time of a whole training, by its tokens.
+
+    Args:
+        measured: of `probe`.
+        examples: of the training.
+        held_out: whose loss is measured before, after and every `validate_steps`.
+        spec: how it is trained.
+        micro_batch: most examples of a forward pass.
+        processes: that share the examples out.
+        steps: of the optimizer, all in all.
+    """
+    padded = sum(_tokens(batch) for batch in micro_batches(examples, spec, micro_batch))
+    training = padded * spec.epochs * measured.seconds_per_token / processes
+    times = 2 + (steps // spec.validate_steps if spec.validate_steps else 0)
+    tokens = sum(len(example.input_ids) for example in held_out)
+    forward = measured.forward_seconds / measured.tokens
+    return Duration(training, times * tokens * forward)
+
+
+def micro_batches(
+    examples: Sequence[Example], spec: TrainingSpec, micro_batch: int
+) -> list[list[Example]]:
+    """Forward passes such as the training makes: each step's examples by length, and cut.
+
+    In the order of the data, not in that of the training: lengths are alike in both.
+    """
+    made: list[list[Example]] = []
+    for start in range(0, len(examples), spec.batch_size):
+        step = sorted(examples[start : start + spec.batch_size], key=lambda e: -len(e.input_ids))
+        group: list[Example] = []
+        for example in step:
+            full = len(group) == micro_batch
+            if group and (full or _tokens([*group, example]) > (spec.batch_tokens or math.inf)):
+                made.append(group)
+                group = []
+            group.append(example)
+        made.append(group)
+    return made
+
+
+def _tokens(batch: Sequence[Example]) -> int:
+    """Tokens of a batch, padding included."""
+    return len(batch) * max(len(example.input_ids) for example in batch)
+
+
+def _pass(
+    model: PeftModel, batch: dict[str, torch.Tensor], dtype: torch.dtype
+) -> tuple[float, float]:
+    """Seconds of a forward pass, and of a forward and backward pass."""
+    device = batch["input_ids"].device
+    _wait(device)
+    started = time.perf_counter()
+    # As accelerate does for a backbone in half precision.
+    half = dtype is not torch.float32
+    with torch.autocast(device.type, dtype) if half else nullcontext():
+        loss = supervised_nll(model, batch)[0].mean()
+    _wait(device)
+    forward = time.perf_counter() - started
+    if not math.isfinite(loss.item()):
+        raise TrainingError(
+            f"the loss of the first examples is {loss.item()} before anything is trained; choose "
+            "another backbone.dtype (float16 overflows where bfloat16 and float32 do not)"
+        )
+    loss.backward()
+    _wait(device)
+    return forward, time.perf_counter() - started
+
+
+def require_gradient(model: PeftModel) -> None:
+    """After a backward pass: raises TrainingError if it reached nothing that is trained."""
+    gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+    if not any(bool(gradient.any()) for gradient in gradients):
+        raise TrainingError(
+            "no gradient reaches the adapter: nothing would be trained. Check adapter.targets; "
+            "under training.gradient_checkpointing the model's inputs have to carry gradients"
+        )
+
+
+@contextmanager
+def _as_in_training(model: PeftModel, checkpointing: bool) -> Iterator[None]:
+    """Training mode and empty gradients inside; outside all is what it was."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = [p.grad for p in trained]
+    was_training, was_checkpointing = model.training, model.is_activation_checkpointing
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            for parameter in trained:
+                parameter.grad = None
+            if checkpointing and not was_checkpointing:
+                model.activation_checkpointing_enable({"use_reentrant": False})
+            model.train()
+            yield
+        finally:
+            model.train(was_training)
+            if checkpointing and not was_checkpointing:
+                model.activation_checkpointing_disable()
+                # Left on by the line above where the adapter is PEFT's own model.
+                model.disable_input_require_grads()
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                parameter.grad = gradient
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _start_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return 0
+    return peak_memory()
+
+
+def _peak_memory(device: torch.device, before: int) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = peak_memory()
+    return peak if peak > before else None

@@ -1,0 +1,153 @@
+"""Models and tokenizers of a few kilobytes, on which the libraries' traps are tried out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_kit.adapters import wrapped
+from lora_kit.backbone import Backbone, BackboneFiles
+from lora_kit.data.rows import Message, Row
+from lora_kit.data.tokenization import Example
+from lora_kit.fingerprint import Fingerprint
+from lora_kit.preflight.checks import Situation
+from lora_kit.preflight.launch import Launch
+from lora_kit.recipe import AdapterSpec, Recipe
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+WORDS = ("<pad>", "<s>", "</s>", "<unk>", "user", "assistant", "a", "b", "c", "d")
+TEMPLATE = (
+    "<s>{% for m in messages %} {{ m['role'] }} {{ m['content'] }} </s>{% endfor %}"
+    "{% if add_generation_prompt %} assistant {% endif %}"
+)
+ENDLESS_TEMPLATE = TEMPLATE.replace("</s>", "")
+ROW = Row("specimen", "specimen", (Message("user", "a b"), Message("assistant", "c d")))
+SIZES = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def specimen_model(experts: bool = False) -> Any:
+    """A random causal language model in float32, its head tied; or one with fused experts."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if experts:
+            # PEFT 0.21 finds those of some models (Mixtral, Qwen3-MoE), and not of this one.
+            config = Qwen2MoeConfig(
+                **SIZES,
+                num_experts=8,
+                num_experts_per_tok=2,
+                moe_intermediate_size=32,
+                shared_expert_intermediate_size=16,
+            )
+            return Qwen2MoeForCausalLM(config).requires_grad_(False).eval()
+        model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
+        return model.requires_grad_(False).eval()
+
+
+def specimen_adapter(model: Any, targets: Any = "all-linear") -> PeftModel:
+    """An adapter that does something."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        adapted = wrapped(model, AdapterSpec(rank=2, targets=targets))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 0.1)
+    return adapted
+
+
+def specimen_tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerBase:
+    """Ten words; begins every text with `<s>`, as its chat template does too."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: number for number, word in enumerate(WORDS)}
+    raw = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    raw.pre_tokenizer = WhitespaceSplit()
+    raw.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def specimen_backbone(model: Any | None = None, template: str = TEMPLATE) -> Backbone:
+    """A backbone of a specimen model and tokenizer."""
+    recipe = specimen_recipe()
+    return Backbone(
+        model=model if model is not None else specimen_model(),
+        tokenizer=specimen_tokenizer(template),
+        files=BackboneFiles("specimen", None, Path()),
+        spec=recipe.backbone,
+        fingerprint=Fingerprint("", "", "", "none", "float32"),
+        quantized_modules=(),
+    )
+
+
+def specimen_recipe(quantization: str = "none", **data: Any) -> Recipe:
+    """A recipe whose data is never read."""
+    return Recipe.model_validate(
+        {
+            "name": "specimen",
+            "backbone": {"model": "specimen", "quantization": quantization, "dtype": "float32"},
+            "data": {"train": [{"source": "specimen"}], **data},
+        }
+    )
+
+
+def situation(**parts: Any) -> Situation:
+    """A situation of one plain process, with some parts of it."""
+    return Situation(**{"recipe": specimen_recipe(), "launch": Launch()} | parts)
+
+
+def example(*words: str, supervised: int = 0) -> Example:
+    """An example of a few words, the last `supervised` of them learned."""
+    ids = tuple(WORDS.index(word) for word in words)
+    masked = len(ids) - supervised
+    return Example(ids, (-100,) * masked + ids[masked:])
+
+
+def four_bit_layer(quantization: str = "nf4") -> Any:
+    """A quantized layer of 64 by 64 weights, with a trace of bitsandbytes' own defaults."""
+    from bitsandbytes.nn import Linear4bit
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type=quantization)
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    return layer.to("cpu")
+
+
+class Leaky(torch.nn.Module):
+    """A model that pays no heed to positions that begin anew."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        """Take input_ids (1, length); give what the model gives for one text."""
+        return self.model(input_ids=input_ids, use_cache=False)

@@ -1,0 +1,112 @@
+"""A try-out says how long a training takes, and leaves everything as it was."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lora_kit.adapters import attach
+from lora_kit.backbone import Backbone
+from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.tokenization import Example
+from lora_kit.errors import TrainingError
+from lora_kit.preflight.probe import Probe, duration, micro_batches, probe
+from lora_kit.preflight.show_estimate import spoken
+from lora_kit.recipe import Recipe, TrainingSpec
+
+
+def examples_of(recipe: Recipe, backbone: Backbone) -> tuple[Example, ...]:
+    rows, _ = training_rows(recipe.data, recipe.seed)
+    return prepare(rows, backbone.tokenizer, recipe.data).examples
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    return {
+        "weights": {name: value.clone() for name, value in model.state_dict().items()},
+        "gradients": [p.grad for p in model.parameters()],
+        "random": torch.get_rng_state(),
+        "training": model.training,
+        "checkpointing": model.is_gradient_checkpointing,
+        "hooks": len(model.get_input_embeddings()._forward_hooks),
+    }
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_is_left_changed(
+    tiny_backbone: Backbone, tiny_recipe: Recipe, checkpointing: bool
+) -> None:
+    model = attach(tiny_backbone, tiny_recipe.adapter, seed=0)
+    model.eval()
+    kept = next(p for p in model.parameters() if p.requires_grad)
+    kept.grad = torch.ones_like(kept)
+    before = state_of(model)
+    spec = TrainingSpec(gradient_checkpointing=checkpointing)
+    found = probe(model, tiny_backbone, examples_of(tiny_recipe, tiny_backbone), spec, 4)
+    after = state_of(model)
+    assert found.tokens > 0
+    assert 0 < found.forward_seconds < found.seconds
+    for name, value in before["weights"].items():
+        assert torch.equal(value, after["weights"][name]), name
+    assert all(a is b for a, b in zip(before["gradients"], after["gradients"], strict=True))
+    assert torch.equal(kept.grad, torch.ones_like(kept))
+    assert torch.equal(before["random"], after["random"])
+    for name in ("training", "checkpointing", "hooks"):
+        assert before[name] == after[name], name
+
+
+def test_dropout_is_tried_out_and_its_randomness_put_back(
+    tiny_backbone: Backbone, tiny_recipe: Recipe
+) -> None:
+    adapter = tiny_recipe.adapter.model_copy(update={"dropout": 0.5})
+    model = attach(tiny_backbone, adapter, seed=0)
+    before = torch.get_rng_state()
+    probe(model, tiny_backbone, examples_of(tiny_recipe, tiny_backbone), TrainingSpec(), 4)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_adapter_that_no_gradient_reaches_is_refused(
+    tiny_backbone: Backbone, tiny_recipe: Recipe
+) -> None:
+    model = attach(tiny_backbone, tiny_recipe.adapter, seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            torch.nn.init.zeros_(parameter)
+    with pytest.raises(TrainingError, match="no gradient reaches the adapter"):
+        probe(model, tiny_backbone, examples_of(tiny_recipe, tiny_backbone), TrainingSpec(), 4)
+
+
+def of_length(length: int) -> Example:
+    return Example(tuple(range(length)), tuple(range(length)))
+
+
+def test_a_steps_examples_are_cut_by_length_rows_and_tokens() -> None:
+    examples = [of_length(n) for n in (5, 50, 6, 40, 7, 30)]
+
+    def cut(**changes: Any) -> list[list[int]]:
+        spec = TrainingSpec(batch_size=4, **changes)
+        return [[len(e.input_ids) for e in group] for group in micro_batches(examples, spec, 2)]
+
+    assert cut() == [[50, 40], [6, 5], [30, 7]]
+    assert cut(batch_tokens=60) == [[50], [40], [6, 5], [30, 7]]
+    assert cut(batch_tokens=4) == [[50], [40], [6], [5], [30], [7]]
+
+
+def test_time_goes_by_padded_tokens_epochs_and_validations() -> None:
+    measured = Probe(rows=2, tokens=100, forward_seconds=1.0, seconds=4.0, peak_memory=None)
+    examples = [of_length(n) for n in (50, 40, 6, 5)]
+    spec = TrainingSpec(batch_size=4, epochs=3.0)
+    took = duration(measured, examples, [of_length(25)], spec, micro_batch=2)
+    assert took.training == pytest.approx((100 + 12) * 3 * 0.04)
+    assert took.validation == pytest.approx(2 * 25 * 0.01)
+    spec = TrainingSpec(batch_size=4, epochs=3.0, validate_steps=2)
+    more = duration(measured, examples, [of_length(25)], spec, micro_batch=2, steps=6)
+    assert more.validation == pytest.approx(5 * 25 * 0.01)
+    shared = duration(measured, examples, [], spec, micro_batch=2, processes=2)
+    assert shared.training == pytest.approx(took.training / 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(12.3, "12 s"), (600, "10 min"), (7500, "2 h 05 min")]
+)
+def test_a_duration_reads_as_people_say_it(seconds: float, words: str) -> None:
+    assert spoken(seconds) == words
