@@ -160,7 +160,7 @@ class _Attempt:
             args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
             train_dataset=data.to_dataset(),
             processing_class=backbone.tokenizer,
-            lengths=[len(example.input_ids) for example in data.examples],
+            lengths=data.lengths.tolist(),
             # A pack is bounded by its tokens, not by its examples.
             micro_batch_size=share
             if packing

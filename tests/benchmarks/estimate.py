@@ -189,7 +189,8 @@ def measured_time() -> dict[str, float]:
     from lora_kit.data.dataset import prepare, training_rows
     from lora_kit.preflight.probe import duration, probe
     from lora_kit.processes import process_state
-    from lora_kit.training.trainer import micro_batch_size, train
+    from lora_kit.training.arguments import micro_batch_size
+    from lora_kit.training.trainer import train
 
     recipe = Recipe.load("quickstart")
     train_on = [SourceSpec(source="stdlib-docstrings", limit=TIMED_ROWS)]

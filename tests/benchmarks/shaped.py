@@ -158,16 +158,22 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _ours(recipe: Recipe, backbone: Any, model: Any, tokens: list[list[int]]) -> float:
-    from lora_kit.data.dataset import Counts, PreparedData
+    from pyarrow import Table
+
+    from lora_kit.data.prepared import PreparedData, Tally
+    from lora_kit.data.rows import Row
     from lora_kit.data.tokenization import IGNORED, Example
     from lora_kit.training.trainer import train
 
-    examples = tuple(Example(tuple(ids), (IGNORED, *ids[1:])) for ids in tokens)
-    total = sum(map(len, tokens))
-    counts = Counts(len(tokens), len(tokens), 0, 0, total, total - len(tokens))
+    examples = [Example(tuple(ids), (IGNORED, *ids[1:])) for ids in tokens]
+    tally = Tally(["random"])
+    for example in examples:
+        tally.add(Row("", ""), 0, [example])
+    table = Table.from_batches([tally.record(examples, [0] * len(examples))])
+    data = PreparedData(table, tally.counts(), tally.digest())
     with tempfile.TemporaryDirectory() as folder:
         run = RunDirectory(Path(folder))
-        result = train(recipe, backbone, model, PreparedData(examples, counts), None, run)
+        result = train(recipe, backbone, model, data, None, run)
     first, last = result.history[0], result.history[-1]
     return (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"])
 

@@ -100,7 +100,7 @@ def trainer_of(
         model=model,
         args=arguments,
         train_dataset=data.to_dataset(),
-        lengths=[len(example.input_ids) for example in data.examples],
+        lengths=data.lengths.tolist(),
         processing_class=backbone.tokenizer,
         micro_batch_size=micro,
         batch_tokens=tokens,
