@@ -63,7 +63,7 @@ UNGUARDED_STATUS = 2
 
 @app.command()
 def plan(recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
-    """Everything but the training: validation, coverage, token counts, samples with their mask."""
+    """Everything but the training: what it would do, take and refuse, and what the suites show."""
     checked = Recipe.load(recipe, set_ or [])
     _quiet_libraries()
     from lora_kit.preflight.plan import make_plan
@@ -74,6 +74,10 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = F
         _print_json(made.to_dict())
     else:
         show_plan(made, _stdout())
+    if made.audit:
+        from lora_kit.data.audit.audit import refuse
+
+        refuse(made.audit)
 
 
 @app.command()

@@ -112,7 +112,7 @@ def examine() -> Diagnosis:
     found = versions()
     return Diagnosis(
         device=str(device),
-        machine=machine() | {"memory": _memory(device)},
+        machine=machine() | {"memory": device_memory(device)},
         versions=tuple(Version(name, found[name], checked) for name, checked in CHECKED.items()),
         rates={
             str(dtype).removeprefix("torch."): matrix_rate(device, dtype)
@@ -181,7 +181,7 @@ def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return float(cosine) > LEAST_COSINE
 
 
-def _memory(device: torch.device) -> int:
+def device_memory(device: torch.device) -> int:
     """Bytes of the device that is computed on."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_kit.adapters import Coverage, attach, coverage
 from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.data.audit.audit import audit
+from lora_kit.data.audit.findings import Audit
 from lora_kit.data.dataset import (
     Counts,
     PreparedData,
@@ -16,9 +18,22 @@ from lora_kit.data.dataset import (
 )
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import BackboneError
+from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
+from lora_kit.preflight.cards import Advice, advice
+from lora_kit.preflight.checks import Checked, Situation, run_checks
 from lora_kit.preflight.detectable import SuitePower, detectable
+from lora_kit.preflight.doctor import device_memory
+from lora_kit.preflight.memory import (
+    CUDA_BASE,
+    Device,
+    MemoryEstimate,
+    estimate,
+    largest_micro_batch,
+    libraries_memory,
+)
+from lora_kit.preflight.probe import Duration, Probe, duration, probe
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import micro_batch_size, optimizer_steps
@@ -35,17 +50,50 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """What the training takes on this machine.
+
+    Attributes:
+        memory: at most, by what it is for.
+        advice: the smallest change with which it fits, where it does not.
+        available: bytes that this machine's device has.
+        probe: the micro batch that was run.
+        duration: of all the training.
+    """
+
+    memory: MemoryEstimate
+    advice: Advice | None
+    available: int
+    probe: Probe
+    duration: Duration
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "memory": self.memory.to_dict(),
+            "fits": self.memory.total <= self.available,
+            "advice": list(self.advice.assignments) if self.advice else [],
+            "available": self.available,
+            "probe": self.probe.to_dict(),
+            "duration": self.duration.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a recipe would do.
 
     Attributes:
+        formats: of each source's rows, as they were recognised.
         missing_backbone: why the backbone is not on this machine, else `None`; without it rows
-            are counted, tokens, coverage and samples are not.
+            are counted, all that follows is not known.
+        checked: the checks that were run, and what they warn of.
     """
 
     recipe: Recipe
     rows: int
     validation_rows: int
+    formats: dict[str, str]
     optimizer_steps: int
     micro_batch_size: int
     suites: tuple[SuitePower, ...]
@@ -53,6 +101,9 @@ class Plan:
     fingerprint: str | None = None
     coverage: Coverage | None = None
     counts: Counts | None = None
+    audit: Audit | None = None
+    checked: Checked | None = None
+    forecast: Forecast | None = None
     samples: tuple[tuple[Span, ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,6 +112,7 @@ class Plan:
             "recipe": self.recipe.model_dump(mode="json"),
             "rows": self.rows,
             "validation_rows": self.validation_rows,
+            "formats": self.formats,
             "optimizer_steps": self.optimizer_steps,
             "micro_batch_size": self.micro_batch_size,
             "suites": [suite.to_dict() for suite in self.suites],
@@ -68,46 +120,88 @@ class Plan:
             "fingerprint": self.fingerprint,
             "coverage": self.coverage.to_dict() if self.coverage else None,
             "counts": self.counts.to_dict() if self.counts else None,
+            "audit": self.audit.to_dict() if self.audit else None,
+            "checked": asdict(self.checked) if self.checked else None,
+            "forecast": self.forecast.to_dict() if self.forecast else None,
         }
 
 
 def make_plan(recipe: Recipe) -> Plan:
     """Check all of a recipe that can be checked here and say what it would do.
 
+    What the audit would refuse is in the plan, so that it can be looked at.
+
     Raises:
         LoraKitError: of the first stage that refuses.
     """
     suites = load_suites(recipe.evaluation.suites)
     rows, replay = training_rows(recipe.data, recipe.seed)
-    held_out = validation_rows(recipe.data, recipe.seed)
+    held_out_rows = validation_rows(recipe.data, recipe.seed)
     state = process_state()
     spec = recipe.training
-    micro = micro_batch_size(spec, state.num_processes, state.device)
     known: dict[str, Any] = {
         "recipe": recipe,
         "rows": len(rows),
-        "validation_rows": len(held_out),
-        "optimizer_steps": optimizer_steps(len(rows), spec, state.num_processes),
-        "micro_batch_size": micro,
+        "validation_rows": len(held_out_rows),
+        "formats": rows.formats(),
+        "micro_batch_size": micro_batch_size(spec, state.num_processes, state.device),
         "suites": detectable(suites),
     }
     try:
         files = resolve(recipe.backbone, allow_network=False)
     except BackboneError as error:
-        return Plan(**known, missing_backbone=str(error))
+        steps = optimizer_steps(len(rows), spec, state.num_processes)
+        return Plan(**known, optimizer_steps=steps, missing_backbone=str(error))
     backbone = load(files, recipe.backbone)
     data = prepare(rows, backbone.tokenizer, recipe.data, replay)
+    held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data)
     model = attach(backbone, recipe.adapter, recipe.seed)
     # What is wrong with an item shows only when it is tokenized.
-    plan_work(suites, backbone)
+    items = audited_items(plan_work(suites, backbone))
+    limits = recipe.data.audit
     return Plan(
         **known,
+        optimizer_steps=optimizer_steps(len(data.examples), spec, state.num_processes),
         missing_backbone=None,
         fingerprint=backbone.fingerprint.digest,
         coverage=coverage(model),
         counts=data.counts,
+        audit=audit(rows, data.examples, items, held_out_rows, backbone.tokenizer, limits),
+        checked=run_checks(
+            Situation(recipe, backbone=backbone, model=model, examples=data.examples)
+        ),
+        forecast=forecast(recipe, backbone, model, data, held_out),
         samples=_samples(data, backbone),
     )
+
+
+def forecast(
+    recipe: Recipe, backbone: Backbone, model: Any, data: PreparedData, held_out: PreparedData
+) -> Forecast:
+    """Memory from shapes, time from a micro batch that is run.
+
+    Raises:
+        TrainingError: if no gradient reaches the adapter.
+    """
+    state, spec = process_state(), recipe.training
+    micro = micro_batch_size(spec, state.num_processes, state.device)
+    packing = recipe.data.packing
+    tokens = spec.batch_tokens or (recipe.data.max_length if packing else None)
+    rows = spec.batch_size // state.num_processes if packing else micro
+    batch = largest_micro_batch(data.examples, rows, tokens, packing)
+    device: Device = "cpu" if state.device.type == "cpu" else "cuda"
+    base = libraries_memory() if device == "cpu" else CUDA_BASE
+    available = device_memory(state.device)
+    config = backbone.model.config
+    memory = estimate(recipe, config, batch, device, base)
+    fits = memory.total <= available
+    change = None if fits else advice(recipe, config, batch, device, base, available)
+    steps = optimizer_steps(len(data.examples), spec, state.num_processes)
+    probed = probe(model, backbone, data.examples, spec, micro)
+    taken = duration(
+        probed, data.examples, held_out.examples, spec, micro, state.num_processes, steps
+    )
+    return Forecast(memory, change, available, probed, taken)
 
 
 def _samples(data: PreparedData, backbone: Backbone) -> tuple[tuple[Span, ...], ...]:

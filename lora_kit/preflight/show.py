@@ -8,7 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_kit.evaluation.reporting.notation import is_percent
-from lora_kit.preflight.plan import Plan, Span
+from lora_kit.preflight.plan import Forecast, Plan, Span
+from lora_kit.preflight.show_audit import show_audit
+from lora_kit.preflight.show_estimate import GB, show_duration, show_estimate
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -24,6 +26,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"({plan.micro_batch_size} a forward pass), {spec.epochs:g} epochs, "
         f"learning rate {spec.learning_rate:g}, {spec.schedule}",
         "rows": f"{plan.rows} for training, {plan.validation_rows} held out",
+        "formats": ", ".join(f"{name}: {form}" for name, form in plan.formats.items()),
     }
     if plan.fingerprint:
         facts["fingerprint"] = plan.fingerprint
@@ -43,6 +46,13 @@ def show_plan(plan: Plan, console: Console) -> None:
     for name, value in facts.items():
         table.add_row(f"[dim]{escape(name)}[/]", escape(value))
     console.print(table)
+    if plan.forecast:
+        _show_forecast(plan.forecast, console)
+    for warning in plan.checked.warnings if plan.checked else ():
+        console.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
+    if plan.audit:
+        console.print()
+        show_audit(plan.audit, console)
     _show_power(plan, console)
     for number, sample in enumerate(plan.samples, start=1):
         console.print(f"\n[dim]sample {number}; what is learned is [/][reverse]marked[/]")
@@ -53,6 +63,17 @@ def show_plan(plan: Plan, console: Console) -> None:
             f"{escape(plan.missing_backbone)}",
             soft_wrap=True,
         )
+
+
+def _show_forecast(forecast: Forecast, console: Console) -> None:
+    show_duration(forecast.duration, forecast.probe, console)
+    show_estimate(forecast.memory, console)
+    if forecast.memory.total <= forecast.available:
+        return
+    console.print(f"[red]This machine has {forecast.available / GB:.1f} GB.[/]")
+    if forecast.advice:
+        changes = " ".join(f"--set {change}" for change in forecast.advice.assignments)
+        console.print(f"It would fit with {escape(changes)}", soft_wrap=True)
 
 
 def _show_power(plan: Plan, console: Console) -> None:

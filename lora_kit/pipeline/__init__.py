@@ -1,0 +1,19 @@
+"""The main path, from recipe to release: the calls that the commands make and a script can make."""
+
+from lora_kit.pipeline.evaluation import evaluate
+from lora_kit.pipeline.merging import Merged, merge
+from lora_kit.pipeline.releasing import release, verify
+from lora_kit.pipeline.training import Trained, train
+from lora_kit.pipeline.whole import Outcome, run
+
+__all__ = [
+    "Merged",
+    "Outcome",
+    "Trained",
+    "evaluate",
+    "merge",
+    "release",
+    "run",
+    "train",
+    "verify",
+]

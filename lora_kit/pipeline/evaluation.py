@@ -1,0 +1,81 @@
+"""Adapter to verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
+
+from lora_kit.arms import example_rows, loaded_arms
+from lora_kit.errors import RecipeError
+from lora_kit.evaluation.harness import (
+    Evaluation,
+    Measurement,
+    run_suites,
+)
+from lora_kit.evaluation.reporting.report import ReportFacts
+from lora_kit.evaluation.suite import load_suites
+from lora_kit.recipe import ArmName, BackboneSpec
+from lora_kit.session import Session, open_subject
+
+
+def evaluate(
+    target: Path | Session,
+    suites: Sequence[str] | None = None,
+    backbone: BackboneSpec | None = None,
+    output: Path | None = None,
+    arms: Sequence[str] = (),
+    fresh: bool = False,
+) -> Evaluation:
+    """Evaluate a run, or any PEFT adapter directory, against its base.
+
+    What was measured before and has not changed is not measured again, be it that an evaluation was
+    killed, or that an arm is added.
+
+    Args:
+        target: a run directory, an adapter directory, or an open session.
+        suites: bundled names or paths; by default those of the run's recipe.
+        backbone: of an adapter that another tool made; by default what the adapter says.
+        output: where the results go; by default `evaluation/` in the run or the adapter, and
+            `evaluation-SUITE/` for other suites than the recipe's, so that a run keeps the verdict
+            that its release stands on.
+        arms: besides those of the run's recipe (by default `base` and `adapter`).
+        fresh: measure everything again.
+
+    Raises:
+        LoraKitError: if the target is neither, or anything in it is refused.
+    """
+    chosen = load_suites(suites) if suites else None
+    unknown = sorted(set(arms) - set(get_args(ArmName)))
+    if unknown:
+        raise RecipeError(f"arm {unknown[0]}: possible: {', '.join(get_args(ArmName))}")
+    subject = open_subject(target, backbone)
+    directory = output or subject.output
+    if chosen and not output:
+        directory = directory.with_name("-".join(["evaluation", *(s.name for s in chosen)]))
+    names = list(dict.fromkeys([*subject.spec.arms, *arms]))
+    recipe = subject.session.recipe if subject.session else None
+    return run_suites(
+        Measurement(
+            backbone=subject.backbone,
+            adapter=subject.adapter,
+            suites=chosen or load_suites(subject.spec.suites),
+            models=loaded_arms(subject, names),
+            directory=directory,
+            facts=ReportFacts(
+                subject.title,
+                {
+                    **subject.facts,
+                    "Arms": ", ".join(names),
+                    "Date": datetime.now(UTC).date().isoformat(),
+                },
+            ),
+            shots=subject.spec.shots if "fewshot" in names else 0,
+            training=example_rows(recipe)
+            if recipe and {"fewshot", "retrieval"} & set(names)
+            else (),
+            retrieval="retrieval" in names,
+            fresh=fresh,
+        )
+    )

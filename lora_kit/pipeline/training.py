@@ -1,0 +1,105 @@
+"""Recipe to adapter."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_kit.adapters import attach, coverage
+from lora_kit.arms import example_rows
+from lora_kit.backbone import load, resolve
+from lora_kit.console import say
+from lora_kit.data.audit.audit import audit, refuse
+from lora_kit.data.dataset import prepare, training_rows, validation_rows
+from lora_kit.evaluation.audited import audited_items
+from lora_kit.evaluation.engine.work import plan_work
+from lora_kit.evaluation.suite import load_suites
+from lora_kit.preflight.checks import Situation, run_checks
+from lora_kit.processes import process_state
+from lora_kit.recipe import Recipe
+from lora_kit.run import start_record
+from lora_kit.session import Session, open_run
+from lora_kit.training.plot import plot_training
+from lora_kit.training.resuming import choose_run, finished, require_same
+from lora_kit.training.trainer import TrainingResult
+from lora_kit.training.trainer import train as train_adapter
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training."""
+
+    session: Session
+    result: TrainingResult
+
+
+def train(
+    recipe: Recipe, output: Path | None = None, overwrite: bool = False, resume: bool = False
+) -> Trained:
+    """Train a recipe's adapter into a new run directory, or go on with a run that was cut off.
+
+    Args:
+        recipe: what to do.
+        output: the run directory; by default `runs/NAME`, numbered if there is one.
+        overwrite: whether `output` may hold an earlier run.
+        resume: whether to go on from the newest checkpoint in `output` (by default in the newest
+            run of the recipe's name); without one, training begins anew.
+
+    Raises:
+        LoraKitError: if anything is refused; nothing is trained then.
+        TrainingInterruptedError: if a signal ended it; `resume` goes on.
+    """
+    run, checkpoint = choose_run(recipe, output, overwrite, resume)
+    done = finished(run) if resume and not checkpoint else None
+    if done:
+        session = open_run(run.root)
+        require_same(run, recipe, session.backbone, run.load_record()["data"]["digest"])
+        say(f"{run.root}: is trained already")
+        return Trained(session, done)
+    suites = load_suites(recipe.evaluation.suites)
+    backbone = load(resolve(recipe.backbone), recipe.backbone)
+    # Read before the training, so that a mistake in them does not cost one.
+    shots = recipe.evaluation.shots if "fewshot" in recipe.evaluation.arms else 0
+    work = plan_work(suites, backbone, shots, example_rows(recipe) if shots else ())
+    rows, replay = training_rows(recipe.data, recipe.seed)
+    held_out_rows = validation_rows(recipe.data, recipe.seed)
+    data = prepare(rows, backbone.tokenizer, recipe.data, replay)
+    held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data)
+    model = attach(backbone, recipe.adapter, recipe.seed)
+    situation = Situation(recipe, backbone=backbone, model=model, examples=data.examples)
+    for warning in run_checks(situation).warnings:
+        say(warning)
+    items = audited_items(work)
+    limits = recipe.data.audit
+    found = audit(rows, data.examples, items, held_out_rows, backbone.tokenizer, limits)
+    refuse(found)
+    covered = coverage(model)
+    say(
+        f"{run.root}: {data.counts.used} rows, {data.counts.tokens} tokens, "
+        f"{data.counts.supervised_tokens} supervised, {data.counts.truncated} cut, "
+        f"{data.counts.dropped} dropped; {covered.trainable_parameters:,} of "
+        f"{covered.total_parameters:,} parameters are trained"
+    )
+    is_main = process_state().is_main_process
+    if checkpoint:
+        require_same(run, recipe, backbone, data.digest)
+        say(f"{run.root}: going on from {checkpoint.name}")
+    elif is_main:
+        for stale in run.results:
+            # Of an earlier run that --overwrite gave up: its verdict is not this adapter's.
+            shutil.rmtree(stale, ignore_errors=True)
+        run.record.unlink(missing_ok=True)
+        start_record(run, recipe, backbone, "train")
+        run.update_record(
+            data=data.counts.to_dict() | {"digest": data.digest},
+            audit=found.to_dict(),
+            coverage=covered.to_dict(),
+            suites={suite.name: suite.digest for suite in suites},
+        )
+    result = train_adapter(recipe, backbone, model, data, held_out, run, checkpoint)
+    if is_main:
+        validation = (result.validation_before, result.validation_after)
+        plot_training(result.history, validation, run.training_plot)
+        run.update_record(training=result.to_dict())
+    return Trained(Session(run, recipe, backbone, model), result)

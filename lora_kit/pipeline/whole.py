@@ -1,0 +1,85 @@
+"""Recipe to release in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lora_kit.errors import ReleaseError
+from lora_kit.evaluation.verdict import Verdict
+from lora_kit.pipeline.evaluation import evaluate
+from lora_kit.pipeline.merging import merge
+from lora_kit.pipeline.releasing import release
+from lora_kit.pipeline.training import train
+from lora_kit.processes import process_state
+from lora_kit.recipe import Recipe
+from lora_kit.releasing.gate import STATUS
+from lora_kit.run import peak_memory
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A whole run.
+
+    Attributes:
+        verdict: of the evaluation.
+        release: the release directory; `None` where the run did not pass.
+        refusal: why it was not released; empty where it was.
+        status: the exit status that says the same.
+        peak_memory: resident bytes of this process at most.
+    """
+
+    directory: Path
+    verdict: Verdict
+    release: Path | None
+    refusal: str
+    status: int
+    peak_memory: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "run": str(self.directory),
+            "verdict": self.verdict.to_dict(),
+            "release": str(self.release) if self.release else None,
+            "refusal": self.refusal,
+            "peak_memory": self.peak_memory,
+        }
+
+
+def run(
+    recipe: Recipe, output: Path | None = None, overwrite: bool = False, resume: bool = False
+) -> Outcome:
+    """Recipe to release: train, evaluate, merge, and release what passes.
+
+    Args:
+        recipe: what to do.
+        output: as in `train`.
+        overwrite: as in `train`.
+        resume: as in `train`; a training that is done is not done again.
+
+    Raises:
+        LoraKitError: if a stage refuses its input.
+    """
+    trained = train(recipe, output, overwrite, resume)
+    session = trained.session
+    is_main, is_arm = process_state().is_main_process, "merged" in recipe.evaluation.arms
+    if is_main and is_arm:
+        merge(session)
+    process_state().wait_for_everyone()
+    verdict = evaluate(session).verdict
+    released, refusal, status = None, "", STATUS[verdict.decision]
+    if is_main:
+        if not is_arm:
+            merge(session)
+        try:
+            released = release(session.run.root)
+        except ReleaseError as error:
+            refusal, status = str(error), error.status
+        session.run.update_record(
+            finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory=peak_memory()
+        )
+    process_state().wait_for_everyone()
+    return Outcome(session.run.root, verdict, released, refusal, status, peak_memory())
