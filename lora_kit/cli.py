@@ -4,6 +4,7 @@ refused input, 3 FAIL, 4 INCONCLUSIVE."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import warnings
@@ -331,7 +332,10 @@ def _quiet_libraries() -> None:
     """Leave stderr to our own progress and errors: these say nothing that a user could act on."""
     # Their bars are drawn over ours; PEFT's notice repeats what its own call was told to do.
     warnings.filterwarnings("ignore", module=r"(peft|transformers|trl|torch)\b")
-    from transformers.utils import logging
+    import datasets
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    # What it cannot read is told by our own message.
+    datasets.logging.set_verbosity(logging.CRITICAL)

@@ -209,7 +209,7 @@ def _describe(model: type[Section], document: Document, detail: dict[str, Any]) 
     kind = detail["type"]
     if kind == "extra_forbidden":
         known = _known_keys(model, path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`? " if near else ""
         return f"{place}: unknown key; {hint}Possible here: {', '.join(known)}"
     if kind == "missing":
