@@ -32,6 +32,7 @@ from lora_kit.files import whole_directory, write_json, write_text
 from lora_kit.gguf import file_sha256
 from lora_kit.merging.stream import MergePlan, MergeResult, merge_stream
 from lora_kit.merging.verify import Verification, verify_merged
+from lora_kit.preflight.checks import Situation, run_checks
 from lora_kit.processes import process_state
 from lora_kit.recipe import ArmName, BackboneSpec, Recipe
 from lora_kit.releasing.card import model_card
@@ -85,6 +86,10 @@ def train(recipe: Recipe, output: Path | None = None, overwrite: bool = False) -
     held_out = prepare(validation_rows(recipe.data, recipe.seed), backbone.tokenizer, recipe.data)
     model = attach(backbone, recipe.adapter, recipe.seed)
     covered = coverage(model)
+    for warning in run_checks(
+        Situation(recipe, backbone=backbone, model=model, examples=data.examples)
+    ).warnings:
+        say(warning)
     say(
         f"{run.root}: {data.counts.used} rows, {data.counts.tokens} tokens, "
         f"{data.counts.supervised_tokens} supervised, {data.counts.truncated} cut, "

@@ -18,6 +18,7 @@ from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import BackboneError
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
+from lora_kit.preflight.checks import Situation, run_checks
 from lora_kit.preflight.detectable import SuitePower, detectable
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
@@ -54,6 +55,8 @@ class Plan:
     coverage: Coverage | None = None
     counts: Counts | None = None
     samples: tuple[tuple[Span, ...], ...] = ()
+    checks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -68,6 +71,8 @@ class Plan:
             "fingerprint": self.fingerprint,
             "coverage": self.coverage.to_dict() if self.coverage else None,
             "counts": self.counts.to_dict() if self.counts else None,
+            "checks": list(self.checks),
+            "warnings": list(self.warnings),
         }
 
 
@@ -98,6 +103,7 @@ def make_plan(recipe: Recipe) -> Plan:
     backbone = load(files, recipe.backbone)
     data = prepare(rows, backbone.tokenizer, recipe.data, replay)
     model = attach(backbone, recipe.adapter, recipe.seed)
+    checked = run_checks(Situation(recipe, backbone=backbone, model=model, examples=data.examples))
     # What is wrong with an item shows only when it is tokenized.
     plan_work(suites, backbone)
     return Plan(
@@ -107,6 +113,8 @@ def make_plan(recipe: Recipe) -> Plan:
         coverage=coverage(model),
         counts=data.counts,
         samples=_samples(data, backbone),
+        checks=checked.names,
+        warnings=checked.warnings,
     )
 
 

@@ -40,9 +40,13 @@ def show_plan(plan: Plan, console: Console) -> None:
         facts["coverage"] = ", ".join(
             f"{one.adapted} of {one.total} {one.module_class}" for one in plan.coverage.classes
         )
+    if plan.checks:
+        facts["checked"] = ", ".join(plan.checks)
     for name, value in facts.items():
         table.add_row(f"[dim]{escape(name)}[/]", escape(value))
     console.print(table)
+    for warning in plan.warnings:
+        console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
     _show_power(plan, console)
     for number, sample in enumerate(plan.samples, start=1):
         console.print(f"\n[dim]sample {number}; what is learned is [/][reverse]marked[/]")
