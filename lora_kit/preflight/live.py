@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages that are alive while operations run, as the allocator would see them.
 
     After torch's own `torch.distributed._tools.mem_tracker`, without its module hooks. An operation
@@ -28,13 +28,13 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, places: int, columns: int) -> None:
         """Take the number of supervised tokens, and of the different columns they stand in."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.label = ""
         self.peak: dict[str, int] = {}
         self._alive: Counter[str] = Counter()
         self._most = -1
         self._known = WeakIdKeyDictionary()
-        self._sizes = {
+        self._sizes: dict[Any, Callable[[torch.Tensor], tuple[int, ...]]] = {
             torch.ops.aten.nonzero.default: lambda found: (places, found.dim()),
             torch.ops.aten._unique2.default: lambda _found: (min(columns, places),),
         }

@@ -174,7 +174,7 @@ def _pass(
             f"the loss of the first examples is {loss.item()} before anything is trained; choose "
             "another backbone.dtype (float16 overflows where bfloat16 and float32 do not)"
         )
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     _wait(device)
     return forward, time.perf_counter() - started
 

@@ -131,7 +131,8 @@ def _without_data(model: torch.nn.Module) -> FakeTensorMode:
     made: dict[int, torch.Tensor] = {}
     with mode:
         for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
+            holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for tensors in holders:
                 for name, tensor in tensors.items():
                     if tensor is None:
                         continue

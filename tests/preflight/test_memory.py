@@ -11,6 +11,7 @@ from transformers import AutoConfig, LlamaConfig
 from lora_kit.backbone import load, resolve
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import AdapterError
+from lora_kit.preflight import cards
 from lora_kit.preflight.cards import advice, fitting_cards
 from lora_kit.preflight.memory import MemoryEstimate, MicroBatch, estimate, largest_micro_batch
 from lora_kit.preflight.shapes import shaped_model, stored_bytes
@@ -18,15 +19,21 @@ from lora_kit.preflight.show_estimate import show_estimate
 from lora_kit.recipe import AdapterSpec, BackboneSpec, Recipe
 from tests.benchmarks.estimate import Setting, foretold, in_process
 
-LARGE = LlamaConfig(
-    vocab_size=128_256,
-    hidden_size=4096,
-    intermediate_size=14_336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    tie_word_embeddings=False,
-)
+
+def llama(layers: int) -> LlamaConfig:
+    """Llama 3 8B, but for the number of its layers."""
+    return LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+    )
+
+
+LARGE = llama(layers=3)
 BATCH = MicroBatch(rows=2, length=512, supervised=256, columns=128, masked=True)
 
 
@@ -87,19 +94,26 @@ def test_frozen_bytes_are_those_of_the_loaded_backbone(tiny: Path) -> None:
 
 
 def test_the_weights_of_an_8b_model_are_counted_without_having_them() -> None:
-    parts = of(recipe("nf4")).components
-    assert parts["quantized weights"] == pytest.approx(6.98e9 * 4.127 / 8, rel=0.01)
-    assert parts["other frozen weights"] == pytest.approx(2 * 2 * 128_256 * 4096, rel=0.01)
-    whole = of(recipe("none")).components
+    shaped = shaped_model(llama(layers=32), AdapterSpec(rank=16), "nf4", torch.bfloat16)
+    assert shaped.quantized_bytes == pytest.approx(6.98e9 * 4.127 / 8, rel=0.01)
+    assert shaped.dense_bytes == pytest.approx(2 * 2 * 128_256 * 4096, rel=0.01)
+    # 16 for each input and output of the seven matrices of a layer.
+    widths = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14_336)
+    assert shaped.adapter_parameters == 32 * 16 * widths
+    assert shaped.checkpoint_parameters == pytest.approx(8.03e9, rel=0.01)
+
+
+def test_weights_gradients_and_moments_are_counted_each_in_its_dtype() -> None:
+    parts, whole = (of(recipe(quantization)).components for quantization in ("nf4", "none"))
     assert "quantized weights" not in whole
-    assert whole["other frozen weights"] == pytest.approx(8.03e9 * 2, rel=0.01)
-    trained = shaped_model(LARGE, AdapterSpec(), "nf4", torch.bfloat16).adapter_parameters
-    assert parts["its AdamW moments"] == 8 * trained
+    assert whole["other frozen weights"] > 3 * parts["quantized weights"]
+    assert parts["its gradients"] == parts["adapter (float32)"]
+    assert parts["its AdamW moments"] == 2 * parts["its gradients"]
 
 
 def test_recomputing_activations_holds_far_fewer_of_them() -> None:
     kept, recomputed = (of(recipe(checkpointing=c)) for c in (False, True))
-    assert recomputed.components["activations"] < 0.2 * kept.components["activations"]
+    assert recomputed.components["activations"] < 0.3 * kept.components["activations"]
     assert recomputed.total < kept.total
 
 
@@ -120,7 +134,7 @@ def test_dropout_and_a_higher_rank_are_counted() -> None:
     changed = recipe().model_copy(update={"adapter": AdapterSpec(rank=64, dropout=0.1)})
     more = of(changed)
     assert more.components["its gradients"] == 4 * plain.components["its gradients"]
-    assert more.components["activations"] > 1.2 * plain.components["activations"]
+    assert more.components["activations"] > 1.1 * plain.components["activations"]
 
 
 def test_the_largest_micro_batch_is_made_of_the_longest_examples() -> None:
@@ -151,7 +165,10 @@ def test_cards_that_fit_come_with_the_smallest_first() -> None:
     assert fitting_cards(10**12) == ()
 
 
-def test_advice_is_the_smallest_change_that_fits(tiny_config: Any) -> None:
+def test_advice_is_the_smallest_change_that_fits(
+    tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "SHORTER", (1, 2))
     wanted = recipe("none", dtype="float32")
     batch = MicroBatch(rows=8, length=512, supervised=2048, columns=256, masked=True)
     whole = of(wanted, batch, tiny_config).total

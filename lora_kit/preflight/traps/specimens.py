@@ -120,7 +120,8 @@ def specimen_recipe(quantization: str = "none", **data: Any) -> Recipe:
 
 def situation(**parts: Any) -> Situation:
     """A situation of one plain process, with some parts of it."""
-    return Situation(**{"recipe": specimen_recipe(), "launch": Launch()} | parts)
+    plain: dict[str, Any] = {"recipe": specimen_recipe(), "launch": Launch()}
+    return Situation(**plain | parts)
 
 
 def example(*words: str, supervised: int = 0) -> Example:
