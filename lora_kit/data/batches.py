@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
+from lora_kit.data.tokenization import Example
+
 
 class LengthGroupedSampler(Sampler[int]):
     """Indices such that each run of `batch_size` of them is of about one length.
@@ -55,3 +57,48 @@ class LengthGroupedSampler(Sampler[int]):
         generator.shuffle(whole)
         for batch in whole + short:
             yield from batch
+
+
+def cut(
+    examples: Sequence[Example], rows: int, tokens: int | None, packing: bool = False
+) -> list[list[Example]]:
+    """Cut a step's examples into forward passes, the longest first: what does not fit, shows.
+
+    Args:
+        examples: of one step.
+        rows: most examples of a forward pass.
+        tokens: most tokens of one, padding included; a longer example has one to itself.
+        packing: whether they are one row, or one row each.
+    """
+    ordered = sorted(examples, key=lambda example: -len(example.input_ids))
+    return _packs(ordered, rows, tokens) if packing else list(_rectangles(ordered, rows, tokens))
+
+
+def _rectangles(
+    ordered: Sequence[Example], rows: int, tokens: int | None
+) -> Iterator[list[Example]]:
+    group: list[Example] = []
+    for example in ordered:
+        width = len(group[0].input_ids) if group else 0
+        if group and (len(group) == rows or (tokens and width * (len(group) + 1) > tokens)):
+            yield group
+            group = []
+        group.append(example)
+    yield group
+
+
+def _packs(ordered: Sequence[Example], rows: int, tokens: int | None) -> list[list[Example]]:
+    """First fit decreasing: each into the first pack that has room."""
+    groups: list[list[Example]] = []
+    room: list[float] = []
+    for example in ordered:
+        size = len(example.input_ids)
+        for number, left in enumerate(room):
+            if size <= left and len(groups[number]) < rows:
+                groups[number].append(example)
+                room[number] -= size
+                break
+        else:
+            groups.append([example])
+            room.append((tokens or float("inf")) - size)
+    return groups

@@ -21,19 +21,9 @@ from lora_kit.errors import BackboneError
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
-from lora_kit.preflight.cards import Advice, advice
 from lora_kit.preflight.checks import Checked, Situation, run_checks
 from lora_kit.preflight.detectable import SuitePower, detectable
-from lora_kit.preflight.doctor import device_memory
-from lora_kit.preflight.memory import (
-    CUDA_BASE,
-    Device,
-    MemoryEstimate,
-    estimate,
-    largest_micro_batch,
-    libraries_memory,
-)
-from lora_kit.preflight.probe import Duration, Probe, duration, probe
+from lora_kit.preflight.forecast import Forecast, forecast
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import micro_batch_size, optimizer_steps
@@ -47,36 +37,6 @@ class Span:
 
     text: str
     supervised: bool
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What the training takes on this machine.
-
-    Attributes:
-        memory: at most, by what it is for.
-        advice: the smallest change with which it fits, where it does not.
-        available: bytes that this machine's device has.
-        probe: the micro batch that was run.
-        duration: of all the training.
-    """
-
-    memory: MemoryEstimate
-    advice: Advice | None
-    available: int
-    probe: Probe
-    duration: Duration
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "memory": self.memory.to_dict(),
-            "fits": self.memory.total <= self.available,
-            "advice": list(self.advice.assignments) if self.advice else [],
-            "available": self.available,
-            "probe": self.probe.to_dict(),
-            "duration": self.duration.to_dict(),
-        }
 
 
 @dataclass(frozen=True)
@@ -173,35 +133,6 @@ def make_plan(recipe: Recipe) -> Plan:
         forecast=forecast(recipe, backbone, model, data, held_out),
         samples=_samples(data, backbone),
     )
-
-
-def forecast(
-    recipe: Recipe, backbone: Backbone, model: Any, data: PreparedData, held_out: PreparedData
-) -> Forecast:
-    """Memory from shapes, time from a micro batch that is run.
-
-    Raises:
-        TrainingError: if no gradient reaches the adapter.
-    """
-    state, spec = process_state(), recipe.training
-    micro = micro_batch_size(spec, state.num_processes, state.device)
-    packing = recipe.data.packing
-    tokens = spec.batch_tokens or (recipe.data.max_length if packing else None)
-    rows = spec.batch_size // state.num_processes if packing else micro
-    batch = largest_micro_batch(data.examples, rows, tokens, packing)
-    device: Device = "cpu" if state.device.type == "cpu" else "cuda"
-    base = libraries_memory() if device == "cpu" else CUDA_BASE
-    available = device_memory(state.device)
-    config = backbone.model.config
-    memory = estimate(recipe, config, batch, device, base)
-    fits = memory.total <= available
-    change = None if fits else advice(recipe, config, batch, device, base, available)
-    steps = optimizer_steps(len(data.examples), spec, state.num_processes)
-    probed = probe(model, backbone, data.examples, spec, micro)
-    taken = duration(
-        probed, data.examples, held_out.examples, spec, micro, state.num_processes, steps
-    )
-    return Forecast(memory, change, available, probed, taken)
 
 
 def _samples(data: PreparedData, backbone: Backbone) -> tuple[tuple[Span, ...], ...]:

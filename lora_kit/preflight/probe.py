@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_kit.backbone import Backbone
+from lora_kit.data.batches import cut
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import TrainingError
 from lora_kit.likelihood import pad_examples, supervised_nll, to_device
@@ -139,15 +140,7 @@ def micro_batches(
     """
     made: list[list[Example]] = []
     for start in range(0, len(examples), spec.batch_size):
-        step = sorted(examples[start : start + spec.batch_size], key=lambda e: -len(e.input_ids))
-        group: list[Example] = []
-        for example in step:
-            full = len(group) == micro_batch
-            if group and (full or _tokens([*group, example]) > (spec.batch_tokens or math.inf)):
-                made.append(group)
-                group = []
-            group.append(example)
-        made.append(group)
+        made += cut(examples[start : start + spec.batch_size], micro_batch, spec.batch_tokens)
     return made
 
 

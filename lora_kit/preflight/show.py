@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_kit.evaluation.reporting.notation import is_percent
-from lora_kit.preflight.plan import Forecast, Plan, Span
+from lora_kit.preflight.forecast import Forecast
+from lora_kit.preflight.plan import Plan, Span
 from lora_kit.preflight.show_audit import show_audit
 from lora_kit.preflight.show_estimate import GB, show_duration, show_estimate
 

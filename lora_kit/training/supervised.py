@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import SFTTrainer
 
-from lora_kit.data.batches import LengthGroupedSampler
+from lora_kit.data.batches import LengthGroupedSampler, cut
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import TrainingError
 from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll
@@ -193,38 +193,7 @@ def micro_batches(
         packing: whether they are one row or one row each.
         pad_token_id: what short rows are filled up with.
     """
-    ordered = sorted(examples, key=lambda example: -len(example.input_ids))
-    groups = _packs(ordered, rows, tokens) if packing else _rectangles(ordered, rows, tokens)
+    groups = cut(examples, rows, tokens, packing)
     if packing:
         return [pack_examples(group) for group in groups]
     return [pad_examples(group, pad_token_id) for group in groups]
-
-
-def _rectangles(
-    ordered: Sequence[Example], rows: int, tokens: int | None
-) -> Iterator[list[Example]]:
-    group: list[Example] = []
-    for example in ordered:
-        width = len(group[0].input_ids) if group else 0
-        if group and (len(group) == rows or (tokens and width * (len(group) + 1) > tokens)):
-            yield group
-            group = []
-        group.append(example)
-    yield group
-
-
-def _packs(ordered: Sequence[Example], rows: int, tokens: int | None) -> list[list[Example]]:
-    """First fit decreasing: each into the first pack that has room."""
-    groups: list[list[Example]] = []
-    room: list[float] = []
-    for example in ordered:
-        size = len(example.input_ids)
-        for number, left in enumerate(room):
-            if size <= left and len(groups[number]) < rows:
-                groups[number].append(example)
-                room[number] -= size
-                break
-        else:
-            groups.append([example])
-            room.append((tokens or float("inf")) - size)
-    return groups

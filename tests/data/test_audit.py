@@ -240,7 +240,7 @@ def test_held_out_rows_of_the_same_kind_are_not(tokenizer: Any) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_of_other_modules_are_not_of_another_kind(seed: int) -> None:
     # Each module has words of its own, which tell the rows apart that were seen and no others.
-    every = read_source(SourceSpec(source="stdlib-docstrings", split="all"), 0, "data.train")
+    every = list(read_source(SourceSpec(source="stdlib-docstrings", split="all"), 0, "data.train"))
     modules = sorted({row.cluster for row in every})
     random.Random(seed).shuffle(modules)
     apart = set(modules[: len(modules) // 4])

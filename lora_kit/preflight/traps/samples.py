@@ -9,7 +9,8 @@ import yaml
 from torch.nn.functional import cross_entropy
 
 from lora_kit.data.dataset import prepare
-from lora_kit.data.tokenization import end_of_turn, render, tokenize
+from lora_kit.data.templates import render
+from lora_kit.data.tokenization import end_of_turn, tokenize
 from lora_kit.likelihood import pad_examples, supervised_nll
 from lora_kit.preflight import checks
 from lora_kit.preflight.isolation import packed_difference
