@@ -37,6 +37,8 @@ test-slow: install
 benchmarks: install
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.evaluation
+	$(BIN)/python -m tests.benchmarks.rows
+	$(BIN)/python -m tests.benchmarks.estimate
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist
