@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -107,6 +108,7 @@ def _trained_from_scratch(session: Session) -> Any:
     data = prepare(rows, backbone.tokenizer, recipe.data, replay)
     model = attach(backbone, recipe.adapter, recipe.seed)
     train_adapter(recipe, backbone, model, data, None, run)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
     return model
 
 

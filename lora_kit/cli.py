@@ -3,6 +3,7 @@ refused input, 3 FAIL, 4 INCONCLUSIVE."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -58,6 +59,8 @@ FreshOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
+# A full disk, a quota, a limit of file sizes, a folder that is not ours.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 VERDICT_STATUS = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 UNGUARDED_STATUS = 2
 
@@ -73,7 +76,7 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = F
     made = make_plan(checked)
     if as_json:
         _print_json(made.to_dict())
-    else:
+    elif _is_main_process():
         show_plan(made, _stdout())
     if made.audit:
         from lora_kit.data.audit.audit import refuse
@@ -318,6 +321,15 @@ def main(arguments: list[str] | None = None) -> None:
             f"lora-kit: {escape(str(error))}", soft_wrap=True
         )
         raise SystemExit(error.status) from error
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        Console(stderr=True, highlight=False).print(
+            f"lora-kit: cannot write {escape(str(error.filename or 'a file'))}: {error.strerror}. "
+            "What was there before is whole; a training goes on with --resume",
+            soft_wrap=True,
+        )
+        raise SystemExit(LoraKitError.status) from error
 
 
 def _pipeline() -> ModuleType:

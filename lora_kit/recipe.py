@@ -16,6 +16,7 @@ from lora_kit.schema import (
     NotNegative,
     Positive,
     Section,
+    Share,
     Whole,
     bundled_names,
     find_document,
@@ -115,13 +116,13 @@ class ReplaySpec(Section):
 class AuditSpec(Section):
     """How much of what is wrong with data is still let through; past it, the data is refused."""
 
-    duplicates: Fraction = 0.5
+    duplicates: Share = 0.5
     """Share of the training rows that stand there before."""
-    leakage: Fraction = 0.0
+    leakage: Share = 0.0
     """Share of any evaluation task's items whose prompt and answer stand in a training row."""
-    truncated: Fraction = 0.25
+    truncated: Share = 0.25
     """Share of the rows that are cut at `max_length`."""
-    dropped: Fraction = 0.1
+    dropped: Share = 0.1
     """Share of the rows that are dropped, for nothing is left to learn from."""
 
 

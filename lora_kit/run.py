@@ -89,6 +89,7 @@ class RunDirectory:
             self.merged,
             self.scratch,
             self.release,
+            self.root / "tensorboard",
         )
 
     def load_recipe(self) -> Recipe:
@@ -150,6 +151,11 @@ def new_run_directory(recipe: Recipe, output: Path | None, overwrite: bool = Fal
             raise RecipeError(
                 f"{output}: is there already and not empty; choose another --output, or say "
                 "--overwrite"
+            )
+        if output.exists() and any(output.iterdir()) and not RunDirectory(output).recipe.is_file():
+            raise RecipeError(
+                f"{output}: holds no run (no recipe.yaml) that --overwrite could replace; choose "
+                "another --output"
             )
         return RunDirectory(output)
     number = 1

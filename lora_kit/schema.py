@@ -41,6 +41,7 @@ Count = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=1)]
 Whole = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_not_a_bool), Field(gt=0)]
 NotNegative = Annotated[float, BeforeValidator(_not_a_bool), Field(ge=0)]
+Share = Annotated[float, BeforeValidator(_not_a_bool), Field(ge=0, le=1)]
 Fraction = Annotated[float, BeforeValidator(_not_a_bool), Field(ge=0, lt=1)]
 
 Model = TypeVar("Model", bound=Section)

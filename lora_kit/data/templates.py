@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from lora_kit.data.rows import Message, Row
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 THOUGHTS = "<think>"
+# What templates that write the day take for today: the same rows have to give the same tokens
+# tomorrow, in an evaluation, and after a training has gone on.
+TODAY = date(2025, 1, 1)
 
 
 def render(
@@ -38,6 +42,8 @@ def render(
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
         enable_thinking=thinking,
+        strftime_now=TODAY.strftime,
+        date_string=TODAY.strftime("%d %b %Y"),
     )
     return str(text)
 

@@ -173,14 +173,17 @@ def _supervise_turn(
     span: Span,
     special: Collection[int],
 ) -> bool:
-    """Label the tokens of one turn up to and with the special token that ends it, if one does."""
-    for position in range(bisect_left(offsets, span.start, key=itemgetter(0)), len(offsets)):
-        if offsets[position][1] > span.end:
-            break
-        labels[position] = input_ids[position]
-        if input_ids[position] in special:
-            return True
-    return False
+    """Label the tokens of one turn up to and with the special token that ends it, if one does.
+
+    That is its last one: some templates begin a turn, or a call in it, with a special token.
+    """
+    first = bisect_left(offsets, span.start, key=itemgetter(0))
+    inside = [n for n in range(first, len(offsets)) if offsets[n][1] <= span.end]
+    ends = [n for n in inside if input_ids[n] in special and n > first]
+    for position in inside:
+        if not ends or position <= ends[-1]:
+            labels[position] = input_ids[position]
+    return bool(ends)
 
 
 def _example(row: Row, input_ids: list[int], labels: list[int], max_length: int) -> Example:

@@ -51,10 +51,10 @@ def train(
         TrainingInterruptedError: if a signal ended it; `resume` goes on.
     """
     run, checkpoint = choose_run(recipe, output, overwrite, resume)
-    done = finished(run) if resume and not checkpoint else None
+    done = finished(run) if resume else None
     if done:
         session = open_run(run.root)
-        require_same(run, recipe, session.backbone, run.load_record()["data"]["digest"])
+        require_same(run, recipe, session.backbone)
         say(f"{run.root}: is trained already")
         return Trained(session, done)
     suites = load_suites(recipe.evaluation.suites)
@@ -82,8 +82,9 @@ def train(
         f"{covered.total_parameters:,} parameters are trained"
     )
     is_main = process_state().is_main_process
-    if checkpoint:
+    if resume and run.recipe.is_file():
         require_same(run, recipe, backbone, data.digest)
+    if checkpoint:
         say(f"{run.root}: going on from {checkpoint.name}")
     elif is_main:
         for stale in run.results:
@@ -100,6 +101,8 @@ def train(
     result = train_adapter(recipe, backbone, model, data, held_out, run, checkpoint)
     if is_main:
         validation = (result.validation_before, result.validation_after)
-        plot_training(result.history, validation, run.training_plot)
         run.update_record(training=result.to_dict())
+        # Not before: killed in between, a training that is done would be done again.
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        plot_training(result.history, validation, run.training_plot)
     return Trained(Session(run, recipe, backbone, model), result)

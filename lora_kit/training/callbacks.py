@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.console import Meter
+from lora_kit.data.batches import LengthGroupedSampler
 from lora_kit.files import write_text
 
 PLOT_SECONDS = 60.0
@@ -94,6 +95,29 @@ class MetricsLog(TrainerCallback):
         self.history.append(entry)
         with self._path.open("a") as stream:
             stream.write(json.dumps(entry) + "\n")
+
+
+class Epochs(TrainerCallback):
+    """Tells the sampler which epoch it is.
+
+    Accelerate does so itself, but not through what it wraps around the sampler of several processes
+    that go on in the middle of an epoch: their order would be that of the first one.
+    """
+
+    def __init__(self, sampler: Callable[[], LengthGroupedSampler]):
+        self._sampler = sampler
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
+    ) -> None:
+        """Take the recipe's steps, not those that a checkpoint was written with."""
+        state.save_steps = args.save_steps
+
+    def on_epoch_begin(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
+    ) -> None:
+        """Set it; `state.epoch` is a whole number at its beginning, and more where one goes on."""
+        self._sampler().set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
 class Interruption(TrainerCallback):

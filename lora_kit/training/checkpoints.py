@@ -26,6 +26,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import TrainerState
 
 from lora_kit.console import say
 from lora_kit.errors import TrainingError
@@ -103,6 +104,8 @@ def _write(trainer: SupervisedTrainer, random_states: list[Tensors], folder: Pat
     write_json(
         folder / STATE,
         {
+            "ended": trainer.ended,
+            "batches": _batches(trainer),
             "tokens": trainer.tokens,
             "optimizer": {
                 "values": values,
@@ -115,6 +118,11 @@ def _write(trainer: SupervisedTrainer, random_states: list[Tensors], folder: Pat
     )
     names = sorted(path.name for path in folder.iterdir())
     write_json(folder / FILES, {name: file_sha256(folder / name) for name in names})
+
+
+def _batches(trainer: SupervisedTrainer) -> dict[str, int]:
+    """What decides which examples a step has."""
+    return {"processes": trainer.args.world_size, "examples a forward pass": trainer.group}
 
 
 def _split(state: dict[int, dict[str, Any]]) -> tuple[Tensors, dict[str, Any]]:
@@ -168,6 +176,12 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
 def load_optimizer(trainer: SupervisedTrainer, folder: Path) -> None:
     """Put the optimizer, the schedule, the scaler and the counts back."""
     saved = read_json(folder / STATE, TrainingError)
+    if saved["batches"] != _batches(trainer):
+        raise TrainingError(
+            f"{folder}: was written with {_spoken(saved['batches'])}, this is "
+            f"{_spoken(_batches(trainer))}, which puts other examples into a step. Go on as it "
+            "began, or begin anew without --resume"
+        )
     state: dict[int, dict[str, Any]] = {}
     flat = {**load_file(folder / OPTIMIZER), **saved["optimizer"]["values"]}
     for key, value in flat.items():
@@ -181,10 +195,32 @@ def load_optimizer(trainer: SupervisedTrainer, folder: Path) -> None:
     scaler = getattr(trainer.accelerator, "scaler", None)
     if scaler is not None and saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])
+    _load_counts(trainer, saved, folder)
+
+
+def _spoken(batches: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in batches.items())
+
+
+def _load_counts(trainer: SupervisedTrainer, saved: dict[str, Any], folder: Path) -> None:
     trainer.tokens = int(saved["tokens"])
     if trainer.validation and saved["validation"]:
         best = folder / "best.safetensors"
         trainer.validation.restore(saved["validation"], load_file(best) if best.is_file() else {})
+
+
+def load_if_ended(trainer: SupervisedTrainer, folder: Path) -> bool:
+    """Put everything back if the training had ended with this checkpoint; else do nothing.
+
+    transformers would go on from there: its loop knows nothing of an end that it did not reach.
+    """
+    saved = read_json(folder / STATE, TrainingError)
+    if not saved["ended"]:
+        return False
+    load_weights(trainer.model, folder)
+    trainer.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+    _load_counts(trainer, saved, folder)
+    return True
 
 
 def newest(folder: Path) -> Path | None:
@@ -199,7 +235,8 @@ def newest(folder: Path) -> Path | None:
 
 def _steps(folder: Path) -> list[Path]:
     """The checkpoints, the latest first."""
-    return sorted(folder.glob("step-*"), key=lambda path: path.name, reverse=True)
+    numbered = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
+    return sorted(numbered, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def _damage(path: Path) -> str | None:

@@ -14,6 +14,10 @@ from lora_kit.training.callbacks import gradient_norm
 
 # Steps whose mean loss is judged: one bad batch is no divergence.
 WINDOW = 5
+# Nats above the best window.
+FAR = 3.0
+# Steps that float16's scale may take to find its size: it halves from 65,536.
+SKIPPED = 20
 
 
 class Guards(TrainerCallback):
@@ -30,6 +34,8 @@ class Guards(TrainerCallback):
         self._where = where
         self._losses: list[float] = []
         self._first: float | None = None
+        self._best = math.inf
+        self._skipped = 0
 
     def on_pre_optimizer_step(
         self,
@@ -76,6 +82,12 @@ class Guards(TrainerCallback):
         step, loss, norm = state.global_step, float(logs["loss"]), float(logs["grad_norm"])
         if not math.isfinite(loss) or not (math.isfinite(norm) or args.fp16):
             self._stop(f"step {step}: the loss is {loss}, the gradient's norm {norm}")
+        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+        if self._skipped == SKIPPED:
+            self._stop(
+                f"step {step}: float16 overflowed in {SKIPPED} steps in a row, none of which "
+                "trained anything; choose another backbone.dtype"
+            )
         if loss == 0.0 or norm == 0.0:
             raise TrainingError(
                 f"step {step}: the loss is {loss}, the gradient's norm {norm}: nothing is learned "
@@ -86,11 +98,14 @@ class Guards(TrainerCallback):
             return
         mean = sum(self._losses) / WINDOW
         self._first = mean if self._first is None else self._first
-        # Worse than to guess among all words: no data that a language model reads is like that.
-        if mean > max(self._guessing, self._first) + 1:
+        self._best = min(mean, self._best)
+        # Worse than to guess among all words, which no data is; or than the untrained model and far
+        # from what was reached.
+        guessing = mean > max(self._guessing, self._first) + 1
+        if guessing or mean > max(self._first + 1, self._best + FAR):
             self._stop(
-                f"step {step}: the loss exploded, {mean:.1f} nats over the last {WINDOW} steps"
-                f" ({self._first:.1f} over the first)"
+                f"step {step}: the loss exploded, {mean:.1f} nats over the last {WINDOW} steps "
+                f"({self._first:.1f} over the first, {self._best:.1f} at best)"
             )
 
     def _stop(self, what: str) -> None:

@@ -44,14 +44,16 @@ def choose_run(
     return chosen[0], chosen[1]
 
 
-def require_same(run: RunDirectory, recipe: Recipe, backbone: Backbone, digest: str) -> None:
+def require_same(
+    run: RunDirectory, recipe: Recipe, backbone: Backbone, digest: str | None = None
+) -> None:
     """Refuse to go on with another recipe, backbone or data than the run began with.
 
     Args:
         run: that was cut off.
         recipe: that it is to go on with.
         backbone: as it is now.
-        digest: of the data as it is now.
+        digest: of the data as it is now, if it was read.
 
     Raises:
         RecipeError: naming what is different.
@@ -64,10 +66,16 @@ def require_same(run: RunDirectory, recipe: Recipe, backbone: Backbone, digest: 
         if before.get(name) != value
     ]
     record = run.load_record()
-    if not changed and record["backbone"]["digest"] != backbone.fingerprint.digest:
-        changed = ["the backbone's files"]
-    if not changed and record["data"]["digest"] != digest:
-        changed = ["the rows of data.train"]
+    now_is = {"the backbone's files": backbone.fingerprint.digest, "the rows of data.train": digest}
+    before_was = {
+        "the backbone's files": record.get("backbone", {}).get("digest"),
+        "the rows of data.train": record.get("data", {}).get("digest"),
+    }
+    changed = changed or [
+        name
+        for name, value in now_is.items()
+        if value is not None and before_was[name] not in (None, value)
+    ]
     if changed:
         raise RecipeError(
             f"{run.root}: cannot go on: {'; '.join(changed)}. Start anew without --resume, or take "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,8 @@ class SupervisedTrainer(SFTTrainer):
 
     Attributes:
         lengths: tokens of each example of the data set.
+        group: examples of about one length that stand together.
+        sampler: of the training.
         rows: of the data set, those of this process's last batch.
         tokens: seen so far, by all processes, padding not included.
         validation: what its checkpoints hold as well.
@@ -71,6 +73,8 @@ class SupervisedTrainer(SFTTrainer):
         for name, parameter in model.named_parameters():
             if name in masters:
                 parameter.data = masters[name]
+        # Of some models transformers thinks otherwise; the loss is not theirs.
+        self.model_accepts_loss_kwargs = True
         self.validation = validation
         self.rows: list[int] = []
         self.tokens = 0
@@ -81,13 +85,15 @@ class SupervisedTrainer(SFTTrainer):
             packing=packing,
             pad_token_id=pad_token_id,
         )
-        self._group = micro_batch_size
+        self.group = micro_batch_size
+        self._is_bare = False
         self.lengths = lengths
         self._keep = keep_checkpoints
         self._head = model.get_output_embeddings()
 
     def _get_train_sampler(self, _dataset: Any = None) -> LengthGroupedSampler:
-        return LengthGroupedSampler(self.lengths, self._group, self.args.data_seed)
+        self.sampler = LengthGroupedSampler(self.lengths, self.group, self.args.data_seed)
+        return self.sampler
 
     def training_step(
         self,
@@ -102,6 +108,7 @@ class SupervisedTrainer(SFTTrainer):
             `num_items_in_batch` counts them over all processes. Since gradients are averaged over
             processes, the sum is scaled up by their number.
         """
+        self._unwrap_forward(model)
         model.train()
         examples: Sequence[Example] = inputs["examples"]
         self.rows = inputs["rows"]
@@ -113,13 +120,25 @@ class SupervisedTrainer(SFTTrainer):
             synchronised = number == len(batches)
             waiting = nullcontext() if synchronised else self.accelerator.no_sync(model)
             with waiting:
-                with self.compute_loss_context_manager():
+                with self.compute_loss_context_manager(), self._autocast():
                     loss = self.compute_loss(
                         model, self._prepare_inputs(batch), num_items_in_batch=num_items_in_batch
                     )
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
+
+    def _unwrap_forward(self, model: torch.nn.Module) -> None:
+        """Undo Accelerate's wrapper, which casts all the logits to float32; `_autocast` is left."""
+        if not self._is_bare:
+            self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            self._is_bare = True
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if not (self.args.bf16 or self.args.fp16):
+            return nullcontext()
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16
+        return torch.autocast(self.args.device.type, dtype)
 
     def compute_loss(
         self,
@@ -147,6 +166,12 @@ class SupervisedTrainer(SFTTrainer):
         super().log(logs | {"tokens": self.tokens}, start_time)
         # `metrics.jsonl` has it; in here, each checkpoint would hold it once more.
         self.state.log_history.clear()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the step that is done is the last one, by count or for want of progress."""
+        exhausted = self.validation is not None and self.validation.exhausted
+        return exhausted or self.state.global_step >= self.state.max_steps
 
     def _save_checkpoint(self, _model: Any, _trial: Any) -> None:
         checkpoints.save(self, self._keep)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, peak_memory
 from lora_kit.training import checkpoints
 from lora_kit.training.arguments import arguments_of, micro_batch_size, optimizer_steps
-from lora_kit.training.callbacks import Interruption, MetricsLog
+from lora_kit.training.callbacks import Epochs, Interruption, MetricsLog
 from lora_kit.training.guards import Guards
 from lora_kit.training.plot import plot_training
 from lora_kit.training.supervised import SupervisedTrainer
@@ -89,7 +88,7 @@ def train(
         attempt = _Attempt.prepare(recipe, backbone, model, data, validation, run, progress)
         attempt.validation.before = before
         with attempt.interruption.listening():
-            _train(attempt.trainer, resume)
+            _train(attempt, resume)
     trainer = attempt.trainer
     # Accelerate leaves the forward wrapped in autocast, and what is measured would not be what a
     # model from disk computes.
@@ -107,12 +106,15 @@ def train(
     after = validation_loss(model, backbone, validation)
     if state.is_main_process:
         save_adapter(model, backbone, run.adapter)
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
     state.wait_for_everyone()
     return _result(trainer, attempt.log.history, (attempt.validation.before, after), kept)
 
 
-def _train(trainer: SupervisedTrainer, resume: Path | None) -> None:
+def _train(attempt: _Attempt, resume: Path | None) -> None:
+    trainer = attempt.trainer
+    if resume and checkpoints.load_if_ended(trainer, resume):
+        attempt.log.on_train_begin(trainer.args, trainer.state, trainer.control)
+        return
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except (RuntimeError, MemoryError) as error:
@@ -120,7 +122,7 @@ def _train(trainer: SupervisedTrainer, resume: Path | None) -> None:
             raise
         raise TrainingError(
             f"step {trainer.state.global_step + 1} does not fit into memory: its longest example "
-            f"has {max(trainer.lengths[row] for row in trainer.rows)} tokens. Lower "
+            f"has {max((trainer.lengths[row] for row in trainer.rows), default=0)} tokens. Lower "
             "training.batch_tokens or training.micro_batch_size, or set "
             "training.gradient_checkpointing=true; `lora-kit plan` says what would fit"
         ) from error
@@ -180,6 +182,7 @@ class _Attempt:
             after = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
             return f"{rows}; {after}"
 
+        trainer.add_callback(Epochs(lambda: trainer.sampler))
         trainer.add_callback(Guards(backbone.model.config.get_text_config().vocab_size, where))
         trainer.add_callback(log)
         return cls(trainer, log, validation, interruption)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from lora_kit.backbone import Backbone
 from lora_kit.console import say
 from lora_kit.data.dataset import PreparedData
 from lora_kit.data.tokenization import Example
+from lora_kit.errors import TrainingError
 from lora_kit.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.recipe import TrainingSpec
 from lora_kit.training.checkpoints import Tensors, trained_weights
@@ -89,7 +91,11 @@ class Validation(TrainerCallback):
         model: torch.nn.Module | None = None,
         **_: Any,
     ) -> None:
-        """Measure if it is time."""
+        """Measure if it is time.
+
+        Raises:
+            TrainingError: if the loss is infinite or no number.
+        """
         every = self._spec.validate_steps
         last = state.global_step == state.max_steps
         if model is None or every is None or (state.global_step % every and not last):
@@ -97,17 +103,28 @@ class Validation(TrainerCallback):
         loss = self._measure()
         if loss is None:
             return
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"step {state.global_step}: the validation loss is {loss}; lower "
+                "training.learning_rate or training.max_grad_norm"
+            )
         self.losses[state.global_step] = loss
         self._record({"step": state.global_step, "validation_loss": loss})
         if self.best_step == state.global_step and self._spec.keep_best:
             self.best_weights = trained_weights(model)
-        since = sum(step > self.best_step for step in self.losses)
-        if self._spec.patience and since >= self._spec.patience and not last:
+        if self.exhausted and not last:
             say(
                 f"step {state.global_step}: stopped, the validation loss has not fallen for "
-                f"{since} measurements since step {self.best_step}"
+                f"{self._spec.patience} measurements since step {self.best_step}"
             )
             control.should_training_stop = True
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the loss has not fallen for as long as the recipe has patience."""
+        if not self._spec.patience or not self.losses:
+            return False
+        return sum(step > self.best_step for step in self.losses) >= self._spec.patience
 
     @property
     def best_step(self) -> int:

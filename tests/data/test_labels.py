@@ -194,3 +194,33 @@ def test_a_turn_that_the_template_changes_cannot_be_learned(tokenizer: Any) -> N
     assert "upper" in changed.chat_template
     with pytest.raises(DataError, match=r"does not write the user's turn 0"):
         tokenize(row(*CHAT[1:3]), changed, 512, ["user"])
+
+
+def with_template(tokenizer: Any, turn: str) -> Any:
+    """The real tokenizer with a template of its own way to write the assistant's turn."""
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' %}" + turn + "{% else %}{{ m.content }}<|im_end|>{% endif %}\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return changed
+
+
+def test_a_turn_that_begins_with_a_special_token_is_learned_whole(tokenizer: Any) -> None:
+    channel = with_template(tokenizer, "<|endoftext|>{{ m.content }}<|im_end|>")
+    example = tokenize(Row("x:1", "", CHAT[:3]), channel, max_length=200)
+    learned = [label for label in example.labels if label != IGNORED]
+    assert tokenizer.decode(learned) == "<|endoftext|>Blue.<|im_end|>"
+
+
+def test_a_turn_whose_only_special_token_is_its_first_is_refused(tokenizer: Any) -> None:
+    endless = with_template(tokenizer, "<|endoftext|>{{ m.content }}")
+    with pytest.raises(DataError, match="without a special token"):
+        tokenize(Row("x:1", "", CHAT[:3]), endless, max_length=200)
+
+
+def test_a_template_that_writes_the_day_writes_the_same_tomorrow(tokenizer: Any) -> None:
+    dated = with_template(tokenizer, "{{ strftime_now('%d %b %Y') }} {{ m.content }}<|im_end|>")
+    example = tokenize(Row("x:1", "", CHAT[:3]), dated, max_length=200)
+    assert "01 Jan 2025 Blue." in tokenizer.decode(example.input_ids)

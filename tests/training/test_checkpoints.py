@@ -169,6 +169,45 @@ def test_a_signal_leaves_a_checkpoint_and_asks_for_another_try(
     assert (sha256(tmp_path / "run"), losses(tmp_path / "run")) == uninterrupted
 
 
+def test_a_training_that_had_ended_does_not_go_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off after its last checkpoint, of 1.5 epochs or for want of progress."""
+    for name, changes in {
+        "fraction": {"epochs": 1.5, "schedule": "constant"},
+        "patience": {
+            "epochs": 30.0,
+            "learning_rate": 0.3,
+            "validate_steps": 1,
+            "patience": 2,
+            "keep_best": True,
+        },
+    }.items():
+        training = recipe.training.model_validate(recipe.training.model_dump() | changes)
+        some = recipe.model_copy(update={"training": training})
+        whole = pipeline.train(some, tmp_path / f"{name}-whole").result
+        cut_off(monkeypatch, some, tmp_path / name, whole.steps)
+        again = pipeline.train(some, tmp_path / name, resume=True).result
+        assert (again.steps, again.kept_step) == (whole.steps, whole.kept_step)
+        assert sha256(tmp_path / name) == sha256(tmp_path / f"{name}-whole")
+
+
+def test_other_batches_do_not_go_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(monkeypatch, recipe, tmp_path / "run", 2)
+    state = tmp_path / "run" / "checkpoints" / "step-000002" / checkpoints.STATE
+    saved = json.loads(state.read_text())
+    saved["batches"]["processes"] = 2
+    state.write_text(json.dumps(saved))
+    hashes = state.with_name(checkpoints.FILES)
+    digests = json.loads(hashes.read_text())
+    digests[state.name] = hashlib.sha256(state.read_bytes()).hexdigest()
+    hashes.write_text(json.dumps(digests))
+    with pytest.raises(TrainingError, match=r"was written with 2 processes.* this is 1 processes"):
+        pipeline.train(recipe, tmp_path / "run", resume=True)
+
+
 def test_only_the_latest_checkpoints_are_kept(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from lora_kit.data.dataset import prepare, training_rows, validation_rows
 from lora_kit.errors import TrainingError
 from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory
-from lora_kit.training.guards import WINDOW, Guards
+from lora_kit.training.guards import SKIPPED, WINDOW, Guards
 from lora_kit.training.trainer import TrainingResult, train
 from lora_kit.training.validation import validation_loss
 
@@ -66,8 +66,24 @@ def test_a_loss_beyond_guessing_is_an_explosion_and_a_bad_batch_is_none() -> Non
     fine = [3.0] * 20 + [14.0] + [3.0] * 20
     logged(Guards(49152, lambda: "row 3"), fine)
     logged(Guards(49152, lambda: "row 3"), [guess + 0.5] * 20)  # a model that knows nothing yet
-    with pytest.raises(TrainingError, match=r"step 25: the loss exploded, 12\.0 nats .* row 3"):
-        logged(Guards(49152, lambda: "row 3"), [3.0] * 20 + [12.0] * WINDOW)
+    with pytest.raises(TrainingError, match=r"the loss exploded, 9\.6 nats .* row 3"):
+        logged(Guards(49152, lambda: "row 3"), [6.0] * 20 + [12.0] * WINDOW)
+    with pytest.raises(TrainingError, match=r"step 24: the loss exploded"):
+        logged(Guards(49152, lambda: "row 3"), [3.0] * 10 + [2.0] * 10 + [6.0] * WINDOW)
+
+
+def test_a_float16_that_always_overflows_is_told() -> None:
+    guards = Guards(49152, lambda: "row 3")
+
+    def overflow(step: int) -> None:
+        arguments, state = SimpleNamespace(fp16=True), SimpleNamespace(global_step=step)
+        logs = {"loss": 3.0, "grad_norm": math.inf}
+        guards.on_log(arguments, state, SimpleNamespace(), logs=logs)  # type: ignore[arg-type]
+
+    for step in range(1, SKIPPED):
+        overflow(step)
+    with pytest.raises(TrainingError, match="float16 overflowed in 20 steps in a row"):
+        overflow(SKIPPED)
 
 
 @pytest.mark.parametrize(
