@@ -18,6 +18,7 @@ THOUGHTS = "<think>"
 # What templates that write the day take for today: the same rows have to give the same tokens
 # tomorrow, in an evaluation, and after a training has gone on.
 TODAY = date(2025, 1, 1)
+DATE_FORMS = ("%Y", "%y", "%m", "%d", "%B", "%b", "%A", "%a", "%H", "%M", "%S")
 
 
 def render(
@@ -42,10 +43,21 @@ def render(
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
         enable_thinking=thinking,
-        strftime_now=TODAY.strftime,
+        chat_template=_dated(str(tokenizer.chat_template)),
         date_string=TODAY.strftime("%d %b %Y"),
     )
     return str(text)
+
+
+def _dated(template: str) -> str:
+    """The template, with `TODAY` for the day that it asks for.
+
+    A function cannot be handed to a template: transformers makes plain data of what it is given.
+    """
+    if "strftime_now" not in template:
+        return template
+    replaced = "".join(f" | replace('{form}', '{TODAY.strftime(form)}')" for form in DATE_FORMS)
+    return "{%- macro strftime_now(form) -%}{{ form" + replaced + " }}{%- endmacro -%}" + template
 
 
 def has_thoughts(message: Message) -> bool:
