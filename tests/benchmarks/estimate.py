@@ -19,10 +19,13 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_kit.recipe import Recipe, SourceSpec
 from lora_kit.run import RunDirectory, machine, peak_memory, versions
+
+if TYPE_CHECKING:
+    from lora_kit.data.prepared import PreparedData
 
 MODEL = "smollm2-135m-instruct"
 ROWS = (2, 4, 8)
@@ -150,6 +153,20 @@ def examples_of(setting: Setting) -> tuple[Any, ...]:
     return tuple(made)
 
 
+def data_of(setting: Setting) -> PreparedData:
+    """The examples of a setting, as a training takes them."""
+    from pyarrow import Table
+
+    from lora_kit.data.prepared import PreparedData, Tally
+    from lora_kit.data.rows import Row
+
+    examples, tally = examples_of(setting), Tally(["made"])
+    for example in examples:
+        tally.add(Row("", ""), 0, [example])
+    table = Table.from_batches([tally.record(examples, [0] * len(examples))])
+    return PreparedData(table, tally.counts(), tally.digest())
+
+
 def foretold(setting: Setting) -> int:
     """Bytes, by the estimate."""
     from transformers import AutoConfig
@@ -167,16 +184,13 @@ def measured_memory(setting: Setting) -> dict[str, float]:
     """Train, and read the peak."""
     from lora_kit.adapters import attach
     from lora_kit.backbone import load, resolve
-    from lora_kit.data.dataset import Counts, PreparedData
     from lora_kit.training.trainer import train
 
     recipe = recipe_of(setting)
     backbone = load(resolve(recipe.backbone), recipe.backbone)
     loaded = peak_memory()
     model = attach(backbone, recipe.adapter, recipe.seed)
-    examples = examples_of(setting)
-    rows = len(examples)
-    data = PreparedData(examples, Counts(rows, rows, 0, 0, rows * setting.length, 0))
+    data = data_of(setting)
     with tempfile.TemporaryDirectory() as folder:
         result = train(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
     return {"peak_memory": peak_memory(), "loaded": loaded, "seconds": result.seconds}

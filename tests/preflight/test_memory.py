@@ -63,7 +63,7 @@ def of(wanted: Recipe, batch: MicroBatch = BATCH, config: Any = LARGE) -> Memory
     "setting",
     [
         Setting("nf4", 2, 256, checkpointing=False),
-        Setting("none", 2, 256, checkpointing=True),
+        pytest.param(Setting("none", 2, 256, checkpointing=True), marks=pytest.mark.slow),
     ],
 )
 def test_the_estimate_is_within_15_percent_of_what_is_measured(setting: Setting) -> None:
