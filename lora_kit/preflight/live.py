@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -43,15 +42,6 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Leave tensors out that are counted elsewhere, such as weights."""
         for tensor in tensors:
             self._known[tensor.untyped_storage()] = True
-
-    @contextmanager
-    def labelled(self, label: str) -> Iterator[None]:
-        """What is made inside is counted under `label`."""
-        before, self.label = self.label, label
-        try:
-            yield
-        finally:
-            self.label = before
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -16,6 +16,7 @@ from lora_kit.data.batches import cut
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import TrainingError
 from lora_kit.likelihood import pad_examples, supervised_nll, to_device
+from lora_kit.preflight.device import wait
 from lora_kit.recipe import TrainingSpec
 from lora_kit.run import peak_memory
 
@@ -154,13 +155,13 @@ def _pass(
 ) -> tuple[float, float]:
     """Seconds of a forward pass, and of a forward and backward pass."""
     device = batch["input_ids"].device
-    _wait(device)
+    wait(device)
     started = time.perf_counter()
     # As accelerate does for a backbone in half precision.
     half = dtype is not torch.float32
     with torch.autocast(device.type, dtype) if half else nullcontext():
         loss = supervised_nll(model, batch)[0].mean()
-    _wait(device)
+    wait(device)
     forward = time.perf_counter() - started
     if not math.isfinite(loss.item()):
         raise TrainingError(
@@ -168,7 +169,7 @@ def _pass(
             "another backbone.dtype (float16 overflows where bfloat16 and float32 do not)"
         )
     loss.backward()  # type: ignore[no-untyped-call]
-    _wait(device)
+    wait(device)
     return forward, time.perf_counter() - started
 
 
@@ -205,11 +206,6 @@ def _as_in_training(model: PeftModel, checkpointing: bool) -> Iterator[None]:
                 model.disable_input_require_grads()
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter.grad = gradient
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _start_memory(device: torch.device) -> int:
