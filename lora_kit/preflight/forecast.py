@@ -17,10 +17,11 @@ from lora_kit.preflight.memory import (
     largest_micro_batch,
     libraries_memory,
 )
+from lora_kit.preflight.passes import Cutting
 from lora_kit.preflight.probe import Duration, Probe, duration, probe
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
-from lora_kit.training.arguments import micro_batch_size, optimizer_steps
+from lora_kit.training.arguments import optimizer_steps
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,8 @@ def forecast(
         TrainingError: if no gradient reaches the adapter.
     """
     state, spec = process_state(), recipe.training
-    micro = micro_batch_size(spec, state.num_processes, state.device)
-    packing = recipe.data.packing
-    tokens = spec.batch_tokens or (recipe.data.max_length if packing else None)
-    rows = spec.batch_size // state.num_processes if packing else micro
-    batch = largest_micro_batch(data.examples, rows, tokens, packing)
+    cutting = Cutting.of(recipe, state.num_processes, state.device)
+    batch = largest_micro_batch(data, cutting)
     device: Device = "cpu" if state.device.type == "cpu" else "cuda"
     base = libraries_memory() if device == "cpu" else CUDA_BASE
     available = device_memory(state.device)
@@ -80,9 +78,9 @@ def forecast(
     if memory.total > available:
         change = advice(recipe, config, batch, device, base, available)
         return Forecast(memory, change, available)
-    steps = optimizer_steps(len(data.examples), spec, state.num_processes)
-    probed = probe(model, backbone, data.examples, spec, micro)
+    steps = optimizer_steps(len(data.lengths), spec, state.num_processes)
+    probed = probe(model, backbone, data, cutting, spec.gradient_checkpointing)
     taken = duration(
-        probed, data.examples, held_out.examples, spec, micro, state.num_processes, steps
+        probed, data.lengths, held_out.lengths, spec, cutting, state.num_processes, steps
     )
     return Forecast(memory, None, available, probed, taken)

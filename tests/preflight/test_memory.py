@@ -14,10 +14,11 @@ from lora_kit.errors import AdapterError
 from lora_kit.preflight import cards
 from lora_kit.preflight.cards import advice, fitting_cards
 from lora_kit.preflight.memory import MemoryEstimate, MicroBatch, estimate, largest_micro_batch
+from lora_kit.preflight.passes import Cutting
 from lora_kit.preflight.shapes import shaped_model, stored_bytes
 from lora_kit.preflight.show_estimate import show_estimate
 from lora_kit.recipe import AdapterSpec, BackboneSpec, Recipe
-from tests.benchmarks.estimate import Setting, foretold, in_process
+from tests.benchmarks.estimate import Setting, foretold, in_process, prepared
 
 
 def llama(layers: int) -> LlamaConfig:
@@ -34,7 +35,7 @@ def llama(layers: int) -> LlamaConfig:
 
 
 LARGE = llama(layers=3)
-BATCH = MicroBatch(rows=2, length=512, supervised=256, columns=128, masked=True)
+BATCH = MicroBatch(rows=2, length=512, supervised=256, masked=True)
 
 
 def recipe(
@@ -142,15 +143,20 @@ def test_the_largest_micro_batch_is_made_of_the_longest_examples() -> None:
         ids = tuple(range(length))
         return Example(ids, (-100,) * (length - supervised) + ids[length - supervised :])
 
-    examples = [made(10, 2), made(30, 5), made(20, 7), made(30, 1)]
-    batch = largest_micro_batch(examples, rows=2, batch_tokens=None)
-    assert (batch.rows, batch.length, batch.supervised, batch.columns) == (2, 30, 6, 5)
+    data = prepared([made(10, 2), made(30, 5), made(20, 7), made(30, 1)])
+
+    def largest(rows: int, tokens: int | None = None, packing: bool = False) -> MicroBatch:
+        return largest_micro_batch(data, Cutting(4, rows, tokens, packing))
+
+    batch = largest(rows=2)
+    assert (batch.rows, batch.length, batch.supervised) == (2, 30, 6)
     assert not batch.masked, "rows of one length need no mask"
-    assert largest_micro_batch(examples, rows=3, batch_tokens=None).masked
-    assert largest_micro_batch(examples, rows=4, batch_tokens=60).rows == 2
-    assert largest_micro_batch(examples, rows=4, batch_tokens=8).rows == 1
-    packed = largest_micro_batch(examples, rows=4, batch_tokens=64, packing=True)
+    assert largest(rows=3).masked
+    assert largest(rows=4, tokens=60).rows == 2
+    assert largest(rows=4, tokens=8).rows == 1
+    packed = largest(rows=4, tokens=64, packing=True)
     assert (packed.rows, packed.length, packed.masked) == (1, 60, True)
+    assert largest(rows=4, tokens=45, packing=True).length == 40, "a shorter one finds room"
 
 
 def test_a_misspelt_target_is_refused_without_weights() -> None:
@@ -170,7 +176,7 @@ def test_advice_is_the_smallest_change_that_fits(
 ) -> None:
     monkeypatch.setattr(cards, "SHORTER", (1, 2))
     wanted = recipe("none", dtype="float32")
-    batch = MicroBatch(rows=8, length=512, supervised=2048, columns=256, masked=True)
+    batch = MicroBatch(rows=8, length=512, supervised=2048, masked=True)
     whole = of(wanted, batch, tiny_config).total
 
     def advised(memory: int) -> tuple[str, ...] | None:
