@@ -76,7 +76,7 @@ def forecast(
     config = backbone.model.config
     memory = estimate(recipe, config, batch, device, base)
     if memory.total > available:
-        change = advice(recipe, config, batch, device, base, available)
+        change = advice(recipe, config, batch, cutting, device, base, available)
         return Forecast(memory, change, available)
     steps = optimizer_steps(len(data.lengths), spec, state.num_processes)
     probed = probe(model, backbone, data, cutting, spec.gradient_checkpointing)

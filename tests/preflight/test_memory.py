@@ -180,7 +180,7 @@ def test_advice_is_the_smallest_change_that_fits(
     whole = of(wanted, batch, tiny_config).total
 
     def advised(memory: int) -> tuple[str, ...] | None:
-        found = advice(wanted, tiny_config, batch, "cuda", 0, memory)
+        found = advice(wanted, tiny_config, batch, Cutting(16, 8), "cuda", 0, memory)
         assert found is None or found.estimate.total <= memory
         return found.assignments if found else None
 
@@ -189,6 +189,62 @@ def test_advice_is_the_smallest_change_that_fits(
     one = of(wanted, batch.resized(1, 512), tiny_config).total
     assert "training.gradient_checkpointing=true" in (advised(one - 1) or ())
     assert advised(1000) is None
+
+
+@pytest.fixture
+def by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that goes by the tokens of a forward pass, a byte each."""
+
+    def estimated(_recipe: Any, _config: Any, batch: MicroBatch, *_: Any) -> MemoryEstimate:
+        return MemoryEstimate("cuda", batch, {}, batch.rows * batch.length)
+
+    monkeypatch.setattr(cards, "estimate", estimated)
+
+
+@pytest.mark.usefixtures("by_tokens")
+@pytest.mark.parametrize(
+    ("batch_tokens", "memory", "assignments"),
+    [
+        # The longest example of 512 tokens would have a pack of that size to itself.
+        (None, 256, ("data.max_length=256",)),
+        (1024, 512, ("training.batch_tokens=512",)),
+        (1024, 256, ("data.max_length=256", "training.batch_tokens=256")),
+    ],
+)
+def test_a_pack_gets_smaller_by_what_bounds_it(
+    batch_tokens: int | None, memory: int, assignments: tuple[str, ...]
+) -> None:
+    wanted = recipe(max_length=512, packing=True)
+    training = wanted.training.model_copy(update={"batch_tokens": batch_tokens})
+    wanted = wanted.model_copy(update={"training": training})
+    tokens = batch_tokens or 512
+    batch = MicroBatch(rows=1, length=tokens, supervised=tokens, masked=True)
+    cutting = Cutting(8, 8, tokens, packing=True)
+    found = advice(wanted, LARGE, batch, cutting, "cuda", 0, memory)
+    assert found is not None
+    assert found.assignments == assignments
+
+
+@pytest.mark.usefixtures("by_tokens")
+@pytest.mark.parametrize(
+    ("batch_tokens", "memory", "assignments"),
+    [
+        # Six examples are all there are; of 16, only 4 is a divisor that fits.
+        (None, 5 * 512, ("training.micro_batch_size=4",)),
+        (None, 400, ("data.max_length=256", "training.micro_batch_size=1")),
+        (6 * 512, 3 * 512, ("training.batch_tokens=1536",)),
+        (6 * 512, 400, ("data.max_length=256", "training.batch_tokens=256")),
+    ],
+)
+def test_only_rows_that_divide_the_share_are_advised(
+    batch_tokens: int | None, memory: int, assignments: tuple[str, ...]
+) -> None:
+    batch = MicroBatch(rows=6, length=512, supervised=512, masked=True)
+    cutting = Cutting(16, 16, batch_tokens)
+    wanted = recipe(checkpointing=True)
+    found = advice(wanted, LARGE, batch, cutting, "cuda", 0, memory)
+    assert found is not None
+    assert found.assignments == assignments
 
 
 def test_an_estimate_is_shown_with_what_it_consists_of(capsys: pytest.CaptureFixture[str]) -> None:
