@@ -206,7 +206,15 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Bytes of resident memory that this process held at most."""
+    """Bytes of resident memory that this program held at most.
+
+    Linux hands `ru_maxrss` on through exec, so that a child's would be at least its parent's; what
+    /proc says begins anew.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

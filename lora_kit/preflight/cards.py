@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_kit.preflight.memory import Device, MemoryEstimate, MicroBatch, estimate
+from lora_kit.preflight.passes import Cutting
 from lora_kit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def advice(
     recipe: Recipe,
     config: PretrainedConfig,
     batch: MicroBatch,
+    cutting: Cutting,
     device: Device,
     base_bytes: int,
     memory: int,
@@ -73,6 +75,7 @@ def advice(
         recipe: as it is.
         config: of the backbone.
         batch: the recipe's largest micro batch.
+        cutting: of its steps into forward passes.
         device: what is trained on.
         base_bytes: see `estimate`.
         memory: bytes that there are.
@@ -83,24 +86,25 @@ def advice(
     Raises:
         LoraKitError: as `estimate` does.
     """
-    for changed, assignments, length in _changes(recipe, batch):
+    for changed, assignments, length in _changes(recipe, batch.length):
         # One row tells whether it is worth looking for how many.
         if _with_rows(changed, config, batch, 1, length, device, base_bytes).total > memory:
             continue
-        for rows in _fewer(batch.rows):
+        for rows in _fewer(batch.rows, cutting):
             found = _with_rows(changed, config, batch, rows, length, device, base_bytes)
             if found.total <= memory:
-                return Advice((*assignments, *_rows_assignment(recipe, batch, rows)), found)
+                cut_smaller = _cut_smaller(batch, cutting, rows, length)
+                return Advice((*assignments, *cut_smaller), found)
     return None
 
 
-def _changes(recipe: Recipe, batch: MicroBatch) -> Iterator[tuple[Recipe, tuple[str, ...], int]]:
+def _changes(recipe: Recipe, longest: int) -> Iterator[tuple[Recipe, tuple[str, ...], int]]:
     quantizations = dict.fromkeys([recipe.backbone.quantization, "nf4"])
     checkpointing = dict.fromkeys([recipe.training.gradient_checkpointing, True])
     for shorter in SHORTER:
         for quantization in quantizations:
             for recompute in checkpointing:
-                length = max(batch.length // shorter, 1)
+                length = max(longest // shorter, 1)
                 assignments = []
                 if recompute != recipe.training.gradient_checkpointing:
                     assignments.append("training.gradient_checkpointing=true")
@@ -108,9 +112,11 @@ def _changes(recipe: Recipe, batch: MicroBatch) -> Iterator[tuple[Recipe, tuple[
                     assignments.append("backbone.quantization=nf4")
                     if recipe.merge.base == "original":
                         assignments.append("merge.base=dequantized")
-                if shorter > 1:
-                    field = "training.batch_tokens" if recipe.data.packing else "data.max_length"
-                    assignments.append(f"{field}={length}")
+                # A pack is shorter by its tokens alone until it is an example of the full length.
+                if shorter > 1 and (not recipe.data.packing or length < recipe.data.max_length):
+                    assignments.append(f"data.max_length={length}")
+                if shorter > 1 and recipe.data.packing and recipe.training.batch_tokens:
+                    assignments.append(f"training.batch_tokens={length}")
                 yield _changed(recipe, quantization, recompute), tuple(assignments), length
 
 
@@ -120,17 +126,23 @@ def _changed(recipe: Recipe, quantization: str, recompute: bool) -> Recipe:
     return recipe.model_copy(update={"backbone": backbone, "training": training})
 
 
-def _fewer(rows: int) -> list[int]:
-    """Numbers of rows that divide the given one, the largest first."""
-    return [number for number in range(rows, 0, -1) if rows % number == 0]
+def _fewer(rows: int, cutting: Cutting) -> list[int]:
+    """Numbers of rows that can be asked for, the largest first, and that of now before them.
+
+    Tokens can be bounded to any number of rows; `micro_batch_size` has to divide the share.
+    """
+    divided = rows if cutting.tokens else cutting.share
+    return [rows, *(number for number in range(rows - 1, 0, -1) if divided % number == 0)]
 
 
-def _rows_assignment(recipe: Recipe, batch: MicroBatch, rows: int) -> tuple[str, ...]:
-    if rows == batch.rows:
+def _cut_smaller(batch: MicroBatch, cutting: Cutting, rows: int, length: int) -> tuple[str, ...]:
+    """The assignment with which a forward pass has so many rows; none for a pack, which is one."""
+    if cutting.packing or (rows, length) == (batch.rows, batch.length):
         return ()
-    if recipe.training.batch_tokens:
-        return (f"training.batch_tokens={rows * batch.length}",)
-    return (f"training.micro_batch_size={rows}",)
+    if cutting.tokens:
+        # Of shorter rows, as many more as before would fit into as many tokens.
+        return (f"training.batch_tokens={rows * length}",)
+    return () if rows == batch.rows else (f"training.micro_batch_size={rows}",)
 
 
 def _with_rows(

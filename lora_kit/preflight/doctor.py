@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from lora_kit.preflight.device import device_memory, wait
 from lora_kit.preflight.traps.launching import LAUNCH_TRAPS
 from lora_kit.preflight.traps.samples import DATA_TRAPS
 from lora_kit.preflight.traps.specimens import four_bit_layer
@@ -147,17 +147,12 @@ def _product_seconds(device: torch.device, dtype: torch.dtype, side: int) -> flo
     matrix = torch.ones(side, side, dtype=dtype, device=device)
     found = []
     for _ in range(ROUNDS):
-        _wait(device)
+        wait(device)
         started = time.perf_counter()
         matrix @ matrix
-        _wait(device)
+        wait(device)
         found.append(time.perf_counter() - started)
     return min(found)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def quantization_works(quantization: str) -> bool:
@@ -179,10 +174,3 @@ def quantization_works(quantization: str) -> bool:
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     cosine = torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0)
     return float(cosine) > LEAST_COSINE
-
-
-def device_memory(device: torch.device) -> int:
-    """Bytes of the device that is computed on."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

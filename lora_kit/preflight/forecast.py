@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_kit.backbone import Backbone
-from lora_kit.data.dataset import (
-    PreparedData,
-)
+from lora_kit.data.dataset import PreparedData
 from lora_kit.preflight.cards import Advice, advice
-from lora_kit.preflight.doctor import device_memory
+from lora_kit.preflight.device import device_memory
 from lora_kit.preflight.memory import (
     CUDA_BASE,
     Device,
@@ -19,10 +17,11 @@ from lora_kit.preflight.memory import (
     largest_micro_batch,
     libraries_memory,
 )
+from lora_kit.preflight.passes import Cutting
 from lora_kit.preflight.probe import Duration, Probe, duration, probe
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
-from lora_kit.training.arguments import micro_batch_size, optimizer_steps
+from lora_kit.training.arguments import optimizer_steps
 
 
 @dataclass(frozen=True)
@@ -33,52 +32,55 @@ class Forecast:
         memory: at most, by what it is for.
         advice: the smallest change with which it fits, where it does not.
         available: bytes that this machine's device has.
-        probe: the micro batch that was run.
-        duration: of all the training.
+        probe: the micro batch that was run; `None` where memory would not be enough for it.
+        duration: of all the training; `None` without a probe.
     """
 
     memory: MemoryEstimate
     advice: Advice | None
     available: int
-    probe: Probe
-    duration: Duration
+    probe: Probe | None = None
+    duration: Duration | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is as much memory as the training takes."""
+        return self.memory.total <= self.available
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {
             "memory": self.memory.to_dict(),
-            "fits": self.memory.total <= self.available,
+            "fits": self.fits,
             "advice": list(self.advice.assignments) if self.advice else [],
             "available": self.available,
-            "probe": self.probe.to_dict(),
-            "duration": self.duration.to_dict(),
+            "probe": self.probe.to_dict() if self.probe else None,
+            "duration": self.duration.to_dict() if self.duration else None,
         }
 
 
 def forecast(
     recipe: Recipe, backbone: Backbone, model: Any, data: PreparedData, held_out: PreparedData
 ) -> Forecast:
-    """Memory from shapes, time from a micro batch that is run.
+    """Memory from shapes; time, where that is enough, from a micro batch that is run.
 
     Raises:
         TrainingError: if no gradient reaches the adapter.
     """
     state, spec = process_state(), recipe.training
-    micro = micro_batch_size(spec, state.num_processes, state.device)
-    packing = recipe.data.packing
-    tokens = spec.batch_tokens or (recipe.data.max_length if packing else None)
-    rows = spec.batch_size // state.num_processes if packing else micro
-    batch = largest_micro_batch(data.examples, rows, tokens, packing)
+    cutting = Cutting.of(recipe, state.num_processes, state.device)
+    batch = largest_micro_batch(data, cutting)
     device: Device = "cpu" if state.device.type == "cpu" else "cuda"
     base = libraries_memory() if device == "cpu" else CUDA_BASE
     available = device_memory(state.device)
     config = backbone.model.config
     memory = estimate(recipe, config, batch, device, base)
-    fits = memory.total <= available
-    change = None if fits else advice(recipe, config, batch, device, base, available)
-    steps = optimizer_steps(len(data.examples), spec, state.num_processes)
-    probed = probe(model, backbone, data.examples, spec, micro)
+    if memory.total > available:
+        change = advice(recipe, config, batch, cutting, device, base, available)
+        return Forecast(memory, change, available)
+    steps = optimizer_steps(len(data.lengths), spec, state.num_processes)
+    probed = probe(model, backbone, data, cutting, spec.gradient_checkpointing)
     taken = duration(
-        probed, data.examples, held_out.examples, spec, micro, state.num_processes, steps
+        probed, data.lengths, held_out.lengths, spec, cutting, state.num_processes, steps
     )
-    return Forecast(memory, change, available, probed, taken)
+    return Forecast(memory, None, available, probed, taken)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,52 +16,37 @@ from torch.utils.weak import WeakIdKeyDictionary
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages that are alive while operations run, as the allocator would see them.
 
-    After torch's own `torch.distributed._tools.mem_tracker`, without its module hooks. An operation
-    whose result's shape depends on data cannot run without data: those of the loss find as many
-    places as they are told.
+    After torch's own `torch.distributed._tools.mem_tracker`, without its module hooks. What
+    depends on data cannot run without it: the loss finds as many places as it is told.
 
     Attributes:
         label: what is made from now on is counted under it.
         peak: bytes by label at the moment when most were alive.
     """
 
-    def __init__(self, places: int, columns: int) -> None:
-        """Take the number of supervised tokens, and of the different columns they stand in."""
+    def __init__(self, places: int) -> None:
+        """Take the number of supervised tokens."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.label = ""
         self.peak: dict[str, int] = {}
         self._alive: Counter[str] = Counter()
         self._most = -1
         self._known = WeakIdKeyDictionary()
-        self._sizes: dict[Any, Callable[[torch.Tensor], tuple[int, ...]]] = {
-            torch.ops.aten.nonzero.default: lambda found: (places, found.dim()),
-            torch.ops.aten._unique2.default: lambda _found: (min(columns, places),),
-        }
+        self._places = places
 
     def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
         """Leave tensors out that are counted elsewhere, such as weights."""
         for tensor in tensors:
             self._known[tensor.untyped_storage()] = True
 
-    @contextmanager
-    def labelled(self, label: str) -> Iterator[None]:
-        """What is made inside is counted under `label`."""
-        before, self.label = self.label, label
-        try:
-            yield
-        finally:
-            self.label = before
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in self._sizes:
-            shape = self._sizes[func](args[0])
-            made = torch.ops.aten.empty.memory_format(
+        if func is torch.ops.aten.nonzero.default:
+            shape = (self._places, args[0].dim())
+            result = torch.ops.aten.empty.memory_format(
                 shape, dtype=torch.int64, device=args[0].device
             )
-            # `unique` gives counts as well, which nobody here takes.
-            result = made if func is torch.ops.aten.nonzero.default else (made, made, made)
         else:
             result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):

@@ -6,18 +6,20 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lora_kit.backbone import compute_dtype
-from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.data.dataset import PreparedData
 from lora_kit.likelihood import supervised_nll
 from lora_kit.preflight.live import LiveBytes
+from lora_kit.preflight.passes import Cutting
 from lora_kit.preflight.shapes import ShapedModel, shaped_model
 from lora_kit.recipe import Recipe
 
@@ -50,7 +52,6 @@ class MicroBatch:
         rows: of the batch.
         length: tokens a row, padding included.
         supervised: tokens that the loss is taken on, in all rows.
-        columns: different positions that these stand in.
         masked: whether attention needs a mask of its own: some rows are padded, or several examples
             share one.
     """
@@ -58,7 +59,6 @@ class MicroBatch:
     rows: int
     length: int
     supervised: int
-    columns: int
     masked: bool
 
     def resized(self, rows: int, length: int) -> MicroBatch:
@@ -69,8 +69,8 @@ class MicroBatch:
             rows=rows,
             length=length,
             supervised=max(math.ceil(self.supervised * share), 1),
-            columns=min(self.columns, length),
-            masked=self.masked and rows > 1,
+            # A row of its own needs no mask; a pack is one row as it is.
+            masked=self.masked and (rows > 1 or self.rows == 1),
         )
 
 
@@ -95,50 +95,51 @@ class MemoryEstimate:
         return asdict(self)
 
 
-def largest_micro_batch(
-    examples: Sequence[Example], rows: int, batch_tokens: int | None, packing: bool = False
-) -> MicroBatch:
+def largest_micro_batch(data: PreparedData, cutting: Cutting) -> MicroBatch:
     """The largest forward pass that a training may make: its longest examples side by side.
 
     Args:
-        examples: at least one.
-        rows: most examples of a forward pass.
-        batch_tokens: most tokens of one, padding included, or `None`.
-        packing: whether the examples of a pass stand behind one another in one row.
+        data: at least one example, of which only the lengths are read.
+        cutting: of a step into forward passes.
     """
-    ordered = sorted(examples, key=lambda example: -len(example.input_ids))
-    longest = len(ordered[0].input_ids)
-    if packing:
-        taken = _within(ordered[:rows], batch_tokens)
-        length = sum(len(example.input_ids) for example in taken)
-        supervised = sum(example.supervised for example in taken)
-        return MicroBatch(1, length, supervised, supervised, masked=len(taken) > 1)
-    fitting = max(batch_tokens // longest, 1) if batch_tokens else rows
-    taken = ordered[: min(rows, fitting)]
-    # Padded on the left, so that positions are counted from the end.
-    columns = {
-        len(example.labels) - place
-        for example in taken
-        for place, label in enumerate(example.labels)
-        if label != IGNORED
-    }
+    lengths = data.lengths
+    order = np.argsort(-lengths, kind="stable")
+    taken = (
+        _packed(lengths, order, cutting)
+        if cutting.packing
+        else _side_by_side(lengths, order, cutting)
+    )
+    chosen = lengths[taken]
+    supervised = data.table.column("supervised").to_numpy()[taken]
     return MicroBatch(
-        rows=len(taken),
-        length=longest,
-        supervised=sum(example.supervised for example in taken),
-        columns=len(columns),
-        masked=len({len(example.input_ids) for example in taken}) > 1,
+        rows=1 if cutting.packing else len(taken),
+        length=int(chosen.sum() if cutting.packing else chosen.max()),
+        supervised=int(supervised.sum()),
+        masked=len(taken) > 1 if cutting.packing else len(set(chosen.tolist())) > 1,
     )
 
 
-def _within(ordered: Sequence[Example], batch_tokens: int | None) -> list[Example]:
-    taken: list[Example] = []
-    room = batch_tokens or math.inf
-    for example in ordered:
-        if not taken or len(example.input_ids) <= room:
-            taken.append(example)
-            room -= len(example.input_ids)
-    return taken
+def _side_by_side(
+    lengths: NDArray[np.int32], order: NDArray[np.int64], cutting: Cutting
+) -> NDArray[np.int64]:
+    longest = int(lengths[order[0]])
+    fitting = max(cutting.tokens // longest, 1) if cutting.tokens else cutting.rows
+    return order[: min(cutting.rows, fitting)]
+
+
+def _packed(
+    lengths: NDArray[np.int32], order: NDArray[np.int64], cutting: Cutting
+) -> NDArray[np.int64]:
+    """The longest that find room in one pack."""
+    taken: list[int] = []
+    room, shortest = cutting.tokens or math.inf, int(lengths[order[-1]])
+    for place in order.tolist():
+        if not taken or lengths[place] <= room:
+            taken.append(place)
+            room -= int(lengths[place])
+        if len(taken) == cutting.rows or room < shortest:
+            break
+    return np.array(taken)
 
 
 @lru_cache(maxsize=1)
@@ -246,7 +247,7 @@ def _passes(
 ) -> dict[str, int]:
     """Bytes of one forward and backward pass at their peak, weights and gradients left out."""
     model = shaped.model
-    tracker = LiveBytes(batch.supervised, batch.columns)
+    tracker = LiveBytes(batch.supervised)
     with shaped.mode:
         model.train()
         if checkpointing:

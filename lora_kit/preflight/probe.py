@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lora_kit.backbone import Backbone
-from lora_kit.data.batches import cut
-from lora_kit.data.tokenization import Example
+from lora_kit.data.dataset import PreparedData
 from lora_kit.errors import TrainingError
-from lora_kit.likelihood import pad_examples, supervised_nll, to_device
+from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll, to_device
+from lora_kit.preflight.device import wait
+from lora_kit.preflight.passes import Cutting
 from lora_kit.recipe import TrainingSpec
 from lora_kit.run import peak_memory
 
@@ -72,9 +75,9 @@ class Duration:
 def probe(
     model: PeftModel,
     backbone: Backbone,
-    examples: Sequence[Example],
-    spec: TrainingSpec,
-    micro_batch: int,
+    data: PreparedData,
+    cutting: Cutting,
+    checkpointing: bool,
 ) -> Probe:
     """Time a micro batch of middling length, after one that warms up.
 
@@ -83,32 +86,35 @@ def probe(
     Args:
         model: the backbone with the adapter attached.
         backbone: of the model.
-        examples: of the training.
-        spec: says how many tokens a forward pass may have, and whether activations are recomputed.
-        micro_batch: most examples of a forward pass.
+        data: of the training.
+        cutting: of its steps into forward passes.
+        checkpointing: whether activations are recomputed.
 
     Raises:
         TrainingError: if no gradient reaches the adapter, or the loss is no number.
     """
-    batches = micro_batches(examples, spec, micro_batch)
-    chosen = sorted(batches, key=_tokens)[len(batches) // 2]
-    batch = to_device(pad_examples(chosen, backbone.tokenizer.pad_token_id), backbone.model.device)
+    passes = sorted(cutting.passes(data.lengths), key=lambda one: one.tokens)
+    chosen = cutting.read(passes[len(passes) // 2], data.examples)
+    pad = backbone.tokenizer.pad_token_id
+    batch = pack_examples(chosen) if cutting.packing else pad_examples(chosen, pad)
+    batch = to_device(batch, backbone.model.device)
     dtype = getattr(torch, str(backbone.spec.dtype))
-    with _as_in_training(model, spec.gradient_checkpointing):
+    with _as_in_training(model, checkpointing):
         _pass(model, batch, dtype)
         require_gradient(model)
         before = _start_memory(backbone.model.device)
         forward, seconds = _pass(model, batch, dtype)
         peak = _peak_memory(backbone.model.device, before)
-    return Probe(len(chosen), _tokens(chosen), forward, seconds, peak)
+    rows, length = batch["input_ids"].shape
+    return Probe(rows, rows * length, forward, seconds, peak)
 
 
 def duration(
     measured: Probe,
-    examples: Sequence[Example],
-    held_out: Sequence[Example],
+    lengths: NDArray[np.int32],
+    held_out: NDArray[np.int32],
     spec: TrainingSpec,
-    micro_batch: int,
+    cutting: Cutting,
     processes: int = 1,
     steps: int = 0,
 ) -> Duration:
@@ -116,37 +122,19 @@ def duration(
 
     Args:
         measured: of `probe`.
-        examples: of the training.
-        held_out: whose loss is measured before, after and every `validate_steps`.
+        lengths: tokens of each example of the training, (examples,) int32.
+        held_out: of each example whose loss is measured before, after and every `validate_steps`.
         spec: how it is trained.
-        micro_batch: most examples of a forward pass.
+        cutting: of its steps into forward passes.
         processes: that share the examples out.
         steps: of the optimizer, all in all.
     """
-    padded = sum(_tokens(batch) for batch in micro_batches(examples, spec, micro_batch))
+    padded = sum(one.tokens for one in cutting.passes(lengths))
     training = padded * spec.epochs * measured.seconds_per_token / processes
     times = 2 + (steps // spec.validate_steps if spec.validate_steps else 0)
-    tokens = sum(len(example.input_ids) for example in held_out)
+    tokens = int(held_out.sum(dtype=np.int64))
     forward = measured.forward_seconds / measured.tokens
     return Duration(training, times * tokens * forward)
-
-
-def micro_batches(
-    examples: Sequence[Example], spec: TrainingSpec, micro_batch: int
-) -> list[list[Example]]:
-    """Forward passes such as the training makes: each step's examples by length, and cut.
-
-    In the order of the data, not in that of the training: lengths are alike in both.
-    """
-    made: list[list[Example]] = []
-    for start in range(0, len(examples), spec.batch_size):
-        made += cut(examples[start : start + spec.batch_size], micro_batch, spec.batch_tokens)
-    return made
-
-
-def _tokens(batch: Sequence[Example]) -> int:
-    """Tokens of a batch, padding included."""
-    return len(batch) * max(len(example.input_ids) for example in batch)
 
 
 def _pass(
@@ -154,13 +142,13 @@ def _pass(
 ) -> tuple[float, float]:
     """Seconds of a forward pass, and of a forward and backward pass."""
     device = batch["input_ids"].device
-    _wait(device)
+    wait(device)
     started = time.perf_counter()
     # As accelerate does for a backbone in half precision.
     half = dtype is not torch.float32
     with torch.autocast(device.type, dtype) if half else nullcontext():
         loss = supervised_nll(model, batch)[0].mean()
-    _wait(device)
+    wait(device)
     forward = time.perf_counter() - started
     if not math.isfinite(loss.item()):
         raise TrainingError(
@@ -168,7 +156,7 @@ def _pass(
             "another backbone.dtype (float16 overflows where bfloat16 and float32 do not)"
         )
     loss.backward()  # type: ignore[no-untyped-call]
-    _wait(device)
+    wait(device)
     return forward, time.perf_counter() - started
 
 
@@ -205,11 +193,6 @@ def _as_in_training(model: PeftModel, checkpointing: bool) -> Iterator[None]:
                 model.disable_input_require_grads()
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter.grad = gradient
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _start_memory(device: torch.device) -> int:

@@ -67,9 +67,10 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 
 def _show_forecast(forecast: Forecast, console: Console) -> None:
-    show_duration(forecast.duration, forecast.probe, console)
+    if forecast.duration and forecast.probe:
+        show_duration(forecast.duration, forecast.probe, console)
     show_estimate(forecast.memory, console)
-    if forecast.memory.total <= forecast.available:
+    if forecast.fits:
         return
     console.print(f"[red]This machine has {forecast.available / GB:.1f} GB.[/]")
     if forecast.advice:

@@ -17,12 +17,17 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_kit.recipe import Recipe, SourceSpec
 from lora_kit.run import RunDirectory, machine, peak_memory, versions
+
+if TYPE_CHECKING:
+    from lora_kit.data.prepared import PreparedData
+    from lora_kit.data.tokenization import Example
 
 MODEL = "smollm2-135m-instruct"
 ROWS = (2, 4, 8)
@@ -136,7 +141,7 @@ def recipe_of(setting: Setting) -> Recipe:
     )
 
 
-def examples_of(setting: Setting) -> tuple[Any, ...]:
+def examples_of(setting: Setting) -> tuple[Example, ...]:
     """Rows of random tokens for two steps, one row a little shorter than the others."""
     from lora_kit.data.tokenization import IGNORED, Example
 
@@ -150,16 +155,33 @@ def examples_of(setting: Setting) -> tuple[Any, ...]:
     return tuple(made)
 
 
+def prepared(examples: Sequence[Example]) -> PreparedData:
+    """Examples as a training takes them."""
+    from pyarrow import Table
+
+    from lora_kit.data.prepared import PreparedData, Tally
+    from lora_kit.data.rows import Row
+
+    tally = Tally(["made"])
+    for example in examples:
+        tally.add(Row("", ""), 0, [example])
+    table = Table.from_batches([tally.record(examples, [0] * len(examples))])
+    return PreparedData(table, tally.counts(), tally.digest())
+
+
 def foretold(setting: Setting) -> int:
     """Bytes, by the estimate."""
+    import torch
     from transformers import AutoConfig
 
     from lora_kit.backbone import resolve
     from lora_kit.preflight.memory import estimate, largest_micro_batch, libraries_memory
+    from lora_kit.preflight.passes import Cutting
 
     recipe = recipe_of(setting)
     config = AutoConfig.from_pretrained(resolve(recipe.backbone).directory)
-    batch = largest_micro_batch(examples_of(setting), setting.rows, None)
+    cutting = Cutting.of(recipe, 1, torch.device("cpu"))
+    batch = largest_micro_batch(prepared(examples_of(setting)), cutting)
     return estimate(recipe, config, batch, "cpu", libraries_memory()).total
 
 
@@ -167,16 +189,13 @@ def measured_memory(setting: Setting) -> dict[str, float]:
     """Train, and read the peak."""
     from lora_kit.adapters import attach
     from lora_kit.backbone import load, resolve
-    from lora_kit.data.dataset import Counts, PreparedData
     from lora_kit.training.trainer import train
 
     recipe = recipe_of(setting)
     backbone = load(resolve(recipe.backbone), recipe.backbone)
     loaded = peak_memory()
     model = attach(backbone, recipe.adapter, recipe.seed)
-    examples = examples_of(setting)
-    rows = len(examples)
-    data = PreparedData(examples, Counts(rows, rows, 0, 0, rows * setting.length, 0))
+    data = prepared(examples_of(setting))
     with tempfile.TemporaryDirectory() as folder:
         result = train(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
     return {"peak_memory": peak_memory(), "loaded": loaded, "seconds": result.seconds}
@@ -187,9 +206,9 @@ def measured_time() -> dict[str, float]:
     from lora_kit.adapters import attach
     from lora_kit.backbone import load, resolve
     from lora_kit.data.dataset import prepare, training_rows
+    from lora_kit.preflight.passes import Cutting
     from lora_kit.preflight.probe import duration, probe
     from lora_kit.processes import process_state
-    from lora_kit.training.arguments import micro_batch_size
     from lora_kit.training.trainer import train
 
     recipe = Recipe.load("quickstart")
@@ -199,9 +218,9 @@ def measured_time() -> dict[str, float]:
     rows, _ = training_rows(data_spec, recipe.seed)
     data = prepare(rows, backbone.tokenizer, data_spec)
     model = attach(backbone, recipe.adapter, recipe.seed)
-    micro = micro_batch_size(recipe.training, 1, process_state().device)
-    tried = probe(model, backbone, data.examples, recipe.training, micro)
-    expected = duration(tried, data.examples, (), recipe.training, micro)
+    cutting = Cutting.of(recipe, 1, process_state().device)
+    tried = probe(model, backbone, data, cutting, recipe.training.gradient_checkpointing)
+    expected = duration(tried, data.lengths, data.lengths[:0], recipe.training, cutting)
     with tempfile.TemporaryDirectory() as folder:
         result = train(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
     return {"seconds": result.seconds, "foretold_seconds": expected.training}

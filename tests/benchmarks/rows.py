@@ -104,17 +104,8 @@ def _prepare(source: str, tokenizer: str) -> dict[str, float]:
     return {
         "seconds": time.monotonic() - started,
         "tokens": data.counts.tokens,
-        "peak_memory": _peak_memory(),
+        "peak_memory": peak_memory(),
     }
-
-
-def _peak_memory() -> int:
-    """Bytes of this program; what `getrusage` says counts the process that started it as well."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return peak_memory()
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

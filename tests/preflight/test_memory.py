@@ -14,10 +14,11 @@ from lora_kit.errors import AdapterError
 from lora_kit.preflight import cards
 from lora_kit.preflight.cards import advice, fitting_cards
 from lora_kit.preflight.memory import MemoryEstimate, MicroBatch, estimate, largest_micro_batch
+from lora_kit.preflight.passes import Cutting
 from lora_kit.preflight.shapes import shaped_model, stored_bytes
 from lora_kit.preflight.show_estimate import show_estimate
 from lora_kit.recipe import AdapterSpec, BackboneSpec, Recipe
-from tests.benchmarks.estimate import Setting, foretold, in_process
+from tests.benchmarks.estimate import Setting, foretold, in_process, prepared
 
 
 def llama(layers: int) -> LlamaConfig:
@@ -34,7 +35,7 @@ def llama(layers: int) -> LlamaConfig:
 
 
 LARGE = llama(layers=3)
-BATCH = MicroBatch(rows=2, length=512, supervised=256, columns=128, masked=True)
+BATCH = MicroBatch(rows=2, length=512, supervised=256, masked=True)
 
 
 def recipe(
@@ -63,7 +64,7 @@ def of(wanted: Recipe, batch: MicroBatch = BATCH, config: Any = LARGE) -> Memory
     "setting",
     [
         Setting("nf4", 2, 256, checkpointing=False),
-        Setting("none", 2, 256, checkpointing=True),
+        pytest.param(Setting("none", 2, 256, checkpointing=True), marks=pytest.mark.slow),
     ],
 )
 def test_the_estimate_is_within_15_percent_of_what_is_measured(setting: Setting) -> None:
@@ -142,15 +143,20 @@ def test_the_largest_micro_batch_is_made_of_the_longest_examples() -> None:
         ids = tuple(range(length))
         return Example(ids, (-100,) * (length - supervised) + ids[length - supervised :])
 
-    examples = [made(10, 2), made(30, 5), made(20, 7), made(30, 1)]
-    batch = largest_micro_batch(examples, rows=2, batch_tokens=None)
-    assert (batch.rows, batch.length, batch.supervised, batch.columns) == (2, 30, 6, 5)
+    data = prepared([made(10, 2), made(30, 5), made(20, 7), made(30, 1)])
+
+    def largest(rows: int, tokens: int | None = None, packing: bool = False) -> MicroBatch:
+        return largest_micro_batch(data, Cutting(4, rows, tokens, packing))
+
+    batch = largest(rows=2)
+    assert (batch.rows, batch.length, batch.supervised) == (2, 30, 6)
     assert not batch.masked, "rows of one length need no mask"
-    assert largest_micro_batch(examples, rows=3, batch_tokens=None).masked
-    assert largest_micro_batch(examples, rows=4, batch_tokens=60).rows == 2
-    assert largest_micro_batch(examples, rows=4, batch_tokens=8).rows == 1
-    packed = largest_micro_batch(examples, rows=4, batch_tokens=64, packing=True)
+    assert largest(rows=3).masked
+    assert largest(rows=4, tokens=60).rows == 2
+    assert largest(rows=4, tokens=8).rows == 1
+    packed = largest(rows=4, tokens=64, packing=True)
     assert (packed.rows, packed.length, packed.masked) == (1, 60, True)
+    assert largest(rows=4, tokens=45, packing=True).length == 40, "a shorter one finds room"
 
 
 def test_a_misspelt_target_is_refused_without_weights() -> None:
@@ -170,11 +176,11 @@ def test_advice_is_the_smallest_change_that_fits(
 ) -> None:
     monkeypatch.setattr(cards, "SHORTER", (1, 2))
     wanted = recipe("none", dtype="float32")
-    batch = MicroBatch(rows=8, length=512, supervised=2048, columns=256, masked=True)
+    batch = MicroBatch(rows=8, length=512, supervised=2048, masked=True)
     whole = of(wanted, batch, tiny_config).total
 
     def advised(memory: int) -> tuple[str, ...] | None:
-        found = advice(wanted, tiny_config, batch, "cuda", 0, memory)
+        found = advice(wanted, tiny_config, batch, Cutting(16, 8), "cuda", 0, memory)
         assert found is None or found.estimate.total <= memory
         return found.assignments if found else None
 
@@ -183,6 +189,62 @@ def test_advice_is_the_smallest_change_that_fits(
     one = of(wanted, batch.resized(1, 512), tiny_config).total
     assert "training.gradient_checkpointing=true" in (advised(one - 1) or ())
     assert advised(1000) is None
+
+
+@pytest.fixture
+def by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that goes by the tokens of a forward pass, a byte each."""
+
+    def estimated(_recipe: Any, _config: Any, batch: MicroBatch, *_: Any) -> MemoryEstimate:
+        return MemoryEstimate("cuda", batch, {}, batch.rows * batch.length)
+
+    monkeypatch.setattr(cards, "estimate", estimated)
+
+
+@pytest.mark.usefixtures("by_tokens")
+@pytest.mark.parametrize(
+    ("batch_tokens", "memory", "assignments"),
+    [
+        # The longest example of 512 tokens would have a pack of that size to itself.
+        (None, 256, ("data.max_length=256",)),
+        (1024, 512, ("training.batch_tokens=512",)),
+        (1024, 256, ("data.max_length=256", "training.batch_tokens=256")),
+    ],
+)
+def test_a_pack_gets_smaller_by_what_bounds_it(
+    batch_tokens: int | None, memory: int, assignments: tuple[str, ...]
+) -> None:
+    wanted = recipe(max_length=512, packing=True)
+    training = wanted.training.model_copy(update={"batch_tokens": batch_tokens})
+    wanted = wanted.model_copy(update={"training": training})
+    tokens = batch_tokens or 512
+    batch = MicroBatch(rows=1, length=tokens, supervised=tokens, masked=True)
+    cutting = Cutting(8, 8, tokens, packing=True)
+    found = advice(wanted, LARGE, batch, cutting, "cuda", 0, memory)
+    assert found is not None
+    assert found.assignments == assignments
+
+
+@pytest.mark.usefixtures("by_tokens")
+@pytest.mark.parametrize(
+    ("batch_tokens", "memory", "assignments"),
+    [
+        # Six examples are all there are; of 16, only 4 is a divisor that fits.
+        (None, 5 * 512, ("training.micro_batch_size=4",)),
+        (None, 400, ("data.max_length=256", "training.micro_batch_size=1")),
+        (6 * 512, 3 * 512, ("training.batch_tokens=1536",)),
+        (6 * 512, 400, ("data.max_length=256", "training.batch_tokens=256")),
+    ],
+)
+def test_only_rows_that_divide_the_share_are_advised(
+    batch_tokens: int | None, memory: int, assignments: tuple[str, ...]
+) -> None:
+    batch = MicroBatch(rows=6, length=512, supervised=512, masked=True)
+    cutting = Cutting(16, 16, batch_tokens)
+    wanted = recipe(checkpointing=True)
+    found = advice(wanted, LARGE, batch, cutting, "cuda", 0, memory)
+    assert found is not None
+    assert found.assignments == assignments
 
 
 def test_an_estimate_is_shown_with_what_it_consists_of(capsys: pytest.CaptureFixture[str]) -> None:

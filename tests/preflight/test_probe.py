@@ -2,22 +2,28 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lora_kit.adapters import attach
 from lora_kit.backbone import Backbone
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import PreparedData, prepare, training_rows
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import TrainingError
-from lora_kit.preflight.probe import Probe, duration, micro_batches, probe
+from lora_kit.preflight.passes import Cutting
+from lora_kit.preflight.probe import Probe, duration, probe
 from lora_kit.preflight.show_estimate import spoken
 from lora_kit.recipe import Recipe, TrainingSpec
 
 
-def examples_of(recipe: Recipe, backbone: Backbone) -> tuple[Example, ...]:
+def data_of(recipe: Recipe, backbone: Backbone) -> PreparedData:
     rows, _ = training_rows(recipe.data, recipe.seed)
-    return prepare(rows, backbone.tokenizer, recipe.data).examples
+    return prepare(rows, backbone.tokenizer, recipe.data)
+
+
+# Four examples a step, all of them a pass.
+FOURS = Cutting(share=4, rows=4)
 
 
 def state_of(model: Any) -> dict[str, Any]:
@@ -40,8 +46,7 @@ def test_nothing_is_left_changed(
     kept = next(p for p in model.parameters() if p.requires_grad)
     kept.grad = torch.ones_like(kept)
     before = state_of(model)
-    spec = TrainingSpec(gradient_checkpointing=checkpointing)
-    found = probe(model, tiny_backbone, examples_of(tiny_recipe, tiny_backbone), spec, 4)
+    found = probe(model, tiny_backbone, data_of(tiny_recipe, tiny_backbone), FOURS, checkpointing)
     after = state_of(model)
     assert found.tokens > 0
     assert 0 < found.forward_seconds < found.seconds
@@ -60,7 +65,7 @@ def test_dropout_is_tried_out_and_its_randomness_put_back(
     adapter = tiny_recipe.adapter.model_copy(update={"dropout": 0.5})
     model = attach(tiny_backbone, adapter, seed=0)
     before = torch.get_rng_state()
-    probe(model, tiny_backbone, examples_of(tiny_recipe, tiny_backbone), TrainingSpec(), 4)
+    probe(model, tiny_backbone, data_of(tiny_recipe, tiny_backbone), FOURS, False)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -72,7 +77,7 @@ def test_an_adapter_that_no_gradient_reaches_is_refused(
         if "lora_A" in name or "lora_B" in name:
             torch.nn.init.zeros_(parameter)
     with pytest.raises(TrainingError, match="no gradient reaches the adapter"):
-        probe(model, tiny_backbone, examples_of(tiny_recipe, tiny_backbone), TrainingSpec(), 4)
+        probe(model, tiny_backbone, data_of(tiny_recipe, tiny_backbone), FOURS, False)
 
 
 def of_length(length: int) -> Example:
@@ -81,27 +86,55 @@ def of_length(length: int) -> Example:
 
 def test_a_steps_examples_are_cut_by_length_rows_and_tokens() -> None:
     examples = [of_length(n) for n in (5, 50, 6, 40, 7, 30)]
+    lengths = np.array([5, 50, 6, 40, 7, 30], dtype=np.int32)
 
-    def cut(**changes: Any) -> list[list[int]]:
-        spec = TrainingSpec(batch_size=4, **changes)
-        return [[len(e.input_ids) for e in group] for group in micro_batches(examples, spec, 2)]
+    def cut(tokens: int | None = None, packing: bool = False) -> list[list[int]]:
+        cutting = Cutting(4, 4 if packing else 2, tokens, packing)
+        passes = cutting.passes(lengths)
+        read = [[len(e.input_ids) for e in cutting.read(one, examples)] for one in passes]
+        padded = [sum(one) if packing else len(one) * max(one) for one in read]
+        assert [one.tokens for one in passes] == padded
+        return read
 
     assert cut() == [[50, 40], [6, 5], [30, 7]]
-    assert cut(batch_tokens=60) == [[50], [40], [6, 5], [30, 7]]
-    assert cut(batch_tokens=4) == [[50], [40], [6], [5], [30], [7]]
+    assert cut(tokens=60) == [[50], [40], [6, 5], [30, 7]]
+    assert cut(tokens=4) == [[50], [40], [6], [5], [30], [7]]
+    assert cut(tokens=60, packing=True) == [[50, 6], [40, 5], [30, 7]]
+
+
+def test_steps_are_cut_as_the_training_cuts_them(tiny_recipe: Recipe) -> None:
+    recipe = tiny_recipe.model_copy(
+        update={"training": TrainingSpec(batch_size=8, micro_batch_size=2)}
+    )
+    device = torch.device("cpu")
+    assert Cutting.of(recipe, 2, device) == Cutting(share=4, rows=2)
+    packing = recipe.data.model_copy(update={"packing": True, "max_length": 64})
+    packed = recipe.model_copy(update={"data": packing})
+    assert Cutting.of(packed, 1, device) == Cutting(8, 8, 64, packing=True)
+
+
+def test_a_pack_is_tried_out_where_the_training_packs(
+    tiny_backbone: Backbone, tiny_recipe: Recipe
+) -> None:
+    model = attach(tiny_backbone, tiny_recipe.adapter, seed=0)
+    data = data_of(tiny_recipe, tiny_backbone)
+    cutting = Cutting(4, 4, int(data.lengths.max()) * 2, packing=True)
+    found = probe(model, tiny_backbone, data, cutting, checkpointing=False)
+    assert found.rows == 1
+    assert found.tokens in {one.tokens for one in cutting.passes(data.lengths)}
 
 
 def test_time_goes_by_padded_tokens_epochs_and_validations() -> None:
     measured = Probe(rows=2, tokens=100, forward_seconds=1.0, seconds=4.0, peak_memory=None)
-    examples = [of_length(n) for n in (50, 40, 6, 5)]
+    lengths, held_out = np.array([50, 40, 6, 5], np.int32), np.array([25], np.int32)
     spec = TrainingSpec(batch_size=4, epochs=3.0)
-    took = duration(measured, examples, [of_length(25)], spec, micro_batch=2)
+    took = duration(measured, lengths, held_out, spec, Cutting(4, 2))
     assert took.training == pytest.approx((100 + 12) * 3 * 0.04)
     assert took.validation == pytest.approx(2 * 25 * 0.01)
     spec = TrainingSpec(batch_size=4, epochs=3.0, validate_steps=2)
-    more = duration(measured, examples, [of_length(25)], spec, micro_batch=2, steps=6)
+    more = duration(measured, lengths, held_out, spec, Cutting(4, 2), steps=6)
     assert more.validation == pytest.approx(5 * 25 * 0.01)
-    shared = duration(measured, examples, [], spec, micro_batch=2, processes=2)
+    shared = duration(measured, lengths, held_out, spec, Cutting(2, 2), processes=2)
     assert shared.training == pytest.approx(took.training / 2)
 
 
