@@ -246,6 +246,28 @@ def test_a_finished_run_is_not_trained_again(recipe: Recipe, tmp_path: Path) -> 
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
+def test_two_processes_go_on_with_the_rows_that_were_left(recipe: Recipe, tmp_path: Path) -> None:
+    """In the middle of the second epoch, whose order accelerate alone would not restore."""
+    (tmp_path / "tiny.yaml").write_text(recipe.to_yaml())
+    launcher = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", "-m"]
+    train = [*launcher, "lora_kit", "train", "tiny.yaml", "--resume", "--output"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*train, "whole"], cwd=tmp_path, env=environment, check=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with subprocess.Popen(
+        [*train, "run"], cwd=tmp_path, env=environment, start_new_session=True
+    ) as process:
+        while process.poll() is None:
+            if metrics.is_file() and len(metrics.read_text().splitlines()) >= STEPS - 2:
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.002)
+    assert not (tmp_path / "run" / "adapter").exists()
+    subprocess.run([*train, "run"], cwd=tmp_path, env=environment, check=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert sha256(tmp_path / "run") == sha256(tmp_path / "whole")
+
+
 def test_killed_at_a_random_step_and_resumed_the_adapter_is_the_same(
     recipe: Recipe, uninterrupted: tuple[str, list[float]], tmp_path: Path
 ) -> None:
