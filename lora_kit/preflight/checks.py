@@ -11,7 +11,7 @@ import torch
 from lora_kit.backbone import Backbone
 from lora_kit.data.tokenization import Example, end_of_turn
 from lora_kit.errors import AdapterError, BackboneError, DataError, TrainingError
-from lora_kit.preflight.isolation import packed_difference
+from lora_kit.preflight.isolation import logit_spacing, packed_difference
 from lora_kit.preflight.launch import Launch, current_launch, require_what_was_asked
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 # them is not what `all-linear` promises.
 EXPERTS_SHARE = 0.1
 # Two float32 computations of one thing differ by less (measured: 1e-5); neighbours that can be seen
-# change logits by more than 0.1.
+# change logits by more than 0.1. In half precision two computations differ by several spacings of
+# its numbers at the size of the logits.
 LEAK = 1e-2
+SPACINGS = 16
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,12 @@ def something_to_learn(situation: Situation) -> None:
 
 def learns_to_stop(situation: Situation) -> None:
     """Raises DataError if turns end, but no end of a turn is learned."""
-    end = end_of_turn(situation.loaded.tokenizer)
+    try:
+        end = end_of_turn(situation.loaded.tokenizer)
+    except DataError:
+        # A template without such a token refuses conversations when they are tokenized; that these
+        # examples are there means that they are plain texts.
+        return
     seen = any(end in example.input_ids for example in situation.examples)
     learned = any(end in example.labels for example in situation.examples)
     if seen and not learned:
@@ -250,7 +257,8 @@ def begins_once(situation: Situation) -> None:
 def packed_apart(situation: Situation) -> None:
     """Raises TrainingError if an example sees another one of its row."""
     difference = packed_difference(situation.attached, situation.examples)
-    if difference > LEAK:
+    spacing = logit_spacing(situation.attached, situation.examples)
+    if difference > max(LEAK, SPACINGS * spacing):
         raise TrainingError(
             "data.packing: examples of one row see one another with this backbone (logits differ "
             f"by {difference:.2g} from those of the example alone). Set data.packing: false"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from lora_kit.backbone import Backbone
 from lora_kit.data.dataset import PreparedData
-from lora_kit.preflight.cards import Advice, advice
+from lora_kit.preflight.cards import Advice, advice, fitting_cards
 from lora_kit.preflight.device import device_memory
 from lora_kit.preflight.memory import (
     CUDA_BASE,
@@ -23,6 +25,9 @@ from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import optimizer_steps
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -34,6 +39,7 @@ class Forecast:
         available: bytes that this machine's device has.
         probe: the micro batch that was run; `None` where memory would not be enough for it.
         duration: of all the training; `None` without a probe.
+        on_a_gpu: what it would take there; `None` where this machine's device is one.
     """
 
     memory: MemoryEstimate
@@ -41,6 +47,7 @@ class Forecast:
     available: int
     probe: Probe | None = None
     duration: Duration | None = None
+    on_a_gpu: MemoryEstimate | None = None
 
     @property
     def fits(self) -> bool:
@@ -56,7 +63,14 @@ class Forecast:
             "available": self.available,
             "probe": self.probe.to_dict() if self.probe else None,
             "duration": self.duration.to_dict() if self.duration else None,
+            "on_a_gpu": self._on_a_gpu(),
         }
+
+    def _on_a_gpu(self) -> dict[str, Any] | None:
+        found = self.on_a_gpu
+        if found is None:
+            return None
+        return found.to_dict() | {"cards": list(fitting_cards(found.total))}
 
 
 def forecast(
@@ -75,12 +89,31 @@ def forecast(
     available = device_memory(state.device)
     config = backbone.model.config
     memory = estimate(recipe, config, batch, device, base)
+    elsewhere = estimate_on_a_gpu(recipe, config, data) if device == "cpu" else None
     if memory.total > available:
         change = advice(recipe, config, batch, cutting, device, base, available)
-        return Forecast(memory, change, available)
+        return Forecast(memory, change, available, on_a_gpu=elsewhere)
     steps = optimizer_steps(len(data.lengths), spec, state.num_processes)
     probed = probe(model, backbone, data, cutting, spec.gradient_checkpointing)
     taken = duration(
         probed, data.lengths, held_out.lengths, spec, cutting, state.num_processes, steps
     )
-    return Forecast(memory, None, available, probed, taken)
+    return Forecast(memory, None, available, probed, taken, elsewhere)
+
+
+def estimate_on_a_gpu(
+    recipe: Recipe, config: PretrainedConfig, data: PreparedData
+) -> MemoryEstimate:
+    """What the recipe's training takes on one GPU, said on a machine without any.
+
+    There a forward pass has the whole batch unless the recipe says otherwise, and `auto` is
+    bfloat16, which takes as much as float16 does.
+
+    Raises:
+        LoraKitError: as `estimate` does.
+    """
+    if recipe.backbone.dtype == "auto":
+        backbone = recipe.backbone.model_copy(update={"dtype": "bfloat16"})
+        recipe = recipe.model_copy(update={"backbone": backbone})
+    cutting = Cutting.of(recipe, 1, torch.device("cuda"))
+    return estimate(recipe, config, largest_micro_batch(data, cutting), "cuda", CUDA_BASE)

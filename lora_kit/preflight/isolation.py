@@ -34,6 +34,22 @@ def packed_difference(model: Any, examples: Sequence[Example]) -> float:
     return float((together[len(first) :] - alone).abs().max())
 
 
+@torch.inference_mode()
+def logit_spacing(model: Any, examples: Sequence[Example]) -> float:
+    """The distance of neighbouring numbers at the largest logit, in the backbone's coarsest dtype.
+
+    Logits may come in float32 and are no more exact than the weights that they are made with.
+
+    Args:
+        model: a causal language model.
+        examples: the last of them is looked at, its first tokens.
+    """
+    ids = list(examples[-1].input_ids[:TOKENS])
+    largest = float(_logits(model, ids, list(range(len(ids)))).abs().max())
+    dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point}
+    return max(torch.finfo(dtype).eps for dtype in dtypes) * largest
+
+
 def _logits(model: Any, ids: list[int], positions: list[int]) -> torch.Tensor:
     """Take token ids and positions of one row; return (length, vocabulary) float32."""
     device = next(model.parameters()).device

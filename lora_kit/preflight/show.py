@@ -11,7 +11,7 @@ from lora_kit.evaluation.reporting.notation import is_percent
 from lora_kit.preflight.forecast import Forecast
 from lora_kit.preflight.plan import Plan, Span
 from lora_kit.preflight.show_audit import show_audit
-from lora_kit.preflight.show_estimate import GB, show_duration, show_estimate
+from lora_kit.preflight.show_estimate import GB, show_duration, show_estimate, show_on_a_gpu
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -70,6 +70,8 @@ def _show_forecast(forecast: Forecast, console: Console) -> None:
     if forecast.duration and forecast.probe:
         show_duration(forecast.duration, forecast.probe, console)
     show_estimate(forecast.memory, console)
+    if forecast.on_a_gpu:
+        show_on_a_gpu(forecast.on_a_gpu, console)
     if forecast.fits:
         return
     console.print(f"[red]This machine has {forecast.available / GB:.1f} GB.[/]")

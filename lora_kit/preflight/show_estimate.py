@@ -30,8 +30,22 @@ def show_estimate(estimate: MemoryEstimate, console: Console) -> None:
     table.add_row("[bold]all of it[/]", f"[bold]{estimate.total / GB:.2f} GB[/]")
     console.print(table)
     if estimate.device == "cuda":
-        cards = fitting_cards(estimate.total)
-        console.print(f"fits on {', '.join(cards) if cards else 'no GPU known here'}")
+        console.print(_cards(estimate))
+
+
+def show_on_a_gpu(estimate: MemoryEstimate, console: Console) -> None:
+    """Print in a line or two what a training would take on a GPU, and on which it fits."""
+    batch = estimate.batch
+    console.print(
+        f"on a GPU: {estimate.total / GB:.2f} GB, with {batch.rows} x {batch.length} tokens a "
+        f"forward pass; {_cards(estimate)}",
+        soft_wrap=True,
+    )
+
+
+def _cards(estimate: MemoryEstimate) -> str:
+    cards = fitting_cards(estimate.total)
+    return f"fits on {', '.join(cards) if cards else 'no GPU known here'}"
 
 
 def show_duration(duration: Duration, probe: Probe, console: Console) -> None:

@@ -12,9 +12,10 @@ from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.errors import AdapterError, BackboneError, DataError, LoraKitError, TrainingError
 from lora_kit.preflight import checks
 from lora_kit.preflight.checks import CHECKS, Situation, run_checks
-from lora_kit.preflight.isolation import packed_difference
+from lora_kit.preflight.isolation import logit_spacing, packed_difference
 from lora_kit.preflight.launch import Launch, read_launch, require_what_was_asked
 from lora_kit.preflight.traps.specimens import (
+    ENDLESS_TEMPLATE,
     Leaky,
     example,
     four_bit_layer,
@@ -168,6 +169,30 @@ def test_examples_that_teach_the_wrong_thing_are_refused(
     kind, said = refusal(check, backbone=specimen_backbone(), examples=examples)
     assert kind is DataError
     assert part in said
+
+
+def test_texts_pass_where_the_template_ends_no_turn() -> None:
+    backbone = specimen_backbone()
+    backbone.tokenizer.chat_template = ENDLESS_TEMPLATE
+    checks.learns_to_stop(situation(backbone=backbone, examples=[example("a", "b", supervised=1)]))
+
+
+def test_rounding_in_half_precision_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = [example("a", "b", "c", supervised=1), example("d", "a", "b", supervised=1)]
+    full = specimen_model()
+    exact = logit_spacing(full, pair)
+    half = specimen_model().to(torch.bfloat16)
+    rounded = logit_spacing(half, pair)
+    assert rounded == pytest.approx(2**16 * exact, rel=0.05)
+    # As large logits as a real model's, and a few spacings between one computation and another.
+    for model, factor in ((full, 10.0), (half, 10.0)):
+        model.get_output_embeddings().weight.mul_(factor)
+    difference = 4 * logit_spacing(half, pair)
+    assert difference > checks.LEAK
+    monkeypatch.setattr(checks, "packed_difference", lambda *_: difference)
+    checks.packed_apart(situation(model=half, examples=pair))
+    with pytest.raises(TrainingError, match="see one another"):
+        checks.packed_apart(situation(model=full, examples=pair))
 
 
 def test_texts_without_turns_need_no_end_of_turn() -> None:
