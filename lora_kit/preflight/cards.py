@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_kit.preflight.memory import Device, MemoryEstimate, MicroBatch, estimate
-from lora_kit.preflight.passes import Cutting
 from lora_kit.recipe import Recipe
+from lora_kit.training.passes import Cutting
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

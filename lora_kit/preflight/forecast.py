@@ -19,11 +19,11 @@ from lora_kit.preflight.memory import (
     largest_micro_batch,
     libraries_memory,
 )
-from lora_kit.preflight.passes import Cutting
 from lora_kit.preflight.probe import Duration, Probe, duration, probe
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import optimizer_steps
+from lora_kit.training.passes import Cutting
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

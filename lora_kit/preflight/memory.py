@@ -19,9 +19,9 @@ from lora_kit.backbone import compute_dtype
 from lora_kit.data.dataset import PreparedData
 from lora_kit.likelihood import supervised_nll
 from lora_kit.preflight.live import LiveBytes
-from lora_kit.preflight.passes import Cutting
 from lora_kit.preflight.shapes import ShapedModel, shaped_model
 from lora_kit.recipe import Recipe
+from lora_kit.training.passes import Cutting
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

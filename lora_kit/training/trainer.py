@@ -20,9 +20,10 @@ from lora_kit.processes import any_process, process_state
 from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, peak_memory
 from lora_kit.training import checkpoints
-from lora_kit.training.arguments import arguments_of, micro_batch_size, optimizer_steps
+from lora_kit.training.arguments import arguments_of, optimizer_steps
 from lora_kit.training.callbacks import Epochs, Interruption, MetricsLog
 from lora_kit.training.guards import Guards
+from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
 from lora_kit.training.supervised import SupervisedTrainer
 from lora_kit.training.validation import Validation, validation_loss
@@ -155,20 +156,16 @@ class _Attempt:
             spec, lambda: validation_loss(model, backbone, held_out), log.record
         )
         interruption = Interruption(any_process)
-        packing = recipe.data.packing
-        share = spec.batch_size // state.num_processes
+        cutting = Cutting.of(recipe, state.num_processes, state.device)
         trainer = SupervisedTrainer(
             model=model,
             args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
             train_dataset=data.to_dataset(),
             processing_class=backbone.tokenizer,
             lengths=data.lengths.tolist(),
-            # A pack is bounded by its tokens, not by its examples.
-            micro_batch_size=share
-            if packing
-            else micro_batch_size(spec, state.num_processes, state.device),
-            batch_tokens=spec.batch_tokens or (recipe.data.max_length if packing else None),
-            packing=packing,
+            micro_batch_size=cutting.rows,
+            batch_tokens=cutting.tokens,
+            packing=cutting.packing,
             pad_token_id=backbone.tokenizer.pad_token_id,
             keep_checkpoints=spec.keep_checkpoints,
             validation=validation,

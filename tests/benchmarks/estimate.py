@@ -176,7 +176,7 @@ def foretold(setting: Setting) -> int:
 
     from lora_kit.backbone import resolve
     from lora_kit.preflight.memory import estimate, largest_micro_batch, libraries_memory
-    from lora_kit.preflight.passes import Cutting
+    from lora_kit.training.passes import Cutting
 
     recipe = recipe_of(setting)
     config = AutoConfig.from_pretrained(resolve(recipe.backbone).directory)
@@ -206,9 +206,9 @@ def measured_time() -> dict[str, float]:
     from lora_kit.adapters import attach
     from lora_kit.backbone import load, resolve
     from lora_kit.data.dataset import prepare, training_rows
-    from lora_kit.preflight.passes import Cutting
     from lora_kit.preflight.probe import duration, probe
     from lora_kit.processes import process_state
+    from lora_kit.training.passes import Cutting
     from lora_kit.training.trainer import train
 
     recipe = Recipe.load("quickstart")

@@ -14,10 +14,10 @@ from lora_kit.errors import AdapterError
 from lora_kit.preflight import cards
 from lora_kit.preflight.cards import advice, fitting_cards
 from lora_kit.preflight.memory import MemoryEstimate, MicroBatch, estimate, largest_micro_batch
-from lora_kit.preflight.passes import Cutting
 from lora_kit.preflight.shapes import shaped_model, stored_bytes
 from lora_kit.preflight.show_estimate import show_estimate
 from lora_kit.recipe import AdapterSpec, BackboneSpec, Recipe
+from lora_kit.training.passes import Cutting
 from tests.benchmarks.estimate import Setting, foretold, in_process, prepared
 
 

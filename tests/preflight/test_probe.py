@@ -11,10 +11,10 @@ from lora_kit.backbone import Backbone
 from lora_kit.data.dataset import PreparedData, prepare, training_rows
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import TrainingError
-from lora_kit.preflight.passes import Cutting
 from lora_kit.preflight.probe import Probe, duration, probe
 from lora_kit.preflight.show_estimate import spoken
 from lora_kit.recipe import Recipe, TrainingSpec
+from lora_kit.training.passes import Cutting
 
 
 def data_of(recipe: Recipe, backbone: Backbone) -> PreparedData:
