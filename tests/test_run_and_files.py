@@ -42,6 +42,9 @@ def test_runs_are_numbered_and_never_written_over_unasked(
     (tmp_path / "mine" / "file").write_text("kept")
     with pytest.raises(RecipeError, match="--overwrite"):
         new_run_directory(recipe, tmp_path / "mine")
+    with pytest.raises(RecipeError, match="holds no run"):
+        new_run_directory(recipe, tmp_path / "mine", overwrite=True)
+    (tmp_path / "mine" / "recipe.yaml").write_text("name: earlier")
     assert new_run_directory(recipe, tmp_path / "mine", overwrite=True).root == tmp_path / "mine"
 
 
