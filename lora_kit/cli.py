@@ -199,20 +199,16 @@ def merge(run: RunArgument, output: OutputOption = None, as_json: JsonOption = F
     """Merge the adapter into its backbone, shard by shard, and compare with what was measured."""
     pipeline = _pipeline()
 
-    merged = pipeline.merge(run, output)
+    found = pipeline.merge(run, output)
     if as_json:
-        _print_json(
-            {
-                "directory": str(merged.directory),
-                **merged.result.to_dict(),
-                "verification": merged.verification.to_dict(),
-            }
-        )
-    elif merged.verification.passed:
-        _print(f"Merged: {merged.directory}")
+        _print_json({"merged": [merged.to_dict() for merged in found]})
     else:
-        _print(f"Merged into {merged.directory}, but it is NOT what was measured: see merge.json")
-    raise typer.Exit(0 if merged.verification.passed else VERDICT_STATUS["FAIL"])
+        for merged in found:
+            _print(f"Merged: {merged.directory}")
+            for reason in merged.verification.reasons:
+                _print(f"  NOT what was measured: {reason}")
+    passed = all(merged.verification.passed for merged in found)
+    raise typer.Exit(0 if passed else VERDICT_STATUS["FAIL"])
 
 
 @app.command()

@@ -39,7 +39,10 @@ RowFormat = Literal[
     "preference",
     "text-label",
 ]
-ArmName = Literal["base", "adapter", "merged", "fewshot", "retrieval", "scratch"]
+ArmName = Literal["base", "adapter", "merged", "merged-original", "fewshot", "retrieval", "scratch"]
+# Merged models that may be arms, each in the run's directory of its name; of equally good ones, the
+# first ships.
+MERGED_ARMS = ("merged", "merged-original")
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -225,8 +228,9 @@ class EvaluationSpec(Section):
     suites: list[str] = Field(default_factory=lambda: ["core-retention"])
     """Bundled suites by name, or paths to suite files."""
     arms: list[ArmName] = Field(default=["base", "adapter"])
-    """What is evaluated on the items: `base` and `adapter` always; `merged`: the merged model, from
-    disk; on gain suites other ways to the same end: `fewshot`: the base with examples in its
+    """What is evaluated on the items: `base` and `adapter` always; `merged`: the merged model from
+    disk (`merged-original` with `merge.base: both`: the one on the checkpoint's weights); on gain
+    suites other ways to the same end: `fewshot`: the base with examples in its
     prompt, `retrieval`: the answer of the most similar training row, `scratch`: the same training
     on weights that were never pretrained."""
     shots: Count = 5
@@ -252,8 +256,11 @@ class EvaluationSpec(Section):
 class MergeSpec(Section):
     """What ships."""
 
-    base: Literal["dequantized", "original"] = "dequantized"
-    """Add the adapter to the weights it was trained on, or to those of the checkpoint."""
+    base: Literal["dequantized", "original", "both"] = "dequantized"
+    """What the adapter is added to: `dequantized`: the weights that it was trained on, `original`:
+    those of the checkpoint; `both`: each is verified and evaluated, and the better one ships."""
+    dtype: DType = "auto"
+    """What the merged weights are stored in; `auto`: what the backbone computes in."""
     shard_size: Positive = 2.0
     """Largest weight file, GB (10^9 bytes)."""
 
@@ -273,12 +280,11 @@ class Recipe(Section):
     merge: MergeSpec = MergeSpec()
 
     @model_validator(mode="after")
-    def _merge_what_is_measured(self) -> Recipe:
-        if self.merge.base == "original" and self.backbone.quantization != "none":
+    def _two_bases_to_choose_from(self) -> Recipe:
+        if self.merge.base == "both" and self.backbone.quantization == "none":
             raise ValueError(
-                f"merge.base: original, but the adapter is trained and measured on "
-                f"{self.backbone.quantization} weights, so what would ship is not what was "
-                "measured; use dequantized"
+                "merge.base: both, but backbone.quantization: none leaves the weights as they are: "
+                "the two merges would be the same; use original"
             )
         return self
 

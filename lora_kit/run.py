@@ -16,7 +16,7 @@ from typing import Any
 from lora_kit.backbone import Backbone
 from lora_kit.errors import RecipeError
 from lora_kit.files import read_json, write_json, write_text
-from lora_kit.recipe import Recipe
+from lora_kit.recipe import MERGED_ARMS, Recipe
 
 RECORDED = (
     "lora-kit", "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets",
@@ -67,7 +67,11 @@ class RunDirectory:
     @property
     def merged(self) -> Path:
         """The merged model and `merge.json`."""
-        return self.root / "merged"
+        return self.merged_as("merged")
+
+    def merged_as(self, arm: str) -> Path:
+        """The merged model that is the arm of this name."""
+        return self.root / arm
 
     @property
     def scratch(self) -> Path:
@@ -86,7 +90,7 @@ class RunDirectory:
             self.checkpoints,
             self.adapter,
             self.evaluation,
-            self.merged,
+            *(self.merged_as(arm) for arm in MERGED_ARMS),
             self.scratch,
             self.release,
             self.root / "tensorboard",

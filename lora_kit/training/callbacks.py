@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.console import Meter
@@ -162,4 +163,4 @@ class Interruption(TrainerCallback):
 def gradient_norm(model: torch.nn.Module) -> float:
     """Norm of the gradients of all that is trained, as this process has them."""
     gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
-    return float(sum(float(g.float().square().sum()) for g in gradients) ** 0.5)
+    return float(get_total_norm(gradients))
