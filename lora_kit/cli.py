@@ -195,11 +195,23 @@ def _backbone(model: str | None, quantization: Quantization | None) -> BackboneS
 
 
 @app.command()
-def merge(run: RunArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
-    """Merge the adapter into its backbone, shard by shard, and compare with what was measured."""
-    pipeline = _pipeline()
-
-    found = pipeline.merge(run, output)
+def merge(
+    target: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, or any PEFT adapter directory.")
+    ],
+    output: OutputOption = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Base model of an adapter that another tool made.")
+    ] = None,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="With --backbone: how the base is stored.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge an adapter into its backbone, tensor by tensor, and ask both the same. Exit status 3:
+    the files are not what was measured."""
+    spec = _backbone(backbone, quantization)
+    found = _pipeline().merge(target, output, spec)
     if as_json:
         _print_json({"merged": [merged.to_dict() for merged in found]})
     else:

@@ -13,17 +13,19 @@ from lora_kit.backbone import load, resolve
 from lora_kit.console import say
 from lora_kit.data.dataset import training_rows, validation_rows
 from lora_kit.data.tokenization import Example, tokenize_rows
+from lora_kit.errors import MergeError
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import write_json
 from lora_kit.gguf import file_sha256
 from lora_kit.merging.in_memory import merge_adapter
 from lora_kit.merging.stream import MergePlan, MergeResult
 from lora_kit.merging.verify import Verification, measure, questions_for, verify_merged
-from lora_kit.recipe import MERGED_ARMS
+from lora_kit.recipe import MERGED_ARMS, BackboneSpec, DataSpec, MergeSpec, SourceSpec
 from lora_kit.releasing.gate import MERGE_RECORD
-from lora_kit.session import Session, open_run
+from lora_kit.session import Session, Subject, open_subject
 
 COMPARED_ROWS = 24
+PROSE = "python-reference"
 Into = Literal["dequantized", "original"]
 
 
@@ -50,83 +52,99 @@ class Merged:
         }
 
 
-def merge(target: Path | Session, output: Path | None = None) -> tuple[Merged, ...]:
-    """Merge a run's adapter into its backbone and compare the result with what was measured.
+def merge(
+    target: Path | Session, output: Path | None = None, backbone: BackboneSpec | None = None
+) -> tuple[Merged, ...]:
+    """Merge an adapter into its backbone and compare the result with the two together.
 
     Args:
-        target: a run directory or an open session.
+        target: a run directory, an adapter directory, or an open session.
         output: where the model goes; by default `merged/` in the run. Where the recipe wants both
             bases, the one on the checkpoint's weights goes beside it, with `-original` to its name.
+        backbone: of an adapter that another tool made; by default what the adapter says.
 
     Returns:
         One merged model, or two.
 
     Raises:
-        LoraKitError: if the run cannot be merged.
+        LoraKitError: if it cannot be merged.
     """
-    session = target if isinstance(target, Session) else open_run(target)
+    subject = open_subject(target, backbone)
+    spec = subject.session.recipe.merge if subject.session else MergeSpec()
     # Before the merge: what cannot be compared is not worth writing.
-    examples, compared_on = _compared(session)
+    compared = _compared(subject)
     return tuple(
-        _merge_into(session, into, directory, output is None, examples, compared_on)
-        for into, directory in _places(session, output)
+        _merge_into(subject, spec, into, directory, output is None, compared)
+        for into, directory in _places(subject, spec, output)
     )
 
 
-def _places(session: Session, output: Path | None) -> Iterator[tuple[Into, Path]]:
+def _places(subject: Subject, spec: MergeSpec, output: Path | None) -> Iterator[tuple[Into, Path]]:
+    if output is None and subject.session is None:
+        raise MergeError(f"{subject.adapter}: say with --output where the merged model goes")
     first, second = (
         output.with_name(arm.replace("merged", output.name, 1))
         if output
-        else session.run.merged_as(arm)
+        else subject.output.with_name(arm)
         for arm in MERGED_ARMS
     )
-    wanted = session.recipe.merge.base
-    if wanted == "both":
+    if spec.base == "both":
         yield "dequantized", first
         yield "original", second
-    elif wanted == "original" or session.recipe.backbone.quantization == "none":
+    elif spec.base == "original" or not _is_quantized(subject):
         yield "original", first
     else:
         yield "dequantized", first
 
 
-def _compared(session: Session) -> tuple[list[Example], str]:
+def _is_quantized(subject: Subject) -> bool:
+    return subject.backbone.spec.quantization != "none"
+
+
+@dataclass(frozen=True)
+class _Compared:
     """Examples that the merged model is compared on, and what rows they are of."""
-    recipe = session.recipe
-    held_out = validation_rows(recipe.data, recipe.seed)
-    rows = held_out or training_rows(recipe.data, recipe.seed)[0]
+
+    examples: list[Example]
+    rows: str
+
+
+def _compared(subject: Subject) -> _Compared:
+    # Of an adapter alone, no data is known; what its base knows is asked of both.
+    recipe = subject.session.recipe if subject.session else None
+    data = recipe.data if recipe else DataSpec(train=[SourceSpec(source=PROSE)])
+    seed = recipe.seed if recipe else 0
+    held_out = validation_rows(data, seed)
+    rows = held_out or training_rows(data, seed)[0]
     several = tokenize_rows(
-        rows[:COMPARED_ROWS].read(),
-        session.backbone.tokenizer,
-        recipe.data.max_length,
-        recipe.data.labels,
+        rows[:COMPARED_ROWS].read(), subject.backbone.tokenizer, data.max_length, data.labels
     )
-    found = [example for of_row in several for example in of_row]
-    return found, "held-out rows" if held_out else "training rows"
+    kind = "held-out rows" if held_out else "training rows" if recipe else f"rows of {PROSE}"
+    return _Compared([example for of_row in several for example in of_row], kind)
 
 
 def _merge_into(
-    session: Session,
+    subject: Subject,
+    spec: MergeSpec,
     into: Into,
     directory: Path,
     replaced: bool,
-    examples: list[Example],
-    compared_on: str,
+    compared: _Compared,
 ) -> Merged:
     if replaced:
         shutil.rmtree(directory, ignore_errors=True)
-    plan = _plan(session, into)
+    plan = _plan(subject, spec, into)
     result = merge_adapter(plan, directory)
-    verification = _verified(session, into, directory, examples)
+    verification = _verified(subject, into, directory, compared.examples)
     merged = Merged(directory, into, result, verification)
     write_json(
         directory / MERGE_RECORD,
         {
-            "backbone": session.backbone.fingerprint.digest,
-            "adapter": adapter_sha256(session.run.adapter),
+            "backbone": subject.backbone.fingerprint.digest,
+            "adapter": adapter_sha256(subject.adapter),
             "files": {path.name: file_sha256(path) for path in sorted(directory.iterdir())},
             "dtype": plan.stored_dtype,
-            "compared_on": compared_on,
+            "compared_on": compared.rows,
             **{name: value for name, value in merged.to_dict().items() if name != "directory"},
         },
     )
@@ -139,33 +157,31 @@ def _merge_into(
     return merged
 
 
-def _plan(session: Session, into: Into) -> MergePlan:
-    backbone, recipe = session.backbone, session.recipe
+def _plan(subject: Subject, spec: MergeSpec, into: Into) -> MergePlan:
+    backbone = subject.backbone
     computed = str(backbone.spec.dtype)
     return MergePlan(
         base=backbone.files.directory,
-        adapter=session.run.adapter,
-        quantization=recipe.backbone.quantization,
+        adapter=subject.adapter,
+        quantization=backbone.spec.quantization,
         dtype=computed,
         quantized_modules=backbone.quantized_modules,
         into=into,
-        stored_dtype=computed if recipe.merge.dtype == "auto" else recipe.merge.dtype,
-        shard_bytes=int(recipe.merge.shard_size * 1e9),
+        stored_dtype=computed if spec.dtype == "auto" else spec.dtype,
+        shard_bytes=int(spec.shard_size * 1e9),
         stop_token_ids=stop_token_ids(backbone),
     )
 
 
 def _verified(
-    session: Session, into: Into, directory: Path, examples: list[Example]
+    subject: Subject, into: Into, directory: Path, examples: list[Example]
 ) -> Verification:
     """Against base + adapter: on the checkpoint's weights, if those were merged into."""
-    model = session.model
-    questions = questions_for(model, examples, stop_token_ids(session.backbone))
-    if into == "dequantized" or session.recipe.backbone.quantization == "none":
-        return verify_merged(
-            directory, measure(model, questions), questions, session.backbone.model
-        )
-    spec = session.backbone.spec.model_copy(update={"quantization": "none"})
+    model, backbone = subject.model, subject.backbone
+    questions = questions_for(model, examples, stop_token_ids(backbone))
+    if into == "dequantized" or not _is_quantized(subject):
+        return verify_merged(directory, measure(model, questions), questions, backbone.model)
+    spec = backbone.spec.model_copy(update={"quantization": "none"})
     original = load(resolve(spec), spec)
-    measured = measure(attach_saved(original, session.run.adapter), questions)
+    measured = measure(attach_saved(original, subject.adapter), questions)
     return verify_merged(directory, measured, questions, original.model, trained=model)
