@@ -41,6 +41,7 @@ RowFormat = Literal[
 ]
 ArmName = Literal["base", "adapter", "merged", "fewshot", "retrieval", "scratch"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 
 class BackboneSpec(Section):
@@ -54,6 +55,18 @@ class BackboneSpec(Section):
     """How the frozen weights are stored: `none`, `nf4`, `fp4` (4 bit) or `int8`."""
     dtype: DType = "auto"
     """What is computed in; `auto`: bfloat16 where the machine multiplies it fast, else float32."""
+    attention: Attention = "auto"
+    """How attention is computed; `auto`: what transformers would take, for most models `sdpa`.
+    `flash_attention_2` takes a GPU and the package flash-attn, and skips what is masked."""
+
+    @model_validator(mode="after")
+    def _flash_in_half_precision(self) -> BackboneSpec:
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            raise ValueError(
+                "attention: flash_attention_2 has kernels for bfloat16 and float16 alone, and "
+                "dtype is float32; set one of them, or attention: sdpa"
+            )
+        return self
 
 
 class AdapterSpec(Section):
