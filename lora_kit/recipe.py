@@ -95,8 +95,9 @@ class SourceSpec(Section):
     """Rows from one place."""
 
     source: str
-    """A built-in source, a file (.jsonl, .json, .csv, .tsv, .parquet), a folder of such files or
-    one that `datasets` saved, or a hub id (owner/name)."""
+    """A built-in source, a file (.jsonl, .json, .csv, .tsv, .parquet; also with .gz, .bz2 or .zst
+    behind it), a folder of such files (those in folders below it too) or one that `datasets`
+    saved, or a hub id (owner/name)."""
     split: str = "train"
     """Part of a built-in source (train, validation, test, all), a saved data set or a hub id."""
     subset: str | None = None

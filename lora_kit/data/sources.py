@@ -15,13 +15,13 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_kit.data.datafiles import ENDINGS, kind_of
 from lora_kit.data.docstrings import docstring_rows
 from lora_kit.data.formats import check_columns, parse_row
 from lora_kit.data.reference import reference_rows
 from lora_kit.data.rows import Row, split_of
 from lora_kit.data.tables import (
     BLOCK,
-    SUFFIXES,
     ArrowTable,
     Table,
     Wanted,
@@ -194,12 +194,12 @@ def _table_source(spec: SourceSpec, field: str) -> Source:
 
 def _opened(spec: SourceSpec, field: str) -> Table:
     path = Path(spec.source).expanduser()
-    if not path.is_dir() and path.suffix not in SUFFIXES and not is_hub_id(spec.source):
+    if not path.is_dir() and not kind_of(path) and not is_hub_id(spec.source):
         near = difflib.get_close_matches(spec.source, BUILT_IN, n=1)
         hint = f" Did you mean `{near[0]}`?" if near else ""
         raise DataError(
             f"{field}: {spec.source}: neither a built-in source ({', '.join(BUILT_IN)}) nor a file "
-            f"({', '.join(SUFFIXES)}), a folder or a hub id (owner/name).{hint}"
+            f"({ENDINGS}), a folder or a hub id (owner/name).{hint}"
         )
     if not is_hub_id(spec.source):
         _refuse_unused(spec, field, ("subset", "revision", "streaming"), "no hub id")
