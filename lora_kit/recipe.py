@@ -155,7 +155,8 @@ class DataSpec(Section):
     """Rows mixed in against forgetting."""
     labels: Literal["assistant", "last", "completion", "all"] | list[Role] = "assistant"
     """What is learned of a conversation: every `assistant` turn, the `last` one, what a row gives
-    as `completion`, `all` of it, or the turns of a list of roles."""
+    as `completion`, `all` of it (any turn may be the last then), or the turns of a list of
+    roles."""
     max_length: Count = 1024
     """Tokens an example; longer ones are cut at the end, counted and reported."""
     packing: bool = False
