@@ -12,6 +12,7 @@ from lora_kit.backbone import load, resolve
 from lora_kit.console import say
 from lora_kit.data.audit.audit import audit, refuse
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
+from lora_kit.errors import DataError
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
@@ -107,12 +108,22 @@ def train(
 
 
 def _trained_already(run: RunDirectory, recipe: Recipe, done: TrainingResult) -> Trained:
-    """A training that is finished, if it was one of this recipe, on this backbone.
+    """A training that is finished, if it was one of this recipe, on this backbone and these rows.
 
     Raises:
         LoraKitError: if it was not.
     """
     session = open_run(run.root)
-    require_same(run, recipe, session.backbone)
+    require_same(run, recipe, session.backbone, _digest_now(run, recipe, session))
     say(f"{run.root}: is trained already")
     return Trained(session, done)
+
+
+def _digest_now(run: RunDirectory, recipe: Recipe, session: Session) -> str | None:
+    """Of the rows; `None` where they are gone: the adapter, which is there, needs them no more."""
+    try:
+        rows, replay = training_rows(recipe.data, recipe.seed)
+        return prepare(rows, session.backbone.tokenizer, recipe.data, replay).digest
+    except DataError as error:
+        say(f"{run.root}: whether it was trained on these rows cannot be told: {error}")
+        return None

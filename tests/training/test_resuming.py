@@ -39,6 +39,25 @@ def test_a_finished_run_is_not_trained_again(recipe: Recipe, tmp_path: Path) -> 
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_a_finished_run_of_other_rows_is_not_taken_for_this_one(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.train(recipe, tmp_path / "run")
+    data = Path(recipe.data.train[0].source)
+    text = data.read_text()
+    data.write_text(text.replace("plus", "and"))
+    with pytest.raises(RecipeError, match=r"cannot go on: the rows of data\.train"):
+        pipeline.train(recipe, tmp_path / "run", resume=True)
+    data.unlink()
+    capsys.readouterr()
+    pipeline.train(recipe, tmp_path / "run", resume=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "whether it was trained on these rows cannot be told: data.train.0.source" in said
+    data.write_text(text)
+    pipeline.train(recipe, tmp_path / "run", resume=True)
+    assert "cannot be told" not in capsys.readouterr().err
+
+
 def test_a_refusal_leaves_no_run_directory_and_a_training_takes_its_own(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
