@@ -61,6 +61,8 @@ def _on_backbone(subject: Subject, names: Sequence[str]) -> LoadedArms:
     base = _digest(
         [
             subject.backbone.fingerprint.digest,
+            # Moves the last digits, and with them what may be compared with what.
+            subject.backbone.spec.attention,
             # Where a text ends, and all else that generation goes by.
             stop_token_ids(subject.backbone),
             subject.backbone.model.generation_config.to_diff_dict(),

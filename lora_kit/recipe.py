@@ -44,6 +44,7 @@ ArmName = Literal["base", "adapter", "merged", "merged-original", "fewshot", "re
 # first ships.
 MERGED_ARMS = ("merged", "merged-original")
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 
 class BackboneSpec(Section):
@@ -57,6 +58,18 @@ class BackboneSpec(Section):
     """How the frozen weights are stored: `none`, `nf4`, `fp4` (4 bit) or `int8`."""
     dtype: DType = "auto"
     """What is computed in; `auto`: bfloat16 where the machine multiplies it fast, else float32."""
+    attention: Attention = "auto"
+    """How attention is computed; `auto`: what transformers would take, for most models `sdpa`.
+    `flash_attention_2` takes a GPU and the package flash-attn, and skips what is masked."""
+
+    @model_validator(mode="after")
+    def _flash_in_half_precision(self) -> BackboneSpec:
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            raise ValueError(
+                "attention: flash_attention_2 has kernels for bfloat16 and float16 alone, and "
+                "dtype is float32; set one of them, or attention: sdpa"
+            )
+        return self
 
 
 class AdapterSpec(Section):
@@ -85,8 +98,9 @@ class SourceSpec(Section):
     """Rows from one place."""
 
     source: str
-    """A built-in source, a file (.jsonl, .json, .csv, .tsv, .parquet), a folder of such files or
-    one that `datasets` saved, or a hub id (owner/name)."""
+    """A built-in source, a file (.jsonl, .json, .csv, .tsv, .parquet; also with .gz, .bz2 or .zst
+    behind it), a folder of such files (those in folders below it too) or one that `datasets`
+    saved, or a hub id (owner/name)."""
     split: str = "train"
     """Part of a built-in source (train, validation, test, all), a saved data set or a hub id."""
     subset: str | None = None
@@ -144,7 +158,8 @@ class DataSpec(Section):
     """Rows mixed in against forgetting."""
     labels: Literal["assistant", "last", "completion", "all"] | list[Role] = "assistant"
     """What is learned of a conversation: every `assistant` turn, the `last` one, what a row gives
-    as `completion`, `all` of it, or the turns of a list of roles."""
+    as `completion`, `all` of it (any turn may be the last then), or the turns of a list of
+    roles."""
     max_length: Count = 1024
     """Tokens an example; longer ones are cut at the end, counted and reported."""
     packing: bool = False
