@@ -20,7 +20,7 @@ from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import read_json
-from lora_kit.merging.answers import reload
+from lora_kit.merging.answers import Computing, reload
 from lora_kit.recipe import MERGED_ARMS, Recipe
 from lora_kit.releasing.gate import MERGE_RECORD
 from lora_kit.run import RunDirectory
@@ -89,8 +89,8 @@ def _merged(session: Session, name: str) -> LoadedArms:
         )
     files = read_json(record, EvaluationError).get("files")
     arm = Arm(name, _digest(files), nullcontext)
-    model = session.backbone.model
-    return LoadedArms(lambda: reload(directory, model.dtype, model.device), (arm,))
+    computing = Computing.of(session.backbone.model)
+    return LoadedArms(lambda: reload(directory, computing), (arm,))
 
 
 def _scratch(session: Session) -> LoadedArms:

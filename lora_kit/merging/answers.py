@@ -1,7 +1,7 @@
 """What a model answers to fixed questions: run in the process that holds base and adapter, and in a
 new one that has nothing but the merged files.
 
-    python -m lora_kit.merging.answers MERGED QUESTIONS ANSWERS DTYPE DEVICE
+    python -m lora_kit.merging.answers MERGED QUESTIONS ANSWERS DTYPE DEVICE ATTENTION
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -20,6 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import MergeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MOST_POSITIONS = 512
 TEXTS, TEXT_TOKENS = 4, 32
@@ -170,7 +173,25 @@ def _generated(model: Any, questions: Questions) -> torch.Tensor:
     return found
 
 
-def reload(merged: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
+@dataclass(frozen=True)
+class Computing:
+    """How a model computes, so that another one computes as it does.
+
+    Attributes:
+        attention: as transformers names it.
+    """
+
+    dtype: torch.dtype
+    device: str
+    attention: str
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Computing:
+        """As this model does."""
+        return cls(model.dtype, str(model.device), str(model.config._attn_implementation))
+
+
+def reload(merged: Path, computing: Computing) -> Any:
     """The merged model from disk.
 
     Raises:
@@ -182,7 +203,8 @@ def reload(merged: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             merged,
-            dtype=dtype,
+            dtype=computing.dtype,
+            attn_implementation=computing.attention,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -192,19 +214,18 @@ def reload(merged: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
     lost = sorted([*loaded["missing_keys"], *loaded["mismatched_keys"]])
     if lost:
         raise MergeError(f"{merged}: {len(lost)} parameters are in no file, the first: {lost[0]}")
-    return model.to(device).eval()
+    return model.to(computing.device).eval()
 
 
 def answer_of_files(
-    merged: Path, questions: Questions, dtype: torch.dtype, device: str, folder: Path
+    merged: Path, questions: Questions, computing: Computing, folder: Path
 ) -> Answers:
     """Ask the merged model in a new process.
 
     Args:
         merged: directory of the model.
         questions: to ask.
-        dtype: that is computed in.
-        device: that is computed on.
+        computing: as base + adapter did.
         folder: for the files that are exchanged.
 
     Raises:
@@ -216,7 +237,7 @@ def answer_of_files(
         [
             *(sys.executable, "-m", "lora_kit.merging.answers"),
             *(str(merged.absolute()), str(asked), str(answered)),
-            *(str(dtype).removeprefix("torch."), device),
+            *(str(computing.dtype).removeprefix("torch."), computing.device, computing.attention),
         ],
         capture_output=True,
         text=True,
@@ -235,9 +256,10 @@ def answer_of_files(
     return Answers(tensors["log_probabilities"], tensors["texts"], outputs)
 
 
-def main(merged: str, asked: str, answered: str, dtype: str, device: str) -> None:
+def main(merged: str, asked: str, answered: str, *computing: str) -> None:
     """The new process."""
-    model = reload(Path(merged), getattr(torch, dtype), device)
+    dtype, device, attention = computing
+    model = reload(Path(merged), Computing(getattr(torch, dtype), device, attention))
     answers = answer(model, Questions.load(Path(asked)))
     save_file(
         {

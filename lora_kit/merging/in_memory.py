@@ -15,7 +15,7 @@ from lora_kit.console import say
 from lora_kit.errors import AdapterError, MergeError
 from lora_kit.files import whole_directory
 from lora_kit.fingerprint import weight_files
-from lora_kit.merging.answers import reload
+from lora_kit.merging.answers import Computing, reload
 from lora_kit.merging.configuration import write_configuration
 from lora_kit.merging.hollow import hollow_model
 from lora_kit.merging.methods import adapter_configuration, is_streamed
@@ -92,7 +92,7 @@ def _adapter(plan: MergePlan) -> Path:
 
 
 def _attached(base: Path, plan: MergePlan) -> PeftModel:
-    model = reload(base, torch.float32, "cpu")
+    model = reload(base, Computing(torch.float32, "cpu", "eager"))
     try:
         return attach_to(model, str(plan.base), _adapter(plan))
     except AdapterError as error:

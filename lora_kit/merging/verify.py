@@ -16,6 +16,7 @@ from lora_kit.data.tokenization import Example
 from lora_kit.errors import MergeError
 from lora_kit.merging.answers import (
     Answers,
+    Computing,
     Questions,
     answer,
     answer_of_files,
@@ -184,14 +185,14 @@ def verify_merged(
         merged: directory of the merged model.
         measured: of base + adapter.
         questions: that were asked there.
-        model: in whose dtype and on whose device is computed.
+        model: as which the merged one is to compute.
         trained: what the adapter was trained on, where `measured` is of other weights.
 
     Raises:
         MergeError: if the merged model cannot be loaded, or its answers are no numbers.
     """
     with tempfile.TemporaryDirectory() as folder:
-        shipped = answer_of_files(merged, questions, model.dtype, str(model.device), Path(folder))
+        shipped = answer_of_files(merged, questions, Computing.of(model), Path(folder))
     found = compare(measured, shipped)
     if trained is None:
         return found

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lora_kit.backbone import Backbone
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import MergeError
-from lora_kit.merging.answers import answer, answer_of_files, reload
+from lora_kit.merging.answers import Computing, answer, answer_of_files, reload
 from lora_kit.merging.stream import merge_stream
 from lora_kit.merging.verify import (
     Measured,
@@ -30,6 +30,7 @@ TEXTS = [
     for ids in (tuple(range(100, 160)), tuple(range(1000, 1400, 9)))
 ]
 STOPS = (2,)
+PLAIN = Computing(torch.float32, "cpu", "sdpa")
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def model(backbone: Backbone, tmp_path: Path) -> Any:
 def verified(model: Any, merged: Path) -> Verification:
     """As `verify_merged`, in this process."""
     questions = questions_for(model, TEXTS, STOPS)
-    shipped = answer(reload(merged, torch.float32, "cpu"), questions)
+    shipped = answer(reload(merged, PLAIN), questions)
     return compare(measure(model, questions), shipped)
 
 
@@ -141,7 +142,7 @@ def test_weights_that_were_damaged_afterwards_are_caught(
     path.write_bytes(path.read_bytes()[:-100])
     questions = questions_for(model, TEXTS, STOPS)
     with pytest.raises(MergeError, match="cannot be asked in a new process"):
-        answer_of_files(tmp_path / "merged", questions, torch.float32, "cpu", tmp_path)
+        answer_of_files(tmp_path / "merged", questions, PLAIN, tmp_path)
 
 
 def test_a_parameter_that_is_in_no_file_is_caught(
@@ -153,7 +154,7 @@ def test_a_parameter_that_is_in_no_file_is_caught(
     del tensors["model.layers.1.mlp.down_proj.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(MergeError, match=r"are in no file, the first: .*1\.mlp\.down_proj"):
-        reload(tmp_path / "merged", torch.float32, "cpu")
+        reload(tmp_path / "merged", PLAIN)
 
 
 def test_embeddings_that_are_adapted_are_tried_on_the_tokens_that_are_trained(
