@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,12 @@ def _setting(rows: int, seed: int, quantization: str = "nf4") -> tuple[Any, ...]
     return recipe, backbone, raw, held_out
 
 
-def _ours(rows: int, seed: int, quantization: str = "nf4") -> dict[str, float]:
+def _ours(
+    rows: int,
+    seed: int,
+    quantization: str = "nf4",
+    watched: AbstractContextManager[Any] | None = None,
+) -> dict[str, float]:
     from lora_kit.adapters import attach, coverage
     from lora_kit.data.dataset import prepare
     from lora_kit.training.trainer import train
@@ -107,7 +113,7 @@ def _ours(rows: int, seed: int, quantization: str = "nf4") -> dict[str, float]:
     recipe, backbone, raw, held_out = _setting(rows, seed, quantization)
     data = prepare(raw, backbone.tokenizer, recipe.data)
     model = attach(backbone, recipe.adapter, recipe.seed)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, watched or nullcontext():
         result = train(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
     figures = _figures(result.tokens, result.seconds, model, backbone, held_out)
     # Forward, and the gradient of the activations: the weights themselves are frozen.
@@ -118,7 +124,12 @@ def _ours(rows: int, seed: int, quantization: str = "nf4") -> dict[str, float]:
     return figures
 
 
-def _trl(rows: int, seed: int, float32_adapters: bool = False) -> dict[str, float]:
+def _trl(
+    rows: int,
+    seed: int,
+    float32_adapters: bool = False,
+    watched: AbstractContextManager[Any] | None = None,
+) -> dict[str, float]:
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -161,7 +172,8 @@ def _trl(rows: int, seed: int, float32_adapters: bool = False) -> dict[str, floa
                     parameter.data = parameter.data.float()
         tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
         started = time.monotonic()
-        trainer.train()
+        with watched or nullcontext():
+            trainer.train()
         seconds = time.monotonic() - started
     return _figures(tokens, seconds, trainer.model, backbone, held_out)
 
