@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from lora_kit.adapters import adapter_sha256, attach
 from lora_kit.backbone import load, resolve
+from lora_kit.cli import main
 from lora_kit.errors import MergeError
 from lora_kit.merging.combining.combine import Combination, combine
+from lora_kit.merging.combining.show import described
 from lora_kit.merging.combining.sources import read_source
 from lora_kit.merging.lora import read_updates
 from lora_kit.recipe import AdapterSpec, BackboneSpec
@@ -389,3 +391,47 @@ def test_a_combination_is_attached_as_any_adapter_of_ours(
         on = model(ids).logits
         with model.disable_adapter():
             assert not torch.allclose(on, model(ids).logits)
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def test_the_command_says_what_it_did_and_its_result_is_evaluated(
+    three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ("--method", "svd", "--rank", 3, "--weight", 1, "--weight", 0.5, "--weight", 0.5)
+    assert run("combine", *three, "--output", tmp_path / "cut", *how) == 0
+    said = capsys.readouterr().out
+    assert "14 modules of 3 adapters, rank 3" in said
+    assert "three: weight 0.5, 4 modules" in said
+    assert "10 modules are not changed by all adapters" in said
+    assert "of the combined updates' energy fits into this rank" in said
+    suite = tmp_path / "quiz.yaml"
+    suite.write_text(
+        "name: quiz\nrole: retention\ntasks:\n  - {name: prose, kind: loss, "
+        "source: python-reference, limit: 8, max_length: 32, margin: 2}\n"
+    )
+    assert run("evaluate", tmp_path / "cut", "--suite", suite, "--json") in (0, 3, 4)
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["decision"] in ("PASS", "FAIL", "INCONCLUSIVE")
+
+
+def test_a_refusal_ends_with_two(
+    three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("combine", three[0], tmp_path, "--output", tmp_path / "out") == 2
+    assert "neither a run nor an adapter in safetensors" in capsys.readouterr().err
+    assert run("combine", *three, "--output", tmp_path / "out", "--method", "median") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_adapter_twice_and_missing_fingerprints_are_told(
+    three: list[Path], tmp_path: Path
+) -> None:
+    (three[0] / "backbone.json").unlink()
+    told = described(combine([three[0]] * 2, Combination(), tmp_path / "twice"))
+    assert "An adapter is given twice." in told
+    assert "does not show whether the weights are the same" in told

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Placed:
 
 
 def write_gguf(
-    directory: Path, config: Any, vocabulary: Vocabulary, type_: GgufType, output: Path
+    directory: Path, config: Any, vocabulary: Vocabulary, type_: GgufType, name: str, output: Path
 ) -> None:
     """Write `output`, holding one tensor at a time.
 
@@ -103,6 +103,7 @@ def write_gguf(
         config: of transformers.
         vocabulary: its tokenizer.
         type_: of the matrices.
+        name: of the model, for who reads the file.
         output: the file.
 
     Raises:
@@ -114,7 +115,9 @@ def write_gguf(
     placed = list(_placed(directory, shape, type_))
     writer = GGUFWriter(output, "llama")
     try:
-        _add_metadata(writer, directory, config, shape, type_, placed)
+        _add_origin(writer, name, directory / "README.md", placed)
+        _add_shape(writer, config, shape)
+        _add_type(writer, type_)
         _add_vocabulary(writer, vocabulary)
         if config.rope_parameters.get("rope_type") == "llama3":
             placed.append(Placed(FREQUENCIES, None, (shape.head_dim // 2,), "f32", 0))
@@ -217,18 +220,19 @@ def _add_info(writer: Any, placed: Placed) -> None:
     writer.add_tensor_info(placed.name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
 
 
-def _add_metadata(
-    writer: Any, directory: Path, config: Any, shape: Shape, type_: GgufType, placed: list[Placed]
-) -> None:
-    from gguf import GGML_QUANT_VERSION, LlamaFileType, size_label
+def _add_origin(writer: Any, name: str, card: Path, placed: Sequence[Placed]) -> None:
+    from gguf import size_label
 
     parameters = sum(int(np.prod(one.shape)) for one in placed)
     writer.add_type("model")
-    writer.add_name(directory.resolve().name)
+    writer.add_name(name)
     writer.add_size_label(size_label(parameters, 0, 0, 0))
-    licence = _licence(directory / "README.md")
+    licence = _licence(card)
     if licence:
         writer.add_license(licence)
+
+
+def _add_shape(writer: Any, config: Any, shape: Shape) -> None:
     writer.add_block_count(shape.layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -243,6 +247,11 @@ def _add_metadata(
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(shape.rows)
+
+
+def _add_type(writer: Any, type_: GgufType) -> None:
+    from gguf import GGML_QUANT_VERSION, LlamaFileType
+
     kind = "ALL_F32" if type_ == "f32" else f"MOSTLY_{type_.upper()}"
     writer.add_file_type(LlamaFileType[kind])
     writer.add_quantization_version(GGML_QUANT_VERSION)
