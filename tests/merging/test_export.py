@@ -230,6 +230,42 @@ def test_values_that_f16_cannot_hold_and_tensors_without_a_place_are_refused(
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
+@pytest.mark.parametrize("to", ["gguf", "nf4"])
+def test_a_truncated_shard_is_an_error_and_leaves_nothing(
+    to: Any, model: Path, tmp_path: Path
+) -> None:
+    shard = max(model.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-200])
+    with pytest.raises(MergeError, match="cannot be"):
+        export(model, to, tmp_path / "out", texts=TEXTS)
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_weights_of_other_sizes_than_the_configurations_are_an_error(
+    model: Path, tmp_path: Path
+) -> None:
+    changed(model, intermediate_size=96)
+    with pytest.raises(MergeError, match="cannot be loaded"):
+        export(model, "gguf", tmp_path / "out.gguf", texts=TEXTS)
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_mistral_is_llama_without_a_window(tmp_path: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    directory = tmp_path / "mistral"
+    fields = json.loads((random_model(tmp_path / "model") / "config.json").read_text())
+    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    kept += ("num_attention_heads", "num_key_value_heads", "initializer_range")
+    config = MistralConfig(**{name: fields[name] for name in kept}, sliding_window=None)
+    small_tokenizer(directory)
+    MistralForCausalLM(config).save_pretrained(directory)
+    assert export(directory, "gguf", tmp_path / "model.gguf", "f32", TEXTS).passed
+    changed(directory, sliding_window=128)
+    with pytest.raises(MergeError, match="sliding_window: 128 cannot"):
+        export(directory, "gguf", tmp_path / "window.gguf", "f32", TEXTS)
+
+
 @pytest.mark.parametrize("to", ["nf4", "int8"])
 def test_a_quantized_directory_loads_in_plain_transformers(
     to: Any, model: Path, tmp_path: Path
@@ -245,6 +281,8 @@ def test_a_quantized_directory_loads_in_plain_transformers(
     assert result.weight_bytes < original
     record = json.loads((tmp_path / "small" / "export.json").read_text())
     assert record["comparison"]["positions"] == result.comparison.positions
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "small").glob("*.safetensors")}
+    assert modes == {0o644}
     with pytest.raises(MergeError, match="quantized already"):
         export(tmp_path / "small", "gguf", tmp_path / "model.gguf", texts=TEXTS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +26,7 @@ from lora_kit.merging.exporting.comparison import (
     token_rows,
 )
 from lora_kit.merging.exporting.gguf_model import read_shape, write_gguf
-from lora_kit.merging.exporting.quantized import load_quantized, write_quantized
+from lora_kit.merging.exporting.quantized import load_model, load_quantized, write_quantized
 from lora_kit.merging.exporting.vocabulary import read_vocabulary
 
 RECORD = "export.json"
@@ -113,6 +113,16 @@ def export(
     texts = texts or default_texts()
     if to == "gguf":
         return _to_gguf(directory, config, tokenizer, type_ or "f16", output, texts)
+    return _to_quantized(directory, to, tokenizer, output, texts)
+
+
+def _to_quantized(
+    directory: Path,
+    to: Literal["nf4", "int8"],
+    tokenizer: Any,
+    output: Path,
+    texts: Sequence[str],
+) -> Exported:
     rows = token_rows(tokenizer, texts)
     with whole_directory(output) as temporary:
         write_quantized(directory, to, temporary)
@@ -177,17 +187,14 @@ def _compared(
     texts: int,
     same_tokens: int,
 ) -> Comparison:
-    from transformers import AutoModelForCausalLM
-
+    reference = load_model(directory, dtype=torch.float32)
+    measured = log_probabilities(reference.eval(), rows)
+    del reference
     try:
-        reference = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
-        measured = log_probabilities(reference.eval(), rows)
-        del reference
-        return compare(measured, log_probabilities(load_export(), rows), texts, same_tokens)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise MergeError(f"{directory}: the export cannot be read back: {error}") from error
+        export = load_export()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise MergeError(f"{directory}: its export cannot be read back: {error}") from error
+    return compare(measured, log_probabilities(export, rows), texts, same_tokens)
 
 
 def _judged(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from lora_kit.errors import MergeError
 from lora_kit.fingerprint import weight_files
@@ -54,6 +54,7 @@ def read_shape(directory: Path, config: Any) -> Shape:
     rope = config.rope_parameters
     for field, value, possible in (
         ("rope_parameters.rope_type", rope.get("rope_type", "default"), ROPE_TYPES),
+        ("rope_parameters.partial_rotary_factor", rope.get("partial_rotary_factor"), (None, 1.0)),
         ("hidden_act", config.hidden_act, ("silu",)),
         ("attention_bias", getattr(config, "attention_bias", False), (False,)),
         ("mlp_bias", getattr(config, "mlp_bias", False), (False,)),
@@ -112,7 +113,10 @@ def write_gguf(
     from gguf import GGUFWriter
 
     shape = read_shape(directory, config)
-    placed = list(_placed(directory, shape, type_))
+    try:
+        placed = list(_placed(directory, shape, type_))
+    except SafetensorError as error:
+        raise MergeError(f"{directory}: cannot be read: {error}") from error
     writer = GGUFWriter(output, "llama")
     try:
         _add_origin(writer, name, directory / "README.md", placed)

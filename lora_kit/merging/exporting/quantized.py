@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from lora_kit.backbone import guard_quantized_modules, quantization_config
 from lora_kit.errors import MergeError
@@ -28,33 +29,42 @@ def write_quantized(directory: Path, to: Quantization, output: Path) -> None:
     Raises:
         MergeError: if no layer was quantized.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     dtype = config.dtype or torch.float32
     spec = BackboneSpec(model=str(directory), quantization=to)
-    model = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=dtype,
-        quantization_config=quantization_config(spec, dtype),
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    model = load_model(directory, dtype=dtype, quantization_config=quantization_config(spec, dtype))
     if not list(guard_quantized_modules(model)):
         raise MergeError(f"{directory}: {to} reached no linear layer")
     # No forward before this: on some CPUs it repacks 4-bit weights, which would be saved so.
     model.save_pretrained(output)
+    for file in output.glob("*.safetensors"):
+        # Only their owner could read them.
+        file.chmod(0o644)
     for pattern in TOKENIZER_FILES:
         for file in directory.glob(pattern):
             shutil.copy2(file, output / file.name)
 
 
-def load_quantized(directory: Path) -> Any:
-    """A quantized model from disk, what is not quantized in float32."""
+def load_model(directory: Path, **options: Any) -> Any:
+    """A model from disk.
+
+    Raises:
+        MergeError: if it cannot be loaded.
+    """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            directory, use_safetensors=True, local_files_only=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise MergeError(f"{directory}: cannot be loaded: {error}") from error
+
+
+def load_quantized(directory: Path) -> Any:
+    """A quantized model from disk, what is not quantized in float32."""
+    model = load_model(directory, dtype=torch.float32)
     list(guard_quantized_modules(model))
     return model.eval()
