@@ -426,5 +426,7 @@ def _quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    # Said once a layer and text, of a cast that its int8 layers are made to do.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     # What it cannot read is told by our own message.
     datasets.logging.set_verbosity(logging.CRITICAL)

@@ -237,6 +237,7 @@ def test_weights_by_examples_are_those_of_federated_averaging(
     targets = [runs[0], runs[1] / "adapter"]
     result = combine(targets, Combination(weigh_by_examples=True), tmp_path / "round")
     assert [source["weight"] for source in result.sources] == [0.75, 0.25]
+    assert [source["name"] for source in result.sources] == ["run-0", "run-1"]
     assert result.examples == 400
     wanted = weighted_sum([run / "adapter" for run in runs], [0.75, 0.25])
     found = deltas(tmp_path / "round")
@@ -329,6 +330,13 @@ def test_tensors_that_are_no_pair_and_other_sizes_are_refused(
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(MergeError, match="cannot be read"):
         combine(three, Combination(), tmp_path / "refused")
+
+
+@pytest.mark.parametrize("method", ["linear", "svd", "dare_ties"])
+def test_weights_that_overflow_are_refused(method: Any, three: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="overflows float32"):
+        combine(three[:2], Combination(method, weights=(1e39, 1.0)), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from lora_kit.cli import app
 from lora_kit.errors import MergeError
+from lora_kit.gguf import file_sha256
 from lora_kit.merging.exporting import comparison, gguf_model
 from lora_kit.merging.exporting.comparison import default_texts, load_gguf, log_probabilities
 from lora_kit.merging.exporting.export import export
@@ -296,7 +297,9 @@ def test_the_command_prints_the_figures_and_fails_where_they_are_too_far_off(
     done = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "a.gguf")])
     assert done.exit_code == 0, done.output
     assert "What was evaluated is the model that this was made from" in done.output
-    assert json.loads((tmp_path / "a.gguf.json").read_text())["passed"] is True
+    record = json.loads((tmp_path / "a.gguf.json").read_text())
+    assert record["passed"] is True
+    assert record["files"] == {"a.gguf": file_sha256(tmp_path / "a.gguf")}
     # An export of weights that are half as large.
     whole = gguf_model._values
     monkeypatch.setattr(gguf_model, "_values", lambda *given: whole(*given) / 2)

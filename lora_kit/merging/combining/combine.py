@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 
-from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.errors import MergeError
-from lora_kit.files import whole_directory, write_json
 from lora_kit.merging.combining import Method
 from lora_kit.merging.combining.arithmetic import (
     Cut,
-    Factors,
     concatenated,
     cut_dense,
     cut_factors,
@@ -27,16 +22,8 @@ from lora_kit.merging.combining.arithmetic import (
     elected,
     ties,
 )
-from lora_kit.merging.combining.sources import (
-    BACKBONE,
-    PREFIX,
-    RECORD,
-    SUFFIX_A,
-    SUFFIX_B,
-    Source,
-    read_source,
-    require_one_backbone,
-)
+from lora_kit.merging.combining.directory import write_adapter
+from lora_kit.merging.combining.sources import Source, read_source, require_one_backbone
 
 # The share that the TIES paper keeps; and a share at which, after DARE, some of the update is left
 # in the few directions that a rank has room for.
@@ -153,27 +140,9 @@ def combine(targets: Sequence[Path], how: Combination, output: Path) -> Combined
         module: _combined_module(module, sources, weights, how)
         for module in sorted({module for source in sources for module in source.modules})
     }
-    energy = sum(cut.energy for cut in cuts.values())
-    counts = [source.examples for source in sources]
-    known = [count for count in counts if count is not None]
-    result = Combined(
-        method=how.method,
-        compared_by="fingerprint" if by_fingerprint else "name",
-        density=_density(how),
-        seed=_seed(how),
-        kept_energy=_share(sum(cut.kept for cut in cuts.values()), energy),
-        examples=sum(known) if len(known) == len(counts) else None,
-        sources=tuple(_described(s, w) for s, w in zip(sources, weights, strict=True)),
-        modules={
-            module: CombinedModule(
-                adapters=sum(module in source.modules for source in sources),
-                rank=cut.factors.rank,
-                kept_energy=_share(cut.kept, cut.energy),
-            )
-            for module, cut in cuts.items()
-        },
-    )
-    _write(sources, {name: cut.factors for name, cut in cuts.items()}, result, output)
+    result = _described(sources, weights, cuts, how, by_fingerprint)
+    factors = {name: cut.factors for name, cut in cuts.items()}
+    write_adapter(sources, factors, by_fingerprint, result.to_dict(), output)
     return result
 
 
@@ -217,12 +186,14 @@ def _combined_module(
     if len(shapes) > 1:
         raise MergeError(f"{module}: of different sizes in the adapters: {sorted(shapes)}")
     used = [weights[number] for number in having]
+    joined = concatenated(parts, used)
+    if not math.isfinite(joined.energy):
+        raise MergeError(f"{module}: the combined update overflows float32; give smaller weights")
     rank = how.rank or max(part.rank for part in parts)
     if how.method == "linear":
-        joined = concatenated(parts, used)
         return Cut(joined, joined.energy, joined.energy)
     if how.method == "svd":
-        return cut_factors(concatenated(parts, used), rank)
+        return cut_factors(joined, rank)
     density = _density(how) or 1.0
     updates = [part.b @ part.a for part in parts]
     if how.method.startswith("dare"):
@@ -249,51 +220,43 @@ def _share(kept: float, energy: float) -> float:
     return min(kept / energy, 1.0) if energy else 1.0
 
 
-def _described(source: Source, weight: float) -> dict[str, Any]:
+def _described(
+    sources: Sequence[Source],
+    weights: Sequence[float],
+    cuts: Mapping[str, Cut],
+    how: Combination,
+    by_fingerprint: bool,
+) -> Combined:
+    energy = sum(cut.energy for cut in cuts.values())
+    counts = [source.examples for source in sources]
+    known = [count for count in counts if count is not None]
+    return Combined(
+        method=how.method,
+        compared_by="fingerprint" if by_fingerprint else "name",
+        density=_density(how),
+        seed=_seed(how),
+        kept_energy=_share(sum(cut.kept for cut in cuts.values()), energy),
+        examples=sum(known) if len(known) == len(counts) else None,
+        sources=tuple(_described_source(s, w) for s, w in zip(sources, weights, strict=True)),
+        modules={
+            module: CombinedModule(
+                adapters=sum(module in source.modules for source in sources),
+                rank=cut.factors.rank,
+                kept_energy=_share(cut.kept, cut.energy),
+            )
+            for module, cut in cuts.items()
+        },
+    )
+
+
+def _described_source(source: Source, weight: float) -> dict[str, Any]:
+    # A path of this machine means nothing to who gets the adapter.
+    place = source.directory.resolve()
+    in_run = place.name == "adapter" and (place.parent / "recipe.yaml").is_file()
     return {
-        # A path of this machine means nothing to who gets the adapter.
-        "name": Path(source.name).resolve().name,
+        "name": place.parent.name if in_run else place.name,
         "sha256": source.sha256,
         "weight": weight,
         "examples": source.examples,
         "modules": len(source.modules),
-    }
-
-
-def _write(
-    sources: Sequence[Source], factors: Mapping[str, Factors], result: Combined, output: Path
-) -> None:
-    tensors = {}
-    for module, part in factors.items():
-        tensors[f"{PREFIX}{module}{SUFFIX_A}"] = part.a.contiguous()
-        tensors[f"{PREFIX}{module}{SUFFIX_B}"] = part.b.contiguous()
-    with whole_directory(output) as temporary:
-        path = temporary / ADAPTER_WEIGHTS
-        save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod(0o644)
-        write_json(temporary / ADAPTER_CONFIG, _configuration(sources, factors))
-        write_json(temporary / RECORD, result.to_dict())
-        if result.compared_by == "fingerprint":
-            write_json(temporary / BACKBONE, sources[0].backbone)
-
-
-def _configuration(sources: Sequence[Source], factors: Mapping[str, Factors]) -> dict[str, Any]:
-    """The configuration under which PEFT scales each module by exactly one."""
-    first = dict(sources[0].config)
-    ranks = {module: part.rank for module, part in factors.items()}
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    # PEFT matches a pattern at the end of a name, unless it says where the name begins.
-    others = {f"^{module}": rank for module, rank in ranks.items() if rank != usual}
-    if any(source.modules != sources[0].modules for source in sources):
-        first |= {"target_modules": sorted(factors), "exclude_modules": None}
-        first |= {"layers_to_transform": None, "layers_pattern": None}
-    return first | {
-        "r": usual,
-        "lora_alpha": usual,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "use_rslora": False,
-        "init_lora_weights": True,
-        "eva_config": None,
-        "inference_mode": True,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,7 @@ class Exported:
         to: format.
         type: how the matrices are stored.
         weight_bytes: of the file, or of the weights in the directory.
+        files: sha256 of what was written, by name.
         model: sha256 of each weight file that it was made from.
         passed: within the limits, and every text cut into the same tokens.
     """
@@ -72,6 +73,7 @@ class Exported:
     to: Target
     type: str
     weight_bytes: int
+    files: dict[str, str]
     model: dict[str, str]
     comparison: Comparison
     limits: Limits
@@ -128,8 +130,9 @@ def _to_quantized(
         write_quantized(directory, to, temporary)
         # Its tokenizer's files are copies.
         figures = _compared(directory, lambda: load_quantized(temporary), rows, 0, 0)
+        files = {file.name: file for file in sorted(temporary.iterdir())}
         size = sum(file.stat().st_size for file in weight_files(temporary))
-        result = _judged(output, to, to, size, directory, figures)
+        result = _judged(output, to, to, size, files, directory, figures)
         write_json(temporary / RECORD, result.to_dict())
     return result
 
@@ -153,7 +156,8 @@ def _to_gguf(
         same = same_tokens_in_gguf(temporary, reader, tokenizer, cut)
         figures = _compared(directory, lambda: load_gguf(temporary, reader), rows, len(cut), same)
         size = temporary.stat().st_size
-        result = _judged(output, "gguf", type_, size, directory, figures)
+        files = {output.name: temporary}
+        result = _judged(output, "gguf", type_, size, files, directory, figures)
     write_json(output.with_name(f"{output.name}.json"), result.to_dict())
     return result
 
@@ -198,7 +202,13 @@ def _compared(
 
 
 def _judged(
-    output: Path, to: Target, kind: str, size: int, directory: Path, figures: Comparison
+    output: Path,
+    to: Target,
+    kind: str,
+    size: int,
+    files: Mapping[str, Path],
+    directory: Path,
+    figures: Comparison,
 ) -> Exported:
     limits = LIMITS[kind]
     return Exported(
@@ -206,6 +216,7 @@ def _judged(
         to=to,
         type=kind,
         weight_bytes=size,
+        files={name: file_sha256(file) for name, file in files.items()},
         model={file.name: file_sha256(file) for file in weight_files(directory)},
         comparison=figures,
         limits=limits,
