@@ -16,7 +16,7 @@ from lora_kit.merging.exporting import comparison, gguf_model
 from lora_kit.merging.exporting.comparison import default_texts, load_gguf, log_probabilities
 from lora_kit.merging.exporting.export import export
 from lora_kit.merging.exporting.show import described
-from lora_kit.merging.exporting.vocabulary import PRE_TOKENIZERS
+from lora_kit.merging.exporting.vocabulary import NORMAL, PRE_TOKENIZERS
 
 TEXTS = ("The quick brown fox jumps over the lazy dog, twice in 2024.", "def f(x):\n    return  x")
 
@@ -31,7 +31,7 @@ def small_tokenizer(directory: Path) -> int:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|tool|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -172,6 +172,19 @@ def test_other_merges_are_caught_by_the_tokens(
     result = export(model, "gguf", tmp_path / "model.gguf", "f32", TEXTS)
     assert result.comparison.same_tokens < result.comparison.texts
     assert not result.passed
+
+
+def test_a_token_that_is_no_longer_special_is_caught(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = gguf_model._add_vocabulary
+    monkeypatch.setattr(
+        gguf_model,
+        "_add_vocabulary",
+        lambda w, v: add(w, replace(v, kinds=(NORMAL,) * len(v.kinds))),
+    )
+    result = export(model, "gguf", tmp_path / "model.gguf", "f32", TEXTS)
+    assert result.comparison.same_tokens == result.comparison.texts - 1
 
 
 def test_the_pre_tokenizer_is_named_after_what_the_tokenizer_does(

@@ -177,7 +177,8 @@ def _opened(directory: Path) -> tuple[Any, Any]:
 
 def _special(tokenizer: Any) -> tuple[str, ...]:
     """Special tokens inside a text, and a chat where there is a template."""
-    names = " ".join(["a", *tokenizer.all_special_tokens, "b"])
+    added = (token.content for token in tokenizer.added_tokens_decoder.values())
+    names = " ".join(["a", *added, "b"])
     if not tokenizer.chat_template:
         return (names,)
     chat = [{"role": "user", "content": "2 + 2?"}]
