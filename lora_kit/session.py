@@ -54,7 +54,7 @@ def _saved_backbone(adapter: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     value = read_json(path, AdapterError)
-    if not set(BackboneSpec.model_fields) <= set(value) or "fingerprint" not in value:
+    if not {"model", "quantization", "dtype", "fingerprint"} <= set(value):
         raise AdapterError(f"{path}: says nothing of the backbone; delete it and use --backbone")
     return value
 
@@ -117,7 +117,9 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
     config = read_json(config_path, AdapterError)
     saved = _saved_backbone(directory)
     if spec is None and saved is not None:
-        spec = BackboneSpec.model_validate({k: saved[k] for k in BackboneSpec.model_fields})
+        # Not how attention was computed in training: that is a matter of the machine.
+        known = set(BackboneSpec.model_fields) & set(saved) - {"attention"}
+        spec = BackboneSpec.model_validate({name: saved[name] for name in known})
     if spec is None:
         reference = config.get("base_model_name_or_path")
         if not reference:

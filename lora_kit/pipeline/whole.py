@@ -14,7 +14,7 @@ from lora_kit.pipeline.merging import merge
 from lora_kit.pipeline.releasing import release
 from lora_kit.pipeline.training import train
 from lora_kit.processes import process_state
-from lora_kit.recipe import Recipe
+from lora_kit.recipe import MERGED_ARMS, Recipe
 from lora_kit.releasing.gate import STATUS
 from lora_kit.run import peak_memory
 
@@ -65,15 +65,15 @@ def run(
     """
     trained = train(recipe, output, overwrite, resume)
     session = trained.session
-    is_main, is_arm = process_state().is_main_process, "merged" in recipe.evaluation.arms
-    if is_main and is_arm:
+    is_main = process_state().is_main_process
+    if is_main:
         merge(session)
     process_state().wait_for_everyone()
-    verdict = evaluate(session).verdict
+    # What ships is what was measured.
+    merged = MERGED_ARMS if recipe.merge.base == "both" else MERGED_ARMS[:1]
+    verdict = evaluate(session, arms=merged).verdict
     released, refusal, status = None, "", STATUS[verdict.decision]
     if is_main:
-        if not is_arm:
-            merge(session)
         try:
             released = release(session.run.root)
         except ReleaseError as error:

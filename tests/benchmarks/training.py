@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from lora_kit.preflight.doctor import matrix_rate
 from lora_kit.recipe import Recipe, SourceSpec
 from lora_kit.run import RunDirectory, machine, peak_memory, versions
 
@@ -112,23 +113,9 @@ def _ours(rows: int, seed: int, quantization: str = "nf4") -> dict[str, float]:
     # Forward, and the gradient of the activations: the weights themselves are frozen.
     parameters = coverage(model).total_parameters
     figures["flops"] = 4 * parameters * figures["tokens_per_second"]
-    figures["matrix_rate"] = matrix_rate(getattr(torch, backbone.spec.dtype))
+    dtype = getattr(torch, backbone.spec.dtype)
+    figures["matrix_rate"] = 1e9 * matrix_rate(backbone.model.device, dtype)
     return figures
-
-
-def matrix_rate(dtype: torch.dtype, size: int = 2048, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of products of square matrices, on this device."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    for _ in range(2):
-        a @ b
-    products, started = 0, time.monotonic()
-    while time.monotonic() - started < seconds:
-        a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-        products += 1
-    return products * 2 * size**3 / (time.monotonic() - started)
 
 
 def _trl(rows: int, seed: int, float32_adapters: bool = False) -> dict[str, float]:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from lora_kit.errors import MergeError
 from lora_kit.merging.combining.combine import Combination, combine
 from lora_kit.merging.combining.show import described
 from lora_kit.merging.combining.sources import read_source
-from lora_kit.merging.lora import read_updates
 from lora_kit.recipe import AdapterSpec, BackboneSpec
 from lora_kit.training.trainer import save_adapter
 
@@ -35,8 +35,26 @@ def three(saved: list[Path], tmp_path: Path) -> list[Path]:
     return [Path(shutil.copytree(path, tmp_path / path.name)) for path in saved]
 
 
+@cache
+def base_model(directory: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory)
+
+
 def deltas(directory: Path) -> dict[str, torch.Tensor]:
-    return {name: update.delta() for name, update in read_updates(directory).items()}
+    """The updates as plain PEFT applies them to the model."""
+    from peft import PeftModel
+
+    base = json.loads((directory / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = PeftModel.from_pretrained(base_model(base), directory)
+    found = {
+        name.removeprefix("base_model.model."): module.get_delta_weight("default").detach()
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    model.unload()
+    return found
 
 
 def weighted_sum(paths: list[Path], weights: list[float]) -> dict[str, torch.Tensor]:
@@ -45,19 +63,6 @@ def weighted_sum(paths: list[Path], weights: list[float]) -> dict[str, torch.Ten
         for name, delta in deltas(path).items():
             total[name] = total.get(name, 0) + weight * delta.double()
     return total
-
-
-def in_peft(tiny: Path, directory: Path) -> dict[str, torch.Tensor]:
-    """The updates as plain PEFT applies them to the model."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), directory)
-    return {
-        name.removeprefix("base_model.model."): module.get_delta_weight("default")
-        for name, module in model.named_modules()
-        if hasattr(module, "get_delta_weight")
-    }
 
 
 def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -70,13 +75,11 @@ def changed(directory: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_linear_is_the_exact_sum_in_plain_peft(
-    tiny: Path, three: list[Path], tmp_path: Path
-) -> None:
+def test_linear_is_the_exact_sum_in_plain_peft(three: list[Path], tmp_path: Path) -> None:
     weights = [0.5, -0.25, 2.0]
     result = combine(three, Combination(weights=tuple(weights)), tmp_path / "sum")
     wanted = weighted_sum(three, weights)
-    found = in_peft(tiny, tmp_path / "sum")
+    found = deltas(tmp_path / "sum")
     assert set(found) == set(wanted)
     assert max(off(found[name], wanted[name]) for name in wanted) < 1e-6
     assert {module.rank for module in result.modules.values()} == {6, 10}
@@ -117,18 +120,18 @@ def test_rslora_and_patterns_are_scaled_as_peft_scales_them(tiny: Path, tmp_path
     model = get_peft_model(backbone.model, config)
     model.peft_config["default"].base_model_name_or_path = str(tiny)
     model.save_pretrained(str(tmp_path / "patterns"))
-    wanted = in_peft(tiny, tmp_path / "patterns")
+    wanted = deltas(tmp_path / "patterns")
     combine([tmp_path / "patterns"] * 2, Combination(weights=(0.75, 0.25)), tmp_path / "same")
-    found = in_peft(tiny, tmp_path / "same")
+    found = deltas(tmp_path / "same")
     assert max(off(found[name], wanted[name]) for name in wanted) < 1e-6
 
 
 def test_svd_is_the_best_approximation_and_says_what_it_kept(
-    tiny: Path, three: list[Path], tmp_path: Path
+    three: list[Path], tmp_path: Path
 ) -> None:
     result = combine(three, Combination("svd", rank=3), tmp_path / "cut")
     wanted = weighted_sum(three, [1 / 3] * 3)
-    found = in_peft(tiny, tmp_path / "cut")
+    found = deltas(tmp_path / "cut")
     for name, delta in wanted.items():
         left, values, right = torch.linalg.svd(delta)
         best = (left[:, :3] * values[:3]) @ right[:3]
