@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from lora_kit.errors import LoraKitError, RecipeError
+from lora_kit.merging.combining import Method
+from lora_kit.merging.exporting import GgufType, Target
 from lora_kit.recipe import BackboneSpec, Quantization, Recipe, recipe_names
 
 app = typer.Typer(
@@ -224,6 +226,81 @@ def merge(
 
 
 @app.command()
+def combine(
+    adapters: Annotated[
+        list[Path],
+        typer.Argument(metavar="ADAPTER...", help="Runs or adapter directories of one backbone."),
+    ],
+    output: Annotated[Path, typer.Option(help="Where the combined adapter goes.")],
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="linear: the exact weighted sum, of a rank that is the sum of the ranks. svd: its "
+            "best approximation at a rank. ties, dare_linear, dare_ties: without what the adapters "
+            "disagree on or what is drawn by lot, at a rank."
+        ),
+    ] = "linear",
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="One for each adapter, in their order, used as given; by default 1/n."),
+    ] = None,
+    weigh_by_examples: Annotated[
+        bool,
+        typer.Option("--weigh-by-examples", help="By the examples that each was trained on."),
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(help="Of the result; by default the adapters' largest.")
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(help="Share of values that ties (0.2) and dare_* (0.5) keep."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of what dare_* drops; by default 0.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Combine adapters of the same backbone into one, from their files alone."""
+    _quiet_libraries()
+    from lora_kit.merging.combining.combine import Combination
+    from lora_kit.merging.combining.combine import combine as combine_adapters
+    from lora_kit.merging.combining.show import described
+
+    how = Combination(method, tuple(weight or ()), weigh_by_examples, rank, density, seed)
+    result = combine_adapters(adapters, how, output)
+    if as_json:
+        _print_json({"adapter": str(output), **result.to_dict()})
+    else:
+        _print(f"{described(result)}\nNext: lora-kit evaluate {output}")
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A merged model.")],
+    to: Annotated[Target, typer.Option(help="gguf (a file), nf4 or int8 (a directory).")],
+    output: Annotated[Path, typer.Option(help="Where it goes.")],
+    type_: Annotated[
+        GgufType | None,
+        typer.Option("--type", help="Of a GGUF file's matrices: f16 (default), bf16, f32, q8_0."),
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="A file with a text on each line to compare on; by default prose."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a merged model as GGUF, 4 or 8 bit, read it back and compare. Status 3: too far off."""
+    _quiet_libraries()
+    from lora_kit.merging.exporting.export import export as export_model
+    from lora_kit.merging.exporting.show import described, read_texts
+
+    result = export_model(directory, to, output, type_, read_texts(texts) if texts else ())
+    if as_json:
+        _print_json({"export": str(output), **result.to_dict()})
+    else:
+        _print(described(result))
+    raise typer.Exit(0 if result.passed else VERDICT_STATUS["FAIL"])
+
+
+@app.command()
 def release(run: RunArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
     """Release a run that passed: model, adapter, evaluation, card and manifest, or refuse."""
     pipeline = _pipeline()
@@ -357,5 +434,7 @@ def _quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    # Said once a layer and text, of a cast that its int8 layers are made to do.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     # What it cannot read is told by our own message.
     datasets.logging.set_verbosity(logging.CRITICAL)

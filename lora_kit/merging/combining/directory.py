@@ -1,0 +1,74 @@
+"""A combined adapter as files: a PEFT adapter directory that scales each module by one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kit.files import whole_directory, write_json
+from lora_kit.merging.combining.arithmetic import Factors
+from lora_kit.merging.combining.sources import (
+    BACKBONE,
+    PREFIX,
+    RECORD,
+    SUFFIX_A,
+    SUFFIX_B,
+    Source,
+)
+
+
+def write_adapter(
+    sources: Sequence[Source],
+    factors: Mapping[str, Factors],
+    same_backbone: bool,
+    record: Mapping[str, Any],
+    output: Path,
+) -> None:
+    """Write an adapter directory that PEFT loads, whole or not at all.
+
+    Args:
+        sources: what it was combined from.
+        factors: by module, their scaling in `b`.
+        same_backbone: whether the fingerprint that the sources have is also this one's.
+        record: of the combination.
+        output: a directory that is not there or empty.
+    """
+    tensors = {}
+    for module, part in factors.items():
+        tensors[f"{PREFIX}{module}{SUFFIX_A}"] = part.a.contiguous()
+        tensors[f"{PREFIX}{module}{SUFFIX_B}"] = part.b.contiguous()
+    with whole_directory(output) as temporary:
+        path = temporary / ADAPTER_WEIGHTS
+        save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(0o644)
+        write_json(temporary / ADAPTER_CONFIG, _configuration(sources, factors))
+        write_json(temporary / RECORD, record)
+        if same_backbone:
+            write_json(temporary / BACKBONE, sources[0].backbone)
+
+
+def _configuration(sources: Sequence[Source], factors: Mapping[str, Factors]) -> dict[str, Any]:
+    """The configuration under which PEFT scales each module by exactly one."""
+    first = dict(sources[0].config)
+    ranks = {module: part.rank for module, part in factors.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    # PEFT matches a pattern at the end of a name, unless it says where the name begins.
+    others = {f"^{module}": rank for module, rank in ranks.items() if rank != usual}
+    if any(source.modules != sources[0].modules for source in sources):
+        first |= {"target_modules": sorted(factors), "exclude_modules": None}
+        first |= {"layers_to_transform": None, "layers_pattern": None}
+    return first | {
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "eva_config": None,
+        "inference_mode": True,
+    }

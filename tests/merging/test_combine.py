@@ -1,0 +1,448 @@
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_kit.adapters import adapter_sha256, attach
+from lora_kit.backbone import load, resolve
+from lora_kit.cli import main
+from lora_kit.errors import MergeError
+from lora_kit.merging.combining.combine import Combination, combine
+from lora_kit.merging.combining.show import described
+from lora_kit.merging.combining.sources import read_source
+from lora_kit.recipe import AdapterSpec, BackboneSpec
+from lora_kit.training.trainer import save_adapter
+
+
+@pytest.fixture(scope="module")
+def saved(random_adapter: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    directory = tmp_path_factory.mktemp("adapters")
+    return [
+        random_adapter(directory / "one", 0),
+        random_adapter(directory / "two", 1, rank=2, alpha=3),
+        random_adapter(directory / "three", 2, targets=["q_proj", "down_proj"]),
+    ]
+
+
+@pytest.fixture
+def three(saved: list[Path], tmp_path: Path) -> list[Path]:
+    """Adapters of two ranks, the last one of two kinds of modules only; copies, to be changed."""
+    return [Path(shutil.copytree(path, tmp_path / path.name)) for path in saved]
+
+
+@cache
+def base_model(directory: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory)
+
+
+def deltas(directory: Path) -> dict[str, torch.Tensor]:
+    """The updates as plain PEFT applies them to the model."""
+    from peft import PeftModel
+
+    base = json.loads((directory / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = PeftModel.from_pretrained(base_model(base), directory)
+    found = {
+        name.removeprefix("base_model.model."): module.get_delta_weight("default").detach()
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    model.unload()
+    return found
+
+
+def weighted_sum(paths: list[Path], weights: list[float]) -> dict[str, torch.Tensor]:
+    total: dict[str, torch.Tensor] = {}
+    for path, weight in zip(paths, weights, strict=True):
+        for name, delta in deltas(path).items():
+            total[name] = total.get(name, 0) + weight * delta.double()
+    return total
+
+
+def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative distance in the Frobenius norm."""
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def changed(directory: Path, **changes: Any) -> None:
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_linear_is_the_exact_sum_in_plain_peft(three: list[Path], tmp_path: Path) -> None:
+    weights = [0.5, -0.25, 2.0]
+    result = combine(three, Combination(weights=tuple(weights)), tmp_path / "sum")
+    wanted = weighted_sum(three, weights)
+    found = deltas(tmp_path / "sum")
+    assert set(found) == set(wanted)
+    assert max(off(found[name], wanted[name]) for name in wanted) < 1e-6
+    assert {module.rank for module in result.modules.values()} == {6, 10}
+    assert result.partial == 10
+    assert result.kept_energy == 1
+
+
+def test_the_sum_of_factors_would_have_cross_terms(three: list[Path], tmp_path: Path) -> None:
+    """What PEFT's `linear` does with adapters of one rank is not the sum of their updates."""
+    one, other = read_source(three[0]), read_source(three[2])
+    name = other.modules[0]
+    a, b = one.factors(name), other.factors(name)
+    added = (a.b + b.b) @ (a.a + b.a)
+    assert off(added, a.b @ a.a + b.b @ b.a) > 0.5
+
+
+def test_the_mean_is_the_default(three: list[Path], tmp_path: Path) -> None:
+    combine(three, Combination(), tmp_path / "mean")
+    wanted = weighted_sum(three, [1 / 3] * 3)
+    found = deltas(tmp_path / "mean")
+    assert max(off(found[name], wanted[name]) for name in wanted) < 1e-6
+
+
+def test_rslora_and_patterns_are_scaled_as_peft_scales_them(tiny: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    spec = BackboneSpec(model=str(tiny), quantization="none", dtype="float32")
+    backbone = load(resolve(spec), spec)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=["q_proj", "up_proj"],
+        rank_pattern={"up_proj": 2},
+        alpha_pattern={"q_proj": 3},
+        use_rslora=True,
+        init_lora_weights=False,
+    )
+    model = get_peft_model(backbone.model, config)
+    model.peft_config["default"].base_model_name_or_path = str(tiny)
+    model.save_pretrained(str(tmp_path / "patterns"))
+    wanted = deltas(tmp_path / "patterns")
+    combine([tmp_path / "patterns"] * 2, Combination(weights=(0.75, 0.25)), tmp_path / "same")
+    found = deltas(tmp_path / "same")
+    assert max(off(found[name], wanted[name]) for name in wanted) < 1e-6
+
+
+def test_svd_is_the_best_approximation_and_says_what_it_kept(
+    three: list[Path], tmp_path: Path
+) -> None:
+    result = combine(three, Combination("svd", rank=3), tmp_path / "cut")
+    wanted = weighted_sum(three, [1 / 3] * 3)
+    found = deltas(tmp_path / "cut")
+    for name, delta in wanted.items():
+        left, values, right = torch.linalg.svd(delta)
+        best = (left[:, :3] * values[:3]) @ right[:3]
+        assert off(found[name], best) < 1e-5, name
+        share = float(values[:3].square().sum() / values.square().sum())
+        assert result.modules[name].kept_energy == pytest.approx(share, abs=1e-6)
+    assert 0.2 < result.worst[1].kept_energy < result.kept_energy < 1
+    assert {module.rank for module in result.modules.values()} == {3}
+
+
+def test_svd_with_room_for_all_is_the_sum(three: list[Path], tmp_path: Path) -> None:
+    result = combine(three, Combination("svd", rank=10), tmp_path / "whole")
+    wanted = weighted_sum(three, [1 / 3] * 3)
+    assert result.kept_energy == pytest.approx(1)
+    found = deltas(tmp_path / "whole")
+    assert max(off(found[name], wanted[name]) for name in wanted) < 1e-6
+
+
+def ties_by_hand(updates: list[torch.Tensor], density: float) -> torch.Tensor:
+    """Value by value as the paper's algorithm 1 says, weights of one, lambda of one."""
+    trimmed = []
+    for update in updates:
+        count = int(density * update.numel())
+        least = update.abs().flatten().sort(descending=True).values[count - 1]
+        trimmed.append(torch.where(update.abs() >= least, update, 0))
+    stacked = torch.stack(trimmed)
+    sign = torch.where(stacked.sum(0) >= 0, 1, -1)
+    result = torch.zeros_like(updates[0])
+    for row in range(result.shape[0]):
+        for column in range(result.shape[1]):
+            agreeing = [
+                float(value)
+                for value in stacked[:, row, column]
+                if value != 0 and value.sign() == sign[row, column]
+            ]
+            result[row, column] = sum(agreeing) / len(agreeing) if agreeing else 0
+    return result
+
+
+def test_ties_is_the_papers(three: list[Path], tmp_path: Path) -> None:
+    # A rank as large as the matrix keeps all of it.
+    result = combine(three, Combination("ties", rank=64, density=0.3), tmp_path / "ties")
+    assert result.kept_energy == pytest.approx(1)
+    found, sources = deltas(tmp_path / "ties"), [deltas(path) for path in three]
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"):
+        wanted = ties_by_hand([source[name] for source in sources if name in source], 0.3)
+        assert off(found[name], wanted) < 1e-5, name
+
+
+def test_ties_of_one_adapter_twice_is_the_adapter_trimmed(
+    three: list[Path], tmp_path: Path
+) -> None:
+    """By PEFT's formula weights of one half would halve it: a second division by the number."""
+    combine([three[0]] * 2, Combination("ties", rank=64, density=1.0), tmp_path / "same")
+    found, wanted = deltas(tmp_path / "same"), deltas(three[0])
+    assert max(off(found[name], wanted[name]) for name in wanted) < 1e-5
+
+
+def test_a_light_adapter_has_a_light_vote(three: list[Path], tmp_path: Path) -> None:
+    how = Combination("ties", weights=(0.999, 0.001), rank=64, density=1.0)
+    combine(three[:2], how, tmp_path / "light")
+    found, heavy = deltas(tmp_path / "light"), deltas(three[0])
+    same = [(found[name].sign() == heavy[name].sign()).float().mean() for name in heavy]
+    assert min(same) > 0.99
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_dare_draws_by_its_seed_alone(method: Any, three: list[Path], tmp_path: Path) -> None:
+    def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
+        combine(three, Combination(method, seed=seed), tmp_path / name)
+        return load_file(tmp_path / name / "adapter_model.safetensors")
+
+    torch.manual_seed(1)
+    first = weights("first", 0)
+    torch.manual_seed(2)
+    again, other = weights("again", 0), weights("other", 1)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not any(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_dare_keeps_the_expectation(three: list[Path], tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj"
+    wanted = weighted_sum(three[:2], [0.5, 0.5])[name]
+    mean = torch.zeros_like(wanted)
+    for seed in range(40):
+        how = Combination("dare_linear", rank=64, density=0.5, seed=seed)
+        combine(three[:2], how, tmp_path / f"draw-{seed}")
+        mean += deltas(tmp_path / f"draw-{seed}")[name].double() / 40
+    # One draw is off by about 1, the mean of forty by a sixth of it.
+    assert off(mean, wanted) < 0.25
+    assert off(deltas(tmp_path / "draw-0")[name], wanted) > 0.5
+
+
+def test_weights_by_examples_are_those_of_federated_averaging(
+    three: list[Path], tmp_path: Path
+) -> None:
+    runs = []
+    for number, (path, used) in enumerate(zip(three[:2], (300, 100), strict=True)):
+        run = tmp_path / f"run-{number}"
+        run.mkdir()
+        path.rename(run / "adapter")
+        (run / "recipe.yaml").write_text("name: client\n")
+        (run / "run.json").write_text(json.dumps({"data": {"rows": 999, "used": used}}))
+        runs.append(run)
+    # A run, and the adapter in a run.
+    targets = [runs[0], runs[1] / "adapter"]
+    result = combine(targets, Combination(weigh_by_examples=True), tmp_path / "round")
+    assert [source["weight"] for source in result.sources] == [0.75, 0.25]
+    assert [source["name"] for source in result.sources] == ["run-0", "run-1"]
+    assert result.examples == 400
+    wanted = weighted_sum([run / "adapter" for run in runs], [0.75, 0.25])
+    found = deltas(tmp_path / "round")
+    assert max(off(found[name], wanted[name]) for name in wanted) < 1e-6
+    # A round's result knows how many examples are in it.
+    with pytest.raises(MergeError, match="three does not say how many examples"):
+        combine(
+            [tmp_path / "round", three[2]], Combination(weigh_by_examples=True), tmp_path / "next"
+        )
+    assert read_source(tmp_path / "round").examples == 400
+
+
+def test_another_backbone_is_refused_with_what_differs(
+    tiny: Path, random_adapter: Any, tmp_path: Path
+) -> None:
+    one = random_adapter(tmp_path / "one", 0)
+    spec = BackboneSpec(model=str(tiny), quantization="nf4", dtype="float32")
+    quantized = load(resolve(spec), spec)
+    save_adapter(attach(quantized, AdapterSpec(rank=4), 1), quantized, tmp_path / "nf4")
+    with pytest.raises(MergeError, match=r"another backbone than .*one; different: quantization$"):
+        combine([one, tmp_path / "nf4"], Combination(), tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_names_are_compared_where_there_is_no_fingerprint_and_it_says_so(
+    three: list[Path], tmp_path: Path
+) -> None:
+    (three[1] / "backbone.json").unlink()
+    result = combine(three[:2], Combination(), tmp_path / "named")
+    assert result.compared_by == "name"
+    assert not (tmp_path / "named" / "backbone.json").exists()
+    changed(three[1], revision="abc")
+    with pytest.raises(MergeError, match=r"two: trained on .* at abc, but .*one on "):
+        combine(three[:2], Combination(), tmp_path / "revised")
+    changed(three[1], base_model_name_or_path=None)
+    with pytest.raises(MergeError, match="two: names no base model"):
+        combine(three[:2], Combination(), tmp_path / "nameless")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_dora": True}, "use_dora: True makes it more"),
+        ({"peft_type": "IA3"}, "peft_type IA3"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save: \['lm_head'\]"),
+        ({"bias": "all"}, "bias: 'all'"),
+        ({"invented_in_2030": 3}, "invented_in_2030"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base's weights"),
+        ({"r": 8}, r"lora_A is \(4, 128\).*rank in adapter_config.json is 8"),
+        ({"lora_alpha": None}, "lora_alpha is missing"),
+        ({"fan_in_fan_out": True}, "true in some of the adapters"),
+    ],
+)
+def test_what_is_no_plain_lora_is_refused_with_the_reason(
+    changes: dict[str, Any], message: str, three: list[Path], tmp_path: Path
+) -> None:
+    changed(three[1], r=2)
+    changed(three[0], **changes)
+    with pytest.raises(MergeError, match=message):
+        combine(three, Combination(), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_no_number_is_an_error_naming_the_tensor(
+    value: float, three: list[Path], tmp_path: Path
+) -> None:
+    weights = three[1] / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    key = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    tensors[key][3, 1] = value
+    save_file(tensors, weights)
+    with pytest.raises(MergeError, match=r"two.*layers\.1\.mlp\.up_proj\.lora_B\.weight holds"):
+        combine(three, Combination(), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_tensors_that_are_no_pair_and_other_sizes_are_refused(
+    three: list[Path], tmp_path: Path
+) -> None:
+    weights = three[1] / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    key = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+    save_file(tensors | {key: tensors[key][:, :32].clone()}, weights)
+    with pytest.raises(MergeError, match=r"layers\.1\.mlp\.up_proj: of different sizes"):
+        combine(three, Combination(), tmp_path / "refused")
+    save_file({k: v for k, v in tensors.items() if k != key}, weights)
+    with pytest.raises(MergeError, match="1 tensors are no pair"):
+        combine(three, Combination(), tmp_path / "refused")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(MergeError, match="cannot be read"):
+        combine(three, Combination(), tmp_path / "refused")
+
+
+@pytest.mark.parametrize("method", ["linear", "svd", "dare_ties"])
+def test_weights_that_overflow_are_refused(method: Any, three: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="overflows float32"):
+        combine(three[:2], Combination(method, weights=(1e39, 1.0)), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": (1.0,)}, "1 given for 3 adapters"),
+        ({"weights": (1.0, 0.0, 1.0)}, "not 0"),
+        ({"weights": (1.0, float("nan"), 1.0)}, "finite"),
+        ({"weights": (1.0, 1.0, 1.0), "weigh_by_examples": True}, "choose one"),
+        ({"rank": 4}, "linear is exact"),
+        ({"method": "svd", "rank": 0}, "at least 1"),
+        ({"density": 0.5}, "--density goes with"),
+        ({"method": "ties", "density": 1.5}, "at most 1"),
+        ({"method": "ties", "seed": 1}, "--seed goes with"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(
+    options: dict[str, Any], message: str, three: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(MergeError, match=message):
+        combine(three, Combination(**options), tmp_path / "refused")
+
+
+def test_one_adapter_is_only_lowered_in_rank(three: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="only combined by svd"):
+        combine(three[:1], Combination(), tmp_path / "alone")
+    result = combine(three[:1], Combination("svd", rank=2), tmp_path / "lower")
+    assert {module.rank for module in result.modules.values()} == {2}
+
+
+def test_the_record_says_what_went_in_and_no_path_of_this_machine(
+    three: list[Path], tmp_path: Path
+) -> None:
+    combine(three, Combination("ties"), tmp_path / "ties")
+    record = json.loads((tmp_path / "ties" / "combined.json").read_text())
+    assert [s["sha256"] for s in record["sources"]] == [adapter_sha256(path) for path in three]
+    assert [s["name"] for s in record["sources"]] == ["one", "two", "three"]
+    assert (record["method"], record["density"], record["seed"]) == ("ties", 0.2, None)
+    assert 0 < record["kept_energy"] < 1
+    assert str(tmp_path) not in (tmp_path / "ties" / "combined.json").read_text()
+
+
+def test_nothing_takes_the_place_of_other_files(three: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="not empty"):
+        combine(three[:2], Combination(), three[2])
+    assert (three[2] / "adapter_model.safetensors").is_file()
+
+
+def test_a_combination_is_attached_as_any_adapter_of_ours(
+    tiny: Path, three: list[Path], tmp_path: Path
+) -> None:
+    from lora_kit.session import open_subject
+
+    combine(three, Combination("svd"), tmp_path / "cut")
+    subject = open_subject(tmp_path / "cut", None)
+    assert subject.backbone.files.directory == tiny
+    model = subject.model
+    ids = torch.arange(20, 40)[None]
+    with torch.no_grad():
+        on = model(ids).logits
+        with model.disable_adapter():
+            assert not torch.allclose(on, model(ids).logits)
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def test_the_command_says_what_it_did_and_its_result_is_evaluated(
+    three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ("--method", "svd", "--rank", 3, "--weight", 1, "--weight", 0.5, "--weight", 0.5)
+    assert run("combine", *three, "--output", tmp_path / "cut", *how) == 0
+    said = capsys.readouterr().out
+    assert "14 modules of 3 adapters, rank 3" in said
+    assert "three: weight 0.5, 4 modules" in said
+    assert "10 modules are not changed by all adapters" in said
+    assert "of the combined updates' energy fits into this rank" in said
+    suite = tmp_path / "quiz.yaml"
+    suite.write_text(
+        "name: quiz\nrole: retention\ntasks:\n  - {name: prose, kind: loss, "
+        "source: python-reference, limit: 8, max_length: 32, margin: 2}\n"
+    )
+    assert run("evaluate", tmp_path / "cut", "--suite", suite, "--json") in (0, 3, 4)
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["decision"] in ("PASS", "FAIL", "INCONCLUSIVE")
+
+
+def test_a_refusal_ends_with_two(
+    three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("combine", three[0], tmp_path, "--output", tmp_path / "out") == 2
+    assert "neither a run nor an adapter in safetensors" in capsys.readouterr().err
+    assert run("combine", *three, "--output", tmp_path / "out", "--method", "median") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_adapter_twice_and_missing_fingerprints_are_told(
+    three: list[Path], tmp_path: Path
+) -> None:
+    (three[0] / "backbone.json").unlink()
+    told = described(combine([three[0]] * 2, Combination(), tmp_path / "twice"))
+    assert "An adapter is given twice." in told
+    assert "does not show whether the weights are the same" in told
