@@ -8,12 +8,50 @@ import os
 import shutil
 import struct
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lora_kit.errors import BackboneError
+from lora_kit.files import read_json, write_json
 
 # Raise it when the conversion itself changes, so that older conversions are not taken for new ones.
-CONVERSION = "1"
+CONVERSION = "2"
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+# A GGUF file only names how text is cut before the merges; llama.cpp holds the regular expressions
+# (`llama-vocab.cpp`). These are the ones of its that tokenizers of Llama models have, by that name,
+# each with whether llama.cpp takes a piece that is a token as it is (`ignore_merges`).
+PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], bool]] = {
+    "gpt-2": (_BYTES, False),
+    "smollm": (
+        {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTES],
+        },
+        False,
+    ),
+    "llama-bpe": (
+        {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": _LLAMA3},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                _BYTES | {"use_regex": False},
+            ],
+        },
+        True,
+    ),
+}
 
 
 def cache_directory() -> Path:
@@ -78,3 +116,20 @@ def _convert(path: Path, directory: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    _set_pre_tokenizer(path, directory / "tokenizer.json")
+
+
+def _set_pre_tokenizer(path: Path, tokenizer: Path) -> None:
+    """Cut text as the file says: transformers 5.23 does not read the pre-tokenizer's name.
+
+    SmolLM2's takes digits one by one; without it, numbers become other tokens than the model knows.
+    """
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).fields.get("tokenizer.ggml.pre")
+    known = PRE_TOKENIZERS.get(str(field.contents())) if field else None
+    if known is None or not tokenizer.is_file():
+        return
+    file = read_json(tokenizer, BackboneError)
+    file["pre_tokenizer"], file["model"]["ignore_merges"] = known
+    write_json(tokenizer, file)

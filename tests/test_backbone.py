@@ -90,6 +90,15 @@ def test_a_file_that_only_claims_to_be_gguf_is_refused(tmp_path: Path) -> None:
         converted(path)
 
 
+def test_digits_are_cut_as_the_file_says(smollm: Path) -> None:
+    """transformers ignores the pre-tokenizer that a GGUF file names; SmolLM2 knows single digits."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm)
+    tokens = [tokenizer.decode(token) for token in tokenizer("x =  1234").input_ids]
+    assert tokens == ["x", " =", "  ", "1", "2", "3", "4"]
+
+
 def test_a_truncated_gguf_file_leaves_no_conversion_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,7 +253,7 @@ def _merged(directory: Path, key: str) -> torch.Tensor:
 def _print_rounding(folder: Path | None) -> None:
     """The distance of each stored dtype from base + adapter, which is computed in float32."""
     from lora_kit.pipeline import merge, train
-    from lora_kit.recipe import MergeSpec, Recipe
+    from lora_kit.recipe import BackboneSpec, MergeSpec, Recipe
 
     settings = {
         "float32": MergeSpec(dtype="float32"),
@@ -269,11 +269,17 @@ def _print_rounding(folder: Path | None) -> None:
             changed = replace(session, recipe=recipe.model_copy(update={"merge": spec}))
             (merged,) = merge(changed)
             found[name] = merged.verification.to_dict()
-    print(f"{'':20}{'top-1':>10}{'mean KL':>10}{'p99 KL':>10}{'control':>10}{'least kept':>12}")
+        # Computed in bfloat16 as well, as on a GPU: by another backbone, so as an adapter alone.
+        (session.run.adapter / "backbone.json").unlink()
+        spec = BackboneSpec(model=recipe.backbone.model, quantization="nf4", dtype="bfloat16")
+        (merged,) = merge(session.run.adapter, Path(place) / "bfloat16", spec)
+        found["computed in bfloat16"] = merged.verification.to_dict()
+    heads = ("top-1", "mean KL", "p99 KL", "control", "least kept", "half kept")
+    print(f"{'':20}" + "".join(f"{head:>12}" for head in heads))
     for name, one in found.items():
         print(
-            f"{name:20}{one['top1_agreement']:>10.4f}{one['mean_kl']:>10.1e}{one['p99_kl']:>10.1e}"
-            f"{one['control_mean_kl']:>10.1e}{one['least_kept']:>12.4f}"
+            f"{name:20}{one['top1_agreement']:>12.4f}{one['mean_kl']:>12.1e}{one['p99_kl']:>12.1e}"
+            f"{one['control_mean_kl']:>12.1e}{one['least_kept']:>12.4f}{one['median_kept']:>12.4f}"
         )
     print(json.dumps({"rounding": found, "machine": machine(), "versions": versions()}))
 

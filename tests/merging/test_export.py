@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from lora_kit.cli import app
 from lora_kit.errors import MergeError
-from lora_kit.gguf import file_sha256
+from lora_kit.gguf import PRE_TOKENIZERS, file_sha256
 from lora_kit.merging.exporting import comparison, gguf_model
 from lora_kit.merging.exporting.comparison import default_texts, load_gguf, log_probabilities
 from lora_kit.merging.exporting.export import export
 from lora_kit.merging.exporting.show import described
-from lora_kit.merging.exporting.vocabulary import NORMAL, PRE_TOKENIZERS
+from lora_kit.merging.exporting.vocabulary import NORMAL
 
 TEXTS = ("The quick brown fox jumps over the lazy dog, twice in 2024.", "def f(x):\n    return  x")
 
@@ -390,8 +390,7 @@ def test_the_real_file_says_what_the_packages_file_says(real_merged: Path, tmp_p
             key not in found.fields or wanted.fields[key].contents() != found.fields[key].contents()
         )
     }
-    # Where it comes from is lost in the backbone; it is another type; and the backbone's tokenizer,
-    # as transformers reads it, does not cut digits apart as SmolLM2's own does.
+    # Where it comes from is lost in the backbone, and it is another type.
     origin = {"basename", "finetune", "languages", "license", "name", "organization"}
     names = {f"general.{key}" for key in origin}
-    assert different == names | {"general.file_type", "tokenizer.ggml.pre"}
+    assert different == names | {"general.file_type"}

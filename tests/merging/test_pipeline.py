@@ -67,7 +67,7 @@ def test_merged_weights_that_are_stored_coarser_than_the_adapter_is_fine_are_not
     value["merge"]["dtype"] = "bfloat16"
     session = train(Recipe.model_validate(value), tmp_path / "run").session
     (merged,) = merge(session)
-    assert merged.verification.least_kept < 0.9
+    assert merged.verification.median_kept < 0.5
     assert not merged.verification.passed
     (exact,) = merge(
         session.__class__(
@@ -77,7 +77,7 @@ def test_merged_weights_that_are_stored_coarser_than_the_adapter_is_fine_are_not
             session.model,
         )
     )
-    assert exact.verification.least_kept > 0.9
+    assert exact.verification.median_kept > 0.9
 
 
 def test_an_adapter_of_peft_alone_is_merged(tiny: Path, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from lora_kit.adapters import attach
 from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.errors import MergeError
 from lora_kit.merging.dequantize import dequantized
-from lora_kit.merging.lora import read_updates
 from lora_kit.merging.partial import INDEX
 from lora_kit.merging.stream import MergePlan, merge_stream
 from lora_kit.recipe import AdapterSpec, BackboneSpec
@@ -105,28 +104,6 @@ def test_shards_hold_every_tensor_once(tiny: Path, tmp_path: Path, shard_bytes: 
         index = json.loads((tmp_path / "merged" / INDEX).read_text())
         assert set(index["weight_map"]) == set(keys)
         assert index["metadata"]["total_size"] == result.weight_bytes
-
-
-def test_rank_and_alpha_patterns_and_rslora_are_those_of_peft(tiny: Path, tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    backbone = quantized(tiny, "none")
-    config = LoraConfig(
-        r=4,
-        lora_alpha=8,
-        target_modules=["q_proj", "up_proj"],
-        rank_pattern={"up_proj": 2},
-        alpha_pattern={"q_proj": 3},
-        use_rslora=True,
-        init_lora_weights=False,
-    )
-    model = get_peft_model(backbone.model, config)
-    model.save_pretrained(str(tmp_path / "adapter"))
-    updates = read_updates(tmp_path / "adapter")
-    assert len(updates) == 4
-    for name, update in updates.items():
-        layer = model.get_submodule(f"base_model.model.{name}")
-        assert torch.allclose(update.delta(), layer.get_delta_weight("default"), atol=1e-6)
 
 
 def test_a_merge_does_not_take_the_place_of_other_files(tiny: Path, tmp_path: Path) -> None:

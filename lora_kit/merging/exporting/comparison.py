@@ -13,8 +13,8 @@ import torch
 
 from lora_kit.data.reference import reference_rows
 from lora_kit.errors import MergeError
+from lora_kit.gguf import PRE_TOKENIZERS
 from lora_kit.merging.exporting.gguf_model import FREQUENCIES
-from lora_kit.merging.exporting.vocabulary import PRE_TOKENIZERS
 
 MOST_POSITIONS = 512
 TOKENS_A_TEXT = 64

@@ -10,43 +10,9 @@ from typing import Any
 
 from lora_kit.errors import MergeError
 from lora_kit.files import read_json
+from lora_kit.gguf import PRE_TOKENIZERS
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-
-# A GGUF file only names how text is cut before the merges; llama.cpp holds the regular expressions
-# (`llama-vocab.cpp`). These are the ones of its that tokenizers of Llama models have, by that name,
-# each with whether llama.cpp takes a piece that is a token as it is (`ignore_merges`).
-PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], bool]] = {
-    "gpt-2": (_BYTES, False),
-    "smollm": (
-        {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTES],
-        },
-        False,
-    ),
-    "llama-bpe": (
-        {
-            "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": _LLAMA3},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                _BYTES | {"use_regex": False},
-            ],
-        },
-        True,
-    ),
-}
 
 
 @dataclass(frozen=True)
