@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lora_kit.errors import LoraKitError, RecipeError
+from lora_kit.errors import LoraKitError, RecipeError, ReleaseError
 from lora_kit.recipe import BackboneSpec, Quantization, Recipe, recipe_names
 
 app = typer.Typer(
@@ -209,22 +209,42 @@ def merge(run: RunArgument, output: OutputOption = None, as_json: JsonOption = F
             }
         )
     elif merged.verification.passed:
-        _print(f"Merged: {merged.directory}")
+        _print(f"Merged: {merged.directory}\nNext: lora-kit evaluate {run} --arm merged")
     else:
         _print(f"Merged into {merged.directory}, but it is NOT what was measured: see merge.json")
     raise typer.Exit(0 if merged.verification.passed else VERDICT_STATUS["FAIL"])
 
 
 @app.command()
-def release(run: RunArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
+def release(
+    run: RunArgument,
+    output: OutputOption = None,
+    accept: Annotated[
+        str | None,
+        typer.Option(metavar="inconclusive", help="Release what is INCONCLUSIVE; with --reason."),
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Why; it stands in the card.")] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Send it to the hub, in one commit.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push: for nobody else.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Release a run that passed: model, adapter, evaluation, card and manifest, or refuse."""
-    pipeline = _pipeline()
+    from lora_kit.releasing.acceptance import accepted
 
-    directory = pipeline.release(run, output)
+    acceptance = accepted(accept, reason)
+    if private and not push:
+        raise ReleaseError("--private goes with --push OWNER/NAME", status=2)
+    made = _pipeline().release(run, output, acceptance, push, private)
     if as_json:
-        _print_json({"release": str(directory)})
-    else:
-        _print(f"Released: {directory}\nCheck it any time: lora-kit verify {directory}")
+        _print_json(made.to_dict())
+        return
+    from lora_kit.releasing.show import show_release
+
+    _print(show_release(made))
 
 
 @app.command()

@@ -179,6 +179,8 @@ def _write(
         "backbone": backbone.fingerprint.digest,
         "adapter": adapter_sha256(wanted.adapter),
         "suite_digests": {suite.name: suite.digest for suite in wanted.suites},
+        # Which weights answered, so that nobody takes a merge made later for the measured one.
+        "arms": {arm.name: arm.identity for model in wanted.models for arm in model.arms},
         "keys": keys,
     }
     write_json(directory / VERDICT, verdict.to_dict() | lineage)
