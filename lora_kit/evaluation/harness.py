@@ -223,7 +223,7 @@ def check_verdict(directory: Path) -> None:
     if stored["suite_digests"] != {suite.name: suite.digest for suite in suites}:
         raise EvaluationError(f"{directory / SUITES}: not the suites that the verdict names")
     judged = judge(read_ledger(directory / LEDGER), suites).to_dict()
-    if not _same(judged, {name: stored[name] for name in judged}):
+    if not _same(judged, {name: stored.get(name) for name in judged}):
         raise EvaluationError(
             f"{directory / VERDICT}: the verdict does not follow from the ledger beside it"
         )

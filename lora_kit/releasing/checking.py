@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from lora_kit.adapters import adapter_sha256
 from lora_kit.errors import LoraKitError, ReleaseError
 from lora_kit.evaluation.harness import check_verdict, read_verdict
@@ -28,6 +30,9 @@ from lora_kit.releasing.manifest import (
     read_manifest,
     rows_by_arm,
 )
+
+# What a part raises that is not built as ours are.
+MALFORMED = (KeyError, TypeError, AttributeError, ValueError, jinja2.TemplateError)
 
 
 def verify_release(directory: Path) -> Manifest:
@@ -49,7 +54,7 @@ def verify_release(directory: Path) -> Manifest:
         written = (directory / CARD).read_text(encoding="utf-8")
         if not problems and not same_card(written, model_card(manifest, verdict, merge)):
             problems.append(f"{CARD} is not the card of this manifest and this verdict")
-    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+    except (*MALFORMED, OSError) as error:
         problems = [f"a part of it cannot be read: {type(error).__name__}: {error}"]
     _refuse(directory, "its parts contradict one another", problems)
     return manifest

@@ -74,10 +74,9 @@ def test_what_is_stated_nowhere_or_not_known_is_to_be_checked_and_never_guessed(
 
 def test_what_goes_with_the_release_is_a_condition() -> None:
     assert found("gemma")[0][0] == "condition"
-    assert (
-        found("CC-BY-NC-4.0")[0][0],
-        found("CC-BY-NC-4.0")[0][1][-36:-14],
-    ) == ("condition", "no commercial use") or "no commercial use" in found("CC-BY-NC-4.0")[0][1]
+    kind, text = found("CC-BY-NC-4.0")[0]
+    assert kind == "condition"
+    assert "no commercial use of this model either" in text
 
 
 def test_rows_that_only_a_loss_was_measured_on_bring_no_conflict() -> None:
