@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,27 +73,37 @@ def push(directory: Path, to: Destination) -> str:
         ReleaseError: if the hub cannot be reached or refuses; what is there stays as it was.
     """
     # Of whichever httpx the hub's library is built on.
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
-        return _commit(directory, to)
-    except HfHubHTTPError as error:
-        reason = _reason(error.response.status_code if error.response is not None else None)
-        first = str(error.server_message or error).strip().splitlines()[0]
-        raise ReleaseError(f"--push {to.repository}: {reason}{first}", status=2) from error
+        with warnings.catch_warnings():
+            # The ledger is a table and belongs to the release.
+            warnings.filterwarnings("ignore", message=".*commit a data file.*")
+            return _commit(directory, to)
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        cause = error.__cause__ or error
         raise ReleaseError(
-            f"--push {to.repository}: not sent to {to.api.endpoint}: {cause}. The release lies in "
-            f"{directory}; try again",
+            f"--push {to.repository}: {_told(error, to.api.endpoint)}. The release lies whole in "
+            f"{directory}; the same command tries again",
             status=2,
         ) from error
 
 
-def _reason(status: int | None) -> str:
-    if status in (401, 403):
-        return "the token may not write there: "
-    return "the hub refused: "
+def _told(error: Exception, endpoint: str) -> str:
+    """In one line, what the hub or the way to it said; the library tells its errors by others."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    chain = [error, *([error.__cause__] if error.__cause__ else [])]
+    refused = next((one for one in chain if isinstance(one, HfHubHTTPError)), None)
+    if refused is None:
+        return f"not sent to {endpoint}: {_one_line(chain[-1])}"
+    status = refused.response.status_code
+    who = "the token may not write there" if status in (401, 403) else "the hub refused"
+    own = "" if error is refused else f": {_one_line(error)}"
+    return f"{who}{own} ({status}: {refused.server_message or _one_line(refused)})"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _commit(directory: Path, to: Destination) -> str:
