@@ -96,6 +96,7 @@ def release(
             be sent.
     """
     run = RunDirectory(run_directory)
+    recipe = run.load_recipe()
     to = destination(repository, private) if repository else None
     clearance = clear(run, acceptance)
     directory = output or run.release
@@ -105,7 +106,6 @@ def release(
     if found.refusals:
         lines = "".join(f"\n  {reason}" for reason in found.refusals)
         raise ReleaseError(f"{run.merged}: would not load as what was measured{lines}")
-    recipe = run.load_recipe()
     warnings = (*found.warnings, *_local_paths(recipe))
     manifest = collect(run, clearance, works(recipe), warnings)
     with whole_directory(directory) as temporary:

@@ -21,7 +21,8 @@ MERGE_RECORD = "merge.json"
 # The exit statuses of a verdict that is no PASS.
 STATUS = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 MISSING_STAGE = 2
-MERGE_KEYS = {"verification", "backbone", "adapter", "files"}
+# What the gate compares, and what the card says of the merge.
+MERGE_KEYS = {"verification", "backbone", "adapter", "files", "into", "dtype", "compared_on"}
 
 
 @dataclass(frozen=True)

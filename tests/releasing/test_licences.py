@@ -1,11 +1,17 @@
+import json
 import struct
 from pathlib import Path
 
 import pytest
 
+from lora_kit.arms import loaded_arms
+from lora_kit.data.dataset import training_rows
+from lora_kit.errors import DataError
+from lora_kit.files import write_json
 from lora_kit.recipe import BackboneSpec, Recipe
 from lora_kit.releasing.licences import Licensed, hub_license, notes, terms
 from lora_kit.releasing.stated import works
+from lora_kit.session import open_subject
 
 
 def work(license_: str | None, name: str = "rows", used: str = "train") -> Licensed:
@@ -165,3 +171,30 @@ def test_a_licence_does_not_make_it_another_backbone(tiny: Path) -> None:
         fingerprint(tiny, files, one, compute_dtype(one)).digest
         == fingerprint(tiny, files, other, compute_dtype(other)).digest
     )
+
+
+def test_an_adapter_from_before_there_were_licences_is_still_opened(run_copy: Path) -> None:
+    path = run_copy / "adapter" / "backbone.json"
+    saved = json.loads(path.read_text())
+    del saved["license"]
+    write_json(path, saved)
+    assert open_subject(run_copy / "adapter", None).backbone.spec.model == saved["model"]
+
+
+def test_a_licence_stated_later_makes_no_other_training(run_copy: Path) -> None:
+    def identity() -> str:
+        arms = loaded_arms(open_subject(run_copy, None), ["base", "adapter", "scratch"])
+        return arms[-1].arms[0].identity
+
+    before = identity()
+    recipe = run_copy / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("license: CC-BY-4.0", "license: MIT"))
+    assert Recipe.load(recipe).data.train[0].license == "MIT"
+    assert identity() == before
+
+
+@pytest.mark.parametrize("field", ["data.train.0", "data.replay"])
+def test_a_built_in_source_takes_no_other_licence(field: str) -> None:
+    spec = Recipe.load("quickstart", [f"{field}.license=MIT"]).data
+    with pytest.raises(DataError, match=rf"{field}\.license: .* is built in"):
+        training_rows(spec, 0)
