@@ -71,18 +71,17 @@ def clear(run: RunDirectory, acceptance: Acceptance | None = None) -> Clearance:
     else:
         reasons.append(Reason(f"not merged yet; run `lora-kit merge {run.root}`", MISSING_STAGE))
     reasons += _broken_lineage(run, verdict)
-    if reasons:
+    if reasons or decision is None:
         lines = "".join(f"\n  {reason.text}" for reason in reasons)
         worst = max((reason.status for reason in reasons), key=[MISSING_STAGE, 4, 3].index)
         raise ReleaseError(
             f"{run.root}: not released, the verdict is {decision or 'not whole'}{lines}",
             status=worst,
         )
-    if decision is None or decision == "PASS":
-        acceptance = None
-    else:
-        acceptance = acceptance and acceptance.model_copy(update={"tasks": tuple(undecided)})
-    return Clearance(verdict, merge, decision or "INCONCLUSIVE", acceptance)
+    if decision == "PASS" or acceptance is None:
+        return Clearance(verdict, merge, decision, None)
+    named = acceptance.model_copy(update={"tasks": tuple(undecided)})
+    return Clearance(verdict, merge, decision, named)
 
 
 def judged(

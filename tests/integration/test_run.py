@@ -151,9 +151,7 @@ def test_plain_transformers_loads_the_release(finished: Path) -> None:
 
 def test_the_card_of_a_release_says_the_licences_and_what_was_forgotten(finished: Path) -> None:
     card = (finished / "release" / "README.md").read_text()
-    assert (
-        "| HuggingFaceTB/SmolLM2-135M-Instruct | base | Apache-2.0 | lora_kit's alias |" in card
-    )
+    assert "| HuggingFaceTB/SmolLM2-135M-Instruct | base | Apache-2.0 | lora_kit's alias |" in card
     assert "| stdlib-docstrings | train, validation | Python-2.0.1 | Python's LICENSE |" in card
     assert "To be checked" not in card
     assert "| small-retention/prose |" in card.split("## What was forgotten")[1]

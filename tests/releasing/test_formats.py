@@ -75,6 +75,27 @@ def test_a_tied_head_may_be_in_the_files_or_not(model: Path) -> None:
     assert found(model).refusals == ("the directory has no weights for lm_head.weight",)
 
 
+def test_a_model_whose_files_hold_single_experts_is_compared_by_its_loading(
+    model: Path, tmp_path: Path
+) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    size = json.loads((model / "config.json").read_text())["vocab_size"]
+    config = MixtralConfig(
+        vocab_size=size,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
+        eos_token_id=2,
+    )
+    MixtralForCausalLM(config).save_pretrained(model)
+    assert any("experts.1.w1" in name for name in load_file(model / "model.safetensors"))
+    assert found(model).refusals == ()
+
+
 def test_several_files_need_an_index_that_says_what_they_hold(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     (model / "model.safetensors").unlink()
