@@ -175,12 +175,13 @@ def _write(
     directory, backbone = wanted.directory, wanted.backbone
     write_ledger(directory / LEDGER, entries)
     write_json(directory / SUITES, [suite.model_dump(mode="json") for suite in wanted.suites])
+    arms = [arm for model in wanted.models for arm in model.arms]
     lineage = {
         "backbone": backbone.fingerprint.digest,
         "adapter": adapter_sha256(wanted.adapter),
         "suite_digests": {suite.name: suite.digest for suite in wanted.suites},
-        # Which weights answered, so that nobody takes a merge made later for the measured one.
-        "arms": {arm.name: arm.identity for model in wanted.models for arm in model.arms},
+        # So that nobody takes a merge made later for the one that was measured.
+        "merged_model": next((arm.identity for arm in arms if arm.name == "merged"), None),
         "keys": keys,
     }
     write_json(directory / VERDICT, verdict.to_dict() | lineage)

@@ -13,6 +13,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from lora_kit.backbone import ALIASES
 from lora_kit.evaluation.reporting.escaping import markdown, visible
 from lora_kit.evaluation.reporting.notation import percent
 from lora_kit.releasing.licences import Licensed, Note, hub_license, notes
@@ -47,6 +48,7 @@ def model_card(manifest: Manifest, verdict: Mapping[str, Any], merge: Mapping[st
         retained=[task for task in tasks if task.role == "retention"],
         lost_slices=lost_slices(verdict),
         base=base,
+        taken_from=_packaged(manifest),
         works=_listed(manifest.works),
         notes=found,
         confidences=", ".join(_confidences(tasks)),
@@ -127,6 +129,13 @@ def _result(task: TaskView) -> Any:
             "decision": task.task["merged"],
         },
     )
+
+
+def _packaged(manifest: Manifest) -> str | None:
+    """The file in a package that an alias led to; what came from the hub has a revision."""
+    spec = manifest.resolved.backbone
+    alias = ALIASES.get(spec.model)
+    return alias.package if alias and spec.revision is None else None
 
 
 def _listed(works: Sequence[Licensed]) -> list[tuple[Licensed, str]]:

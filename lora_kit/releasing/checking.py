@@ -107,7 +107,7 @@ def _contradictions(
             yield f"the manifest's adapter is not that of {name}"
     if {name: manifest.files.get(name) for name in merge["files"]} != merge["files"]:
         yield f"the merged files are not those of {MERGE_RECORD}"
-    if verdict.get("arms", {}).get("merged") != merged_identity(merge["files"]):
+    if verdict.get("merged_model") != merged_identity(merge["files"]):
         yield "the verdict is of other merged files"
     yield from _of_recipe(directory, manifest, verdict)
 

@@ -143,8 +143,8 @@ def _broken_merge(
         yield Reason("the verdict and the merged files are of different backbones", failed)
     if merge["adapter"] != adapter_sha256(run.adapter):
         yield Reason("the merged files are of another adapter; merge again", failed)
-    measured = verdict.get("arms", {}).get("merged")
-    if verdict["merged"] is not None and measured != merged_identity(merge["files"]):
+    is_measured = verdict.get("merged_model") == merged_identity(merge["files"])
+    if verdict["merged"] is not None and not is_measured:
         text = f"another merge was evaluated; run `lora-kit evaluate {run.root} --arm merged` again"
         yield Reason(text, failed)
     changed = [

