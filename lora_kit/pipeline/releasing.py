@@ -22,15 +22,17 @@ from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.card import model_card
 from lora_kit.releasing.checking import verify_release
 from lora_kit.releasing.formats import check_formats
-from lora_kit.releasing.gate import clear
+from lora_kit.releasing.gate import Clearance, clear
 from lora_kit.releasing.licences import Note, notes
 from lora_kit.releasing.manifest import (
     ADAPTER,
     CARD,
     EVALUATION,
     MANIFEST,
+    Manifest,
     collect,
     files_below,
+    read_manifest,
     write_manifest,
 )
 from lora_kit.releasing.push import destination, push
@@ -99,26 +101,12 @@ def release(
     recipe = run.load_recipe()
     to = destination(repository, private) if repository else None
     clearance = clear(run, acceptance)
-    directory = output or run.release
-    if output is not None and output.exists() and any(output.iterdir()):
-        raise ReleaseError(f"{output}: is there already and not empty", status=2)
-    found = check_formats(run.merged, run.adapter)
-    if found.refusals:
-        lines = "".join(f"\n  {reason}" for reason in found.refusals)
-        raise ReleaseError(f"{run.merged}: would not load as what was measured{lines}")
-    warnings = (*found.warnings, *_local_paths(recipe))
+    if output is not None:
+        _refuse_occupied(output, clearance)
+    warnings = (*_loading(run), *_local_paths(recipe))
     manifest = collect(run, clearance, works(recipe), warnings)
-    with whole_directory(directory) as temporary:
-        shutil.copytree(run.merged, temporary, dirs_exist_ok=True)
-        shutil.copytree(run.adapter, temporary / ADAPTER)
-        shutil.copytree(run.evaluation, temporary / EVALUATION)
-        shutil.copy2(run.recipe, temporary / run.recipe.name)
-        _name_base_for_others(temporary / ADAPTER)
-        card = model_card(manifest, clearance.verdict, clearance.merge)
-        write_text(temporary / CARD, card)
-        write_manifest(temporary, manifest)
-        # By the same check that everybody else has: a release that fails it is none.
-        verify_release(temporary)
+    directory = output or run.release
+    _write(directory, run, clearance, manifest)
     names = [*files_below(directory), MANIFEST]
     return Release(
         directory,
@@ -130,6 +118,43 @@ def release(
         warnings,
         push(directory, to) if to else None,
     )
+
+
+def _refuse_occupied(output: Path, clearance: Clearance) -> None:
+    """Only an earlier release of the same adapter is written over, as after a push that failed."""
+    if not output.exists() or not any(output.iterdir()):
+        return
+    is_release = (output / MANIFEST).is_file()
+    if not is_release or read_manifest(output).adapter != clearance.verdict["adapter"]:
+        raise ReleaseError(f"{output}: is there already and not empty", status=2)
+
+
+def _loading(run: RunDirectory) -> tuple[str, ...]:
+    """What does not load as it is.
+
+    Raises:
+        ReleaseError: if the model itself would not.
+    """
+    found = check_formats(run.merged, run.adapter)
+    if found.refusals:
+        lines = "".join(f"\n  {reason}" for reason in found.refusals)
+        raise ReleaseError(f"{run.merged}: would not load as what was measured{lines}")
+    return found.warnings
+
+
+def _write(directory: Path, run: RunDirectory, clearance: Clearance, manifest: Manifest) -> None:
+    """Write the release, whole or not at all."""
+    with whole_directory(directory) as temporary:
+        shutil.copytree(run.merged, temporary, dirs_exist_ok=True)
+        shutil.copytree(run.adapter, temporary / ADAPTER)
+        shutil.copytree(run.evaluation, temporary / EVALUATION)
+        shutil.copy2(run.recipe, temporary / run.recipe.name)
+        _name_base_for_others(temporary / ADAPTER)
+        card = model_card(manifest, clearance.verdict, clearance.merge)
+        write_text(temporary / CARD, card)
+        write_manifest(temporary, manifest)
+        # By the same check that everybody else has: a release that fails it is none.
+        verify_release(temporary)
 
 
 def _local_paths(recipe: Recipe) -> Iterator[str]:

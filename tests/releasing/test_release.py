@@ -85,6 +85,18 @@ def test_a_release_is_refused_where_another_thing_lies(finished: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
 
 
+def test_a_release_of_the_same_adapter_is_made_again_and_of_another_one_left(
+    finished: Path, copied: Path
+) -> None:
+    (copied / "config.json").unlink()
+    release(finished, copied)
+    verify(copied)
+    manifest = json.loads((copied / MANIFEST).read_text())
+    write_json(copied / MANIFEST, manifest | {"adapter": "0" * 64})
+    with pytest.raises(ReleaseError, match="not empty"):
+        release(finished, copied)
+
+
 def test_what_would_not_load_is_not_released(run_copy: Path) -> None:
     """Files that were compared as they are, and yet load nowhere."""
     (run_copy / "merged" / "pytorch_model.bin").write_bytes(b"")
