@@ -242,7 +242,7 @@ def release(
     if as_json:
         _print_json(made.to_dict())
         return
-    from lora_kit.releasing.show import show_release
+    from lora_kit.releasing.released import show_release
 
     _print(show_release(made))
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lora_kit.adapters import ADAPTER_CONFIG
 from lora_kit.backbone import ALIASES
@@ -15,7 +13,6 @@ from lora_kit.evaluation.harness import (
     check_verdict,
     read_verdict,
 )
-from lora_kit.evaluation.statistics.decisions import Decision
 from lora_kit.files import read_json, whole_directory, write_json, write_text
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.acceptance import Acceptance
@@ -23,7 +20,7 @@ from lora_kit.releasing.card import model_card
 from lora_kit.releasing.checking import verify_release
 from lora_kit.releasing.formats import check_formats
 from lora_kit.releasing.gate import Clearance, clear
-from lora_kit.releasing.licences import Note, notes
+from lora_kit.releasing.licences import notes
 from lora_kit.releasing.manifest import (
     ADAPTER,
     CARD,
@@ -36,45 +33,9 @@ from lora_kit.releasing.manifest import (
     write_manifest,
 )
 from lora_kit.releasing.push import destination, push
+from lora_kit.releasing.released import Release
 from lora_kit.releasing.stated import works
 from lora_kit.run import RunDirectory
-
-
-@dataclass(frozen=True)
-class Release:
-    """A release on disk.
-
-    Attributes:
-        decision: of adapter and merged model together.
-        acceptance: where that is INCONCLUSIVE.
-        files: how many there are.
-        bytes: of all of them.
-        licences: what is to be known of them before it is published.
-        warnings: what does not load as it is.
-        commit: address of the commit on the hub; `None` where it was not pushed.
-    """
-
-    directory: Path
-    decision: Decision
-    acceptance: Acceptance | None
-    files: int
-    bytes: int
-    licences: tuple[Note, ...]
-    warnings: tuple[str, ...]
-    commit: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "release": str(self.directory),
-            "decision": self.decision,
-            "acceptance": self.acceptance.model_dump(mode="json") if self.acceptance else None,
-            "files": self.files,
-            "bytes": self.bytes,
-            "licences": [note.model_dump(mode="json") for note in self.licences],
-            "warnings": list(self.warnings),
-            "commit": self.commit,
-        }
 
 
 def release(

@@ -17,7 +17,7 @@ from lora_kit.pipeline.training import train
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.gate import STATUS
-from lora_kit.releasing.show import remarks
+from lora_kit.releasing.released import remarks
 from lora_kit.run import peak_memory
 
 

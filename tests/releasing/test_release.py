@@ -13,7 +13,7 @@ from lora_kit.pipeline import evaluate, release, verify
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.gate import MERGE_RECORD
 from lora_kit.releasing.manifest import MANIFEST, Manifest
-from lora_kit.releasing.show import show_release
+from lora_kit.releasing.released import show_release
 from lora_kit.run import RunDirectory
 
 
