@@ -209,7 +209,8 @@ def merge(run: RunArgument, output: OutputOption = None, as_json: JsonOption = F
             }
         )
     elif merged.verification.passed:
-        _print(f"Merged: {merged.directory}\nNext: lora-kit evaluate {run} --arm merged")
+        following = "" if output else f"\nNext: lora-kit evaluate {run} --arm merged"
+        _print(f"Merged: {merged.directory}{following}")
     else:
         _print(f"Merged into {merged.directory}, but it is NOT what was measured: see merge.json")
     raise typer.Exit(0 if merged.verification.passed else VERDICT_STATUS["FAIL"])

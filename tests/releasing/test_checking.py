@@ -145,15 +145,29 @@ def test_figures_that_do_not_follow_from_the_ledger_are_found(
         verify(copied)
 
 
+def rejudge(release: Path) -> None:
+    """Judge the ledger anew into the verdict."""
+    evaluation = release / "evaluation"
+    suites = [Suite.model_validate(s) for s in json.loads((evaluation / SUITES).read_text())]
+    judged = judge(read_ledger(evaluation / LEDGER), suites).to_dict()
+    edit(release, f"evaluation/{VERDICT}", lambda verdict: verdict.update(judged))
+
+
+def test_a_release_without_results_of_the_merged_model_is_none(copied: Path) -> None:
+    path = copied / "evaluation" / LEDGER
+    write_ledger(path, [row for row in read_ledger(path) if row.arm != "merged"])
+    rejudge(copied)
+    rehash(copied)
+    with pytest.raises(ReleaseError, match="merged model was not evaluated on every task"):
+        verify(copied)
+
+
 def test_a_ledger_and_a_verdict_that_fit_one_another_still_have_to_fit_the_card(
     copied: Path,
 ) -> None:
     """The whole chain redone but for the card."""
     better_ledger(copied)
-    evaluation = copied / "evaluation"
-    suites = [Suite.model_validate(s) for s in json.loads((evaluation / SUITES).read_text())]
-    judged = judge(read_ledger(evaluation / LEDGER), suites).to_dict()
-    edit(copied, f"evaluation/{VERDICT}", lambda verdict: verdict.update(judged))
+    rejudge(copied)
     rehash(copied)
     with pytest.raises(ReleaseError, match=r"README\.md is not the card"):
         verify(copied)

@@ -9,7 +9,7 @@ from lora_kit.errors import ReleaseError
 from lora_kit.evaluation.harness import LEDGER
 from lora_kit.evaluation.ledger import Entry, read_ledger, write_ledger
 from lora_kit.files import write_json
-from lora_kit.pipeline import evaluate, release, verify
+from lora_kit.pipeline import evaluate, release, run, verify
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.gate import MERGE_RECORD
 from lora_kit.releasing.manifest import MANIFEST, Manifest
@@ -75,6 +75,17 @@ def test_the_command_says_where_it_is_how_large_and_what_to_know(
     assert "data.train.0.source" in text
     assert "lora-kit verify" in text
     assert made.to_dict()["licences"][0]["kind"] == "unknown"
+
+
+def test_a_whole_run_evaluates_the_merged_model_though_the_recipe_does_not_name_it(
+    finished: Path, tmp_path: Path
+) -> None:
+    recipe = RunDirectory(finished).load_recipe()
+    assert recipe.evaluation.arms == ["base", "adapter"]
+    outcome = run(recipe, tmp_path / "whole")
+    assert (outcome.status, outcome.verdict.merged) == (0, "PASS"), outcome.refusal
+    assert outcome.release == tmp_path / "whole" / "release"
+    verify(outcome.release)
 
 
 def test_a_release_is_refused_where_another_thing_lies(finished: Path, tmp_path: Path) -> None:
