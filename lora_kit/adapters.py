@@ -124,6 +124,20 @@ def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:
     Raises:
         AdapterError: if the directory is no PEFT adapter in safetensors, or does not fit.
     """
+    return attach_to(backbone.model, backbone.files.reference, directory)
+
+
+def attach_to(base: torch.nn.Module, reference: str, directory: Path) -> PeftModel:
+    """Attach an adapter from disk, frozen, to a model by itself.
+
+    Args:
+        base: the model.
+        reference: what it is called in errors.
+        directory: of the adapter.
+
+    Raises:
+        AdapterError: as `attach_saved`.
+    """
     from peft import PeftConfig, PeftModel
 
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -141,19 +155,16 @@ def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:
                 f"{directory}: {config.peft_type} puts virtual tokens before the prompt, which is "
                 "not evaluated yet; adapters that change layers are"
             )
-        model = PeftModel.from_pretrained(
-            backbone.model, str(directory), config=config, is_trainable=False
-        )
+        model = PeftModel.from_pretrained(base, str(directory), config=config, is_trainable=False)
     except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterError(
-            f"{directory}: this adapter does not fit {backbone.files.reference}: "
-            f"{_first_lines(error)}"
+            f"{directory}: this adapter does not fit {reference}: {_first_lines(error)}"
         ) from error
     missing = _unloaded_keys(model, directory)
     if missing:
         raise AdapterError(
             f"{directory}: {len(missing)} tensors of the adapter have no place in "
-            f"{backbone.files.reference}, the first: {missing[0]}. Was it trained on another "
+            f"{reference}, the first: {missing[0]}. Was it trained on another "
             "backbone?"
         )
     return model

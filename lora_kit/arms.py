@@ -20,14 +20,14 @@ from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import read_json
-from lora_kit.merging.verify import reload
-from lora_kit.recipe import Recipe
+from lora_kit.merging.answers import Computing, reload
+from lora_kit.recipe import MERGED_ARMS, Recipe
 from lora_kit.releasing.gate import MERGE_RECORD, merged_identity
 from lora_kit.run import RunDirectory
 from lora_kit.session import Session, Subject
 from lora_kit.training.trainer import train as train_adapter
 
-NEED_A_RUN = ("merged", "scratch", "retrieval")
+NEED_A_RUN = (*MERGED_ARMS, "scratch", "retrieval")
 
 
 def loaded_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
@@ -45,8 +45,8 @@ def loaded_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
                 "is an adapter alone"
             )
     models = [_on_backbone(subject, names)]
-    if session is not None and "merged" in names:
-        models.append(_merged(session))
+    if session is not None:
+        models += [_merged(session, arm) for arm in MERGED_ARMS if arm in names]
     if session is not None and "scratch" in names:
         models.append(_scratch(session))
     return models
@@ -61,6 +61,8 @@ def _on_backbone(subject: Subject, names: Sequence[str]) -> LoadedArms:
     base = _digest(
         [
             subject.backbone.fingerprint.digest,
+            # Moves the last digits, and with them what may be compared with what.
+            subject.backbone.spec.attention,
             # Where a text ends, and all else that generation goes by.
             stop_token_ids(subject.backbone),
             subject.backbone.model.generation_config.to_diff_dict(),
@@ -77,17 +79,18 @@ def _on_backbone(subject: Subject, names: Sequence[str]) -> LoadedArms:
     )
 
 
-def _merged(session: Session) -> LoadedArms:
-    directory = session.run.merged
+def _merged(session: Session, name: str) -> LoadedArms:
+    directory = session.run.merged_as(name)
     record = directory / MERGE_RECORD
     if not record.is_file():
         raise EvaluationError(
-            f"{session.run.root}: arm merged: not merged yet; run `lora-kit merge "
+            f"{session.run.root}: arm {name}: not merged yet; run `lora-kit merge "
             f"{session.run.root}` first"
         )
     files = read_json(record, EvaluationError).get("files")
-    arm = Arm("merged", merged_identity(files), nullcontext)
-    return LoadedArms(lambda: reload(directory, session.backbone), (arm,))
+    arm = Arm(name, merged_identity(files), nullcontext)
+    computing = Computing.of(session.backbone.model)
+    return LoadedArms(lambda: reload(directory, computing), (arm,))
 
 
 def _scratch(session: Session) -> LoadedArms:

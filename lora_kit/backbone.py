@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
+from lora_kit.attention import attention_arguments
 from lora_kit.errors import BackboneError
 from lora_kit.fingerprint import Fingerprint, fingerprint, weight_files
 from lora_kit.gguf import converted
@@ -178,13 +179,15 @@ def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
     """Load the model frozen, quantized as `spec` says, on this process's device.
 
     Raises:
-        BackboneError: if the files are no causal language model in safetensors.
+        BackboneError: if the files are no causal language model in safetensors, or attention
+            cannot be computed as asked.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     weights = weight_files(files.directory)
     dtype = compute_dtype(spec)
     device = process_state().device
+    attention = attention_arguments(spec.attention, device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             files.directory,
@@ -195,10 +198,12 @@ def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            **attention,
         )
         tokenizer = AutoTokenizer.from_pretrained(files.directory, local_files_only=True)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise BackboneError(f"backbone.model: {files.reference}: {error}") from error
+        asked = f" with backbone.attention: {spec.attention}" if attention else ""
+        raise BackboneError(f"backbone.model: {files.reference}{asked}: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     quantized = tuple(guard_quantized_modules(model))
@@ -209,16 +214,35 @@ def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
         )
     model.requires_grad_(False)
     model.eval()
+    resolved = {
+        "revision": files.revision,
+        "dtype": str(dtype).removeprefix("torch."),
+        "attention": _attention_taken(model, spec),
+    }
     return Backbone(
         model=model,
         tokenizer=tokenizer,
         files=files,
-        spec=spec.model_copy(
-            update={"revision": files.revision, "dtype": str(dtype).removeprefix("torch.")}
-        ),
+        spec=spec.model_copy(update=resolved),
         fingerprint=fingerprint(files.directory, weights, spec, dtype),
         quantized_modules=quantized,
     )
+
+
+def _attention_taken(model: PreTrainedModel, spec: BackboneSpec) -> str:
+    """How the model computes attention.
+
+    Raises:
+        BackboneError: if that is not what was asked for: of some models transformers puts another
+            kernel in its place, with a line in a log.
+    """
+    taken = str(model.config._attn_implementation)
+    if spec.attention not in ("auto", taken):
+        raise BackboneError(
+            f"backbone.attention: {spec.attention}: for this model transformers takes {taken} in "
+            "its place; leave it out"
+        )
+    return taken
 
 
 def quantization_config(spec: BackboneSpec, dtype: torch.dtype) -> Any:

@@ -195,25 +195,32 @@ def _backbone(model: str | None, quantization: Quantization | None) -> BackboneS
 
 
 @app.command()
-def merge(run: RunArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
-    """Merge the adapter into its backbone, shard by shard, and compare with what was measured."""
-    pipeline = _pipeline()
-
-    merged = pipeline.merge(run, output)
+def merge(
+    target: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, or any PEFT adapter directory.")
+    ],
+    output: OutputOption = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Base model of an adapter that another tool made.")
+    ] = None,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="With --backbone: how the base is stored.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge an adapter into its backbone, tensor by tensor, and ask both the same. Exit status 3:
+    the files are not what was measured."""
+    spec = _backbone(backbone, quantization)
+    found = _pipeline().merge(target, output, spec)
     if as_json:
-        _print_json(
-            {
-                "directory": str(merged.directory),
-                **merged.result.to_dict(),
-                "verification": merged.verification.to_dict(),
-            }
-        )
-    elif merged.verification.passed:
-        following = "" if output else f"\nNext: lora-kit evaluate {run} --arm merged"
-        _print(f"Merged: {merged.directory}{following}")
+        _print_json({"merged": [merged.to_dict() for merged in found]})
     else:
-        _print(f"Merged into {merged.directory}, but it is NOT what was measured: see merge.json")
-    raise typer.Exit(0 if merged.verification.passed else VERDICT_STATUS["FAIL"])
+        for merged in found:
+            _print(f"Merged: {merged.directory}")
+            for reason in merged.verification.reasons:
+                _print(f"  NOT what was measured: {reason}")
+    passed = all(merged.verification.passed for merged in found)
+    raise typer.Exit(0 if passed else VERDICT_STATUS["FAIL"])
 
 
 @app.command()

@@ -39,9 +39,13 @@ RowFormat = Literal[
     "preference",
     "text-label",
 ]
-ArmName = Literal["base", "adapter", "merged", "fewshot", "retrieval", "scratch"]
+ArmName = Literal["base", "adapter", "merged", "merged-original", "fewshot", "retrieval", "scratch"]
+# Merged models that may be arms, each in the run's directory of its name; of equally good ones, the
+# first ships.
+MERGED_ARMS = ("merged", "merged-original")
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 LicenseName = Annotated[str, Field(min_length=1, max_length=200)]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 
 class BackboneSpec(Section):
@@ -58,6 +62,18 @@ class BackboneSpec(Section):
     license: LicenseName | None = None
     """Its licence, an SPDX id (`Apache-2.0`) or a text, for the release's card; by default what the
     alias, the README.md beside the weights or the GGUF file says."""
+    attention: Attention = "auto"
+    """How attention is computed; `auto`: what transformers would take, for most models `sdpa`.
+    `flash_attention_2` takes a GPU and the package flash-attn, and skips what is masked."""
+
+    @model_validator(mode="after")
+    def _flash_in_half_precision(self) -> BackboneSpec:
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            raise ValueError(
+                "attention: flash_attention_2 has kernels for bfloat16 and float16 alone, and "
+                "dtype is float32; set one of them, or attention: sdpa"
+            )
+        return self
 
 
 class AdapterSpec(Section):
@@ -86,8 +102,9 @@ class SourceSpec(Section):
     """Rows from one place."""
 
     source: str
-    """A built-in source, a file (.jsonl, .json, .csv, .tsv, .parquet), a folder of such files or
-    one that `datasets` saved, or a hub id (owner/name)."""
+    """A built-in source, a file (.jsonl, .json, .csv, .tsv, .parquet; also with .gz, .bz2 or .zst
+    behind it), a folder of such files (those in folders below it too) or one that `datasets`
+    saved, or a hub id (owner/name)."""
     split: str = "train"
     """Part of a built-in source (train, validation, test, all), a saved data set or a hub id."""
     subset: str | None = None
@@ -150,7 +167,8 @@ class DataSpec(Section):
     """Rows mixed in against forgetting."""
     labels: Literal["assistant", "last", "completion", "all"] | list[Role] = "assistant"
     """What is learned of a conversation: every `assistant` turn, the `last` one, what a row gives
-    as `completion`, `all` of it, or the turns of a list of roles."""
+    as `completion`, `all` of it (any turn may be the last then), or the turns of a list of
+    roles."""
     max_length: Count = 1024
     """Tokens an example; longer ones are cut at the end, counted and reported."""
     packing: bool = False
@@ -234,10 +252,11 @@ class EvaluationSpec(Section):
     suites: list[str] = Field(default_factory=lambda: ["core-retention"])
     """Bundled suites by name, or paths to suite files."""
     arms: list[ArmName] = Field(default=["base", "adapter"])
-    """What is evaluated on the items: `base` and `adapter` always; `merged`: the merged model, from
-    disk, which a release asks for and `run` adds; on gain suites other ways to the same end:
-    `fewshot`: the base with examples in its prompt, `retrieval`: the answer of the most similar
-    training row, `scratch`: the same training on weights that were never pretrained."""
+    """What is evaluated on the items: `base` and `adapter` always; `merged`: the merged model from
+    disk, which a release asks for and `run` adds (`merged-original` with `merge.base: both`: the
+    one on the checkpoint's weights); on gain suites other ways to the same end: `fewshot`: the base
+    with examples in its prompt, `retrieval`: the answer of the most similar training row,
+    `scratch`: the same training on weights that were never pretrained."""
     shots: Count = 5
     """Training rows that the arm `fewshot` is shown."""
 
@@ -261,8 +280,11 @@ class EvaluationSpec(Section):
 class MergeSpec(Section):
     """What ships."""
 
-    base: Literal["dequantized", "original"] = "dequantized"
-    """Add the adapter to the weights it was trained on, or to those of the checkpoint."""
+    base: Literal["dequantized", "original", "both"] = "dequantized"
+    """What the adapter is added to: `dequantized`: the weights that it was trained on, `original`:
+    those of the checkpoint; `both`: each is verified and evaluated, and the better one ships."""
+    dtype: DType = "auto"
+    """What the merged weights are stored in; `auto`: what the backbone computes in."""
     shard_size: Positive = 2.0
     """Largest weight file, GB (10^9 bytes)."""
 
@@ -282,12 +304,11 @@ class Recipe(Section):
     merge: MergeSpec = MergeSpec()
 
     @model_validator(mode="after")
-    def _merge_what_is_measured(self) -> Recipe:
-        if self.merge.base == "original" and self.backbone.quantization != "none":
+    def _two_bases_to_choose_from(self) -> Recipe:
+        if self.merge.base == "both" and self.backbone.quantization == "none":
             raise ValueError(
-                f"merge.base: original, but the adapter is trained and measured on "
-                f"{self.backbone.quantization} weights, so what would ship is not what was "
-                "measured; use dequantized"
+                "merge.base: both, but backbone.quantization: none leaves the weights as they are: "
+                "the two merges would be the same; use original"
             )
         return self
 

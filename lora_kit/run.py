@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 from lora_kit.backbone import Backbone
 from lora_kit.errors import RecipeError
 from lora_kit.files import read_json, write_json, write_text
-from lora_kit.recipe import Recipe
+from lora_kit.recipe import MERGED_ARMS, Recipe
 
 RECORDED = (
     "lora-kit", "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets",
@@ -67,7 +69,11 @@ class RunDirectory:
     @property
     def merged(self) -> Path:
         """The merged model and `merge.json`."""
-        return self.root / "merged"
+        return self.merged_as("merged")
+
+    def merged_as(self, arm: str) -> Path:
+        """The merged model that is the arm of this name."""
+        return self.root / arm
 
     @property
     def scratch(self) -> Path:
@@ -86,7 +92,7 @@ class RunDirectory:
             self.checkpoints,
             self.adapter,
             self.evaluation,
-            self.merged,
+            *(self.merged_as(arm) for arm in MERGED_ARMS),
             self.scratch,
             self.release,
             self.root / "tensorboard",
@@ -158,12 +164,49 @@ def new_run_directory(recipe: Recipe, output: Path | None, overwrite: bool = Fal
                 "another --output"
             )
         return RunDirectory(output)
-    number = 1
-    while True:
-        path = Path("runs") / (recipe.name if number == 1 else f"{recipe.name}-{number}")
-        if not path.exists():
-            return RunDirectory(path)
-        number += 1
+    return RunDirectory(next(path for path in _names(recipe) if not path.exists()))
+
+
+def claim_run_directory(
+    recipe: Recipe, output: Path | None, overwrite: bool = False
+) -> RunDirectory:
+    """Make the directory of a new run, which is nobody else's from then on.
+
+    Of runs that begin in the same instant all find the same name free, and one of them can make it;
+    the others take the next. To be called when nothing is refused any more, so that no refusal
+    leaves an empty directory.
+
+    Args:
+        recipe: as in `new_run_directory`.
+        output: as in `new_run_directory`.
+        overwrite: as in `new_run_directory`.
+
+    Raises:
+        RecipeError: if `output` is there already, or another run was faster.
+    """
+    if output is None:
+        return RunDirectory(next(path for path in _names(recipe) if _made(path)))
+    was_there = output.exists()
+    run = new_run_directory(recipe, output, overwrite)
+    if not _made(output) and not was_there:
+        raise RecipeError(f"{output}: another run has just begun there; choose another --output")
+    return run
+
+
+def _names(recipe: Recipe) -> Iterator[Path]:
+    """`runs/NAME`, `runs/NAME-2` and so on."""
+    yield Path("runs") / recipe.name
+    for number in itertools.count(2):
+        yield Path("runs") / f"{recipe.name}-{number}"
+
+
+def _made(path: Path) -> bool:
+    """Whether a directory is made here, and was not there before."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def start_record(run: RunDirectory, recipe: Recipe, backbone: Backbone, command: str) -> None:

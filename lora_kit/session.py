@@ -13,9 +13,6 @@ from lora_kit.files import read_json
 from lora_kit.recipe import BackboneSpec, EvaluationSpec, Recipe
 from lora_kit.run import RunDirectory
 
-# What it takes to load a backbone again; its licence changes nothing of it.
-SAVED_FIELDS = set(BackboneSpec.model_fields) - {"license"}
-
 
 @dataclass(frozen=True)
 class Session:
@@ -57,7 +54,7 @@ def _saved_backbone(adapter: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     value = read_json(path, AdapterError)
-    if not set(value) >= SAVED_FIELDS or "fingerprint" not in value:
+    if not {"model", "quantization", "dtype", "fingerprint"} <= set(value):
         raise AdapterError(f"{path}: says nothing of the backbone; delete it and use --backbone")
     return value
 
@@ -120,9 +117,9 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
     config = read_json(config_path, AdapterError)
     saved = _saved_backbone(directory)
     if spec is None and saved is not None:
-        spec = BackboneSpec.model_validate(
-            {name: saved[name] for name in BackboneSpec.model_fields if name in saved}
-        )
+        # Not how attention was computed in training: that is a matter of the machine.
+        known = set(BackboneSpec.model_fields) & set(saved) - {"attention"}
+        spec = BackboneSpec.model_validate({name: saved[name] for name in known})
     if spec is None:
         reference = config.get("base_model_name_or_path")
         if not reference:

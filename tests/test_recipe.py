@@ -97,8 +97,9 @@ def test_a_batch_that_micro_batches_do_not_fill_is_refused(tmp_path: Path) -> No
     assert "batch_size 6 is no multiple of micro_batch_size 4" in text
 
 
-def test_what_would_ship_unmeasured_is_refused(tmp_path: Path) -> None:
-    assert "use dequantized" in refusal(tmp_path, GOOD + "merge: {base: original}\n")
+def test_two_merges_that_would_be_the_same_are_refused(tmp_path: Path) -> None:
+    plain = GOOD.replace("{model: ", "{quantization: none, model: ")
+    assert "would be the same" in refusal(tmp_path, plain + "merge: {base: both}\n")
 
 
 @pytest.mark.parametrize(

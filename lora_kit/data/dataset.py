@@ -31,8 +31,9 @@ def training_rows(spec: DataSpec, seed: int) -> tuple[Rows, int]:
         DataError: if a source cannot be read, or has too few rows for the replay or the mixture
             asked for. A row that is wrong is found when it is read.
     """
+    whole = spec.labels == "all"
     several = [
-        read_source(source, seed, f"data.train.{index}.source")
+        read_source(source, seed, f"data.train.{index}.source", whole)
         for index, source in enumerate(spec.train)
     ]
     is_mixture = spec.temperature is not None or spec.train[0].weight is not None
@@ -46,17 +47,17 @@ def training_rows(spec: DataSpec, seed: int) -> tuple[Rows, int]:
         limit=wanted or 1,
         license=spec.replay.license,
     )
-    replay = read_source(source, seed, "data.replay.source")
+    replay = read_source(source, seed, "data.replay.source", whole)
     if len(replay) < wanted:
         raise DataError(
             f"data.replay.fraction: {spec.replay.fraction} of the rows is {wanted}, but "
             f"{spec.replay.source} has {len(replay)}; lower it"
         )
-    whole = joined([rows, _as_replay(replay[:wanted])])
-    order = array("q", range(len(whole)))
+    both = joined([rows, _as_replay(replay[:wanted])])
+    order = array("q", range(len(both)))
     random.Random(f"{seed}/replay").shuffle(order)
     shuffled = np.frombuffer(order, dtype=np.int64)
-    return Rows(whole.sources, whole.parts[shuffled], whole.numbers[shuffled]), wanted
+    return Rows(both.sources, both.parts[shuffled], both.numbers[shuffled]), wanted
 
 
 def validation_rows(spec: DataSpec, seed: int) -> Rows:
@@ -73,7 +74,7 @@ def validation_rows(spec: DataSpec, seed: int) -> Rows:
             )
     return joined(
         [
-            read_source(source, seed, f"data.validation.{index}.source")
+            read_source(source, seed, f"data.validation.{index}.source", spec.labels == "all")
             for index, source in enumerate(spec.validation)
         ]
     )

@@ -17,6 +17,7 @@ from typing import Any
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.turns import (
     check_last,
+    check_spoken,
     read_conversations,
     read_messages,
     read_text,
@@ -62,7 +63,6 @@ def _prompt_completion(value: Value, origin: str) -> Row:
     if len(completion) > len(prompt) and completion[: len(prompt)] == prompt:
         # UltraFeedback and others repeat the prompt in what is chosen.
         completion = completion[len(prompt) :]
-    check_last(completion, origin)
     return Row(
         origin,
         origin,
@@ -107,7 +107,7 @@ def _preference(value: Value, origin: str) -> Row:
 def _spoken(value: object, field: str, role: str, origin: str) -> tuple[Message, ...]:
     """A text as one turn, or TRL's conversational form: a list of turns."""
     if isinstance(value, list):
-        return read_messages(value, field, origin, ends=False)
+        return read_messages(value, field, origin)
     return (Message(role, read_text(value, field, origin)),)
 
 
@@ -156,6 +156,7 @@ def parse_row(
     form: RowFormat = "auto",
     columns: Mapping[str, str] | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
+    whole: bool = False,
 ) -> Row:
     """Read one row.
 
@@ -165,6 +166,7 @@ def parse_row(
         form: its format; `auto` tells it by the columns.
         columns: which column a field of the format is in.
         names: of the classes of a column of class numbers.
+        whole: whether every turn of a conversation is learned, so that any may be the last.
 
     Raises:
         DataError: if its format is unknown or a field is wrong, naming `origin`.
@@ -187,7 +189,11 @@ def parse_row(
             f"{missing[0]!r}{nearest(missing[0], value)}; it has "
             f"{', '.join(map(str, value)) or '(none)'}. data.train.N.columns says which is meant"
         )
-    return dataclasses.replace(FORMATS[known].read(value, origin), format=known)
+    row = FORMATS[known].read(value, origin)
+    if row.messages:
+        check = check_spoken if whole else check_last
+        check(row.messages, origin)
+    return dataclasses.replace(row, format=known)
 
 
 def recognised(value: Value, columns: Mapping[str, str]) -> RowFormat | None:

@@ -28,13 +28,15 @@ class JsonRows:
     """The rows of a file of JSON lines, or of a JSON list.
 
     Attributes:
-        path: the file.
+        path: the file that is read.
+        shown: what messages call it: where it was compressed, the file that it was unpacked from.
         offsets: (rows,) int64, the byte that each begins at.
         lengths: (rows,) int64, bytes.
         lines: (rows,) int64, the number of its line, from 1; `None` for a list.
     """
 
     path: Path
+    shown: Path
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
     lines: NDArray[np.int64] | None = None
@@ -45,8 +47,8 @@ class JsonRows:
     def origin(self, number: int) -> str:
         """`file:line`, or `file[number]` of a list."""
         if self.lines is None:
-            return f"{self.path}[{number}]"
-        return f"{self.path}:{self.lines[number]}"
+            return f"{self.shown}[{number}]"
+        return f"{self.shown}:{self.lines[number]}"
 
     def digest(self) -> str:
         """The sha256 of the file."""
@@ -66,7 +68,7 @@ class JsonRows:
                     values.append(self._value(stream.read(int(self.lengths[number])), number))
                 return values
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be read: {error}") from error
+            raise DataError(f"{self.shown}: cannot be read: {error}") from error
 
     def _value(self, text: bytes, number: int) -> object:
         try:
@@ -77,8 +79,12 @@ class JsonRows:
             raise DataError(f"{self.origin(number)}: not valid JSON: {error}") from error
 
 
-def index_lines(path: Path) -> JsonRows:
+def index_lines(path: Path, shown: Path | None = None) -> JsonRows:
     """Find the lines of a file that are not blank, in one pass that keeps none of them.
+
+    Args:
+        path: of the file.
+        shown: what messages call it, if not that.
 
     Raises:
         DataError: if it cannot be read.
@@ -95,12 +101,16 @@ def index_lines(path: Path) -> JsonRows:
                     lines.append(number)
                 position += len(line)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    return JsonRows(path, _int64(offsets), _int64(lengths), _int64(lines))
+        raise DataError(f"{shown or path}: cannot be read: {error}") from error
+    return JsonRows(path, shown or path, _int64(offsets), _int64(lengths), _int64(lines))
 
 
-def index_list(path: Path) -> JsonRows:
+def index_list(path: Path, shown: Path | None = None) -> JsonRows:
     """Find the values of a JSON list; its text is in memory meanwhile, its values are not.
+
+    Args:
+        path: of the file.
+        shown: what messages call it, if not that.
 
     Raises:
         DataError: if the file cannot be read or is no JSON list.
@@ -118,8 +128,8 @@ def index_list(path: Path) -> JsonRows:
             position += lengths[-1]
             last = end
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    return JsonRows(path, _int64(offsets), _int64(lengths))
+        raise DataError(f"{shown or path}: cannot be read as JSON: {error}") from error
+    return JsonRows(path, shown or path, _int64(offsets), _int64(lengths))
 
 
 def _list_values(text: str) -> Iterator[tuple[int, int]]:

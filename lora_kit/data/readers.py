@@ -16,15 +16,19 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tsv": ("csv", {"sep": "\t"}),
     ".parquet": ("parquet", {}),
 }
+# Files that a message names.
+NAMED = 3
 # What a directory holds that `datasets` saved: one data set, or one for each split.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
 
-def load_files(paths: Sequence[Path], as_text: bool) -> Any:
+def load_files(paths: Sequence[Path], kind: str, shown: Sequence[Path], as_text: bool) -> Any:
     """The rows of files of one kind, memory-mapped.
 
     Args:
         paths: at least one.
+        kind: their ending, one of `READERS`.
+        shown: what messages call them.
         as_text: a CSV file has no types: every field is the text that stands there, where else
             `007` would be the number 7 and the answer `None` would be missing.
 
@@ -33,9 +37,9 @@ def load_files(paths: Sequence[Path], as_text: bool) -> Any:
     """
     import datasets
 
-    reader, options = READERS[paths[0].suffix]
+    reader, options = READERS[kind]
     if reader == "csv" and as_text:
-        columns = _header(paths[0], options.get("sep", ","))
+        columns = _header(paths[0], options.get("sep", ","), shown[0])
         text = datasets.Features({column: datasets.Value("string") for column in columns})
         options = {**options, "features": text, "keep_default_na": False}
     try:
@@ -43,9 +47,9 @@ def load_files(paths: Sequence[Path], as_text: bool) -> Any:
             reader, data_files=[str(path) for path in paths], split="train", **options
         )
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        shown = paths[0] if len(paths) == 1 else paths[0].parent
+        place = ", ".join(map(str, shown[:NAMED]))
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise DataError(f"{shown}: cannot be read as {reader}: {reason}") from error
+        raise DataError(f"{place}: cannot be read as {reader}: {reason}") from error
 
 
 def load_saved(path: Path, split: str, field: str) -> Any:
@@ -106,7 +110,7 @@ def _not_fetched(source: str, field: str, error: Exception) -> DataError:
     return DataError(f"{field}: {source}: cannot be fetched as a data set of the hub: {reason}")
 
 
-def _header(path: Path, separator: str) -> list[str]:
+def _header(path: Path, separator: str, shown: Path) -> list[str]:
     """The names of a CSV file's columns.
 
     Raises:
@@ -116,10 +120,10 @@ def _header(path: Path, separator: str) -> list[str]:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             columns = next(csv.reader(stream, delimiter=separator), [])
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as csv: {error}") from error
+        raise DataError(f"{shown}: cannot be read as csv: {error}") from error
     if not columns or not all(columns) or len(set(columns)) < len(columns):
         raise DataError(
-            f"{path}:1: the first line has to name the columns, each once; found "
+            f"{shown}:1: the first line has to name the columns, each once; found "
             f"{', '.join(columns) or '(nothing)'}"
         )
     return columns

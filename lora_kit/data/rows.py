@@ -53,6 +53,11 @@ class Row:
     label: str | None = None
     format: str = ""
 
+    @property
+    def answered(self) -> bool:
+        """Whether it is a prompt and, as its last turn, the assistant's answer."""
+        return len(self.messages) > 1 and self.messages[-1].role == "assistant"
+
 
 def split_of(key: str, validation: float = 0.1, test: float = 0.1) -> Split:
     """The part that a cluster belongs to, by a hash of its name, the same on every machine."""

@@ -15,13 +15,13 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_kit.data.datafiles import ENDINGS, kind_of
 from lora_kit.data.docstrings import docstring_rows
 from lora_kit.data.formats import check_columns, parse_row
 from lora_kit.data.reference import reference_rows
 from lora_kit.data.rows import Row, split_of
 from lora_kit.data.tables import (
     BLOCK,
-    SUFFIXES,
     ArrowTable,
     Table,
     Wanted,
@@ -129,19 +129,21 @@ def joined(several: Sequence[Rows]) -> Rows:
     )
 
 
-def read_source(spec: SourceSpec, seed: int, field: str) -> Rows:
+def read_source(spec: SourceSpec, seed: int, field: str, whole: bool = False) -> Rows:
     """The rows of one source, in the source's order.
 
     Args:
         spec: what to read; its limit picks at random by `seed`, but where rows are streamed.
         seed: the recipe's.
         field: the recipe's field, for messages.
+        whole: whether every turn of a conversation is learned, so that any may be the last.
 
     Raises:
         DataError: if the source is unknown or cannot be read as asked. A row that is wrong is
             found when it is read.
     """
-    source = _built_in(spec, field) if spec.source in BUILT_IN else _table_source(spec, field)
+    is_built_in = spec.source in BUILT_IN
+    source = _built_in(spec, field) if is_built_in else _table_source(spec, field, whole)
     numbers = np.arange(source.size, dtype=np.int64)
     if spec.limit is not None and spec.limit < source.size:
         # By the field, not by the source: a file's path must not decide which rows are taken.
@@ -172,7 +174,7 @@ def _built_in(spec: SourceSpec, field: str) -> Source:
     )
 
 
-def _table_source(spec: SourceSpec, field: str) -> Source:
+def _table_source(spec: SourceSpec, field: str, whole: bool) -> Source:
     table = _opened(spec, field)
     if not len(table):
         raise DataError(f"{field}: {spec.source}: there are no rows in it")
@@ -185,7 +187,7 @@ def _table_source(spec: SourceSpec, field: str) -> Source:
             # Arrow gives every object the fields of all, empty where it had none.
             values = [{key: _without_nulls(v) for key, v in value.items()} for value in values]
         return [
-            parse_row(value, table.origin(number), spec.format, spec.columns, names)
+            parse_row(value, table.origin(number), spec.format, spec.columns, names, whole)
             for number, value in zip(numbers, values, strict=True)
         ]
 
@@ -199,12 +201,12 @@ def _table_source(spec: SourceSpec, field: str) -> Source:
 
 def _opened(spec: SourceSpec, field: str) -> Table:
     path = Path(spec.source).expanduser()
-    if not path.is_dir() and path.suffix not in SUFFIXES and not is_hub_id(spec.source):
+    if not path.is_dir() and not kind_of(path) and not is_hub_id(spec.source):
         near = difflib.get_close_matches(spec.source, BUILT_IN, n=1)
         hint = f" Did you mean `{near[0]}`?" if near else ""
         raise DataError(
             f"{field}: {spec.source}: neither a built-in source ({', '.join(BUILT_IN)}) nor a file "
-            f"({', '.join(SUFFIXES)}), a folder or a hub id (owner/name).{hint}"
+            f"({ENDINGS}), a folder or a hub id (owner/name).{hint}"
         )
     if not is_hub_id(spec.source):
         _refuse_unused(spec, field, ("subset", "revision", "streaming"), "no hub id")

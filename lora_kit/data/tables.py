@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lora_kit.data.datafiles import ENDINGS, LINES, data_file, files_in, kind_of
 from lora_kit.data.lines import index_lines, index_list
 from lora_kit.data.readers import (
     READERS,
@@ -24,8 +25,6 @@ from lora_kit.data.readers import (
 from lora_kit.errors import DataError
 from lora_kit.gguf import file_sha256
 
-LINES = (".jsonl", ".ndjson")
-SUFFIXES = (*LINES, ".json", *READERS)
 # Rows that are read at a time.
 BLOCK = 1000
 
@@ -147,14 +146,14 @@ def open_table(wanted: Wanted) -> Table:
         if (path / SAVED).is_file() or (path / SAVED_SPLITS).is_file():
             return _saved(path, wanted)
         return _folder(path, wanted)
-    if path.suffix in SUFFIXES:
+    if kind_of(path):
         if not path.is_file():
             raise DataError(f"{field}: {path}: no such file")
         return _files([path], str(path), wanted)
     if is_hub_id(source):
         return _hub(wanted)
     raise DataError(
-        f"{field}: {source}: no built-in source, no file ({', '.join(SUFFIXES)}), no folder of "
+        f"{field}: {source}: no built-in source, no file ({ENDINGS}), no folder of "
         "such files or one that `datasets` saved, and no hub id (owner/name)"
     )
 
@@ -187,7 +186,7 @@ def read_table(
 def is_hub_id(source: str) -> bool:
     """Whether a source is `owner/name`, and neither here nor a file by its ending."""
     path = Path(source).expanduser()
-    return source.count("/") == 1 and path.suffix not in SUFFIXES and not path.exists()
+    return source.count("/") == 1 and not kind_of(path) and not path.exists()
 
 
 def has_splits(source: str) -> bool:
@@ -197,13 +196,15 @@ def has_splits(source: str) -> bool:
 
 def _files(paths: Sequence[Path], source: str, wanted: Wanted) -> Table:
     """The rows of files of one kind."""
-    kind = paths[0].suffix
+    kind = kind_of(paths[0])
+    files = [data_file(path) for path in paths]
     if kind in READERS:
-        dataset = load_files(paths, wanted.as_text)
-        return ArrowTable(source, dataset, lambda: _sha256([file_sha256(path) for path in paths]))
-    tables: list[Table] = [
-        index_lines(path) if kind in LINES else index_list(path) for path in paths
-    ]
+        dataset = load_files([file.path for file in files], kind, paths, wanted.as_text)
+        return ArrowTable(
+            source, dataset, lambda: _sha256([file_sha256(file.path) for file in files])
+        )
+    index = index_lines if kind in LINES else index_list
+    tables: list[Table] = [index(file.path, file.given) for file in files]
     if len(tables) == 1:
         return tables[0]
     starts = np.cumsum([0, *map(len, tables)]).tolist()
@@ -211,15 +212,8 @@ def _files(paths: Sequence[Path], source: str, wanted: Wanted) -> Table:
 
 
 def _folder(path: Path, wanted: Wanted) -> Table:
-    files = sorted(
-        file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".")
-    )
-    kinds = sorted({file.suffix for file in files})
-    if not files:
-        raise DataError(
-            f"{wanted.field}: {path}: no directory that `datasets` saved, and no files "
-            f"({', '.join(SUFFIXES)}) lie in it"
-        )
+    files = files_in(path, wanted.field)
+    kinds = sorted({kind_of(file) for file in files})
     if len(kinds) > 1:
         raise DataError(
             f"{wanted.field}: {path}: files of several kinds ({', '.join(kinds)}); name one of "

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+NO_END = (
+    "the chat template ends the assistant's turn without a special token; the model could not "
+    "learn when to stop"
+)
 Offsets = Sequence[tuple[int, int]]
 
 
@@ -69,7 +73,8 @@ def tokenize(
         DataError: if the row holds control tokens, or the chat template cannot carry its turns.
     """
     refuse_control_tokens(row, control_tokens(tokenizer))
-    return _examples([(row, draft(row, tokenizer, labels))], tokenizer, max_length)[0]
+    end = _end_where_all_is_learned([row], tokenizer, labels)
+    return _examples([(row, draft(row, tokenizer, labels))], tokenizer, max_length, end)[0]
 
 
 def tokenize_rows(
@@ -82,11 +87,12 @@ def tokenize_rows(
     """
     control = control_tokens(tokenizer)
     several = []
+    end = _end_where_all_is_learned(rows, tokenizer, labels)
     for row in rows:
         refuse_control_tokens(row, control)
         several.append(drafts(row, tokenizer, labels))
     pairs = [(row, one) for row, many in zip(rows, several, strict=True) for one in many]
-    examples = iter(_examples(pairs, tokenizer, max_length))
+    examples = iter(_examples(pairs, tokenizer, max_length, end))
     return [[next(examples) for _ in many] for many in several]
 
 
@@ -118,10 +124,35 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     return labels[-1]
 
 
+def _end_where_all_is_learned(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, labels: Labels
+) -> int | None:
+    """The token that has to be in each conversation; `None` where turns are looked at one by one.
+
+    Raises:
+        DataError: if the chat template ends no turn with such a token.
+    """
+    is_checked = labels == "all" and tokenizer.chat_template and any(row.messages for row in rows)
+    return end_of_turn(tokenizer) if is_checked else None
+
+
 def _examples(
-    pairs: Sequence[tuple[Row, Draft]], tokenizer: PreTrainedTokenizerBase, max_length: int
+    pairs: Sequence[tuple[Row, Draft]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    end: int | None = None,
 ) -> list[Example]:
-    """Tokenize drafts, those of one kind in one call, which fast tokenizers divide over cores."""
+    """Tokenize drafts, those of one kind in one call, which fast tokenizers divide over cores.
+
+    Args:
+        pairs: rows, and what is read of them.
+        tokenizer: of the backbone.
+        max_length: tokens an example.
+        end: of the assistant's turn, where conversations are learned whole.
+
+    Raises:
+        DataError: if a turn does not end with a special token.
+    """
     special = special_token_ids(tokenizer)
     found: dict[int, Example] = {}
     kinds = [(one.special, one.spans is None) for _, one in pairs]
@@ -138,6 +169,8 @@ def _examples(
             input_ids = list(encoded["input_ids"][number])
             if one.spans is None:
                 labels = list(input_ids)
+                if end is not None and row.messages and end not in labels:
+                    raise DataError(f"{row.origin}: {NO_END}")
             else:
                 offsets = encoded["offset_mapping"][number]
                 labels = _labels(row, one, input_ids, offsets, special)
@@ -159,10 +192,7 @@ def _labels(
                 if span.start < last <= span.end:
                     labels[position] = input_ids[position]
         elif not _supervise_turn(input_ids, labels, offsets, span, special) and span.ended:
-            raise DataError(
-                f"{row.origin}: the chat template ends the assistant's turn without a special "
-                "token; the model could not learn when to stop"
-            )
+            raise DataError(f"{row.origin}: {NO_END}")
     return labels
 
 

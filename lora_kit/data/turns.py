@@ -36,25 +36,14 @@ def read_text(value: object, field: str, origin: str) -> str:
     return value
 
 
-def read_messages(value: object, field: str, origin: str, ends: bool = True) -> tuple[Message, ...]:
+def read_messages(value: object, field: str, origin: str) -> tuple[Message, ...]:
     """Read a list of turns with `role` and `content`.
-
-    Args:
-        value: the list.
-        field: what it is called.
-        origin: of the row.
-        ends: whether the assistant has to speak last.
 
     Raises:
         DataError: naming the turn that is wrong.
     """
     turns = _turns(value, field, origin)
-    messages = tuple(
-        _message(turn, f"{origin}: {field}[{index}]") for index, turn in enumerate(turns)
-    )
-    if ends:
-        check_last(messages, origin)
-    return messages
+    return tuple(_message(turn, f"{origin}: {field}[{index}]") for index, turn in enumerate(turns))
 
 
 def read_conversations(value: object, field: str, origin: str) -> tuple[Message, ...]:
@@ -77,7 +66,6 @@ def read_conversations(value: object, field: str, origin: str) -> tuple[Message,
         renamed = {k: v for k, v in turn.items() if k not in ("from", "value")}
         message = {**renamed, "role": SPEAKERS[speaker], "content": turn["value"]}
         messages.append(_message(message, place))
-    check_last(messages, origin)
     return tuple(messages)
 
 
@@ -90,7 +78,21 @@ def check_last(messages: Sequence[Message], origin: str) -> None:
     if messages[-1].role != "assistant":
         raise DataError(
             f"{origin}: the last turn is the {messages[-1].role}'s; it has to be the assistant's, "
-            "whose words are what is learned"
+            "whose words are what is learned (of a conversation that is learned whole, with "
+            "data.labels: all, it may be any)"
+        )
+
+
+def check_spoken(messages: Sequence[Message], origin: str) -> None:
+    """Refuse a conversation that is learned whole and in which the assistant says nothing.
+
+    Raises:
+        DataError: if it does not.
+    """
+    if not any(message.role == "assistant" for message in messages):
+        raise DataError(
+            f"{origin}: no turn is the assistant's, so that nothing shows where its turns end; "
+            "give what is no conversation as a `text`"
         )
 
 

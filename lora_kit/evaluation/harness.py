@@ -26,6 +26,7 @@ from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.files import read_json, write_json
 from lora_kit.processes import process_state
+from lora_kit.recipe import MERGED_ARMS
 
 LEDGER = "ledger.parquet"
 VERDICT = "verdict.json"
@@ -181,7 +182,7 @@ def _write(
         "adapter": adapter_sha256(wanted.adapter),
         "suite_digests": {suite.name: suite.digest for suite in wanted.suites},
         # So that nobody takes a merge made later for the one that was measured.
-        "merged_model": next((arm.identity for arm in arms if arm.name == "merged"), None),
+        "merged_models": {arm.name: arm.identity for arm in arms if arm.name in MERGED_ARMS},
         "keys": keys,
     }
     write_json(directory / VERDICT, verdict.to_dict() | lineage)

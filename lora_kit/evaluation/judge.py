@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from lora_kit.errors import EvaluationError
 from lora_kit.evaluation import facets
 from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.evaluation.pairs import Entries, Pairs, by_arm, mean_score, pair
+from lora_kit.evaluation.shipping import shipping
 from lora_kit.evaluation.statistics.decisions import (
     Comparison,
     Decision,
@@ -24,11 +25,13 @@ from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.verdict import (
     WAYS,
     Finding,
+    MergedTask,
     Rival,
     SuiteVerdict,
     TaskVerdict,
     Verdict,
 )
+from lora_kit.recipe import MERGED_ARMS
 
 ALARM_ALPHA = 0.05
 
@@ -47,11 +50,12 @@ def judge(entries: Sequence[Entry], suites: Sequence[Suite]) -> Verdict:
         )
         for suite in suites
     )
-    judged = _with_alarms(judged)
-    merged = [task.merged for suite in judged for task in suite.tasks]
+    ships, judged = shipping(_with_alarms(judged))
+    merged = [task.merged for suite in judged for task in suite.tasks if task.merged]
     return Verdict(
         combined([suite.decision for suite in judged]),
-        combined([m for m in merged if m is not None]) if any(merged) else None,
+        combined(merged) if merged else None,
+        ships,
         tuple(finding for suite in judged for finding in _findings(suite)),
         judged,
     )
@@ -73,11 +77,6 @@ def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Ta
     pairs = pair(base, adapter, task, where)
     comparison = _compare(pairs, suite, task)
     decision, reason = _decided(pairs, comparison, task)
-    merged = None
-    if "merged" in arms:
-        of_merged = pair(base, arms["merged"], task, where)
-        compared = _compare(of_merged, suite, task)
-        merged = _decided(of_merged, compared, task)[0], compared.interval
     confidence = comparison.interval.confidence
     return TaskVerdict(
         task=task.name,
@@ -99,8 +98,9 @@ def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Ta
         loss_p=loss_p(pairs.differences, pairs.clusters, pairs.binary),
         loss_adjusted=1.0,
         alarm=False,
-        merged=merged[0] if merged else None,
-        merged_interval=merged[1] if merged else None,
+        merged=None,
+        merged_interval=None,
+        merges=tuple(_merges(suite, task, arms)),
         rivals=_rivals(suite, task, arms, adapter),
         measures=facets.measures(pairs, task, confidence),
         slices=facets.slices(pairs, confidence),
@@ -108,6 +108,16 @@ def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Ta
         classes=facets.classes(pairs, task),
         drift=facets.drift(arms.get(DRIFT, {})),
     )
+
+
+def _merges(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Iterator[MergedTask]:
+    """Each merged model against the base, as the adapter is."""
+    for arm in MERGED_ARMS:
+        if arm in arms:
+            pairs = pair(arms.get("base", {}), arms[arm], task, f"{suite.name}/{task.name}")
+            compared = _compare(pairs, suite, task)
+            decision = _decided(pairs, compared, task)[0]
+            yield MergedTask(arm, decision, _level(pairs.after, task), compared.interval)
 
 
 def _compare(pairs: Pairs, suite: Suite, task: TaskSpec) -> Comparison:

@@ -145,8 +145,8 @@ def _solved(row: Any, spec: TaskSpec) -> Shot:
 
 
 def shot_of(row: Row) -> Shot | None:
-    """A training row as a solved example; `None` for a text without a prompt."""
-    return row.messages if len(row.messages) > 1 else None
+    """A training row as a solved example; `None` for one without a prompt and its answer."""
+    return row.messages if row.answered else None
 
 
 def _loss_item(

@@ -37,6 +37,21 @@ class Rival:
 
 
 @dataclass(frozen=True)
+class MergedTask:
+    """A merged model against the base.
+
+    Attributes:
+        mean: score of the merged model.
+        interval: of the difference, positive where the merged model is better.
+    """
+
+    arm: str
+    decision: Decision
+    mean: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
 class TaskVerdict:
     """One task: both arms' means, the oriented difference with its interval, and the decision.
 
@@ -58,7 +73,8 @@ class TaskVerdict:
         loss_p: one-sided, that nothing was lost.
         loss_adjusted: the same after Holm, over all tasks and slices.
         alarm: whether something was lost for sure, be it within the margin.
-        merged: decision of the merged model against the base, where it is an arm.
+        merged: decision of the merged model that ships, where one is an arm.
+        merges: all merged models that are arms.
         rivals: the adapter against other ways to the same end.
         measures: what else was measured of the same items.
     """
@@ -84,6 +100,7 @@ class TaskVerdict:
     alarm: bool
     merged: Decision | None
     merged_interval: Interval | None
+    merges: tuple[MergedTask, ...]
     rivals: tuple[Rival, ...]
     measures: tuple[Measure, ...]
     slices: tuple[Slice, ...]
@@ -123,11 +140,13 @@ class Verdict:
 
     Attributes:
         decision: of the adapter.
-        merged: of the merged model, where it is an arm.
+        merged: of the merged model that ships, where one is an arm.
+        ships: the arm that it is.
     """
 
     decision: Decision
     merged: Decision | None
+    ships: str | None
     findings: tuple[Finding, ...]
     suites: tuple[SuiteVerdict, ...]
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from lora_kit.errors import MergeError
-from lora_kit.files import whole_directory, write_json
 from lora_kit.fingerprint import weight_files
-from lora_kit.merging.lora import LoraUpdate, read_updates
-
-INDEX = "model.safetensors.index.json"
-COPIED = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
+from lora_kit.merging.configuration import write_configuration
+from lora_kit.merging.dequantize import dequantized
+from lora_kit.merging.hollow import Hollow, hollow_model
+from lora_kit.merging.layout import Group, groups
+from lora_kit.merging.partial import Partial, require_free, require_room
+from lora_kit.merging.tensors import Planned, Stored, by_key
 
 
 @dataclass(frozen=True)
@@ -29,33 +27,49 @@ class MergePlan:
 
     Attributes:
         base: directory of the backbone's files.
-        adapter: directory of the adapter.
+        adapter: directory of the adapter; `None` to dequantize alone.
         quantization: how the backbone was quantized in training.
-        dtype: what it computed in, and what the merged weights are stored in.
+        dtype: what it computed in.
         quantized_modules: names of the modules that were quantized.
         into: `dequantized` weights, as trained on, or the `original` ones of the files.
+        stored_dtype: what the merged weights are stored in.
         shard_bytes: largest weight file.
         stop_token_ids: written into the generation configuration.
     """
 
     base: Path
-    adapter: Path
+    adapter: Path | None
     quantization: str
     dtype: str
     quantized_modules: tuple[str, ...]
     into: str
+    stored_dtype: str
     shard_bytes: int
     stop_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a merge wrote. Bytes of weights, seconds of wall time."""
+    """What a merge wrote.
+
+    Attributes:
+        tensors: in the files.
+        merged: parameters that the adapter changed or replaced.
+        dequantized: parameters that were quantized and dequantized as in training.
+        untied: parameters that were one in the backbone and are two now.
+        weight_bytes: of all tensors.
+        kept_shards: files that an earlier merge, cut off, had written already.
+        in_memory: whether the whole model went through PEFT.
+        seconds: of wall time.
+    """
 
     tensors: int
     merged: int
     dequantized: int
+    untied: tuple[str, ...]
     weight_bytes: int
+    kept_shards: int
+    in_memory: bool
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,168 +80,146 @@ class MergeResult:
 def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
     """Write the merged model to `output`, whole or not at all.
 
+    Killed in the middle, it leaves a hidden directory beside `output` that holds no configuration,
+    and goes on from its finished shards when it is called again for the same.
+
     Raises:
-        MergeError: if a part of the adapter has no place in the backbone, or the disk is too small.
+        MergeError: if a part of the adapter has no place in the backbone, a number is none, or the
+            disk is too small.
     """
     started = time.monotonic()
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise MergeError(f"{output}: is there already and not empty; choose another --output")
-    updates = read_updates(plan.adapter)
+    require_room(output)
     files = weight_files(plan.base)
-    keys = {key for file in files for key in _keys(file)}
-    _require_places(plan, updates, keys)
-    _require_disk(files, output)
-    with whole_directory(output) as temporary:
-        shards = _Shards(temporary, plan.shard_bytes)
-        for key, tensor in _tensors(files):
-            shards.add(key, _merged_tensor(key, tensor, plan, updates))
-        total = shards.finish()
-        _write_configuration(plan, temporary)
+    stored = by_key(files)
+    hollow = hollow_model(plan.base, plan.adapter)
+    _require_places(plan, hollow, stored)
+    work = _Work(plan, hollow, {})
+    planned = list(work.planned(groups(stored, hollow)))
+    total = sum(one.length for one in planned)
+    require_free(output, total)
+    with Partial.of(output, asdict(plan), files) as partial_directory:
+        kept = partial_directory.write(planned, plan.shard_bytes)
+        write_configuration(plan, hollow, partial_directory.path)
+        partial_directory.finish()
     return MergeResult(
-        tensors=len(keys),
-        merged=len(updates),
+        tensors=len(planned),
+        merged=len(hollow.changed),
         dequantized=len(plan.quantized_modules) if plan.into == "dequantized" else 0,
+        untied=tuple(sorted(hollow.untied)),
         weight_bytes=total,
+        kept_shards=kept,
+        in_memory=False,
         seconds=time.monotonic() - started,
     )
 
 
-def _keys(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as stream:
-        return list(stream.keys())
+@dataclass(frozen=True)
+class _Work:
+    """How each tensor of the merged model comes about.
 
-
-def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    for file in files:
-        with safe_open(file, framework="pt") as stream:
-            for key in stream.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                yield key, stream.get_tensor(key)
-
-
-def _merged_tensor(
-    key: str, tensor: torch.Tensor, plan: MergePlan, updates: Mapping[str, LoraUpdate]
-) -> torch.Tensor:
-    """One tensor of the merged model: the sum in float32, one rounding at the end."""
-    dtype: torch.dtype = getattr(torch, plan.dtype)
-    if not tensor.is_floating_point():
-        return tensor
-    module = key.removesuffix(".weight")
-    if plan.into == "dequantized" and module in plan.quantized_modules:
-        tensor = dequantized(tensor.to(dtype), plan.quantization)
-    update = updates.get(module)
-    if update is None:
-        return tensor.to(dtype)
-    return (tensor.float() + update.delta()).to(dtype)
-
-
-def dequantized(weight: torch.Tensor, quantization: str) -> torch.Tensor:
-    """Quantize and dequantize a weight as loading it for training does.
-
-    Args:
-        weight: (out, in), in the dtype that the backbone computes in.
-        quantization: `nf4`, `fp4` or `int8`.
-
-    Returns:
-        (out, in) in the same dtype, what the frozen layer multiplied with.
+    Attributes:
+        made: tensors of a group that was merged as a whole, until they are written.
     """
-    import bitsandbytes.functional as bnb
 
-    from lora_kit.processes import process_state
+    plan: MergePlan
+    hollow: Hollow
+    made: dict[str, torch.Tensor]
 
-    # The same kernels as in training: another device may round a tie otherwise.
-    moved = weight.contiguous().to(process_state().device)
-    if quantization == "int8":
-        codes, scales, _ = bnb.int8_vectorwise_quant(moved.half())
-        restored = codes.float() * scales[:, None] / 127
-    else:
-        codes, state = bnb.quantize_4bit(moved, quant_type=quantization, compress_statistics=True)
-        restored = bnb.dequantize_4bit(codes, state)
-    back: torch.Tensor = restored.to(weight.dtype).cpu()
-    return back
+    @property
+    def dtype(self) -> torch.dtype:
+        found: torch.dtype = getattr(torch, self.plan.stored_dtype)
+        return found
+
+    def planned(self, found: Iterator[Group]) -> Iterator[Planned]:
+        """All tensors that are written, those of a group behind one another."""
+        sources = {}
+        for group in found:
+            for target in group.targets:
+                sources[target] = group
+            yield from self._of_group(group, sources)
+        for name in sorted(self.hollow.untied - set(sources)):
+            twin = next(n for n in sorted(self.hollow.aliases[name]) if n in sources)
+            yield self._of_parameter(name, name, sources[twin], sources)
+
+    def _of_group(self, group: Group, sources: Mapping[str, Group]) -> Iterator[Planned]:
+        if len(group.stored) == 1 and group.converter is None:
+            name, tensor = group.targets[0], group.stored[0]
+            if self._is_new(name):
+                yield self._of_parameter(name, tensor.key, group, sources)
+            else:
+                yield self._as_it_is(tensor)
+            return
+        changed = any(self._is_new(name) for name in group.targets)
+        for tensor in group.stored:
+            if changed:
+                produce = partial(self._from_group, tensor.key, group)
+                yield Planned(tensor.key, self.dtype, tensor.shape, produce)
+            else:
+                yield self._as_it_is(tensor)
+
+    def _is_new(self, name: str) -> bool:
+        return name in self.hollow.changed or self._was_quantized(name)
+
+    def _was_quantized(self, name: str) -> bool:
+        module = name.removesuffix(".weight")
+        return self.plan.into == "dequantized" and module in self.plan.quantized_modules
+
+    def _as_it_is(self, tensor: Stored) -> Planned:
+        if not tensor.dtype.is_floating_point or tensor.dtype == self.dtype:
+            return Planned(tensor.key, tensor.dtype, tensor.shape, copied=tensor)
+        return Planned(tensor.key, self.dtype, tensor.shape, lambda: tensor.read().to(self.dtype))
+
+    def _of_parameter(
+        self, name: str, key: str, group: Group, sources: Mapping[str, Group]
+    ) -> Planned:
+        replaced = self.hollow.replaced.get(name)
+        shape = group.stored[0].shape if replaced is None else tuple(replaced.shape)
+        return Planned(key, self.dtype, shape, partial(self._merged, name, group, sources))
+
+    def _merged(self, name: str, group: Group, sources: Mapping[str, Group]) -> torch.Tensor:
+        def read(other: str) -> torch.Tensor:
+            # The same tensor under another name, where the backbone has it once.
+            source = group if other == name else sources.get(other)
+            if source is None:
+                raise MergeError(f"{self.plan.base}: {other} is in none of its files")
+            found = source.parameters(self.hollow)
+            return self._as_trained_on(other, found[other if other in found else source.targets[0]])
+
+        if name not in self.hollow.changed:
+            return read(name).to(self.dtype)
+        return self.hollow.merged(name, read, self.dtype)
+
+    def _as_trained_on(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not self._was_quantized(name):
+            return tensor
+        computed: torch.dtype = getattr(torch, self.plan.dtype)
+        return dequantized(tensor.to(computed), self.plan.quantization)
+
+    def _from_group(self, key: str, group: Group) -> torch.Tensor:
+        if key not in self.made:
+            parameters = group.parameters(self.hollow)
+            for name in group.targets:
+                read = parameters.__getitem__
+                parameters[name] = (
+                    self.hollow.merged(name, read, self.dtype)
+                    if name in self.hollow.changed
+                    else parameters[name].to(self.dtype)
+                )
+            self.made.update(group.back(parameters, self.hollow))
+        return self.made.pop(key)
 
 
-def _require_places(plan: MergePlan, updates: Mapping[str, LoraUpdate], keys: set[str]) -> None:
-    for noun, modules in (
-        ("the adapter changes", sorted(updates)),
-        ("training quantized", plan.quantized_modules),
+def _require_places(plan: MergePlan, hollow: Hollow, stored: Mapping[str, Stored]) -> None:
+    names = {name for group in groups(stored, hollow) for name in group.targets}
+    reachable = names | {a for name in names for a in hollow.aliases.get(name, frozenset())}
+    quantized = [f"{module}.weight" for module in plan.quantized_modules]
+    for noun, wanted in (
+        ("the adapter changes", sorted(hollow.changed)),
+        ("training quantized", quantized),
     ):
-        lost = [module for module in modules if f"{module}.weight" not in keys]
+        lost = [name for name in wanted if name not in reachable]
         if lost:
             raise MergeError(
-                f"{plan.base}: {len(lost)} modules that {noun} have no weight in its files, the "
+                f"{plan.base}: {len(lost)} parameters that {noun} are in none of its files, the "
                 f"first: {lost[0]}. Is this the backbone that the adapter was trained on?"
             )
-
-
-def _require_disk(files: list[Path], output: Path) -> None:
-    # Weights in the files may be half as wide as those that are written.
-    wanted = 2 * sum(file.stat().st_size for file in files)
-    place = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
-    free = shutil.disk_usage(place).free
-    if free < wanted:
-        raise MergeError(
-            f"{output}: the disk has {free / 1e9:.1f} GB free, up to {wanted / 1e9:.1f} GB are "
-            "needed; choose another --output"
-        )
-
-
-class _Shards:
-    """Collects tensors and writes a file whenever the next one would be too large."""
-
-    def __init__(self, directory: Path, limit: int):
-        self._directory = directory
-        self._limit = limit
-        self._pending: dict[str, torch.Tensor] = {}
-        self._bytes = 0
-        self._written: list[tuple[Path, list[str]]] = []
-        self._total = 0
-
-    def add(self, key: str, tensor: torch.Tensor) -> None:
-        if self._pending and self._bytes + tensor.nbytes > self._limit:
-            self._flush()
-        self._pending[key] = tensor.contiguous()
-        self._bytes += tensor.nbytes
-
-    def _flush(self) -> None:
-        path = self._directory / f"part-{len(self._written)}.safetensors"
-        save_file(self._pending, path, metadata={"format": "pt"})
-        path.chmod(0o644)
-        self._written.append((path, list(self._pending)))
-        self._total += self._bytes
-        self._pending, self._bytes = {}, 0
-
-    def finish(self) -> int:
-        """Name the files as transformers expects them; returns the bytes of all tensors."""
-        if self._pending:
-            self._flush()
-        count = len(self._written)
-        if count == 1:
-            self._written[0][0].rename(self._directory / "model.safetensors")
-            return self._total
-        weight_map = {}
-        for number, (path, keys) in enumerate(self._written, start=1):
-            name = f"model-{number:05d}-of-{count:05d}.safetensors"
-            path.rename(self._directory / name)
-            weight_map.update(dict.fromkeys(keys, name))
-        write_json(
-            self._directory / INDEX,
-            {"metadata": {"total_size": self._total}, "weight_map": weight_map},
-        )
-        return self._total
-
-
-def _write_configuration(plan: MergePlan, directory: Path) -> None:
-    config = json.loads((plan.base / "config.json").read_text())
-    config.pop("quantization_config", None)
-    config.pop("torch_dtype", None)
-    # A directory of the machine that converted it means nothing to who loads it.
-    config.pop("_name_or_path", None)
-    write_json(directory / "config.json", config | {"dtype": plan.dtype})
-    path = plan.base / "generation_config.json"
-    generation = json.loads(path.read_text()) if path.is_file() else {}
-    stops = list(plan.stop_token_ids)
-    generation["eos_token_id"] = stops[0] if len(stops) == 1 else stops
-    write_json(directory / "generation_config.json", generation)
-    for pattern in COPIED:
-        for file in plan.base.glob(pattern):
-            shutil.copy2(file, directory / file.name)

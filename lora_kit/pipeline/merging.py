@@ -3,86 +3,185 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from lora_kit.adapters import adapter_sha256
+from lora_kit.adapters import adapter_sha256, attach_saved
+from lora_kit.backbone import load, resolve
 from lora_kit.console import say
 from lora_kit.data.dataset import training_rows, validation_rows
-from lora_kit.data.tokenization import tokenize_rows
+from lora_kit.data.tokenization import Example, tokenize_rows
+from lora_kit.errors import MergeError
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import write_json
 from lora_kit.gguf import file_sha256
-from lora_kit.merging.stream import MergePlan, MergeResult, merge_stream
-from lora_kit.merging.verify import Verification, verify_merged
+from lora_kit.merging.in_memory import merge_adapter
+from lora_kit.merging.stream import MergePlan, MergeResult
+from lora_kit.merging.verify import Verification, measure, questions_for, verify_merged
+from lora_kit.recipe import MERGED_ARMS, BackboneSpec, DataSpec, MergeSpec, SourceSpec
 from lora_kit.releasing.gate import MERGE_RECORD
-from lora_kit.session import Session, open_run
+from lora_kit.session import Session, Subject, open_subject
 
 COMPARED_ROWS = 24
+PROSE = "python-reference"
+Into = Literal["dequantized", "original"]
 
 
 @dataclass(frozen=True)
 class Merged:
-    """A merged model and how it compares with what was measured."""
+    """A merged model and how it compares with what was measured.
+
+    Attributes:
+        into: the weights that the adapter was added to.
+    """
 
     directory: Path
+    into: Into
     result: MergeResult
     verification: Verification
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "directory": str(self.directory),
+            "into": self.into,
+            **self.result.to_dict(),
+            "verification": self.verification.to_dict(),
+        }
 
-def merge(target: Path | Session, output: Path | None = None) -> Merged:
-    """Merge a run's adapter into its backbone and compare the result with what was measured.
+
+def merge(
+    target: Path | Session, output: Path | None = None, backbone: BackboneSpec | None = None
+) -> tuple[Merged, ...]:
+    """Merge an adapter into its backbone and compare the result with the two together.
 
     Args:
-        target: a run directory or an open session.
-        output: where the model goes; by default `merged/` in the run.
+        target: a run directory, an adapter directory, or an open session.
+        output: where the model goes; by default `merged/` in the run. Where the recipe wants both
+            bases, the one on the checkpoint's weights goes beside it, with `-original` to its name.
+        backbone: of an adapter that another tool made; by default what the adapter says.
+
+    Returns:
+        One merged model, or two.
 
     Raises:
-        LoraKitError: if the run cannot be merged.
+        LoraKitError: if it cannot be merged.
     """
-    session = target if isinstance(target, Session) else open_run(target)
-    directory = output or session.run.merged
-    backbone, recipe = session.backbone, session.recipe
-    plan = MergePlan(
-        base=backbone.files.directory,
-        adapter=session.run.adapter,
-        quantization=recipe.backbone.quantization,
-        dtype=str(backbone.spec.dtype),
-        quantized_modules=backbone.quantized_modules,
-        into=recipe.merge.base,
-        shard_bytes=int(recipe.merge.shard_size * 1e9),
-        stop_token_ids=stop_token_ids(backbone),
-    )
+    subject = open_subject(target, backbone)
+    spec = subject.session.recipe.merge if subject.session else MergeSpec()
     # Before the merge: what cannot be compared is not worth writing.
-    held_out = validation_rows(recipe.data, recipe.seed)
-    rows = held_out or training_rows(recipe.data, recipe.seed)[0]
-    several = tokenize_rows(
-        rows[:COMPARED_ROWS].read(),
-        backbone.tokenizer,
-        recipe.data.max_length,
-        recipe.data.labels,
+    compared = _compared(subject)
+    return tuple(
+        _merge_into(subject, spec, into, directory, output is None, compared)
+        for into, directory in _places(subject, spec, output)
     )
-    examples = [example for of_row in several for example in of_row]
-    if output is None:
+
+
+def _places(subject: Subject, spec: MergeSpec, output: Path | None) -> Iterator[tuple[Into, Path]]:
+    if output is None and subject.session is None:
+        raise MergeError(f"{subject.adapter}: say with --output where the merged model goes")
+    first, second = (
+        output.with_name(arm.replace("merged", output.name, 1))
+        if output
+        else subject.output.with_name(arm)
+        for arm in MERGED_ARMS
+    )
+    if spec.base == "both":
+        yield "dequantized", first
+        yield "original", second
+    elif spec.base == "original" or not _is_quantized(subject):
+        yield "original", first
+    else:
+        yield "dequantized", first
+
+
+def _is_quantized(subject: Subject) -> bool:
+    return subject.backbone.spec.quantization != "none"
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Examples that the merged model is compared on, and what rows they are of."""
+
+    examples: list[Example]
+    rows: str
+
+
+def _compared(subject: Subject) -> _Compared:
+    # Of an adapter alone, no data is known; what its base knows is asked of both.
+    recipe = subject.session.recipe if subject.session else None
+    data = recipe.data if recipe else DataSpec(train=[SourceSpec(source=PROSE)])
+    seed = recipe.seed if recipe else 0
+    held_out = validation_rows(data, seed)
+    rows = held_out or training_rows(data, seed)[0]
+    several = tokenize_rows(
+        rows[:COMPARED_ROWS].read(), subject.backbone.tokenizer, data.max_length, data.labels
+    )
+    kind = "held-out rows" if held_out else "training rows" if recipe else f"rows of {PROSE}"
+    return _Compared([example for of_row in several for example in of_row], kind)
+
+
+def _merge_into(
+    subject: Subject,
+    spec: MergeSpec,
+    into: Into,
+    directory: Path,
+    replaced: bool,
+    compared: _Compared,
+) -> Merged:
+    if replaced:
         shutil.rmtree(directory, ignore_errors=True)
-    result = merge_stream(plan, directory)
-    verification = verify_merged(backbone, session.model, directory, examples)
+    plan = _plan(subject, spec, into)
+    result = merge_adapter(plan, directory)
+    verification = _verified(subject, into, directory, compared.examples)
+    merged = Merged(directory, into, result, verification)
     write_json(
         directory / MERGE_RECORD,
         {
-            "backbone": backbone.fingerprint.digest,
-            "adapter": adapter_sha256(session.run.adapter),
+            "backbone": subject.backbone.fingerprint.digest,
+            "adapter": adapter_sha256(subject.adapter),
             "files": {path.name: file_sha256(path) for path in sorted(directory.iterdir())},
-            "into": plan.into,
-            "dtype": plan.dtype,
-            **result.to_dict(),
-            "compared_on": "held-out rows" if held_out else "training rows",
-            "verification": verification.to_dict(),
+            "dtype": plan.stored_dtype,
+            "compared_on": compared.rows,
+            **{name: value for name, value in merged.to_dict().items() if name != "directory"},
         },
     )
     say(
-        f"{directory}: {result.merged} modules merged in {result.seconds:.1f} s; same most likely "
-        f"token at {verification.top1_agreement:.1%}, KL {verification.mean_kl:.1e} nats "
-        f"(base without adapter: {verification.control_mean_kl:.1e})"
+        f"{directory}: {result.merged} parameters merged in {result.seconds:.1f} s; same most "
+        f"likely token at {verification.top1_agreement:.1%}, KL {verification.mean_kl:.1e} nats "
+        f"(base without adapter: {verification.control_mean_kl:.1e}), at least "
+        f"{verification.least_kept:.1%} of each module's change kept"
     )
-    return Merged(directory, result, verification)
+    return merged
+
+
+def _plan(subject: Subject, spec: MergeSpec, into: Into) -> MergePlan:
+    backbone = subject.backbone
+    computed = str(backbone.spec.dtype)
+    return MergePlan(
+        base=backbone.files.directory,
+        adapter=subject.adapter,
+        quantization=backbone.spec.quantization,
+        dtype=computed,
+        quantized_modules=backbone.quantized_modules,
+        into=into,
+        stored_dtype=computed if spec.dtype == "auto" else spec.dtype,
+        shard_bytes=int(spec.shard_size * 1e9),
+        stop_token_ids=stop_token_ids(backbone),
+    )
+
+
+def _verified(
+    subject: Subject, into: Into, directory: Path, examples: list[Example]
+) -> Verification:
+    """Against base + adapter: on the checkpoint's weights, if those were merged into."""
+    model, backbone = subject.model, subject.backbone
+    questions = questions_for(model, examples, stop_token_ids(backbone))
+    if into == "dequantized" or not _is_quantized(subject):
+        return verify_merged(directory, measure(model, questions), questions, backbone.model)
+    spec = backbone.spec.model_copy(update={"quantization": "none"})
+    original = load(resolve(spec), spec)
+    measured = measure(attach_saved(original, subject.adapter), questions)
+    return verify_merged(directory, measured, questions, original.model, trained=model)

@@ -64,7 +64,7 @@ def release(
     clearance = clear(run, acceptance)
     if output is not None:
         _refuse_occupied(output, clearance)
-    warnings = (*_loading(run), *_local_paths(recipe))
+    warnings = (*_loading(clearance.merged, run.adapter), *_local_paths(recipe))
     manifest = collect(run, clearance, works(recipe), warnings)
     directory = output or run.release
     _write(directory, run, clearance, manifest)
@@ -90,23 +90,23 @@ def _refuse_occupied(output: Path, clearance: Clearance) -> None:
         raise ReleaseError(f"{output}: is there already and not empty", status=2)
 
 
-def _loading(run: RunDirectory) -> tuple[str, ...]:
+def _loading(merged: Path, adapter: Path) -> tuple[str, ...]:
     """What does not load as it is.
 
     Raises:
         ReleaseError: if the model itself would not.
     """
-    found = check_formats(run.merged, run.adapter)
+    found = check_formats(merged, adapter)
     if found.refusals:
         lines = "".join(f"\n  {reason}" for reason in found.refusals)
-        raise ReleaseError(f"{run.merged}: would not load as what was measured{lines}")
+        raise ReleaseError(f"{merged}: would not load as what was measured{lines}")
     return found.warnings
 
 
 def _write(directory: Path, run: RunDirectory, clearance: Clearance, manifest: Manifest) -> None:
     """Write the release, whole or not at all."""
     with whole_directory(directory) as temporary:
-        shutil.copytree(run.merged, temporary, dirs_exist_ok=True)
+        shutil.copytree(clearance.merged, temporary, dirs_exist_ok=True)
         shutil.copytree(run.adapter, temporary / ADAPTER)
         shutil.copytree(run.evaluation, temporary / EVALUATION)
         shutil.copy2(run.recipe, temporary / run.recipe.name)

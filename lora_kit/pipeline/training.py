@@ -12,16 +12,17 @@ from lora_kit.backbone import load, resolve
 from lora_kit.console import say
 from lora_kit.data.audit.audit import audit, refuse
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
+from lora_kit.errors import DataError
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.checks import Situation, run_checks
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
-from lora_kit.run import start_record
+from lora_kit.run import RunDirectory, start_record
 from lora_kit.session import Session, open_run
 from lora_kit.training.plot import plot_training
-from lora_kit.training.resuming import choose_run, finished, require_same
+from lora_kit.training.resuming import begin_run, choose_run, finished, require_same
 from lora_kit.training.trainer import TrainingResult
 from lora_kit.training.trainer import train as train_adapter
 
@@ -50,13 +51,10 @@ def train(
         LoraKitError: if anything is refused; nothing is trained then.
         TrainingInterruptedError: if a signal ended it; `resume` goes on.
     """
-    run, checkpoint = choose_run(recipe, output, overwrite, resume)
-    done = finished(run) if resume else None
+    chosen = choose_run(recipe, output, overwrite, resume)
+    done = None if chosen.is_new else finished(chosen.run)
     if done:
-        session = open_run(run.root)
-        require_same(run, recipe, session.backbone)
-        say(f"{run.root}: is trained already")
-        return Trained(session, done)
+        return _trained_already(chosen.run, recipe, done)
     suites = load_suites(recipe.evaluation.suites)
     backbone = load(resolve(recipe.backbone), recipe.backbone)
     # Read before the training, so that a mistake in them does not cost one.
@@ -75,6 +73,9 @@ def train(
     found = audit(rows, data.examples, items, held_out_rows, backbone.tokenizer, limits)
     refuse(found)
     covered = coverage(model)
+    if not chosen.is_new:
+        require_same(chosen.run, recipe, backbone, data.digest)
+    run = begin_run(recipe, output, overwrite) if chosen.is_new else chosen.run
     say(
         f"{run.root}: {data.counts.used} rows, {data.counts.tokens} tokens, "
         f"{data.counts.supervised_tokens} supervised, {data.counts.truncated} cut, "
@@ -82,10 +83,8 @@ def train(
         f"{covered.total_parameters:,} parameters are trained"
     )
     is_main = process_state().is_main_process
-    if resume and run.recipe.is_file():
-        require_same(run, recipe, backbone, data.digest)
-    if checkpoint:
-        say(f"{run.root}: going on from {checkpoint.name}")
+    if chosen.checkpoint:
+        say(f"{run.root}: going on from {chosen.checkpoint.name}")
     elif is_main:
         for stale in run.results:
             # Of an earlier run that --overwrite gave up: its verdict is not this adapter's.
@@ -98,7 +97,7 @@ def train(
             coverage=covered.to_dict(),
             suites={suite.name: suite.digest for suite in suites},
         )
-    result = train_adapter(recipe, backbone, model, data, held_out, run, checkpoint)
+    result = train_adapter(recipe, backbone, model, data, held_out, run, chosen.checkpoint)
     if is_main:
         validation = (result.validation_before, result.validation_after)
         run.update_record(training=result.to_dict())
@@ -106,3 +105,25 @@ def train(
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         plot_training(result.history, validation, run.training_plot)
     return Trained(Session(run, recipe, backbone, model), result)
+
+
+def _trained_already(run: RunDirectory, recipe: Recipe, done: TrainingResult) -> Trained:
+    """A training that is finished, if it was one of this recipe, on this backbone and these rows.
+
+    Raises:
+        LoraKitError: if it was not.
+    """
+    session = open_run(run.root)
+    require_same(run, recipe, session.backbone, _digest_now(run, recipe, session))
+    say(f"{run.root}: is trained already")
+    return Trained(session, done)
+
+
+def _digest_now(run: RunDirectory, recipe: Recipe, session: Session) -> str | None:
+    """Of the rows; `None` where they are gone: the adapter, which is there, needs them no more."""
+    try:
+        rows, replay = training_rows(recipe.data, recipe.seed)
+        return prepare(rows, session.backbone.tokenizer, recipe.data, replay).digest
+    except DataError as error:
+        say(f"{run.root}: whether it was trained on these rows cannot be told: {error}")
+        return None

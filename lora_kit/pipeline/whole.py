@@ -15,7 +15,7 @@ from lora_kit.pipeline.merging import merge
 from lora_kit.pipeline.releasing import release
 from lora_kit.pipeline.training import train
 from lora_kit.processes import process_state
-from lora_kit.recipe import Recipe
+from lora_kit.recipe import MERGED_ARMS, Recipe
 from lora_kit.releasing.gate import STATUS
 from lora_kit.releasing.released import remarks
 from lora_kit.run import peak_memory
@@ -72,7 +72,8 @@ def run(
         merge(session)
     process_state().wait_for_everyone()
     # The merged model is what ships, so a release asks what it does, whatever the recipe's arms.
-    verdict = evaluate(session, arms=("merged",)).verdict
+    merged = MERGED_ARMS if recipe.merge.base == "both" else MERGED_ARMS[:1]
+    verdict = evaluate(session, arms=merged).verdict
     released, refusal, status = None, "", STATUS[verdict.decision]
     if is_main:
         try:

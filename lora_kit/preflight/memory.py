@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lora_kit.attention import FLASH
 from lora_kit.backbone import compute_dtype
 from lora_kit.data.dataset import PreparedData
 from lora_kit.likelihood import supervised_nll
@@ -163,7 +164,6 @@ def estimate(
     batch: MicroBatch,
     device: Device,
     base_bytes: int,
-    attention: str | None = None,
 ) -> MemoryEstimate:
     """Peak memory of a recipe's training.
 
@@ -177,14 +177,17 @@ def estimate(
         batch: the largest micro batch.
         device: what is trained on.
         base_bytes: what is there before the backbone is: `libraries_memory()` or `CUDA_BASE`.
-        attention: `sdpa` or `eager`; by default what transformers would take.
 
     Raises:
         BackboneError: if transformers has no causal language model of this configuration.
         AdapterError: if a target of the adapter is misspelt.
     """
     dtype = compute_dtype(recipe.backbone)
-    quantization = recipe.backbone.quantization
+    quantization, attention = recipe.backbone.quantization, recipe.backbone.attention
+    if attention == FLASH:
+        # Its kernels take no tensors without data. What they keep is what sdpa keeps that is given
+        # no mask: neither has the square of the length, and they tell rows apart by their lengths.
+        attention, batch = "sdpa", replace(batch, masked=False)
     shaped = shaped_model(
         config, recipe.adapter, quantization, dtype, attention, on_gpu=device == "cuda"
     )

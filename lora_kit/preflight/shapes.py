@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lora_kit.adapters import wrapped
 from lora_kit.errors import BackboneError
-from lora_kit.recipe import AdapterSpec, Quantization
+from lora_kit.recipe import AdapterSpec, Attention, Quantization
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -49,7 +49,7 @@ def shaped_model(
     adapter: AdapterSpec,
     quantization: Quantization,
     dtype: torch.dtype,
-    attention: str | None = None,
+    attention: Attention = "auto",
     on_gpu: bool = False,
 ) -> ShapedModel:
     """Build a model from its configuration alone: an 8B one takes seconds and no memory.
@@ -59,7 +59,7 @@ def shaped_model(
         adapter: what is attached to it.
         quantization: of its linear layers.
         dtype: what it computes in.
-        attention: `sdpa`, `eager`; by default what transformers would take.
+        attention: `sdpa`, `eager`, or `auto`: what transformers would take.
         on_gpu: whether dropout keeps a mask of bytes; on a CPU it keeps one of floats.
 
     Raises:
@@ -71,7 +71,7 @@ def shaped_model(
     config = copy.deepcopy(config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    chosen = {"attn_implementation": attention} if attention else {}
+    chosen = {"attn_implementation": attention} if attention != "auto" else {}
     with torch.device("meta"):
         try:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)

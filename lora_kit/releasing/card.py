@@ -173,6 +173,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["code"] = _code
     environment.filters["share"] = lambda value: f"{100 * value:.4g}%"
     environment.filters["nats"] = lambda value: f"{value:.2e}"
+    environment.filters["limit"] = lambda value: "unbounded" if value is None else f"{value:+.4g}"
     environment.filters["thousands"] = lambda value: f"{value:,}"
     return environment
 

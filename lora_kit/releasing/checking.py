@@ -19,7 +19,7 @@ from lora_kit.evaluation.harness import check_verdict, read_verdict
 from lora_kit.files import read_json
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.card import model_card, same_card
-from lora_kit.releasing.gate import MERGE_KEYS, MERGE_RECORD, judged, merged_identity
+from lora_kit.releasing.gate import MERGE_KEYS, MERGE_RECORD, judged, names_its_merge
 from lora_kit.releasing.manifest import (
     ADAPTER,
     CARD,
@@ -107,7 +107,7 @@ def _contradictions(
             yield f"the manifest's adapter is not that of {name}"
     if {name: manifest.files.get(name) for name in merge["files"]} != merge["files"]:
         yield f"the merged files are not those of {MERGE_RECORD}"
-    if verdict.get("merged_model") != merged_identity(merge["files"]):
+    if not names_its_merge(verdict, merge):
         yield "the verdict is of other merged files"
     yield from _of_recipe(directory, manifest, verdict)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_kit.adapters import adapter_sha256
@@ -14,6 +15,7 @@ from lora_kit.evaluation.harness import check_verdict, read_verdict
 from lora_kit.evaluation.statistics.decisions import Decision, combined
 from lora_kit.files import read_json
 from lora_kit.gguf import file_sha256
+from lora_kit.recipe import MERGED_ARMS
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.run import RunDirectory
 
@@ -30,12 +32,14 @@ class Clearance:
     """What the gate saw.
 
     Attributes:
-        decision: of the adapter and the merged model together.
+        merged: directory of the merged model that ships.
+        decision: of the adapter and that model together.
         acceptance: where the decision is INCONCLUSIVE.
     """
 
     verdict: dict[str, Any]
     merge: dict[str, Any]
+    merged: Path
     decision: Decision
     acceptance: Acceptance | None
 
@@ -64,10 +68,11 @@ def clear(run: RunDirectory, acceptance: Acceptance | None = None) -> Clearance:
     if decision == "INCONCLUSIVE" and acceptance:
         reasons = [reason for reason in reasons if reason.status != STATUS["INCONCLUSIVE"]]
     merge: dict[str, Any] = {}
-    record = run.merged / MERGE_RECORD
+    merged = run.merged_as(verdict.get("ships") or MERGED_ARMS[0])
+    record = merged / MERGE_RECORD
     if record.is_file():
         merge = read_json(record, ReleaseError)
-        reasons += _broken_merge(run, verdict, merge)
+        reasons += _broken_merge(run, merged, verdict, merge)
     else:
         reasons.append(Reason(f"not merged yet; run `lora-kit merge {run.root}`", MISSING_STAGE))
     reasons += _broken_lineage(run, verdict)
@@ -79,9 +84,9 @@ def clear(run: RunDirectory, acceptance: Acceptance | None = None) -> Clearance:
             status=worst,
         )
     if decision == "PASS" or acceptance is None:
-        return Clearance(verdict, merge, decision, None)
+        return Clearance(verdict, merge, merged, decision, None)
     named = acceptance.model_copy(update={"tasks": tuple(undecided)})
-    return Clearance(verdict, merge, decision, named)
+    return Clearance(verdict, merge, merged, decision, named)
 
 
 def judged(
@@ -129,12 +134,18 @@ def merged_identity(files: object) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def names_its_merge(verdict: Mapping[str, Any], merge: Mapping[str, Any]) -> bool:
+    """Whether the merged model that ships is the one that the verdict measured."""
+    measured = verdict.get("merged_models", {}).get(verdict.get("ships"))
+    return bool(measured == merged_identity(merge["files"]))
+
+
 def _broken_merge(
-    run: RunDirectory, verdict: Mapping[str, Any], merge: Mapping[str, Any]
+    run: RunDirectory, merged: Path, verdict: Mapping[str, Any], merge: Mapping[str, Any]
 ) -> Iterator[Reason]:
     """Yield whatever keeps the merged files from being those of this run, as they were compared."""
     if not set(merge) >= MERGE_KEYS:
-        yield Reason(f"{run.merged / MERGE_RECORD}: not a merge of this version; merge again", 2)
+        yield Reason(f"{merged / MERGE_RECORD}: not a merge of this version; merge again", 2)
         return
     failed = STATUS["FAIL"]
     if not merge["verification"].get("passed"):
@@ -143,14 +154,13 @@ def _broken_merge(
         yield Reason("the verdict and the merged files are of different backbones", failed)
     if merge["adapter"] != adapter_sha256(run.adapter):
         yield Reason("the merged files are of another adapter; merge again", failed)
-    is_measured = verdict.get("merged_model") == merged_identity(merge["files"])
-    if verdict["merged"] is not None and not is_measured:
+    if verdict["merged"] is not None and not names_its_merge(verdict, merge):
         text = f"another merge was evaluated; run `lora-kit evaluate {run.root} --arm merged` again"
         yield Reason(text, failed)
     changed = [
         name
         for name, digest in merge["files"].items()
-        if not (run.merged / name).is_file() or file_sha256(run.merged / name) != digest
+        if not (merged / name).is_file() or file_sha256(merged / name) != digest
     ]
     if changed:
         text = f"merged files changed since they were compared: {', '.join(changed)}"

@@ -62,8 +62,8 @@ def _views(verdict: Mapping[str, Any]) -> Iterator[TaskView]:
         for task in suite["tasks"]:
             base, unit = task["base"], task["unit"]
             measured, merged = interval(task["interval"]), interval(task["merged_interval"])
-            sign = 1 if task["higher_is_better"] else -1
-            score = base + sign * merged.delta if merged.items == measured.items else None
+            of_merges = {one["arm"]: one["mean"] for one in task["merges"]}
+            score = of_merges[verdict["ships"]] if merged.items == measured.items else None
             line = -(task["margin"] or 0.0)
             notation = Notation.fit(unit, (base, task["adapter"]), measured, line)
             in_unit = f" {'pp' if notation.percent else unit}"

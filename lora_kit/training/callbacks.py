@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.console import Meter
@@ -32,11 +33,22 @@ class MetricsLog(TrainerCallback):
         meter: Meter,
         is_main: bool,
         plot: Callable[[list[dict[str, float]]], None],
+        plot_seconds: float = PLOT_SECONDS,
     ):
+        """Plan.
+
+        Args:
+            path: of `metrics.jsonl`.
+            meter: the progress bar.
+            is_main: whether this process writes; the others do nothing here.
+            plot: draws what was logged so far.
+            plot_seconds: from one drawing to the next, at least.
+        """
         self._path = path
         self._meter = meter
         self._is_main = is_main
         self._plot = plot
+        self._plot_seconds = plot_seconds
         self._started = self._plotted = time.monotonic()
         self._earlier_seconds = 0.0
         self._earlier_tokens = 0.0
@@ -84,7 +96,7 @@ class MetricsLog(TrainerCallback):
         self.record(entry)
         rate = (entry["tokens"] - self._earlier_tokens) / seconds if seconds else 0.0
         self._meter.advance(note=f"loss {entry['loss']:.3f}, {rate:.0f} token/s")
-        if time.monotonic() - self._plotted > PLOT_SECONDS:
+        if time.monotonic() - self._plotted >= self._plot_seconds:
             self._plot(self.history)
             self._plotted = time.monotonic()
 
@@ -162,4 +174,4 @@ class Interruption(TrainerCallback):
 def gradient_norm(model: torch.nn.Module) -> float:
     """Norm of the gradients of all that is trained, as this process has them."""
     gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
-    return float(sum(float(g.float().square().sum()) for g in gradients) ** 0.5)
+    return float(get_total_norm(gradients))

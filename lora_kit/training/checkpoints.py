@@ -68,7 +68,7 @@ def restore_weights(model: torch.nn.Module, weights: Tensors) -> None:
 
 
 def save(trainer: SupervisedTrainer, keep: int) -> None:
-    """Write the checkpoint of the step that is done, and delete all but the `keep` latest.
+    """Write the checkpoint of the step that is done, and delete all but the `keep` latest whole.
 
     Raises:
         TrainingError: if it cannot be written; those before it are as they were.
@@ -86,9 +86,27 @@ def save(trainer: SupervisedTrainer, keep: int) -> None:
                 f"{path}: the checkpoint cannot be written: {error}. "
                 + (f"{last} is whole: make room, then go on with --resume" if last else "Make room")
             ) from error
-        for old in _steps(folder)[keep:]:
-            shutil.rmtree(old, ignore_errors=True)
+        _prune(folder, keep, written=path)
     trainer.accelerator.wait_for_everyone()
+
+
+def _prune(folder: Path, keep: int, written: Path) -> None:
+    """Delete all checkpoints but the one that was just written and the latest whole ones.
+
+    One that was damaged since does not count: it would push out what a training can go on from.
+    """
+    others = [path for path in _steps(folder) if path != written]
+    if len(others) < keep:
+        return
+    kept = 1
+    for path in others:
+        problem = _damage(path) if kept < keep else None
+        if problem is None and kept < keep:
+            kept += 1
+            continue
+        if problem:
+            say(f"{path}: damaged since it was written, and removed: {problem}")
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(trainer: SupervisedTrainer, random_states: list[Tensors], folder: Path) -> None:

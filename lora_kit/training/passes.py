@@ -74,6 +74,10 @@ class Cutting:
                 made.append(Pass(start, number, self._tokens(group)))
         return made
 
+    def most_tokens(self, lengths: NDArray[np.int32]) -> int:
+        """Of a forward pass, padding included; a longer example has a pass to itself."""
+        return self.tokens or self.rows * int(lengths.max())
+
     def read(self, one: Pass, examples: Sequence[Example]) -> list[Example]:
         """The examples of a pass; no others than those of its step are read."""
         return self.cut(examples[one.start : one.start + self.share])[one.number]

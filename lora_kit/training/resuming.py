@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,12 @@ from lora_kit.backbone import Backbone
 from lora_kit.errors import LoraKitError, RecipeError
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
-from lora_kit.run import RunDirectory, last_run_directory, new_run_directory
+from lora_kit.run import (
+    RunDirectory,
+    claim_run_directory,
+    last_run_directory,
+    new_run_directory,
+)
 from lora_kit.training import checkpoints
 from lora_kit.training.trainer import TrainingResult
 
@@ -19,29 +26,65 @@ from lora_kit.training.trainer import TrainingResult
 FREE = ("checkpoint_steps", "keep_checkpoints", "log_to")
 
 
-def choose_run(
-    recipe: Recipe, output: Path | None, overwrite: bool, resume: bool
-) -> tuple[RunDirectory, Path | None]:
-    """The run directory, and the checkpoint to go on from; the first process chooses for all.
+@dataclass(frozen=True)
+class Choice:
+    """Which run a training belongs to.
 
-    Each for itself would find the directory that the first one has made.
+    Attributes:
+        run: that it goes on with; of a new one where it would be, for nothing is made yet.
+        checkpoint: to go on from, if there is one.
+        is_new: whether the run has yet to begin.
+    """
+
+    run: RunDirectory
+    checkpoint: Path | None
+    is_new: bool
+
+
+def choose_run(recipe: Recipe, output: Path | None, overwrite: bool, resume: bool) -> Choice:
+    """The run, and the checkpoint to go on from.
 
     Raises:
         RecipeError: if `output` holds an earlier run and neither is said.
     """
+
+    def choose() -> Choice:
+        run = last_run_directory(recipe, output) if resume else None
+        if run is None:
+            return Choice(new_run_directory(recipe, output, overwrite), None, is_new=True)
+        return Choice(run, checkpoints.newest(run.checkpoints), is_new=False)
+
+    chosen: Choice = _of_the_first_process(choose)
+    return chosen
+
+
+def begin_run(recipe: Recipe, output: Path | None, overwrite: bool) -> RunDirectory:
+    """Make the directory of a new run.
+
+    Raises:
+        RecipeError: if `output` holds a run by now.
+    """
+    begun: RunDirectory = _of_the_first_process(
+        lambda: claim_run_directory(recipe, output, overwrite)
+    )
+    return begun
+
+
+def _of_the_first_process(choose: Callable[[], Any]) -> Any:
+    """What the first process chooses, for all of them, or the error that it ends with.
+
+    Each for itself would find the directory that the first one has made.
+    """
     choice: list[Any] = [None]
     if process_state().is_main_process:
         try:
-            run = last_run_directory(recipe, output) if resume else None
-            checkpoint = checkpoints.newest(run.checkpoints) if run else None
-            run = run or new_run_directory(recipe, output, overwrite)
-            choice[0] = (run, checkpoint)
-        except RecipeError as error:
+            choice[0] = choose()
+        except (LoraKitError, OSError) as error:
             choice[0] = error
     (chosen,) = broadcast_object_list(choice)
-    if isinstance(chosen, LoraKitError):
+    if isinstance(chosen, Exception):
         raise chosen
-    return chosen[0], chosen[1]
+    return chosen
 
 
 def require_same(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,16 +85,16 @@ def train(
     """
     state = process_state()
     steps = optimizer_steps(len(data.examples), recipe.training, state.num_processes)
-    before = validation_loss(model, backbone, validation) if resume is None else None
+    cutting = Cutting.of(recipe, state.num_processes, state.device)
+    tokens = cutting.most_tokens(data.lengths)
+    measure = partial(validation_loss, model, backbone, validation, tokens)
+    before = measure() if resume is None else None
     with meter("training", steps, visible=state.is_main_process) as progress:
-        attempt = _Attempt.prepare(recipe, backbone, model, data, validation, run, progress)
+        attempt = _Attempt.prepare(recipe, backbone, model, data, cutting, run, progress, measure)
         attempt.validation.before = before
         with attempt.interruption.listening():
             _train(attempt, resume)
     trainer = attempt.trainer
-    # Accelerate leaves the forward wrapped in autocast, and what is measured would not be what a
-    # model from disk computes.
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if attempt.interruption.received and trainer.state.global_step < steps:
         raise TrainingInterruptedError(
             f"{run.root}: stopped by {attempt.interruption.received} after step "
@@ -104,7 +105,7 @@ def train(
         checkpoints.restore_weights(model, attempt.validation.best_weights)
         kept = attempt.validation.best_step
     model.eval()
-    after = validation_loss(model, backbone, validation)
+    after = measure()
     if state.is_main_process:
         save_adapter(model, backbone, run.adapter)
     state.wait_for_everyone()
@@ -145,18 +146,16 @@ class _Attempt:
         backbone: Backbone,
         model: PeftModel,
         data: PreparedData,
-        held_out: PreparedData | None,
+        cutting: Cutting,
         run: RunDirectory,
         progress: Meter,
+        measure: Callable[[], float | None],
     ) -> _Attempt:
         state, spec = process_state(), recipe.training
         steps = optimizer_steps(len(data.examples), spec, state.num_processes)
         log = MetricsLog(run.metrics, progress, state.is_main_process, _plotter(run))
-        validation = Validation(
-            spec, lambda: validation_loss(model, backbone, held_out), log.record
-        )
+        validation = Validation(spec, measure, log.record)
         interruption = Interruption(any_process)
-        cutting = Cutting.of(recipe, state.num_processes, state.device)
         trainer = SupervisedTrainer(
             model=model,
             args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
@@ -172,17 +171,19 @@ class _Attempt:
             callbacks=[validation, interruption, *_tensorboard(recipe, run)],
         )
         trainer.remove_callback(PrinterCallback)
-
-        def where() -> str:
-            rows = ", ".join(data.examples[n].origin for n in trainer.rows)
-            last = checkpoints.newest(run.checkpoints)
-            after = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-            return f"{rows}; {after}"
-
         trainer.add_callback(Epochs(lambda: trainer.sampler))
+        where = partial(_where, trainer, data, run)
         trainer.add_callback(Guards(backbone.model.config.get_text_config().vocab_size, where))
         trainer.add_callback(log)
         return cls(trainer, log, validation, interruption)
+
+
+def _where(trainer: SupervisedTrainer, data: PreparedData, run: RunDirectory) -> str:
+    """The rows of the step under way, and what to go back to."""
+    rows = ", ".join(data.examples[n].origin for n in trainer.rows)
+    last = checkpoints.newest(run.checkpoints)
+    after = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+    return f"{rows}; {after}"
 
 
 def _plotter(run: RunDirectory) -> Callable[[list[dict[str, float]]], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lora_kit.backbone import Backbone
 from lora_kit.console import say
+from lora_kit.data.batches import cut
 from lora_kit.data.dataset import PreparedData
-from lora_kit.data.tokenization import Example
 from lora_kit.errors import TrainingError
 from lora_kit.likelihood import pad_examples, supervised_nll, to_device
+from lora_kit.memory import lacks_memory
 from lora_kit.recipe import TrainingSpec
 from lora_kit.training.checkpoints import Tensors, trained_weights
 
@@ -25,33 +26,40 @@ def validation_loss(
     validation: PreparedData | None,
     batch_tokens: int = 4096,
 ) -> float | None:
-    """Mean loss of the held-out supervised tokens, nats per token; `None` without such data."""
+    """Mean loss of the held-out supervised tokens, nats per token; `None` without such data.
+
+    Args:
+        model: the backbone with its adapter.
+        backbone: of the model.
+        validation: held-out rows.
+        batch_tokens: most tokens of a forward pass, padding included.
+
+    Raises:
+        TrainingError: if a forward pass does not fit into memory.
+    """
     if validation is None or not validation.examples:
         return None
     was_training = model.training
     model.eval()
     total = 0.0
     count = 0
-    examples = sorted(validation.examples, key=lambda example: len(example.input_ids))
     with torch.inference_mode():
-        for batch in _by_tokens(examples, batch_tokens):
+        for batch in cut(validation.examples, len(validation.examples), batch_tokens):
             padded = pad_examples(batch, backbone.tokenizer.pad_token_id)
-            nll, _ = supervised_nll(model, to_device(padded, backbone.model.device))
+            try:
+                nll, _ = supervised_nll(model, to_device(padded, backbone.model.device))
+            except (RuntimeError, MemoryError) as error:
+                if not lacks_memory(error):
+                    raise
+                raise TrainingError(
+                    f"the held-out rows do not fit into memory: {len(batch)} of them, the longest "
+                    f"of {len(batch[0].input_ids)} tokens. Lower training.batch_tokens, "
+                    "training.micro_batch_size or data.max_length"
+                ) from error
             total += float(nll.double().sum())
             count += nll.numel()
     model.train(was_training)
     return total / count
-
-
-def _by_tokens(examples: Sequence[Example], budget: int) -> Iterator[list[Example]]:
-    """Batches of at most `budget` tokens, of examples that come sorted by length."""
-    batch: list[Example] = []
-    for example in examples:
-        if batch and (len(batch) + 1) * len(example.input_ids) > budget:
-            yield batch
-            batch = []
-        batch.append(example)
-    yield batch
 
 
 class Validation(TrainerCallback):

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
+from lora_kit.preflight.doctor import matrix_rate
 from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, machine, peak_memory, versions
-from tests.benchmarks.training import matrix_rate
 
 SHAPES: dict[str, dict[str, int]] = {
     "8b": {
@@ -150,10 +150,12 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
         model, rate = _trl(recipe, backbone, tokens, arguments.side == "trl_liger")
     parameters = coverage(model).total_parameters
     cuda = torch.cuda.is_available()
+    held = torch.cuda.max_memory_allocated() if cuda else peak_memory()
+    reachable = 1e9 * matrix_rate(backbone.model.device, torch.bfloat16)
     return {
         "tokens_per_second": rate,
-        "peak_memory": torch.cuda.max_memory_allocated() if cuda else peak_memory(),
-        "share_of_matrix_rate": 4 * parameters * rate / matrix_rate(torch.bfloat16),
+        "peak_memory": held,
+        "share_of_matrix_rate": 4 * parameters * rate / reachable,
     }
 
 

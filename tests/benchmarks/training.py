@@ -25,12 +25,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lora_kit.preflight.doctor import matrix_rate
 from lora_kit.recipe import Recipe, SourceSpec
 from lora_kit.run import RunDirectory, machine, peak_memory, versions
 
@@ -98,7 +100,12 @@ def _setting(rows: int, seed: int, quantization: str = "nf4") -> tuple[Any, ...]
     return recipe, backbone, raw, held_out
 
 
-def _ours(rows: int, seed: int, quantization: str = "nf4") -> dict[str, float]:
+def _ours(
+    rows: int,
+    seed: int,
+    quantization: str = "nf4",
+    watched: AbstractContextManager[Any] | None = None,
+) -> dict[str, float]:
     from lora_kit.adapters import attach, coverage
     from lora_kit.data.dataset import prepare
     from lora_kit.training.trainer import train
@@ -106,32 +113,23 @@ def _ours(rows: int, seed: int, quantization: str = "nf4") -> dict[str, float]:
     recipe, backbone, raw, held_out = _setting(rows, seed, quantization)
     data = prepare(raw, backbone.tokenizer, recipe.data)
     model = attach(backbone, recipe.adapter, recipe.seed)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, watched or nullcontext():
         result = train(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
     figures = _figures(result.tokens, result.seconds, model, backbone, held_out)
     # Forward, and the gradient of the activations: the weights themselves are frozen.
     parameters = coverage(model).total_parameters
     figures["flops"] = 4 * parameters * figures["tokens_per_second"]
-    figures["matrix_rate"] = matrix_rate(getattr(torch, backbone.spec.dtype))
+    dtype = getattr(torch, backbone.spec.dtype)
+    figures["matrix_rate"] = 1e9 * matrix_rate(backbone.model.device, dtype)
     return figures
 
 
-def matrix_rate(dtype: torch.dtype, size: int = 2048, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of products of square matrices, on this device."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    for _ in range(2):
-        a @ b
-    products, started = 0, time.monotonic()
-    while time.monotonic() - started < seconds:
-        a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-        products += 1
-    return products * 2 * size**3 / (time.monotonic() - started)
-
-
-def _trl(rows: int, seed: int, float32_adapters: bool = False) -> dict[str, float]:
+def _trl(
+    rows: int,
+    seed: int,
+    float32_adapters: bool = False,
+    watched: AbstractContextManager[Any] | None = None,
+) -> dict[str, float]:
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -174,7 +172,8 @@ def _trl(rows: int, seed: int, float32_adapters: bool = False) -> dict[str, floa
                     parameter.data = parameter.data.float()
         tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
         started = time.monotonic()
-        trainer.train()
+        with watched or nullcontext():
+            trainer.train()
         seconds = time.monotonic() - started
     return _figures(tokens, seconds, trainer.model, backbone, held_out)
 

@@ -85,6 +85,29 @@ def test_a_completion_of_several_turns_begins_where_it_is_given() -> None:
         parse_row({"prompt": "Why?", "completion": [*TURNS[1:], TURNS[0]]}, "f:1")
 
 
+TALK = {"messages": [*TURNS, TURNS[0]]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        TALK,
+        {"conversations": [*SAID, SAID[0]]},
+        {"prompt": "Why?", "completion": [*TURNS[1:], TURNS[0]]},
+    ],
+)
+def test_the_last_turn_is_anybodys_where_all_is_learned(value: dict[str, Any]) -> None:
+    assert parse_row(value, "f:1", whole=True).messages == (ASK, ANSWER, ASK)
+    hint = r"f:1: the last turn is the user's; it has to be the assistant's.*data\.labels: all"
+    with pytest.raises(DataError, match=hint):
+        parse_row(value, "f:1")
+
+
+def test_a_conversation_without_the_assistant_is_refused_even_so() -> None:
+    with pytest.raises(DataError, match="f:1: no turn is the assistant's"):
+        parse_row({"messages": TURNS[:1] * 2}, "f:1", whole=True)
+
+
 def test_class_numbers_become_names_and_plain_numbers_texts() -> None:
     value = {"text": "fine", "label": 1}
     assert parse_row(value, "f:1", names={"label": ["bad", "good"]}).label == "good"

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.drafts import Labels
 from lora_kit.data.formats import parse_row
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import IGNORED, Example, tokenize, tokenize_rows
 from lora_kit.errors import DataError
+from lora_kit.recipe import DataSpec
 
 CHAT = (
     Message("system", "Be short."),
@@ -73,6 +75,41 @@ def test_all_is_all_but_what_nothing_precedes(tokenizer: Any) -> None:
     example = tokenize(row(*CHAT), tokenizer, 512, "all")
     assert example.labels == (IGNORED, *example.input_ids[1:])
     assert shown(tokenizer, example).endswith("Red.<|im_end|>\n")
+
+
+def test_where_all_is_learned_a_conversation_may_end_with_the_user(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    turns = [{"role": message.role, "content": message.content} for message in CHAT[:4]]
+    path = tmp_path / "talks.jsonl"
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    spec = DataSpec.model_validate({"train": [{"source": str(path)}], "labels": "all"})
+    data = prepare(training_rows(spec, seed=0)[0], tokenizer, spec)
+    (example,) = data.examples
+    asked = "<|im_start|>user\nAnother.<|im_end|>\n"
+    assert learned(tokenizer, example).endswith(f"Blue.<|im_end|>\n{asked}")
+    for labels in ("assistant", "last", "completion", ["user", "assistant"]):
+        other = spec.model_copy(update={"labels": labels})
+        with pytest.raises(DataError, match=r"talks\.jsonl:1: the last turn is the user's"):
+            prepare(training_rows(other, seed=0)[0], tokenizer, other)
+
+
+@pytest.mark.parametrize("last", [3, 4])
+def test_where_all_is_learned_a_template_without_an_end_of_turn_is_refused(
+    tokenizer: Any, last: int
+) -> None:
+    endless = with_template(tokenizer, "{{ m.content }}")
+    with pytest.raises(DataError, match="could not learn when to stop"):
+        tokenize(row(*CHAT[:last]), endless, 512, "all")
+    assert tokenize(row(text="Prose."), endless, 512, "all").supervised
+
+
+def test_where_all_is_learned_an_answer_without_its_end_is_refused(tokenizer: Any) -> None:
+    """A template that ends the assistant's turn only where it is the last one."""
+    ending = with_template(tokenizer, "{{ m.content }}{% if loop.last %}<|endoftext|>{% endif %}")
+    assert tokenize(row(*CHAT[:3]), ending, 512, "all").labels[-1] != IGNORED
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .* could not learn when to stop"):
+        tokenize(row(*CHAT[:4]), ending, 512, "all")
 
 
 def test_of_a_completion_of_several_turns_all_answers_are_learned(tokenizer: Any) -> None:

@@ -1,6 +1,5 @@
 """Sources of every kind: the same rows, by number, with their place; and what is refused."""
 
-import csv
 import json
 import random
 from pathlib import Path
@@ -9,42 +8,9 @@ from typing import Any
 import pytest
 
 from lora_kit.data.lines import index_lines, index_list
-from lora_kit.data.sources import Rows, read_source
 from lora_kit.data.tables import Wanted, open_table, read_table
 from lora_kit.errors import DataError
-from lora_kit.recipe import SourceSpec
-
-PAIRS = [{"prompt": f"{n} + 1?", "completion": f"{n + 1:03d}"} for n in range(25)]
-
-
-def opened(source: Path | str, **options: Any) -> Rows:
-    spec = SourceSpec.model_validate({"source": str(source), **options})
-    return read_source(spec, seed=0, field="data.train.0.source")
-
-
-def answers(rows: Rows) -> list[str]:
-    return [row.messages[-1].content for row in rows]
-
-
-def save(rows: list[dict[str, Any]], path: Path) -> Path:
-    import datasets
-
-    if path.suffix in (".jsonl", ".ndjson"):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    elif path.suffix in (".csv", ".tsv"):
-        with path.open("w", newline="") as stream:
-            writer = csv.DictWriter(
-                stream, list(rows[0]), delimiter="," if path.suffix == ".csv" else "\t"
-            )
-            writer.writeheader()
-            writer.writerows(rows)
-    elif path.suffix == ".parquet":
-        datasets.Dataset.from_list(rows).to_parquet(str(path))
-    else:
-        datasets.Dataset.from_list(rows).save_to_disk(str(path))
-    return path
+from tests.data.tables import PAIRS, answers, opened, save
 
 
 @pytest.mark.parametrize("kind", ["p.jsonl", "p.json", "p.csv", "p.tsv", "p.parquet", "saved"])
@@ -61,28 +27,6 @@ def test_rows_are_the_same_from_any_table(tmp_path: Path, kind: str) -> None:
     assert rows[3].origin == (f"{path}:4" if kind == "p.jsonl" else f"{path}[3]")
     assert answers(rows[20:22]) == ["021", "022"]
     assert rows.formats() == {str(path): "prompt-completion"}
-
-
-@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
-def test_a_folder_is_its_files_one_after_the_other(tmp_path: Path, kind: str) -> None:
-    (tmp_path / "README.md").write_text("what it is")
-    for name, part in (("b", PAIRS[10:]), ("a", PAIRS[:10])):
-        save(part, tmp_path / f"{name}{kind}")
-    rows = opened(tmp_path)
-    assert answers(rows) == [row["completion"] for row in PAIRS]
-    if kind == ".jsonl":
-        assert rows[10].origin == f"{tmp_path / 'b.jsonl'}:1"
-    shuffled = Rows(rows.sources, rows.parts, rows.numbers[::-1])
-    assert answers(shuffled) == [row["completion"] for row in reversed(PAIRS)]
-
-
-def test_a_folder_of_several_kinds_or_of_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no files \(\.jsonl"):
-        opened(tmp_path)
-    save(PAIRS, tmp_path / "a.jsonl")
-    save(PAIRS, tmp_path / "b.csv")
-    with pytest.raises(DataError, match=r"files of several kinds \(\.csv, \.jsonl\)"):
-        opened(tmp_path)
 
 
 def test_a_csv_file_is_text(tmp_path: Path) -> None:
@@ -113,7 +57,7 @@ def test_lines_are_found_without_being_kept(tmp_path: Path) -> None:
     for _ in range(20):
         some = generator.choices(range(300), k=5)
         assert table.take(some) == [values[n] for n in some]
-    assert set(vars(table)) == {"path", "offsets", "lengths", "lines"}
+    assert set(vars(table)) == {"path", "shown", "offsets", "lengths", "lines"}
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])

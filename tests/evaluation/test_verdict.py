@@ -254,6 +254,31 @@ def test_the_merged_model_is_judged_as_the_adapter_is() -> None:
     assert judge(entries[:600], [one_task("retention")]).merged is None
 
 
+def test_of_two_merged_models_the_better_one_ships() -> None:
+    right, wrong = [1.0] * 300, [0.0] * 100 + [1.0] * 200
+    both = arm("base", right) + arm("adapter", right)
+
+    def verdict(first: list[float], second: list[float]) -> tuple[str | None, str | None]:
+        arms = arm("merged", first) + arm("merged-original", second)
+        found = judge([*both, *arms], [one_task("retention")])
+        assert [m.arm for m in found.suites[0].tasks[0].merges] == ["merged", "merged-original"]
+        return found.ships, found.merged
+
+    assert verdict(right, right) == ("merged", "PASS")
+    assert verdict(wrong, right) == ("merged-original", "PASS")
+    assert verdict(right, wrong) == ("merged", "PASS")
+    assert judge(both, [one_task("retention")]).ships is None
+
+
+def test_of_two_merged_models_that_pass_the_one_that_gains_more_ships() -> None:
+    base, some, more = [0.0] * 100, [1.0] * 60 + [0.0] * 40, [1.0] * 90 + [0.0] * 10
+    arms = arm("merged", some) + arm("merged-original", more)
+    verdict = judge([*arm("base", base), *arm("adapter", more), *arms], [one_task("gain")])
+    assert (verdict.ships, verdict.merged) == ("merged-original", "PASS")
+    task = verdict.suites[0].tasks[0]
+    assert task.merged_interval == task.merges[1].interval != task.merges[0].interval
+
+
 def test_an_adapter_that_a_prompt_would_replace_is_said_so() -> None:
     suite = one_task("gain")
     base, adapter = [0.0] * 80 + [1.0] * 20, [1.0] * 60 + [0.0] * 20 + [1.0] * 20

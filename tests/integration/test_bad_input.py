@@ -55,6 +55,8 @@ FIELDS = [
     ("backbone.modle=x", "did you mean `model`"),
     ("backbone.quantization=q4", "nf4"),
     ("backbone.dtype=int4", "bfloat16"),
+    ("backbone.attention=flash", "flash_attention_2"),
+    ("backbone.attention=flash_attention_2", "kernels for bfloat16 and float16 alone"),
     ("adapter.rank=0", "adapter.rank"),
     ("adapter.rank=true", "adapter.rank"),
     ("adapter.rank=a", "adapter.rank"),
@@ -135,13 +137,6 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_file(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    text, part = RECIPES[name]
-    (place / "bad.yaml").write_bytes(text)
-    refused(place, capsys, ["plan", "bad.yaml"], "bad.yaml", part)
-
-
 GOOD = json.dumps({"prompt": "a", "completion": "b"}).encode() + b"\n"
 ROWS = {
     "not JSON": (b'{"prompt": "a", \n', ":2"),
@@ -163,15 +158,8 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_a_row(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    text, part = ROWS[name]
-    (place / "rows.jsonl").write_bytes(GOOD + text)
-    source = "data.train=[{source: rows.jsonl}]"
-    refused(place, capsys, ["train", "mine.yaml", "--set", source], "rows.jsonl", part)
-
-
 FILES: dict[str, tuple[str, bytes, str]] = {
+    "no gzip": ("rows.jsonl.gz", b"not packed", "unpacked as gzip"),
     "empty lines": ("rows.jsonl", b"\n\n", "no rows"),
     "an object": ("rows.json", b'{"prompt": "a"}', "list"),
     "broken JSON": ("rows.json", b"[{", "JSON"),
@@ -180,69 +168,63 @@ FILES: dict[str, tuple[str, bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_data_file(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    file, content, part = FILES[name]
+# What is written, its name and content, and what the message says besides the name.
+WRITTEN = {
+    **{f"recipe: {name}": ("bad.yaml", *case) for name, case in RECIPES.items()},
+    **{f"row: {name}": ("rows.jsonl", GOOD + text, part) for name, (text, part) in ROWS.items()},
+    **{f"file: {name}": case for name, case in FILES.items()},
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_file(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    file, content, part = WRITTEN[name]
     (place / file).write_bytes(content)
     source = f"data.train=[{{source: {file}}}]"
-    refused(place, capsys, ["train", "mine.yaml", "--set", source], file, part)
-
-
-def adapter(place: Path, config: str, weights: bytes) -> None:
-    (place / "theirs").mkdir()
-    (place / "theirs" / "adapter_config.json").write_text(config)
-    (place / "theirs" / "adapter_model.safetensors").write_bytes(weights)
+    reads_it = ["plan", file] if file == "bad.yaml" else ["train", "mine.yaml", "--set", source]
+    refused(place, capsys, reads_it, file, part)
 
 
 LORA = json.dumps({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]})
+
+
+def adapter(config: str = LORA, weights: bytes = b"") -> Callable[[Path], None]:
+    """Writes `theirs`, an adapter of another tool."""
+
+    def write(place: Path) -> None:
+        (place / "theirs").mkdir()
+        (place / "theirs" / "adapter_config.json").write_text(config)
+        (place / "theirs" / "adapter_model.safetensors").write_bytes(weights)
+
+    return write
+
+
+def untrained(place: Path) -> None:
+    """Makes `run`, of a training that wrote its recipe and nothing else."""
+    (place / "run").mkdir()
+    (place / "mine.yaml").rename(place / "run" / "recipe.yaml")
+
+
+TO_OUT = ["train", "mine.yaml", "--output", "out"]
+QUIZ = ["evaluate", "theirs", "--suite", "quiz.yaml"]
 STATES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
-    "output is a file": (
-        lambda place: (place / "out").write_text("x"),
-        ["train", "mine.yaml", "--output", "out"],
-        "is a file",
-    ),
+    "output is a file": (lambda place: (place / "out").write_text("x"), TO_OUT, "is a file"),
     "output is not empty": (
         lambda place: [(place / "out").mkdir(), (place / "out" / "a").write_text("x")],
-        ["train", "mine.yaml", "--output", "out"],
+        TO_OUT,
         "--overwrite",
     ),
     "no run": (lambda place: None, ["evaluate", "absent"], "neither a run"),
-    "a run without adapter": (
-        lambda place: [
-            (place / "run").mkdir(),
-            (place / "mine.yaml").rename(place / "run/recipe.yaml"),
-        ],
-        ["merge", "run"],
-        "no adapter_config.json",
-    ),
-    "a broken configuration": (
-        lambda place: adapter(place, "{", b""),
-        ["evaluate", "theirs", "--suite", "quiz.yaml"],
-        "adapter_config.json",
-    ),
-    "no base model": (
-        lambda place: adapter(place, LORA, b""),
-        ["evaluate", "theirs", "--suite", "quiz.yaml"],
-        "--backbone",
-    ),
+    "a run without adapter": (untrained, ["merge", "run"], "no adapter_config.json"),
+    "a broken configuration": (adapter(config="{"), QUIZ, "adapter_config.json"),
+    "no base model": (adapter(), QUIZ, "--backbone"),
     "weights cut off": (
-        lambda place: adapter(place, LORA, b"\x10\x00"),
-        ["evaluate", "theirs", "--suite", "quiz.yaml", "--backbone", "{tiny}"],
+        adapter(weights=b"\x10\x00"),
+        [*QUIZ, "--backbone", "{tiny}"],
         "theirs",
     ),
-    "no such arm": (
-        lambda place: adapter(place, LORA, b""),
-        ["evaluate", "theirs", "--arm", "magic"],
-        "magic",
-    ),
-    "a release without verdict": (
-        lambda place: [
-            (place / "run").mkdir(),
-            (place / "mine.yaml").rename(place / "run/recipe.yaml"),
-        ],
-        ["release", "run"],
-        "run",
-    ),
+    "no such arm": (adapter(), ["evaluate", "theirs", "--arm", "magic"], "magic"),
+    "a release without verdict": (untrained, ["release", "run"], "run"),
     "no manifest": (lambda place: (place / "out").mkdir(), ["verify", "out"], "out"),
 }
 
@@ -255,4 +237,4 @@ def test_a_state(place: Path, tiny: Path, capsys: pytest.CaptureFixture[str], na
 
 
 def test_they_are_enough() -> None:
-    assert len(FIELDS) + len(RECIPES) + len(ROWS) + len(FILES) + len(STATES) >= 60
+    assert len(FIELDS) + len(WRITTEN) + len(STATES) >= 60

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from lora_kit.adapters import attach
 from lora_kit.backbone import Backbone, load, resolve
-from lora_kit.data.tokenization import Example
 from lora_kit.errors import MergeError
+from lora_kit.merging.dequantize import dequantized
 from lora_kit.merging.lora import read_updates
-from lora_kit.merging.stream import INDEX, MergePlan, dequantized, merge_stream
-from lora_kit.merging.verify import compare, log_probabilities
+from lora_kit.merging.partial import INDEX
+from lora_kit.merging.stream import MergePlan, merge_stream
 from lora_kit.recipe import AdapterSpec, BackboneSpec
 from lora_kit.training.trainer import save_adapter
 
@@ -38,6 +40,7 @@ def plan_of(backbone: Backbone, adapter: Path, **changes: Any) -> MergePlan:
         "dtype": backbone.spec.dtype,
         "quantized_modules": backbone.quantized_modules,
         "into": "dequantized",
+        "stored_dtype": backbone.spec.dtype,
         "shard_bytes": 10**9,
         "stop_token_ids": (2,),
     }
@@ -83,22 +86,6 @@ def test_a_merged_tensor_is_the_float32_sum_rounded_once(
         assert torch.equal(merged[f"{name}.weight"], expected), name
 
 
-def test_the_merged_model_speaks_like_base_and_adapter(tiny: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    backbone = quantized(tiny, "nf4")
-    model = trained(backbone, tmp_path / "adapter")
-    merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    ids = tuple(range(100, 160))
-    text = [Example(ids, (-100, *ids[1:]))]
-    measured, shipped = log_probabilities(model, text), log_probabilities(reloaded.eval(), text)
-    with model.disable_adapter():
-        control = log_probabilities(model, text)
-    assert compare(measured, shipped, control).passed
-    assert not compare(measured, control, control).passed, "a merge that did nothing passed"
-
-
 @pytest.mark.parametrize("shard_bytes", [100_000, 10**9])
 def test_shards_hold_every_tensor_once(tiny: Path, tmp_path: Path, shard_bytes: int) -> None:
     backbone = quantized(tiny, "none")
@@ -142,39 +129,6 @@ def test_rank_and_alpha_patterns_and_rslora_are_those_of_peft(tiny: Path, tmp_pa
         assert torch.allclose(update.delta(), layer.get_delta_weight("default"), atol=1e-6)
 
 
-def test_more_than_a_low_rank_update_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
-    backbone = quantized(tiny, "none")
-    trained(backbone, tmp_path / "adapter")
-    path = tmp_path / "adapter" / "adapter_config.json"
-    config = json.loads(path.read_text())
-    for changes, part in (
-        ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"peft_type": "IA3"}, "peft_type IA3"),
-    ):
-        path.write_text(json.dumps(config | changes))
-        with pytest.raises(MergeError, match=part):
-            merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
-
-
-def test_a_tensor_of_the_adapter_without_a_place_is_an_error(tiny: Path, tmp_path: Path) -> None:
-    backbone = quantized(tiny, "none")
-    trained(backbone, tmp_path / "adapter")
-    weights = tmp_path / "adapter" / "adapter_model.safetensors"
-    tensors = load_file(weights)
-    extra = {
-        "base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(4, 64),
-        "base_model.model.model.layers.9.mlp.up_proj.lora_B.weight": torch.ones(128, 4),
-    }
-    save_file(tensors | extra, weights)
-    with pytest.raises(MergeError, match=r"1 modules that the adapter changes.*layers\.9"):
-        merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
-    save_file(tensors | {"stray": torch.ones(1)}, weights)
-    with pytest.raises(MergeError, match="the first: stray"):
-        merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
-
-
 def test_a_merge_does_not_take_the_place_of_other_files(tiny: Path, tmp_path: Path) -> None:
     backbone = quantized(tiny, "none")
     trained(backbone, tmp_path / "adapter")
@@ -183,23 +137,6 @@ def test_a_merge_does_not_take_the_place_of_other_files(tiny: Path, tmp_path: Pa
     with pytest.raises(MergeError, match="not empty"):
         merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "documents")
     assert (tmp_path / "documents" / "thesis.txt").read_text() == "years"
-
-
-def test_a_merge_that_breaks_off_leaves_nothing_that_looks_like_a_model(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lora_kit.merging import stream
-
-    backbone = quantized(tiny, "none")
-    trained(backbone, tmp_path / "adapter")
-
-    def full(*_: Any) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(stream, "_write_configuration", full)
-    with pytest.raises(OSError, match="No space left"):
-        merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
 
 
 def test_the_generation_configuration_stops_on_every_stop_token(tiny: Path, tmp_path: Path) -> None:
@@ -212,3 +149,119 @@ def test_the_generation_configuration_stops_on_every_stop_token(tiny: Path, tmp_
     assert generation["eos_token_id"] == [0, 2]
     assert "quantization_config" not in config
     assert not any(str(tiny) in str(value) for value in config.values())
+
+
+def test_the_merged_weights_can_be_stored_in_another_dtype(tiny: Path, tmp_path: Path) -> None:
+    backbone = quantized(tiny, "nf4")
+    trained(backbone, tmp_path / "adapter")
+    for dtype in ("float32", "bfloat16"):
+        plan = plan_of(backbone, tmp_path / "adapter", stored_dtype=dtype)
+        merge_stream(plan, tmp_path / dtype)
+    exact = load_file(tmp_path / "float32" / "model.safetensors")
+    rounded = load_file(tmp_path / "bfloat16" / "model.safetensors")
+    assert set(exact) == set(rounded)
+    for name, tensor in exact.items():
+        assert torch.equal(rounded[name], tensor.to(torch.bfloat16)), name
+    assert json.loads((tmp_path / "bfloat16" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_tensor_of_the_adapter_without_a_place_is_an_error(tiny: Path, tmp_path: Path) -> None:
+    backbone = quantized(tiny, "none")
+    trained(backbone, tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    stray = {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(4, 64)}
+    save_file(tensors | stray, weights)
+    with pytest.raises(MergeError, match=r"1 tensors have no place in the backbone.*layers\.9"):
+        merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_module_that_the_adapter_lacks_is_an_error(tiny: Path, tmp_path: Path) -> None:
+    backbone = quantized(tiny, "none")
+    trained(backbone, tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    kept = {key: t for key, t in load_file(weights).items() if "layers.1.mlp.up_proj" not in key}
+    save_file(kept, weights)
+    with pytest.raises(MergeError, match=r"names 2 tensors that are not there.*1\.mlp\.up_proj"):
+        merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+
+
+def test_factors_that_changed_places_are_an_error(tiny: Path, tmp_path: Path) -> None:
+    backbone = quantized(tiny, "none")
+    trained(backbone, tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    swapped = {
+        key.replace("lora_A", "lora_?").replace("lora_B", "lora_A").replace("lora_?", "lora_B"): t
+        for key, t in load_file(weights).items()
+    }
+    save_file(swapped, weights)
+    with pytest.raises(MergeError, match="does not fit the backbone"):
+        merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_found_in_adapter_and_backbone(
+    tiny: Path, tmp_path: Path, number: float
+) -> None:
+    backbone = quantized(tiny, "none")
+    trained(backbone, tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    key = next(key for key in tensors if "lora_B" in key)
+    broken = tensors[key].clone()
+    broken[0, 0] = number
+    save_file(tensors | {key: broken}, weights)
+    with pytest.raises(MergeError, match=re.escape(key)):
+        merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    save_file(tensors, weights)
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    stored = load_file(base / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    stored[name][3, 3] = number
+    save_file(stored, base / "model.safetensors")
+    with pytest.raises(MergeError, match=re.escape(name)):
+        merge_stream(plan_of(backbone, tmp_path / "adapter", base=base), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_sum_too_large_for_float16_is_an_error(tiny: Path, tmp_path: Path) -> None:
+    backbone = quantized(tiny, "none")
+    trained(backbone, tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    key = next(key for key in tensors if "lora_B" in key)
+    save_file(tensors | {key: torch.full_like(tensors[key], 1e6)}, weights)
+    plan = plan_of(backbone, tmp_path / "adapter", stored_dtype="float16")
+    with pytest.raises(MergeError, match="infinite or none"):
+        merge_stream(plan, tmp_path / "merged")
+    merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+
+
+def test_a_backbone_of_another_shape_is_an_error(
+    tiny: Path, tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    backbone = quantized(tiny, "none")
+    trained(backbone, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = {
+        key: torch.cat([t, t], dim=1) if "lora_A" in key else t
+        for key, t in load_file(path).items()
+    }
+    save_file(tensors, path)
+    plan = plan_of(backbone, tmp_path / "adapter", base=checkpoints["tied"])
+    with pytest.raises(MergeError, match=r"does not fit the backbone: .*size mismatch"):
+        merge_stream(plan, tmp_path / "merged")
+
+
+def test_too_small_a_disk_is_told_before_anything_is_written(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = quantized(tiny, "none")
+    trained(backbone, tmp_path / "adapter")
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(MergeError, match=r"the disk has 0\.0 GB free, 0\.1 GB are needed"):
+        merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter"}

@@ -39,12 +39,22 @@ BATCH = MicroBatch(rows=2, length=512, supervised=256, masked=True)
 
 
 def recipe(
-    quantization: str = "nf4", checkpointing: bool = False, dtype: str = "bfloat16", **data: object
+    quantization: str = "nf4",
+    checkpointing: bool = False,
+    dtype: str = "bfloat16",
+    attention: str = "auto",
+    **data: object,
 ) -> Recipe:
+    backbone = {
+        "model": "m",
+        "quantization": quantization,
+        "dtype": dtype,
+        "attention": attention,
+    }
     return Recipe.model_validate(
         {
             "name": "m",
-            "backbone": {"model": "m", "quantization": quantization, "dtype": dtype},
+            "backbone": backbone,
             "data": {"train": [{"source": "x"}], **data},
             "training": {"gradient_checkpointing": checkpointing},
         }
@@ -123,11 +133,20 @@ def test_activations_grow_with_the_rows_and_eager_attention_with_the_square() ->
     ratio = four.components["activations"] / one.components["activations"]
     assert ratio == pytest.approx(4, rel=0.05)
 
-    def activations(length: int) -> int:
-        found = estimate(recipe(), LARGE, BATCH.resized(2, length), "cuda", 0, attention="eager")
+    def activations(attention: str, length: int) -> int:
+        found = of(recipe(attention=attention), BATCH.resized(2, length))
         return found.components["activations"]
 
-    assert activations(2048) > 5 * activations(512)
+    assert activations("eager", 2048) > 5 * activations("eager", 512)
+    for attention in ("auto", "sdpa", "flash_attention_2"):
+        assert activations(attention, 2048) < 5 * activations(attention, 512)
+
+
+def test_flash_attention_makes_no_mask() -> None:
+    flash, sdpa = (of(recipe(attention=name)) for name in ("flash_attention_2", "sdpa"))
+    assert sdpa.batch.masked
+    assert not flash.batch.masked
+    assert flash.total < sdpa.total
 
 
 def test_dropout_and_a_higher_rank_are_counted() -> None:

@@ -73,7 +73,7 @@ def evaluated(
         "backbone": "b",
         "adapter": record["adapter"],
         "suite_digests": {suite.name: suite.digest},
-        "merged_model": merged_identity(record["files"]),
+        "merged_models": {"merged": merged_identity(record["files"])},
     }
     write_json(run.evaluation / VERDICT, judge(rows, [suite]).to_dict() | lineage)
     write_json(run.merged / MERGE_RECORD, record | merge)

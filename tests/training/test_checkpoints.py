@@ -10,72 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from transformers import TrainerCallback
 
 from lora_kit import pipeline
-from lora_kit.errors import RecipeError, TrainingError, TrainingInterruptedError
+from lora_kit.errors import TrainingError, TrainingInterruptedError
 from lora_kit.recipe import Recipe
-from lora_kit.training import checkpoints, trainer
-
-STEPS = 8
-
-
-@pytest.fixture
-def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Recipe:
-    """Two epochs of four steps, with dropout, so that the random state matters."""
-    quiz = {
-        "name": "quiz",
-        "role": "gain",
-        "tasks": [{"name": "line", "kind": "loss", "source": "python-reference", "limit": 2}],
-    }
-    (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(quiz))
-    changed = tiny_recipe.model_dump(mode="json")
-    changed["adapter"]["dropout"] = 0.2
-    changed["training"] |= {"epochs": 2.0, "checkpoint_steps": 1, "keep_checkpoints": 100}
-    changed["evaluation"]["suites"] = [str(tmp_path / "quiz.yaml")]
-    return Recipe.model_validate(changed)
-
-
-def sha256(run: Path) -> str:
-    return hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()]
-
-
-def during(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
-    """Do something after the checkpoint of a step."""
-
-    class Act(TrainerCallback):  # type: ignore[misc]
-        def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-            if state.global_step == step:
-                act()
-
-    monkeypatch.setattr(trainer, "_tensorboard", lambda *_: [Act()])
-
-
-class CutError(Exception):
-    """Stands for the end of the process."""
-
-
-def cut_off(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, step: int) -> None:
-    """Train until just after the checkpoint of a step."""
-
-    def cut() -> None:
-        raise CutError
-
-    with monkeypatch.context() as patched:
-        during(patched, step, cut)
-        with pytest.raises(CutError):
-            pipeline.train(recipe, run)
-
+from lora_kit.training import checkpoints
+from tests.training.cut import STEPS, cut_off, during, losses, sha256, with_training
 
 # Once for all tests: the recipe is the same but for the folder of its files.
 WHOLE: list[tuple[str, list[float]]] = []
@@ -161,9 +104,7 @@ def test_a_signal_leaves_a_checkpoint_and_asks_for_another_try(
     number: signal.Signals,
 ) -> None:
     handler = signal.getsignal(number)
-    rare = recipe.model_copy(
-        update={"training": recipe.training.model_copy(update={"checkpoint_steps": 2})}
-    )
+    rare = with_training(recipe, checkpoint_steps=2)
     with monkeypatch.context() as patched:
         during(patched, 2, lambda: os.kill(os.getpid(), number))
         with pytest.raises(TrainingInterruptedError, match=f"{number.name} after step 3") as ended:
@@ -217,39 +158,38 @@ def test_other_batches_do_not_go_on(
 def test_only_the_latest_checkpoints_are_kept(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = recipe.model_copy(
-        update={"training": recipe.training.model_copy(update={"keep_checkpoints": 2})}
-    )
-    cut_off(monkeypatch, few, tmp_path / "run", 5)
+    cut_off(monkeypatch, with_training(recipe, keep_checkpoints=2), tmp_path / "run", 5)
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-000004", "step-000005"]
     names = {path.name for path in (tmp_path / "run" / "checkpoints" / kept[0]).iterdir()}
     assert not [name for name in names if not name.endswith((".safetensors", ".json"))]
 
 
-def test_another_recipe_does_not_go_on(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_damaged_checkpoint_pushes_no_whole_one_out(
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cut_off(monkeypatch, recipe, tmp_path / "run", 2)
-    other = recipe.model_copy(
-        update={"training": recipe.training.model_copy(update={"learning_rate": 0.5})}
-    )
-    with pytest.raises(RecipeError, match=r"training.learning_rate: 0.001 then, 0.5 now"):
-        pipeline.train(other, tmp_path / "run", resume=True)
-    data = Path(recipe.data.train[0].source)
-    lines = data.read_text().splitlines(keepends=True)
-    shutil.copy(data, tmp_path / "kept.jsonl")
-    data.write_text("".join(lines[1:] + lines[:1]))
-    with pytest.raises(RecipeError, match=r"the rows of data\.train"):
-        pipeline.train(recipe, tmp_path / "run", resume=True)
+    folder = tmp_path / "run" / "checkpoints"
+    cut_off(monkeypatch, with_training(recipe, keep_checkpoints=100), tmp_path / "run", 3)
+    with (folder / "step-000002" / checkpoints.WEIGHTS).open("r+b") as stream:
+        stream.truncate(100)
+    kept_after_four: list[str] = []
 
+    def look() -> None:
+        kept_after_four.extend(sorted(path.name for path in folder.iterdir()))
+        # Of a step that is yet to come, as after going on from one before it.
+        shutil.copytree(folder / "step-000004", folder / "step-000099")
+        (folder / "step-000099" / checkpoints.FILES).unlink()
 
-def test_a_finished_run_is_not_trained_again(recipe: Recipe, tmp_path: Path) -> None:
-    first = pipeline.train(recipe, tmp_path / "run").result
-    stamp = (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
-    again = pipeline.train(recipe, tmp_path / "run", resume=True).result
-    assert again.to_dict() == first.to_dict()
-    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+    with monkeypatch.context() as patched:
+        during(patched, 4, look)
+        pipeline.train(with_training(recipe, keep_checkpoints=3), tmp_path / "run", resume=True)
+    assert kept_after_four == ["step-000001", "step-000003", "step-000004"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "step-000002: damaged since it was written, and removed: adapter.safetensors" in said
+    assert "step-000099: damaged since it was written, and removed" in said
 
 
 @pytest.mark.slow

@@ -32,13 +32,14 @@ def find_way(scorer: Scorer, requests: Sequence[Request], prefix_ids: tuple[int,
     Layers that carry a state along the row (convolutions, linear attention, state spaces) do not
     heed the mask of a tree, without an error: the choices would leak into one another.
     """
+    possible = ways(str(scorer.model.config._attn_implementation))
     shortest = sorted(requests, key=lambda request: request.length)[:PROBES]
     cut = max(len(prefix_ids) - PREFIX_TOKENS, 0)
     probes = [_probe(request, cut) for request in shortest]
     wanted = _likelihoods(scorer, probes, WAYS[-1], ())
     # What rounding moves: 1e-4 nats in float32, measured; in half precision some tenths.
     tolerance = 1e-3 if scorer.model.dtype == torch.float32 else 0.5
-    for way in WAYS[:-1]:
+    for way in possible[:-1]:
         try:
             found = _likelihoods(scorer, probes, way, prefix_ids[cut:] if way.prefix else ())
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -48,6 +49,15 @@ def find_way(scorer: Scorer, requests: Sequence[Request], prefix_ids: tuple[int,
         if all(abs(a - b) <= tolerance for a, b in zip(found, wanted, strict=True)):
             return way
     return WAYS[-1]
+
+
+def ways(attention: str) -> tuple[Way, ...]:
+    """Those that may be tried, the fastest first.
+
+    Flash attention takes a mask of (batch, keys). From that of a tree, which has four dimensions,
+    it would make indices out of bounds, and no later call to the GPU survives that.
+    """
+    return tuple(way for way in WAYS if not (way.tree and attention.startswith("flash")))
 
 
 def within_window(way: Way, scorer: Scorer, requests: Sequence[Request]) -> Way:

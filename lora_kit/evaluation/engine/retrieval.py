@@ -29,7 +29,7 @@ class Retriever:
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Retriever | None:
         """Of the rows that have a prompt; `None` if none has."""
-        asked = [row for row in rows if len(row.messages) > 1]
+        asked = [row for row in rows if row.answered]
         if not asked:
             return None
         vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")

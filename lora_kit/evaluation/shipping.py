@@ -1,0 +1,52 @@
+"""Which of several merged models ships: the one with the better verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lora_kit.evaluation.statistics.decisions import combined
+from lora_kit.evaluation.verdict import MergedTask, SuiteVerdict
+from lora_kit.recipe import MERGED_ARMS
+
+RANK = {"PASS": 2, "INCONCLUSIVE": 1, "FAIL": 0}
+
+
+def shipping(suites: Sequence[SuiteVerdict]) -> tuple[str | None, tuple[SuiteVerdict, ...]]:
+    """Choose, and put the chosen one's decision beside the adapter's.
+
+    Returns:
+        The arm, `None` where no merged model is one; and the suites.
+    """
+    found = [merged for suite in suites for task in suite.tasks for merged in task.merges]
+    arms = [arm for arm in MERGED_ARMS if any(merged.arm == arm for merged in found)]
+    if not arms:
+        return None, tuple(suites)
+    chosen = max(arms, key=lambda arm: (_rank(found, arm), _gain(suites, arm), -arms.index(arm)))
+    return chosen, tuple(_with(suite, chosen) for suite in suites)
+
+
+def _rank(found: Sequence[MergedTask], arm: str) -> int:
+    return RANK[combined([merged.decision for merged in found if merged.arm == arm])]
+
+
+def _gain(suites: Sequence[SuiteVerdict], arm: str) -> float:
+    """The gain of a merged model over all gain tasks, each in units of the adapter's."""
+    return sum(
+        merged.interval.delta / abs(task.interval.delta)
+        for suite in suites
+        if suite.role == "gain"
+        for task in suite.tasks
+        for merged in task.merges
+        if merged.arm == arm and task.interval.delta
+    )
+
+
+def _with(suite: SuiteVerdict, arm: str) -> SuiteVerdict:
+    tasks = []
+    for task in suite.tasks:
+        merged = next((m for m in task.merges if m.arm == arm), None)
+        if merged is not None:
+            task = replace(task, merged=merged.decision, merged_interval=merged.interval)
+        tasks.append(task)
+    return replace(suite, tasks=tuple(tasks))

@@ -1,0 +1,275 @@
+"""What a model answers to fixed questions: run in the process that holds base and adapter, and in a
+new one that has nothing but the merged files.
+
+    python -m lora_kit.merging.answers MERGED QUESTIONS ANSWERS DTYPE DEVICE ATTENTION
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.errors import MergeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MOST_POSITIONS = 512
+TEXTS, TEXT_TOKENS = 4, 32
+# Random inputs that each adapted module is tried on.
+TRIALS = 4
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked.
+
+    Attributes:
+        examples: whose labelled places are predicted.
+        modules: names of the modules that the adapter changes, and the inputs they are tried on:
+            (trials, features) float32, or (ids,) int64 for an embedding.
+        stop_token_ids: generation ends on any of them.
+    """
+
+    examples: tuple[Example, ...]
+    modules: Mapping[str, torch.Tensor]
+    stop_token_ids: tuple[int, ...]
+
+    def save(self, path: Path) -> None:
+        """As safetensors."""
+        tensors = {f"module/{name}": inputs for name, inputs in self.modules.items()}
+        for number, example in enumerate(self.examples):
+            tensors[f"input_ids/{number}"] = torch.tensor(example.input_ids)
+            tensors[f"labels/{number}"] = torch.tensor(example.labels)
+        tensors["stop_token_ids"] = torch.tensor(self.stop_token_ids)
+        save_file(tensors, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Questions:
+        """As saved."""
+        tensors = load_file(path)
+        numbers = range(sum(key.startswith("labels/") for key in tensors))
+        examples = tuple(
+            Example(
+                tuple(tensors[f"input_ids/{n}"].tolist()), tuple(tensors[f"labels/{n}"].tolist())
+            )
+            for n in numbers
+        )
+        modules = {
+            key.removeprefix("module/"): tensor
+            for key, tensor in tensors.items()
+            if key.startswith("module/")
+        }
+        return cls(examples, modules, tuple(tensors["stop_token_ids"].tolist()))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model makes of them.
+
+    Attributes:
+        log_probabilities: (positions, vocabulary) float32, of the next token.
+        texts: (texts, tokens) int64, generated greedily; -1 behind the end.
+        outputs: of each module, float32.
+    """
+
+    log_probabilities: torch.Tensor
+    texts: torch.Tensor
+    outputs: Mapping[str, torch.Tensor]
+
+
+def inputs_for(name: str, features: int, tokens: Sequence[int] = ()) -> torch.Tensor:
+    """Inputs that a module is tried on: normal numbers, or token ids where it has an embedding.
+
+    Args:
+        name: of the module, by which the numbers differ.
+        features: that it takes, or its rows if it is an embedding.
+        tokens: ids that are certainly tried; makes it an embedding.
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    if not tokens:
+        return torch.randn(TRIALS, features, generator=generator)
+    some = torch.randint(features, (64,), generator=generator)
+    return torch.cat([torch.tensor(list(tokens)), some])
+
+
+@torch.inference_mode()
+def answer(model: Any, questions: Questions) -> Answers:
+    """Ask a model, with the adapter attached or merged.
+
+    Raises:
+        MergeError: if there is nothing to predict.
+    """
+    predicted = predict(model, questions.examples)
+    texts = _generated(model, questions)
+    outputs = {
+        name: output_of(model.get_submodule(name), inputs, model)
+        for name, inputs in questions.modules.items()
+    }
+    return Answers(predicted, texts, outputs)
+
+
+def output_of(module: torch.nn.Module, inputs: torch.Tensor, model: Any) -> torch.Tensor:
+    """What a module makes of inputs, float32."""
+    device = next(model.parameters()).device
+    inputs = inputs.to(device, model.dtype if inputs.is_floating_point() else None)
+    output: torch.Tensor = module(inputs)
+    return output.float().cpu()
+
+
+@torch.inference_mode()
+def predict(model: Any, examples: Sequence[Example]) -> torch.Tensor:
+    """Next-token distributions where the examples have labels, at most `MOST_POSITIONS` of them.
+
+    Returns:
+        (positions, vocabulary) float32.
+
+    Raises:
+        MergeError: if no example has a label.
+    """
+    device = next(model.parameters()).device
+    kept: list[torch.Tensor] = []
+    left = MOST_POSITIONS
+    for example in examples:
+        places = [n for n, label in enumerate(example.labels[1:]) if label != IGNORED][:left]
+        left -= len(places)
+        if places:
+            logits = model(
+                input_ids=torch.tensor([example.input_ids], device=device),
+                logits_to_keep=torch.tensor(places, device=device),
+                use_cache=False,
+            ).logits
+            kept.append(logits[0].float().log_softmax(dim=-1).cpu())
+    if not kept:
+        raise MergeError("no held-out tokens to compare the merged model on; add data.validation")
+    return torch.cat(kept)
+
+
+def _generated(model: Any, questions: Questions) -> torch.Tensor:
+    device = next(model.parameters()).device
+    found = torch.full((TEXTS, TEXT_TOKENS), -1)
+    for row, example in enumerate(questions.examples[:TEXTS]):
+        first = next((n for n, label in enumerate(example.labels) if label != IGNORED), 0)
+        prompt = torch.tensor([example.input_ids[: max(first, 1)]], device=device)
+        made = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=TEXT_TOKENS,
+            do_sample=False,
+            eos_token_id=list(questions.stop_token_ids),
+            pad_token_id=questions.stop_token_ids[0],
+        )[0, prompt.shape[1] :]
+        found[row, : len(made)] = made.cpu()
+    return found
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How a model computes, so that another one computes as it does.
+
+    Attributes:
+        attention: as transformers names it.
+    """
+
+    dtype: torch.dtype
+    device: str
+    attention: str
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Computing:
+        """As this model does."""
+        return cls(model.dtype, str(model.device), str(model.config._attn_implementation))
+
+
+def reload(merged: Path, computing: Computing) -> Any:
+    """The merged model from disk.
+
+    Raises:
+        MergeError: if it cannot be loaded, or not every tensor finds its place.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            merged,
+            dtype=computing.dtype,
+            attn_implementation=computing.attention,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise MergeError(f"{merged}: cannot be loaded again: {error}") from error
+    lost = sorted([*loaded["missing_keys"], *loaded["mismatched_keys"]])
+    if lost:
+        raise MergeError(f"{merged}: {len(lost)} parameters are in no file, the first: {lost[0]}")
+    return model.to(computing.device).eval()
+
+
+def answer_of_files(
+    merged: Path, questions: Questions, computing: Computing, folder: Path
+) -> Answers:
+    """Ask the merged model in a new process.
+
+    Args:
+        merged: directory of the model.
+        questions: to ask.
+        computing: as base + adapter did.
+        folder: for the files that are exchanged.
+
+    Raises:
+        MergeError: if the model cannot be loaded or asked there.
+    """
+    asked, answered = folder / "questions.safetensors", folder / "answers.safetensors"
+    questions.save(asked)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "lora_kit.merging.answers"),
+            *(str(merged.absolute()), str(asked), str(answered)),
+            *(str(computing.dtype).removeprefix("torch."), computing.device, computing.attention),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["it was killed"]
+        raise MergeError(f"{merged}: cannot be asked in a new process: {last[0]}")
+    with safe_open(answered, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    outputs = {
+        key.removeprefix("output/"): tensor
+        for key, tensor in tensors.items()
+        if key.startswith("output/")
+    }
+    return Answers(tensors["log_probabilities"], tensors["texts"], outputs)
+
+
+def main(merged: str, asked: str, answered: str, *computing: str) -> None:
+    """The new process."""
+    dtype, device, attention = computing
+    model = reload(Path(merged), Computing(getattr(torch, dtype), device, attention))
+    answers = answer(model, Questions.load(Path(asked)))
+    save_file(
+        {
+            "log_probabilities": answers.log_probabilities.contiguous(),
+            "texts": answers.texts,
+            **{f"output/{name}": tensor for name, tensor in answers.outputs.items()},
+        },
+        answered,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,41 @@
+"""What lies beside the merged weights: configuration, generation configuration, tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_kit.files import write_json
+from lora_kit.merging.hollow import Hollow
+
+if TYPE_CHECKING:
+    from lora_kit.merging.stream import MergePlan
+
+COPIED = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
+
+
+def write_configuration(plan: MergePlan, hollow: Hollow, directory: Path) -> None:
+    """Write it, as it is for the merged weights."""
+    config = json.loads((plan.base / "config.json").read_text())
+    config.pop("quantization_config", None)
+    config.pop("torch_dtype", None)
+    # A directory of the machine that converted it means nothing to who loads it.
+    config.pop("_name_or_path", None)
+    config["dtype"] = plan.stored_dtype
+    if hollow.untied:
+        config["tie_word_embeddings"] = False
+    rows = hollow.model.config.get_text_config().vocab_size
+    text = config.get("text_config", config)
+    if text.get("vocab_size", rows) != rows:
+        text["vocab_size"] = rows
+    write_json(directory / "config.json", config)
+    path = plan.base / "generation_config.json"
+    generation = json.loads(path.read_text()) if path.is_file() else {}
+    stops = list(plan.stop_token_ids)
+    generation["eos_token_id"] = stops[0] if len(stops) == 1 else stops
+    write_json(directory / "generation_config.json", generation)
+    for pattern in COPIED:
+        for file in plan.base.glob(pattern):
+            shutil.copy2(file, directory / file.name)

@@ -1,0 +1,68 @@
+"""Where the time of a training goes, ours and the peer's: shares of the operators' own time.
+
+    python -m tests.benchmarks.profiled [--rows N] [--side ours|ours_dense|trl|trl_float32]
+
+The setting is that of `tests.benchmarks.training`, under torch's profiler, whose own work makes a
+step about a tenth slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter
+
+from torch.profiler import ProfilerActivity, profile
+
+from lora_kit.run import machine, versions
+from tests.benchmarks.training import MEASURED
+
+# The first family whose pattern is found in an operator's name has it.
+FAMILIES = {
+    "matrix products": r"aten::(mm|addmm|bmm|baddbmm|mkldnn_linear)|mkldnn::|onednn::",
+    "4-bit weights": r"bitsandbytes|4bit|blockwise",
+    "attention": r"scaled_dot_product|flash_attention",
+    "loss": r"log_softmax|logsumexp|nll_loss|cross_entropy|_ChunkedNll|argmax|aten::_softmax",
+    "optimizer": r"adam|foreach|lerp|addcdiv|addcmul|Optimizer",
+    "copies and casts": r"copy_|aten::(cat|clone|fill_|zero_|sum)|index|gather",
+    "norms, activations, sums": (
+        r"aten::(mul|add|sub|div|silu|pow|mean|rsqrt|neg|sigmoid|exp|where)"
+    ),
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--side", choices=tuple(MEASURED), default="ours")
+    arguments = parser.parse_args()
+    watched = profile(activities=[ProfilerActivity.CPU])
+    figures = MEASURED[arguments.side](arguments.rows, 0, watched=watched)
+    spent: Counter[str] = Counter()
+    for event in watched.key_averages():
+        spent[_family(event.key)] += event.self_cpu_time_total
+    total = sum(spent.values())
+    for family, microseconds in spent.most_common():
+        print(f"{family:28}{microseconds / 1e6:8.1f} s{microseconds / total:8.1%}")
+    print(
+        json.dumps(
+            {
+                "side": arguments.side,
+                "tokens_per_second": figures["tokens_per_second"],
+                "shares": {family: round(us / total, 4) for family, us in spent.items()},
+                "machine": machine(),
+                "versions": versions(),
+            }
+        )
+    )
+
+
+def _family(operator: str) -> str:
+    found = (family for family, pattern in FAMILIES.items() if re.search(pattern, operator))
+    return next(found, "all else")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""A merge that is broken off, and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from lora_kit.errors import MergeError
+from lora_kit.merging.partial import Partial
+from lora_kit.merging.stream import MergePlan, merge_stream
+from lora_kit.merging.tensors import Planned, write_tensors
+from tests.merging.test_methods import lora, plan_of, trained
+
+SHARD = 60_000
+# Writes one tensor at a time so slowly that there is time to kill it.
+SLOWLY = """
+import json, sys, time
+from pathlib import Path
+from lora_kit.merging import stream
+made = stream.Hollow.merged
+def slowly(*arguments):
+    time.sleep(0.2)
+    return made(*arguments)
+stream.Hollow.merged = slowly
+fields = json.loads(sys.argv[1])
+for name in ("base", "adapter"):
+    fields[name] = Path(fields[name])
+stream.merge_stream(stream.MergePlan(**fields), Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def plan(checkpoints: dict[str, Path], tmp_path: Path) -> MergePlan:
+    trained(checkpoints["untied"], lora(), tmp_path / "adapter")
+    return plan_of(checkpoints["untied"], tmp_path / "adapter", shard_bytes=SHARD)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_killed_in_the_middle_it_leaves_no_model_and_goes_on_from_its_shards(
+    plan: MergePlan, tmp_path: Path
+) -> None:
+    fields = {**asdict(plan), "base": str(plan.base), "adapter": str(plan.adapter)}
+    output = tmp_path / "merged"
+    process = subprocess.Popen([sys.executable, "-c", SLOWLY, json.dumps(fields), str(output)])
+    hidden = tmp_path / ".merged.merging"
+    while not list(hidden.glob("model-00003*")):
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not output.exists()
+    assert not (hidden / "config.json").exists()
+    result = merge_stream(plan, output)
+    assert result.kept_shards >= 2
+    assert not hidden.exists()
+    merge_stream(plan, tmp_path / "at once")
+    assert contents(output) == contents(tmp_path / "at once")
+
+
+def broken_off(plan: MergePlan, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge whose disk is full after its second shard."""
+    from lora_kit.merging import partial
+
+    def until_full(path: Path, shard: list[Planned]) -> None:
+        if "00003" in path.name:
+            raise OSError(28, "No space left on device")
+        write_tensors(path, shard)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(partial, "write_tensors", until_full)
+        with pytest.raises(OSError, match="No space left"):
+            merge_stream(plan, output)
+    assert not output.exists()
+
+
+def test_a_full_disk_leaves_what_is_gone_on_from(
+    plan: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_off(plan, tmp_path / "merged", monkeypatch)
+    assert merge_stream(plan, tmp_path / "merged").kept_shards == 2
+
+
+def test_another_adapter_does_not_go_on_from_this_ones_shards(
+    plan: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_off(plan, tmp_path / "merged", monkeypatch)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"lora_alpha": 16}))
+    assert merge_stream(plan, tmp_path / "merged").kept_shards == 0
+
+
+def test_another_dtype_does_not_go_on_from_these_shards(
+    plan: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_off(plan, tmp_path / "merged", monkeypatch)
+    other = replace(plan, stored_dtype="bfloat16")
+    assert merge_stream(other, tmp_path / "merged").kept_shards == 0
+    for path in (tmp_path / "merged").glob("*.safetensors"):
+        assert {str(t.dtype) for t in load_file(path).values()} == {"torch.bfloat16"}
+
+
+def test_a_shard_that_lost_bytes_is_written_again(
+    plan: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_off(plan, tmp_path / "merged", monkeypatch)
+    shard = next((tmp_path / ".merged.merging").glob("model-00001*"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    assert merge_stream(plan, tmp_path / "merged").kept_shards == 1
+    merge_stream(plan, tmp_path / "at once")
+    assert contents(tmp_path / "merged") == contents(tmp_path / "at once")
+
+
+def test_two_merges_into_one_place_at_a_time_are_refused(plan: MergePlan, tmp_path: Path) -> None:
+    fields = asdict(plan)
+    with (
+        Partial.of(tmp_path / "merged", fields, []),
+        pytest.raises(MergeError, match="another process is merging"),
+    ):
+        merge_stream(plan, tmp_path / "merged")
+
+
+def test_what_cannot_be_merged_leaves_nothing(
+    plan: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_kit.merging import partial
+
+    def wrong(*_: object) -> None:
+        raise MergeError("w: holds numbers that are none")
+
+    monkeypatch.setattr(partial, "write_tensors", wrong)
+    with pytest.raises(MergeError, match="numbers that are none"):
+        merge_stream(plan, tmp_path / "merged")
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter"}

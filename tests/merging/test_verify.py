@@ -1,0 +1,199 @@
+"""What a merge that went wrong looks like from outside: asked, it does not answer as it should."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_kit.backbone import Backbone
+from lora_kit.data.tokenization import Example
+from lora_kit.errors import MergeError
+from lora_kit.merging.answers import Computing, answer, answer_of_files, reload
+from lora_kit.merging.stream import merge_stream
+from lora_kit.merging.verify import (
+    Measured,
+    Verification,
+    compare,
+    measure,
+    questions_for,
+    verify_merged,
+)
+from tests.merging.test_stream import plan_of, quantized, trained
+
+TEXTS = [
+    Example(ids, (-100, -100, *ids[2:]))
+    for ids in (tuple(range(100, 160)), tuple(range(1000, 1400, 9)))
+]
+STOPS = (2,)
+PLAIN = Computing(torch.float32, "cpu", "sdpa")
+
+
+@pytest.fixture
+def backbone(tiny: Path) -> Backbone:
+    return quantized(tiny, "nf4")
+
+
+@pytest.fixture
+def model(backbone: Backbone, tmp_path: Path) -> Any:
+    return trained(backbone, tmp_path / "adapter")
+
+
+def verified(model: Any, merged: Path) -> Verification:
+    """As `verify_merged`, in this process."""
+    questions = questions_for(model, TEXTS, STOPS)
+    shipped = answer(reload(merged, PLAIN), questions)
+    return compare(measure(model, questions), shipped)
+
+
+def test_what_was_merged_right_passes_in_a_new_process(
+    backbone: Backbone, model: Any, tmp_path: Path
+) -> None:
+    merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    questions = questions_for(model, TEXTS, STOPS)
+    measured = measure(model, questions)
+    found = verify_merged(tmp_path / "merged", measured, questions, backbone.model)
+    assert found.passed, found.reasons
+    assert found.modules == 14
+    assert found.same_texts == found.texts > 0
+    assert found.least_kept == pytest.approx(1, abs=1e-3)
+    assert found.most_kept == pytest.approx(1, abs=1e-3)
+    assert found.mean_kl < 1e-6 < found.control_mean_kl
+
+
+def change_alpha(adapter: Path) -> None:
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"lora_alpha": 1.5 * config["lora_alpha"]}))
+
+
+def empty_module(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in tensors if "layers.1.mlp.up_proj.lora_B" in key)
+    save_file(tensors | {key: torch.zeros_like(tensors[key])}, path)
+
+
+def exchange_modules(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    gate, up = (next(k for k in tensors if f"0.mlp.{m}_proj.lora_B" in k) for m in ("gate", "up"))
+    save_file(tensors | {gate: tensors[up], up: tensors[gate]}, path)
+
+
+def negate(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({k: -t if "lora_B" in k else t for k, t in tensors.items()}, path)
+
+
+@pytest.mark.parametrize("spoil", [change_alpha, empty_module, exchange_modules, negate])
+def test_files_merged_from_another_adapter_are_caught(
+    backbone: Backbone, model: Any, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(tmp_path / "adapter")
+    merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    found = verified(model, tmp_path / "merged")
+    assert not found.passed
+    assert any("modules do not do what" in reason for reason in found.reasons)
+
+
+def test_a_merge_that_did_nothing_is_caught(backbone: Backbone, model: Any, tmp_path: Path) -> None:
+    nothing = replace(plan_of(backbone, tmp_path / "adapter"), adapter=None)
+    merge_stream(nothing, tmp_path / "merged")
+    found = verified(model, tmp_path / "merged")
+    assert not found.passed
+    assert found.most_kept < 0.01
+    assert found.mean_kl == pytest.approx(found.control_mean_kl, rel=1e-3)
+
+
+def test_another_base_of_the_same_shape_is_caught(
+    backbone: Backbone, model: Any, tiny: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in tiny.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tiny / "model.safetensors")
+    save_file(
+        {k: t + 0.02 * torch.randn_like(t) for k, t in weights.items()},
+        other / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    merge_stream(plan_of(backbone, tmp_path / "adapter", base=other), tmp_path / "merged")
+    assert not verified(model, tmp_path / "merged").passed
+
+
+def test_weights_that_were_damaged_afterwards_are_caught(
+    backbone: Backbone, model: Any, tmp_path: Path
+) -> None:
+    merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    path = tmp_path / "merged" / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    save_file(tensors | {name: tensors[name].flip(0)}, path, metadata={"format": "pt"})
+    found = verified(model, tmp_path / "merged")
+    assert not found.passed
+    assert found.least_kept_module == name.removesuffix(".weight")
+    path.write_bytes(path.read_bytes()[:-100])
+    questions = questions_for(model, TEXTS, STOPS)
+    with pytest.raises(MergeError, match="cannot be asked in a new process"):
+        answer_of_files(tmp_path / "merged", questions, PLAIN, tmp_path)
+
+
+def test_a_parameter_that_is_in_no_file_is_caught(
+    backbone: Backbone, model: Any, tmp_path: Path
+) -> None:
+    merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    path = tmp_path / "merged" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(MergeError, match=r"are in no file, the first: .*1\.mlp\.down_proj"):
+        reload(tmp_path / "merged", PLAIN)
+
+
+def test_embeddings_that_are_adapted_are_tried_on_the_tokens_that_are_trained(
+    tiny: Path, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain = quantized(tiny, "none")
+    config = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[40000])
+    model = get_peft_model(plain.model, config)
+    for name, parameter in model.named_parameters():
+        if "trainable_tokens_delta" in name or "lora_B" in name:
+            parameter.data += torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "adapter")
+    merge_stream(plan_of(plain, tmp_path / "adapter"), tmp_path / "merged")
+    found = verified(model, tmp_path / "merged")
+    assert found.passed, found.reasons
+    path = tmp_path / "merged" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"][40000] = 0
+    save_file(tensors, path, metadata={"format": "pt"})
+    found = verified(model, tmp_path / "merged")
+    assert not found.passed
+    assert found.least_kept_module == "model.embed_tokens"
+
+
+def test_agreement_and_distance_are_held_to_their_limits() -> None:
+    from lora_kit.merging.answers import Answers
+
+    def answers(logits: torch.Tensor) -> Answers:
+        return Answers(logits.log_softmax(dim=-1), torch.zeros(1, 1), {})
+
+    torch.manual_seed(0)
+    truth = 3 * torch.randn(400, 50)
+    control = (truth + 3 * torch.randn_like(truth)).log_softmax(dim=-1)
+    measured = Measured(answers(truth), control, {})
+    near = compare(measured, answers(truth + 0.01 * torch.randn_like(truth)))
+    far = compare(measured, answers(truth + torch.randn_like(truth)))
+    assert near.passed
+    assert len(far.reasons) == 2
+    with pytest.raises(MergeError, match="no numbers"):
+        compare(measured, answers(truth * float("nan")))

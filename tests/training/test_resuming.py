@@ -1,0 +1,94 @@
+"""A training goes on where it belongs, and a new one has a directory of its own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_kit import pipeline
+from lora_kit.errors import DataError, RecipeError
+from lora_kit.recipe import Recipe
+from lora_kit.training import resuming
+from tests.training.cut import STEPS, cut_off, losses, sha256, with_training
+
+
+def test_another_recipe_does_not_go_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(monkeypatch, recipe, tmp_path / "run", 2)
+    other = with_training(recipe, learning_rate=0.5)
+    with pytest.raises(RecipeError, match=r"training.learning_rate: 0.001 then, 0.5 now"):
+        pipeline.train(other, tmp_path / "run", resume=True)
+    data = Path(recipe.data.train[0].source)
+    lines = data.read_text().splitlines(keepends=True)
+    shutil.copy(data, tmp_path / "kept.jsonl")
+    data.write_text("".join(lines[1:] + lines[:1]))
+    with pytest.raises(RecipeError, match=r"the rows of data\.train"):
+        pipeline.train(recipe, tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_is_not_trained_again(recipe: Recipe, tmp_path: Path) -> None:
+    first = pipeline.train(recipe, tmp_path / "run").result
+    stamp = (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    again = pipeline.train(recipe, tmp_path / "run", resume=True).result
+    assert again.to_dict() == first.to_dict()
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_finished_run_of_other_rows_is_not_taken_for_this_one(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.train(recipe, tmp_path / "run")
+    data = Path(recipe.data.train[0].source)
+    text = data.read_text()
+    data.write_text(text.replace("plus", "and"))
+    with pytest.raises(RecipeError, match=r"cannot go on: the rows of data\.train"):
+        pipeline.train(recipe, tmp_path / "run", resume=True)
+    data.unlink()
+    capsys.readouterr()
+    pipeline.train(recipe, tmp_path / "run", resume=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "whether it was trained on these rows cannot be told: data.train.0.source" in said
+    data.write_text(text)
+    pipeline.train(recipe, tmp_path / "run", resume=True)
+    assert "cannot be told" not in capsys.readouterr().err
+
+
+def test_a_refusal_leaves_no_run_directory_and_a_training_takes_its_own(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    strict = recipe.data.model_copy(update={"max_length": 3})
+    with pytest.raises(DataError, match="no supervised token"):
+        pipeline.train(recipe.model_copy(update={"data": strict}))
+    assert list(Path().iterdir()) == []
+    seen = resuming.new_run_directory
+
+    def taken_meanwhile(*arguments: Any) -> Any:
+        chosen = seen(*arguments)
+        chosen.root.mkdir(parents=True)
+        return chosen
+
+    monkeypatch.setattr(resuming, "new_run_directory", taken_meanwhile)
+    assert pipeline.train(recipe).session.run.root == Path("runs/tiny-2")
+    assert list(Path("runs/tiny").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_launches_in_the_same_instant_have_a_run_each(recipe: Recipe, tmp_path: Path) -> None:
+    """Of two processes each, which have to agree."""
+    (tmp_path / "tiny.yaml").write_text(with_training(recipe, epochs=1.0).to_yaml())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node", "2", "-m", "lora_kit", "train", "tiny.yaml"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    launches = [subprocess.Popen(command, cwd=tmp_path, env=environment) for _ in range(2)]
+    assert [launch.wait() for launch in launches] == [0, 0]
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert [run.name for run in runs] == ["tiny", "tiny-2"]
+    assert [len(losses(run)) for run in runs] == [STEPS // 2, STEPS // 2]
+    assert sha256(runs[0]) == sha256(runs[1])
