@@ -219,6 +219,9 @@ def merge(
             _print(f"Merged: {merged.directory}")
             for reason in merged.verification.reasons:
                 _print(f"  NOT what was measured: {reason}")
+        if output is None:
+            arms = " ".join(f"--arm {merged.directory.name}" for merged in found)
+            _print(f"Next: lora-kit evaluate {target} {arms}")
     passed = all(merged.verification.passed for merged in found)
     raise typer.Exit(0 if passed else VERDICT_STATUS["FAIL"])
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,27 @@ def test_another_merge_after_the_evaluation_is_refused(run_copy: Path) -> None:
     write_json(record, merge)
     with pytest.raises(ReleaseError, match="another merge was evaluated"):
         release(run_copy)
+
+
+def test_of_two_merged_models_the_one_with_the_better_verdict_is_released(run_copy: Path) -> None:
+    other = Path(shutil.copytree(run_copy / "merged", run_copy / "merged-original"))
+    record = json.loads((other / MERGE_RECORD).read_text())
+    write_json(other / MERGE_RECORD, record | {"into": "of the other one"})
+    evaluate(run_copy, arms=["merged", "merged-original"])
+    path = run_copy / "evaluation" / LEDGER
+    rows = [
+        Entry(**{**vars(row), "score": (row.score or 0) + 5} if row.arm == "merged" else vars(row))
+        for row in read_ledger(path)
+    ]
+    write_ledger(path, rows)
+    verdict = evaluate(run_copy, arms=["merged", "merged-original"]).verdict
+    assert verdict.ships == "merged-original"
+    made = release(run_copy)
+    assert json.loads((made.directory / MERGE_RECORD).read_text())["into"] == "of the other one"
+    card = (made.directory / "README.md").read_text()
+    assert "`merged-original` has the better verdict and is the one that lies here" in card
+    assert "| merged | sums/loss | -4." in card
+    verify(made.directory)
 
 
 def undecided(run: Path) -> None:
