@@ -7,8 +7,7 @@ what a method makes of a weight, is its own knowledge; a layer is filled when it
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,14 @@ from safetensors import SafetensorError
 
 from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.errors import MergeError
+from lora_kit.merging.arithmetic import (
+    ADAPTER,
+    Read,
+    finite,
+    is_plain,
+    merged_by_peft,
+    plain_sum,
+)
 from lora_kit.merging.methods import adapter_configuration, residue_of
 from lora_kit.merging.tensors import stored_tensors
 
@@ -26,14 +33,9 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
-ADAPTER = "default"
 PREFIX = "base_model.model."
 # What PEFT puts between the name of a module and that of its parameters.
 WRAPPERS = ("base_layer", "token_adapter", "original_module")
-# Rows whose float32 sums fit into a processor's cache, of a matrix as wide as usual.
-CHUNK_NUMBERS = 2**18
-
-Read = Callable[[str], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,106 +85,15 @@ class Hollow:
         """
         layers = self.layers.get(name)
         if layers is None:
-            return _finite(name, self.replaced[name].to(dtype))
-        if len(layers) == 1 and _is_plain(layers[0]) and not self.residue:
-            return _plain_sum(name, layers[0], self._base(name, read), dtype)
-        merged = _merged_by_peft(name, layers, partial(self._base, read=read), self.residue)
-        return _finite(name, merged.to(dtype))
+            return finite(name, self.replaced[name].to(dtype))
+        if len(layers) == 1 and is_plain(layers[0]) and not self.residue:
+            return plain_sum(name, layers[0], self._base(name, read), dtype)
+        merged = merged_by_peft(name, layers, partial(self._base, read=read), self.residue)
+        return finite(name, merged.to(dtype))
 
     def _base(self, name: str, read: Read) -> torch.Tensor:
         """What the adapter's layers stand on: PEFT saves embeddings that it adapts."""
         return self.replaced[name] if name in self.replaced else read(name)
-
-
-def _is_plain(layer: Any) -> bool:
-    """Whether the update is `scaling * B @ A` and nothing else."""
-    from peft.tuners.lora import Linear
-
-    plain = type(layer) is Linear and ADAPTER not in layer.lora_variant
-    return plain and not layer.lora_bias[ADAPTER]
-
-
-def _plain_sum(name: str, layer: Any, base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`base + scaling * B @ A` (Hu et al. 2021, arXiv:2106.09685, section 4.1), row by row.
-
-    Args:
-        name: for the error.
-        layer: PEFT's, with `lora_A` (rank, in) and `lora_B` (out, rank).
-        base: (out, in), or (in, out) where the layer stores it so.
-        dtype: of the result.
-    """
-    a, b = layer.lora_A[ADAPTER].weight.data, layer.lora_B[ADAPTER].weight.data
-    total = (b.float() @ a.float()).mul_(layer.scaling[ADAPTER])
-    if layer.fan_in_fan_out:
-        total = total.T
-    if total.shape != base.shape:
-        raise MergeError(
-            f"{name}: the adapter's update has shape {tuple(total.shape)}, the backbone's weight "
-            f"{tuple(base.shape)}"
-        )
-    result = torch.empty(base.shape, dtype=dtype)
-    rows = max(CHUNK_NUMBERS // base.shape[1], 1)
-    for some in range(0, len(base), rows):
-        chunk = slice(some, some + rows)
-        exact = total[chunk].add_(base[chunk].float())
-        result[chunk] = exact
-        _finite(name, exact if dtype != torch.float16 else result[chunk])
-    return result
-
-
-def _merged_by_peft(name: str, layers: list[Any], read: Read, residue: str) -> torch.Tensor:
-    """PEFT's own merge of one layer whose weights are there for as long as it takes.
-
-    Returns:
-        The parameter `name`, float32.
-    """
-    module, parameter = name.rsplit(".", 1)
-    base = layers[-1].get_base_layer()
-    hollow = dict(base.named_parameters(recurse=False))
-    try:
-        for other in hollow:
-            # A method may change the bias with the weight; other parameters it leaves alone.
-            if other in (parameter, "weight", "bias"):
-                real = read(f"{module}.{other}").float()
-                setattr(base, other, torch.nn.Parameter(real, requires_grad=False))
-        for layer in reversed(layers):
-            if residue:
-                _take_residue(layer, residue)
-            layer.merge(adapter_names=[ADAPTER])
-        merged: torch.Tensor = getattr(layers[-1].get_base_layer(), parameter).data
-        if layers[-1].get_base_layer() is not base:
-            # Where the trained module takes the place of the other one, it gives it back.
-            layers[-1].unmerge()
-        for layer in layers:
-            layer.merged_adapters.clear()
-        return merged
-    except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise MergeError(
-            f"{name}: PEFT cannot merge {type(layers[0]).__name__}: {error}"
-        ) from error
-    finally:
-        for other, empty in hollow.items():
-            setattr(base, other, empty)
-
-
-def _take_residue(layer: Any, residue: str) -> None:
-    """Leave in the weight what PEFT leaves there before it trains."""
-    trained = [(part, part.weight.data) for part in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])]
-    if residue == "olora":
-        layer.olora_init(ADAPTER)
-    else:
-        layer.pissa_init(ADAPTER, residue)
-    for part, weights in trained:
-        part.weight.data = weights
-
-
-def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    if not math.isfinite(float(tensor.sum(dtype=torch.float32))):
-        raise MergeError(
-            f"{name}: merged, it holds numbers that are infinite or none; look for them in the "
-            "adapter and the backbone, or merge into another dtype"
-        )
-    return tensor
 
 
 def hollow_model(base: Path, adapter: Path | None) -> Hollow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -92,9 +92,9 @@ def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
     files = weight_files(plan.base)
     stored = by_key(files)
     hollow = hollow_model(plan.base, plan.adapter)
-    _require_places(plan, hollow, stored)
-    work = _Work(plan, hollow, {})
-    planned = list(work.planned(groups(stored, hollow)))
+    found = list(groups(stored, hollow))
+    _require_places(plan, hollow, found)
+    planned = list(_Work(plan, hollow, {}).planned(found))
     total = sum(one.length for one in planned)
     require_free(output, total)
     with Partial.of(output, asdict(plan), files) as partial_directory:
@@ -130,7 +130,7 @@ class _Work:
         found: torch.dtype = getattr(torch, self.plan.stored_dtype)
         return found
 
-    def planned(self, found: Iterator[Group]) -> Iterator[Planned]:
+    def planned(self, found: Sequence[Group]) -> Iterator[Planned]:
         """All tensors that are written, those of a group behind one another."""
         sources = {}
         for group in found:
@@ -209,8 +209,8 @@ class _Work:
         return self.made.pop(key)
 
 
-def _require_places(plan: MergePlan, hollow: Hollow, stored: Mapping[str, Stored]) -> None:
-    names = {name for group in groups(stored, hollow) for name in group.targets}
+def _require_places(plan: MergePlan, hollow: Hollow, found: Sequence[Group]) -> None:
+    names = {name for group in found for name in group.targets}
     reachable = names | {a for name in names for a in hollow.aliases.get(name, frozenset())}
     quantized = [f"{module}.weight" for module in plan.quantized_modules]
     for noun, wanted in (

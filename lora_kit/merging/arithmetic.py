@@ -1,0 +1,110 @@
+"""A weight and what an adapter's layer makes of it: the sum in float32, rounded once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lora_kit.errors import MergeError
+
+# PEFT's name of an adapter that is given none.
+ADAPTER = "default"
+# Numbers that are added up at a time: their float32 sums fit into a processor's cache.
+CHUNK_NUMBERS = 2**18
+
+Read = Callable[[str], torch.Tensor]
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether the update is `scaling * B @ A` and nothing else."""
+    from peft.tuners.lora import Linear
+
+    plain = type(layer) is Linear and ADAPTER not in layer.lora_variant
+    return plain and not layer.lora_bias[ADAPTER]
+
+
+def plain_sum(name: str, layer: Any, base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`base + scaling * B @ A` (Hu et al. 2021, arXiv:2106.09685, section 4.1), row by row.
+
+    Args:
+        name: for the error.
+        layer: PEFT's, with `lora_A` (rank, in) and `lora_B` (out, rank).
+        base: (out, in), or (in, out) where the layer stores it so.
+        dtype: of the result.
+    """
+    a, b = layer.lora_A[ADAPTER].weight.data, layer.lora_B[ADAPTER].weight.data
+    total = (b.float() @ a.float()).mul_(layer.scaling[ADAPTER])
+    if layer.fan_in_fan_out:
+        total = total.T
+    if total.shape != base.shape:
+        raise MergeError(
+            f"{name}: the adapter's update has shape {tuple(total.shape)}, the backbone's weight "
+            f"{tuple(base.shape)}"
+        )
+    result = torch.empty(base.shape, dtype=dtype)
+    rows = max(CHUNK_NUMBERS // base.shape[1], 1)
+    for some in range(0, len(base), rows):
+        chunk = slice(some, some + rows)
+        exact = total[chunk].add_(base[chunk].float())
+        result[chunk] = exact
+        finite(name, exact if dtype != torch.float16 else result[chunk])
+    return result
+
+
+def merged_by_peft(name: str, layers: list[Any], read: Read, residue: str) -> torch.Tensor:
+    """PEFT's own merge of one layer whose weights are there for as long as it takes.
+
+    Returns:
+        The parameter `name`, float32.
+    """
+    module, parameter = name.rsplit(".", 1)
+    base = layers[-1].get_base_layer()
+    hollow = dict(base.named_parameters(recurse=False))
+    try:
+        for other in hollow:
+            # A method may change the bias with the weight; other parameters it leaves alone.
+            if other in (parameter, "weight", "bias"):
+                real = read(f"{module}.{other}").float()
+                setattr(base, other, torch.nn.Parameter(real, requires_grad=False))
+        for layer in reversed(layers):
+            if residue:
+                _take_residue(layer, residue)
+            layer.merge(adapter_names=[ADAPTER])
+        merged: torch.Tensor = getattr(layers[-1].get_base_layer(), parameter).data
+        if layers[-1].get_base_layer() is not base:
+            # Where the trained module takes the place of the other one, it gives it back.
+            layers[-1].unmerge()
+        for layer in layers:
+            layer.merged_adapters.clear()
+        return merged
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise MergeError(
+            f"{name}: PEFT cannot merge {type(layers[0]).__name__}: {error}"
+        ) from error
+    finally:
+        for other, empty in hollow.items():
+            setattr(base, other, empty)
+
+
+def _take_residue(layer: Any, residue: str) -> None:
+    """Leave in the weight what PEFT leaves there before it trains."""
+    trained = [(part, part.weight.data) for part in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])]
+    if residue == "olora":
+        layer.olora_init(ADAPTER)
+    else:
+        layer.pissa_init(ADAPTER, residue)
+    for part, weights in trained:
+        part.weight.data = weights
+
+
+def finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself; raises MergeError if a number in it is infinite or none."""
+    if not math.isfinite(float(tensor.sum(dtype=torch.float32))):
+        raise MergeError(
+            f"{name}: merged, it holds numbers that are infinite or none; look for them in the "
+            "adapter and the backbone, or merge into another dtype"
+        )
+    return tensor

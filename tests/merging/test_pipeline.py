@@ -1,0 +1,101 @@
+"""Merging as a stage: a run, both bases of a quantized one, an adapter of PEFT alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lora_kit.errors import MergeError
+from lora_kit.pipeline import evaluate, merge, train
+from lora_kit.recipe import BackboneSpec, MergeSpec, Recipe
+
+QUIZ = """
+name: quiz
+role: retention
+tasks:
+  - {name: prose, kind: loss, source: python-reference, limit: 10, max_length: 64, margin: 2}
+"""
+
+
+def with_base(recipe: Recipe, tmp_path: Path, base: str, quantization: str) -> Recipe:
+    (tmp_path / "quiz.yaml").write_text(QUIZ)
+    value = recipe.model_dump(mode="json")
+    value["backbone"]["quantization"] = quantization
+    value["merge"]["base"] = base
+    value["evaluation"]["suites"] = [str(tmp_path / "quiz.yaml")]
+    return Recipe.model_validate(value)
+
+
+def test_both_bases_are_merged_verified_and_evaluated(
+    tiny_recipe: Recipe, tmp_path: Path, tiny: Path
+) -> None:
+    recipe = with_base(tiny_recipe, tmp_path, "both", "nf4")
+    session = train(recipe, tmp_path / "run").session
+    dequantized, original = merge(session)
+    assert (dequantized.into, original.into) == ("dequantized", "original")
+    assert dequantized.directory == tmp_path / "run" / "merged"
+    assert original.directory == tmp_path / "run" / "merged-original"
+    assert dequantized.verification.passed, dequantized.verification.reasons
+    assert original.verification.passed, original.verification.reasons
+    # The original is right for what it is, and far from what the adapter was trained on.
+    distance = original.verification.mean_kl_to_trained
+    assert distance is not None
+    assert distance > 10 * max(original.verification.mean_kl, dequantized.verification.mean_kl)
+    assert dequantized.verification.mean_kl_to_trained is None
+    embedding = "model.embed_tokens.weight"
+    files = [load_file(m.directory / "model.safetensors") for m in (dequantized, original)]
+    stored = load_file(tiny / "model.safetensors")
+    assert all(torch.equal(file[embedding], stored[embedding]) for file in files)
+    assert not torch.equal(*(file["model.layers.0.mlp.up_proj.weight"] for file in files))
+    record = json.loads((original.directory / "merge.json").read_text())
+    assert record["into"] == "original"
+    verdict = evaluate(session, arms=["merged", "merged-original"]).verdict
+    (task,) = verdict.suites[0].tasks
+    assert [one.arm for one in task.merges] == ["merged", "merged-original"]
+    assert task.merges[0].mean != task.merges[1].mean
+    assert verdict.ships in ("merged", "merged-original")
+
+
+def test_merged_weights_that_are_stored_coarser_than_the_adapter_is_fine_are_not_passed(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    """An adapter that has hardly learned is lost to rounding, and the stage says so."""
+    value = tiny_recipe.model_dump(mode="json")
+    value["training"]["learning_rate"] = 1e-7
+    value["merge"]["dtype"] = "bfloat16"
+    session = train(Recipe.model_validate(value), tmp_path / "run").session
+    (merged,) = merge(session)
+    assert merged.verification.least_kept < 0.9
+    assert not merged.verification.passed
+    (exact,) = merge(
+        session.__class__(
+            session.run,
+            session.recipe.model_copy(update={"merge": MergeSpec(dtype="float32")}),
+            session.backbone,
+            session.model,
+        )
+    )
+    assert exact.verification.least_kept > 0.9
+
+
+def test_an_adapter_of_peft_alone_is_merged(tiny: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny)
+    config = LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
+    model = get_peft_model(base, config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(tmp_path / "elsewhere")
+    spec = BackboneSpec(model=str(tiny), quantization="none", dtype="float32")
+    with pytest.raises(MergeError, match="--output"):
+        merge(tmp_path / "elsewhere", backbone=spec)
+    (merged,) = merge(tmp_path / "elsewhere", tmp_path / "merged", backbone=spec)
+    assert merged.verification.passed, merged.verification.reasons
+    assert merged.into == "original"
+    record = json.loads((tmp_path / "merged" / "merge.json").read_text())
+    assert record["compared_on"] == "rows of python-reference"
