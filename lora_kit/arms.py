@@ -22,7 +22,7 @@ from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import read_json
 from lora_kit.merging.answers import Computing, reload
 from lora_kit.recipe import MERGED_ARMS, Recipe
-from lora_kit.releasing.gate import MERGE_RECORD
+from lora_kit.releasing.gate import MERGE_RECORD, merged_identity
 from lora_kit.run import RunDirectory
 from lora_kit.session import Session, Subject
 from lora_kit.training.trainer import train as train_adapter
@@ -88,13 +88,23 @@ def _merged(session: Session, name: str) -> LoadedArms:
             f"{session.run.root}` first"
         )
     files = read_json(record, EvaluationError).get("files")
-    arm = Arm(name, _digest(files), nullcontext)
+    arm = Arm(name, merged_identity(files), nullcontext)
     computing = Computing.of(session.backbone.model)
     return LoadedArms(lambda: reload(directory, computing), (arm,))
 
 
 def _scratch(session: Session) -> LoadedArms:
-    trained = session.recipe.model_dump(mode="json", exclude={"evaluation", "merge", "name"})
+    left_out: dict[str, Any] = {
+        **dict.fromkeys(("evaluation", "merge", "name"), True),
+        # Stated later, a licence does not make it another training.
+        "backbone": {"license"},
+        "data": {
+            "train": {"__all__": {"license"}},
+            "validation": {"__all__": {"license"}},
+            "replay": {"license"},
+        },
+    }
+    trained = session.recipe.model_dump(mode="json", exclude=left_out)
     described = [session.backbone.fingerprint.config, trained]
     arm = Arm("scratch", _digest(described), nullcontext, roles=("gain",))
     return LoadedArms(lambda: _trained_from_scratch(session), (arm,))

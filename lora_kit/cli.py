@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lora_kit.errors import LoraKitError, RecipeError
+from lora_kit.errors import LoraKitError, RecipeError, ReleaseError
 from lora_kit.merging.combining import Method
 from lora_kit.merging.exporting import GgufType, Target
 from lora_kit.recipe import BackboneSpec, Quantization, Recipe, recipe_names
@@ -221,6 +221,9 @@ def merge(
             _print(f"Merged: {merged.directory}")
             for reason in merged.verification.reasons:
                 _print(f"  NOT what was measured: {reason}")
+        if output is None:
+            arms = " ".join(f"--arm {merged.directory.name}" for merged in found)
+            _print(f"Next: lora-kit evaluate {target} {arms}")
     passed = all(merged.verification.passed for merged in found)
     raise typer.Exit(0 if passed else VERDICT_STATUS["FAIL"])
 
@@ -301,15 +304,35 @@ def export(
 
 
 @app.command()
-def release(run: RunArgument, output: OutputOption = None, as_json: JsonOption = False) -> None:
+def release(
+    run: RunArgument,
+    output: OutputOption = None,
+    accept: Annotated[
+        str | None,
+        typer.Option(metavar="inconclusive", help="Release what is INCONCLUSIVE; with --reason."),
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Why; it stands in the card.")] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Send it to the hub, in one commit.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push: for nobody else.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Release a run that passed: model, adapter, evaluation, card and manifest, or refuse."""
-    pipeline = _pipeline()
+    from lora_kit.releasing.acceptance import accepted
 
-    directory = pipeline.release(run, output)
+    acceptance = accepted(accept, reason)
+    if private and not push:
+        raise ReleaseError("--private goes with --push OWNER/NAME", status=2)
+    made = _pipeline().release(run, output, acceptance, push, private)
     if as_json:
-        _print_json({"release": str(directory)})
-    else:
-        _print(f"Released: {directory}\nCheck it any time: lora-kit verify {directory}")
+        _print_json(made.to_dict())
+        return
+    from lora_kit.releasing.released import show_release
+
+    _print(show_release(made))
 
 
 @app.command()

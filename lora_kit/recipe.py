@@ -44,6 +44,7 @@ ArmName = Literal["base", "adapter", "merged", "merged-original", "fewshot", "re
 # first ships.
 MERGED_ARMS = ("merged", "merged-original")
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+LicenseName = Annotated[str, Field(min_length=1, max_length=200)]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 
@@ -58,6 +59,9 @@ class BackboneSpec(Section):
     """How the frozen weights are stored: `none`, `nf4`, `fp4` (4 bit) or `int8`."""
     dtype: DType = "auto"
     """What is computed in; `auto`: bfloat16 where the machine multiplies it fast, else float32."""
+    license: LicenseName | None = None
+    """Its licence, an SPDX id (`Apache-2.0`) or a text, for the release's card; by default what the
+    alias, the README.md beside the weights or the GGUF file says."""
     attention: Attention = "auto"
     """How attention is computed; `auto`: what transformers would take, for most models `sdpa`.
     `flash_attention_2` takes a GPU and the package flash-attn, and skips what is masked."""
@@ -117,6 +121,9 @@ class SourceSpec(Section):
     """Share of the mixture, in proportion to the other sources' weights: all or none has one."""
     limit: Count | None = None
     """At most this many rows, chosen by the recipe's seed."""
+    license: LicenseName | None = None
+    """Licence of the rows, an SPDX id (`CC-BY-4.0`) or a text, for the release's card; the built-in
+    sources know theirs."""
 
 
 class ReplaySpec(Section):
@@ -128,6 +135,8 @@ class ReplaySpec(Section):
     """As in `data.train`."""
     fraction: Fraction = 0.05
     """Share of all training rows that is replay."""
+    license: LicenseName | None = None
+    """As in `data.train`."""
 
 
 class AuditSpec(Section):
@@ -244,10 +253,10 @@ class EvaluationSpec(Section):
     """Bundled suites by name, or paths to suite files."""
     arms: list[ArmName] = Field(default=["base", "adapter"])
     """What is evaluated on the items: `base` and `adapter` always; `merged`: the merged model from
-    disk (`merged-original` with `merge.base: both`: the one on the checkpoint's weights); on gain
-    suites other ways to the same end: `fewshot`: the base with examples in its
-    prompt, `retrieval`: the answer of the most similar training row, `scratch`: the same training
-    on weights that were never pretrained."""
+    disk, which a release asks for and `run` adds (`merged-original` with `merge.base: both`: the
+    one on the checkpoint's weights); on gain suites other ways to the same end: `fewshot`: the base
+    with examples in its prompt, `retrieval`: the answer of the most similar training row,
+    `scratch`: the same training on weights that were never pretrained."""
     shots: Count = 5
     """Training rows that the arm `fewshot` is shown."""
 

@@ -91,7 +91,7 @@ def test_a_file_that_only_claims_to_be_gguf_is_refused(tmp_path: Path) -> None:
 
 
 def test_digits_are_cut_as_the_file_says(smollm: Path) -> None:
-    """transformers ignores the pre-tokenizer that a GGUF file names; SmolLM2 knows single digits."""
+    """transformers ignores the pre-tokenizer that a GGUF file names; SmolLM2 takes each digit."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm)

@@ -41,7 +41,12 @@ def training_rows(spec: DataSpec, seed: int) -> tuple[Rows, int]:
     if spec.replay is None or spec.replay.fraction == 0:
         return rows, 0
     wanted = round(len(rows) * spec.replay.fraction / (1 - spec.replay.fraction))
-    source = SourceSpec(source=spec.replay.source, split=spec.replay.split, limit=wanted or 1)
+    source = SourceSpec(
+        source=spec.replay.source,
+        split=spec.replay.split,
+        limit=wanted or 1,
+        license=spec.replay.license,
+    )
     replay = read_source(source, seed, "data.replay.source", whole)
     if len(replay) < wanted:
         raise DataError(

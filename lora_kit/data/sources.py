@@ -37,6 +37,10 @@ BUILT_IN: dict[str, tuple[Callable[[], Sequence[Row]], float, float]] = {
     "stdlib-docstrings": (docstring_rows, 0.1, 0.15),
     "python-reference": (reference_rows, 0.1, 0.5),
 }
+# Both come with CPython, whose LICENSE is the stack that SPDX calls Python-2.0.1: the agreement of
+# the PSF with those of BeOpen, CNRI (of Python 1.6.1) and CWI, which have to be kept. PSF-2.0 is
+# the first of them alone; Python-2.0 is the stack with an older one of CNRI, not used since 2.0.1.
+BUILT_IN_LICENSES = {"stdlib-docstrings": "Python-2.0.1", "python-reference": "Python-2.0.1"}
 SPLITS = ("train", "validation", "test", "all")
 
 
@@ -149,7 +153,8 @@ def read_source(spec: SourceSpec, seed: int, field: str, whole: bool = False) ->
 
 
 def _built_in(spec: SourceSpec, field: str) -> Source:
-    _refuse_unused(spec, field, ("subset", "revision", "streaming", "columns"), "built in")
+    unused = ("subset", "revision", "streaming", "columns", "license")
+    _refuse_unused(spec, field, unused, "built in")
     if spec.format != "auto":
         raise DataError(
             f"{_beside(field, 'format')}: {spec.source} is built in and has its own; leave it out"

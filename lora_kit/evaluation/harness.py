@@ -26,6 +26,7 @@ from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.files import read_json, write_json
 from lora_kit.processes import process_state
+from lora_kit.recipe import MERGED_ARMS
 
 LEDGER = "ledger.parquet"
 VERDICT = "verdict.json"
@@ -175,10 +176,13 @@ def _write(
     directory, backbone = wanted.directory, wanted.backbone
     write_ledger(directory / LEDGER, entries)
     write_json(directory / SUITES, [suite.model_dump(mode="json") for suite in wanted.suites])
+    arms = [arm for model in wanted.models for arm in model.arms]
     lineage = {
         "backbone": backbone.fingerprint.digest,
         "adapter": adapter_sha256(wanted.adapter),
         "suite_digests": {suite.name: suite.digest for suite in wanted.suites},
+        # So that nobody takes a merge made later for the one that was measured.
+        "merged_models": {arm.name: arm.identity for arm in arms if arm.name in MERGED_ARMS},
         "keys": keys,
     }
     write_json(directory / VERDICT, verdict.to_dict() | lineage)
@@ -221,7 +225,7 @@ def check_verdict(directory: Path) -> None:
     if stored["suite_digests"] != {suite.name: suite.digest for suite in suites}:
         raise EvaluationError(f"{directory / SUITES}: not the suites that the verdict names")
     judged = judge(read_ledger(directory / LEDGER), suites).to_dict()
-    if not _same(judged, {name: stored[name] for name in judged}):
+    if not _same(judged, {name: stored.get(name) for name in judged}):
         raise EvaluationError(
             f"{directory / VERDICT}: the verdict does not follow from the ledger beside it"
         )

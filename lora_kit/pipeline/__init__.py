@@ -5,10 +5,12 @@ from lora_kit.pipeline.merging import Merged, merge
 from lora_kit.pipeline.releasing import release, verify
 from lora_kit.pipeline.training import Trained, train
 from lora_kit.pipeline.whole import Outcome, run
+from lora_kit.releasing.released import Release
 
 __all__ = [
     "Merged",
     "Outcome",
+    "Release",
     "Trained",
     "evaluate",
     "merge",

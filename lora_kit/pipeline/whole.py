@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lora_kit.console import say
 from lora_kit.errors import ReleaseError
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.pipeline.evaluation import evaluate
@@ -16,6 +17,7 @@ from lora_kit.pipeline.training import train
 from lora_kit.processes import process_state
 from lora_kit.recipe import MERGED_ARMS, Recipe
 from lora_kit.releasing.gate import STATUS
+from lora_kit.releasing.released import remarks
 from lora_kit.run import peak_memory
 
 
@@ -52,7 +54,7 @@ class Outcome:
 def run(
     recipe: Recipe, output: Path | None = None, overwrite: bool = False, resume: bool = False
 ) -> Outcome:
-    """Recipe to release: train, evaluate, merge, and release what passes.
+    """Recipe to release: train, merge, evaluate with the merged model as an arm, release a PASS.
 
     Args:
         recipe: what to do.
@@ -69,13 +71,16 @@ def run(
     if is_main:
         merge(session)
     process_state().wait_for_everyone()
-    # What ships is what was measured.
+    # The merged model is what ships, so a release asks what it does, whatever the recipe's arms.
     merged = MERGED_ARMS if recipe.merge.base == "both" else MERGED_ARMS[:1]
     verdict = evaluate(session, arms=merged).verdict
     released, refusal, status = None, "", STATUS[verdict.decision]
     if is_main:
         try:
-            released = release(session.run.root)
+            made = release(session.run.root)
+            released = made.directory
+            for remark in remarks(made):
+                say(remark)
         except ReleaseError as error:
             refusal, status = str(error), error.status
         session.run.update_record(

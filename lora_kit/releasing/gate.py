@@ -2,84 +2,176 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_kit.adapters import adapter_sha256
 from lora_kit.errors import ReleaseError
 from lora_kit.evaluation.harness import check_verdict, read_verdict
+from lora_kit.evaluation.statistics.decisions import Decision, combined
 from lora_kit.files import read_json
 from lora_kit.gguf import file_sha256
+from lora_kit.recipe import MERGED_ARMS
+from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.run import RunDirectory
 
 MERGE_RECORD = "merge.json"
 # The exit statuses of a verdict that is no PASS.
 STATUS = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+MISSING_STAGE = 2
+# What the gate compares, and what the card says of the merge.
+MERGE_KEYS = {"verification", "backbone", "adapter", "files", "into", "dtype", "compared_on"}
 
 
 @dataclass(frozen=True)
 class Clearance:
-    """What the gate saw."""
+    """What the gate saw.
+
+    Attributes:
+        merged: directory of the merged model that ships.
+        decision: of the adapter and that model together.
+        acceptance: where the decision is INCONCLUSIVE.
+    """
 
     verdict: dict[str, Any]
     merge: dict[str, Any]
+    merged: Path
+    decision: Decision
+    acceptance: Acceptance | None
 
 
-def clear(run: RunDirectory) -> Clearance:
+@dataclass(frozen=True)
+class Reason:
+    """Why a run is not released, and the exit status that says so."""
+
+    text: str
+    status: int
+
+
+def clear(run: RunDirectory, acceptance: Acceptance | None = None) -> Clearance:
     """Let a run pass, or say why not.
+
+    Args:
+        run: that was evaluated and merged.
+        acceptance: of a verdict that is INCONCLUSIVE; one that passed needs none.
 
     Raises:
         ReleaseError: with every reason, and the exit status of the worst.
     """
     verdict = read_verdict(run.evaluation)
     check_verdict(run.evaluation)
-    record = run.merged / MERGE_RECORD
-    if not record.is_file():
-        raise ReleaseError(f"{run.root}: not merged yet; run `lora-kit merge {run.root}`", status=2)
-    merge = read_json(record, ReleaseError)
-    if not {"verification", "backbone", "adapter", "files"} <= set(merge):
-        raise ReleaseError(f"{record}: not a merge of this version; merge again", status=2)
-    reasons = [
-        f"{suite['suite']}/{task['task']}: {task['decision']}"
-        for suite in verdict["suites"]
-        for task in suite["tasks"]
-        if task["decision"] != "PASS"
-    ]
-    status = STATUS[verdict["decision"]]
-    broken = list(_broken_lineage(run, verdict, merge))
-    if broken:
-        status = STATUS["FAIL"]
-    if reasons or broken:
+    decision, undecided, reasons = judged(verdict, str(run.root))
+    if decision == "INCONCLUSIVE" and acceptance:
+        reasons = [reason for reason in reasons if reason.status != STATUS["INCONCLUSIVE"]]
+    merge: dict[str, Any] = {}
+    merged = run.merged_as(verdict.get("ships") or MERGED_ARMS[0])
+    record = merged / MERGE_RECORD
+    if record.is_file():
+        merge = read_json(record, ReleaseError)
+        reasons += _broken_merge(run, merged, verdict, merge)
+    else:
+        reasons.append(Reason(f"not merged yet; run `lora-kit merge {run.root}`", MISSING_STAGE))
+    reasons += _broken_lineage(run, verdict)
+    if reasons or decision is None:
+        lines = "".join(f"\n  {reason.text}" for reason in reasons)
+        worst = max((reason.status for reason in reasons), key=[MISSING_STAGE, 4, 3].index)
         raise ReleaseError(
-            f"{run.root}: not released, the verdict is {verdict['decision']}\n"
-            + "\n".join(f"  {reason}" for reason in reasons + broken),
-            status=status,
+            f"{run.root}: not released, the verdict is {decision or 'not whole'}{lines}",
+            status=worst,
         )
-    return Clearance(verdict, merge)
+    if decision == "PASS" or acceptance is None:
+        return Clearance(verdict, merge, merged, decision, None)
+    named = acceptance.model_copy(update={"tasks": tuple(undecided)})
+    return Clearance(verdict, merge, merged, decision, named)
 
 
-def _broken_lineage(
-    run: RunDirectory, verdict: dict[str, Any], merge: dict[str, Any]
-) -> Iterator[str]:
-    """Yield whatever keeps recipe, adapter, verdict and merged files from being of one run."""
+def judged(
+    verdict: Mapping[str, Any], root: str
+) -> tuple[Decision | None, list[str], list[Reason]]:
+    """The decision of adapter and merged model together, over all tasks.
+
+    Args:
+        verdict: as it lies on disk.
+        root: the run, for messages.
+
+    Returns:
+        The decision (`None` where the merged model was not evaluated on every task), the tasks
+        that are undecided, and why each task that did not pass keeps the run from a release.
+    """
+    decisions: list[Decision] = []
+    undecided, reasons, unmeasured = [], [], []
+    for suite in verdict["suites"]:
+        for task in suite["tasks"]:
+            name = f"{suite['suite']}/{task['task']}"
+            if task["merged"] is None:
+                unmeasured.append(name)
+            for arm, decision in ((name, task["decision"]), (f"{name}, merged", task["merged"])):
+                if decision is None:
+                    continue
+                decisions.append(decision)
+                if decision == "INCONCLUSIVE":
+                    undecided.append(arm)
+                if decision != "PASS":
+                    reasons.append(Reason(f"{arm}: {decision}", STATUS[decision]))
+    if unmeasured:
+        reasons.append(
+            Reason(
+                f"the merged model, which is what ships, was not evaluated on "
+                f"{', '.join(unmeasured)}; run `lora-kit evaluate {root} --arm merged`",
+                MISSING_STAGE,
+            )
+        )
+        return None, undecided, reasons
+    return combined(decisions), undecided, reasons
+
+
+def merged_identity(files: object) -> str:
+    """Which merged model answers: one sha256 over the hashes of its files."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def names_its_merge(verdict: Mapping[str, Any], merge: Mapping[str, Any]) -> bool:
+    """Whether the merged model that ships is the one that the verdict measured."""
+    measured = verdict.get("merged_models", {}).get(verdict.get("ships"))
+    return bool(measured == merged_identity(merge["files"]))
+
+
+def _broken_merge(
+    run: RunDirectory, merged: Path, verdict: Mapping[str, Any], merge: Mapping[str, Any]
+) -> Iterator[Reason]:
+    """Yield whatever keeps the merged files from being those of this run, as they were compared."""
+    if not set(merge) >= MERGE_KEYS:
+        yield Reason(f"{merged / MERGE_RECORD}: not a merge of this version; merge again", 2)
+        return
+    failed = STATUS["FAIL"]
     if not merge["verification"].get("passed"):
-        yield "the merged files are not what was measured (see merge.json)"
+        yield Reason("the merged files are not what was measured (see merge.json)", failed)
     if merge["backbone"] != verdict["backbone"]:
-        yield "the verdict and the merged files are of different backbones"
-    adapter = adapter_sha256(run.adapter)
-    if verdict.get("merged") not in (None, "PASS"):
-        yield f"the merged model, measured as an arm, is {verdict['merged']}"
-    if verdict["adapter"] != adapter:
-        yield "the verdict is of another adapter; evaluate again"
-    if merge["adapter"] != adapter:
-        yield "the merged files are of another adapter; merge again"
-    if verdict["suite_digests"] != read_json(run.record, ReleaseError).get("suites"):
-        yield "the verdict is not on the suites that were set before the training"
+        yield Reason("the verdict and the merged files are of different backbones", failed)
+    if merge["adapter"] != adapter_sha256(run.adapter):
+        yield Reason("the merged files are of another adapter; merge again", failed)
+    if verdict["merged"] is not None and not names_its_merge(verdict, merge):
+        text = f"another merge was evaluated; run `lora-kit evaluate {run.root} --arm merged` again"
+        yield Reason(text, failed)
     changed = [
         name
         for name, digest in merge["files"].items()
-        if not (run.merged / name).is_file() or file_sha256(run.merged / name) != digest
+        if not (merged / name).is_file() or file_sha256(merged / name) != digest
     ]
     if changed:
-        yield f"merged files changed since they were compared: {', '.join(changed)}"
+        text = f"merged files changed since they were compared: {', '.join(changed)}"
+        yield Reason(text, failed)
+
+
+def _broken_lineage(run: RunDirectory, verdict: Mapping[str, Any]) -> Iterator[Reason]:
+    """Yield whatever keeps recipe, adapter and verdict from being of one run."""
+    failed = STATUS["FAIL"]
+    if verdict["adapter"] != adapter_sha256(run.adapter):
+        yield Reason("the verdict is of another adapter; evaluate again", failed)
+    if verdict["suite_digests"] != read_json(run.record, ReleaseError).get("suites"):
+        text = "the verdict is not on the suites that were set before the training"
+        yield Reason(text, failed)

@@ -135,14 +135,28 @@ def test_plain_transformers_loads_the_release(finished: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(finished / "release", use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(finished / "release")
+    code = "def add(a, b):\n    total = a + b\n    return total"
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Say hello."}],
+        [{"role": "user", "content": f"Write the one-line docstring of this function.\n\n{code}"}],
         add_generation_prompt=True,
         return_tensors="pt",
         return_dict=True,
     )
-    output = model.generate(**prompt, max_new_tokens=8, do_sample=False)
-    assert output.shape[1] > prompt["input_ids"].shape[1]
+    output = model.generate(**prompt, max_new_tokens=128, do_sample=False)[0]
+    said = output[prompt["input_ids"].shape[1] :]
+    # It ends because the turn does, not because nobody may say more.
+    assert 1 < len(said) < 128
+    assert tokenizer.convert_ids_to_tokens(int(said[-1])) == "<|im_end|>"
+
+
+def test_the_card_of_a_release_says_the_licences_and_what_was_forgotten(finished: Path) -> None:
+    card = (finished / "release" / "README.md").read_text()
+    assert "| HuggingFaceTB/SmolLM2-135M-Instruct | base | Apache-2.0 | lora_kit's alias |" in card
+    assert "| stdlib-docstrings | train, validation | Python-2.0.1 | Python's LICENSE |" in card
+    assert "To be checked" not in card
+    assert "| small-retention/prose |" in card.split("## What was forgotten")[1]
+    config = json.loads((finished / "release" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def test_verify_passes_a_release_and_finds_a_changed_byte_a_lost_and_a_new_file(
