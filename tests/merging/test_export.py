@@ -9,7 +9,7 @@ from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from lora_kit.cli import app
+from lora_kit.cli.app import app
 from lora_kit.errors import MergeError
 from lora_kit.gguf import PRE_TOKENIZERS, file_sha256
 from lora_kit.merging.exporting import comparison, gguf_model

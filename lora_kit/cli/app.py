@@ -1,0 +1,37 @@
+"""The commands under one name, in the order in which `--help` lists them."""
+
+from __future__ import annotations
+
+import typer
+
+from lora_kit.cli.evaluating import evaluate, sequence
+from lora_kit.cli.machine import doctor, recipes
+from lora_kit.cli.merging import combine, export, merge
+from lora_kit.cli.releasing import release, verify
+from lora_kit.cli.training import plan, run, train
+
+app = typer.Typer(
+    name="lora-kit",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    epilog="Start with `lora-kit run quickstart`. Exit status: 0 done or PASS, 1 an error of "
+    "lora-kit, 2 bad usage or refused input, 3 FAIL, 4 INCONCLUSIVE.",
+    help="Adapt a frozen language model with a recipe, prove what the adapter gained and what it "
+    "forgot against the base, and release only what passes.",
+)
+
+# Told in full, since the order of --help is not that of the imports above.
+app.command()(plan)
+app.command()(train)
+app.command()(evaluate)
+app.command()(sequence)
+app.command()(merge)
+app.command()(combine)
+app.command()(export)
+app.command()(release)
+app.command()(verify)
+app.command()(run)
+app.command()(doctor)
+app.command()(recipes)

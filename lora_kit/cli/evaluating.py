@@ -1,0 +1,94 @@
+"""`evaluate` and `sequence`: adapters against their base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lora_kit.cli.libraries import load_pipeline
+from lora_kit.cli.options import FreshOption, JsonOption, OutputOption
+from lora_kit.cli.output import VERDICT_STATUS, is_main_process, print_json, print_text, stdout
+from lora_kit.errors import RecipeError
+from lora_kit.recipe import BackboneSpec, Quantization
+
+
+def evaluate(
+    target: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, or any PEFT adapter directory.")
+    ],
+    suite: Annotated[
+        list[str] | None, typer.Option(help="A suite file or bundled suite; may be repeated.")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Base model of an adapter that another tool made."),
+    ] = None,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="With --backbone: how the base is stored.")
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to evaluate besides base and adapter: merged, fewshot, retrieval, scratch; "
+            "may be repeated."
+        ),
+    ] = None,
+    output: OutputOption = None,
+    fresh: FreshOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the adapter against its base. Exit status 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
+    pipeline = load_pipeline()
+
+    spec = backbone_spec(backbone, quantization)
+    evaluation = pipeline.evaluate(target, suite, spec, output, arm or (), fresh)
+    verdict = evaluation.verdict
+    if as_json:
+        print_json(verdict.to_dict())
+    elif is_main_process():
+        from lora_kit.evaluation.reporting.show import show_verdict
+
+        show_verdict(verdict, stdout())
+        print_text(f"Report: {evaluation.directory}/report.html")
+    raise typer.Exit(VERDICT_STATUS[verdict.decision])
+
+
+def sequence(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_OR_ADAPTER...", help="Stages in the order of their training."),
+    ],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="What each stage was trained for; by default its recipe's gain."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Base model of adapters that another tool made.")
+    ] = None,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="With --backbone: how the base is stored.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("sequence"),
+    fresh: FreshOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure adapters that were trained one after the other on the tasks of all of them."""
+    from lora_kit.evaluation.reporting.show_stages import show_matrix
+    from lora_kit.stages import RECORD, evaluate_sequence
+
+    found = evaluate_sequence(targets, suite, backbone_spec(backbone, quantization), output, fresh)
+    if as_json:
+        print_json(found.to_dict())
+    elif is_main_process():
+        columns = tuple(f"{c.suite}/{c.task} ({c.unit})" for c in found.columns)
+        show_matrix(found.stages, columns, found.scores, found.transfers, stdout())
+        print_text(f"Matrix: {output / RECORD}")
+
+
+def backbone_spec(model: str | None, quantization: Quantization | None) -> BackboneSpec | None:
+    """What --backbone and --quantization say together; `None` where neither is given."""
+    if quantization and not model:
+        raise RecipeError("--quantization goes with --backbone; an adapter of ours knows its own")
+    return BackboneSpec(model=model, quantization=quantization or "none") if model else None

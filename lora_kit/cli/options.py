@@ -1,0 +1,35 @@
+"""The options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="Override a field, such as training.epochs=2."
+    ),
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", help="Where the results go.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Let --output hold an earlier run.")
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in --output (by default the newest of the recipe) from its last "
+        "checkpoint; without one, begin.",
+    ),
+]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Measure again what was measured before.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]

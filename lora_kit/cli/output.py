@@ -1,0 +1,36 @@
+"""What a command gives back: text or JSON on stdout, and the exit status of a verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+
+VERDICT_STATUS = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+
+
+def stdout() -> Console:
+    """The console for results; progress and errors go to stderr."""
+    console = Console(highlight=False)
+    # A file has no width; 80 columns would break the verdict's table.
+    return console if console.is_terminal else Console(highlight=False, width=140)
+
+
+def is_main_process() -> bool:
+    """Of the launcher's word alone: most commands have no need to load accelerate for it."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def print_text(text: str) -> None:
+    """Print as it is, without markup and without breaking lines; one process does."""
+    if is_main_process():
+        stdout().print(escape(text), soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """Print for a program that reads stdout; one process does."""
+    if is_main_process():
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

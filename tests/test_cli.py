@@ -1,0 +1,53 @@
+"""What the commands owe whoever mistypes: an answer at once, and a help in the order of work."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# In the order in which they are used: look, train, judge, ship; then what stands by itself.
+COMMANDS = (
+    *("plan", "train", "evaluate", "sequence", "merge", "combine", "export", "release", "verify"),
+    *("run", "doctor", "recipes"),
+)
+
+
+def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process that has imported nothing yet."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_mistake_in_a_recipe_is_told_before_the_libraries_are_loaded() -> None:
+    """They take seconds; whoever mistyped a field should not wait for them."""
+    script = (
+        "import sys\n"
+        "from lora_kit.cli import main\n"
+        "for command in ('plan', 'train', 'run'):\n"
+        "    try:\n"
+        "        main([command, 'quickstart', '--set', 'training.epochs=-1'])\n"
+        "    except SystemExit as ended:\n"
+        "        assert ended.code == 2, ended.code\n"
+        "    else:\n"
+        "        raise AssertionError(command)\n"
+        "print(*sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))\n"
+    )
+    done = fresh("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("training.epochs") == 3, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_the_help_lists_the_commands_in_the_order_of_the_work() -> None:
+    done = fresh("-m", "lora_kit", "--help")
+    assert done.returncode == 0, done.stderr
+    _, _, listed = done.stdout.partition(" Commands ")
+    assert re.findall(r"^│ (\w+) ", listed, flags=re.MULTILINE) == list(COMMANDS)
