@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,10 +13,13 @@ from lora_kit.errors import MergeError
 
 # PEFT's name of an adapter that is given none.
 ADAPTER = "default"
-# Numbers that are added up at a time: their float32 sums fit into a processor's cache.
-CHUNK_NUMBERS = 2**18
+# Numbers that are added up at a time: few enough for a cache, enough to keep a thread busy.
+CHUNK_NUMBERS = 2**20
+_EMPTY = torch.empty(0)
+_last = threading.local()
 
 Read = Callable[[str], torch.Tensor]
+Rows = Callable[[int, int], torch.Tensor]
 
 
 def is_plain(layer: Any) -> bool:
@@ -26,32 +30,47 @@ def is_plain(layer: Any) -> bool:
     return plain and not layer.lora_bias[ADAPTER]
 
 
-def plain_sum(name: str, layer: Any, base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def plain_sums(
+    name: str, layer: Any, shape: tuple[int, ...], rows: Rows, dtype: torch.dtype
+) -> Iterator[torch.Tensor]:
     """`base + scaling * B @ A` (Hu et al. 2021, arXiv:2106.09685, section 4.1), row by row.
 
     Args:
         name: for the error.
         layer: PEFT's, with `lora_A` (rank, in) and `lora_B` (out, rank).
-        base: (out, in), or (in, out) where the layer stores it so.
+        shape: of the base, (out, in), or (in, out) where the layer stores it so.
+        rows: gives some rows of the base.
         dtype: of the result.
     """
     a, b = layer.lora_A[ADAPTER].weight.data, layer.lora_B[ADAPTER].weight.data
-    total = (b.float() @ a.float()).mul_(layer.scaling[ADAPTER])
+    total = _product(b.float(), a.float())
     if layer.fan_in_fan_out:
         total = total.T
-    if total.shape != base.shape:
+    if total.shape != shape:
         raise MergeError(
             f"{name}: the adapter's update has shape {tuple(total.shape)}, the backbone's weight "
-            f"{tuple(base.shape)}"
+            f"{shape}"
         )
-    result = torch.empty(base.shape, dtype=dtype)
-    rows = max(CHUNK_NUMBERS // base.shape[1], 1)
-    for some in range(0, len(base), rows):
-        chunk = slice(some, some + rows)
-        exact = total[chunk].add_(base[chunk].float())
-        result[chunk] = exact
-        finite(name, exact if dtype != torch.float16 else result[chunk])
-    return result
+    scaling = layer.scaling[ADAPTER]
+    # Times a power of two, nothing is rounded, so that both at once give the same numbers.
+    at_once = math.frexp(scaling)[0] == 0.5
+    count = max(CHUNK_NUMBERS // shape[1], 1)
+    for first in range(0, shape[0], count):
+        last = min(first + count, shape[0])
+        exact, some = rows(first, last).float(), total[first:last]
+        exact.add_(some, alpha=scaling) if at_once else exact.add_(some.mul_(scaling))
+        rounded = exact.to(dtype)
+        finite(name, exact if dtype != torch.float16 else rounded)
+        yield rounded
+
+
+def _product(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """`B @ A` where the thread's last product was: new pages take as long as the sum itself."""
+    wanted = len(b) * a.shape[1]
+    if getattr(_last, "memory", _EMPTY).numel() < wanted:
+        _last.memory = torch.empty(wanted)
+    product: torch.Tensor = _last.memory[:wanted].view(len(b), a.shape[1])
+    return torch.mm(b, a, out=product)
 
 
 def merged_by_peft(name: str, layers: list[Any], read: Read, residue: str) -> torch.Tensor:

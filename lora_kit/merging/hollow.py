@@ -7,7 +7,7 @@ what a method makes of a weight, is its own knowledge; a layer is filled when it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,11 @@ from lora_kit.errors import MergeError
 from lora_kit.merging.arithmetic import (
     ADAPTER,
     Read,
+    Rows,
     finite,
     is_plain,
     merged_by_peft,
-    plain_sum,
+    plain_sums,
 )
 from lora_kit.merging.methods import adapter_configuration, residue_of
 from lora_kit.merging.tensors import stored_tensors
@@ -86,10 +87,30 @@ class Hollow:
         layers = self.layers.get(name)
         if layers is None:
             return finite(name, self.replaced[name].to(dtype))
-        if len(layers) == 1 and is_plain(layers[0]) and not self.residue:
-            return plain_sum(name, layers[0], self._base(name, read), dtype)
+        if self.is_plain(name):
+            base = self._base(name, read)
+            rows = self.merged_rows(name, lambda first, last: base[first:last], dtype)
+            return torch.cat(list(rows))
         merged = merged_by_peft(name, layers, partial(self._base, read=read), self.residue)
         return finite(name, merged.to(dtype))
+
+    def is_plain(self, name: str) -> bool:
+        """Whether the parameter gets a low-rank update and nothing else."""
+        layers = self.layers.get(name, ())
+        return len(layers) == 1 and is_plain(layers[0]) and not self.residue
+
+    def merged_rows(self, name: str, rows: Rows, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """The same as `merged` of a parameter that is plain, some rows at a time.
+
+        Args:
+            name: of the parameter.
+            rows: gives some rows of the backbone's.
+            dtype: of the result.
+
+        Raises:
+            MergeError: if a number in it is none.
+        """
+        return plain_sums(name, self.layers[name][0], self.shapes[name], rows, dtype)
 
     def _base(self, name: str, read: Read) -> torch.Tensor:
         """What the adapter's layers stand on: PEFT saves embeddings that it adapts."""

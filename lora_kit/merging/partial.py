@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from lora_kit.files import write_json
 from lora_kit.merging.tensors import Planned, stored_tensors, write_tensors
 
 INDEX = "model.safetensors.index.json"
+# Tensors that are made at a time; each takes four bytes a number.
+WORKERS = min(4, os.cpu_count() or 1)
 # Beside the weights: configuration, tokenizer, index.
 OTHER_FILES_BYTES = 64 * 2**20
 
@@ -107,7 +110,7 @@ class Partial:
                 kept += 1
                 continue
             unfinished = self.path / f"{name}.unfinished"
-            write_tensors(unfinished, shard)
+            write_tensors(unfinished, shard, WORKERS)
             unfinished.rename(self.path / name)
         if len(shards) > 1:
             total = sum(one.length for one in planned)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,7 @@ def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
     hollow = hollow_model(plan.base, plan.adapter)
     found = list(groups(stored, hollow))
     _require_places(plan, hollow, found)
-    planned = list(_Work(plan, hollow, {}).planned(found))
+    planned = list(_Work(plan, hollow).planned(found))
     total = sum(one.length for one in planned)
     require_free(output, total)
     with Partial.of(output, asdict(plan), files) as partial_directory:
@@ -119,11 +121,16 @@ class _Work:
 
     Attributes:
         made: tensors of a group that was merged as a whole, until they are written.
+        lock: held while layers of the hollow model are filled, or a group is merged: several
+            tensors are made at a time.
+        threads: of torch, all of which are used then: a decomposition's last digits depend on it.
     """
 
     plan: MergePlan
     hollow: Hollow
-    made: dict[str, torch.Tensor]
+    made: dict[str, torch.Tensor] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    threads: int = field(default_factory=torch.get_num_threads)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -176,7 +183,13 @@ class _Work:
         shape = group.stored[0].shape if replaced is None else tuple(replaced.shape)
         return Planned(key, self.dtype, shape, partial(self._merged, name, group, sources))
 
-    def _merged(self, name: str, group: Group, sources: Mapping[str, Group]) -> torch.Tensor:
+    def _merged(
+        self, name: str, group: Group, sources: Mapping[str, Group]
+    ) -> torch.Tensor | Iterator[torch.Tensor]:
+        as_stored = group.converter is None and not self._was_quantized(name)
+        if as_stored and self.hollow.is_plain(name) and name not in self.hollow.replaced:
+            return self.hollow.merged_rows(name, group.stored[0].rows, self.dtype)
+
         def read(other: str) -> torch.Tensor:
             # The same tensor under another name, where the backbone has it once.
             source = group if other == name else sources.get(other)
@@ -187,7 +200,10 @@ class _Work:
 
         if name not in self.hollow.changed:
             return read(name).to(self.dtype)
-        return self.hollow.merged(name, read, self.dtype)
+        if self.hollow.is_plain(name):
+            return self.hollow.merged(name, read, self.dtype)
+        with self._alone():
+            return self.hollow.merged(name, read, self.dtype)
 
     def _as_trained_on(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if not self._was_quantized(name):
@@ -196,17 +212,31 @@ class _Work:
         return dequantized(tensor.to(computed), self.plan.quantization)
 
     def _from_group(self, key: str, group: Group) -> torch.Tensor:
-        if key not in self.made:
-            parameters = group.parameters(self.hollow)
-            for name in group.targets:
-                read = parameters.__getitem__
-                parameters[name] = (
-                    self.hollow.merged(name, read, self.dtype)
-                    if name in self.hollow.changed
-                    else parameters[name].to(self.dtype)
-                )
-            self.made.update(group.back(parameters, self.hollow))
-        return self.made.pop(key)
+        with self._alone():
+            if key not in self.made:
+                self.made.update(self._merged_group(group))
+            return self.made.pop(key)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self.lock:
+            share = torch.get_num_threads()
+            torch.set_num_threads(self.threads)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(share)
+
+    def _merged_group(self, group: Group) -> dict[str, torch.Tensor]:
+        parameters = group.parameters(self.hollow)
+        for name in group.targets:
+            read = parameters.__getitem__
+            parameters[name] = (
+                self.hollow.merged(name, read, self.dtype)
+                if name in self.hollow.changed
+                else parameters[name].to(self.dtype)
+            )
+        return group.back(parameters, self.hollow)
 
 
 def _require_places(plan: MergePlan, hollow: Hollow, found: Sequence[Group]) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from lora_kit.errors import MergeError
 LENGTH_BYTES = 8
 # What the library itself refuses to read.
 MOST_HEADER_BYTES = 100 * 2**20
+COPIED_BYTES = 4 * 2**20
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -58,15 +61,41 @@ class Stored:
         Raises:
             MergeError: if the file ends before the tensor does.
         """
-        raw = torch.empty(self.length, dtype=torch.uint8)
+        return self._read(self.start, self.length).view(self.shape)
+
+    def rows(self, first: int, last: int) -> torch.Tensor:
+        """Some rows of it.
+
+        Raises:
+            MergeError: as `read`.
+        """
+        each = self.length // self.shape[0]
+        read = self._read(self.start + first * each, (last - first) * each)
+        return read.view(last - first, *self.shape[1:])
+
+    def parts(self) -> Iterator[memoryview]:
+        """Its bytes, some at a time.
+
+        Raises:
+            MergeError: as `read`.
+        """
+        for done in range(0, self.length, COPIED_BYTES):
+            size = min(COPIED_BYTES, self.length - done)
+            yield self._bytes(self.start + done, size).numpy().data
+
+    def _read(self, start: int, length: int) -> torch.Tensor:
+        return self._bytes(start, length).view(self.dtype)
+
+    def _bytes(self, start: int, length: int) -> torch.Tensor:
+        raw = torch.empty(length, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
-            file.seek(self.start)
+            file.seek(start)
             view, got = memoryview(raw.numpy().data), 0
-            while got < self.length and (more := file.readinto(view[got:])):
+            while got < length and (more := file.readinto(view[got:])):
                 got += more
-        if got < self.length:
+        if got < length:
             raise MergeError(f"{self.path}: ends in the middle of {self.key}")
-        return raw.view(self.dtype).view(self.shape)
+        return raw
 
 
 def stored_tensors(path: Path) -> list[Stored]:
@@ -111,13 +140,14 @@ class Planned:
     """A tensor that is going to be written.
 
     Attributes:
-        produce: gives it, when its turn comes; `None` where its bytes are those of `copied`.
+        produce: gives it when its turn comes, whole or some rows at a time; `None` where its bytes
+            are those of `copied`.
     """
 
     key: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    produce: Callable[[], torch.Tensor] | None = None
+    produce: Callable[[], torch.Tensor | Iterator[torch.Tensor]] | None = None
     copied: Stored | None = None
 
     @property
@@ -129,29 +159,80 @@ class Planned:
         return count * self.dtype.itemsize
 
 
-def write_tensors(path: Path, planned: Iterable[Planned]) -> None:
-    """Write a safetensors file, holding one tensor at a time.
+def write_tensors(path: Path, planned: Sequence[Planned], workers: int = 1) -> None:
+    """Write a safetensors file.
+
+    Args:
+        path: of the file.
+        planned: its tensors, in their order.
+        workers: tensors that are made and written at a time, each in a thread of its own; what
+            makes them must bear that.
 
     Raises:
         MergeError: if a tensor turns out other than planned.
     """
-    planned = list(planned)
-    with path.open("wb") as file:
-        file.write(_header(planned))
+    header = _header(planned)
+    # Unbuffered: what is written is large, and half as fast through a buffer.
+    with path.open("wb", buffering=0) as file:
+        _write_at(file.fileno(), 0, header)
+        start = len(header)
+        work = []
         for one in planned:
-            if one.copied is not None:
-                file.flush()
-                _copy_bytes(one.copied, file.fileno())
-                file.seek(0, os.SEEK_END)
-            elif one.produce is not None:
-                tensor = one.produce()
-                if tensor.dtype != one.dtype or tuple(tensor.shape) != one.shape:
-                    raise MergeError(
-                        f"{one.key}: came out as {tensor.dtype} of shape {tuple(tensor.shape)}, "
-                        f"{one.dtype} of shape {one.shape} was planned"
-                    )
-                flat = tensor.contiguous().view(-1).view(torch.uint8)
-                file.write(flat.numpy().data)
+            work.append(partial(_write, file.fileno(), start, one))
+            start += one.length
+        file.truncate(start)
+        _in_threads(work, workers)
+
+
+def _in_threads(work: Sequence[Callable[[], None]], workers: int) -> None:
+    threads = torch.get_num_threads()
+    try:
+        # Torch's threads are shared out: together they have no more, and few wait for another.
+        share = max(threads // workers, 1)
+        with ThreadPoolExecutor(
+            workers, initializer=torch.set_num_threads, initargs=(share,)
+        ) as pool:
+            waiting = [pool.submit(one) for one in work]
+            try:
+                for one in as_completed(waiting):
+                    one.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        # New threads take over what the last one was told.
+        torch.set_num_threads(threads)
+
+
+def _write(file: int, start: int, planned: Planned) -> None:
+    if planned.copied is not None:
+        for raw in planned.copied.parts():
+            start += _write_at(file, start, raw)
+    elif planned.produce is not None:
+        made = planned.produce()
+        rows = 0
+        for part in iter([made]) if isinstance(made, torch.Tensor) else made:
+            rows += len(part) if part.dim() else 1
+            if part.dtype != planned.dtype or tuple(part.shape[1:]) != planned.shape[1:]:
+                raise _otherwise(planned, f"{part.dtype} of shape {tuple(part.shape)}")
+            flat = part.contiguous().view(-1).view(torch.uint8)
+            start += _write_at(file, start, flat.numpy().data)
+        if rows != (planned.shape[0] if planned.shape else 1):
+            raise _otherwise(planned, f"{rows} rows")
+
+
+def _otherwise(planned: Planned, found: str) -> MergeError:
+    return MergeError(
+        f"{planned.key}: came out as {found}, {planned.dtype} of shape {planned.shape} was planned"
+    )
+
+
+def _write_at(file: int, start: int, data: bytes | memoryview) -> int:
+    """Write all of it at a place in the file; return how many bytes that were."""
+    view, done = memoryview(data), 0
+    while done < len(view):
+        done += os.pwrite(file, view[done:], start + done)
+    return done
 
 
 def _header(planned: Iterable[Planned]) -> bytes:
@@ -168,17 +249,6 @@ def _header(planned: Iterable[Planned]) -> bytes:
     # Tensors begin at a multiple of eight bytes, as the library writes them.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
-
-
-def _copy_bytes(source: Stored, target: int) -> None:
-    """Append a tensor's bytes, from file to file without a copy in this process."""
-    with source.path.open("rb", buffering=0) as file:
-        done = 0
-        while done < source.length:
-            sent = os.sendfile(target, file.fileno(), source.start + done, source.length - done)
-            if sent == 0:
-                raise MergeError(f"{source.path}: ends in the middle of {source.key}")
-            done += sent
 
 
 def by_key(files: Iterable[Path]) -> Mapping[str, Stored]:

@@ -24,11 +24,11 @@ SLOWLY = """
 import json, sys, time
 from pathlib import Path
 from lora_kit.merging import stream
-made = stream.Hollow.merged
+made = stream.Hollow.merged_rows
 def slowly(*arguments):
     time.sleep(0.2)
     return made(*arguments)
-stream.Hollow.merged = slowly
+stream.Hollow.merged_rows = slowly
 fields = json.loads(sys.argv[1])
 for name in ("base", "adapter"):
     fields[name] = Path(fields[name])
@@ -71,10 +71,10 @@ def broken_off(plan: MergePlan, output: Path, monkeypatch: pytest.MonkeyPatch) -
     """A merge whose disk is full after its second shard."""
     from lora_kit.merging import partial
 
-    def until_full(path: Path, shard: list[Planned]) -> None:
+    def until_full(path: Path, shard: list[Planned], workers: int) -> None:
         if "00003" in path.name:
             raise OSError(28, "No space left on device")
-        write_tensors(path, shard)
+        write_tensors(path, shard, workers)
 
     with monkeypatch.context() as patched:
         patched.setattr(partial, "write_tensors", until_full)
