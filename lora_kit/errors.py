@@ -3,6 +3,9 @@
 Each message names the field, file or line, what was found, and what is possible.
 """
 
+# Exit status of a command whose result is a verdict.
+VERDICT_STATUS = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+
 
 class LoraKitError(Exception):
     """Base of all errors that are about the user's input and carry their own remedy.

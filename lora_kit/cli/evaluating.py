@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lora_kit.cli.libraries import load_pipeline
+from lora_kit.cli.libraries import load_pipeline, quiet_libraries
 from lora_kit.cli.options import FreshOption, JsonOption, OutputOption
-from lora_kit.cli.output import VERDICT_STATUS, is_main_process, print_json, print_text, stdout
-from lora_kit.errors import RecipeError
+from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
+from lora_kit.errors import VERDICT_STATUS, RecipeError
 from lora_kit.recipe import BackboneSpec, Quantization
 
 
@@ -40,10 +40,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the adapter against its base. Exit status 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
-    pipeline = load_pipeline()
-
     spec = backbone_spec(backbone, quantization)
-    evaluation = pipeline.evaluate(target, suite, spec, output, arm or (), fresh)
+    evaluation = load_pipeline().evaluate(target, suite, spec, output, arm or (), fresh)
     verdict = evaluation.verdict
     if as_json:
         print_json(verdict.to_dict())
@@ -75,10 +73,12 @@ def sequence(
     as_json: JsonOption = False,
 ) -> None:
     """Measure adapters that were trained one after the other on the tasks of all of them."""
+    spec = backbone_spec(backbone, quantization)
+    quiet_libraries()
     from lora_kit.evaluation.reporting.show_stages import show_matrix
     from lora_kit.stages import RECORD, evaluate_sequence
 
-    found = evaluate_sequence(targets, suite, backbone_spec(backbone, quantization), output, fresh)
+    found = evaluate_sequence(targets, suite, spec, output, fresh)
     if as_json:
         print_json(found.to_dict())
     elif is_main_process():

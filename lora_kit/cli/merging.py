@@ -10,7 +10,8 @@ import typer
 from lora_kit.cli.evaluating import backbone_spec
 from lora_kit.cli.libraries import load_pipeline, quiet_libraries
 from lora_kit.cli.options import JsonOption, OutputOption
-from lora_kit.cli.output import VERDICT_STATUS, print_json, print_text
+from lora_kit.cli.output import print_json, print_text
+from lora_kit.errors import VERDICT_STATUS
 from lora_kit.merging.combining import Method
 from lora_kit.merging.exporting import GgufType, Target
 from lora_kit.recipe import Quantization

@@ -1,4 +1,4 @@
-"""What a command gives back: text or JSON on stdout, and the exit status of a verdict."""
+"""What a command gives back: text or JSON on stdout."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import sys
 
 from rich.console import Console
 from rich.markup import escape
-
-VERDICT_STATUS = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 
 
 def stdout() -> Console:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.console import say
-from lora_kit.errors import ReleaseError
+from lora_kit.errors import VERDICT_STATUS, ReleaseError
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.pipeline.merging import merge
@@ -16,7 +16,6 @@ from lora_kit.pipeline.releasing import release
 from lora_kit.pipeline.training import train
 from lora_kit.processes import process_state
 from lora_kit.recipe import MERGED_ARMS, Recipe
-from lora_kit.releasing.gate import STATUS
 from lora_kit.releasing.released import remarks
 from lora_kit.run import peak_memory
 
@@ -74,7 +73,7 @@ def run(
     # The merged model is what ships, so a release asks what it does, whatever the recipe's arms.
     merged = MERGED_ARMS if recipe.merge.base == "both" else MERGED_ARMS[:1]
     verdict = evaluate(session, arms=merged).verdict
-    released, refusal, status = None, "", STATUS[verdict.decision]
+    released, refusal, status = None, "", VERDICT_STATUS[verdict.decision]
     if is_main:
         try:
             made = release(session.run.root)

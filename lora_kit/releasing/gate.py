@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.adapters import adapter_sha256
-from lora_kit.errors import ReleaseError
+from lora_kit.errors import VERDICT_STATUS, ReleaseError
 from lora_kit.evaluation.harness import check_verdict, read_verdict
 from lora_kit.evaluation.statistics.decisions import Decision, combined
 from lora_kit.files import read_json
@@ -20,8 +20,6 @@ from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.run import RunDirectory
 
 MERGE_RECORD = "merge.json"
-# The exit statuses of a verdict that is no PASS.
-STATUS = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 MISSING_STAGE = 2
 # What the gate compares, and what the card says of the merge.
 MERGE_KEYS = {"verification", "backbone", "adapter", "files", "into", "dtype", "compared_on"}
@@ -66,7 +64,7 @@ def clear(run: RunDirectory, acceptance: Acceptance | None = None) -> Clearance:
     check_verdict(run.evaluation)
     decision, undecided, reasons = judged(verdict, str(run.root))
     if decision == "INCONCLUSIVE" and acceptance:
-        reasons = [reason for reason in reasons if reason.status != STATUS["INCONCLUSIVE"]]
+        reasons = [reason for reason in reasons if reason.status != VERDICT_STATUS["INCONCLUSIVE"]]
     merge: dict[str, Any] = {}
     merged = run.merged_as(verdict.get("ships") or MERGED_ARMS[0])
     record = merged / MERGE_RECORD
@@ -116,7 +114,7 @@ def judged(
                 if decision == "INCONCLUSIVE":
                     undecided.append(arm)
                 if decision != "PASS":
-                    reasons.append(Reason(f"{arm}: {decision}", STATUS[decision]))
+                    reasons.append(Reason(f"{arm}: {decision}", VERDICT_STATUS[decision]))
     if unmeasured:
         reasons.append(
             Reason(
@@ -147,7 +145,7 @@ def _broken_merge(
     if not set(merge) >= MERGE_KEYS:
         yield Reason(f"{merged / MERGE_RECORD}: not a merge of this version; merge again", 2)
         return
-    failed = STATUS["FAIL"]
+    failed = VERDICT_STATUS["FAIL"]
     if not merge["verification"].get("passed"):
         yield Reason("the merged files are not what was measured (see merge.json)", failed)
     if merge["backbone"] != verdict["backbone"]:
@@ -169,7 +167,7 @@ def _broken_merge(
 
 def _broken_lineage(run: RunDirectory, verdict: Mapping[str, Any]) -> Iterator[Reason]:
     """Yield whatever keeps recipe, adapter and verdict from being of one run."""
-    failed = STATUS["FAIL"]
+    failed = VERDICT_STATUS["FAIL"]
     if verdict["adapter"] != adapter_sha256(run.adapter):
         yield Reason("the verdict is of another adapter; evaluate again", failed)
     if verdict["suite_digests"] != read_json(run.record, ReleaseError).get("suites"):
