@@ -39,6 +39,11 @@ benchmarks: install
 	$(BIN)/python -m tests.benchmarks.evaluation
 	$(BIN)/python -m tests.benchmarks.rows
 	$(BIN)/python -m tests.benchmarks.estimate
+	$(BIN)/python -m tests.benchmarks.memory
+	$(BIN)/python -m tests.benchmarks.profiled
+	$(BIN)/python -m tests.benchmarks.profiled --side trl
+	$(BIN)/python -m tests.benchmarks.merging --large
+	$(BIN)/python -m tests.benchmarks.merging --rounding
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist
