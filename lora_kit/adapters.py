@@ -124,7 +124,15 @@ def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:
     Raises:
         AdapterError: if the directory is no PEFT adapter in safetensors, or does not fit.
     """
-    return attach_to(backbone.model, backbone.files.reference, directory)
+    attached = attach_to(backbone.model, backbone.files.reference, directory)
+    for config in attached.peft_config.values():
+        if getattr(config, "bias", "none") != "none":
+            raise AdapterError(
+                f"{directory}: bias: {config.bias}: PEFT trains biases of the backbone in their "
+                "place, so that the base is not there any more when the adapter is switched off, "
+                "and there is nothing to measure it against"
+            )
+    return attached
 
 
 def attach_to(base: torch.nn.Module, reference: str, directory: Path) -> PeftModel:
@@ -188,7 +196,9 @@ def _unloaded_keys(model: PeftModel, directory: Path) -> list[str]:
     with safe_open(directory / ADAPTER_WEIGHTS, framework="pt") as file:
         saved = set(file.keys())
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return sorted(saved - set(state))
+    # PEFT saves an embedding that it adapts, and puts it in the place of the backbone's.
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return sorted(saved - set(state) - set(parameters))
 
 
 def _require_all_targets(model: torch.nn.Module, targets: list[str]) -> None:

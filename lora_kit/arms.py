@@ -20,6 +20,7 @@ from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import read_json
+from lora_kit.gguf import file_sha256
 from lora_kit.merging.answers import Computing, reload
 from lora_kit.recipe import MERGED_ARMS, Recipe
 from lora_kit.releasing.gate import MERGE_RECORD, merged_identity
@@ -87,10 +88,23 @@ def _merged(session: Session, name: str) -> LoadedArms:
             f"{session.run.root}: arm {name}: not merged yet; run `lora-kit merge "
             f"{session.run.root}` first"
         )
-    files = read_json(record, EvaluationError).get("files")
+    files: dict[str, str] = read_json(record, EvaluationError).get("files", {})
     arm = Arm(name, merged_identity(files), nullcontext)
     computing = Computing.of(session.backbone.model)
-    return LoadedArms(lambda: reload(directory, computing), (arm,))
+
+    def load_unchanged() -> Any:
+        changed = [
+            name
+            for name, digest in files.items()
+            if not (directory / name).is_file() or file_sha256(directory / name) != digest
+        ]
+        if changed:
+            raise EvaluationError(
+                f"{directory}: {', '.join(changed)}: changed since they were merged; merge again"
+            )
+        return reload(directory, computing)
+
+    return LoadedArms(load_unchanged, (arm,))
 
 
 def _scratch(session: Session) -> LoadedArms:

@@ -22,7 +22,8 @@ def shipping(suites: Sequence[SuiteVerdict]) -> tuple[str | None, tuple[SuiteVer
     arms = [arm for arm in MERGED_ARMS if any(merged.arm == arm for merged in found)]
     if not arms:
         return None, tuple(suites)
-    chosen = max(arms, key=lambda arm: (_rank(found, arm), _gain(suites, arm), -arms.index(arm)))
+    first, *others = arms
+    chosen = next((arm for arm in others if _is_better(suites, found, arm, first)), first)
     return chosen, tuple(_with(suite, chosen) for suite in suites)
 
 
@@ -30,16 +31,24 @@ def _rank(found: Sequence[MergedTask], arm: str) -> int:
     return RANK[combined([merged.decision for merged in found if merged.arm == arm])]
 
 
-def _gain(suites: Sequence[SuiteVerdict], arm: str) -> float:
-    """The gain of a merged model over all gain tasks, each in units of the adapter's."""
-    return sum(
-        merged.interval.delta / abs(task.interval.delta)
+def _is_better(
+    suites: Sequence[SuiteVerdict], found: Sequence[MergedTask], arm: str, than: str
+) -> bool:
+    """Whether it passes where the other one does not, or gains more for sure on every gain task.
+
+    A mean that is a little higher is no reason: the higher of two is so by chance half the time.
+    """
+    if len([m for m in found if m.arm == arm]) < len([m for m in found if m.arm == than]):
+        return False
+    if _rank(found, arm) != _rank(found, than):
+        return _rank(found, arm) > _rank(found, than)
+    pairs = [
+        ({m.arm: m.interval for m in task.merges})
         for suite in suites
         if suite.role == "gain"
         for task in suite.tasks
-        for merged in task.merges
-        if merged.arm == arm and task.interval.delta
-    )
+    ]
+    return bool(pairs) and all(of[arm].low > of[than].delta for of in pairs)
 
 
 def _with(suite: SuiteVerdict, arm: str) -> SuiteVerdict:

@@ -57,7 +57,8 @@ def plain_sums(
     count = max(CHUNK_NUMBERS // shape[1], 1)
     for first in range(0, shape[0], count):
         last = min(first + count, shape[0])
-        exact, some = rows(first, last).float(), total[first:last]
+        # A copy even of float32: the rows may be those of a tensor that is needed again.
+        exact, some = rows(first, last).to(torch.float32, copy=True), total[first:last]
         exact.add_(some, alpha=scaling) if at_once else exact.add_(some.mul_(scaling))
         rounded = exact.to(dtype)
         finite(name, exact if dtype != torch.float16 else rounded)

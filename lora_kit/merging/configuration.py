@@ -28,7 +28,8 @@ def write_configuration(plan: MergePlan, hollow: Hollow, directory: Path) -> Non
         config["tie_word_embeddings"] = False
     rows = hollow.model.config.get_text_config().vocab_size
     text = config.get("text_config", config)
-    if text.get("vocab_size", rows) != rows:
+    resized = text.get("vocab_size", rows) != rows
+    if resized:
         text["vocab_size"] = rows
     write_json(directory / "config.json", config)
     path = plan.base / "generation_config.json"
@@ -36,6 +37,7 @@ def write_configuration(plan: MergePlan, hollow: Hollow, directory: Path) -> Non
     stops = list(plan.stop_token_ids)
     generation["eos_token_id"] = stops[0] if len(stops) == 1 else stops
     write_json(directory / "generation_config.json", generation)
-    for pattern in COPIED:
-        for file in plan.base.glob(pattern):
-            shutil.copy2(file, directory / file.name)
+    # The tokens of added rows are known to the tokenizer beside the adapter, if there is one.
+    sources = [plan.base, plan.adapter] if plan.adapter and resized else [plan.base]
+    for file in (file for source in sources for pattern in COPIED for file in source.glob(pattern)):
+        shutil.copy2(file, directory / file.name)

@@ -46,6 +46,7 @@ class Hollow:
     Attributes:
         model: the bare model, with the adapter's layers in it.
         shapes: of all parameters and persistent buffers.
+        transposed: modules that store their weight as (in, out).
         conversions: transformers' rules from the tensors of a checkpoint to the model's.
         aliases: of parameters that are one: all their names, by each name.
         layers: by parameter, the layers that change it, the outermost first.
@@ -55,6 +56,7 @@ class Hollow:
 
     model: PreTrainedModel
     shapes: Mapping[str, tuple[int, ...]]
+    transposed: frozenset[str]
     conversions: Sequence[Any]
     aliases: Mapping[str, frozenset[str]]
     layers: dict[str, list[Any]] = field(default_factory=dict)
@@ -128,11 +130,15 @@ def hollow_model(base: Path, adapter: Path | None) -> Hollow:
         MergeError: if a tensor of the adapter has no place, or a place no tensor.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.pytorch_utils import Conv1D
 
+    if adapter is not None and not (adapter / ADAPTER_WEIGHTS).is_file():
+        raise MergeError(f"{adapter}: no {ADAPTER_WEIGHTS}")
     model = _bare(base, adapter)
     # Before anything is attached: PEFT changes the names.
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    bare = Hollow(model, shapes, get_model_conversion_mapping(model), _aliases(model))
+    transposed = frozenset(name for name, m in model.named_modules() if isinstance(m, Conv1D))
+    bare = Hollow(model, shapes, transposed, get_model_conversion_mapping(model), _aliases(model))
     if adapter is None:
         return bare
     config = adapter_configuration(adapter)
@@ -150,8 +156,11 @@ def _bare(base: Path, adapter: Path | None) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(base, local_files_only=True)
-    config.quantization_config = None
-    del config.quantization_config
+    if getattr(config, "quantization_config", None):
+        raise MergeError(
+            f"{base}: its files are quantized, and what an adapter adds to them would be rounded "
+            "away; merge into the checkpoint that they were made from"
+        )
     if adapter is not None and (rows := _vocabulary(adapter)):
         config.get_text_config().vocab_size = rows
     with torch.device("meta"):
@@ -189,8 +198,6 @@ def _attached(model: PreTrainedModel, config: PeftConfig, adapter: Path) -> Any:
     from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 
     path = adapter / ADAPTER_WEIGHTS
-    if not path.is_file():
-        raise MergeError(f"{adapter}: no {ADAPTER_WEIGHTS}")
     try:
         weights = load_peft_weights(str(adapter), device="cpu")
         _require_numbers(weights, path)
@@ -205,13 +212,21 @@ def _attached(model: PreTrainedModel, config: PeftConfig, adapter: Path) -> Any:
             f"{path}: {len(stray)} tensors have no place in the backbone, the first: {stray[0]}."
             + (compiled if any("_orig_mod." in key for key in stray) else "")
         )
-    empty = [name for name, p in attached.named_parameters() if p.device.type == "meta"]
-    if empty:
-        raise MergeError(
-            f"{path}: {ADAPTER_CONFIG} names {len(empty)} tensors that are not there, the first: "
-            f"{empty[0].removeprefix(PREFIX)}; the file is not whole"
-        )
+    _require_whole(attached, weights, path)
     return attached
+
+
+def _require_whole(attached: Any, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """All that PEFT would save of such an adapter, trained biases included, has to be there."""
+    from peft import get_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(attached, save_embedding_layers=False)
+    lacking = sorted(set(wanted) - set(weights))
+    if lacking:
+        raise MergeError(
+            f"{path}: {ADAPTER_CONFIG} names {len(lacking)} tensors that are not there, the first: "
+            f"{lacking[0].removeprefix(PREFIX)}; the file is not whole"
+        )
 
 
 def _is_double(key: str, weights: Mapping[str, torch.Tensor]) -> bool:

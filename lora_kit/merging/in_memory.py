@@ -74,6 +74,7 @@ def merge_in_memory(plan: MergePlan, output: Path) -> MergeResult:
         merged=changed,
         dequantized=dequantized,
         untied=(),
+        untouched=(),
         weight_bytes=sum(tensor.length for tensor in written),
         kept_shards=0,
         in_memory=True,

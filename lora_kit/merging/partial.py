@@ -19,8 +19,11 @@ from lora_kit.files import write_json
 from lora_kit.merging.tensors import Planned, stored_tensors, write_tensors
 
 INDEX = "model.safetensors.index.json"
-# Tensors that are made at a time; each takes four bytes a number.
-WORKERS = min(4, os.cpu_count() or 1)
+# Tensors that are made at a time, and bytes that their float32 sums may take together.
+MOST_WORKERS, SUMS_BYTES = 4, 2**29
+# Another one after each start of the machine: a power failure may have cost bytes of a file that
+# was whole, a killed process has not.
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 # Beside the weights: configuration, tokenizer, index.
 OTHER_FILES_BYTES = 64 * 2**20
 
@@ -110,7 +113,7 @@ class Partial:
                 kept += 1
                 continue
             unfinished = self.path / f"{name}.unfinished"
-            write_tensors(unfinished, shard, WORKERS)
+            write_tensors(unfinished, shard, _workers(shard))
             unfinished.rename(self.path / name)
         if len(shards) > 1:
             total = sum(one.length for one in planned)
@@ -128,8 +131,13 @@ class Partial:
         self.path.rename(self.output)
 
 
+def _workers(shard: Sequence[Planned]) -> int:
+    largest = max(4 * one.length // one.dtype.itemsize for one in shard)
+    return max(min(MOST_WORKERS, os.cpu_count() or 1, SUMS_BYTES // max(largest, 1)), 1)
+
+
 def _is_whole(path: Path) -> bool:
-    """Whether a shard is there with all its bytes: after a power failure, some may be missing."""
+    """Whether a shard is there with all its bytes."""
     try:
         return path.is_file() and bool(stored_tensors(path))
     except MergeError:
@@ -140,7 +148,8 @@ def _digest(plan: Mapping[str, Any], files: Sequence[Path]) -> str:
     """What has to be the same for shards to be gone on from."""
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     adapter = adapter_sha256(plan["adapter"]) if plan["adapter"] else None
-    described = [dict(plan), adapter, stats]
+    boot = BOOT.read_text() if BOOT.is_file() else ""
+    described = [dict(plan), adapter, stats, boot]
     return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ import torch
 
 from lora_kit.errors import MergeError
 from lora_kit.fingerprint import weight_files
+from lora_kit.merging.arithmetic import finite
 from lora_kit.merging.configuration import write_configuration
 from lora_kit.merging.dequantize import dequantized
 from lora_kit.merging.hollow import Hollow, hollow_model
@@ -60,6 +62,7 @@ class MergeResult:
         dequantized: parameters that were quantized and dequantized as in training.
         untied: parameters that were one in the backbone and are two now.
         weight_bytes: of all tensors.
+        untouched: tensors that are the backbone's, but for the dtype.
         kept_shards: files that an earlier merge, cut off, had written already.
         in_memory: whether the whole model went through PEFT.
         seconds: of wall time.
@@ -69,14 +72,15 @@ class MergeResult:
     merged: int
     dequantized: int
     untied: tuple[str, ...]
+    untouched: tuple[str, ...]
     weight_bytes: int
     kept_shards: int
     in_memory: bool
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
+        """As JSON; of the untouched, how many."""
+        return asdict(self) | {"untouched": len(self.untouched)}
 
 
 def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
@@ -96,7 +100,7 @@ def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
     hollow = hollow_model(plan.base, plan.adapter)
     found = list(groups(stored, hollow))
     _require_places(plan, hollow, found)
-    planned = list(_Work(plan, hollow).planned(found))
+    planned = list(_Work(plan, hollow, _base_dtype(stored)).planned(found))
     total = sum(one.length for one in planned)
     require_free(output, total)
     with Partial.of(output, asdict(plan), files) as partial_directory:
@@ -108,6 +112,7 @@ def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
         merged=len(hollow.changed),
         dequantized=len(plan.quantized_modules) if plan.into == "dequantized" else 0,
         untied=tuple(sorted(hollow.untied)),
+        untouched=tuple(one.key for one in planned if one.untouched),
         weight_bytes=total,
         kept_shards=kept,
         in_memory=False,
@@ -120,6 +125,7 @@ class _Work:
     """How each tensor of the merged model comes about.
 
     Attributes:
+        base_dtype: that most of the backbone's numbers are stored in.
         made: tensors of a group that was merged as a whole, until they are written.
         lock: held while layers of the hollow model are filled, or a group is merged: several
             tensors are made at a time.
@@ -128,6 +134,7 @@ class _Work:
 
     plan: MergePlan
     hollow: Hollow
+    base_dtype: torch.dtype
     made: dict[str, torch.Tensor] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     threads: int = field(default_factory=torch.get_num_threads)
@@ -172,9 +179,22 @@ class _Work:
         return self.plan.into == "dequantized" and module in self.plan.quantized_modules
 
     def _as_it_is(self, tensor: Stored) -> Planned:
-        if not tensor.dtype.is_floating_point or tensor.dtype == self.dtype:
-            return Planned(tensor.key, tensor.dtype, tensor.shape, copied=tensor)
-        return Planned(tensor.key, self.dtype, tensor.shape, lambda: tensor.read().to(self.dtype))
+        if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
+            raise MergeError(
+                f"{tensor.path}: {tensor.key} is stored in {tensor.dtype}, without the scale that "
+                "belongs to it; merge into a checkpoint that is not quantized"
+            )
+        # A checkpoint keeps few tensors finer than the others, and for a reason.
+        finer = tensor.dtype.itemsize > self.base_dtype.itemsize
+        if not tensor.dtype.is_floating_point or tensor.dtype == self.dtype or finer:
+            return Planned(tensor.key, tensor.dtype, tensor.shape, copied=tensor, untouched=True)
+        return Planned(
+            tensor.key,
+            self.dtype,
+            tensor.shape,
+            lambda: finite(tensor.key, tensor.read().to(self.dtype)),
+            untouched=True,
+        )
 
     def _of_parameter(
         self, name: str, key: str, group: Group, sources: Mapping[str, Group]
@@ -209,7 +229,11 @@ class _Work:
         if not self._was_quantized(name):
             return tensor
         computed: torch.dtype = getattr(torch, self.plan.dtype)
-        return dequantized(tensor.to(computed), self.plan.quantization)
+        used = tensor.to(computed)
+        if name.removesuffix(".weight") in self.hollow.transposed:
+            # Quantized as the linear layer that takes its place, block by block of the other side.
+            return dequantized(used.T, self.plan.quantization).T
+        return dequantized(used, self.plan.quantization)
 
     def _from_group(self, key: str, group: Group) -> torch.Tensor:
         with self._alone():
@@ -237,6 +261,14 @@ class _Work:
                 else parameters[name].to(self.dtype)
             )
         return group.back(parameters, self.hollow)
+
+
+def _base_dtype(stored: Mapping[str, Stored]) -> torch.dtype:
+    numbers: Counter[torch.dtype] = Counter()
+    for tensor in stored.values():
+        if tensor.dtype.is_floating_point:
+            numbers[tensor.dtype] += tensor.length // tensor.dtype.itemsize
+    return max(numbers, key=lambda dtype: numbers[dtype], default=torch.float32)
 
 
 def _require_places(plan: MergePlan, hollow: Hollow, found: Sequence[Group]) -> None:

@@ -142,6 +142,7 @@ class Planned:
     Attributes:
         produce: gives it when its turn comes, whole or some rows at a time; `None` where its bytes
             are those of `copied`.
+        untouched: whether it is another file's tensor, but for the dtype.
     """
 
     key: str
@@ -149,6 +150,7 @@ class Planned:
     shape: tuple[int, ...]
     produce: Callable[[], torch.Tensor | Iterator[torch.Tensor]] | None = None
     copied: Stored | None = None
+    untouched: bool = False
 
     @property
     def length(self) -> int:

@@ -37,8 +37,13 @@ LEAST_AGREEMENT = 0.97
 MOST_SHARE_OF_CONTROL = 0.05
 # Below it two float32 computations of one thing differ by rounding alone.
 ROUNDING_KL = 1e-6
-# Of each module's change, by the dtype that is stored.
-KEPT = {"float32": (0.99, 1.01), "float16": (0.9, 1.1), "bfloat16": (0.5, 1.5)}
+# Of each module's change, by the dtype that is stored; layers of 8 bits round their inputs as well.
+KEPT = {
+    "float32": (0.99, 1.01),
+    "float16": (0.9, 1.1),
+    "bfloat16": (0.5, 1.5),
+    "int8": (0.9, 1.1),
+}
 # Of the module in the middle, which rounding hardly touches and a wrong scaling does.
 KEPT_BY_HALF = (0.9, 1.1)
 
@@ -60,7 +65,8 @@ class Verification:
         same_texts: of them the same to the last token.
         modules: that the adapter changes, each tried on random inputs.
         least_kept: share of the adapter's change of a module's output that the merged module has:
-            1 where all is there, 0 where nothing is; the lowest.
+            1 where all is there, 0 where nothing is; the lowest, `None` where no module could be
+            tried (experts and norms take no inputs of their own).
         median_kept: of the module in the middle.
         most_kept: the highest.
         least_kept_module: that has the lowest.
@@ -78,9 +84,9 @@ class Verification:
     texts: int
     same_texts: int
     modules: int
-    least_kept: float
-    median_kept: float
-    most_kept: float
+    least_kept: float | None
+    median_kept: float | None
+    most_kept: float | None
     least_kept_module: str
     reasons: tuple[str, ...]
     mean_kl_to_trained: float | None = None
@@ -188,7 +194,12 @@ def _inputs(name: str, module: Any) -> torch.Tensor:
 
 
 def verify_merged(
-    merged: Path, measured: Measured, questions: Questions, model: Any, trained: Any = None
+    merged: Path,
+    measured: Measured,
+    questions: Questions,
+    model: Any,
+    quantization: str = "none",
+    trained: Any = None,
 ) -> Verification:
     """Ask the merged model in a new process, and compare.
 
@@ -197,6 +208,7 @@ def verify_merged(
         measured: of base + adapter.
         questions: that were asked there.
         model: as which the merged one is to compute.
+        quantization: of the backbone that was asked.
         trained: what the adapter was trained on, where `measured` is of other weights.
 
     Raises:
@@ -205,20 +217,33 @@ def verify_merged(
     with tempfile.TemporaryDirectory() as folder:
         shipped = answer_of_files(merged, questions, Computing.of(model), Path(folder))
     stored = str(read_json(merged / "config.json", MergeError).get("dtype"))
-    found = compare(measured, shipped, stored)
+    found = compare(measured, shipped, kept_limits(stored, quantization))
     if trained is None:
         return found
     distance = _kl(predict(trained, questions.examples), shipped.log_probabilities)
     return replace(found, mean_kl_to_trained=float(distance.mean()))
 
 
-def compare(measured: Measured, shipped: Answers, stored: str = "float32") -> Verification:
+def kept_limits(stored: str, quantization: str = "none") -> tuple[float, float]:
+    """What share of a module's change has to be there.
+
+    Args:
+        stored: dtype of the merged files.
+        quantization: of the backbone that the merged model is compared with.
+    """
+    of = [KEPT[stored], *([KEPT["int8"]] if quantization == "int8" else [])]
+    return min(low for low, _ in of), max(high for _, high in of)
+
+
+def compare(
+    measured: Measured, shipped: Answers, limits: tuple[float, float] = KEPT["float32"]
+) -> Verification:
     """Judge what the merged model answered.
 
     Args:
         measured: of base + adapter.
         shipped: of the merged model.
-        stored: dtype of its files.
+        limits: of `kept_limits`.
 
     Raises:
         MergeError: if its answers are no numbers.
@@ -243,11 +268,11 @@ def compare(measured: Measured, shipped: Answers, stored: str = "float32") -> Ve
         texts=len(texts),
         same_texts=int((texts == shipped.texts).all(dim=1).sum()),
         modules=len(kept),
-        least_kept=kept.get(lowest, 1.0),
-        median_kept=median(kept.values()) if kept else 1.0,
-        most_kept=max(kept.values(), default=1.0),
+        least_kept=kept.get(lowest),
+        median_kept=median(kept.values()) if kept else None,
+        most_kept=max(kept.values(), default=None),
         least_kept_module=lowest,
-        reasons=tuple(_reasons(agreement, mean, control_kl, kept, KEPT[stored])),
+        reasons=tuple(_reasons(agreement, mean, control_kl, kept, limits)),
     )
 
 

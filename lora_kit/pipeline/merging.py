@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_kit.adapters import adapter_sha256, attach_saved
+from lora_kit.adapters import ADAPTER_CONFIG, adapter_sha256, attach_saved
 from lora_kit.backbone import load, resolve
 from lora_kit.console import say
 from lora_kit.data.dataset import training_rows, validation_rows
@@ -18,7 +19,10 @@ from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import write_json
 from lora_kit.gguf import file_sha256
 from lora_kit.merging.in_memory import merge_adapter
+from lora_kit.merging.methods import adapter_configuration
+from lora_kit.merging.partial import require_room
 from lora_kit.merging.stream import MergePlan, MergeResult
+from lora_kit.merging.untouched import touched
 from lora_kit.merging.verify import Verification, measure, questions_for, verify_merged
 from lora_kit.recipe import MERGED_ARMS, BackboneSpec, DataSpec, MergeSpec, SourceSpec
 from lora_kit.releasing.gate import MERGE_RECORD
@@ -69,6 +73,9 @@ def merge(
     Raises:
         LoraKitError: if it cannot be merged.
     """
+    if isinstance(target, Path) and (target / ADAPTER_CONFIG).is_file():
+        # What has nothing to merge is told before the backbone is loaded.
+        adapter_configuration(target)
     subject = open_subject(target, backbone)
     spec = subject.session.recipe.merge if subject.session else MergeSpec()
     # Before the merge: what cannot be compared is not worth writing.
@@ -82,6 +89,8 @@ def merge(
 def _places(subject: Subject, spec: MergeSpec, output: Path | None) -> Iterator[tuple[Into, Path]]:
     if output is None and subject.session is None:
         raise MergeError(f"{subject.adapter}: say with --output where the merged model goes")
+    # `.` has no name; the directory that it is has one.
+    output = output.absolute() if output else None
     first, second = (
         output.with_name(arm.replace("merged", output.name, 1))
         if output
@@ -131,30 +140,54 @@ def _merge_into(
     replaced: bool,
     compared: _Compared,
 ) -> Merged:
-    if replaced:
-        shutil.rmtree(directory, ignore_errors=True)
+    if not replaced:
+        require_room(directory)
     plan = _plan(subject, spec, into)
-    result = merge_adapter(plan, directory)
-    verification = _verified(subject, into, directory, compared.examples)
-    merged = Merged(directory, into, result, verification)
-    write_json(
-        directory / MERGE_RECORD,
-        {
-            "backbone": subject.backbone.fingerprint.digest,
-            "adapter": adapter_sha256(subject.adapter),
-            "files": {path.name: file_sha256(path) for path in sorted(directory.iterdir())},
-            "dtype": plan.stored_dtype,
-            "compared_on": compared.rows,
-            **{name: value for name, value in merged.to_dict().items() if name != "directory"},
-        },
-    )
+    with _until_verified(directory) as unverified:
+        result = merge_adapter(plan, unverified)
+        files = {path.name: file_sha256(path) for path in sorted(unverified.iterdir())}
+        verification = _verified(subject, plan, unverified, result, compared.examples)
+        merged = Merged(directory, into, result, verification)
+        write_json(
+            unverified / MERGE_RECORD,
+            {
+                "backbone": subject.backbone.fingerprint.digest,
+                "adapter": adapter_sha256(subject.adapter),
+                "files": files,
+                "dtype": plan.stored_dtype,
+                "compared_on": compared.rows,
+                **{name: value for name, value in merged.to_dict().items() if name != "directory"},
+            },
+        )
     say(
         f"{directory}: {result.merged} parameters merged in {result.seconds:.1f} s; same most "
         f"likely token at {verification.top1_agreement:.1%}, KL {verification.mean_kl:.1e} nats "
-        f"(base without adapter: {verification.control_mean_kl:.1e}), at least "
-        f"{verification.least_kept:.1%} of each module's change kept"
+        f"(base without adapter: {verification.control_mean_kl:.1e}){_kept(verification)}"
     )
     return merged
+
+
+@contextmanager
+def _until_verified(directory: Path) -> Iterator[Path]:
+    """A hidden place for a model that takes `directory`'s once the block ends well.
+
+    Its name is the same each time, so that a merge that was broken off is found again.
+    """
+    hidden = directory.parent / f".{directory.name}.unverified"
+    shutil.rmtree(hidden, ignore_errors=True)
+    try:
+        yield hidden
+        if directory.exists():
+            shutil.rmtree(directory)
+        hidden.rename(directory)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _kept(found: Verification) -> str:
+    if found.least_kept is None or found.most_kept is None:
+        return "; no module could be tried by itself"
+    return f"; of each module's change {found.least_kept:.1%} to {found.most_kept:.1%} are there"
 
 
 def _plan(subject: Subject, spec: MergeSpec, into: Into) -> MergePlan:
@@ -174,14 +207,29 @@ def _plan(subject: Subject, spec: MergeSpec, into: Into) -> MergePlan:
 
 
 def _verified(
-    subject: Subject, into: Into, directory: Path, examples: list[Example]
+    subject: Subject,
+    plan: MergePlan,
+    directory: Path,
+    result: MergeResult,
+    examples: list[Example],
 ) -> Verification:
     """Against base + adapter: on the checkpoint's weights, if those were merged into."""
     model, backbone = subject.model, subject.backbone
     questions = questions_for(model, examples, stop_token_ids(backbone))
-    if into == "dequantized" or not _is_quantized(subject):
-        return verify_merged(directory, measure(model, questions), questions, backbone.model)
-    spec = backbone.spec.model_copy(update={"quantization": "none"})
-    original = load(resolve(spec), spec)
-    measured = measure(attach_saved(original, subject.adapter), questions)
-    return verify_merged(directory, measured, questions, original.model, trained=model)
+    if plan.into == "dequantized" or not _is_quantized(subject):
+        found = verify_merged(
+            directory, measure(model, questions), questions, backbone.model, plan.quantization
+        )
+    else:
+        spec = backbone.spec.model_copy(update={"quantization": "none"})
+        original = load(resolve(spec), spec)
+        measured = measure(attach_saved(original, subject.adapter), questions)
+        found = verify_merged(directory, measured, questions, original.model, trained=model)
+    odd = touched(plan.base, directory, result.untouched)
+    if not odd:
+        return found
+    reason = (
+        f"{len(odd)} tensors that the adapter leaves alone are not the backbone's, the first: "
+        f"{odd[0]}"
+    )
+    return replace(found, reasons=(*found.reasons, reason))

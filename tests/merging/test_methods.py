@@ -1,6 +1,7 @@
 """Every method of PEFT that is merged, against PEFT's own merge in float32, bit for bit."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,82 @@ def test_keys_of_a_compiled_model_are_told_as_such(
     save_file(renamed, path)
     with pytest.raises(MergeError, match=r"compiled model: take `_orig_mod\.` out"):
         merge_adapter(plan_of(checkpoints["untied"], tmp_path / "adapter"), tmp_path / "merged")
+
+
+def without(adapter: Path, part: str) -> None:
+    path = adapter / "adapter_model.safetensors"
+    kept = {key: tensor for key, tensor in load_file(path).items() if part not in key}
+    assert len(kept) < len(load_file(path))
+    save_file(kept, path)
+
+
+@pytest.mark.parametrize(
+    ("config", "base", "part"),
+    [
+        (OTHERS["LN_TUNING"], "untied", "layers.0.input_layernorm"),
+        (BIASED["lora, all biases"], "biased", "layers.0.self_attn.q_proj.bias"),
+        (LORA["dora"], "untied", "layers.1.self_attn.v_proj.lora_magnitude_vector"),
+        (OTHERS["IA3"], "untied", "layers.1.mlp.down_proj"),
+    ],
+    ids=["a norm", "a bias", "a magnitude", "a scale"],
+)
+def test_a_tensor_that_the_adapter_lacks_is_an_error(
+    checkpoints: dict[str, Path], tmp_path: Path, config: Any, base: str, part: str
+) -> None:
+    trained(checkpoints[base], config, tmp_path / "adapter")
+    if part.endswith(".bias"):
+        part = part.replace(".bias", ".base_layer.bias")
+    without(tmp_path / "adapter", part)
+    with pytest.raises(MergeError, match="that are not there"):
+        merge_adapter(plan_of(checkpoints[base], tmp_path / "adapter"), tmp_path / "merged")
+
+
+def test_a_backbone_whose_files_are_quantized_is_refused(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    trained(checkpoints["untied"], lora(), tmp_path / "adapter")
+    base = tmp_path / "base"
+    shutil.copytree(checkpoints["untied"], base)
+    path = base / "config.json"
+    config = json.loads(path.read_text())
+    quantized = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path.write_text(json.dumps(config | {"quantization_config": quantized}))
+    with pytest.raises(MergeError, match="its files are quantized"):
+        merge_adapter(plan_of(base, tmp_path / "adapter"), tmp_path / "merged")
+    path.write_text(json.dumps(config))
+    shard = next(base.glob("model-00001*"))
+    tensors = load_file(shard)
+    eight = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in tensors.items()}
+    save_file(eight, shard, metadata={"format": "pt"})
+    with pytest.raises(MergeError, match="without the scale"):
+        merge_adapter(plan_of(base, tmp_path / "adapter"), tmp_path / "merged")
+
+
+def test_tensors_that_a_checkpoint_keeps_finer_than_the_others_stay_so(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    trained(checkpoints["tied"], lora(), tmp_path / "adapter")
+    base = tmp_path / "base"
+    shutil.copytree(checkpoints["tied"], base)
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"] = torch.rand(64)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    plan = plan_of(base, tmp_path / "adapter", stored_dtype="bfloat16")
+    merge_adapter(plan, tmp_path / "merged")
+    found = load_file(tmp_path / "merged" / "model.safetensors")
+    assert torch.equal(found["model.norm.weight"], tensors["model.norm.weight"])
+    assert {t.dtype for key, t in found.items() if key != "model.norm.weight"} == {torch.bfloat16}
+
+
+def test_a_number_that_the_stored_dtype_does_not_hold_is_an_error(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    trained(checkpoints["tied"], lora(), tmp_path / "adapter")
+    base = tmp_path / "base"
+    shutil.copytree(checkpoints["tied"], base)
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][3] = 1e6
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    plan = plan_of(base, tmp_path / "adapter", stored_dtype="float16")
+    with pytest.raises(MergeError, match=r"model\.norm\.weight.*infinite or none"):
+        merge_adapter(plan, tmp_path / "merged")

@@ -1,6 +1,7 @@
 """What a merge that went wrong looks like from outside: asked, it does not answer as it should."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,12 @@ from lora_kit.data.tokenization import Example
 from lora_kit.errors import MergeError
 from lora_kit.merging.answers import Computing, answer, answer_of_files, reload
 from lora_kit.merging.stream import merge_stream
+from lora_kit.merging.untouched import touched
 from lora_kit.merging.verify import (
     Measured,
     Verification,
     compare,
+    kept_limits,
     measure,
     questions_for,
     verify_merged,
@@ -197,3 +200,60 @@ def test_agreement_and_distance_are_held_to_their_limits() -> None:
     assert len(far.reasons) == 2
     with pytest.raises(MergeError, match="no numbers"):
         compare(measured, answers(truth * float("nan")))
+
+
+def test_tensors_that_the_adapter_leaves_alone_are_compared_one_by_one(
+    backbone: Backbone, model: Any, tmp_path: Path
+) -> None:
+    """Rows of an embedding that no compared text uses are seen by no answer."""
+    plan = plan_of(backbone, tmp_path / "adapter")
+    result = merge_stream(plan, tmp_path / "merged")
+    assert "model.embed_tokens.weight" in result.untouched
+    assert touched(plan.base, tmp_path / "merged", result.untouched) == []
+    path = tmp_path / "merged" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"][45_000:] = 0
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert verified(model, tmp_path / "merged").passed
+    found = touched(plan.base, tmp_path / "merged", result.untouched)
+    assert found == ["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("quantization", ["fp4", "int8"])
+def test_merges_into_other_quantizations_pass(
+    tiny: Path, tmp_path: Path, quantization: str
+) -> None:
+    other = quantized(tiny, quantization)
+    model = trained(other, tmp_path / "adapter")
+    merge_stream(plan_of(other, tmp_path / "adapter"), tmp_path / "merged")
+    questions = questions_for(model, TEXTS, STOPS)
+    shipped = answer(reload(tmp_path / "merged", PLAIN), questions)
+    found = compare(measure(model, questions), shipped, kept_limits("float32", quantization))
+    assert found.passed, found.reasons
+
+
+def test_layers_that_store_their_weight_transposed_are_dequantized_as_they_were_trained(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """bitsandbytes quantizes GPT-2's layers, stored (in, out), along the other side."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=49152, n_positions=512, n_embd=64, n_layer=2, n_head=4)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    for file in tiny.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "gpt2" / file.name)
+    other = quantized(tmp_path / "gpt2", "nf4")
+    model = trained(other, tmp_path / "adapter", targets=["c_attn", "c_proj"])
+    merge_stream(plan_of(other, tmp_path / "adapter"), tmp_path / "merged")
+    found = verified(model, tmp_path / "merged")
+    assert found.passed, found.reasons
+    assert found.mean_kl < 1e-6
+
+
+def test_no_share_is_made_up_where_no_module_could_be_tried() -> None:
+    from lora_kit.merging.answers import Answers
+
+    logits = torch.randn(20, 50).log_softmax(dim=-1)
+    answers = Answers(logits, torch.zeros(1, 1), {})
+    found = compare(Measured(answers, logits, {}), answers)
+    assert (found.modules, found.least_kept, found.median_kept) == (0, None, None)
