@@ -155,14 +155,21 @@ def _broken_merge(
     if verdict["merged"] is not None and not names_its_merge(verdict, merge):
         text = f"another merge was evaluated; run `lora-kit evaluate {run.root} --arm merged` again"
         yield Reason(text, failed)
+    # Of a flat directory: a name that leads elsewhere is none of these.
+    present = {path.name for path in merged.iterdir()}
     changed = [
         name
         for name, digest in merge["files"].items()
-        if not (merged / name).is_file() or file_sha256(merged / name) != digest
+        if name not in present
+        or not (merged / name).is_file()
+        or file_sha256(merged / name) != digest
     ]
     if changed:
         text = f"merged files changed since they were compared: {', '.join(changed)}"
         yield Reason(text, failed)
+    new = sorted(present - {*merge["files"], MERGE_RECORD})
+    if new:
+        yield Reason(f"{merged}: holds what nobody compared: {', '.join(new)}; remove it", failed)
 
 
 def _broken_lineage(run: RunDirectory, verdict: Mapping[str, Any]) -> Iterator[Reason]:

@@ -28,6 +28,7 @@ from lora_kit.schema import Section
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
+RECIPE = "recipe.yaml"
 EVALUATION = "evaluation"
 ADAPTER = "adapter"
 FORMAT = 2

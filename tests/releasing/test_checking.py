@@ -281,6 +281,17 @@ def test_parts_that_contradict_one_another_are_found_with_card_and_hashes_redone
 
 
 @pytest.mark.parametrize(
+    "name", ["LICENSE", "custom_generate/generate.py", ".gitattributes", "merged/config.json"]
+)
+def test_a_file_of_no_part_is_found_though_the_manifest_lists_it(copied: Path, name: str) -> None:
+    (copied / name).parent.mkdir(exist_ok=True)
+    (copied / name).write_text("")
+    recard(copied)
+    with pytest.raises(ReleaseError, match=f"no part of a release: {name}"):
+        verify(copied)
+
+
+@pytest.mark.parametrize(
     ("text", "part", "status"),
     [
         ("[]", "JSON object is wanted", 3),

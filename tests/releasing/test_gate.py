@@ -111,6 +111,8 @@ def test_an_acceptance_is_what_was_said() -> None:
         ({"adapter": "another"}, "merged files are of another adapter"),
         ({"files": {"model.safetensors": "0"}}, "changed since they were compared"),
         ({"files": {"gone.safetensors": "0"}}, "changed since they were compared"),
+        ({"files": {"../adapter/adapter_config.json": "0"}}, "changed since they were compared"),
+        ({"files": {}}, "holds what nobody compared: model.safetensors"),
         ({"files": {}}, "another merge was evaluated"),
     ],
 )
