@@ -17,7 +17,7 @@ from lora_kit.files import read_json
 from lora_kit.gguf import file_sha256
 from lora_kit.recipe import MERGED_ARMS
 from lora_kit.releasing.acceptance import Acceptance
-from lora_kit.run import RunDirectory
+from lora_kit.run import RunDirectory, recipe_digest
 
 MERGE_RECORD = "merge.json"
 MISSING_STAGE = 2
@@ -177,6 +177,14 @@ def _broken_lineage(run: RunDirectory, verdict: Mapping[str, Any]) -> Iterator[R
     failed = VERDICT_STATUS["FAIL"]
     if verdict["adapter"] != adapter_sha256(run.adapter):
         yield Reason("the verdict is of another adapter; evaluate again", failed)
-    if verdict["suite_digests"] != read_json(run.record, ReleaseError).get("suites"):
+    record = read_json(run.record, ReleaseError)
+    trained = record.get("recipe_sha256")
+    if trained is None:
+        text = f"{run.record}: does not say which recipe was trained, as earlier versions did not"
+        yield Reason(f"{text}; train again", MISSING_STAGE)
+    elif trained != recipe_digest(run.recipe):
+        text = f"{run.recipe}: not the recipe that the run began with; only a `license` may be"
+        yield Reason(f"{text} another one", failed)
+    if verdict["suite_digests"] != record.get("suites"):
         text = "the verdict is not on the suites that were set before the training"
         yield Reason(text, failed)

@@ -12,7 +12,7 @@ from lora_kit.files import write_json
 from lora_kit.gguf import file_sha256
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.gate import MERGE_RECORD, merged_identity
-from lora_kit.run import RunDirectory, machine, versions
+from lora_kit.run import RunDirectory, machine, recipe_digest, versions
 
 SUITE = Suite.model_validate(
     {
@@ -109,4 +109,5 @@ def _write_record(run: RunDirectory, suite: Suite) -> None:
         versions=versions(),
         machine=machine(),
         checkout=None,
+        recipe_sha256=recipe_digest(run.recipe),
     )

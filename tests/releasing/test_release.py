@@ -136,6 +136,19 @@ def test_what_was_put_beside_the_merged_files_is_not_released(run_copy: Path, na
     assert not (run_copy / "release").exists()
 
 
+def test_of_a_finished_runs_recipe_nothing_but_a_licence_may_be_edited(run_copy: Path) -> None:
+    recipe = run_copy / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("license: CC-BY-4.0", "license: MIT"))
+    made = release(run_copy)
+    assert "| MIT |" in (made.directory / "README.md").read_text()
+    shutil.rmtree(made.directory)
+    recipe.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.5"))
+    with pytest.raises(ReleaseError, match="not the recipe that the run began with"):
+        release(run_copy)
+    assert not made.directory.exists()
+
+
 def test_an_alias_is_no_base_that_peft_could_find(finished: Path, run_copy: Path) -> None:
     path = run_copy / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())
