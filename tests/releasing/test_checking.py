@@ -192,6 +192,22 @@ def test_an_edited_card_is_found_with_its_hash_redone(copied: Path, edited: str)
         verify(copied)
 
 
+MANIFEST_EDITS: dict[str, Callable[[Any], None]] = {
+    "released_with": lambda manifest: manifest["released_with"].update(torch="9.9"),
+    "started": lambda manifest: manifest["training"].update(started="1999-01-01T00:00:00+00:00"),
+    "rows": lambda manifest: manifest["data"]["sources"].update(chats=9_999),
+    "a new key": lambda manifest: manifest["training"].update(audited=True),
+}
+
+
+@pytest.mark.parametrize("edited", MANIFEST_EDITS)
+def test_an_edited_manifest_is_found_by_its_card(copied: Path, edited: str) -> None:
+    """No hash is to be redone: the manifest is the one file that it does not list."""
+    edit(copied, MANIFEST, MANIFEST_EDITS[edited])
+    with pytest.raises(ReleaseError, match=r"README\.md is not the card of this manifest"):
+        verify(copied)
+
+
 def undecided(release: Path) -> None:
     edit(release, MANIFEST, lambda manifest: manifest.update(decision="INCONCLUSIVE"))
 
@@ -297,8 +313,9 @@ def test_a_file_of_no_part_is_found_though_the_manifest_lists_it(copied: Path, n
         ("[]", "JSON object is wanted", 3),
         ("{", "cannot be read", 3),
         ('{"files": ["a"]}', "names no files", 3),
+        ('{"files": {}, "format": 2, "released_with": {"lora-kit": "0.1"}}', "lora-kit 0.1", 2),
         ('{"files": {}, "format": 1, "versions": {"lora-kit": "0.0.9"}}', "lora-kit 0.0.9", 2),
-        ('{"files": {}, "format": 2}', "name: Field required", 3),
+        ('{"files": {}, "format": 3}', "name: Field required", 3),
     ],
 )
 def test_what_is_no_manifest_is_told(tmp_path: Path, text: str, part: str, status: int) -> None:
