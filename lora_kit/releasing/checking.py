@@ -19,6 +19,7 @@ from lora_kit.evaluation.harness import check_verdict, read_verdict
 from lora_kit.files import read_json
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.card import model_card, same_card
+from lora_kit.releasing.figures import against_passing
 from lora_kit.releasing.gate import MERGE_KEYS, MERGE_RECORD, judged, names_its_merge
 from lora_kit.releasing.manifest import (
     ADAPTER,
@@ -85,9 +86,12 @@ def _contradictions(
     directory: Path, manifest: Manifest, verdict: Mapping[str, Any], merge: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield what manifest, verdict, merge, adapter and recipe do not agree on."""
-    if not set(merge) >= MERGE_KEYS or not merge["verification"].get("passed"):
-        yield f"{MERGE_RECORD}: the merged files were not found to be what was measured"
+    unfounded = f"{MERGE_RECORD}: the merged files were not found to be what was measured"
+    if not set(merge) >= MERGE_KEYS:
+        yield unfounded
         return
+    for problem in against_passing(merge, manifest.resolved.backbone.quantization):
+        yield f"{unfounded}: {problem}"
     of_adapter = read_json(directory / ADAPTER / "backbone.json", ReleaseError)
     backbones = {
         "its own parts": fingerprint_digest(manifest.backbone),

@@ -17,6 +17,7 @@ from lora_kit.files import read_json
 from lora_kit.gguf import file_sha256
 from lora_kit.recipe import MERGED_ARMS
 from lora_kit.releasing.acceptance import Acceptance
+from lora_kit.releasing.figures import against_passing
 from lora_kit.run import RunDirectory, recipe_digest
 
 MERGE_RECORD = "merge.json"
@@ -146,8 +147,9 @@ def _broken_merge(
         yield Reason(f"{merged / MERGE_RECORD}: not a merge of this version; merge again", 2)
         return
     failed = VERDICT_STATUS["FAIL"]
-    if not merge["verification"].get("passed"):
-        yield Reason("the merged files are not what was measured (see merge.json)", failed)
+    for problem in against_passing(merge, run.load_recipe().backbone.quantization):
+        text = f"the merged files are not what was measured (see merge.json): {problem}"
+        yield Reason(text, failed)
     if merge["backbone"] != verdict["backbone"]:
         yield Reason("the verdict and the merged files are of different backbones", failed)
     if merge["adapter"] != adapter_sha256(run.adapter):

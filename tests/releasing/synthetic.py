@@ -95,6 +95,11 @@ def _merge_record(adapter: str, files: dict[str, str]) -> dict[str, Any]:
             "top1_agreement": 1.0,
             "mean_kl": 1e-7,
             "control_mean_kl": 0.5,
+            "modules": 4,
+            "least_kept": 0.999,
+            "median_kept": 1.0,
+            "most_kept": 1.001,
+            "reasons": [],
         },
     }
 

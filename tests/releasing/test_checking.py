@@ -262,6 +262,12 @@ def not_verified(release: Path) -> None:
     edit(release, MERGE_RECORD, lambda merge: merge["verification"].update(passed=False))
 
 
+def broken(release: Path) -> None:
+    """As if it had been far from what was measured, and passed."""
+    figures = {"mean_kl": 3.0, "top1_agreement": 0.01, "reasons": ["broken"], "passed": True}
+    edit(release, MERGE_RECORD, lambda merge: merge["verification"].update(figures))
+
+
 def other_distance(release: Path) -> None:
     edit(release, MERGE_RECORD, lambda merge: merge["verification"].pop("positions"))
 
@@ -281,6 +287,7 @@ def other_distance(release: Path) -> None:
         (other_weights, "merged files are not those of merge.json"),
         (other_weights_in_the_record, "the verdict is of other merged files"),
         (not_verified, "not found to be what was measured"),
+        (broken, "what was measured: broken\n.*same at 1.0% of.*\n.*distance is 3 nats"),
         (other_distance, "cannot be read"),
     ],
 )
