@@ -19,13 +19,14 @@ from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.card import model_card
 from lora_kit.releasing.checking import verify_release
 from lora_kit.releasing.formats import check_formats
-from lora_kit.releasing.gate import Clearance, clear
+from lora_kit.releasing.gate import MERGE_RECORD, Clearance, clear
 from lora_kit.releasing.licences import notes
 from lora_kit.releasing.manifest import (
     ADAPTER,
     CARD,
     EVALUATION,
     MANIFEST,
+    RECIPE,
     Manifest,
     collect,
     files_below,
@@ -106,10 +107,11 @@ def _loading(merged: Path, adapter: Path) -> tuple[str, ...]:
 def _write(directory: Path, run: RunDirectory, clearance: Clearance, manifest: Manifest) -> None:
     """Write the release, whole or not at all."""
     with whole_directory(directory) as temporary:
-        shutil.copytree(clearance.merged, temporary, dirs_exist_ok=True)
+        for name in (*clearance.merge["files"], MERGE_RECORD):
+            shutil.copy2(clearance.merged / name, temporary / name)
         shutil.copytree(run.adapter, temporary / ADAPTER)
         shutil.copytree(run.evaluation, temporary / EVALUATION)
-        shutil.copy2(run.recipe, temporary / run.recipe.name)
+        shutil.copy2(run.recipe, temporary / RECIPE)
         _name_base_for_others(temporary / ADAPTER)
         card = model_card(manifest, clearance.verdict, clearance.merge)
         write_text(temporary / CARD, card)

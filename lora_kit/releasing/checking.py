@@ -7,7 +7,7 @@ made up as a whole, ledger included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from lora_kit.evaluation.harness import check_verdict, read_verdict
 from lora_kit.files import read_json
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.card import model_card, same_card
+from lora_kit.releasing.figures import against_passing
 from lora_kit.releasing.gate import MERGE_KEYS, MERGE_RECORD, judged, names_its_merge
 from lora_kit.releasing.manifest import (
     ADAPTER,
     CARD,
     EVALUATION,
+    RECIPE,
     Manifest,
     changed_files,
     fingerprint_digest,
@@ -84,9 +86,12 @@ def _contradictions(
     directory: Path, manifest: Manifest, verdict: Mapping[str, Any], merge: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield what manifest, verdict, merge, adapter and recipe do not agree on."""
-    if not set(merge) >= MERGE_KEYS or not merge["verification"].get("passed"):
-        yield f"{MERGE_RECORD}: the merged files were not found to be what was measured"
+    unfounded = f"{MERGE_RECORD}: the merged files were not found to be what was measured"
+    if not set(merge) >= MERGE_KEYS:
+        yield unfounded
         return
+    for problem in against_passing(merge, manifest.resolved.backbone.quantization):
+        yield f"{unfounded}: {problem}"
     of_adapter = read_json(directory / ADAPTER / "backbone.json", ReleaseError)
     backbones = {
         "its own parts": fingerprint_digest(manifest.backbone),
@@ -107,14 +112,26 @@ def _contradictions(
             yield f"the manifest's adapter is not that of {name}"
     if {name: manifest.files.get(name) for name in merge["files"]} != merge["files"]:
         yield f"the merged files are not those of {MERGE_RECORD}"
+    unknown = ", ".join(_of_no_part(manifest.files, merge["files"]))
+    if unknown:
+        yield f"belongs to no part of a release: {unknown}"
     if not names_its_merge(verdict, merge):
         yield "the verdict is of other merged files"
     yield from _of_recipe(directory, manifest, verdict)
 
 
+def _of_no_part(files: Iterable[str], merged: Iterable[str]) -> Iterator[str]:
+    """Yield the files that are neither the merged model's nor what is written beside it."""
+    at_root = {*merged, CARD, RECIPE, MERGE_RECORD}
+    for name in files:
+        folder, slash, _ = name.partition("/")
+        if folder not in (ADAPTER, EVALUATION) if slash else name not in at_root:
+            yield name
+
+
 def _of_recipe(directory: Path, manifest: Manifest, verdict: Mapping[str, Any]) -> Iterator[str]:
     try:
-        recipe = Recipe.load(directory / "recipe.yaml")
+        recipe = Recipe.load(directory / RECIPE)
     except LoraKitError as error:
         yield str(error)
         return

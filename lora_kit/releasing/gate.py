@@ -17,7 +17,8 @@ from lora_kit.files import read_json
 from lora_kit.gguf import file_sha256
 from lora_kit.recipe import MERGED_ARMS
 from lora_kit.releasing.acceptance import Acceptance
-from lora_kit.run import RunDirectory
+from lora_kit.releasing.figures import against_passing
+from lora_kit.run import RunDirectory, recipe_digest
 
 MERGE_RECORD = "merge.json"
 MISSING_STAGE = 2
@@ -146,8 +147,9 @@ def _broken_merge(
         yield Reason(f"{merged / MERGE_RECORD}: not a merge of this version; merge again", 2)
         return
     failed = VERDICT_STATUS["FAIL"]
-    if not merge["verification"].get("passed"):
-        yield Reason("the merged files are not what was measured (see merge.json)", failed)
+    for problem in against_passing(merge, run.load_recipe().backbone.quantization):
+        text = f"the merged files are not what was measured (see merge.json): {problem}"
+        yield Reason(text, failed)
     if merge["backbone"] != verdict["backbone"]:
         yield Reason("the verdict and the merged files are of different backbones", failed)
     if merge["adapter"] != adapter_sha256(run.adapter):
@@ -155,14 +157,21 @@ def _broken_merge(
     if verdict["merged"] is not None and not names_its_merge(verdict, merge):
         text = f"another merge was evaluated; run `lora-kit evaluate {run.root} --arm merged` again"
         yield Reason(text, failed)
+    # Of a flat directory: a name that leads elsewhere is none of these.
+    present = {path.name for path in merged.iterdir()}
     changed = [
         name
         for name, digest in merge["files"].items()
-        if not (merged / name).is_file() or file_sha256(merged / name) != digest
+        if name not in present
+        or not (merged / name).is_file()
+        or file_sha256(merged / name) != digest
     ]
     if changed:
         text = f"merged files changed since they were compared: {', '.join(changed)}"
         yield Reason(text, failed)
+    new = sorted(present - {*merge["files"], MERGE_RECORD})
+    if new:
+        yield Reason(f"{merged}: holds what nobody compared: {', '.join(new)}; remove it", failed)
 
 
 def _broken_lineage(run: RunDirectory, verdict: Mapping[str, Any]) -> Iterator[Reason]:
@@ -170,6 +179,14 @@ def _broken_lineage(run: RunDirectory, verdict: Mapping[str, Any]) -> Iterator[R
     failed = VERDICT_STATUS["FAIL"]
     if verdict["adapter"] != adapter_sha256(run.adapter):
         yield Reason("the verdict is of another adapter; evaluate again", failed)
-    if verdict["suite_digests"] != read_json(run.record, ReleaseError).get("suites"):
+    record = read_json(run.record, ReleaseError)
+    trained = record.get("recipe_sha256")
+    if trained is None:
+        text = f"{run.record}: does not say which recipe was trained, as earlier versions did not"
+        yield Reason(f"{text}; train again", MISSING_STAGE)
+    elif trained != recipe_digest(run.recipe):
+        text = f"{run.recipe}: not the recipe that the run began with; only a `license` may be"
+        yield Reason(f"{text} another one", failed)
+    if verdict["suite_digests"] != record.get("suites"):
         text = "the verdict is not on the suites that were set before the training"
         yield Reason(text, failed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 from collections import Counter
@@ -28,9 +29,10 @@ from lora_kit.schema import Section
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
+RECIPE = "recipe.yaml"
 EVALUATION = "evaluation"
 ADAPTER = "adapter"
-FORMAT = 2
+FORMAT = 3
 """Raised when a release holds other things, or its card says them otherwise, so that a release of
 another version is told apart from one that was tampered with."""
 
@@ -38,7 +40,7 @@ another version is told apart from one that was tampered with."""
 class Manifest(Section):
     """What a release came from."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     """Of this file and of the card."""
     name: str
     """The recipe's."""
@@ -75,6 +77,12 @@ class Manifest(Section):
     def resolved(self) -> Recipe:
         """The recipe, as it was validated."""
         return Recipe.model_validate(self.recipe)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of all that it says but for `files`, one of which is the card with this."""
+        said = self.model_dump(mode="json", exclude={"files"})
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def collect(

@@ -12,7 +12,7 @@ from lora_kit.files import write_json
 from lora_kit.gguf import file_sha256
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.gate import MERGE_RECORD, merged_identity
-from lora_kit.run import RunDirectory, machine, versions
+from lora_kit.run import RunDirectory, machine, recipe_digest, versions
 
 SUITE = Suite.model_validate(
     {
@@ -95,6 +95,11 @@ def _merge_record(adapter: str, files: dict[str, str]) -> dict[str, Any]:
             "top1_agreement": 1.0,
             "mean_kl": 1e-7,
             "control_mean_kl": 0.5,
+            "modules": 4,
+            "least_kept": 0.999,
+            "median_kept": 1.0,
+            "most_kept": 1.001,
+            "reasons": [],
         },
     }
 
@@ -109,4 +114,5 @@ def _write_record(run: RunDirectory, suite: Suite) -> None:
         versions=versions(),
         machine=machine(),
         checkout=None,
+        recipe_sha256=recipe_digest(run.recipe),
     )

@@ -192,6 +192,22 @@ def test_an_edited_card_is_found_with_its_hash_redone(copied: Path, edited: str)
         verify(copied)
 
 
+MANIFEST_EDITS: dict[str, Callable[[Any], None]] = {
+    "released_with": lambda manifest: manifest["released_with"].update(torch="9.9"),
+    "started": lambda manifest: manifest["training"].update(started="1999-01-01T00:00:00+00:00"),
+    "rows": lambda manifest: manifest["data"]["sources"].update(chats=9_999),
+    "a new key": lambda manifest: manifest["training"].update(audited=True),
+}
+
+
+@pytest.mark.parametrize("edited", MANIFEST_EDITS)
+def test_an_edited_manifest_is_found_by_its_card(copied: Path, edited: str) -> None:
+    """No hash is to be redone: the manifest is the one file that it does not list."""
+    edit(copied, MANIFEST, MANIFEST_EDITS[edited])
+    with pytest.raises(ReleaseError, match=r"README\.md is not the card of this manifest"):
+        verify(copied)
+
+
 def undecided(release: Path) -> None:
     edit(release, MANIFEST, lambda manifest: manifest.update(decision="INCONCLUSIVE"))
 
@@ -246,6 +262,12 @@ def not_verified(release: Path) -> None:
     edit(release, MERGE_RECORD, lambda merge: merge["verification"].update(passed=False))
 
 
+def broken(release: Path) -> None:
+    """As if it had been far from what was measured, and passed."""
+    figures = {"mean_kl": 3.0, "top1_agreement": 0.01, "reasons": ["broken"], "passed": True}
+    edit(release, MERGE_RECORD, lambda merge: merge["verification"].update(figures))
+
+
 def other_distance(release: Path) -> None:
     edit(release, MERGE_RECORD, lambda merge: merge["verification"].pop("positions"))
 
@@ -265,6 +287,7 @@ def other_distance(release: Path) -> None:
         (other_weights, "merged files are not those of merge.json"),
         (other_weights_in_the_record, "the verdict is of other merged files"),
         (not_verified, "not found to be what was measured"),
+        (broken, "what was measured: broken\n.*same at 1.0% of.*\n.*distance is 3 nats"),
         (other_distance, "cannot be read"),
     ],
 )
@@ -281,13 +304,25 @@ def test_parts_that_contradict_one_another_are_found_with_card_and_hashes_redone
 
 
 @pytest.mark.parametrize(
+    "name", ["LICENSE", "custom_generate/generate.py", ".gitattributes", "merged/config.json"]
+)
+def test_a_file_of_no_part_is_found_though_the_manifest_lists_it(copied: Path, name: str) -> None:
+    (copied / name).parent.mkdir(exist_ok=True)
+    (copied / name).write_text("")
+    recard(copied)
+    with pytest.raises(ReleaseError, match=f"no part of a release: {name}"):
+        verify(copied)
+
+
+@pytest.mark.parametrize(
     ("text", "part", "status"),
     [
         ("[]", "JSON object is wanted", 3),
         ("{", "cannot be read", 3),
         ('{"files": ["a"]}', "names no files", 3),
+        ('{"files": {}, "format": 2, "released_with": {"lora-kit": "0.1"}}', "lora-kit 0.1", 2),
         ('{"files": {}, "format": 1, "versions": {"lora-kit": "0.0.9"}}', "lora-kit 0.0.9", 2),
-        ('{"files": {}, "format": 2}', "name: Field required", 3),
+        ('{"files": {}, "format": 3}', "name: Field required", 3),
     ],
 )
 def test_what_is_no_manifest_is_told(tmp_path: Path, text: str, part: str, status: int) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lora_kit.adapters import ADAPTER_WEIGHTS
 from lora_kit.errors import EvaluationError, ReleaseError
@@ -111,6 +112,8 @@ def test_an_acceptance_is_what_was_said() -> None:
         ({"adapter": "another"}, "merged files are of another adapter"),
         ({"files": {"model.safetensors": "0"}}, "changed since they were compared"),
         ({"files": {"gone.safetensors": "0"}}, "changed since they were compared"),
+        ({"files": {"../adapter/adapter_config.json": "0"}}, "changed since they were compared"),
+        ({"files": {}}, "holds what nobody compared: model.safetensors"),
         ({"files": {}}, "another merge was evaluated"),
     ],
 )
@@ -132,6 +135,41 @@ def test_a_verdict_of_another_adapter_or_on_other_suites_opens_nothing(tmp_path:
     (run.adapter / ADAPTER_WEIGHTS).write_bytes(b"another adapter")
     with pytest.raises(ReleaseError, match="verdict is of another adapter"):
         clear(run)
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "epochs"])
+def test_a_recipe_that_was_edited_after_the_training_opens_nothing(
+    tmp_path: Path, field: str
+) -> None:
+    run = evaluated(tmp_path, BETTER)
+    recipe = yaml.safe_load(run.recipe.read_text())
+    recipe["training"][field] = 3
+    run.recipe.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ReleaseError, match="not the recipe that the run began with") as caught:
+        clear(run)
+    assert caught.value.status == 3
+
+
+def test_a_licence_is_stated_after_the_training(tmp_path: Path) -> None:
+    run = evaluated(tmp_path, BETTER)
+    recipe = yaml.safe_load(run.recipe.read_text())
+    stated = [recipe["backbone"], *recipe["data"]["train"]]
+    for one in stated:
+        one["license"] = "MIT"
+    run.recipe.write_text(yaml.safe_dump(recipe))
+    clear(run)
+    recipe["data"]["train"][0]["columns"]["license"] = "MIT"
+    run.recipe.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ReleaseError, match="not the recipe"):
+        clear(run)
+
+
+def test_a_run_that_does_not_say_its_recipe_is_of_an_earlier_version(tmp_path: Path) -> None:
+    run = evaluated(tmp_path, BETTER)
+    run.update_record(recipe_sha256=None)
+    with pytest.raises(ReleaseError, match=r"run\.json: does not say which recipe") as caught:
+        clear(run)
+    assert caught.value.status == 2
 
 
 def test_a_run_that_was_not_merged_says_what_to_do(tmp_path: Path) -> None:

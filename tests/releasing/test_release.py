@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from lora_kit.errors import ReleaseError
-from lora_kit.evaluation.harness import LEDGER
+from lora_kit.evaluation.harness import LEDGER, VERDICT
 from lora_kit.evaluation.ledger import Entry, read_ledger, write_ledger
 from lora_kit.files import write_json
+from lora_kit.gguf import file_sha256
 from lora_kit.pipeline import evaluate, release, run, verify
 from lora_kit.releasing.acceptance import Acceptance
-from lora_kit.releasing.gate import MERGE_RECORD
+from lora_kit.releasing.gate import MERGE_RECORD, merged_identity
 from lora_kit.releasing.manifest import MANIFEST, Manifest
 from lora_kit.releasing.released import show_release
 from lora_kit.run import RunDirectory
@@ -111,10 +112,41 @@ def test_a_release_of_the_same_adapter_is_made_again_and_of_another_one_left(
 
 def test_what_would_not_load_is_not_released(run_copy: Path) -> None:
     """Files that were compared as they are, and yet load nowhere."""
-    (run_copy / "merged" / "pytorch_model.bin").write_bytes(b"")
+    weights = run_copy / "merged" / "pytorch_model.bin"
+    weights.write_bytes(b"")
+    record, verdict = run_copy / "merged" / MERGE_RECORD, run_copy / "evaluation" / VERDICT
+    merge = json.loads(record.read_text())
+    merge["files"][weights.name] = file_sha256(weights)
+    write_json(record, merge)
+    measured = {"merged_models": {"merged": merged_identity(merge["files"])}}
+    write_json(verdict, json.loads(verdict.read_text()) | measured)
     with pytest.raises(ReleaseError, match="is no data"):
         release(run_copy)
     assert not (run_copy / "release").exists()
+
+
+@pytest.mark.parametrize("name", ["custom_generate/generate.py", "LICENSE", "adapter/x.json"])
+def test_what_was_put_beside_the_merged_files_is_not_released(run_copy: Path, name: str) -> None:
+    place = run_copy / "merged" / name
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("{}")
+    with pytest.raises(ReleaseError, match=f"nobody compared: {name.split('/')[0]};") as caught:
+        release(run_copy)
+    assert caught.value.status == 3
+    assert not (run_copy / "release").exists()
+
+
+def test_of_a_finished_runs_recipe_nothing_but_a_licence_may_be_edited(run_copy: Path) -> None:
+    recipe = run_copy / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("license: CC-BY-4.0", "license: MIT"))
+    made = release(run_copy)
+    assert "| MIT |" in (made.directory / "README.md").read_text()
+    shutil.rmtree(made.directory)
+    recipe.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.5"))
+    with pytest.raises(ReleaseError, match="not the recipe that the run began with"):
+        release(run_copy)
+    assert not made.directory.exists()
 
 
 def test_an_alias_is_no_base_that_peft_could_find(finished: Path, run_copy: Path) -> None:
