@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_kit.merging.verify import (
-    KEPT,
     KEPT_BY_HALF,
     LEAST_AGREEMENT,
     MOST_SHARE_OF_CONTROL,
     ROUNDING_KL,
+    kept_limits,
 )
 
 
@@ -25,17 +25,10 @@ def against_passing(merge: Mapping[str, Any], quantization: str) -> list[str]:
     # Of the checkpoint's own weights, base + adapter are compared unquantized.
     compared = quantization if merge["into"] == "dequantized" else "none"
     try:
-        limits = _kept_limits(merge["dtype"], compared)
+        limits = kept_limits(merge["dtype"], compared)
         return list(_against(merge["verification"], limits))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return [f"its figures cannot be read: {type(error).__name__}: {error}"]
-
-
-def _kept_limits(stored: str, quantization: str) -> tuple[float, float]:
-    of = [KEPT[stored]]
-    if quantization == "int8" and "int8" in KEPT:
-        of.append(KEPT["int8"])
-    return min(low for low, _ in of), max(high for _, high in of)
 
 
 def _against(found: Mapping[str, Any], kept: tuple[float, float]) -> Iterator[str]:
