@@ -241,7 +241,11 @@ def recipe_digest(path: Path) -> str:
 
 
 def _without_licences(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without the `license` of its backbone and of its sources; `columns` may have one."""
+    """A recipe without the `license` of its backbone and of its sources; `columns` may have one.
+
+    And without `merge`: what was merged, and how, its own record says, and it is measured after.
+    """
+    recipe = {name: value for name, value in recipe.items() if name != "merge"}
     data = _mapping(recipe.get("data"))
     sources = {
         name: [_unlicensed(one) for one in data[name]]

@@ -97,6 +97,7 @@ def test_an_adapter_of_peft_alone_is_evaluated_by_the_script(peft_adapter: Path)
     assert sum(row.arm != "drift" for row in rows) == 2 * 60
 
 
+@pytest.mark.slow  # three processes that each load a model
 def test_two_processes_fill_the_ledger_of_one(peft_adapter: Path) -> None:
     place = peft_adapter.parent
     arguments = (SCRIPT, peft_adapter, "--suite", "quiz.yaml", "--output")
@@ -144,7 +145,7 @@ def test_a_mistake_ends_with_two_and_no_traceback(tmp_path: Path) -> None:
     ("arguments", "part"),
     [
         (["evaluate", "absent"], "neither a run (no recipe.yaml) nor an adapter"),
-        (["merge", "absent"], "no recipe.yaml, so no run directory"),
+        (["merge", "absent"], "neither a run (no recipe.yaml) nor an adapter"),
         (["release", "absent"], "no recipe.yaml, so no run directory"),
         (["verify", "absent"], "no recipe.yaml, so no run directory"),
         (["plan", "absent.yaml"], "no such file"),

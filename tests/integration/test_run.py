@@ -204,6 +204,7 @@ def test_every_arm_is_in_the_ledger(finished: Path) -> None:
             assert score == pytest.approx(found["adapter", task, item], abs=1e-3)
 
 
+@pytest.mark.slow  # evaluates twice
 def test_an_evaluation_that_is_killed_goes_on_and_gives_the_same_ledger(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -253,7 +254,9 @@ def test_an_arm_is_added_to_what_was_measured(finished: Path, tmp_path: Path) ->
     assert "scrtch" in unknown.stderr
 
 
-@pytest.mark.parametrize(("factor", "status"), [(8.0, 3), (0.0, 0)])
+@pytest.mark.parametrize(
+    ("factor", "status"), [(8.0, 3), pytest.param(0.0, 0, marks=pytest.mark.slow)]
+)
 def test_a_damaged_adapter_fails_and_an_empty_one_changes_nothing(
     finished: Path, workplace: Path, tmp_path: Path, factor: float, status: int
 ) -> None:

@@ -73,7 +73,7 @@ def of(wanted: Recipe, batch: MicroBatch = BATCH, config: Any = LARGE) -> Memory
 @pytest.mark.parametrize(
     "setting",
     [
-        Setting("nf4", 2, 256, checkpointing=False),
+        pytest.param(Setting("nf4", 2, 256, checkpointing=False), marks=pytest.mark.slow),
         pytest.param(Setting("none", 2, 256, checkpointing=True), marks=pytest.mark.slow),
     ],
 )
