@@ -67,6 +67,7 @@ def peft_adapter(tiny: Path, tmp_path: Path) -> Path:
     return tmp_path / "made-elsewhere"
 
 
+@pytest.mark.slow  # the whole way, as tests/integration/test_run.py goes it
 def test_own_chats_from_recipe_to_merged_model(tiny_recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "quiz.yaml").write_text(QUIZ)
     recipe = tiny_recipe.model_dump(mode="json")

@@ -159,6 +159,7 @@ def test_the_card_of_a_release_says_the_licences_and_what_was_forgotten(finished
     assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
+@pytest.mark.slow  # tests/releasing/test_checking.py has each on a small one
 def test_verify_passes_a_release_and_finds_a_changed_byte_a_lost_and_a_new_file(
     finished: Path, tmp_path: Path
 ) -> None:

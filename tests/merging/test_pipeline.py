@@ -58,6 +58,7 @@ def test_both_bases_are_merged_verified_and_evaluated(
     assert verdict.ships in ("merged", "merged-original")
 
 
+@pytest.mark.slow  # trains, merges and asks twice
 def test_merged_weights_that_are_stored_coarser_than_the_adapter_is_fine_are_not_passed(
     tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
