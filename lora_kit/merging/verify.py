@@ -26,6 +26,7 @@ from lora_kit.merging.answers import (
     output_of,
     predict,
 )
+from lora_kit.merging.distance import kl_divergence, top1_agreement
 from lora_kit.merging.hollow import bare_name
 
 # What rounding alone does was measured on SmolLM2-135M with an adapter of four steps, whose
@@ -220,7 +221,7 @@ def verify_merged(
     found = compare(measured, shipped, kept_limits(stored, quantization))
     if trained is None:
         return found
-    distance = _kl(predict(trained, questions.examples), shipped.log_probabilities)
+    distance = kl_divergence(predict(trained, questions.examples), shipped.log_probabilities)
     return replace(found, mean_kl_to_trained=float(distance.mean()))
 
 
@@ -249,21 +250,21 @@ def compare(
         MergeError: if its answers are no numbers.
     """
     truth = measured.adapted.log_probabilities
-    kl = _kl(truth, shipped.log_probabilities)
-    control_kl = float(_kl(truth, measured.control).mean())
+    kl = kl_divergence(truth, shipped.log_probabilities)
+    control_kl = float(kl_divergence(truth, measured.control).mean())
     mean = float(kl.mean())
     if not math.isfinite(mean + control_kl):
         raise MergeError("the merged model's distributions are no numbers; its weights overflowed")
     kept = kept_shares(measured, shipped)
     lowest = min(kept, key=lambda name: kept[name], default="")
-    agreement = _agreement(truth, shipped.log_probabilities)
+    agreement = top1_agreement(truth, shipped.log_probabilities)
     texts = measured.adapted.texts
     return Verification(
         positions=len(truth),
         top1_agreement=agreement,
         mean_kl=mean,
         p99_kl=float(kl.quantile(0.99)),
-        control_top1_agreement=_agreement(truth, measured.control),
+        control_top1_agreement=top1_agreement(truth, measured.control),
         control_mean_kl=control_kl,
         texts=len(texts),
         same_texts=int((texts == shipped.texts).all(dim=1).sum()),
@@ -322,11 +323,3 @@ def kept_shares(measured: Measured, shipped: Answers) -> dict[str, float]:
         if size > 0:
             shares[name] = float((change * merged).sum()) / size
     return shares
-
-
-def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    return (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)
-
-
-def _agreement(p: torch.Tensor, q: torch.Tensor) -> float:
-    return float((p.argmax(dim=-1) == q.argmax(dim=-1)).float().mean())

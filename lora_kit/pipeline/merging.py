@@ -21,11 +21,11 @@ from lora_kit.gguf import file_sha256
 from lora_kit.merging.in_memory import merge_adapter
 from lora_kit.merging.methods import adapter_configuration
 from lora_kit.merging.partial import require_room
+from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.merging.stream import MergePlan, MergeResult
 from lora_kit.merging.untouched import touched
 from lora_kit.merging.verify import Verification, measure, questions_for, verify_merged
 from lora_kit.recipe import MERGED_ARMS, BackboneSpec, DataSpec, MergeSpec, SourceSpec
-from lora_kit.releasing.gate import MERGE_RECORD
 from lora_kit.session import Session, Subject, open_subject
 
 COMPARED_ROWS = 24

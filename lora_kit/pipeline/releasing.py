@@ -14,12 +14,13 @@ from lora_kit.evaluation.harness import (
     read_verdict,
 )
 from lora_kit.files import read_json, whole_directory, write_json, write_text
+from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.card import model_card
 from lora_kit.releasing.checking import verify_release
 from lora_kit.releasing.formats import check_formats
-from lora_kit.releasing.gate import MERGE_RECORD, Clearance, clear
+from lora_kit.releasing.gate import Clearance, clear
 from lora_kit.releasing.licences import notes
 from lora_kit.releasing.manifest import (
     ADAPTER,

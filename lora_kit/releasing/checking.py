@@ -17,10 +17,11 @@ from lora_kit.adapters import adapter_sha256
 from lora_kit.errors import LoraKitError, ReleaseError
 from lora_kit.evaluation.harness import check_verdict, read_verdict
 from lora_kit.files import read_json
+from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.card import model_card, same_card
 from lora_kit.releasing.figures import against_passing
-from lora_kit.releasing.gate import MERGE_KEYS, MERGE_RECORD, judged, names_its_merge
+from lora_kit.releasing.gate import MERGE_KEYS, judged, names_its_merge
 from lora_kit.releasing.manifest import (
     ADAPTER,
     CARD,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +13,13 @@ from lora_kit.evaluation.harness import check_verdict, read_verdict
 from lora_kit.evaluation.statistics.decisions import Decision, combined
 from lora_kit.files import read_json
 from lora_kit.gguf import file_sha256
+from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.recipe import MERGED_ARMS
+from lora_kit.recipe_digest import recipe_digest
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.figures import against_passing
-from lora_kit.run import RunDirectory, recipe_digest
+from lora_kit.run import RunDirectory
 
-MERGE_RECORD = "merge.json"
 MISSING_STAGE = 2
 # What the gate compares, and what the card says of the merge.
 MERGE_KEYS = {"verification", "backbone", "adapter", "files", "into", "dtype", "compared_on"}
@@ -126,11 +125,6 @@ def judged(
         )
         return None, undecided, reasons
     return combined(decisions), undecided, reasons
-
-
-def merged_identity(files: object) -> str:
-    """Which merged model answers: one sha256 over the hashes of its files."""
-    return hashlib.sha256(json.dumps(files, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def names_its_merge(verdict: Mapping[str, Any], merge: Mapping[str, Any]) -> bool:

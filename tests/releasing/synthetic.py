@@ -10,9 +10,10 @@ from lora_kit.evaluation.ledger import Entry, write_ledger
 from lora_kit.evaluation.suite import Suite
 from lora_kit.files import write_json
 from lora_kit.gguf import file_sha256
+from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.recipe import Recipe
-from lora_kit.releasing.gate import MERGE_RECORD, merged_identity
-from lora_kit.run import RunDirectory, machine, recipe_digest, versions
+from lora_kit.recipe_digest import recipe_digest
+from lora_kit.run import RunDirectory, machine, versions
 
 SUITE = Suite.model_validate(
     {

@@ -15,9 +15,9 @@ from lora_kit.evaluation.ledger import Entry, read_ledger, write_ledger
 from lora_kit.evaluation.suite import Suite
 from lora_kit.files import write_json
 from lora_kit.gguf import file_sha256
+from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.pipeline import verify
 from lora_kit.releasing.card import model_card
-from lora_kit.releasing.gate import MERGE_RECORD
 from lora_kit.releasing.manifest import MANIFEST, Manifest, files_below
 
 Tampering = Callable[[Path], None]

@@ -7,8 +7,9 @@ import yaml
 from lora_kit.adapters import ADAPTER_WEIGHTS
 from lora_kit.errors import EvaluationError, ReleaseError
 from lora_kit.files import write_json
+from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.releasing.acceptance import Acceptance, accepted
-from lora_kit.releasing.gate import MERGE_RECORD, clear
+from lora_kit.releasing.gate import clear
 from lora_kit.run import RunDirectory
 from tests.releasing.synthetic import BETTER, SUITE, UNDECIDED, WORSE, evaluated
 

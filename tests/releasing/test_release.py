@@ -11,9 +11,9 @@ from lora_kit.evaluation.harness import LEDGER, VERDICT
 from lora_kit.evaluation.ledger import Entry, read_ledger, write_ledger
 from lora_kit.files import write_json
 from lora_kit.gguf import file_sha256
+from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.pipeline import evaluate, release, run, verify
 from lora_kit.releasing.acceptance import Acceptance
-from lora_kit.releasing.gate import MERGE_RECORD, merged_identity
 from lora_kit.releasing.manifest import MANIFEST, Manifest
 from lora_kit.releasing.released import show_release
 from lora_kit.run import RunDirectory

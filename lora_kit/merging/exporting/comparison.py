@@ -14,6 +14,7 @@ import torch
 from lora_kit.data.reference import reference_rows
 from lora_kit.errors import MergeError
 from lora_kit.gguf import PRE_TOKENIZERS
+from lora_kit.merging.distance import kl_divergence, top1_agreement
 from lora_kit.merging.exporting.gguf_model import FREQUENCIES
 
 MOST_POSITIONS = 512
@@ -94,13 +95,12 @@ def compare(model: torch.Tensor, export: torch.Tensor, texts: int, same_tokens: 
     """
     if model.shape != export.shape:
         raise MergeError(f"the export has {export.shape[1]} tokens, the model {model.shape[1]}")
-    kl = (model.exp() * (model - export)).sum(dim=-1).clamp(min=0)
+    kl = kl_divergence(model, export)
     if not math.isfinite(float(kl.sum())):
         raise MergeError("the export's distributions are no numbers; its weights overflowed")
-    same = model.argmax(dim=-1) == export.argmax(dim=-1)
     return Comparison(
         positions=len(model),
-        top1_agreement=float(same.float().mean()),
+        top1_agreement=top1_agreement(model, export),
         mean_kl=float(kl.mean()),
         p99_kl=float(kl.quantile(0.99)),
         texts=texts,
