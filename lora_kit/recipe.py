@@ -27,6 +27,7 @@ from lora_kit.schema import (
 
 RECIPE_FOLDERS = ("recipes",)
 
+Base = Literal["dequantized", "original", "both"]
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 Role = Literal["system", "user", "assistant", "tool"]
 RowFormat = Literal[
@@ -280,7 +281,7 @@ class EvaluationSpec(Section):
 class MergeSpec(Section):
     """What ships."""
 
-    base: Literal["dequantized", "original", "both"] = "dequantized"
+    base: Base = "dequantized"
     """What the adapter is added to: `dequantized`: the weights that it was trained on, `original`:
     those of the checkpoint; `both`: each is verified and evaluated, and the better one ships."""
     dtype: DType = "auto"

@@ -51,3 +51,24 @@ def test_the_help_lists_the_commands_in_the_order_of_the_work() -> None:
     assert done.returncode == 0, done.stderr
     _, _, listed = done.stdout.partition(" Commands ")
     assert re.findall(r"^│ (\w+) ", listed, flags=re.MULTILINE) == list(COMMANDS)
+
+
+def test_what_one_process_does_needs_no_others_to_meet(tmp_path: Path) -> None:
+    """Joined with the others, the first would wait for them, and they have left."""
+    several = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+    def verify_as(rank: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "lora_kit", "verify", str(tmp_path)],
+            cwd=ROOT,
+            env=os.environ | several | {"RANK": rank, "LOCAL_RANK": rank},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    first, second = verify_as("0"), verify_as("1")
+    assert (first.returncode, second.returncode) == (2, 0)
+    assert str(tmp_path) in first.stderr
+    assert second.stdout == second.stderr == ""

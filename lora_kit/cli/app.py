@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from lora_kit.cli.alone import alone
 from lora_kit.cli.evaluating import evaluate, sequence
 from lora_kit.cli.machine import doctor, recipes
 from lora_kit.cli.merging import combine, export, merge
@@ -28,11 +29,11 @@ app.command()(plan)
 app.command()(train)
 app.command()(evaluate)
 app.command()(sequence)
-app.command()(merge)
-app.command()(combine)
-app.command()(export)
-app.command()(release)
-app.command()(verify)
+app.command()(alone(merge))
+app.command()(alone(combine))
+app.command()(alone(export))
+app.command()(alone(release))
+app.command()(alone(verify))
 app.command()(run)
-app.command()(doctor)
+app.command()(alone(doctor))
 app.command()(recipes)

@@ -14,7 +14,7 @@ from lora_kit.cli.output import print_json, print_text
 from lora_kit.errors import VERDICT_STATUS
 from lora_kit.merging.combining import Method
 from lora_kit.merging.exporting import GgufType, Target
-from lora_kit.recipe import Quantization
+from lora_kit.recipe import Base, DType, Quantization
 
 
 def merge(
@@ -28,12 +28,22 @@ def merge(
     quantization: Annotated[
         Quantization | None, typer.Option(help="With --backbone: how the base is stored.")
     ] = None,
+    base: Annotated[
+        Base | None,
+        typer.Option(
+            help="What the adapter is added to: the weights that it was trained on (dequantized), "
+            "the checkpoint's (original), or both; by default as the recipe says, or dequantized."
+        ),
+    ] = None,
+    dtype: Annotated[
+        DType | None, typer.Option(help="What is stored; by default as the recipe says, or auto.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge an adapter into its backbone, tensor by tensor, and ask both the same. Exit status 3:
     the files are not what was measured."""
     spec = backbone_spec(backbone, quantization)
-    found = load_pipeline().merge(target, output, spec)
+    found = load_pipeline().merge(target, output, spec, base, dtype)
     if as_json:
         print_json({"merged": [merged.to_dict() for merged in found]})
     else:

@@ -111,13 +111,20 @@ def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Ta
 
 
 def _merges(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Iterator[MergedTask]:
-    """Each merged model against the base, as the adapter is."""
-    for arm in MERGED_ARMS:
-        if arm in arms:
-            pairs = pair(arms.get("base", {}), arms[arm], task, f"{suite.name}/{task.name}")
-            compared = _compare(pairs, suite, task)
-            decision = _decided(pairs, compared, task)[0]
-            yield MergedTask(arm, decision, _level(pairs.after, task), compared.interval)
+    """Each merged model against the base, as the adapter is, and against the first of them."""
+    where = f"{suite.name}/{task.name}"
+    present = [arm for arm in MERGED_ARMS if arm in arms]
+    for arm in present:
+        pairs = pair(arms.get("base", {}), arms[arm], task, where)
+        compared = _compare(pairs, suite, task)
+        decision = _decided(pairs, compared, task)[0]
+        lead = lead_p = None
+        if arm != present[0]:
+            beside = pair(arms[present[0]], arms[arm], task, where)
+            found = _compare(beside, suite, task.model_copy(update={"margin": None}))
+            lead, lead_p = found.interval, found.p
+        level = _level(pairs.after, task)
+        yield MergedTask(arm, decision, level, compared.interval, lead, lead_p)
 
 
 def _compare(pairs: Pairs, suite: Suite, task: TaskSpec) -> Comparison:

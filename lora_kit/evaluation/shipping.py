@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lora_kit.evaluation.statistics.decisions import combined
+from lora_kit.evaluation.statistics.decisions import combined, holm
 from lora_kit.evaluation.verdict import MergedTask, SuiteVerdict
 from lora_kit.recipe import MERGED_ARMS
 
 RANK = {"PASS": 2, "INCONCLUSIVE": 1, "FAIL": 0}
+SHIPPING_ALPHA = 0.05
 
 
 def shipping(suites: Sequence[SuiteVerdict]) -> tuple[str | None, tuple[SuiteVerdict, ...]]:
@@ -23,7 +24,7 @@ def shipping(suites: Sequence[SuiteVerdict]) -> tuple[str | None, tuple[SuiteVer
     if not arms:
         return None, tuple(suites)
     first, *others = arms
-    chosen = next((arm for arm in others if _is_better(suites, found, arm, first)), first)
+    chosen = next((arm for arm in others if _is_better(found, arm, first)), first)
     return chosen, tuple(_with(suite, chosen) for suite in suites)
 
 
@@ -31,24 +32,24 @@ def _rank(found: Sequence[MergedTask], arm: str) -> int:
     return RANK[combined([merged.decision for merged in found if merged.arm == arm])]
 
 
-def _is_better(
-    suites: Sequence[SuiteVerdict], found: Sequence[MergedTask], arm: str, than: str
-) -> bool:
-    """Whether it passes where the other one does not, or gains more for sure on every gain task.
+def _is_better(found: Sequence[MergedTask], arm: str, than: str) -> bool:
+    """Whether it passes where the first one does not, or is better for sure and nowhere worse.
 
-    A mean that is a little higher is no reason: the higher of two is so by chance half the time.
+    For sure on at least one task, item by item, after Holm over all tasks: the higher of two means
+    is so by chance half the time.
     """
-    if len([m for m in found if m.arm == arm]) < len([m for m in found if m.arm == than]):
+    of_arm = [merged for merged in found if merged.arm == arm]
+    if len(of_arm) < len([merged for merged in found if merged.arm == than]):
         return False
     if _rank(found, arm) != _rank(found, than):
         return _rank(found, arm) > _rank(found, than)
-    pairs = [
-        ({m.arm: m.interval for m in task.merges})
-        for suite in suites
-        if suite.role == "gain"
-        for task in suite.tasks
+    adjusted = holm([1.0 if merged.lead_p is None else merged.lead_p for merged in of_arm])
+    leads = [
+        merged.lead.delta
+        for merged, p in zip(of_arm, adjusted, strict=True)
+        if merged.lead and p <= SHIPPING_ALPHA
     ]
-    return bool(pairs) and all(of[arm].low > of[than].delta for of in pairs)
+    return bool(leads) and min(leads) > 0
 
 
 def _with(suite: SuiteVerdict, arm: str) -> SuiteVerdict:

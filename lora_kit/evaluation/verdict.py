@@ -43,12 +43,17 @@ class MergedTask:
     Attributes:
         mean: score of the merged model.
         interval: of the difference, positive where the merged model is better.
+        lead: of the difference from the first merged model, item by item, positive where this one
+            is better; `None` for the first.
+        lead_p: two-sided, that the two do not differ.
     """
 
     arm: str
     decision: Decision
     mean: float
     interval: Interval
+    lead: Interval | None
+    lead_p: float | None
 
 
 @dataclass(frozen=True)

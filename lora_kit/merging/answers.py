@@ -10,7 +10,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import MergeError
+from lora_kit.memory import lacks_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -256,11 +257,25 @@ def answer_of_files(
     return Answers(tensors["log_probabilities"], tensors["texts"], outputs)
 
 
+def answer_where_it_fits(merged: Path, questions: Questions, computing: Computing) -> Answers:
+    """Ask the files on the device that base + adapter take up, or else, slower, on the CPU.
+
+    Raises:
+        MergeError: as `reload` and `answer`.
+    """
+    try:
+        return answer(reload(merged, computing), questions)
+    except (RuntimeError, MemoryError) as error:
+        if computing.device == "cpu" or not lacks_memory(error):
+            raise
+    return answer(reload(merged, replace(computing, device="cpu")), questions)
+
+
 def main(merged: str, asked: str, answered: str, *computing: str) -> None:
     """The new process."""
     dtype, device, attention = computing
-    model = reload(Path(merged), Computing(getattr(torch, dtype), device, attention))
-    answers = answer(model, Questions.load(Path(asked)))
+    computing_as = Computing(getattr(torch, dtype), device, attention)
+    answers = answer_where_it_fits(Path(merged), Questions.load(Path(asked)), computing_as)
     save_file(
         {
             "log_probabilities": answers.log_probabilities.contiguous(),

@@ -18,14 +18,16 @@ from lora_kit.errors import MergeError
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import write_json
 from lora_kit.gguf import file_sha256
+from lora_kit.merging.answers import Computing, Questions, predict
 from lora_kit.merging.in_memory import merge_adapter
+from lora_kit.merging.measured import Measured, measure, questions_for
 from lora_kit.merging.methods import adapter_configuration
 from lora_kit.merging.partial import require_room
 from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.merging.stream import MergePlan, MergeResult
 from lora_kit.merging.untouched import touched
-from lora_kit.merging.verify import Verification, measure, questions_for, verify_merged
-from lora_kit.recipe import MERGED_ARMS, BackboneSpec, DataSpec, MergeSpec, SourceSpec
+from lora_kit.merging.verify import Verification, verify_merged
+from lora_kit.recipe import MERGED_ARMS, BackboneSpec, Base, DataSpec, DType, MergeSpec, SourceSpec
 from lora_kit.session import Session, Subject, open_subject
 
 COMPARED_ROWS = 24
@@ -57,7 +59,11 @@ class Merged:
 
 
 def merge(
-    target: Path | Session, output: Path | None = None, backbone: BackboneSpec | None = None
+    target: Path | Session,
+    output: Path | None = None,
+    backbone: BackboneSpec | None = None,
+    base: Base | None = None,
+    dtype: DType | None = None,
 ) -> tuple[Merged, ...]:
     """Merge an adapter into its backbone and compare the result with the two together.
 
@@ -66,6 +72,8 @@ def merge(
         output: where the model goes; by default `merged/` in the run. Where the recipe wants both
             bases, the one on the checkpoint's weights goes beside it, with `-original` to its name.
         backbone: of an adapter that another tool made; by default what the adapter says.
+        base: instead of the recipe's `merge.base`.
+        dtype: instead of its `merge.dtype`.
 
     Returns:
         One merged model, or two.
@@ -78,6 +86,9 @@ def merge(
         adapter_configuration(target)
     subject = open_subject(target, backbone)
     spec = subject.session.recipe.merge if subject.session else MergeSpec()
+    spec = spec.model_copy(update={"base": base or spec.base, "dtype": dtype or spec.dtype})
+    if spec.base == "both" and not _is_quantized(subject):
+        raise MergeError("--base both: the backbone is not quantized, the two would be the same")
     # Before the merge: what cannot be compared is not worth writing.
     compared = _compared(subject)
     return tuple(
@@ -214,17 +225,15 @@ def _verified(
     examples: list[Example],
 ) -> Verification:
     """Against base + adapter: on the checkpoint's weights, if those were merged into."""
-    model, backbone = subject.model, subject.backbone
-    questions = questions_for(model, examples, stop_token_ids(backbone))
+    questions = questions_for(subject.model, examples, stop_token_ids(subject.backbone))
+    trained = None
     if plan.into == "dequantized" or not _is_quantized(subject):
-        found = verify_merged(
-            directory, measure(model, questions), questions, backbone.model, plan.quantization
-        )
+        measured = measure(subject.model, questions)
+        computing = Computing.of(subject.backbone.model)
     else:
-        spec = backbone.spec.model_copy(update={"quantization": "none"})
-        original = load(resolve(spec), spec)
-        measured = measure(attach_saved(original, subject.adapter), questions)
-        found = verify_merged(directory, measured, questions, original.model, trained=model)
+        trained = predict(subject.model, examples)
+        measured, computing = _on_the_checkpoint(subject, questions)
+    found = verify_merged(directory, measured, questions, computing, plan.quantization, trained)
     odd = touched(plan.base, directory, result.untouched)
     if not odd:
         return found
@@ -233,3 +242,11 @@ def _verified(
         f"{odd[0]}"
     )
     return replace(found, reasons=(*found.reasons, reason))
+
+
+def _on_the_checkpoint(subject: Subject, questions: Questions) -> tuple[Measured, Computing]:
+    """Base + adapter on weights as they lie in the checkpoint; gone before the next is loaded."""
+    spec = subject.backbone.spec.model_copy(update={"quantization": "none"})
+    original = load(resolve(spec), spec)
+    measured = measure(attach_saved(original, subject.adapter), questions)
+    return measured, Computing.of(original.model)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lora_kit.adapters import ADAPTER_CONFIG
+from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.backbone import ALIASES
 from lora_kit.errors import ReleaseError
-from lora_kit.evaluation.harness import (
-    check_verdict,
-    read_verdict,
-)
+from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT, check_verdict, read_verdict
+from lora_kit.evaluation.reporting.report import FLIPS, REPORTS
 from lora_kit.files import read_json, whole_directory, write_json, write_text
 from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.recipe import Recipe
@@ -38,6 +36,9 @@ from lora_kit.releasing.push import destination, push
 from lora_kit.releasing.released import Release
 from lora_kit.releasing.stated import works
 from lora_kit.run import RunDirectory
+
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "backbone.json")
+EVALUATION_FILES = (LEDGER, SUITES, VERDICT, FLIPS, *REPORTS)
 
 
 def release(
@@ -110,8 +111,8 @@ def _write(directory: Path, run: RunDirectory, clearance: Clearance, manifest: M
     with whole_directory(directory) as temporary:
         for name in (*clearance.merge["files"], MERGE_RECORD):
             shutil.copy2(clearance.merged / name, temporary / name)
-        shutil.copytree(run.adapter, temporary / ADAPTER)
-        shutil.copytree(run.evaluation, temporary / EVALUATION)
+        _copy(run.adapter, temporary / ADAPTER, ADAPTER_FILES)
+        _copy(run.evaluation, temporary / EVALUATION, EVALUATION_FILES)
         shutil.copy2(run.recipe, temporary / RECIPE)
         _name_base_for_others(temporary / ADAPTER)
         card = model_card(manifest, clearance.verdict, clearance.merge)
@@ -119,6 +120,14 @@ def _write(directory: Path, run: RunDirectory, clearance: Clearance, manifest: M
         write_manifest(temporary, manifest)
         # By the same check that everybody else has: a release that fails it is none.
         verify_release(temporary)
+
+
+def _copy(source: Path, to: Path, names: Sequence[str]) -> None:
+    """Only what is known: whatever else lies there was not meant for others."""
+    to.mkdir()
+    for name in names:
+        if (source / name).is_file():
+            shutil.copy2(source / name, to / name)
 
 
 def _local_paths(recipe: Recipe) -> Iterator[str]:

@@ -91,6 +91,9 @@ def _contradictions(
     if not set(merge) >= MERGE_KEYS:
         yield unfounded
         return
+    stored = read_json(directory / "config.json", ReleaseError).get("dtype")
+    if stored != merge["dtype"]:
+        yield f"{MERGE_RECORD}: says that {merge['dtype']} is stored, and config.json {stored}"
     for problem in against_passing(merge, manifest.resolved.backbone.quantization):
         yield f"{unfounded}: {problem}"
     of_adapter = read_json(directory / ADAPTER / "backbone.json", ReleaseError)

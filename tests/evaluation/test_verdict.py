@@ -279,6 +279,40 @@ def test_of_two_merged_models_that_pass_the_one_that_gains_more_ships() -> None:
     assert task.merged_interval == task.merges[1].interval != task.merges[0].interval
 
 
+def test_merged_models_are_compared_item_by_item() -> None:
+    """Intervals against the base overlap where the two differ on the same few items for sure."""
+    base, some = [0.0] * 200, [1.0] * 120 + [0.0] * 80
+    more = [1.0] * 130 + [0.0] * 70
+    entries = [*arm("base", base), *arm("adapter", more), *arm("merged", some)]
+    verdict = judge([*entries, *arm("merged-original", more)], [one_task("gain")])
+    first, second = verdict.suites[0].tasks[0].merges
+    assert second.interval.low < first.interval.delta
+    assert (first.lead, first.lead_p) == (None, None)
+    assert second.lead is not None
+    assert second.lead.low > 0
+    assert verdict.ships == "merged-original"
+    by_chance = [1.0] * 122 + [0.0] * 78
+    assert judge([*entries, *arm("merged-original", by_chance)], [one_task("gain")]).ships == (
+        "merged"
+    )
+
+
+def test_a_merged_model_that_is_worse_somewhere_for_sure_does_not_replace_the_first() -> None:
+    right, losing, prose = [1.0] * 600, [0.0] * 8 + [1.0] * 592, [2.9, 2.8] * 50
+    better = [score - 0.3 for score in prose]
+
+    def ships(quiz: list[float]) -> str | None:
+        arms = [*entries("quiz", "merged", right), *entries("prose", "merged", prose)]
+        arms += entries("quiz", "merged-original", quiz)
+        arms += entries("prose", "merged-original", better)
+        verdict = judge([*ledger(right, prose), *arms], [RETENTION])
+        assert verdict.merged == "PASS"
+        return verdict.ships
+
+    assert ships(right) == "merged-original"
+    assert ships(losing) == "merged"
+
+
 def test_an_adapter_that_a_prompt_would_replace_is_said_so() -> None:
     suite = one_task("gain")
     base, adapter = [0.0] * 80 + [1.0] * 20, [1.0] * 60 + [0.0] * 20 + [1.0] * 20

@@ -56,6 +56,20 @@ def test_both_bases_are_merged_verified_and_evaluated(
     assert [one.arm for one in task.merges] == ["merged", "merged-original"]
     assert task.merges[0].mean != task.merges[1].mean
     assert verdict.ships in ("merged", "merged-original")
+    # Said in the call, it goes before the recipe.
+    (alone,) = merge(session, tmp_path / "again", base="original", dtype="float32")
+    assert (alone.into, alone.verification.passed) == ("original", True)
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["dtype"] == "float32"
+
+
+def test_both_bases_of_a_backbone_that_is_not_quantized_are_refused(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = with_base(tiny_recipe, tmp_path, "original", "none")
+    session = train(recipe, tmp_path / "run").session
+    with pytest.raises(MergeError, match="the two would be the same"):
+        merge(session, base="both")
 
 
 @pytest.mark.slow  # trains, merges and asks twice

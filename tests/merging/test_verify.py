@@ -14,18 +14,12 @@ from safetensors.torch import load_file, save_file
 from lora_kit.backbone import Backbone
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import MergeError
+from lora_kit.merging import answers
 from lora_kit.merging.answers import Computing, answer, answer_of_files, reload
+from lora_kit.merging.measured import Measured, measure, questions_for
 from lora_kit.merging.stream import merge_stream
 from lora_kit.merging.untouched import touched
-from lora_kit.merging.verify import (
-    Measured,
-    Verification,
-    compare,
-    kept_limits,
-    measure,
-    questions_for,
-    verify_merged,
-)
+from lora_kit.merging.verify import Verification, compare, kept_limits, verify_merged
 from tests.merging.test_stream import plan_of, quantized, trained
 
 TEXTS = [
@@ -59,13 +53,33 @@ def test_what_was_merged_right_passes_in_a_new_process(
     merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
     questions = questions_for(model, TEXTS, STOPS)
     measured = measure(model, questions)
-    found = verify_merged(tmp_path / "merged", measured, questions, backbone.model)
+    found = verify_merged(tmp_path / "merged", measured, questions, PLAIN)
     assert found.passed, found.reasons
     assert found.modules == 14
     assert found.same_texts == found.texts > 0
     assert found.least_kept == pytest.approx(1, abs=1e-3)
     assert found.most_kept == pytest.approx(1, abs=1e-3)
     assert found.mean_kl < 1e-6 < found.control_mean_kl
+
+
+def test_files_that_do_not_fit_beside_the_backbone_are_asked_on_the_cpu(
+    backbone: Backbone, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
+    devices = []
+
+    def full(merged: Path, computing: Computing) -> Any:
+        devices.append(computing.device)
+        if computing.device != "cpu":
+            raise torch.OutOfMemoryError
+        return reload(merged, computing)
+
+    monkeypatch.setattr(answers, "reload", full)
+    questions = questions_for(model, TEXTS, STOPS)
+    on_gpu = replace(PLAIN, device="cuda:0")
+    found = answers.answer_where_it_fits(tmp_path / "merged", questions, on_gpu)
+    assert devices == ["cuda:0", "cpu"]
+    assert compare(measure(model, questions), found).passed
 
 
 def change_alpha(adapter: Path) -> None:
@@ -187,19 +201,19 @@ def test_embeddings_that_are_adapted_are_tried_on_the_tokens_that_are_trained(
 def test_agreement_and_distance_are_held_to_their_limits() -> None:
     from lora_kit.merging.answers import Answers
 
-    def answers(logits: torch.Tensor) -> Answers:
+    def answered(logits: torch.Tensor) -> Answers:
         return Answers(logits.log_softmax(dim=-1), torch.zeros(1, 1), {})
 
     torch.manual_seed(0)
     truth = 3 * torch.randn(400, 50)
     control = (truth + 3 * torch.randn_like(truth)).log_softmax(dim=-1)
-    measured = Measured(answers(truth), control, {})
-    near = compare(measured, answers(truth + 0.01 * torch.randn_like(truth)))
-    far = compare(measured, answers(truth + torch.randn_like(truth)))
+    measured = Measured(answered(truth), control, {})
+    near = compare(measured, answered(truth + 0.01 * torch.randn_like(truth)))
+    far = compare(measured, answered(truth + torch.randn_like(truth)))
     assert near.passed
     assert len(far.reasons) == 2
     with pytest.raises(MergeError, match="no numbers"):
-        compare(measured, answers(truth * float("nan")))
+        compare(measured, answered(truth * float("nan")))
 
 
 def test_tensors_that_the_adapter_leaves_alone_are_compared_one_by_one(

@@ -272,9 +272,14 @@ def other_distance(release: Path) -> None:
     edit(release, MERGE_RECORD, lambda merge: merge["verification"].pop("positions"))
 
 
+def other_dtype(release: Path) -> None:
+    edit(release, MERGE_RECORD, lambda merge: merge.update(dtype="float16"))
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
+        (other_dtype, "says that float16 is stored, and config.json float32"),
         (undecided, "its verdict is PASS, its manifest says INCONCLUSIVE"),
         (accepted, "what was accepted is not what is undecided"),
         (other_backbone, "backbone is not that of its own parts"),

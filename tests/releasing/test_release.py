@@ -184,7 +184,7 @@ def test_of_two_merged_models_the_one_with_the_better_verdict_is_released(run_co
     made = release(run_copy)
     assert json.loads((made.directory / MERGE_RECORD).read_text())["into"] == "of the other one"
     card = (made.directory / "README.md").read_text()
-    assert "`merged-original` has the better verdict and is the one that lies here" in card
+    assert "`merged-original` is the one that lies here" in card
     assert "| merged | sums/loss | -4." in card
     verify(made.directory)
 

@@ -30,6 +30,7 @@ from lora_kit.files import write_text
 
 TEMPLATES = Path(__file__).parent
 FLIPS = "flips.jsonl"
+REPORTS = ("report.html", "report.md")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def write_report(
         "style": Inline.read(TEMPLATES / "page" / "style.css"),
         "script": Inline.read(TEMPLATES / "page" / "search.js"),
     }
-    for name, escape in (("report.html", None), ("report.md", markdown)):
+    for name, escape in zip(REPORTS, (None, markdown), strict=True):
         write_text(directory / name, _environment(escape).get_template(f"{name}.j2").render(values))
     write_flips(directory / FLIPS, entries, verdict)
 

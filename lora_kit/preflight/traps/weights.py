@@ -88,7 +88,8 @@ def merge_into_4bit_is_there() -> bool:
 def merge_into_4bit_is_caught() -> bool:
     """It cannot be asked for, and a merge that did nothing is told from one that did."""
     from lora_kit.merging.answers import Answers
-    from lora_kit.merging.verify import Measured, compare
+    from lora_kit.merging.measured import Measured
+    from lora_kit.merging.verify import compare
 
     adapted = torch.tensor([[2.0, 0.0], [0.0, 2.0]]).log_softmax(dim=-1)
     base = torch.tensor([[0.0, 2.0], [0.0, 2.0]]).log_softmax(dim=-1)

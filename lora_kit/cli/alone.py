@@ -1,0 +1,40 @@
+"""Commands that are one process's work, also where a launcher started several."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from lora_kit.cli.output import is_main_process
+
+P = ParamSpec("P")
+T = TypeVar("T")
+# By these a process would wait for the others to meet it.
+OF_LAUNCHERS = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+PREFIXES = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_")
+
+
+def alone(command: Callable[P, T]) -> Callable[P, T]:
+    """Let the first process do it by itself; the others have nothing to do, and end well."""
+
+    @functools.wraps(command)
+    def by_the_first(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not is_main_process():
+            raise typer.Exit
+        for name in list(os.environ):
+            if name in OF_LAUNCHERS or name.startswith(PREFIXES):
+                del os.environ[name]
+        return command(*args, **kwargs)
+
+    return by_the_first
