@@ -11,6 +11,7 @@ from rich.markup import escape
 
 # By another name: `lora_kit.cli.app` is the module.
 from lora_kit.cli.app import app as program
+from lora_kit.cli.failing import is_first_to_fail, lost_another, named, number_of_processes
 from lora_kit.errors import LoraKitError
 
 __all__ = ["main"]
@@ -23,17 +24,30 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; the one place where errors become messages and exit statuses."""
     try:
         program(arguments)
-    except LoraKitError as error:
-        Console(stderr=True, highlight=False).print(
-            f"lora-kit: {escape(str(error))}", soft_wrap=True
-        )
-        raise SystemExit(error.status) from error
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
+    except Exception as error:
+        told = _told(error)
+        if not is_first_to_fail():
+            raise SystemExit(told[1] if told else 1) from None
+        if told is None:
             raise
-        Console(stderr=True, highlight=False).print(
-            f"lora-kit: cannot write {escape(str(error.filename or 'a file'))}: {error.strerror}. "
-            "What was there before is whole; a training goes on with --resume",
-            soft_wrap=True,
-        )
-        raise SystemExit(LoraKitError.status) from error
+        message, status = told
+        Console(stderr=True, highlight=False).print(f"{named()}: {escape(message)}", soft_wrap=True)
+        raise SystemExit(status) from error
+
+
+def _told(error: Exception) -> tuple[str, int] | None:
+    """Message and exit status of an error that is a user's to mend; `None` of one of ours."""
+    if isinstance(error, LoraKitError):
+        return str(error), error.status
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return (
+            f"cannot write {error.filename or 'a file'}: {error.strerror}. What was there before "
+            "is whole; a training goes on with --resume"
+        ), LoraKitError.status
+    if number_of_processes() > 1 and lost_another(error):
+        return (
+            "another process is gone: it was killed, ran out of memory, or its machine cannot be "
+            "reached. A training goes on from its last checkpoint with --resume, also with fewer "
+            "processes"
+        ), 1
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 
@@ -57,6 +58,47 @@ class LengthGroupedSampler(Sampler[int]):
         generator.shuffle(whole)
         for batch in whole + short:
             yield from batch
+
+
+class StepShares(Sampler[list[int]]):
+    """Of each optimizer step's examples, those that one process takes.
+
+    A step has the same examples however many processes share it, so that a recipe means the same on
+    all of them and a training goes on with another number. They are dealt out from the longest to
+    the shortest: the shares differ by one example at most, and hardly in tokens. Nothing is seen
+    twice; in an epoch's last step, which may be short, a share may be empty.
+
+    Accelerate's own sharding of a sampler fills that step up with rows from the beginning.
+    """
+
+    def __init__(
+        self, order: LengthGroupedSampler, batch_size: int, process: int = 0, processes: int = 1
+    ):
+        """Plan.
+
+        Args:
+            order: of the examples.
+            batch_size: examples of a step, of all processes together.
+            process: index of this one.
+            processes: that share a step.
+        """
+        self.order = order
+        self.batch_size = batch_size
+        self.process = process
+        self.processes = processes
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        lengths = self.order.lengths
+        step: list[int] = []
+        for number, index in enumerate(self.order, start=1):
+            step.append(index)
+            if len(step) == self.batch_size or number == len(self.order):
+                step.sort(key=lambda one: -lengths[one])
+                yield step[self.process :: self.processes]
+                step = []
 
 
 def cut(

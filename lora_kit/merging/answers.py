@@ -9,7 +9,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,11 +122,49 @@ def answer(model: Any, questions: Questions) -> Answers:
 
 
 def output_of(module: torch.nn.Module, inputs: torch.Tensor, model: Any) -> torch.Tensor:
-    """What a module makes of inputs, float32."""
+    """What a module makes of inputs, float32, computed in it wherever the module can."""
     device = next(model.parameters()).device
-    inputs = inputs.to(device, model.dtype if inputs.is_floating_point() else None)
-    output: torch.Tensor = module(inputs)
+    with in_float32(module) as can:
+        dtype = torch.float32 if can else model.dtype
+        inputs = inputs.to(device, dtype if inputs.is_floating_point() else None)
+        output: torch.Tensor = module(inputs)
     return output.float().cpu()
+
+
+@contextmanager
+def in_float32(module: torch.nn.Module) -> Iterator[bool]:
+    """While open, a module computes in float32; weights in 4 bits keep the values that they have.
+
+    In half precision, the rounding of its outputs is often more than what an adapter changes.
+
+    Yields:
+        Whether it does: layers of 8 bits cannot.
+    """
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    parts = list(module.modules())
+    if any(isinstance(part, Linear8bitLt) for part in parts):
+        yield False
+        return
+    packed = [part for part in parts if isinstance(part, Linear4bit)]
+    computed = [part.compute_dtype for part in packed]
+    kept = {id(part.weight) for part in packed}
+    halves = [
+        (tensor, tensor.data)
+        for tensor in (*module.parameters(), *module.buffers())
+        if tensor.dtype in (torch.bfloat16, torch.float16) and id(tensor) not in kept
+    ]
+    try:
+        for tensor, data in halves:
+            tensor.data = data.float()
+        for part in packed:
+            part.compute_dtype = torch.float32
+        yield True
+    finally:
+        for tensor, data in halves:
+            tensor.data = data
+        for part, dtype in zip(packed, computed, strict=True):
+            part.compute_dtype = dtype
 
 
 @torch.inference_mode()

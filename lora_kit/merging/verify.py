@@ -16,26 +16,15 @@ from lora_kit.errors import MergeError
 from lora_kit.files import read_json
 from lora_kit.merging.answers import Answers, Computing, Questions, answer_of_files
 from lora_kit.merging.distance import kl_divergence, top1_agreement
+from lora_kit.merging.limits import (
+    COMPUTED,
+    KEPT,
+    KEPT_BY_HALF,
+    MOST_SHARE_OF_CONTROL,
+    Limits,
+    limits_for,
+)
 from lora_kit.merging.measured import Measured
-
-# What rounding alone does was measured on SmolLM2-135M with an adapter of four steps, whose
-# changes are small (`python -m tests.benchmarks.merging --rounding`): stored in bfloat16, 99.0% of
-# the most likely tokens are the same, the distance is 0.03% of the base's, and the module that
-# loses most keeps 71% of its change. A merge with alpha halved keeps 50% of every module's, one
-# that did nothing has 0% and all of the distance.
-LEAST_AGREEMENT = 0.97
-MOST_SHARE_OF_CONTROL = 0.05
-# Below it two float32 computations of one thing differ by rounding alone.
-ROUNDING_KL = 1e-6
-# Of each module's change, by the dtype that is stored; layers of 8 bits round their inputs as well.
-KEPT = {
-    "float32": (0.99, 1.01),
-    "float16": (0.9, 1.1),
-    "bfloat16": (0.5, 1.5),
-    "int8": (0.9, 1.1),
-}
-# Of the module in the middle, which rounding hardly touches and a wrong scaling does.
-KEPT_BY_HALF = (0.9, 1.1)
 
 
 @dataclass(frozen=True)
@@ -61,6 +50,7 @@ class Verification:
         most_kept: the highest.
         least_kept_module: that has the lowest.
         reasons: why it did not pass; empty if it did.
+        computed_in: dtype of both models.
         mean_kl_to_trained: distance from the adapter on the weights that it was trained on, where
             it was merged into others.
     """
@@ -79,6 +69,7 @@ class Verification:
     most_kept: float | None
     least_kept_module: str
     reasons: tuple[str, ...]
+    computed_in: str = "float32"
     mean_kl_to_trained: float | None = None
 
     @property
@@ -89,10 +80,10 @@ class Verification:
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with the limits that it was held to."""
         limits = {
-            "least_agreement": LEAST_AGREEMENT,
             "most_share_of_control": MOST_SHARE_OF_CONTROL,
-            "kept": KEPT,
             "kept_by_half": KEPT_BY_HALF,
+            "kept": KEPT,
+            "computed": COMPUTED,
         }
         return asdict(self) | {"passed": self.passed, "limits": limits}
 
@@ -122,37 +113,27 @@ def verify_merged(
     with tempfile.TemporaryDirectory() as folder:
         shipped = answer_of_files(merged, questions, computing, Path(folder))
     stored = str(read_json(merged / "config.json", MergeError).get("dtype"))
-    found = compare(measured, shipped, kept_limits(stored, quantization))
+    computed = str(computing.dtype).removeprefix("torch.")
+    found = compare(measured, shipped, limits_for(stored, computed, quantization))
+    found = replace(found, computed_in=computed)
     if trained is None:
         return found
     distance = kl_divergence(trained, shipped.log_probabilities)
     return replace(found, mean_kl_to_trained=float(distance.mean()))
 
 
-def kept_limits(stored: str, quantization: str = "none") -> tuple[float, float]:
-    """What share of a module's change has to be there.
-
-    Args:
-        stored: dtype of the merged files.
-        quantization: of the backbone that the merged model is compared with.
-    """
-    of = [KEPT[stored], *([KEPT["int8"]] if quantization == "int8" else [])]
-    return min(low for low, _ in of), max(high for _, high in of)
-
-
-def compare(
-    measured: Measured, shipped: Answers, limits: tuple[float, float] = KEPT["float32"]
-) -> Verification:
+def compare(measured: Measured, shipped: Answers, limits: Limits | None = None) -> Verification:
     """Judge what the merged model answered.
 
     Args:
         measured: of base + adapter.
         shipped: of the merged model.
-        limits: of `kept_limits`.
+        limits: of `limits_for`, by default those of float32.
 
     Raises:
         MergeError: if its answers are no numbers.
     """
+    limits = limits or limits_for("float32")
     truth = measured.adapted.log_probabilities
     kl = kl_divergence(truth, shipped.log_probabilities)
     control_kl = float(kl_divergence(truth, measured.control).mean())
@@ -186,20 +167,19 @@ def _reasons(
     mean: float,
     control: float,
     kept: Mapping[str, float],
-    limits: tuple[float, float],
+    limits: Limits,
 ) -> Iterator[str]:
-    if agreement < LEAST_AGREEMENT:
+    if agreement < limits.agreement:
         yield (
             f"the most likely token is the same at {agreement:.1%} of the positions, "
-            f"{LEAST_AGREEMENT:.0%} are wanted"
+            f"{limits.agreement:.0%} are wanted"
         )
-    if mean > max(MOST_SHARE_OF_CONTROL * control, ROUNDING_KL):
-        share = mean / control if control else math.inf
+    if mean > limits.most_kl(control):
         yield (
-            f"the distance is {mean:.2g} nats a token, {share:.0%} of the base's without adapter; "
-            f"{MOST_SHARE_OF_CONTROL:.0%} are allowed"
+            f"the distance is {mean:.2g} nats a token, the base's without adapter {control:.2g}; "
+            f"{limits.most_kl(control):.2g} are allowed"
         )
-    least, most = limits
+    least, most = limits.kept
     half = median(kept.values()) if kept else 1.0
     if not KEPT_BY_HALF[0] <= half <= KEPT_BY_HALF[1]:
         yield (

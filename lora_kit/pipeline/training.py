@@ -17,9 +17,9 @@ from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.checks import Situation, run_checks
-from lora_kit.processes import process_state
+from lora_kit.processes import process_state, require_agreement
 from lora_kit.recipe import Recipe
-from lora_kit.run import RunDirectory, start_record
+from lora_kit.run import RunDirectory, start_record, versions
 from lora_kit.session import Session, open_run
 from lora_kit.training.plot import plot_training
 from lora_kit.training.resuming import begin_run, choose_run, finished, require_same
@@ -51,6 +51,7 @@ def train(
         LoraKitError: if anything is refused; nothing is trained then.
         TrainingInterruptedError: if a signal ended it; `resume` goes on.
     """
+    require_agreement({"recipe": recipe.to_yaml(), "versions of packages": str(versions())})
     chosen = choose_run(recipe, output, overwrite, resume)
     done = None if chosen.is_new else finished(chosen.run)
     if done:
@@ -72,6 +73,14 @@ def train(
     limits = recipe.data.audit
     found = audit(rows, data.examples, items, held_out_rows, backbone.tokenizer, limits)
     refuse(found)
+    require_agreement(
+        {
+            "files of the backbone": backbone.fingerprint.digest,
+            "rows of data.train": data.digest,
+            "rows of data.validation": held_out.digest,
+            "suites": str({suite.name: suite.digest for suite in suites}),
+        }
+    )
     covered = coverage(model)
     if not chosen.is_new:
         require_same(chosen.run, recipe, backbone, data.digest)

@@ -93,7 +93,7 @@ def forecast(
     if memory.total > available:
         change = advice(recipe, config, batch, cutting, device, base, available)
         return Forecast(memory, change, available, on_a_gpu=elsewhere)
-    steps = optimizer_steps(len(data.lengths), spec, state.num_processes)
+    steps = optimizer_steps(len(data.lengths), spec)
     probed = probe(model, backbone, data, cutting, spec.gradient_checkpointing)
     taken = duration(
         probed, data.lengths, held_out.lengths, spec, cutting, state.num_processes, steps

@@ -110,7 +110,7 @@ def make_plan(recipe: Recipe) -> Plan:
     try:
         files = resolve(recipe.backbone, allow_network=False)
     except BackboneError as error:
-        steps = optimizer_steps(len(rows), spec, state.num_processes)
+        steps = optimizer_steps(len(rows), spec)
         return Plan(**known, optimizer_steps=steps, missing_backbone=str(error))
     backbone = load(files, recipe.backbone)
     data = prepare(rows, backbone.tokenizer, recipe.data, replay)
@@ -121,7 +121,7 @@ def make_plan(recipe: Recipe) -> Plan:
     limits = recipe.data.audit
     return Plan(
         **known,
-        optimizer_steps=optimizer_steps(len(data.examples), spec, state.num_processes),
+        optimizer_steps=optimizer_steps(len(data.examples), spec),
         missing_backbone=None,
         fingerprint=backbone.fingerprint.digest,
         coverage=coverage(model),

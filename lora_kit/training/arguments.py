@@ -21,8 +21,8 @@ def arguments_of(
 ) -> SFTConfig:
     """What transformers' trainer is told.
 
-    A batch of its data loader is this process's whole share of an optimizer step; the trainer cuts
-    it into micro batches itself.
+    A batch of its data loader is this process's whole share of an optimizer step; our trainer deals
+    the shares out and cuts them into micro batches itself.
 
     Args:
         recipe: what to do.
@@ -35,13 +35,12 @@ def arguments_of(
         TrainingError: if the batch cannot be divided over the processes, or a tracker is missing.
     """
     spec = recipe.training
-    micro_batch_size(spec, state.num_processes, state.device)
     _require_trackers(spec)
     arguments = SFTConfig(
         output_dir=str(directory),
         run_name=recipe.name,
         project="lora-kit",
-        per_device_train_batch_size=spec.batch_size // state.num_processes,
+        per_device_train_batch_size=share_of(spec, state.num_processes),
         gradient_accumulation_steps=1,
         num_train_epochs=spec.epochs,
         learning_rate=spec.learning_rate,
@@ -96,30 +95,40 @@ def _require_trackers(spec: TrainingSpec) -> None:
             )
 
 
+def share_of(spec: TrainingSpec, processes: int) -> int:
+    """Most examples of an optimizer step that one of several processes gets.
+
+    Raises:
+        TrainingError: if there are more processes than examples.
+    """
+    if spec.batch_size < processes:
+        raise TrainingError(
+            f"training.batch_size: {spec.batch_size} examples of an optimizer step cannot be "
+            f"shared by {processes} processes; raise it, or start fewer"
+        )
+    return math.ceil(spec.batch_size / processes)
+
+
 def micro_batch_size(spec: TrainingSpec, processes: int, device: torch.device) -> int:
     """Most examples of a forward pass on one process.
 
     Raises:
-        TrainingError: if the batch cannot be divided over the processes.
+        TrainingError: as `share_of`.
     """
-    if spec.batch_size % processes:
-        raise TrainingError(
-            f"training.batch_size: {spec.batch_size} examples cannot be divided over {processes} "
-            "processes; make it a multiple"
-        )
-    share = spec.batch_size // processes
-    default = next(n for n in (4, 3, 2, 1) if share % n == 0) if device.type == "cpu" else share
-    size = spec.micro_batch_size or default
-    if share % size:
-        raise TrainingError(
-            f"training.micro_batch_size: {size} does not divide the {share} examples that each of "
-            f"{processes} processes gets of batch_size {spec.batch_size}"
-        )
-    return size
+    return min(like_length(spec, device), share_of(spec, processes))
 
 
-def optimizer_steps(examples: int, spec: TrainingSpec, processes: int) -> int:
+def like_length(spec: TrainingSpec, device: torch.device) -> int:
+    """How many examples of about one length stand together in the order of the training.
+
+    As many as a forward pass of one process has. The number of processes does not come into it:
+    the steps would have other examples.
+    """
+    default = 4 if device.type == "cpu" else spec.batch_size
+    return min(spec.micro_batch_size or default, spec.batch_size)
+
+
+def optimizer_steps(examples: int, spec: TrainingSpec) -> int:
     """Steps of the optimizer over all epochs, as transformers counts them."""
-    share = spec.batch_size // processes
-    an_epoch = max(math.ceil(math.ceil(examples / share) / processes), 1)
+    an_epoch = max(math.ceil(examples / spec.batch_size), 1)
     return max(math.ceil(spec.epochs * an_epoch), 1)

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_kit.console import Meter
 from lora_kit.data.batches import LengthGroupedSampler
 from lora_kit.files import write_text
+from lora_kit.training.sharded import whole
 
 PLOT_SECONDS = 60.0
 # SIGTERM: a machine goes down or a job is cancelled; SIGUSR1: what `sbatch --signal=USR1` sends.
@@ -172,6 +173,6 @@ class Interruption(TrainerCallback):
 
 
 def gradient_norm(model: torch.nn.Module) -> float:
-    """Norm of the gradients of all that is trained, as this process has them."""
+    """Norm of the gradients of all that is trained, of the whole where they are divided."""
     gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
-    return float(get_total_norm(gradients))
+    return float(whole(get_total_norm(gradients)))

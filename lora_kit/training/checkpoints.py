@@ -32,6 +32,7 @@ from lora_kit.console import say
 from lora_kit.errors import TrainingError
 from lora_kit.files import read_json, whole_directory, write_json
 from lora_kit.gguf import file_sha256
+from lora_kit.training.sharded import divided_as, put_back, whole
 
 if TYPE_CHECKING:
     from lora_kit.training.supervised import SupervisedTrainer
@@ -44,9 +45,9 @@ Tensors = dict[str, torch.Tensor]
 
 
 def trained_weights(model: torch.nn.Module) -> Tensors:
-    """Copies of all that is trained, on the CPU, by name."""
+    """Copies of all that is trained, whole, on the CPU, by name; all processes ask together."""
     return {
-        name: parameter.detach().to("cpu", copy=True).contiguous()
+        name: whole(parameter)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
@@ -62,9 +63,8 @@ def restore_weights(model: torch.nn.Module, weights: Tensors) -> None:
     shapes = {name: tuple(parameter.shape) for name, parameter in trained.items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
         raise TrainingError("the checkpoint's weights are those of another adapter")
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(weights[name])
+    for name, parameter in trained.items():
+        put_back(parameter, weights[name])
 
 
 def save(trainer: SupervisedTrainer, keep: int) -> None:
@@ -74,12 +74,15 @@ def save(trainer: SupervisedTrainer, keep: int) -> None:
         TrainingError: if it cannot be written; those before it are as they were.
     """
     states = gather_object([_random_state()])
+    # Where they are divided over the processes, it takes all of these to put them together.
+    weights = trained_weights(trainer.model)
+    optimizer = _split(trainer.optimizer.state_dict()["state"])
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
         path = folder / f"step-{trainer.state.global_step:06d}"
         try:
             with whole_directory(path) as temporary:
-                _write(trainer, states, temporary)
+                _write(trainer, states, weights, optimizer, temporary)
         except (OSError, SafetensorError) as error:
             last = newest(folder)
             raise TrainingError(
@@ -109,10 +112,16 @@ def _prune(folder: Path, keep: int, written: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _write(trainer: SupervisedTrainer, random_states: list[Tensors], folder: Path) -> None:
-    tensors, values = _split(trainer.optimizer.state_dict()["state"])
+def _write(
+    trainer: SupervisedTrainer,
+    random_states: list[Tensors],
+    weights: Tensors,
+    optimizer: tuple[Tensors, dict[str, Any]],
+    folder: Path,
+) -> None:
+    tensors, values = optimizer
     scaler = getattr(trainer.accelerator, "scaler", None)
-    save_file(trained_weights(trainer.model), folder / WEIGHTS)
+    save_file(weights, folder / WEIGHTS)
     save_file(tensors, folder / OPTIMIZER)
     for rank, state in enumerate(random_states):
         save_file(state, folder / f"random-{rank}.safetensors")
@@ -123,7 +132,7 @@ def _write(trainer: SupervisedTrainer, random_states: list[Tensors], folder: Pat
         folder / STATE,
         {
             "ended": trainer.ended,
-            "batches": _batches(trainer),
+            "like_length": trainer.like_length,
             "tokens": trainer.tokens,
             "optimizer": {
                 "values": values,
@@ -138,18 +147,11 @@ def _write(trainer: SupervisedTrainer, random_states: list[Tensors], folder: Pat
     write_json(folder / FILES, {name: file_sha256(folder / name) for name in names})
 
 
-def _batches(trainer: SupervisedTrainer) -> dict[str, int]:
-    """What decides which examples a step has."""
-    return {"processes": trainer.args.world_size, "examples a forward pass": trainer.group}
-
-
 def _split(state: dict[int, dict[str, Any]]) -> tuple[Tensors, dict[str, Any]]:
     """The optimizer's state as tensors for safetensors and values for JSON, by `index.name`."""
     flat = {f"{n}.{name}": value for n, part in state.items() for name, value in part.items()}
     tensors = {
-        name: value.detach().to("cpu", copy=True).contiguous()
-        for name, value in flat.items()
-        if isinstance(value, torch.Tensor)
+        name: whole(value) for name, value in flat.items() if isinstance(value, torch.Tensor)
     }
     return tensors, {name: value for name, value in flat.items() if name not in tensors}
 
@@ -174,8 +176,7 @@ def load_random_state(trainer: SupervisedTrainer, folder: Path) -> None:
     """Put this process's random state back, if there was such a process."""
     path = folder / f"random-{trainer.args.process_index}.safetensors"
     if not path.is_file():
-        say(f"{folder}: has no random state of process {trainer.args.process_index}")
-        return
+        return  # of a process that there was not
     state = load_file(path)
     version, gauss, kind, position, has_gauss, cached = json.loads(bytes(state["rest"].tolist()))
     random.setstate((version, tuple(state["python"].tolist()), gauss))
@@ -194,17 +195,19 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
 def load_optimizer(trainer: SupervisedTrainer, folder: Path) -> None:
     """Put the optimizer, the schedule, the scaler and the counts back."""
     saved = read_json(folder / STATE, TrainingError)
-    if saved["batches"] != _batches(trainer):
+    if saved.get("like_length") != trainer.like_length:
         raise TrainingError(
-            f"{folder}: was written with {_spoken(saved['batches'])}, this is "
-            f"{_spoken(_batches(trainer))}, which puts other examples into a step. Go on as it "
-            "began, or begin anew without --resume"
+            f"{folder}: in its order {saved.get('like_length')} examples of about one length stand "
+            f"together, here {trainer.like_length}, which puts other examples into a step. Set "
+            "training.micro_batch_size as it was, or begin anew without --resume"
         )
     state: dict[int, dict[str, Any]] = {}
+    trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     flat = {**load_file(folder / OPTIMIZER), **saved["optimizer"]["values"]}
     for key, value in flat.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        parameter = trained[int(index)]
+        state.setdefault(int(index), {})[name] = divided_as(parameter, value)
     groups = saved["optimizer"]["groups"]
     for group in groups:
         group["betas"] = tuple(group["betas"])
@@ -214,10 +217,6 @@ def load_optimizer(trainer: SupervisedTrainer, folder: Path) -> None:
     if scaler is not None and saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])
     _load_counts(trainer, saved, folder)
-
-
-def _spoken(batches: dict[str, int]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in batches.items())
 
 
 def _load_counts(trainer: SupervisedTrainer, saved: dict[str, Any], folder: Path) -> None:

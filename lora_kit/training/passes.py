@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lora_kit.data.batches import cut
 from lora_kit.data.tokenization import Example
 from lora_kit.recipe import Recipe
-from lora_kit.training.arguments import micro_batch_size
+from lora_kit.training.arguments import micro_batch_size, share_of
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Cutting:
         """As the trainer cuts.
 
         Raises:
-            TrainingError: if the batch cannot be divided over the processes.
+            TrainingError: if there are more processes than examples of a step.
         """
         spec, packing = recipe.training, recipe.data.packing
         micro = micro_batch_size(spec, processes, device)
-        share = spec.batch_size // processes
+        share = share_of(spec, processes)
         # A pack is bounded by its tokens, not by its examples.
         rows = share if packing else micro
         tokens = spec.batch_tokens or (recipe.data.max_length if packing else None)

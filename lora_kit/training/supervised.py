@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
-from lora_kit.data.batches import LengthGroupedSampler, cut
-from lora_kit.data.tokenization import Example
+from lora_kit.data.batches import LengthGroupedSampler, StepShares, cut
+from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import TrainingError
 from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll
 from lora_kit.training import checkpoints
+from lora_kit.training.sharded import is_sharded
 from lora_kit.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class SupervisedTrainer(SFTTrainer):
 
     Attributes:
         lengths: tokens of each example of the data set.
-        group: examples of about one length that stand together.
+        like_length: how many examples of about one length stand together in their order.
         sampler: of the training.
         rows: of the data set, those of this process's last batch.
         tokens: seen so far, by all processes, padding not included.
@@ -45,6 +47,8 @@ class SupervisedTrainer(SFTTrainer):
         *args: Any,
         model: PeftModel,
         lengths: Sequence[int],
+        batch_size: int,
+        like_length: int,
         micro_batch_size: int,
         batch_tokens: int | None,
         packing: bool,
@@ -59,6 +63,8 @@ class SupervisedTrainer(SFTTrainer):
             args: of SFTTrainer.
             model: with its adapter attached.
             lengths: tokens of each example of the data set.
+            batch_size: examples of an optimizer step, of all processes together.
+            like_length: how many of about one length stand together in their order.
             micro_batch_size: most examples of a forward pass.
             batch_tokens: most tokens of a forward pass, or `None`.
             packing: whether a forward pass has one row of several examples.
@@ -85,15 +91,20 @@ class SupervisedTrainer(SFTTrainer):
             packing=packing,
             pad_token_id=pad_token_id,
         )
-        self.group = micro_batch_size
+        self.batch_size = batch_size
+        self.like_length = like_length
         self._is_bare = False
         self.lengths = lengths
         self._keep = keep_checkpoints
         self._head = model.get_output_embeddings()
 
-    def _get_train_sampler(self, _dataset: Any = None) -> LengthGroupedSampler:
-        self.sampler = LengthGroupedSampler(self.lengths, self.group, self.args.data_seed)
-        return self.sampler
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """This process's share of each step; the tensors are made when it is cut into passes."""
+        self.sampler = LengthGroupedSampler(self.lengths, self.like_length, self.args.data_seed)
+        shares = StepShares(
+            self.sampler, self.batch_size, self.args.process_index, self.args.world_size
+        )
+        return DataLoader(self.train_dataset, batch_sampler=shares, collate_fn=self.data_collator)
 
     def training_step(
         self,
@@ -112,12 +123,12 @@ class SupervisedTrainer(SFTTrainer):
         model.train()
         examples: Sequence[Example] = inputs["examples"]
         self.rows = inputs["rows"]
-        seen = torch.tensor(sum(len(e.input_ids) for e in examples), device=self.args.device)
-        self.tokens += int(self.accelerator.gather(seen).sum())
+        batches = self._passes(examples, model)
         total = torch.zeros((), device=self.args.device)
-        batches = self._micro(examples)
         for number, batch in enumerate(batches, start=1):
             synchronised = number == len(batches)
+            # DeepSpeed takes the optimizer's step in the backward pass that this is set for.
+            self.accelerator.gradient_state._set_sync_gradients(synchronised)
             waiting = nullcontext() if synchronised else self.accelerator.no_sync(model)
             with waiting:
                 with self.compute_loss_context_manager(), self._autocast():
@@ -127,6 +138,24 @@ class SupervisedTrainer(SFTTrainer):
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
+
+    def _passes(
+        self, examples: Sequence[Example], model: torch.nn.Module
+    ) -> list[dict[str, torch.Tensor]]:
+        """The forward passes over this process's share.
+
+        A share may be empty, and one with less than the others' passes: where weights are gathered
+        for each pass, all processes have to make as many. What is made up for them has no label.
+        """
+        batches = self._micro(examples) if examples else []
+        counts = torch.tensor(
+            [[sum(len(e.input_ids) for e in examples), len(batches)]], device=self.args.device
+        )
+        of_all = self.accelerator.gather(counts)
+        self.tokens += int(of_all[:, 0].sum())
+        wanted = int(of_all[:, 1].max()) if is_sharded(model) else 1
+        lacking = max(wanted - len(batches), 0)
+        return [self._micro([Example((0, 0), (IGNORED, IGNORED))])[0]] * lacking + batches
 
     def _unwrap_forward(self, model: torch.nn.Module) -> None:
         """Undo Accelerate's wrapper, which casts all the logits to float32; `_autocast` is left."""
@@ -194,11 +223,11 @@ class SupervisedTrainer(SFTTrainer):
 def _examples(features: list[Batch], packing: bool) -> Batch:
     """This process's share of a step: examples, their rows, and labels to count tokens by."""
     examples = [Example(tuple(f["input_ids"]), tuple(f["labels"])) for f in features]
-    labels = (pack_examples if packing else partial(pad_examples, pad_token_id=0))(examples)
+    together = pack_examples if packing else partial(pad_examples, pad_token_id=0)
     return {
         "examples": examples,
         "rows": [feature["row"] for feature in features],
-        "labels": labels["labels"],
+        "labels": together(examples)["labels"] if examples else torch.tensor([[IGNORED]]),
     }
 
 

@@ -21,11 +21,12 @@ from lora_kit.processes import any_process, process_state
 from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, peak_memory
 from lora_kit.training import checkpoints
-from lora_kit.training.arguments import arguments_of, optimizer_steps
+from lora_kit.training.arguments import arguments_of, like_length, optimizer_steps
 from lora_kit.training.callbacks import Epochs, Interruption, MetricsLog
 from lora_kit.training.guards import Guards
 from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
+from lora_kit.training.sharded import is_sharded
 from lora_kit.training.supervised import SupervisedTrainer
 from lora_kit.training.validation import Validation, validation_loss
 
@@ -84,7 +85,7 @@ def train(
         TrainingInterruptedError: if a signal ended it; there is a checkpoint to go on from.
     """
     state = process_state()
-    steps = optimizer_steps(len(data.examples), recipe.training, state.num_processes)
+    steps = optimizer_steps(len(data.examples), recipe.training)
     cutting = Cutting.of(recipe, state.num_processes, state.device)
     tokens = cutting.most_tokens(data.lengths)
     measure = partial(validation_loss, model, backbone, validation, tokens)
@@ -106,8 +107,9 @@ def train(
         kept = attempt.validation.best_step
     model.eval()
     after = measure()
+    weights = checkpoints.trained_weights(model) if is_sharded(model) else None
     if state.is_main_process:
-        save_adapter(model, backbone, run.adapter)
+        save_adapter(model, backbone, run.adapter, weights)
     state.wait_for_everyone()
     return _result(trainer, attempt.log.history, (attempt.validation.before, after), kept)
 
@@ -152,7 +154,7 @@ class _Attempt:
         measure: Callable[[], float | None],
     ) -> _Attempt:
         state, spec = process_state(), recipe.training
-        steps = optimizer_steps(len(data.examples), spec, state.num_processes)
+        steps = optimizer_steps(len(data.examples), spec)
         log = MetricsLog(run.metrics, progress, state.is_main_process, _plotter(run))
         validation = Validation(spec, measure, log.record)
         interruption = Interruption(any_process)
@@ -162,6 +164,8 @@ class _Attempt:
             train_dataset=data.to_dataset(),
             processing_class=backbone.tokenizer,
             lengths=data.lengths.tolist(),
+            batch_size=spec.batch_size,
+            like_length=like_length(spec, state.device),
             micro_batch_size=cutting.rows,
             batch_tokens=cutting.tokens,
             packing=cutting.packing,
@@ -225,10 +229,27 @@ def _result(
     )
 
 
-def save_adapter(model: PeftModel, backbone: Backbone, directory: Path) -> None:
-    """Write a PEFT adapter directory with the backbone's fingerprint beside it."""
+def save_adapter(
+    model: PeftModel,
+    backbone: Backbone,
+    directory: Path,
+    weights: checkpoints.Tensors | None = None,
+) -> None:
+    """Write a PEFT adapter directory with the backbone's fingerprint beside it.
+
+    Args:
+        model: whose adapter it is.
+        backbone: of the model.
+        directory: where it goes.
+        weights: all that is trained, whole, where the model's own are divided over the processes.
+    """
     with whole_directory(directory) as temporary:
-        model.save_pretrained(str(temporary), safe_serialization=True, save_embedding_layers=False)
+        model.save_pretrained(
+            str(temporary),
+            safe_serialization=True,
+            save_embedding_layers=False,
+            state_dict=weights,
+        )
         # PEFT leaves a card of blanks to be filled in; the release writes a real one.
         (temporary / "README.md").unlink(missing_ok=True)
         write_json(

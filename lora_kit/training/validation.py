@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.backbone import Backbone
@@ -16,8 +17,10 @@ from lora_kit.data.dataset import PreparedData
 from lora_kit.errors import TrainingError
 from lora_kit.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.memory import lacks_memory
+from lora_kit.processes import process_state
 from lora_kit.recipe import TrainingSpec
 from lora_kit.training.checkpoints import Tensors, trained_weights
+from lora_kit.training.sharded import is_sharded
 
 
 def validation_loss(
@@ -27,6 +30,8 @@ def validation_loss(
     batch_tokens: int = 4096,
 ) -> float | None:
     """Mean loss of the held-out supervised tokens, nats per token; `None` without such data.
+
+    Several processes share the forward passes, but where each pass takes all of them together.
 
     Args:
         model: the backbone with its adapter.
@@ -41,10 +46,13 @@ def validation_loss(
         return None
     was_training = model.training
     model.eval()
-    total = 0.0
-    count = 0
+    state = process_state()
+    batches = cut(validation.examples, len(validation.examples), batch_tokens)
+    if not is_sharded(model):
+        batches = batches[state.process_index :: state.num_processes]
+    found = torch.zeros(2, dtype=torch.float64)
     with torch.inference_mode():
-        for batch in cut(validation.examples, len(validation.examples), batch_tokens):
+        for batch in batches:
             padded = pad_examples(batch, backbone.tokenizer.pad_token_id)
             try:
                 nll, _ = supervised_nll(model, to_device(padded, backbone.model.device))
@@ -56,10 +64,10 @@ def validation_loss(
                     f"of {len(batch[0].input_ids)} tokens. Lower training.batch_tokens, "
                     "training.micro_batch_size or data.max_length"
                 ) from error
-            total += float(nll.double().sum())
-            count += nll.numel()
+            found += torch.tensor([float(nll.double().sum()), nll.numel()], dtype=torch.float64)
     model.train(was_training)
-    return total / count
+    total, count = reduce(found.to(state.device)).tolist()
+    return float(total / count)
 
 
 class Validation(TrainerCallback):

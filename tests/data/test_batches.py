@@ -1,6 +1,8 @@
 import random
 
-from lora_kit.data.batches import LengthGroupedSampler
+import pytest
+
+from lora_kit.data.batches import LengthGroupedSampler, StepShares
 
 LENGTHS = random.Random(0).choices(range(20, 400), k=103)
 
@@ -42,3 +44,29 @@ def test_the_order_is_the_seeds_and_the_epochs() -> None:
     assert list(first) != list(other)
     same.set_epoch(1)
     assert list(first) != list(same)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_a_step_has_the_same_examples_however_many_processes_share_it(processes: int) -> None:
+    def shares(process: int, of: int) -> list[list[int]]:
+        return list(StepShares(LengthGroupedSampler(LENGTHS, 4, seed=0), 8, process, of))
+
+    alone = shares(0, 1)
+    assert len(alone) == len(StepShares(LengthGroupedSampler(LENGTHS, 4, seed=0), 8)) == 13
+    assert sorted(index for step in alone for index in step) == list(range(103))
+    together = [shares(process, processes) for process in range(processes)]
+    for number, step in enumerate(alone):
+        dealt = [of_process[number] for of_process in together]
+        # Each once, and in shares that differ by one example at most.
+        assert sorted(index for share in dealt for index in share) == sorted(step)
+        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    assert [len(of_process[-1]) for of_process in together] == [
+        len(range(process, 7, processes)) for process in range(processes)
+    ]
+
+
+def test_shares_of_a_step_are_about_equally_long() -> None:
+    dealt = [StepShares(LengthGroupedSampler(LENGTHS, 16, seed=0), 16, n, 4) for n in range(4)]
+    for shares in list(zip(*dealt, strict=True))[:-1]:
+        tokens = [sum(LENGTHS[index] for index in share) for share in shares]
+        assert max(tokens) - min(tokens) <= max(LENGTHS)

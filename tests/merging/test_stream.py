@@ -20,13 +20,13 @@ from lora_kit.recipe import AdapterSpec, BackboneSpec
 from lora_kit.training.trainer import save_adapter
 
 
-def trained(backbone: Backbone, directory: Path, **options: Any) -> Any:
+def trained(backbone: Backbone, directory: Path, std: float = 0.02, **options: Any) -> Any:
     """An attached adapter that does something, saved."""
     model = attach(backbone, AdapterSpec(rank=4, alpha=8, **options), seed=0)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
+            torch.nn.init.normal_(parameter, std=std)
     save_adapter(model, backbone, directory)
     return model.eval()
 

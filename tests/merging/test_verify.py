@@ -16,10 +16,11 @@ from lora_kit.data.tokenization import Example
 from lora_kit.errors import MergeError
 from lora_kit.merging import answers
 from lora_kit.merging.answers import Computing, answer, answer_of_files, reload
+from lora_kit.merging.limits import limits_for
 from lora_kit.merging.measured import Measured, measure, questions_for
 from lora_kit.merging.stream import merge_stream
 from lora_kit.merging.untouched import touched
-from lora_kit.merging.verify import Verification, compare, kept_limits, verify_merged
+from lora_kit.merging.verify import Verification, compare, verify_merged
 from tests.merging.test_stream import plan_of, quantized, trained
 
 TEXTS = [
@@ -117,6 +118,28 @@ def test_files_merged_from_another_adapter_are_caught(
     found = verified(model, tmp_path / "merged")
     assert not found.passed
     assert any("modules do not do what" in reason for reason in found.reasons)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_a_small_change_is_told_from_none_where_half_precision_is_computed_in(
+    tiny: Path, tmp_path: Path, quantization: str
+) -> None:
+    """Rounding of the outputs is more than the change; the modules are tried in float32."""
+    backbone = quantized(tiny, quantization, "bfloat16")
+    model = trained(backbone, tmp_path / "adapter", std=5e-4)
+    computing = Computing.of(backbone.model)
+    questions = questions_for(model, TEXTS, STOPS)
+    measured = measure(model, questions)
+    assert next(backbone.model.parameters()).dtype is torch.bfloat16
+    found = {}
+    for name, adapter in (("merged", tmp_path / "adapter"), ("nothing", None)):
+        plan = replace(plan_of(backbone, tmp_path / "adapter"), adapter=adapter)
+        merge_stream(plan, tmp_path / name)
+        found[name] = verify_merged(tmp_path / name, measured, questions, computing)
+    assert found["merged"].passed, found["merged"].reasons
+    assert found["merged"].median_kept == pytest.approx(1, abs=0.05)
+    assert found["nothing"].most_kept < 0.1
+    assert not found["nothing"].passed
 
 
 def test_a_merge_that_did_nothing_is_caught(backbone: Backbone, model: Any, tmp_path: Path) -> None:
@@ -242,7 +265,9 @@ def test_merges_into_other_quantizations_pass(
     merge_stream(plan_of(other, tmp_path / "adapter"), tmp_path / "merged")
     questions = questions_for(model, TEXTS, STOPS)
     shipped = answer(reload(tmp_path / "merged", PLAIN), questions)
-    found = compare(measure(model, questions), shipped, kept_limits("float32", quantization))
+    found = compare(
+        measure(model, questions), shipped, limits_for("float32", quantization=quantization)
+    )
     assert found.passed, found.reasons
 
 

@@ -101,6 +101,7 @@ def _merge_record(adapter: str, files: dict[str, str]) -> dict[str, Any]:
             "median_kept": 1.0,
             "most_kept": 1.001,
             "reasons": [],
+            "computed_in": "float32",
         },
     }
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lora_kit.merging.verify import KEPT
+from lora_kit.merging.limits import KEPT
 from lora_kit.releasing.figures import against_passing
 
 FOUND = {
@@ -14,6 +14,7 @@ FOUND = {
     "mean_kl": 0.02,
     "control_mean_kl": 0.5,
     "modules": 4,
+    "computed_in": "float32",
     "least_kept": 0.999,
     "median_kept": 1.0,
     "most_kept": 1.001,
@@ -35,6 +36,7 @@ NOT_TRIED = dict.fromkeys(("least_kept", "median_kept", "most_kept"))
         {"top1_agreement": 0.97},
         {"mean_kl": 0.025},
         {"mean_kl": 1e-6, "control_mean_kl": 0.0},
+        {"mean_kl": 4e-3, "control_mean_kl": 0.01, "computed_in": "bfloat16"},
         {"dtype": "bfloat16", "least_kept": 0.6, "most_kept": 1.4},
         {"modules": 0, **NOT_TRIED},
         {"modules": 0, "least_kept": 1.0, "median_kept": 1.0, "most_kept": 1.0},
@@ -51,6 +53,7 @@ def test_figures_within_the_limits_pass(figures: dict[str, Any]) -> None:
         ({"passed": "yes"}, "did not pass"),
         ({"reasons": ["broken"]}, "broken"),
         ({"top1_agreement": 0.96}, "same at 96.0%"),
+        ({"computed_in": "float8"}, "cannot be read: KeyError"),
         ({"top1_agreement": float("nan")}, "same at nan%"),
         ({"mean_kl": 0.026}, "distance is 0.026 nats a token, 0.025 are allowed"),
         ({"mean_kl": 2e-6, "control_mean_kl": 0.0}, "distance is 2e-06"),
@@ -72,7 +75,7 @@ def test_a_figure_beyond_its_limit_is_told_though_the_record_says_passed(
 
 def test_figures_that_are_not_there_are_told() -> None:
     merge = {"into": "dequantized", "dtype": "float32", "verification": {"passed": True}}
-    assert against_passing(merge, "none") == ["its figures cannot be read: KeyError: 'reasons'"]
+    assert against_passing(merge, "none") == ["its figures cannot be read: KeyError: 'computed_in'"]
 
 
 def test_layers_of_eight_bits_are_held_to_their_own_limits(

@@ -145,13 +145,15 @@ def test_other_batches_do_not_go_on(
     cut_off(monkeypatch, recipe, tmp_path / "run", 2)
     state = tmp_path / "run" / "checkpoints" / "step-000002" / checkpoints.STATE
     saved = json.loads(state.read_text())
-    saved["batches"]["processes"] = 2
+    saved["like_length"] = 2
     state.write_text(json.dumps(saved))
     hashes = state.with_name(checkpoints.FILES)
     digests = json.loads(hashes.read_text())
     digests[state.name] = hashlib.sha256(state.read_bytes()).hexdigest()
     hashes.write_text(json.dumps(digests))
-    with pytest.raises(TrainingError, match=r"was written with 2 processes.* this is 1 processes"):
+    with pytest.raises(
+        TrainingError, match=r"2 examples of about one length stand together, here 4"
+    ):
         pipeline.train(recipe, tmp_path / "run", resume=True)
 
 

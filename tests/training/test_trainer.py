@@ -102,6 +102,8 @@ def trainer_of(
         train_dataset=data.to_dataset(),
         lengths=data.lengths.tolist(),
         processing_class=backbone.tokenizer,
+        batch_size=recipe.training.batch_size,
+        like_length=micro,
         micro_batch_size=micro,
         batch_tokens=tokens,
         packing=packing,
@@ -230,15 +232,15 @@ def test_a_gradient_of_zero_is_an_error_at_the_first_step(
 
 @pytest.mark.parametrize(
     ("batch", "micro", "processes", "expected"),
-    [(8, None, 1, 4), (8, 2, 1, 2), (6, None, 2, 3), (7, None, 1, 1), (8, None, 4, 2)],
+    [(8, None, 1, 4), (8, 2, 1, 2), (6, None, 2, 3), (7, None, 2, 4), (8, None, 8, 1)],
 )
-def test_the_micro_batch_divides_each_processes_share(
+def test_a_forward_pass_has_no_more_than_a_processes_share(
     batch: int, micro: int | None, processes: int, expected: int
 ) -> None:
     spec = TrainingSpec(batch_size=batch, micro_batch_size=micro)
     assert micro_batch_size(spec, processes, torch.device("cpu")) == expected
 
 
-def test_a_batch_that_cannot_be_divided_over_the_processes_is_refused() -> None:
-    with pytest.raises(TrainingError, match="cannot be divided over 3 processes"):
-        micro_batch_size(TrainingSpec(batch_size=8), 3, torch.device("cpu"))
+def test_a_batch_of_fewer_examples_than_processes_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"8 examples .* cannot be shared by 9 processes"):
+        micro_batch_size(TrainingSpec(batch_size=8), 9, torch.device("cpu"))
