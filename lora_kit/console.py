@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from rich.progress import (
 stderr = Console(stderr=True, highlight=False)
 # Without a terminal, a line now and then says that it is going on.
 LINE_SECONDS = 15.0
+DEBUG = "LORA_KIT_DEBUG"
 
 
 class Meter:
@@ -84,9 +86,17 @@ def meter(description: str, total: float, visible: bool = True) -> Iterator[Mete
         yield Meter(description, total, None)
 
 
+def debugging() -> bool:
+    """Whether `lora-kit --debug` was said: all processes speak, and errors say where they are."""
+    return os.environ.get(DEBUG) == "1"
+
+
 def say(message: str) -> None:
-    """One line for the person who waits."""
+    """One line for the person who waits, of the first process; of all where one is debugging."""
     from lora_kit.processes import process_state
 
-    if process_state().is_main_process:
+    state = process_state()
+    if debugging():
+        stderr.print(f"[{state.process_index}] {message}", soft_wrap=True, markup=False)
+    elif state.is_main_process:
         stderr.print(message, soft_wrap=True, markup=False)

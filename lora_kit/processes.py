@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -11,13 +12,18 @@ from accelerate.utils import gather_object, reduce
 from lora_kit.errors import LoraKitError
 
 
+# Merging, and making data ready, is one process's work, for which the others wait. One that is gone
+# is noticed by the launcher, or by the connection that it leaves.
+PATIENCE = timedelta(hours=6)
+
+
 def process_state() -> PartialState:
     """Accelerate's state: index, number and device of this process.
 
     Accelerate 1.15 takes processes that `torchrun` started on a machine without a GPU for one
     process each, unless it is told that the CPU is meant; each would do all the work and write.
     """
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def any_process(here: bool) -> bool:

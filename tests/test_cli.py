@@ -72,3 +72,14 @@ def test_what_one_process_does_needs_no_others_to_meet(tmp_path: Path) -> None:
     assert (first.returncode, second.returncode) == (2, 0)
     assert str(tmp_path) in first.stderr
     assert second.stdout == second.stderr == ""
+
+
+def test_debugging_says_where_an_error_comes_from() -> None:
+    plain, debugged = (
+        fresh("-m", "lora_kit", "plan", "nope"),
+        fresh("-m", "lora_kit", "--debug", "plan", "nope"),
+    )
+    assert (plain.returncode, debugged.returncode) == (2, 1)
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in debugged.stderr
+    assert "nope: neither a file nor a bundled recipe" in debugged.stderr

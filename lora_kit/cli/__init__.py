@@ -12,6 +12,7 @@ from rich.markup import escape
 # By another name: `lora_kit.cli.app` is the module.
 from lora_kit.cli.app import app as program
 from lora_kit.cli.failing import is_first_to_fail, lost_another, named, number_of_processes
+from lora_kit.console import debugging
 from lora_kit.errors import LoraKitError
 
 __all__ = ["main"]
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         program(arguments)
     except Exception as error:
+        if debugging():
+            raise
         told = _told(error)
         if not is_first_to_fail():
             raise SystemExit(told[1] if told else 1) from None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Annotated
+
 import typer
 
 from lora_kit.cli.alone import alone
@@ -10,6 +13,7 @@ from lora_kit.cli.machine import doctor, recipes
 from lora_kit.cli.merging import combine, export, merge
 from lora_kit.cli.releasing import release, verify
 from lora_kit.cli.training import plan, run, train
+from lora_kit.console import DEBUG
 
 app = typer.Typer(
     name="lora-kit",
@@ -23,6 +27,21 @@ app = typer.Typer(
     help="Adapt a frozen language model with a recipe, prove what the adapter gained and what it "
     "forgot against the base, and release only what passes.",
 )
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", help="Messages of all processes and libraries; errors with their traceback."
+        ),
+    ] = False,
+) -> None:
+    """Before the command."""
+    if debug:
+        os.environ[DEBUG] = "1"
+
 
 # Told in full, since the order of --help is not that of the imports above.
 app.command()(plan)

@@ -6,6 +6,8 @@ import logging
 import warnings
 from types import ModuleType
 
+from lora_kit.console import debugging
+
 
 def load_pipeline() -> ModuleType:
     """The stages. Their libraries take seconds to import, so what is refused is refused before."""
@@ -17,6 +19,8 @@ def load_pipeline() -> ModuleType:
 
 def quiet_libraries() -> None:
     """Leave stderr to our own progress and errors: these say nothing that a user could act on."""
+    if debugging():
+        return
     # Their bars are drawn over ours; PEFT's notice repeats what its own call was told to do.
     warnings.filterwarnings("ignore", module=r"(peft|transformers|trl|torch)\b")
     import datasets

@@ -79,8 +79,8 @@ def test_several_processes_train_as_one(tmp_path: Path, processes: int) -> None:
 @pytest.fixture
 def place(tiny_recipe: Recipe, tmp_path: Path) -> Path:
     """A folder with a recipe of eight steps on a model of random weights."""
-    quiz = {"name": "quiz", "role": "gain",
-            "tasks": [{"name": "line", "kind": "loss", "source": "python-reference", "limit": 2}]}  # fmt: skip
+    line = {"name": "line", "kind": "loss", "source": "python-reference", "limit": 2}
+    quiz = {"name": "quiz", "role": "gain", "tasks": [line]}
     (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(quiz))
     changed = tiny_recipe.model_dump(mode="json")
     changed["training"] |= {"epochs": 2.0, "checkpoint_steps": 1, "keep_checkpoints": 100}

@@ -1,0 +1,86 @@
+"""In each of several processes: train a model divided over them by `fully_shard`, and write it.
+
+torchrun --nproc-per-node N -m tests.training.shard OUTPUT [CHECKPOINT]
+"""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch.distributed.fsdp import fully_shard
+
+from lora_kit.training import checkpoints
+from lora_kit.training.callbacks import gradient_norm
+from lora_kit.training.sharded import is_sharded
+
+STEPS = 3
+
+
+def model_of() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    model[0].requires_grad_(False)
+    return model
+
+
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> float:
+    """One of the same examples in each process; the gradient's norm."""
+    torch.manual_seed(seed)
+    model(torch.randn(4, 6)).square().mean().backward()
+    norm = gradient_norm(model)
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+def trainer_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    """As much of a trainer as a checkpoint takes."""
+    return SimpleNamespace(
+        model=model,
+        optimizer=optimizer,
+        accelerator=SimpleNamespace(scaler=None, wait_for_everyone=lambda: None),
+        lr_scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+        state=SimpleNamespace(
+            global_step=STEPS, save_to_json=lambda path: Path(path).write_text("{}")
+        ),
+        args=SimpleNamespace(output_dir="", process_index=0),
+        is_world_process_zero=lambda: not dist.is_initialized() or dist.get_rank() == 0,
+        validation=None,
+        like_length=4,
+        tokens=0,
+        ended=False,
+    )
+
+
+def train(output: Path, checkpoint: Path | None = None, divided: bool = False) -> list[float]:
+    """Some steps, from a checkpoint if there is one, and a checkpoint; the gradients' norms."""
+    model = model_of()
+    if divided:
+        model = cast("torch.nn.Module", fully_shard(model))
+        assert is_sharded(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    trainer = trainer_of(model, optimizer)
+    trainer.args.output_dir = output
+    if checkpoint:
+        checkpoints.load_weights(model, checkpoint)
+        checkpoints.load_optimizer(trainer, checkpoint)
+    norms = [step(model, optimizer, seed) for seed in range(STEPS)]
+    checkpoints.save(trainer, keep=1)
+    return norms
+
+
+def main(*several: str) -> None:
+    is_main = Accelerator(cpu=True).is_main_process
+    for one in several:
+        output, _, checkpoint = one.partition("=")
+        norms = train(Path(output), Path(checkpoint) if checkpoint else None, divided=True)
+        if is_main:
+            print("norms", *norms)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
