@@ -78,11 +78,15 @@ def test_several_processes_train_as_one(tmp_path: Path, processes: int) -> None:
 
 @pytest.fixture
 def place(tiny_recipe: Recipe, tmp_path: Path) -> Path:
-    """A folder with a recipe of eight steps on a model of random weights."""
+    """A folder with a recipe of ten steps on a model of random weights.
+
+    The last step of an epoch has one row, which leaves a second process without any.
+    """
     line = {"name": "line", "kind": "loss", "source": "python-reference", "limit": 2}
     quiz = {"name": "quiz", "role": "gain", "tasks": [line]}
     (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(quiz))
     changed = tiny_recipe.model_dump(mode="json")
+    changed["data"]["train"][0]["limit"] = 17
     changed["training"] |= {"epochs": 2.0, "checkpoint_steps": 1, "keep_checkpoints": 100}
     changed["evaluation"]["suites"] = [str(tmp_path / "quiz.yaml")]
     (tmp_path / "tiny.yaml").write_text(Recipe.model_validate(changed).to_yaml())
