@@ -137,6 +137,25 @@ def require_what_was_asked(launch: Launch) -> None:
         )
 
 
+def why_not_sharded(launch: Launch, quantization: str) -> str:
+    """The reason why quantized weights are not sharded.
+
+    FSDP 2 shards 4-bit weights that are stored as numbers of the dtype that is computed in.
+
+    On a CPU they come back as they were (torch 2.13, bitsandbytes 0.50, in a group of two). On a
+    GPU they are copied by a kernel that computes, which makes one NaN of every pattern of bits that
+    reads as one, about a weight in a thousand. Stored as integers, accelerate leaves them out.
+    """
+    if quantization == "int8" or not launch.fsdp:
+        return "packed weights cannot be sharded and gathered again"
+    if launch.fsdp_version == 1:
+        return "FSDP 1 flattens a layer to one dtype, and adapters are float32"
+    return (
+        "stored as integers they stay whole on each GPU, and stored as numbers some are changed "
+        "without an error when a GPU gathers them (bitsandbytes issue 1945)"
+    )
+
+
 def require_sharded(launch: Launch, model: torch.nn.Module) -> None:
     """Refuse to train a model that is whole on every process though it was to be sharded.
 

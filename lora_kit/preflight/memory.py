@@ -21,6 +21,7 @@ from lora_kit.data.dataset import PreparedData
 from lora_kit.likelihood import supervised_nll
 from lora_kit.preflight.live import LiveBytes
 from lora_kit.preflight.shapes import ShapedModel, shaped_model
+from lora_kit.preflight.sharing import Sharing
 from lora_kit.recipe import Recipe
 from lora_kit.training.passes import Cutting
 
@@ -164,8 +165,9 @@ def estimate(
     batch: MicroBatch,
     device: Device,
     base_bytes: int,
+    sharing: Sharing | None = None,
 ) -> MemoryEstimate:
-    """Peak memory of a recipe's training.
+    """Peak memory of a recipe's training on one process.
 
     The forward and backward pass of the largest micro batch are run operation by operation on
     tensors that have shapes and no data, and what is alive is counted; weights, gradients and
@@ -177,11 +179,13 @@ def estimate(
         batch: the largest micro batch.
         device: what is trained on.
         base_bytes: what is there before the backbone is: `libraries_memory()` or `CUDA_BASE`.
+        sharing: of it all among several processes.
 
     Raises:
         BackboneError: if transformers has no causal language model of this configuration.
         AdapterError: if a target of the adapter is misspelt.
     """
+    sharing = sharing or Sharing()
     dtype = compute_dtype(recipe.backbone)
     quantization, attention = recipe.backbone.quantization, recipe.backbone.attention
     if attention == FLASH:
@@ -196,10 +200,15 @@ def estimate(
     masters = FLOAT32 * shaped.adapter_parameters
     components = {
         "libraries": base_bytes,
-        **_frozen(shaped, config, dtype, device),
-        "adapter (float32)": masters,
-        "its gradients": masters,
-        "its AdamW moments": MOMENTS * masters,
+        **{
+            name: math.ceil(size / sharing.weights)
+            for name, size in _frozen(shaped, config, dtype, device).items()
+        },
+        "gathered weights": sharing.gathered(shaped, dtype),
+        "adapter (float32)": math.ceil(masters / sharing.weights),
+        "its gradients": math.ceil(masters / sharing.gradients),
+        "buckets of gradients": masters if sharing.buckets else 0,
+        "its AdamW moments": math.ceil(MOMENTS * masters / sharing.moments),
         **passes,
         "allocator": _allocator(shaped, batch, dtype, recomputed, device, sum(passes.values())),
     }
