@@ -12,14 +12,9 @@ from lora_kit.data.dataset import PreparedData
 from lora_kit.preflight.cards import Advice, advice, fitting_cards
 from lora_kit.preflight.device import device_memory
 from lora_kit.preflight.launch_file import LaunchFile
-from lora_kit.preflight.memory import (
-    CUDA_BASE,
-    Device,
-    MemoryEstimate,
-    estimate,
-    largest_micro_batch,
-    libraries_memory,
-)
+from lora_kit.preflight.libraries import libraries_memory
+from lora_kit.preflight.memory import CUDA_BASE, Device, MemoryEstimate, estimate
+from lora_kit.preflight.micro_batch import largest_micro_batch
 from lora_kit.preflight.probe import Duration, Probe, duration, probe
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
