@@ -11,7 +11,6 @@ from accelerate.utils import gather_object, reduce
 
 from lora_kit.errors import LoraKitError
 
-
 # Merging, and making data ready, is one process's work, for which the others wait. One that is gone
 # is noticed by the launcher, or by the connection that it leaves.
 PATIENCE = timedelta(hours=6)

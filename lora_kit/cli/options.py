@@ -16,6 +16,15 @@ SetOption = Annotated[
         "--set", metavar="FIELD=VALUE", help="Override a field, such as training.epochs=2."
     ),
 ]
+LaunchOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--launch",
+        metavar="FILE",
+        help="Plan for what `accelerate launch --config_file FILE` would start, on any machine: "
+        "memory of each process, and what cannot work.",
+    ),
+]
 OutputOption = Annotated[Path | None, typer.Option("--output", help="Where the results go.")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Let --output hold an earlier run.")

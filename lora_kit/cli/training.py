@@ -9,6 +9,7 @@ import typer
 from lora_kit.cli.libraries import load_pipeline, quiet_libraries
 from lora_kit.cli.options import (
     JsonOption,
+    LaunchOption,
     OutputOption,
     OverwriteOption,
     RecipeArgument,
@@ -19,14 +20,20 @@ from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
 from lora_kit.recipe import Recipe
 
 
-def plan(recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    launch: LaunchOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Everything but the training: what it would do, take and refuse, and what the suites show."""
     checked = Recipe.load(recipe, set_ or [])
     quiet_libraries()
+    from lora_kit.preflight.launch_file import read_launch_file
     from lora_kit.preflight.plan import make_plan
     from lora_kit.preflight.show import show_plan
 
-    made = make_plan(checked)
+    made = make_plan(checked, read_launch_file(launch) if launch else None)
     if as_json:
         print_json(made.to_dict())
     elif is_main_process():

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_kit.preflight.memory import Device, MemoryEstimate, MicroBatch, estimate
+from lora_kit.preflight.memory import Device, MemoryEstimate, estimate
+from lora_kit.preflight.micro_batch import MicroBatch
 from lora_kit.recipe import Recipe
 from lora_kit.training.passes import Cutting
 

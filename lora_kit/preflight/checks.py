@@ -12,7 +12,13 @@ from lora_kit.backbone import Backbone
 from lora_kit.data.tokenization import Example, end_of_turn
 from lora_kit.errors import AdapterError, BackboneError, DataError, TrainingError
 from lora_kit.preflight.isolation import logit_spacing, packed_difference
-from lora_kit.preflight.launch import Launch, current_launch, require_what_was_asked
+from lora_kit.preflight.launch import (
+    WEIGHTS_STAGE,
+    Launch,
+    current_launch,
+    require_what_was_asked,
+    why_not_sharded,
+)
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 
@@ -99,13 +105,14 @@ def launched_as_asked(situation: Situation) -> None:
 def sharded_in_full_precision(situation: Situation) -> None:
     """Raises BackboneError if quantized weights would be sharded."""
     launch, quantization = situation.launch, situation.recipe.backbone.quantization
-    if quantization == "none" or not (launch.fsdp or launch.zero_stage == 3):
+    if quantization == "none" or not launch.sharded:
         return
-    how = "ZeRO-3" if launch.zero_stage == 3 else "FSDP"
+    how = "ZeRO-3" if launch.zero_stage == WEIGHTS_STAGE else "FSDP"
+    why = why_not_sharded(launch, quantization)
     raise BackboneError(
-        f"backbone.quantization: {quantization} under {how}: packed weights cannot be sharded and "
-        "gathered again. Set quantization: none, or launch without sharding (each GPU holds the "
-        "quantized model)"
+        f"backbone.quantization: {quantization} under {how}: {why}. Set quantization: none, "
+        "or launch without sharding (accelerate_configs/ddp.yaml: each GPU holds the quantized "
+        "model)"
     )
 
 

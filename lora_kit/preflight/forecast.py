@@ -11,14 +11,10 @@ from lora_kit.backbone import Backbone
 from lora_kit.data.dataset import PreparedData
 from lora_kit.preflight.cards import Advice, advice, fitting_cards
 from lora_kit.preflight.device import device_memory
-from lora_kit.preflight.memory import (
-    CUDA_BASE,
-    Device,
-    MemoryEstimate,
-    estimate,
-    largest_micro_batch,
-    libraries_memory,
-)
+from lora_kit.preflight.launch_file import LaunchFile
+from lora_kit.preflight.libraries import libraries_memory
+from lora_kit.preflight.memory import CUDA_BASE, Device, MemoryEstimate, estimate
+from lora_kit.preflight.micro_batch import largest_micro_batch
 from lora_kit.preflight.probe import Duration, Probe, duration, probe
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
@@ -106,14 +102,35 @@ def estimate_on_a_gpu(
 ) -> MemoryEstimate:
     """What the recipe's training takes on one GPU, said on a machine without any.
 
-    There a forward pass has the whole batch unless the recipe says otherwise, and `auto` is
-    bfloat16, which takes as much as float16 does.
+    There a forward pass has the whole batch unless the recipe says otherwise.
 
     Raises:
         LoraKitError: as `estimate` does.
     """
-    if recipe.backbone.dtype == "auto":
-        backbone = recipe.backbone.model_copy(update={"dtype": "bfloat16"})
-        recipe = recipe.model_copy(update={"backbone": backbone})
+    recipe = as_on_a_gpu(recipe)
     cutting = Cutting.of(recipe, 1, torch.device("cuda"))
     return estimate(recipe, config, largest_micro_batch(data, cutting), "cuda", CUDA_BASE)
+
+
+def estimate_of_a_rank(
+    recipe: Recipe, config: PretrainedConfig, data: PreparedData, file: LaunchFile
+) -> MemoryEstimate:
+    """What the recipe's training takes in each process that a configuration file would start.
+
+    Raises:
+        LoraKitError: as `estimate` does, or if the batch cannot be divided over the processes.
+    """
+    on_gpus = file.device.type == "cuda"
+    recipe = as_on_a_gpu(recipe) if on_gpus else recipe
+    cutting = Cutting.of(recipe, file.launch.processes, file.device)
+    batch = largest_micro_batch(data, cutting)
+    base = CUDA_BASE if on_gpus else libraries_memory()
+    return estimate(recipe, config, batch, "cuda" if on_gpus else "cpu", base, file.sharing)
+
+
+def as_on_a_gpu(recipe: Recipe) -> Recipe:
+    """The recipe where `auto` is bfloat16, which takes as much memory as float16 does."""
+    if recipe.backbone.dtype != "auto":
+        return recipe
+    backbone = recipe.backbone.model_copy(update={"dtype": "bfloat16"})
+    return recipe.model_copy(update={"backbone": backbone})

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lora_kit.errors import TrainingError
 from lora_kit.files import read_json
 from lora_kit.processes import process_state
@@ -14,6 +16,13 @@ from lora_kit.processes import process_state
 # As torchrun, Intel MPI, Open MPI and MVAPICH call the number of processes.
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 SEVERAL = 2
+# ZeRO 1 divides the optimizer's state, 2 the gradients too, 3 the weights as well (Rajbhandari et
+# al. 2020, arXiv:1910.02054, section 5).
+WEIGHTS_STAGE = 3
+# What accelerate takes where its configuration names none.
+DEFAULT_STAGE = 2
+# Less than this share of the weights in shards is a backbone that every process holds whole.
+SHARDED = 0.5
 
 
 @dataclass(frozen=True)
@@ -23,8 +32,9 @@ class Launch:
     Attributes:
         asked: processes; 2 where only that they are several can be told.
         fsdp: whether sharding by FSDP was asked for.
-        zero_stage: of DeepSpeed, 0 without it.
+        fsdp_version: 1 or 2, 0 without it.
         deepspeed: whether it was asked for.
+        zero_stage: of DeepSpeed, 0 without it.
         processes: that run together.
         kind: of distribution, as accelerate calls it (`NO`, `MULTI_CPU`, `MULTI_GPU`, ...).
     """
@@ -35,6 +45,12 @@ class Launch:
     zero_stage: int = 0
     processes: int = 1
     kind: str = "NO"
+    fsdp_version: int = 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a share of the weights, and no process all of them."""
+        return self.fsdp or self.zero_stage == WEIGHTS_STAGE
 
 
 def current_launch() -> Launch:
@@ -58,9 +74,11 @@ def read_launch(environment: Mapping[str, str], processes: int, kind: str) -> La
     # `accelerate launch --cpu --num_processes 2` starts one process and sets an address to meet at.
     met = "ACCELERATE_USE_CPU" in environment and "MASTER_ADDR" in environment
     deepspeed = _is_set(environment, "ACCELERATE_USE_DEEPSPEED")
+    fsdp = _is_set(environment, "ACCELERATE_USE_FSDP")
     return Launch(
         asked=max(sizes, default=SEVERAL if met else 1),
-        fsdp=_is_set(environment, "ACCELERATE_USE_FSDP"),
+        fsdp=fsdp,
+        fsdp_version=int(environment.get("FSDP_VERSION", "1")) if fsdp else 0,
         deepspeed=deepspeed,
         zero_stage=_zero_stage(environment) if deepspeed else 0,
         processes=processes,
@@ -77,7 +95,16 @@ def _zero_stage(environment: Mapping[str, str]) -> int:
     if stage.isdigit():
         return int(stage)
     path = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
-    config = read_json(Path(path), TrainingError) if path else {}
+    return deepspeed_stage(Path(path)) if path else DEFAULT_STAGE
+
+
+def deepspeed_stage(path: Path) -> int:
+    """The ZeRO stage in DeepSpeed's own configuration file.
+
+    Raises:
+        TrainingError: if it cannot be read.
+    """
+    config = read_json(path, TrainingError)
     return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
@@ -108,3 +135,69 @@ def require_what_was_asked(launch: Launch) -> None:
             f"the launcher was asked for DeepSpeed, and accelerate runs {launch.kind}. DeepSpeed "
             "takes GPUs; without them choose a configuration without it"
         )
+
+
+def why_not_sharded(launch: Launch, quantization: str) -> str:
+    """The reason why quantized weights are not sharded.
+
+    FSDP 2 shards 4-bit weights that are stored as numbers of the dtype that is computed in.
+
+    On a CPU they come back as they were (torch 2.13, bitsandbytes 0.50, in a group of two). On a
+    GPU they are copied by a kernel that computes, which makes one NaN of every pattern of bits that
+    reads as one, about a weight in a thousand. Stored as integers, accelerate leaves them out.
+    """
+    if quantization == "int8" or not launch.fsdp:
+        return "packed weights cannot be sharded and gathered again"
+    if launch.fsdp_version == 1:
+        return "FSDP 1 flattens a layer to one dtype, and adapters are float32"
+    return (
+        "stored as integers they stay whole on each GPU, and stored as numbers some are changed "
+        "without an error when a GPU gathers them (bitsandbytes issue 1945)"
+    )
+
+
+def require_sharded(launch: Launch, model: torch.nn.Module) -> None:
+    """Refuse to train a model that is whole on every process though it was to be sharded.
+
+    Args:
+        launch: what was asked for.
+        model: as the trainer wrapped it.
+
+    Raises:
+        TrainingError: if FSDP was asked for and most of the weights are in no shard, or ZeRO-3 and
+            no parameter is DeepSpeed's.
+    """
+    parameters = list(model.parameters())
+    if launch.zero_stage == WEIGHTS_STAGE and not any(hasattr(p, "ds_id") for p in parameters):
+        raise TrainingError(
+            "the launcher was asked for ZeRO-3, and DeepSpeed manages no parameter of the model: "
+            "every process holds all of it. Launch with `--config_file accelerate_configs/"
+            "deepspeed-zero3.yaml` (zero_stage: 3), and let accelerate prepare the model"
+        )
+    if launch.fsdp and (share := _sharded_share(model)) < SHARDED:
+        raise TrainingError(
+            f"the launcher was asked for FSDP, and {share:.0%} of the weights are in shards: every "
+            "process holds the others whole. Set fsdp_version: 2 and fsdp_auto_wrap_policy: "
+            "TRANSFORMER_BASED_WRAP under fsdp_config, as accelerate_configs/fsdp2.yaml does"
+        )
+
+
+def _sharded_share(model: torch.nn.Module) -> float:
+    """Share of a model's weights that processes hold in shards.
+
+    FSDP 2 makes each parameter a DTensor with a `Shard` (`fully_shard`); FSDP 1 flattens the
+    parameters of a module that it wraps. Accelerate 1.15 leaves weights out of FSDP 2 that are
+    stored as integers, such as those in 4 bits.
+    """
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    parameters = list(model.parameters())
+    if isinstance(model, FullyShardedDataParallel):
+        return 1.0
+    sharded = sum(
+        p.numel()
+        for p in parameters
+        if isinstance(p, DTensor) and any(placement.is_shard() for placement in p.placements)
+    )
+    return sharded / max(sum(p.numel() for p in parameters), 1)

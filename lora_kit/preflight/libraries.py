@@ -1,6 +1,25 @@
 """Says how many bytes a process holds that has imported what a training imports, and no more."""
 
+import subprocess
+import sys
+from functools import lru_cache
+
 from lora_kit.run import peak_memory
+
+
+@lru_cache(maxsize=1)
+def libraries_memory() -> int:
+    """Bytes that a process on this machine holds for Python and the libraries of a training.
+
+    Measured in a process of its own, which takes as long as importing them does.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_kit.preflight.libraries"],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return int(done.stdout.split()[-1])
 
 
 def main() -> None:

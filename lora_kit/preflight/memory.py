@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 import platform
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lora_kit.attention import FLASH
 from lora_kit.backbone import compute_dtype
-from lora_kit.data.dataset import PreparedData
 from lora_kit.likelihood import supervised_nll
 from lora_kit.preflight.live import LiveBytes
+from lora_kit.preflight.micro_batch import MicroBatch
 from lora_kit.preflight.shapes import ShapedModel, shaped_model
+from lora_kit.preflight.sharing import Sharing
 from lora_kit.recipe import Recipe
-from lora_kit.training.passes import Cutting
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -46,36 +41,6 @@ FLOAT32 = 4
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """The shape of one forward pass.
-
-    Attributes:
-        rows: of the batch.
-        length: tokens a row, padding included.
-        supervised: tokens that the loss is taken on, in all rows.
-        masked: whether attention needs a mask of its own: some rows are padded, or several examples
-            share one.
-    """
-
-    rows: int
-    length: int
-    supervised: int
-    masked: bool
-
-    def resized(self, rows: int, length: int) -> MicroBatch:
-        """The same kind of batch with fewer rows or tokens."""
-        share = rows * length / (self.rows * self.length)
-        return replace(
-            self,
-            rows=rows,
-            length=length,
-            supervised=max(math.ceil(self.supervised * share), 1),
-            # A row of its own needs no mask; a pack is one row as it is.
-            masked=self.masked and (rows > 1 or self.rows == 1),
-        )
-
-
-@dataclass(frozen=True)
 class MemoryEstimate:
     """What a training holds at most on one device.
 
@@ -96,66 +61,46 @@ class MemoryEstimate:
         return asdict(self)
 
 
-def largest_micro_batch(data: PreparedData, cutting: Cutting) -> MicroBatch:
-    """The largest forward pass that a training may make: its longest examples side by side.
+@dataclass(frozen=True)
+class Footprint:
+    """What a training holds, before it is said over how many processes it is divided.
 
-    Args:
-        data: at least one example, of which only the lengths are read.
-        cutting: of a step into forward passes.
+    Attributes:
+        device: what is trained on.
+        batch: the largest micro batch.
+        dtype: what is computed in.
+        libraries: bytes that are there before the backbone is.
+        shaped: the model.
+        frozen: bytes of the backbone, by what they are.
+        passes: bytes of a forward and backward pass at its peak, by what they are.
+        allocator: bytes that are held besides those.
     """
-    lengths = data.lengths
-    order = np.argsort(-lengths, kind="stable")
-    taken = (
-        _packed(lengths, order, cutting)
-        if cutting.packing
-        else _side_by_side(lengths, order, cutting)
-    )
-    chosen = lengths[taken]
-    supervised = data.table.column("supervised").to_numpy()[taken]
-    return MicroBatch(
-        rows=1 if cutting.packing else len(taken),
-        length=int(chosen.sum() if cutting.packing else chosen.max()),
-        supervised=int(supervised.sum()),
-        masked=len(taken) > 1 if cutting.packing else len(set(chosen.tolist())) > 1,
-    )
 
+    device: Device
+    batch: MicroBatch
+    dtype: torch.dtype
+    libraries: int
+    shaped: ShapedModel
+    frozen: dict[str, int]
+    passes: dict[str, int]
+    allocator: int
 
-def _side_by_side(
-    lengths: NDArray[np.int32], order: NDArray[np.int64], cutting: Cutting
-) -> NDArray[np.int64]:
-    longest = int(lengths[order[0]])
-    fitting = max(cutting.tokens // longest, 1) if cutting.tokens else cutting.rows
-    return order[: min(cutting.rows, fitting)]
-
-
-def _packed(
-    lengths: NDArray[np.int32], order: NDArray[np.int64], cutting: Cutting
-) -> NDArray[np.int64]:
-    """The longest that find room in one pack."""
-    taken: list[int] = []
-    room, shortest = cutting.tokens or math.inf, int(lengths[order[-1]])
-    for place in order.tolist():
-        if not taken or lengths[place] <= room:
-            taken.append(place)
-            room -= int(lengths[place])
-        if len(taken) == cutting.rows or room < shortest:
-            break
-    return np.array(taken)
-
-
-@lru_cache(maxsize=1)
-def libraries_memory() -> int:
-    """Bytes that a process on this machine holds for Python and the libraries of a training.
-
-    Measured in a process of its own, which takes as long as importing them does.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_kit.preflight.libraries"],
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    return int(done.stdout.split()[-1])
+    def of_a_process(self, sharing: Sharing) -> MemoryEstimate:
+        """Peak memory of one process among those that share it all."""
+        masters = FLOAT32 * self.shaped.adapter_parameters
+        components = {
+            "libraries": self.libraries,
+            **{name: math.ceil(size / sharing.weights) for name, size in self.frozen.items()},
+            "gathered weights": sharing.gathered(self.shaped, self.dtype),
+            "adapter (float32)": math.ceil(masters / sharing.weights),
+            "its gradients": math.ceil(masters / sharing.gradients),
+            "buckets of gradients": masters if sharing.buckets else 0,
+            "its AdamW moments": math.ceil(MOMENTS * masters / sharing.moments),
+            **self.passes,
+            "allocator": self.allocator,
+        }
+        components = {name: size for name, size in components.items() if size}
+        return MemoryEstimate(self.device, self.batch, components, sum(components.values()))
 
 
 def estimate(
@@ -164,8 +109,21 @@ def estimate(
     batch: MicroBatch,
     device: Device,
     base_bytes: int,
+    sharing: Sharing | None = None,
 ) -> MemoryEstimate:
-    """Peak memory of a recipe's training.
+    """Peak memory of a recipe's training on one process: `footprint`, shared as `sharing` says.
+
+    Raises:
+        LoraKitError: as `footprint` does.
+    """
+    whole = footprint(recipe, config, batch, device, base_bytes)
+    return whole.of_a_process(sharing or Sharing())
+
+
+def footprint(
+    recipe: Recipe, config: PretrainedConfig, batch: MicroBatch, device: Device, base_bytes: int
+) -> Footprint:
+    """What a recipe's training holds at its peak.
 
     The forward and backward pass of the largest micro batch are run operation by operation on
     tensors that have shapes and no data, and what is alive is counted; weights, gradients and
@@ -193,18 +151,16 @@ def estimate(
     )
     recomputed = recipe.training.gradient_checkpointing
     passes = _passes(shaped, batch, dtype, recomputed)
-    masters = FLOAT32 * shaped.adapter_parameters
-    components = {
-        "libraries": base_bytes,
-        **_frozen(shaped, config, dtype, device),
-        "adapter (float32)": masters,
-        "its gradients": masters,
-        "its AdamW moments": MOMENTS * masters,
-        **passes,
-        "allocator": _allocator(shaped, batch, dtype, recomputed, device, sum(passes.values())),
-    }
-    components = {name: size for name, size in components.items() if size}
-    return MemoryEstimate(device, batch, components, sum(components.values()))
+    return Footprint(
+        device=device,
+        batch=batch,
+        dtype=dtype,
+        libraries=base_bytes,
+        shaped=shaped,
+        frozen=_frozen(shaped, config, dtype, device),
+        passes=passes,
+        allocator=_allocator(shaped, batch, dtype, recomputed, device, sum(passes.values())),
+    )
 
 
 def _frozen(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from lora_kit.adapters import Coverage, attach, coverage
 from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.data.audit.audit import audit
@@ -23,7 +25,9 @@ from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.checks import Checked, Situation, run_checks
 from lora_kit.preflight.detectable import SuitePower, detectable
-from lora_kit.preflight.forecast import Forecast, forecast
+from lora_kit.preflight.forecast import Forecast, estimate_of_a_rank, forecast
+from lora_kit.preflight.launch_file import LaunchFile, require_possible
+from lora_kit.preflight.memory import MemoryEstimate
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import micro_batch_size, optimizer_steps
@@ -48,6 +52,9 @@ class Plan:
         missing_backbone: why the backbone is not on this machine, else `None`; without it rows
             are counted, all that follows is not known.
         checked: the checks that were run, and what they warn of.
+        forecast: for this machine; `None` where it would be launched by a file.
+        launch_file: by which it would be launched.
+        rank: memory of each process that `launch_file` starts.
     """
 
     recipe: Recipe
@@ -64,6 +71,8 @@ class Plan:
     audit: Audit | None = None
     checked: Checked | None = None
     forecast: Forecast | None = None
+    launch_file: LaunchFile | None = None
+    rank: MemoryEstimate | None = None
     samples: tuple[tuple[Span, ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,29 +92,39 @@ class Plan:
             "audit": self.audit.to_dict() if self.audit else None,
             "checked": asdict(self.checked) if self.checked else None,
             "forecast": self.forecast.to_dict() if self.forecast else None,
+            "launch": self.launch_file.to_dict() if self.launch_file else None,
+            "rank": self.rank.to_dict() if self.rank else None,
         }
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     """Check all of a recipe that can be checked here and say what it would do.
 
     What the audit would refuse is in the plan, so that it can be looked at.
 
+    Args:
+        recipe: what to plan.
+        launch_file: by which it would be launched, on these machines or others; by default as this
+            process was.
+
     Raises:
         LoraKitError: of the first stage that refuses.
     """
+    if launch_file:
+        require_possible(launch_file, recipe)
     suites = load_suites(recipe.evaluation.suites)
     rows, replay = training_rows(recipe.data, recipe.seed)
     held_out_rows = validation_rows(recipe.data, recipe.seed)
-    state = process_state()
+    processes, device = _processes(launch_file)
     spec = recipe.training
     known: dict[str, Any] = {
         "recipe": recipe,
         "rows": len(rows),
         "validation_rows": len(held_out_rows),
         "formats": rows.formats(),
-        "micro_batch_size": micro_batch_size(spec, state.num_processes, state.device),
+        "micro_batch_size": micro_batch_size(spec, processes, device),
         "suites": detectable(suites),
+        "launch_file": launch_file,
     }
     try:
         files = resolve(recipe.backbone, allow_network=False)
@@ -130,9 +149,20 @@ def make_plan(recipe: Recipe) -> Plan:
         checked=run_checks(
             Situation(recipe, backbone=backbone, model=model, examples=data.examples)
         ),
-        forecast=forecast(recipe, backbone, model, data, held_out),
+        forecast=None if launch_file else forecast(recipe, backbone, model, data, held_out),
+        rank=estimate_of_a_rank(recipe, backbone.model.config, data, launch_file)
+        if launch_file
+        else None,
         samples=_samples(data, backbone),
     )
+
+
+def _processes(launch_file: LaunchFile | None) -> tuple[int, torch.device]:
+    """How many there would be, and what they would compute on."""
+    if launch_file:
+        return launch_file.launch.processes, launch_file.device
+    state = process_state()
+    return state.num_processes, state.device
 
 
 def _samples(data: PreparedData, backbone: Backbone) -> tuple[tuple[Span, ...], ...]:

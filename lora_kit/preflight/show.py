@@ -11,7 +11,13 @@ from lora_kit.evaluation.reporting.notation import is_percent
 from lora_kit.preflight.forecast import Forecast
 from lora_kit.preflight.plan import Plan, Span
 from lora_kit.preflight.show_audit import show_audit
-from lora_kit.preflight.show_estimate import GB, show_duration, show_estimate, show_on_a_gpu
+from lora_kit.preflight.show_estimate import (
+    GB,
+    show_duration,
+    show_estimate,
+    show_on_a_gpu,
+    show_rank,
+)
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -49,6 +55,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     if plan.forecast:
         _show_forecast(plan.forecast, console)
+    if plan.launch_file and plan.rank:
+        show_rank(plan.launch_file, plan.rank, console)
     for warning in plan.checked.warnings if plan.checked else ():
         console.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
     if plan.audit:

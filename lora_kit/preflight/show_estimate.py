@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_kit.preflight.cards import fitting_cards
+from lora_kit.preflight.launch_file import LaunchFile
 from lora_kit.preflight.memory import MemoryEstimate
 from lora_kit.preflight.probe import Duration, Probe
 
@@ -31,6 +32,30 @@ def show_estimate(estimate: MemoryEstimate, console: Console) -> None:
     console.print(table)
     if estimate.device == "cuda":
         console.print(_cards(estimate))
+
+
+def show_rank(file: LaunchFile, estimate: MemoryEstimate, console: Console) -> None:
+    """Print what each process holds that a configuration file would start."""
+    number = file.launch.processes
+    processes = "1 process" if number == 1 else f"{number} processes"
+    console.print(
+        f"\nlaunched by {escape(str(file.path))}: {processes} ({how_launched(file)}), each of "
+        "which takes:",
+        soft_wrap=True,
+    )
+    show_estimate(estimate, console)
+
+
+def how_launched(file: LaunchFile) -> str:
+    """The kind of distribution as people call it."""
+    launch = file.launch
+    if launch.fsdp:
+        return f"FSDP {launch.fsdp_version}"
+    if launch.deepspeed:
+        return f"ZeRO-{launch.zero_stage}"
+    if launch.processes == 1:
+        return "alone"
+    return "data parallel"
 
 
 def show_on_a_gpu(estimate: MemoryEstimate, console: Console) -> None:

@@ -175,7 +175,9 @@ def foretold(setting: Setting) -> int:
     from transformers import AutoConfig
 
     from lora_kit.backbone import resolve
-    from lora_kit.preflight.memory import estimate, largest_micro_batch, libraries_memory
+    from lora_kit.preflight.libraries import libraries_memory
+    from lora_kit.preflight.memory import estimate
+    from lora_kit.preflight.micro_batch import largest_micro_batch
     from lora_kit.training.passes import Cutting
 
     recipe = recipe_of(setting)

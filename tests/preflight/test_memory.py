@@ -13,7 +13,8 @@ from lora_kit.data.tokenization import Example
 from lora_kit.errors import AdapterError
 from lora_kit.preflight import cards
 from lora_kit.preflight.cards import advice, fitting_cards
-from lora_kit.preflight.memory import MemoryEstimate, MicroBatch, estimate, largest_micro_batch
+from lora_kit.preflight.memory import MemoryEstimate, estimate
+from lora_kit.preflight.micro_batch import MicroBatch, largest_micro_batch
 from lora_kit.preflight.shapes import shaped_model, stored_bytes
 from lora_kit.preflight.show_estimate import show_estimate
 from lora_kit.recipe import AdapterSpec, BackboneSpec, Recipe

@@ -1,0 +1,36 @@
+"""The README of the launch files says what `plan` estimates, and names what is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.placement import cell, header, models, row
+
+FOLDER = Path(__file__).parents[2] / "accelerate_configs"
+README = (FOLDER / "README.md").read_text()
+
+
+def test_every_file_is_in_the_readme_and_every_file_of_it_is_there() -> None:
+    there = {path.name for path in FOLDER.glob("*.yaml")} | {"slurm/train.sbatch"}
+    # Recipes of the reader's own are called mine.yaml.
+    named = set(re.findall(r"`((?:slurm/)?[\w.-]+\.(?:yaml|sbatch))`", README))
+    assert named == there
+    assert header() in README
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", models())
+def test_the_table_is_what_is_estimated(model: str) -> None:
+    assert row(model) in README
+
+
+@pytest.mark.slow
+def test_a_model_that_fits_whole_is_not_divided() -> None:
+    """Only an adapter's gradients are exchanged then, and no weights."""
+    from tests.benchmarks.placement import HARDWARE, ROOM, taken
+
+    eight = HARDWARE[2]
+    assert taken("8B", "none", "fsdp2.yaml", 8) < taken("8B", "none", "ddp.yaml", 8)
+    assert taken("8B", "none", "ddp.yaml", 8) < ROOM * eight.memory
+    assert cell("8B", eight).startswith("`ddp.yaml`")
