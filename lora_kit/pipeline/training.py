@@ -12,11 +12,12 @@ from lora_kit.backbone import load, resolve
 from lora_kit.console import say
 from lora_kit.data.audit.audit import audit, refuse
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
-from lora_kit.errors import DataError
+from lora_kit.errors import DataError, TrainingError
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.checks import Situation, run_checks
+from lora_kit.preflight.launch import current_launch
 from lora_kit.processes import process_state, require_agreement
 from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, start_record, versions
@@ -53,6 +54,12 @@ def train(
     """
     require_agreement({"recipe": recipe.to_yaml(), "versions of packages": str(versions())})
     chosen = choose_run(recipe, output, overwrite, resume)
+    if chosen.checkpoint and current_launch().deepspeed:
+        raise TrainingError(
+            f"{chosen.run.root}: DeepSpeed goes on from checkpoints of its own alone. Go on under "
+            "another launch file (accelerate_configs/ddp.yaml, fsdp2.yaml), or begin anew without "
+            "--resume"
+        )
     done = None if chosen.is_new else finished(chosen.run)
     if done:
         return _trained_already(chosen.run, recipe, done)

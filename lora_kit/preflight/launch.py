@@ -130,6 +130,11 @@ def require_what_was_asked(launch: Launch) -> None:
             "process holds the whole model. FSDP takes GPUs; without them choose a configuration "
             "without it"
         )
+    if launch.fsdp_version == 1:
+        raise TrainingError(
+            "FSDP 1 flattens the weights that it shards, so that no adapter could be told from "
+            "them in a checkpoint. Set fsdp_version: 2, as accelerate_configs/fsdp2.yaml does"
+        )
     if launch.deepspeed and launch.kind != "DEEPSPEED":
         raise TrainingError(
             f"the launcher was asked for DeepSpeed, and accelerate runs {launch.kind}. DeepSpeed "

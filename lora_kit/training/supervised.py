@@ -16,6 +16,7 @@ from lora_kit.data.batches import LengthGroupedSampler, StepShares, cut
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import TrainingError
 from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll
+from lora_kit.preflight.launch import current_launch, require_sharded
 from lora_kit.training import checkpoints
 from lora_kit.training.sharded import is_sharded
 from lora_kit.training.validation import Validation
@@ -158,8 +159,15 @@ class SupervisedTrainer(SFTTrainer):
         return [self._micro([Example((0, 0), (IGNORED, IGNORED))])[0]] * lacking + batches
 
     def _unwrap_forward(self, model: torch.nn.Module) -> None:
-        """Undo Accelerate's wrapper, which casts all the logits to float32; `_autocast` is left."""
+        """Undo Accelerate's wrapper, which casts all the logits to float32; `_autocast` is left.
+
+        Before the first step, since only now the model is wrapped at all.
+
+        Raises:
+            TrainingError: if it was to be sharded and is not.
+        """
         if not self._is_bare:
+            require_sharded(current_launch(), model)
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             self._is_bare = True
 

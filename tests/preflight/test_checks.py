@@ -65,7 +65,11 @@ def test_the_first_that_fails_ends_it() -> None:
         ({"MASTER_ADDR": "somewhere"}, 1, "NO"),
         ({"ACCELERATE_USE_CPU": "True"}, 1, "NO"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, 2, "MULTI_CPU"),
-        ({"WORLD_SIZE": "4", "ACCELERATE_USE_FSDP": "true"}, 4, "MULTI_GPU"),
+        (
+            {"WORLD_SIZE": "4", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            4,
+            "MULTI_GPU",
+        ),
         ({"WORLD_SIZE": "1", "ACCELERATE_USE_DEEPSPEED": "true"}, 1, "DEEPSPEED"),
         ({"OMPI_COMM_WORLD_SIZE": "2"} | ACCELERATE, 2, "MULTI_CPU"),
     ],
@@ -82,6 +86,7 @@ def test_what_runs_as_it_was_asked_for_passes(
         (ACCELERATE, 1, "NO", "several processes, and 1 runs"),
         ({"WORLD_SIZE": "4"}, 1, "NO", "4 processes, and 1 runs"),
         ({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, 2, "MULTI_CPU", "asked for FSDP"),
+        ({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, 2, "FSDP", "Set fsdp_version: 2"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, 1, "NO", "asked for DeepSpeed"),
     ],
 )

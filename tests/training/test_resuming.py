@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from lora_kit import pipeline
-from lora_kit.errors import DataError, RecipeError
+from lora_kit.errors import DataError, RecipeError, TrainingError
+from lora_kit.pipeline import training, whole
+from lora_kit.preflight.launch import Launch
 from lora_kit.recipe import Recipe
 from lora_kit.training import resuming
 from tests.training.cut import STEPS, cut_off, losses, sha256, with_training
@@ -29,6 +31,20 @@ def test_another_recipe_does_not_go_on(
     data.write_text("".join(lines[1:] + lines[:1]))
     with pytest.raises(RecipeError, match=r"the rows of data\.train"):
         pipeline.train(recipe, tmp_path / "run", resume=True)
+
+
+def test_what_cannot_go_on_or_end_under_a_launcher_is_refused_before_it_begins(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(monkeypatch, recipe, tmp_path / "run", 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "current_launch", lambda: Launch(deepspeed=True, zero_stage=2))
+        with pytest.raises(TrainingError, match="DeepSpeed goes on from checkpoints of its own"):
+            pipeline.train(recipe, tmp_path / "run", resume=True)
+    monkeypatch.setattr(whole, "current_launch", lambda: Launch(fsdp=True, fsdp_version=2))
+    with pytest.raises(TrainingError, match="no process would hold the whole model"):
+        pipeline.run(recipe, tmp_path / "another")
+    assert not (tmp_path / "another").exists()
 
 
 def test_a_finished_run_is_not_trained_again(recipe: Recipe, tmp_path: Path) -> None:
