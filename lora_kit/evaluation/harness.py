@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,32 +14,44 @@ from lora_kit.backbone import Backbone
 from lora_kit.console import say
 from lora_kit.data.rows import Row
 from lora_kit.errors import EvaluationError
+from lora_kit.evaluation.assembly import (
+    LEDGER,
+    VERDICT,
+    Part,
+    assembled,
+    keep_stored,
+    parts_of,
+    refuse_separate_directories,
+    stored_items,
+    with_part,
+)
 from lora_kit.evaluation.engine.arm import Bench, LoadedArms
-from lora_kit.evaluation.engine.journal import Journal
+from lora_kit.evaluation.engine.journal import Journal, Journals
 from lora_kit.evaluation.engine.retrieval import Retriever, retrieved
 from lora_kit.evaluation.engine.run import evaluate_models, stop_token_ids
 from lora_kit.evaluation.engine.work import Work, plan_work
 from lora_kit.evaluation.judge import judge
-from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger, write_ledger
+from lora_kit.evaluation.ledger import Entry, Ledger, read_ledger, write_ledger
 from lora_kit.evaluation.reporting.report import ReportFacts, write_report
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
-from lora_kit.files import read_json, write_json
-from lora_kit.processes import process_state
+from lora_kit.files import read_json, whole_file, write_json
+from lora_kit.processes import made_by_first, process_state
 from lora_kit.recipe import MERGED_ARMS
 
-LEDGER = "ledger.parquet"
-VERDICT = "verdict.json"
 SUITES = "suites.json"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The ledger's entries, what follows from them, and where both lie."""
+    """What follows from an evaluation's ledger, and where both lie."""
 
     verdict: Verdict
-    entries: tuple[Entry, ...]
     directory: Path
+
+    def read_entries(self) -> list[Entry]:
+        """The ledger's entries, all in memory."""
+        return read_ledger(self.directory / LEDGER)
 
 
 @dataclass(frozen=True)
@@ -81,100 +93,72 @@ def run_suites(wanted: Measurement) -> Evaluation:
     """
     state = process_state()
     work = plan_work(wanted.suites, wanted.backbone, wanted.shots, wanted.training)
-    keys = _keys(wanted.models, work)
+    parts = parts_of(wanted.models, work)
     if wanted.fresh and state.is_main_process:
         Journal(wanted.directory, state.process_index).discard()
     state.wait_for_everyone()
     journal = Journal(wanted.directory, state.process_index)
-    done = {} if wanted.fresh else _done(wanted.directory, journal, list(keys))
-    # Nobody writes before all have read.
-    state.wait_for_everyone()
+    measured = journal.done([part.key for part in parts])
+    stored = {} if wanted.fresh else stored_items(wanted.directory, parts)
+    done = {key: items | stored.get(key, set()) for key, items in measured.items()}
     _say_what_is_there(done)
+    # Nobody writes before all have read: they share out what is left without a word.
+    state.wait_for_everyone()
+    journal.open()
+    state.wait_for_everyone()
+    made_by_first(lambda: _begin(wanted, parts, stored, measured))
     bench = Bench(
         wanted.backbone.tokenizer, stop_token_ids(wanted.backbone), journal, done, wanted.fresh
     )
-    found = evaluate_models(wanted.models, work, bench)
-    retriever = Retriever.of(wanted.training) if wanted.retrieval else None
-    if retriever is not None:
-        found += retrieved(retriever, work)
-    entries, used = _assembled(done, found, work, keys)
-    verdict = judge(entries, wanted.suites)
-    if state.is_main_process:
-        _write(wanted, entries, verdict, used)
-        journal.discard()
+    evaluate_models(wanted.models, work, bench)
     state.wait_for_everyone()
-    return Evaluation(verdict, tuple(entries), wanted.directory)
+    verdict = made_by_first(lambda: _conclude(wanted, work, parts, journal))
+    return Evaluation(verdict, wanted.directory)
 
 
-Done = dict[str, dict[str, Entry]]
+Ids = Mapping[str, Collection[str]]
 
 
-def _keys(models: Sequence[LoadedArms], work: Sequence[Work]) -> dict[str, str]:
-    """The name of the arm behind every key that results are wanted under."""
-    keys = {}
-    for one in work:
-        for loaded in models:
-            for arm in loaded.arms:
-                if arm.wants(one):
-                    keys[one.key(arm.name, arm.identity)] = arm.name
-            if loaded.drifting:
-                keys[one.key(DRIFT, loaded.drifting)] = DRIFT
-    return keys
-
-
-def _done(directory: Path, journal: Journal, keys: Sequence[str]) -> Done:
-    """What an earlier evaluation has left: in its journal if it was killed, else in its ledger."""
-    done: Done = {key: {} for key in keys}
-    try:
-        stored = read_json(directory / VERDICT, EvaluationError).get("keys", {})
-        of = {tuple(where): key for key, where in stored.items() if key in done}
-        for entry in read_ledger(directory / LEDGER) if of else []:
-            key = of.get((entry.suite, entry.task, entry.arm))
-            if key is not None:
-                done[key][entry.item] = entry
-    except (EvaluationError, AttributeError, TypeError):
-        pass  # none, or of another version: everything is measured
-    for key, entry in journal.entries(keys):
-        done[key][entry.item] = entry
-    return done
-
-
-def _say_what_is_there(done: Done) -> None:
-    count = sum(len(entries) for entries in done.values())
+def _say_what_is_there(done: Ids) -> None:
+    count = sum(len(items) for items in done.values())
     if count:
         say(f"{count:,} results are there already and are used; --fresh measures them again")
 
 
-def _assembled(
-    done: Done, found: Sequence[tuple[str, Entry]], work: Sequence[Work], keys: Mapping[str, str]
-) -> tuple[list[Entry], dict[str, list[str]]]:
-    """All entries in the order of suites, tasks, arms and items, and what each key is of."""
-    by_key: Done = {key: dict(entries) for key, entries in done.items()}
-    for key, entry in found:
-        by_key.setdefault(key, {})[entry.item] = entry
-    order = {(one.suite.name, one.task.spec.name): n for n, one in enumerate(work)}
-    arms = [*dict.fromkeys(keys.values())]
-    entries = [entry for part in by_key.values() for entry in part.values()]
-    entries.sort(
-        key=lambda e: (
-            order[e.suite, e.task],
-            arms.index(e.arm) if e.arm in arms else len(arms),
-            e.item,
-        )
-    )
-    used = {
-        key: [first.suite, first.task, first.arm]
-        for key, part in by_key.items()
-        if (first := next(iter(part.values()), None))
-    }
-    return entries, used
+def _begin(wanted: Measurement, parts: Sequence[Part], stored: Ids, measured: Ids) -> None:
+    """Refuse what cannot end well, and take over from an earlier ledger what no journal has."""
+    refuse_separate_directories(wanted.directory, process_state().num_processes)
+    kept = {key: set(items).difference(measured[key]) for key, items in stored.items()}
+    keep_stored(wanted.directory, parts, kept)
 
 
-def _write(
-    wanted: Measurement, entries: Sequence[Entry], verdict: Verdict, keys: Mapping[str, list[str]]
-) -> None:
+def _conclude(
+    wanted: Measurement, work: Sequence[Work], parts: Sequence[Part], journal: Journal
+) -> Verdict:
+    """From the journals of all processes to ledger, verdict and report."""
+    directory = wanted.directory
+    retriever = Retriever.of(wanted.training) if wanted.retrieval else None
+    if retriever is not None:
+        for key, records in retrieved(retriever, work):
+            journal.append(records)
+            entries = [entry for _, entry in records]
+            of, ids = entries[0], tuple(entry.item for entry in entries)
+            parts = with_part(parts, Part(key, of.suite, of.task, of.arm, ids))
+    with (
+        Journals(directory, [part.key for part in parts]) as journals,
+        whole_file(directory / LEDGER) as temporary,
+    ):
+        write_ledger(temporary, assembled(directory, parts, journals))
+        verdict = judge(Ledger(temporary), wanted.suites)
+        # It is of the ledger that is replaced now.
+        (directory / VERDICT).unlink(missing_ok=True)
+    _write(wanted, verdict, {part.key: [part.suite, part.task, part.arm] for part in parts})
+    journal.discard()
+    return verdict
+
+
+def _write(wanted: Measurement, verdict: Verdict, keys: Mapping[str, list[str]]) -> None:
     directory, backbone = wanted.directory, wanted.backbone
-    write_ledger(directory / LEDGER, entries)
     write_json(directory / SUITES, [suite.model_dump(mode="json") for suite in wanted.suites])
     arms = [arm for model in wanted.models for arm in model.arms]
     lineage = {
@@ -193,7 +177,7 @@ def _write(
         "Fingerprint": backbone.fingerprint.digest[:16],
     }
     facts = ReportFacts(wanted.facts.title, described | dict(wanted.facts.facts))
-    write_report(directory, verdict, entries, facts)
+    write_report(directory, verdict, Ledger(directory / LEDGER), facts)
 
 
 def read_verdict(directory: Path) -> dict[str, Any]:
@@ -224,7 +208,7 @@ def check_verdict(directory: Path) -> None:
         raise EvaluationError(f"{directory / SUITES}: cannot be read: {error}") from error
     if stored["suite_digests"] != {suite.name: suite.digest for suite in suites}:
         raise EvaluationError(f"{directory / SUITES}: not the suites that the verdict names")
-    judged = judge(read_ledger(directory / LEDGER), suites).to_dict()
+    judged = judge(Ledger(directory / LEDGER), suites).to_dict()
     if not _same(judged, {name: stored.get(name) for name in judged}):
         raise EvaluationError(
             f"{directory / VERDICT}: the verdict does not follow from the ledger beside it"

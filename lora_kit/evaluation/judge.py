@@ -10,8 +10,9 @@ import numpy as np
 from lora_kit.errors import EvaluationError
 from lora_kit.evaluation import facets
 from lora_kit.evaluation.ledger import DRIFT, Entry
-from lora_kit.evaluation.pairs import Entries, Pairs, by_arm, mean_score, pair
+from lora_kit.evaluation.pairs import Entries, Pairs, mean_score, pair
 from lora_kit.evaluation.shipping import shipping
+from lora_kit.evaluation.source import Source, source_of
 from lora_kit.evaluation.statistics.decisions import (
     Comparison,
     Decision,
@@ -36,17 +37,22 @@ from lora_kit.recipe import MERGED_ARMS
 ALARM_ALPHA = 0.05
 
 
-def judge(entries: Sequence[Entry], suites: Sequence[Suite]) -> Verdict:
+def judge(results: Source | Sequence[Entry], suites: Sequence[Suite]) -> Verdict:
     """Judge arm `adapter` against arm `base` on every task, and what else there is of arms.
+
+    Of a ledger on disk one task's results are in memory at a time.
 
     Raises:
         EvaluationError: if a task has no item with a score in both arms.
     """
-    arms = by_arm(entries)
+    source = source_of(results)
     judged = tuple(
         _judge_suite(
             suite,
-            tuple(_judge_task(suite, task, arms[suite.name, task.name]) for task in suite.tasks),
+            tuple(
+                _judge_task(suite, task, source.arms(suite.name, task.name, _texts(task)))
+                for task in suite.tasks
+            ),
         )
         for suite in suites
     )
@@ -59,6 +65,12 @@ def judge(entries: Sequence[Entry], suites: Sequence[Suite]) -> Verdict:
         tuple(finding for suite in judged for finding in _findings(suite)),
         judged,
     )
+
+
+def _texts(task: TaskSpec) -> tuple[str, ...]:
+    """Those that a task is judged by: labels, where there are any."""
+    by_label = task.kind == "classification" or task.score == "macro_f1"
+    return ("output", "reference") if by_label else ()
 
 
 def _judge_suite(suite: Suite, tasks: tuple[TaskVerdict, ...]) -> SuiteVerdict:

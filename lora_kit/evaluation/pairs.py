@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,16 +62,6 @@ class Pairs:
             0,
             False,
         )
-
-
-def by_arm(entries: Sequence[Entry]) -> dict[tuple[str, str], dict[str, dict[str, Entry]]]:
-    """Entries by suite and task, then arm, then item."""
-    found: dict[tuple[str, str], dict[str, dict[str, Entry]]] = defaultdict(
-        lambda: defaultdict(dict)
-    )
-    for entry in entries:
-        found[entry.suite, entry.task][entry.arm][entry.item] = entry
-    return found
 
 
 def pair(before: Entries, after: Entries, task: TaskSpec, where: str) -> Pairs:

@@ -9,7 +9,8 @@ from pathlib import Path
 from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.backbone import ALIASES
 from lora_kit.errors import ReleaseError
-from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT, check_verdict, read_verdict
+from lora_kit.evaluation.assembly import LEDGER, VERDICT
+from lora_kit.evaluation.harness import SUITES, check_verdict, read_verdict
 from lora_kit.evaluation.reporting.report import FLIPS, REPORTS
 from lora_kit.files import read_json, whole_directory, write_json, write_text
 from lora_kit.merging.record import MERGE_RECORD

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +12,9 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from lora_kit.errors import ReleaseError
-from lora_kit.evaluation.harness import LEDGER, SUITES
-from lora_kit.evaluation.ledger import read_ledger
+from lora_kit.evaluation.assembly import LEDGER
+from lora_kit.evaluation.harness import SUITES
+from lora_kit.evaluation.ledger import Ledger
 from lora_kit.evaluation.statistics.decisions import Decision
 from lora_kit.evaluation.suite import Suite
 from lora_kit.files import read_json, write_json
@@ -122,7 +122,7 @@ def collect(
 
 def rows_by_arm(evaluation: Path) -> dict[str, int]:
     """How many results the ledger has of each arm."""
-    return dict(sorted(Counter(entry.arm for entry in read_ledger(evaluation / LEDGER)).items()))
+    return Ledger(evaluation / LEDGER).rows_by_arm()
 
 
 def _suite_seeds(evaluation: Path) -> dict[str, int]:

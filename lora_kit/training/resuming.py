@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
-
 from lora_kit.backbone import Backbone
-from lora_kit.errors import LoraKitError, RecipeError
-from lora_kit.processes import process_state
+from lora_kit.errors import RecipeError
+from lora_kit.processes import made_by_first
 from lora_kit.recipe import Recipe
 from lora_kit.run import (
     RunDirectory,
@@ -54,8 +51,8 @@ def choose_run(recipe: Recipe, output: Path | None, overwrite: bool, resume: boo
             return Choice(new_run_directory(recipe, output, overwrite), None, is_new=True)
         return Choice(run, checkpoints.newest(run.checkpoints), is_new=False)
 
-    chosen: Choice = _of_the_first_process(choose)
-    return chosen
+    # Each for itself would find the directory that the first one has made.
+    return made_by_first(choose)
 
 
 def begin_run(recipe: Recipe, output: Path | None, overwrite: bool) -> RunDirectory:
@@ -64,27 +61,7 @@ def begin_run(recipe: Recipe, output: Path | None, overwrite: bool) -> RunDirect
     Raises:
         RecipeError: if `output` holds a run by now.
     """
-    begun: RunDirectory = _of_the_first_process(
-        lambda: claim_run_directory(recipe, output, overwrite)
-    )
-    return begun
-
-
-def _of_the_first_process(choose: Callable[[], Any]) -> Any:
-    """What the first process chooses, for all of them, or the error that it ends with.
-
-    Each for itself would find the directory that the first one has made.
-    """
-    choice: list[Any] = [None]
-    if process_state().is_main_process:
-        try:
-            choice[0] = choose()
-        except (LoraKitError, OSError) as error:
-            choice[0] = error
-    (chosen,) = broadcast_object_list(choice)
-    if isinstance(chosen, Exception):
-        raise chosen
-    return chosen
+    return made_by_first(lambda: claim_run_directory(recipe, output, overwrite))
 
 
 def require_same(

@@ -131,7 +131,7 @@ def _evaluate(folder: Path) -> int:
         output=folder / "evaluation",
         fresh=True,
     )
-    return len(done.entries)
+    return len(done.read_entries())
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def count_outcomes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_an_adapter_that_does_nothing_changes_nothing(evaluate: Callable[..., Evaluation]) -> None:
     done = evaluate(b=0.0)
-    found = scores(done.entries)
+    found = scores(done.read_entries())
     for (task, arm, item), score in found.items():
         if arm == "adapter":
             assert score == found[task, "base", item]
@@ -132,7 +132,7 @@ def test_an_adapter_that_does_nothing_changes_nothing(evaluate: Callable[..., Ev
         for task in suite.tasks:
             assert (task.won, task.lost, task.interval.delta) == (0, 0, 0.0)
             assert not task.alarm
-    assert {e.arm for e in done.entries} == {"base", "adapter", DRIFT}
+    assert {e.arm for e in done.read_entries()} == {"base", "adapter", DRIFT}
 
 
 def test_an_adapter_that_does_something_is_seen(evaluate: Callable[..., Evaluation]) -> None:
@@ -177,12 +177,12 @@ def test_a_run_that_is_cut_off_goes_on_from_there(
         stream.write('{"key": "half a li')
     asked = count_outcomes(monkeypatch)
     resumed = evaluate(b=1.0, to="cut")
-    assert scores(resumed.entries) == scores(whole.entries)
-    measured = sum(e.arm != DRIFT for e in whole.entries)
+    assert scores(resumed.read_entries()) == scores(whole.read_entries())
+    measured = sum(e.arm != DRIFT for e in whole.read_entries())
     # The base of the batch that was cut off is in the cache; all else is asked once.
     assert measured - kept - 8 <= sum(asked) <= measured - kept
     assert not list((tmp_path / "cut").glob(".journal-*"))
-    assert journal.entries(["no such key"]) == []
+    assert journal.done(["no such key"]) == {"no such key": set()}
 
 
 def test_what_does_not_fit_into_memory_is_halved_for_every_arm(
@@ -200,8 +200,8 @@ def test_what_does_not_fit_into_memory_is_halved_for_every_arm(
     monkeypatch.setattr(engine, "outcomes", small)
     halved = evaluate(b=1.0, to="halved", fresh=True)
     assert max(sizes) <= 5
-    of_whole = scores(whole.entries)
-    for where, score in scores(halved.entries).items():
+    of_whole = scores(whole.read_entries())
+    for where, score in scores(halved.read_entries()).items():
         assert score == pytest.approx(of_whole[where], abs=1e-3)
 
 
@@ -233,10 +233,10 @@ def test_the_base_is_measured_once_for_all_adapters(
     first = evaluate(b=1.0, to="first")
     asked = count_outcomes(monkeypatch)
     second = evaluate(b=2.0, to="second")
-    items = sum(e.arm == "adapter" for e in first.entries)
+    items = sum(e.arm == "adapter" for e in first.read_entries())
     assert sum(asked) == items
-    base = {k: v for k, v in scores(second.entries).items() if k[1] == "base"}
-    assert base == {k: v for k, v in scores(first.entries).items() if k[1] == "base"}
+    base = {k: v for k, v in scores(second.read_entries()).items() if k[1] == "base"}
+    assert base == {k: v for k, v in scores(first.read_entries()).items() if k[1] == "base"}
     asked.clear()
     evaluate(b=2.0, to="second", fresh=True)
     assert sum(asked) == 2 * items
@@ -245,14 +245,13 @@ def test_the_base_is_measured_once_for_all_adapters(
 def test_an_arm_is_added_without_measuring_the_others_again(
     evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    first = evaluate(b=1.0)
+    of_first = scores(evaluate(b=1.0).read_entries())
     asked = count_outcomes(monkeypatch)
     second = evaluate(b=1.0, arms=("base", "adapter", "fewshot"))
     assert sum(asked) == 6
-    shown = [e for e in second.entries if e.arm == "fewshot"]
+    shown = [e for e in second.read_entries() if e.arm == "fewshot"]
     assert [e.task for e in shown] == ["lines"] * 6  # a baseline of gain, not of retention
-    of_first = scores(first.entries)
-    assert of_first == {k: v for k, v in scores(second.entries).items() if k in of_first}
+    assert of_first == {k: v for k, v in scores(second.read_entries()).items() if k in of_first}
     (task,) = [t for s in second.verdict.suites if s.role == "gain" for t in s.tasks]
     assert [rival.arm for rival in task.rivals] == ["fewshot"]
     check_verdict(tmp_path / "out")
@@ -272,8 +271,8 @@ def test_the_ledger_holds_what_the_verdict_needs(
     evaluate: Callable[..., Evaluation], tmp_path: Path
 ) -> None:
     done = evaluate(b=1.0)
-    assert read_ledger(tmp_path / "out" / LEDGER) == list(done.entries)
-    quiz = next(e for e in done.entries if e.task == "quiz" and e.arm == "adapter")
+    assert read_ledger(tmp_path / "out" / LEDGER) == list(done.read_entries())
+    quiz = next(e for e in done.read_entries() if e.task == "quiz" and e.arm == "adapter")
     assert len(quiz.log_likelihoods) == len(quiz.choices) == 4
     assert quiz.slices["field"]
     check_verdict(tmp_path / "out")

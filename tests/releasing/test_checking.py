@@ -118,7 +118,7 @@ def better_ledger(release: Path) -> None:
     path = release / "evaluation" / LEDGER
     rows = read_ledger(path)
     first = next(n for n, row in enumerate(rows) if row.arm == "merged")
-    values = {**vars(rows[first]), "score": (rows[first].score or 0) - 0.01}
+    values = {**rows[first].to_row(), "score": (rows[first].score or 0) - 0.01}
     write_ledger(path, [*rows[:first], Entry.of(values), *rows[first + 1 :]])
 
 

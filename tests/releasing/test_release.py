@@ -175,7 +175,11 @@ def test_of_two_merged_models_the_one_with_the_better_verdict_is_released(run_co
     evaluate(run_copy, arms=["merged", "merged-original"])
     path = run_copy / "evaluation" / LEDGER
     rows = [
-        Entry(**{**vars(row), "score": (row.score or 0) + 5} if row.arm == "merged" else vars(row))
+        Entry(
+            **{**row.to_row(), "score": (row.score or 0) + 5}
+            if row.arm == "merged"
+            else row.to_row()
+        )
         for row in read_ledger(path)
     ]
     write_ledger(path, rows)
@@ -196,7 +200,7 @@ def undecided(run: Path) -> None:
     base = {(r.task, r.item): r.score for r in rows if r.arm == "base"}
 
     def changed(number: int, row: Entry) -> Entry:
-        values: dict[str, Any] = dict(vars(row))
+        values: dict[str, Any] = row.to_row()
         if row.arm == "merged" and row.task == "loss":
             values["score"] = (base[row.task, row.item] or 0) + (1.0 if number % 2 else -1.1)
         return Entry(**values)

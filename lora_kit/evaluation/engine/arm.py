@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from lora_kit.evaluation.engine.journal import Journal
 from lora_kit.evaluation.engine.work import FEWSHOT, Work
 from lora_kit.evaluation.item import Item
-from lora_kit.evaluation.ledger import Entry
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,16 @@ class Bench:
     """What all arms are evaluated with.
 
     Attributes:
-        done: entries by key and item that are there already.
+        done: ids of the items that are there already, by key.
     """
 
     tokenizer: Any
     stop_token_ids: tuple[int, ...]
     journal: Journal
-    done: Mapping[str, Mapping[str, Entry]]
+    done: Mapping[str, Collection[str]]
     fresh: bool = False
 
     def missing(self, key: str, items: Iterable[Item]) -> list[Item]:
         """The items without an entry under this key."""
-        there = self.done.get(key, {})
+        there = self.done.get(key, ())
         return [item for item in items if item.id not in there]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from lora_kit.adapters import switched_off
-from lora_kit.evaluation.item import LossRequest, Request
+from lora_kit.evaluation.engine.work import Work
+from lora_kit.evaluation.item import Item, LossRequest, Request
 
 PROMPTS = 16
 """Prompts of a suite at most, spread over its tasks: drift is an alarm, not a verdict."""
@@ -17,6 +18,19 @@ FEWEST = 3
 PROMPT_TOKENS = 64
 POSITIONS = 16
 BATCH = 8
+
+
+def drifters(work: Work) -> list[Item]:
+    """The items whose prompts drift is measured on, spread over the task."""
+    wanted = max(PROMPTS // len(work.suite.tasks), FEWEST)
+    step = max(len(work.task.items) // wanted, 1)
+    return list(work.task.items[::step][:wanted])
+
+
+def batches(work: Work) -> list[tuple[Item, ...]]:
+    """The same however many processes there are, as with all batches."""
+    items = drifters(work)
+    return [tuple(items[n : n + BATCH]) for n in range(0, len(items), BATCH)]
 
 
 def prompt_ids(request: Request) -> tuple[int, ...]:

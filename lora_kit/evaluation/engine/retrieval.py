@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,17 +59,22 @@ class Retriever:
         return int(similarity.toarray().ravel().argmax())
 
 
-def retrieved(retriever: Retriever, work: Sequence[Work]) -> list[tuple[str, Entry]]:
-    """Entries, with their keys, of every gain task that a text can be an answer to."""
-    found = []
+def retrieved(
+    retriever: Retriever, work: Sequence[Work]
+) -> Iterator[tuple[str, list[tuple[str, Entry]]]]:
+    """For every gain task that a text can be an answer to its key, and entries with that key."""
     for one in work:
         if one.suite.role != "gain" or not _answerable(one.task):
             continue
         key = one.key(RETRIEVAL, retriever.identity)
-        for item, answer in zip(one.task.items, retriever.answer(one.task.items), strict=True):
-            graded = _graded(retriever, one.task, item, answer)
-            found.append((key, _entry(one, item, graded)))
-    return found
+        answers = retriever.answer(one.task.items)
+        yield (
+            key,
+            [
+                (key, _entry(one, item, _graded(retriever, one.task, item, answer)))
+                for item, answer in zip(one.task.items, answers, strict=True)
+            ],
+        )
 
 
 def _answerable(task: Task) -> bool:

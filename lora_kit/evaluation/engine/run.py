@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 
 from lora_kit.backbone import Backbone
-from lora_kit.console import Meter, meter, say
+from lora_kit.console import meter, say
 from lora_kit.data.tokenization import end_of_turn
 from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine import drift
@@ -20,7 +19,9 @@ from lora_kit.evaluation.engine.arm import Arm, Bench, LoadedArms
 from lora_kit.evaluation.engine.kept import Kept
 from lora_kit.evaluation.engine.prefix import Prefix, encode, shared_prefix
 from lora_kit.evaluation.engine.probe import find_way, within_window
+from lora_kit.evaluation.engine.progress import Progress, progress_of_all
 from lora_kit.evaluation.engine.scoring import Scorer, Way, outcomes
+from lora_kit.evaluation.engine.sharing import Share, shares
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
@@ -28,47 +29,26 @@ from lora_kit.memory import lacks_memory
 from lora_kit.processes import process_state
 
 
-def evaluate_models(
-    models: Sequence[LoadedArms], work: Sequence[Work], bench: Bench
-) -> list[tuple[str, Entry]]:
-    """Evaluate the arms of all models, one model after the other.
+def evaluate_models(models: Sequence[LoadedArms], work: Sequence[Work], bench: Bench) -> None:
+    """Evaluate the arms of all models, one model after the other; the journals hold the results.
 
-    Under several processes each takes every n-th batch; all get the whole result. The batches do
-    not depend on the number of processes, nor on the arm, so that a difference is the adapter's.
-
-    Returns:
-        Keys and entries of what was not there already.
+    Under several processes each takes its share of the batches. The batches do not depend on the
+    number of processes, nor on the arm, so that a difference is the adapter's.
     """
     state = process_state()
-    found: list[tuple[str, Entry]] = []
-    total = sum(_left(one, arms, bench, _share(one)) for arms in models for one in work)
+    plan = [shares(work, loaded, bench, state.num_processes) for loaded in models]
+    total = sum(share.items for of_model in plan for part in of_model for share in part)
     ways: Ways = {}
-    with meter("evaluating", total, visible=state.is_main_process) as progress:
-        for loaded in models:
+    with (
+        meter("evaluating", total, visible=state.is_main_process) as shown,
+        progress_of_all(shown) as progress,
+    ):
+        for loaded, of_model in zip(models, plan, strict=True):
             # By what is left to any process: loading may mean training, which takes all of them.
-            if any(_left(one, loaded, bench, one.batches) for one in work):
+            if any(share for part in of_model for share in part):
                 model = loaded.load()
-                found += _evaluate_model(model, loaded, work, bench, ways, progress)
-    if state.num_processes > 1:
-        found = gather_object(found)
-    return found
-
-
-def _left(work: Work, loaded: LoadedArms, bench: Bench, batches: Sequence[tuple[int, ...]]) -> int:
-    """Items of these batches, times arms, that are not done."""
-    items = [work.task.items[n] for batch in batches for n in batch]
-    arms = (arm for arm in loaded.arms if arm.wants(work))
-    left = sum(len(bench.missing(work.key(arm.name, arm.identity), items)) for arm in arms)
-    if loaded.drifting:
-        drifters = [item for batch in _drift_batches(work) for item in batch]
-        left += len(bench.missing(work.key(DRIFT, loaded.drifting), drifters))
-    return left
-
-
-def _share(work: Work) -> tuple[tuple[int, ...], ...]:
-    """The batches of this process."""
-    state = process_state()
-    return work.batches[state.process_index :: state.num_processes]
+                own = of_model[state.process_index]
+                _evaluate_model(model, loaded, work, own, bench, ways, progress)
 
 
 @torch.inference_mode()
@@ -76,30 +56,28 @@ def _evaluate_model(
     model: Any,
     loaded: LoadedArms,
     work: Sequence[Work],
+    own: Sequence[Share],
     bench: Bench,
     ways: Ways,
-    progress: Meter,
-) -> list[tuple[str, Entry]]:
+    progress: Progress,
+) -> None:
     scorer = Scorer(model, bench.tokenizer, bench.stop_token_ids)
     was_training = model.training
     model.eval()
-    found: list[tuple[str, Entry]] = []
     try:
-        for one in work:
-            if not _left(one, loaded, bench, _share(one)):
+        for one, share in zip(work, own, strict=True):
+            if not share:
                 continue
             arms = [arm for arm in loaded.arms if arm.wants(one)]
             asked = [_Asked.prepare(one, arm, scorer, bench, ways) for arm in arms]
-            for batch in _evaluate_task(one, asked, progress):
+            for batch in _evaluate_task(one, share.batches, asked, progress):
                 bench.journal.append(batch)
-                found += batch
             if loaded.drifting:
-                records = _drift(one, loaded.drifting, scorer, bench, progress)
-                bench.journal.append(records)
-                found += records
+                key = one.key(DRIFT, loaded.drifting)
+                for batch in _drift(one, share.drift, key, scorer, bench, progress):
+                    bench.journal.append(batch)
     finally:
         model.train(was_training)
-    return found
 
 
 # Found once for each kind of request, with and without a prefix, for all models alike.
@@ -107,10 +85,10 @@ Ways = dict[tuple[type[Request], bool], Way]
 
 
 def _evaluate_task(
-    work: Work, asked: Sequence[_Asked], progress: Meter
+    work: Work, batches: Sequence[tuple[int, ...]], asked: Sequence[_Asked], progress: Progress
 ) -> Iterable[list[tuple[str, Entry]]]:
     """Yield the entries of one batch after the other, of all arms."""
-    queue = deque(_share(work))
+    queue = deque(batches)
     while queue:
         batch = queue.popleft()
         items = [work.task.items[n].id for n in batch]
@@ -174,7 +152,7 @@ class _Asked:
         kept = Kept.of(arm.identity, scorer.device, bench.fresh) if arm.kept else None
         return cls(work, arm, task, key, left, scorer, way, prefix_ids, prefix, kept)
 
-    def evaluate(self, batch: Sequence[int], progress: Meter) -> list[tuple[str, Entry]]:
+    def evaluate(self, batch: Sequence[int], progress: Progress) -> list[tuple[str, Entry]]:
         """Entries of a batch's items, with the key of the work."""
         items = [self.task.items[n] for n in batch]
         if not any(item.id in self.left for item in items):
@@ -184,7 +162,7 @@ class _Asked:
             found = self._outcomes([item.request for item in items])
         seconds = (time.monotonic() - started) / len(items)
         tokens = sum(outcome.tokens for outcome in found)
-        progress.advance(len(items), f"{self.task.spec.name}, {self.arm.name}", tokens=tokens)
+        progress.advance(len(items), f"{self.task.spec.name}, {self.arm.name}", tokens)
         return [
             (self.key, _entry(self.work, self.arm.name, item, outcome, self.task, seconds))
             for item, outcome in zip(items, found, strict=True)
@@ -223,27 +201,16 @@ def _entry(work: Work, arm: str, item: Item, outcome: Outcome, task: Task, secon
     )
 
 
-def _drifters(work: Work) -> list[Item]:
-    """The items whose prompts drift is measured on, spread over the task."""
-    wanted = max(drift.PROMPTS // len(work.suite.tasks), drift.FEWEST)
-    step = max(len(work.task.items) // wanted, 1)
-    return list(work.task.items[::step][:wanted])
-
-
-def _drift_batches(work: Work) -> list[list[Item]]:
-    """Those of this process; as with all batches, their number does not change what is in them."""
-    items = _drifters(work)
-    state = process_state()
-    batches = [items[n : n + drift.BATCH] for n in range(0, len(items), drift.BATCH)]
-    return batches[state.process_index :: state.num_processes]
-
-
 def _drift(
-    work: Work, identity: str, scorer: Scorer, bench: Bench, progress: Meter
-) -> list[tuple[str, Entry]]:
-    key = work.key(DRIFT, identity)
-    records = []
-    for batch in _drift_batches(work):
+    work: Work,
+    batches: Sequence[tuple[Item, ...]],
+    key: str,
+    scorer: Scorer,
+    bench: Bench,
+    progress: Progress,
+) -> Iterable[list[tuple[str, Entry]]]:
+    """Yield the drift of one batch of prompts after the other."""
+    for batch in batches:
         left = bench.missing(key, batch)
         if not left:
             continue
@@ -252,13 +219,12 @@ def _drift(
         values = drift.token_kl(scorer.model, prompts, scorer.tokenizer.pad_token_id, scorer.device)
         seconds = (time.monotonic() - started) / len(batch)
         tokens = 2 * sum(map(len, prompts))
-        progress.advance(len(left), f"{work.task.spec.name}, {DRIFT}", tokens=tokens)
-        records += [
+        progress.advance(len(left), f"{work.task.spec.name}, {DRIFT}", tokens)
+        yield [
             (key, _drifted(work, item, value, 2 * len(prompt), seconds))
             for item, value, prompt in zip(batch, values, prompts, strict=True)
             if item in left
         ]
-    return records
 
 
 def _drifted(work: Work, item: Item, value: float, tokens: int, seconds: float) -> Entry:

@@ -25,6 +25,7 @@ from lora_kit.evaluation.reporting.forest import NARROW, WIDE, forest
 from lora_kit.evaluation.reporting.notation import p_value
 from lora_kit.evaluation.reporting.plane import plane
 from lora_kit.evaluation.reporting.views import suite_views
+from lora_kit.evaluation.source import Source, source_of
 from lora_kit.evaluation.verdict import WAYS, Verdict
 from lora_kit.files import write_text
 
@@ -61,13 +62,14 @@ class Inline:
 
 
 def write_report(
-    directory: Path, verdict: Verdict, entries: Sequence[Entry], facts: ReportFacts
+    directory: Path, verdict: Verdict, results: Source | Sequence[Entry], facts: ReportFacts
 ) -> None:
     """Write `report.html`, `report.md` and `flips.jsonl`.
 
     Flips are of the arms `base` and `adapter`; other arms are in the verdict only.
     """
-    suites = suite_views(verdict, find_flips(entries, verdict))
+    source = source_of(results)
+    suites = suite_views(verdict, find_flips(source, verdict))
     rows = [
         (f"{suite.verdict.suite} ({suite.verdict.role})", [task.numbers for task in suite.tasks])
         for suite in suites
@@ -90,7 +92,7 @@ def write_report(
     }
     for name, escape in zip(REPORTS, (None, markdown), strict=True):
         write_text(directory / name, _environment(escape).get_template(f"{name}.j2").render(values))
-    write_flips(directory / FLIPS, entries, verdict)
+    write_flips(directory / FLIPS, source, verdict)
 
 
 def _environment(escape: Callable[[str], str] | None) -> Environment:

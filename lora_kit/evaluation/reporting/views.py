@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from lora_kit.evaluation.facets import LOWER_IS_BETTER, Classes, Measure, Slice
 from lora_kit.evaluation.reporting.answers import differences, sureness
-from lora_kit.evaluation.reporting.flips import Flip, TaskFlips
+from lora_kit.evaluation.reporting.flips import SHOWN, Flip, TaskFlips
 from lora_kit.evaluation.reporting.forest import Difference
 from lora_kit.evaluation.reporting.notation import Notation, Numbers, item_unit, percent
 from lora_kit.evaluation.reporting.reliability import Dot, dots
@@ -39,7 +39,7 @@ class FlipsView:
     """Flips of one task in one direction.
 
     Attributes:
-        shown: all of them where scores are 0 or 1, otherwise the largest, in order of size.
+        shown: the first where scores are 0 or 1, otherwise the largest, in order of size.
         total: how many there are.
     """
 
@@ -136,8 +136,8 @@ def suite_views(verdict: Verdict, flips: Sequence[TaskFlips]) -> list[SuiteView]
 
 def _task_view(name: str, task: TaskVerdict, flips: TaskFlips) -> TaskView:
     unit = item_unit(task)
-    # All of them where an item is right or wrong: their number says little without them.
-    limit = None if flips.right_or_wrong else LARGEST
+    # As many as a page bears where an item is right or wrong: their number alone says little.
+    limit = SHOWN if flips.right_or_wrong else LARGEST
     return TaskView(
         name=name,
         suite=flips.suite,
@@ -165,8 +165,8 @@ def _task_view(name: str, task: TaskVerdict, flips: TaskFlips) -> TaskView:
         has_outputs=flips.has_outputs,
         right_or_wrong=flips.right_or_wrong,
         sum=_sum(task, flips),
-        lost=FlipsView(flips.lost[:limit], len(flips.lost)),
-        won=FlipsView(flips.won[:limit], len(flips.won)),
+        lost=FlipsView(flips.lost[:limit], flips.lost_items),
+        won=FlipsView(flips.won[:limit], flips.won_items),
     )
 
 
@@ -209,7 +209,7 @@ def _sum(task: TaskVerdict, flips: TaskFlips) -> str:
     """Of scores of 0 and 1 whose mean is the task's: won less lost is the difference, in items."""
     if not flips.right_or_wrong or task.unit == "macro-F1":
         return ""
-    won, lost, items = len(flips.won), len(flips.lost), task.interval.items
+    won, lost, items = flips.won_items, flips.lost_items, task.interval.items
     of = Difference.of("", task)
     unit = f" {of.unit}" if of.notation.percent else ""
     net = f"{won - lost:+,}" if won != lost else "0"
