@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from lora_kit.evaluation.reporting.report import ReportFacts, write_report
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.files import read_json, whole_file, write_json
-from lora_kit.processes import made_by_first, process_state
+from lora_kit.processes import made_by_first, process_state, require_agreement
 from lora_kit.recipe import MERGED_ARMS
 
 SUITES = "suites.json"
@@ -94,6 +95,14 @@ def run_suites(wanted: Measurement) -> Evaluation:
     state = process_state()
     work = plan_work(wanted.suites, wanted.backbone, wanted.shots, wanted.training)
     parts = parts_of(wanted.models, work)
+    require_agreement(
+        {
+            "files of the adapter": adapter_sha256(wanted.adapter),
+            "items, settings or weights": sha256(
+                repr([(part.key, part.items) for part in parts]).encode()
+            ).hexdigest(),
+        }
+    )
     if wanted.fresh and state.is_main_process:
         Journal(wanted.directory, state.process_index).discard()
     state.wait_for_everyone()
