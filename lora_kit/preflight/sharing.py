@@ -25,8 +25,8 @@ class Sharing:
     (3) (Rajbhandari et al. 2020, arXiv:1910.02054, section 5); FSDP divides all three (Zhao et al.
     2023, arXiv:2304.11277).
 
-    Not counted: DeepSpeed's buffers of communication (`reduce_bucket_size`), which come on top, and
-    offloading, which takes away.
+    Not counted: DeepSpeed's buffers of communication (`reduce_bucket_size`), which come on top;
+    offloading, which takes away; and loading, in which the backbone is whole before it is sharded.
 
     Attributes:
         weights: the frozen weights and the adapter.
