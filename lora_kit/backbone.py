@@ -15,6 +15,7 @@ from lora_kit.attention import attention_arguments
 from lora_kit.errors import BackboneError
 from lora_kit.fingerprint import Fingerprint, fingerprint, weight_files
 from lora_kit.gguf import converted
+from lora_kit.launch import current_launch
 from lora_kit.processes import process_state
 from lora_kit.recipe import BackboneSpec
 
@@ -178,6 +179,9 @@ def compute_dtype(spec: BackboneSpec) -> torch.dtype:
 def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
     """Load the model frozen, quantized as `spec` says, on this process's device.
 
+    Where it is going to be divided over the processes it waits in main memory, from the same files
+    for all processes of a machine: it may be larger than a GPU.
+
     Raises:
         BackboneError: if the files are no causal language model in safetensors, or attention
             cannot be computed as asked.
@@ -187,6 +191,7 @@ def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
     weights = weight_files(files.directory)
     dtype = compute_dtype(spec)
     device = process_state().device
+    sharded = current_launch().sharded
     attention = attention_arguments(spec.attention, device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -194,7 +199,7 @@ def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
             dtype=dtype,
             quantization_config=quantization_config(spec, dtype),
             # By local rank: "auto" would put every process of a node on the same devices.
-            device_map={"": device} if device.type != "cpu" else None,
+            device_map={"": device} if device.type != "cpu" and not sharded else None,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

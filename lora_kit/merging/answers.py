@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import MergeError
+from lora_kit.files import read_json
 from lora_kit.memory import lacks_memory
 
 if TYPE_CHECKING:
@@ -147,7 +149,6 @@ def in_float32(module: torch.nn.Module) -> Iterator[bool]:
         yield False
         return
     packed = [part for part in parts if isinstance(part, Linear4bit)]
-    computed = [part.compute_dtype for part in packed]
     kept = {id(part.weight) for part in packed}
     halves = [
         (tensor, tensor.data)
@@ -158,13 +159,22 @@ def in_float32(module: torch.nn.Module) -> Iterator[bool]:
         for tensor, data in halves:
             tensor.data = data.float()
         for part in packed:
-            part.compute_dtype = torch.float32
+            # Its own product makes the weights anew in the dtype of its inputs: in float32, other
+            # ones than those that were trained on.
+            part.forward = partial(_unpacked, part)
         yield True
     finally:
         for tensor, data in halves:
             tensor.data = data
-        for part, dtype in zip(packed, computed, strict=True):
-            part.compute_dtype = dtype
+        for part in packed:
+            del part.forward
+
+
+def _unpacked(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    return torch.nn.functional.linear(inputs, weight, layer.bias)
 
 
 @torch.inference_mode()
@@ -232,7 +242,9 @@ class Computing:
 
 
 def reload(merged: Path, computing: Computing) -> Any:
-    """The merged model from disk.
+    """The merged model from disk, in what it is stored in or was computed in, whichever is finer.
+
+    Rounded when it is loaded, it would lose what was stored in float32 to be kept.
 
     Raises:
         MergeError: if it cannot be loaded, or not every tensor finds its place.
@@ -240,10 +252,11 @@ def reload(merged: Path, computing: Computing) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    stored = getattr(torch, str(read_json(merged / "config.json", MergeError).get("dtype")))
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             merged,
-            dtype=computing.dtype,
+            dtype=torch.promote_types(stored, computing.dtype),
             attn_implementation=computing.attention,
             use_safetensors=True,
             local_files_only=True,

@@ -5,8 +5,10 @@ Measured on SmolLM2-135M with an adapter of four steps, whose changes are small
 of the most likely tokens are the same, the distance is 0.03% of the base's, and the module that
 loses most keeps 71% of its change. A merge with alpha halved keeps 50% of every module's, one that
 did nothing has 0% and all of the distance. Computed in bfloat16, two models of the same weights
-that add them up in another order are 2.1e-3 nats a token apart, and 97.3% of their tokens are the
-same: there only the modules, which are tried in float32, tell a small change from none.
+that add them up in another order are 2e-3 nats a token apart, and 97.3% of their tokens are the
+same: there only the modules, which are tried in float32, tell a small change from none. Weights
+that lie on bfloat16's grid already, and are stored in it again, round the same change away: half of
+the modules keep less than 42% of it, which is told, and `merge.dtype: float32` keeps all.
 """
 
 from __future__ import annotations
@@ -63,7 +65,6 @@ def limits_for(stored: str, computed: str = "float32", quantization: str = "none
     Raises:
         KeyError: if a dtype is none of these.
     """
-    # The files are rounded to what is computed in when they are loaded.
-    of = [KEPT[stored], KEPT[computed], *([KEPT["int8"]] if quantization == "int8" else [])]
+    of = [KEPT[stored], *([KEPT["int8"]] if quantization == "int8" else [])]
     kept = min(low for low, _ in of), max(high for _, high in of)
     return Limits(*COMPUTED[computed], kept)

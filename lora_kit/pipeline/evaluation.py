@@ -16,6 +16,7 @@ from lora_kit.evaluation.harness import (
 )
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import load_suites
+from lora_kit.launch import require_whole
 from lora_kit.recipe import ArmName, BackboneSpec
 from lora_kit.session import Session, open_subject
 
@@ -46,6 +47,7 @@ def evaluate(
     Raises:
         LoraKitError: if the target is neither, or anything in it is refused.
     """
+    require_whole("evaluate")
     chosen = load_suites(suites) if suites else None
     unknown = sorted(set(arms) - set(get_args(ArmName)))
     if unknown:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.console import say
-from lora_kit.errors import VERDICT_STATUS, ReleaseError, TrainingError
+from lora_kit.errors import VERDICT_STATUS, ReleaseError
 from lora_kit.evaluation.verdict import Verdict
+from lora_kit.launch import require_whole
 from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.pipeline.merging import merge
 from lora_kit.pipeline.releasing import release
 from lora_kit.pipeline.training import train
-from lora_kit.preflight.launch import current_launch
 from lora_kit.processes import process_state
 from lora_kit.recipe import MERGED_ARMS, Recipe
 from lora_kit.releasing.released import remarks
@@ -65,12 +65,7 @@ def run(
     Raises:
         LoraKitError: if a stage refuses its input.
     """
-    if current_launch().sharded:
-        raise TrainingError(
-            "`lora-kit run` under FSDP or ZeRO-3: no process would hold the whole model that is "
-            "merged and evaluated. Launch `lora-kit train` so, then `lora-kit merge` and `lora-kit "
-            "evaluate` where the model fits, or here with backbone.quantization: nf4"
-        )
+    require_whole("run")
     trained = train(recipe, output, overwrite, resume)
     session = trained.session
     is_main = process_state().is_main_process

@@ -11,14 +11,14 @@ import torch
 from lora_kit.backbone import Backbone
 from lora_kit.data.tokenization import Example, end_of_turn
 from lora_kit.errors import AdapterError, BackboneError, DataError, TrainingError
-from lora_kit.preflight.isolation import logit_spacing, packed_difference
-from lora_kit.preflight.launch import (
+from lora_kit.launch import (
     WEIGHTS_STAGE,
     Launch,
     current_launch,
     require_what_was_asked,
     why_not_sharded,
 )
+from lora_kit.preflight.isolation import logit_spacing, packed_difference
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 
@@ -118,6 +118,8 @@ def sharded_in_full_precision(situation: Situation) -> None:
 
 def on_the_device_of_this_process(situation: Situation) -> None:
     """Raises BackboneError if weights lie on another process's device."""
+    if situation.launch.sharded:
+        return  # they wait in main memory
     backbone = situation.loaded
     wanted = process_state().device
     found = {parameter.device for parameter in backbone.model.parameters()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_kit.preflight.launch import WEIGHTS_STAGE, Launch
+from lora_kit.launch import WEIGHTS_STAGE, Launch
 from lora_kit.preflight.shapes import ShapedModel
 
 # The layer that is computed with, and the next one, which is fetched meanwhile (Zhao et al. 2023,

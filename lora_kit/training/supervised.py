@@ -15,8 +15,8 @@ from trl import SFTTrainer
 from lora_kit.data.batches import LengthGroupedSampler, StepShares, cut
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import TrainingError
+from lora_kit.launch import current_launch, require_sharded
 from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll
-from lora_kit.preflight.launch import current_launch, require_sharded
 from lora_kit.training import checkpoints
 from lora_kit.training.sharded import is_sharded
 from lora_kit.training.validation import Validation

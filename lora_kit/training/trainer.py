@@ -89,10 +89,8 @@ def train(
     cutting = Cutting.of(recipe, state.num_processes, state.device)
     tokens = cutting.most_tokens(data.lengths)
     measure = partial(validation_loss, model, backbone, validation, tokens)
-    before = measure() if resume is None else None
     with meter("training", steps, visible=state.is_main_process) as progress:
         attempt = _Attempt.prepare(recipe, backbone, model, data, cutting, run, progress, measure)
-        attempt.validation.before = before
         with attempt.interruption.listening():
             _train(attempt, resume)
     trainer = attempt.trainer

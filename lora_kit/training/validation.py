@@ -99,6 +99,13 @@ class Validation(TrainerCallback):
         self.losses: dict[int, float] = {}
         self.best_weights: Tensors = {}
 
+    def on_train_begin(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
+    ) -> None:
+        """Measure before step 1; only now a model that is divided lies where it is computed."""
+        if state.global_step == 0:
+            self.before = self._measure()
+
     def on_step_end(
         self,
         _args: TrainingArguments,

@@ -10,10 +10,10 @@ from lora_kit.adapters import attach
 from lora_kit.backbone import Backbone
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.errors import AdapterError, BackboneError, DataError, LoraKitError, TrainingError
+from lora_kit.launch import Launch, read_launch, require_what_was_asked
 from lora_kit.preflight import checks
 from lora_kit.preflight.checks import CHECKS, Situation, run_checks
 from lora_kit.preflight.isolation import logit_spacing, packed_difference
-from lora_kit.preflight.launch import Launch, read_launch, require_what_was_asked
 from lora_kit.preflight.traps.specimens import (
     ENDLESS_TEMPLATE,
     Leaky,

@@ -20,7 +20,7 @@ from accelerate.utils.launch import (
 from torch.distributed.run import config_from_args, get_args_parser
 
 from lora_kit.errors import RecipeError
-from lora_kit.preflight.launch import Launch, read_launch
+from lora_kit.launch import Launch, read_launch
 from lora_kit.preflight.launch_file import LaunchFile, read_launch_file, require_possible
 from lora_kit.preflight.show_estimate import how_launched
 from lora_kit.preflight.traps.specimens import specimen_recipe

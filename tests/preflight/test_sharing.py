@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from lora_kit.preflight.launch import Launch
+from lora_kit.launch import Launch
 from lora_kit.preflight.memory import CUDA_BASE, Footprint, MemoryEstimate, estimate, footprint
 from lora_kit.preflight.micro_batch import MicroBatch
 from lora_kit.preflight.sharing import LIVE, Sharing

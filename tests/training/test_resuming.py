@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from lora_kit import pipeline
+from lora_kit import launch, pipeline
 from lora_kit.errors import DataError, RecipeError, TrainingError
-from lora_kit.pipeline import training, whole
-from lora_kit.preflight.launch import Launch
+from lora_kit.launch import Launch
+from lora_kit.pipeline import training
 from lora_kit.recipe import Recipe
 from lora_kit.training import resuming
 from tests.training.cut import STEPS, cut_off, losses, sha256, with_training
@@ -41,9 +41,11 @@ def test_what_cannot_go_on_or_end_under_a_launcher_is_refused_before_it_begins(
         patched.setattr(training, "current_launch", lambda: Launch(deepspeed=True, zero_stage=2))
         with pytest.raises(TrainingError, match="DeepSpeed goes on from checkpoints of its own"):
             pipeline.train(recipe, tmp_path / "run", resume=True)
-    monkeypatch.setattr(whole, "current_launch", lambda: Launch(fsdp=True, fsdp_version=2))
-    with pytest.raises(TrainingError, match="no process would hold the whole model"):
+    monkeypatch.setattr(launch, "current_launch", lambda: Launch(fsdp=True, fsdp_version=2))
+    with pytest.raises(TrainingError, match="`lora-kit run` under FSDP or ZeRO-3"):
         pipeline.run(recipe, tmp_path / "another")
+    with pytest.raises(TrainingError, match="`lora-kit evaluate` under FSDP or ZeRO-3"):
+        pipeline.evaluate(tmp_path / "run")
     assert not (tmp_path / "another").exists()
 
 

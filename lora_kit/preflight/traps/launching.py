@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 
+from lora_kit.launch import read_launch
 from lora_kit.preflight import checks
-from lora_kit.preflight.launch import read_launch
 from lora_kit.preflight.traps.specimens import (
     situation,
     specimen_backbone,

@@ -12,8 +12,8 @@ from lora_kit.backbone import Backbone, BackboneFiles
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import Example
 from lora_kit.fingerprint import Fingerprint
+from lora_kit.launch import Launch
 from lora_kit.preflight.checks import Situation
-from lora_kit.preflight.launch import Launch
 from lora_kit.recipe import AdapterSpec, Recipe
 
 if TYPE_CHECKING:

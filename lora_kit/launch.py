@@ -206,3 +206,17 @@ def _sharded_share(model: torch.nn.Module) -> float:
         if isinstance(p, DTensor) and any(placement.is_shard() for placement in p.placements)
     )
     return sharded / max(sum(p.numel() for p in parameters), 1)
+
+
+def require_whole(command: str) -> None:
+    """Refuse what takes the whole model where each process would hold a share of it.
+
+    Raises:
+        TrainingError: under FSDP and ZeRO-3.
+    """
+    if current_launch().sharded:
+        raise TrainingError(
+            f"`lora-kit {command}` under FSDP or ZeRO-3: no process would hold the whole model. "
+            "Launch `lora-kit train` so, then `lora-kit evaluate` and `lora-kit merge` without "
+            "sharding"
+        )
