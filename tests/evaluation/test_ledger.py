@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -162,6 +163,32 @@ def test_long_texts_make_smaller_groups(tmp_path: Path, monkeypatch: pytest.Monk
     rows = [replace(entry("base", f"{n}"), prompt="x" * 400) for n in range(9)]
     write_ledger(tmp_path / "l", rows)
     assert Ledger(tmp_path / "l")._file.num_row_groups == 3
+
+
+def test_memory_does_not_grow_with_the_length_of_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GROUP_CHARACTERS", 500_000)
+    items = tuple(f"{n:04}" for n in range(300))
+    parts = [
+        Part(f"key of {arm}", "a-retention", "knowledge", arm, items) for arm in ("base", "adapter")
+    ]
+    for part in parts:
+        rows = [entry(part.arm, item, float(part.arm == "base" or item > "0100")) for item in items]
+        rows = [replace(one, suite=part.suite, task=part.task, prompt="x" * 40_000) for one in rows]
+        Journal(tmp_path, part.arm).append([(part.key, one) for one in rows])
+    del rows
+    tracemalloc.start()
+    with Journals(tmp_path, [part.key for part in parts]) as journals:
+        write_ledger(tmp_path / "l", assembled(tmp_path, parts, journals))
+    ledger = Ledger(tmp_path / "l")
+    verdict = judge(ledger, [KNOWLEDGE])
+    assert write_flips(tmp_path / "flips.jsonl", ledger, verdict) == 101
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The texts are 24 million characters.
+    assert verdict.suites[0].tasks[0].lost == 101
+    assert peak < 8e6
 
 
 def test_the_columns_are_the_fields_in_their_order() -> None:
