@@ -11,7 +11,13 @@ from rich.markup import escape
 
 # By another name: `lora_kit.cli.app` is the module.
 from lora_kit.cli.app import app as program
-from lora_kit.cli.failing import is_first_to_fail, lost_another, named, number_of_processes
+from lora_kit.cli.ending import (
+    is_first_to_fail,
+    leave,
+    lost_another,
+    named,
+    number_of_processes,
+)
 from lora_kit.console import debugging
 from lora_kit.errors import LoraKitError
 
@@ -25,6 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; the one place where errors become messages and exit statuses."""
     try:
         program(arguments)
+    except SystemExit:
+        leave()
+        raise
     except Exception as error:
         if debugging():
             raise

@@ -1,8 +1,9 @@
-"""One of several processes fails, and all of them end: which one tells why."""
+"""How one of several processes ends: in order, or failing, of which only the first tells why."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -40,6 +41,16 @@ def is_first_to_fail() -> bool:
         return bool(store.add(f"{KEY}/{attempt}", 1) == 1)
     except (RuntimeError, KeyError, ValueError):
         return True
+
+
+def leave() -> None:
+    """Part from the other processes in order, if they have met; one that just ends may abort."""
+    if number_of_processes() == 1 or "torch" not in sys.modules:
+        return
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def named() -> str:
