@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,7 +27,9 @@ def process_state() -> PartialState:
     Accelerate 1.15 takes processes that `torchrun` started on a machine without a GPU for one
     process each, unless it is told that the CPU is meant; each would do all the work and write.
     """
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    # As `use_cpu: true` of a launch file sets it, which accelerate reads later than here.
+    wanted = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
+    return PartialState(cpu=wanted or not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def any_process(here: bool) -> bool:

@@ -79,7 +79,7 @@ def test_debugging_says_where_an_error_comes_from() -> None:
         fresh("-m", "lora_kit", "plan", "nope"),
         fresh("-m", "lora_kit", "--debug", "plan", "nope"),
     )
-    assert (plain.returncode, debugged.returncode) == (2, 1)
+    assert (plain.returncode, debugged.returncode) == (2, 2)
     assert "Traceback" not in plain.stderr
     assert "Traceback" in debugged.stderr
     assert "nope: neither a file nor a bundled recipe" in debugged.stderr

@@ -5,6 +5,7 @@ refused input, 3 FAIL, 4 INCONCLUSIVE, 75 a training that a signal ended and --r
 from __future__ import annotations
 
 import errno
+import traceback
 
 from rich.console import Console
 from rich.markup import escape
@@ -35,9 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
         leave()
         raise
     except Exception as error:
-        if debugging():
-            raise
         told = _told(error)
+        if debugging():
+            traceback.print_exc()
+            raise SystemExit(told[1] if told else 1) from None
         if not is_first_to_fail():
             raise SystemExit(told[1] if told else 1) from None
         if told is None:
@@ -60,6 +62,6 @@ def _told(error: Exception) -> tuple[str, int] | None:
         return (
             "another process is gone: it was killed, ran out of memory, or its machine cannot be "
             "reached. A training goes on from its last checkpoint with --resume, also with fewer "
-            "processes"
+            f"processes ({str(error).splitlines()[0]})"
         ), 1
     return None

@@ -22,7 +22,9 @@ OF_LAUNCHERS = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
-PREFIXES = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_")
+PREFIXES = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "PMI_", "OMPI_", "MV2_")
+# Says nothing of other processes.
+KEPT = ("ACCELERATE_USE_CPU",)
 
 
 def alone(command: Callable[P, T]) -> Callable[P, T]:
@@ -33,7 +35,7 @@ def alone(command: Callable[P, T]) -> Callable[P, T]:
         if not is_main_process():
             raise typer.Exit
         for name in list(os.environ):
-            if name in OF_LAUNCHERS or name.startswith(PREFIXES):
+            if name in OF_LAUNCHERS or (name.startswith(PREFIXES) and name not in KEPT):
                 del os.environ[name]
         return command(*args, **kwargs)
 

@@ -9,6 +9,8 @@ from datetime import timedelta
 
 # How long to look for the others; a launcher that is gone cannot be asked.
 SECONDS = 5
+# As gloo and NCCL say it.
+GONE = ("connection closed", "connection reset", "remote process exited", "broken pipe")
 KEY = "lora_kit/failed"
 
 
@@ -64,7 +66,8 @@ def lost_another(error: Exception) -> bool:
     """Whether an error only says that another process is gone, as one that was killed is."""
     import torch.distributed
 
-    if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistBackendError):
-        return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)
+    gone = any(part in text for part in GONE)
+    return isinstance(error, torch.distributed.DistNetworkError) or (
+        isinstance(error, RuntimeError) and gone
+    )

@@ -9,6 +9,9 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
+# As torchrun, Intel MPI, Open MPI and MVAPICH call a process's number.
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
 
 def stdout() -> Console:
     """The console for results; progress and errors go to stderr."""
@@ -19,7 +22,8 @@ def stdout() -> Console:
 
 def is_main_process() -> bool:
     """Of the launcher's word alone: most commands have no need to load accelerate for it."""
-    return int(os.environ.get("RANK", "0")) == 0
+    found = (os.environ[name] for name in RANKS if os.environ.get(name, "").isdigit())
+    return int(next(found, "0")) == 0
 
 
 def print_text(text: str) -> None:

@@ -35,7 +35,7 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the start of each epoch."""
+        """Called by the training at the start of each epoch: nobody else does."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -107,12 +107,11 @@ def run_suites(wanted: Measurement) -> Evaluation:
         Journal(wanted.directory, state.process_index).discard()
     state.wait_for_everyone()
     journal = Journal(wanted.directory, state.process_index)
-    measured = journal.done([part.key for part in parts])
-    stored = {} if wanted.fresh else stored_items(wanted.directory, parts)
+    # Each cuts off a broken end of its own first; read by one, what is done is the same for all.
+    state.wait_for_everyone()
+    measured, stored = made_by_first(lambda: _results(wanted, journal, parts))
     done = {key: items | stored.get(key, set()) for key, items in measured.items()}
     _say_what_is_there(done)
-    # Nobody writes before all have read: they share out what is left without a word.
-    state.wait_for_everyone()
     journal.open()
     state.wait_for_everyone()
     made_by_first(lambda: _begin(wanted, parts, stored, measured))
@@ -126,6 +125,13 @@ def run_suites(wanted: Measurement) -> Evaluation:
 
 
 Ids = Mapping[str, Collection[str]]
+Sets = dict[str, set[str]]
+
+
+def _results(wanted: Measurement, journal: Journal, parts: Sequence[Part]) -> tuple[Sets, Sets]:
+    """Items with a result by key: in the journals, and in an earlier ledger."""
+    measured = journal.done([part.key for part in parts])
+    return measured, {} if wanted.fresh else stored_items(wanted.directory, parts)
 
 
 def _say_what_is_there(done: Ids) -> None:

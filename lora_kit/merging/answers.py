@@ -6,6 +6,7 @@ new one that has nothing but the merged files.
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import zlib
@@ -20,6 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lora_kit.console import say
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import MergeError
 from lora_kit.files import read_json
@@ -32,6 +34,7 @@ MOST_POSITIONS = 512
 TEXTS, TEXT_TOKENS = 4, 32
 # Random inputs that each adapted module is tried on.
 TRIALS = 4
+ON_THE_CPU = "does not fit beside the backbone, and was asked on the CPU, which takes longer"
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,10 @@ def answer_of_files(
     Raises:
         MergeError: if the model cannot be loaded or asked there.
     """
+    # What was loaded before is gone, but not yet from what this process holds of the device.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     asked, answered = folder / "questions.safetensors", folder / "answers.safetensors"
     questions.save(asked)
     done = subprocess.run(
@@ -299,6 +306,8 @@ def answer_of_files(
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["it was killed"]
         raise MergeError(f"{merged}: cannot be asked in a new process: {last[0]}")
+    if ON_THE_CPU in done.stderr:
+        say(f"{merged}: {ON_THE_CPU}")
     with safe_open(answered, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     outputs = {
@@ -320,6 +329,7 @@ def answer_where_it_fits(merged: Path, questions: Questions, computing: Computin
     except (RuntimeError, MemoryError) as error:
         if computing.device == "cpu" or not lacks_memory(error):
             raise
+    print(ON_THE_CPU, file=sys.stderr)
     return answer(reload(merged, replace(computing, device="cpu")), questions)
 
 

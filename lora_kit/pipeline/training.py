@@ -56,7 +56,7 @@ def train(
     chosen = choose_run(recipe, output, overwrite, resume)
     if chosen.checkpoint and current_launch().deepspeed:
         raise TrainingError(
-            f"{chosen.run.root}: DeepSpeed goes on from checkpoints of its own alone. Go on under "
+            f"{chosen.run.root}: under DeepSpeed nothing goes on from a checkpoint. Go on under "
             "another launch file (accelerate_configs/ddp.yaml, fsdp2.yaml), or begin anew without "
             "--resume"
         )

@@ -13,6 +13,7 @@ from trl import SFTConfig
 
 from lora_kit.backbone import Backbone
 from lora_kit.errors import TrainingError
+from lora_kit.launch import current_launch
 from lora_kit.recipe import Recipe, TrainingSpec
 
 
@@ -52,13 +53,13 @@ def arguments_of(
         bf16=backbone.spec.dtype == "bfloat16",
         fp16=backbone.spec.dtype == "float16",
         use_cpu=state.device.type == "cpu",
-        dataloader_pin_memory=state.device.type == "cuda",
         remove_unused_columns=False,
         seed=recipe.seed,
         data_seed=recipe.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_strategy="steps",
+        # DeepSpeed keeps the optimizer's state to itself, and could not go on from ours.
+        save_strategy="no" if current_launch().deepspeed else "steps",
         save_steps=spec.checkpoint_steps,
         report_to=[name for name in spec.log_to if name != "tensorboard"] or "none",
         disable_tqdm=True,

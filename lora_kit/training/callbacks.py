@@ -113,8 +113,7 @@ class MetricsLog(TrainerCallback):
 class Epochs(TrainerCallback):
     """Tells the sampler which epoch it is.
 
-    Accelerate does so itself, but not through what it wraps around the sampler of several processes
-    that go on in the middle of an epoch: their order would be that of the first one.
+    Nobody else does: the loader is a plain one, and each epoch would have the order of the first.
     """
 
     def __init__(self, sampler: Callable[[], LengthGroupedSampler]):

@@ -32,7 +32,7 @@ from lora_kit.console import say
 from lora_kit.errors import TrainingError
 from lora_kit.files import read_json, whole_directory, write_json
 from lora_kit.gguf import file_sha256
-from lora_kit.training.sharded import divided_as, put_back, whole
+from lora_kit.training.sharded import divided_as, put_back, shape_of, whole
 
 if TYPE_CHECKING:
     from lora_kit.training.supervised import SupervisedTrainer
@@ -60,7 +60,7 @@ def restore_weights(model: torch.nn.Module, weights: Tensors) -> None:
         TrainingError: if they are those of another adapter.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    shapes = {name: tuple(parameter.shape) for name, parameter in trained.items()}
+    shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
         raise TrainingError("the checkpoint's weights are those of another adapter")
     for name, parameter in trained.items():

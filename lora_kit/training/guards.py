@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.errors import TrainingError
+from lora_kit.launch import current_launch
 from lora_kit.training.callbacks import gradient_norm
 
 # Steps whose mean loss is judged: one bad batch is no divergence.
@@ -50,7 +51,8 @@ class Guards(TrainerCallback):
         Raises:
             TrainingError: if all are zero, or one is infinite or no number.
         """
-        if state.global_step > 0 or model is None:
+        # DeepSpeed has applied them by now, and shows none.
+        if state.global_step > 0 or model is None or current_launch().deepspeed:
             return
         norm = gradient_norm(model)
         if not math.isfinite(norm) and not args.fp16:  # float16's first scale often overflows

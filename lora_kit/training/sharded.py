@@ -11,12 +11,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether processes have to make their forward passes together."""
     return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+
+
+def shard_again(model: torch.nn.Module) -> None:
+    """Let go of what was gathered for a pass without a backward one: rounded copies of weights."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def shape_of(parameter: torch.Tensor) -> tuple[int, ...]:
+    """Of all of it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
@@ -95,6 +97,8 @@ class SupervisedTrainer(SFTTrainer):
         self.batch_size = batch_size
         self.like_length = like_length
         self._is_bare = False
+        self._in_step = current_launch().deepspeed
+        _reduce_in_float32(self.accelerator)
         self.lengths = lengths
         self._keep = keep_checkpoints
         self._head = model.get_output_embeddings()
@@ -146,7 +150,8 @@ class SupervisedTrainer(SFTTrainer):
         """The forward passes over this process's share.
 
         A share may be empty, and one with less than the others' passes: where weights are gathered
-        for each pass, all processes have to make as many. What is made up for them has no label.
+        for each pass, or gradients reduced after each as ZeRO-2 does, all processes have to make as
+        many. What is made up for them has no label.
         """
         batches = self._micro(examples) if examples else []
         counts = torch.tensor(
@@ -154,7 +159,7 @@ class SupervisedTrainer(SFTTrainer):
         )
         of_all = self.accelerator.gather(counts)
         self.tokens += int(of_all[:, 0].sum())
-        wanted = int(of_all[:, 1].max()) if is_sharded(model) else 1
+        wanted = int(of_all[:, 1].max()) if self._in_step or is_sharded(model) else 1
         lacking = max(wanted - len(batches), 0)
         return [self._micro([Example((0, 0), (IGNORED, IGNORED))])[0]] * lacking + batches
 
@@ -226,6 +231,16 @@ class SupervisedTrainer(SFTTrainer):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """With the optimizer."""
+
+
+def _reduce_in_float32(accelerator: Accelerator) -> None:
+    """Let FSDP 2 add gradients up in float32, as data parallelism does.
+
+    Told of bfloat16, Accelerate 1.15 has it gather adapters and add up their gradients in it.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
 
 
 def _examples(features: list[Batch], packing: bool) -> Batch:

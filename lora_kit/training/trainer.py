@@ -16,6 +16,7 @@ from lora_kit.console import Meter, meter
 from lora_kit.data.dataset import PreparedData
 from lora_kit.errors import TrainingError, TrainingInterruptedError
 from lora_kit.files import whole_directory, write_json
+from lora_kit.launch import current_launch
 from lora_kit.memory import lacks_memory
 from lora_kit.processes import any_process, process_state
 from lora_kit.recipe import Recipe
@@ -89,14 +90,18 @@ def train(
     cutting = Cutting.of(recipe, state.num_processes, state.device)
     tokens = cutting.most_tokens(data.lengths)
     measure = partial(validation_loss, model, backbone, validation, tokens)
+    # Sharded later, it does not lie where it is computed yet.
+    before = measure() if resume is None and not current_launch().sharded else None
     with meter("training", steps, visible=state.is_main_process) as progress:
         attempt = _Attempt.prepare(recipe, backbone, model, data, cutting, run, progress, measure)
+        attempt.validation.before = before
         with attempt.interruption.listening():
             _train(attempt, resume)
     trainer = attempt.trainer
-    if attempt.interruption.received and trainer.state.global_step < steps:
+    # Of all: a signal may have reached one process after they last asked each other.
+    if any_process(bool(attempt.interruption.received)) and not trainer.ended:
         raise TrainingInterruptedError(
-            f"{run.root}: stopped by {attempt.interruption.received} after step "
+            f"{run.root}: stopped by {attempt.interruption.received or 'a signal'} after step "
             f"{trainer.state.global_step} of {steps}; go on with --resume"
         )
     kept = trainer.state.global_step
@@ -181,11 +186,13 @@ class _Attempt:
 
 
 def _where(trainer: SupervisedTrainer, data: PreparedData, run: RunDirectory) -> str:
-    """The rows of the step under way, and what to go back to."""
+    """The rows of the step under way that this process has, and what to go back to."""
     rows = ", ".join(data.examples[n].origin for n in trainer.rows)
     last = checkpoints.newest(run.checkpoints)
     after = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-    return f"{rows}; {after}"
+    state = process_state()
+    share = f" (of process {state.process_index})" if state.num_processes > 1 else ""
+    return f"{rows}{share}; {after}"
 
 
 def _plotter(run: RunDirectory) -> Callable[[list[dict[str, float]]], None]:

@@ -20,7 +20,7 @@ from lora_kit.memory import lacks_memory
 from lora_kit.processes import process_state
 from lora_kit.recipe import TrainingSpec
 from lora_kit.training.checkpoints import Tensors, trained_weights
-from lora_kit.training.sharded import is_sharded
+from lora_kit.training.sharded import is_sharded, shard_again
 
 
 def validation_loss(
@@ -51,7 +51,8 @@ def validation_loss(
     if not is_sharded(model):
         batches = batches[state.process_index :: state.num_processes]
     found = torch.zeros(2, dtype=torch.float64)
-    with torch.inference_mode():
+    # Not in inference mode: what a sharded model gathers first is used again in the training.
+    with torch.no_grad():
         for batch in batches:
             padded = pad_examples(batch, backbone.tokenizer.pad_token_id)
             try:
@@ -66,6 +67,7 @@ def validation_loss(
                 ) from error
             found += torch.tensor([float(nll.double().sum()), nll.numel()], dtype=torch.float64)
     model.train(was_training)
+    shard_again(model)
     total, count = reduce(found.to(state.device)).tolist()
     return float(total / count)
 
@@ -102,8 +104,11 @@ class Validation(TrainerCallback):
     def on_train_begin(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
-        """Measure before step 1; only now a model that is divided lies where it is computed."""
-        if state.global_step == 0:
+        """Measure before step 1, if that could not be done earlier.
+
+        Only now a model that is divided lies where it is computed.
+        """
+        if state.global_step == 0 and self.before is None:
             self.before = self._measure()
 
     def on_step_end(

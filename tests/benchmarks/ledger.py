@@ -6,8 +6,7 @@ Base and adapter on one multiple-choice task, half of the entries each, so that 
 as the ledger. Its prompts are stretches of the Python language reference. A peak is the process's
 so far, imports (0.4 GB) included; the journals are written by another process.
 
-Most of the time is judging: a million entries are half a million clusters, which the bootstrap
-draws 2,000 times for every mean that is not of right and wrong.
+Most of the time is judging: a million entries are half a million clusters.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from lora_kit.training import checkpoints
 from lora_kit.training.callbacks import gradient_norm
-from lora_kit.training.sharded import is_sharded
+from lora_kit.training.sharded import is_sharded, shard_again
 
 STEPS = 3
 
@@ -23,14 +23,29 @@ STEPS = 3
 def model_of() -> torch.nn.Module:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
-    model[0].requires_grad_(False)
+    # Frozen in bfloat16, trained in float32, as a backbone with its adapter.
+    model[0].to(torch.bfloat16).requires_grad_(False)
     return model
+
+
+def forward(model: torch.nn.Module, examples: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        output: torch.Tensor = model(examples).float().square().mean()
+    return output
+
+
+def validate(model: torch.nn.Module) -> None:
+    """As a validation does: a pass before the training's first one."""
+    with torch.no_grad():
+        forward(model, torch.ones(2, 6))
+    shard_again(model)
+    assert all(p.dtype is torch.float32 for p in model.parameters() if p.requires_grad)
 
 
 def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> float:
     """One of the same examples in each process; the gradient's norm."""
     torch.manual_seed(seed)
-    model(torch.randn(4, 6)).square().mean().backward()
+    forward(model, torch.randn(4, 6)).backward()
     norm = gradient_norm(model)
     optimizer.step()
     optimizer.zero_grad()
@@ -60,7 +75,8 @@ def train(output: Path, checkpoint: Path | None = None, divided: bool = False) -
     """Some steps, from a checkpoint if there is one, and a checkpoint; the gradients' norms."""
     model = model_of()
     if divided:
-        model = cast("torch.nn.Module", fully_shard(model))
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        model = cast("torch.nn.Module", fully_shard(model, mp_policy=policy))
         assert is_sharded(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     trainer = trainer_of(model, optimizer)
@@ -68,7 +84,9 @@ def train(output: Path, checkpoint: Path | None = None, divided: bool = False) -
     if checkpoint:
         checkpoints.load_weights(model, checkpoint)
         checkpoints.load_optimizer(trainer, checkpoint)
+    validate(model)
     norms = [step(model, optimizer, seed) for seed in range(STEPS)]
+    validate(model)
     checkpoints.save(trainer, keep=1)
     return norms
 

@@ -39,7 +39,7 @@ def test_what_cannot_go_on_or_end_under_a_launcher_is_refused_before_it_begins(
     cut_off(monkeypatch, recipe, tmp_path / "run", 2)
     with monkeypatch.context() as patched:
         patched.setattr(training, "current_launch", lambda: Launch(deepspeed=True, zero_stage=2))
-        with pytest.raises(TrainingError, match="DeepSpeed goes on from checkpoints of its own"):
+        with pytest.raises(TrainingError, match="under DeepSpeed nothing goes on"):
             pipeline.train(recipe, tmp_path / "run", resume=True)
     monkeypatch.setattr(launch, "current_launch", lambda: Launch(fsdp=True, fsdp_version=2))
     with pytest.raises(TrainingError, match="`lora-kit run` under FSDP or ZeRO-3"):
