@@ -26,10 +26,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two workers: much of the time is libraries that are being imported. Threads that spin while they
-# wait would take the other worker's core.
+# Two workers, a thread each: much of the time is libraries that are being imported, and threads that
+# wait for one another would take the other worker's core.
 test: lint
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -33,6 +33,7 @@ def test_the_wheel_has_exactly_one_top_level_package(installed: Path) -> None:
     assert (installed / "lora_kit" / "releasing" / "card.md.j2").is_file()
 
 
+@pytest.mark.slow  # the rest of this file looks into the wheel
 def test_the_installed_wheel_plans_the_quickstart_from_another_folder(
     installed: Path, tmp_path: Path
 ) -> None:

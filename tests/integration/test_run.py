@@ -255,9 +255,8 @@ def test_an_arm_is_added_to_what_was_measured(finished: Path, tmp_path: Path) ->
     assert "scrtch" in unknown.stderr
 
 
-@pytest.mark.parametrize(
-    ("factor", "status"), [(8.0, 3), pytest.param(0.0, 0, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # merges and evaluates
+@pytest.mark.parametrize(("factor", "status"), [(8.0, 3), (0.0, 0)])
 def test_a_damaged_adapter_fails_and_an_empty_one_changes_nothing(
     finished: Path, workplace: Path, tmp_path: Path, factor: float, status: int
 ) -> None:
@@ -280,6 +279,7 @@ def test_a_damaged_adapter_fails_and_an_empty_one_changes_nothing(
         assert task["drift"]["interval"]["delta"] < 1e-6
 
 
+@pytest.mark.slow  # trains and evaluates another
 def test_a_run_is_released_only_on_the_suites_of_its_recipe(
     finished: Path, workplace: Path, tmp_path: Path
 ) -> None:

@@ -120,7 +120,7 @@ def test_files_merged_from_another_adapter_are_caught(
     assert any("modules do not do what" in reason for reason in found.reasons)
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("quantization", ["nf4", pytest.param("none", marks=pytest.mark.slow)])
 def test_a_small_change_is_told_from_none_where_half_precision_is_computed_in(
     tiny: Path, tmp_path: Path, quantization: str
 ) -> None:

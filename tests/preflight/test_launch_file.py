@@ -165,7 +165,10 @@ def test_quantized_weights_go_where_each_gpu_holds_all_of_them(
 
 def test_a_batch_of_fewer_examples_than_processes_is_refused() -> None:
     said = refusal(FOLDER / "ddp.yaml", wanted(batch_size=4))
-    assert "training.batch_size: 4 examples cannot be divided over 8 processes" in said
+    assert (
+        "training.batch_size: 4 examples of an optimizer step cannot be shared by 8 processes"
+        in said
+    )
 
 
 @pytest.mark.parametrize(

@@ -50,5 +50,5 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(
 ) -> None:
     for stage in ("load", "load_suites", "training_rows"):
         monkeypatch.setattr(planning, stage, lambda *_: pytest.fail("was loaded"))
-    with pytest.raises(RecipeError, match="4 examples cannot be divided over 8 processes"):
+    with pytest.raises(RecipeError, match="4 examples of an optimizer step cannot be shared by 8"):
         make_plan(tiny_recipe, by("ddp.yaml", 8))
