@@ -63,7 +63,7 @@ def assert_same(found: Sequence[Any], wanted: Sequence[Any], tolerance: float = 
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("shots", [0, 3])
+@pytest.mark.parametrize("shots", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_choices_in_one_row_score_as_each_on_its_own(real_backbone: Backbone, shots: int) -> None:
     requests = requests_of(
         real_backbone, kind="multiple_choice", source="general-knowledge", limit=8, shots=shots

@@ -117,6 +117,7 @@ def test_two_processes_fill_the_ledger_of_one(peft_adapter: Path) -> None:
     assert scores("one") == scores("two")
 
 
+@pytest.mark.slow  # evaluates three stages; tests/test_stages.py has the matrix
 def test_adapters_in_a_row_are_a_matrix(peft_adapter: Path) -> None:
     place = peft_adapter.parent
     for number in (1, 2):

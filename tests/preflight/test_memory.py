@@ -185,6 +185,7 @@ def test_a_misspelt_target_is_refused_without_weights() -> None:
         of(wrong)
 
 
+@pytest.mark.slow  # estimates many changes
 def test_cards_that_fit_come_with_the_smallest_first() -> None:
     assert fitting_cards(23_000 * 2**20)[:2] == ("A10G 24 GB", "L4 24 GB")
     assert "T4 16 GB" not in fitting_cards(16_000_000_000 + 2**30)

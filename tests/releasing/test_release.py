@@ -64,6 +64,7 @@ def test_the_manifest_says_what_the_release_came_from(finished: Path, released: 
     assert manifest.results["rows"]["merged"] == sum(row.arm == "merged" for row in rows) == 40
 
 
+@pytest.mark.slow  # trains, merges and evaluates
 def test_the_command_says_where_it_is_how_large_and_what_to_know(
     finished: Path, tmp_path: Path
 ) -> None:
