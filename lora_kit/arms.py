@@ -21,8 +21,8 @@ from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import read_json
 from lora_kit.gguf import file_sha256
-from lora_kit.merging.answers import Computing, reload
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
+from lora_kit.merging.reloaded import Computing, reload
 from lora_kit.recipe import MERGED_ARMS, Recipe
 from lora_kit.run import RunDirectory
 from lora_kit.session import Session, Subject

@@ -153,8 +153,6 @@ def why_not_sharded(launch: Launch, quantization: str) -> str:
     """
     if quantization == "int8" or not launch.fsdp:
         return "packed weights cannot be sharded and gathered again"
-    if launch.fsdp_version == 1:
-        return "FSDP 1 flattens a layer to one dtype, and adapters are float32"
     return (
         "stored as integers they stay whole on each GPU, and stored as numbers some are changed "
         "without an error when a GPU gathers them (bitsandbytes issue 1945)"

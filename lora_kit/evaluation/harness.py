@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -160,7 +161,7 @@ def _conclude(
             of, ids = entries[0], tuple(entry.item for entry in entries)
             parts = with_part(parts, Part(key, of.suite, of.task, of.arm, ids))
     with (
-        Journals(directory, [part.key for part in parts]) as journals,
+        closing(Journals(directory, [part.key for part in parts])) as journals,
         whole_file(directory / LEDGER) as temporary,
     ):
         write_ledger(temporary, assembled(directory, parts, journals))

@@ -6,7 +6,6 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -22,15 +21,8 @@ class Shelf:
         self._places = np.zeros((size, 2), dtype=np.int64)
         self._end = 0
 
-    def __enter__(self) -> Shelf:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the file, and of all that is in it."""
         self._file.close()
 
     def put(self, number: int, entry: Entry) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from lora_kit.errors import MergeError
 from lora_kit.files import read_json
-from lora_kit.merging.answers import Answers, Computing, Questions, answer_of_files
+from lora_kit.merging.answers import Answers, Questions
 from lora_kit.merging.distance import kl_divergence, top1_agreement
 from lora_kit.merging.limits import (
     COMPUTED,
@@ -25,6 +25,7 @@ from lora_kit.merging.limits import (
     limits_for,
 )
 from lora_kit.merging.measured import Measured
+from lora_kit.merging.reloaded import Computing, answer_of_files
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from lora_kit.errors import MergeError
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import write_json
 from lora_kit.gguf import file_sha256
-from lora_kit.merging.answers import Computing, Questions, predict
+from lora_kit.merging.answers import Questions, predict
 from lora_kit.merging.in_memory import merge_adapter
 from lora_kit.merging.measured import Measured, measure, questions_for
 from lora_kit.merging.methods import adapter_configuration
 from lora_kit.merging.partial import require_room
 from lora_kit.merging.record import MERGE_RECORD
+from lora_kit.merging.reloaded import Computing
 from lora_kit.merging.stream import MergePlan, MergeResult
 from lora_kit.merging.untouched import touched
 from lora_kit.merging.verify import Verification, verify_merged

@@ -118,7 +118,7 @@ def estimate_of_a_rank(
     """What the recipe's training takes in each process that a configuration file would start.
 
     Raises:
-        LoraKitError: as `estimate` does, or if the batch cannot be divided over the processes.
+        LoraKitError: as `estimate` does, or if there are more processes than examples of a step.
     """
     on_gpus = file.device.type == "cuda"
     recipe = as_on_a_gpu(recipe) if on_gpus else recipe

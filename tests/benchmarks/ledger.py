@@ -19,6 +19,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -103,7 +104,7 @@ def _measure(directory: Path, items: int) -> dict[str, tuple[float, int]]:
 
 
 def _assemble(directory: Path, parts: list[Part]) -> None:
-    with Journals(directory, [part.key for part in parts]) as journals:
+    with closing(Journals(directory, [part.key for part in parts])) as journals:
         write_ledger(directory / LEDGER, assembled(directory, parts, journals))
 
 

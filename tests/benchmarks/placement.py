@@ -52,34 +52,28 @@ HARDWARE = (
 )
 
 
+# As published: class, vocabulary, hidden size, that of the MLP, layers, heads.
+SHAPES = {
+    "8B": (LlamaConfig, 128_256, 4096, 14_336, 32, 32),  # Llama 3.1
+    "32B": (Qwen2Config, 152_064, 5120, 27_648, 64, 40),  # Qwen2.5
+    "70B": (LlamaConfig, 128_256, 8192, 28_672, 80, 64),  # Llama 3.1
+}
+
+
 def models() -> dict[str, PretrainedConfig]:
-    """Shapes as published: Llama 3.1 8B, Qwen2.5 32B, Llama 3.1 70B."""
-    common = {"num_key_value_heads": 8, "tie_word_embeddings": False, "dtype": "bfloat16"}
+    """Configurations of `SHAPES`."""
     return {
-        "8B": LlamaConfig(
-            vocab_size=128_256,
-            hidden_size=4096,
-            intermediate_size=14_336,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            **common,
-        ),
-        "32B": Qwen2Config(
-            vocab_size=152_064,
-            hidden_size=5120,
-            intermediate_size=27_648,
-            num_hidden_layers=64,
-            num_attention_heads=40,
-            **common,
-        ),
-        "70B": LlamaConfig(
-            vocab_size=128_256,
-            hidden_size=8192,
-            intermediate_size=28_672,
-            num_hidden_layers=80,
-            num_attention_heads=64,
-            **common,
-        ),
+        name: kind(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=8,
+            tie_word_embeddings=False,
+            dtype="bfloat16",
+        )
+        for name, (kind, vocabulary, hidden, inner, layers, heads) in SHAPES.items()
     }
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def journal_of(directory: Path, process: int | str, records: list[tuple[str, str
 
 
 def read(directory: Path, parts: list[Part] = PARTS) -> list[Entry]:
-    with Journals(directory, [part.key for part in parts]) as journals:
+    with closing(Journals(directory, [part.key for part in parts])) as journals:
         return list(assembled(directory, parts, journals))
 
 
@@ -179,7 +180,7 @@ def test_memory_does_not_grow_with_the_length_of_texts(
         Journal(tmp_path, part.arm).append([(part.key, one) for one in rows])
     del rows
     tracemalloc.start()
-    with Journals(tmp_path, [part.key for part in parts]) as journals:
+    with closing(Journals(tmp_path, [part.key for part in parts])) as journals:
         write_ledger(tmp_path / "l", assembled(tmp_path, parts, journals))
     ledger = Ledger(tmp_path / "l")
     verdict = judge(ledger, [KNOWLEDGE])
@@ -212,7 +213,7 @@ def test_of_very_many_flips_the_first_are_shown_and_all_are_written(
 
 
 def test_a_shelf_gives_back_in_any_order(tmp_path: Path) -> None:
-    with Shelf(tmp_path, 3) as shelf:
+    with closing(Shelf(tmp_path, 3)) as shelf:
         for number, item in ((2, "c"), (0, "a"), (1, "b \ud800\u2028")):
             shelf.put(number, entry("base", item, None))
         assert [shelf.get(n).item for n in range(3)] == ["a", "b \ud800\u2028", "c"]

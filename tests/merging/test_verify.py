@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from lora_kit.backbone import Backbone
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import MergeError
-from lora_kit.merging import answers
-from lora_kit.merging.answers import Computing, answer, answer_of_files, reload
+from lora_kit.merging import reloaded
+from lora_kit.merging.answers import answer
 from lora_kit.merging.limits import limits_for
 from lora_kit.merging.measured import Measured, measure, questions_for
+from lora_kit.merging.reloaded import Computing, answer_of_files, reload
 from lora_kit.merging.stream import merge_stream
 from lora_kit.merging.untouched import touched
 from lora_kit.merging.verify import Verification, compare, verify_merged
@@ -75,10 +76,10 @@ def test_files_that_do_not_fit_beside_the_backbone_are_asked_on_the_cpu(
             raise torch.OutOfMemoryError
         return reload(merged, computing)
 
-    monkeypatch.setattr(answers, "reload", full)
+    monkeypatch.setattr(reloaded, "reload", full)
     questions = questions_for(model, TEXTS, STOPS)
     on_gpu = replace(PLAIN, device="cuda:0")
-    found = answers.answer_where_it_fits(tmp_path / "merged", questions, on_gpu)
+    found = reloaded.answer_where_it_fits(tmp_path / "merged", questions, on_gpu)
     assert devices == ["cuda:0", "cpu"]
     assert compare(measure(model, questions), found).passed
 

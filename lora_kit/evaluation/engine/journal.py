@@ -12,7 +12,6 @@ from array import array
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from lora_kit.evaluation.ledger import Entry
@@ -72,11 +71,9 @@ class Journals:
     def __init__(self, directory: Path, keys: Collection[str]):
         self._numbers: dict[str, dict[str, int]] = {key: {} for key in keys}
         self._files, self._starts, self._lengths = array("I"), array("Q"), array("Q")
-        self._paths = _paths(directory)
-        self._open = ExitStack()
-        self._descriptors: list[int] = []
+        paths = _paths(directory)
         items: dict[str, str] = {}
-        for number, path in enumerate(self._paths):
+        for number, path in enumerate(paths):
             for record, start, length in _records(path):
                 of_key = self._numbers.get(record["key"])
                 if of_key is None:
@@ -87,18 +84,12 @@ class Journals:
                 self._files.append(number)
                 self._starts.append(start)
                 self._lengths.append(length)
-
-    def __enter__(self) -> Journals:
-        streams = [self._open.enter_context(path.open("rb")) for path in self._paths]
+        self._open = ExitStack()
+        streams = [self._open.enter_context(path.open("rb")) for path in paths]
         self._descriptors = [stream.fileno() for stream in streams]
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the files."""
         self._open.close()
 
     def items(self, key: str) -> Collection[str]:

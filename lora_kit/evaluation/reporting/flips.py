@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -153,7 +154,7 @@ def _read(source: Source, order: _Order, directory: Path) -> Iterator[Flip]:
     if not flips:
         return
     numbers = {item: n for n, (item, _) in enumerate(flips)}
-    with Shelf(directory, len(ARMS) * len(flips)) as shelf:
+    with closing(Shelf(directory, len(ARMS) * len(flips))) as shelf:
         for entry in source.entries(order.suite, order.task, ARMS, numbers.keys()):
             shelf.put(len(ARMS) * numbers[entry.item] + ARMS.index(entry.arm), entry)
         for n, (_, difference) in enumerate(flips):
