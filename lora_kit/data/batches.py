@@ -101,6 +101,11 @@ class StepShares(Sampler[list[int]]):
                 step = []
 
 
+# A row that is shorter than this share of a pass's longest is more padding than text: another pass
+# costs less. The shares of several processes are such, dealt out as they are by length.
+ALIKE = 0.5
+
+
 def cut(
     examples: Sequence[Example], rows: int, tokens: int | None, packing: bool = False
 ) -> list[list[Example]]:
@@ -122,7 +127,8 @@ def _rectangles(
     group: list[Example] = []
     for example in ordered:
         width = len(group[0].input_ids) if group else 0
-        if group and (len(group) == rows or (tokens and width * (len(group) + 1) > tokens)):
+        full = len(group) == rows or (tokens and width * (len(group) + 1) > tokens)
+        if group and (full or len(example.input_ids) < ALIKE * width):
             yield group
             group = []
         group.append(example)

@@ -96,8 +96,8 @@ def test_a_steps_examples_are_cut_by_length_rows_and_tokens() -> None:
         assert [one.tokens for one in passes] == padded
         return read
 
-    assert cut() == [[50, 40], [6, 5], [30, 7]]
-    assert cut(tokens=60) == [[50], [40], [6, 5], [30, 7]]
+    assert cut() == [[50, 40], [6, 5], [30], [7]]
+    assert cut(tokens=60) == [[50], [40], [6, 5], [30], [7]]
     assert cut(tokens=4) == [[50], [40], [6], [5], [30], [7]]
     assert cut(tokens=60, packing=True) == [[50, 6], [40, 5], [30, 7]]
 
