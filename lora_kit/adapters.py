@@ -18,6 +18,7 @@ from lora_kit.backbone import Backbone
 from lora_kit.errors import AdapterError
 from lora_kit.files import read_json
 from lora_kit.gguf import file_sha256
+from lora_kit.peft_methods import configuration
 from lora_kit.recipe import AdapterSpec
 
 if TYPE_CHECKING:
@@ -70,23 +71,16 @@ def wrapped(model: torch.nn.Module, spec: AdapterSpec) -> PeftModel:
     """A frozen model with a new adapter in float32, be the model real or only its shapes.
 
     Raises:
-        AdapterError: if a target is misspelt.
+        AdapterError: if a target is misspelt, or the method takes other options or layers.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     if isinstance(spec.targets, list):
         _require_all_targets(model, spec.targets)
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=spec.targets,
-        task_type="CAUSAL_LM",
-    )
     try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise AdapterError(f"adapter.targets: {error}") from error
+        adapted = get_peft_model(model, configuration(spec, model))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise AdapterError(f"adapter: {spec.method}: {_first_lines(error)}") from error
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -71,8 +71,34 @@ def supervised_nll(
     """
     targets = batch["labels"][:, 1:]
     rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
+    logits = _logits_of(model, batch, head, rows, columns)
+    nll: torch.Tensor = _ChunkedNll.apply(logits, targets[rows, columns])  # type: ignore[no-untyped-call]
+    return nll, rows
+
+
+def supervised_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Logits from which each supervised token is predicted.
+
+    Args:
+        model: a causal language model.
+        batch: as `supervised_nll` takes it.
+
+    Returns:
+        (supervised, vocabulary) in the model's dtype, in the order of rows and positions.
+    """
+    rows, columns = (batch["labels"][:, 1:] != IGNORED).nonzero(as_tuple=True)
+    return _logits_of(model, batch, None, rows, columns)
+
+
+def _logits_of(
+    model: Any,
+    batch: Mapping[str, torch.Tensor],
+    head: torch.nn.Module | None,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+) -> torch.Tensor:
     with scored_only(head or model.get_output_embeddings(), rows, columns):
-        logits = model(
+        logits: torch.Tensor = model(
             input_ids=batch["input_ids"],
             attention_mask=batch.get("attention_mask"),
             position_ids=batch["position_ids"],
@@ -80,9 +106,8 @@ def supervised_nll(
         ).logits
     if logits.shape[:2] != (1, len(rows)):
         # A model that does not call its output head as a module.
-        logits = logits[rows, columns][None]
-    nll: torch.Tensor = _ChunkedNll.apply(logits[0], targets[rows, columns])  # type: ignore[no-untyped-call]
-    return nll, rows
+        return logits[rows, columns]
+    return logits[0]
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from lora_kit.adapter_spec import AdapterSpec as AdapterSpec
+from lora_kit.retention_spec import RetentionSpec
 from lora_kit.schema import (
     Count,
     Fraction,
@@ -75,28 +77,6 @@ class BackboneSpec(Section):
                 "dtype is float32; set one of them, or attention: sdpa"
             )
         return self
-
-
-class AdapterSpec(Section):
-    """What is trained."""
-
-    method: Literal["lora"] = "lora"
-    """LoRA (Hu et al. 2021, arXiv:2106.09685)."""
-    rank: Count = 16
-    """Rank r of each update."""
-    alpha: Positive = 32.0
-    """The update is scaled by alpha / rank."""
-    dropout: Fraction = 0.0
-    """Dropout on the adapter's input."""
-    targets: Literal["all-linear"] | list[str] = "all-linear"
-    """`all-linear` (each linear layer but the output head), or a list of module names."""
-
-    @field_validator("targets")
-    @classmethod
-    def _targets_named(cls, targets: str | list[str]) -> str | list[str]:
-        if isinstance(targets, list) and (not targets or not all(targets)):
-            raise ValueError("name at least one module, such as q_proj, or write all-linear")
-        return targets
 
 
 class SourceSpec(Section):
@@ -301,6 +281,7 @@ class Recipe(Section):
     adapter: AdapterSpec = AdapterSpec()
     data: DataSpec
     training: TrainingSpec = TrainingSpec()
+    retention: RetentionSpec = RetentionSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
 
@@ -310,6 +291,17 @@ class Recipe(Section):
             raise ValueError(
                 "merge.base: both, but backbone.quantization: none leaves the weights as they are: "
                 "the two merges would be the same; use original"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _method_for_these_weights(self) -> Recipe:
+        quantization = self.backbone.quantization
+        why_not = self.adapter.why_not_on(quantization)
+        if why_not:
+            raise ValueError(
+                f"adapter.method: {self.adapter.method} on {quantization} weights: it {why_not}; "
+                "set backbone.quantization: none, or another method (lora)"
             )
         return self
 

@@ -103,7 +103,7 @@ def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
         target.recipe.evaluation,
         target.run.evaluation,
         target.run.root.resolve().name,
-        {"Adapter": f"{adapter.method}, rank {adapter.rank}", "Recipe": target.recipe.name},
+        {"Adapter": adapter.described(), "Recipe": target.recipe.name},
     )
 
 

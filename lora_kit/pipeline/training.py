@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_kit.adapters import attach, coverage
 from lora_kit.arms import example_rows
-from lora_kit.backbone import load, resolve
+from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.console import say
 from lora_kit.data.audit.audit import audit, refuse
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
+from lora_kit.data.prepared import PreparedData
 from lora_kit.errors import DataError, TrainingError
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
@@ -22,10 +24,16 @@ from lora_kit.processes import process_state, require_agreement
 from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, start_record, versions
 from lora_kit.session import Session, open_run
+from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
 from lora_kit.training.resuming import begin_run, choose_run, finished, require_same
+from lora_kit.training.retention.masking import without_improbable
+from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.trainer import TrainingResult
 from lora_kit.training.trainer import train as train_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ def train(
     held_out_rows = validation_rows(recipe.data, recipe.seed)
     data = prepare(rows, backbone.tokenizer, recipe.data, replay)
     held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data)
+    texts = RetentionTexts.read(recipe, backbone.tokenizer)
     model = attach(backbone, recipe.adapter, recipe.seed)
     situation = Situation(recipe, backbone=backbone, model=model, examples=data.examples)
     for warning in run_checks(situation).warnings:
@@ -113,7 +122,9 @@ def train(
             coverage=covered.to_dict(),
             suites={suite.name: suite.digest for suite in suites},
         )
-    result = train_adapter(recipe, backbone, model, data, held_out, run, chosen.checkpoint)
+    if recipe.retention.mask:
+        data = masked(recipe, data, model, backbone)
+    result = train_adapter(recipe, backbone, model, data, held_out, run, chosen.checkpoint, texts)
     if is_main:
         validation = (result.validation_before, result.validation_after)
         run.update_record(training=result.to_dict())
@@ -121,6 +132,22 @@ def train(
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         plot_training(result.history, validation, run.training_plot)
     return Trained(Session(run, recipe, backbone, model), result)
+
+
+def masked(
+    recipe: Recipe, data: PreparedData, model: PeftModel, backbone: Backbone
+) -> PreparedData:
+    """The data without the labels that `retention.mask` takes away, and says how many it took."""
+    assert recipe.retention.mask is not None
+    state = process_state()
+    most = Cutting.of(recipe, state.num_processes, state.device).most_tokens(data.lengths)
+    left = without_improbable(data, model, backbone, recipe.retention.mask, most)
+    before, after = data.counts.supervised_tokens, left.counts.supervised_tokens
+    say(
+        f"retention.mask: {before - after} of {before} supervised tokens "
+        f"({1 - after / before:.0%}) are improbable under the base and not learned"
+    )
+    return left
 
 
 def _trained_already(run: RunDirectory, recipe: Recipe, done: TrainingResult) -> Trained:

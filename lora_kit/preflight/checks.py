@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
+from lora_kit.adapter_spec import NOT_MERGED, NOT_SHAPED
 from lora_kit.backbone import Backbone
 from lora_kit.data.tokenization import Example, end_of_turn
 from lora_kit.errors import AdapterError, BackboneError, DataError, TrainingError
@@ -177,7 +179,9 @@ def float32_masters(situation: Situation) -> None:
 def untied(situation: Situation) -> None:
     """Raises AdapterError if one of two tied matrices is trained."""
     model = situation.attached
-    if not getattr(model.config, "tie_word_embeddings", False):
+    # Trainable tokens are PEFT's own in both places.
+    by_token = situation.recipe.adapter.method == "trainable_tokens"
+    if by_token or not getattr(model.config, "tie_word_embeddings", False):
         return
     tied = (model.get_input_embeddings(), model.get_output_embeddings())
     for module in tied:
@@ -211,7 +215,7 @@ def fused_experts(model: torch.nn.Module) -> Iterator[tuple[str, int]]:
     """Names and weights of the frozen parameters of three dimensions without an adapter."""
     # An adapter stands around what it adapts, once for each parameter of it.
     named = [(name.replace(".base_layer", ""), p) for name, p in model.named_parameters()]
-    adapted = {name.split(".lora_")[0] for name, p in named if p.requires_grad}
+    adapted = {re.split(r"\.lora_|\.ln_tuning_", n)[0] for n, p in named if p.requires_grad}
     for name, parameter in named:
         owner = name.rpartition(".")[0]
         if parameter.dim() == 3 and not parameter.requires_grad and owner not in adapted:
@@ -223,6 +227,41 @@ def _weights(model: torch.nn.Module) -> int:
     packed = {id(m.weight) for m in model.modules() if hasattr(m, "compute_type_is_set")}
     return sum(
         p.numel() * (2 if id(p) in packed else 1) for p in model.parameters() if not p.requires_grad
+    )
+
+
+def kept_where_it_can_be(situation: Situation) -> None:
+    """Raises TrainingError if a way to keep takes the whole model, which no process has."""
+    launch, retention = situation.launch, situation.recipe.retention
+    asked = [name for name in ("anchor", "mask", "budget") if getattr(retention, name)]
+    if asked and (launch.sharded or launch.deepspeed):
+        raise TrainingError(
+            f"retention.{asked[0]}: the base beside the adapter takes the whole model in each "
+            "process, which FSDP and DeepSpeed divide. Launch with accelerate_configs/ddp.yaml, or "
+            "use data.replay"
+        )
+
+
+def can_be_merged(situation: Situation) -> str | None:
+    """Warns of a method that ends with the evaluation."""
+    method = situation.recipe.adapter.method
+    why = NOT_MERGED.get(method)
+    if why is None:
+        return None
+    return (
+        f"adapter.method: {method} cannot be merged ({why}): it is trained and evaluated, but "
+        "`lora-kit merge` and `release` will refuse it"
+    )
+
+
+def estimated_as_it_is(situation: Situation) -> str | None:
+    """Warns of a method whose memory is another one's in the estimate."""
+    method = situation.recipe.adapter.method
+    if method not in NOT_SHAPED:
+        return None
+    return (
+        f"adapter.method: {method} cannot be made of shapes alone; its memory is estimated as that "
+        "of LoRA of rank 16"
     )
 
 
@@ -303,6 +342,9 @@ CHECKS = (
     Check("masters", "small steps round to nothing", _with_model, float32_masters),
     Check("tied", "trained heads are lost on reload", _with_model, untied),
     Check("experts", "fused experts get no adapter", _with_model, experts_covered),
+    Check("keeping", "the base is not there whole", _always, kept_where_it_can_be),
+    Check("merging", "an adapter cannot be merged", _always, can_be_merged),
+    Check("estimate", "another method's memory", _always, estimated_as_it_is),
     Check("labels", "nothing is learned at loss 0", _with_examples, something_to_learn),
     Check("end of turn", "the model never stops", _with_examples, learns_to_stop),
     Check("beginning", "texts begin twice", _with_examples, begins_once),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lora_kit.adapter_spec import NOT_SHAPED
 from lora_kit.adapters import wrapped
 from lora_kit.errors import BackboneError
 from lora_kit.recipe import AdapterSpec, Attention, Quantization
@@ -85,7 +86,7 @@ def shaped_model(
         dense += sum(b.numel() * b.element_size() for b in model.buffers())
         for module in quantized.values():
             module.__class__ = _QuantizedShape
-        adapted = wrapped(model, adapter)
+        adapted = wrapped(model, _shaped(adapter))
         for module in adapted.modules():
             if on_gpu and type(module) is torch.nn.Dropout:
                 module.__class__ = _FusedDropout
@@ -99,6 +100,11 @@ def shaped_model(
         adapter_parameters=sum(p.numel() for p in adapted.parameters() if p.requires_grad),
         checkpoint_parameters=total,
     )
+
+
+def _shaped(adapter: AdapterSpec) -> AdapterSpec:
+    """The adapter, or where it cannot be made of shapes alone, LoRA in its place."""
+    return AdapterSpec() if adapter.method in NOT_SHAPED else adapter
 
 
 def stored_bytes(weights: int, rows: int, quantization: Quantization) -> int:

@@ -28,7 +28,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     table = Table.grid(padding=(0, 2))
     facts = {
         "backbone": f"{recipe.backbone.model}, {recipe.backbone.quantization}",
-        "adapter": f"{recipe.adapter.method}, rank {recipe.adapter.rank}",
+        "adapter": recipe.adapter.described(),
         "training": f"{plan.optimizer_steps} steps of {spec.batch_size} examples "
         f"({plan.micro_batch_size} a forward pass), {spec.epochs:g} epochs, "
         f"learning rate {spec.learning_rate:g}, {spec.schedule}",

@@ -94,7 +94,7 @@ class MetricsLog(TrainerCallback):
             "tokens": int(logs["tokens"]),
             "seconds": round(self._earlier_seconds + seconds, 3),
         }
-        self.record(entry)
+        self.record(entry | ({"anchor": float(logs["anchor"])} if "anchor" in logs else {}))
         rate = (entry["tokens"] - self._earlier_tokens) / seconds if seconds else 0.0
         self._meter.advance(note=f"loss {entry['loss']:.3f}, {rate:.0f} token/s")
         if time.monotonic() - self._plotted >= self._plot_seconds:

@@ -20,6 +20,8 @@ from lora_kit.errors import TrainingError
 from lora_kit.launch import current_launch, require_sharded
 from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll
 from lora_kit.training import checkpoints
+from lora_kit.training.retention.anchor import Anchor
+from lora_kit.training.retention.budget import Budget
 from lora_kit.training.sharded import is_sharded
 from lora_kit.training.validation import Validation
 
@@ -43,6 +45,8 @@ class SupervisedTrainer(SFTTrainer):
         rows: of the data set, those of this process's last batch.
         tokens: seen so far, by all processes, padding not included.
         validation: what its checkpoints hold as well.
+        anchor: what holds it to the base, if anything does.
+        budget: what ends it for forgetting, if anything does.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class SupervisedTrainer(SFTTrainer):
         pad_token_id: int,
         keep_checkpoints: int,
         validation: Validation | None = None,
+        anchor: Anchor | None = None,
+        budget: Budget | None = None,
         **kwargs: Any,
     ):
         """Take the adapters as they are.
@@ -74,6 +80,8 @@ class SupervisedTrainer(SFTTrainer):
             pad_token_id: what short rows are filled up with.
             keep_checkpoints: how many are left standing.
             validation: what its checkpoints hold as well.
+            anchor: what holds it to the base.
+            budget: what ends it for forgetting.
             kwargs: of SFTTrainer.
         """
         masters = {n: p.data.clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -85,6 +93,8 @@ class SupervisedTrainer(SFTTrainer):
         # Of some models transformers thinks otherwise; the loss is not theirs.
         self.model_accepts_loss_kwargs = True
         self.validation = validation
+        self.anchor = anchor
+        self.budget = budget
         self.rows: list[int] = []
         self.tokens = 0
         self._micro = partial(
@@ -128,6 +138,7 @@ class SupervisedTrainer(SFTTrainer):
         model.train()
         examples: Sequence[Example] = inputs["examples"]
         self.rows = inputs["rows"]
+        self._hold_to_the_base(model)
         batches = self._passes(examples, model)
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(batches, start=1):
@@ -143,6 +154,17 @@ class SupervisedTrainer(SFTTrainer):
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
+
+    def _hold_to_the_base(self, model: torch.nn.Module) -> None:
+        """Add the anchor's gradient, which is reduced with that of the step's last pass."""
+        if self.anchor is None:
+            return
+        arguments, step = self.args, self.state.global_step
+        parts = self.anchor.losses(step, arguments.process_index, arguments.world_size)
+        with self.accelerator.no_sync(model), self._autocast():
+            for part in parts:
+                # Gradients are averaged over the processes, and these are to be added up.
+                self.accelerator.backward(part * arguments.world_size)
 
     def _passes(
         self, examples: Sequence[Example], model: torch.nn.Module
@@ -205,7 +227,8 @@ class SupervisedTrainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the tokens seen so far."""
-        super().log(logs | {"tokens": self.tokens}, start_time)
+        held = {"anchor": self.anchor.last} if self.anchor else {}
+        super().log(logs | held | {"tokens": self.tokens}, start_time)
         # `metrics.jsonl` has it; in here, each checkpoint would hold it once more.
         self.state.log_history.clear()
 
@@ -213,7 +236,8 @@ class SupervisedTrainer(SFTTrainer):
     def ended(self) -> bool:
         """Whether the step that is done is the last one, by count or for want of progress."""
         exhausted = self.validation is not None and self.validation.exhausted
-        return exhausted or self.state.global_step >= self.state.max_steps
+        exceeded = self.budget is not None and self.budget.exceeded
+        return exhausted or exceeded or self.state.global_step >= self.state.max_steps
 
     def _save_checkpoint(self, _model: Any, _trial: Any) -> None:
         checkpoints.save(self, self._keep)

@@ -27,6 +27,10 @@ from lora_kit.training.callbacks import Epochs, Interruption, MetricsLog
 from lora_kit.training.guards import Guards
 from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
+from lora_kit.training.rank_allocation import RankAllocation
+from lora_kit.training.retention.anchor import Anchor
+from lora_kit.training.retention.budget import Budget
+from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.sharded import is_sharded
 from lora_kit.training.supervised import SupervisedTrainer
 from lora_kit.training.validation import Validation, validation_loss
@@ -69,6 +73,7 @@ def train(
     validation: PreparedData | None,
     run: RunDirectory,
     resume: Path | None = None,
+    texts: RetentionTexts | None = None,
 ) -> TrainingResult:
     """Train the adapter that is attached to `model` and save it in the run directory.
 
@@ -80,6 +85,7 @@ def train(
         validation: held-out rows.
         run: where everything goes.
         resume: a checkpoint to go on from.
+        texts: that the recipe's ways to keep look at.
 
     Raises:
         TrainingError: if the batch cannot be divided as asked, nothing is trained, or it diverges.
@@ -89,11 +95,14 @@ def train(
     steps = optimizer_steps(len(data.examples), recipe.training)
     cutting = Cutting.of(recipe, state.num_processes, state.device)
     tokens = cutting.most_tokens(data.lengths)
+    texts = texts or RetentionTexts()
     measure = partial(validation_loss, model, backbone, validation, tokens)
     # Sharded later, it does not lie where it is computed yet.
     before = measure() if resume is None and not current_launch().sharded else None
     with meter("training", steps, visible=state.is_main_process) as progress:
-        attempt = _Attempt.prepare(recipe, backbone, model, data, cutting, run, progress, measure)
+        attempt = _Attempt.prepare(
+            recipe, backbone, model, data, cutting, run, progress, measure, texts
+        )
         attempt.validation.before = before
         with attempt.interruption.listening():
             _train(attempt, resume)
@@ -108,6 +117,9 @@ def train(
     if attempt.validation.best_weights:
         checkpoints.restore_weights(model, attempt.validation.best_weights)
         kept = attempt.validation.best_step
+    elif trainer.budget and trainer.budget.exceeded:
+        trainer.budget.put_back()
+        kept = trainer.budget.kept_step
     model.eval()
     after = measure()
     weights = checkpoints.trained_weights(model) if is_sharded(model) else None
@@ -155,12 +167,15 @@ class _Attempt:
         run: RunDirectory,
         progress: Meter,
         measure: Callable[[], float | None],
+        texts: RetentionTexts,
     ) -> _Attempt:
         state, spec = process_state(), recipe.training
         steps = optimizer_steps(len(data.examples), spec)
         log = MetricsLog(run.metrics, progress, state.is_main_process, _plotter(run))
         validation = Validation(spec, measure, log.record)
         interruption = Interruption(any_process)
+        anchor, budget = _keepers(recipe, backbone, model, texts, cutting, data, log)
+        own = [validation, interruption, *([budget] if budget else []), *_tensorboard(recipe, run)]
         trainer = SupervisedTrainer(
             model=model,
             args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
@@ -175,14 +190,40 @@ class _Attempt:
             pad_token_id=backbone.tokenizer.pad_token_id,
             keep_checkpoints=spec.keep_checkpoints,
             validation=validation,
-            callbacks=[validation, interruption, *_tensorboard(recipe, run)],
+            anchor=anchor,
+            budget=budget,
+            callbacks=own,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Epochs(lambda: trainer.sampler))
         where = partial(_where, trainer, data, run)
         trainer.add_callback(Guards(backbone.model.config.get_text_config().vocab_size, where))
+        if recipe.adapter.method == "adalora":
+            trainer.add_callback(RankAllocation(model, steps))
         trainer.add_callback(log)
         return cls(trainer, log, validation, interruption)
+
+
+def _keepers(
+    recipe: Recipe,
+    backbone: Backbone,
+    model: PeftModel,
+    texts: RetentionTexts,
+    cutting: Cutting,
+    data: PreparedData,
+    log: MetricsLog,
+) -> tuple[Anchor | None, Budget | None]:
+    """What holds the training to the base, and what ends it for forgetting."""
+    spec, anchor, budget = recipe.retention, None, None
+    if spec.anchor and texts.anchor:
+        pad = backbone.tokenizer.pad_token_id
+        examples = texts.anchor.examples
+        anchor = Anchor(model, examples, spec.anchor, recipe.seed, pad, cutting.rows)
+    if spec.budget and texts.budget:
+        most = cutting.most_tokens(data.lengths)
+        examples = texts.budget.examples
+        budget = Budget(model, backbone, examples, spec.budget, log.record, most)
+    return anchor, budget
 
 
 def _where(trainer: SupervisedTrainer, data: PreparedData, run: RunDirectory) -> str:

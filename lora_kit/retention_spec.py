@@ -1,0 +1,59 @@
+"""The recipe's `retention` section: ways to keep what the base knew, each a switch of its own."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from lora_kit.schema import Count, Positive, Section
+
+
+class TextsSpec(Section):
+    """Texts that stand for what the base knows."""
+
+    source: str = "python-reference"
+    """As in `data.train`; all of a row is looked at, prompt and answer."""
+    split: str = "train"
+    """As in `data.train`. Not the items of a suite: what is held on to there proves nothing."""
+    length: Count = Field(default=128, ge=2)
+    """Tokens of each that are looked at, from the beginning."""
+    license: str | None = None
+    """As in `data.train`."""
+
+
+class AnchorSpec(TextsSpec):
+    """A penalty for saying something else than the base on texts of another kind."""
+
+    weight: Positive = 1.0
+    """How many nats of the training loss a nat of divergence is worth."""
+    rows: Count = 2
+    """Texts a step, over all processes."""
+
+
+class MaskSpec(Section):
+    """Tokens that the base finds improbable are not learned."""
+
+    max_perplexity: Positive = 2.5
+    """A supervised token whose perplexity under the base is above this gets no label: 2.5 leaves
+    those to which the base gives a probability of at least 0.4."""
+
+
+class BudgetSpec(TextsSpec):
+    """Forgetting that the training may cause; past it, it ends."""
+
+    margin: Positive = 0.05
+    """Nats per token that the loss of the texts may rise by."""
+    steps: Count = 20
+    """Optimizer steps from one look to the next."""
+    rows: Count = Field(default=32, ge=8)
+    """Texts that are looked at."""
+
+
+class RetentionSpec(Section):
+    """Against forgetting; replay, which is data, is under `data.replay`."""
+
+    anchor: AnchorSpec | None = None
+    """Kullback-Leibler divergence from the base, which is the adapter switched off."""
+    mask: MaskSpec | None = None
+    """Selective token masking."""
+    budget: BudgetSpec | None = None
+    """A probe of the loss on texts, every so many steps."""

@@ -1,0 +1,78 @@
+"""AdaLoRA's part in a training: its penalty, and the ranks that it gives and takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lora_kit.errors import TrainingError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# Shares of the steps before the first rank is taken, and after the last one.
+WARM, SETTLED = 0.1, 0.3
+
+
+class RankAllocation(TrainerCallback):
+    """AdaLoRA (Zhang et al. 2023, arXiv:2303.10512): singular values are pruned by importance.
+
+    PEFT adds the penalty for factors that are not orthogonal to a loss that the model computes, and
+    leaves it to the training loop to say which step it is.
+    """
+
+    def __init__(self, model: PeftModel, steps: int):
+        """Plan.
+
+        Args:
+            model: with an adapter of the method.
+            steps: of the optimizer, all in all.
+        """
+        self._tuner: Any = model.base_model
+        self._config: Any = model.peft_config["default"]
+        self._steps = steps
+
+    def on_train_begin(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
+    ) -> None:
+        """Tell PEFT how long it takes.
+
+        Raises:
+            TrainingError: if a checkpoint is gone on from.
+        """
+        if state.global_step:
+            raise TrainingError(
+                "adapter.method: adalora: which singular values mattered so far is not in the "
+                "checkpoint; begin anew without --resume"
+            )
+        self._config.total_step = self._steps
+        if not self._config.tinit and not self._config.tfinal:
+            self._config.tinit = round(WARM * self._steps)
+            self._config.tfinal = round(SETTLED * self._steps)
+        self._tuner.rankallocator.set_total_step(self._steps)
+
+    def on_pre_optimizer_step(
+        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any
+    ) -> None:
+        """Add the penalty's gradient: after the others' were added up, it is the same for all."""
+        factors = [p for name, p in self._tuner.named_parameters()
+                   if "lora_A" in name or "lora_B" in name]  # fmt: skip
+        penalty = sum(_distance_from_orthogonal(factor) for factor in factors) / len(factors)
+        torch.autograd.backward(self._config.orth_reg_weight * penalty)
+
+    def on_optimizer_step(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
+    ) -> None:
+        """Give and take ranks while the gradients are there."""
+        self._tuner.update_and_allocate(state.global_step + 1)
+
+
+def _distance_from_orthogonal(factor: torch.Tensor) -> torch.Tensor:
+    """Frobenius norm of A A^T - I, or B^T B - I; the rank is the smaller of the two sizes."""
+    square = factor @ factor.T if factor.shape[0] < factor.shape[1] else factor.T @ factor
+    distance: torch.Tensor = torch.linalg.norm(
+        square - torch.eye(len(square), device=square.device)
+    )
+    return distance

@@ -1,0 +1,1 @@
+"""Ways to keep what the base knew while something else is learned."""

@@ -1,0 +1,96 @@
+"""The KL anchor: on texts of another kind, what is trained goes on saying what the base says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import kl_div, log_softmax
+
+from lora_kit.adapters import switched_off
+from lora_kit.data.batches import cut
+from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.likelihood import pad_examples, supervised_logits, to_device
+from lora_kit.retention_spec import AnchorSpec
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class Anchor:
+    """Divergence of the adapted model from the base on a few texts of each step.
+
+    Learning without forgetting (Li & Hoiem 2016, arXiv:1606.09282), with the whole distribution for
+    a target and no second model: the base is the adapter switched off.
+
+    Attributes:
+        last: this process's part of the last step's divergence, nats per token.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        examples: Sequence[Example],
+        spec: AnchorSpec,
+        seed: int,
+        pad_token_id: int,
+        rows: int,
+    ):
+        """Plan.
+
+        Args:
+            model: with its adapter, not wrapped for several processes.
+            examples: every token of which has a label.
+            spec: how many a step, and what a nat is worth.
+            seed: of their order.
+            pad_token_id: what short rows are filled up with.
+            rows: most examples of a forward pass.
+        """
+        self._model = model
+        self._examples = examples
+        self._spec = spec
+        self._seed = seed
+        self._pad = pad_token_id
+        self._rows = rows
+        self.last = 0.0
+
+    def losses(self, step: int, process: int, processes: int) -> Iterator[torch.Tensor]:
+        """One process's part of a step's penalty, a forward pass at a time.
+
+        Args:
+            step: of the optimizer, counted from 0.
+            process: index of this one.
+            processes: that share the step; the parts of all add up to the penalty.
+
+        Yields:
+            Scalars with a gradient.
+        """
+        chosen = [self._examples[number] for number in self._of_step(step)]
+        tokens = sum(_scored(example) for example in chosen)
+        share = sorted(chosen, key=lambda one: -len(one.input_ids))[process::processes]
+        self.last = 0.0
+        for group in cut(share, self._rows, None) if share else []:
+            batch = to_device(pad_examples(group, self._pad), self._model.device)
+            with torch.no_grad(), switched_off(self._model):
+                base = log_softmax(supervised_logits(self._model, batch).float(), dim=-1)
+            found = log_softmax(supervised_logits(self._model, batch).float(), dim=-1)
+            divergence = kl_div(found, base, reduction="sum", log_target=True) / tokens
+            self.last += float(divergence.detach())
+            yield self._spec.weight * divergence
+
+    def _of_step(self, step: int) -> list[int]:
+        """Each text once before any comes again, the same ones on any number of processes."""
+        first, count = step * self._spec.rows, len(self._examples)
+        return [self._order(n // count)[n % count] for n in range(first, first + self._spec.rows)]
+
+    def _order(self, turn: int) -> list[int]:
+        order = list(range(len(self._examples)))
+        random.Random(f"{self._seed}/anchor/{turn}").shuffle(order)
+        return order
+
+
+def _scored(example: Example) -> int:
+    """Tokens that are predicted: the first one is not."""
+    return sum(label != IGNORED for label in example.labels[1:])

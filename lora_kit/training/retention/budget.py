@@ -1,0 +1,164 @@
+"""The retention budget: a probe every so many steps, and an end to the training past the margin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scipy import stats
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lora_kit.adapters import switched_off
+from lora_kit.backbone import Backbone
+from lora_kit.console import say
+from lora_kit.data.batches import cut
+from lora_kit.data.tokenization import Example
+from lora_kit.errors import TrainingError
+from lora_kit.likelihood import pad_examples, supervised_nll, to_device
+from lora_kit.retention_spec import BudgetSpec
+from lora_kit.training.checkpoints import Tensors, restore_weights, trained_weights
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# Of the pessimistic bound, one-sided.
+CONFIDENCE = 0.95
+
+
+def pessimistic_rise(before: Sequence[float], now: Sequence[float]) -> float:
+    """Upper bound of the mean rise of paired losses: Student's t, one-sided, 95%.
+
+    It is looked at again and again, so that among many looks one may be above the margin by chance:
+    a training ends too early rather than too late.
+
+    Args:
+        before: loss of each text under the base, nats per token.
+        now: under the adapter.
+    """
+    rises = torch.tensor(now, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64)
+    spread = float(rises.std()) / math.sqrt(len(rises))
+    quantile = float(stats.t.ppf(CONFIDENCE, len(rises) - 1))
+    return float(rises.mean()) + quantile * spread
+
+
+class Budget(TrainerCallback):
+    """Ends the training when the loss of some texts may have risen by more than the margin.
+
+    What is kept then is what the last look found within it.
+
+    Attributes:
+        exceeded: whether it ended the training.
+        kept_step: of the weights that were within the margin when they were last looked at.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        backbone: Backbone,
+        examples: Sequence[Example],
+        spec: BudgetSpec,
+        record: Callable[[dict[str, float]], None],
+        batch_tokens: int,
+    ):
+        """Plan.
+
+        Args:
+            model: with its adapter, not wrapped for several processes.
+            backbone: of the model.
+            examples: the texts, every token labelled.
+            spec: the margin, and how often it is looked at.
+            record: takes a step's figures.
+            batch_tokens: most tokens of a forward pass, padding included.
+        """
+        self._model = model
+        self._backbone = backbone
+        # Read once: they are told apart by what they are, not by what they hold.
+        self._examples = tuple(examples)
+        self._spec = spec
+        self._record = record
+        self._batch_tokens = batch_tokens
+        self._base: list[float] = []
+        self._kept: Tensors = {}
+        self.exceeded = False
+        self.kept_step = 0
+
+    def on_train_begin(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        """Measure the base, and where a training goes on, what it goes on from.
+
+        Raises:
+            TrainingError: if a new adapter is beyond the margin already.
+        """
+        with switched_off(self._model):
+            self._base = self._losses()
+        self._look(state, control)
+        if self.exceeded and not state.global_step:
+            raise TrainingError(
+                f"retention.budget.margin: {self._spec.margin}: the adapter is beyond it before "
+                "step 1, since its method does not begin at the base; raise it"
+            )
+
+    def on_step_end(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        """Look if it is time."""
+        if state.global_step % self._spec.steps == 0 or state.global_step == state.max_steps:
+            self._look(state, control)
+
+    def _look(self, state: TrainerState, control: TrainerControl) -> None:
+        losses = self._losses()
+        bound = pessimistic_rise(self._base, losses)
+        mean = sum(losses) / len(losses)
+        if state.global_step:
+            figures = {"step": state.global_step, "retention_loss": mean, "retention_bound": bound}
+            self._record(figures)
+        if bound <= self._spec.margin:
+            self._kept, self.kept_step = trained_weights(self._model), state.global_step
+            return
+        self.exceeded = True
+        control.should_training_stop = True
+        say(
+            f"step {state.global_step}: stopped, the loss of {self._spec.source} may have risen by "
+            f"{bound:.3f} nats per token, more than retention.budget.margin {self._spec.margin}; "
+            f"what is kept is the adapter of step {self.kept_step}"
+        )
+
+    def put_back(self) -> None:
+        """Put the weights back that were within the margin.
+
+        Raises:
+            TrainingError: if none were.
+        """
+        if not self.kept_step:
+            raise TrainingError(
+                "retention.budget: past the margin at the first look, so that nothing is left to "
+                "keep. Lower training.learning_rate, or retention.budget.steps, or raise the margin"
+            )
+        restore_weights(self._model, self._kept)
+
+    def _losses(self) -> list[float]:
+        """Mean loss of each text, nats per token."""
+        was_training = self._model.training
+        self._model.eval()
+        places = {id(example): number for number, example in enumerate(self._examples)}
+        found = [0.0] * len(self._examples)
+        with torch.no_grad():
+            for group in cut(self._examples, len(self._examples), self._batch_tokens):
+                padded = pad_examples(group, self._backbone.tokenizer.pad_token_id)
+                batch = to_device(padded, self._backbone.model.device)
+                nll, rows = supervised_nll(self._model, batch)
+                for row, example in enumerate(group):
+                    found[places[id(example)]] = float(nll[rows == row].mean())
+        self._model.train(was_training)
+        return found

@@ -1,0 +1,70 @@
+"""`full` and `last-K`: the backbone's own weights trained, as copies that can be switched off."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_kit.errors import AdapterError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+def copies_of(model: torch.nn.Module, method: str) -> PeftConfig:
+    """PEFT's configuration for a trained copy of each weight that the method unfreezes.
+
+    PEFT's LN tuning (Qi et al. 2022, arXiv:2211.08682) trains a copy of whatever module it is given
+    and leaves the module itself as it is. So the base is there when the copies are switched off,
+    PEFT loads what is saved, and merging puts the copies in their modules' places. It takes the
+    memory of the copies besides the base's.
+
+    The embedding and an output head stay frozen: tied, they are one weight in two places.
+
+    Args:
+        model: the backbone.
+        method: `full`: all blocks and the norm after them; `last-K`: the last K blocks and it.
+
+    Raises:
+        AdapterError: if the model has fewer blocks.
+    """
+    from peft import LNTuningConfig
+
+    trunk, blocks = _blocks(model)
+    names = [f"{trunk}.{number}" for number in range(len(blocks))]
+    if method != "full":
+        wanted = int(method.removeprefix("last-"))
+        if wanted > len(blocks):
+            raise AdapterError(
+                f"adapter.method: {method}: the backbone has {len(blocks)} blocks; last-1 to "
+                f"last-{len(blocks)}, or full"
+            )
+        names = names[-wanted:]
+    parent = trunk.rpartition(".")[0]
+    beside = [n for n, m in model.named_modules() if n.rpartition(".")[0] == parent]
+    # What stands behind the blocks: the last norm, and no embedding.
+    behind = [n for n in beside[beside.index(trunk) + 1 :] if not _embeds(model.get_submodule(n))]
+    targets = [t for name in [*names, *behind] for t in _with_weights(model, name)]
+    return LNTuningConfig(task_type="CAUSAL_LM", target_modules=targets)
+
+
+def _blocks(model: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
+    """Name and modules of the decoder blocks: the list that holds the most weights."""
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)]
+    if not lists:
+        raise AdapterError("adapter.method: this backbone has no list of blocks; use lora")
+    return max(lists, key=lambda named: sum(p.numel() for p in named[1].parameters()))
+
+
+def _embeds(module: torch.nn.Module) -> bool:
+    return any(isinstance(one, torch.nn.Embedding) for one in module.modules())
+
+
+def _with_weights(model: torch.nn.Module, name: str) -> list[str]:
+    """The outermost modules at or below a name that hold weights themselves."""
+    module = model.get_submodule(name)
+    if next(module.parameters(recurse=False), None) is not None:
+        return [name]
+    return [found for child, _ in module.named_children()
+            for found in _with_weights(model, f"{name}.{child}")]  # fmt: skip

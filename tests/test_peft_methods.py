@@ -1,0 +1,237 @@
+"""Every method that a recipe can name: trained, saved, reloaded in a new process, merged."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftType
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lora_kit.adapter_spec import NOT_MERGED, NOT_SHAPED, REFUSED, AdapterSpec, PeftMethod
+from lora_kit.adapters import attach, coverage, switched_off
+from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.errors import AdapterError, MergeError, RecipeError
+from lora_kit.merging.in_memory import merge_adapter
+from lora_kit.peft_methods import configuration
+from lora_kit.preflight.shapes import shaped_model
+from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.schema import parse_document, validate
+from lora_kit.training.trainer import save_adapter
+from tests.merging.test_methods import plan_of
+
+METHODS = (*typing.get_args(PeftMethod), "full", "last-1")
+# What the tiny model's layers of 64 are too small for otherwise, and what has to be given.
+OPTIONS = {
+    "c3a": {"block_size": 32},
+    "road": {"group_size": 32},
+    "vblora": {"vector_length": 32},
+    "waveft": {"n_frequency": 200},
+    "trainable_tokens": {"token_indices": [11, 12]},
+}
+RANKS = {"shira": 4}
+IDS = torch.randint(20, 40_000, (2, 16), generator=torch.Generator().manual_seed(0))
+IDS[0, 3], IDS[1, 5] = 11, 12
+
+
+def spec_of(method: str) -> AdapterSpec:
+    return AdapterSpec.model_validate(
+        {"method": method, "rank": RANKS.get(method), "options": OPTIONS.get(method, {})}
+    )
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    logits: torch.Tensor = model.eval()(input_ids=IDS).logits
+    return logits
+
+
+def loss_of(logits: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of training a method for two steps."""
+
+    base: torch.Tensor
+    off: torch.Tensor
+    after: torch.Tensor
+
+
+def tried(backbone: Backbone, method: str, directory: Path) -> Tried:
+    backbone = copy.deepcopy(backbone)
+    base = logits_of(backbone.model)
+    model = attach(backbone, spec_of(method), seed=0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    model.train()
+    for _ in range(2):
+        loss_of(model(input_ids=IDS).logits).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = logits_of(model)
+    with switched_off(model):
+        off = logits_of(model)
+    save_adapter(model, backbone, directory)
+    return Tried(base, off, after)
+
+
+def tiny_on(tiny: Path, quantization: str) -> Backbone:
+    spec = BackboneSpec(model=str(tiny), quantization=quantization, dtype="float32")
+    return load(resolve(spec), spec)
+
+
+RELOAD = """
+import copy, sys
+from pathlib import Path
+from safetensors.torch import save_file
+from lora_kit.adapters import attach_saved
+from tests.test_peft_methods import logits_of, tiny_on
+tiny, folder, quantization = sys.argv[1:]
+backbone = tiny_on(Path(tiny), quantization)
+found = {}
+for adapter in sorted(Path(folder).glob("*/adapter_config.json")):
+    found[adapter.parent.name] = logits_of(attach_saved(copy.deepcopy(backbone), adapter.parent))
+save_file(found, Path(folder) / "reloaded.safetensors")
+"""
+
+
+@dataclass(frozen=True)
+class All:
+    """All methods, tried on one kind of weights, and what a new process read of them."""
+
+    quantization: str
+    folder: Path
+    tried: dict[str, Tried]
+    failed: dict[str, Exception]
+    reloaded: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module", params=["none", "nf4"])
+def every(
+    request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> All:
+    folder = tmp_path_factory.mktemp(request.param)
+    backbone = tiny_on(tiny, request.param)
+    done, failed = {}, {}
+    for method in METHODS:
+        try:
+            done[method] = tried(backbone, method, folder / method)
+        except (AdapterError, RuntimeError, TypeError) as error:
+            failed[method] = error
+    command = [sys.executable, "-c", RELOAD, str(tiny), str(folder), request.param]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
+    return All(request.param, folder, done, failed, load_file(folder / "reloaded.safetensors"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_and_a_new_process_reads_the_same_from_disk(
+    every: All, method: str
+) -> None:
+    if spec_of(method).why_not_on(every.quantization):
+        one = every.tried.get(method)
+        # It is refused for a reason that can be seen.
+        assert one is None or torch.equal(one.after, one.base)
+        return
+    one = every.tried[method]
+    assert loss_of(one.after) < loss_of(one.base)
+    assert not torch.equal(one.after, one.base)
+    assert torch.equal(one.off, one.base), "the base is not there when the adapter is off"
+    assert torch.equal(every.reloaded[method], one.after)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_merged_or_said_not_to_be(every: All, method: str, tiny: Path) -> None:
+    if every.quantization != "none":
+        pytest.skip("the merge of quantized weights is that of what they are dequantized to")
+    plan = plan_of(tiny, every.folder / method)
+    if method in NOT_MERGED:
+        with pytest.raises(MergeError):
+            merge_adapter(plan, every.folder / f"merged-{method}")
+        return
+    merge_adapter(plan, every.folder / f"merged-{method}")
+    merged = AutoModelForCausalLM.from_pretrained(every.folder / f"merged-{method}")
+    torch.testing.assert_close(logits_of(merged), every.tried[method].after, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - NOT_SHAPED))
+def test_a_method_is_estimated_from_shapes(tiny: Path, method: str) -> None:
+    config = AutoConfig.from_pretrained(tiny)
+    shaped = shaped_model(config, spec_of(method), "none", torch.float32)
+    attached = attach(tiny_on(tiny, "none"), spec_of(method), seed=0)
+    assert shaped.adapter_parameters == coverage(attached).trainable_parameters
+
+
+def test_all_methods_of_peft_are_named_or_refused() -> None:
+    assert {kind.value.lower() for kind in PeftType} == {*METHODS[:-2], *REFUSED}
+
+
+def recipe_of(adapter: dict[str, Any], quantization: str = "none") -> Recipe:
+    document = {
+        "name": "x",
+        "backbone": {"model": "smollm2-135m-instruct", "quantization": quantization},
+        "adapter": adapter,
+        "data": {"train": [{"source": "stdlib-docstrings"}]},
+    }
+    return validate(Recipe, parse_document(json.dumps(document), "x.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "quantization", "said"),
+    [
+        ({"method": "hra"}, "nf4", "hra on nf4 weights: it computes with the numbers"),
+        ({"method": "full"}, "int8", "full on int8 weights: it trains the weights themselves"),
+        ({"method": "prefix_tuning"}, "none", "tokens of its own before the text"),
+        ({"method": "loar"}, "none", "'lora'"),
+        ({"method": "last-0"}, "none", "adapter.method"),
+        ({"method": "lora", "rank": 0}, "none", "adapter.rank"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_recipe(
+    adapter: dict[str, Any], quantization: str, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        recipe_of(adapter, quantization)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ({"options": {"use_dorra": True}}, "Did you mean `use_dora`?"),
+        ({"options": {"use_dora": "perhaps"}}, "adapter.options.use_dora"),
+        ({"options": {"r": 4}}, "adapter.options.r: "),
+        ({"options": {"init_lora_weights": "pissa"}}, "the base is not there any more"),
+        ({"method": "ia3", "rank": 4}, "adapter.rank: ia3 has none"),
+        ({"method": "full", "rank": 4}, "adapter.rank: full has none"),
+        ({"method": "last-3"}, "the backbone has 2 blocks"),
+        ({"method": "c3a"}, "factor of the input size"),
+    ],
+)
+def test_what_a_method_does_not_take_is_refused_when_it_is_attached(
+    tiny_backbone: Backbone, adapter: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(AdapterError, match=re.escape(said)):
+        attach(tiny_backbone, AdapterSpec.model_validate(adapter), seed=0)
+
+
+def test_loras_kin_are_options(tiny_backbone: Backbone) -> None:
+    options = {"use_rslora": True, "use_dora": True, "rank_pattern": {"v_proj": 2}}
+    config = configuration(AdapterSpec(rank=4, options=options), tiny_backbone.model)
+    assert {name: getattr(config, name) for name in options} == options
+    assert (config.r, config.lora_alpha) == (4, 32)
+
+
+def test_the_last_block_alone_is_trained(tiny_backbone: Backbone) -> None:
+    model = attach(tiny_backbone, spec_of("last-1"), seed=0)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 7 + 2 + 1
+    assert all(".layers.1." in name or ".model.norm." in name for name in trained)
