@@ -28,7 +28,7 @@ def _without_licences(recipe: dict[str, Any]) -> dict[str, Any]:
     And without `merge`: what was merged, and how, its own record says, and it is measured after.
     """
     recipe = {name: value for name, value in recipe.items() if name != "merge"}
-    data = _mapping(recipe.get("data"))
+    data, kept = _mapping(recipe.get("data")), _mapping(recipe.get("retention"))
     sources = {
         name: [_unlicensed(one) for one in data[name]]
         for name in ("train", "validation")
@@ -37,6 +37,7 @@ def _without_licences(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe | {
         "backbone": _unlicensed(recipe.get("backbone")),
         "data": {**data, **sources, "replay": _unlicensed(data.get("replay"))},
+        **({"retention": {name: _unlicensed(one) for name, one in kept.items()}} if kept else {}),
     }
 
 

@@ -149,10 +149,9 @@ def test_a_method_trains_and_a_new_process_reads_the_same_from_disk(
     assert torch.equal(every.reloaded[method], one.after)
 
 
+@pytest.mark.parametrize("every", ["none"], indirect=True)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_merged_or_said_not_to_be(every: All, method: str, tiny: Path) -> None:
-    if every.quantization != "none":
-        pytest.skip("the merge of quantized weights is that of what they are dequantized to")
     plan = plan_of(tiny, every.folder / method)
     if method in NOT_MERGED:
         with pytest.raises(MergeError):

@@ -133,12 +133,14 @@ def _copy(source: Path, to: Path, names: Sequence[str]) -> None:
 
 def _local_paths(recipe: Recipe) -> Iterator[str]:
     """Say where the recipe names folders of this machine, which a release makes known."""
-    data = recipe.data
+    data, kept = recipe.data, recipe.retention
     named = {
         "backbone.model": recipe.backbone.model,
         **{f"data.train.{n}.source": one.source for n, one in enumerate(data.train)},
         **{f"data.validation.{n}.source": one.source for n, one in enumerate(data.validation)},
         **({"data.replay.source": data.replay.source} if data.replay else {}),
+        **({"retention.anchor.source": kept.anchor.source} if kept.anchor else {}),
+        **({"retention.budget.source": kept.budget.source} if kept.budget else {}),
         **{f"evaluation.suites.{n}": one for n, one in enumerate(recipe.evaluation.suites)},
     }
     fields = [name for name, value in named.items() if Path(value).expanduser().is_absolute()]

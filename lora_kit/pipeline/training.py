@@ -11,7 +11,7 @@ from lora_kit.adapters import attach, coverage
 from lora_kit.arms import example_rows
 from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.console import say
-from lora_kit.data.audit.audit import audit, refuse
+from lora_kit.data.audit.audit import audit, refuse, refuse_known
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
 from lora_kit.data.prepared import PreparedData
 from lora_kit.errors import DataError, TrainingError
@@ -89,6 +89,8 @@ def train(
     limits = recipe.data.audit
     found = audit(rows, data.examples, items, held_out_rows, backbone.tokenizer, limits)
     refuse(found)
+    if texts.anchor:
+        refuse_known(texts.anchor.rows, items, limits.leakage, "retention.anchor")
     require_agreement(
         {
             "files of the backbone": backbone.fingerprint.digest,

@@ -81,7 +81,7 @@ def _front_matter(
     from huggingface_hub import ModelCardData
 
     recipe = manifest.resolved
-    trained_on = [w for w in manifest.works if w.used in ("train", "replay") and w.hub]
+    trained_on = [w for w in manifest.works if w.used in ("train", "replay", "retention") and w.hub]
     license_ = hub_license(base, found)
     metadata = ModelCardData(
         base_model=base.work if base.hub else None,

@@ -45,7 +45,7 @@ class Licensed(Section):
 
     work: str
     """What it is called."""
-    used: Literal["base", "train", "replay", "validation"]
+    used: Literal["base", "train", "replay", "retention", "validation"]
     """What for."""
     license: str | None
     """As it was stated; nothing where it is stated nowhere."""
@@ -146,7 +146,7 @@ def notes(works: Sequence[Licensed]) -> tuple[Note, ...]:
     """
     base = next(work for work in works if work.used == "base")
     # Rows that only a loss was measured on are not in the weights.
-    trained_on = [work for work in works if work.used in ("train", "replay")]
+    trained_on = [work for work in works if work.used in ("train", "replay", "retention")]
     sources = list({(work.work, work.license): work for work in trained_on}.values())
     found = [
         *(note for work in (base, *sources) for note in _alone(work)),

@@ -12,6 +12,7 @@ from lora_kit.data.tables import is_hub_id
 from lora_kit.errors import BackboneError
 from lora_kit.recipe import BackboneSpec, Recipe, ReplaySpec, SourceSpec
 from lora_kit.releasing.licences import Licensed
+from lora_kit.retention_spec import TextsSpec
 
 NOWHERE = "nowhere"
 IN_RECIPE = "the recipe"
@@ -19,12 +20,14 @@ IN_RECIPE = "the recipe"
 
 def works(recipe: Recipe) -> tuple[Licensed, ...]:
     """The base model and every source of a recipe, each with the licence that is stated for it."""
-    data = recipe.data
+    data, kept = recipe.data, recipe.retention
     return (
         _base(recipe.backbone),
         *(_source(one, "train") for one in data.train),
         *([_source(data.replay, "replay")] if data.replay and data.replay.fraction else []),
+        *([_source(kept.anchor, "retention")] if kept.anchor else []),
         *(_source(one, "validation") for one in data.validation),
+        *([_source(kept.budget, "validation")] if kept.budget else []),
     )
 
 
@@ -68,7 +71,7 @@ def _on_this_machine(spec: BackboneSpec) -> BackboneFiles:
     return resolve(spec, allow_network=False)
 
 
-def _source(spec: SourceSpec | ReplaySpec, used: str) -> Licensed:
+def _source(spec: SourceSpec | ReplaySpec | TextsSpec, used: str) -> Licensed:
     license_, stated = _of_source(spec)
     return Licensed.model_validate(
         {
@@ -81,7 +84,7 @@ def _source(spec: SourceSpec | ReplaySpec, used: str) -> Licensed:
     )
 
 
-def _of_source(spec: SourceSpec | ReplaySpec) -> tuple[str | None, str]:
+def _of_source(spec: SourceSpec | ReplaySpec | TextsSpec) -> tuple[str | None, str]:
     if spec.license is not None:
         return spec.license, IN_RECIPE
     if spec.source in BUILT_IN_LICENSES:

@@ -205,6 +205,12 @@ def test_a_budget_that_is_gone_at_once_leaves_nothing_and_says_so(
     assert not RunDirectory(tmp_path / "run").adapter.exists()
 
 
+def test_texts_by_which_it_is_measured_are_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    held = {"anchor": {"source": "python-reference", "split": "test"}}
+    with pytest.raises(DataError, match=r"retention\.anchor\.source: .* items of core-retention"):
+        train(changed(tiny_recipe, held), tmp_path / "run")
+
+
 def test_texts_that_are_not_there_are_named(tiny_recipe: Recipe, tmp_path: Path) -> None:
     recipe = changed(tiny_recipe, {"anchor": {"source": "nowhere.jsonl"}})
     with pytest.raises(DataError, match=r"retention\.anchor\.source"):

@@ -80,6 +80,33 @@ def audit(
     )
 
 
+def refuse_known(
+    rows: Sequence[Row], items: Sequence[AuditedItem], limit: float, field: str
+) -> None:
+    """Stop where texts that a model is held to are those by which it is measured.
+
+    Args:
+        rows: the texts.
+        items: of all suites.
+        limit: `data.audit.leakage` of the recipe.
+        field: of the recipe, for the error.
+
+    Raises:
+        DataError: naming the first task of which more items than that stand in the texts.
+    """
+    leaks, first = LeakSearch(items), 0
+    for block in _blocks(rows):
+        leaks.look([words_of(parts_of(row)) for row in block], first_row=first)
+        first += len(block)
+    for found in leaks.result(rows):
+        if found.share > limit:
+            raise DataError(
+                f"{field}.source: {found.leaked:,} of {found.items:,} items of {found.suite}/"
+                f"{found.task} stand in these texts (data.audit.leakage: {limit:.1%}): held to "
+                "them, the model would seem to forget nothing. Choose another source or split"
+            )
+
+
 def refuse(found: Audit) -> None:
     """Stop where a limit is passed.
 

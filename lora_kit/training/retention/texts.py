@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_kit.data.dataset import prepare
-from lora_kit.data.prepared import PreparedData
-from lora_kit.data.sources import read_source
+from lora_kit.data.prepared import Examples
+from lora_kit.data.sources import Rows, read_source
 from lora_kit.errors import DataError
 from lora_kit.recipe import DataSpec, Recipe, SourceSpec
 from lora_kit.retention_spec import TextsSpec
@@ -17,11 +17,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Texts as rows, and tokenized with a label on every token."""
+
+    rows: Rows
+    examples: Examples
+
+
+@dataclass(frozen=True)
 class RetentionTexts:
     """What a recipe's ways to keep look at; `None` where there is no such way."""
 
-    anchor: PreparedData | None = None
-    budget: PreparedData | None = None
+    anchor: Texts | None = None
+    budget: Texts | None = None
 
     @classmethod
     def read(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RetentionTexts:
@@ -40,8 +48,8 @@ def read_texts(
     seed: int,
     field: str,
     limit: int | None = None,
-) -> PreparedData:
-    """Tokenized texts, every token of them labelled.
+) -> Texts:
+    """Read and tokenize texts.
 
     Args:
         spec: where they are, and how much of each is looked at.
@@ -58,4 +66,4 @@ def read_texts(
     if limit is not None and len(rows) < limit:
         raise DataError(f"{field}.rows: {limit}, but {spec.source} has {len(rows)}; lower it")
     whole = DataSpec(train=[source], labels="all", max_length=spec.length)
-    return prepare(rows, tokenizer, whole)
+    return Texts(rows, prepare(rows, tokenizer, whole).examples)
