@@ -1,7 +1,7 @@
 """Fixtures: the real 135M model once a session, and a tiny random one for shapes and plumbing."""
 
+import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ ALIAS = "smollm2-135m-instruct"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long files first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: "integration" not in item.path.parts)
+    items.sort(key=lambda item: item.path.parent.name not in ("integration", "training"))
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +33,17 @@ def tokenizer(smollm: Path) -> Any:
     return AutoTokenizer.from_pretrained(smollm)
 
 
-@pytest.fixture
-def real_backbone(smollm: Path) -> Iterator[Backbone]:
-    """The real model, nf4, float32; fresh for each test, since adapters are attached in place."""
+@pytest.fixture(scope="session")
+def loaded_backbone(smollm: Path) -> Backbone:
+    """The real model, nf4, float32, as it was loaded."""
     spec = BackboneSpec(model=ALIAS, quantization="nf4", dtype="float32")
     return backbones.load(backbones.resolve(spec), spec)
+
+
+@pytest.fixture
+def real_backbone(loaded_backbone: Backbone) -> Backbone:
+    """A copy for each test, since adapters are attached in place."""
+    return copy.deepcopy(loaded_backbone)
 
 
 @pytest.fixture(scope="session")

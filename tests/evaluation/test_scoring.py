@@ -66,7 +66,7 @@ def assert_same(found: Sequence[Any], wanted: Sequence[Any], tolerance: float = 
 @pytest.mark.parametrize("shots", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_choices_in_one_row_score_as_each_on_its_own(real_backbone: Backbone, shots: int) -> None:
     requests = requests_of(
-        real_backbone, kind="multiple_choice", source="general-knowledge", limit=8, shots=shots
+        real_backbone, kind="multiple_choice", source="general-knowledge", limit=4, shots=shots
     )
     scorer = scorer_of(real_backbone)
     prefix = prefix_of(real_backbone, requests) if shots else None

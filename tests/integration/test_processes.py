@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from lora_kit.cli import main
 from lora_kit.recipe import Recipe
+from lora_kit.training.guards import Guards
+from tests.integration.with_gradient import write_gradient
 
 ROOT = Path(__file__).parents[2]
 # One thread each, so that two processes on two cores do not wait for one another's spinning.
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+LORA_KIT = ("-m", "lora_kit")
 SECONDS_TO_END = 60
 
 
@@ -30,16 +36,29 @@ def launched(processes: int, *arguments: str) -> list[str]:
 
 
 def start(
-    processes: int, arguments: Sequence[str], cwd: Path, **environment: str
+    processes: int, arguments: Sequence[str], cwd: Path, program: Sequence[str] = LORA_KIT
 ) -> subprocess.CompletedProcess[str]:
+    """A command in so many processes, or in this one: the libraries take seconds to import."""
+    if processes == 1:
+        return in_this_process(arguments, cwd)
     return subprocess.run(
-        launched(processes, *arguments),
+        launched(processes, *program, *arguments),
         cwd=cwd,
-        env=ENVIRONMENT | environment,
+        env=os.environ | SETTINGS,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def in_this_process(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    out, err = StringIO(), StringIO()
+    with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments])
+        code = ended.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess([*arguments], code, out.getvalue(), err.getvalue())
 
 
 def gradient(path: Path) -> torch.Tensor:
@@ -49,8 +68,8 @@ def gradient(path: Path) -> torch.Tensor:
 
 # On the real model: 7 rows in steps of 3, so that shares are uneven, and in the end one is empty.
 SHORT = (
-    "data.train.0.limit=7",
-    "data.validation.0.limit=4",
+    "data.train=[{source: chats.jsonl, limit: 7}]",
+    "data.validation=[{source: chats.jsonl, limit: 4}]",
     "training.batch_size=3",
     "training.warmup=0",
     "evaluation.suites=[quiz.yaml]",
@@ -61,16 +80,20 @@ QUIZ = {"name": "quiz", "role": "gain", "tasks": [LINE]}
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_processes_train_as_one(tmp_path: Path, processes: int) -> None:
+def test_several_processes_train_as_one(
+    chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
     """The gradient is that of the whole batch, and the end the same."""
+    monkeypatch.setattr(Guards, "on_pre_optimizer_step", write_gradient)
     script = str(ROOT / "tests" / "integration" / "with_gradient.py")
     options = [part for field in SHORT for part in ("--set", field)]
     (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(QUIZ))
     found = {}
     for number in (1, processes):
         name = f"on-{number}"
-        arguments = [script, "train", "quickstart", *options, "--output", name]
-        done = start(number, arguments, tmp_path, GRADIENT=str(tmp_path / f"{name}.safetensors"))
+        monkeypatch.setenv("GRADIENT", str(tmp_path / f"{name}.safetensors"))
+        arguments = ["train", "quickstart", *options, "--output", name]
+        done = start(number, arguments, tmp_path, [script])
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Next:") == 1
         record = json.loads((tmp_path / name / "run.json").read_text())["training"]
@@ -101,8 +124,7 @@ def place(tiny_recipe: Recipe, tmp_path: Path) -> Path:
 
 
 def train(processes: int, place: Path, name: str) -> subprocess.CompletedProcess[str]:
-    arguments = ["-m", "lora_kit", "train", "tiny.yaml", "--resume", "--output", name]
-    return start(processes, arguments, place)
+    return start(processes, ["train", "tiny.yaml", "--resume", "--output", name], place)
 
 
 def ranks(launcher: int) -> Mapping[int, int]:
@@ -129,12 +151,12 @@ def test_a_training_goes_on_with_another_number_of_processes(
     """One process is killed; all end, and what is written goes on."""
     whole = train(1, place, "whole")
     assert whole.returncode == 0, whole.stderr
-    arguments = ["-m", "lora_kit", "train", "tiny.yaml", "--output", "cut"]
+    arguments = [*LORA_KIT, "train", "tiny.yaml", "--output", "cut"]
     metrics = place / "cut" / "metrics.jsonl"
     with subprocess.Popen(
         launched(before, *arguments),
         cwd=place,
-        env=ENVIRONMENT,
+        env=os.environ | SETTINGS,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
@@ -177,7 +199,7 @@ def test_an_error_of_one_process_ends_all_and_is_told_once(place: Path) -> None:
         "main()\n"
     )
     started = time.monotonic()
-    done = start(2, [str(script), "train", "tiny.yaml", "--output", "run"], place)
+    done = start(2, ["train", "tiny.yaml", "--output", "run"], place, [str(script)])
     assert time.monotonic() - started < 2 * SECONDS_TO_END  # with the libraries' import
     assert done.returncode != 0
     assert done.stderr.count("process 1 of 2: chats.jsonl:7: is not there on this machine") == 1
@@ -185,8 +207,7 @@ def test_an_error_of_one_process_ends_all_and_is_told_once(place: Path) -> None:
 
 
 def test_a_mistake_that_all_processes_see_is_told_once(place: Path) -> None:
-    arguments = ["-m", "lora_kit", "train", "tiny.yaml", "--set", "training.epochs=-1"]
-    done = start(2, arguments, place)
+    done = start(2, ["train", "tiny.yaml", "--set", "training.epochs=-1"], place)
     assert done.returncode != 0
     assert done.stderr.count("training.epochs") == 1
 
@@ -200,7 +221,7 @@ def test_a_process_with_another_recipe_is_refused(place: Path) -> None:
         "from lora_kit.cli import main\n"
         f"main(sys.argv[1:] + (['--set', {field!r}] if os.environ['RANK'] == '1' else []))\n"
     )
-    done = start(2, [str(script), "train", "tiny.yaml", "--output", "run"], place)
+    done = start(2, ["train", "tiny.yaml", "--output", "run"], place, [str(script)])
     assert done.returncode != 0
     assert done.stderr.count("process 1 has other recipe than process 0") == 1
     assert not (place / "run").exists()
@@ -223,7 +244,7 @@ def test_a_process_with_other_rows_is_refused(place: Path) -> None:
         "from lora_kit.cli import main\n"
         "main()\n"
     )
-    done = start(2, [str(script), "train", "tiny.yaml", "--output", str(place / "run")], place)
+    done = start(2, ["train", "tiny.yaml", "--output", str(place / "run")], place, [str(script)])
     assert done.returncode != 0
     assert done.stderr.count("process 1 has other rows of data.train than process 0") == 1
     assert not (place / "run").exists()

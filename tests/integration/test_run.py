@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lora_kit.cli import main
+
 ROOT = Path(__file__).parents[2]
 
 GAIN = """
 name: small-gain
 role: gain
 tasks:
-  - {name: reference-loss, kind: loss, source: stdlib-docstrings, limit: 24, max_length: 384}
+  - {name: reference-loss, kind: loss, source: stdlib-docstrings, limit: 10, max_length: 384}
 """
 
 LINES = """
@@ -37,7 +39,7 @@ RETENTION = """
 name: small-retention
 role: retention
 tasks:
-  - {name: prose, kind: loss, source: python-reference, limit: 16, max_length: 128, margin: 0.2}
+  - {name: prose, kind: loss, source: python-reference, limit: 8, max_length: 128, margin: 0.2}
 """
 
 UNDECIDED = """
@@ -69,11 +71,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name": "small",
         "backbone": {"model": "smollm2-135m-instruct", "quantization": "nf4"},
         "data": {
-            "train": [{"source": "stdlib-docstrings", "limit": 24}],
-            "validation": [{"source": "stdlib-docstrings", "split": "validation", "limit": 8}],
+            "train": [{"source": "stdlib-docstrings", "limit": 12}],
+            "validation": [{"source": "stdlib-docstrings", "split": "validation", "limit": 4}],
             "max_length": 384,
         },
-        "training": {"learning_rate": 1e-3},
+        "training": {"batch_size": 4, "learning_rate": 1e-3},
         "evaluation": {
             "suites": ["gain.yaml", "retention.yaml"],
             "arms": ["base", "adapter", "merged", "fewshot", "retrieval"],
@@ -301,20 +303,30 @@ def test_a_run_is_released_only_on_the_suites_of_its_recipe(
     assert not (run / "release").exists()
 
 
-def test_an_edited_verdict_does_not_open_the_gate(finished: Path, tmp_path: Path) -> None:
+def test_an_edited_verdict_does_not_open_the_gate(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run, ignore=shutil.ignore_patterns("release"))
     path = run / "evaluation" / "verdict.json"
     path.write_text(path.read_text().replace('"base": ', '"base": 1'))
-    refused = command("release", str(run))
-    assert refused.returncode == 2
-    assert "does not follow from the ledger" in refused.stderr
+    with pytest.raises(SystemExit) as refused:
+        main(["release", str(run)])
+    assert refused.value.code == 2
+    assert "does not follow from the ledger" in " ".join(capsys.readouterr().err.split())
     assert not (run / "release").exists()
 
 
-def test_an_earlier_run_is_not_written_over(finished: Path, workplace: Path) -> None:
+def test_an_earlier_run_is_not_written_over(
+    finished: Path,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     before = (finished / "adapter" / "adapter_model.safetensors").read_bytes()
-    refused = command("train", "recipe.yaml", "--output", str(finished), cwd=workplace)
-    assert refused.returncode == 2
-    assert "--overwrite" in refused.stderr
+    monkeypatch.chdir(workplace)
+    with pytest.raises(SystemExit) as refused:
+        main(["train", "recipe.yaml", "--output", str(finished)])
+    assert refused.value.code == 2
+    assert "--overwrite" in capsys.readouterr().err
     assert (finished / "adapter" / "adapter_model.safetensors").read_bytes() == before

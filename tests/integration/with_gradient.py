@@ -22,7 +22,6 @@ def write_gradient(
     seen(self, args, state, control, model=model, **rest)
 
 
-Guards.on_pre_optimizer_step = write_gradient  # type: ignore[method-assign]
-
 if __name__ == "__main__":
+    Guards.on_pre_optimizer_step = write_gradient  # type: ignore[method-assign]
     main()

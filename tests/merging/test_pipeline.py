@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from lora_kit.errors import MergeError
 from lora_kit.pipeline import evaluate, merge, train
 from lora_kit.recipe import BackboneSpec, MergeSpec, Recipe
+from tests.merging.asked import in_this_process
 
 QUIZ = """
 name: quiz
@@ -28,6 +29,7 @@ def with_base(recipe: Recipe, tmp_path: Path, base: str, quantization: str) -> R
     return Recipe.model_validate(value)
 
 
+@in_this_process()
 def test_both_bases_are_merged_verified_and_evaluated(
     tiny_recipe: Recipe, tmp_path: Path, tiny: Path
 ) -> None:
@@ -73,6 +75,7 @@ def test_both_bases_of_a_backbone_that_is_not_quantized_are_refused(
 
 
 @pytest.mark.slow  # trains, merges and asks twice
+@in_this_process()
 def test_merged_weights_that_are_stored_coarser_than_the_adapter_is_fine_are_not_passed(
     tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -95,6 +98,7 @@ def test_merged_weights_that_are_stored_coarser_than_the_adapter_is_fine_are_not
     assert exact.verification.median_kept > 0.9
 
 
+@in_this_process()
 def test_an_adapter_of_peft_alone_is_merged(tiny: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

@@ -22,6 +22,7 @@ from lora_kit.merging.reloaded import Computing, answer_of_files, reload
 from lora_kit.merging.stream import merge_stream
 from lora_kit.merging.untouched import touched
 from lora_kit.merging.verify import Verification, compare, verify_merged
+from tests.merging.asked import in_this_process
 from tests.merging.test_stream import plan_of, quantized, trained
 
 TEXTS = [
@@ -122,6 +123,7 @@ def test_files_merged_from_another_adapter_are_caught(
 
 
 @pytest.mark.parametrize("quantization", ["nf4", pytest.param("none", marks=pytest.mark.slow)])
+@in_this_process()
 def test_a_small_change_is_told_from_none_where_half_precision_is_computed_in(
     tiny: Path, tmp_path: Path, quantization: str
 ) -> None:

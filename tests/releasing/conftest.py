@@ -9,6 +9,7 @@ import yaml
 
 from lora_kit.pipeline import evaluate, merge, release, train
 from lora_kit.recipe import Recipe
+from tests.merging.asked import in_this_process
 
 GAIN = {
     "name": "sums",
@@ -37,6 +38,7 @@ def chat(number: int) -> str:
 
 
 @pytest.fixture(scope="session")
+@in_this_process()
 def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained, merged and evaluated with the merged model as an arm, and passed."""
     place = tmp_path_factory.mktemp("releasing")

@@ -8,6 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from lora_kit.cli import main
 from lora_kit.errors import ReleaseError
 from lora_kit.pipeline import verify
 from lora_kit.releasing.manifest import MANIFEST, files_below
@@ -147,42 +148,54 @@ def test_without_a_token_or_offline_nothing_is_begun(
     assert hub.requests == []
 
 
-def command(hub: Hub, run: Path, *arguments: str, **variables: str) -> tuple[int, str, str]:
+def test_the_command_releases_and_pushes(hub: Hub, run_copy: Path) -> None:
+    """In a process of its own: where the hub is, its library takes from the environment."""
     own = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
-        [sys.executable, "-m", "lora_kit", "release", str(run), *arguments],
+        [sys.executable, "-m", "lora_kit", "release", str(run_copy), "--push", NAME, "--private"],
         capture_output=True,
         text=True,
-        env=os.environ | own | {"HF_TOKEN": TOKEN} | variables,
+        env=os.environ | own | {"HF_TOKEN": TOKEN},
         check=False,
     )
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_the_command_releases_and_pushes(hub: Hub, run_copy: Path) -> None:
-    status, out, err = command(hub, run_copy, "--push", NAME, "--private")
-    assert status == 0, err
-    assert f"On the hub: {hub.endpoint}/{NAME}/commit/1" in out
+    assert done.returncode == 0, done.stderr
+    assert f"On the hub: {hub.endpoint}/{NAME}/commit/1" in done.stdout
     assert hub.repositories[NAME].private
-    assert TOKEN not in out + err
+    assert TOKEN not in done.stdout + done.stderr
 
 
-def test_the_command_without_a_token_makes_nothing(hub: Hub, run_copy: Path) -> None:
+def refused(capsys: pytest.CaptureFixture[str], run: Path, *arguments: str) -> str:
+    """What the command says, in this process, before it ends with 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(["release", str(run), *arguments])
+    said = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == 2, said
+    return said
+
+
+def test_the_command_without_a_token_makes_nothing(
+    hub: Hub,
+    run_copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     shutil.rmtree(run_copy / "release", ignore_errors=True)
-    home = {"HF_TOKEN": "", "HF_HOME": str(run_copy / "nobody")}
-    status, _, err = command(hub, run_copy, "--push", NAME, **home)
-    assert status == 2
-    assert "no token for the hub" in err
-    assert "Traceback" not in err
+    monkeypatch.setenv("HF_TOKEN", "")
+    nobody = str(run_copy / "nobody")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", nobody)
+    said = refused(capsys, run_copy, "--push", NAME)
+    assert "no token for the hub" in said
+    assert "Traceback" not in said
     assert not (run_copy / "release").exists()
     assert hub.requests == []
 
 
-def test_options_that_go_with_others_are_refused_alone(hub: Hub, run_copy: Path) -> None:
+def test_options_that_go_with_others_are_refused_alone(
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments, part in (
         (["--private"], "--private goes with --push"),
         (["--accept", "inconclusive"], "say why"),
         (["--reason", "because"], "goes with --accept"),
     ):
-        status, _, err = command(hub, run_copy, *arguments)
-        assert (status, part in err) == (2, True), err
+        assert part in refused(capsys, run_copy, *arguments)
