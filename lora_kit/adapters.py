@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
+from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.backbone import Backbone
 from lora_kit.errors import AdapterError
 from lora_kit.files import read_json
 from lora_kit.gguf import file_sha256
 from lora_kit.peft_methods import configuration
-from lora_kit.recipe import AdapterSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from lora_kit.data_spec import LicenseName
 from lora_kit.schema import Count, Positive, Section
 
 
@@ -16,7 +17,7 @@ class TextsSpec(Section):
     """As in `data.train`. Not the items of a suite: what is held on to there proves nothing."""
     length: Count = Field(default=128, ge=2)
     """Tokens of each that are looked at, from the beginning."""
-    license: str | None = None
+    license: LicenseName | None = None
     """As in `data.train`."""
 
 

@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import adapter_sha256, attach, attach_saved, coverage, switched_off
 from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.errors import AdapterError
-from lora_kit.recipe import AdapterSpec, BackboneSpec
+from lora_kit.recipe import BackboneSpec
 from lora_kit.training.trainer import save_adapter
 
 

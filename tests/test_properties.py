@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data_spec import DataSpec
 from lora_kit.errors import LoraKitError
 from lora_kit.evaluation.suite import Suite
-from lora_kit.recipe import DataSpec, Recipe
+from lora_kit.recipe import Recipe
 from lora_kit.schema import Document, override, validate
 
 # Files and a tokenizer are the same for all examples of a test.

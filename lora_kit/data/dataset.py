@@ -15,8 +15,8 @@ from lora_kit.data.prepared import Counts, PreparedData
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import Rows, joined, read_source
 from lora_kit.data.store import KEPT_FROM, in_memory, kept
+from lora_kit.data_spec import DataSpec, SourceSpec
 from lora_kit.errors import DataError
-from lora_kit.recipe import DataSpec, SourceSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,8 +9,8 @@ import jinja2
 
 from lora_kit.data.rows import Row
 from lora_kit.data.templates import has_thoughts, plain_prompt, refuse_unwritten, render
+from lora_kit.data_spec import Role
 from lora_kit.errors import DataError
-from lora_kit.recipe import Role
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

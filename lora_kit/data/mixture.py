@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_kit.data.sources import Rows, joined
+from lora_kit.data_spec import DataSpec
 from lora_kit.errors import DataError
-from lora_kit.recipe import DataSpec
 
 
 def mix(several: Sequence[Rows], spec: DataSpec, seed: int) -> Rows:

@@ -29,8 +29,8 @@ from lora_kit.data.tables import (
     is_hub_id,
     open_table,
 )
+from lora_kit.data_spec import SourceSpec
 from lora_kit.errors import DataError
-from lora_kit.recipe import SourceSpec
 
 # Rows, and the shares of their clusters that are held out for validation and test.
 BUILT_IN: dict[str, tuple[Callable[[], Sequence[Row]], float, float]] = {

@@ -24,10 +24,10 @@ from lora_kit.data.rows import Row
 from lora_kit.data.sources import Rows
 from lora_kit.data.tables import BLOCK
 from lora_kit.data.tokenization import tokenize_rows
+from lora_kit.data_spec import DataSpec
 from lora_kit.errors import DataError
 from lora_kit.files import read_json, write_json
 from lora_kit.gguf import cache_directory
-from lora_kit.recipe import DataSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,11 +13,11 @@ from lora_kit.data.formats import parse_row
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import BUILT_IN, read_source
 from lora_kit.data.tables import read_table
+from lora_kit.data_spec import SourceSpec
 from lora_kit.errors import DataError
 from lora_kit.evaluation.items import instructions
 from lora_kit.evaluation.items.registry import CHOICE_SOURCES
 from lora_kit.evaluation.suite import TaskSpec
-from lora_kit.recipe import SourceSpec
 
 QUESTION_ROW = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
 LABEL_ROW = '{"text": "...", "label": "..."}'

@@ -14,6 +14,7 @@ from lora_kit.backbone import load, resolve
 from lora_kit.console import say
 from lora_kit.data.dataset import training_rows, validation_rows
 from lora_kit.data.tokenization import Example, tokenize_rows
+from lora_kit.data_spec import DataSpec, SourceSpec
 from lora_kit.errors import MergeError
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import write_json
@@ -28,7 +29,7 @@ from lora_kit.merging.reloaded import Computing
 from lora_kit.merging.stream import MergePlan, MergeResult
 from lora_kit.merging.untouched import touched
 from lora_kit.merging.verify import Verification, verify_merged
-from lora_kit.recipe import MERGED_ARMS, BackboneSpec, Base, DataSpec, DType, MergeSpec, SourceSpec
+from lora_kit.recipe import MERGED_ARMS, BackboneSpec, Base, DType, MergeSpec
 from lora_kit.session import Session, Subject, open_subject
 
 COMPARED_ROWS = 24

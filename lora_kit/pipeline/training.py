@@ -19,7 +19,8 @@ from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.launch import current_launch
-from lora_kit.preflight.checks import Situation, run_checks
+from lora_kit.preflight.checks import run_checks
+from lora_kit.preflight.situation import Situation
 from lora_kit.processes import process_state, require_agreement
 from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, start_record, versions

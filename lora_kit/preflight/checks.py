@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from lora_kit.adapter_spec import NOT_MERGED, NOT_SHAPED
-from lora_kit.backbone import Backbone
-from lora_kit.data.tokenization import Example, end_of_turn
+from lora_kit.data.tokenization import end_of_turn
 from lora_kit.errors import AdapterError, BackboneError, DataError, TrainingError
 from lora_kit.launch import (
     WEIGHTS_STAGE,
-    Launch,
-    current_launch,
     require_what_was_asked,
     why_not_sharded,
 )
 from lora_kit.preflight.isolation import logit_spacing, packed_difference
+from lora_kit.preflight.method_checks import (
+    can_be_merged,
+    estimated_as_it_is,
+    kept_where_it_can_be,
+)
+from lora_kit.preflight.situation import Situation
 from lora_kit.processes import process_state
-from lora_kit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    pass
 
 # Share of the backbone's weights in fused experts from which on an adapter that reaches none of
 # them is not what `all-linear` promises.
@@ -35,29 +36,6 @@ EXPERTS_SHARE = 0.1
 # its numbers at the size of the logits.
 LEAK = 1e-2
 SPACINGS = 16
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What is known before step 1; parts that are not there yet are `None` or empty."""
-
-    recipe: Recipe
-    launch: Launch = field(default_factory=current_launch)
-    backbone: Backbone | None = None
-    model: PeftModel | None = None
-    examples: Sequence[Example] = ()
-
-    @property
-    def loaded(self) -> Backbone:
-        """The backbone, in a check that applies where there is one."""
-        assert self.backbone is not None
-        return self.backbone
-
-    @property
-    def attached(self) -> PeftModel:
-        """The model, in a check that applies where there is one."""
-        assert self.model is not None
-        return self.model
 
 
 @dataclass(frozen=True)
@@ -227,41 +205,6 @@ def _weights(model: torch.nn.Module) -> int:
     packed = {id(m.weight) for m in model.modules() if hasattr(m, "compute_type_is_set")}
     return sum(
         p.numel() * (2 if id(p) in packed else 1) for p in model.parameters() if not p.requires_grad
-    )
-
-
-def kept_where_it_can_be(situation: Situation) -> None:
-    """Raises TrainingError if a way to keep takes the whole model, which no process has."""
-    launch, retention = situation.launch, situation.recipe.retention
-    asked = [name for name in ("anchor", "mask", "budget") if getattr(retention, name)]
-    if asked and (launch.sharded or launch.deepspeed):
-        raise TrainingError(
-            f"retention.{asked[0]}: the base beside the adapter takes the whole model in each "
-            "process, which FSDP and DeepSpeed divide. Launch with accelerate_configs/ddp.yaml, or "
-            "use data.replay"
-        )
-
-
-def can_be_merged(situation: Situation) -> str | None:
-    """Warns of a method that ends with the evaluation."""
-    method = situation.recipe.adapter.method
-    why = NOT_MERGED.get(method)
-    if why is None:
-        return None
-    return (
-        f"adapter.method: {method} cannot be merged ({why}): it is trained and evaluated, but "
-        "`lora-kit merge` and `release` will refuse it"
-    )
-
-
-def estimated_as_it_is(situation: Situation) -> str | None:
-    """Warns of a method whose memory is another one's in the estimate."""
-    method = situation.recipe.adapter.method
-    if method not in NOT_SHAPED:
-        return None
-    return (
-        f"adapter.method: {method} cannot be made of shapes alone; its memory is estimated as that "
-        "of LoRA of rank 16"
     )
 
 

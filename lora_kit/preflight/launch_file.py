@@ -12,8 +12,9 @@ import yaml
 
 from lora_kit.errors import LoraKitError, RecipeError
 from lora_kit.launch import DEFAULT_STAGE, Launch, deepspeed_stage
-from lora_kit.preflight.checks import Situation, sharded_in_full_precision
+from lora_kit.preflight.checks import sharded_in_full_precision
 from lora_kit.preflight.sharing import Sharing
+from lora_kit.preflight.situation import Situation
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import micro_batch_size
 

@@ -23,11 +23,12 @@ from lora_kit.errors import BackboneError
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
-from lora_kit.preflight.checks import Checked, Situation, run_checks
+from lora_kit.preflight.checks import Checked, run_checks
 from lora_kit.preflight.detectable import SuitePower, detectable
 from lora_kit.preflight.forecast import Forecast, estimate_of_a_rank, forecast
 from lora_kit.preflight.launch_file import LaunchFile, require_possible
 from lora_kit.preflight.memory import MemoryEstimate
+from lora_kit.preflight.situation import Situation
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import micro_batch_size, optimizer_steps

@@ -14,12 +14,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
-from lora_kit.data.batches import LengthGroupedSampler, StepShares, cut
+from lora_kit.data.batches import LengthGroupedSampler, StepShares
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import TrainingError
 from lora_kit.launch import current_launch, require_sharded
-from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll
+from lora_kit.likelihood import supervised_nll
+from lora_kit.recipe import TrainingSpec
 from lora_kit.training import checkpoints
+from lora_kit.training.micro_batches import micro_batches, of_a_step
+from lora_kit.training.rates import parameter_groups
 from lora_kit.training.retention.anchor import Anchor
 from lora_kit.training.retention.budget import Budget
 from lora_kit.training.sharded import is_sharded
@@ -49,6 +52,8 @@ class SupervisedTrainer(SFTTrainer):
         budget: what ends it for forgetting, if anything does.
     """
 
+    optimizer: Any
+
     def __init__(
         self,
         *args: Any,
@@ -64,6 +69,7 @@ class SupervisedTrainer(SFTTrainer):
         validation: Validation | None = None,
         anchor: Anchor | None = None,
         budget: Budget | None = None,
+        rates: TrainingSpec | None = None,
         **kwargs: Any,
     ):
         """Take the adapters as they are.
@@ -82,10 +88,11 @@ class SupervisedTrainer(SFTTrainer):
             validation: what its checkpoints hold as well.
             anchor: what holds it to the base.
             budget: what ends it for forgetting.
+            rates: where parameters differ in their learning rates, by what.
             kwargs: of SFTTrainer.
         """
         masters = {n: p.data.clone() for n, p in model.named_parameters() if p.requires_grad}
-        collator = partial(_examples, packing=packing)
+        collator = partial(of_a_step, packing=packing)
         super().__init__(*args, model=model, data_collator=collator, **kwargs)
         for name, parameter in model.named_parameters():
             if name in masters:
@@ -95,6 +102,7 @@ class SupervisedTrainer(SFTTrainer):
         self.validation = validation
         self.anchor = anchor
         self.budget = budget
+        self._rates = rates
         self.rows: list[int] = []
         self.tokens = 0
         self._micro = partial(
@@ -112,6 +120,17 @@ class SupervisedTrainer(SFTTrainer):
         self.lengths = lengths
         self._keep = keep_checkpoints
         self._head = model.get_output_embeddings()
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> Any:
+        """The optimizer, with the recipe's own learning rates if it has such."""
+        if self._rates is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        of = model or self.model
+        trained = {name: p for name, p in of.named_parameters() if p.requires_grad}
+        groups = parameter_groups(trained, self.get_decay_parameter_names(of), self._rates)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+        self.optimizer = kind(groups, **options)
+        return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """This process's share of each step; the tensors are made when it is cut into passes."""
@@ -265,36 +284,3 @@ def _reduce_in_float32(accelerator: Accelerator) -> None:
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None:
         plugin.mixed_precision_policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-
-
-def _examples(features: list[Batch], packing: bool) -> Batch:
-    """This process's share of a step: examples, their rows, and labels to count tokens by."""
-    examples = [Example(tuple(f["input_ids"]), tuple(f["labels"])) for f in features]
-    together = pack_examples if packing else partial(pad_examples, pad_token_id=0)
-    return {
-        "examples": examples,
-        "rows": [feature["row"] for feature in features],
-        "labels": together(examples)["labels"] if examples else torch.tensor([[IGNORED]]),
-    }
-
-
-def micro_batches(
-    examples: Sequence[Example],
-    rows: int,
-    tokens: int | None,
-    packing: bool,
-    pad_token_id: int,
-) -> list[dict[str, torch.Tensor]]:
-    """Cut a step's examples into forward passes, the longest first: what does not fit, shows.
-
-    Args:
-        examples: of one step.
-        rows: most examples of a forward pass.
-        tokens: most tokens of one, padding included; a longer example has one to itself.
-        packing: whether they are one row or one row each.
-        pad_token_id: what short rows are filled up with.
-    """
-    groups = cut(examples, rows, tokens, packing)
-    if packing:
-        return [pack_examples(group) for group in groups]
-    return [pad_examples(group, pad_token_id) for group in groups]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers.trainer_callback import PrinterCallback
-
 from lora_kit.adapters import ADAPTER_CONFIG
 from lora_kit.backbone import Backbone
-from lora_kit.console import Meter, meter
+from lora_kit.console import meter
 from lora_kit.data.dataset import PreparedData
 from lora_kit.errors import TrainingError, TrainingInterruptedError
 from lora_kit.files import whole_directory, write_json
@@ -22,18 +19,13 @@ from lora_kit.processes import any_process, process_state
 from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, peak_memory
 from lora_kit.training import checkpoints
-from lora_kit.training.arguments import arguments_of, like_length, optimizer_steps
-from lora_kit.training.callbacks import Epochs, Interruption, MetricsLog
-from lora_kit.training.guards import Guards
+from lora_kit.training.arguments import optimizer_steps
+from lora_kit.training.attempt import Attempt
 from lora_kit.training.passes import Cutting
-from lora_kit.training.plot import plot_training
-from lora_kit.training.rank_allocation import RankAllocation
-from lora_kit.training.retention.anchor import Anchor
-from lora_kit.training.retention.budget import Budget
 from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.sharded import is_sharded
 from lora_kit.training.supervised import SupervisedTrainer
-from lora_kit.training.validation import Validation, validation_loss
+from lora_kit.training.validation import validation_loss
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -100,7 +92,7 @@ def train(
     # Sharded later, it does not lie where it is computed yet.
     before = measure() if resume is None and not current_launch().sharded else None
     with meter("training", steps, visible=state.is_main_process) as progress:
-        attempt = _Attempt.prepare(
+        attempt = Attempt.prepare(
             recipe, backbone, model, data, cutting, run, progress, measure, texts
         )
         attempt.validation.before = before
@@ -129,7 +121,7 @@ def train(
     return _result(trainer, attempt.log.history, (attempt.validation.before, after), kept)
 
 
-def _train(attempt: _Attempt, resume: Path | None) -> None:
+def _train(attempt: Attempt, resume: Path | None) -> None:
     trainer = attempt.trainer
     if resume and checkpoints.load_if_ended(trainer, resume):
         attempt.log.on_train_begin(trainer.args, trainer.state, trainer.control)
@@ -145,111 +137,6 @@ def _train(attempt: _Attempt, resume: Path | None) -> None:
             "training.batch_tokens or training.micro_batch_size, or set "
             "training.gradient_checkpointing=true; `lora-kit plan` says what would fit"
         ) from error
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """A trainer and what goes along with it."""
-
-    trainer: SupervisedTrainer
-    log: MetricsLog
-    validation: Validation
-    interruption: Interruption
-
-    @classmethod
-    def prepare(
-        cls,
-        recipe: Recipe,
-        backbone: Backbone,
-        model: PeftModel,
-        data: PreparedData,
-        cutting: Cutting,
-        run: RunDirectory,
-        progress: Meter,
-        measure: Callable[[], float | None],
-        texts: RetentionTexts,
-    ) -> _Attempt:
-        state, spec = process_state(), recipe.training
-        steps = optimizer_steps(len(data.examples), spec)
-        log = MetricsLog(run.metrics, progress, state.is_main_process, _plotter(run))
-        validation = Validation(spec, measure, log.record)
-        interruption = Interruption(any_process)
-        anchor, budget = _keepers(recipe, backbone, model, texts, cutting, data, log)
-        own = [validation, interruption, *([budget] if budget else []), *_tensorboard(recipe, run)]
-        trainer = SupervisedTrainer(
-            model=model,
-            args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
-            train_dataset=data.to_dataset(),
-            processing_class=backbone.tokenizer,
-            lengths=data.lengths.tolist(),
-            batch_size=spec.batch_size,
-            like_length=like_length(spec, state.device),
-            micro_batch_size=cutting.rows,
-            batch_tokens=cutting.tokens,
-            packing=cutting.packing,
-            pad_token_id=backbone.tokenizer.pad_token_id,
-            keep_checkpoints=spec.keep_checkpoints,
-            validation=validation,
-            anchor=anchor,
-            budget=budget,
-            callbacks=own,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Epochs(lambda: trainer.sampler))
-        where = partial(_where, trainer, data, run)
-        trainer.add_callback(Guards(backbone.model.config.get_text_config().vocab_size, where))
-        if recipe.adapter.method == "adalora":
-            trainer.add_callback(RankAllocation(model, steps))
-        trainer.add_callback(log)
-        return cls(trainer, log, validation, interruption)
-
-
-def _keepers(
-    recipe: Recipe,
-    backbone: Backbone,
-    model: PeftModel,
-    texts: RetentionTexts,
-    cutting: Cutting,
-    data: PreparedData,
-    log: MetricsLog,
-) -> tuple[Anchor | None, Budget | None]:
-    """What holds the training to the base, and what ends it for forgetting."""
-    spec, anchor, budget = recipe.retention, None, None
-    if spec.anchor and texts.anchor:
-        pad = backbone.tokenizer.pad_token_id
-        examples = texts.anchor.examples
-        anchor = Anchor(model, examples, spec.anchor, recipe.seed, pad, cutting.rows)
-    if spec.budget and texts.budget:
-        most = cutting.most_tokens(data.lengths)
-        examples = texts.budget.examples
-        budget = Budget(model, backbone, examples, spec.budget, log.record, most)
-    return anchor, budget
-
-
-def _where(trainer: SupervisedTrainer, data: PreparedData, run: RunDirectory) -> str:
-    """The rows of the step under way that this process has, and what to go back to."""
-    rows = ", ".join(data.examples[n].origin for n in trainer.rows)
-    last = checkpoints.newest(run.checkpoints)
-    after = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-    state = process_state()
-    share = f" (of process {state.process_index})" if state.num_processes > 1 else ""
-    return f"{rows}{share}; {after}"
-
-
-def _plotter(run: RunDirectory) -> Callable[[list[dict[str, float]]], None]:
-    def plot(history: list[dict[str, float]]) -> None:
-        plot_training(history, (None, None), run.training_plot)
-
-    return plot
-
-
-def _tensorboard(recipe: Recipe, run: RunDirectory) -> list[Any]:
-    if "tensorboard" not in recipe.training.log_to:
-        return []
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
-
-    return [TensorBoardCallback(SummaryWriter(log_dir=str(run.root / "tensorboard")))]
 
 
 def _result(

@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_kit.recipe import Recipe, SourceSpec
+from lora_kit.data_spec import SourceSpec
+from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, machine, peak_memory, versions
 
 if TYPE_CHECKING:

@@ -32,8 +32,9 @@ from typing import Any
 
 import torch
 
+from lora_kit.data_spec import SourceSpec
 from lora_kit.preflight.doctor import matrix_rate
-from lora_kit.recipe import Recipe, SourceSpec
+from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, machine, peak_memory, versions
 
 

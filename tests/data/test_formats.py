@@ -6,8 +6,8 @@ import pytest
 
 from lora_kit.data.formats import FORMATS, check_columns, parse_row, recognised
 from lora_kit.data.rows import Message, Row
+from lora_kit.data_spec import RowFormat
 from lora_kit.errors import DataError
-from lora_kit.recipe import RowFormat
 
 ASK, ANSWER = Message("user", "Why?"), Message("assistant", "So.")
 TURNS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]

@@ -12,8 +12,8 @@ from lora_kit.data.drafts import Labels
 from lora_kit.data.formats import parse_row
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import IGNORED, Example, tokenize, tokenize_rows
+from lora_kit.data_spec import DataSpec
 from lora_kit.errors import DataError
-from lora_kit.recipe import DataSpec
 
 CHAT = (
     Message("system", "Be short."),

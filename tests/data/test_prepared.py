@@ -17,8 +17,8 @@ from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.sources import Rows
 from lora_kit.data.tokenization import tokenize_rows
+from lora_kit.data_spec import DataSpec
 from lora_kit.errors import DataError
-from lora_kit.recipe import DataSpec
 
 ROWS = 60
 

@@ -5,8 +5,8 @@ import pytest
 from lora_kit.data.dataset import prepare
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import IGNORED, end_of_turn, tokenize, tokenize_prompt
+from lora_kit.data_spec import DataSpec
 from lora_kit.errors import DataError
-from lora_kit.recipe import DataSpec
 
 CHAT = (
     Message("user", "Name a colour."),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import attach
 from lora_kit.arms import loaded_arms
 from lora_kit.backbone import Backbone
@@ -25,7 +26,7 @@ from lora_kit.evaluation.harness import (
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import Suite
-from lora_kit.recipe import AdapterSpec, EvaluationSpec
+from lora_kit.recipe import EvaluationSpec
 from lora_kit.session import Subject
 
 KEEP = {

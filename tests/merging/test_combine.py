@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import adapter_sha256, attach
 from lora_kit.backbone import load, resolve
 from lora_kit.cli import main
@@ -15,7 +16,7 @@ from lora_kit.errors import MergeError
 from lora_kit.merging.combining.combine import Combination, combine
 from lora_kit.merging.combining.show import described
 from lora_kit.merging.combining.sources import read_source
-from lora_kit.recipe import AdapterSpec, BackboneSpec
+from lora_kit.recipe import BackboneSpec
 from lora_kit.training.trainer import save_adapter
 
 

@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 import torch
 
+from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import attach
 from lora_kit.backbone import Backbone
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.errors import AdapterError, BackboneError, DataError, LoraKitError, TrainingError
 from lora_kit.launch import Launch, read_launch, require_what_was_asked
 from lora_kit.preflight import checks
-from lora_kit.preflight.checks import CHECKS, Situation, run_checks
+from lora_kit.preflight.checks import CHECKS, run_checks
 from lora_kit.preflight.isolation import logit_spacing, packed_difference
+from lora_kit.preflight.situation import Situation
 from lora_kit.preflight.traps.specimens import (
     ENDLESS_TEMPLATE,
     Leaky,
@@ -25,7 +27,7 @@ from lora_kit.preflight.traps.specimens import (
     specimen_model,
     specimen_recipe,
 )
-from lora_kit.recipe import AdapterSpec, Recipe
+from lora_kit.recipe import Recipe
 
 ACCELERATE = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 

@@ -8,6 +8,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, LlamaConfig
 
+from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.backbone import load, resolve
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import AdapterError
@@ -17,7 +18,7 @@ from lora_kit.preflight.memory import MemoryEstimate, estimate
 from lora_kit.preflight.micro_batch import MicroBatch, largest_micro_batch
 from lora_kit.preflight.shapes import shaped_model, stored_bytes
 from lora_kit.preflight.show_estimate import show_estimate
-from lora_kit.recipe import AdapterSpec, BackboneSpec, Recipe
+from lora_kit.recipe import BackboneSpec, Recipe
 from lora_kit.training.passes import Cutting
 from tests.benchmarks.estimate import Setting, foretold, in_process, prepared
 

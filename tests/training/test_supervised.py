@@ -4,7 +4,7 @@ import torch
 from lora_kit.backbone import Backbone
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll
-from lora_kit.training.supervised import micro_batches
+from lora_kit.training.micro_batches import micro_batches
 
 LENGTHS = [30, 4, 17, 9, 26, 5, 5, 12]
 

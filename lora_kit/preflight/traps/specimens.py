@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import wrapped
 from lora_kit.backbone import Backbone, BackboneFiles
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import Example
 from lora_kit.fingerprint import Fingerprint
 from lora_kit.launch import Launch
-from lora_kit.preflight.checks import Situation
-from lora_kit.recipe import AdapterSpec, Recipe
+from lora_kit.preflight.situation import Situation
+from lora_kit.recipe import Recipe
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import switched_off, wrapped
 from lora_kit.backbone import guard_quantized_modules
 from lora_kit.preflight import checks
@@ -18,7 +19,7 @@ from lora_kit.preflight.traps.specimens import (
     specimen_model,
 )
 from lora_kit.preflight.traps.trap import Trap, refused
-from lora_kit.recipe import AdapterSpec, MergeSpec
+from lora_kit.recipe import MergeSpec
 
 
 def repacking_is_there() -> bool:

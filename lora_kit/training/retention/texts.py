@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from lora_kit.data.dataset import prepare
 from lora_kit.data.prepared import Examples
 from lora_kit.data.sources import Rows, read_source
+from lora_kit.data_spec import DataSpec, SourceSpec
 from lora_kit.errors import DataError
-from lora_kit.recipe import DataSpec, Recipe, SourceSpec
+from lora_kit.recipe import Recipe
 from lora_kit.retention_spec import TextsSpec
 
 if TYPE_CHECKING:

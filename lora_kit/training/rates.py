@@ -1,0 +1,97 @@
+"""Who learns how fast: learning rates by factor and by depth, and blocks that begin later."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lora_kit.recipe import TrainingSpec
+
+# The first number in a parameter's name is that of its block.
+BLOCK = re.compile(r"\.(\d+)\.")
+Groups = list[dict[str, Any]]
+
+
+def has_own_rates(spec: TrainingSpec) -> bool:
+    """Whether parameters differ in their learning rates."""
+    return spec.lora_plus is not None or spec.layer_decay is not None
+
+
+def parameter_groups(
+    parameters: Mapping[str, torch.nn.Parameter], decayed: Collection[str], spec: TrainingSpec
+) -> Groups:
+    """An optimizer's groups, that of the recipe's own learning rate first.
+
+    Args:
+        parameters: what is trained, by name.
+        decayed: names of those with weight decay.
+        spec: `lora_plus`: LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the second factor, which
+            begins at zero, learns faster. `layer_decay`: discriminative fine-tuning (Howard & Ruder
+            2018, arXiv:1801.06146, section 3.2): a block learns more slowly than the one above it.
+    """
+    last = max((block for block in map(_block_of, parameters) if block is not None), default=0)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        factor = _factor(name, last, spec)
+        decay = spec.weight_decay if name in decayed else 0.0
+        group = groups.setdefault(
+            (factor, decay),
+            {"params": [], "lr": factor * spec.learning_rate, "weight_decay": decay},
+        )
+        group["params"].append(parameter)
+    return sorted(groups.values(), key=lambda group: abs(group["lr"] / spec.learning_rate - 1))
+
+
+def _factor(name: str, last: int, spec: TrainingSpec) -> float:
+    factor = 1.0
+    if spec.lora_plus is not None and "lora_B" in name:
+        factor *= spec.lora_plus
+    if spec.layer_decay is not None:
+        factor *= spec.layer_decay ** (last - _depth(name, last))
+    return factor
+
+
+def _block_of(name: str) -> int | None:
+    found = BLOCK.search(name)
+    return int(found[1]) if found else None
+
+
+def _depth(name: str, last: int) -> int:
+    """The block of a parameter; embeddings stand below the first, and the rest above the last."""
+    block = _block_of(name)
+    if block is not None:
+        return block
+    return -1 if "embed" in name else last
+
+
+class GradualUnfreezing(TrainerCallback):
+    """Blocks begin to learn one after the other, from the last to the first.
+
+    Howard & Ruder 2018, arXiv:1801.06146, section 3.3: what is most specific is adapted first, so
+    that what is general is not washed out by the first steps. A block that waits has no gradient
+    when the optimizer steps, and so neither moments nor weight decay.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], steps: int):
+        """Plan.
+
+        Args:
+            parameters: what is trained, by name.
+            steps: of the optimizer, from one block to the next.
+        """
+        last = max((block for block in map(_block_of, parameters) if block is not None), default=0)
+        self._waits = [(last - _depth(name, last), p) for name, p in parameters.items()]
+        self._steps = steps
+
+    def on_pre_optimizer_step(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
+    ) -> None:
+        """Take the gradients of those away that are not yet to learn."""
+        begun = state.global_step // self._steps
+        for wait, parameter in self._waits:
+            if wait > begun:
+                parameter.grad = None
