@@ -52,7 +52,13 @@ def test_the_real_backbone_in_4_bits_passes(real_backbone: Backbone) -> None:
 
 
 def test_only_what_is_there_is_looked_at() -> None:
-    assert run_checks(situation()).names == ("launch", "sharding")
+    assert run_checks(situation()).names == (
+        "launch",
+        "sharding",
+        "keeping",
+        "merging",
+        "estimate",
+    )
 
 
 def test_the_first_that_fails_ends_it() -> None:
