@@ -81,9 +81,10 @@ def pick(candidates: Sequence[Candidate]) -> Pick:
     if round(found[best].value, SAME) <= 0:
         names = ", ".join(candidates[n].strength.name for n in kept)
         return Pick(None, f"of what retention allows ({names}), nothing gains on half A", found)
-    why = f"{name} gains the most on half A of {len(kept)} that retention allows"
-    left = len(candidates) - len(kept)
-    return Pick(best, why + (f" ({left} are not shown to keep it)" if left else ""), found)
+    why = (
+        f"of the {len(candidates)} scales {len(kept)} keep retention on half A for sure, of which "
+    )
+    return Pick(best, f"{why}{name} gains the most", found)
 
 
 def _weaker(strength: Strength) -> tuple[float, bool]:

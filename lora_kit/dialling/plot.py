@@ -76,7 +76,7 @@ def plot_dial(candidates: Sequence[Candidate], picked: Pick, path: Path) -> None
     axes = figure.subplots()
     axes.axhline(0, color="0.8", linewidth=1, zorder=0)
     axes.axvline(1, color="C3", linewidth=1, linestyle="--", label="margin", zorder=0)
-    axes.plot(0, 0, "s", color="0.4", label="base (scale 0)")
+    axes.plot(0, 0, "s", color="0.4", label="base (scale 0)", zorder=4)
     for number, series in enumerate(dict.fromkeys(point.series for point in found)):
         _draw(axes, series, [p for p in found if p.series == series], f"C{number % 3}")
     for point in found:

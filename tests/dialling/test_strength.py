@@ -186,24 +186,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def on_disk(directory: Path, tensor: str = "lora_B.weight", **options: Any) -> Path:
+    """The files of a plain LoRA, with an option set or a tensor of another name."""
+    directory.mkdir()
+    plain = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "init_lora_weights": True}
+    (directory / "adapter_config.json").write_text(json.dumps(plain | options))
+    names = ("base_model.model.q_proj.lora_A.weight", f"base_model.model.q_proj.{tensor}")
+    path = directory / "adapter_model.safetensors"
+    save_file({name: torch.zeros(2, 2) for name in names}, path, metadata={"format": "pt"})
+    return directory
+
+
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_a_scale_does_not_turn_is_refused_with_the_reason(
-    tiny: Path, tmp_path: Path, case: str
-) -> None:
-    adapted(again(tiny), tmp_path / "adapter")
+def test_what_a_scale_does_not_turn_is_refused_with_the_reason(tmp_path: Path, case: str) -> None:
     options, reason = REFUSED[case]
-    path = tmp_path / "adapter" / "adapter_config.json"
-    require_linear(path.parent)
-    path.write_text(json.dumps(json.loads(path.read_text()) | options))
+    require_linear(on_disk(tmp_path / "plain"))
     with pytest.raises(AdapterError, match=reason):
-        require_linear(path.parent)
+        require_linear(on_disk(tmp_path / "other", **options))
 
 
-def test_a_tensor_that_is_no_factor_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+def test_a_tensor_that_is_no_factor_is_refused_by_name(tmp_path: Path) -> None:
     """As PEFT writes embeddings that were resized, of which the configuration says nothing."""
-    adapted(again(tiny), tmp_path / "adapter")
-    path = tmp_path / "adapter" / "adapter_model.safetensors"
-    saved = load_file(path) | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}
-    save_file(saved, path, metadata={"format": "pt"})
-    with pytest.raises(AdapterError, match=r"1 of its tensors .*lm_head\.weight"):
-        require_linear(path.parent)
+    with pytest.raises(AdapterError, match=r"1 of its tensors .*q_proj\.weight"):
+        require_linear(on_disk(tmp_path / "adapter", "weight"))
