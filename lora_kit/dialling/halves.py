@@ -56,8 +56,9 @@ def first_half(tasks: Mapping[str, Sequence[str]]) -> frozenset[str]:
     """The clusters whose items are in the first half.
 
     Of two clusters of like size and of the same tasks, one goes to each half; which, their hash
-    says. So it depends on nothing but the names, and of a task whose items are each their own
-    cluster the halves differ by one item at most; otherwise by about its largest cluster.
+    says, or the half that is behind gets the larger. So it depends on nothing but the names. Of a
+    task whose items are each their own cluster the halves differ by one item at most (where tasks
+    share some of their clusters, by a few), else by no more than its largest cluster.
 
     Args:
         tasks: the cluster of each item, by task.

@@ -43,6 +43,12 @@ def test_clusters_stay_whole_and_halves_differ_by_the_largest_at_most(clusters: 
     assert abs(len(first) - (len(count) - len(first))) <= 1
 
 
+def test_the_half_that_is_behind_gets_the_larger_of_a_pair() -> None:
+    """Gaps of one item, four times; all to the same half, they would add up."""
+    clusters = [f"file-{size}" for size in (8, 7, 6, 5, 4, 3, 2, 1) for _ in range(size)]
+    assert abs(lean(clusters, first_half({"task": clusters}))) <= 1
+
+
 @given(ALONE, st.integers(0, 60))
 def test_of_two_tasks_on_the_same_files_no_file_is_in_both_halves(
     names: list[str], some: int
