@@ -68,6 +68,26 @@ class RunDirectory:
         return self.root / "evaluation"
 
     @property
+    def scaled(self) -> Path:
+        """The PEFT adapter with the scale inside that `dial` took."""
+        return self.root / "adapter-scaled"
+
+    @property
+    def dial(self) -> Path:
+        """What `dial` measured: each half an evaluation of its own."""
+        return self.root / "dial"
+
+    @property
+    def dial_record(self) -> Path:
+        """Scales, estimates, choice and proof."""
+        return self.root / "dial.json"
+
+    @property
+    def dial_plot(self) -> Path:
+        """Gain against forgetting over the scales."""
+        return self.root / "dial.png"
+
+    @property
     def merged(self) -> Path:
         """The merged model and `merge.json`."""
         return self.merged_as("merged")
@@ -93,6 +113,8 @@ class RunDirectory:
             self.checkpoints,
             self.adapter,
             self.evaluation,
+            self.scaled,
+            self.dial,
             *(self.merged_as(arm) for arm in MERGED_ARMS),
             self.scratch,
             self.release,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lora_kit.cli.alone import alone
+from lora_kit.cli.dialling import dial
 from lora_kit.cli.evaluating import evaluate, sequence
 from lora_kit.cli.machine import doctor, recipes
 from lora_kit.cli.merging import combine, export, merge
@@ -47,6 +48,7 @@ def options(
 app.command()(plan)
 app.command()(train)
 app.command()(evaluate)
+app.command()(dial)
 app.command()(sequence)
 app.command()(alone(merge))
 app.command()(alone(combine))

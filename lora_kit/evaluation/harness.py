@@ -93,8 +93,17 @@ def run_suites(wanted: Measurement) -> Evaluation:
     Raises:
         LoraKitError: of the first source, item or metric that is wrong; nothing is measured.
     """
-    state = process_state()
     work = plan_work(wanted.suites, wanted.backbone, wanted.shots, wanted.training)
+    return run_work(wanted, work)
+
+
+def run_work(wanted: Measurement, work: Sequence[Work]) -> Evaluation:
+    """The same, of work that is planned: that of the suites, or of some of their items.
+
+    Raises:
+        LoraKitError: if processes differ in what they were given, or an arm cannot be evaluated.
+    """
+    state = process_state()
     parts = parts_of(wanted.models, work)
     require_agreement(
         {

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Protocol
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
 from lora_kit.evaluation.ledger import Entry
+
+T = TypeVar("T")
+ADAPTER = "adapter"
+"""The arm that is judged."""
 
 
 class Source(Protocol):
@@ -72,6 +77,41 @@ class Listed:
             for item, entry in self._found[suite, task].get(arm, {}).items():
                 if item in wanted:
                     yield entry
+
+
+class InPlaceOfAdapter:
+    """Base and one other arm, which stands where the adapter does and is judged as it is."""
+
+    def __init__(self, source: Source, arm: str):
+        self._source = source
+        self._names = {"base": "base", ADAPTER: arm}
+
+    def scores(self, suite: str, task: str) -> dict[str, Mapping[str, float | None]]:
+        """See `Source`."""
+        return self._renamed(self._source.scores(suite, task))
+
+    def has_outputs(self, suite: str, task: str, arms: Collection[str]) -> bool:
+        """See `Source`."""
+        own = [name for arm, name in self._names.items() if arm in arms]
+        return self._source.has_outputs(suite, task, own)
+
+    def arms(
+        self, suite: str, task: str, texts: Collection[str] = ()
+    ) -> dict[str, Mapping[str, Entry]]:
+        """See `Source`."""
+        return self._renamed(self._source.arms(suite, task, texts))
+
+    def entries(
+        self, suite: str, task: str, arms: Collection[str], items: Collection[str]
+    ) -> Iterator[Entry]:
+        """See `Source`."""
+        for arm, name in self._names.items():
+            if arm in arms:
+                for entry in self._source.entries(suite, task, [name], items):
+                    yield replace(entry, arm=arm)
+
+    def _renamed(self, arms: Mapping[str, T]) -> dict[str, T]:
+        return {arm: arms[name] for arm, name in self._names.items() if name in arms}
 
 
 def source_of(results: Source | Sequence[Entry]) -> Source:

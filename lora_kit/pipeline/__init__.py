@@ -1,5 +1,6 @@
 """The main path, from recipe to release: the calls that the commands make and a script can make."""
 
+from lora_kit.pipeline.dialling import dial
 from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.pipeline.merging import Merged, merge
 from lora_kit.pipeline.releasing import release, verify
@@ -12,6 +13,7 @@ __all__ = [
     "Outcome",
     "Release",
     "Trained",
+    "dial",
     "evaluate",
     "merge",
     "release",

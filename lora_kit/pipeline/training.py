@@ -117,7 +117,8 @@ def train(
         for stale in run.results:
             # Of an earlier run that --overwrite gave up: its verdict is not this adapter's.
             shutil.rmtree(stale, ignore_errors=True)
-        run.record.unlink(missing_ok=True)
+        for file in (run.record, run.dial_record, run.dial_plot):
+            file.unlink(missing_ok=True)
         start_record(run, recipe, backbone, "train")
         run.update_record(
             data=data.counts.to_dict() | {"digest": data.digest},

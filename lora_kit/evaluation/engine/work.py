@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from lora_kit.backbone import Backbone
 from lora_kit.console import say
@@ -96,6 +96,24 @@ def _plan(
         asked = _with_shots(suite, spec, backbone, shots, training)
         if asked is not None and [i.id for i in asked.items] == [i.id for i in task.items]:
             variants[FEWSHOT] = asked, _digest(content(asked))
+    return _laid_out(suite, task, backbone, variants)
+
+
+def part_of(work: Work, ids: Collection[str], backbone: Backbone) -> Work:
+    """Some of a task's items in batches of their own, asked by no arm otherwise.
+
+    Args:
+        work: the whole.
+        ids: of the items that are kept, in the order of the whole.
+        backbone: for its vocabulary.
+    """
+    items = [item for item in work.task.items if item.id in ids]
+    return _laid_out(work.suite, replace(work.task, items=items), backbone, {})
+
+
+def _laid_out(
+    suite: Suite, task: Task, backbone: Backbone, variants: Mapping[str, tuple[Task, str]]
+) -> Work:
     vocabulary = backbone.model.config.get_text_config().vocab_size
     # By the task itself, so that an arm that is added does not move the others' batches.
     return Work(suite, task, _batches(task, vocabulary), _digest(content(task)), variants)
