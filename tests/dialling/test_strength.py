@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_kit import backbone as backbones
+from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import adapter_sha256, attach_saved, switched_off, wrapped
 from lora_kit.backbone import Backbone
 from lora_kit.dialling.strength import (
@@ -20,7 +21,7 @@ from lora_kit.dialling.strength import (
     strengths,
 )
 from lora_kit.errors import AdapterError, RecipeError
-from lora_kit.recipe import AdapterSpec, BackboneSpec
+from lora_kit.recipe import BackboneSpec
 from lora_kit.training.trainer import save_adapter
 
 IDS = torch.tensor([[1, 50, 600, 7000, 80]])

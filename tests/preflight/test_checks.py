@@ -10,6 +10,7 @@ from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import attach
 from lora_kit.backbone import Backbone
 from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.tokenization import Example
 from lora_kit.errors import AdapterError, BackboneError, DataError, LoraKitError, TrainingError
 from lora_kit.launch import Launch, read_launch, require_what_was_asked
 from lora_kit.preflight import checks
@@ -217,6 +218,6 @@ def test_packed_examples_do_not_see_one_another(real_backbone: Backbone) -> None
     """On the real model: the same logits alone and packed, and others where they leak."""
     ids = real_backbone.tokenizer("The capital of France is Paris, and that of Italy is Rome.")
     tokens = tuple(ids["input_ids"])
-    pair = [checks.Example(tokens[:8], tokens[:8]), checks.Example(tokens[8:], tokens[8:])]
+    pair = [Example(tokens[:8], tokens[:8]), Example(tokens[8:], tokens[8:])]
     assert packed_difference(real_backbone.model, pair) < 1e-3
     assert packed_difference(Leaky(real_backbone.model), pair) > 0.1
