@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,13 @@ NOT_OPTIONS = (
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
     *("revision", "inference_mode", "target_modules"),
 )
+# More than any training has.
+UNKNOWN_STEPS = 10**9
+# What PEFT does to the backbone itself.
+CHANGES_THE_BASE = {
+    "bias": "trains biases of the backbone in their place",
+    "layer_replication": "stacks the backbone's layers anew",
+}
 # Initialisations that take something out of the backbone's weights: switched off, the adapter would
 # leave what is not the base. And those that look at what they are not given here.
 TAKES_OUT = "takes a part out of the backbone's weights, so that the base is not there any more"
@@ -61,14 +69,14 @@ def configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftConfig:
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(spec.method.upper())]
     fields = {field.name for field in dataclasses.fields(kind)} - set(NOT_OPTIONS)
     named = _in_peft_names(spec, fields)
-    _require_options(spec, fields - set(named), kind)
+    options = _options(spec, fields - set(named), kind)
     targets = None if _has_own_targets(spec) else spec.targets
     try:
         return kind(
             task_type="CAUSAL_LM",
             **({"target_modules": targets} if targets is not None else {}),
             **named,
-            **spec.options,
+            **options,
         )
     except (ValueError, TypeError, ImportError) as error:
         raise AdapterError(f"adapter: {spec.method}: {error}") from error
@@ -104,7 +112,7 @@ def _in_peft_names(spec: AdapterSpec, fields: set[str]) -> dict[str, Any]:
         found[name] = value
     if spec.method == "adalora":
         # How long the training is, it is told when that is known.
-        found |= {"total_step": 1}
+        found |= {"total_step": UNKNOWN_STEPS}
         if spec.rank:
             # It begins with more than it ends with (Zhang et al. 2023, arXiv:2303.10512, 4.1).
             del found["r"]
@@ -112,7 +120,8 @@ def _in_peft_names(spec: AdapterSpec, fields: set[str]) -> dict[str, Any]:
     return found
 
 
-def _require_options(spec: AdapterSpec, fields: set[str], kind: type) -> None:
+def _options(spec: AdapterSpec, fields: set[str], kind: type) -> dict[str, Any]:
+    """The recipe's options, each converted to what PEFT's class says that it is."""
     start = str(spec.options.get("init_lora_weights", "")).lower()
     for name, why in NOT_POSSIBLE.items():
         if start.startswith(name):
@@ -120,7 +129,13 @@ def _require_options(spec: AdapterSpec, fields: set[str], kind: type) -> None:
                 f"adapter.options.init_lora_weights: {start} {why}; possible: gaussian, "
                 "orthogonal, true, false"
             )
-    hints = _hints(kind)
+    for name, why in CHANGES_THE_BASE.items():
+        if spec.options.get(name) not in (None, False, "none"):
+            raise AdapterError(
+                f"adapter.options.{name}: {why}, so that the base is not there when the adapter is "
+                "switched off; leave it out"
+            )
+    hints, found = _hints(kind), {}
     for name, value in spec.options.items():
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)
@@ -129,7 +144,10 @@ def _require_options(spec: AdapterSpec, fields: set[str], kind: type) -> None:
                 f"adapter.options.{name}: not an option of {spec.method} in PEFT, or a field of "
                 f"`adapter` itself.{meant} Possible: {', '.join(sorted(fields))}"
             )
-        _require_type(name, value, hints)
+        found[name] = _converted(name, value, hints)
+    if found.get("init_r", math.inf) <= found.get("target_r", spec.rank or 8):
+        raise AdapterError("adapter.options.init_r: adalora begins with more than `rank`; raise it")
+    return found
 
 
 def _hints(kind: type) -> Mapping[str, Any]:
@@ -139,12 +157,12 @@ def _hints(kind: type) -> Mapping[str, Any]:
         return {}  # a name that PEFT imports for type checkers alone
 
 
-def _require_type(name: str, value: Any, hints: Mapping[str, Any]) -> None:
-    """PEFT's classes take a value of any type, and fail much later."""
+def _converted(name: str, value: Any, hints: Mapping[str, Any]) -> Any:
+    """PEFT's classes take a value of any type, and fail much later; YAML's `1e-2` is a text."""
     try:
-        TypeAdapter(hints.get(name, Any)).validate_python(value)
+        return TypeAdapter(hints.get(name, Any)).validate_python(value)
     except PydanticUserError:
-        return
+        return value
     except ValidationError as error:
         raise AdapterError(
             f"adapter.options.{name}: {error.errors()[0]['msg']}, found {value!r}"

@@ -207,6 +207,29 @@ class Recipe(Section):
                 f"adapter.method: {self.adapter.method} on {quantization} weights: it {why_not}; "
                 "set backbone.quantization: none, or another method (lora)"
             )
+        factors = self.adapter.method == "lora" and not self.adapter.options.get("use_dora")
+        if self.retention.consolidation is not None and not factors:
+            raise ValueError(
+                "retention.consolidation: holds the product of LoRA's two factors, which "
+                f"adapter.method: {self.adapter.method} (or use_dora) does not train; use "
+                "retention.anchor, which holds what the model says"
+            )
+        if self.training.keep_best and self.retention.budget is not None:
+            raise ValueError(
+                "training.keep_best and retention.budget each say which weights are kept: those of "
+                "the lowest validation loss may be past the margin; leave one out"
+            )
+        if self.adapter.method == "adalora":
+            for field, is_set in (
+                ("training.keep_best", self.training.keep_best),
+                ("training.unfreeze_steps", self.training.unfreeze_steps),
+                ("retention.budget", self.retention.budget),
+            ):
+                if is_set:
+                    raise ValueError(
+                        f"{field}: adalora's ranks are those of the step that it has come to, "
+                        "which earlier weights or blocks that wait do not go with; leave it out"
+                    )
         if self.training.lora_plus is not None and self.adapter.method != "lora":
             raise ValueError(
                 f"training.lora_plus: {self.adapter.method} has no second factor as LoRA has; "

@@ -49,6 +49,16 @@ class BudgetSpec(TextsSpec):
     """Texts that are looked at."""
 
 
+class ConsolidationSpec(TextsSpec):
+    """A penalty for moving weights that the base's texts depend on."""
+
+    weight: Positive = 1.0
+    """How many nats of the training loss a nat of divergence is worth, as far as it can be told
+    from the weights."""
+    rows: Count = 32
+    """Texts from which it is told, once, before the training."""
+
+
 class RetentionSpec(Section):
     """Against forgetting; replay, which is data, is under `data.replay`."""
 
@@ -56,5 +66,7 @@ class RetentionSpec(Section):
     """Kullback-Leibler divergence from the base, which is the adapter switched off."""
     mask: MaskSpec | None = None
     """Selective token masking."""
+    consolidation: ConsolidationSpec | None = None
+    """Elastic weight consolidation (EWC), for LoRA."""
     budget: BudgetSpec | None = None
     """A probe of the loss on texts, every so many steps."""

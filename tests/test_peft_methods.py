@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.errors import AdapterError, MergeError, RecipeError
 from lora_kit.merging.in_memory import merge_adapter
 from lora_kit.peft_methods import configuration
+from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.shapes import shaped_model
+from lora_kit.preflight.situation import Situation
 from lora_kit.recipe import BackboneSpec, Recipe
 from lora_kit.schema import parse_document, validate
 from lora_kit.training.trainer import save_adapter
@@ -209,6 +211,8 @@ def test_what_cannot_work_is_refused_with_the_recipe(
         ({"options": {"use_dora": "perhaps"}}, "adapter.options.use_dora"),
         ({"options": {"r": 4}}, "adapter.options.r: "),
         ({"options": {"init_lora_weights": "pissa"}}, "the base is not there any more"),
+        ({"options": {"bias": "all"}}, "trains biases of the backbone in their place"),
+        ({"method": "adalora", "options": {"init_r": 4}}, "adapter.options.init_r"),
         ({"method": "ia3", "rank": 4}, "adapter.rank: ia3 has none"),
         ({"method": "full", "rank": 4}, "adapter.rank: full has none"),
         ({"method": "last-3"}, "the backbone has 2 blocks"),
@@ -227,6 +231,27 @@ def test_loras_kin_are_options(tiny_backbone: Backbone) -> None:
     config = configuration(AdapterSpec(rank=4, options=options), tiny_backbone.model)
     assert {name: getattr(config, name) for name in options} == options
     assert (config.r, config.lora_alpha) == (4, 32)
+
+
+def test_options_become_what_peft_says_that_they_are(tiny_backbone: Backbone) -> None:
+    """YAML reads 1e-3 as a text, and "off" is true to Python."""
+    options = {"use_dora": "off", "alpha_pattern": {"v_proj": "1e1"}}
+    config = configuration(AdapterSpec(options=options), tiny_backbone.model)
+    assert config.use_dora is False
+    spec = AdapterSpec.model_validate({"method": "adalora", "options": {"orth_reg_weight": "1e-3"}})
+    assert configuration(spec, tiny_backbone.model).orth_reg_weight == 1e-3
+
+
+@pytest.mark.parametrize("method", ["full", "last-1", "ln_tuning"])
+def test_copies_of_layers_are_refused_where_they_meet_half_precision(
+    tiny: Path, method: str
+) -> None:
+    recipe = recipe_of({"method": method})
+    backbone = tiny_on(tiny, "none")
+    run_checks(Situation(recipe, backbone=backbone))
+    half = replace(backbone, spec=backbone.spec.model_copy(update={"dtype": "bfloat16"}))
+    with pytest.raises(AdapterError, match=r"kept in float32, and backbone\.dtype is bfloat16"):
+        run_checks(Situation(recipe, backbone=half))
 
 
 def test_the_last_block_alone_is_trained(tiny_backbone: Backbone) -> None:

@@ -139,8 +139,11 @@ def _local_paths(recipe: Recipe) -> Iterator[str]:
         **{f"data.train.{n}.source": one.source for n, one in enumerate(data.train)},
         **{f"data.validation.{n}.source": one.source for n, one in enumerate(data.validation)},
         **({"data.replay.source": data.replay.source} if data.replay else {}),
-        **({"retention.anchor.source": kept.anchor.source} if kept.anchor else {}),
-        **({"retention.budget.source": kept.budget.source} if kept.budget else {}),
+        **{
+            f"retention.{name}.source": spec.source
+            for name in ("anchor", "consolidation", "budget")
+            if (spec := getattr(kept, name))
+        },
         **{f"evaluation.suites.{n}": one for n, one in enumerate(recipe.evaluation.suites)},
     }
     fields = [name for name, value in named.items() if Path(value).expanduser().is_absolute()]

@@ -11,7 +11,7 @@ from lora_kit.adapters import attach, coverage
 from lora_kit.arms import example_rows
 from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.console import say
-from lora_kit.data.audit.audit import audit, refuse, refuse_known
+from lora_kit.data.audit.audit import audit, refuse
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
 from lora_kit.data.prepared import PreparedData
 from lora_kit.errors import DataError, TrainingError
@@ -29,7 +29,7 @@ from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
 from lora_kit.training.resuming import begin_run, choose_run, finished, require_same
 from lora_kit.training.retention.masking import without_improbable
-from lora_kit.training.retention.texts import RetentionTexts
+from lora_kit.training.retention.texts import RetentionTexts, refuse_items
 from lora_kit.training.trainer import TrainingResult
 from lora_kit.training.trainer import train as train_adapter
 
@@ -90,16 +90,18 @@ def train(
     limits = recipe.data.audit
     found = audit(rows, data.examples, items, held_out_rows, backbone.tokenizer, limits)
     refuse(found)
-    if texts.anchor:
-        refuse_known(texts.anchor.rows, items, limits.leakage, "retention.anchor")
+    refuse_items(texts, items, limits.leakage)
     require_agreement(
         {
             "files of the backbone": backbone.fingerprint.digest,
             "rows of data.train": data.digest,
             "rows of data.validation": held_out.digest,
             "suites": str({suite.name: suite.digest for suite in suites}),
+            "texts of retention": str({name: one.digest for name, one in texts.named.items()}),
         }
     )
+    if recipe.retention.mask:
+        data = masked(recipe, data, model, backbone)
     covered = coverage(model)
     if not chosen.is_new:
         require_same(chosen.run, recipe, backbone, data.digest)
@@ -126,8 +128,6 @@ def train(
             coverage=covered.to_dict(),
             suites={suite.name: suite.digest for suite in suites},
         )
-    if recipe.retention.mask:
-        data = masked(recipe, data, model, backbone)
     result = train_adapter(recipe, backbone, model, data, held_out, run, chosen.checkpoint, texts)
     if is_main:
         validation = (result.validation_before, result.validation_after)

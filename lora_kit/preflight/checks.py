@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,17 +15,17 @@ from lora_kit.launch import (
     require_what_was_asked,
     why_not_sharded,
 )
+from lora_kit.peft_methods import OWN_TARGETS
 from lora_kit.preflight.isolation import logit_spacing, packed_difference
 from lora_kit.preflight.method_checks import (
     can_be_merged,
+    computes_in_float32,
     estimated_as_it_is,
     kept_where_it_can_be,
+    stepped_by_us,
 )
 from lora_kit.preflight.situation import Situation
 from lora_kit.processes import process_state
-
-if TYPE_CHECKING:
-    pass
 
 # Share of the backbone's weights in fused experts from which on an adapter that reaches none of
 # them is not what `all-linear` promises.
@@ -181,7 +180,8 @@ def experts_covered(situation: Situation) -> str | None:
     if missed <= EXPERTS_SHARE * total:
         return None
     found = f"{missed / total:.0%} of the weights are fused experts, which get no adapter"
-    if situation.recipe.adapter.targets == "all-linear":
+    spec = situation.recipe.adapter
+    if spec.targets == "all-linear" and not spec.trains_weights and spec.method not in OWN_TARGETS:
         raise AdapterError(
             f"adapter.targets: all-linear: {found} and are not quantized. If the attention alone "
             "is what you want to train, name its modules, such as [q_proj, k_proj, v_proj, o_proj]"
@@ -286,6 +286,8 @@ CHECKS = (
     Check("tied", "trained heads are lost on reload", _with_model, untied),
     Check("experts", "fused experts get no adapter", _with_model, experts_covered),
     Check("keeping", "the base is not there whole", _always, kept_where_it_can_be),
+    Check("steps", "gradients are gone before they are looked at", _always, stepped_by_us),
+    Check("copies", "whole layers meet another dtype", _with_backbone, computes_in_float32),
     Check("merging", "an adapter cannot be merged", _always, can_be_merged),
     Check("estimate", "another method's memory", _always, estimated_as_it_is),
     Check("labels", "nothing is learned at loss 0", _with_examples, something_to_learn),

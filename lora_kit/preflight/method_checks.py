@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 from lora_kit.adapter_spec import NOT_MERGED, NOT_SHAPED
-from lora_kit.errors import TrainingError
+from lora_kit.errors import AdapterError, TrainingError
 from lora_kit.preflight.situation import Situation
 
 
 def kept_where_it_can_be(situation: Situation) -> None:
     """Raises TrainingError if a way to keep takes the whole model, which no process has."""
     launch, retention = situation.launch, situation.recipe.retention
-    asked = [name for name in ("anchor", "mask", "budget") if getattr(retention, name)]
+    asked = [
+        name for name in ("anchor", "mask", "consolidation", "budget") if getattr(retention, name)
+    ]
     if asked and (launch.sharded or launch.deepspeed):
         raise TrainingError(
             f"retention.{asked[0]}: the base beside the adapter takes the whole model in each "
             "process, which FSDP and DeepSpeed divide. Launch with accelerate_configs/ddp.yaml, or "
             "use data.replay"
         )
+
+
+def computes_in_float32(situation: Situation) -> None:
+    """Raises AdapterError if whole copies of layers would not be computed as they are kept."""
+    spec, dtype = situation.recipe.adapter, situation.loaded.spec.dtype
+    copies = spec.trains_weights or spec.method == "ln_tuning"
+    if dtype != "float32" and (copies or spec.options.get("modules_to_save")):
+        what = f"method: {spec.method}" if copies else "options.modules_to_save"
+        raise AdapterError(
+            f"adapter.{what}: trains copies of whole layers, which are kept in float32, and "
+            f"backbone.dtype is {dtype}: PEFT's layers do not cast between them. Set "
+            "backbone.dtype: float32, or use lora"
+        )
+
+
+def stepped_by_us(situation: Situation) -> None:
+    """Raises TrainingError for what acts on gradients between the backward pass and the step."""
+    launch, recipe = situation.launch, situation.recipe
+    asked = {
+        "training.unfreeze_steps": recipe.training.unfreeze_steps is not None,
+        "adapter.method: adalora": recipe.adapter.method == "adalora",
+    }
+    for field, is_asked in asked.items():
+        if is_asked and (launch.sharded or launch.deepspeed):
+            raise TrainingError(
+                f"{field} acts on whole gradients before each step, which FSDP divides and "
+                "DeepSpeed has used by then. Launch with accelerate_configs/ddp.yaml"
+            )
 
 
 def can_be_merged(situation: Situation) -> str | None:

@@ -32,6 +32,7 @@ from lora_kit.preflight.situation import Situation
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import micro_batch_size, optimizer_steps
+from lora_kit.training.retention.texts import RetentionTexts, refuse_items
 
 SAMPLES = 2
 
@@ -139,6 +140,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     # What is wrong with an item shows only when it is tokenized.
     items = audited_items(plan_work(suites, backbone))
     limits = recipe.data.audit
+    refuse_items(RetentionTexts.read(recipe, backbone.tokenizer), items, limits.leakage)
     return Plan(
         **known,
         optimizer_steps=optimizer_steps(len(data.examples), spec),

@@ -26,7 +26,7 @@ def works(recipe: Recipe) -> tuple[Licensed, ...]:
         _base(recipe.backbone),
         *(_source(one, "train") for one in data.train),
         *([_source(data.replay, "replay")] if data.replay and data.replay.fraction else []),
-        *([_source(kept.anchor, "retention")] if kept.anchor else []),
+        *(_source(one, "retention") for one in (kept.anchor, kept.consolidation) if one),
         *(_source(one, "validation") for one in data.validation),
         *([_source(kept.budget, "validation")] if kept.budget else []),
     )

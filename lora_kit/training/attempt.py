@@ -25,6 +25,7 @@ from lora_kit.training.rank_allocation import RankAllocation
 from lora_kit.training.rates import GradualUnfreezing, has_own_rates
 from lora_kit.training.retention.anchor import Anchor
 from lora_kit.training.retention.budget import Budget
+from lora_kit.training.retention.consolidation import Consolidation
 from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.supervised import SupervisedTrainer
 from lora_kit.training.validation import Validation
@@ -74,7 +75,12 @@ class Attempt:
         validation = Validation(spec, measure, log.record)
         interruption = Interruption(any_process)
         anchor, budget = _keepers(recipe, backbone, model, texts, cutting, data, log)
-        own = [validation, interruption, *([budget] if budget else []), *_tensorboard(recipe, run)]
+        own = [
+            *(validation, interruption),
+            *([budget] if budget else []),
+            *_consolidation(recipe, backbone, model, texts),
+            *_tensorboard(recipe, run),
+        ]
         trainer = SupervisedTrainer(
             model=model,
             args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
@@ -102,7 +108,7 @@ class Attempt:
             trainer.add_callback(RankAllocation(model, steps))
         if spec.unfreeze_steps:
             trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            trainer.add_callback(GradualUnfreezing(trained, spec.unfreeze_steps))
+            trainer.add_callback(GradualUnfreezing(trained, spec.unfreeze_steps, steps))
         trainer.add_callback(log)
         return cls(trainer, log, validation, interruption)
 
@@ -121,12 +127,22 @@ def _keepers(
     if spec.anchor and texts.anchor:
         pad = backbone.tokenizer.pad_token_id
         examples = texts.anchor.examples
-        anchor = Anchor(model, examples, spec.anchor, recipe.seed, pad, cutting.rows)
+        rows, tokens = cutting.rows, cutting.tokens
+        anchor = Anchor(model, examples, spec.anchor, recipe.seed, pad, rows, tokens)
     if spec.budget and texts.budget:
         most = cutting.most_tokens(data.lengths)
         examples = texts.budget.examples
         budget = Budget(model, backbone, examples, spec.budget, log.record, most)
     return anchor, budget
+
+
+def _consolidation(
+    recipe: Recipe, backbone: Backbone, model: PeftModel, texts: RetentionTexts
+) -> list[Consolidation]:
+    spec = recipe.retention.consolidation
+    if spec is None or texts.consolidation is None:
+        return []
+    return [Consolidation(model, backbone, texts.consolidation.examples, spec)]
 
 
 def _where(trainer: SupervisedTrainer, data: PreparedData, run: RunDirectory) -> str:

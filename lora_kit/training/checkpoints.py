@@ -3,9 +3,10 @@
     checkpoints/step-000100/
         adapter.safetensors    the trained weights
         best.safetensors       those of the lowest validation loss, where they are kept
+        within.safetensors     those of the last look that was within the retention budget
         optimizer.safetensors  moments and step counts
         random-0.safetensors   random state of each process
-        state.json             schedule, optimizer groups, scaler, tokens, validation
+        state.json             schedule, optimizer groups, scaler, tokens, validation, budget
         trainer_state.json     of transformers: step and epoch
         files.json             sha256 of each file
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+WITHIN = "within.safetensors"
 FILES = "files.json"
 Tensors = dict[str, torch.Tensor]
 
@@ -127,6 +129,8 @@ def _write(
         save_file(state, folder / f"random-{rank}.safetensors")
     if trainer.validation and trainer.validation.best_weights:
         save_file(trainer.validation.best_weights, folder / "best.safetensors")
+    if trainer.budget and trainer.budget.kept:
+        save_file(trainer.budget.kept, folder / WITHIN)
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
     write_json(
         folder / STATE,
@@ -141,6 +145,7 @@ def _write(
             "schedule": trainer.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "validation": trainer.validation.state() if trainer.validation else None,
+            "budget": trainer.budget.state() if trainer.budget else None,
         },
     )
     names = sorted(path.name for path in folder.iterdir())
@@ -224,6 +229,8 @@ def _load_counts(trainer: SupervisedTrainer, saved: dict[str, Any], folder: Path
     if trainer.validation and saved["validation"]:
         best = folder / "best.safetensors"
         trainer.validation.restore(saved["validation"], load_file(best) if best.is_file() else {})
+    if trainer.budget and saved.get("budget"):
+        trainer.budget.restore(saved["budget"], load_file(folder / WITHIN))
 
 
 def load_if_ended(trainer: SupervisedTrainer, folder: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lora_kit.console import say
 from lora_kit.recipe import TrainingSpec
 
 # The first number in a parameter's name is that of its block.
@@ -76,16 +77,23 @@ class GradualUnfreezing(TrainerCallback):
     when the optimizer steps, and so neither moments nor weight decay.
     """
 
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], steps: int):
-        """Plan.
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], steps: int, total: int):
+        """Plan, and say it if some blocks will not come to learn.
 
         Args:
             parameters: what is trained, by name.
             steps: of the optimizer, from one block to the next.
+            total: steps of the training.
         """
         last = max((block for block in map(_block_of, parameters) if block is not None), default=0)
         self._waits = [(last - _depth(name, last), p) for name, p in parameters.items()]
         self._steps = steps
+        never = sum(n * steps >= total for n in {wait for wait, _ in self._waits})
+        if never:
+            say(
+                f"training.unfreeze_steps: {steps}: {never} of {last + 1} blocks do not begin to "
+                f"learn within {total} steps; {max(total // (last + 1), 1)} would let all of them"
+            )
 
     def on_pre_optimizer_step(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any

@@ -79,11 +79,11 @@ def require_same(
         RecipeError: naming what is different.
     """
     before = _flat(run.load_recipe().model_dump(mode="json"))
-    now = recipe.model_copy(update={"backbone": backbone.spec}).model_dump(mode="json")
+    now = _flat(recipe.model_copy(update={"backbone": backbone.spec}).model_dump(mode="json"))
     changed = [
-        f"{name}: {before.get(name)!r} then, {value!r} now"
-        for name, value in _flat(now).items()
-        if before.get(name) != value
+        f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+        for name in {**now, **before}
+        if before.get(name) != now.get(name)
     ]
     record = run.load_record()
     now_is = {"the backbone's files": backbone.fingerprint.digest, "the rows of data.train": digest}
@@ -109,7 +109,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
         return {path: value}
     flat: dict[str, Any] = {}
     for name, part in value.items():
-        if path or name in ("seed", "backbone", "adapter", "data", "training"):
+        if path or name in ("seed", "backbone", "adapter", "data", "training", "retention"):
             flat |= _flat(part, f"{path}.{name}" if path else name)
     return {n: v for n, v in flat.items() if n.removeprefix("training.") not in FREE}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -180,10 +180,16 @@ class SupervisedTrainer(SFTTrainer):
             return
         arguments, step = self.args, self.state.global_step
         parts = self.anchor.losses(step, arguments.process_index, arguments.world_size)
-        with self.accelerator.no_sync(model), self._autocast():
-            for part in parts:
+        with self.accelerator.no_sync(model):
+            while (part := self._next(parts)) is not None:
                 # Gradients are averaged over the processes, and these are to be added up.
                 self.accelerator.backward(part * arguments.world_size)
+        found = torch.tensor(self.anchor.last, device=arguments.device)
+        self.anchor.last = float(self.accelerator.reduce(found, reduction="sum"))
+
+    def _next(self, parts: Iterator[torch.Tensor]) -> torch.Tensor | None:
+        with self._autocast():
+            return next(parts, None)
 
     def _passes(
         self, examples: Sequence[Example], model: torch.nn.Module

@@ -57,6 +57,7 @@ def test_only_what_is_there_is_looked_at() -> None:
         "launch",
         "sharding",
         "keeping",
+        "steps",
         "merging",
         "estimate",
     )

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from lora_kit import pipeline
 from lora_kit.recipe import Recipe
-from lora_kit.training import trainer
+from lora_kit.training import attempt
 
 STEPS = 8
 
@@ -36,7 +36,7 @@ def during(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -
             if state.global_step == step:
                 act()
 
-    monkeypatch.setattr(trainer, "_tensorboard", lambda *_: [Act()])
+    monkeypatch.setattr(attempt, "_tensorboard", lambda *_: [Act()])
 
 
 class CutError(Exception):

@@ -10,7 +10,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.console import meter
 from lora_kit.run import RunDirectory
-from lora_kit.training import trainer
+from lora_kit.training import attempt
 from lora_kit.training.callbacks import MetricsLog
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -25,7 +25,7 @@ class Driven:
         self.state, self.control = TrainerState(epoch=0.0), TrainerControl()
         with meter("training", 3, visible=False) as progress:
             self.log = MetricsLog(
-                self.run.metrics, progress, plot=trainer._plotter(self.run), **options
+                self.run.metrics, progress, plot=attempt._plotter(self.run), **options
             )
         self.log.on_train_begin(self.arguments, self.state, self.control)
 

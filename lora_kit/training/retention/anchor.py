@@ -37,6 +37,7 @@ class Anchor:
         seed: int,
         pad_token_id: int,
         rows: int,
+        tokens: int | None,
     ):
         """Plan.
 
@@ -47,6 +48,7 @@ class Anchor:
             seed: of their order.
             pad_token_id: what short rows are filled up with.
             rows: most examples of a forward pass.
+            tokens: most tokens of one, padding included, or `None`.
         """
         self._model = model
         self._examples = examples
@@ -54,6 +56,8 @@ class Anchor:
         self._seed = seed
         self._pad = pad_token_id
         self._rows = rows
+        self._tokens = tokens
+        self._turn: tuple[int, list[int]] = (-1, [])
         self.last = 0.0
 
     def losses(self, step: int, process: int, processes: int) -> Iterator[torch.Tensor]:
@@ -71,14 +75,22 @@ class Anchor:
         tokens = sum(_scored(example) for example in chosen)
         share = sorted(chosen, key=lambda one: -len(one.input_ids))[process::processes]
         self.last = 0.0
-        for group in cut(share, self._rows, None) if share else []:
+        for group in cut(share, self._rows, self._tokens) if share else []:
             batch = to_device(pad_examples(group, self._pad), self._model.device)
-            with torch.no_grad(), switched_off(self._model):
-                base = log_softmax(supervised_logits(self._model, batch).float(), dim=-1)
+            base = self._of_the_base(batch)
             found = log_softmax(supervised_logits(self._model, batch).float(), dim=-1)
             divergence = kl_div(found, base, reduction="sum", log_target=True) / tokens
             self.last += float(divergence.detach())
             yield self._spec.weight * divergence
+
+    def _of_the_base(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probabilities under the base, (places, vocabulary), without dropout of its own."""
+        was_training = self._model.training
+        self._model.eval()
+        with torch.no_grad(), switched_off(self._model):
+            found = log_softmax(supervised_logits(self._model, batch).float(), dim=-1)
+        self._model.train(was_training)
+        return found
 
     def _of_step(self, step: int) -> list[int]:
         """Each text once before any comes again, the same ones on any number of processes."""
@@ -86,9 +98,11 @@ class Anchor:
         return [self._order(n // count)[n % count] for n in range(first, first + self._spec.rows)]
 
     def _order(self, turn: int) -> list[int]:
-        order = list(range(len(self._examples)))
-        random.Random(f"{self._seed}/anchor/{turn}").shuffle(order)
-        return order
+        if self._turn[0] != turn:
+            order = list(range(len(self._examples)))
+            random.Random(f"{self._seed}/anchor/{turn}").shuffle(order)
+            self._turn = turn, order
+        return self._turn[1]
 
 
 def _scored(example: Example) -> int:

@@ -17,6 +17,7 @@ from lora_kit.data.batches import cut
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import TrainingError
 from lora_kit.likelihood import pad_examples, supervised_nll, to_device
+from lora_kit.processes import any_process
 from lora_kit.retention_spec import BudgetSpec
 from lora_kit.training.checkpoints import Tensors, restore_weights, trained_weights
 
@@ -50,7 +51,8 @@ class Budget(TrainerCallback):
 
     Attributes:
         exceeded: whether it ended the training.
-        kept_step: of the weights that were within the margin when they were last looked at.
+        kept: the weights that were within the margin when they were last looked at.
+        kept_step: of those.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Budget(TrainerCallback):
         self._record = record
         self._batch_tokens = batch_tokens
         self._base: list[float] = []
-        self._kept: Tensors = {}
+        self.kept: Tensors = {}
         self.exceeded = False
         self.kept_step = 0
 
@@ -91,15 +93,17 @@ class Budget(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        """Measure the base, and where a training goes on, what it goes on from.
+        """Measure the base, unless a checkpoint knows of it.
 
         Raises:
             TrainingError: if a new adapter is beyond the margin already.
         """
+        if self._base:
+            return
         with switched_off(self._model):
             self._base = self._losses()
         self._look(state, control)
-        if self.exceeded and not state.global_step:
+        if self.exceeded:
             raise TrainingError(
                 f"retention.budget.margin: {self._spec.margin}: the adapter is beyond it before "
                 "step 1, since its method does not begin at the base; raise it"
@@ -123,10 +127,11 @@ class Budget(TrainerCallback):
         if state.global_step:
             figures = {"step": state.global_step, "retention_loss": mean, "retention_bound": bound}
             self._record(figures)
-        if bound <= self._spec.margin:
-            self._kept, self.kept_step = trained_weights(self._model), state.global_step
+        # Of all: another device may round the bound to the other side of the margin.
+        self.exceeded = any_process(bound > self._spec.margin)
+        if not self.exceeded:
+            self.kept, self.kept_step = trained_weights(self._model), state.global_step
             return
-        self.exceeded = True
         control.should_training_stop = True
         say(
             f"step {state.global_step}: stopped, the loss of {self._spec.source} may have risen by "
@@ -145,7 +150,16 @@ class Budget(TrainerCallback):
                 "retention.budget: past the margin at the first look, so that nothing is left to "
                 "keep. Lower training.learning_rate, or retention.budget.steps, or raise the margin"
             )
-        restore_weights(self._model, self._kept)
+        restore_weights(self._model, self.kept)
+
+    def state(self) -> dict[str, Any]:
+        """As JSON, without the weights."""
+        return {"base": self._base, "exceeded": self.exceeded, "kept_step": self.kept_step}
+
+    def restore(self, state: dict[str, Any], kept: Tensors) -> None:
+        """Go on from a checkpoint."""
+        self._base, self.kept = state["base"], kept
+        self.exceeded, self.kept_step = state["exceeded"], state["kept_step"]
 
     def _losses(self) -> list[float]:
         """Mean loss of each text, nats per token."""

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from lora_kit.adapters import switched_off
 from lora_kit.backbone import Backbone
 from lora_kit.console import meter
 from lora_kit.data.batches import cut
 from lora_kit.data.prepared import PreparedData
-from lora_kit.data.tokenization import IGNORED, Example
-from lora_kit.errors import TrainingError
+from lora_kit.data.tokenization import IGNORED, Example, end_of_turn
+from lora_kit.errors import DataError, TrainingError
 from lora_kit.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.processes import process_state
 from lora_kit.retention_spec import MaskSpec
@@ -46,13 +47,14 @@ def without_improbable(
         batch_tokens: most tokens of a forward pass, padding included.
 
     Returns:
-        The same examples with other labels, under the same digest: which labels are left follows
-        from the rows and the backbone.
+        The examples that have labels left, under the same digest: which ones follows from the rows
+        and the backbone. The end of a turn is always learned, probable or not: a model that does
+        not learn to stop has not learned the task.
 
     Raises:
         TrainingError: if no label is left.
     """
-    limit = math.log(spec.max_perplexity)
+    limit, end = math.log(spec.max_perplexity), _end(backbone)
     was_training = model.training
     model.eval()
     labels: list[list[int]] = []
@@ -63,12 +65,12 @@ def without_improbable(
         switched_off(model),
     ):
         for window in _windows(data.examples):
-            labels += _kept(window, model, backbone, limit, batch_tokens)
+            labels += _kept(window, model, backbone, limit, end, batch_tokens)
             progress.advance(len(window))
     model.train(was_training)
     supervised = np.array([sum(one != IGNORED for one in row) for row in labels], dtype=np.int32)
-    total = int(supervised.sum())
-    if not total:
+    learned = supervised > _ends(labels, end)
+    if not learned.any():
         raise TrainingError(
             f"retention.mask.max_perplexity: {spec.max_perplexity}: no supervised token is as "
             "probable as that under the base, so that nothing would be learned; raise it"
@@ -79,8 +81,30 @@ def without_improbable(
         ("supervised", pa.array(supervised)),
     ):
         table = table.set_column(table.schema.get_field_index(name), name, column)
-    counts = dataclasses.replace(data.counts, supervised_tokens=total)
+    table = table.filter(pa.array(learned))
+    numbers = pa.array(np.arange(table.num_rows))
+    table = table.set_column(table.schema.get_field_index("row"), "row", numbers)
+    counts = dataclasses.replace(
+        data.counts,
+        used=table.num_rows,
+        dropped=data.counts.dropped + len(labels) - table.num_rows,
+        tokens=int(np.asarray(table.column("length")).sum()),
+        supervised_tokens=int(np.asarray(table.column("supervised")).sum()),
+    )
     return dataclasses.replace(data, table=table, counts=counts, path=None)
+
+
+def _end(backbone: Backbone) -> int | None:
+    """The token that ends a turn, if the template has one."""
+    try:
+        return end_of_turn(backbone.tokenizer)
+    except DataError:
+        return None
+
+
+def _ends(labels: Sequence[Sequence[int]], end: int | None) -> NDArray[np.int32]:
+    """How many labels of each example end a turn, (examples,) int32."""
+    return np.array([sum(one == end for one in row) for row in labels], dtype=np.int32)
 
 
 def _windows(examples: Sequence[Example]) -> Iterator[list[Example]]:
@@ -90,7 +114,12 @@ def _windows(examples: Sequence[Example]) -> Iterator[list[Example]]:
 
 
 def _kept(
-    window: Sequence[Example], model: PeftModel, backbone: Backbone, limit: float, most: int
+    window: Sequence[Example],
+    model: PeftModel,
+    backbone: Backbone,
+    limit: float,
+    end: int | None,
+    most: int,
 ) -> list[list[int]]:
     """The labels that are left of some examples, in their order."""
     places = {id(example): number for number, example in enumerate(window)}
@@ -103,6 +132,6 @@ def _kept(
             scored = [n for n, label in enumerate(labels) if n and label != IGNORED]
             improbable = (nll[rows == row] > limit).tolist()
             for place, is_masked in zip(scored, improbable, strict=True):
-                if is_masked:
+                if is_masked and labels[place] != end:
                     labels[place] = IGNORED
     return found

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pyarrow.compute as pc
+
+from lora_kit.data.audit.audit import refuse_known
+from lora_kit.data.audit.item import AuditedItem
 from lora_kit.data.dataset import prepare
 from lora_kit.data.prepared import Examples
 from lora_kit.data.sources import Rows, read_source
@@ -19,10 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts as rows, and tokenized with a label on every token."""
+    """Texts as rows, and tokenized with a label on every token.
+
+    Attributes:
+        digest: the sha256 of what they hold.
+    """
 
     rows: Rows
     examples: Examples
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -31,16 +41,39 @@ class RetentionTexts:
 
     anchor: Texts | None = None
     budget: Texts | None = None
+    consolidation: Texts | None = None
 
     @classmethod
     def read(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RetentionTexts:
         """Raises DataError as `read_texts` does."""
-        anchor, budget = recipe.retention.anchor, recipe.retention.budget
-        seed, field = recipe.seed, "retention"
+        kept, seed = recipe.retention, recipe.seed
+        anchor, budget, held = kept.anchor, kept.budget, kept.consolidation
+
+        def read(spec: TextsSpec | None, field: str, limit: int | None) -> Texts | None:
+            where = f"retention.{field}"
+            return read_texts(spec, tokenizer, seed, where, limit) if spec else None
+
         return cls(
-            read_texts(anchor, tokenizer, seed, f"{field}.anchor") if anchor else None,
-            read_texts(budget, tokenizer, seed, f"{field}.budget", budget.rows) if budget else None,
+            read(anchor, "anchor", None),
+            read(budget, "budget", budget.rows if budget else None),
+            read(held, "consolidation", held.rows if held else None),
         )
+
+    @property
+    def named(self) -> dict[str, Texts]:
+        """Those that there are, by the recipe's field: the weights come to depend on each."""
+        named = {
+            "anchor": self.anchor,
+            "budget": self.budget,
+            "consolidation": self.consolidation,
+        }
+        return {f"retention.{name}": texts for name, texts in named.items() if texts}
+
+
+def refuse_items(texts: RetentionTexts, items: Sequence[AuditedItem], limit: float) -> None:
+    """Raises DataError where texts hold the items by which the model is measured."""
+    for field, of_field in texts.named.items():
+        refuse_known(of_field.rows, items, limit, field)
 
 
 def read_texts(
@@ -67,4 +100,9 @@ def read_texts(
     if limit is not None and len(rows) < limit:
         raise DataError(f"{field}.rows: {limit}, but {spec.source} has {len(rows)}; lower it")
     whole = DataSpec(train=[source], labels="all", max_length=spec.length)
-    return Texts(rows, prepare(rows, tokenizer, whole).examples)
+    data = prepare(rows, tokenizer, whole)
+    # Of a single token nothing is predicted.
+    several = data.table.filter(pc.greater(data.table["length"], 1))
+    if not several.num_rows:
+        raise DataError(f"{field}.source: no text of {spec.source} has two tokens or more")
+    return Texts(rows, Examples(several), data.digest)
