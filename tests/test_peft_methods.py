@@ -118,7 +118,7 @@ class All:
     reloaded: dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module", params=["none", "nf4"])
+@pytest.fixture(scope="module", params=["none", pytest.param("nf4", marks=pytest.mark.slow)])
 def every(
     request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> All:

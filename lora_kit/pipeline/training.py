@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_kit.adapters import attach, coverage
+from lora_kit.adapters import Coverage, attach, coverage
 from lora_kit.arms import example_rows
 from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.console import say
 from lora_kit.data.audit.audit import audit, refuse
+from lora_kit.data.audit.findings import Audit
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
 from lora_kit.data.prepared import PreparedData
 from lora_kit.errors import DataError, TrainingError
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.suite import load_suites
+from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.launch import current_launch
 from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.situation import Situation
 from lora_kit.processes import process_state, require_agreement
 from lora_kit.recipe import Recipe
+from lora_kit.retention_spec import MaskSpec
 from lora_kit.run import RunDirectory, start_record, versions
 from lora_kit.session import Session, open_run
 from lora_kit.training.passes import Cutting
@@ -72,9 +75,56 @@ def train(
     done = None if chosen.is_new else finished(chosen.run)
     if done:
         return _trained_already(chosen.run, recipe, done)
+    ready = _ready(recipe)
+    backbone, model, data = ready.backbone, ready.model, ready.data
+    if not chosen.is_new:
+        require_same(chosen.run, recipe, backbone, data.digest)
+    run = begin_run(recipe, output, overwrite) if chosen.is_new else chosen.run
+    say(
+        f"{run.root}: {data.counts.used} rows, {data.counts.tokens} tokens, "
+        f"{data.counts.supervised_tokens} supervised, {data.counts.truncated} cut, "
+        f"{data.counts.dropped} dropped; {ready.coverage.trainable_parameters:,} of "
+        f"{ready.coverage.total_parameters:,} parameters are trained"
+    )
+    is_main = process_state().is_main_process
+    if chosen.checkpoint:
+        say(f"{run.root}: going on from {chosen.checkpoint.name}")
+    elif is_main:
+        _begin_record(run, recipe, ready)
+    result = train_adapter(
+        recipe, backbone, model, data, ready.held_out, run, chosen.checkpoint, ready.texts
+    )
+    if is_main:
+        validation = (result.validation_before, result.validation_after)
+        run.update_record(training=result.to_dict())
+        # Not before: killed in between, a training that is done would be done again.
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        plot_training(result.history, validation, run.training_plot)
+    return Trained(Session(run, recipe, backbone, model), result)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that a training takes, read, checked and audited."""
+
+    backbone: Backbone
+    model: PeftModel
+    data: PreparedData
+    held_out: PreparedData
+    texts: RetentionTexts
+    suites: Sequence[Suite]
+    audit: Audit
+    coverage: Coverage
+
+
+def _ready(recipe: Recipe) -> _Ready:
+    """Read and check everything that a mistake in could cost a training.
+
+    Raises:
+        LoraKitError: of the first thing that is refused.
+    """
     suites = load_suites(recipe.evaluation.suites)
     backbone = load(resolve(recipe.backbone), recipe.backbone)
-    # Read before the training, so that a mistake in them does not cost one.
     shots = recipe.evaluation.shots if "fewshot" in recipe.evaluation.arms else 0
     work = plan_work(suites, backbone, shots, example_rows(recipe) if shots else ())
     rows, replay = training_rows(recipe.data, recipe.seed)
@@ -86,8 +136,7 @@ def train(
     situation = Situation(recipe, backbone=backbone, model=model, examples=data.examples)
     for warning in run_checks(situation).warnings:
         say(warning)
-    items = audited_items(work)
-    limits = recipe.data.audit
+    items, limits = audited_items(work), recipe.data.audit
     found = audit(rows, data.examples, items, held_out_rows, backbone.tokenizer, limits)
     refuse(found)
     refuse_items(texts, items, limits.leakage)
@@ -101,51 +150,35 @@ def train(
         }
     )
     if recipe.retention.mask:
-        data = masked(recipe, data, model, backbone)
-    covered = coverage(model)
-    if not chosen.is_new:
-        require_same(chosen.run, recipe, backbone, data.digest)
-    run = begin_run(recipe, output, overwrite) if chosen.is_new else chosen.run
-    say(
-        f"{run.root}: {data.counts.used} rows, {data.counts.tokens} tokens, "
-        f"{data.counts.supervised_tokens} supervised, {data.counts.truncated} cut, "
-        f"{data.counts.dropped} dropped; {covered.trainable_parameters:,} of "
-        f"{covered.total_parameters:,} parameters are trained"
+        data = _masked(recipe.retention.mask, recipe, data, model, backbone)
+    return _Ready(backbone, model, data, held_out, texts, suites, found, coverage(model))
+
+
+def _begin_record(run: RunDirectory, recipe: Recipe, ready: _Ready) -> None:
+    """Write down what is trained on what; what an earlier run left there is taken away.
+
+    Its verdict, which --overwrite gave up, is not this adapter's.
+    """
+    for stale in run.results:
+        shutil.rmtree(stale, ignore_errors=True)
+    for file in (run.record, run.dial_record, run.dial_plot):
+        file.unlink(missing_ok=True)
+    start_record(run, recipe, ready.backbone, "train")
+    run.update_record(
+        data=ready.data.counts.to_dict() | {"digest": ready.data.digest},
+        audit=ready.audit.to_dict(),
+        coverage=ready.coverage.to_dict(),
+        suites={suite.name: suite.digest for suite in ready.suites},
     )
-    is_main = process_state().is_main_process
-    if chosen.checkpoint:
-        say(f"{run.root}: going on from {chosen.checkpoint.name}")
-    elif is_main:
-        for stale in run.results:
-            # Of an earlier run that --overwrite gave up: its verdict is not this adapter's.
-            shutil.rmtree(stale, ignore_errors=True)
-        for file in (run.record, run.dial_record, run.dial_plot):
-            file.unlink(missing_ok=True)
-        start_record(run, recipe, backbone, "train")
-        run.update_record(
-            data=data.counts.to_dict() | {"digest": data.digest},
-            audit=found.to_dict(),
-            coverage=covered.to_dict(),
-            suites={suite.name: suite.digest for suite in suites},
-        )
-    result = train_adapter(recipe, backbone, model, data, held_out, run, chosen.checkpoint, texts)
-    if is_main:
-        validation = (result.validation_before, result.validation_after)
-        run.update_record(training=result.to_dict())
-        # Not before: killed in between, a training that is done would be done again.
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-        plot_training(result.history, validation, run.training_plot)
-    return Trained(Session(run, recipe, backbone, model), result)
 
 
-def masked(
-    recipe: Recipe, data: PreparedData, model: PeftModel, backbone: Backbone
+def _masked(
+    spec: MaskSpec, recipe: Recipe, data: PreparedData, model: PeftModel, backbone: Backbone
 ) -> PreparedData:
     """The data without the labels that `retention.mask` takes away, and says how many it took."""
-    assert recipe.retention.mask is not None
     state = process_state()
     most = Cutting.of(recipe, state.num_processes, state.device).most_tokens(data.lengths)
-    left = without_improbable(data, model, backbone, recipe.retention.mask, most)
+    left = without_improbable(data, model, backbone, spec, most)
     before, after = data.counts.supervised_tokens, left.counts.supervised_tokens
     say(
         f"retention.mask: {before - after} of {before} supervised tokens "

@@ -254,6 +254,7 @@ def test_where_nothing_is_kept_nothing_is_left_to_ship(
     assert (again / "dial.png").is_file()
 
 
+@pytest.mark.slow  # merges and verifies in a new process
 def test_the_written_adapter_is_evaluated_and_merged_like_any_other(
     again: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

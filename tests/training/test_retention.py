@@ -110,7 +110,7 @@ def test_an_anchored_training_stays_nearer_to_the_base(tiny_recipe: Recipe, tmp_
     strong = {"anchor": {"weight": 50.0, "rows": 4, "length": 32}}
     found = {}
     for name, retention in (("free", {}), ("held", strong)):
-        recipe = changed(tiny_recipe, retention, epochs=3.0, learning_rate=5e-3)
+        recipe = changed(tiny_recipe, retention, epochs=2.0, learning_rate=5e-3)
         trained = train(recipe, tmp_path / name)
         model = trained.session.model.eval()
         anchor = anchor_of(model, trained.session.backbone)
