@@ -44,6 +44,9 @@ benchmarks: install
 	$(BIN)/python -m tests.benchmarks.profiled --side trl
 	$(BIN)/python -m tests.benchmarks.merging --large
 	$(BIN)/python -m tests.benchmarks.merging --rounding
+	$(BIN)/python -m tests.benchmarks.ledger
+	$(BIN)/python -m tests.benchmarks.scaling
+	$(BIN)/python -m tests.benchmarks.retention
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

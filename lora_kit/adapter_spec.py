@@ -96,7 +96,7 @@ class AdapterSpec(Section):
     """`all-linear` (each linear layer but the output head; what the method is made for, where that
     is something else), or a list of module names."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """The method's own options, by PEFT's names: `{use_dora: true, init_lora_weights: pissa}`."""
+    """The method's own options, by PEFT's names: `{use_dora: true}`."""
 
     @model_validator(mode="before")
     @classmethod

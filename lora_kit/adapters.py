@@ -245,6 +245,17 @@ def coverage(model: PeftModel) -> Coverage:
 
 
 @contextmanager
+def evaluated(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, and the mode that it was in again whatever happens inside."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
 def switched_off(model: PeftModel) -> Iterator[PeftModel]:
     """The base: the adapter off, and on again whatever happens inside."""
     with model.disable_adapter():

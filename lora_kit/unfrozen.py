@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_kit.blocks import blocks_of
 from lora_kit.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def copies_of(model: torch.nn.Module, method: str) -> PeftConfig:
     """
     from peft import LNTuningConfig
 
-    trunk, blocks = _blocks(model)
+    trunk, blocks = blocks_of(model)
     names = [f"{trunk}.{number}" for number in range(len(blocks))]
     if method != "full":
         wanted = int(method.removeprefix("last-"))
@@ -47,14 +48,6 @@ def copies_of(model: torch.nn.Module, method: str) -> PeftConfig:
     behind = [n for n in beside[beside.index(trunk) + 1 :] if not _embeds(model.get_submodule(n))]
     targets = [t for name in [*names, *behind] for t in _with_weights(model, name)]
     return LNTuningConfig(task_type="CAUSAL_LM", target_modules=targets)
-
-
-def _blocks(model: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
-    """Name and modules of the decoder blocks: the list that holds the most weights."""
-    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)]
-    if not lists:
-        raise AdapterError("adapter.method: this backbone has no list of blocks; use lora")
-    return max(lists, key=lambda named: sum(p.numel() for p in named[1].parameters()))
 
 
 def _embeds(module: torch.nn.Module) -> bool:

@@ -7,7 +7,6 @@ half of B is half of the update, under rsLoRA too, and 0 is the base.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kit.blocks import block_of
 from lora_kit.errors import AdapterError, RecipeError
 from lora_kit.files import read_json
 from lora_kit.merging.combining.sources import PLAIN, PLAIN_STARTS
@@ -116,13 +116,7 @@ def _is_scaled(name: str) -> bool:
 
 
 def _third(name: str, blocks: int) -> int:
-    return 3 * _block(name) // blocks
-
-
-def _block(name: str) -> int:
-    """The number of the decoder block that a parameter is in, -1 outside: the first in its name."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else -1
+    return 3 * (block_of(name) or 0) // blocks
 
 
 def require_thirds(model: Any) -> int:
@@ -138,7 +132,8 @@ def require_thirds(model: Any) -> int:
             "leave --by-layer out"
         )
     for name, _ in model.named_parameters():
-        if _is_scaled(name) and not 0 <= _block(name) < blocks:
+        block = block_of(name)
+        if _is_scaled(name) and (block is None or block >= blocks):
             raise AdapterError(
                 f"--by-layer: the adapter acts on {name}, which is in none of the {blocks} decoder "
                 "blocks, so in no third; leave --by-layer out"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from lora_kit.backbone import Backbone
@@ -23,9 +24,7 @@ from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
 from lora_kit.training.rank_allocation import RankAllocation
 from lora_kit.training.rates import GradualUnfreezing, has_own_rates
-from lora_kit.training.retention.anchor import Anchor
-from lora_kit.training.retention.budget import Budget
-from lora_kit.training.retention.consolidation import Consolidation
+from lora_kit.training.retention.keepers import Keepers
 from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.supervised import SupervisedTrainer
 from lora_kit.training.validation import Validation
@@ -74,13 +73,8 @@ class Attempt:
         log = MetricsLog(run.metrics, progress, state.is_main_process, _plotter(run))
         validation = Validation(spec, measure, log.record)
         interruption = Interruption(any_process)
-        anchor, budget = _keepers(recipe, backbone, model, texts, cutting, data, log)
-        own = [
-            *(validation, interruption),
-            *([budget] if budget else []),
-            *_consolidation(recipe, backbone, model, texts),
-            *_tensorboard(recipe, run),
-        ]
+        most = cutting.most_tokens(data.lengths)
+        keepers = Keepers.of(recipe, backbone, model, texts, cutting, most, log.record)
         trainer = SupervisedTrainer(
             model=model,
             args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
@@ -95,54 +89,30 @@ class Attempt:
             pad_token_id=backbone.tokenizer.pad_token_id,
             keep_checkpoints=spec.keep_checkpoints,
             validation=validation,
-            anchor=anchor,
-            budget=budget,
+            anchor=keepers.anchor,
+            budget=keepers.budget,
             rates=spec if has_own_rates(spec) else None,
-            callbacks=own,
+            callbacks=[validation, interruption, *keepers.callbacks, *_tensorboard(recipe, run)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Epochs(lambda: trainer.sampler))
         where = partial(_where, trainer, data, run)
         trainer.add_callback(Guards(backbone.model.config.get_text_config().vocab_size, where))
-        if recipe.adapter.method == "adalora":
-            trainer.add_callback(RankAllocation(model, steps))
-        if spec.unfreeze_steps:
-            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            trainer.add_callback(GradualUnfreezing(trained, spec.unfreeze_steps, steps))
+        for callback in _of_the_method(recipe, model, steps):
+            trainer.add_callback(callback)
         trainer.add_callback(log)
         return cls(trainer, log, validation, interruption)
 
 
-def _keepers(
-    recipe: Recipe,
-    backbone: Backbone,
-    model: PeftModel,
-    texts: RetentionTexts,
-    cutting: Cutting,
-    data: PreparedData,
-    log: MetricsLog,
-) -> tuple[Anchor | None, Budget | None]:
-    """What holds the training to the base, and what ends it for forgetting."""
-    spec, anchor, budget = recipe.retention, None, None
-    if spec.anchor and texts.anchor:
-        pad = backbone.tokenizer.pad_token_id
-        examples = texts.anchor.examples
-        rows, tokens = cutting.rows, cutting.tokens
-        anchor = Anchor(model, examples, spec.anchor, recipe.seed, pad, rows, tokens)
-    if spec.budget and texts.budget:
-        most = cutting.most_tokens(data.lengths)
-        examples = texts.budget.examples
-        budget = Budget(model, backbone, examples, spec.budget, log.record, most)
-    return anchor, budget
-
-
-def _consolidation(
-    recipe: Recipe, backbone: Backbone, model: PeftModel, texts: RetentionTexts
-) -> list[Consolidation]:
-    spec = recipe.retention.consolidation
-    if spec is None or texts.consolidation is None:
-        return []
-    return [Consolidation(model, backbone, texts.consolidation.examples, spec)]
+def _of_the_method(recipe: Recipe, model: PeftModel, steps: int) -> list[TrainerCallback]:
+    """What acts on gradients between the backward pass and the optimizer's step."""
+    found: list[TrainerCallback] = []
+    if recipe.adapter.method == "adalora":
+        found.append(RankAllocation(model, steps))
+    if recipe.training.unfreeze_steps:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        found.append(GradualUnfreezing(trained, recipe.training.unfreeze_steps, steps))
+    return found
 
 
 def _where(trainer: SupervisedTrainer, data: PreparedData, run: RunDirectory) -> str:

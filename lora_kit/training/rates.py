@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lora_kit.blocks import block_of
 from lora_kit.console import say
 from lora_kit.recipe import TrainingSpec
 
-# The first number in a parameter's name is that of its block.
-BLOCK = re.compile(r"\.(\d+)\.")
 Groups = list[dict[str, Any]]
 
 
@@ -34,7 +32,7 @@ def parameter_groups(
             begins at zero, learns faster. `layer_decay`: discriminative fine-tuning (Howard & Ruder
             2018, arXiv:1801.06146, section 3.2): a block learns more slowly than the one above it.
     """
-    last = max((block for block in map(_block_of, parameters) if block is not None), default=0)
+    last = _last(parameters)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in parameters.items():
         factor = _factor(name, last, spec)
@@ -56,14 +54,14 @@ def _factor(name: str, last: int, spec: TrainingSpec) -> float:
     return factor
 
 
-def _block_of(name: str) -> int | None:
-    found = BLOCK.search(name)
-    return int(found[1]) if found else None
+def _last(names: Iterable[str]) -> int:
+    """The number of the last block that any is in."""
+    return max((block for block in map(block_of, names) if block is not None), default=0)
 
 
 def _depth(name: str, last: int) -> int:
     """The block of a parameter; embeddings stand below the first, and the rest above the last."""
-    block = _block_of(name)
+    block = block_of(name)
     if block is not None:
         return block
     return -1 if "embed" in name else last
@@ -85,14 +83,15 @@ class GradualUnfreezing(TrainerCallback):
             steps: of the optimizer, from one block to the next.
             total: steps of the training.
         """
-        last = max((block for block in map(_block_of, parameters) if block is not None), default=0)
+        last = _last(parameters)
         self._waits = [(last - _depth(name, last), p) for name, p in parameters.items()]
         self._steps = steps
         never = sum(n * steps >= total for n in {wait for wait, _ in self._waits})
         if never:
             say(
                 f"training.unfreeze_steps: {steps}: {never} of {last + 1} blocks do not begin to "
-                f"learn within {total} steps; {max(total // (last + 1), 1)} would let all of them"
+                f"learn within {total} steps"
+                + (f"; {total // (last + 1)} would let all of them" if total > last else "")
             )
 
     def on_pre_optimizer_step(

@@ -10,16 +10,16 @@ import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lora_kit.adapters import evaluated
 from lora_kit.backbone import Backbone
 from lora_kit.console import say
 from lora_kit.data.batches import cut
 from lora_kit.data.dataset import PreparedData
 from lora_kit.errors import TrainingError
-from lora_kit.likelihood import pad_examples, supervised_nll, to_device
-from lora_kit.memory import lacks_memory
 from lora_kit.processes import process_state
 from lora_kit.recipe import TrainingSpec
 from lora_kit.training.checkpoints import Tensors, trained_weights
+from lora_kit.training.losses import batch_nll
 from lora_kit.training.sharded import is_sharded, shard_again
 
 
@@ -44,29 +44,16 @@ def validation_loss(
     """
     if validation is None or not validation.examples:
         return None
-    was_training = model.training
-    model.eval()
     state = process_state()
     batches = cut(validation.examples, len(validation.examples), batch_tokens)
     if not is_sharded(model):
         batches = batches[state.process_index :: state.num_processes]
     found = torch.zeros(2, dtype=torch.float64)
     # Not in inference mode: what a sharded model gathers first is used again in the training.
-    with torch.no_grad():
+    with evaluated(model), torch.no_grad():
         for batch in batches:
-            padded = pad_examples(batch, backbone.tokenizer.pad_token_id)
-            try:
-                nll, _ = supervised_nll(model, to_device(padded, backbone.model.device))
-            except (RuntimeError, MemoryError) as error:
-                if not lacks_memory(error):
-                    raise
-                raise TrainingError(
-                    f"the held-out rows do not fit into memory: {len(batch)} of them, the longest "
-                    f"of {len(batch[0].input_ids)} tokens. Lower training.batch_tokens, "
-                    "training.micro_batch_size or data.max_length"
-                ) from error
+            nll, _ = batch_nll(model, backbone, batch, "the held-out rows")
             found += torch.tensor([float(nll.double().sum()), nll.numel()], dtype=torch.float64)
-    model.train(was_training)
     shard_again(model)
     total, count = reduce(found.to(state.device)).tolist()
     return float(total / count)

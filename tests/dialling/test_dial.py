@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from lora_kit.evaluation.harness import LEDGER, check_verdict, read_verdict
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger
 from lora_kit.pipeline import dialling, train
 from lora_kit.recipe import Recipe
+from tests.evaluation.counting import count_outcomes
 
 GAIN = """
 name: aim
@@ -112,7 +112,7 @@ def done(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Dialled:
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(printed):
         patched.setenv("XDG_CACHE_HOME", str(place / "cache"))
         patched.setattr(dialling, "pick", picking)
-        asked = counted(patched)
+        asked = count_outcomes(patched)
         status = command("dial", run, "--scales", "0.5,2", "--json")
     return Dialled(run, status, asked, printed.getvalue())
 
@@ -135,19 +135,6 @@ def command(*arguments: object) -> int:
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     return int(ended.value.code or 0)
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the batches that a model is asked."""
-    asked: list[int] = []
-    real = engine.outcomes
-
-    def counting(scorer: Any, requests: Sequence[Any], *rest: Any) -> Any:
-        asked.append(len(requests))
-        return real(scorer, requests, *rest)
-
-    monkeypatch.setattr(engine, "outcomes", counting)
-    return asked
 
 
 def entries(run: Path, half: str) -> list[Entry]:
@@ -216,7 +203,7 @@ def test_a_dial_that_is_cut_off_goes_on_from_there(
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             main(["dial", str(run), "--scales", "0.5,2"])
     assert not (run / "dial.json").exists()
-    asked = counted(monkeypatch)
+    asked = count_outcomes(monkeypatch)
     assert command("dial", run, "--scales", "0.5,2") == 0
     assert sum(asked) == sum(done.asked) - sum(calls[:4])
     assert recorded(run) == done.record
@@ -227,7 +214,7 @@ def test_what_is_measured_is_not_measured_again(
 ) -> None:
     evaluated = again / "adapter-scaled" / "evaluation"
     evaluated.mkdir()
-    asked = counted(monkeypatch)
+    asked = count_outcomes(monkeypatch)
     assert command("dial", again, "--scales", "0.5,0.75,2") == 0
     assert sum(asked) == halves_of(done.record)[0]  # the new scale on half A, which does not win
     record = recorded(again)
@@ -292,7 +279,7 @@ def test_what_cannot_be_dialled_is_refused_before_anything_is_measured(
     capsys: pytest.CaptureFixture[str],
     case: str,
 ) -> None:
-    asked = counted(monkeypatch)
+    asked = count_outcomes(monkeypatch)
     arguments, message = REFUSED[case]
     gain, keep = Recipe.load(run / "recipe.yaml").evaluation.suites
     few = tmp_path / "few.yaml"

@@ -28,6 +28,7 @@ from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import Suite
 from lora_kit.recipe import EvaluationSpec
 from lora_kit.session import Subject
+from tests.evaluation.counting import count_outcomes
 
 KEEP = {
     "name": "keep",
@@ -105,19 +106,6 @@ def scores(entries: Sequence[Entry]) -> dict[tuple[str, str, str], float | None]
     found = {(e.task, e.arm, e.item): e.score for e in entries}
     assert len(found) == len(entries)
     return found
-
-
-def count_outcomes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the batches that a model is asked."""
-    asked: list[int] = []
-    real = engine.outcomes
-
-    def counting(scorer: Any, requests: Sequence[Any], *rest: Any) -> Any:
-        asked.append(len(requests))
-        return real(scorer, requests, *rest)
-
-    monkeypatch.setattr(engine, "outcomes", counting)
-    return asked
 
 
 def test_an_adapter_that_does_nothing_changes_nothing(evaluate: Callable[..., Evaluation]) -> None:

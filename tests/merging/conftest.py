@@ -1,5 +1,6 @@
 """Small random checkpoints of several layouts, for what a merge does to every tensor."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,19 @@ def random_adapter(tiny: Path) -> Callable[..., Path]:
         return directory
 
     return save
+
+
+@pytest.fixture(scope="module")
+def saved(random_adapter: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    directory = tmp_path_factory.mktemp("adapters")
+    return [
+        random_adapter(directory / "one", 0),
+        random_adapter(directory / "two", 1, rank=2, alpha=3),
+        random_adapter(directory / "three", 2, targets=["q_proj", "down_proj"]),
+    ]
+
+
+@pytest.fixture
+def three(saved: list[Path], tmp_path: Path) -> list[Path]:
+    """Adapters of two ranks, the last one of two kinds of modules only; copies, to be changed."""
+    return [Path(shutil.copytree(path, tmp_path / path.name)) for path in saved]

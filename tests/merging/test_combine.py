@@ -1,15 +1,14 @@
+"""What adapters become when they are combined, and what is left on disk."""
+
 import json
-import shutil
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from lora_kit.adapter_spec import AdapterSpec
-from lora_kit.adapters import adapter_sha256, attach
+from lora_kit.adapters import adapter_sha256
 from lora_kit.backbone import load, resolve
 from lora_kit.cli import main
 from lora_kit.errors import MergeError
@@ -17,63 +16,7 @@ from lora_kit.merging.combining.combine import Combination, combine
 from lora_kit.merging.combining.show import described
 from lora_kit.merging.combining.sources import read_source
 from lora_kit.recipe import BackboneSpec
-from lora_kit.training.trainer import save_adapter
-
-
-@pytest.fixture(scope="module")
-def saved(random_adapter: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    directory = tmp_path_factory.mktemp("adapters")
-    return [
-        random_adapter(directory / "one", 0),
-        random_adapter(directory / "two", 1, rank=2, alpha=3),
-        random_adapter(directory / "three", 2, targets=["q_proj", "down_proj"]),
-    ]
-
-
-@pytest.fixture
-def three(saved: list[Path], tmp_path: Path) -> list[Path]:
-    """Adapters of two ranks, the last one of two kinds of modules only; copies, to be changed."""
-    return [Path(shutil.copytree(path, tmp_path / path.name)) for path in saved]
-
-
-@cache
-def base_model(directory: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(directory)
-
-
-def deltas(directory: Path) -> dict[str, torch.Tensor]:
-    """The updates as plain PEFT applies them to the model."""
-    from peft import PeftModel
-
-    base = json.loads((directory / "adapter_config.json").read_text())["base_model_name_or_path"]
-    model = PeftModel.from_pretrained(base_model(base), directory)
-    found = {
-        name.removeprefix("base_model.model."): module.get_delta_weight("default").detach()
-        for name, module in model.named_modules()
-        if hasattr(module, "get_delta_weight")
-    }
-    model.unload()
-    return found
-
-
-def weighted_sum(paths: list[Path], weights: list[float]) -> dict[str, torch.Tensor]:
-    total: dict[str, torch.Tensor] = {}
-    for path, weight in zip(paths, weights, strict=True):
-        for name, delta in deltas(path).items():
-            total[name] = total.get(name, 0) + weight * delta.double()
-    return total
-
-
-def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Relative distance in the Frobenius norm."""
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
-
-
-def changed(directory: Path, **changes: Any) -> None:
-    path = directory / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+from tests.merging.combining import deltas, off, weighted_sum
 
 
 def test_linear_is_the_exact_sum_in_plain_peft(three: list[Path], tmp_path: Path) -> None:
@@ -252,116 +195,6 @@ def test_weights_by_examples_are_those_of_federated_averaging(
             [tmp_path / "round", three[2]], Combination(weigh_by_examples=True), tmp_path / "next"
         )
     assert read_source(tmp_path / "round").examples == 400
-
-
-def test_another_backbone_is_refused_with_what_differs(
-    tiny: Path, random_adapter: Any, tmp_path: Path
-) -> None:
-    one = random_adapter(tmp_path / "one", 0)
-    spec = BackboneSpec(model=str(tiny), quantization="nf4", dtype="float32")
-    quantized = load(resolve(spec), spec)
-    save_adapter(attach(quantized, AdapterSpec(rank=4), 1), quantized, tmp_path / "nf4")
-    with pytest.raises(MergeError, match=r"another backbone than .*one; different: quantization$"):
-        combine([one, tmp_path / "nf4"], Combination(), tmp_path / "both")
-    assert not (tmp_path / "both").exists()
-
-
-def test_names_are_compared_where_there_is_no_fingerprint_and_it_says_so(
-    three: list[Path], tmp_path: Path
-) -> None:
-    (three[1] / "backbone.json").unlink()
-    result = combine(three[:2], Combination(), tmp_path / "named")
-    assert result.compared_by == "name"
-    assert not (tmp_path / "named" / "backbone.json").exists()
-    changed(three[1], revision="abc")
-    with pytest.raises(MergeError, match=r"two: trained on .* at abc, but .*one on "):
-        combine(three[:2], Combination(), tmp_path / "revised")
-    changed(three[1], base_model_name_or_path=None)
-    with pytest.raises(MergeError, match="two: names no base model"):
-        combine(three[:2], Combination(), tmp_path / "nameless")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"use_dora": True}, "use_dora: True makes it more"),
-        ({"peft_type": "IA3"}, "peft_type IA3"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save: \['lm_head'\]"),
-        ({"bias": "all"}, "bias: 'all'"),
-        ({"invented_in_2030": 3}, "invented_in_2030"),
-        ({"init_lora_weights": "pissa_niter_4"}, "changes the base's weights"),
-        ({"r": 8}, r"lora_A is \(4, 128\).*rank in adapter_config.json is 8"),
-        ({"lora_alpha": None}, "lora_alpha is missing"),
-        ({"fan_in_fan_out": True}, "true in some of the adapters"),
-    ],
-)
-def test_what_is_no_plain_lora_is_refused_with_the_reason(
-    changes: dict[str, Any], message: str, three: list[Path], tmp_path: Path
-) -> None:
-    changed(three[1], r=2)
-    changed(three[0], **changes)
-    with pytest.raises(MergeError, match=message):
-        combine(three, Combination(), tmp_path / "refused")
-    assert not (tmp_path / "refused").exists()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_value_that_is_no_number_is_an_error_naming_the_tensor(
-    value: float, three: list[Path], tmp_path: Path
-) -> None:
-    weights = three[1] / "adapter_model.safetensors"
-    tensors = load_file(weights)
-    key = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
-    tensors[key][3, 1] = value
-    save_file(tensors, weights)
-    with pytest.raises(MergeError, match=r"two.*layers\.1\.mlp\.up_proj\.lora_B\.weight holds"):
-        combine(three, Combination(), tmp_path / "refused")
-    assert not (tmp_path / "refused").exists()
-
-
-def test_tensors_that_are_no_pair_and_other_sizes_are_refused(
-    three: list[Path], tmp_path: Path
-) -> None:
-    weights = three[1] / "adapter_model.safetensors"
-    tensors = load_file(weights)
-    key = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
-    save_file(tensors | {key: tensors[key][:, :32].clone()}, weights)
-    with pytest.raises(MergeError, match=r"layers\.1\.mlp\.up_proj: of different sizes"):
-        combine(three, Combination(), tmp_path / "refused")
-    save_file({k: v for k, v in tensors.items() if k != key}, weights)
-    with pytest.raises(MergeError, match="1 tensors are no pair"):
-        combine(three, Combination(), tmp_path / "refused")
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(MergeError, match="cannot be read"):
-        combine(three, Combination(), tmp_path / "refused")
-
-
-@pytest.mark.parametrize("method", ["linear", "svd", "dare_ties"])
-def test_weights_that_overflow_are_refused(method: Any, three: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(MergeError, match="overflows float32"):
-        combine(three[:2], Combination(method, weights=(1e39, 1.0)), tmp_path / "refused")
-    assert not (tmp_path / "refused").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"weights": (1.0,)}, "1 given for 3 adapters"),
-        ({"weights": (1.0, 0.0, 1.0)}, "not 0"),
-        ({"weights": (1.0, float("nan"), 1.0)}, "finite"),
-        ({"weights": (1.0, 1.0, 1.0), "weigh_by_examples": True}, "choose one"),
-        ({"rank": 4}, "linear is exact"),
-        ({"method": "svd", "rank": 0}, "at least 1"),
-        ({"density": 0.5}, "--density goes with"),
-        ({"method": "ties", "density": 1.5}, "at most 1"),
-        ({"method": "ties", "seed": 1}, "--seed goes with"),
-    ],
-)
-def test_options_that_cannot_work_are_refused(
-    options: dict[str, Any], message: str, three: list[Path], tmp_path: Path
-) -> None:
-    with pytest.raises(MergeError, match=message):
-        combine(three, Combination(**options), tmp_path / "refused")
 
 
 def test_one_adapter_is_only_lowered_in_rank(three: list[Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lora_kit.adapters import evaluated
 from lora_kit.backbone import Backbone
 from lora_kit.console import meter, say
 from lora_kit.data.tokenization import end_of_turn
@@ -62,9 +63,7 @@ def _evaluate_model(
     progress: Progress,
 ) -> None:
     scorer = Scorer(model, bench.tokenizer, bench.stop_token_ids)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluated(model):
         for one, share in zip(work, own, strict=True):
             if not share:
                 continue
@@ -76,8 +75,6 @@ def _evaluate_model(
                 key = one.key(DRIFT, loaded.drifting)
                 for batch in _drift(one, share.drift, key, scorer, bench, progress):
                     bench.journal.append(batch)
-    finally:
-        model.train(was_training)
 
 
 # Found once for each kind of request, with and without a prefix, for all models alike.

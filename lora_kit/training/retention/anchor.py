@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
-from lora_kit.adapters import switched_off
+from lora_kit.adapters import evaluated, switched_off
 from lora_kit.data.batches import cut
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.likelihood import pad_examples, supervised_logits, to_device
@@ -85,12 +85,8 @@ class Anchor:
 
     def _of_the_base(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Log-probabilities under the base, (places, vocabulary), without dropout of its own."""
-        was_training = self._model.training
-        self._model.eval()
-        with torch.no_grad(), switched_off(self._model):
-            found = log_softmax(supervised_logits(self._model, batch).float(), dim=-1)
-        self._model.train(was_training)
-        return found
+        with evaluated(self._model), torch.no_grad(), switched_off(self._model):
+            return log_softmax(supervised_logits(self._model, batch).float(), dim=-1)
 
     def _of_step(self, step: int) -> list[int]:
         """Each text once before any comes again, the same ones on any number of processes."""

@@ -13,13 +13,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_kit.adapters import switched_off
 from lora_kit.backbone import Backbone
 from lora_kit.console import say
-from lora_kit.data.batches import cut
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import TrainingError
-from lora_kit.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.processes import any_process
 from lora_kit.retention_spec import BudgetSpec
 from lora_kit.training.checkpoints import Tensors, restore_weights, trained_weights
+from lora_kit.training.losses import nll_of_each
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -76,7 +75,6 @@ class Budget(TrainerCallback):
         """
         self._model = model
         self._backbone = backbone
-        # Read once: they are told apart by what they are, not by what they hold.
         self._examples = tuple(examples)
         self._spec = spec
         self._record = record
@@ -163,16 +161,7 @@ class Budget(TrainerCallback):
 
     def _losses(self) -> list[float]:
         """Mean loss of each text, nats per token."""
-        was_training = self._model.training
-        self._model.eval()
-        places = {id(example): number for number, example in enumerate(self._examples)}
-        found = [0.0] * len(self._examples)
-        with torch.no_grad():
-            for group in cut(self._examples, len(self._examples), self._batch_tokens):
-                padded = pad_examples(group, self._backbone.tokenizer.pad_token_id)
-                batch = to_device(padded, self._backbone.model.device)
-                nll, rows = supervised_nll(self._model, batch)
-                for row, example in enumerate(group):
-                    found[places[id(example)]] = float(nll[rows == row].mean())
-        self._model.train(was_training)
-        return found
+        of_each = nll_of_each(
+            self._model, self._backbone, self._examples, self._batch_tokens, "the budget's texts"
+        )
+        return [float(nll.mean()) for nll in of_each]

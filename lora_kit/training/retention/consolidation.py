@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_kit.adapters import switched_off
+from lora_kit.adapters import evaluated, switched_off
 from lora_kit.backbone import Backbone
 from lora_kit.console import meter
 from lora_kit.data.tokenization import Example
@@ -130,11 +130,10 @@ def fisher(
         (out, in) bfloat16 by name.
     """
     total: Fisher = {}
-    was_training = model.training
-    model.eval()
     is_shown = process_state().is_main_process
     with (
         meter("what the base depends on", len(examples), visible=is_shown) as progress,
+        evaluated(model),
         switched_off(model),
         _with_gradients(model),
     ):
@@ -148,7 +147,6 @@ def fisher(
                 part = gradient.float().square() / (len(nll) * len(examples))
                 total[name] = total[name] + part if name in total else part
             progress.advance()
-    model.train(was_training)
     return {name: tensor.bfloat16() for name, tensor in total.items()}
 
 

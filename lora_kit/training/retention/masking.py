@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from lora_kit.adapters import switched_off
 from lora_kit.backbone import Backbone
 from lora_kit.console import meter
-from lora_kit.data.batches import cut
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.tokenization import IGNORED, Example, end_of_turn
 from lora_kit.errors import DataError, TrainingError
-from lora_kit.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.processes import process_state
 from lora_kit.retention_spec import MaskSpec
+from lora_kit.training.losses import nll_of_each
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,22 +50,18 @@ def without_improbable(
         not learn to stop has not learned the task.
 
     Raises:
-        TrainingError: if no label is left.
+        TrainingError: if no label is left, or a forward pass does not fit into memory.
     """
     limit, end = math.log(spec.max_perplexity), _end(backbone)
-    was_training = model.training
-    model.eval()
     labels: list[list[int]] = []
     is_shown = process_state().is_main_process
     with (
         meter("looking for improbable tokens", len(data.examples), visible=is_shown) as progress,
-        torch.no_grad(),
         switched_off(model),
     ):
         for window in _windows(data.examples):
             labels += _kept(window, model, backbone, limit, end, batch_tokens)
             progress.advance(len(window))
-    model.train(was_training)
     supervised = np.array([sum(one != IGNORED for one in row) for row in labels], dtype=np.int32)
     learned = supervised > _ends(labels, end)
     if not learned.any():
@@ -122,16 +116,13 @@ def _kept(
     most: int,
 ) -> list[list[int]]:
     """The labels that are left of some examples, in their order."""
-    places = {id(example): number for number, example in enumerate(window)}
-    found = [list(example.labels) for example in window]
-    for group in cut(window, len(window), most):
-        padded = pad_examples(group, backbone.tokenizer.pad_token_id)
-        nll, rows = supervised_nll(model, to_device(padded, backbone.model.device))
-        for row, example in enumerate(group):
-            labels = found[places[id(example)]]
-            scored = [n for n, label in enumerate(labels) if n and label != IGNORED]
-            improbable = (nll[rows == row] > limit).tolist()
-            for place, is_masked in zip(scored, improbable, strict=True):
-                if is_masked and labels[place] != end:
-                    labels[place] = IGNORED
+    found = []
+    losses = nll_of_each(model, backbone, window, most, "the training rows")
+    for example, nll in zip(window, losses, strict=True):
+        labels = list(example.labels)
+        scored = [n for n, label in enumerate(labels) if n and label != IGNORED]
+        for place, is_masked in zip(scored, (nll > limit).tolist(), strict=True):
+            if is_masked and labels[place] != end:
+                labels[place] = IGNORED
+        found.append(labels)
     return found

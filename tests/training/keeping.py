@@ -1,0 +1,41 @@
+"""What the tests of ways to keep have in common."""
+
+from typing import Any
+
+import torch
+
+from lora_kit.adapters import attach
+from lora_kit.backbone import Backbone
+from lora_kit.recipe import Recipe
+from lora_kit.retention_spec import AnchorSpec
+from lora_kit.training.retention.anchor import Anchor
+from lora_kit.training.retention.texts import read_texts
+
+SPEC = AnchorSpec(rows=3, length=24)
+
+
+def changed(recipe: Recipe, retention: dict[str, Any], **training: Any) -> Recipe:
+    document = recipe.model_dump(mode="json")
+    document["retention"] = retention
+    document["training"] |= training
+    return Recipe.model_validate(document)
+
+
+def disturbed(backbone: Backbone, recipe: Recipe, size: float = 0.05) -> Any:
+    model = attach(backbone, recipe.adapter, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += size * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def anchor_of(model: Any, backbone: Backbone, rows: int = 2) -> Anchor:
+    texts = read_texts(SPEC, backbone.tokenizer, 0, "retention.anchor", limit=8)
+    return Anchor(model, texts.examples, SPEC, 0, backbone.tokenizer.pad_token_id, rows, None)
+
+
+def gradient(model: Any) -> torch.Tensor:
+    parts = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    return torch.cat(parts)
