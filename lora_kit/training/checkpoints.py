@@ -36,7 +36,7 @@ from lora_kit.gguf import file_sha256
 from lora_kit.training.sharded import divided_as, put_back, shape_of, whole
 
 if TYPE_CHECKING:
-    from lora_kit.training.supervised import SupervisedTrainer
+    from lora_kit.training.resumable import Resumable
 
 WEIGHTS = "adapter.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -69,7 +69,7 @@ def restore_weights(model: torch.nn.Module, weights: Tensors) -> None:
         put_back(parameter, weights[name])
 
 
-def save(trainer: SupervisedTrainer, keep: int) -> None:
+def save(trainer: Resumable, keep: int) -> None:
     """Write the checkpoint of the step that is done, and delete all but the `keep` latest whole.
 
     Raises:
@@ -115,7 +115,7 @@ def _prune(folder: Path, keep: int, written: Path) -> None:
 
 
 def _write(
-    trainer: SupervisedTrainer,
+    trainer: Resumable,
     random_states: list[Tensors],
     weights: Tensors,
     optimizer: tuple[Tensors, dict[str, Any]],
@@ -177,7 +177,7 @@ def _random_state() -> Tensors:
     return state
 
 
-def load_random_state(trainer: SupervisedTrainer, folder: Path) -> None:
+def load_random_state(trainer: Resumable, folder: Path) -> None:
     """Put this process's random state back, if there was such a process."""
     path = folder / f"random-{trainer.args.process_index}.safetensors"
     if not path.is_file():
@@ -197,7 +197,7 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     restore_weights(model, load_file(folder / WEIGHTS))
 
 
-def load_optimizer(trainer: SupervisedTrainer, folder: Path) -> None:
+def load_optimizer(trainer: Resumable, folder: Path) -> None:
     """Put the optimizer, the schedule, the scaler and the counts back."""
     saved = read_json(folder / STATE, TrainingError)
     if saved.get("like_length") != trainer.like_length:
@@ -224,7 +224,7 @@ def load_optimizer(trainer: SupervisedTrainer, folder: Path) -> None:
     _load_counts(trainer, saved, folder)
 
 
-def _load_counts(trainer: SupervisedTrainer, saved: dict[str, Any], folder: Path) -> None:
+def _load_counts(trainer: Resumable, saved: dict[str, Any], folder: Path) -> None:
     trainer.tokens = int(saved["tokens"])
     if trainer.validation and saved["validation"]:
         best = folder / "best.safetensors"
@@ -233,7 +233,7 @@ def _load_counts(trainer: SupervisedTrainer, saved: dict[str, Any], folder: Path
         trainer.budget.restore(saved["budget"], load_file(folder / WITHIN))
 
 
-def load_if_ended(trainer: SupervisedTrainer, folder: Path) -> bool:
+def load_if_ended(trainer: Resumable, folder: Path) -> bool:
     """Put everything back if the training had ended with this checkpoint; else do nothing.
 
     transformers would go on from there: its loop knows nothing of an end that it did not reach.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +19,9 @@ from lora_kit.errors import TrainingError
 from lora_kit.launch import current_launch, require_sharded
 from lora_kit.likelihood import supervised_nll
 from lora_kit.recipe import TrainingSpec
-from lora_kit.training import checkpoints
 from lora_kit.training.micro_batches import micro_batches, of_a_step
 from lora_kit.training.rates import parameter_groups
+from lora_kit.training.resumable import Resumable, float32_masters
 from lora_kit.training.retention.anchor import Anchor
 from lora_kit.training.retention.budget import Budget
 from lora_kit.training.sharded import is_sharded
@@ -34,12 +33,10 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 
 
-class SupervisedTrainer(SFTTrainer):
+class SupervisedTrainer(Resumable, SFTTrainer):
     """SFTTrainer with float32 adapters, micro batches by length, and logits only where scored.
 
-    TRL 1.16 casts the adapters of a quantized model to bfloat16, in which most AdamW steps at
-    learning rates below 1e-4 round to nothing, and on a CPU its loss projects every position to
-    the vocabulary. transformers' own checkpoints are written in place, and are pickles.
+    On a CPU the loss of TRL 1.16 projects every position to the vocabulary.
 
     Attributes:
         lengths: tokens of each example of the data set.
@@ -91,12 +88,9 @@ class SupervisedTrainer(SFTTrainer):
             rates: where parameters differ in their learning rates, by what.
             kwargs: of SFTTrainer.
         """
-        masters = {n: p.data.clone() for n, p in model.named_parameters() if p.requires_grad}
         collator = partial(of_a_step, packing=packing)
-        super().__init__(*args, model=model, data_collator=collator, **kwargs)
-        for name, parameter in model.named_parameters():
-            if name in masters:
-                parameter.data = masters[name]
+        with float32_masters(model):
+            super().__init__(*args, model=model, data_collator=collator, **kwargs)
         # Of some models transformers thinks otherwise; the loss is not theirs.
         self.model_accepts_loss_kwargs = True
         self.validation = validation
@@ -104,7 +98,6 @@ class SupervisedTrainer(SFTTrainer):
         self.budget = budget
         self._rates = rates
         self.rows: list[int] = []
-        self.tokens = 0
         self._micro = partial(
             micro_batches,
             rows=micro_batch_size,
@@ -118,7 +111,7 @@ class SupervisedTrainer(SFTTrainer):
         self._in_step = current_launch().deepspeed
         _reduce_in_float32(self.accelerator)
         self.lengths = lengths
-        self._keep = keep_checkpoints
+        self.keep_checkpoints = keep_checkpoints
         self._head = model.get_output_embeddings()
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Any:
@@ -256,30 +249,6 @@ class SupervisedTrainer(SFTTrainer):
         super().log(logs | held | {"tokens": self.tokens}, start_time)
         # `metrics.jsonl` has it; in here, each checkpoint would hold it once more.
         self.state.log_history.clear()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the step that is done is the last one, by count or for want of progress."""
-        exhausted = self.validation is not None and self.validation.exhausted
-        exceeded = self.budget is not None and self.budget.exceeded
-        return exhausted or exceeded or self.state.global_step >= self.state.max_steps
-
-    def _save_checkpoint(self, _model: Any, _trial: Any) -> None:
-        checkpoints.save(self, self._keep)
-
-    def _load_from_checkpoint(self, checkpoint: str, _model: Any = None) -> None:
-        checkpoints.load_weights(self.model, Path(checkpoint))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            checkpoints.load_optimizer(self, Path(checkpoint))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            checkpoints.load_random_state(self, Path(checkpoint))
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """With the optimizer."""
 
 
 def _reduce_in_float32(accelerator: Accelerator) -> None:

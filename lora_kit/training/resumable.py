@@ -1,0 +1,75 @@
+"""What every trainer here has: checkpoints of ours, and adapters that stay in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer
+
+from lora_kit.training import checkpoints
+
+if TYPE_CHECKING:
+    from lora_kit.training.retention.budget import Budget
+    from lora_kit.training.validation import Validation
+
+
+@contextmanager
+def float32_masters(model: torch.nn.Module) -> Iterator[None]:
+    """Keep what is trained as it is, whatever a trainer's constructor does to it.
+
+    TRL 1.16 casts the adapters of a quantized model to bfloat16, in which most AdamW steps at
+    learning rates below 1e-4 round to nothing.
+    """
+    masters = {n: p.data.clone() for n, p in model.named_parameters() if p.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in masters:
+            parameter.data = masters[name]
+
+
+class Resumable(Trainer):
+    """A trainer whose checkpoints are those of `checkpoints`.
+
+    transformers' own are written in place, and are pickles.
+
+    Attributes:
+        tokens: seen so far, by all processes, padding not included.
+        validation: what its checkpoints hold as well.
+        budget: what ends it for forgetting, if anything does.
+        like_length: how many examples of about one length stand together in their order.
+        keep_checkpoints: how many are left standing.
+    """
+
+    tokens: int = 0
+    validation: Validation | None = None
+    budget: Budget | None = None
+    like_length: int = 1
+    keep_checkpoints: int = 2
+
+    @property
+    def ended(self) -> bool:
+        """Whether the step that is done is the last one, by count or for want of progress."""
+        exhausted = self.validation is not None and self.validation.exhausted
+        exceeded = self.budget is not None and self.budget.exceeded
+        return exhausted or exceeded or self.state.global_step >= self.state.max_steps
+
+    def _save_checkpoint(self, _model: Any, _trial: Any) -> None:
+        checkpoints.save(self, self.keep_checkpoints)
+
+    def _load_from_checkpoint(self, checkpoint: str, _model: Any = None) -> None:
+        checkpoints.load_weights(self.model, Path(checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_optimizer(self, Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_random_state(self, Path(checkpoint))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """With the optimizer."""
