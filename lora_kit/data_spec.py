@@ -95,6 +95,10 @@ class DataSpec(Section):
     roles."""
     max_length: Count = 1024
     """Tokens an example; longer ones are cut at the end, counted and reported."""
+    documents: Literal["cut", "split"] = "cut"
+    """What becomes of texts (not of conversations) that are longer: `cut` like all others, or
+    `split` into examples of that length, in which each token is learned once, the token that ends a
+    text behind the last."""
     packing: bool = False
     """Fill rows of max_length tokens with several examples that do not see one another: faster
     where attention skips what is masked (flash attention), slower on a CPU."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -71,8 +71,9 @@ class BackboneSpec(Section):
 class TrainingSpec(Section):
     """How it is trained."""
 
-    objective: Literal["sft"] = "sft"
-    """Supervised fine-tuning: cross-entropy on the supervised tokens."""
+    objective: Literal["sft", "text"] = "sft"
+    """`sft`, supervised fine-tuning: cross-entropy on the supervised tokens. `text`, continued
+    pre-training: every token of texts, of which long ones are split instead of cut."""
     epochs: Positive = 1.0
     """Passes over the training rows."""
     batch_size: Count = 8
@@ -188,6 +189,34 @@ class Recipe(Section):
     retention: RetentionSpec = RetentionSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts_where_texts_are_learned(cls, value: Any) -> Any:
+        """Continued pre-training is `format: text` and `documents: split`, unless it is said."""
+        sections = value if isinstance(value, dict) else {}
+        data, training = sections.get("data"), sections.get("training")
+        if not isinstance(training, dict) or not isinstance(data, dict):
+            return value
+        if training.get("objective") != "text":
+            return value
+        texts: dict[str, Any] = {"documents": "split", **data}
+        for part in ("train", "validation"):
+            if isinstance(sources := data.get(part), list):
+                texts[part] = [
+                    {"format": "text", **one} if isinstance(one, dict) else one for one in sources
+                ]
+        return {**value, "data": texts}
+
+    @model_validator(mode="after")
+    def _only_texts_are_learned_whole(self) -> Recipe:
+        several = [*self.data.train, *self.data.validation]
+        if self.training.objective == "text" and any(one.format != "text" for one in several):
+            raise ValueError(
+                "training.objective: text learns texts alone, so that each source's format is "
+                "text; leave format out, or use objective: sft"
+            )
+        return self
 
     @model_validator(mode="after")
     def _two_bases_to_choose_from(self) -> Recipe:

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lora_kit.errors import RecipeError
+from lora_kit.data.dataset import training_rows
+from lora_kit.errors import DataError, RecipeError
 from lora_kit.recipe import Recipe, recipe_names
 
 GOOD = """
@@ -124,7 +125,7 @@ def test_a_misspelt_bundled_name_is_answered_with_the_nearest() -> None:
 
 
 def test_all_bundled_recipes_are_valid_and_survive_being_written_out(tmp_path: Path) -> None:
-    assert set(recipe_names()) == {"quickstart", "qlora-8b-chat", "lora-8b-chat"}
+    assert set(recipe_names()) == {"quickstart", "domain-text", "qlora-8b-chat", "lora-8b-chat"}
     for name in recipe_names():
         recipe = Recipe.load(name)
         assert load(tmp_path, recipe.to_yaml()) == recipe
@@ -134,3 +135,22 @@ def test_a_recipe_is_frozen() -> None:
     recipe = Recipe.load("quickstart")
     with pytest.raises(ValidationError):
         recipe.training.epochs = 3
+
+
+def test_continued_pre_training_takes_texts_and_splits_them(tmp_path: Path) -> None:
+    text = (
+        "name: t\nbackbone: {model: m}\n"
+        "data: {train: [{source: python-reference}], validation: [{source: texts.jsonl}]}\n"
+        "training: {objective: text}\n"
+    )
+    data = load(tmp_path, text).data
+    assert data.documents == "split"
+    assert [one.format for one in (*data.train, *data.validation)] == ["text", "text"]
+    assert load(tmp_path, text, "data.documents=cut").data.documents == "cut"
+    assert "each source's format is text" in refusal(tmp_path, text, "data.train.0.format=messages")
+
+
+def test_conversations_are_refused_where_texts_are_learned() -> None:
+    recipe = Recipe.load("domain-text", ["data.train.0.source=stdlib-docstrings"])
+    with pytest.raises(DataError, match=r"data\.train\.0\.source: .*python-reference"):
+        training_rows(recipe.data, recipe.seed)

@@ -155,7 +155,15 @@ def read_source(spec: SourceSpec, seed: int, field: str, whole: bool = False) ->
 def _built_in(spec: SourceSpec, field: str) -> Source:
     unused = ("subset", "revision", "streaming", "columns", "license")
     _refuse_unused(spec, field, unused, "built in")
-    if spec.format != "auto":
+    read, validation, test = BUILT_IN[spec.source]
+    is_texts = read()[0].text is not None
+    if spec.format == "text" and not is_texts:
+        raise DataError(
+            f"{field}: {spec.source} holds conversations, of which training.objective: text learns "
+            f"nothing; use objective: sft, or texts ({', '.join(_built_in_texts())}, or a file "
+            "with a column `text`)"
+        )
+    if spec.format not in ("auto", "text"):
         raise DataError(
             f"{_beside(field, 'format')}: {spec.source} is built in and has its own; leave it out"
         )
@@ -164,7 +172,6 @@ def _built_in(spec: SourceSpec, field: str) -> Source:
             f"{_beside(field, 'split')}: {spec.source} has no split `{spec.split}`; it has "
             f"{', '.join(SPLITS)}"
         )
-    read, validation, test = BUILT_IN[spec.source]
     rows = [row for row in read() if spec.split in ("all", split_of(row.cluster, validation, test))]
     return Source(
         spec.source,
@@ -172,6 +179,10 @@ def _built_in(spec: SourceSpec, field: str) -> Source:
         lambda numbers: [rows[number] for number in numbers],
         lambda: hashlib.sha256(repr(rows).encode()).hexdigest(),
     )
+
+
+def _built_in_texts() -> list[str]:
+    return [name for name, (read, _, _) in BUILT_IN.items() if read()[0].text is not None]
 
 
 def _table_source(spec: SourceSpec, field: str, whole: bool) -> Source:

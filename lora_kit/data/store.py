@@ -113,7 +113,9 @@ def _write(
     ):
         for block, parts in _blocks(rows):
             used, sources = [], []
-            several = tokenize_rows(block, tokenizer, spec.max_length, spec.labels)
+            several = tokenize_rows(
+                block, tokenizer, spec.max_length, spec.labels, spec.documents == "split"
+            )
             for row, part, examples in zip(block, parts, several, strict=True):
                 learned = tally.add(row, part, examples)
                 used += learned
@@ -148,6 +150,7 @@ def _key(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> str:
         "tokenizer": _tokenizer_digest(tokenizer),
         "labels": spec.labels,
         "max_length": spec.max_length,
+        "documents": spec.documents,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -6,6 +6,7 @@ supervised and -100 elsewhere; the model shifts.
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+# More tokens than any row has.
+NO_LIMIT = 1 << 40
 NO_END = (
     "the chat template ends the assistant's turn without a special token; the model could not "
     "learn when to stop"
@@ -78,9 +81,20 @@ def tokenize(
 
 
 def tokenize_rows(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Labels
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    labels: Labels,
+    split: bool = False,
 ) -> list[list[Example]]:
-    """Tokenize rows at a time, each to as many examples as the chat template makes necessary.
+    """Tokenize rows at a time, each to as many examples as chat template or length make necessary.
+
+    Args:
+        rows: some.
+        tokenizer: of the backbone.
+        max_length: tokens an example.
+        labels: what is learned of a conversation.
+        split: whether texts are split at that length instead of cut, and their end is marked.
 
     Raises:
         DataError: if a row holds control tokens, or the chat template cannot carry its turns.
@@ -91,9 +105,51 @@ def tokenize_rows(
     for row in rows:
         refuse_control_tokens(row, control)
         several.append(drafts(row, tokenizer, labels))
+    if split:
+        several = [
+            [_ended(one, row) for one in many] for row, many in zip(rows, several, strict=True)
+        ]
     pairs = [(row, one) for row, many in zip(rows, several, strict=True) for one in many]
-    examples = iter(_examples(pairs, tokenizer, max_length, end))
-    return [[next(examples) for _ in many] for many in several]
+    longest = max_length if not split else NO_LIMIT
+    examples = iter(_examples(pairs, tokenizer, longest, end))
+    whole = [[next(examples) for _ in many] for many in several]
+    if not split:
+        return whole
+    return [
+        [part for one in many for part in _windows(one, row, max_length)]
+        for row, many in zip(rows, whole, strict=True)
+    ]
+
+
+def _ended(one: Draft, row: Row) -> Draft:
+    return one if row.text is None else dataclasses.replace(one, closed=True)
+
+
+def _windows(example: Example, row: Row, size: int) -> list[Example]:
+    """A text in examples of at most `size` tokens; a conversation cut at that length.
+
+    Each begins with the last token of the one before it, which it is predicted from.
+    """
+    length = len(example.input_ids)
+    if row.text is None or length <= size:
+        return [_cut(example, size)]
+    return [
+        dataclasses.replace(
+            example,
+            input_ids=example.input_ids[start : start + size],
+            labels=(IGNORED, *example.labels[start + 1 : start + size]),
+        )
+        for start in range(0, length - 1, max(size - 1, 1))
+    ]
+
+
+def _cut(example: Example, size: int) -> Example:
+    return dataclasses.replace(
+        example,
+        input_ids=example.input_ids[:size],
+        labels=example.labels[:size],
+        truncated=len(example.input_ids) > size,
+    )
 
 
 def tokenize_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -120,7 +176,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
         DataError: if the chat template has none.
     """
     probe = Row("chat template", "", (Message("user", "a"), Message("assistant", "b")))
-    labels = tokenize(probe, tokenizer, max_length=1 << 20).labels
+    labels = tokenize(probe, tokenizer, NO_LIMIT).labels
     return labels[-1]
 
 
@@ -219,14 +275,13 @@ def _supervise_turn(
 def _example(row: Row, input_ids: list[int], labels: list[int], max_length: int) -> Example:
     # Tokens after the last supervised one change nothing in a causal model.
     end = max((i + 1 for i, label in enumerate(labels) if label != IGNORED), default=len(labels))
-    kept = min(end, max_length)
     # Nothing precedes the first token that it could be predicted from.
     labels[:1] = [IGNORED]
-    return Example(
-        input_ids=tuple(input_ids[:kept]),
-        labels=tuple(labels[:kept]),
-        truncated=end > max_length,
+    whole = Example(
+        input_ids=tuple(input_ids[:end]),
+        labels=tuple(labels[:end]),
         origin=row.origin,
         cluster=row.cluster,
         label=row.label,
     )
+    return _cut(whole, max_length)

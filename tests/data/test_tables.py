@@ -173,7 +173,7 @@ def test_what_would_not_be_used_of_a_file_is_refused(
     ("options", "part"),
     [
         ({"columns": {"text": "x"}}, "columns: python-reference is built in"),
-        ({"format": "text"}, "format: python-reference is built in"),
+        ({"format": "messages"}, "format: python-reference is built in"),
         ({"split": "dev"}, "no split `dev`; it has train, validation, test, all"),
     ],
 )

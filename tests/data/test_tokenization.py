@@ -1,10 +1,17 @@
+import itertools
 from typing import Any
 
 import pytest
 
 from lora_kit.data.dataset import prepare
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.tokenization import IGNORED, end_of_turn, tokenize, tokenize_prompt
+from lora_kit.data.tokenization import (
+    IGNORED,
+    end_of_turn,
+    tokenize,
+    tokenize_prompt,
+    tokenize_rows,
+)
 from lora_kit.data_spec import DataSpec
 from lora_kit.errors import DataError
 
@@ -63,6 +70,34 @@ def test_a_long_row_is_cut_and_says_so(tokenizer: Any) -> None:
     assert len(example.input_ids) == 20
     assert example.truncated
     assert not tokenize(row(*CHAT), tokenizer, 512).truncated
+
+
+@pytest.mark.parametrize("size", [2, 5, 7, 64])
+def test_a_long_text_is_split_so_that_each_token_is_learned_once(tokenizer: Any, size: int) -> None:
+    text = row(text="The quick brown fox jumps over the lazy dog, and then it sleeps.")
+    whole = (*tokenize(text, tokenizer, 512).input_ids, tokenizer.eos_token_id)
+    [parts] = tokenize_rows([text], tokenizer, size, "assistant", split=True)
+    assert [label for one in parts for label in one.labels if label != IGNORED] == list(whole[1:])
+    for before, after in itertools.pairwise(parts):
+        assert len(before.input_ids) == size
+        assert after.input_ids[0] == before.input_ids[-1]
+    assert not any(one.truncated for one in parts)
+
+
+def test_a_conversation_among_texts_is_cut_not_split(tokenizer: Any) -> None:
+    [parts] = tokenize_rows([row(*CHAT)], tokenizer, 30, "assistant", split=True)
+    assert [len(one.input_ids) for one in parts] == [30]
+    assert parts[0].truncated
+
+
+def test_texts_that_are_split_are_counted(tokenizer: Any) -> None:
+    spec = DataSpec.model_validate(
+        {"train": [{"source": "python-reference"}], "max_length": 8, "documents": "split"}
+    )
+    data = prepare([row(text="One two three. " * 6), row(text="Short.")], tokenizer, spec)
+    assert (data.counts.rows, data.counts.split_rows, data.counts.truncated) == (2, 1, 0)
+    assert data.counts.split_examples == data.counts.used - 1
+    assert max(data.lengths) == 8
 
 
 def test_a_control_token_in_a_row_is_refused_with_its_line(tokenizer: Any) -> None:
