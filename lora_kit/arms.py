@@ -23,6 +23,7 @@ from lora_kit.files import read_json
 from lora_kit.gguf import file_sha256
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.merging.reloaded import Computing, reload
+from lora_kit.own_words.rows import read_rows
 from lora_kit.recipe import MERGED_ARMS, Recipe
 from lora_kit.run import RunDirectory
 from lora_kit.session import Session, Subject
@@ -131,8 +132,8 @@ def _trained_from_scratch(session: Session) -> Any:
     if (run.adapter / "adapter_model.safetensors").is_file():
         return attach_saved(backbone, run.adapter)
     say(f"{run.root}: training the recipe on weights that were never pretrained")
-    rows, replay = training_rows(recipe.data, recipe.seed)
-    data = prepare(rows, backbone.tokenizer, recipe.data, replay)
+    read = read_rows(recipe, session.backbone, session.run)
+    data = prepare(read.rows, backbone.tokenizer, recipe.data, read.replay)
     model = attach(backbone, recipe.adapter, recipe.seed)
     train_adapter(recipe, backbone, model, data, None, run)
     shutil.rmtree(run.checkpoints, ignore_errors=True)

@@ -22,6 +22,10 @@ RowFormat = Literal[
 LicenseName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
+# Of replay: rows of the base's own.
+SELF = "self"
+
+
 class SourceSpec(Section):
     """Rows from one place."""
 
@@ -54,7 +58,7 @@ class ReplaySpec(Section):
     """Rows of another kind, mixed in so that the backbone keeps what it knew."""
 
     source: str
-    """As in `data.train`."""
+    """As in `data.train`; or `self`: rows that the base makes before the training."""
     split: str = "train"
     """As in `data.train`."""
     fraction: Fraction = 0.05

@@ -236,6 +236,11 @@ class Recipe(Section):
                 f"adapter.method: {self.adapter.method} on {quantization} weights: it {why_not}; "
                 "set backbone.quantization: none, or another method (lora)"
             )
+        if self.retention.own_words is not None and self.training.objective == "text":
+            raise ValueError(
+                "retention.own_words: the base writes answers again, and training.objective: text "
+                "has none; use data.replay with source: self"
+            )
         factors = self.adapter.method == "lora" and not self.adapter.options.get("use_dora")
         if self.retention.consolidation is not None and not factors:
             raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from lora_kit.data_spec import LicenseName
@@ -38,6 +40,14 @@ class MaskSpec(Section):
     those to which the base gives a probability of at least 0.4."""
 
 
+class OwnWordsSpec(Section):
+    """The base writes the answers again in its own words, and those are learned."""
+
+    similarity: Annotated[float, Field(ge=0, le=100)] = 50.0
+    """chrF (0 to 100) with the row's answer from which on the base's is taken; below, or where its
+    numbers are others, the row's own is learned."""
+
+
 class BudgetSpec(TextsSpec):
     """Forgetting that the training may cause; past it, it ends."""
 
@@ -66,6 +76,8 @@ class RetentionSpec(Section):
     """Kullback-Leibler divergence from the base, which is the adapter switched off."""
     mask: MaskSpec | None = None
     """Selective token masking."""
+    own_words: OwnWordsSpec | None = None
+    """Self-distilled targets."""
     consolidation: ConsolidationSpec | None = None
     """Elastic weight consolidation (EWC), for LoRA."""
     budget: BudgetSpec | None = None

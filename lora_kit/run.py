@@ -53,6 +53,11 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def own_words(self) -> Path:
+        """What the base said for the training rows before the training."""
+        return self.root / "own-words.json"
+
+    @property
     def checkpoints(self) -> Path:
         """What a training that was cut off goes on from; gone when it is done."""
         return self.root / "checkpoints"

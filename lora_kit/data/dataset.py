@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ from lora_kit.data.prepared import Counts, PreparedData
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import Rows, joined, read_source
 from lora_kit.data.store import KEPT_FROM, in_memory, kept
-from lora_kit.data_spec import DataSpec, SourceSpec
+from lora_kit.data_spec import SELF, DataSpec, ReplaySpec, SourceSpec
 from lora_kit.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,8 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["Counts", "PreparedData", "prepare", "training_rows", "validation_rows"]
 
 
-def training_rows(spec: DataSpec, seed: int) -> tuple[Rows, int]:
+def training_rows(
+    spec: DataSpec, seed: int, own: Callable[[int], Rows] | None = None
+) -> tuple[Rows, int]:
     """The rows to train on, replay mixed in at random places, and how many of them are replay.
+
+    Args:
+        spec: which rows.
+        seed: the recipe's.
+        own: makes so many rows of the base's own, for the replay source `self`.
 
     Raises:
         DataError: if a source cannot be read, or has too few rows for the replay or the mixture
@@ -41,23 +48,30 @@ def training_rows(spec: DataSpec, seed: int) -> tuple[Rows, int]:
     if spec.replay is None or spec.replay.fraction == 0:
         return rows, 0
     wanted = round(len(rows) * spec.replay.fraction / (1 - spec.replay.fraction))
-    source = SourceSpec(
-        source=spec.replay.source,
-        split=spec.replay.split,
-        limit=wanted or 1,
-        license=spec.replay.license,
-    )
-    replay = read_source(source, seed, "data.replay.source", whole)
-    if len(replay) < wanted:
-        raise DataError(
-            f"data.replay.fraction: {spec.replay.fraction} of the rows is {wanted}, but "
-            f"{spec.replay.source} has {len(replay)}; lower it"
-        )
+    replay = _replayed(spec.replay, wanted, seed, whole, own)
     both = joined([rows, _as_replay(replay[:wanted])])
     order = array("q", range(len(both)))
     random.Random(f"{seed}/replay").shuffle(order)
     shuffled = np.frombuffer(order, dtype=np.int64)
     return Rows(both.sources, both.parts[shuffled], both.numbers[shuffled]), wanted
+
+
+def _replayed(
+    spec: ReplaySpec, wanted: int, seed: int, whole: bool, own: Callable[[int], Rows] | None
+) -> Rows:
+    if spec.source == SELF:
+        # Whoever only counts rows, without the backbone, is not told what it says.
+        return own(wanted) if own else Rows.of(SELF, [Row(f"self#{n}", "") for n in range(wanted)])
+    source = SourceSpec(
+        source=spec.source, split=spec.split, limit=wanted or 1, license=spec.license
+    )
+    replay = read_source(source, seed, "data.replay.source", whole)
+    if len(replay) < wanted:
+        raise DataError(
+            f"data.replay.fraction: {spec.fraction} of the rows is {wanted}, but "
+            f"{spec.source} has {len(replay)}; lower it"
+        )
+    return replay
 
 
 def validation_rows(spec: DataSpec, seed: int) -> Rows:

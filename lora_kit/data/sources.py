@@ -107,6 +107,17 @@ class Rows(Sequence[Row]):
         firsts = [int(np.flatnonzero(self.parts == part)[0]) for part in np.unique(self.parts)]
         return {self.sources[self.parts[i]].name: self[i].format for i in firsts}
 
+    @classmethod
+    def of(cls, name: str, rows: Sequence[Row]) -> Rows:
+        """Rows that were made here, as a source of their own."""
+        source = Source(
+            name,
+            len(rows),
+            lambda numbers: [rows[number] for number in numbers],
+            lambda: hashlib.sha256(repr(list(rows)).encode()).hexdigest(),
+        )
+        return cls((source,), np.zeros(len(rows), np.int32), np.arange(len(rows), dtype=np.int64))
+
     def digest(self) -> str:
         """The sha256 of what would be read."""
         digest = hashlib.sha256(json.dumps([source.digest() for source in self.sources]).encode())
@@ -173,12 +184,7 @@ def _built_in(spec: SourceSpec, field: str) -> Source:
             f"{', '.join(SPLITS)}"
         )
     rows = [row for row in read() if spec.split in ("all", split_of(row.cluster, validation, test))]
-    return Source(
-        spec.source,
-        len(rows),
-        lambda numbers: [rows[number] for number in numbers],
-        lambda: hashlib.sha256(repr(rows).encode()).hexdigest(),
-    )
+    return Rows.of(spec.source, rows).sources[0]
 
 
 def _built_in_texts() -> list[str]:

@@ -14,13 +14,15 @@ from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.console import say
 from lora_kit.data.audit.audit import audit, refuse
 from lora_kit.data.audit.findings import Audit
-from lora_kit.data.dataset import prepare, training_rows, validation_rows
+from lora_kit.data.dataset import prepare, validation_rows
 from lora_kit.data.prepared import PreparedData
 from lora_kit.errors import DataError, TrainingError
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import Suite, load_suites
+from lora_kit.files import write_json
 from lora_kit.launch import current_launch
+from lora_kit.own_words.rows import Records, read_rows
 from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.situation import Situation
 from lora_kit.processes import process_state, require_agreement
@@ -75,7 +77,7 @@ def train(
     done = None if chosen.is_new else finished(chosen.run)
     if done:
         return _trained_already(chosen.run, recipe, done)
-    ready = _ready(recipe)
+    ready = _ready(recipe, None if chosen.is_new else chosen.run)
     backbone, model, data = ready.backbone, ready.model, ready.data
     if not chosen.is_new:
         require_same(chosen.run, recipe, backbone, data.digest)
@@ -109,6 +111,7 @@ class _Ready:
 
     backbone: Backbone
     model: PeftModel
+    said: dict[str, Records]
     data: PreparedData
     held_out: PreparedData
     texts: RetentionTexts
@@ -117,8 +120,12 @@ class _Ready:
     coverage: Coverage
 
 
-def _ready(recipe: Recipe) -> _Ready:
+def _ready(recipe: Recipe, earlier: RunDirectory | None) -> _Ready:
     """Read and check everything that a mistake in could cost a training.
+
+    Args:
+        recipe: what to do.
+        earlier: a run that goes on.
 
     Raises:
         LoraKitError: of the first thing that is refused.
@@ -127,9 +134,10 @@ def _ready(recipe: Recipe) -> _Ready:
     backbone = load(resolve(recipe.backbone), recipe.backbone)
     shots = recipe.evaluation.shots if "fewshot" in recipe.evaluation.arms else 0
     work = plan_work(suites, backbone, shots, example_rows(recipe) if shots else ())
-    rows, replay = training_rows(recipe.data, recipe.seed)
+    read = read_rows(recipe, backbone, earlier)
+    rows = read.rows
     held_out_rows = validation_rows(recipe.data, recipe.seed)
-    data = prepare(rows, backbone.tokenizer, recipe.data, replay)
+    data = prepare(rows, backbone.tokenizer, recipe.data, read.replay)
     held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data)
     texts = RetentionTexts.read(recipe, backbone.tokenizer)
     model = attach(backbone, recipe.adapter, recipe.seed)
@@ -151,7 +159,8 @@ def _ready(recipe: Recipe) -> _Ready:
     )
     if recipe.retention.mask:
         data = _masked(recipe.retention.mask, recipe, data, model, backbone)
-    return _Ready(backbone, model, data, held_out, texts, suites, found, coverage(model))
+    covered = coverage(model)
+    return _Ready(backbone, model, read.said, data, held_out, texts, suites, found, covered)
 
 
 def _begin_record(run: RunDirectory, recipe: Recipe, ready: _Ready) -> None:
@@ -161,8 +170,10 @@ def _begin_record(run: RunDirectory, recipe: Recipe, ready: _Ready) -> None:
     """
     for stale in run.results:
         shutil.rmtree(stale, ignore_errors=True)
-    for file in (run.record, run.dial_record, run.dial_plot):
+    for file in (run.record, run.dial_record, run.dial_plot, run.own_words):
         file.unlink(missing_ok=True)
+    if ready.said:
+        write_json(run.own_words, ready.said)
     start_record(run, recipe, ready.backbone, "train")
     run.update_record(
         data=ready.data.counts.to_dict() | {"digest": ready.data.digest},
@@ -202,8 +213,8 @@ def _trained_already(run: RunDirectory, recipe: Recipe, done: TrainingResult) ->
 def _digest_now(run: RunDirectory, recipe: Recipe, session: Session) -> str | None:
     """Of the rows; `None` where they are gone: the adapter, which is there, needs them no more."""
     try:
-        rows, replay = training_rows(recipe.data, recipe.seed)
-        return prepare(rows, session.backbone.tokenizer, recipe.data, replay).digest
+        read = read_rows(recipe, session.backbone, run)
+        return prepare(read.rows, session.backbone.tokenizer, recipe.data, read.replay).digest
     except DataError as error:
         say(f"{run.root}: whether it was trained on these rows cannot be told: {error}")
         return None

@@ -11,7 +11,9 @@ def kept_where_it_can_be(situation: Situation) -> None:
     """Raises TrainingError if a way to keep takes the whole model, which no process has."""
     launch, retention = situation.launch, situation.recipe.retention
     asked = [
-        name for name in ("anchor", "mask", "consolidation", "budget") if getattr(retention, name)
+        name
+        for name in ("anchor", "mask", "consolidation", "budget", "own_words")
+        if getattr(retention, name)
     ]
     if asked and (launch.sharded or launch.deepspeed):
         raise TrainingError(

@@ -19,10 +19,12 @@ from lora_kit.data.dataset import (
     validation_rows,
 )
 from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.data_spec import SELF
 from lora_kit.errors import BackboneError
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
+from lora_kit.own_words.rows import read_rows
 from lora_kit.preflight.checks import Checked, run_checks
 from lora_kit.preflight.detectable import SuitePower, detectable
 from lora_kit.preflight.forecast import Forecast, estimate_of_a_rank, forecast
@@ -134,6 +136,10 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         steps = optimizer_steps(len(rows), spec)
         return Plan(**known, optimizer_steps=steps, missing_backbone=str(error))
     backbone = load(files, recipe.backbone)
+    if recipe.data.replay and recipe.data.replay.source == SELF:
+        # Only now that there is a backbone, it can be asked.
+        own = read_rows(recipe, backbone)
+        rows, replay = own.rows, own.replay
     data = prepare(rows, backbone.tokenizer, recipe.data, replay)
     held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data)
     model = attach(backbone, recipe.adapter, recipe.seed)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeGuard
 
 import yaml
 
 from lora_kit.backbone import ALIASES, BackboneFiles, package_file, resolve
 from lora_kit.data.sources import BUILT_IN_LICENSES
 from lora_kit.data.tables import is_hub_id
-from lora_kit.data_spec import ReplaySpec, SourceSpec
+from lora_kit.data_spec import SELF, ReplaySpec, SourceSpec
 from lora_kit.errors import BackboneError
 from lora_kit.recipe import BackboneSpec, Recipe
 from lora_kit.releasing.licences import Licensed
@@ -25,11 +26,16 @@ def works(recipe: Recipe) -> tuple[Licensed, ...]:
     return (
         _base(recipe.backbone),
         *(_source(one, "train") for one in data.train),
-        *([_source(data.replay, "replay")] if data.replay and data.replay.fraction else []),
+        *([_source(data.replay, "replay")] if _is_replayed(data.replay) else []),
         *(_source(one, "retention") for one in (kept.anchor, kept.consolidation) if one),
         *(_source(one, "validation") for one in data.validation),
         *([_source(kept.budget, "validation")] if kept.budget else []),
     )
+
+
+def _is_replayed(replay: ReplaySpec | None) -> TypeGuard[ReplaySpec]:
+    """Whether it is somebody's work, which the base's own words are not."""
+    return replay is not None and replay.fraction > 0 and replay.source != SELF
 
 
 def shown(reference: str) -> str:

@@ -1,0 +1,1 @@
+"""What the base says itself before it is trained: rows of its own, and answers in its words."""

@@ -1,0 +1,111 @@
+"""Text from a model, many prompts at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lora_kit.backbone import Backbone
+from lora_kit.console import meter
+
+# Prompts that are gone on with together: a step takes one token of each.
+ROWS = 32
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """The base, and where it ends.
+
+    Attributes:
+        backbone: no adapter is attached to its model.
+        stops: tokens on which it ends.
+    """
+
+    backbone: Backbone
+    stops: Sequence[int]
+
+    def said(
+        self, prompts: Sequence[Sequence[int]], most: Sequence[int], sampled: bool
+    ) -> list[str | None]:
+        """What it says after each prompt in at most so many tokens; `None` where it did not end."""
+        tokenizer = self.backbone.tokenizer
+        pad, model = tokenizer.pad_token_id, self.backbone.model
+        with meter("the base speaks", len(prompts), visible=len(prompts) > ROWS) as progress:
+            found = say_on(model, prompts, self.stops, pad, most, sampled, progress.advance)
+        return [
+            None if one is None else str(tokenizer.decode(list(one), skip_special_tokens=True))
+            for one in found
+        ]
+
+
+def say_on(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    stops: Sequence[int],
+    pad: int,
+    most: Sequence[int],
+    sampled: bool = False,
+    advance: Callable[[float], None] = lambda _: None,
+) -> list[tuple[int, ...] | None]:
+    """What a model says after each prompt.
+
+    Args:
+        model: that speaks, as it is now.
+        prompts: token ids of each, none of them empty.
+        stops: tokens on which it ends.
+        pad: what short prompts are filled up with, on the left.
+        most: tokens that it says at most, of each.
+        sampled: whether it says what it would say (temperature 1, nothing cut off: the distribution
+            of the model itself), by torch's random state, or what is most likely.
+        advance: told how many prompts were gone on with.
+
+    Returns:
+        Of each the tokens without the one that ended it; `None` where it did not end.
+    """
+    found: dict[int, tuple[int, ...] | None] = {}
+    # Those of one length together: what is filled up is computed for nothing.
+    order = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), most[n], n))
+    for start in range(0, len(order), ROWS):
+        some = order[start : start + ROWS]
+        found |= _go_on(model, {n: prompts[n] for n in some}, stops, pad, most, sampled)
+        advance(len(some))
+    return [found[n] for n in range(len(prompts))]
+
+
+def _go_on(
+    model: Any,
+    prompts: dict[int, Sequence[int]],
+    stops: Sequence[int],
+    pad: int,
+    most: Sequence[int],
+    sampled: bool,
+) -> dict[int, tuple[int, ...] | None]:
+    width = max(map(len, prompts.values()))
+    ids = torch.tensor([[pad] * (width - len(one)) + list(one) for one in prompts.values()])
+    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts.values()])
+    device = next(model.parameters()).device
+    # The model's own defaults cut the distribution off (top_k 50 and the like).
+    how = (
+        {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        if sampled
+        else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    )
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=max(most[n] for n in prompts),
+            eos_token_id=list(stops),
+            pad_token_id=pad,
+            **how,
+        )
+    rows = output[:, width:].tolist()
+    return {n: _ended(row[: most[n]], stops) for n, row in zip(prompts, rows, strict=True)}
+
+
+def _ended(tokens: list[int], stops: Sequence[int]) -> tuple[int, ...] | None:
+    ends = [tokens.index(stop) for stop in stops if stop in tokens]
+    return tuple(tokens[: min(ends)]) if ends else None

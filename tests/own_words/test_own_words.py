@@ -1,0 +1,171 @@
+"""What the base says before the training: rows of its own, answers in its words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.rows import Message, Row
+from lora_kit.errors import DataError, RecipeError
+from lora_kit.evaluation.engine.run import stop_token_ids
+from lora_kit.evaluation.metrics import load_metric
+from lora_kit.own_words.replay import replay_records
+from lora_kit.own_words.rewriting import Rewritten, put_in, rewritten
+from lora_kit.own_words.rows import read_rows
+from lora_kit.own_words.speaking import Speaker, say_on
+from lora_kit.pipeline import train
+from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.retention_spec import OwnWordsSpec
+
+QUESTIONS = ("What is the capital of France?", "Name a colour.")
+
+
+@pytest.fixture(scope="module")
+def whole_backbone() -> Backbone:
+    """The real model in float32: in 4 bits a CPU takes long for a token."""
+    spec = BackboneSpec(model="smollm2-135m-instruct", quantization="none", dtype="float32")
+    return load(resolve(spec), spec)
+
+
+def changed(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
+    document = recipe.model_dump(mode="json")
+    for name, values in sections.items():
+        document[name] |= values
+    return Recipe.model_validate(document)
+
+
+def speaker(backbone: Backbone) -> Speaker:
+    return Speaker(backbone, stop_token_ids(backbone))
+
+
+def prompts(backbone: Backbone) -> list[list[int]]:
+    from lora_kit.data.tokenization import tokenize_prompt
+
+    return [tokenize_prompt([Message("user", one)], backbone.tokenizer) for one in QUESTIONS]
+
+
+def test_what_is_said_does_not_depend_on_what_is_said_beside_it(whole_backbone: Backbone) -> None:
+    asked = prompts(whole_backbone)
+    assert len(asked[0]) != len(asked[1])
+    together = speaker(whole_backbone).said(asked, [24, 24], sampled=False)
+    alone = [speaker(whole_backbone).said([one], [24], sampled=False)[0] for one in asked]
+    assert together == alone
+    assert "Paris" in str(together[0])
+
+
+def test_what_comes_to_no_end_is_not_taken(whole_backbone: Backbone) -> None:
+    asked = prompts(whole_backbone)[:1]
+    stops = stop_token_ids(whole_backbone)
+    pad = whole_backbone.tokenizer.pad_token_id
+    assert say_on(whole_backbone.model, asked, stops, pad, [2]) == [None]
+    [ended] = say_on(whole_backbone.model, asked, stops, pad, [24])
+    assert ended is not None
+    assert not set(ended) & set(stops)
+
+
+@pytest.mark.slow
+def test_the_base_makes_conversations_of_its_own(whole_backbone: Backbone) -> None:
+    torch.manual_seed(0)
+    records = replay_records(speaker(whole_backbone), 2, longest=96)
+    assert len(records) == 2
+    for record in records:
+        roles = [message["role"] for message in record["messages"]]
+        assert roles == ["user", "assistant"]
+        assert all(message["content"].strip() for message in record["messages"])
+
+
+def test_a_base_that_comes_to_no_end_is_said_so(tiny_backbone: Backbone) -> None:
+    with pytest.raises(DataError, match=r"data\.replay\.source: self: \d of the 3 rows"):
+        replay_records(speaker(tiny_backbone), 3, longest=4)
+
+
+def rewritten_as(
+    text: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> Rewritten:
+    """What becomes of an answer that the base writes again as `text`."""
+    monkeypatch.setattr(Speaker, "said", lambda *_, **__: [text])
+    row = Row("rows.jsonl:1", "c", (Message("user", "When?"), Message("assistant", answer)))
+    spec = OwnWordsSpec(similarity=50)
+    [found] = rewritten(speaker(backbone), [row], spec, load_metric("chrf"), 512)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        ("The war ended in the year 1945.", True),
+        ("The war ended in the year 1954.", False),
+        ("The war ended in 1945, on May 8.", False),
+        ("I am a helpful assistant.", False),
+        ("The war ended in 1945.<|im_end|>", False),
+        ("", False),
+    ],
+)
+def test_an_answer_is_taken_where_it_says_the_same(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, text: str, taken: bool
+) -> None:
+    found = rewritten_as(text, tiny_backbone, monkeypatch, "The war ended in 1945.")
+    assert found.taken is taken
+
+
+def test_answers_that_are_taken_stand_in_the_rows_place() -> None:
+    rows = [
+        Row(f"r:{n}", "c", (Message("user", "?"), Message("assistant", f"answer {n}")))
+        for n in (1, 2)
+    ]
+    text = Row("t:1", "c", text="answer 1")
+    found = [
+        Rewritten("r:1", "answer 1", "the answer: 1", 80.0, taken=True),
+        Rewritten("r:2", "answer 2", "no", 1.0, taken=False),
+    ]
+    new = put_in([*rows, text], found)
+    assert [row.messages[-1].content for row in new[:2]] == ["the answer: 1", "answer 2"]
+    assert new[2] == text
+
+
+def test_own_rows_are_trained_on_kept_in_the_run_and_the_same_again(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = []
+
+    def made(_speaker: Speaker, count: int, _longest: int) -> list[dict[str, Any]]:
+        asked.append(count)
+        answer = f"Blue {torch.randint(1000, ()).item()}."
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        return [{"messages": turns}] * count
+
+    monkeypatch.setattr("lora_kit.own_words.rows.replay_records", made)
+    recipe = changed(tiny_recipe, data={"replay": {"source": "self", "fraction": 0.25}})
+    wanted = training_rows(recipe.data, recipe.seed)[1]
+    trained = train(recipe, tmp_path / "run")
+    said = json.loads((tmp_path / "run" / "own-words.json").read_text())
+    assert asked == [wanted]
+    assert len(said["replay"]) == wanted
+    record = trained.session.run.load_record()
+    assert record["data"]["replay_rows"] == wanted
+    assert record["data"]["sources"]["replay: self"]["used"] == wanted
+
+    # From the run alone: another machine has another cache, and draws other numbers.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    torch.manual_seed(7)
+    again = read_rows(recipe, trained.session.backbone, trained.session.run)
+    digest = prepare(again.rows, trained.session.backbone.tokenizer, recipe.data).digest
+    assert digest == record["data"]["digest"]
+    assert asked == [wanted]
+
+
+def test_texts_have_no_answers_to_write_again(tiny_recipe: Recipe) -> None:
+    document = tiny_recipe.model_dump(mode="json")
+    document["retention"] = {"own_words": {}}
+    document["training"]["objective"] = "text"
+    document["data"]["train"] = [{"source": "python-reference", "format": "text"}]
+    document["data"]["validation"] = []
+    with pytest.raises(ValueError, match=r"retention\.own_words: .* use data\.replay"):
+        Recipe.model_validate(document)
+    with pytest.raises(RecipeError, match=r"similarity"):
+        Recipe.load("quickstart", ["retention.own_words.similarity=101"])
