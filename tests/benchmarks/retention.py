@@ -20,61 +20,54 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from numpy.typing import NDArray
 
-from lora_kit.errors import LoraKitError
-from lora_kit.evaluation.ledger import read_ledger
-from lora_kit.pipeline import evaluate, train
-from lora_kit.recipe import Recipe
+from lora_kit.dialling.strength import Strength, scaled
+from lora_kit.pipeline import evaluate
 from lora_kit.run import machine, versions
+from lora_kit.session import open_run
+from tests.benchmarks.plane import (
+    KEPT,
+    Fall,
+    Task,
+    falls_of,
+    fill,
+    interval,
+    is_done,
+    kept_of,
+    recipe_of,
+    suites_of,
+    tasks_of,
+    turned,
+)
 
-Matrix = NDArray[np.float64]
 PLAIN = "lora"
 REFERENCE = {"source": "python-reference", "split": "train"}
 ANCHOR = {**REFERENCE, "rows": 2, "length": 128}
 WAYS: dict[str, dict[str, Any]] = {
     PLAIN: {},
-    "lora, a fifth of the rate": {"training": {"learning_rate": 2e-4}},
+    "anchor 1": {"retention": {"anchor": {**ANCHOR, "weight": 1.0}}},
+    "replay 5%": {"data": {"replay": {**REFERENCE, "fraction": 0.05}}},
+    "lora, half the rate": {"training": {"learning_rate": 5e-4}},
+    "replay self 5%": {"data": {"replay": {"source": "self", "fraction": 0.05}}},
+    "own words": {"retention": {"own_words": {"similarity": 40.0}}},
+    "mask 1000": {"retention": {"mask": {"max_perplexity": 1000.0}}},
+    "full": {"adapter": {"method": "full"}, "training": {"learning_rate": 5e-5}},
+    "last-2": {"adapter": {"method": "last-2"}, "training": {"learning_rate": 2e-4}},
+    "ewc 10": {"retention": {"consolidation": {**REFERENCE, "weight": 10.0}}},
+    "budget 0.03": {"retention": {"budget": {**REFERENCE, "steps": 4, "margin": 0.03}}},
+    "lora, twice the rate": {"training": {"learning_rate": 2e-3}},
+    "anchor 10": {"retention": {"anchor": {**ANCHOR, "weight": 10.0}}},
+    "mask 10": {"retention": {"mask": {"max_perplexity": 10.0}}},
     "dora": {"adapter": {"options": {"use_dora": True}}},
     "ia3": {"adapter": {"method": "ia3"}, "training": {"learning_rate": 1e-2}},
-    "last-2": {"adapter": {"method": "last-2"}, "training": {"learning_rate": 2e-4}},
-    "full": {"adapter": {"method": "full"}, "training": {"learning_rate": 5e-5}},
-    "replay 5%": {"data": {"replay": {**REFERENCE, "fraction": 0.05}}},
-    "anchor 1": {"retention": {"anchor": {**ANCHOR, "weight": 1.0}}},
-    "anchor 10": {"retention": {"anchor": {**ANCHOR, "weight": 10.0}}},
-    "ewc 10": {"retention": {"consolidation": {**REFERENCE, "weight": 10.0}}},
-    "mask 2.5": {"retention": {"mask": {"max_perplexity": 2.5}}},
-    "mask 1000": {"retention": {"mask": {"max_perplexity": 1000.0}}},
-    "budget 0.05": {"retention": {"budget": {**REFERENCE, "steps": 4, "margin": 0.05}}},
 }
-ROWS, HELD_OUT, DRAWS = 192, 48, 10_000
-COMMON = {
-    "backbone": {"model": "smollm2-135m-instruct", "quantization": "none", "dtype": "float32"},
-    "training": {"epochs": 2.0, "batch_size": 8, "learning_rate": 1e-3},
-    "evaluation": {"arms": ["base", "adapter"]},
-}
-KEPT = {
-    "prose": {"kind": "loss", "source": "python-reference", "limit": 40, "max_length": 160},
-    "knowledge": {"kind": "multiple_choice", "source": "general-knowledge", "limit": 200},
-    "arithmetic": {"kind": "multiple_choice", "source": "arithmetic", "limit": 120},
-}
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learned: rows, and the suite of held-out items by which the gain is measured."""
-
-    name: str
-    train: dict[str, Any]
-    held_out: dict[str, Any]
+# Plain LoRA turned down afterwards, as `dial` does it, to scales that nothing was picked by.
+DIALLED = {"lora at 0.75": 0.75, "lora at 0.5": 0.5}
 
 
 def main() -> None:
@@ -84,14 +77,17 @@ def main() -> None:
     parser.add_argument("--bigbench", type=Path)
     parser.add_argument("--ways", help="some of them, separated by commas")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tasks", help="some of them, separated by commas")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    ways = arguments.ways.split(",") if arguments.ways else list(WAYS)
-    tasks = list(_tasks(arguments.output, arguments.bigbench))
+    ways = arguments.ways.split(",") if arguments.ways else [*WAYS, *DIALLED]
+    tasks = list(tasks_of(arguments.output, arguments.bigbench))
+    if arguments.tasks:
+        tasks = [task for task in tasks if task.name in arguments.tasks.split(",")]
     figures: dict[str, dict[str, Any]] = {}
     for task in tasks:
-        suites = _suites(arguments.output, task)
+        suites = suites_of(arguments.output, task)
         for seed in range(arguments.seeds):
             for way in ways:
                 _run(arguments.output, task, way, seed, suites)
@@ -102,163 +98,61 @@ def main() -> None:
     print(json.dumps({"figures": figures, "machine": machine(), "versions": versions()}))
 
 
-def _tasks(output: Path, bigbench: Path | None) -> Iterable[Task]:
-    docstrings = {"source": "stdlib-docstrings"}
-    yield Task(
-        "docstrings",
-        {**docstrings, "split": "train", "limit": ROWS},
-        {**docstrings, "split": "test", "limit": HELD_OUT, "max_length": 320},
-    )
-    if bigbench is None:
-        return
-    items = [json.loads(line) for line in (bigbench / "gem__e2e_nlg.jsonl").open()]
-    inputs = list(dict.fromkeys(item["input"] for item in items))
-    tested = set(inputs[:: max(len(inputs) // HELD_OUT, 2)])
-    paths = {}
-    for part, is_tested in (("train", False), ("test", True)):
-        paths[part] = output / f"e2e-{part}.jsonl"
-        rows = [
-            {"prompt": f"Write a sentence: {item['input']}", "completion": item["targets"][0]}
-            for item in items
-            if (item["input"] in tested) is is_tested
-        ]
-        paths[part].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    yield Task(
-        "e2e",
-        {"source": str(paths["train"].absolute()), "limit": ROWS},
-        {"source": str(paths["test"].absolute()), "limit": HELD_OUT},
-    )
-
-
-def _suites(output: Path, task: Task) -> list[str]:
-    gain = {"name": "gain", "kind": "loss", **task.held_out}
-    kept = [
-        {"name": name, "margin": 0.05, "why": "As in core-retention.", **one}
-        | ({"score": "loss"} if one["kind"] != "loss" else {})
-        for name, one in KEPT.items()
-    ]
-    documents = [
-        {"name": f"{task.name}-gain", "role": "gain", "tasks": [gain]},
-        {"name": "kept", "role": "retention", "tasks": kept},
-    ]
-    paths = [output / f"{document['name']}.yaml" for document in documents]
-    for path, document in zip(paths, documents, strict=True):
-        path.write_text(yaml.safe_dump(document))
-    return [str(path.absolute()) for path in paths]
-
-
-def _merged(one: Any, other: Any) -> Any:
-    if not isinstance(one, dict) or not isinstance(other, dict):
-        return other
-    return one | {name: _merged(one.get(name), value) for name, value in other.items()}
-
-
-def _directory(output: Path, task: Task, way: str, seed: int) -> Path:
+def directory_of(output: Path, task: Task, way: str, seed: int) -> Path:
+    """Where a cell lies."""
     return output / task.name / way.replace(" ", "-").replace(",", "") / f"seed-{seed}"
 
 
 def _run(output: Path, task: Task, way: str, seed: int, suites: Sequence[str]) -> None:
-    """Train and evaluate one, if it is not there; what cannot be done is told and passed over."""
-    directory = _directory(output, task, way, seed)
-    if (directory / "evaluation" / "ledger.parquet").is_file():
+    directory, name = directory_of(output, task, way, seed), f"{task.name}, {way}, seed {seed}"
+    if way in DIALLED:
+        _dial(directory_of(output, task, PLAIN, seed), directory, DIALLED[way], name)
         return
-    own = {"name": "retention", "seed": seed, "data": {"train": [task.train], "max_length": 320}}
-    document = _merged(_merged(COMMON, own), WAYS[way])
-    document = _merged(document, {"evaluation": {"suites": list(suites)}})
-    print(f"{task.name}, {way}, seed {seed}", flush=True)
-    try:
-        trained = train(Recipe.model_validate(document), directory, resume=True)
-        evaluate(trained.session)
-    except LoraKitError as error:
-        print(f"{task.name}, {way}, seed {seed}: {error}", flush=True)
+    fill(
+        directory, recipe_of(task, seed, WAYS[way], {"evaluation": {"suites": list(suites)}}), name
+    )
 
 
-@dataclass(frozen=True)
-class Fall:
-    """By how much the loss of a task's items fell.
-
-    Attributes:
-        values: (seeds, items).
-        clusters: (items,) int, which items are not independent of one another.
-    """
-
-    values: Matrix
-    clusters: NDArray[np.int64]
-
-
-def _falls(directories: Sequence[Path]) -> dict[str, Fall]:
-    """Of each task, over its seeds."""
-    values: dict[str, list[list[float]]] = {}
-    clusters: dict[str, list[str]] = {}
-    for directory in directories:
-        scores: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
-        for entry in read_ledger(directory / "evaluation" / "ledger.parquet"):
-            if entry.score is not None and entry.arm in ("base", "adapter"):
-                items = scores.setdefault(entry.task, {})
-                items.setdefault((entry.item, entry.cluster), {})[entry.arm] = entry.score
-        for task, of_task in scores.items():
-            ordered = sorted(of_task)
-            clusters[task] = [cluster or item for item, cluster in ordered]
-            falls = [of_task[key]["base"] - of_task[key]["adapter"] for key in ordered]
-            values.setdefault(task, []).append(falls)
-    return {
-        task: Fall(np.array(rows), np.unique(clusters[task], return_inverse=True)[1])
-        for task, rows in values.items()
-    }
+def _dial(plain: Path, directory: Path, scale: float, name: str) -> None:
+    if is_done(directory) or not is_done(plain):
+        return
+    print(name, flush=True)
+    session = open_run(plain)
+    with scaled(session.model, Strength.whole(scale)):
+        evaluate(session, output=directory / "evaluation")
+    (directory / "run.json").write_text((plain / "run.json").read_text())
 
 
 def _figures(output: Path, task: Task, ways: Sequence[str], seeds: int) -> dict[str, Any]:
     found: dict[str, dict[str, Fall]] = {}
     records: dict[str, list[dict[str, Any]]] = {}
     for way in ways:
-        places = [_directory(output, task, way, seed) for seed in range(seeds)]
-        done = [p for p in places if (p / "evaluation" / "ledger.parquet").is_file()]
+        places = [directory_of(output, task, way, seed) for seed in range(seeds)]
+        done = [p for p in places if is_done(p)]
         if len(done) == seeds:
-            found[way] = _falls(done)
+            found[way] = falls_of(done)
             records[way] = [json.loads((place / "run.json").read_text()) for place in done]
     figures = {}
     for way, of_way in found.items():
         plain = found.get(PLAIN, of_way)
-        kept = [_turned(of_way[name]) for name in KEPT]
+        kept = kept_of(of_way)
         spared = [
             Fall(of_way[name].values - plain[name].values, of_way[name].clusters) for name in KEPT
         ]
         trainings = [record["training"] for record in records[way]]
         figures[way] = {
-            "gain": _interval([of_way["gain"]]),
-            "forgetting": _interval(kept),
-            "less_forgetting": _interval(spared),
+            "gain": interval([of_way["gain"]]),
+            "forgetting": interval(kept),
+            "less_forgetting": interval(spared),
             "gain_over_plain": round(
                 float(of_way["gain"].values.mean() / plain["gain"].values.mean()), 3
             ),
-            **{f"forgetting_{name}": _interval([_turned(of_way[name])]) for name in KEPT},
+            **{f"forgetting_{name}": interval([turned(of_way[name])]) for name in KEPT},
             "parameters": records[way][0]["coverage"]["trainable_parameters"],
             "tokens_per_second": round(float(np.mean([t["tokens_per_second"] for t in trainings]))),
             "peak_memory_gb": round(max(t["peak_memory"] for t in trainings) / 1e9, 2),
         }
     return figures
-
-
-def _turned(fall: Fall) -> Fall:
-    return Fall(-fall.values, fall.clusters)
-
-
-def _interval(tasks: Sequence[Fall]) -> list[float]:
-    """Mean over tasks of the means over seeds and items, with a 95% interval: [mean, low, high]."""
-    generator = np.random.default_rng(0)
-    total = np.zeros(DRAWS)
-    seeds = len(tasks[0].values)
-    # How often each seed, and each cluster, is drawn: (draws, seeds), (draws, clusters).
-    of_seeds = generator.multinomial(seeds, [1 / seeds] * seeds, size=DRAWS) / seeds
-    for task in tasks:
-        count = int(task.clusters.max()) + 1
-        drawn = generator.multinomial(count, [1 / count] * count, size=DRAWS)
-        weights = drawn[:, task.clusters]
-        sums = np.einsum("ds,si,di->d", of_seeds, task.values, weights, optimize=True)
-        total += sums / weights.sum(axis=1)
-    low, high = np.quantile(total / len(tasks), [0.025, 0.975]).tolist()
-    mean = math.fsum(float(task.values.mean()) for task in tasks) / len(tasks)
-    return [round(value, 4) for value in (mean, low, high)]
 
 
 def _print(task: Task, figures: dict[str, Any]) -> None:
