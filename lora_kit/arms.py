@@ -59,17 +59,22 @@ def example_rows(recipe: Recipe) -> Sequence[Row]:
     return training_rows(recipe.data.model_copy(update={"replay": None}), recipe.seed)[0]
 
 
-def _on_backbone(subject: Subject, names: Sequence[str]) -> LoadedArms:
-    base = _digest(
+def base_identity(backbone: Backbone) -> str:
+    """Digest of all that answers of the base depend on."""
+    return _digest(
         [
-            subject.backbone.fingerprint.digest,
+            backbone.fingerprint.digest,
             # Moves the last digits, and with them what may be compared with what.
-            subject.backbone.spec.attention,
+            backbone.spec.attention,
             # Where a text ends, and all else that generation goes by.
-            stop_token_ids(subject.backbone),
-            subject.backbone.model.generation_config.to_diff_dict(),
+            stop_token_ids(backbone),
+            backbone.model.generation_config.to_diff_dict(),
         ]
     )
+
+
+def _on_backbone(subject: Subject, names: Sequence[str]) -> LoadedArms:
+    base = base_identity(subject.backbone)
     adapted = _digest([base, adapter_sha256(subject.adapter)])
     arms = [
         Arm("base", base, switched_off, kept=True),

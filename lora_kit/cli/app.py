@@ -13,6 +13,7 @@ from lora_kit.cli.evaluating import evaluate, sequence
 from lora_kit.cli.machine import doctor, recipes
 from lora_kit.cli.merging import combine, export, merge
 from lora_kit.cli.releasing import release, verify
+from lora_kit.cli.scouting import scout
 from lora_kit.cli.training import plan, run, train
 from lora_kit.console import DEBUG
 
@@ -46,6 +47,7 @@ def options(
 
 # Told in full, since the order of --help is not that of the imports above.
 app.command()(plan)
+app.command()(alone(scout))
 app.command()(train)
 app.command()(evaluate)
 app.command()(dial)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lora_kit.dialling.halves import Halves
 from lora_kit.dialling.pick import Candidate, Gain, Pick
 from lora_kit.evaluation.statistics.decisions import Decision
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
+from lora_kit.files import finite
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ def _tried(candidate: Candidate, gain: Gain) -> dict[str, Any]:
         **_parts(candidate),
         "keeps_retention": not candidate.lost,
         "gain": {
-            "half_intervals": _finite(gain.value),
-            "low": _finite(gain.low),
-            "high": _finite(gain.high),
+            "half_intervals": finite(gain.value),
+            "low": finite(gain.low),
+            "high": finite(gain.high),
         },
         "tasks": _rows(candidate.verdict),
     }
@@ -108,8 +108,8 @@ def _row(task: TaskVerdict) -> dict[str, Any]:
         "base": task.base,
         "adapter": task.adapter,
         "difference": task.interval.delta,
-        "low": _finite(task.interval.low),
-        "high": _finite(task.interval.high),
+        "low": finite(task.interval.low),
+        "high": finite(task.interval.high),
         "confidence": task.interval.confidence,
         "items": task.interval.items,
         "clusters": task.interval.clusters,
@@ -117,7 +117,3 @@ def _row(task: TaskVerdict) -> dict[str, Any]:
         "reason": task.reason,
         "items_needed": task.items_needed,
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from lora_kit.evaluation.facets import Classes, Drift, Measure, Slice
 from lora_kit.evaluation.statistics.calibration import CalibrationComparison
 from lora_kit.evaluation.statistics.decisions import Decision, Interval
 from lora_kit.evaluation.suite import Role
+from lora_kit.files import finite
 
 # Cheaper ways to the same end; an adapter that does not beat them was not worth its training.
 WAYS = {
@@ -157,15 +156,5 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; infinite limits are written as null."""
-        value: dict[str, Any] = _finite(asdict(self))
+        value: dict[str, Any] = finite(asdict(self))
         return value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

@@ -4,6 +4,7 @@ from lora_kit.pipeline.dialling import dial
 from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.pipeline.merging import Merged, merge
 from lora_kit.pipeline.releasing import release, verify
+from lora_kit.pipeline.scouting import scout
 from lora_kit.pipeline.training import Trained, train
 from lora_kit.pipeline.whole import Outcome, run
 from lora_kit.releasing.released import Release
@@ -18,6 +19,7 @@ __all__ = [
     "merge",
     "release",
     "run",
+    "scout",
     "train",
     "verify",
 ]

@@ -28,6 +28,7 @@ from lora_kit.own_words.rows import read_rows
 from lora_kit.preflight.checks import Checked, run_checks
 from lora_kit.preflight.detectable import SuitePower, detectable
 from lora_kit.preflight.forecast import Forecast, estimate_of_a_rank, forecast
+from lora_kit.preflight.guidance import Hint, guidance
 from lora_kit.preflight.launch_file import LaunchFile, require_possible
 from lora_kit.preflight.memory import MemoryEstimate
 from lora_kit.preflight.situation import Situation
@@ -59,6 +60,7 @@ class Plan:
         forecast: for this machine; `None` where it would be launched by a file.
         launch_file: by which it would be launched.
         rank: memory of each process that `launch_file` starts.
+        hints: what the number of examples speaks for.
     """
 
     recipe: Recipe
@@ -77,6 +79,7 @@ class Plan:
     forecast: Forecast | None = None
     launch_file: LaunchFile | None = None
     rank: MemoryEstimate | None = None
+    hints: tuple[Hint, ...] = ()
     samples: tuple[tuple[Span, ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,6 +101,7 @@ class Plan:
             "forecast": self.forecast.to_dict() if self.forecast else None,
             "launch": self.launch_file.to_dict() if self.launch_file else None,
             "rank": self.rank.to_dict() if self.rank else None,
+            "hints": [hint.to_dict() for hint in self.hints],
         }
 
 
@@ -143,6 +147,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     data = prepare(rows, backbone.tokenizer, recipe.data, replay)
     held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data)
     model = attach(backbone, recipe.adapter, recipe.seed)
+    covered = coverage(model)
     # What is wrong with an item shows only when it is tokenized.
     items = audited_items(plan_work(suites, backbone))
     limits = recipe.data.audit
@@ -152,7 +157,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         optimizer_steps=optimizer_steps(len(data.examples), spec),
         missing_backbone=None,
         fingerprint=backbone.fingerprint.digest,
-        coverage=coverage(model),
+        coverage=covered,
         counts=data.counts,
         audit=audit(rows, data.examples, items, held_out_rows, backbone.tokenizer, limits),
         checked=run_checks(
@@ -162,6 +167,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         rank=estimate_of_a_rank(recipe, backbone.model.config, data, launch_file)
         if launch_file
         else None,
+        hints=guidance(recipe, data.counts, covered.trainable_parameters),
         samples=_samples(data, backbone),
     )
 

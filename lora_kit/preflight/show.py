@@ -59,6 +59,11 @@ def show_plan(plan: Plan, console: Console) -> None:
         show_rank(plan.launch_file, plan.rank, console)
     for warning in plan.checked.warnings if plan.checked else ():
         console.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
+    for hint in plan.hints:
+        console.print(
+            f"[cyan]try[/] --set {escape(' --set '.join(hint.assignments))}: {escape(hint.reason)}",
+            soft_wrap=True,
+        )
     if plan.audit:
         console.print()
         show_audit(plan.audit, console)

@@ -1,0 +1,101 @@
+"""Recipe and backbones to a ranked table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_kit.adapters import attach, coverage
+from lora_kit.arms import example_rows
+from lora_kit.backbone import load, resolve
+from lora_kit.console import say
+from lora_kit.data.dataset import prepare, validation_rows
+from lora_kit.data.rows import Row
+from lora_kit.errors import LoraKitError, RecipeError
+from lora_kit.evaluation.engine.work import plan_work
+from lora_kit.evaluation.suite import Suite, load_suites
+from lora_kit.files import write_json
+from lora_kit.launch import require_whole
+from lora_kit.preflight.forecast import forecast
+from lora_kit.recipe import Recipe
+from lora_kit.releasing.stated import works
+from lora_kit.scouting.measure import task_scores
+from lora_kit.scouting.record import Scouted, ranked
+
+RECORD = "scout.json"
+
+
+def scout(
+    recipe: Recipe, backbones: Sequence[str], output: Path | None = None, fresh: bool = False
+) -> tuple[Scouted, ...]:
+    """Measure what several backbones do with a recipe's gain tasks before any training.
+
+    What was measured before is not measured again: killed, or given more backbones, it goes on.
+
+    Args:
+        recipe: its tasks, training rows and adapter; its own backbone only if it is named.
+        backbones: as in `backbone.model`.
+        output: where `scout.json` and the journals go; by default `runs/NAME-scout`.
+        fresh: measure everything again.
+
+    Raises:
+        LoraKitError: if the recipe has no gain task, its data cannot be read, or no backbone could
+            be measured; one that cannot be is told in the result otherwise.
+    """
+    require_whole("scout")
+    if not backbones or len(set(backbones)) < len(backbones):
+        raise RecipeError("--backbones: name at least one, none twice, with commas between them")
+    suites = [one for one in load_suites(recipe.evaluation.suites) if one.role == "gain"]
+    if not suites:
+        raise RecipeError(
+            "evaluation.suites: backbones are compared on what is to be gained, and no suite has "
+            "the role gain; name one"
+        )
+    rows = example_rows(recipe)
+    directory = output or Path("runs") / f"{recipe.name}-scout"
+    several = []
+    for reference in backbones:
+        say(f"{reference}:")
+        place = directory / reference.replace("/", "--").replace(":", "--")
+        several.append(_scouted(_with(recipe, reference), suites, rows, place, fresh))
+    if all(one.refused for one in several):
+        raise RecipeError("; ".join(f"{one.backbone}: {one.refused}" for one in several))
+    found = ranked(several)
+    write_json(directory / RECORD, {"backbones": [one.to_dict() for one in found]})
+    return found
+
+
+def _with(recipe: Recipe, reference: str) -> Recipe:
+    named: dict[str, str | None] = {"model": reference}
+    if reference != recipe.backbone.model:
+        # These are of the recipe's own.
+        named |= {"revision": None, "license": None}
+    return recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=named)})
+
+
+def _scouted(
+    recipe: Recipe, suites: Sequence[Suite], rows: Sequence[Row], directory: Path, fresh: bool
+) -> Scouted:
+    reference = recipe.backbone.model
+    try:
+        backbone = load(resolve(recipe.backbone), recipe.backbone)
+        work = plan_work(suites, backbone, recipe.evaluation.shots, rows)
+        scores = task_scores(backbone, work, rows, directory, fresh)
+        data = prepare(rows, backbone.tokenizer, recipe.data)
+        held_out = prepare(
+            validation_rows(recipe.data, recipe.seed), backbone.tokenizer, recipe.data
+        )
+        model = attach(backbone, recipe.adapter, recipe.seed)
+        covered = coverage(model)
+        taken = forecast(recipe, backbone, model, data, held_out)
+    except LoraKitError as error:
+        return Scouted(reference, refused=str(error))
+    return Scouted(
+        reference,
+        "",
+        covered.total_parameters - covered.trainable_parameters,
+        scores,
+        1 / taken.probe.seconds_per_token if taken.probe else None,
+        taken.memory.total,
+        works(recipe)[0].license,
+    )

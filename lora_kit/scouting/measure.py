@@ -1,0 +1,103 @@
+"""One backbone on a recipe's gain tasks: zero-shot, few-shot, linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_kit.arms import base_identity
+from lora_kit.backbone import Backbone
+from lora_kit.data.rows import Row
+from lora_kit.evaluation.assembly import parts_of
+from lora_kit.evaluation.engine.arm import Arm, Bench, LoadedArms
+from lora_kit.evaluation.engine.journal import Journal, Journals
+from lora_kit.evaluation.engine.run import evaluate_models, stop_token_ids
+from lora_kit.evaluation.engine.work import FEWSHOT, Work
+from lora_kit.evaluation.ledger import Entry
+from lora_kit.evaluation.reading import read_labelled
+from lora_kit.evaluation.statistics.clusters import robust_limits, sample
+from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.scouting.probe import probed
+from lora_kit.scouting.record import Level, TaskScore
+
+BITS = "bits_per_byte"
+
+
+def task_scores(
+    backbone: Backbone, work: Sequence[Work], known: Sequence[Row], directory: Path, fresh: bool
+) -> tuple[TaskScore, ...]:
+    """How a backbone does on tasks, as it is.
+
+    Args:
+        backbone: no adapter is attached to its model.
+        work: the tasks, with examples as a variant where they can be shown.
+        known: training rows; those with labels are what a probe learns from.
+        directory: where journals go, so that a scouting that was killed goes on.
+        fresh: whether what was measured before is measured again.
+    """
+    identity = base_identity(backbone)
+    arms = (
+        Arm("base", identity, lambda _: nullcontext(), kept=True),
+        Arm(FEWSHOT, identity, lambda _: nullcontext(), kept=True),
+    )
+    model = LoadedArms(lambda: backbone.model, arms)
+    parts = parts_of([model], work)
+    journal = Journal(directory, 0)
+    if fresh:
+        journal.discard()
+    done = journal.done([part.key for part in parts])
+    bench = Bench(backbone.tokenizer, stop_token_ids(backbone), journal, done, fresh)
+    journal.open()
+    evaluate_models([model], work, bench)
+    with closing(Journals(directory, [part.key for part in parts])) as journals:
+        found = {
+            (part.suite, part.task, part.arm): tuple(journals.entries(part.key)) for part in parts
+        }
+    return tuple(_task_score(one, found, backbone, known) for one in work)
+
+
+Found = dict[tuple[str, str, str], tuple[Entry, ...]]
+
+
+def _task_score(one: Work, found: Found, backbone: Backbone, known: Sequence[Row]) -> TaskScore:
+    spec, name = one.task.spec, one.suite.name
+    few = found.get((name, spec.name, FEWSHOT))
+    return TaskScore(
+        one.name,
+        "bits/byte" if spec.kind == "loss" else spec.unit,
+        spec.higher_is_better,
+        _level(found[name, spec.name, "base"], spec),
+        _level(few, spec) if few else None,
+        _probe(one, backbone, known) if spec.kind == "classification" else None,
+    )
+
+
+def _level(entries: Sequence[Entry], spec: TaskSpec) -> Level:
+    values = [e.measures.get(BITS) if spec.kind == "loss" else e.score for e in entries]
+    scored = [
+        (v, e.cluster or e.item) for v, e in zip(values, entries, strict=True) if v is not None
+    ]
+    return _mean(np.array([value for value, _ in scored]), [cluster for _, cluster in scored])
+
+
+def _mean(values: NDArray[np.float64], clusters: Sequence[str]) -> Level:
+    found = sample(values, clusters)
+    return Level(found.delta, *robust_limits(found, 0.95))
+
+
+def _probe(one: Work, backbone: Backbone, known: Sequence[Row]) -> Level | None:
+    """`None` where no training rows say what is what, or only one thing."""
+    labelled = [(row.messages[0].content, row.label) for row in known if row.label and row.messages]
+    questions = {question.id: question for question in read_labelled(one.task.spec)}
+    asked = [questions[item.id] for item in one.task.items]
+    if len({label for _, label in labelled}) < 2:
+        return None
+    texts = [(question.fields["text"], question.choices[question.answer]) for question in asked]
+    right = probed(
+        backbone, [(t, str(label)) for t, label in labelled], texts, one.task.spec.max_length
+    )
+    return _mean(right, [question.cluster or question.id for question in asked])
