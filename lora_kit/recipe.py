@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.data_spec import DataSpec, LicenseName
+from lora_kit.objective_fit import refuse_unused, with_section
+from lora_kit.objective_spec import GrpoSpec, Objective, PreferenceSpec
 from lora_kit.retention_spec import RetentionSpec
 from lora_kit.schema import (
     Count,
@@ -71,14 +73,18 @@ class BackboneSpec(Section):
 class TrainingSpec(Section):
     """How it is trained."""
 
-    objective: Literal["sft"] = "sft"
-    """Supervised fine-tuning: cross-entropy on the supervised tokens."""
+    objective: Objective = "sft"
+    """`sft`: cross-entropy on the supervised tokens. From pairs of a chosen and a rejected answer:
+    `dpo`, `orpo`; from answers with a label: `kto` (all three: see `preference`). From rewards of
+    what the model says: `grpo` (see `grpo`). The reference policy of dpo, kto and grpo is the base,
+    which is the adapter switched off."""
     epochs: Positive = 1.0
     """Passes over the training rows."""
     batch_size: Count = 8
-    """Examples an optimizer step, over all processes."""
+    """Examples an optimizer step, over all processes; pairs for dpo and orpo, prompts for grpo."""
     micro_batch_size: Count | None = None
-    """Examples a forward pass and process; fewer take less memory. By default 4 on a CPU."""
+    """Examples a forward pass and process; fewer take less memory. By default 4 on a CPU. For grpo
+    answers, of which a step has `batch_size` times `grpo.generations`."""
     learning_rate: Positive = 2e-4
     """Peak learning rate of AdamW."""
     batch_tokens: Count | None = None
@@ -116,6 +122,8 @@ class TrainingSpec(Section):
 
     @model_validator(mode="after")
     def _whole_accumulation(self) -> TrainingSpec:
+        if self.objective == "grpo":
+            return self  # there it is answers that are cut, see `objective_fit`
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "
@@ -185,9 +193,23 @@ class Recipe(Section):
     adapter: AdapterSpec = AdapterSpec()
     data: DataSpec
     training: TrainingSpec = TrainingSpec()
+    preference: PreferenceSpec | None = None
+    """How pairs or judged answers are learned from; for dpo, kto and orpo."""
+    grpo: GrpoSpec | None = None
+    """Rewards and sampling; for grpo."""
     retention: RetentionSpec = RetentionSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _section_of_the_objective(cls, value: Any) -> Any:
+        return with_section(value)
+
+    @model_validator(mode="after")
+    def _objective_with_what_it_uses(self) -> Recipe:
+        refuse_unused(self)
+        return self
 
     @model_validator(mode="after")
     def _two_bases_to_choose_from(self) -> Recipe:

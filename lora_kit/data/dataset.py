@@ -15,8 +15,10 @@ from lora_kit.data.prepared import Counts, PreparedData
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import Rows, joined, read_source
 from lora_kit.data.store import KEPT_FROM, in_memory, kept
+from lora_kit.data.units import prepare_units
 from lora_kit.data_spec import DataSpec, SourceSpec
 from lora_kit.errors import DataError
+from lora_kit.objective_spec import PAIRED, Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,8 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["Counts", "PreparedData", "prepare", "training_rows", "validation_rows"]
 
 
-def training_rows(spec: DataSpec, seed: int) -> tuple[Rows, int]:
+def training_rows(spec: DataSpec, seed: int, objective: Objective = "sft") -> tuple[Rows, int]:
     """The rows to train on, replay mixed in at random places, and how many of them are replay.
+
+    Args:
+        spec: what to read.
+        seed: the recipe's.
+        objective: of the training, which says whether pairs are wanted.
 
     Raises:
         DataError: if a source cannot be read, or has too few rows for the replay or the mixture
@@ -33,7 +40,7 @@ def training_rows(spec: DataSpec, seed: int) -> tuple[Rows, int]:
     """
     whole = spec.labels == "all"
     several = [
-        read_source(source, seed, f"data.train.{index}.source", whole)
+        read_source(source, seed, f"data.train.{index}.source", whole, objective in PAIRED)
         for index, source in enumerate(spec.train)
     ]
     is_mixture = spec.temperature is not None or spec.train[0].weight is not None
@@ -85,6 +92,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     spec: DataSpec,
     replay_rows: int = 0,
+    objective: Objective = "sft",
 ) -> PreparedData:
     """Tokenize rows and drop those that have nothing to learn from.
 
@@ -96,11 +104,14 @@ def prepare(
         tokenizer: of the backbone.
         spec: how they are read.
         replay_rows: how many of them are replay, for the record.
+        objective: of the training.
 
     Raises:
         DataError: if a row is wrong, no row is left, or more were dropped than the recipe allows.
     """
-    if isinstance(rows, Rows) and len(rows) >= KEPT_FROM and tokenizer.is_fast:
+    if objective != "sft":
+        data: PreparedData = prepare_units(rows, tokenizer, spec, objective)
+    elif isinstance(rows, Rows) and len(rows) >= KEPT_FROM and tokenizer.is_fast:
         data = kept(rows, tokenizer, spec)
     else:
         data = in_memory(rows, tokenizer, spec)

@@ -127,9 +127,10 @@ def _ready(recipe: Recipe) -> _Ready:
     backbone = load(resolve(recipe.backbone), recipe.backbone)
     shots = recipe.evaluation.shots if "fewshot" in recipe.evaluation.arms else 0
     work = plan_work(suites, backbone, shots, example_rows(recipe) if shots else ())
-    rows, replay = training_rows(recipe.data, recipe.seed)
+    objective = recipe.training.objective
+    rows, replay = training_rows(recipe.data, recipe.seed, objective)
     held_out_rows = validation_rows(recipe.data, recipe.seed)
-    data = prepare(rows, backbone.tokenizer, recipe.data, replay)
+    data = prepare(rows, backbone.tokenizer, recipe.data, replay, objective)
     held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data)
     texts = RetentionTexts.read(recipe, backbone.tokenizer)
     model = attach(backbone, recipe.adapter, recipe.seed)
@@ -202,8 +203,10 @@ def _trained_already(run: RunDirectory, recipe: Recipe, done: TrainingResult) ->
 def _digest_now(run: RunDirectory, recipe: Recipe, session: Session) -> str | None:
     """Of the rows; `None` where they are gone: the adapter, which is there, needs them no more."""
     try:
-        rows, replay = training_rows(recipe.data, recipe.seed)
-        return prepare(rows, session.backbone.tokenizer, recipe.data, replay).digest
+        objective = recipe.training.objective
+        rows, replay = training_rows(recipe.data, recipe.seed, objective)
+        tokenizer = session.backbone.tokenizer
+        return prepare(rows, tokenizer, recipe.data, replay, objective).digest
     except DataError as error:
         say(f"{run.root}: whether it was trained on these rows cannot be told: {error}")
         return None
