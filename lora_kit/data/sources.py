@@ -40,9 +40,9 @@ BUILT_IN: dict[str, tuple[Callable[[], Sequence[Row]], float, float]] = {
     "python-reference": (reference_rows, 0.1, 0.5),
     "sums": (sum_rows, 0.1, 0.25),
 }
-# CPython's LICENSE is the stack that SPDX calls Python-2.0.1: the agreement of the PSF with those of
-# BeOpen, CNRI (of Python 1.6.1) and CWI, which have to be kept. PSF-2.0 is the first of them alone;
-# Python-2.0 is the stack with an older one of CNRI, not used since 2.0.1.
+# The LICENSE of CPython is the stack that SPDX calls Python-2.0.1: the agreement of the PSF with
+# those of BeOpen, CNRI (of Python 1.6.1) and CWI, which have to be kept. PSF-2.0 is the first of
+# them alone; Python-2.0 is the stack with an older one of CNRI, not used since 2.0.1.
 OF_PYTHON = ("Python-2.0.1", "Python's LICENSE")
 # The licence of each, and what says so.
 BUILT_IN_LICENSES = {
