@@ -56,7 +56,8 @@ def loaded_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
 
 def example_rows(recipe: Recipe) -> Sequence[Row]:
     """The rows that baselines learn from: those of the adapter, without its replay."""
-    return training_rows(recipe.data.model_copy(update={"replay": None}), recipe.seed)[0]
+    data = recipe.data.model_copy(update={"replay": None})
+    return training_rows(data, recipe.seed, recipe.training.objective)[0]
 
 
 def base_identity(backbone: Backbone) -> str:

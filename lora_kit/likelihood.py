@@ -71,9 +71,22 @@ def supervised_nll(
     """
     targets = batch["labels"][:, 1:]
     rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
-    logits = _logits_of(model, batch, head, rows, columns)
-    nll: torch.Tensor = _ChunkedNll.apply(logits, targets[rows, columns])  # type: ignore[no-untyped-call]
-    return nll, rows
+    logits = wanted_logits(model, batch, head, rows, columns)
+    return token_nll(logits, targets[rows, columns]), rows
+
+
+def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of each target, in nats.
+
+    Args:
+        logits: (tokens, vocabulary).
+        targets: (tokens,) int64.
+
+    Returns:
+        (tokens,) float32; it can be differentiated once.
+    """
+    nll: torch.Tensor = _ChunkedNll.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return nll
 
 
 def supervised_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -87,16 +100,28 @@ def supervised_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Te
         (supervised, vocabulary) in the model's dtype, in the order of rows and positions.
     """
     rows, columns = (batch["labels"][:, 1:] != IGNORED).nonzero(as_tuple=True)
-    return _logits_of(model, batch, None, rows, columns)
+    return wanted_logits(model, batch, None, rows, columns)
 
 
-def _logits_of(
+def wanted_logits(
     model: Any,
     batch: Mapping[str, torch.Tensor],
     head: torch.nn.Module | None,
     rows: torch.Tensor,
     columns: torch.Tensor,
 ) -> torch.Tensor:
+    """Next-token logits at some places of a batch, and not at the others.
+
+    Args:
+        model: a causal language model, or its forward.
+        batch: as `supervised_nll` takes it.
+        head: the model's output head; found if it is not wrapped.
+        rows: (places,) int64.
+        columns: (places,) int64.
+
+    Returns:
+        (places, vocabulary) in the model's dtype.
+    """
     with scored_only(head or model.get_output_embeddings(), rows, columns):
         logits: torch.Tensor = model(
             input_ids=batch["input_ids"],

@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.data_spec import DataSpec, LicenseName
+from lora_kit.objective_fit import refuse_unused, with_section
+from lora_kit.objective_spec import GrpoSpec, Objective, PreferenceSpec
 from lora_kit.retention_spec import RetentionSpec
 from lora_kit.schema import (
     Count,
@@ -71,15 +73,19 @@ class BackboneSpec(Section):
 class TrainingSpec(Section):
     """How it is trained."""
 
-    objective: Literal["sft", "text"] = "sft"
-    """`sft`, supervised fine-tuning: cross-entropy on the supervised tokens. `text`, continued
-    pre-training: every token of texts, of which long ones are split instead of cut."""
+    objective: Objective = "sft"
+    """`sft`: cross-entropy on the supervised tokens. `text`, continued pre-training: every token of
+    texts, of which long ones are split instead of cut. From pairs of a chosen and a rejected
+    answer: `dpo`, `orpo`; from answers with a label: `kto` (all three: see `preference`). From
+    rewards of what the model says: `grpo` (see `grpo`). The reference policy of dpo, kto and grpo
+    is the base, which is the adapter switched off."""
     epochs: Positive = 1.0
     """Passes over the training rows."""
     batch_size: Count = 8
-    """Examples an optimizer step, over all processes."""
+    """Examples an optimizer step, over all processes; pairs for dpo and orpo, prompts for grpo."""
     micro_batch_size: Count | None = None
-    """Examples a forward pass and process; fewer take less memory. By default 4 on a CPU."""
+    """Examples a forward pass and process; fewer take less memory. By default 4 on a CPU. For grpo
+    answers, of which a step has `batch_size` times `grpo.generations`."""
     learning_rate: Positive = 2e-4
     """Peak learning rate of AdamW."""
     batch_tokens: Count | None = None
@@ -117,6 +123,8 @@ class TrainingSpec(Section):
 
     @model_validator(mode="after")
     def _whole_accumulation(self) -> TrainingSpec:
+        if self.objective == "grpo":
+            return self  # there it is answers that are cut, see `objective_fit`
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "
@@ -186,36 +194,22 @@ class Recipe(Section):
     adapter: AdapterSpec = AdapterSpec()
     data: DataSpec
     training: TrainingSpec = TrainingSpec()
+    preference: PreferenceSpec | None = None
+    """How pairs or judged answers are learned from; for dpo, kto and orpo."""
+    grpo: GrpoSpec | None = None
+    """Rewards and sampling; for grpo."""
     retention: RetentionSpec = RetentionSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
 
     @model_validator(mode="before")
     @classmethod
-    def _texts_where_texts_are_learned(cls, value: Any) -> Any:
-        """Continued pre-training is `format: text` and `documents: split`, unless it is said."""
-        sections = value if isinstance(value, dict) else {}
-        data, training = sections.get("data"), sections.get("training")
-        if not isinstance(training, dict) or not isinstance(data, dict):
-            return value
-        if training.get("objective") != "text":
-            return value
-        texts: dict[str, Any] = {"documents": "split", **data}
-        for part in ("train", "validation"):
-            if isinstance(sources := data.get(part), list):
-                texts[part] = [
-                    {"format": "text", **one} if isinstance(one, dict) else one for one in sources
-                ]
-        return {**value, "data": texts}
+    def _section_of_the_objective(cls, value: Any) -> Any:
+        return with_section(value)
 
     @model_validator(mode="after")
-    def _only_texts_are_learned_whole(self) -> Recipe:
-        several = [*self.data.train, *self.data.validation]
-        if self.training.objective == "text" and any(one.format != "text" for one in several):
-            raise ValueError(
-                "training.objective: text learns texts alone, so that each source's format is "
-                "text; leave format out, or use objective: sft"
-            )
+    def _objective_with_what_it_uses(self) -> Recipe:
+        refuse_unused(self)
         return self
 
     @model_validator(mode="after")
@@ -235,11 +229,6 @@ class Recipe(Section):
             raise ValueError(
                 f"adapter.method: {self.adapter.method} on {quantization} weights: it {why_not}; "
                 "set backbone.quantization: none, or another method (lora)"
-            )
-        if self.retention.own_words is not None and self.training.objective == "text":
-            raise ValueError(
-                "retention.own_words: the base writes answers again, and training.objective: text "
-                "has none; use data.replay with source: self"
             )
         factors = self.adapter.method == "lora" and not self.adapter.options.get("use_dora")
         if self.retention.consolidation is not None and not factors:

@@ -125,7 +125,14 @@ def test_a_misspelt_bundled_name_is_answered_with_the_nearest() -> None:
 
 
 def test_all_bundled_recipes_are_valid_and_survive_being_written_out(tmp_path: Path) -> None:
-    assert set(recipe_names()) == {"quickstart", "domain-text", "qlora-8b-chat", "lora-8b-chat"}
+    assert set(recipe_names()) == {
+        "quickstart",
+        "domain-text",
+        "dpo",
+        "grpo",
+        "qlora-8b-chat",
+        "lora-8b-chat",
+    }
     for name in recipe_names():
         recipe = Recipe.load(name)
         assert load(tmp_path, recipe.to_yaml()) == recipe
@@ -147,7 +154,9 @@ def test_continued_pre_training_takes_texts_and_splits_them(tmp_path: Path) -> N
     assert data.documents == "split"
     assert [one.format for one in (*data.train, *data.validation)] == ["text", "text"]
     assert load(tmp_path, text, "data.documents=cut").data.documents == "cut"
-    assert "each source's format is text" in refusal(tmp_path, text, "data.train.0.format=messages")
+    assert "data.train.0.format: the objective text learns texts alone" in refusal(
+        tmp_path, text, "data.train.0.format=messages"
+    )
 
 
 def test_conversations_are_refused_where_texts_are_learned() -> None:

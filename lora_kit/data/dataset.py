@@ -15,8 +15,10 @@ from lora_kit.data.prepared import Counts, PreparedData
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import Rows, joined, read_source
 from lora_kit.data.store import KEPT_FROM, in_memory, kept
+from lora_kit.data.units import prepare_units
 from lora_kit.data_spec import SELF, DataSpec, ReplaySpec, SourceSpec
 from lora_kit.errors import DataError
+from lora_kit.objective_spec import PAIRED, Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,13 +27,17 @@ __all__ = ["Counts", "PreparedData", "prepare", "training_rows", "validation_row
 
 
 def training_rows(
-    spec: DataSpec, seed: int, own: Callable[[int], Rows] | None = None
+    spec: DataSpec,
+    seed: int,
+    objective: Objective = "sft",
+    own: Callable[[int], Rows] | None = None,
 ) -> tuple[Rows, int]:
     """The rows to train on, replay mixed in at random places, and how many of them are replay.
 
     Args:
         spec: which rows.
         seed: the recipe's.
+        objective: of the training, which says whether pairs are wanted.
         own: makes so many rows of the base's own, for the replay source `self`.
 
     Raises:
@@ -40,7 +46,7 @@ def training_rows(
     """
     whole = spec.labels == "all"
     several = [
-        read_source(source, seed, f"data.train.{index}.source", whole)
+        read_source(source, seed, f"data.train.{index}.source", whole, objective in PAIRED)
         for index, source in enumerate(spec.train)
     ]
     is_mixture = spec.temperature is not None or spec.train[0].weight is not None
@@ -99,6 +105,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     spec: DataSpec,
     replay_rows: int = 0,
+    objective: Objective = "sft",
 ) -> PreparedData:
     """Tokenize rows and drop those that have nothing to learn from.
 
@@ -110,11 +117,14 @@ def prepare(
         tokenizer: of the backbone.
         spec: how they are read.
         replay_rows: how many of them are replay, for the record.
+        objective: of the training.
 
     Raises:
         DataError: if a row is wrong, no row is left, or more were dropped than the recipe allows.
     """
-    if isinstance(rows, Rows) and len(rows) >= KEPT_FROM and tokenizer.is_fast:
+    if objective != "sft":
+        data: PreparedData = prepare_units(rows, tokenizer, spec, objective)
+    elif isinstance(rows, Rows) and len(rows) >= KEPT_FROM and tokenizer.is_fast:
         data = kept(rows, tokenizer, spec)
     else:
         data = in_memory(rows, tokenizer, spec)

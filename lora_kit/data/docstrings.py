@@ -1,15 +1,18 @@
 """`stdlib-docstrings`: functions of this machine's Python standard library and their summaries.
 
+`stdlib-docstring-pairs`: the same, beside each summary that of another function of the module.
+
 Real text on every machine, nothing to fetch. Split by module, so that no file is in two splits.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import sysconfig
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -43,6 +46,32 @@ def docstring_rows() -> tuple[Row, ...]:
                     )
                 )
     return tuple(rows)
+
+
+@cache
+def docstring_pairs() -> tuple[Row, ...]:
+    """A function, its own summary, and as the worse answer that of another of its module.
+
+    The other one is that which differs least in length, so that length tells nothing; modules of
+    one usable function give no pair.
+    """
+    of_module: dict[str, list[Row]] = {}
+    for row in docstring_rows():
+        of_module.setdefault(row.cluster, []).append(row)
+    return tuple(
+        dataclasses.replace(
+            row, completion_from=1, rejected=(_nearest_in_length(row, rows),), format="preference"
+        )
+        for rows in of_module.values()
+        if len(rows) > 1
+        for row in rows
+    )
+
+
+def _nearest_in_length(row: Row, rows: Sequence[Row]) -> Message:
+    own = len(row.messages[-1].content)
+    others = [other.messages[-1] for other in rows if other is not row]
+    return min(others, key=lambda message: abs(len(message.content) - own))
 
 
 def _functions(path: Path) -> Iterator[tuple[int, str, str]]:

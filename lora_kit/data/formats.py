@@ -69,7 +69,16 @@ def _prompt_completion(value: Value, origin: str) -> Row:
         prompt + completion,
         tools=read_tools(value.get("tools"), origin),
         completion_from=len(prompt),
+        desirable=_said_to_be_good(value.get("label")),
     )
+
+
+def _said_to_be_good(label: object) -> bool | None:
+    """Data sets have other columns of this name, which say nothing of the kind."""
+    if isinstance(label, bool):
+        return label
+    # A CSV file holds texts.
+    return {"true": True, "false": False}.get(label.lower()) if isinstance(label, str) else None
 
 
 def _alpaca(value: Value, origin: str) -> Row:
@@ -97,11 +106,47 @@ def _text(value: Value, origin: str) -> Row:
 
 
 def _preference(value: Value, origin: str) -> Row:
-    del value
-    raise DataError(
-        f"{origin}: a pair of preference, which the objective sft does not learn from. To learn "
-        "what was chosen, write format: prompt-completion and columns: {completion: chosen}"
+    chosen = _spoken(value["chosen"], "chosen", "assistant", origin)
+    rejected = _spoken(value["rejected"], "rejected", "assistant", origin)
+    if "prompt" in value:
+        prompt = _spoken(value["prompt"], "prompt", "user", origin)
+    else:
+        # Anthropic's and others give two conversations, which are one until they part.
+        equal = [one == other for one, other in zip(chosen, rejected, strict=False)]
+        prompt = chosen[: (*equal, False).index(False)]
+    # UltraFeedback and others repeat the prompt in what is chosen.
+    chosen, rejected = (
+        said[len(prompt) :] if said[: len(prompt)] == prompt else said
+        for said in (chosen, rejected)
     )
+    for name, said in (("chosen", chosen), ("rejected", rejected)):
+        if [message.role for message in said] != ["assistant"]:
+            roles = ", ".join(message.role for message in said) or "(none)"
+            raise DataError(
+                f"{origin}: `{name}` has to be one turn of the assistant behind the prompt that "
+                f"both share; found the turns {roles}"
+            )
+    if not prompt:
+        raise DataError(f"{origin}: `chosen` and `rejected` share no prompt; give it as `prompt`")
+    if chosen == rejected:
+        raise DataError(f"{origin}: `chosen` and `rejected` are the same; nothing is preferred")
+    return Row(
+        origin, origin, prompt + chosen, completion_from=len(prompt), rejected=tuple(rejected)
+    )
+
+
+def _require_kind(form: RowFormat, pairs: bool, origin: str) -> None:
+    if form == "preference" and not pairs:
+        raise DataError(
+            f"{origin}: a pair of preference, which the objectives dpo and orpo learn from, and "
+            "nothing else does. To learn what was chosen, write format: prompt-completion and "
+            "columns: {completion: chosen}"
+        )
+    if pairs and form != "preference":
+        raise DataError(
+            f"{origin}: format {form}; the objectives dpo and orpo learn from pairs: "
+            f"{FORMATS['preference'].shown}"
+        )
 
 
 def _spoken(value: object, field: str, role: str, origin: str) -> tuple[Message, ...]:
@@ -123,7 +168,7 @@ FORMATS: dict[RowFormat, Format] = {
     "messages": Format(("messages",), ("tools",), f'{{"messages": {TURNS}}}', _messages),
     "prompt-completion": Format(
         ("prompt", "completion"),
-        ("tools",),
+        ("tools", "label"),
         '{"prompt": "...", "completion": "..."}',
         _prompt_completion,
     ),
@@ -157,6 +202,7 @@ def parse_row(
     columns: Mapping[str, str] | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
     whole: bool = False,
+    pairs: bool = False,
 ) -> Row:
     """Read one row.
 
@@ -167,9 +213,10 @@ def parse_row(
         columns: which column a field of the format is in.
         names: of the classes of a column of class numbers.
         whole: whether every turn of a conversation is learned, so that any may be the last.
+        pairs: whether pairs of preference are wanted, and nothing else.
 
     Raises:
-        DataError: if its format is unknown or a field is wrong, naming `origin`.
+        DataError: if its format is unknown or not wanted, or a field is wrong, naming `origin`.
     """
     if not isinstance(value, Mapping):
         found = type(value).__name__
@@ -179,6 +226,9 @@ def parse_row(
     if columns:
         value = _renamed(value, origin, columns)
     known = recognised(value, columns or {}) if form == "auto" else form
+    if form == "auto" and pairs and {"chosen", "rejected"} <= set(value):
+        # UltraFeedback and others have the chosen conversation once more, as `messages`.
+        known = "preference"
     if known is None:
         keys = ", ".join(sorted(map(str, value))) or "(none)"
         raise DataError(f"{origin}: no known format in the keys {keys}; possible: {_shown()}")
@@ -189,6 +239,7 @@ def parse_row(
             f"{missing[0]!r}{nearest(missing[0], value)}; it has "
             f"{', '.join(map(str, value)) or '(none)'}. data.train.N.columns says which is meant"
         )
+    _require_kind(known, pairs, origin)
     row = FORMATS[known].read(value, origin)
     if row.messages:
         check = check_spoken if whole else check_last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, overload
@@ -141,6 +141,15 @@ class PreparedData:
         return Examples(self.table)
 
     @property
+    def size(self) -> int:
+        """What `batch_size` and `epochs` count: the examples."""
+        return len(self.table)
+
+    def origin(self, number: int) -> str:
+        """Where one of what `size` counts came from."""
+        return self.examples[number].origin
+
+    @property
     def lengths(self) -> NDArray[np.int32]:
         """Tokens of each example, (examples,) int32."""
         return np.asarray(self.table.column("length").to_numpy())
@@ -205,6 +214,15 @@ class Tally:
             sum(len(example.input_ids) for example in used),
         )
         return used
+
+    def add_whole(self, row: Row, source: int, examples: Sequence[Example]) -> bool:
+        """Count what a row became, and whether all of its examples have something to learn from."""
+        if all(example.supervised for example in examples):
+            self.add(row, source, examples)
+            return True
+        unlearned = [replace(one, labels=()) for one in examples]
+        self.add(row, source, unlearned)
+        return False
 
     def record(self, examples: Sequence[Example], sources: Sequence[int]) -> pa.RecordBatch:
         """Examples as they are written, and hashed."""

@@ -41,6 +41,9 @@ class Row:
         completion_from: the first turn of what the row gives as completion; `None` where the
             format has none, and it is the last turn.
         label: its class, where the row is one of a classification.
+        rejected: of a pair of preference, what stands in the place of the turns from
+            `completion_from` on, and is the worse answer; else empty.
+        desirable: whether the completion is a good one, where the row says so.
         format: what it was read as; empty for a row that was made here.
     """
 
@@ -51,6 +54,8 @@ class Row:
     tools: tuple[Mapping[str, Any], ...] = ()
     completion_from: int | None = None
     label: str | None = None
+    rejected: tuple[Message, ...] = ()
+    desirable: bool | None = None
     format: str = ""
 
     @property

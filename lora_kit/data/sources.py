@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_kit.data.datafiles import ENDINGS, kind_of
-from lora_kit.data.docstrings import docstring_rows
+from lora_kit.data.docstrings import docstring_pairs, docstring_rows
 from lora_kit.data.formats import check_columns, parse_row
 from lora_kit.data.reference import reference_rows
 from lora_kit.data.rows import Row, split_of
+from lora_kit.data.sums import sum_rows
 from lora_kit.data.tables import (
     BLOCK,
     ArrowTable,
@@ -35,12 +36,21 @@ from lora_kit.errors import DataError
 # Rows, and the shares of their clusters that are held out for validation and test.
 BUILT_IN: dict[str, tuple[Callable[[], Sequence[Row]], float, float]] = {
     "stdlib-docstrings": (docstring_rows, 0.1, 0.15),
+    "stdlib-docstring-pairs": (docstring_pairs, 0.1, 0.15),
     "python-reference": (reference_rows, 0.1, 0.5),
+    "sums": (sum_rows, 0.1, 0.25),
 }
-# Both come with CPython, whose LICENSE is the stack that SPDX calls Python-2.0.1: the agreement of
-# the PSF with those of BeOpen, CNRI (of Python 1.6.1) and CWI, which have to be kept. PSF-2.0 is
-# the first of them alone; Python-2.0 is the stack with an older one of CNRI, not used since 2.0.1.
-BUILT_IN_LICENSES = {"stdlib-docstrings": "Python-2.0.1", "python-reference": "Python-2.0.1"}
+# The LICENSE of CPython is the stack that SPDX calls Python-2.0.1: the agreement of the PSF with
+# those of BeOpen, CNRI (of Python 1.6.1) and CWI, which have to be kept. PSF-2.0 is the first of
+# them alone; Python-2.0 is the stack with an older one of CNRI, not used since 2.0.1.
+OF_PYTHON = ("Python-2.0.1", "Python's LICENSE")
+# The licence of each, and what says so.
+BUILT_IN_LICENSES = {
+    "stdlib-docstrings": OF_PYTHON,
+    "stdlib-docstring-pairs": OF_PYTHON,
+    "python-reference": OF_PYTHON,
+    "sums": ("Apache-2.0", "lora_kit's LICENSE"),
+}
 SPLITS = ("train", "validation", "test", "all")
 
 
@@ -140,7 +150,9 @@ def joined(several: Sequence[Rows]) -> Rows:
     )
 
 
-def read_source(spec: SourceSpec, seed: int, field: str, whole: bool = False) -> Rows:
+def read_source(
+    spec: SourceSpec, seed: int, field: str, whole: bool = False, pairs: bool = False
+) -> Rows:
     """The rows of one source, in the source's order.
 
     Args:
@@ -148,13 +160,17 @@ def read_source(spec: SourceSpec, seed: int, field: str, whole: bool = False) ->
         seed: the recipe's.
         field: the recipe's field, for messages.
         whole: whether every turn of a conversation is learned, so that any may be the last.
+        pairs: whether pairs of preference are wanted, and nothing else.
 
     Raises:
         DataError: if the source is unknown or cannot be read as asked. A row that is wrong is
             found when it is read.
     """
     is_built_in = spec.source in BUILT_IN
-    source = _built_in(spec, field) if is_built_in else _table_source(spec, field, whole)
+    if is_built_in:
+        source = _built_in(spec, field, pairs)
+    else:
+        source = _table_source(spec, field, whole, pairs)
     numbers = np.arange(source.size, dtype=np.int64)
     if spec.limit is not None and spec.limit < source.size:
         # By the field, not by the source: a file's path must not decide which rows are taken.
@@ -163,7 +179,7 @@ def read_source(spec: SourceSpec, seed: int, field: str, whole: bool = False) ->
     return Rows((source,), np.zeros(len(numbers), np.int32), numbers)
 
 
-def _built_in(spec: SourceSpec, field: str) -> Source:
+def _built_in(spec: SourceSpec, field: str, pairs: bool) -> Source:
     unused = ("subset", "revision", "streaming", "columns", "license")
     _refuse_unused(spec, field, unused, "built in")
     read, validation, test = BUILT_IN[spec.source]
@@ -183,6 +199,7 @@ def _built_in(spec: SourceSpec, field: str) -> Source:
             f"{_beside(field, 'split')}: {spec.source} has no split `{spec.split}`; it has "
             f"{', '.join(SPLITS)}"
         )
+    _require_pairs(spec, field, pairs, read())
     rows = [row for row in read() if spec.split in ("all", split_of(row.cluster, validation, test))]
     return Rows.of(spec.source, rows).sources[0]
 
@@ -191,7 +208,16 @@ def _built_in_texts() -> list[str]:
     return [name for name, (read, _, _) in BUILT_IN.items() if read()[0].text is not None]
 
 
-def _table_source(spec: SourceSpec, field: str, whole: bool) -> Source:
+def _require_pairs(spec: SourceSpec, field: str, pairs: bool, rows: Sequence[Row]) -> None:
+    if bool(rows[0].rejected) != pairs:
+        wanted, found = ("pairs of preference", "none") if pairs else ("rows", "pairs")
+        raise DataError(
+            f"{field}: {spec.source} has {found}, and {wanted} are wanted: the objectives dpo and "
+            "orpo learn from pairs of preference, and nothing else does"
+        )
+
+
+def _table_source(spec: SourceSpec, field: str, whole: bool, pairs: bool) -> Source:
     table = _opened(spec, field)
     if not len(table):
         raise DataError(f"{field}: {spec.source}: there are no rows in it")
@@ -204,7 +230,7 @@ def _table_source(spec: SourceSpec, field: str, whole: bool) -> Source:
             # Arrow gives every object the fields of all, empty where it had none.
             values = [{key: _without_nulls(v) for key, v in value.items()} for value in values]
         return [
-            parse_row(value, table.origin(number), spec.format, spec.columns, names, whole)
+            parse_row(value, table.origin(number), spec.format, spec.columns, names, whole, pairs)
             for number, value in zip(numbers, values, strict=True)
         ]
 

@@ -90,9 +90,14 @@ def grade_choice(item: Item, outcome: Outcome, *, score: str) -> Graded:
 
 def grade_generation(item: Item, outcome: Outcome, *, metric: Metric, first_line: bool) -> Graded:
     """A metric of the generated text, or of its first line, against the references."""
-    text = outcome.text.strip()
-    answer = text.partition("\n")[0] if first_line else text
-    return Graded(metric(answer, item.references), text)
+    answer = said(outcome.text, first_line)
+    return Graded(metric(answer, item.references), outcome.text.strip())
+
+
+def said(text: str, first_line: bool) -> str:
+    """What of a generated text is the answer."""
+    text = text.strip()
+    return text.partition("\n")[0] if first_line else text
 
 
 def grade_instruction(item: Item, outcome: Outcome) -> Graded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lora_kit.data_spec import SourceSpec
 from lora_kit.errors import DataError
 from lora_kit.evaluation.items import instructions
 from lora_kit.evaluation.items.registry import CHOICE_SOURCES
+from lora_kit.evaluation.items.row import ChoiceRow
 from lora_kit.evaluation.suite import TaskSpec
 
 QUESTION_ROW = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
@@ -62,7 +63,7 @@ class Instruction:
 
 
 def read_questions(spec: TaskSpec) -> list[Question]:
-    """Rows of a multiple-choice task.
+    """Rows of a multiple-choice task; a pair of preference is a question with two choices.
 
     Raises:
         DataError: if the source is unknown or a row is wrong, with its place.
@@ -73,7 +74,14 @@ def read_questions(spec: TaskSpec) -> list[Question]:
             Question(r.id, {"question": r.question}, r.choices, r.answer, r.cluster, r.slices)
             for r in CHOICE_SOURCES[spec.source]()
         ]
-    return [_question(value, origin, spec) for value, origin in _table(spec, CHOICE_SOURCES)]
+    if spec.source in BUILT_IN:
+        return [_preferred(row, row.origin, row.cluster) for row in _built_in_rows(spec, True)]
+    return [
+        _pair(value, origin, spec)
+        if {"chosen", "rejected"} <= set(value)
+        else _question(value, origin, spec)
+        for value, origin in _table(spec, CHOICE_SOURCES)
+    ]
 
 
 def read_labelled(spec: TaskSpec) -> list[Question]:
@@ -109,14 +117,7 @@ def read_talks(spec: TaskSpec) -> list[Talk]:
         DataError: if the source is unknown or a row is wrong, with its place.
     """
     if spec.source in BUILT_IN:
-        if spec.split not in ("train", "validation", "test", "all"):
-            raise DataError(
-                f"task {spec.name}: split {spec.split}; {spec.source} has train, validation, test "
-                "and all"
-            )
-        _refuse_fields(spec)
-        source = SourceSpec(source=spec.source, split=spec.split)
-        rows = read_source(source, 0, f"task {spec.name}: source")
+        rows = _built_in_rows(spec)
         return [Talk(row.origin, row, _reference(row), row.cluster) for row in rows]
     return [_talk(value, origin, spec) for value, origin in _table(spec, BUILT_IN)]
 
@@ -143,6 +144,17 @@ def read_instructions(spec: TaskSpec) -> list[Instruction]:
             Instruction(row.id, row, _cluster(value, origin, spec), _slices(value, origin, spec))
         )
     return rows
+
+
+def _built_in_rows(spec: TaskSpec, pairs: bool = False) -> Sequence[Row]:
+    if spec.split not in ("train", "validation", "test", "all"):
+        raise DataError(
+            f"task {spec.name}: split {spec.split}; {spec.source} has train, validation, test and "
+            "all"
+        )
+    _refuse_fields(spec)
+    source = SourceSpec(source=spec.source, split=spec.split)
+    return read_source(source, 0, f"task {spec.name}: source", pairs=pairs)
 
 
 def _refuse_fields(spec: TaskSpec) -> None:
@@ -199,6 +211,26 @@ def _question(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question
         _cluster(value, origin, spec),
         _slices(value, origin, spec),
     )
+
+
+def _pair(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question:
+    """A pair of preference as the question which of the two is the likelier answer."""
+    row = parse_row(value, origin, "preference", pairs=True)
+    if [message.role for message in row.messages[:-1]] != ["user"]:
+        raise DataError(f"{origin}: of a pair, the prompt of a question is one turn of the user")
+    slices = _slices(value, origin, spec)
+    return _preferred(row, _identifier(value, origin), _cluster(value, origin, spec), slices)
+
+
+def _preferred(
+    row: Row, identifier: str, cluster: str, slices: Mapping[str, str] | None = None
+) -> Question:
+    asked, chosen = (message.content for message in row.messages)
+    drawn = ChoiceRow.draw(
+        identifier, asked, chosen, [row.rejected[0].content], slices or {}, cluster
+    )
+    fields = {"prompt": asked, "question": asked}
+    return Question(identifier, fields, drawn.choices, drawn.answer, cluster, drawn.slices)
 
 
 def _choices(value: Any) -> list[Any]:

@@ -72,7 +72,7 @@ def read_rows(recipe: Recipe, backbone: Backbone, run: RunDirectory | None = Non
         said[REPLAY] = earlier.get(REPLAY) or replayed(recipe, backbone, count)
         return Rows.of(SELF, [parse_row(r, f"{SELF}#{n}") for n, r in enumerate(said[REPLAY])])
 
-    rows, replay = training_rows(recipe.data, recipe.seed, own)
+    rows, replay = training_rows(recipe.data, recipe.seed, recipe.training.objective, own)
     if recipe.retention.own_words is None:
         return ReadRows(rows, replay, said)
     said[ANSWERS] = earlier.get(ANSWERS) or _answers(recipe, backbone, rows)

@@ -136,8 +136,9 @@ def _compared(subject: Subject) -> _Compared:
     recipe = subject.session.recipe if subject.session else None
     data = recipe.data if recipe else DataSpec(train=[SourceSpec(source=PROSE)])
     seed = recipe.seed if recipe else 0
+    objective = recipe.training.objective if recipe else "sft"
     held_out = validation_rows(data, seed)
-    rows = held_out or training_rows(data, seed)[0]
+    rows = held_out or training_rows(data, seed, objective)[0]
     several = tokenize_rows(
         rows[:COMPARED_ROWS].read(), subject.backbone.tokenizer, data.max_length, data.labels
     )

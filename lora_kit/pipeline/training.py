@@ -135,9 +135,9 @@ def _ready(recipe: Recipe, earlier: RunDirectory | None) -> _Ready:
     shots = recipe.evaluation.shots if "fewshot" in recipe.evaluation.arms else 0
     work = plan_work(suites, backbone, shots, example_rows(recipe) if shots else ())
     read = read_rows(recipe, backbone, earlier)
-    rows = read.rows
+    rows, objective = read.rows, recipe.training.objective
     held_out_rows = validation_rows(recipe.data, recipe.seed)
-    data = prepare(rows, backbone.tokenizer, recipe.data, read.replay)
+    data = prepare(rows, backbone.tokenizer, recipe.data, read.replay, objective)
     held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data)
     texts = RetentionTexts.read(recipe, backbone.tokenizer)
     model = attach(backbone, recipe.adapter, recipe.seed)
@@ -214,7 +214,8 @@ def _digest_now(run: RunDirectory, recipe: Recipe, session: Session) -> str | No
     """Of the rows; `None` where they are gone: the adapter, which is there, needs them no more."""
     try:
         read = read_rows(recipe, session.backbone, run)
-        return prepare(read.rows, session.backbone.tokenizer, recipe.data, read.replay).digest
+        tokenizer, objective = session.backbone.tokenizer, recipe.training.objective
+        return prepare(read.rows, tokenizer, recipe.data, read.replay, objective).digest
     except DataError as error:
         say(f"{run.root}: whether it was trained on these rows cannot be told: {error}")
         return None

@@ -20,7 +20,9 @@ from lora_kit.preflight.isolation import logit_spacing, packed_difference
 from lora_kit.preflight.method_checks import (
     can_be_merged,
     computes_in_float32,
+    estimated_as_another_objective,
     estimated_as_it_is,
+    in_one_process,
     kept_where_it_can_be,
     stepped_by_us,
 )
@@ -290,6 +292,8 @@ CHECKS = (
     Check("copies", "whole layers meet another dtype", _with_backbone, computes_in_float32),
     Check("merging", "an adapter cannot be merged", _always, can_be_merged),
     Check("estimate", "another method's memory", _always, estimated_as_it_is),
+    Check("processes", "an objective is made for one", _always, in_one_process),
+    Check("objective", "another one's estimate", _always, estimated_as_another_objective),
     Check("labels", "nothing is learned at loss 0", _with_examples, something_to_learn),
     Check("end of turn", "the model never stops", _with_examples, learns_to_stop),
     Check("beginning", "texts begin twice", _with_examples, begins_once),

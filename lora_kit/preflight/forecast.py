@@ -89,7 +89,7 @@ def forecast(
     if memory.total > available:
         change = advice(recipe, config, batch, cutting, device, base, available)
         return Forecast(memory, change, available, on_a_gpu=elsewhere)
-    steps = optimizer_steps(len(data.lengths), spec)
+    steps = optimizer_steps(data.size, spec)
     probed = probe(model, backbone, data, cutting, spec.gradient_checkpointing)
     taken = duration(
         probed, data.lengths, held_out.lengths, spec, cutting, state.num_processes, steps

@@ -52,6 +52,8 @@ def guidance(recipe: Recipe, counts: Counts, parameters: int) -> tuple[Hint, ...
         counts: of its rows and tokens.
         parameters: that are trained.
     """
+    if recipe.training.objective not in ("sft", "text"):
+        return ()  # of pairs and rewards there are no such rules
     own = counts.used - counts.replay_rows
     return (
         *_frozen(recipe, own),

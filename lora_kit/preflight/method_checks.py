@@ -63,6 +63,37 @@ def can_be_merged(situation: Situation) -> str | None:
     )
 
 
+def in_one_process(situation: Situation) -> None:
+    """Raises TrainingError for what is made for one process where there are several."""
+    launch, objective = situation.launch, situation.recipe.training.objective
+    several = launch.processes > 1 or launch.sharded or launch.deepspeed
+    if objective != "sft" and several:
+        raise TrainingError(
+            f"training.objective: {objective} is trained by one process, and {launch.processes} "
+            "are launched; start it without a launch file"
+        )
+
+
+# Of each objective, what an estimate that is made for sft leaves out.
+LEFT_OUT = {
+    "dpo": "the forward pass of the reference policy, about a quarter of a step",
+    "kto": "two forward passes of the reference policy and one for the divergence, about as long "
+    "again",
+    "orpo": "the logits of prompts, which its cross-entropy takes: more memory, for each token of "
+    "a forward pass 4 bytes a word of the vocabulary and more",
+    "grpo": "the sampling of answers, and all answers of a prompt but one: a step takes at least "
+    "`grpo.generations` times as long",
+}
+
+
+def estimated_as_another_objective(situation: Situation) -> str | None:
+    """Warns of what the estimate of memory and time leaves out."""
+    objective = situation.recipe.training.objective
+    if objective not in LEFT_OUT:
+        return None
+    return f"training.objective: {objective}: the estimate leaves out {LEFT_OUT[objective]}"
+
+
 def estimated_as_it_is(situation: Situation) -> str | None:
     """Warns of a method whose memory is another one's in the estimate."""
     method = situation.recipe.adapter.method

@@ -121,7 +121,8 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     if launch_file:
         require_possible(launch_file, recipe)
     suites = load_suites(recipe.evaluation.suites)
-    rows, replay = training_rows(recipe.data, recipe.seed)
+    objective = recipe.training.objective
+    rows, replay = training_rows(recipe.data, recipe.seed, objective)
     held_out_rows = validation_rows(recipe.data, recipe.seed)
     processes, device = _processes(launch_file)
     spec = recipe.training
@@ -144,7 +145,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         # Only now that there is a backbone, it can be asked.
         own = read_rows(recipe, backbone)
         rows, replay = own.rows, own.replay
-    data = prepare(rows, backbone.tokenizer, recipe.data, replay)
+    data = prepare(rows, backbone.tokenizer, recipe.data, replay, objective)
     held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data)
     model = attach(backbone, recipe.adapter, recipe.seed)
     covered = coverage(model)
@@ -154,7 +155,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     refuse_items(RetentionTexts.read(recipe, backbone.tokenizer), items, limits.leakage)
     return Plan(
         **known,
-        optimizer_steps=optimizer_steps(len(data.examples), spec),
+        optimizer_steps=optimizer_steps(data.size, spec),
         missing_backbone=None,
         fingerprint=backbone.fingerprint.digest,
         coverage=covered,

@@ -95,7 +95,7 @@ def _of_source(spec: SourceSpec | ReplaySpec | TextsSpec) -> tuple[str | None, s
     if spec.license is not None:
         return spec.license, IN_RECIPE
     if spec.source in BUILT_IN_LICENSES:
-        return BUILT_IN_LICENSES[spec.source], "Python's LICENSE"
+        return BUILT_IN_LICENSES[spec.source]
     return _front_matter_license(Path(spec.source).expanduser())
 
 

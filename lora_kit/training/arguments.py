@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
+from transformers import TrainingArguments
 from trl import SFTConfig
 
 from lora_kit.backbone import Backbone
@@ -16,28 +17,54 @@ from lora_kit.errors import TrainingError
 from lora_kit.launch import current_launch
 from lora_kit.recipe import Recipe, TrainingSpec
 
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
 
 def arguments_of(
     recipe: Recipe, backbone: Backbone, state: PartialState, directory: Path, steps: int
 ) -> SFTConfig:
+    """What TRL's SFTTrainer is told; see `configured`."""
+    return configured(
+        SFTConfig,
+        recipe,
+        backbone,
+        state,
+        directory,
+        steps,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+
+
+def configured(
+    kind: type[Arguments],
+    recipe: Recipe,
+    backbone: Backbone,
+    state: PartialState,
+    directory: Path,
+    steps: int,
+    **own: Any,
+) -> Arguments:
     """What transformers' trainer is told.
 
     A batch of its data loader is this process's whole share of an optimizer step; our trainer deals
     the shares out and cuts them into micro batches itself.
 
     Args:
+        kind: of arguments.
         recipe: what to do.
         backbone: what it is done to.
         state: this process among the others.
         directory: of the run.
         steps: of the optimizer, all in all.
+        own: arguments of the kind, which come before those of the recipe.
 
     Raises:
         TrainingError: if the batch cannot be divided over the processes, or a tracker is missing.
     """
     spec = recipe.training
     _require_trackers(spec)
-    arguments = SFTConfig(
+    common: dict[str, Any] = dict(
         output_dir=str(directory),
         run_name=recipe.name,
         project="lora-kit",
@@ -63,9 +90,8 @@ def arguments_of(
         save_steps=spec.checkpoint_steps,
         report_to=[name for name in spec.log_to if name != "tensorboard"] or "none",
         disable_tqdm=True,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
     )
+    arguments: Arguments = kind(**(common | own))
     # Without a launcher, all visible GPUs would be taken by nn.DataParallel, which deals out the
     # columns that logits are wanted in as if they were examples.
     arguments._n_gpu = min(arguments.n_gpu, 1)

@@ -13,6 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 from lora_kit.backbone import Backbone
 from lora_kit.console import Meter
 from lora_kit.data.dataset import PreparedData
+from lora_kit.data.units import PreparedUnits
 from lora_kit.processes import any_process, process_state
 from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory
@@ -22,8 +23,10 @@ from lora_kit.training.callbacks import Epochs, Interruption, MetricsLog
 from lora_kit.training.guards import Guards
 from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
+from lora_kit.training.preferences.objectives import Setting, objective_trainer, trainer_class
 from lora_kit.training.rank_allocation import RankAllocation
 from lora_kit.training.rates import GradualUnfreezing, has_own_rates
+from lora_kit.training.resumable import Resumable
 from lora_kit.training.retention.keepers import Keepers
 from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.supervised import SupervisedTrainer
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 class Attempt:
     """A trainer and what goes along with it."""
 
-    trainer: SupervisedTrainer
+    trainer: Resumable
     log: MetricsLog
     validation: Validation
     interruption: Interruption
@@ -69,35 +72,43 @@ class Attempt:
             texts: that the recipe's ways to keep look at.
         """
         state, spec = process_state(), recipe.training
-        steps = optimizer_steps(len(data.examples), spec)
-        log = MetricsLog(run.metrics, progress, state.is_main_process, _plotter(run))
+        steps = optimizer_steps(data.size, spec)
+        figures = trainer_class(spec.objective).figures
+        log = MetricsLog(run.metrics, progress, state.is_main_process, _plotter(run), figures)
         validation = Validation(spec, measure, log.record)
         interruption = Interruption(any_process)
-        most = cutting.most_tokens(data.lengths)
-        keepers = Keepers.of(recipe, backbone, model, texts, cutting, most, log.record)
-        trainer = SupervisedTrainer(
-            model=model,
-            args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
-            train_dataset=data.to_dataset(),
-            processing_class=backbone.tokenizer,
-            lengths=data.lengths.tolist(),
-            batch_size=spec.batch_size,
-            like_length=like_length(spec, state.device),
-            micro_batch_size=cutting.rows,
-            batch_tokens=cutting.tokens,
-            packing=cutting.packing,
-            pad_token_id=backbone.tokenizer.pad_token_id,
-            keep_checkpoints=spec.keep_checkpoints,
-            validation=validation,
-            anchor=keepers.anchor,
-            budget=keepers.budget,
-            rates=spec if has_own_rates(spec) else None,
-            callbacks=[validation, interruption, *keepers.callbacks, *_tensorboard(recipe, run)],
-        )
+        callbacks = [validation, interruption, *_tensorboard(recipe, run)]
+        trainer: Any
+        if isinstance(data, PreparedUnits):
+            setting = Setting(recipe, backbone, model, data, run.checkpoints, steps)
+            trainer = objective_trainer(setting, callbacks)
+        else:
+            most = cutting.most_tokens(data.lengths)
+            keepers = Keepers.of(recipe, backbone, model, texts, cutting, most, log.record)
+            trainer = SupervisedTrainer(
+                model=model,
+                args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
+                train_dataset=data.to_dataset(),
+                processing_class=backbone.tokenizer,
+                lengths=data.lengths.tolist(),
+                batch_size=spec.batch_size,
+                like_length=like_length(spec, state.device),
+                micro_batch_size=cutting.rows,
+                batch_tokens=cutting.tokens,
+                packing=cutting.packing,
+                pad_token_id=backbone.tokenizer.pad_token_id,
+                keep_checkpoints=spec.keep_checkpoints,
+                validation=validation,
+                anchor=keepers.anchor,
+                budget=keepers.budget,
+                rates=spec if has_own_rates(spec) else None,
+                callbacks=[*callbacks, *keepers.callbacks],
+            )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Epochs(lambda: trainer.sampler))
         where = partial(_where, trainer, data, run)
-        trainer.add_callback(Guards(backbone.model.config.get_text_config().vocab_size, where))
+        vocabulary = backbone.model.config.get_text_config().vocab_size
+        trainer.add_callback(Guards(vocabulary, where, trainer.idle_steps))
         for callback in _of_the_method(recipe, model, steps):
             trainer.add_callback(callback)
         trainer.add_callback(log)
@@ -115,9 +126,9 @@ def _of_the_method(recipe: Recipe, model: PeftModel, steps: int) -> list[Trainer
     return found
 
 
-def _where(trainer: SupervisedTrainer, data: PreparedData, run: RunDirectory) -> str:
+def _where(trainer: Resumable, data: PreparedData, run: RunDirectory) -> str:
     """The rows of the step under way that this process has, and what to go back to."""
-    rows = ", ".join(data.examples[n].origin for n in trainer.rows)
+    rows = ", ".join(data.origin(n) for n in trainer.rows)
     last = checkpoints.newest(run.checkpoints)
     after = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
     state = process_state()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -34,6 +34,7 @@ class MetricsLog(TrainerCallback):
         meter: Meter,
         is_main: bool,
         plot: Callable[[list[dict[str, float]]], None],
+        figures: Sequence[str] = (),
         plot_seconds: float = PLOT_SECONDS,
     ):
         """Plan.
@@ -43,12 +44,14 @@ class MetricsLog(TrainerCallback):
             meter: the progress bar.
             is_main: whether this process writes; the others do nothing here.
             plot: draws what was logged so far.
+            figures: that are written down where a step has them; the first is shown as well.
             plot_seconds: from one drawing to the next, at least.
         """
         self._path = path
         self._meter = meter
         self._is_main = is_main
         self._plot = plot
+        self._figures = figures
         self._plot_seconds = plot_seconds
         self._started = self._plotted = time.monotonic()
         self._earlier_seconds = 0.0
@@ -94,9 +97,13 @@ class MetricsLog(TrainerCallback):
             "tokens": int(logs["tokens"]),
             "seconds": round(self._earlier_seconds + seconds, 3),
         }
-        self.record(entry | ({"anchor": float(logs["anchor"])} if "anchor" in logs else {}))
+        found = {name: float(logs[name]) for name in self._figures if logs.get(name) is not None}
+        self.record(entry | found)
         rate = (entry["tokens"] - self._earlier_tokens) / seconds if seconds else 0.0
-        self._meter.advance(note=f"loss {entry['loss']:.3f}, {rate:.0f} token/s")
+        shown = "".join(
+            f", {name} {found[name]:.3f}" for name in self._figures[:1] if name in found
+        )
+        self._meter.advance(note=f"loss {entry['loss']:.3f}{shown}, {rate:.0f} token/s")
         if time.monotonic() - self._plotted >= self._plot_seconds:
             self._plot(self.history)
             self._plotted = time.monotonic()

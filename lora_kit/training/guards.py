@@ -24,15 +24,19 @@ SKIPPED = 20
 class Guards(TrainerCallback):
     """Stops a training that trains nothing, or has diverged."""
 
-    def __init__(self, vocabulary: int, where: Callable[[], str]):
+    def __init__(self, vocabulary: int, where: Callable[[], str], idle_steps: int = 0):
         """Plan.
 
         Args:
             vocabulary: words that the backbone chooses from.
             where: the rows of the last batch and the last good checkpoint, in words.
+            idle_steps: how many steps in a row may have nothing to learn from: where rewards are
+                compared, those in which all are the same.
         """
         self._guessing = math.log(vocabulary)
         self._where = where
+        self._idle_steps = idle_steps
+        self._idle = 0
         self._losses: list[float] = []
         self._first: float | None = None
         self._best = math.inf
@@ -60,7 +64,7 @@ class Guards(TrainerCallback):
                 f"the gradient of step 1 is {norm}; lower training.learning_rate or choose another "
                 "backbone.dtype (float16 overflows where bfloat16 and float32 do not)"
             )
-        if norm == 0.0:
+        if norm == 0.0 and not self._idle_steps:
             raise TrainingError(
                 "the gradient of step 1 is zero: nothing that is trained reaches the loss. Check "
                 "adapter.targets, and that the data has supervised tokens"
@@ -90,11 +94,7 @@ class Guards(TrainerCallback):
                 f"step {step}: float16 overflowed in {SKIPPED} steps in a row, none of which "
                 "trained anything; choose another backbone.dtype"
             )
-        if loss == 0.0 or norm == 0.0:
-            raise TrainingError(
-                f"step {step}: the loss is {loss}, the gradient's norm {norm}: nothing is learned "
-                f"from {self._where()}"
-            )
+        self._count_idle(step, loss, norm)
         self._losses = [*self._losses, loss][-WINDOW:]
         if len(self._losses) < WINDOW:
             return
@@ -108,6 +108,17 @@ class Guards(TrainerCallback):
             self._stop(
                 f"step {step}: the loss exploded, {mean:.1f} nats over the last {WINDOW} steps "
                 f"({self._first:.1f} over the first, {self._best:.1f} at best)"
+            )
+
+    def _count_idle(self, step: int, loss: float, norm: float) -> None:
+        # Where steps may be idle, a loss of 0 says nothing: gains and losses may cancel out.
+        idle = norm == 0.0 or (loss == 0.0 and not self._idle_steps)
+        self._idle = self._idle + 1 if idle else 0
+        if self._idle > self._idle_steps:
+            steps = f", as in the {self._idle_steps} before it" if self._idle_steps else ""
+            raise TrainingError(
+                f"step {step}: the loss is {loss}, the gradient's norm {norm}{steps}: nothing is "
+                f"learned from {self._where()}"
             )
 
     def _stop(self, what: str) -> None:

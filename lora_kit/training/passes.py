@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lora_kit.data.batches import cut
 from lora_kit.data.tokenization import Example
+from lora_kit.objective_spec import PAIRED
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import micro_batch_size, share_of
 
@@ -54,8 +55,10 @@ class Cutting:
             TrainingError: if there are more processes than examples of a step.
         """
         spec, packing = recipe.training, recipe.data.packing
-        micro = micro_batch_size(spec, processes, device)
-        share = share_of(spec, processes)
+        # A pair goes through the model at once, both of its answers.
+        each = 2 if spec.objective in PAIRED else 1
+        micro = each * micro_batch_size(spec, processes, device)
+        share = each * share_of(spec, processes)
         # A pack is bounded by its tokens, not by its examples.
         rows = share if packing else micro
         tokens = spec.batch_tokens or (recipe.data.max_length if packing else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,11 @@ class Resumable(Trainer):
         budget: what ends it for forgetting, if anything does.
         like_length: how many examples of about one length stand together in their order.
         keep_checkpoints: how many are left standing.
+        lengths: tokens of each of what it is trained on.
+        rows: of the data set, those of this process's last batch.
+        figures: by the names under which they are logged, what is said of a step besides its loss;
+            the first is shown while it runs.
+        idle_steps: how many steps in a row may have nothing to learn from.
     """
 
     tokens: int = 0
@@ -49,6 +54,13 @@ class Resumable(Trainer):
     budget: Budget | None = None
     like_length: int = 1
     keep_checkpoints: int = 2
+    lengths: Sequence[int] = ()
+    rows: Sequence[int] = ()
+    figures: tuple[str, ...] = ()
+    idle_steps: int = 0
+
+    def _send_telemetry(self) -> None:
+        """TRL's; nothing is sent from here."""
 
     @property
     def ended(self) -> bool:

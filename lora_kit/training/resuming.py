@@ -19,6 +19,8 @@ from lora_kit.run import (
 from lora_kit.training import checkpoints
 from lora_kit.training.trainer import TrainingResult
 
+# What training depends on.
+PARTS = ("seed", "backbone", "adapter", "data", "training", "preference", "grpo", "retention")
 # What may be another than before: it changes nothing of what is trained.
 FREE = ("checkpoint_steps", "keep_checkpoints", "log_to")
 
@@ -109,7 +111,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
         return {path: value}
     flat: dict[str, Any] = {}
     for name, part in value.items():
-        if path or name in ("seed", "backbone", "adapter", "data", "training", "retention"):
+        if path or name in PARTS:
             flat |= _flat(part, f"{path}.{name}" if path else name)
     return {n: v for n, v in flat.items() if n.removeprefix("training.") not in FREE}
 

@@ -50,6 +50,7 @@ class SupervisedTrainer(Resumable, SFTTrainer):
     """
 
     optimizer: Any
+    figures = ("anchor",)
 
     def __init__(
         self,

@@ -22,9 +22,9 @@ from lora_kit.training import checkpoints
 from lora_kit.training.arguments import optimizer_steps
 from lora_kit.training.attempt import Attempt
 from lora_kit.training.passes import Cutting
+from lora_kit.training.resumable import Resumable
 from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.sharded import is_sharded
-from lora_kit.training.supervised import SupervisedTrainer
 from lora_kit.training.validation import validation_loss
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def train(
         TrainingInterruptedError: if a signal ended it; there is a checkpoint to go on from.
     """
     state = process_state()
-    steps = optimizer_steps(len(data.examples), recipe.training)
+    steps = optimizer_steps(data.size, recipe.training)
     cutting = Cutting.of(recipe, state.num_processes, state.device)
     tokens = cutting.most_tokens(data.lengths)
     texts = texts or RetentionTexts()
@@ -140,7 +140,7 @@ def _train(attempt: Attempt, resume: Path | None) -> None:
 
 
 def _result(
-    trainer: SupervisedTrainer,
+    trainer: Resumable,
     history: list[dict[str, float]],
     validation: tuple[float | None, float | None],
     kept_step: int,

@@ -242,3 +242,46 @@ def test_what_a_message_shows_of_a_format_is_of_that_format() -> None:
     for name, form in FORMATS.items():
         value = ast.literal_eval(form.shown)
         assert recognised(value, {}) == name
+
+
+def test_a_pair_has_its_prompt_once_however_it_is_given() -> None:
+    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    worse = [said[0], {"role": "assistant", "content": "No."}]
+    for value in (
+        {"prompt": "Why?", "chosen": "So.", "rejected": "No."},
+        {"prompt": "Why?", "chosen": said, "rejected": worse, "messages": said},
+        {"chosen": said, "rejected": worse},
+    ):
+        row = parse_row(value, "f:1", pairs=True)
+        assert row.messages == (ASK, ANSWER)
+        assert row.rejected == (Message("assistant", "No."),)
+        assert row.completion_from == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ({"prompt": "Why?", "chosen": "So.", "rejected": "So."}, "are the same"),
+        ({"chosen": "So.", "rejected": "No."}, "share no prompt"),
+        (
+            {"prompt": "Why?", "chosen": "So.", "rejected": [{"role": "user", "content": "x"}]},
+            "`rejected` has to be one turn of the assistant",
+        ),
+        ({"prompt": "Why?", "completion": "So."}, "learn from pairs"),
+    ],
+)
+def test_what_is_no_pair_is_refused(value: dict[str, Any], part: str) -> None:
+    with pytest.raises(DataError) as caught:
+        parse_row(value, "f:1", pairs=True)
+    assert part in str(caught.value)
+    assert "f:1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "said"), [(True, True), (False, False), ("true", True), ("joy", None), (3, None)]
+)
+def test_a_label_says_whether_a_completion_is_good_where_it_is_one(
+    label: object, said: bool | None
+) -> None:
+    row = parse_row({"prompt": "Why?", "completion": "So.", "label": label}, "f:1")
+    assert row.desirable is said

@@ -1,0 +1,69 @@
+"""The recipe's `preference` and `grpo` sections: what an objective besides sft goes by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from lora_kit.schema import Count, Fraction, NotNegative, Positive, Section
+
+Objective = Literal["sft", "text", "dpo", "kto", "orpo", "grpo"]
+# Learn from pairs of a chosen and a rejected answer.
+PAIRED: tuple[Objective, ...] = ("dpo", "orpo")
+# Learn from answers that were judged before.
+PREFERENCE: tuple[Objective, ...] = (*PAIRED, "kto")
+# Compare what is trained with a reference policy: the base, which is the adapter switched off.
+REFERENCED: tuple[Objective, ...] = ("dpo", "kto", "grpo")
+
+
+class PreferenceSpec(Section):
+    """How pairs (dpo, orpo) or answers with a label (kto) are learned from."""
+
+    beta: Positive = 0.1
+    """dpo and kto: how closely the reference policy, which is the base, is kept to; the implicit
+    reward is `beta` times the log ratio to it. orpo: weight of the odds ratio beside the
+    cross-entropy of the chosen answer."""
+    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """dpo: `sigmoid` (Rafailov et al. 2023, arXiv:2305.18290), `hinge` (Zhao et al. 2023,
+    arXiv:2305.10425) or `ipo` (Azar et al. 2023, arXiv:2310.12036)."""
+    label_smoothing: Fraction = Field(default=0.0, lt=0.5)
+    """dpo with sigmoid: share of the pairs that may be labelled the wrong way round."""
+    desirable_weight: Positive = 1.0
+    """kto: weight of the good answers."""
+    undesirable_weight: Positive = 1.0
+    """kto: weight of the bad answers."""
+
+
+class GrpoSpec(Section):
+    """How the model learns from rewards of what it says (Shao et al. 2024, arXiv:2402.03300)."""
+
+    rewards: list[str] = Field(default=["exact_match"], min_length=1)
+    """Metrics of an answer against the row's completion, as a `generation` task takes them: bundled
+    (`exact_match`, `chrf`) or the path of an `evaluate` module of yours; the reward is their
+    sum."""
+    answer: Literal["whole", "first_line"] = "whole"
+    """What of the output the metric sees, as in a `generation` task."""
+    generations: Count = Field(default=8, ge=2)
+    """Answers to each prompt, which are compared with one another."""
+    max_new_tokens: Count = 48
+    """Tokens of an answer, at most."""
+    temperature: Positive = 1.0
+    """Of the sampling."""
+    beta: NotNegative = 0.0
+    """Weight of the divergence from the reference policy, which is the base; 0: without."""
+    loss: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
+    """How tokens are averaged: over the step (`dapo`, `bnpo`), in each answer first (`grpo`), by a
+    constant (`dr_grpo`)."""
+
+    @field_validator("rewards")
+    @classmethod
+    def _not_fetched(cls, rewards: list[str]) -> list[str]:
+        if len(set(rewards)) < len(rewards):
+            raise ValueError("no reward twice")
+        if any(name.startswith("hub:") for name in rewards):
+            raise ValueError(
+                "a reward is computed on this machine, from code that is on it: a bundled metric "
+                "or the path of a module"
+            )
+        return rewards

@@ -1,0 +1,1 @@
+"""Objectives besides sft, through TRL: pairs, judged answers, rewards."""

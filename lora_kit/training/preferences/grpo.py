@@ -1,0 +1,153 @@
+"""TRL's GRPOTrainer, on our prompts, with our order, checkpoints and log probabilities."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from torch.utils.data import Sampler
+from trl import GRPOTrainer
+
+from lora_kit.data.rows import Message
+from lora_kit.data.tokenization import tokenize_prompt
+from lora_kit.data.units import Unit
+from lora_kit.training.preferences.reference import base_as_reference
+from lora_kit.training.preferences.scored_forward import forward_put_back, score_answers_alone
+from lora_kit.training.resumable import Resumable, float32_masters
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# Steps in a row in which all answers to each prompt may be worth the same.
+IDLE_STEPS = 20
+
+
+class Prompts(Sampler[int]):
+    """Prompts of whole steps, each as often as it is answered, in a random order of each epoch.
+
+    TRL's leaves out what does not fill a step, and in an epoch that is gone on with has the order
+    of the first one. Here an epoch's last step is filled up from its beginning.
+    """
+
+    def __init__(self, size: int, prompts: int, answers: int, passes: int, seed: int):
+        """Plan.
+
+        Args:
+            size: prompts there are.
+            prompts: of a step.
+            answers: to each.
+            passes: forward passes of a step, for each of which TRL asks for the step's prompts.
+            seed: of the order.
+        """
+        self.size = size
+        self.prompts = prompts
+        self.answers = answers
+        self.passes = passes
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the training at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.size // self.prompts) * self.prompts * self.answers * self.passes
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.size))
+        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        for start in range(0, self.size, self.prompts):
+            step = [order[(start + n) % self.size] for n in range(self.prompts)]
+            yield from [row for row in step for _ in range(self.answers)] * self.passes
+
+
+class RewardTrainer(Resumable, GRPOTrainer):
+    """Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300)."""
+
+    figures = (
+        *("reward", "reward_std", "frac_reward_zero_std", "kl", "entropy"),
+        *("completions/mean_length", "completions/clipped_ratio"),
+    )
+    idle_steps = IDLE_STEPS
+
+    def __init__(
+        self,
+        *args: Any,
+        model: PeftModel,
+        units: Sequence[Unit],
+        ends: Sequence[int],
+        keep_checkpoints: int,
+        **kwargs: Any,
+    ):
+        """Take adapter and prompts as they are.
+
+        Args:
+            args: of GRPOTrainer.
+            model: with its adapter attached.
+            units: whose prompts are answered; their last turn is the reference.
+            ends: tokens that end an answer.
+            keep_checkpoints: how many are left standing.
+            kwargs: of GRPOTrainer.
+        """
+        self._undone = forward_put_back(model)
+        self._undone.__enter__()
+        prompts = Dataset.from_list([_asked(row, unit) for row, unit in enumerate(units)])
+        with float32_masters(model), base_as_reference(model):
+            super().__init__(*args, model=model, train_dataset=prompts, **kwargs)
+        score_answers_alone(model, self.temperature)
+        self.eos_token_ids = list(ends)
+        self.generation_kwargs["eos_token_id"] = list(ends)
+        self.generation_config.eos_token_id = list(ends)
+        self.lengths = [unit.length for unit in units]
+        self.keep_checkpoints = keep_checkpoints
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL does, and leave the model without what TRL and Accelerate put around it."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self._undone.__exit__(None, None, None)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Prompts:
+        prompts = self.args.generation_batch_size // self.num_generations
+        self.sampler = Prompts(
+            len(dataset if dataset is not None else self.train_dataset),
+            prompts,
+            self.num_generations,
+            self.args.steps_per_generation,
+            self.args.data_seed,
+        )
+        return self.sampler
+
+    def _tokenize_prompts(self, prompts: list[list[dict[str, str]]]) -> tuple[Any, None, Any]:
+        """As everywhere here; TRL's way is another one."""
+        several = [[Message(turn["role"], turn["content"]) for turn in one] for one in prompts]
+        return [tokenize_prompt(one, self._tokenizer) for one in several], None, {}
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self.rows = sorted({one["row"] for one in inputs})
+        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        self.tokens += int(found["prompt_mask"].sum() + found["completion_mask"].sum())
+        return found
+
+    def _track_num_input_tokens(self, _inputs: Any) -> None:
+        """Counted where they are generated."""
+
+    def floating_point_ops(self, _inputs: Any) -> int:
+        """Not estimated: the figure would be that of a model that is trained whole."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the tokens seen so far."""
+        super().log(logs | {"tokens": self.tokens}, start_time)
+        # `metrics.jsonl` has it; in here, each checkpoint would hold it once more.
+        self.state.log_history.clear()
+
+
+def _asked(row: int, unit: Unit) -> dict[str, Any]:
+    *asked, reference = unit.row.messages
+    prompt = [{"role": turn.role, "content": turn.content} for turn in asked]
+    return {"row": row, "prompt": prompt, "reference": reference.content}

@@ -1,0 +1,168 @@
+"""TRL's trainers of preferences, on our tokens, in our steps, with our checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from datasets.table import InMemoryTable
+from torch.utils.data import DataLoader
+from trl import DPOTrainer, KTOTrainer
+
+from lora_kit.data.batches import LengthGroupedSampler, StepShares
+from lora_kit.data.units import Unit
+from lora_kit.training.preferences.reference import base_as_reference
+from lora_kit.training.preferences.scored_forward import forward_put_back, score_answers_alone
+from lora_kit.training.preferences.unit_batches import (
+    Batch,
+    groups_of,
+    judged,
+    of_a_step,
+    pairs,
+)
+from lora_kit.training.resumable import Resumable, float32_masters
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+REWARDS = (
+    *("rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected"),
+    *("logps/chosen", "logps/rejected"),
+)
+
+
+class Numbers(Dataset):
+    """The numbers of units, in the form that TRL wants; the units stay where they are."""
+
+    @classmethod
+    def of(cls, units: Sequence[Unit]) -> Numbers:
+        """One a unit."""
+        return cls(InMemoryTable(pa.table({"row": range(len(units))})))
+
+    def map(self, *_args: Any, **_options: Any) -> Numbers:
+        """Itself: TRL's ORPOTrainer tokenizes whatever it is given."""
+        return self
+
+
+class UnitTrainer(Resumable):
+    """What TRL's trainers of preferences have in common here; one of them stands behind it.
+
+    A batch of the data loader is a whole optimizer step, in the order of sft, and each forward pass
+    weighs as much as it has units: an average of averages would favour those of a short pass.
+    """
+
+    batch_of: Callable[[Sequence[Unit], int], Batch]
+
+    def __init__(
+        self,
+        *args: Any,
+        model: PeftModel,
+        units: Sequence[Unit],
+        batch_size: int,
+        micro_batch_size: int,
+        pad_token_id: int,
+        keep_checkpoints: int,
+        **kwargs: Any,
+    ):
+        """Take adapter and tokens as they are.
+
+        Args:
+            args: of TRL's trainer.
+            model: with its adapter attached.
+            units: that are trained on.
+            batch_size: units of an optimizer step.
+            micro_batch_size: most units of a forward pass.
+            pad_token_id: what short rows are filled up with.
+            keep_checkpoints: how many are left standing.
+            kwargs: of TRL's trainer.
+        """
+        self._undone = forward_put_back(model)
+        self._undone.__enter__()
+        with float32_masters(model), base_as_reference(model):
+            super().__init__(
+                *args,
+                model=model,
+                train_dataset=Numbers.of(units),
+                data_collator=partial(of_a_step, units=units),
+                **kwargs,
+            )
+        score_answers_alone(model)
+        self.lengths = [unit.length for unit in units]
+        self.batch_size = batch_size
+        self.like_length = micro_batch_size
+        self._pad_token_id = pad_token_id
+        self.keep_checkpoints = keep_checkpoints
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL does, and leave the model without what TRL and Accelerate put around it."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self._undone.__exit__(None, None, None)
+
+    def _prepare_dataset(self, dataset: Any, *_args: Any) -> Any:
+        """TRL's tokenizes; ours is tokenized."""
+        return dataset
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Whole steps, made into tensors when they are cut into forward passes."""
+        self.sampler = LengthGroupedSampler(self.lengths, self.like_length, self.args.data_seed)
+        shares = StepShares(self.sampler, self.batch_size)
+        return DataLoader(self.train_dataset, batch_sampler=shares, collate_fn=self.data_collator)
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Forward and backward over an optimizer step.
+
+        Returns:
+            The mean of the units' losses.
+        """
+        del num_items_in_batch
+        model.train()
+        units: Sequence[Unit] = inputs["units"]
+        self.rows = inputs["rows"]
+        self.tokens += sum(len(e.input_ids) for unit in units for e in unit.examples)
+        total = torch.zeros((), device=self.args.device)
+        for group in groups_of(units, self.like_length):
+            batch = self._prepare_inputs(type(self).batch_of(group, self._pad_token_id))
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, batch) * (len(group) / len(units))
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _track_num_input_tokens(self, _inputs: dict[str, Any]) -> None:
+        """Counted in `training_step`."""
+
+    def floating_point_ops(self, _inputs: dict[str, Any]) -> int:
+        """Not estimated: the figure would be that of a model that is trained whole."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the tokens seen so far."""
+        super().log(logs | {"tokens": self.tokens}, start_time)
+        # `metrics.jsonl` has it; in here, each checkpoint would hold it once more.
+        self.state.log_history.clear()
+
+
+class PairTrainer(UnitTrainer, DPOTrainer):
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+    batch_of = staticmethod(pairs)
+    figures = REWARDS
+
+
+class JudgedTrainer(UnitTrainer, KTOTrainer):
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+
+    batch_of = staticmethod(judged)
+    figures = ("kl", *REWARDS[1:])
