@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from lora_kit.adapter_spec import AdapterSpec
+from lora_kit.classification_spec import ClassificationSpec, refusals
 from lora_kit.data_spec import DataSpec, LicenseName
 from lora_kit.retention_spec import RetentionSpec
 from lora_kit.schema import (
@@ -71,8 +72,9 @@ class BackboneSpec(Section):
 class TrainingSpec(Section):
     """How it is trained."""
 
-    objective: Literal["sft"] = "sft"
-    """Supervised fine-tuning: cross-entropy on the supervised tokens."""
+    objective: Literal["sft", "classification"] = "sft"
+    """`sft`: supervised fine-tuning, cross-entropy on the supervised tokens. `classification`: a
+    head for the classes of rows of the format `text-label`; the section of that name says more."""
     epochs: Positive = 1.0
     """Passes over the training rows."""
     batch_size: Count = 8
@@ -186,6 +188,7 @@ class Recipe(Section):
     data: DataSpec
     training: TrainingSpec = TrainingSpec()
     retention: RetentionSpec = RetentionSpec()
+    classification: ClassificationSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
 
@@ -235,6 +238,13 @@ class Recipe(Section):
                 f"training.lora_plus: {self.adapter.method} has no second factor as LoRA has; "
                 "leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _goes_with_the_objective(self) -> Recipe:
+        found = list(refusals(self))
+        if found:
+            raise ValueError("; ".join(found))
         return self
 
     @field_validator("name")

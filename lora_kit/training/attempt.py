@@ -19,6 +19,7 @@ from lora_kit.run import RunDirectory
 from lora_kit.training import checkpoints
 from lora_kit.training.arguments import arguments_of, like_length, optimizer_steps
 from lora_kit.training.callbacks import Epochs, Interruption, MetricsLog
+from lora_kit.training.classes import ClassifierTrainer, ClassTask
 from lora_kit.training.guards import Guards
 from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
@@ -26,7 +27,7 @@ from lora_kit.training.rank_allocation import RankAllocation
 from lora_kit.training.rates import GradualUnfreezing, has_own_rates
 from lora_kit.training.retention.keepers import Keepers
 from lora_kit.training.retention.texts import RetentionTexts
-from lora_kit.training.supervised import SupervisedTrainer
+from lora_kit.training.supervised import StepTrainer, SupervisedTrainer
 from lora_kit.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 class Attempt:
     """A trainer and what goes along with it."""
 
-    trainer: SupervisedTrainer
+    trainer: StepTrainer
     log: MetricsLog
     validation: Validation
     interruption: Interruption
@@ -54,6 +55,7 @@ class Attempt:
         progress: Meter,
         measure: Callable[[], float | None],
         texts: RetentionTexts,
+        task: ClassTask | None = None,
     ) -> Attempt:
         """Put together what a recipe asks for; nothing is trained yet.
 
@@ -67,6 +69,7 @@ class Attempt:
             progress: the bar.
             measure: gives the validation loss now.
             texts: that the recipe's ways to keep look at.
+            task: where classes are learned, their loss and features.
         """
         state, spec = process_state(), recipe.training
         steps = optimizer_steps(len(data.examples), spec)
@@ -75,7 +78,8 @@ class Attempt:
         interruption = Interruption(any_process)
         most = cutting.most_tokens(data.lengths)
         keepers = Keepers.of(recipe, backbone, model, texts, cutting, most, log.record)
-        trainer = SupervisedTrainer(
+        kind = partial(ClassifierTrainer, task=task) if task else SupervisedTrainer
+        trainer = kind(
             model=model,
             args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
             train_dataset=data.to_dataset(),
@@ -97,7 +101,10 @@ class Attempt:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Epochs(lambda: trainer.sampler))
         where = partial(_where, trainer, data, run)
-        trainer.add_callback(Guards(backbone.model.config.get_text_config().vocab_size, where))
+        choices = backbone.model.config.get_text_config().vocab_size
+        if backbone.head:
+            choices = len(backbone.head.classes)
+        trainer.add_callback(Guards(choices, where, may_end_at_zero=task is not None))
         for callback in _of_the_method(recipe, model, steps):
             trainer.add_callback(callback)
         trainer.add_callback(log)
@@ -115,7 +122,7 @@ def _of_the_method(recipe: Recipe, model: PeftModel, steps: int) -> list[Trainer
     return found
 
 
-def _where(trainer: SupervisedTrainer, data: PreparedData, run: RunDirectory) -> str:
+def _where(trainer: StepTrainer, data: PreparedData, run: RunDirectory) -> str:
     """The rows of the step under way that this process has, and what to go back to."""
     rows = ", ".join(data.examples[n].origin for n in trainer.rows)
     last = checkpoints.newest(run.checkpoints)

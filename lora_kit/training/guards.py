@@ -24,14 +24,17 @@ SKIPPED = 20
 class Guards(TrainerCallback):
     """Stops a training that trains nothing, or has diverged."""
 
-    def __init__(self, vocabulary: int, where: Callable[[], str]):
+    def __init__(self, choices: int, where: Callable[[], str], may_end_at_zero: bool = False):
         """Plan.
 
         Args:
-            vocabulary: words that the backbone chooses from.
+            choices: words, or classes, that the model chooses from.
             where: the rows of the last batch and the last good checkpoint, in words.
+            may_end_at_zero: whether a loss of 0 can be reached by learning: a row of a class that
+                is certain has it in float32, a text has not.
         """
-        self._guessing = math.log(vocabulary)
+        self._guessing = math.log(choices)
+        self._may_end_at_zero = may_end_at_zero
         self._where = where
         self._losses: list[float] = []
         self._first: float | None = None
@@ -90,7 +93,8 @@ class Guards(TrainerCallback):
                 f"step {step}: float16 overflowed in {SKIPPED} steps in a row, none of which "
                 "trained anything; choose another backbone.dtype"
             )
-        if loss == 0.0 or norm == 0.0:
+        learned = self._may_end_at_zero and step > 1
+        if (loss == 0.0 or norm == 0.0) and not learned:
             raise TrainingError(
                 f"step {step}: the loss is {loss}, the gradient's norm {norm}: nothing is learned "
                 f"from {self._where()}"
