@@ -15,6 +15,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_kit.data.areas import area_rows
 from lora_kit.data.datafiles import ENDINGS, kind_of
 from lora_kit.data.docstrings import docstring_rows
 from lora_kit.data.formats import check_columns, parse_row
@@ -35,12 +36,13 @@ from lora_kit.errors import DataError
 # Rows, and the shares of their clusters that are held out for validation and test.
 BUILT_IN: dict[str, tuple[Callable[[], Sequence[Row]], float, float]] = {
     "stdlib-docstrings": (docstring_rows, 0.1, 0.15),
+    "stdlib-areas": (area_rows, 0.1, 0.3),
     "python-reference": (reference_rows, 0.1, 0.5),
 }
-# Both come with CPython, whose LICENSE is the stack that SPDX calls Python-2.0.1: the agreement of
+# All come with CPython, whose LICENSE is the stack that SPDX calls Python-2.0.1: the agreement of
 # the PSF with those of BeOpen, CNRI (of Python 1.6.1) and CWI, which have to be kept. PSF-2.0 is
 # the first of them alone; Python-2.0 is the stack with an older one of CNRI, not used since 2.0.1.
-BUILT_IN_LICENSES = {"stdlib-docstrings": "Python-2.0.1", "python-reference": "Python-2.0.1"}
+BUILT_IN_LICENSES = dict.fromkeys(BUILT_IN, "Python-2.0.1")
 SPLITS = ("train", "validation", "test", "all")
 
 
