@@ -122,7 +122,10 @@ def _is_inside(owner: str, module: str) -> bool:
 def _in_float32(model: torch.nn.Module, name: str) -> None:
     """Let what is trained be float32 before PEFT copies it, whatever comes in."""
     part = model.get_submodule(name)
-    if not all(parameter.is_floating_point() for parameter in part.parameters()):
+    # The quantized linear layers of bitsandbytes inherit from it.
+    if any(
+        isinstance(m, torch.nn.Linear) and type(m) is not torch.nn.Linear for m in part.modules()
+    ):
         raise BackboneError(
             f"backbone.quantization: the checkpoint has no weights for {name}, which would be "
             "quantized at random and never trained; set quantization: none"
