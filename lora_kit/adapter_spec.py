@@ -45,7 +45,7 @@ PeftMethod = Literal[
     "vera",
     "waveft",
 ]
-Method = PeftMethod | Literal["full"] | Annotated[str, Field(pattern=r"^last-[1-9][0-9]*$")]
+Method = PeftMethod | Literal["full", "head"] | Annotated[str, Field(pattern=r"^last-[1-9][0-9]*$")]
 # Of PEFT 0.21, what a recipe cannot name yet, and why.
 REFUSED = {
     **dict.fromkeys(
@@ -85,7 +85,8 @@ class AdapterSpec(Section):
 
     method: Method = "lora"
     """LoRA (Hu et al. 2021, arXiv:2106.09685) or another method of PEFT; `full`: every block's own
-    weights; `last-K`: those of the last K blocks."""
+    weights; `last-K`: those of the last K blocks; `head`: a classifier's head alone, on what the
+    frozen backbone makes of each text once."""
     rank: Count | None = None
     """Rank r of each update; by default 16 for LoRA, else PEFT's."""
     alpha: Positive | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from lora_kit.backbone import Backbone
 from lora_kit.errors import AdapterError
 from lora_kit.files import read_json
 from lora_kit.gguf import file_sha256
+from lora_kit.heads import begin_anew
 from lora_kit.peft_methods import configuration
 
 if TYPE_CHECKING:
@@ -61,14 +62,21 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
     from accelerate.utils import set_seed
 
     set_seed(seed)
-    model = wrapped(backbone.model, spec)
+    if backbone.head is not None:
+        begin_anew(backbone.model, backbone.head)
+    model = wrapped(backbone.model, spec, backbone.head.beside if backbone.head else ())
     _name_base_model(model, backbone)
     coverage(model)
     return model
 
 
-def wrapped(model: torch.nn.Module, spec: AdapterSpec) -> PeftModel:
+def wrapped(model: torch.nn.Module, spec: AdapterSpec, beside: Sequence[str] = ()) -> PeftModel:
     """A frozen model with a new adapter in float32, be the model real or only its shapes.
+
+    Args:
+        model: to wrap.
+        spec: of the adapter.
+        beside: modules that are trained and saved whole besides a classifier's head.
 
     Raises:
         AdapterError: if a target is misspelt, or the method takes other options or layers.
@@ -78,7 +86,7 @@ def wrapped(model: torch.nn.Module, spec: AdapterSpec) -> PeftModel:
     if isinstance(spec.targets, list):
         _require_all_targets(model, spec.targets)
     try:
-        adapted = get_peft_model(model, configuration(spec, model))
+        adapted = get_peft_model(model, configuration(spec, model, beside))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise AdapterError(f"adapter: {spec.method}: {_first_lines(error)}") from error
     for parameter in adapted.parameters():
@@ -219,13 +227,15 @@ def coverage(model: PeftModel) -> Coverage:
         AdapterError: if none did.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
 
     adapted: Counter[str] = Counter()
     total: Counter[str] = Counter()
     inside: set[int] = set()
     for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            base = module.get_base_layer()
+        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            is_copy = isinstance(module, ModulesToSaveWrapper)
+            base = module.original_module if is_copy else module.get_base_layer()
             name = type(base).__name__
             adapted[name] += 1
             total[name] += 1

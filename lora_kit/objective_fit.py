@@ -67,7 +67,7 @@ def _unused(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "grpo", f"the objective {objective} does not go by it"
     if objective == "text":
         yield from _without_texts(recipe)
-    if objective in ("sft", "text"):
+    if objective in ("sft", "text", "classification"):
         return
     if recipe.preference is not None:
         yield from _of_another(recipe.preference, objective)

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from lora_kit.schema import Count, Fraction, NotNegative, Positive, Section
 
-Objective = Literal["sft", "text", "dpo", "kto", "orpo", "grpo"]
+Objective = Literal["sft", "text", "dpo", "kto", "orpo", "grpo", "classification"]
 # Learn from pairs of a chosen and a rejected answer.
 PAIRED: tuple[Objective, ...] = ("dpo", "orpo")
 # Learn from answers that were judged before.

@@ -6,14 +6,15 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.errors import AdapterError
-from lora_kit.unfrozen import copies_of
+from lora_kit.heads import is_classifier
+from lora_kit.unfrozen import copies_of, head_alone
 
 if TYPE_CHECKING:
     import torch
@@ -50,22 +51,35 @@ NOT_POSSIBLE = {
 }
 
 
-def configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftConfig:
+def configuration(
+    spec: AdapterSpec, model: torch.nn.Module, beside: Sequence[str] = ()
+) -> PeftConfig:
     """PEFT's configuration of a method.
 
     Args:
         spec: the recipe's.
-        model: that it is for.
+        model: that it is for; where that is a classifier, its head is trained and saved as well.
+        beside: modules that are trained and saved whole besides the head.
 
     Raises:
         AdapterError: naming the field that the method does not have, or the value that it refuses.
     """
+    config = _configuration(spec, model)
+    if beside and hasattr(config, "modules_to_save"):
+        config.modules_to_save = [*(config.modules_to_save or []), *beside]
+    return config
+
+
+def _configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftConfig:
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     if spec.trains_weights:
         _require_nothing_else(spec)
         return copies_of(model, spec.method)
+    if spec.method == "head":
+        _require_nothing_else(spec)
+        return head_alone()
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(spec.method.upper())]
     fields = {field.name for field in dataclasses.fields(kind)} - set(NOT_OPTIONS)
     named = _in_peft_names(spec, fields)
@@ -73,7 +87,7 @@ def configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftConfig:
     targets = None if _has_own_targets(spec) else spec.targets
     try:
         return kind(
-            task_type="CAUSAL_LM",
+            task_type="SEQ_CLS" if is_classifier(model) else "CAUSAL_LM",
             **({"target_modules": targets} if targets is not None else {}),
             **named,
             **options,

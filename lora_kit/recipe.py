@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from lora_kit.adapter_spec import AdapterSpec
+from lora_kit.classification_spec import ClassificationSpec, refusals
 from lora_kit.data_spec import DataSpec, LicenseName
 from lora_kit.objective_fit import refuse_unused, with_section
 from lora_kit.objective_spec import GrpoSpec, Objective, PreferenceSpec
@@ -78,7 +79,8 @@ class TrainingSpec(Section):
     texts, of which long ones are split instead of cut. From pairs of a chosen and a rejected
     answer: `dpo`, `orpo`; from answers with a label: `kto` (all three: see `preference`). From
     rewards of what the model says: `grpo` (see `grpo`). The reference policy of dpo, kto and grpo
-    is the base, which is the adapter switched off."""
+    is the base, which is the adapter switched off. `classification`: a head for the classes of rows
+    of the format `text-label`; the section of that name says more."""
     epochs: Positive = 1.0
     """Passes over the training rows."""
     batch_size: Count = 8
@@ -199,6 +201,7 @@ class Recipe(Section):
     grpo: GrpoSpec | None = None
     """Rewards and sampling; for grpo."""
     retention: RetentionSpec = RetentionSpec()
+    classification: ClassificationSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
 
@@ -258,6 +261,13 @@ class Recipe(Section):
                 f"training.lora_plus: {self.adapter.method} has no second factor as LoRA has; "
                 "leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _goes_with_the_objective(self) -> Recipe:
+        found = list(refusals(self))
+        if found:
+            raise ValueError("; ".join(found))
         return self
 
     @field_validator("name")

@@ -10,6 +10,7 @@ from lora_kit.adapters import ADAPTER_CONFIG, attach_saved
 from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.errors import AdapterError
 from lora_kit.files import read_json
+from lora_kit.heads import saved_classes
 from lora_kit.recipe import BackboneSpec, EvaluationSpec, Recipe
 from lora_kit.run import RunDirectory
 
@@ -32,9 +33,17 @@ def open_run(directory: Path) -> Session:
     """
     run = RunDirectory(directory)
     recipe = run.load_recipe()
-    backbone = load(resolve(recipe.backbone), recipe.backbone)
+    backbone = load(resolve(recipe.backbone), recipe.backbone, _classes(run.adapter))
     _require_fingerprint(backbone, run.adapter)
     return Session(run, recipe, backbone, attach_saved(backbone, run.adapter))
+
+
+def _classes(adapter: Path) -> tuple[str, ...]:
+    """Those that an adapter's head chooses from; none of a language model's."""
+    if not (adapter / ADAPTER_CONFIG).is_file():
+        return ()  # told when it is attached
+    found = saved_classes(adapter)
+    return found.names if found else ()
 
 
 def _require_fingerprint(backbone: Backbone, adapter: Path) -> None:
@@ -126,7 +135,7 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
             raise AdapterError(f"{directory}: names no base model; say which with --backbone")
         # Another tool's adapter says nothing of quantization.
         spec = BackboneSpec(model=reference, revision=config.get("revision"), quantization="none")
-    backbone = load(resolve(spec), spec)
+    backbone = load(resolve(spec), spec, _classes(directory))
     _require_fingerprint(backbone, directory)
     return Subject(
         backbone,

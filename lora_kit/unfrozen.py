@@ -1,4 +1,4 @@
-"""`full` and `last-K`: the backbone's own weights trained, as copies that can be switched off."""
+"""`full`, `last-K`, `head`: weights of the model itself trained, as copies that switch off."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from lora_kit.blocks import blocks_of
 from lora_kit.errors import AdapterError
+from lora_kit.heads import HEAD_NAMES, is_classifier
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -21,7 +22,8 @@ def copies_of(model: torch.nn.Module, method: str) -> PeftConfig:
     PEFT loads what is saved, and merging puts the copies in their modules' places. It takes the
     memory of the copies besides the base's.
 
-    The embedding and an output head stay frozen: tied, they are one weight in two places.
+    The embedding and an output head stay frozen: tied, they are one weight in two places. A
+    classifier's head is trained with every method, and saved by PEFT itself.
 
     Args:
         model: the backbone.
@@ -42,12 +44,29 @@ def copies_of(model: torch.nn.Module, method: str) -> PeftConfig:
                 f"last-{len(blocks)}, or full"
             )
         names = names[-wanted:]
-    parent = trunk.rpartition(".")[0]
-    beside = [n for n, m in model.named_modules() if n.rpartition(".")[0] == parent]
-    # What stands behind the blocks: the last norm, and no embedding.
-    behind = [n for n in beside[beside.index(trunk) + 1 :] if not _embeds(model.get_submodule(n))]
+    behind = _behind(model, trunk)
     targets = [t for name in [*names, *behind] for t in _with_weights(model, name)]
-    return LNTuningConfig(task_type="CAUSAL_LM", target_modules=targets)
+    task = "SEQ_CLS" if is_classifier(model) else "CAUSAL_LM"
+    return LNTuningConfig(task_type=task, target_modules=targets)
+
+
+def head_alone() -> PeftConfig:
+    """PEFT's configuration for a classifier's head, which it trains and saves by itself."""
+    from peft import LNTuningConfig
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
+    return LNTuningConfig(task_type="SEQ_CLS", target_modules=DUMMY_TARGET_MODULES)
+
+
+def _behind(model: torch.nn.Module, trunk: str) -> list[str]:
+    """What stands behind the blocks: the last norm, of an encoder its pooler, and no embedding."""
+    parent = trunk.rpartition(".")[0]
+    beside = [n for n, m in model.named_modules() if n and n.rpartition(".")[0] == parent]
+    found = [n for n in beside[beside.index(trunk) + 1 :] if not _embeds(model.get_submodule(n))]
+    if not is_classifier(model):
+        return found
+    above = _behind(model, parent) if parent else []
+    return [name for name in [*found, *above] if name not in HEAD_NAMES]
 
 
 def _embeds(module: torch.nn.Module) -> bool:

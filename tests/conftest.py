@@ -81,6 +81,31 @@ def tiny_backbone(tiny: Path) -> Backbone:
     return backbones.load(backbones.resolve(spec), spec)
 
 
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random encoder of two layers with a real tokenizer."""
+    import shutil
+
+    from transformers import BertConfig, BertModel
+
+    directory = tmp_path_factory.mktemp("encoder")
+    real = backbones.resolve(BackboneSpec(model="all-minilm-l6-v2")).directory
+    vocabulary = json.loads((real / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=48,
+    )
+    BertModel(config).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copy(real / name, directory / name)
+    return directory
+
+
 @pytest.fixture
 def chats(tmp_path: Path) -> Path:
     """Fifty chats such as a user would bring."""

@@ -130,6 +130,7 @@ def test_all_bundled_recipes_are_valid_and_survive_being_written_out(tmp_path: P
         "domain-text",
         "dpo",
         "grpo",
+        "classify",
         "qlora-8b-chat",
         "lora-8b-chat",
     }

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lora_kit.classification_spec import ClassificationSpec
+from lora_kit.data.labelled import rows_by_class
 from lora_kit.data.mixture import mix
 from lora_kit.data.prepared import Counts, PreparedData
 from lora_kit.data.rows import Row
@@ -19,11 +21,19 @@ from lora_kit.data.units import prepare_units
 from lora_kit.data_spec import SELF, DataSpec, ReplaySpec, SourceSpec
 from lora_kit.errors import DataError
 from lora_kit.objective_spec import PAIRED, Objective
+from lora_kit.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Counts", "PreparedData", "prepare", "training_rows", "validation_rows"]
+__all__ = [
+    "Counts",
+    "PreparedData",
+    "prepare",
+    "training_classes",
+    "training_rows",
+    "validation_rows",
+]
 
 
 def training_rows(
@@ -80,6 +90,18 @@ def _replayed(
     return replay
 
 
+def training_classes(recipe: Recipe) -> dict[str, int]:
+    """Rows of each class, in the order of the head's outputs; empty unless classes are learned.
+
+    Raises:
+        DataError: if a source or a row is wrong, or the classes are not what the recipe names.
+    """
+    if recipe.training.objective != "classification":
+        return {}
+    rows, _ = training_rows(recipe.data, recipe.seed, recipe.training.objective)
+    return rows_by_class(rows, recipe.classification or ClassificationSpec())
+
+
 def validation_rows(spec: DataSpec, seed: int) -> Rows:
     """The held-out rows whose loss is watched; none if the recipe names no source for them.
 
@@ -106,6 +128,7 @@ def prepare(
     spec: DataSpec,
     replay_rows: int = 0,
     objective: Objective = "sft",
+    classes: Sequence[str] = (),
 ) -> PreparedData:
     """Tokenize rows and drop those that have nothing to learn from.
 
@@ -118,12 +141,15 @@ def prepare(
         spec: how they are read.
         replay_rows: how many of them are replay, for the record.
         objective: of the training.
+        classes: where a row's class is learned and not its answer, all that there are.
 
     Raises:
         DataError: if a row is wrong, no row is left, or more were dropped than the recipe allows.
     """
-    if objective != "sft":
-        data: PreparedData = prepare_units(rows, tokenizer, spec, objective)
+    if classes:
+        data: PreparedData = in_memory(rows, tokenizer, spec, classes)
+    elif objective not in ("sft", "text"):
+        data = prepare_units(rows, tokenizer, spec, objective)
     elif isinstance(rows, Rows) and len(rows) >= KEPT_FROM and tokenizer.is_fast:
         data = kept(rows, tokenizer, spec)
     else:

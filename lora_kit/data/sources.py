@@ -15,6 +15,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_kit.data.areas import area_rows
 from lora_kit.data.datafiles import ENDINGS, kind_of
 from lora_kit.data.docstrings import docstring_pairs, docstring_rows
 from lora_kit.data.formats import check_columns, parse_row
@@ -37,6 +38,7 @@ from lora_kit.errors import DataError
 BUILT_IN: dict[str, tuple[Callable[[], Sequence[Row]], float, float]] = {
     "stdlib-docstrings": (docstring_rows, 0.1, 0.15),
     "stdlib-docstring-pairs": (docstring_pairs, 0.1, 0.15),
+    "stdlib-areas": (area_rows, 0.1, 0.3),
     "python-reference": (reference_rows, 0.1, 0.5),
     "sums": (sum_rows, 0.1, 0.25),
 }

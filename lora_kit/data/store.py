@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lora_kit.console import meter
+from lora_kit.data.labelled import encode_rows
 from lora_kit.data.prepared import SCHEMA, Counts, PreparedData, Tally
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import Rows
@@ -40,15 +41,24 @@ EXAMPLES, SUMMARY = "examples.arrow", "summary.json"
 
 
 def in_memory(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec: DataSpec
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    spec: DataSpec,
+    classes: Sequence[str] = (),
 ) -> PreparedData:
     """Tokenize rows, and keep nothing on disk.
+
+    Args:
+        rows: to tokenize.
+        tokenizer: of the backbone.
+        spec: how they are read.
+        classes: where a row's class is learned, all that there are.
 
     Raises:
         DataError: if a row is wrong.
     """
     sink = pa.BufferOutputStream()
-    tally = _write(rows, tokenizer, spec, sink)
+    tally = _write(rows, tokenizer, spec, sink, classes)
     table = pa.ipc.open_stream(sink.getvalue()).read_all()
     return PreparedData(table, tally.counts(), tally.digest(), tuple(tally.dropped))
 
@@ -102,7 +112,11 @@ def _keep(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, direct
 
 
 def _write(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec: DataSpec, sink: Any
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    spec: DataSpec,
+    sink: Any,
+    classes: Sequence[str] = (),
 ) -> Tally:
     """Rows -> examples -> Arrow, a block at a time."""
     names = [source.name for source in rows.sources] if isinstance(rows, Rows) else ["rows"]
@@ -113,8 +127,12 @@ def _write(
     ):
         for block, parts in _blocks(rows):
             used, sources = [], []
-            several = tokenize_rows(
-                block, tokenizer, spec.max_length, spec.labels, spec.documents == "split"
+            several = (
+                encode_rows(block, tokenizer, spec.max_length, classes)
+                if classes
+                else tokenize_rows(
+                    block, tokenizer, spec.max_length, spec.labels, spec.documents == "split"
+                )
             )
             for row, part, examples in zip(block, parts, several, strict=True):
                 learned = tally.add(row, part, examples)

@@ -50,6 +50,20 @@ def grader(spec: TaskSpec) -> Grade:
     return partial(grade_choice, score=spec.score or "accuracy")
 
 
+def grade_class(item: Item, outcome: Outcome, *, score: str) -> Graded:
+    """Right or wrong by the class that a head gives the largest probability.
+
+    `loss` is the cross-entropy, in nats. Probabilities that are no numbers have no score.
+    """
+    assert item.answer is not None
+    found = outcome.log_likelihoods
+    if any(map(math.isnan, found)):
+        return Graded(None, "")
+    chosen = int(np.argmax(found))
+    measures = {"accuracy": float(chosen == item.answer), "loss": -found[item.answer]}
+    return Graded(measures.get(score, measures["accuracy"]), item.choices[chosen], measures)
+
+
 def grade_loss(item: Item, outcome: Outcome) -> Graded:
     """Nats per supervised token, and bits per byte, which tokenizers do not change.
 

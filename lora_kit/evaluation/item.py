@@ -66,7 +66,19 @@ class GenerationRequest:
         return len(self.prompt_ids) + self.max_new_tokens
 
 
-Request = LossRequest | ChoiceRequest | GenerationRequest
+@dataclass(frozen=True)
+class ClassRequest:
+    """The likelihood of each class that a head chooses from, given a text."""
+
+    input_ids: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of its row in a batch."""
+        return len(self.input_ids)
+
+
+Request = LossRequest | ChoiceRequest | GenerationRequest | ClassRequest
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ class Outcome:
     """What an arm made of one request.
 
     Attributes:
-        log_likelihoods: nats, of each branch; of an example, one: of its supervised tokens.
+        log_likelihoods: nats, of each branch or class; of an example, one: of what is supervised.
         greedy: for each of them, whether every scored token was the most likely one.
         text: that was generated.
         tokens: that were processed.

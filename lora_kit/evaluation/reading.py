@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.data.formats import parse_row
+from lora_kit.data.labelled import text_of
 from lora_kit.data.rows import Row
-from lora_kit.data.sources import BUILT_IN, read_source
+from lora_kit.data.sources import BUILT_IN, SPLITS, Rows, read_source
 from lora_kit.data.tables import read_table
 from lora_kit.data_spec import SourceSpec
 from lora_kit.errors import DataError
@@ -90,7 +91,9 @@ def read_labelled(spec: TaskSpec) -> list[Question]:
     Raises:
         DataError: if the source is unknown, a row is wrong, or there are fewer than two labels.
     """
-    rows = [_labelled(value, origin, spec) for value, origin in _table(spec, ())]
+    if spec.source in BUILT_IN:
+        return _built_in_labelled(spec)
+    rows = [_labelled(value, origin, spec) for value, origin in _table(spec, _with_classes())]
     labels = tuple(spec.labels or sorted({label for _, _, label in rows}))
     if len(labels) < 2:
         raise DataError(f"task {spec.name}: {spec.source} has the one label {labels}; two differ")
@@ -108,6 +111,46 @@ def read_labelled(spec: TaskSpec) -> list[Question]:
         )
         for value, origin, label in rows
     ]
+
+
+def _with_classes() -> list[str]:
+    """Built-in sources whose rows have a class."""
+    return [name for name in BUILT_IN if BUILT_IN[name][0]()[0].label is not None]
+
+
+def _built_in_labelled(spec: TaskSpec) -> list[Question]:
+    rows = _built_in(spec)
+    if any(row.label is None for row in rows):
+        raise DataError(
+            f"task {spec.name}: {spec.source} has no classes; built in for classification: "
+            f"{', '.join(_with_classes())}"
+        )
+    labels = tuple(spec.labels or sorted({str(row.label) for row in rows}))
+    for row in rows:
+        if row.label not in labels:
+            raise DataError(f"{row.origin}: label {row.label!r}; possible: {', '.join(labels)}")
+    return [
+        Question(
+            row.origin,
+            {"text": text_of(row)},
+            labels,
+            labels.index(str(row.label)),
+            row.cluster,
+            {"label": str(row.label)},
+        )
+        for row in rows
+    ]
+
+
+def _built_in(spec: TaskSpec) -> Rows:
+    if spec.split not in SPLITS:
+        raise DataError(
+            f"task {spec.name}: split {spec.split}; {spec.source} has train, validation, test "
+            "and all"
+        )
+    _refuse_fields(spec)
+    source = SourceSpec(source=spec.source, split=spec.split)
+    return read_source(source, 0, f"task {spec.name}: source")
 
 
 def read_talks(spec: TaskSpec) -> list[Talk]:

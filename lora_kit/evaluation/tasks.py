@@ -71,7 +71,7 @@ def build_task(
         "classification": _choice_item,
         "instructions": _instruction_item,
     }
-    rows, rest = _chosen(_rows(spec), spec, seed)
+    rows, rest = chosen_rows(spec, seed)
     own = [_solved(row, spec) for row in rest[: spec.shots]]
     make = makers[spec.kind]
     items = [make(row, list(shots) or own, spec, tokenizer) for row in rows]
@@ -88,7 +88,16 @@ def chosen_clusters(spec: TaskSpec, seed: int) -> list[str] | None:
     """
     if spec.kind == "lm_eval" or is_hub_id(spec.source):
         return None
-    return [row.cluster for row in _chosen(_rows(spec), spec, seed)[0]]
+    return [row.cluster for row in chosen_rows(spec, seed)[0]]
+
+
+def chosen_rows(spec: TaskSpec, seed: int) -> tuple[list[Any], list[Any]]:
+    """The rows that are evaluated, in their order, and the others, in a random one.
+
+    Raises:
+        DataError: if the source does not fit the kind, or has too few rows for the shots.
+    """
+    return _chosen(_rows(spec), spec, seed)
 
 
 def _rows(spec: TaskSpec) -> list[Any]:

@@ -56,6 +56,12 @@ def adapter_configuration(adapter: Path) -> PeftConfig:
             f"{adapter}: {config.peft_type.value} puts tokens of its own before the text and "
             "changes no weight, so there is nothing to merge; release it as an adapter"
         )
+    if config.task_type == "SEQ_CLS":
+        raise MergeError(
+            f"{adapter}: a classifier: its head cannot be merged into a language model. What ships "
+            "is the adapter directory itself: head, names of the classes (config.json) and all "
+            "that PEFT loads"
+        )
     if getattr(config, "alora_invocation_tokens", None):
         raise MergeError(
             f"{adapter}: alora_invocation_tokens: the adapter is on for a part of the text alone, "

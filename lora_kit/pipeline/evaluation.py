@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from lora_kit.arms import example_rows, loaded_arms
+from lora_kit.class_arms import class_facts, loaded_class_arms
 from lora_kit.errors import RecipeError
 from lora_kit.evaluation.harness import (
     Evaluation,
@@ -58,17 +59,21 @@ def evaluate(
         directory = directory.with_name("-".join(["evaluation", *(s.name for s in chosen)]))
     names = list(dict.fromkeys([*subject.spec.arms, *arms]))
     recipe = subject.session.recipe if subject.session else None
+    is_classifier = subject.backbone.head is not None
+    models = (loaded_class_arms if is_classifier else loaded_arms)(subject, names)
+    facts = class_facts(subject) if is_classifier else {}
     return run_suites(
         Measurement(
             backbone=subject.backbone,
             adapter=subject.adapter,
             suites=chosen or load_suites(subject.spec.suites),
-            models=loaded_arms(subject, names),
+            models=models,
             directory=directory,
             facts=ReportFacts(
                 subject.title,
                 {
                     **subject.facts,
+                    **facts,
                     "Arms": ", ".join(names),
                     "Date": datetime.now(UTC).date().isoformat(),
                 },

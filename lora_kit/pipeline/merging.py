@@ -30,6 +30,7 @@ from lora_kit.merging.stream import MergePlan, MergeResult
 from lora_kit.merging.untouched import touched
 from lora_kit.merging.verify import Verification, verify_merged
 from lora_kit.recipe import MERGED_ARMS, BackboneSpec, Base, DType, MergeSpec
+from lora_kit.run import RunDirectory
 from lora_kit.session import Session, Subject, open_subject
 
 COMPARED_ROWS = 24
@@ -83,9 +84,12 @@ def merge(
     Raises:
         LoraKitError: if it cannot be merged.
     """
-    if isinstance(target, Path) and (target / ADAPTER_CONFIG).is_file():
+    if isinstance(target, Path):
         # What has nothing to merge is told before the backbone is loaded.
-        adapter_configuration(target)
+        is_adapter = (target / ADAPTER_CONFIG).is_file()
+        adapter = target if is_adapter else RunDirectory(target).adapter
+        if (adapter / ADAPTER_CONFIG).is_file():
+            adapter_configuration(adapter)
     subject = open_subject(target, backbone)
     spec = subject.session.recipe.merge if subject.session else MergeSpec()
     spec = spec.model_copy(update={"base": base or spec.base, "dtype": dtype or spec.dtype})

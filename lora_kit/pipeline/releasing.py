@@ -64,6 +64,8 @@ def release(
     """
     run = RunDirectory(run_directory)
     recipe = run.load_recipe()
+    if recipe.training.objective == "classification":
+        raise ReleaseError(f"{run.root}: {not_released(run)}", status=2)
     to = destination(repository, private) if repository else None
     clearance = clear(run, acceptance)
     if output is not None:
@@ -82,6 +84,14 @@ def release(
         notes(manifest.works),
         warnings,
         push(directory, to) if to else None,
+    )
+
+
+def not_released(run: RunDirectory) -> str:
+    """Why a classifier is no release, and what ships in its place."""
+    return (
+        "a classifier is not merged, so there is no model to release; what ships is "
+        f"{run.adapter}: load it with PEFT on the backbone, as recipes/README.md shows"
     )
 
 

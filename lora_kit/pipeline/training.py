@@ -14,7 +14,8 @@ from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.console import say
 from lora_kit.data.audit.audit import audit, refuse
 from lora_kit.data.audit.findings import Audit
-from lora_kit.data.dataset import prepare, validation_rows
+from lora_kit.data.dataset import prepare, training_classes, validation_rows
+from lora_kit.data.labelled import as_read
 from lora_kit.data.prepared import PreparedData
 from lora_kit.errors import DataError, TrainingError
 from lora_kit.evaluation.audited import audited_items
@@ -131,21 +132,23 @@ def _ready(recipe: Recipe, earlier: RunDirectory | None) -> _Ready:
         LoraKitError: of the first thing that is refused.
     """
     suites = load_suites(recipe.evaluation.suites)
-    backbone = load(resolve(recipe.backbone), recipe.backbone)
+    classes = tuple(training_classes(recipe))
+    backbone = load(resolve(recipe.backbone), recipe.backbone, classes)
     shots = recipe.evaluation.shots if "fewshot" in recipe.evaluation.arms else 0
     work = plan_work(suites, backbone, shots, example_rows(recipe) if shots else ())
     read = read_rows(recipe, backbone, earlier)
     rows, objective = read.rows, recipe.training.objective
     held_out_rows = validation_rows(recipe.data, recipe.seed)
-    data = prepare(rows, backbone.tokenizer, recipe.data, read.replay, objective)
-    held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data)
+    data = prepare(rows, backbone.tokenizer, recipe.data, read.replay, objective, classes)
+    held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
     texts = RetentionTexts.read(recipe, backbone.tokenizer)
     model = attach(backbone, recipe.adapter, recipe.seed)
     situation = Situation(recipe, backbone=backbone, model=model, examples=data.examples)
     for warning in run_checks(situation).warnings:
         say(warning)
     items, limits = audited_items(work), recipe.data.audit
-    found = audit(rows, data.examples, items, held_out_rows, backbone.tokenizer, limits)
+    examples = as_read(data.examples) if classes else data.examples
+    found = audit(rows, examples, items, held_out_rows, backbone.tokenizer, limits)
     refuse(found)
     refuse_items(texts, items, limits.leakage)
     require_agreement(
@@ -215,7 +218,9 @@ def _digest_now(run: RunDirectory, recipe: Recipe, session: Session) -> str | No
     try:
         read = read_rows(recipe, session.backbone, run)
         tokenizer, objective = session.backbone.tokenizer, recipe.training.objective
-        return prepare(read.rows, tokenizer, recipe.data, read.replay, objective).digest
+        head = session.backbone.head
+        classes = head.classes if head else ()
+        return prepare(read.rows, tokenizer, recipe.data, read.replay, objective, classes).digest
     except DataError as error:
         say(f"{run.root}: whether it was trained on these rows cannot be told: {error}")
         return None

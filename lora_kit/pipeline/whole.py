@@ -13,12 +13,13 @@ from lora_kit.evaluation.verdict import Verdict
 from lora_kit.launch import require_whole
 from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.pipeline.merging import merge
-from lora_kit.pipeline.releasing import release
+from lora_kit.pipeline.releasing import not_released, release
 from lora_kit.pipeline.training import train
 from lora_kit.processes import process_state
 from lora_kit.recipe import MERGED_ARMS, Recipe
 from lora_kit.releasing.released import remarks
 from lora_kit.run import peak_memory
+from lora_kit.session import Session
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def run(
     trained = train(recipe, output, overwrite, resume)
     session = trained.session
     is_main = process_state().is_main_process
+    if session.backbone.head is not None:
+        return _without_release(session)
     if is_main:
         merge(session)
     process_state().wait_for_everyone()
@@ -84,8 +87,22 @@ def run(
                 say(remark)
         except ReleaseError as error:
             refusal, status = str(error), error.status
-        session.run.update_record(
-            finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory=peak_memory()
-        )
+        _record_end(session)
     process_state().wait_for_everyone()
     return Outcome(session.run.root, verdict, released, refusal, status, peak_memory())
+
+
+def _without_release(session: Session) -> Outcome:
+    """A classifier ends with its evaluation."""
+    verdict = evaluate(session).verdict
+    if process_state().is_main_process:
+        _record_end(session)
+    process_state().wait_for_everyone()
+    status, why = VERDICT_STATUS[verdict.decision], not_released(session.run)
+    return Outcome(session.run.root, verdict, None, why, status, peak_memory())
+
+
+def _record_end(session: Session) -> None:
+    session.run.update_record(
+        finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory=peak_memory()
+    )

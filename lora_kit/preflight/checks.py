@@ -25,6 +25,7 @@ from lora_kit.preflight.method_checks import (
     in_one_process,
     kept_where_it_can_be,
     stepped_by_us,
+    trained_with_its_head,
 )
 from lora_kit.preflight.situation import Situation
 from lora_kit.processes import process_state
@@ -274,6 +275,10 @@ def _with_examples(situation: Situation) -> bool:
     return situation.backbone is not None and bool(situation.examples)
 
 
+def _with_turns(situation: Situation) -> bool:
+    return _with_examples(situation) and situation.loaded.head is None
+
+
 def _with_packing(situation: Situation) -> bool:
     return _with_model(situation) and _with_examples(situation) and situation.recipe.data.packing
 
@@ -294,8 +299,9 @@ CHECKS = (
     Check("estimate", "another method's memory", _always, estimated_as_it_is),
     Check("processes", "an objective is made for one", _always, in_one_process),
     Check("objective", "another one's estimate", _always, estimated_as_another_objective),
+    Check("head", "a head is divided", _always, trained_with_its_head),
     Check("labels", "nothing is learned at loss 0", _with_examples, something_to_learn),
-    Check("end of turn", "the model never stops", _with_examples, learns_to_stop),
+    Check("end of turn", "the model never stops", _with_turns, learns_to_stop),
     Check("beginning", "texts begin twice", _with_examples, begins_once),
     Check("packing", "packed examples see one another", _with_packing, packed_apart),
 )

@@ -36,6 +36,23 @@ def computes_in_float32(situation: Situation) -> None:
         )
 
 
+def trained_with_its_head(situation: Situation) -> None:
+    """Raises TrainingError if a launch divides what a classifier is, or shares what is cheap."""
+    launch, recipe = situation.launch, situation.recipe
+    if recipe.training.objective != "classification":
+        return
+    if launch.sharded or launch.deepspeed:
+        raise TrainingError(
+            "training.objective: classification: a head is kept whole in each process, which FSDP "
+            "and DeepSpeed would divide. Launch with accelerate_configs/ddp.yaml"
+        )
+    if recipe.adapter.method == "head" and launch.processes > 1:
+        raise TrainingError(
+            "adapter.method: head: some thousand weights on finished features are trained by one "
+            f"process; {launch.processes} were started. Leave the launcher out"
+        )
+
+
 def stepped_by_us(situation: Situation) -> None:
     """Raises TrainingError for what acts on gradients between the backward pass and the step."""
     launch, recipe = situation.launch, situation.recipe

@@ -15,9 +15,11 @@ from lora_kit.data.dataset import (
     Counts,
     PreparedData,
     prepare,
+    training_classes,
     training_rows,
     validation_rows,
 )
+from lora_kit.data.labelled import as_read
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.data_spec import SELF
 from lora_kit.errors import BackboneError
@@ -57,7 +59,8 @@ class Plan:
         missing_backbone: why the backbone is not on this machine, else `None`; without it rows
             are counted, all that follows is not known.
         checked: the checks that were run, and what they warn of.
-        forecast: for this machine; `None` where it would be launched by a file.
+        forecast: for this machine; `None` where it would be launched by a file, or classes are
+            learned.
         launch_file: by which it would be launched.
         rank: memory of each process that `launch_file` starts.
         hints: what the number of examples speaks for.
@@ -123,6 +126,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     suites = load_suites(recipe.evaluation.suites)
     objective = recipe.training.objective
     rows, replay = training_rows(recipe.data, recipe.seed, objective)
+    classes = tuple(training_classes(recipe))
     held_out_rows = validation_rows(recipe.data, recipe.seed)
     processes, device = _processes(launch_file)
     spec = recipe.training
@@ -140,18 +144,20 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     except BackboneError as error:
         steps = optimizer_steps(len(rows), spec)
         return Plan(**known, optimizer_steps=steps, missing_backbone=str(error))
-    backbone = load(files, recipe.backbone)
+    backbone = load(files, recipe.backbone, classes)
     if recipe.data.replay and recipe.data.replay.source == SELF:
         # Only now that there is a backbone, it can be asked.
         own = read_rows(recipe, backbone)
         rows, replay = own.rows, own.replay
-    data = prepare(rows, backbone.tokenizer, recipe.data, replay, objective)
-    held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data)
+    data = prepare(rows, backbone.tokenizer, recipe.data, replay, objective, classes)
+    held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
     model = attach(backbone, recipe.adapter, recipe.seed)
     covered = coverage(model)
     # What is wrong with an item shows only when it is tokenized.
     items = audited_items(plan_work(suites, backbone))
     limits = recipe.data.audit
+    read = as_read(data.examples) if classes else data.examples
+    is_estimated = not classes
     refuse_items(RetentionTexts.read(recipe, backbone.tokenizer), items, limits.leakage)
     return Plan(
         **known,
@@ -160,13 +166,15 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         fingerprint=backbone.fingerprint.digest,
         coverage=covered,
         counts=data.counts,
-        audit=audit(rows, data.examples, items, held_out_rows, backbone.tokenizer, limits),
+        audit=audit(rows, read, items, held_out_rows, backbone.tokenizer, limits),
         checked=run_checks(
             Situation(recipe, backbone=backbone, model=model, examples=data.examples)
         ),
-        forecast=None if launch_file else forecast(recipe, backbone, model, data, held_out),
+        forecast=forecast(recipe, backbone, model, data, held_out)
+        if is_estimated and not launch_file
+        else None,
         rank=estimate_of_a_rank(recipe, backbone.model.config, data, launch_file)
-        if launch_file
+        if is_estimated and launch_file
         else None,
         hints=guidance(recipe, data.counts, covered.trainable_parameters),
         samples=_samples(data, backbone),
@@ -182,7 +190,14 @@ def _processes(launch_file: LaunchFile | None) -> tuple[int, torch.device]:
 
 
 def _samples(data: PreparedData, backbone: Backbone) -> tuple[tuple[Span, ...], ...]:
-    return tuple(masked_text(example, backbone.tokenizer) for example in data.examples[:SAMPLES])
+    shown = classified_text if backbone.head else masked_text
+    return tuple(shown(example, backbone.tokenizer) for example in data.examples[:SAMPLES])
+
+
+def classified_text(example: Example, tokenizer: Any) -> tuple[Span, ...]:
+    """An example's text as a classifier sees it, and the class that is learned of it."""
+    text = tokenizer.decode(list(example.input_ids))
+    return Span(text, supervised=False), Span(f" {example.label} ", supervised=True)
 
 
 def masked_text(example: Example, tokenizer: Any) -> tuple[Span, ...]:

@@ -55,6 +55,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     if plan.forecast:
         _show_forecast(plan.forecast, console)
+    if recipe.training.objective == "classification":
+        console.print("Memory and time of a classifier are not estimated.")
     if plan.launch_file and plan.rank:
         show_rank(plan.launch_file, plan.rank, console)
     for warning in plan.checked.warnings if plan.checked else ():

@@ -20,6 +20,7 @@ from lora_kit.run import RunDirectory
 from lora_kit.training import checkpoints
 from lora_kit.training.arguments import arguments_of, like_length, optimizer_steps
 from lora_kit.training.callbacks import Epochs, Interruption, MetricsLog
+from lora_kit.training.classes import ClassifierTrainer, ClassTask
 from lora_kit.training.guards import Guards
 from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
@@ -57,6 +58,7 @@ class Attempt:
         progress: Meter,
         measure: Callable[[], float | None],
         texts: RetentionTexts,
+        task: ClassTask | None = None,
     ) -> Attempt:
         """Put together what a recipe asks for; nothing is trained yet.
 
@@ -70,6 +72,7 @@ class Attempt:
             progress: the bar.
             measure: gives the validation loss now.
             texts: that the recipe's ways to keep look at.
+            task: where classes are learned, their loss and features.
         """
         state, spec = process_state(), recipe.training
         steps = optimizer_steps(data.size, spec)
@@ -85,7 +88,8 @@ class Attempt:
         else:
             most = cutting.most_tokens(data.lengths)
             keepers = Keepers.of(recipe, backbone, model, texts, cutting, most, log.record)
-            trainer = SupervisedTrainer(
+            kind = partial(ClassifierTrainer, task=task) if task else SupervisedTrainer
+            trainer = kind(
                 model=model,
                 args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
                 train_dataset=data.to_dataset(),
@@ -107,8 +111,11 @@ class Attempt:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Epochs(lambda: trainer.sampler))
         where = partial(_where, trainer, data, run)
-        vocabulary = backbone.model.config.get_text_config().vocab_size
-        trainer.add_callback(Guards(vocabulary, where, trainer.idle_steps))
+        choices = backbone.model.config.get_text_config().vocab_size
+        if backbone.head:
+            choices = len(backbone.head.classes)
+        may_end = task is not None
+        trainer.add_callback(Guards(choices, where, trainer.idle_steps, may_end_at_zero=may_end))
         for callback in _of_the_method(recipe, model, steps):
             trainer.add_callback(callback)
         trainer.add_callback(log)

@@ -24,16 +24,25 @@ SKIPPED = 20
 class Guards(TrainerCallback):
     """Stops a training that trains nothing, or has diverged."""
 
-    def __init__(self, vocabulary: int, where: Callable[[], str], idle_steps: int = 0):
+    def __init__(
+        self,
+        choices: int,
+        where: Callable[[], str],
+        idle_steps: int = 0,
+        may_end_at_zero: bool = False,
+    ):
         """Plan.
 
         Args:
-            vocabulary: words that the backbone chooses from.
+            choices: words, or classes, that the model chooses from.
             where: the rows of the last batch and the last good checkpoint, in words.
             idle_steps: how many steps in a row may have nothing to learn from: where rewards are
                 compared, those in which all are the same.
+            may_end_at_zero: whether a loss of 0 can be reached by learning: a row of a class that
+                is certain has it in float32, a text has not.
         """
-        self._guessing = math.log(vocabulary)
+        self._guessing = math.log(choices)
+        self._may_end_at_zero = may_end_at_zero
         self._where = where
         self._idle_steps = idle_steps
         self._idle = 0
@@ -94,7 +103,8 @@ class Guards(TrainerCallback):
                 f"step {step}: float16 overflowed in {SKIPPED} steps in a row, none of which "
                 "trained anything; choose another backbone.dtype"
             )
-        self._count_idle(step, loss, norm)
+        if not (self._may_end_at_zero and step > 1):
+            self._count_idle(step, loss, norm)
         self._losses = [*self._losses, loss][-WINDOW:]
         if len(self._losses) < WINDOW:
             return

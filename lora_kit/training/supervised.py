@@ -1,4 +1,4 @@
-"""The trainer: TRL's SFTTrainer with another loss, other batches and other checkpoints."""
+"""The trainers of whole steps, and of them TRL's SFTTrainer with another loss."""
 
 from __future__ import annotations
 
@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 
 
-class SupervisedTrainer(Resumable, SFTTrainer):
-    """SFTTrainer with float32 adapters, micro batches by length, and logits only where scored.
-
-    On a CPU the loss of TRL 1.16 projects every position to the vocabulary.
+class StepTrainer(Resumable):
+    """A trainer with float32 adapters, and steps that are cut into micro batches by length.
 
     Attributes:
         lengths: tokens of each example of the data set.
@@ -73,7 +71,7 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         """Take the adapters as they are.
 
         Args:
-            args: of SFTTrainer.
+            args: of the trainer below.
             model: with its adapter attached.
             lengths: tokens of each example of the data set.
             batch_size: examples of an optimizer step, of all processes together.
@@ -87,7 +85,7 @@ class SupervisedTrainer(Resumable, SFTTrainer):
             anchor: what holds it to the base.
             budget: what ends it for forgetting.
             rates: where parameters differ in their learning rates, by what.
-            kwargs: of SFTTrainer.
+            kwargs: of the trainer below.
         """
         collator = partial(of_a_step, packing=packing)
         with float32_masters(model):
@@ -113,7 +111,6 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         _reduce_in_float32(self.accelerator)
         self.lengths = lengths
         self.keep_checkpoints = keep_checkpoints
-        self._head = model.get_output_embeddings()
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Any:
         """The optimizer, with the recipe's own learning rates if it has such."""
@@ -223,20 +220,6 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16
         return torch.autocast(self.args.device.type, dtype)
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """The share of one micro batch in the step's loss."""
-        if return_outputs or num_items_in_batch is None:
-            raise TrainingError("the loss is that of a step; its logits are never whole")
-        nll, _ = supervised_nll(model, inputs, self._head)
-        loss: torch.Tensor = nll.sum() / num_items_in_batch * self.accelerator.num_processes
-        return loss
-
     def _track_num_input_tokens(self, _inputs: Batch) -> None:
         """Counted in `training_step`."""
 
@@ -250,6 +233,32 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         super().log(logs | held | {"tokens": self.tokens}, start_time)
         # `metrics.jsonl` has it; in here, each checkpoint would hold it once more.
         self.state.log_history.clear()
+
+
+class SupervisedTrainer(StepTrainer, SFTTrainer):
+    """SFTTrainer with logits only where scored.
+
+    On a CPU the loss of TRL 1.16 projects every position to the vocabulary.
+    """
+
+    def __init__(self, *args: Any, model: PeftModel, **kwargs: Any):
+        """Take what `StepTrainer` takes."""
+        super().__init__(*args, model=model, **kwargs)
+        self._head = model.get_output_embeddings()
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """The share of one micro batch in the step's loss."""
+        if return_outputs or num_items_in_batch is None:
+            raise TrainingError("the loss is that of a step; its logits are never whole")
+        nll, _ = supervised_nll(model, inputs, self._head)
+        loss: torch.Tensor = nll.sum() / num_items_in_batch * self.accelerator.num_processes
+        return loss
 
 
 def _reduce_in_float32(accelerator: Accelerator) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,8 +13,10 @@ from lora_kit.adapters import ADAPTER_CONFIG
 from lora_kit.backbone import Backbone
 from lora_kit.console import meter
 from lora_kit.data.dataset import PreparedData
+from lora_kit.data.labelled import classes_of
 from lora_kit.errors import TrainingError, TrainingInterruptedError
 from lora_kit.files import whole_directory, write_json
+from lora_kit.heads import SavedClasses, save_classes
 from lora_kit.launch import current_launch
 from lora_kit.memory import lacks_memory
 from lora_kit.processes import any_process, process_state
@@ -21,6 +25,7 @@ from lora_kit.run import RunDirectory, peak_memory
 from lora_kit.training import checkpoints
 from lora_kit.training.arguments import optimizer_steps
 from lora_kit.training.attempt import Attempt
+from lora_kit.training.classes import ClassTask
 from lora_kit.training.passes import Cutting
 from lora_kit.training.resumable import Resumable
 from lora_kit.training.retention.texts import RetentionTexts
@@ -88,12 +93,14 @@ def train(
     cutting = Cutting.of(recipe, state.num_processes, state.device)
     tokens = cutting.most_tokens(data.lengths)
     texts = texts or RetentionTexts()
-    measure = partial(validation_loss, model, backbone, validation, tokens)
+    task = ClassTask.of(recipe, backbone, model, data, validation)
+    loss = task.validation_loss if task else validation_loss
+    measure = partial(loss, model, backbone, validation, tokens)
     # Sharded later, it does not lie where it is computed yet.
     before = measure() if resume is None and not current_launch().sharded else None
     with meter("training", steps, visible=state.is_main_process) as progress:
         attempt = Attempt.prepare(
-            recipe, backbone, model, data, cutting, run, progress, measure, texts
+            recipe, backbone, model, data, cutting, run, progress, measure, texts, task
         )
         attempt.validation.before = before
         with attempt.interruption.listening():
@@ -116,7 +123,8 @@ def train(
     after = measure()
     weights = checkpoints.trained_weights(model) if is_sharded(model) else None
     if state.is_main_process:
-        save_adapter(model, backbone, run.adapter, weights)
+        rows = Counter(classes_of(data)) if task else None
+        save_adapter(model, backbone, run.adapter, weights, rows)
     state.wait_for_everyone()
     return _result(trainer, attempt.log.history, (attempt.validation.before, after), kept)
 
@@ -167,6 +175,7 @@ def save_adapter(
     backbone: Backbone,
     directory: Path,
     weights: checkpoints.Tensors | None = None,
+    rows: Mapping[int, int] | None = None,
 ) -> None:
     """Write a PEFT adapter directory with the backbone's fingerprint beside it.
 
@@ -175,6 +184,7 @@ def save_adapter(
         backbone: of the model.
         directory: where it goes.
         weights: all that is trained, whole, where the model's own are divided over the processes.
+        rows: of a classifier, how many training rows each class had, by its number.
     """
     with whole_directory(directory) as temporary:
         model.save_pretrained(
@@ -185,6 +195,10 @@ def save_adapter(
         )
         # PEFT leaves a card of blanks to be filled in; the release writes a real one.
         (temporary / "README.md").unlink(missing_ok=True)
+        if backbone.head is not None and rows is not None:
+            classes = enumerate(backbone.head.classes)
+            saved = SavedClasses({name: rows[number] for number, name in classes})
+            save_classes(backbone.model.config, saved, temporary)
         write_json(
             temporary / "backbone.json",
             {

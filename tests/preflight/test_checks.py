@@ -60,6 +60,9 @@ def test_only_what_is_there_is_looked_at() -> None:
         "steps",
         "merging",
         "estimate",
+        "processes",
+        "objective",
+        "head",
     )
 
 

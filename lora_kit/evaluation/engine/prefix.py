@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from lora_kit.data.tokenization import IGNORED
-from lora_kit.evaluation.item import LossRequest, Request
+from lora_kit.evaluation.item import (
+    ChoiceRequest,
+    ClassRequest,
+    GenerationRequest,
+    LossRequest,
+    Request,
+)
 
 # Below it, encoding a prefix and carrying it along costs more than it saves.
 SHORTEST = 4
@@ -38,9 +44,9 @@ def shared_prefix(requests: Sequence[Request]) -> tuple[int, ...]:
 
     Empty where there are too few to be worth it.
     """
-    if len(requests) < 2:
+    leading = [_leading(request) for request in requests if not isinstance(request, ClassRequest)]
+    if len(leading) < 2:
         return ()
-    leading = [_leading(request) for request in requests]
     # The first and the last in order differ the earliest.
     first, last = min(leading), max(leading)
     length = next(
@@ -50,7 +56,7 @@ def shared_prefix(requests: Sequence[Request]) -> tuple[int, ...]:
     return first[:length] if length >= SHORTEST else ()
 
 
-def _leading(request: Request) -> tuple[int, ...]:
+def _leading(request: LossRequest | ChoiceRequest | GenerationRequest) -> tuple[int, ...]:
     if isinstance(request, LossRequest):
         labels = request.example.labels
         supervised = next(n for n, label in enumerate(labels) if label != IGNORED)

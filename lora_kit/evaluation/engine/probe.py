@@ -12,7 +12,13 @@ import torch
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.evaluation.engine.prefix import encode
 from lora_kit.evaluation.engine.scoring import Scorer, Way, outcomes
-from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, LossRequest, Request
+from lora_kit.evaluation.item import (
+    ChoiceRequest,
+    ClassRequest,
+    GenerationRequest,
+    LossRequest,
+    Request,
+)
 from lora_kit.memory import lacks_memory
 
 PROBES = 2
@@ -32,6 +38,8 @@ def find_way(scorer: Scorer, requests: Sequence[Request], prefix_ids: tuple[int,
     Layers that carry a state along the row (convolutions, linear attention, state spaces) do not
     heed the mask of a tree, without an error: the choices would leak into one another.
     """
+    if isinstance(requests[0], ClassRequest):
+        return WAYS[-1]  # a row a text, which is all there is
     possible = ways(str(scorer.model.config._attn_implementation))
     shortest = sorted(requests, key=lambda request: request.length)[:PROBES]
     cut = max(len(prefix_ids) - PREFIX_TOKENS, 0)
@@ -76,6 +84,7 @@ def _probe(request: Request, cut: int) -> Request:
     if isinstance(request, LossRequest):
         example = request.example
         return LossRequest(Example(example.input_ids[cut:], example.labels[cut:]))
+    assert not isinstance(request, ClassRequest)
     prompt = request.prompt_ids[cut:]
     if isinstance(request, ChoiceRequest):
         return replace(request, prompt_ids=prompt)

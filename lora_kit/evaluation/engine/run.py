@@ -244,8 +244,11 @@ def _drifted(work: Work, item: Item, value: float, tokens: int, seconds: float) 
 def stop_token_ids(backbone: Backbone) -> tuple[int, ...]:
     """All tokens on which generation ends: the configuration's, and the template's end of turn.
 
-    Where the two differ, a model that learned to end its turn would be made to go on.
+    Where the two differ, a model that learned to end its turn would be made to go on. A classifier
+    generates nothing.
     """
+    if backbone.head is not None:
+        return ()
     configured = backbone.model.generation_config.eos_token_id
     ids = set(configured if isinstance(configured, list) else [configured]) - {None}
     return tuple(sorted(ids | {end_of_turn(backbone.tokenizer)}))

@@ -10,10 +10,12 @@ import torch
 
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.evaluation.engine.choices import in_one_row
+from lora_kit.evaluation.engine.classes import classified
 from lora_kit.evaluation.engine.prefix import Prefix
 from lora_kit.evaluation.item import (
     Branch,
     ChoiceRequest,
+    ClassRequest,
     GenerationRequest,
     LossRequest,
     Outcome,
@@ -73,6 +75,10 @@ def outcomes(
         prefix: encoded by this model, as it is now.
     """
     first = requests[0]
+    pad = scorer.tokenizer.pad_token_id
+    if isinstance(first, ClassRequest):
+        texts = [r for r in requests if isinstance(r, ClassRequest)]
+        return classified(scorer.model, texts, pad, scorer.device)
     if isinstance(first, GenerationRequest):
         return _generated(scorer, [r for r in requests if isinstance(r, GenerationRequest)], prefix)
     if isinstance(first, LossRequest):
@@ -84,7 +90,6 @@ def outcomes(
             )
         ]
     choices = [r for r in requests if isinstance(r, ChoiceRequest)]
-    pad = scorer.tokenizer.pad_token_id
     found = (
         in_one_row(scorer.model, choices, pad, scorer.device, prefix, way.gathered)
         if way.tree

@@ -12,6 +12,7 @@ from lora_kit.backbone import Backbone
 from lora_kit.console import say
 from lora_kit.data.rows import Row
 from lora_kit.errors import DataError, EvaluationError
+from lora_kit.evaluation.classes import build_class_task
 from lora_kit.evaluation.engine.kept import setting
 from lora_kit.evaluation.engine.prefix import shared_prefix
 from lora_kit.evaluation.grading import GRADING, grading_code
@@ -90,6 +91,9 @@ def plan_work(
 def _plan(
     suite: Suite, spec: TaskSpec, backbone: Backbone, shots: int, training: Sequence[Row]
 ) -> Work:
+    if backbone.head is not None:
+        task = build_class_task(suite, spec, backbone.tokenizer, backbone.head.classes)
+        return _laid_out(suite, task, backbone, {})
     task = build_task(spec, backbone.tokenizer, suite.seed)
     variants = {}
     if shots and suite.role == "gain":

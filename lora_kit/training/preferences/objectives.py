@@ -19,7 +19,7 @@ from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import configured, micro_batch_size
 from lora_kit.training.preferences.trainers import JudgedTrainer, PairTrainer
 from lora_kit.training.resumable import Resumable
-from lora_kit.training.supervised import SupervisedTrainer
+from lora_kit.training.supervised import StepTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,12 +52,8 @@ def trainer_class(objective: Objective) -> type[Resumable]:
         from lora_kit.training.preferences.grpo import RewardTrainer
 
         return RewardTrainer
-    made: dict[Objective, type[Resumable]] = {
-        "sft": SupervisedTrainer,
-        "dpo": PairTrainer,
-        "kto": JudgedTrainer,
-    }
-    return made[objective]
+    made: dict[Objective, type[Resumable]] = {"dpo": PairTrainer, "kto": JudgedTrainer}
+    return made.get(objective, StepTrainer)
 
 
 def objective_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) -> Resumable:

@@ -1,0 +1,91 @@
+"""The arms of a classifier: the adapter with its head, and what knows the training rows alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from lora_kit.adapters import adapter_sha256
+from lora_kit.classification_spec import ARMS
+from lora_kit.errors import EvaluationError
+from lora_kit.evaluation.engine.arm import Arm, LoadedArms
+from lora_kit.heads import SavedClasses, saved_classes
+from lora_kit.session import Subject
+
+
+class Frequencies(torch.nn.Module):
+    """What an untrained head is compared with: every text is given the training rows' frequencies.
+
+    Its choice is the most frequent class. A head that has learned nothing would be a coin, which
+    everything is better than.
+    """
+
+    def __init__(self, classes: SavedClasses, config: Any):
+        """Take over how often each class was there.
+
+        Args:
+            classes: with their training rows.
+            config: of the backbone, which the engine asks for its window.
+        """
+        super().__init__()
+        total = sum(classes.rows.values())
+        shares = [math.log(rows / total) for rows in classes.rows.values()]
+        self.shares = torch.nn.Parameter(torch.tensor(shares), requires_grad=False)
+        self.config = config
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+        """Take (batch, length); return `logits` (batch, classes), the same in each row."""
+        return SimpleNamespace(logits=self.shares.repeat(len(input_ids), 1))
+
+
+def loaded_class_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
+    """The arms that are models.
+
+    Raises:
+        EvaluationError: if an arm cannot be asked for classes.
+    """
+    unknown = [name for name in names if name not in ARMS]
+    if unknown:
+        raise EvaluationError(
+            f"{subject.adapter}: arm {unknown[0]}: not with a head; possible: {', '.join(ARMS)}"
+        )
+    classes = _classes(subject)
+    backbone, config = subject.backbone, subject.backbone.model.config
+    trained = [backbone.fingerprint.digest, backbone.spec.attention]
+    adapted = _digest([*trained, adapter_sha256(subject.adapter), list(classes.names)])
+    frequencies = _digest(list(classes.rows.items()))
+    return [
+        LoadedArms(
+            lambda: Frequencies(classes, config).to(backbone.model.device),
+            (Arm("base", frequencies, nullcontext, roles=("gain",)),),
+        ),
+        LoadedArms(lambda: subject.model, (Arm("adapter", adapted, nullcontext, roles=("gain",)),)),
+    ]
+
+
+def class_facts(subject: Subject) -> dict[str, str]:
+    """What the report says of the classes, and of what the adapter is compared with."""
+    classes = _classes(subject)
+    total, first = sum(classes.rows.values()), classes.most_frequent
+    return {
+        "Classes": ", ".join(f"{name} ({rows:,} rows)" for name, rows in classes.rows.items()),
+        "Base": "no model: the most frequent class of the training rows, "
+        f"{first} ({classes.rows[first] / total:.0%})",
+    }
+
+
+def _classes(subject: Subject) -> SavedClasses:
+    found = saved_classes(subject.adapter)
+    assert found is not None  # it was loaded with a head
+    return found
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

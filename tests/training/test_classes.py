@@ -1,0 +1,234 @@
+"""A classifier's loss, its steps, and the adapter that comes of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from lora_kit import backbone as backbones
+from lora_kit import pipeline
+from lora_kit.adapter_spec import AdapterSpec, PeftMethod
+from lora_kit.adapters import attach, attach_saved
+from lora_kit.backbone import Backbone
+from lora_kit.classification_spec import ClassificationSpec
+from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.prepared import PreparedData
+from lora_kit.errors import AdapterError
+from lora_kit.heads import pad_right
+from lora_kit.recipe import Recipe
+from lora_kit.training import features
+from lora_kit.training.classes import ClassLoss
+from lora_kit.training.features import frozen_features
+from lora_kit.training.trainer import save_adapter
+from tests.classifying import classes_recipe
+from tests.training.cut import cut_off, losses
+
+CLASSES = ("bird", "fruit", "metal")
+# How a program that knows PEFT alone loads what was saved.
+PLAIN = """
+import json, sys, torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForSequenceClassification
+backbone, *adapters = sys.argv[1:]
+found = []
+for adapter in adapters:
+    config = AutoConfig.from_pretrained(adapter)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        backbone, config=config, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, adapter).eval()
+    ids = torch.tensor([[5, 6, 7], [9, 8, config.pad_token_id]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    logits = model(input_ids=ids, attention_mask=mask).logits.tolist()
+    found.append([logits, list(config.id2label.values())])
+print(json.dumps(found))
+"""
+
+
+def loaded(model: Path) -> Backbone:
+    spec = backbones.BackboneSpec(model=str(model), quantization="none", dtype="float32")
+    return backbones.load(backbones.resolve(spec), spec, CLASSES)
+
+
+def prepared(recipe: Recipe, backbone: Backbone) -> PreparedData:
+    rows, _ = training_rows(recipe.data, recipe.seed)
+    return prepare(rows, backbone.tokenizer, recipe.data, classes=CLASSES)
+
+
+def test_a_weighted_loss_is_that_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(8, 3, generator=generator)
+    targets = torch.tensor([0, 1, 1, 2, 0, 1, 1, 1])
+    loss = ClassLoss.of(
+        ClassificationSpec(class_weights={"fruit": 0.5, "metal": 4.0}), CLASSES, targets.tolist()
+    )
+    assert loss.weights.tolist() == [1.0, 0.5, 4.0]
+    wanted = cross_entropy(logits, targets, weight=loss.weights)
+    assert torch.allclose(loss.sum(logits, targets) / loss.weight_of(targets).sum(), wanted)
+    balanced = ClassLoss.of(ClassificationSpec(class_weights="balanced"), CLASSES, targets.tolist())
+    # 8 rows over 3 classes of 2, 5 and 1.
+    assert torch.allclose(balanced.weights, torch.tensor([8 / 6, 8 / 15, 8 / 3]))
+
+
+def test_a_focal_loss_is_that_of_its_paper() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 0.0]], requires_grad=True)
+    targets = torch.tensor([0, 2])
+    p = logits.detach().softmax(dim=-1)[[0, 1], targets]
+    wanted = (-((1 - p) ** 2) * p.log()).sum()
+    loss = ClassLoss(torch.ones(3), gamma=2.0)
+    assert torch.allclose(loss.sum(logits, targets), wanted)
+    # What is certain in float32, and what was made up for a process without rows, counts nothing.
+    certain = torch.tensor([[60.0, 0.0, 0.0]], requires_grad=True)
+    half = ClassLoss(torch.ones(3), gamma=0.5)
+    half.sum(torch.cat([certain, certain]), torch.tensor([0, -100])).backward()
+    assert torch.isfinite(certain.grad).all()
+    assert half.weight_of(torch.tensor([0, -100])).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("which", ["tiny", "tiny_encoder"])
+def test_features_give_what_the_whole_model_gives(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model_path = request.getfixturevalue(which)
+    recipe = classes_recipe(model_path, tmp_path, adapter={"method": "head"})
+    backbone = loaded(model_path)
+    model = attach(backbone, recipe.adapter, 0).eval()
+    data = prepared(recipe, backbone)
+    found = frozen_features(backbone, model, data)
+    targets = torch.tensor([example.labels[-1] for example in data.examples])
+    batch = pad_right([e.input_ids for e in data.examples], backbone.tokenizer.pad_token_id)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    whole = model(**batch).logits
+    by_model = torch.autograd.grad(cross_entropy(whole, targets), trained)
+    own = found.batch(range(len(targets)), data.examples)
+    short = found.head(own["features"])
+    by_features = torch.autograd.grad(cross_entropy(short, own["targets"]), trained)
+    assert torch.allclose(short, whole, atol=1e-5)
+    for one, other in zip(by_features, by_model, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("computed a second time")
+
+    monkeypatch.setattr(features, "_computed", never)
+    assert torch.equal(frozen_features(backbone, model, data).values, found.values)
+
+
+@pytest.mark.parametrize("loss", [{}, {"class_weights": "balanced", "focal_gamma": 2.0}])
+def test_micro_batches_weigh_as_the_whole_step(
+    tiny_encoder: Path, tmp_path: Path, loss: dict[str, Any]
+) -> None:
+    def first(micro: int) -> dict[str, float]:
+        recipe = classes_recipe(
+            tiny_encoder,
+            tmp_path,
+            classification=loss,
+            training={"batch_size": 8, "micro_batch_size": micro, "epochs": 0.1},
+        )
+        backbone = loaded(tiny_encoder)
+        for module in backbone.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        backbone.model.config.attention_probs_dropout_prob = 0.0
+        monkeypatch = pytest.MonkeyPatch()
+        # The examples of a step are of about one length as many as a pass has.
+        monkeypatch.setattr("lora_kit.training.attempt.like_length", lambda *_: 8)
+        monkeypatch.setattr(pipeline.training, "load", lambda *_: backbone)
+        with monkeypatch.context():
+            result = pipeline.train(recipe, tmp_path / f"run-{micro}").result
+        monkeypatch.undo()
+        return result.history[0]
+
+    whole, parts = first(8), first(2)
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_a_training_of_classes_goes_on_where_it_was_cut_off(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    recipe = classes_recipe(
+        tiny_encoder,
+        tmp_path,
+        adapter={"method": method},
+        training={"epochs": 2.0, "checkpoint_steps": 1},
+    )
+    with monkeypatch.context() as patched:
+        cut_off(patched, recipe, tmp_path / "cut", 3)
+    pipeline.train(recipe, tmp_path / "cut", resume=True)
+    pipeline.train(recipe, tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 12
+
+
+METHODS = ("head", "lora", "full", "last-1")
+
+
+@pytest.mark.parametrize("which", ["tiny", "tiny_encoder"])
+def test_peft_alone_loads_head_and_adapter_whole(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    model_path = request.getfixturevalue(which)
+    ids, mask = torch.tensor([[5, 6, 7], [9, 8, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    wanted, places = [], []
+    for method in METHODS:
+        recipe = classes_recipe(model_path, tmp_path, adapter={"method": method})
+        session = pipeline.train(recipe, tmp_path / method).session
+        ids[1, 2] = session.backbone.tokenizer.pad_token_id
+        with torch.no_grad():
+            wanted.append(session.model.eval()(input_ids=ids, attention_mask=mask).logits)
+        places.append(str(session.run.adapter))
+        again = attach_saved(loaded(model_path), session.run.adapter)
+        with torch.no_grad():
+            assert torch.equal(again(input_ids=ids, attention_mask=mask).logits, wanted[-1])
+    command = [sys.executable, "-c", PLAIN, str(model_path), *places]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = json.loads(told.splitlines()[-1])
+    for (logits, classes), mine in zip(found, wanted, strict=True):
+        assert classes == list(CLASSES)
+        assert torch.allclose(torch.tensor(logits), mine, atol=1e-6)
+
+
+# With PEFT 0.21: what a method cannot do to an encoder of linear layers, and in whose words.
+NOT_HERE: dict[str, str] = {}
+OWN: dict[str, dict[str, Any]] = {
+    "trainable_tokens": {"options": {"token_indices": [5, 6]}},
+    "adalora": {"rank": 4},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(get_args(PeftMethod)))
+def test_methods_of_peft_train_a_head_with_them(
+    tiny_encoder: Path, tmp_path: Path, method: str
+) -> None:
+    backbone = loaded(tiny_encoder)
+    spec = AdapterSpec.model_validate({"method": method, **OWN.get(method, {})})
+    if method in NOT_HERE:
+        with pytest.raises(AdapterError, match=NOT_HERE[method]):
+            attach(backbone, spec, 0)
+        return
+    model = attach(backbone, spec, 0).train()
+    batch = pad_right([(5, 6, 7, 8), (9, 5)], backbone.tokenizer.pad_token_id)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    heads = [name for name in trained if "classifier" in name]
+    assert heads
+    assert len(trained) > len(heads)
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        cross_entropy(model(**batch).logits, torch.tensor([0, 2])).backward()
+        optimizer.step()
+    assert all(trained[name].grad.abs().sum() > 0 for name in heads)
+    with torch.no_grad():
+        wanted = model.eval()(**batch).logits
+    save_adapter(model, backbone, tmp_path / "adapter")
+    again = attach_saved(loaded(tiny_encoder), tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.allclose(again(**batch).logits, wanted, atol=1e-5)
