@@ -25,6 +25,7 @@ from lora_kit.launch import Launch
 from lora_kit.likelihood import pad_examples, supervised_nll
 from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.method_checks import in_one_process
+from lora_kit.preflight.plan import make_plan
 from lora_kit.preflight.situation import Situation
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
@@ -385,6 +386,17 @@ def test_judged_answers_have_to_be_judged(tiny: Path, tmp_path: Path) -> None:
     Path(recipe.data.train[0].source).write_text('{"prompt": "a", "completion": "b"}\n')
     with pytest.raises(DataError, match=r"kto\.jsonl:1: .*whether the completion is a good one"):
         pipeline.train(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+def test_a_plan_shows_what_is_learned_from(tiny: Path, tmp_path: Path, objective: str) -> None:
+    plan = make_plan(recipe_of(tiny, tmp_path, objective))
+    assert plan.optimizer_steps == 6
+    assert plan.counts is not None
+    assert plan.counts.rows == 12
+    shown = ["".join(span.text for span in sample if span.supervised) for sample in plan.samples]
+    wanted = ["It is 3.", "Who knows, 0?"] if objective == "dpo" else ["Who knows, 0?", "It is 5."]
+    assert [text.removesuffix("<|im_end|>") for text in shown] == wanted
 
 
 def test_several_processes_are_refused_and_the_estimate_says_what_it_leaves_out(
