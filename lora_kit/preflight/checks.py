@@ -24,6 +24,7 @@ from lora_kit.preflight.method_checks import (
     estimated_as_it_is,
     in_one_process,
     kept_where_it_can_be,
+    scored_by_the_base_head,
     stepped_by_us,
     trained_with_its_head,
 )
@@ -298,6 +299,7 @@ CHECKS = (
     Check("merging", "an adapter cannot be merged", _always, can_be_merged),
     Check("estimate", "another method's memory", _always, estimated_as_it_is),
     Check("processes", "an objective is made for one", _always, in_one_process),
+    Check("head", "log probabilities pass by an adapter", _with_model, scored_by_the_base_head),
     Check("objective", "another one's estimate", _always, estimated_as_another_objective),
     Check("head", "a head is divided", _always, trained_with_its_head),
     Check("labels", "nothing is learned at loss 0", _with_examples, something_to_learn),

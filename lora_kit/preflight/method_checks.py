@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lora_kit.adapter_spec import NOT_MERGED, NOT_SHAPED
 from lora_kit.errors import AdapterError, TrainingError
+from lora_kit.objective_spec import REFERENCED
 from lora_kit.preflight.situation import Situation
 
 
@@ -88,6 +89,20 @@ def in_one_process(situation: Situation) -> None:
         raise TrainingError(
             f"training.objective: {objective} is trained by one process, and {launch.processes} "
             "are launched; start it without a launch file"
+        )
+
+
+def scored_by_the_base_head(situation: Situation) -> None:
+    """Raises AdapterError if the output head has an adapter, which TRL's objectives refuse."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    recipe = situation.recipe
+    head = situation.attached.get_output_embeddings()
+    if recipe.training.objective in REFERENCED and isinstance(head, BaseTunerLayer):
+        raise AdapterError(
+            f"adapter: {recipe.adapter.method} on the output head (or an embedding that is one "
+            f"with it): with the objective {recipe.training.objective} TRL takes log probabilities "
+            "past it. Leave lm_head and the embedding out, or use another method"
         )
 
 

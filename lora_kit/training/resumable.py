@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from lora_kit.training.validation import Validation
 
 
+# Steps in a row that may have nothing to learn from, where that can be: all answers to each prompt
+# are worth the same, or all pairs are as far apart as a margin asks for.
+IDLE_STEPS = 20
+
+
 @contextmanager
 def float32_masters(model: torch.nn.Module) -> Iterator[None]:
     """Keep what is trained as it is, whatever a trainer's constructor does to it.

@@ -16,6 +16,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lora_kit.evaluation.facets import Measure
+from lora_kit.evaluation.verdict import TaskVerdict
 from lora_kit.pipeline import evaluate, train
 from lora_kit.recipe import Recipe
 from lora_kit.run import machine, versions
@@ -44,19 +46,14 @@ def _measured(objective: str, root: Path, changes: tuple[str, ...]) -> dict[str,
     recipe = Recipe.load(objective, [*changes, suites])
     trained = train(recipe, root, resume=root.is_dir())
     verdict = evaluate(trained.session).verdict
-    tasks = {
-        task.task: {
-            "unit": task.unit,
-            "base": round(task.base, 4),
-            "adapter": round(task.adapter, 4),
-            "gain": round(task.interval.delta, 4),
-            "low": round(task.interval.low, 4),
-            "high": round(task.interval.high, 4),
-            "decision": task.decision,
+    tasks = {}
+    for task in (task for suite in verdict.suites for task in suite.tasks):
+        tasks[task.task] = _moved(task) | {"unit": task.unit, "decision": task.decision}
+        tasks |= {
+            f"{task.task}, loss": _moved(measure) | {"unit": "nats", "decision": ""}
+            for measure in task.measures
+            if measure.name == "loss"
         }
-        for suite in verdict.suites
-        for task in suite.tasks
-    }
     return {
         "seconds": round(trained.result.seconds),
         "steps": trained.result.steps,
@@ -65,12 +62,25 @@ def _measured(objective: str, root: Path, changes: tuple[str, ...]) -> dict[str,
     }
 
 
+def _moved(measured: TaskVerdict | Measure) -> dict[str, Any]:
+    """Means of both arms, and the difference with its interval, positive where it is better."""
+    interval = measured.interval
+    figures = {
+        "base": measured.base,
+        "adapter": measured.adapter,
+        "gain": interval.delta,
+        "low": interval.low,
+        "high": interval.high,
+    }
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
 def _print(objective: str, found: dict[str, Any]) -> None:
     print(f"{objective}: {found['steps']} steps in {found['seconds']} s")
     for name, task in found["tasks"].items():
         print(
-            f"  {name:20}{task['base']:>10.3f} -> {task['adapter']:.3f} {task['unit']}, gain "
-            f"{task['gain']:+.3f} ({task['low']:+.3f} to {task['high']:+.3f}), {task['decision']}"
+            f"  {name:24}{task['base']:>10.3f} -> {task['adapter']:.3f} {task['unit']}, gain "
+            f"{task['gain']:+.3f} ({task['low']:+.3f} to {task['high']:+.3f}) {task['decision']}"
         )
 
 

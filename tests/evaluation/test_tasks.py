@@ -316,9 +316,35 @@ def test_a_metric_of_the_hub_is_asked_for_by_that_word(monkeypatch: pytest.Monke
         load_metric("hub:no_such_metric")
 
 
+def test_a_pair_is_a_question_whose_order_of_choices_gives_nothing_away(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    pairs = [
+        {"prompt": f"What is {n}?", "chosen": "A number.", "rejected": "A word."} for n in range(40)
+    ]
+    source = lines(tmp_path / "pairs.jsonl", pairs)
+    fields = {"kind": "multiple_choice", "chat": True, "template": "{prompt}"}
+    task = build(tokenizer, source=source, **fields)
+    assert {item.reference for item in task.items} == {"A number."}
+    assert 8 < sum(item.answer == 0 for item in task.items) < 32
+    item = task.items[0]
+    assert isinstance(item.request, ChoiceRequest)
+    assert text(tokenizer, item.request.prompt_ids).endswith("assistant\n")
+    likely = tuple(-float(choice != "A number.") for choice in item.choices)
+    assert task.grade(item, Outcome(log_likelihoods=likely)).score == 1.0
+    built_in = build(tokenizer, source="stdlib-docstring-pairs", limit=20, **fields)
+    assert len({item.cluster for item in built_in.items}) > 5
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    row = {"prompt": [*turns, turns[0]], "chosen": "c", "rejected": "d"}
+    talk = lines(tmp_path / "talk.jsonl", [row])
+    with pytest.raises(DataError, match="one turn of the user"):
+        build(tokenizer, source=talk, **fields)
+
+
 def test_the_bundled_suites_load_and_core_retention_has_a_thousand_items() -> None:
     suites = {name: Suite.load(name) for name in suite_names()}
     assert {"docstrings", "core-retention", "hub-retention", "bias"} <= set(suites)
+    assert {"docstring-pairs", "sums"} <= set(suites)
     core = suites["core-retention"]
     counts = {task.name: len(chosen_clusters(task, core.seed) or ()) for task in core.tasks}
     assert sum(counts.values()) >= 1000

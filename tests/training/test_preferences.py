@@ -20,11 +20,12 @@ from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.tokenization import IGNORED, end_of_turn
 from lora_kit.data.units import PreparedUnits
-from lora_kit.errors import DataError, TrainingError
+from lora_kit.errors import AdapterError, DataError, TrainingError
 from lora_kit.launch import Launch
 from lora_kit.likelihood import pad_examples, supervised_nll
 from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.method_checks import in_one_process
+from lora_kit.preflight.plan import make_plan
 from lora_kit.preflight.situation import Situation
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
@@ -202,6 +203,53 @@ def test_the_reference_is_the_base_with_the_adapter_switched_off(
         with torch.no_grad():
             other, _ = supervised_nll(setting.model, batch)
         assert not torch.allclose(other, nll, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["ia3", "vera", "ln_tuning", "full"])
+def test_other_methods_have_the_base_as_reference_too(
+    tiny: Path, tmp_path: Path, method: str
+) -> None:
+    document = recipe_of(tiny, tmp_path, "dpo").model_dump(mode="json")
+    document["adapter"] = {"method": method}
+    setting = setting_of(Recipe.model_validate(document), tmp_path / "checkpoints")
+    before = {n: p.clone() for n, p in setting.model.named_parameters() if p.requires_grad}
+    trainer: Any = objective_trainer(setting, [])
+    after = {n: p for n, p in setting.model.named_parameters() if p.requires_grad}
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert list(setting.model.peft_config) == ["default"]
+    step = {"units": setting.data.units[:2], "rows": [0, 1]}
+    loss = trainer.training_step(setting.model, step)
+    assert float(loss) == pytest.approx(math.log(2), abs=1e-5)
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in after.values())
+
+
+def test_an_adapter_on_the_output_head_is_refused(tiny: Path, tmp_path: Path) -> None:
+    document = recipe_of(tiny, tmp_path, "dpo").model_dump(mode="json")
+    document["adapter"] = {"method": "trainable_tokens", "options": {"token_indices": [11, 12]}}
+    setting = setting_of(Recipe.model_validate(document), tmp_path)
+    with pytest.raises(AdapterError, match="trainable_tokens on the output head"):
+        run_checks(Situation(setting.recipe, backbone=setting.backbone, model=setting.model))
+
+
+@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+def test_adapters_of_quantized_weights_stay_in_float32(
+    tiny: Path, tmp_path: Path, objective: str
+) -> None:
+    document = recipe_of(tiny, tmp_path, objective).model_dump(mode="json")
+    document["backbone"]["quantization"] = "nf4"
+    setting = setting_of(Recipe.model_validate(document), tmp_path / "checkpoints")
+    objective_trainer(setting, [])
+    trained = [p for p in setting.model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+
+
+def test_recomputed_activations_change_nothing(
+    tiny: Path, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny, tmp_path, "dpo", gradient_checkpointing=True)
+    pipeline.train(recipe, tmp_path / "run")
+    assert losses(tmp_path / "run") == pytest.approx(losses(trained["dpo"]), abs=1e-5)
 
 
 def test_figures_of_answers_are_those_that_trl_takes_of_every_position(
@@ -385,6 +433,17 @@ def test_judged_answers_have_to_be_judged(tiny: Path, tmp_path: Path) -> None:
     Path(recipe.data.train[0].source).write_text('{"prompt": "a", "completion": "b"}\n')
     with pytest.raises(DataError, match=r"kto\.jsonl:1: .*whether the completion is a good one"):
         pipeline.train(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+def test_a_plan_shows_what_is_learned_from(tiny: Path, tmp_path: Path, objective: str) -> None:
+    plan = make_plan(recipe_of(tiny, tmp_path, objective))
+    assert plan.optimizer_steps == 6
+    assert plan.counts is not None
+    assert plan.counts.rows == 12
+    shown = ["".join(span.text for span in sample if span.supervised) for sample in plan.samples]
+    wanted = ["It is 3.", "Who knows, 0?"] if objective == "dpo" else ["Who knows, 0?", "It is 5."]
+    assert [text.removesuffix("<|im_end|>") for text in shown] == wanted
 
 
 def test_several_processes_are_refused_and_the_estimate_says_what_it_leaves_out(

@@ -53,7 +53,7 @@ class Words:
 
 def parts_of(row: Row) -> tuple[str, ...]:
     """All that a row says: its turns or its text, and its label where that is no turn of it."""
-    turns = tuple(message.content for message in row.messages)
+    turns = tuple(message.content for message in (*row.messages, *row.rejected))
     own = turns if row.text is None else (*turns, row.text)
     label = label_of(row)
     return own if label is None or own[-1:] == (label,) else (*own, label)

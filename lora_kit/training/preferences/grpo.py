@@ -15,13 +15,10 @@ from lora_kit.data.tokenization import tokenize_prompt
 from lora_kit.data.units import Unit
 from lora_kit.training.preferences.reference import base_as_reference
 from lora_kit.training.preferences.scored_forward import forward_put_back, score_answers_alone
-from lora_kit.training.resumable import Resumable, float32_masters
+from lora_kit.training.resumable import IDLE_STEPS, Resumable, float32_masters
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-# Steps in a row in which all answers to each prompt may be worth the same.
-IDLE_STEPS = 20
 
 
 class Prompts(Sampler[int]):

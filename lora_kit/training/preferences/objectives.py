@@ -18,7 +18,7 @@ from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import configured, micro_batch_size
 from lora_kit.training.preferences.trainers import JudgedTrainer, PairTrainer
-from lora_kit.training.resumable import Resumable
+from lora_kit.training.resumable import IDLE_STEPS, Resumable
 from lora_kit.training.supervised import StepTrainer
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def objective_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) ->
     arguments = configured(
         kind, recipe, setting.backbone, state, setting.directory, setting.steps, **own
     )
-    return trainer_class(objective)(
+    trainer: Resumable = trainer_class(objective)(
         model=setting.model,
         args=arguments,
         units=setting.data.units,
@@ -80,6 +80,10 @@ def objective_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) ->
         keep_checkpoints=spec.keep_checkpoints,
         callbacks=list(callbacks),
     )
+    if recipe.preference is not None and recipe.preference.loss == "hinge":
+        # No pair is nearer than its margin: there is nothing to learn from them.
+        trainer.idle_steps = IDLE_STEPS
+    return trainer
 
 
 def _reward_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) -> Resumable:
