@@ -47,6 +47,7 @@ benchmarks: install
 	$(BIN)/python -m tests.benchmarks.ledger
 	$(BIN)/python -m tests.benchmarks.scaling
 	$(BIN)/python -m tests.benchmarks.retention
+	$(BIN)/python -m tests.benchmarks.classification
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

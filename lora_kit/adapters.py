@@ -67,7 +67,17 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
     model = wrapped(backbone.model, spec, backbone.head.beside if backbone.head else ())
     _name_base_model(model, backbone)
     coverage(model)
+    if backbone.head is not None:
+        _require_trained_head(backbone.model.get_submodule(backbone.head.module), spec)
     return model
+
+
+def _require_trained_head(head: torch.nn.Module, spec: AdapterSpec) -> None:
+    if not any(parameter.requires_grad for parameter in head.parameters()):
+        raise AdapterError(
+            f"adapter.method: {spec.method}: PEFT neither trains nor saves a classifier's head "
+            "with it, which would stay as random as it begins; use lora"
+        )
 
 
 def wrapped(model: torch.nn.Module, spec: AdapterSpec, beside: Sequence[str] = ()) -> PeftModel:

@@ -99,6 +99,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=48,
+        initializer_range=0.3,  # so that texts differ
     )
     BertModel(config).save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):

@@ -55,7 +55,8 @@ class TaskSpec(Section):
     columns: dict[str, str] = Field(default_factory=dict)
     """What the source calls the fields that the kind wants, such as `question: ctx`."""
     template: str | None = None
-    """Multiple choice and classification: the prompt, fields in braces."""
+    """Multiple choice and classification: the prompt, fields in braces; a classifier's head reads
+    the text alone."""
     chat: bool = False
     """Multiple choice and classification: whether the prompt is a user's turn and the choice the
     assistant's, as in training on conversations."""
