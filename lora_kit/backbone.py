@@ -241,7 +241,15 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
         raise BackboneError(f"backbone.model: {files.reference}{asked}: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    head = head_of(model, tokenizer, classes, loading["missing_keys"]) if classes else None
+    missing = loading["missing_keys"]
+    if missing and not classes:
+        # transformers would go on with random ones.
+        raise BackboneError(
+            f"backbone.model: {files.reference}: not the weights of a causal language model: "
+            f"{min(missing)} and {len(missing) - 1} others are missing. An encoder can be a "
+            "classifier: training.objective: classification"
+        )
+    head = head_of(model, tokenizer, classes, missing) if classes else None
     quantized = tuple(guard_quantized_modules(model))
     if spec.quantization != "none" and not quantized:
         raise BackboneError(

@@ -138,3 +138,11 @@ def test_a_hub_id_is_pinned_to_the_commit_that_was_loaded(tmp_path: Path, tiny: 
         check=False,
     )
     assert done.stdout.strip() == commit, done.stderr
+
+
+def test_an_encoder_is_not_taken_for_a_language_model_with_a_random_head(
+    tiny_encoder: Path,
+) -> None:
+    spec = BackboneSpec(model=str(tiny_encoder), quantization="none", dtype="float32")
+    with pytest.raises(BackboneError, match=r"missing.*training\.objective: classification"):
+        backbones.load(backbones.resolve(spec), spec)

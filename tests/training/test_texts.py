@@ -21,4 +21,4 @@ def test_texts_are_learned_whole_in_pieces(tiny_recipe: Recipe, tmp_path: Path) 
     tokenizer = trained.session.backbone.tokenizer
     whole = sum(len(tokenizer(row["text"])["input_ids"]) for row in rows)
     assert counts["supervised_tokens"] == whole
-    assert trained.result.final_loss < trained.result.first_loss - 1
+    assert trained.result.final_loss < trained.result.first_loss - 0.5
