@@ -124,7 +124,7 @@ def test_a_misspelt_bundled_name_is_answered_with_the_nearest() -> None:
 
 
 def test_all_bundled_recipes_are_valid_and_survive_being_written_out(tmp_path: Path) -> None:
-    assert set(recipe_names()) == {"quickstart", "qlora-8b-chat", "lora-8b-chat"}
+    assert set(recipe_names()) == {"quickstart", "classify", "qlora-8b-chat", "lora-8b-chat"}
     for name in recipe_names():
         recipe = Recipe.load(name)
         assert load(tmp_path, recipe.to_yaml()) == recipe
