@@ -276,6 +276,10 @@ def _with_examples(situation: Situation) -> bool:
     return situation.backbone is not None and bool(situation.examples)
 
 
+def _with_classes(situation: Situation) -> bool:
+    return situation.recipe.training.objective == "classification"
+
+
 def _with_turns(situation: Situation) -> bool:
     return _with_examples(situation) and situation.loaded.head is None
 
@@ -299,9 +303,11 @@ CHECKS = (
     Check("merging", "an adapter cannot be merged", _always, can_be_merged),
     Check("estimate", "another method's memory", _always, estimated_as_it_is),
     Check("processes", "an objective is made for one", _always, in_one_process),
-    Check("head", "log probabilities pass by an adapter", _with_model, scored_by_the_base_head),
+    Check(
+        "output head", "log probabilities pass by an adapter", _with_model, scored_by_the_base_head
+    ),
     Check("objective", "another one's estimate", _always, estimated_as_another_objective),
-    Check("head", "a head is divided", _always, trained_with_its_head),
+    Check("head", "a head is divided", _with_classes, trained_with_its_head),
     Check("labels", "nothing is learned at loss 0", _with_examples, something_to_learn),
     Check("end of turn", "the model never stops", _with_turns, learns_to_stop),
     Check("beginning", "texts begin twice", _with_examples, begins_once),

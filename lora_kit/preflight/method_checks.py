@@ -40,8 +40,6 @@ def computes_in_float32(situation: Situation) -> None:
 def trained_with_its_head(situation: Situation) -> None:
     """Raises TrainingError if a launch divides what a classifier is, or shares what is cheap."""
     launch, recipe = situation.launch, situation.recipe
-    if recipe.training.objective != "classification":
-        return
     if launch.sharded or launch.deepspeed:
         raise TrainingError(
             "training.objective: classification: a head is kept whole in each process, which FSDP "

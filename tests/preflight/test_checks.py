@@ -62,7 +62,6 @@ def test_only_what_is_there_is_looked_at() -> None:
         "estimate",
         "processes",
         "objective",
-        "head",
     )
 
 
