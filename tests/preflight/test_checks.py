@@ -60,6 +60,8 @@ def test_only_what_is_there_is_looked_at() -> None:
         "steps",
         "merging",
         "estimate",
+        "processes",
+        "objective",
     )
 
 
