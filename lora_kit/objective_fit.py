@@ -65,6 +65,8 @@ def _unused(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "preference", f"the objective {objective} does not go by it (dpo, kto and orpo do)"
     if recipe.grpo is not None and objective != "grpo":
         yield "grpo", f"the objective {objective} does not go by it"
+    if recipe.training.conflict is not None and len(recipe.data.train) < 2:
+        yield "training.conflict", "tasks are the sources of data.train, and there is one"
     if objective == "text":
         yield from _without_texts(recipe)
     if objective in ("sft", "text", "classification"):
@@ -102,7 +104,7 @@ def _of_another(spec: PreferenceSpec, objective: str) -> Iterator[tuple[str, str
 def _of_sft(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """What was built for supervised fine-tuning alone."""
     training, data = recipe.training, recipe.data
-    for name in ("lora_plus", "layer_decay", "unfreeze_steps", "batch_tokens"):
+    for name in ("lora_plus", "layer_decay", "unfreeze_steps", "batch_tokens", "conflict"):
         if getattr(training, name) is not None:
             yield f"training.{name}", MADE_FOR_SFT
     for name in ("anchor", "mask", "consolidation", "budget", "own_words"):

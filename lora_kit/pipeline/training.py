@@ -97,6 +97,8 @@ def train(
     result = train_adapter(
         recipe, backbone, model, data, ready.held_out, run, chosen.checkpoint, ready.texts
     )
+    for pair, cosine in result.conflict.items():
+        say(f"{run.root}: gradients of {pair}: mean cosine {cosine:+.2f}{_against(cosine)}")
     if is_main:
         validation = (result.validation_before, result.validation_after)
         run.update_record(training=result.to_dict())
@@ -104,6 +106,12 @@ def train(
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         plot_training(result.history, validation, run.training_plot)
     return Trained(Session(run, recipe, backbone, model), result)
+
+
+def _against(cosine: float) -> str:
+    if cosine > -0.1:
+        return ""
+    return "; they pull against each other: try training.conflict.surgery, or an adapter each"
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,11 @@ def stepped_by_us(situation: Situation) -> None:
         "training.unfreeze_steps": recipe.training.unfreeze_steps is not None,
         "adapter.method: adalora": recipe.adapter.method == "adalora",
     }
+    if recipe.training.conflict is not None and launch.processes > 1:
+        raise TrainingError(
+            "training.conflict: the tasks' gradients are looked at in one process, and "
+            f"{launch.processes} are launched; leave it out, or start one"
+        )
     for field, is_asked in asked.items():
         if is_asked and (launch.sharded or launch.deepspeed):
             raise TrainingError(
@@ -83,7 +88,7 @@ def in_one_process(situation: Situation) -> None:
     """Raises TrainingError for what is made for one process where there are several."""
     launch, objective = situation.launch, situation.recipe.training.objective
     several = launch.processes > 1 or launch.sharded or launch.deepspeed
-    if objective != "sft" and several:
+    if objective in LEFT_OUT and several:
         raise TrainingError(
             f"training.objective: {objective} is trained by one process, and {launch.processes} "
             "are launched; start it without a launch file"

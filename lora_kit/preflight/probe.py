@@ -18,9 +18,9 @@ from lora_kit.data.dataset import PreparedData
 from lora_kit.errors import TrainingError
 from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll, to_device
 from lora_kit.preflight.device import wait
-from lora_kit.recipe import TrainingSpec
 from lora_kit.run import peak_memory
 from lora_kit.training.passes import Cutting
+from lora_kit.training_spec import TrainingSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel

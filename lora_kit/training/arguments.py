@@ -15,7 +15,8 @@ from trl import SFTConfig
 from lora_kit.backbone import Backbone
 from lora_kit.errors import TrainingError
 from lora_kit.launch import current_launch
-from lora_kit.recipe import Recipe, TrainingSpec
+from lora_kit.recipe import Recipe
+from lora_kit.training_spec import TrainingSpec
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 

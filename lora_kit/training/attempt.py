@@ -21,6 +21,7 @@ from lora_kit.training import checkpoints
 from lora_kit.training.arguments import arguments_of, like_length, optimizer_steps
 from lora_kit.training.callbacks import Epochs, Interruption, MetricsLog
 from lora_kit.training.classes import ClassifierTrainer, ClassTask
+from lora_kit.training.conflict import Conflict
 from lora_kit.training.guards import Guards
 from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
@@ -106,6 +107,7 @@ class Attempt:
                 anchor=keepers.anchor,
                 budget=keepers.budget,
                 rates=spec if has_own_rates(spec) else None,
+                conflict=_conflict(recipe, data, log),
                 callbacks=[*callbacks, *keepers.callbacks],
             )
         trainer.remove_callback(PrinterCallback)
@@ -120,6 +122,14 @@ class Attempt:
             trainer.add_callback(callback)
         trainer.add_callback(log)
         return cls(trainer, log, validation, interruption)
+
+
+def _conflict(recipe: Recipe, data: PreparedData, log: MetricsLog) -> Conflict | None:
+    spec = recipe.training.conflict
+    if spec is None:
+        return None
+    tasks = data.table.column("source").to_pylist()
+    return Conflict(spec, tasks, list(data.counts.sources), recipe.seed, log.record)
 
 
 def _of_the_method(recipe: Recipe, model: PeftModel, steps: int) -> list[TrainerCallback]:

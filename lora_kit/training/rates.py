@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lora_kit.blocks import block_of
 from lora_kit.console import say
-from lora_kit.recipe import TrainingSpec
+from lora_kit.training_spec import TrainingSpec
 
 Groups = list[dict[str, Any]]
 

@@ -90,3 +90,16 @@ class Resumable(Trainer):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """With the optimizer."""
+
+    def _track_num_input_tokens(self, _inputs: Any) -> None:
+        """Counted in `tokens`."""
+
+    def floating_point_ops(self, _inputs: Any) -> int:
+        """Not estimated: the figure would be that of a model that is trained whole."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the tokens seen so far."""
+        super().log(logs | {"tokens": self.tokens}, start_time)
+        # `metrics.jsonl` has it; in here, each checkpoint would hold it once more.
+        self.state.log_history.clear()

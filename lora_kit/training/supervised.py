@@ -18,7 +18,7 @@ from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import TrainingError
 from lora_kit.launch import current_launch, require_sharded
 from lora_kit.likelihood import supervised_nll
-from lora_kit.recipe import TrainingSpec
+from lora_kit.training.conflict import Conflict, taken
 from lora_kit.training.micro_batches import micro_batches, of_a_step
 from lora_kit.training.rates import parameter_groups
 from lora_kit.training.resumable import Resumable, float32_masters
@@ -26,6 +26,7 @@ from lora_kit.training.retention.anchor import Anchor
 from lora_kit.training.retention.budget import Budget
 from lora_kit.training.sharded import is_sharded
 from lora_kit.training.validation import Validation
+from lora_kit.training_spec import TrainingSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,6 +46,7 @@ class StepTrainer(Resumable):
         validation: what its checkpoints hold as well.
         anchor: what holds it to the base, if anything does.
         budget: what ends it for forgetting, if anything does.
+        conflict: what looks at the gradients task by task, if anything does.
     """
 
     optimizer: Any
@@ -66,6 +68,7 @@ class StepTrainer(Resumable):
         anchor: Anchor | None = None,
         budget: Budget | None = None,
         rates: TrainingSpec | None = None,
+        conflict: Conflict | None = None,
         **kwargs: Any,
     ):
         """Take the adapters as they are.
@@ -85,6 +88,7 @@ class StepTrainer(Resumable):
             anchor: what holds it to the base.
             budget: what ends it for forgetting.
             rates: where parameters differ in their learning rates, by what.
+            conflict: what looks at the gradients task by task.
             kwargs: of the trainer below.
         """
         collator = partial(of_a_step, packing=packing)
@@ -96,6 +100,7 @@ class StepTrainer(Resumable):
         self.anchor = anchor
         self.budget = budget
         self._rates = rates
+        self.conflict = conflict
         self.rows: list[int] = []
         self._micro = partial(
             micro_batches,
@@ -149,6 +154,40 @@ class StepTrainer(Resumable):
         examples: Sequence[Example] = inputs["examples"]
         self.rows = inputs["rows"]
         self._hold_to_the_base(model)
+        if self.conflict is None:
+            return self._backward(model, examples, num_items_in_batch)
+        return self._task_by_task(self.conflict, model, examples, num_items_in_batch)
+
+    def _task_by_task(
+        self,
+        conflict: Conflict,
+        model: torch.nn.Module,
+        examples: Sequence[Example],
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        """As `training_step`, a backward pass for each task that the step has rows of."""
+        step = self.state.global_step
+        groups = conflict.groups(step, self.rows, examples)
+        if len(groups) == 1:
+            return self._backward(model, examples, num_items_in_batch)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        held, gradients = taken(parameters), {}
+        total = torch.zeros((), device=self.args.device)
+        for task, group in groups.items():
+            total += self._backward(model, group, num_items_in_batch)
+            gradients[task] = taken(parameters)
+        for parameter, gradient in zip(parameters, held, strict=True):
+            parameter.grad = gradient
+        conflict.settle(parameters, gradients, step)
+        return total
+
+    def _backward(
+        self,
+        model: torch.nn.Module,
+        examples: Sequence[Example],
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        """Forward and backward passes over examples; returns their share of the step's loss."""
         batches = self._passes(examples, model)
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(batches, start=1):
@@ -220,19 +259,10 @@ class StepTrainer(Resumable):
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16
         return torch.autocast(self.args.device.type, dtype)
 
-    def _track_num_input_tokens(self, _inputs: Batch) -> None:
-        """Counted in `training_step`."""
-
-    def floating_point_ops(self, _inputs: Batch) -> int:
-        """Not estimated: the figure would be that of a model that is trained whole."""
-        return 0
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the tokens seen so far."""
+        """Add the anchor's divergence."""
         held = {"anchor": self.anchor.last} if self.anchor else {}
-        super().log(logs | held | {"tokens": self.tokens}, start_time)
-        # `metrics.jsonl` has it; in here, each checkpoint would hold it once more.
-        self.state.log_history.clear()
+        super().log(logs | held, start_time)
 
 
 class SupervisedTrainer(StepTrainer, SFTTrainer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from lora_kit.training import checkpoints
 from lora_kit.training.arguments import optimizer_steps
 from lora_kit.training.attempt import Attempt
 from lora_kit.training.classes import ClassTask
+from lora_kit.training.conflict import mean_cosines
 from lora_kit.training.passes import Cutting
 from lora_kit.training.resumable import Resumable
 from lora_kit.training.retention.texts import RetentionTexts
@@ -42,6 +43,7 @@ class TrainingResult:
 
     Attributes:
         kept_step: the step whose adapter it is; before the last one where the best is kept.
+        conflict: mean cosine of the gradients of each two tasks, where they were looked at.
         seconds: of all attempts, without those that were lost after the last checkpoint.
     """
 
@@ -55,6 +57,7 @@ class TrainingResult:
     validation_before: float | None
     validation_after: float | None
     peak_memory: int
+    conflict: dict[str, float] = field(default_factory=dict)
     history: tuple[dict[str, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,6 +169,7 @@ def _result(
         validation_before=validation[0],
         validation_after=validation[1],
         peak_memory=peak_memory(),
+        conflict=mean_cosines(history),
         history=tuple(history),
     )
 

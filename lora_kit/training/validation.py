@@ -17,10 +17,10 @@ from lora_kit.data.batches import cut
 from lora_kit.data.dataset import PreparedData
 from lora_kit.errors import TrainingError
 from lora_kit.processes import process_state
-from lora_kit.recipe import TrainingSpec
 from lora_kit.training.checkpoints import Tensors, trained_weights
 from lora_kit.training.losses import batch_nll
 from lora_kit.training.sharded import is_sharded, shard_again
+from lora_kit.training_spec import TrainingSpec
 
 
 def validation_loss(

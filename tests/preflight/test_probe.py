@@ -13,8 +13,9 @@ from lora_kit.data.tokenization import Example
 from lora_kit.errors import TrainingError
 from lora_kit.preflight.probe import Probe, duration, probe
 from lora_kit.preflight.show_estimate import spoken
-from lora_kit.recipe import Recipe, TrainingSpec
+from lora_kit.recipe import Recipe
 from lora_kit.training.passes import Cutting
+from lora_kit.training_spec import TrainingSpec
 
 
 def data_of(recipe: Recipe, backbone: Backbone) -> PreparedData:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lora_kit.pipeline import train
-from lora_kit.recipe import Recipe, TrainingSpec
+from lora_kit.recipe import Recipe
 from lora_kit.training.rates import parameter_groups
+from lora_kit.training_spec import TrainingSpec
 
 NAMES = [
     "model.embed_tokens.weight",

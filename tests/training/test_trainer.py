@@ -13,12 +13,13 @@ from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.data.dataset import PreparedData, prepare, training_rows, validation_rows
 from lora_kit.data_spec import SourceSpec
 from lora_kit.errors import TrainingError
-from lora_kit.recipe import BackboneSpec, Recipe, TrainingSpec
+from lora_kit.recipe import BackboneSpec, Recipe
 from lora_kit.run import RunDirectory
 from lora_kit.training.arguments import micro_batch_size
 from lora_kit.training.supervised import SupervisedTrainer
 from lora_kit.training.trainer import TrainingResult, train
 from lora_kit.training.validation import validation_loss
+from lora_kit.training_spec import TrainingSpec
 
 GOLDEN = [10.738, 10.560, 10.517, 10.484]
 

@@ -28,7 +28,7 @@ from lora_kit.preflight.traps.specimens import (
     specimen_tokenizer,
 )
 from lora_kit.preflight.traps.trap import Trap, refused
-from lora_kit.recipe import TrainingSpec
+from lora_kit.training_spec import TrainingSpec
 
 
 def masked_labels_are_there() -> bool:

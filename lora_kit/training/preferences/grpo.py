@@ -13,9 +13,9 @@ from trl import GRPOTrainer
 from lora_kit.data.rows import Message
 from lora_kit.data.tokenization import tokenize_prompt
 from lora_kit.data.units import Unit
-from lora_kit.training.preferences.reference import base_as_reference
-from lora_kit.training.preferences.scored_forward import forward_put_back, score_answers_alone
-from lora_kit.training.resumable import IDLE_STEPS, Resumable, float32_masters
+from lora_kit.training.preferences.borrowing import BorrowingTrainer
+from lora_kit.training.preferences.scored_forward import score_answers_alone
+from lora_kit.training.resumable import IDLE_STEPS
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,7 +60,7 @@ class Prompts(Sampler[int]):
             yield from [row for row in step for _ in range(self.answers)] * self.passes
 
 
-class RewardTrainer(Resumable, GRPOTrainer):
+class RewardTrainer(BorrowingTrainer, GRPOTrainer):
     """Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300)."""
 
     figures = (
@@ -88,10 +88,8 @@ class RewardTrainer(Resumable, GRPOTrainer):
             keep_checkpoints: how many are left standing.
             kwargs: of GRPOTrainer.
         """
-        self._undone = forward_put_back(model)
-        self._undone.__enter__()
         prompts = Dataset.from_list([_asked(row, unit) for row, unit in enumerate(units)])
-        with float32_masters(model), base_as_reference(model):
+        with self.borrowing(model):
             super().__init__(*args, model=model, train_dataset=prompts, **kwargs)
         score_answers_alone(model, self.temperature)
         self.eos_token_ids = list(ends)
@@ -99,14 +97,6 @@ class RewardTrainer(Resumable, GRPOTrainer):
         self.generation_config.eos_token_id = list(ends)
         self.lengths = [unit.length for unit in units]
         self.keep_checkpoints = keep_checkpoints
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As TRL does, and leave the model without what TRL and Accelerate put around it."""
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            self._undone.__exit__(None, None, None)
 
     def _get_train_sampler(self, dataset: Any = None) -> Prompts:
         prompts = self.args.generation_batch_size // self.num_generations
@@ -129,19 +119,6 @@ class RewardTrainer(Resumable, GRPOTrainer):
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         self.tokens += int(found["prompt_mask"].sum() + found["completion_mask"].sum())
         return found
-
-    def _track_num_input_tokens(self, _inputs: Any) -> None:
-        """Counted where they are generated."""
-
-    def floating_point_ops(self, _inputs: Any) -> int:
-        """Not estimated: the figure would be that of a model that is trained whole."""
-        return 0
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the tokens seen so far."""
-        super().log(logs | {"tokens": self.tokens}, start_time)
-        # `metrics.jsonl` has it; in here, each checkpoint would hold it once more.
-        self.state.log_history.clear()
 
 
 def _asked(row: int, unit: Unit) -> dict[str, Any]:

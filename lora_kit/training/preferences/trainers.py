@@ -15,8 +15,8 @@ from trl import DPOTrainer, KTOTrainer
 
 from lora_kit.data.batches import LengthGroupedSampler, StepShares
 from lora_kit.data.units import Unit
-from lora_kit.training.preferences.reference import base_as_reference
-from lora_kit.training.preferences.scored_forward import forward_put_back, score_answers_alone
+from lora_kit.training.preferences.borrowing import BorrowingTrainer
+from lora_kit.training.preferences.scored_forward import score_answers_alone
 from lora_kit.training.preferences.unit_batches import (
     Batch,
     groups_of,
@@ -24,7 +24,6 @@ from lora_kit.training.preferences.unit_batches import (
     of_a_step,
     pairs,
 )
-from lora_kit.training.resumable import Resumable, float32_masters
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,7 +47,7 @@ class Numbers(Dataset):
         return self
 
 
-class UnitTrainer(Resumable):
+class UnitTrainer(BorrowingTrainer):
     """What TRL's trainers of preferences have in common here; one of them stands behind it.
 
     A batch of the data loader is a whole optimizer step, in the order of sft, and each forward pass
@@ -80,9 +79,7 @@ class UnitTrainer(Resumable):
             keep_checkpoints: how many are left standing.
             kwargs: of TRL's trainer.
         """
-        self._undone = forward_put_back(model)
-        self._undone.__enter__()
-        with float32_masters(model), base_as_reference(model):
+        with self.borrowing(model):
             super().__init__(
                 *args,
                 model=model,
@@ -96,14 +93,6 @@ class UnitTrainer(Resumable):
         self.like_length = micro_batch_size
         self._pad_token_id = pad_token_id
         self.keep_checkpoints = keep_checkpoints
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As TRL does, and leave the model without what TRL and Accelerate put around it."""
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            self._undone.__exit__(None, None, None)
 
     def _prepare_dataset(self, dataset: Any, *_args: Any) -> Any:
         """TRL's tokenizes; ours is tokenized."""
@@ -139,19 +128,6 @@ class UnitTrainer(Resumable):
             self.accelerator.backward(loss)
             total += loss.detach()
         return total
-
-    def _track_num_input_tokens(self, _inputs: dict[str, Any]) -> None:
-        """Counted in `training_step`."""
-
-    def floating_point_ops(self, _inputs: dict[str, Any]) -> int:
-        """Not estimated: the figure would be that of a model that is trained whole."""
-        return 0
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the tokens seen so far."""
-        super().log(logs | {"tokens": self.tokens}, start_time)
-        # `metrics.jsonl` has it; in here, each checkpoint would hold it once more.
-        self.state.log_history.clear()
 
 
 class PairTrainer(UnitTrainer, DPOTrainer):
