@@ -297,6 +297,7 @@ def test_a_limit_picks_the_same_documents_each_time(tokenizer: Any, write: Write
     assert all(len(some) == 3 and some.items() <= whole.items() for some in picked)
 
 
+@pytest.mark.slow
 def test_the_tasks_of_a_group_are_pooled(tokenizer: Any, write: Write, tmp_path: Path) -> None:
     write("horses", CHOICE, QUESTIONS[:3])
     write("water", CHOICE, QUESTIONS[3:])

@@ -145,7 +145,8 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_training_goes_on_with_another_number_of_processes(
     place: Path, before: int, after: int
 ) -> None:
@@ -192,10 +193,10 @@ def test_an_error_of_one_process_ends_all_and_is_told_once(place: Path) -> None:
         "from lora_kit.errors import DataError\n"
         "from lora_kit.pipeline import training\n"
         "prepare = training.prepare\n"
-        "def wanting(*arguments):\n"
+        "def wanting(*arguments, **named):\n"
         "    if os.environ['RANK'] == '1':\n"
         "        raise DataError('chats.jsonl:7: is not there on this machine')\n"
-        "    return prepare(*arguments)\n"
+        "    return prepare(*arguments, **named)\n"
         "training.prepare = wanting\n"
         "main()\n"
     )
@@ -213,7 +214,7 @@ def test_a_mistake_that_all_processes_see_is_told_once(place: Path) -> None:
     assert done.stderr.count("training.epochs") == 1
 
 
-@pytest.mark.slow  # as with other rows
+@pytest.mark.slow
 def test_a_process_with_another_recipe_is_refused(place: Path) -> None:
     field = "training.learning_rate=0.5"
     script = place / "other.py"
@@ -228,6 +229,7 @@ def test_a_process_with_another_recipe_is_refused(place: Path) -> None:
     assert not (place / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_process_with_other_rows_is_refused(place: Path) -> None:
     """The same recipe, and a file that is another one on the second machine."""
     recipe = yaml.safe_load((place / "tiny.yaml").read_text())

@@ -52,6 +52,7 @@ def test_a_training_ends_at_its_budget_with_what_was_within_it(
         assert torch.equal(saved[name.replace(".default", "")], tensor)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_cut_off_past_its_budget_keeps_what_was_within_it(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
