@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # In the order in which they are used: look, train, judge, ship; then what stands by itself.
 COMMANDS = (
-    *("plan", "scout", "train", "evaluate", "dial", "sequence", "merge", "combine", "export", "release"),
-    *("verify", "run", "doctor", "recipes"),
+    *("plan", "scout", "train", "evaluate", "dial", "sequence", "merge", "combine", "export"),
+    *("release", "verify", "run", "doctor", "recipes"),
 )
 
 
