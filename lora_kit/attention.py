@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from lora_kit.backbone_spec import Attention
 from lora_kit.errors import BackboneError
-from lora_kit.recipe import Attention
 
 FLASH = "flash_attention_2"
 # Compute capability of NVIDIA's Ampere generation, the first that flash-attn 2 has kernels for.

@@ -12,13 +12,13 @@ import torch
 from safetensors import SafetensorError
 
 from lora_kit.attention import attention_arguments
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import BackboneError
 from lora_kit.fingerprint import Fingerprint, fingerprint, weight_files
 from lora_kit.gguf import converted
 from lora_kit.heads import HEAD_NAMES, Head, head_of, labelled
 from lora_kit.launch import current_launch
 from lora_kit.processes import process_state
-from lora_kit.recipe import BackboneSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

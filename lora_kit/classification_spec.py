@@ -79,8 +79,9 @@ def _of_data(recipe: Recipe) -> Iterator[str]:
         yield "data.replay: a head learns rows with a class alone, and nothing to replay has one"
     if data.documents != "cut":
         yield "data.documents: a head reads one text a row, cut at data.max_length"
-    if recipe.training.conflict is not None:
-        yield "training.conflict: looks at tasks that a language model learns; leave it out"
+    for name in ("conflict", "distillation"):
+        if getattr(recipe.training, name) is not None:
+            yield f"training.{name}: is of what a language model learns; leave it out"
     if data.packing:
         yield "data.packing: a head reads one text a row; set training.batch_tokens instead"
     if data.labels != "assistant":

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import BackboneError
 from lora_kit.files import read_json
 from lora_kit.gguf import file_sha256
-from lora_kit.recipe import BackboneSpec
 
 
 @dataclass(frozen=True)

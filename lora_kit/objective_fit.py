@@ -104,7 +104,14 @@ def _of_another(spec: PreferenceSpec, objective: str) -> Iterator[tuple[str, str
 def _of_sft(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """What was built for supervised fine-tuning alone."""
     training, data = recipe.training, recipe.data
-    for name in ("lora_plus", "layer_decay", "unfreeze_steps", "batch_tokens", "conflict"):
+    for name in (
+        "lora_plus",
+        "layer_decay",
+        "unfreeze_steps",
+        "batch_tokens",
+        "conflict",
+        "distillation",
+    ):
         if getattr(training, name) is not None:
             yield f"training.{name}", MADE_FOR_SFT
     for name in ("anchor", "mask", "consolidation", "budget", "own_words"):

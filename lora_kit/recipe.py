@@ -11,8 +11,9 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from lora_kit.adapter_spec import AdapterSpec
+from lora_kit.backbone_spec import BackboneSpec, DType
 from lora_kit.classification_spec import ClassificationSpec, refusals
-from lora_kit.data_spec import DataSpec, LicenseName
+from lora_kit.data_spec import DataSpec
 from lora_kit.objective_fit import refuse_unused, with_section
 from lora_kit.objective_spec import GrpoSpec, PreferenceSpec
 from lora_kit.retention_spec import RetentionSpec
@@ -32,41 +33,10 @@ from lora_kit.training_spec import TrainingSpec
 RECIPE_FOLDERS = ("recipes",)
 
 Base = Literal["dequantized", "original", "both"]
-Quantization = Literal["none", "nf4", "fp4", "int8"]
 ArmName = Literal["base", "adapter", "merged", "merged-original", "fewshot", "retrieval", "scratch"]
 # Merged models that may be arms, each in the run's directory of its name; of equally good ones, the
 # first ships.
 MERGED_ARMS = ("merged", "merged-original")
-DType = Literal["auto", "bfloat16", "float16", "float32"]
-Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
-
-
-class BackboneSpec(Section):
-    """The frozen base model."""
-
-    model: str
-    """Alias, hub id, directory, `.gguf` file, or `package:DISTRIBUTION/FILE.gguf`."""
-    revision: str | None = None
-    """Commit, tag or branch of a hub id; pinned to the commit when the recipe is resolved."""
-    quantization: Quantization = "nf4"
-    """How the frozen weights are stored: `none`, `nf4`, `fp4` (4 bit) or `int8`."""
-    dtype: DType = "auto"
-    """What is computed in; `auto`: bfloat16 where the machine multiplies it fast, else float32."""
-    license: LicenseName | None = None
-    """Its licence, an SPDX id (`Apache-2.0`) or a text, for the release's card; by default what the
-    alias, the README.md beside the weights or the GGUF file says."""
-    attention: Attention = "auto"
-    """How attention is computed; `auto`: what transformers would take, for most models `sdpa`.
-    `flash_attention_2` takes a GPU and the package flash-attn, and skips what is masked."""
-
-    @model_validator(mode="after")
-    def _flash_in_half_precision(self) -> BackboneSpec:
-        if self.attention == "flash_attention_2" and self.dtype == "float32":
-            raise ValueError(
-                "attention: flash_attention_2 has kernels for bfloat16 and float16 alone, and "
-                "dtype is float32; set one of them, or attention: sdpa"
-            )
-        return self
 
 
 class EvaluationSpec(Section):

@@ -8,10 +8,11 @@ from typing import Any
 
 from lora_kit.adapters import ADAPTER_CONFIG, attach_saved
 from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import AdapterError
 from lora_kit.files import read_json
 from lora_kit.heads import saved_classes
-from lora_kit.recipe import BackboneSpec, EvaluationSpec, Recipe
+from lora_kit.recipe import EvaluationSpec, Recipe
 from lora_kit.run import RunDirectory
 
 

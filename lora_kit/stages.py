@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.harness import read_verdict
 from lora_kit.evaluation.statistics.sequence import Transfer, transfer
@@ -14,7 +15,7 @@ from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
 from lora_kit.files import write_json
 from lora_kit.pipeline import evaluate
-from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.recipe import Recipe
 
 RECORD = "sequence.json"
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.objective_spec import Objective
 from lora_kit.schema import Count, Fraction, NotNegative, Positive, Section, Share
 
@@ -17,6 +18,17 @@ class ConflictSpec(Section):
     """Steps from one look at the cosines of the tasks' gradients to the next."""
     surgery: bool = False
     """Take out of each task's gradient, in every step, what points against another's (PCGrad)."""
+
+
+class DistillationSpec(Section):
+    """A larger model with the same tokens, whose distributions are learned."""
+
+    teacher: BackboneSpec
+    """As `backbone`; in memory beside it."""
+    weight: Share = 0.5
+    """Of its distribution in the loss; the rest is the label's."""
+    temperature: Positive = 1.0
+    """Above 1, what it thinks of unlikely tokens counts more."""
 
 
 class TrainingSpec(Section):
@@ -68,6 +80,8 @@ class TrainingSpec(Section):
     """Stop after this many measurements without a lower validation loss."""
     keep_best: bool = False
     """Keep the adapter of the lowest validation loss instead of the last one."""
+    distillation: DistillationSpec | None = None
+    """Learning from a larger model, of sft and text."""
     conflict: ConflictSpec | None = None
     """Of several sources: whether their gradients conflict."""
     log_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)

@@ -10,7 +10,8 @@ import torch
 
 from lora_kit import backbone as backbones
 from lora_kit.backbone import Backbone
-from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.backbone_spec import BackboneSpec
+from lora_kit.recipe import Recipe
 
 ALIAS = "smollm2-135m-instruct"
 

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from lora_kit.adapters import attach
 from lora_kit.attention import attention_arguments
 from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import BackboneError
 from lora_kit.evaluation.engine.probe import WAYS, ways
-from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory, start_record
 from lora_kit.session import open_subject
 from lora_kit.training.trainer import save_adapter

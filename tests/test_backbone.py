@@ -10,10 +10,10 @@ from bitsandbytes.nn import Linear4bit
 
 from lora_kit import backbone as backbones
 from lora_kit.backbone import Backbone
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import BackboneError
 from lora_kit.fingerprint import fingerprint, weight_files
 from lora_kit.gguf import converted
-from lora_kit.recipe import BackboneSpec
 
 
 def spec(model: object, quantization: str = "none", dtype: str = "float32") -> BackboneSpec:
@@ -126,7 +126,8 @@ def test_a_hub_id_is_pinned_to_the_commit_that_was_loaded(tmp_path: Path, tiny: 
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     script = (
-        "from lora_kit.backbone import load, resolve; from lora_kit.recipe import BackboneSpec\n"
+        "from lora_kit.backbone import load, resolve\n"
+        "from lora_kit.backbone_spec import BackboneSpec\n"
         "spec = BackboneSpec(model='somebody/tiny', quantization='none')\n"
         "print(load(resolve(spec), spec).spec.revision)"
     )

@@ -11,9 +11,9 @@ from lora_kit import backbone as backbones
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import attach
 from lora_kit.backbone import Backbone
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import AdapterError, BackboneError
 from lora_kit.heads import pad_right, saved_classes
-from lora_kit.recipe import BackboneSpec
 
 CLASSES = ("a", "b", "c")
 

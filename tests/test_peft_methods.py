@@ -19,13 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lora_kit.adapter_spec import NOT_MERGED, NOT_SHAPED, REFUSED, AdapterSpec, PeftMethod
 from lora_kit.adapters import attach, coverage, switched_off
 from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import AdapterError, MergeError, RecipeError
 from lora_kit.merging.in_memory import merge_adapter
 from lora_kit.peft_methods import configuration
 from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.shapes import shaped_model
 from lora_kit.preflight.situation import Situation
-from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.recipe import Recipe
 from lora_kit.schema import parse_document, validate
 from lora_kit.training.trainer import save_adapter
 from tests.merging.test_methods import plan_of

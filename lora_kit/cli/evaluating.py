@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from lora_kit.backbone_spec import BackboneSpec, Quantization
 from lora_kit.cli.libraries import load_pipeline, quiet_libraries
 from lora_kit.cli.options import FreshOption, JsonOption, OutputOption
 from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
 from lora_kit.errors import VERDICT_STATUS, RecipeError
-from lora_kit.recipe import BackboneSpec, Quantization
 
 
 def evaluate(

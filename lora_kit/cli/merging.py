@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lora_kit.backbone_spec import DType, Quantization
 from lora_kit.cli.evaluating import backbone_spec
 from lora_kit.cli.libraries import load_pipeline, quiet_libraries
 from lora_kit.cli.options import JsonOption, OutputOption
@@ -14,7 +15,7 @@ from lora_kit.cli.output import print_json, print_text
 from lora_kit.errors import VERDICT_STATUS
 from lora_kit.merging.combining import Method
 from lora_kit.merging.exporting import GgufType, Target
-from lora_kit.recipe import Base, DType, Quantization
+from lora_kit.recipe import Base
 
 
 def merge(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from lora_kit.arms import example_rows, loaded_arms
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.class_arms import class_facts, loaded_class_arms
 from lora_kit.errors import RecipeError
 from lora_kit.evaluation.harness import (
@@ -18,7 +19,7 @@ from lora_kit.evaluation.harness import (
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.launch import require_whole
-from lora_kit.recipe import ArmName, BackboneSpec
+from lora_kit.recipe import ArmName
 from lora_kit.session import Session, open_subject
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lora_kit.adapters import ADAPTER_CONFIG, adapter_sha256, attach_saved
 from lora_kit.backbone import load, resolve
+from lora_kit.backbone_spec import BackboneSpec, DType
 from lora_kit.console import say
 from lora_kit.data.dataset import training_rows, validation_rows
 from lora_kit.data.tokenization import Example, tokenize_rows
@@ -29,7 +30,7 @@ from lora_kit.merging.reloaded import Computing
 from lora_kit.merging.stream import MergePlan, MergeResult
 from lora_kit.merging.untouched import touched
 from lora_kit.merging.verify import Verification, verify_merged
-from lora_kit.recipe import MERGED_ARMS, BackboneSpec, Base, DType, MergeSpec
+from lora_kit.recipe import MERGED_ARMS, Base, MergeSpec
 from lora_kit.run import RunDirectory
 from lora_kit.session import Session, Subject, open_subject
 

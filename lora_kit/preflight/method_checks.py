@@ -6,11 +6,17 @@ from lora_kit.adapter_spec import NOT_MERGED, NOT_SHAPED
 from lora_kit.errors import AdapterError, TrainingError
 from lora_kit.objective_spec import REFERENCED
 from lora_kit.preflight.situation import Situation
+from lora_kit.training.distillation import require_same_tokens
 
 
 def kept_where_it_can_be(situation: Situation) -> None:
     """Raises TrainingError if a way to keep takes the whole model, which no process has."""
     launch, retention = situation.launch, situation.recipe.retention
+    if situation.recipe.training.distillation and (launch.sharded or launch.deepspeed):
+        raise TrainingError(
+            "training.distillation: the teacher is whole in each process, which FSDP and DeepSpeed "
+            "divide. Launch with accelerate_configs/ddp.yaml"
+        )
     asked = [
         name
         for name in ("anchor", "mask", "consolidation", "budget", "own_words")
@@ -50,6 +56,13 @@ def trained_with_its_head(situation: Situation) -> None:
             "adapter.method: head: some thousand weights on finished features are trained by one "
             f"process; {launch.processes} were started. Leave the launcher out"
         )
+
+
+def taught_in_its_tokens(situation: Situation) -> None:
+    """Raises TrainingError if the teacher has other tokens."""
+    spec = situation.recipe.training.distillation
+    if spec is not None:
+        require_same_tokens(spec, situation.loaded)
 
 
 def stepped_by_us(situation: Situation) -> None:
@@ -123,7 +136,11 @@ LEFT_OUT = {
 
 def estimated_as_another_objective(situation: Situation) -> str | None:
     """Warns of what the estimate of memory and time leaves out."""
-    objective = situation.recipe.training.objective
+    training = situation.recipe.training
+    objective = training.objective
+    if training.distillation:
+        teacher = training.distillation.teacher.model
+        return f"training.distillation: the estimate leaves out the teacher, {teacher}"
     if objective not in LEFT_OUT:
         return None
     return f"training.objective: {objective}: the estimate leaves out {LEFT_OUT[objective]}"

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lora_kit.adapter_spec import NOT_SHAPED, AdapterSpec
 from lora_kit.adapters import wrapped
+from lora_kit.backbone_spec import Attention, Quantization
 from lora_kit.errors import BackboneError
-from lora_kit.recipe import Attention, Quantization
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -8,11 +8,12 @@ from typing import TypeGuard
 import yaml
 
 from lora_kit.backbone import ALIASES, BackboneFiles, package_file, resolve
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.sources import BUILT_IN_LICENSES
 from lora_kit.data.tables import is_hub_id
 from lora_kit.data_spec import SELF, ReplaySpec, SourceSpec
 from lora_kit.errors import BackboneError
-from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.recipe import Recipe
 from lora_kit.releasing.licences import Licensed
 from lora_kit.retention_spec import TextsSpec
 

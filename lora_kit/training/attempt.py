@@ -22,6 +22,7 @@ from lora_kit.training.arguments import arguments_of, like_length, optimizer_ste
 from lora_kit.training.callbacks import Epochs, Interruption, MetricsLog
 from lora_kit.training.classes import ClassifierTrainer, ClassTask
 from lora_kit.training.conflict import Conflict
+from lora_kit.training.distillation import Teacher
 from lora_kit.training.guards import Guards
 from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
@@ -89,7 +90,10 @@ class Attempt:
         else:
             most = cutting.most_tokens(data.lengths)
             keepers = Keepers.of(recipe, backbone, model, texts, cutting, most, log.record)
-            kind = partial(ClassifierTrainer, task=task) if task else SupervisedTrainer
+            teacher = Teacher.of(spec.distillation)
+            kind: Any = partial(SupervisedTrainer, teacher=teacher)
+            if task:
+                kind = partial(ClassifierTrainer, task=task)
             trainer = kind(
                 model=model,
                 args=arguments_of(recipe, backbone, state, run.checkpoints, steps),

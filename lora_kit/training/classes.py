@@ -26,7 +26,7 @@ from lora_kit.likelihood import to_device
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.features import Features, frozen_features
-from lora_kit.training.supervised import StepTrainer
+from lora_kit.training.steps import StepTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel

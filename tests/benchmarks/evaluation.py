@@ -29,7 +29,7 @@ from pathlib import Path
 
 import yaml
 
-from lora_kit.recipe import BackboneSpec
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.run import machine, peak_memory, versions
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "bigbench"

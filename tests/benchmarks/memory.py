@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from lora_kit.recipe import BackboneSpec
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.run import machine, peak_memory, versions
 
 WORDS = 72

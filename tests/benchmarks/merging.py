@@ -252,8 +252,9 @@ def _merged(directory: Path, key: str) -> torch.Tensor:
 
 def _print_rounding(folder: Path | None) -> None:
     """The distance of each stored dtype from base + adapter, which is computed in float32."""
+    from lora_kit.backbone_spec import BackboneSpec
     from lora_kit.pipeline import merge, train
-    from lora_kit.recipe import BackboneSpec, MergeSpec, Recipe
+    from lora_kit.recipe import MergeSpec, Recipe
 
     settings = {
         "float32": MergeSpec(dtype="float32"),

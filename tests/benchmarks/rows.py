@@ -19,8 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data_spec import DataSpec
-from lora_kit.recipe import BackboneSpec
 from lora_kit.run import machine, peak_memory, versions
 
 TEXT = "the a small large red blue old new house tree river goes comes stays runs falls"

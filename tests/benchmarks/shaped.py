@@ -78,7 +78,7 @@ def _write_model(shape: dict[str, int], folder: Path) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from lora_kit.backbone import resolve
-    from lora_kit.recipe import BackboneSpec
+    from lora_kit.backbone_spec import BackboneSpec
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)

@@ -12,6 +12,7 @@ from lora_kit import backbone as backbones
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import adapter_sha256, attach_saved, switched_off, wrapped
 from lora_kit.backbone import Backbone
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.dialling.strength import (
     TRAINED,
     Strength,
@@ -21,7 +22,6 @@ from lora_kit.dialling.strength import (
     strengths,
 )
 from lora_kit.errors import AdapterError, RecipeError
-from lora_kit.recipe import BackboneSpec
 from lora_kit.training.trainer import save_adapter
 
 IDS = torch.tensor([[1, 50, 600, 7000, 80]])

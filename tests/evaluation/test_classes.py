@@ -8,13 +8,13 @@ from scipy.special import softmax
 
 from lora_kit import pipeline
 from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import DataError, EvaluationError, MergeError, ReleaseError
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.harness import check_verdict
 from lora_kit.evaluation.item import ClassRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.preflight.plan import make_plan
-from lora_kit.recipe import BackboneSpec
 from tests.classifying import classes_recipe, write_rows, write_suite
 
 

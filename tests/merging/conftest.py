@@ -11,7 +11,7 @@ import torch
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import attach
 from lora_kit.backbone import load, resolve
-from lora_kit.recipe import BackboneSpec
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.training.trainer import save_adapter
 
 SIZES = {

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from lora_kit.adapters import adapter_sha256
 from lora_kit.backbone import load, resolve
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.cli import main
 from lora_kit.errors import MergeError
 from lora_kit.merging.combining.combine import Combination, combine
 from lora_kit.merging.combining.show import described
 from lora_kit.merging.combining.sources import read_source
-from lora_kit.recipe import BackboneSpec
 from tests.merging.combining import deltas, off, weighted_sum
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import MergeError
 from lora_kit.pipeline import evaluate, merge, train
-from lora_kit.recipe import BackboneSpec, MergeSpec, Recipe
+from lora_kit.recipe import MergeSpec, Recipe
 from tests.merging.asked import in_this_process
 
 QUIZ = """

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import attach
 from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import MergeError
 from lora_kit.merging.dequantize import dequantized
 from lora_kit.merging.partial import INDEX
 from lora_kit.merging.stream import MergePlan, merge_stream
-from lora_kit.recipe import BackboneSpec
 from lora_kit.training.trainer import save_adapter
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.rows import Message, Row
 from lora_kit.errors import DataError, RecipeError
@@ -18,7 +19,7 @@ from lora_kit.own_words.rewriting import Rewritten, put_in, rewritten
 from lora_kit.own_words.rows import read_rows
 from lora_kit.own_words.speaking import Speaker, say_on
 from lora_kit.pipeline import train
-from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.recipe import Recipe
 from lora_kit.retention_spec import OwnWordsSpec
 
 QUESTIONS = ("What is the capital of France?", "Name a colour.")

@@ -13,7 +13,7 @@ from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import AdapterError, BackboneError, DataError, LoraKitError, TrainingError
 from lora_kit.launch import Launch, read_launch, require_what_was_asked
-from lora_kit.preflight import checks
+from lora_kit.preflight import checks, data_checks
 from lora_kit.preflight.checks import CHECKS, run_checks
 from lora_kit.preflight.isolation import logit_spacing, packed_difference
 from lora_kit.preflight.situation import Situation
@@ -176,9 +176,13 @@ def test_experts_with_an_adapter_of_their_own_are_no_loss() -> None:
 @pytest.mark.parametrize(
     ("check", "examples", "part"),
     [
-        (checks.something_to_learn, [example("a", "b")], "none of the 1 examples"),
-        (checks.learns_to_stop, [example("a", "</s>", "b", supervised=1)], "never supervised"),
-        (checks.begins_once, [example("<s>", "<s>", "b", supervised=1)], "two beginning-of-text"),
+        (data_checks.something_to_learn, [example("a", "b")], "none of the 1 examples"),
+        (data_checks.learns_to_stop, [example("a", "</s>", "b", supervised=1)], "never supervised"),
+        (
+            data_checks.begins_once,
+            [example("<s>", "<s>", "b", supervised=1)],
+            "two beginning-of-text",
+        ),
     ],
 )
 def test_examples_that_teach_the_wrong_thing_are_refused(
@@ -192,7 +196,9 @@ def test_examples_that_teach_the_wrong_thing_are_refused(
 def test_texts_pass_where_the_template_ends_no_turn() -> None:
     backbone = specimen_backbone()
     backbone.tokenizer.chat_template = ENDLESS_TEMPLATE
-    checks.learns_to_stop(situation(backbone=backbone, examples=[example("a", "b", supervised=1)]))
+    data_checks.learns_to_stop(
+        situation(backbone=backbone, examples=[example("a", "b", supervised=1)])
+    )
 
 
 def test_rounding_in_half_precision_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,16 +212,16 @@ def test_rounding_in_half_precision_is_no_leak(monkeypatch: pytest.MonkeyPatch) 
     for model, factor in ((full, 10.0), (half, 10.0)):
         model.get_output_embeddings().weight.mul_(factor)
     difference = 4 * logit_spacing(half, pair)
-    assert difference > checks.LEAK
-    monkeypatch.setattr(checks, "packed_difference", lambda *_: difference)
-    checks.packed_apart(situation(model=half, examples=pair))
+    assert difference > data_checks.LEAK
+    monkeypatch.setattr(data_checks, "packed_difference", lambda *_: difference)
+    data_checks.packed_apart(situation(model=half, examples=pair))
     with pytest.raises(TrainingError, match="see one another"):
-        checks.packed_apart(situation(model=full, examples=pair))
+        data_checks.packed_apart(situation(model=full, examples=pair))
 
 
 def test_texts_without_turns_need_no_end_of_turn() -> None:
     texts = [example("a", "b", "c", supervised=2)]
-    checks.learns_to_stop(situation(backbone=specimen_backbone(), examples=texts))
+    data_checks.learns_to_stop(situation(backbone=specimen_backbone(), examples=texts))
 
 
 def test_packed_examples_do_not_see_one_another(real_backbone: Backbone) -> None:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.backbone import load, resolve
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import AdapterError
 from lora_kit.preflight import cards
@@ -18,7 +19,7 @@ from lora_kit.preflight.memory import MemoryEstimate, estimate
 from lora_kit.preflight.micro_batch import MicroBatch, largest_micro_batch
 from lora_kit.preflight.shapes import shaped_model, stored_bytes
 from lora_kit.preflight.show_estimate import show_estimate
-from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.recipe import Recipe
 from lora_kit.training.passes import Cutting
 from tests.benchmarks.estimate import Setting, foretold, in_process, prepared
 

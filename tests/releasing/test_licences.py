@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from lora_kit.arms import loaded_arms
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.dataset import training_rows
 from lora_kit.errors import DataError
 from lora_kit.files import write_json
-from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.recipe import Recipe
 from lora_kit.releasing.licences import Licensed, hub_license, notes, terms
 from lora_kit.releasing.stated import works
 from lora_kit.session import open_subject

@@ -10,10 +10,11 @@ from trl import SFTConfig
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import attach, attach_saved
 from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.dataset import PreparedData, prepare, training_rows, validation_rows
 from lora_kit.data_spec import SourceSpec
 from lora_kit.errors import TrainingError
-from lora_kit.recipe import BackboneSpec, Recipe
+from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory
 from lora_kit.training.arguments import micro_batch_size
 from lora_kit.training.supervised import SupervisedTrainer

@@ -12,7 +12,7 @@ from lora_kit.data.dataset import prepare
 from lora_kit.data.templates import render
 from lora_kit.data.tokenization import end_of_turn, tokenize
 from lora_kit.likelihood import pad_examples, supervised_nll
-from lora_kit.preflight import checks
+from lora_kit.preflight import data_checks
 from lora_kit.preflight.isolation import packed_difference
 from lora_kit.preflight.probe import require_gradient
 from lora_kit.preflight.traps.specimens import (
@@ -40,7 +40,7 @@ def masked_labels_are_caught() -> bool:
     """Examples without a supervised token are refused, before and after they are dropped."""
     masked = situation(examples=[example("a", "b")])
     spec = specimen_recipe(max_length=2).data
-    return refused(checks.something_to_learn, masked) and refused(
+    return refused(data_checks.something_to_learn, masked) and refused(
         prepare, [ROW], specimen_tokenizer(), spec
     )
 
@@ -53,7 +53,7 @@ def endless_turns_are_caught() -> bool:
     cut = situation(backbone=backbone, examples=[example("a", "</s>", "b", supervised=1)])
     return (
         refused(tokenize, ROW, specimen_tokenizer(ENDLESS_TEMPLATE), 64)
-        and refused(checks.learns_to_stop, cut)
+        and refused(data_checks.learns_to_stop, cut)
         and end_of_turn(backbone.tokenizer) in stop_token_ids(backbone)
     )
 
@@ -70,7 +70,7 @@ def two_beginnings_are_caught() -> bool:
     backbone = specimen_backbone()
     made = tokenize(ROW, backbone.tokenizer, 64)
     twice = situation(backbone=backbone, examples=[example("<s>", "<s>", "a", supervised=1)])
-    return made.input_ids[:2].count(1) == 1 and refused(checks.begins_once, twice)
+    return made.input_ids[:2].count(1) == 1 and refused(data_checks.begins_once, twice)
 
 
 PAIR = (example("a", "b", "c", "d", supervised=1), example("d", "c", "b", supervised=1))
@@ -85,8 +85,8 @@ def packing_leaks_are_caught() -> bool:
     """The backbone that tells them apart passes, the one that does not is refused."""
     backbone, model = specimen_backbone(), specimen_model()
     known = {"recipe": specimen_recipe(packing=True), "backbone": backbone, "examples": PAIR}
-    return not refused(checks.packed_apart, situation(model=model, **known)) and refused(
-        checks.packed_apart, situation(model=Leaky(amplified(model)), **known)
+    return not refused(data_checks.packed_apart, situation(model=model, **known)) and refused(
+        data_checks.packed_apart, situation(model=Leaky(amplified(model)), **known)
     )
 
 

@@ -19,7 +19,7 @@ from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import configured, micro_batch_size
 from lora_kit.training.preferences.trainers import JudgedTrainer, PairTrainer
 from lora_kit.training.resumable import IDLE_STEPS, Resumable
-from lora_kit.training.supervised import StepTrainer
+from lora_kit.training.steps import StepTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel

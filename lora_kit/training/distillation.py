@@ -1,0 +1,88 @@
+"""Learning from a larger model: its whole distribution at each supervised token, beside the label.
+
+Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531): of a token the loss is
+(1 - w) * -log p(label) + w * T^2 * KL(teacher || student), both distributions at the temperature T;
+T^2 keeps the size of the gradients, which are 1 / T^2 of what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.errors import TrainingError
+from lora_kit.likelihood import CHUNK, supervised_logits
+from lora_kit.training_spec import DistillationSpec
+
+
+class Teacher:
+    """A frozen model that is asked about every batch.
+
+    Attributes:
+        backbone: of the teacher.
+        spec: how it is learned from.
+    """
+
+    def __init__(self, backbone: Backbone, spec: DistillationSpec):
+        self.backbone = backbone
+        self.spec = spec
+
+    @classmethod
+    def of(cls, spec: DistillationSpec | None) -> Teacher | None:
+        """Load it; `None` where there is none.
+
+        Raises:
+            BackboneError: if it cannot be loaded.
+        """
+        return cls(load(resolve(spec.teacher), spec.teacher), spec) if spec else None
+
+    def losses(
+        self, nll: torch.Tensor, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Losses of supervised tokens, (supervised,) float32.
+
+        Args:
+            nll: (supervised,), of the labels, as the student has it.
+            logits: (supervised, vocabulary), the student's.
+            batch: what both models see.
+        """
+        weight, temperature = self.spec.weight, self.spec.temperature
+        with torch.no_grad():
+            theirs = supervised_logits(self.backbone.model, batch)
+        words = min(theirs.shape[-1], logits.shape[-1])  # heads are padded to round sizes
+        apart = _divergence(theirs[:, :words], logits[:, :words], temperature)
+        return (1 - weight) * nll + weight * temperature**2 * apart
+
+
+def require_same_tokens(spec: DistillationSpec, student: Backbone) -> None:
+    """Refuse a teacher whose distributions are over other tokens than the student's.
+
+    Raises:
+        BackboneError: if it is not there.
+        TrainingError: if its tokens are others.
+    """
+    from transformers import AutoTokenizer
+
+    directory = resolve(spec.teacher).directory
+    others = AutoTokenizer.from_pretrained(directory, local_files_only=True).get_vocab()
+    different = len(set(student.tokenizer.get_vocab().items()) ^ set(others.items()))
+    if different:
+        raise TrainingError(
+            f"training.distillation.teacher: {spec.teacher.model} has other tokens than "
+            f"{student.files.reference} ({different:,} differ), so that its distributions are not "
+            "over the same ones; name a model of the same family, or let it write answers and "
+            "train on those"
+        )
+
+
+def _divergence(teacher: torch.Tensor, student: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL(teacher || student) of each token, nats, (tokens,); float32 a chunk at a time."""
+    parts: list[Any] = []
+    for start in range(0, len(student), CHUNK):
+        wanted = (teacher[start : start + CHUNK].float() / temperature).log_softmax(dim=-1)
+        found = (student[start : start + CHUNK].float() / temperature).log_softmax(dim=-1)
+        parts.append((wanted.exp() * (wanted - found)).sum(dim=-1))
+    return torch.cat(parts) if parts else student.new_zeros(0, dtype=torch.float32)

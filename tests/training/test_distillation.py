@@ -1,0 +1,87 @@
+"""Learning from another model's distributions."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora_kit.errors import TrainingError
+from lora_kit.pipeline import train
+from lora_kit.recipe import Recipe
+from lora_kit.training.distillation import _divergence
+
+
+@pytest.fixture
+def teacher(tiny: Path, tmp_path: Path) -> Path:
+    """The student with another opinion in its last block, as an adapter could have it."""
+    from transformers import LlamaForCausalLM
+
+    directory = tmp_path / "teacher"
+    shutil.copytree(tiny, directory)
+    model = LlamaForCausalLM.from_pretrained(tiny)
+    generator = torch.Generator().manual_seed(0)
+    down = model.model.layers[-1].mlp.down_proj.weight
+    with torch.no_grad():
+        for _ in range(2):
+            left, right = (torch.randn(n, generator=generator) for n in down.shape)
+            down += 3 * torch.outer(left, right)
+    model.save_pretrained(directory)
+    return directory
+
+
+def distilling(recipe: Recipe, teacher: Path, **spec: Any) -> Recipe:
+    document = recipe.model_dump(mode="json")
+    document["data"]["validation"] = []
+    document["training"] |= {"epochs": 6, "learning_rate": 2e-2}
+    document["training"]["distillation"] = {
+        "teacher": {"model": str(teacher), "quantization": "none", "dtype": "float32"},
+        **spec,
+    }
+    return Recipe.model_validate(document)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_divergence_is_that_of_torch(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(150, 40, generator=generator) for _ in range(2))
+    wanted = torch.nn.functional.kl_div(
+        (student / temperature).log_softmax(-1),
+        (teacher / temperature).log_softmax(-1),
+        reduction="none",
+        log_target=True,
+    ).sum(-1)
+    assert torch.allclose(_divergence(teacher, student, temperature), wanted, atol=1e-5)
+
+
+def test_the_student_comes_nearer_to_its_teacher(
+    tiny_recipe: Recipe, teacher: Path, tmp_path: Path
+) -> None:
+    alone = train(distilling(tiny_recipe, teacher, weight=1.0), tmp_path / "run").result
+    # Of the teacher's distribution alone, the loss is the divergence; the same rows each epoch.
+    losses = [entry["loss"] for entry in alone.history]
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+    plain = train(distilling(tiny_recipe, teacher, weight=0.0), tmp_path / "plain").result
+    # Without it, that of the labels, about ln 49152 at first.
+    assert plain.first_loss == pytest.approx(10.8, abs=0.2)
+
+
+def test_a_teacher_with_other_tokens_is_refused(
+    tiny_recipe: Recipe, teacher: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.add_tokens(["<unheard-of>"])
+    tokenizer.save_pretrained(teacher)
+    with pytest.raises(TrainingError, match=r"distillation\.teacher: .* \(1 differ\)"):
+        train(distilling(tiny_recipe, teacher), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_is_of_texts_and_answers_alone(tiny_recipe: Recipe, teacher: Path) -> None:
+    document = distilling(tiny_recipe, teacher).model_dump(mode="json")
+    document["training"]["objective"] = "dpo"
+    with pytest.raises(ValueError, match=r"training\.distillation: is made for the objective sft"):
+        Recipe.model_validate(document)
