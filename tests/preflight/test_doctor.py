@@ -15,7 +15,7 @@ from rich.console import Console
 from lora_kit.cli import main
 from lora_kit.evaluation import metrics
 from lora_kit.merging import verify
-from lora_kit.preflight import checks, doctor
+from lora_kit.preflight import checks, data_checks, doctor
 from lora_kit.preflight.doctor import TRAPS, Diagnosis, Finding, Version, quantization_works
 from lora_kit.preflight.show_doctor import show_diagnosis
 from lora_kit.preflight.traps import launching, samples, weights
@@ -80,10 +80,10 @@ WITHOUT_GUARD: dict[str, tuple[Any, str, Any]] = {
     "merging into 4 bits": (verify, "compare", harmless(SimpleNamespace(passed=True))),
     "misspelt targets": (weights, "wrapped", nothing),
     "an adapter left off": (weights, "switched_off", forgetful),
-    "all labels masked": (checks, "something_to_learn", nothing),
-    "no end of turn": (checks, "learns_to_stop", nothing),
-    "two beginnings": (checks, "begins_once", nothing),
-    "packing leaks": (checks, "packed_difference", harmless(0.0)),
+    "all labels masked": (data_checks, "something_to_learn", nothing),
+    "no end of turn": (data_checks, "learns_to_stop", nothing),
+    "two beginnings": (data_checks, "begins_once", nothing),
+    "packing leaks": (data_checks, "packed_difference", harmless(0.0)),
     "checkpointing without input gradients": (samples, "require_gradient", nothing),
     "accelerate falls back": (checks, "require_what_was_asked", nothing),
     "sharded 4-bit weights": (checks, "sharded_in_full_precision", nothing),

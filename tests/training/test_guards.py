@@ -189,6 +189,6 @@ def test_a_step_that_does_not_fit_says_what_to_lower(
     def too_much(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(supervised, "supervised_nll", too_much)
+    monkeypatch.setattr(supervised, "wanted_logits", too_much)
     with pytest.raises(TrainingError, match=r"step 1 does not fit .* training\.batch_tokens"):
         trained(tiny_backbone, tiny_recipe, tmp_path / "run")
