@@ -53,10 +53,11 @@ def refuse_unused(recipe: Recipe) -> None:
     """Refuse what the objective does not use.
 
     Raises:
-        ValueError: naming the first such field, and why.
+        ValueError: naming each such field, and why.
     """
-    for field, why in _unused(recipe):
-        raise ValueError(f"{field}: {why}; leave it out")
+    found = [f"{field}: {why}; leave it out" for field, why in _unused(recipe)]
+    if found:
+        raise ValueError(". ".join(found))
 
 
 def _unused(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -164,7 +164,7 @@ class Recipe(Section):
     def _goes_with_the_objective(self) -> Recipe:
         found = list(refusals(self))
         if found:
-            raise ValueError("; ".join(found))
+            raise ValueError(". ".join(found))
         return self
 
     @field_validator("name")

@@ -208,6 +208,9 @@ def _describe(model: type[Section], document: Document, detail: dict[str, Any]) 
     )
     place = (f"line {line}, " if line else "") + (dotted(path) or "the whole")
     kind = detail["type"]
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not path and kind == "value_error":
+        return message  # it names the fields that do not go together
     if kind == "extra_forbidden":
         known = _known_keys(model, path[:-1])
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
@@ -218,7 +221,6 @@ def _describe(model: type[Section], document: Document, detail: dict[str, Any]) 
     given = repr(detail.get("input"))
     if len(given) > 60:
         given = given[:57] + "..."
-    message = str(detail["msg"]).removeprefix("Value error, ")
     return f"{place}: {message[0].lower()}{message[1:]}; given: {given}"
 
 
