@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lora_kit.schema import Count, Fraction, Positive, Section
 
-# PEFT's that change layers, by its names.
+# PEFT's, by its names.
 PeftMethod = Literal[
     "lora",
     "adalora",
@@ -32,7 +32,10 @@ PeftMethod = Literal[
     "miss",
     "oft",
     "osf",
+    "p_tuning",
     "peanut",
+    "prefix_tuning",
+    "prompt_tuning",
     "psoft",
     "pvera",
     "randlora",
@@ -46,14 +49,18 @@ PeftMethod = Literal[
     "waveft",
 ]
 Method = PeftMethod | Literal["full", "head"] | Annotated[str, Field(pattern=r"^last-[1-9][0-9]*$")]
+# Those that change no layer, but put tokens of their own before the text.
+VIRTUAL = ("prefix_tuning", "prompt_tuning", "p_tuning")
 # Of PEFT 0.21, what a recipe cannot name yet, and why.
 REFUSED = {
-    **dict.fromkeys(
-        ("prompt_tuning", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "cpt",
-         "cartridge", "adaption_prompt"),
-        "puts tokens of its own before the text, which shift every position that is evaluated; it "
-        "changes no weight and could not be merged",
-    ),
+    "multitask_prompt_tuning": "makes its tokens by the number of a task, which rows do not have "
+    "here; use prompt_tuning",
+    "cpt": "learns with a loss of its own, over the examples that its tokens begin as; use "
+    "prompt_tuning with prompt_tuning_init: TEXT",
+    "cartridge": "is distilled from a text that its keys and values stand for, not learned from "
+    "rows; use prefix_tuning",
+    "adaption_prompt": "puts an attention of its own into the layers of some architectures; use "
+    "prefix_tuning",
     "poly": "routes by the number of a task, which rows do not have here",
     "xlora": "mixes adapters that were trained before; `lora-kit combine` makes one of several",
     "shadow": "runs a second, smaller model beside the backbone",
@@ -71,6 +78,7 @@ NOT_QUANTIZED = frozenset(
 NOT_MERGED = {
     "beft": "it adds biases, which most layers have not",
     "lily": "PEFT has no merge for it",
+    **dict.fromkeys(VIRTUAL, "it puts tokens before the text and changes no weight"),
 }
 # What PEFT 0.21 looks at data for when it attaches them, which a model of shapes has not.
 NOT_SHAPED = frozenset(
@@ -78,6 +86,9 @@ NOT_SHAPED = frozenset(
 )
 # LoRA's own defaults here; of the other methods PEFT's hold.
 RANK, ALPHA = 16, 32.0
+# Of virtual tokens PEFT has no default. Up to 20 a longer prompt helps, beyond it hardly (Lester et
+# al. 2021, arXiv:2104.08691, section 3.2).
+VIRTUAL_TOKENS = 20
 
 
 class AdapterSpec(Section):
@@ -112,6 +123,15 @@ class AdapterSpec(Section):
         given = {name: one for name, one in value.items() if one is not None}
         return {"rank": RANK, "alpha": ALPHA} | given
 
+    @model_validator(mode="after")
+    def _no_targets_of_tokens(self) -> AdapterSpec:
+        if self.method in VIRTUAL and self.targets != "all-linear":
+            raise ValueError(
+                f"targets: {self.method} puts tokens before the text and changes no module; leave "
+                "it out"
+            )
+        return self
+
     @field_validator("targets")
     @classmethod
     def _targets_named(cls, targets: str | list[str]) -> str | list[str]:
@@ -136,6 +156,15 @@ class AdapterSpec(Section):
             return "computes with the numbers of the weights, which are stored packed"
         return None
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many tokens of its own it puts before the text."""
+        if self.method not in VIRTUAL:
+            return 0
+        return int(self.options.get("num_virtual_tokens", VIRTUAL_TOKENS))
+
     def described(self) -> str:
         """In words."""
+        if self.virtual_tokens:
+            return f"{self.method}, {self.virtual_tokens} virtual tokens"
         return f"{self.method}, rank {self.rank}" if self.rank else self.method

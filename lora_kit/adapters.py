@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.backbone import Backbone
+from lora_kit.digests import file_sha256
 from lora_kit.errors import AdapterError
 from lora_kit.files import read_json
-from lora_kit.gguf import file_sha256
 from lora_kit.heads import begin_anew
 from lora_kit.peft_methods import configuration
 
@@ -61,12 +61,16 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
     """
     from accelerate.utils import set_seed
 
+    from lora_kit.virtual_tokens import require_heeded
+
     set_seed(seed)
     if backbone.head is not None:
         begin_anew(backbone.model, backbone.head)
     model = wrapped(backbone.model, spec, backbone.head.beside if backbone.head else ())
     _name_base_model(model, backbone)
     coverage(model)
+    with evaluated(model):
+        require_heeded(model, f"adapter.method: {spec.method}")
     if backbone.head is not None:
         _require_trained_head(backbone.model.get_submodule(backbone.head.module), spec)
     return model
@@ -93,6 +97,8 @@ def wrapped(model: torch.nn.Module, spec: AdapterSpec, beside: Sequence[str] = (
     """
     from peft import get_peft_model
 
+    from lora_kit.virtual_tokens import stand_before
+
     if isinstance(spec.targets, list):
         _require_all_targets(model, spec.targets)
     try:
@@ -102,6 +108,7 @@ def wrapped(model: torch.nn.Module, spec: AdapterSpec, beside: Sequence[str] = (
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    stand_before(adapted)
     return adapted
 
 
@@ -136,7 +143,11 @@ def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:
     Raises:
         AdapterError: if the directory is no PEFT adapter in safetensors, or does not fit.
     """
+    from lora_kit.virtual_tokens import require_heeded
+
     attached = attach_to(backbone.model, backbone.files.reference, directory)
+    with evaluated(attached):
+        require_heeded(attached, str(directory))
     for config in attached.peft_config.values():
         if getattr(config, "bias", "none") != "none":
             raise AdapterError(
@@ -160,6 +171,8 @@ def attach_to(base: torch.nn.Module, reference: str, directory: Path) -> PeftMod
     """
     from peft import PeftConfig, PeftModel
 
+    from lora_kit.virtual_tokens import require_known, stand_before
+
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (directory / name).is_file():
             raise AdapterError(
@@ -169,12 +182,7 @@ def attach_to(base: torch.nn.Module, reference: str, directory: Path) -> PeftMod
     try:
         read_json(directory / ADAPTER_CONFIG, AdapterError)
         config = PeftConfig.from_pretrained(str(directory))
-        if config.is_prompt_learning:
-            # Its virtual tokens shift every position that is scored here.
-            raise AdapterError(
-                f"{directory}: {config.peft_type} puts virtual tokens before the prompt, which is "
-                "not evaluated yet; adapters that change layers are"
-            )
+        require_known(config, directory)
         model = PeftModel.from_pretrained(base, str(directory), config=config, is_trainable=False)
     except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterError(
@@ -187,6 +195,7 @@ def attach_to(base: torch.nn.Module, reference: str, directory: Path) -> PeftMod
             f"{reference}, the first: {missing[0]}. Was it trained on another "
             "backbone?"
         )
+    stand_before(model)
     return model
 
 
@@ -194,6 +203,8 @@ def _name_base_model(model: PeftModel, backbone: Backbone) -> None:
     # PEFT writes the directory that the backbone was loaded from, which is a cache of this machine.
     for config in model.peft_config.values():
         config.base_model_name_or_path = backbone.spec.model
+        if getattr(config, "tokenizer_name_or_path", None):
+            config.tokenizer_name_or_path = backbone.spec.model
         config.revision = backbone.spec.revision
 
 
@@ -236,7 +247,7 @@ def coverage(model: PeftModel) -> Coverage:
     Raises:
         AdapterError: if none did.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.tuners_utils import BasePromptEncoder, BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
     adapted: Counter[str] = Counter()
@@ -249,6 +260,11 @@ def coverage(model: PeftModel) -> Coverage:
             name = type(base).__name__
             adapted[name] += 1
             total[name] += 1
+            inside.update(id(child) for child in module.modules())
+        elif isinstance(module, BasePromptEncoder):
+            # It adapts nothing but itself: what makes the virtual tokens.
+            adapted[type(module).__name__] += 1
+            total[type(module).__name__] += 1
             inside.update(id(child) for child in module.modules())
     for module in model.modules():
         has_weights = next(module.parameters(recurse=False), None) is not None
@@ -266,13 +282,15 @@ def coverage(model: PeftModel) -> Coverage:
 
 @contextmanager
 def evaluated(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, and the mode that it was in again whatever happens inside."""
-    was_training = model.training
+    """Evaluation mode, and the mode that each module was in again whatever happens inside."""
+    # A new PEFT model is in training mode around a backbone that is not.
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 @contextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,18 @@ from lora_kit.backbone import Backbone, BackboneFiles, load
 from lora_kit.console import say
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.rows import Row
+from lora_kit.digests import file_sha256, json_sha256
 from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import read_json
-from lora_kit.gguf import file_sha256
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.merging.reloaded import Computing, reload
 from lora_kit.own_words.rows import read_rows
 from lora_kit.recipe import MERGED_ARMS, Recipe
 from lora_kit.run import RunDirectory
 from lora_kit.session import Session, Subject
+from lora_kit.training.initial_factors import initialise
 from lora_kit.training.trainer import train as train_adapter
 
 NEED_A_RUN = (*MERGED_ARMS, "scratch", "retrieval")
@@ -39,6 +38,11 @@ def loaded_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
         EvaluationError: if an arm needs what there is not.
     """
     session = subject.session
+    if "probe" in names:
+        raise EvaluationError(
+            f"{subject.adapter}: arm probe: chooses between classes, and this is a language model; "
+            "lora-kit scout probes the features of a backbone"
+        )
     if session is None:
         absent = [name for name in NEED_A_RUN if name in names]
         if absent:
@@ -62,7 +66,7 @@ def example_rows(recipe: Recipe) -> Sequence[Row]:
 
 def base_identity(backbone: Backbone) -> str:
     """Digest of all that answers of the base depend on."""
-    return _digest(
+    return json_sha256(
         [
             backbone.fingerprint.digest,
             # Moves the last digits, and with them what may be compared with what.
@@ -76,7 +80,7 @@ def base_identity(backbone: Backbone) -> str:
 
 def _on_backbone(subject: Subject, names: Sequence[str]) -> LoadedArms:
     base = base_identity(subject.backbone)
-    adapted = _digest([base, adapter_sha256(subject.adapter)])
+    adapted = json_sha256([base, adapter_sha256(subject.adapter)])
     arms = [
         Arm("base", base, switched_off, kept=True),
         Arm("adapter", adapted, nullcontext),
@@ -127,27 +131,37 @@ def _scratch(session: Session) -> LoadedArms:
     }
     trained = session.recipe.model_dump(mode="json", exclude=left_out)
     described = [session.backbone.fingerprint.config, trained]
-    arm = Arm("scratch", _digest(described), nullcontext, roles=("gain",))
+    arm = Arm("scratch", json_sha256(described), nullcontext, roles=("gain",))
     return LoadedArms(lambda: _trained_from_scratch(session), (arm,))
 
 
 def _trained_from_scratch(session: Session) -> Any:
     """The recipe's adapter on a backbone of random weights; trained unless it is there."""
+    # Their files are read once more by what begins with the weights or the tokenizer.
+    with reinitialised(session.backbone, session.recipe.seed) as backbone:
+        return _trained_on(backbone, session)
+
+
+def _trained_on(backbone: Backbone, session: Session) -> Any:
     recipe, run = session.recipe, RunDirectory(session.run.scratch)
-    backbone = _reinitialised(session.backbone, recipe.seed)
     if (run.adapter / "adapter_model.safetensors").is_file():
         return attach_saved(backbone, run.adapter)
     say(f"{run.root}: training the recipe on weights that were never pretrained")
     read = read_rows(recipe, session.backbone, session.run)
     data = prepare(read.rows, backbone.tokenizer, recipe.data, read.replay)
     model = attach(backbone, recipe.adapter, recipe.seed)
+    initialise(model, backbone, recipe.adapter, data.examples, recipe.seed)
     train_adapter(recipe, backbone, model, data, None, run)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return model
 
 
-def _reinitialised(backbone: Backbone, seed: int) -> Backbone:
-    """The same architecture, tokenizer and quantization, with the weights it began from."""
+@contextmanager
+def reinitialised(backbone: Backbone, seed: int) -> Iterator[Backbone]:
+    """The same architecture, tokenizer and quantization, with the weights it began from.
+
+    Its files are there while it is open.
+    """
     from accelerate.utils import set_seed
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -156,8 +170,4 @@ def _reinitialised(backbone: Backbone, seed: int) -> Backbone:
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         backbone.tokenizer.save_pretrained(folder)
-        return load(BackboneFiles(backbone.files.reference, None, Path(folder)), backbone.spec)
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+        yield load(BackboneFiles(backbone.files.reference, None, Path(folder)), backbone.spec)

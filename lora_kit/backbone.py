@@ -222,6 +222,7 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
     sharded = current_launch().sharded
     attention = attention_arguments(spec.attention, device)
     try:
+        _require_one_stack(files)
         model, loading = _model_class(classes).from_pretrained(
             files.directory,
             dtype=dtype,
@@ -238,7 +239,9 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
         tokenizer = AutoTokenizer.from_pretrained(files.directory, local_files_only=True)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         asked = f" with backbone.attention: {spec.attention}" if attention else ""
-        raise BackboneError(f"backbone.model: {files.reference}{asked}: {error}") from error
+        # Behind the first line transformers lists all models that it knows.
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackboneError(f"backbone.model: {files.reference}{asked}: {said}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     missing = loading["missing_keys"]
@@ -272,6 +275,25 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
         quantized_modules=quantized,
         head=head,
     )
+
+
+def _require_one_stack(files: BackboneFiles) -> None:
+    """Raises BackboneError for an encoder with a decoder.
+
+    transformers would load the decoder of some (BART, Marian) as a language model by itself, and
+    leave the encoder out with a line in a log.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        files.directory, local_files_only=True, trust_remote_code=False
+    )
+    if config.is_encoder_decoder:
+        raise BackboneError(
+            f"backbone.model: {files.reference}: {config.model_type} is an encoder with a "
+            "decoder (sequence to sequence), which is not trained here; possible: a decoder "
+            "(Llama, Qwen, Mistral, ...), or an encoder with training.objective: classification"
+        )
 
 
 def _model_class(classes: Sequence[str]) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,9 +12,12 @@ import torch
 
 from lora_kit.adapters import adapter_sha256
 from lora_kit.classification_spec import ARMS
+from lora_kit.digests import json_sha256
 from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
-from lora_kit.heads import SavedClasses, saved_classes
+from lora_kit.evaluation.engine.retrieval import RETRIEVAL
+from lora_kit.heads import SavedClasses, saved_head
+from lora_kit.probe_arm import PROBE, probe_arm
 from lora_kit.session import Subject
 
 
@@ -51,23 +52,41 @@ def loaded_class_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms
     Raises:
         EvaluationError: if an arm cannot be asked for classes.
     """
-    unknown = [name for name in names if name not in ARMS]
-    if unknown:
-        raise EvaluationError(
-            f"{subject.adapter}: arm {unknown[0]}: not with a head; possible: {', '.join(ARMS)}"
-        )
+    require_arms(subject, names, ARMS["classification"])
     classes = _classes(subject)
     backbone, config = subject.backbone, subject.backbone.model.config
     trained = [backbone.fingerprint.digest, backbone.spec.attention]
-    adapted = _digest([*trained, adapter_sha256(subject.adapter), list(classes.names)])
-    frequencies = _digest(list(classes.rows.items()))
-    return [
+    adapted = json_sha256([*trained, adapter_sha256(subject.adapter), list(classes.names)])
+    frequencies = json_sha256(list(classes.rows.items()))
+    models = [
         LoadedArms(
             lambda: Frequencies(classes, config).to(backbone.model.device),
             (Arm("base", frequencies, nullcontext, roles=("gain",)),),
         ),
         LoadedArms(lambda: subject.model, (Arm("adapter", adapted, nullcontext, roles=("gain",)),)),
     ]
+    if subject.session is not None and PROBE in names:
+        models.append(probe_arm(subject.session, trained))
+    return models
+
+
+def require_arms(subject: Subject, names: Sequence[str], possible: Sequence[str]) -> None:
+    """Refuse what asks a language model, or rows that are not there.
+
+    Raises:
+        EvaluationError: if one of the arms does.
+    """
+    unknown = [name for name in names if name not in possible]
+    if unknown:
+        raise EvaluationError(
+            f"{subject.adapter}: arm {unknown[0]}: not with a head; possible: {', '.join(possible)}"
+        )
+    absent = [name for name in names if name in (RETRIEVAL, PROBE)]
+    if subject.session is None and absent:
+        raise EvaluationError(
+            f"{subject.adapter}: arm {absent[0]} needs a run, with its recipe and data; this is an "
+            "adapter alone"
+        )
 
 
 def class_facts(subject: Subject) -> dict[str, str]:
@@ -82,10 +101,6 @@ def class_facts(subject: Subject) -> dict[str, str]:
 
 
 def _classes(subject: Subject) -> SavedClasses:
-    found = saved_classes(subject.adapter)
-    assert found is not None  # it was loaded with a head
+    found = saved_head(subject.adapter)
+    assert isinstance(found, SavedClasses)  # it was loaded with such a head
     return found
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

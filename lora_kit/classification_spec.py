@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from lora_kit.objective_spec import HEADED
 from lora_kit.schema import NotNegative, Positive, Section
 
 if TYPE_CHECKING:
     from lora_kit.recipe import Recipe
 
 # What a head can be compared with; the others ask a language model, or merge one.
-ARMS = ("base", "adapter", "retrieval")
+ARMS = {
+    "classification": ("base", "adapter", "retrieval", "probe"),
+    "reward": ("base", "adapter", "retrieval"),
+}
 # Of `training`, what a head alone has no use for: it is trained on finished features.
 NOT_OF_A_HEAD = {
     "micro_batch_size": "features are small enough for a step at once",
     "batch_tokens": "features are small enough for a step at once",
+    "rates": "there is one module",
     "layer_decay": "a head has no layers below it that are trained",
     "unfreeze_steps": "a head has no blocks",
     "gradient_checkpointing": "no activations of the backbone are kept",
@@ -49,21 +54,28 @@ class ClassificationSpec(Section):
 
 def refusals(recipe: Recipe) -> Iterator[str]:
     """What of a recipe does not go together with its objective, each with field and reason."""
-    if recipe.training.objective != "classification":
-        if recipe.classification is not None:
+    objective = recipe.training.objective
+    if objective != "classification" and recipe.classification is not None:
+        yield (
+            "classification: is read by training.objective: classification alone, and it is "
+            f"{objective}; set it, or leave the section out"
+        )
+    if objective not in HEADED:
+        if "probe" in recipe.evaluation.arms:
             yield (
-                "classification: is read by training.objective: classification alone, and it is "
-                f"{recipe.training.objective}; set it, or leave the section out"
+                "evaluation.arms: probe: chooses between classes; with training.objective: "
+                "classification alone"
             )
         if recipe.adapter.method == "head":
             yield (
-                "adapter.method: head: there is a head for classes with training.objective: "
-                "classification alone; a language model's output head is one with its embedding or "
-                "as large as it, use lora"
+                "adapter.method: head: there is a head with training.objective: classification or "
+                "reward alone; a language model's output head is one with its embedding or as "
+                "large as it, use lora"
             )
         return
-    yield from _of_data(recipe)
-    yield from _of_retention(recipe)
+    if objective == "classification":
+        yield from _of_data(recipe)
+        yield from _of_retention(recipe)
     yield from _of_the_end(recipe)
     if "modules_to_save" in recipe.adapter.options:
         yield ("adapter.options.modules_to_save: the head is saved there by itself; leave it out")
@@ -98,8 +110,9 @@ def _of_retention(recipe: Recipe) -> Iterator[str]:
 
 
 def _of_the_end(recipe: Recipe) -> Iterator[str]:
+    possible = ARMS[recipe.training.objective]
     for arm in recipe.evaluation.arms:
-        if arm not in ARMS:
-            yield f"evaluation.arms: {arm}: not with a head; possible: {', '.join(ARMS)}"
+        if arm not in possible:
+            yield f"evaluation.arms: {arm}: not with a head; possible: {', '.join(possible)}"
     if recipe.merge != type(recipe.merge)():
         yield "merge: a head cannot be merged into a language model; leave the section out"

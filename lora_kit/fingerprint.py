@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from lora_kit.backbone_spec import BackboneSpec
+from lora_kit.digests import file_sha256, json_sha256
 from lora_kit.errors import BackboneError
 from lora_kit.files import read_json
-from lora_kit.gguf import file_sha256
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Fingerprint:
     @property
     def digest(self) -> str:
         """One sha256 over all parts."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return json_sha256(asdict(self))
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -78,7 +77,7 @@ def _hash_config(path: Path) -> str:
     """The sha256 of a configuration but for the version of the library that wrote it."""
     config = read_json(path, BackboneError)
     config.pop("transformers_version", None)
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    return json_sha256(config)
 
 
 def _hash_files(paths: list[Path]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_kit.digests import file_sha256
 from lora_kit.errors import BackboneError
 from lora_kit.files import read_json, write_json
 
@@ -58,12 +58,6 @@ def cache_directory() -> Path:
     """Where conversions are kept: `$XDG_CACHE_HOME/lora_kit`, by default `~/.cache/lora_kit`."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "lora_kit"
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def converted(path: Path) -> Path:

@@ -1,10 +1,10 @@
-"""A classifier's head: the classes that it chooses from, and which modules begin at random."""
+"""A head in the place of the output head: what it tells, and which modules begin at random."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +18,21 @@ if TYPE_CHECKING:
 
 # What transformers calls heads, and PEFT saves with an adapter by itself.
 HEAD_NAMES = ("score", "classifier")
-# Beside an adapter: transformers' configuration with the names of the classes, for others; and what
+# The one output of a reward model; classes are two at least.
+REWARD = ("reward",)
+# Beside an adapter: transformers' configuration with the names of the outputs, for others; and what
 # an evaluation of ours compares with.
 CONFIG = "config.json"
 CLASSES = "classes.json"
+PAIRS = "reward.json"
 
 
 @dataclass(frozen=True)
 class Head:
-    """What turns a text's representation into classes.
+    """What turns a text's representation into classes, or into a reward.
 
     Attributes:
-        classes: in the order of the outputs.
+        classes: in the order of the outputs; `REWARD` of a reward model.
         module: the head's name in the model.
         fresh: modules whose weights the checkpoint does not have; the head's is one of them, unless
             the checkpoint is a classifier of as many classes.
@@ -38,6 +41,11 @@ class Head:
     classes: tuple[str, ...]
     module: str
     fresh: tuple[str, ...]
+
+    @property
+    def is_reward(self) -> bool:
+        """Whether it gives one number, and chooses from nothing."""
+        return self.classes == REWARD
 
     @property
     def beside(self) -> tuple[str, ...]:
@@ -66,8 +74,27 @@ class SavedClasses:
         return min(self.rows, key=lambda name: (-self.rows[name], name))
 
 
+@dataclass(frozen=True)
+class SavedReward:
+    """What a directory says of the pairs that its reward model was trained on.
+
+    Attributes:
+        pairs: how many.
+        per_token: log-odds that an answer is the chosen one for each token that it is longer: all
+            that length alone tells in those pairs.
+    """
+
+    pairs: int
+    per_token: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its output."""
+        return REWARD
+
+
 def labelled(classes: Sequence[str]) -> dict[str, Any]:
-    """What transformers is told of the classes; nothing where there are none."""
+    """What transformers is told of the outputs; nothing where there are none."""
     if not classes:
         return {}
     return {
@@ -175,31 +202,44 @@ def is_classifier(model: torch.nn.Module) -> bool:
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
-def save_classes(config: Any, rows: SavedClasses, directory: Path) -> None:
+def save_head(config: Any, saved: SavedClasses | SavedReward, directory: Path) -> None:
     """Write what another program needs to load the head, and what ours compares it with."""
     # Where the backbone lay, and how it was stored, is a matter of this machine.
     kept = {n: v for n, v in config.to_dict().items() if n not in ("quantization_config",)}
     kept.pop("_name_or_path", None)
     write_json(directory / CONFIG, kept)
-    write_json(directory / CLASSES, {"training_rows": rows.rows})
+    if isinstance(saved, SavedReward):
+        write_json(directory / PAIRS, asdict(saved))
+    else:
+        write_json(directory / CLASSES, {"training_rows": saved.rows})
 
 
-def saved_classes(adapter: Path) -> SavedClasses | None:
-    """The classes of an adapter that is a classifier; `None` for one of a language model.
+def saved_head(adapter: Path) -> SavedClasses | SavedReward | None:
+    """What an adapter's head tells, and of what training rows; `None` for a language model's.
 
     Raises:
-        AdapterError: if it is a classifier that does not say what its classes are.
+        AdapterError: if it has a head that does not say what its outputs are.
     """
     config = read_json(adapter / "adapter_config.json", AdapterError)
     if config.get("task_type") != "SEQ_CLS":
         return None
+    if (adapter / PAIRS).is_file():
+        return _saved_reward(adapter / PAIRS)
     path = adapter / CLASSES
     if not path.is_file():
         raise AdapterError(
-            f"{adapter}: a classifier (SEQ_CLS) without {CLASSES}, so that the classes of its "
-            "outputs are not known; only those that were trained here can be evaluated"
+            f"{adapter}: an adapter with a head (SEQ_CLS) without {CLASSES} or {PAIRS}, so that "
+            "what its outputs mean is not known; only those that were trained here can be evaluated"
         )
     rows = read_json(path, AdapterError).get("training_rows")
     if not isinstance(rows, dict) or not rows or not all(isinstance(n, int) for n in rows.values()):
         raise AdapterError(f"{path}: training_rows has to be a number of rows for each class")
     return SavedClasses(rows)
+
+
+def _saved_reward(path: Path) -> SavedReward:
+    found = read_json(path, AdapterError)
+    pairs, per_token = found.get("pairs"), found.get("per_token")
+    if not isinstance(pairs, int) or not isinstance(per_token, float | int):
+        raise AdapterError(f"{path}: pairs has to be a whole number, and per_token a number")
+    return SavedReward(pairs, float(per_token))

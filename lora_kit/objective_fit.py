@@ -29,8 +29,10 @@ def with_section(value: Any) -> Any:
         objective = getattr(training, "objective", None)
     if objective == "text":
         return _of_texts(value)
-    section = "preference" if objective in PREFERENCE else "grpo" if objective == "grpo" else None
-    if section is None or value.get(section) is not None:
+    section = "preference" if objective in PREFERENCE else objective
+    if section not in ("preference", "reward", "grpo"):
+        return value
+    if value.get(section) is not None:
         return value
     return {**value, section: {}}
 
@@ -64,8 +66,9 @@ def _unused(recipe: Recipe) -> Iterator[tuple[str, str]]:
     objective = recipe.training.objective
     if recipe.preference is not None and objective not in PREFERENCE:
         yield "preference", f"the objective {objective} does not go by it (dpo, kto and orpo do)"
-    if recipe.grpo is not None and objective != "grpo":
-        yield "grpo", f"the objective {objective} does not go by it"
+    for name in ("reward", "grpo"):
+        if getattr(recipe, name) is not None and objective != name:
+            yield name, f"the objective {objective} does not go by it"
     if recipe.training.conflict is not None and len(recipe.data.train) < 2:
         yield "training.conflict", "tasks are the sources of data.train, and there is one"
     if objective == "text":
@@ -106,6 +109,7 @@ def _of_sft(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """What was built for supervised fine-tuning alone."""
     training, data = recipe.training, recipe.data
     for name in (
+        "rates",
         "lora_plus",
         "layer_decay",
         "unfreeze_steps",
@@ -113,7 +117,7 @@ def _of_sft(recipe: Recipe) -> Iterator[tuple[str, str]]:
         "conflict",
         "distillation",
     ):
-        if getattr(training, name) is not None:
+        if getattr(training, name):
             yield f"training.{name}", MADE_FOR_SFT
     for name in ("anchor", "mask", "consolidation", "budget", "own_words"):
         if getattr(recipe.retention, name) is not None:

@@ -1,4 +1,4 @@
-"""The recipe's `preference` and `grpo` sections: what an objective besides sft goes by."""
+"""The recipe's `preference`, `reward` and `grpo` sections: what an objective goes by."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pydantic import Field, field_validator
 
 from lora_kit.schema import Count, Fraction, NotNegative, Positive, Section
 
-Objective = Literal["sft", "text", "dpo", "kto", "orpo", "grpo", "classification"]
+Objective = Literal["sft", "text", "dpo", "kto", "orpo", "reward", "grpo", "classification"]
 # Learn from pairs of a chosen and a rejected answer.
-PAIRED: tuple[Objective, ...] = ("dpo", "orpo")
-# Learn from answers that were judged before.
-PREFERENCE: tuple[Objective, ...] = (*PAIRED, "kto")
+PAIRED: tuple[Objective, ...] = ("dpo", "orpo", "reward")
+# Go by the section `preference`: a language model learns from answers that were judged before.
+PREFERENCE: tuple[Objective, ...] = ("dpo", "orpo", "kto")
+# Train a head in the place of the output head, so that there is no language model to merge.
+HEADED: tuple[Objective, ...] = ("classification", "reward")
 # Compare what is trained with a reference policy: the base, which is the adapter switched off.
 REFERENCED: tuple[Objective, ...] = ("dpo", "kto", "grpo")
 
@@ -35,13 +37,27 @@ class PreferenceSpec(Section):
     """kto: weight of the bad answers."""
 
 
+class RewardSpec(Section):
+    """How a reward model is learned from pairs.
+
+    The loss is that of Bradley and Terry, -log sigmoid(r_chosen - r_rejected) (Ouyang et al. 2022,
+    arXiv:2203.02155, equation 1).
+    """
+
+    centering: NotNegative = 0.0
+    """Weight of (r_chosen + r_rejected)^2 beside it, which holds the rewards around 0; the loss of
+    pairs alone leaves open where they lie (Eisenstein et al. 2023, arXiv:2312.09244, equation 2).
+    Usual: 0.01."""
+
+
 class GrpoSpec(Section):
     """How the model learns from rewards of what it says (Shao et al. 2024, arXiv:2402.03300)."""
 
     rewards: list[str] = Field(default=["exact_match"], min_length=1)
     """Metrics of an answer against the row's completion, as a `generation` task takes them: bundled
-    (`exact_match`, `chrf`) or the path of an `evaluate` module of yours; the reward is their
-    sum."""
+    (`exact_match`, `chrf`) or the path of an `evaluate` module of yours; `run:PATH`: what the
+    reward model of a run directory gives, in log-odds, loaded beside the policy. The reward is
+    their sum."""
     answer: Literal["whole", "first_line"] = "whole"
     """What of the output the metric sees, as in a `generation` task."""
     generations: Count = Field(default=8, ge=2)
@@ -61,9 +77,11 @@ class GrpoSpec(Section):
     def _not_fetched(cls, rewards: list[str]) -> list[str]:
         if len(set(rewards)) < len(rewards):
             raise ValueError("no reward twice")
+        if "run:" in rewards:
+            raise ValueError("run: names a run directory of a reward model, run:PATH")
         if any(name.startswith("hub:") for name in rewards):
             raise ValueError(
-                "a reward is computed on this machine, from code that is on it: a bundled metric "
-                "or the path of a module"
+                "a reward is computed on this machine, from code that is on it: a bundled metric, "
+                "the path of a module, or run:PATH"
             )
         return rewards

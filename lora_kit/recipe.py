@@ -14,8 +14,9 @@ from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.backbone_spec import BackboneSpec, DType
 from lora_kit.classification_spec import ClassificationSpec, refusals
 from lora_kit.data_spec import DataSpec
+from lora_kit.initialisations import refusal
 from lora_kit.objective_fit import refuse_unused, with_section
-from lora_kit.objective_spec import GrpoSpec, PreferenceSpec
+from lora_kit.objective_spec import GrpoSpec, PreferenceSpec, RewardSpec
 from lora_kit.retention_spec import RetentionSpec
 from lora_kit.schema import (
     Count,
@@ -29,11 +30,14 @@ from lora_kit.schema import (
     validate,
 )
 from lora_kit.training_spec import TrainingSpec
+from lora_kit.virtual_tokens_fit import refusals_of_tokens
 
 RECIPE_FOLDERS = ("recipes",)
 
 Base = Literal["dequantized", "original", "both"]
-ArmName = Literal["base", "adapter", "merged", "merged-original", "fewshot", "retrieval", "scratch"]
+ArmName = Literal[
+    "base", "adapter", "merged", "merged-original", "fewshot", "retrieval", "scratch", "probe"
+]
 # Merged models that may be arms, each in the run's directory of its name; of equally good ones, the
 # first ships.
 MERGED_ARMS = ("merged", "merged-original")
@@ -49,7 +53,8 @@ class EvaluationSpec(Section):
     disk, which a release asks for and `run` adds (`merged-original` with `merge.base: both`: the
     one on the checkpoint's weights); on gain suites other ways to the same end: `fewshot`: the base
     with examples in its prompt, `retrieval`: the answer of the most similar training row,
-    `scratch`: the same training on weights that were never pretrained."""
+    `scratch`: the same training on weights that were never pretrained, `probe`: of a classifier, a
+    logistic regression on the frozen backbone's features."""
     shots: Count = 5
     """Training rows that the arm `fewshot` is shown."""
 
@@ -95,6 +100,8 @@ class Recipe(Section):
     training: TrainingSpec = TrainingSpec()
     preference: PreferenceSpec | None = None
     """How pairs or judged answers are learned from; for dpo, kto and orpo."""
+    reward: RewardSpec | None = None
+    """How a reward model is learned; for reward."""
     grpo: GrpoSpec | None = None
     """Rewards and sampling; for grpo."""
     retention: RetentionSpec = RetentionSpec()
@@ -130,6 +137,9 @@ class Recipe(Section):
                 f"adapter.method: {self.adapter.method} on {quantization} weights: it {why_not}; "
                 "set backbone.quantization: none, or another method (lora)"
             )
+        begun = refusal(self)
+        if begun:
+            raise ValueError(begun)
         factors = self.adapter.method == "lora" and not self.adapter.options.get("use_dora")
         if self.retention.consolidation is not None and not factors:
             raise ValueError(
@@ -162,7 +172,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _goes_with_the_objective(self) -> Recipe:
-        found = list(refusals(self))
+        found = [*refusals(self), *refusals_of_tokens(self)]
         if found:
             raise ValueError(". ".join(found))
         return self

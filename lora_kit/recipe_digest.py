@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
+from lora_kit.digests import json_sha256
 from lora_kit.schema import read_document
 
 
@@ -19,7 +18,7 @@ def recipe_digest(path: Path) -> str:
         RecipeError: if it is no YAML mapping.
     """
     said = _without_licences(read_document(path).value)
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+    return json_sha256(said)
 
 
 def _without_licences(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import AdapterError
 from lora_kit.files import read_json
-from lora_kit.heads import saved_classes
+from lora_kit.heads import saved_head
 from lora_kit.recipe import EvaluationSpec, Recipe
 from lora_kit.run import RunDirectory
 
@@ -40,10 +40,10 @@ def open_run(directory: Path) -> Session:
 
 
 def _classes(adapter: Path) -> tuple[str, ...]:
-    """Those that an adapter's head chooses from; none of a language model's."""
+    """The outputs of an adapter's head; none of a language model's."""
     if not (adapter / ADAPTER_CONFIG).is_file():
         return ()  # told when it is attached
-    found = saved_classes(adapter)
+    found = saved_head(adapter)
     return found.names if found else ()
 
 
@@ -146,5 +146,13 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
         EvaluationSpec(),
         directory / "evaluation",
         directory.resolve().name,
-        {"Adapter": f"{config.get('peft_type', 'unknown').lower()}, rank {config.get('r', '?')}"},
+        {"Adapter": _described(config)},
     )
+
+
+def _described(config: dict[str, Any]) -> str:
+    """An adapter of any tool in words."""
+    method = config.get("peft_type", "unknown").lower()
+    if "num_virtual_tokens" in config:
+        return f"{method}, {config['num_virtual_tokens']} virtual tokens"
+    return f"{method}, rank {config.get('r', '?')}"

@@ -39,12 +39,14 @@ class TrainingSpec(Section):
     texts, of which long ones are split instead of cut. From pairs of a chosen and a rejected
     answer: `dpo`, `orpo`; from answers with a label: `kto` (all three: see `preference`). From
     rewards of what the model says: `grpo` (see `grpo`). The reference policy of dpo, kto and grpo
-    is the base, which is the adapter switched off. `classification`: a head for the classes of rows
-    of the format `text-label`; the section of that name says more."""
+    is the base, which is the adapter switched off. `reward`: a head that tells from such pairs how
+    good an answer is. `classification`: a head for the classes of rows of the format `text-label`.
+    The sections of their names say more."""
     epochs: Positive = 1.0
     """Passes over the training rows."""
     batch_size: Count = 8
-    """Examples an optimizer step, over all processes; pairs for dpo and orpo, prompts for grpo."""
+    """Examples an optimizer step, over all processes; pairs for dpo, orpo and
+    reward, prompts for grpo."""
     micro_batch_size: Count | None = None
     """Examples a forward pass and process; fewer take less memory. By default 4 on a CPU. For grpo
     answers, of which a step has `batch_size` times `grpo.generations`."""
@@ -60,6 +62,9 @@ class TrainingSpec(Section):
     """Of `wsd`: share of the steps over which the learning rate falls."""
     lora_plus: Positive | None = None
     """LoRA+: how many times faster LoRA's second factor learns than the first; 4 to 16."""
+    rates: dict[str, Positive] = Field(default_factory=dict)
+    """Times the learning rate, by the name of a module: `{q_proj: 0.5, score: 10}`; where several
+    have a parameter in them, the product."""
     layer_decay: Annotated[Share, Field(gt=0)] | None = None
     """Learning rate of a block over that of the block above it, such as 0.9."""
     unfreeze_steps: Count | None = None

@@ -86,18 +86,11 @@ def test_a_directory_without_an_adapter_says_what_one_has(
         attach_saved(tiny_backbone, tmp_path)
 
 
-def test_virtual_tokens_and_broken_files_are_refused(
-    tiny_backbone: Backbone, tmp_path: Path
-) -> None:
-    from peft import PromptTuningConfig, get_peft_model
-
-    config = PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
-    get_peft_model(tiny_backbone.model, config).save_pretrained(tmp_path / "prompt")
-    with pytest.raises(AdapterError, match="virtual tokens"):
-        attach_saved(tiny_backbone, tmp_path / "prompt")
-    (tmp_path / "prompt" / "adapter_config.json").write_text("{")
+def test_a_broken_configuration_is_refused(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    save_adapter(attach(tiny_backbone, AdapterSpec(rank=2), 0), tiny_backbone, tmp_path / "a")
+    (tmp_path / "a" / "adapter_config.json").write_text("{")
     with pytest.raises(AdapterError, match="cannot be read as JSON"):
-        attach_saved(tiny_backbone, tmp_path / "prompt")
+        attach_saved(tiny_backbone, tmp_path / "a")
 
 
 def test_the_same_weights_under_another_alpha_are_another_adapter(
@@ -111,3 +104,12 @@ def test_the_same_weights_under_another_alpha_are_another_adapter(
     assert adapter_sha256(tmp_path) == before
     path.write_text(json.dumps(config | {"lora_alpha": 999}))
     assert adapter_sha256(tmp_path) != before
+
+
+def test_a_frozen_backbone_stays_in_the_mode_that_it_was_in(tiny_backbone: Backbone) -> None:
+    before = {name: module.training for name, module in tiny_backbone.model.named_modules()}
+    attach(tiny_backbone, AdapterSpec(rank=2), seed=0)
+    after = {name: module.training for name, module in tiny_backbone.model.named_modules()}
+    assert {name: after[name] for name in before if not name.endswith("_proj")} == {
+        name: mode for name, mode in before.items() if not name.endswith("_proj")
+    }

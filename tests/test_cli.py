@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 # In the order in which they are used: look, train, judge, ship; then what stands by itself.
 COMMANDS = (
@@ -53,6 +55,7 @@ def test_the_help_lists_the_commands_in_the_order_of_the_work() -> None:
     assert re.findall(r"^│ (\w+) ", listed, flags=re.MULTILINE) == list(COMMANDS)
 
 
+@pytest.mark.slow
 def test_what_one_process_does_needs_no_others_to_meet(tmp_path: Path) -> None:
     """Joined with the others, the first would wait for them, and they have left."""
     several = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}

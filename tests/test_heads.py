@@ -13,7 +13,7 @@ from lora_kit.adapters import attach
 from lora_kit.backbone import Backbone
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import AdapterError, BackboneError
-from lora_kit.heads import pad_right, saved_classes
+from lora_kit.heads import pad_right, saved_head
 
 CLASSES = ("a", "b", "c")
 
@@ -108,10 +108,13 @@ def test_a_package_is_searched_for_a_model_folder_too() -> None:
 def test_classes_that_are_not_known_are_refused(tmp_path: Path) -> None:
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps({"task_type": "CAUSAL_LM"}))
-    assert saved_classes(tmp_path) is None
+    assert saved_head(tmp_path) is None
     config.write_text(json.dumps({"task_type": "SEQ_CLS"}))
     with pytest.raises(AdapterError, match=r"without classes\.json"):
-        saved_classes(tmp_path)
+        saved_head(tmp_path)
     (tmp_path / "classes.json").write_text(json.dumps({"training_rows": {"a": "many"}}))
     with pytest.raises(AdapterError, match="training_rows has to be a number"):
-        saved_classes(tmp_path)
+        saved_head(tmp_path)
+    (tmp_path / "reward.json").write_text(json.dumps({"pairs": 3, "per_token": None}))
+    with pytest.raises(AdapterError, match=r"reward\.json: pairs has to be a whole number"):
+        saved_head(tmp_path)

@@ -129,6 +129,7 @@ def test_all_bundled_recipes_are_valid_and_survive_being_written_out(tmp_path: P
         "quickstart",
         "domain-text",
         "dpo",
+        "reward",
         "grpo",
         "classify",
         "qlora-8b-chat",

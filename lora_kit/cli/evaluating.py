@@ -31,8 +31,8 @@ def evaluate(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to evaluate besides base and adapter: merged, fewshot, retrieval, scratch; "
-            "may be repeated."
+            help="What to evaluate besides base and adapter: merged, fewshot, retrieval, scratch, "
+            "probe; may be repeated."
         ),
     ] = None,
     output: OutputOption = None,

@@ -16,9 +16,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from lora_kit.data.readers import READERS
+from lora_kit.digests import file_sha256
 from lora_kit.errors import DataError
 from lora_kit.files import whole_file
-from lora_kit.gguf import cache_directory, file_sha256
+from lora_kit.gguf import cache_directory
 
 LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*LINES, ".json", *READERS)

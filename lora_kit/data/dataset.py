@@ -20,7 +20,8 @@ from lora_kit.data.store import KEPT_FROM, in_memory, kept
 from lora_kit.data.units import prepare_units
 from lora_kit.data_spec import SELF, DataSpec, ReplaySpec, SourceSpec
 from lora_kit.errors import DataError
-from lora_kit.objective_spec import PAIRED, Objective
+from lora_kit.heads import REWARD
+from lora_kit.objective_spec import HEADED, PAIRED, Objective
 from lora_kit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -91,14 +92,18 @@ def _replayed(
 
 
 def training_classes(recipe: Recipe) -> dict[str, int]:
-    """Rows of each class, in the order of the head's outputs; empty unless classes are learned.
+    """Rows of each class, in the order of the head's outputs; empty unless there is a head.
+
+    A reward model's one output stands for all of its pairs.
 
     Raises:
         DataError: if a source or a row is wrong, or the classes are not what the recipe names.
     """
-    if recipe.training.objective != "classification":
+    if recipe.training.objective not in HEADED:
         return {}
     rows, _ = training_rows(recipe.data, recipe.seed, recipe.training.objective)
+    if recipe.training.objective == "reward":
+        return dict.fromkeys(REWARD, len(rows))
     return rows_by_class(rows, recipe.classification or ClassificationSpec())
 
 
@@ -146,10 +151,10 @@ def prepare(
     Raises:
         DataError: if a row is wrong, no row is left, or more were dropped than the recipe allows.
     """
-    if classes:
-        data: PreparedData = in_memory(rows, tokenizer, spec, classes)
-    elif objective not in ("sft", "text"):
-        data = prepare_units(rows, tokenizer, spec, objective)
+    if objective not in ("sft", "text", "classification"):
+        data: PreparedData = prepare_units(rows, tokenizer, spec, objective)
+    elif classes:
+        data = in_memory(rows, tokenizer, spec, classes)
     elif isinstance(rows, Rows) and len(rows) >= KEPT_FROM and tokenizer.is_fast:
         data = kept(rows, tokenizer, spec)
     else:

@@ -138,13 +138,13 @@ def _preference(value: Value, origin: str) -> Row:
 def _require_kind(form: RowFormat, pairs: bool, origin: str) -> None:
     if form == "preference" and not pairs:
         raise DataError(
-            f"{origin}: a pair of preference, which the objectives dpo and orpo learn from, and "
-            "nothing else does. To learn what was chosen, write format: prompt-completion and "
-            "columns: {completion: chosen}"
+            f"{origin}: a pair of preference, which the objectives dpo, orpo and reward learn "
+            "from, and nothing else does. To learn what was chosen, write format: "
+            "prompt-completion and columns: {completion: chosen}"
         )
     if pairs and form != "preference":
         raise DataError(
-            f"{origin}: format {form}; the objectives dpo and orpo learn from pairs: "
+            f"{origin}: format {form}; the objectives dpo, orpo and reward learn from pairs: "
             f"{FORMATS['preference'].shown}"
         )
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_kit.digests import file_sha256
 from lora_kit.errors import DataError
-from lora_kit.gguf import file_sha256
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # What holds a list together, with the space that JSON allows around it.

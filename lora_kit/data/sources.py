@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import random
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from lora_kit.data.tables import (
     open_table,
 )
 from lora_kit.data_spec import SourceSpec
+from lora_kit.digests import json_sha256
 from lora_kit.errors import DataError
 
 # Rows, and the shares of their clusters that are held out for validation and test.
@@ -132,7 +132,7 @@ class Rows(Sequence[Row]):
 
     def digest(self) -> str:
         """The sha256 of what would be read."""
-        digest = hashlib.sha256(json.dumps([source.digest() for source in self.sources]).encode())
+        digest = hashlib.sha256("\n".join(source.digest() for source in self.sources).encode())
         digest.update(self.parts.tobytes())
         digest.update(self.numbers.tobytes())
         return digest.hexdigest()
@@ -214,8 +214,8 @@ def _require_pairs(spec: SourceSpec, field: str, pairs: bool, rows: Sequence[Row
     if bool(rows[0].rejected) != pairs:
         wanted, found = ("pairs of preference", "none") if pairs else ("rows", "pairs")
         raise DataError(
-            f"{field}: {spec.source} has {found}, and {wanted} are wanted: the objectives dpo and "
-            "orpo learn from pairs of preference, and nothing else does"
+            f"{field}: {spec.source} has {found}, and {wanted} are wanted: the objectives dpo, "
+            "orpo and reward learn from pairs of preference, and nothing else does"
         )
 
 
@@ -238,7 +238,7 @@ def _table_source(spec: SourceSpec, field: str, whole: bool, pairs: bool) -> Sou
 
     def digest() -> str:
         read = [table.digest(), table.origin(0), spec.format, sorted(spec.columns.items())]
-        return hashlib.sha256(json.dumps(read).encode()).hexdigest()
+        return json_sha256(read)
 
     name = f"{spec.source}/{spec.subset}" if spec.subset else spec.source
     return Source(name, len(table), take, digest)

@@ -26,6 +26,7 @@ from lora_kit.data.sources import Rows
 from lora_kit.data.tables import BLOCK
 from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.data_spec import DataSpec
+from lora_kit.digests import json_sha256
 from lora_kit.errors import DataError
 from lora_kit.files import read_json, write_json
 from lora_kit.gguf import cache_directory
@@ -170,7 +171,7 @@ def _key(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> str:
         "max_length": spec.max_length,
         "documents": spec.documents,
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return json_sha256(parts)
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -179,4 +180,4 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     # Of the call before; each call sets its own.
     state["padding"] = state["truncation"] = None
     known = [state, tokenizer.chat_template, tokenizer.special_tokens_map]
-    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+    return json_sha256(known)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,8 @@ from lora_kit.data.readers import (
     load_saved,
     stream_hub,
 )
+from lora_kit.digests import file_sha256, json_sha256
 from lora_kit.errors import DataError
-from lora_kit.gguf import file_sha256
 
 # Rows that are read at a time.
 BLOCK = 1000
@@ -240,4 +238,4 @@ def _hub(wanted: Wanted) -> Table:
 
 
 def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
+    return json_sha256(value)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from lora_kit.data.answered import encode_answered
 from lora_kit.data.prepared import SCHEMA, PreparedData, Tally
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import Rows
@@ -104,9 +105,12 @@ def _tokenized(
     several = [_conversations(row, objective) for row in rows]
     flat = [row for conversations in several for row in conversations]
     # The last turn is what was chosen, rejected, judged or is the reference.
-    examples = iter(tokenize_rows(flat, tokenizer, spec.max_length, "last"))
+    if objective == "reward":
+        examples = iter(encode_answered(flat, tokenizer, spec.max_length))
+    else:
+        examples = (one for (one,) in tokenize_rows(flat, tokenizer, spec.max_length, "last"))
     return [
-        Unit(row, tuple(next(examples)[0] for _ in conversations))
+        Unit(row, tuple(next(examples) for _ in conversations))
         for row, conversations in zip(rows, several, strict=True)
     ]
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import random
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy.special import logsumexp
 
+from lora_kit.digests import file_sha256
 from lora_kit.evaluation.checks import follows
 from lora_kit.evaluation.item import ChoiceRequest, Grade, Graded, Item, LossRequest, Outcome
 from lora_kit.evaluation.metrics import Metric, load_metric
 from lora_kit.evaluation.suite import TaskSpec
-from lora_kit.gguf import file_sha256
 
 # Raise it when the same outcome can have another grade than before.
 GRADING = "1"
@@ -61,6 +62,27 @@ def grade_class(item: Item, outcome: Outcome, *, score: str) -> Graded:
         return Graded(None, "")
     chosen = int(np.argmax(found))
     measures = {"accuracy": float(chosen == item.answer), "loss": -found[item.answer]}
+    return Graded(measures.get(score, measures["accuracy"]), item.choices[chosen], measures)
+
+
+def grade_reward(item: Item, outcome: Outcome, *, score: str) -> Graded:
+    """Right or wrong by the choice that has the highest reward.
+
+    `loss` is the cross-entropy of the right choice under the softmax of the rewards, in nats; of
+    two choices that is -log sigmoid of their difference, the loss of the training. Of equal
+    rewards a coin decides, the same one each time: the first choice may always be the right one.
+    Rewards that are no numbers have no score.
+    """
+    assert item.answer is not None
+    rewards = outcome.log_likelihoods
+    if not all(map(math.isfinite, rewards)):
+        return Graded(None, "")
+    best = [number for number, reward in enumerate(rewards) if reward == max(rewards)]
+    chosen = random.Random(item.id).choice(best)
+    measures = {
+        "accuracy": float(chosen == item.answer),
+        "loss": float(logsumexp(rewards)) - rewards[item.answer],
+    }
     return Graded(measures.get(score, measures["accuracy"]), item.choices[chosen], measures)
 
 

@@ -78,7 +78,21 @@ class ClassRequest:
         return len(self.input_ids)
 
 
-Request = LossRequest | ChoiceRequest | GenerationRequest | ClassRequest
+@dataclass(frozen=True)
+class RewardRequest:
+    """The reward of each of several answers to one prompt, which each of them begins with."""
+
+    answers: tuple[tuple[int, ...], ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of its rows in a batch, at most."""
+        return len(self.answers) * max(map(len, self.answers))
+
+
+Request = LossRequest | ChoiceRequest | GenerationRequest | ClassRequest | RewardRequest
+# Of a head: whole rows, which have nothing but the row itself to be scored in.
+OfHead = ClassRequest | RewardRequest
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,8 @@ class Outcome:
     """What an arm made of one request.
 
     Attributes:
-        log_likelihoods: nats, of each branch or class; of an example, one: of what is supervised.
+        log_likelihoods: nats, of each branch or class; of an example, one: of what is supervised;
+            of answers that a reward model is asked for, their rewards.
         greedy: for each of them, whether every scored token was the most likely one.
         text: that was generated.
         tokens: that were processed.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lora_kit.digests import json_sha256
 from lora_kit.errors import RecipeError
 from lora_kit.schema import (
     Count,
@@ -185,9 +184,7 @@ class Suite(Section):
     @property
     def digest(self) -> str:
         """The sha256 of what the suite says."""
-        return hashlib.sha256(
-            json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
-        ).hexdigest()
+        return json_sha256(self.model_dump(mode="json"))
 
     @classmethod
     def load(cls, reference: str | Path) -> Suite:

@@ -145,7 +145,7 @@ def _chosen(rows: list[R], spec: TaskSpec, seed: int) -> tuple[list[R], list[R]]
 def _solved(row: Any, spec: TaskSpec) -> Shot:
     if isinstance(row, Question):
         return (
-            Message("user", _filled(row, spec)),
+            Message("user", filled(row, spec)),
             Message("assistant", row.choices[row.answer]),
         )
     if isinstance(row, Talk) and row.row.messages:
@@ -260,7 +260,7 @@ def _generation(
 def _choice_item(
     row: Question, shots: Sequence[Shot], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase
 ) -> Item:
-    asked = _filled(row, spec)
+    asked = filled(row, spec)
     if spec.chat:
         turns = [*(message for shot in shots for message in shot), Message("user", asked)]
         prompt_ids = tokenize_prompt(turns, tokenizer)
@@ -300,7 +300,7 @@ def _continued(
     return prompt_ids, choice_ids
 
 
-def _filled(row: Question, spec: TaskSpec) -> str:
+def filled(row: Question, spec: TaskSpec) -> str:
     """The template with the row's fields in it."""
     template = spec.template or (QUESTION if spec.kind == "multiple_choice" else TEXT)
 

@@ -15,6 +15,7 @@ from lora_kit.files import finite
 WAYS = {
     "fewshot": "the base with a few examples in its prompt",
     "retrieval": "repeating the answer of the most similar training example",
+    "probe": "a linear probe of the frozen backbone, without an adapter",
     "scratch": "the same training on weights that were never pretrained",
 }
 

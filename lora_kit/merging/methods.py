@@ -58,9 +58,9 @@ def adapter_configuration(adapter: Path) -> PeftConfig:
         )
     if config.task_type == "SEQ_CLS":
         raise MergeError(
-            f"{adapter}: a classifier: its head cannot be merged into a language model. What ships "
-            "is the adapter directory itself: head, names of the classes (config.json) and all "
-            "that PEFT loads"
+            f"{adapter}: a classifier or a reward model: its head cannot be merged into a language "
+            "model. What ships is the adapter directory itself: head, names of the outputs "
+            "(config.json) and all that PEFT loads"
         )
     if getattr(config, "alora_invocation_tokens", None):
         raise MergeError(

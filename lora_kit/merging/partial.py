@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.adapters import adapter_sha256
+from lora_kit.digests import json_sha256
 from lora_kit.errors import MergeError
 from lora_kit.files import write_json
 from lora_kit.merging.tensors import Planned, stored_tensors, write_tensors
@@ -150,7 +149,7 @@ def _digest(plan: Mapping[str, Any], files: Sequence[Path]) -> str:
     adapter = adapter_sha256(plan["adapter"]) if plan["adapter"] else None
     boot = BOOT.read_text() if BOOT.is_file() else ""
     described = [dict(plan), adapter, stats, boot]
-    return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
+    return json_sha256(described)
 
 
 def _shards(planned: Sequence[Planned], limit: int) -> Iterator[list[Planned]]:

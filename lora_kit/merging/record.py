@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from lora_kit.digests import json_sha256
 
 MERGE_RECORD = "merge.json"
 
 
 def merged_identity(files: object) -> str:
     """Which merged model answers: one sha256 over the hashes of its files."""
-    return hashlib.sha256(json.dumps(files, sort_keys=True, default=str).encode()).hexdigest()
+    return json_sha256(files)

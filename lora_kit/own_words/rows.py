@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from lora_kit.data.dataset import training_rows
 from lora_kit.data.formats import parse_row
 from lora_kit.data.sources import Rows
 from lora_kit.data_spec import SELF
+from lora_kit.digests import json_sha256
 from lora_kit.errors import DataError
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.evaluation.metrics import load_metric
@@ -115,7 +114,7 @@ def _speaker(backbone: Backbone) -> Speaker:
 
 def _kept(parts: list[Any], recipe: Recipe, ask: Callable[[], Records]) -> Records:
     versions = [VERSION, torch.__version__, transformers.__version__]
-    digest = hashlib.sha256(json.dumps([*parts, *versions]).encode()).hexdigest()
+    digest = json_sha256([*parts, *versions])
     path = cache_directory() / "own-words" / f"{digest}.json"
 
     def make() -> Records:

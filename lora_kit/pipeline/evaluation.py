@@ -11,6 +11,7 @@ from lora_kit.arms import example_rows, loaded_arms
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.class_arms import class_facts, loaded_class_arms
 from lora_kit.errors import RecipeError
+from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.evaluation.harness import (
     Evaluation,
     Measurement,
@@ -20,7 +21,8 @@ from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.launch import require_whole
 from lora_kit.recipe import ArmName
-from lora_kit.session import Session, open_subject
+from lora_kit.reward_arms import loaded_reward_arms, reward_facts
+from lora_kit.session import Session, Subject, open_subject
 
 
 def evaluate(
@@ -60,9 +62,7 @@ def evaluate(
         directory = directory.with_name("-".join(["evaluation", *(s.name for s in chosen)]))
     names = list(dict.fromkeys([*subject.spec.arms, *arms]))
     recipe = subject.session.recipe if subject.session else None
-    is_classifier = subject.backbone.head is not None
-    models = (loaded_class_arms if is_classifier else loaded_arms)(subject, names)
-    facts = class_facts(subject) if is_classifier else {}
+    models, facts = _answering(subject, names)
     return run_suites(
         Measurement(
             backbone=subject.backbone,
@@ -87,3 +87,13 @@ def evaluate(
             fresh=fresh,
         )
     )
+
+
+def _answering(subject: Subject, names: Sequence[str]) -> tuple[list[LoadedArms], dict[str, str]]:
+    """The arms that are models, and what the report says of them besides."""
+    head = subject.backbone.head
+    if head is None:
+        return loaded_arms(subject, names), {}
+    if head.is_reward:
+        return loaded_reward_arms(subject, names), reward_facts(subject)
+    return loaded_class_arms(subject, names), class_facts(subject)

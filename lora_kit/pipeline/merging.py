@@ -16,10 +16,11 @@ from lora_kit.console import say
 from lora_kit.data.dataset import training_rows, validation_rows
 from lora_kit.data.tokenization import Example, tokenize_rows
 from lora_kit.data_spec import DataSpec, SourceSpec
+from lora_kit.digests import file_sha256
 from lora_kit.errors import MergeError
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import write_json
-from lora_kit.gguf import file_sha256
+from lora_kit.initialisations import refusal
 from lora_kit.merging.answers import Questions, predict
 from lora_kit.merging.in_memory import merge_adapter
 from lora_kit.merging.measured import Measured, measure, questions_for
@@ -96,6 +97,10 @@ def merge(
     spec = spec.model_copy(update={"base": base or spec.base, "dtype": dtype or spec.dtype})
     if spec.base == "both" and not _is_quantized(subject):
         raise MergeError("--base both: the backbone is not quantized, the two would be the same")
+    if subject.session:
+        why = refusal(subject.session.recipe.model_copy(update={"merge": spec}))
+        if why:
+            raise MergeError(why)
     # Before the merge: what cannot be compared is not worth writing.
     compared = _compared(subject)
     return tuple(

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lora_kit.adapter_spec import NOT_MERGED
 from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.backbone import ALIASES
 from lora_kit.errors import ReleaseError
@@ -14,6 +15,7 @@ from lora_kit.evaluation.harness import SUITES, check_verdict, read_verdict
 from lora_kit.evaluation.reporting.report import FLIPS, REPORTS
 from lora_kit.files import read_json, whole_directory, write_json, write_text
 from lora_kit.merging.record import MERGE_RECORD
+from lora_kit.objective_spec import HEADED
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.card import model_card
@@ -64,8 +66,8 @@ def release(
     """
     run = RunDirectory(run_directory)
     recipe = run.load_recipe()
-    if recipe.training.objective == "classification":
-        raise ReleaseError(f"{run.root}: {not_released(run)}", status=2)
+    if why := why_not_released(run, recipe):
+        raise ReleaseError(f"{run.root}: {why}", status=2)
     to = destination(repository, private) if repository else None
     clearance = clear(run, acceptance)
     if output is not None:
@@ -87,11 +89,18 @@ def release(
     )
 
 
-def not_released(run: RunDirectory) -> str:
-    """Why a classifier is no release, and what ships in its place."""
+def why_not_released(run: RunDirectory, recipe: Recipe) -> str:
+    """Why what a recipe trains is no release, and what ships in its place; empty where it is."""
+    method = recipe.adapter.method
+    if recipe.training.objective in HEADED:
+        what, shown = "a head", ", as recipes/README.md shows"
+    elif method in NOT_MERGED:
+        what, shown = f"an adapter of {method}", ""
+    else:
+        return ""
     return (
-        "a classifier is not merged, so there is no model to release; what ships is "
-        f"{run.adapter}: load it with PEFT on the backbone, as recipes/README.md shows"
+        f"{what} is not merged, so there is no model to release; what ships is {run.adapter}: load "
+        f"it with PEFT on the backbone{shown}"
     )
 
 

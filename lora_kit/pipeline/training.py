@@ -31,8 +31,10 @@ from lora_kit.recipe import Recipe
 from lora_kit.retention_spec import MaskSpec
 from lora_kit.run import RunDirectory, start_record, versions
 from lora_kit.session import Session, open_run
+from lora_kit.training.initial_factors import initialise
 from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
+from lora_kit.training.preferences.reward_runs import reward_digests
 from lora_kit.training.resuming import begin_run, choose_run, finished, require_same
 from lora_kit.training.retention.masking import without_improbable
 from lora_kit.training.retention.texts import RetentionTexts, refuse_items
@@ -155,7 +157,7 @@ def _ready(recipe: Recipe, earlier: RunDirectory | None) -> _Ready:
     for warning in run_checks(situation).warnings:
         say(warning)
     items, limits = audited_items(work), recipe.data.audit
-    examples = as_read(data.examples) if classes else data.examples
+    examples = as_read(data.examples) if objective == "classification" else data.examples
     found = audit(rows, examples, items, held_out_rows, backbone.tokenizer, limits)
     refuse(found)
     refuse_items(texts, items, limits.leakage)
@@ -168,6 +170,7 @@ def _ready(recipe: Recipe, earlier: RunDirectory | None) -> _Ready:
             "texts of retention": str({name: one.digest for name, one in texts.named.items()}),
         }
     )
+    initialise(model, backbone, recipe.adapter, data.examples, recipe.seed)
     if recipe.retention.mask:
         data = _masked(recipe.retention.mask, recipe, data, model, backbone)
     covered = coverage(model)
@@ -186,6 +189,8 @@ def _begin_record(run: RunDirectory, recipe: Recipe, ready: _Ready) -> None:
     if ready.said:
         write_json(run.own_words, ready.said)
     start_record(run, recipe, ready.backbone, "train")
+    if rewards := reward_digests(recipe):
+        run.update_record(rewards=rewards)
     run.update_record(
         data=ready.data.counts.to_dict() | {"digest": ready.data.digest},
         audit=ready.audit.to_dict(),

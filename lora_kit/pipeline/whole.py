@@ -13,7 +13,7 @@ from lora_kit.evaluation.verdict import Verdict
 from lora_kit.launch import require_whole
 from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.pipeline.merging import merge
-from lora_kit.pipeline.releasing import not_released, release
+from lora_kit.pipeline.releasing import release, why_not_released
 from lora_kit.pipeline.training import train
 from lora_kit.processes import process_state
 from lora_kit.recipe import MERGED_ARMS, Recipe
@@ -70,8 +70,8 @@ def run(
     trained = train(recipe, output, overwrite, resume)
     session = trained.session
     is_main = process_state().is_main_process
-    if session.backbone.head is not None:
-        return _without_release(session)
+    if why := why_not_released(session.run, recipe):
+        return _without_release(session, why)
     if is_main:
         merge(session)
     process_state().wait_for_everyone()
@@ -92,13 +92,13 @@ def run(
     return Outcome(session.run.root, verdict, released, refusal, status, peak_memory())
 
 
-def _without_release(session: Session) -> Outcome:
-    """A classifier ends with its evaluation."""
+def _without_release(session: Session, why: str) -> Outcome:
+    """What is not merged ends with its evaluation."""
     verdict = evaluate(session).verdict
     if process_state().is_main_process:
         _record_end(session)
     process_state().wait_for_everyone()
-    status, why = VERDICT_STATUS[verdict.decision], not_released(session.run)
+    status = VERDICT_STATUS[verdict.decision]
     return Outcome(session.run.root, verdict, None, why, status, peak_memory())
 
 

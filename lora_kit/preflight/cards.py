@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_kit.initialisations import NOT_PACKED, initialisation_of
 from lora_kit.preflight.memory import Device, MemoryEstimate, estimate
 from lora_kit.preflight.micro_batch import MicroBatch
 from lora_kit.recipe import Recipe
@@ -100,8 +101,13 @@ def advice(
 
 
 def _changes(recipe: Recipe, longest: int) -> Iterator[tuple[Recipe, tuple[str, ...], int]]:
-    quantizations = dict.fromkeys([recipe.backbone.quantization, "nf4"])
-    checkpointing = dict.fromkeys([recipe.training.gradient_checkpointing, True])
+    is_packable = (
+        recipe.adapter.why_not_on("nf4") is None
+        and initialisation_of(recipe.adapter) not in NOT_PACKED
+    )
+    quantizations = dict.fromkeys([recipe.backbone.quantization, *(["nf4"] if is_packable else [])])
+    recomputable = not recipe.adapter.virtual_tokens
+    checkpointing = dict.fromkeys([recipe.training.gradient_checkpointing, recomputable])
     for shorter in SHORTER:
         for quantization in quantizations:
             for recompute in checkpointing:

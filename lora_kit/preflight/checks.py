@@ -22,16 +22,21 @@ from lora_kit.preflight.data_checks import (
     something_to_learn,
 )
 from lora_kit.preflight.method_checks import (
+    begun_where_it_can_be,
     can_be_merged,
     computes_in_float32,
+    encoded_whole,
     estimated_as_another_objective,
     estimated_as_it_is,
     in_one_process,
     kept_where_it_can_be,
+    rates_of_what_is_trained,
+    rewarded_by_a_reward_model,
     scored_by_the_base_head,
     stepped_by_us,
     taught_in_its_tokens,
     trained_with_its_head,
+    within_the_window,
 )
 from lora_kit.preflight.situation import Situation
 from lora_kit.processes import process_state
@@ -185,6 +190,8 @@ def experts_covered(situation: Situation) -> str | None:
         return None
     found = f"{missed / total:.0%} of the weights are fused experts, which get no adapter"
     spec = situation.recipe.adapter
+    if spec.virtual_tokens:
+        return None  # no weight gets one
     if spec.targets == "all-linear" and not spec.trains_weights and spec.method not in OWN_TARGETS:
         raise AdapterError(
             f"adapter.targets: all-linear: {found} and are not quantized. If the attention alone "
@@ -232,8 +239,20 @@ def _with_classes(situation: Situation) -> bool:
     return situation.recipe.training.objective == "classification"
 
 
+def _with_rewards(situation: Situation) -> bool:
+    return situation.recipe.grpo is not None
+
+
 def _with_turns(situation: Situation) -> bool:
     return _with_examples(situation) and situation.loaded.head is None
+
+
+def _with_tokens(situation: Situation) -> bool:
+    return situation.recipe.adapter.virtual_tokens > 0
+
+
+def _with_backbone_and_tokens(situation: Situation) -> bool:
+    return _with_backbone(situation) and _with_tokens(situation)
 
 
 def _with_packing(situation: Situation) -> bool:
@@ -250,8 +269,12 @@ CHECKS = (
     Check("tied", "trained heads are lost on reload", _with_model, untied),
     Check("experts", "fused experts get no adapter", _with_model, experts_covered),
     Check("keeping", "the base is not there whole", _always, kept_where_it_can_be),
+    Check("initialisation", "whole weights are not there", _always, begun_where_it_can_be),
+    Check("rates", "a rate is of nothing", _with_model, rates_of_what_is_trained),
     Check("steps", "gradients are gone before they are looked at", _always, stepped_by_us),
     Check("copies", "whole layers meet another dtype", _with_backbone, computes_in_float32),
+    Check("window", "tokens find no place", _with_backbone_and_tokens, within_the_window),
+    Check("tokens", "they are encoded by a part", _with_tokens, encoded_whole),
     Check("teacher", "it has other tokens", _with_backbone, taught_in_its_tokens),
     Check("merging", "an adapter cannot be merged", _always, can_be_merged),
     Check("estimate", "another method's memory", _always, estimated_as_it_is),
@@ -259,6 +282,7 @@ CHECKS = (
     Check(
         "output head", "log probabilities pass by an adapter", _with_model, scored_by_the_base_head
     ),
+    Check("rewards", "a run is no reward model", _with_rewards, rewarded_by_a_reward_model),
     Check("objective", "another one's estimate", _always, estimated_as_another_objective),
     Check("head", "a head is divided", _with_classes, trained_with_its_head),
     Check("labels", "nothing is learned at loss 0", _with_examples, something_to_learn),

@@ -58,21 +58,34 @@ class SuitePower:
         return asdict(self)
 
 
-def detectable(suites: Sequence[Suite]) -> tuple[SuitePower, ...]:
-    """What each task of the suites can show."""
+# Of two that are compared and know nothing of one another, on two choices.
+UNRELATED_FLIPS = 0.5
+
+
+def detectable(suites: Sequence[Suite], unrelated: bool = False) -> tuple[SuitePower, ...]:
+    """What each task of the suites can show.
+
+    Args:
+        suites: of the evaluation.
+        unrelated: whether the adapter is compared with something that is not its own backbone, as
+            a head is: then as many items flip as by chance.
+    """
+    least = UNRELATED_FLIPS if unrelated else 0.0
     return tuple(
-        SuitePower(suite.name, suite.role, tuple(_task_power(suite, task) for task in suite.tasks))
+        SuitePower(
+            suite.name, suite.role, tuple(_task_power(suite, task, least) for task in suite.tasks)
+        )
         for suite in suites
     )
 
 
-def _task_power(suite: Suite, task: TaskSpec) -> TaskPower:
+def _task_power(suite: Suite, task: TaskSpec, least_flips: float) -> TaskPower:
     clusters = chosen_clusters(task, suite.seed)
     wanted = task.margin if suite.role == "retention" else task.effect
     known: dict[str, Any] = {"task": task.name, "unit": task.unit, "wanted": wanted}
     count = len(clusters) if clusters is not None else task.limit
     different = len(set(clusters)) if clusters is not None else count
-    spread, assumed = _spread(task)
+    spread, assumed = _spread(task, least_flips)
     if not spread or count is None or different is None:
         return TaskPower(
             items=count, clusters=different, assumed=assumed, smallest=None, needed=None, **known
@@ -96,12 +109,13 @@ def _task_power(suite: Suite, task: TaskSpec) -> TaskPower:
     )
 
 
-def _spread(task: TaskSpec) -> tuple[dict[str, float], str]:
+def _spread(task: TaskSpec, least_flips: float) -> tuple[dict[str, float], str]:
     """The spread of the differences that the suite expects, and in words."""
     if task.score == "macro_f1":
         return {}, ""
     if task.is_binary or (task.kind == "lm_eval" and task.expected_deviation is None):
-        return {"flip_rate": task.expected_flips}, f"{task.expected_flips:.0%} flips"
+        flips = max(task.expected_flips, least_flips)
+        return {"flip_rate": flips}, f"{flips:.0%} flips"
     if task.expected_deviation is None:
         return {}, ""
     deviation = task.expected_deviation

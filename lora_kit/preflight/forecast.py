@@ -26,6 +26,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How long the training takes on this machine.
+
+    Attributes:
+        probe: the micro batch that was run.
+        duration: of all the training.
+    """
+
+    probe: Probe
+    duration: Duration
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"probe": self.probe.to_dict(), "duration": self.duration.to_dict()}
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What the training takes on this machine.
 
@@ -77,7 +94,7 @@ def forecast(
     Raises:
         TrainingError: if no gradient reaches the adapter.
     """
-    state, spec = process_state(), recipe.training
+    state = process_state()
     cutting = Cutting.of(recipe, state.num_processes, state.device)
     batch = largest_micro_batch(data, cutting)
     device: Device = "cpu" if state.device.type == "cpu" else "cuda"
@@ -89,12 +106,26 @@ def forecast(
     if memory.total > available:
         change = advice(recipe, config, batch, cutting, device, base, available)
         return Forecast(memory, change, available, on_a_gpu=elsewhere)
+    timed = timing(recipe, backbone, model, data, held_out)
+    return Forecast(memory, None, available, timed.probe, timed.duration, elsewhere)
+
+
+def timing(
+    recipe: Recipe, backbone: Backbone, model: Any, data: PreparedData, held_out: PreparedData
+) -> Timing:
+    """Time from a micro batch that is run.
+
+    Raises:
+        TrainingError: if no gradient reaches the adapter.
+    """
+    state, spec = process_state(), recipe.training
+    cutting = Cutting.of(recipe, state.num_processes, state.device)
     steps = optimizer_steps(data.size, spec)
     probed = probe(model, backbone, data, cutting, spec.gradient_checkpointing)
     taken = duration(
         probed, data.lengths, held_out.lengths, spec, cutting, state.num_processes, steps
     )
-    return Forecast(memory, None, available, probed, taken, elsewhere)
+    return Timing(probed, taken)
 
 
 def estimate_on_a_gpu(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from lora_kit.adapter_spec import NOT_MERGED, NOT_SHAPED
 from lora_kit.errors import AdapterError, TrainingError
-from lora_kit.objective_spec import REFERENCED
+from lora_kit.initialisations import FROM_ROWS, OPTION, initialisation_of
+from lora_kit.objective_spec import HEADED, REFERENCED
 from lora_kit.preflight.situation import Situation
 from lora_kit.training.distillation import require_same_tokens
+from lora_kit.training.preferences.reward_runs import RUN, run_of
+from lora_kit.training.rates import is_in
 
 
 def kept_where_it_can_be(situation: Situation) -> None:
@@ -27,6 +30,30 @@ def kept_where_it_can_be(situation: Situation) -> None:
             f"retention.{asked[0]}: the base beside the adapter takes the whole model in each "
             "process, which FSDP and DeepSpeed divide. Launch with accelerate_configs/ddp.yaml, or "
             "use data.replay"
+        )
+
+
+def begun_where_it_can_be(situation: Situation) -> None:
+    """Raises AdapterError if first factors are computed from what is divided, or not there."""
+    recipe, launch = situation.recipe, situation.launch
+    kind = initialisation_of(recipe.adapter)
+    if kind is None:
+        return
+    named = f"adapter.options.{OPTION}: {kind}"
+    if launch.sharded or launch.deepspeed:
+        raise AdapterError(
+            f"{named} looks at whole weights, which FSDP and DeepSpeed divide. Launch with "
+            "accelerate_configs/ddp.yaml"
+        )
+    if kind in FROM_ROWS and recipe.training.objective in HEADED:
+        raise AdapterError(
+            f"{named} goes by what each layer sees of every word, and some below a head see one "
+            "vector a text; use pissa or olora, which go by the weights"
+        )
+    if kind == "lora_ga" and recipe.training.objective not in ("sft", "text"):
+        raise AdapterError(
+            f"{named} goes by the gradients of the objectives sft and text, and this is "
+            f"{recipe.training.objective}; use eva, which goes by activations"
         )
 
 
@@ -65,6 +92,19 @@ def taught_in_its_tokens(situation: Situation) -> None:
         require_same_tokens(spec, situation.loaded)
 
 
+def rates_of_what_is_trained(situation: Situation) -> None:
+    """Raises TrainingError if a rate is that of a module in which nothing is trained."""
+    names = [name for name, p in situation.attached.named_parameters() if p.requires_grad]
+    for module in situation.recipe.training.rates:
+        if not any(is_in(name, module) for name in names):
+            inside = sorted({part for name in names for part in name.split(".")[:-1]} - {"default"})
+            known = [part for part in inside if not part.isdigit()]
+            raise TrainingError(
+                f"training.rates.{module}: nothing is trained in a module of that name; found: "
+                f"{', '.join(known)}"
+            )
+
+
 def stepped_by_us(situation: Situation) -> None:
     """Raises TrainingError for what acts on gradients between the backward pass and the step."""
     launch, recipe = situation.launch, situation.recipe
@@ -85,6 +125,37 @@ def stepped_by_us(situation: Situation) -> None:
             )
 
 
+def within_the_window(situation: Situation) -> None:
+    """Raises AdapterError if virtual tokens and an example are more than the backbone reads."""
+    recipe = situation.recipe
+    count, longest = recipe.adapter.virtual_tokens, recipe.data.max_length
+    config = situation.loaded.model.config.get_text_config()
+    window = getattr(config, "max_position_embeddings", None)
+    if window and count + longest > window:
+        raise AdapterError(
+            f"adapter.options.num_virtual_tokens: {count} and an example of data.max_length: "
+            f"{longest} are more than the {window} positions of this backbone; lower one of them"
+        )
+    sliding = getattr(config, "sliding_window", None)
+    if sliding and count + longest > sliding:
+        # Past it, how many of them a token sees hangs on the padding between.
+        raise AdapterError(
+            f"adapter.options.num_virtual_tokens: {count} and an example of data.max_length: "
+            f"{longest} are more than the {sliding} tokens that layers of this backbone look back "
+            "on; lower one of them"
+        )
+
+
+def encoded_whole(situation: Situation) -> None:
+    """Raises TrainingError if a launch divides the weights that virtual tokens go through."""
+    launch, method = situation.launch, situation.recipe.adapter.method
+    if launch.sharded or launch.deepspeed:
+        raise TrainingError(
+            f"adapter.method: {method}: its tokens go through the backbone in a pass of their own, "
+            "for which FSDP and DeepSpeed gather nothing. Launch with accelerate_configs/ddp.yaml"
+        )
+
+
 def can_be_merged(situation: Situation) -> str | None:
     """Warns of a method that ends with the evaluation."""
     method = situation.recipe.adapter.method
@@ -101,11 +172,20 @@ def in_one_process(situation: Situation) -> None:
     """Raises TrainingError for what is made for one process where there are several."""
     launch, objective = situation.launch, situation.recipe.training.objective
     several = launch.processes > 1 or launch.sharded or launch.deepspeed
-    if objective in LEFT_OUT and several:
+    if objective in (*LEFT_OUT, "reward") and several:
         raise TrainingError(
             f"training.objective: {objective} is trained by one process, and {launch.processes} "
             "are launched; start it without a launch file"
         )
+
+
+def rewarded_by_a_reward_model(situation: Situation) -> None:
+    """Raises RecipeError if a run that is to reward answers is not that of a reward model."""
+    spec = situation.recipe.grpo
+    assert spec is not None  # where the check applies
+    for name in spec.rewards:
+        if name.startswith(RUN):
+            run_of(name)
 
 
 def scored_by_the_base_head(situation: Situation) -> None:
@@ -129,8 +209,8 @@ LEFT_OUT = {
     "again",
     "orpo": "the logits of prompts, which its cross-entropy takes: more memory, for each token of "
     "a forward pass 4 bytes a word of the vocabulary and more",
-    "grpo": "the sampling of answers, and all answers of a prompt but one: a step takes at least "
-    "`grpo.generations` times as long",
+    "grpo": "the sampling of answers, reward models, and all answers of a prompt but one: a step "
+    "takes at least `grpo.generations` times as long",
 }
 
 

@@ -26,10 +26,11 @@ from lora_kit.errors import BackboneError
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
+from lora_kit.objective_spec import HEADED
 from lora_kit.own_words.rows import read_rows
 from lora_kit.preflight.checks import Checked, run_checks
 from lora_kit.preflight.detectable import SuitePower, detectable
-from lora_kit.preflight.forecast import Forecast, estimate_of_a_rank, forecast
+from lora_kit.preflight.forecast import Forecast, Timing, estimate_of_a_rank, forecast, timing
 from lora_kit.preflight.guidance import Hint, guidance
 from lora_kit.preflight.launch_file import LaunchFile, require_possible
 from lora_kit.preflight.memory import MemoryEstimate
@@ -55,12 +56,14 @@ class Plan:
     """What a recipe would do.
 
     Attributes:
+        replay_rows: how many of the rows are replayed.
         formats: of each source's rows, as they were recognised.
         missing_backbone: why the backbone is not on this machine, else `None`; without it rows
             are counted, all that follows is not known.
         checked: the checks that were run, and what they warn of.
-        forecast: for this machine; `None` where it would be launched by a file, or classes are
+        forecast: for this machine; `None` where it would be launched by a file, or a head is
             learned.
+        timing: where a head is learned below which something is trained.
         launch_file: by which it would be launched.
         rank: memory of each process that `launch_file` starts.
         hints: what the number of examples speaks for.
@@ -68,6 +71,7 @@ class Plan:
 
     recipe: Recipe
     rows: int
+    replay_rows: int
     validation_rows: int
     formats: dict[str, str]
     optimizer_steps: int
@@ -80,6 +84,7 @@ class Plan:
     audit: Audit | None = None
     checked: Checked | None = None
     forecast: Forecast | None = None
+    timing: Timing | None = None
     launch_file: LaunchFile | None = None
     rank: MemoryEstimate | None = None
     hints: tuple[Hint, ...] = ()
@@ -90,6 +95,7 @@ class Plan:
         return {
             "recipe": self.recipe.model_dump(mode="json"),
             "rows": self.rows,
+            "replay_rows": self.replay_rows,
             "validation_rows": self.validation_rows,
             "formats": self.formats,
             "optimizer_steps": self.optimizer_steps,
@@ -102,6 +108,7 @@ class Plan:
             "audit": self.audit.to_dict() if self.audit else None,
             "checked": asdict(self.checked) if self.checked else None,
             "forecast": self.forecast.to_dict() if self.forecast else None,
+            "timing": self.timing.to_dict() if self.timing else None,
             "launch": self.launch_file.to_dict() if self.launch_file else None,
             "rank": self.rank.to_dict() if self.rank else None,
             "hints": [hint.to_dict() for hint in self.hints],
@@ -133,10 +140,11 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     known: dict[str, Any] = {
         "recipe": recipe,
         "rows": len(rows),
+        "replay_rows": replay,
         "validation_rows": len(held_out_rows),
         "formats": rows.formats(),
         "micro_batch_size": micro_batch_size(spec, processes, device),
-        "suites": detectable(suites),
+        "suites": detectable(suites, recipe.training.objective in HEADED),
         "launch_file": launch_file,
     }
     try:
@@ -149,6 +157,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         # Only now that there is a backbone, it can be asked.
         own = read_rows(recipe, backbone)
         rows, replay = own.rows, own.replay
+        known |= {"rows": len(rows), "replay_rows": replay}
     data = prepare(rows, backbone.tokenizer, recipe.data, replay, objective, classes)
     held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
     model = attach(backbone, recipe.adapter, recipe.seed)
@@ -156,7 +165,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     # What is wrong with an item shows only when it is tokenized.
     items = audited_items(plan_work(suites, backbone))
     limits = recipe.data.audit
-    read = as_read(data.examples) if classes else data.examples
+    read = as_read(data.examples) if objective == "classification" else data.examples
     is_estimated = not classes
     refuse_items(RetentionTexts.read(recipe, backbone.tokenizer), items, limits.leakage)
     return Plan(
@@ -172,6 +181,9 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         ),
         forecast=forecast(recipe, backbone, model, data, held_out)
         if is_estimated and not launch_file
+        else None,
+        timing=timing(recipe, backbone, model, data, held_out)
+        if classes and recipe.adapter.method != "head" and not launch_file
         else None,
         rank=estimate_of_a_rank(recipe, backbone.model.config, data, launch_file)
         if is_estimated and launch_file
@@ -190,7 +202,8 @@ def _processes(launch_file: LaunchFile | None) -> tuple[int, torch.device]:
 
 
 def _samples(data: PreparedData, backbone: Backbone) -> tuple[tuple[Span, ...], ...]:
-    shown = classified_text if backbone.head else masked_text
+    has_classes = backbone.head is not None and not backbone.head.is_reward
+    shown = classified_text if has_classes else masked_text
     return tuple(shown(example, backbone.tokenizer) for example in data.examples[:SAMPLES])
 
 

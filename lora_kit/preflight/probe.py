@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -100,10 +100,11 @@ def probe(
     batch = to_device(batch, backbone.model.device)
     dtype = getattr(torch, str(backbone.spec.dtype))
     with _as_in_training(model, checkpointing):
-        _pass(model, batch, dtype)
+        loss = _loss_of_a_head if backbone.head else _loss
+        _pass(model, batch, dtype, loss)
         require_gradient(model)
         before = _start_memory(backbone.model.device)
-        forward, seconds = _pass(model, batch, dtype)
+        forward, seconds = _pass(model, batch, dtype, loss)
         peak = _peak_memory(backbone.model.device, before)
     rows, length = batch["input_ids"].shape
     return Probe(rows, rows * length, forward, seconds, peak)
@@ -137,8 +138,22 @@ def duration(
     return Duration(training, times * tokens * forward)
 
 
+def _loss(model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return supervised_nll(model, batch)[0].mean()
+
+
+def _loss_of_a_head(model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One that takes as long as classes or rewards do, and has a gradient whatever they are."""
+    whole = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    loss: torch.Tensor = model(**whole).logits.float().square().mean()
+    return loss
+
+
 def _pass(
-    model: PeftModel, batch: dict[str, torch.Tensor], dtype: torch.dtype
+    model: PeftModel,
+    batch: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    loss_of: Callable[[PeftModel, dict[str, torch.Tensor]], torch.Tensor],
 ) -> tuple[float, float]:
     """Seconds of a forward pass, and of a forward and backward pass."""
     device = batch["input_ids"].device
@@ -147,7 +162,7 @@ def _pass(
     # As accelerate does for a backbone in half precision.
     half = dtype is not torch.float32
     with torch.autocast(device.type, dtype) if half else nullcontext():
-        loss = supervised_nll(model, batch)[0].mean()
+        loss = loss_of(model, batch)
     wait(device)
     forward = time.perf_counter() - started
     if not math.isfinite(loss.item()):

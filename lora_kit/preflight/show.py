@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_kit.evaluation.reporting.notation import is_percent
+from lora_kit.objective_spec import HEADED
 from lora_kit.preflight.forecast import Forecast
 from lora_kit.preflight.plan import Plan, Span
 from lora_kit.preflight.show_audit import show_audit
@@ -19,6 +20,9 @@ from lora_kit.preflight.show_estimate import (
     show_rank,
 )
 
+# What a step's batch counts, where it is no example of what is said.
+UNITS = {"dpo": "pairs", "orpo": "pairs", "reward": "pairs", "kto": "answers", "grpo": "prompts"}
+
 
 def show_plan(plan: Plan, console: Console) -> None:
     """Print what the recipe would do."""
@@ -26,14 +30,18 @@ def show_plan(plan: Plan, console: Console) -> None:
     spec = recipe.training
     console.print(f"[bold]{escape(recipe.name)}[/]")
     table = Table.grid(padding=(0, 2))
+    unit = UNITS.get(spec.objective, "examples")
+    replayed = f" ({plan.replay_rows} of them replayed)" if plan.replay_rows else ""
     facts = {
         "backbone": f"{recipe.backbone.model}, {recipe.backbone.quantization}",
         "adapter": recipe.adapter.described(),
-        "training": f"{plan.optimizer_steps} steps of {spec.batch_size} examples "
+        "training": f"{plan.optimizer_steps} steps of {spec.batch_size} {unit} "
         f"({plan.micro_batch_size} a forward pass), {spec.epochs:g} epochs, "
         f"learning rate {spec.learning_rate:g}, {spec.schedule}",
-        "rows": f"{plan.rows} for training, {plan.validation_rows} held out",
-        "formats": ", ".join(f"{name}: {form}" for name, form in plan.formats.items()),
+        "rows": f"{plan.rows} for training{replayed}, {plan.validation_rows} held out",
+        "formats": ", ".join(
+            f"{name}: {form}" if form else name for name, form in plan.formats.items()
+        ),
     }
     if plan.fingerprint:
         facts["fingerprint"] = plan.fingerprint
@@ -55,8 +63,11 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     if plan.forecast:
         _show_forecast(plan.forecast, console)
-    if recipe.training.objective == "classification":
-        console.print("Memory and time of a classifier are not estimated.")
+    if plan.timing:
+        show_duration(plan.timing.duration, plan.timing.probe, console)
+    if recipe.training.objective in HEADED:
+        what = "Memory of a training with a head is" if plan.timing else "Memory and time are"
+        console.print(f"{what} not estimated.")
     if plan.launch_file and plan.rank:
         show_rank(plan.launch_file, plan.rank, console)
     for warning in plan.checked.warnings if plan.checked else ():

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.adapters import adapter_sha256
+from lora_kit.digests import file_sha256
 from lora_kit.errors import VERDICT_STATUS, ReleaseError
 from lora_kit.evaluation.harness import check_verdict, read_verdict
 from lora_kit.evaluation.statistics.decisions import Decision, combined
 from lora_kit.files import read_json
-from lora_kit.gguf import file_sha256
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.recipe import MERGED_ARMS
 from lora_kit.recipe_digest import recipe_digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import stat
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from lora_kit.digests import file_sha256, json_sha256
 from lora_kit.errors import ReleaseError
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.harness import SUITES
@@ -19,7 +19,6 @@ from lora_kit.evaluation.statistics.decisions import Decision
 from lora_kit.evaluation.suite import Suite
 from lora_kit.files import read_json, write_json
 from lora_kit.fingerprint import Fingerprint
-from lora_kit.gguf import file_sha256
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.gate import Clearance
@@ -82,7 +81,7 @@ class Manifest(Section):
     def digest(self) -> str:
         """The sha256 of all that it says but for `files`, one of which is the card with this."""
         said = self.model_dump(mode="json", exclude={"files"})
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        return json_sha256(said)
 
 
 def collect(

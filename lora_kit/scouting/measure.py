@@ -21,7 +21,7 @@ from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.reading import read_labelled
 from lora_kit.evaluation.statistics.clusters import robust_limits, sample
 from lora_kit.evaluation.suite import TaskSpec
-from lora_kit.scouting.probe import probed
+from lora_kit.linear_probe import probed
 from lora_kit.scouting.record import Level, TaskScore
 
 BITS = "bits_per_byte"
@@ -91,13 +91,13 @@ def _mean(values: NDArray[np.float64], clusters: Sequence[str]) -> Level:
 
 def _probe(one: Work, backbone: Backbone, known: Sequence[Row]) -> Level | None:
     """`None` where no training rows say what is what, or only one thing."""
-    labelled = [(row.messages[0].content, row.label) for row in known if row.label and row.messages]
+    rows = [row for row in known if row.label and row.messages]
+    labelled = [(row.messages[0].content, str(row.label)) for row in rows]
     questions = {question.id: question for question in read_labelled(one.task.spec)}
     asked = [questions[item.id] for item in one.task.items]
     if len({label for _, label in labelled}) < 2:
         return None
     texts = [(question.fields["text"], question.choices[question.answer]) for question in asked]
-    right = probed(
-        backbone, [(t, str(label)) for t, label in labelled], texts, one.task.spec.max_length
-    )
+    clusters = [row.cluster for row in rows]
+    right = probed(backbone, labelled, texts, one.task.spec.max_length, clusters)
     return _mean(right, [question.cluster or question.id for question in asked])

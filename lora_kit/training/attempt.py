@@ -119,8 +119,9 @@ class Attempt:
         where = partial(_where, trainer, data, run)
         choices = backbone.model.config.get_text_config().vocab_size
         if backbone.head:
-            choices = len(backbone.head.classes)
-        may_end = task is not None
+            # A reward model chooses between the two of a pair.
+            choices = max(len(backbone.head.classes), 2)
+        may_end = backbone.head is not None
         trainer.add_callback(Guards(choices, where, trainer.idle_steps, may_end_at_zero=may_end))
         for callback in _of_the_method(recipe, model, steps):
             trainer.add_callback(callback)

@@ -30,9 +30,9 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 
 from lora_kit.console import say
+from lora_kit.digests import file_sha256
 from lora_kit.errors import TrainingError
 from lora_kit.files import read_json, whole_directory, write_json
-from lora_kit.gguf import file_sha256
 from lora_kit.training.sharded import divided_as, put_back, shape_of, whole
 
 if TYPE_CHECKING:

@@ -109,12 +109,12 @@ class ClassTask:
         data: PreparedData,
         held_out: PreparedData | None,
     ) -> ClassTask | None:
-        """Of a recipe; `None` where its backbone has no head.
+        """Of a recipe; `None` where its backbone has no head for classes.
 
         Raises:
             AdapterError: if the head alone cannot be trained on features of this architecture.
         """
-        if backbone.head is None:
+        if backbone.head is None or backbone.head.is_reward:
             return None
         spec = recipe.classification or ClassificationSpec()
         loss = ClassLoss.of(spec, backbone.head.classes, classes_of(data))

@@ -6,8 +6,6 @@ another head, or with another rate, begins at once.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from lora_kit.backbone import Backbone
 from lora_kit.console import meter, say
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.tokenization import Example
+from lora_kit.digests import json_sha256
 from lora_kit.errors import AdapterError
 from lora_kit.files import whole_file
 from lora_kit.gguf import cache_directory
@@ -85,15 +84,30 @@ def frozen_features(backbone: Backbone, model: PeftModel, data: PreparedData) ->
             f"({', '.join(backbone.head.beside)}), so that there are no frozen features before it; "
             "use lora, last-1 or full"
         )
-    head, device = backbone.model.get_submodule(backbone.head.module), backbone.model.device
-    path = cache_directory() / "features" / f"{_key(backbone, data)}.safetensors"
+    head = backbone.model.get_submodule(backbone.head.module)
+    values = cached(backbone, data, "", lambda: _computed(backbone, model, head, data))
+    return Features(values.to(backbone.model.device), head)
+
+
+def cached(
+    backbone: Backbone, data: PreparedData, what: str, compute: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    """Features of all examples, in their order, from the cache or computed and put there.
+
+    Args:
+        backbone: that they are of, frozen.
+        data: the texts.
+        what: tells them from other features of the same texts; empty for the head's own.
+        compute: gives them, (texts, ...) float32.
+    """
+    path = cache_directory() / "features" / f"{_key(backbone, data, what)}.safetensors"
     values = _kept(path)
     if values is None:
-        values = _computed(backbone, model, head, data)
+        values = compute()
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
             save_file({"features": values}, temporary)
-    return Features(values.to(device), head)
+    return values
 
 
 def _kept(path: Path) -> torch.Tensor | None:
@@ -106,7 +120,7 @@ def _kept(path: Path) -> torch.Tensor | None:
         return None
 
 
-def _key(backbone: Backbone, data: PreparedData) -> str:
+def _key(backbone: Backbone, data: PreparedData, what: str) -> str:
     """The sha256 of all that decides the features."""
     device = backbone.model.device
     parts = [
@@ -117,8 +131,9 @@ def _key(backbone: Backbone, data: PreparedData) -> str:
         [version(name) for name in ("torch", "transformers", "bitsandbytes")],
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         torch.backends.cpu.get_cpu_capability(),
+        *([what] if what else []),
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return json_sha256(parts)
 
 
 def _computed(
@@ -139,13 +154,22 @@ def _computed(
             batch = pad_right([examples[row].input_ids for row in rows], pad)
             batch = to_device(batch, backbone.model.device)
             logits = model(**batch).logits.float()
-            hidden, last = seen.pop().float(), batch["attention_mask"].sum(dim=1) - 1
+            hidden, last = seen.pop().float(), _last(batch["input_ids"], pad)
             seen.clear()
             pick = pick or _pick(backbone, head, hidden, last, logits)
             seen.clear()
             found.update(zip(rows, pick(hidden, last).cpu(), strict=True))
             progress.advance(len(rows))
     return torch.stack([found[row] for row in range(len(order))])
+
+
+def _last(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """(batch,): where a decoder's head is read: the last token that is not the padding one.
+
+    A turn may end with that token as well; then it is the one before.
+    """
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return (places * (input_ids != pad_token_id)).argmax(dim=1)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -17,7 +18,12 @@ Groups = list[dict[str, Any]]
 
 def has_own_rates(spec: TrainingSpec) -> bool:
     """Whether parameters differ in their learning rates."""
-    return spec.lora_plus is not None or spec.layer_decay is not None
+    return bool(spec.rates) or spec.lora_plus is not None or spec.layer_decay is not None
+
+
+def is_in(parameter: str, module: str) -> bool:
+    """Whether a parameter is in a module of that name, or in several names with points between."""
+    return f".{module}." in f".{parameter}."
 
 
 def parameter_groups(
@@ -31,6 +37,7 @@ def parameter_groups(
         spec: `lora_plus`: LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the second factor, which
             begins at zero, learns faster. `layer_decay`: discriminative fine-tuning (Howard & Ruder
             2018, arXiv:1801.06146, section 3.2): a block learns more slowly than the one above it.
+            `rates`: by the names of modules.
     """
     last = _last(parameters)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -46,7 +53,7 @@ def parameter_groups(
 
 
 def _factor(name: str, last: int, spec: TrainingSpec) -> float:
-    factor = 1.0
+    factor = math.prod(times for module, times in spec.rates.items() if is_in(name, module))
     if spec.lora_plus is not None and "lora_B" in name:
         factor *= spec.lora_plus
     if spec.layer_decay is not None:

@@ -17,10 +17,14 @@ from lora_kit.run import (
     new_run_directory,
 )
 from lora_kit.training import checkpoints
+from lora_kit.training.preferences.reward_runs import reward_digests
 from lora_kit.training.trainer import TrainingResult
 
 # What training depends on.
-PARTS = ("seed", "backbone", "adapter", "data", "training", "preference", "grpo", "retention")
+PARTS = (
+    *("seed", "backbone", "adapter", "data", "training", "retention"),
+    *("classification", "preference", "reward", "grpo"),
+)
 # What may be another than before: it changes nothing of what is trained.
 FREE = ("checkpoint_steps", "keep_checkpoints", "log_to")
 
@@ -88,10 +92,19 @@ def require_same(
         if before.get(name) != now.get(name)
     ]
     record = run.load_record()
-    now_is = {"the backbone's files": backbone.fingerprint.digest, "the rows of data.train": digest}
+    rewards = reward_digests(recipe)
+    now_is = {
+        "the backbone's files": backbone.fingerprint.digest,
+        "the rows of data.train": digest,
+        **{f"the reward model of grpo.rewards: {name}": of for name, of in rewards.items()},
+    }
     before_was = {
         "the backbone's files": record.get("backbone", {}).get("digest"),
         "the rows of data.train": record.get("data", {}).get("digest"),
+        **{
+            f"the reward model of grpo.rewards: {name}": record.get("rewards", {}).get(name)
+            for name in rewards
+        },
     }
     changed = changed or [
         name

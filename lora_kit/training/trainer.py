@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,10 +11,9 @@ from lora_kit.adapters import ADAPTER_CONFIG
 from lora_kit.backbone import Backbone
 from lora_kit.console import meter
 from lora_kit.data.dataset import PreparedData
-from lora_kit.data.labelled import classes_of
 from lora_kit.errors import TrainingError, TrainingInterruptedError
 from lora_kit.files import whole_directory, write_json
-from lora_kit.heads import SavedClasses, save_classes
+from lora_kit.heads import SavedClasses, SavedReward, save_head
 from lora_kit.launch import current_launch
 from lora_kit.memory import lacks_memory
 from lora_kit.processes import any_process, process_state
@@ -27,6 +24,7 @@ from lora_kit.training.arguments import optimizer_steps
 from lora_kit.training.attempt import Attempt
 from lora_kit.training.classes import ClassTask
 from lora_kit.training.conflict import mean_cosines
+from lora_kit.training.head_rows import learned_by_head
 from lora_kit.training.passes import Cutting
 from lora_kit.training.resumable import Resumable
 from lora_kit.training.retention.texts import RetentionTexts
@@ -126,8 +124,7 @@ def train(
     after = measure()
     weights = checkpoints.trained_weights(model) if is_sharded(model) else None
     if state.is_main_process:
-        rows = Counter(classes_of(data)) if task else None
-        save_adapter(model, backbone, run.adapter, weights, rows)
+        save_adapter(model, backbone, run.adapter, weights, learned_by_head(backbone, data))
     state.wait_for_everyone()
     return _result(trainer, attempt.log.history, (attempt.validation.before, after), kept)
 
@@ -179,7 +176,7 @@ def save_adapter(
     backbone: Backbone,
     directory: Path,
     weights: checkpoints.Tensors | None = None,
-    rows: Mapping[int, int] | None = None,
+    learned: SavedClasses | SavedReward | None = None,
 ) -> None:
     """Write a PEFT adapter directory with the backbone's fingerprint beside it.
 
@@ -188,7 +185,7 @@ def save_adapter(
         backbone: of the model.
         directory: where it goes.
         weights: all that is trained, whole, where the model's own are divided over the processes.
-        rows: of a classifier, how many training rows each class had, by its number.
+        learned: what its head tells, where it has one.
     """
     with whole_directory(directory) as temporary:
         model.save_pretrained(
@@ -199,10 +196,8 @@ def save_adapter(
         )
         # PEFT leaves a card of blanks to be filled in; the release writes a real one.
         (temporary / "README.md").unlink(missing_ok=True)
-        if backbone.head is not None and rows is not None:
-            classes = enumerate(backbone.head.classes)
-            saved = SavedClasses({name: rows[number] for number, name in classes})
-            save_classes(backbone.model.config, saved, temporary)
+        if learned is not None:
+            save_head(backbone.model.config, learned, temporary)
         write_json(
             temporary / "backbone.json",
             {

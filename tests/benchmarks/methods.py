@@ -48,6 +48,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora, rslora": {"method": "lora", "options": {"use_rslora": True}},
     "lora, dora": {"method": "lora", "options": {"use_dora": True}},
     "lora, orthogonal": {"method": "lora", "options": {"init_lora_weights": "orthogonal"}},
+    **{
+        f"lora, {start}": {"method": "lora", "options": {"init_lora_weights": start}}
+        for start in ("pissa_niter_16", "olora", "corda", "lora_ga", "eva")
+    },
     "full": {"method": "full"},
     "last-2": {"method": "last-2"},
 }

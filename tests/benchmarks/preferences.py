@@ -1,12 +1,13 @@
-"""What DPO and GRPO move on held-out items, base against adapter.
+"""What DPO, a reward model and GRPO move on held-out items, base against adapter.
 
-    python -m tests.benchmarks.preferences [--output DIR] [--objectives dpo,grpo] [--quick]
+    python -m tests.benchmarks.preferences [--output DIR] [--objectives dpo,reward] [--quick]
 
-SmolLM2-135M; the bundled recipes `dpo` and `grpo`, each a run directory under `--output`; what is
-trained there already is not trained again, so that it can be broken off. DPO: share of held-out
-pairs in which the chosen answer is the likelier one, and -log sigmoid of the difference of their
-log-likelihoods (nats). GRPO: the reward of greedy answers to held-out prompts. Differences with the
-harness's own paired intervals (95%, by clusters).
+SmolLM2-135M; the bundled recipes `dpo`, `reward` and `grpo`, each a run directory under `--output`;
+what is trained there already is not trained again, so that it can be broken off. DPO: share of
+held-out pairs in which the chosen answer is the likelier one, and -log sigmoid of the difference of
+their log-likelihoods (nats). Reward: the same of the rewards; the base is what the length of an
+answer tells. GRPO: the reward of greedy answers to held-out prompts. Differences with the harness's
+own paired intervals (95%, by clusters).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lora_kit.pipeline import evaluate, train
 from lora_kit.recipe import Recipe
 from lora_kit.run import machine, versions
 
-SUITES = {"dpo": "docstring-pairs", "grpo": "sums"}
+SUITES = {"dpo": "docstring-pairs", "reward": "docstring-pairs", "grpo": "sums"}
 QUICK = ("training.epochs=0.2",)
 
 

@@ -76,7 +76,7 @@ def test_a_run_of_classes_from_plan_to_verdict(tiny_encoder: Path, tmp_path: Pat
         evaluation={"arms": ["base", "adapter", "retrieval"]},
     )
     plan = make_plan(recipe)
-    assert plan.forecast is None
+    assert (plan.forecast, plan.timing) == (None, None)
     assert [span.text.strip() for span in plan.samples[0]][1] == "fruit"
     outcome = pipeline.run(recipe, tmp_path / "run")
     assert outcome.release is None
@@ -98,7 +98,7 @@ def test_a_run_of_classes_from_plan_to_verdict(tiny_encoder: Path, tmp_path: Pat
     assert "no model: the most frequent class of the training rows, fruit (50%)" in report
     with pytest.raises(MergeError, match="its head cannot be merged"):
         pipeline.merge(tmp_path / "run")
-    with pytest.raises(ReleaseError, match="a classifier is not merged"):
+    with pytest.raises(ReleaseError, match="a head is not merged"):
         pipeline.release(tmp_path / "run")
     with pytest.raises(EvaluationError, match="arm scratch: not with a head"):
         pipeline.evaluate(tmp_path / "run", arms=["scratch"])

@@ -402,6 +402,7 @@ def test_a_task_gets_no_code_from_a_hub_and_leaves_the_generators_alone() -> Non
     assert random.getstate() == state
 
 
+@pytest.mark.slow
 def test_an_unknown_task_names_those_near_it(tokenizer: Any) -> None:
     with pytest.raises(EvaluationError, match=r"source helaswag: .*did you mean hellaswag"):
         build("helaswag", tokenizer)

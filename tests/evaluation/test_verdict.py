@@ -344,6 +344,7 @@ def test_a_loss_on_one_slice_is_an_alarm_though_the_whole_passes() -> None:
     assert "group a" in verdict.findings[0].text
 
 
+@pytest.mark.slow
 def test_chance_differences_of_many_slices_are_no_alarm() -> None:
     generator = np.random.default_rng(0)
     alarms = 0

@@ -187,7 +187,7 @@ def test_the_recipes_for_a_gpu_are_planned_without_their_backbone(
     assert planned.value.code == 0
     printed = capsys.readouterr().out
     assert "Qwen/Qwen3-8B: not on this machine" in printed
-    assert "51 for training" in printed
+    assert "53 for training (3 of them replayed)" in printed
     with pytest.raises(SystemExit) as ended:
         main(["plan", name])
     assert ended.value.code == 2

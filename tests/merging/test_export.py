@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from lora_kit.cli.app import app
+from lora_kit.digests import file_sha256
 from lora_kit.errors import MergeError
-from lora_kit.gguf import PRE_TOKENIZERS, file_sha256
+from lora_kit.gguf import PRE_TOKENIZERS
 from lora_kit.merging.exporting import comparison, gguf_model
 from lora_kit.merging.exporting.comparison import default_texts, load_gguf, log_probabilities
 from lora_kit.merging.exporting.export import export

@@ -34,6 +34,16 @@ def test_flips_that_are_expected_count() -> None:
     assert calm.smallest < restless.smallest
 
 
+def test_a_head_is_compared_with_what_knows_nothing_of_it() -> None:
+    task = {"name": "t", "kind": "multiple_choice", "source": "general-knowledge", "limit": 200}
+    suite = Suite.model_validate({"name": "s", "role": "gain", "tasks": [task]})
+    related, unrelated = (detectable([suite], one)[0].tasks[0] for one in (False, True))
+    assert related.smallest is not None
+    assert unrelated.smallest is not None
+    assert unrelated.smallest > 1.5 * related.smallest
+    assert unrelated.assumed.startswith("50% flips")
+
+
 def test_items_of_one_cluster_count_for_less() -> None:
     alike = power("retention", source="bias", limit=400)
     alone = power("retention", limit=400)

@@ -131,6 +131,7 @@ def test_recomputing_activations_holds_far_fewer_of_them() -> None:
     assert recomputed.total < kept.total
 
 
+@pytest.mark.slow
 def test_activations_grow_with_the_rows_and_eager_attention_with_the_square() -> None:
     one, four = (of(recipe(), BATCH.resized(rows, 512)) for rows in (2, 8))
     ratio = four.components["activations"] / one.components["activations"]
@@ -194,6 +195,7 @@ def test_cards_that_fit_come_with_the_smallest_first() -> None:
     assert fitting_cards(10**12) == ()
 
 
+@pytest.mark.slow
 def test_advice_is_the_smallest_change_that_fits(
     tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,3 +279,25 @@ def test_an_estimate_is_shown_with_what_it_consists_of(capsys: pytest.CaptureFix
     shown = capsys.readouterr().out
     assert "quantized weights" in shown
     assert "RTX 4090 24 GB" in shown
+
+
+@pytest.mark.parametrize(
+    ("adapter", "is_advised"),
+    [
+        ({}, True),
+        ({"options": {"init_lora_weights": "pissa"}}, True),
+        ({"options": {"init_lora_weights": "corda"}}, False),
+        ({"method": "loha"}, False),
+    ],
+)
+def test_four_bits_are_advised_where_a_recipe_takes_them(
+    monkeypatch: pytest.MonkeyPatch, adapter: dict[str, Any], is_advised: bool
+) -> None:
+    def estimated(recipe: Recipe, _config: Any, batch: MicroBatch, *_: Any) -> MemoryEstimate:
+        return MemoryEstimate("cuda", batch, {}, 1 if recipe.backbone.quantization == "nf4" else 9)
+
+    monkeypatch.setattr(cards, "estimate", estimated)
+    plain = recipe(quantization="none")
+    wanted = plain.model_copy(update={"adapter": AdapterSpec.model_validate(adapter)})
+    found = advice(wanted, LARGE, BATCH, Cutting(2, 2), "cuda", 0, 5)
+    assert (found is not None) is is_advised

@@ -85,7 +85,7 @@ def bytes_kept(mesh: Any) -> bool:
     return torch.equal(layer.weight.data.view(torch.uint8), packed.view(torch.uint8))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_fully_shard_made_passes_and_a_quarter_of_it_does_not(
     processes: int, tmp_path: Path
 ) -> None:

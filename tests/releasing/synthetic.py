@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
+from lora_kit.digests import file_sha256
 from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, write_ledger
 from lora_kit.evaluation.suite import Suite
 from lora_kit.files import write_json
-from lora_kit.gguf import file_sha256
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.recipe import Recipe
 from lora_kit.recipe_digest import recipe_digest

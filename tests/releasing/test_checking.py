@@ -8,13 +8,13 @@ from typing import Any
 import jinja2
 import pytest
 
+from lora_kit.digests import file_sha256
 from lora_kit.errors import EvaluationError, LoraKitError, ReleaseError
 from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, read_ledger, write_ledger
 from lora_kit.evaluation.suite import Suite
 from lora_kit.files import write_json
-from lora_kit.gguf import file_sha256
 from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.pipeline import verify
 from lora_kit.releasing.card import model_card

@@ -148,6 +148,7 @@ def test_without_a_token_or_offline_nothing_is_begun(
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_the_command_releases_and_pushes(hub: Hub, run_copy: Path) -> None:
     """In a process of its own: where the hub is, its library takes from the environment."""
     own = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from lora_kit.digests import file_sha256
 from lora_kit.errors import ReleaseError
 from lora_kit.evaluation.harness import LEDGER, VERDICT
 from lora_kit.evaluation.ledger import Entry, read_ledger, write_ledger
 from lora_kit.files import write_json
-from lora_kit.gguf import file_sha256
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.pipeline import evaluate, release, run, verify
 from lora_kit.releasing.acceptance import Acceptance
@@ -80,6 +80,7 @@ def test_the_command_says_where_it_is_how_large_and_what_to_know(
     assert made.to_dict()["licences"][0]["kind"] == "unknown"
 
 
+@pytest.mark.slow
 def test_a_whole_run_evaluates_the_merged_model_though_the_recipe_does_not_name_it(
     finished: Path, tmp_path: Path
 ) -> None:

@@ -139,6 +139,20 @@ def test_a_training_that_had_ended_does_not_go_on(
         assert sha256(tmp_path / name) == sha256(tmp_path / f"{name}-whole")
 
 
+@pytest.mark.parametrize("start", ["pissa", "eva"])
+def test_factors_that_were_computed_go_on_as_they_were(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """Half of them frozen, or with a rank a layer: both are there again when it goes on."""
+    options = {"options": {"init_lora_weights": start}}
+    adapter = recipe.adapter.model_validate(recipe.adapter.model_dump() | options)
+    some = recipe.model_copy(update={"adapter": adapter})
+    pipeline.train(some, tmp_path / "whole")
+    cut_off(monkeypatch, some, tmp_path / "run", 2)
+    pipeline.train(some, tmp_path / "run", resume=True)
+    assert sha256(tmp_path / "run") == sha256(tmp_path / "whole")
+
+
 def test_other_batches_do_not_go_on(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,14 +146,18 @@ def test_micro_batches_weigh_as_the_whole_step(tiny_encoder: Path, tmp_path: Pat
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["head", "lora"])
+@pytest.mark.parametrize(
+    "adapter",
+    [{"method": "head"}, {}, {"rank": 4, "options": {"init_lora_weights": "pissa"}}],
+    ids=["head", "lora", "pissa"],
+)
 def test_a_training_of_classes_goes_on_where_it_was_cut_off(
-    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: dict[str, Any]
 ) -> None:
     recipe = classes_recipe(
         tiny_encoder,
         tmp_path,
-        adapter={"method": method},
+        adapter=adapter,
         training={"epochs": 2.0, "checkpoint_steps": 1},
     )
     with monkeypatch.context() as patched:

@@ -412,7 +412,7 @@ def test_an_objective_has_its_section_and_reads_it_back(tiny: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("objective", "other", "part"),
     [
-        ("dpo", "kto", "the objectives dpo and orpo learn from pairs"),
+        ("dpo", "kto", "the objectives dpo, orpo and reward learn from pairs"),
         ("kto", "dpo", "a pair of preference"),
         ("grpo", "orpo", "a pair of preference"),
     ],
@@ -435,7 +435,7 @@ def test_judged_answers_have_to_be_judged(tiny: Path, tmp_path: Path) -> None:
         pipeline.train(recipe, tmp_path / "run")
 
 
-@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+@pytest.mark.parametrize("objective", [pytest.param("dpo", marks=pytest.mark.slow), "grpo"])
 def test_a_plan_shows_what_is_learned_from(tiny: Path, tmp_path: Path, objective: str) -> None:
     plan = make_plan(recipe_of(tiny, tmp_path, objective))
     assert plan.optimizer_steps == 6

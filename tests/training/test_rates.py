@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lora_kit.errors import TrainingError
 from lora_kit.pipeline import train
 from lora_kit.recipe import Recipe
 from lora_kit.training.rates import parameter_groups
@@ -44,6 +45,17 @@ def test_a_block_learns_more_slowly_than_the_one_above_it() -> None:
 def test_the_second_factor_learns_faster() -> None:
     rates = rates_of(lora_plus=16)
     assert all(rate == (16 if "lora_B" in name else 1) for name, rate in rates.items())
+
+
+def test_a_module_has_a_rate_of_its_own_and_names_are_whole() -> None:
+    rates = rates_of(rates={"q_proj": 2, "layers.1": 3, "layer": 7}, lora_plus=2)
+    assert [rates[name] for name in NAMES] == [1, 2, 4, 6, 12, 2, 4, 1]
+
+
+def test_a_rate_of_what_is_not_trained_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    said = r"training.rates.qproj: nothing is trained .* layers, lora_A, lora_B, .*q_proj"
+    with pytest.raises(TrainingError, match=said):
+        trained(tiny_recipe, tmp_path / "run", rates={"qproj": 2.0})
 
 
 def trained(recipe: Recipe, run: Path, **training: Any) -> dict[str, float]:

@@ -40,6 +40,7 @@ def same(one: Path, other: Path) -> None:
             torch.testing.assert_close(right[key], tensor)
 
 
+@pytest.mark.slow
 def test_what_is_divided_is_written_whole_and_goes_on_in_any_number(tmp_path: Path) -> None:
     norms = train(tmp_path / "alone")
     alone = tmp_path / "alone" / LAST

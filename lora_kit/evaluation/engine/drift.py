@@ -9,7 +9,7 @@ import torch
 
 from lora_kit.adapters import switched_off
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import ClassRequest, Item, LossRequest, Request
+from lora_kit.evaluation.item import Item, LossRequest, OfHead, Request
 
 PROMPTS = 16
 """Prompts of a suite at most, spread over its tasks: drift is an alarm, not a verdict."""
@@ -35,8 +35,7 @@ def batches(work: Work) -> list[tuple[Item, ...]]:
 
 def prompt_ids(request: Request) -> tuple[int, ...]:
     """What of a request is a prompt to drift on: its last tokens, of an example all of it."""
-    if isinstance(request, ClassRequest):
-        return request.input_ids[-PROMPT_TOKENS:]
+    assert not isinstance(request, OfHead)  # of a language model alone
     ids = request.example.input_ids if isinstance(request, LossRequest) else request.prompt_ids
     return ids[-PROMPT_TOKENS:]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from lora_kit.digests import json_sha256
 from lora_kit.evaluation.engine.scoring import Way
 from lora_kit.evaluation.item import Outcome, Request
 from lora_kit.files import write_json
@@ -63,7 +63,7 @@ class Kept:
     def path(self, requests: Sequence[Request], prefix: Sequence[int], way: Way) -> Path:
         """Where the outcomes of a batch are."""
         described = [self.setting, list(prefix), asdict(way), *map(_described, requests)]
-        digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+        digest = json_sha256(described)
         return self.root / self.model[:16] / digest[:2] / f"{digest}.json"
 
     def read(self, path: Path) -> list[Outcome] | None:

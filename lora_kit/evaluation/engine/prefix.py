@@ -12,9 +12,9 @@ import torch
 from lora_kit.data.tokenization import IGNORED
 from lora_kit.evaluation.item import (
     ChoiceRequest,
-    ClassRequest,
     GenerationRequest,
     LossRequest,
+    OfHead,
     Request,
 )
 
@@ -44,7 +44,7 @@ def shared_prefix(requests: Sequence[Request]) -> tuple[int, ...]:
 
     Empty where there are too few to be worth it.
     """
-    leading = [_leading(request) for request in requests if not isinstance(request, ClassRequest)]
+    leading = [_leading(request) for request in requests if not isinstance(request, OfHead)]
     if len(leading) < 2:
         return ()
     # The first and the last in order differ the earliest.

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 
 from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine.prefix import encode
 from lora_kit.evaluation.engine.scoring import Scorer, Way, outcomes
 from lora_kit.evaluation.item import (
     ChoiceRequest,
-    ClassRequest,
     GenerationRequest,
     LossRequest,
+    OfHead,
     Request,
 )
 from lora_kit.memory import lacks_memory
+from lora_kit.virtual_tokens import tokens_before
 
 PROBES = 2
 # Of a long prefix, what is enough to see whether the model heeds it.
@@ -38,7 +40,7 @@ def find_way(scorer: Scorer, requests: Sequence[Request], prefix_ids: tuple[int,
     Layers that carry a state along the row (convolutions, linear attention, state spaces) do not
     heed the mask of a tree, without an error: the choices would leak into one another.
     """
-    if isinstance(requests[0], ClassRequest):
+    if isinstance(requests[0], OfHead):
         return WAYS[-1]  # a row a text, which is all there is
     possible = ways(str(scorer.model.config._attn_implementation))
     shortest = sorted(requests, key=lambda request: request.length)[:PROBES]
@@ -72,11 +74,22 @@ def within_window(way: Way, scorer: Scorer, requests: Sequence[Request]) -> Way:
     """The way, unless a request is longer than what layers with a window look back on.
 
     The mask of a tree would show them what lies outside of it.
+
+    Raises:
+        EvaluationError: if virtual tokens would lie outside of it for some batches alone.
     """
     window = getattr(scorer.model.config.get_text_config(), "sliding_window", None)
-    if window and max(request.length for request in requests) > window:
-        return WAYS[-1]
-    return way
+    longest, before = max(request.length for request in requests), tokens_before(scorer.model)
+    if not window or before + longest <= window:
+        return way
+    if before:
+        raise EvaluationError(
+            f"{before} virtual tokens and an item of {longest} tokens: layers of this backbone "
+            f"look back on {window}, so that what they see of the adapter would hang on the "
+            "padding of the batch. Shorten the items (shots, max_length, max_new_tokens of the "
+            "suite's tasks), or use an adapter that changes layers"
+        )
+    return WAYS[-1]
 
 
 def _probe(request: Request, cut: int) -> Request:
@@ -84,7 +97,7 @@ def _probe(request: Request, cut: int) -> Request:
     if isinstance(request, LossRequest):
         example = request.example
         return LossRequest(Example(example.input_ids[cut:], example.labels[cut:]))
-    assert not isinstance(request, ClassRequest)
+    assert not isinstance(request, OfHead)
     prompt = request.prompt_ids[cut:]
     if isinstance(request, ChoiceRequest):
         return replace(request, prompt_ids=prompt)

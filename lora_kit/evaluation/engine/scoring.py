@@ -12,6 +12,7 @@ from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.evaluation.engine.choices import in_one_row
 from lora_kit.evaluation.engine.classes import classified
 from lora_kit.evaluation.engine.prefix import Prefix
+from lora_kit.evaluation.engine.rewards import rewarded
 from lora_kit.evaluation.item import (
     Branch,
     ChoiceRequest,
@@ -20,6 +21,7 @@ from lora_kit.evaluation.item import (
     LossRequest,
     Outcome,
     Request,
+    RewardRequest,
 )
 from lora_kit.likelihood import pad_examples, supervised_tokens, to_device
 
@@ -79,6 +81,9 @@ def outcomes(
     if isinstance(first, ClassRequest):
         texts = [r for r in requests if isinstance(r, ClassRequest)]
         return classified(scorer.model, texts, pad, scorer.device)
+    if isinstance(first, RewardRequest):
+        pairs = [r for r in requests if isinstance(r, RewardRequest)]
+        return rewarded(scorer.model, pairs, pad, scorer.device)
     if isinstance(first, GenerationRequest):
         return _generated(scorer, [r for r in requests if isinstance(r, GenerationRequest)], prefix)
     if isinstance(first, LossRequest):

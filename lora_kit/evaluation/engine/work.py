@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from lora_kit.backbone import Backbone
 from lora_kit.console import say
 from lora_kit.data.rows import Row
+from lora_kit.digests import json_sha256
 from lora_kit.errors import DataError, EvaluationError
 from lora_kit.evaluation.classes import build_class_task
 from lora_kit.evaluation.engine.kept import setting
 from lora_kit.evaluation.engine.prefix import shared_prefix
 from lora_kit.evaluation.grading import GRADING, grading_code
 from lora_kit.evaluation.item import GenerationRequest, LossRequest, Task
+from lora_kit.evaluation.rewarded import build_reward_task
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.tasks import Shot, build_task, content, shot_of
 from lora_kit.processes import process_state
@@ -63,7 +63,7 @@ class Work:
         spec = self.task.spec.model_dump(mode="json")
         where = [setting(process_state().device), self.batches]
         graded = [GRADING, grading_code(self.task.spec)]
-        return _digest([arm, identity, self.suite.name, spec, items, where, graded])
+        return json_sha256([arm, identity, self.suite.name, spec, items, where, graded])
 
 
 def plan_work(
@@ -92,14 +92,17 @@ def _plan(
     suite: Suite, spec: TaskSpec, backbone: Backbone, shots: int, training: Sequence[Row]
 ) -> Work:
     if backbone.head is not None:
-        task = build_class_task(suite, spec, backbone.tokenizer, backbone.head.classes)
+        if backbone.head.is_reward:
+            task = build_reward_task(suite, spec, backbone.tokenizer)
+        else:
+            task = build_class_task(suite, spec, backbone.tokenizer, backbone.head.classes)
         return _laid_out(suite, task, backbone, {})
     task = build_task(spec, backbone.tokenizer, suite.seed)
     variants = {}
     if shots and suite.role == "gain":
         asked = _with_shots(suite, spec, backbone, shots, training)
         if asked is not None and [i.id for i in asked.items] == [i.id for i in task.items]:
-            variants[FEWSHOT] = asked, _digest(content(asked))
+            variants[FEWSHOT] = asked, json_sha256(content(asked))
     return _laid_out(suite, task, backbone, variants)
 
 
@@ -120,11 +123,7 @@ def _laid_out(
 ) -> Work:
     vocabulary = backbone.model.config.get_text_config().vocab_size
     # By the task itself, so that an arm that is added does not move the others' batches.
-    return Work(suite, task, _batches(task, vocabulary), _digest(content(task)), variants)
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return Work(suite, task, _batches(task, vocabulary), json_sha256(content(task)), variants)
 
 
 def _with_shots(

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
+from lora_kit.digests import file_sha256
 from lora_kit.errors import MergeError
 from lora_kit.files import whole_directory, whole_file, write_json
 from lora_kit.fingerprint import weight_files
-from lora_kit.gguf import file_sha256
 from lora_kit.merging.exporting import GgufType, Target
 from lora_kit.merging.exporting.comparison import (
     HARD_TEXTS,

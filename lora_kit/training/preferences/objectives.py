@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
-from trl import DPOConfig, GRPOConfig, KTOConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig
 
 from lora_kit.backbone import Backbone
 from lora_kit.console import say
@@ -17,6 +17,7 @@ from lora_kit.objective_spec import REFERENCED, Objective
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import configured, micro_batch_size
+from lora_kit.training.features import frozen_features
 from lora_kit.training.preferences.trainers import JudgedTrainer, PairTrainer
 from lora_kit.training.resumable import IDLE_STEPS, Resumable
 from lora_kit.training.steps import StepTrainer
@@ -52,6 +53,10 @@ def trainer_class(objective: Objective) -> type[Resumable]:
         from lora_kit.training.preferences.grpo import RewardTrainer
 
         return RewardTrainer
+    if objective == "reward":
+        from lora_kit.training.preferences.reward_model import PairedRewardTrainer
+
+        return PairedRewardTrainer
     made: dict[Objective, type[Resumable]] = {"dpo": PairTrainer, "kto": JudgedTrainer}
     return made.get(objective, StepTrainer)
 
@@ -79,11 +84,19 @@ def objective_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) ->
         pad_token_id=setting.backbone.tokenizer.pad_token_id,
         keep_checkpoints=spec.keep_checkpoints,
         callbacks=list(callbacks),
+        **_finished(setting),
     )
     if recipe.preference is not None and recipe.preference.loss == "hinge":
         # No pair is nearer than its margin: there is nothing to learn from them.
         trainer.idle_steps = IDLE_STEPS
     return trainer
+
+
+def _finished(setting: Setting) -> dict[str, Any]:
+    """What the frozen backbone makes of the answers, where a head alone is trained."""
+    if setting.recipe.adapter.method != "head":
+        return {}
+    return {"features": frozen_features(setting.backbone, setting.model, setting.data)}
 
 
 def _reward_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) -> Resumable:
@@ -128,6 +141,13 @@ def _reward_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) -> R
 
 def _configuration(recipe: Recipe) -> tuple[type[Any], dict[str, Any]]:
     """TRL's, and what of it is the recipe's."""
+    if recipe.reward is not None:
+        # As in sft, chance in the adapter and in an encoder's layers does no harm.
+        return RewardConfig, {
+            "center_rewards_coefficient": recipe.reward.centering or None,
+            "max_length": None,
+            "disable_dropout": False,
+        }
     spec = recipe.preference
     assert spec is not None  # the recipe sees to it
     # As in sft, the balance of experts is left as it is.

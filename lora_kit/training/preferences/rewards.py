@@ -1,4 +1,4 @@
-"""Rewards that can be verified: the harness's metrics of an answer against the row's reference.
+"""Rewards: the harness's metrics of an answer against the row's reference, or a reward model's.
 
 An evaluation with a `generation` task of the same metric measures what is rewarded here.
 """
@@ -13,18 +13,23 @@ from lora_kit.errors import EvaluationError, RecipeError
 from lora_kit.evaluation.grading import said
 from lora_kit.evaluation.metrics import load_metric
 from lora_kit.objective_spec import GrpoSpec
+from lora_kit.training.preferences.reward_runs import RUN, RunReward, run_of
 
 Reward = Callable[..., list[float | None]]
 
 
 def rewards_of(spec: GrpoSpec) -> list[Reward]:
-    """One function a metric, as TRL calls them.
+    """One function a metric or a reward model, as TRL calls them.
 
     Raises:
-        RecipeError: if there is no such metric.
+        RecipeError: if there is no such metric, or a run is not that of a reward model.
     """
+    first_line = spec.answer == "first_line"
     try:
-        return [_reward(name, spec.answer == "first_line") for name in spec.rewards]
+        return [
+            _of_a_run(name, first_line) if name.startswith(RUN) else _reward(name, first_line)
+            for name in spec.rewards
+        ]
     except EvaluationError as error:
         raise RecipeError(f"grpo.rewards: {error}") from error
 
@@ -42,4 +47,19 @@ def _reward(name: str, first_line: bool) -> Reward:
 
     # What the figures of a step are named by.
     reward.__name__ = Path(name).stem
+    return reward
+
+
+def _of_a_run(name: str, first_line: bool) -> Reward:
+    path = run_of(name)
+    model = RunReward(path)
+
+    def reward(
+        prompts: Sequence[Sequence[dict[str, Any]]],
+        completions: Sequence[Sequence[dict[str, Any]]],
+        **_: Any,
+    ) -> list[float | None]:
+        return [*model(prompts, [said(turns[0]["content"], first_line) for turns in completions])]
+
+    reward.__name__ = path.resolve().name
     return reward

@@ -87,12 +87,18 @@ class UnitTrainer(BorrowingTrainer):
                 data_collator=partial(of_a_step, units=units),
                 **kwargs,
             )
-        score_answers_alone(model)
+        self._prepare_forward(model)
         self.lengths = [unit.length for unit in units]
         self.batch_size = batch_size
         self.like_length = micro_batch_size
         self._pad_token_id = pad_token_id
         self.keep_checkpoints = keep_checkpoints
+
+    def _prepare_forward(self, model: PeftModel) -> None:
+        score_answers_alone(model)
+
+    def _batch(self, group: Sequence[Unit]) -> Batch:
+        return type(self).batch_of(group, self._pad_token_id)
 
     def _prepare_dataset(self, dataset: Any, *_args: Any) -> Any:
         """TRL's tokenizes; ours is tokenized."""
@@ -122,7 +128,7 @@ class UnitTrainer(BorrowingTrainer):
         self.tokens += sum(len(e.input_ids) for unit in units for e in unit.examples)
         total = torch.zeros((), device=self.args.device)
         for group in groups_of(units, self.like_length):
-            batch = self._prepare_inputs(type(self).batch_of(group, self._pad_token_id))
+            batch = self._prepare_inputs(self._batch(group))
             with self.compute_loss_context_manager():
                 loss = self.compute_loss(model, batch) * (len(group) / len(units))
             self.accelerator.backward(loss)

@@ -44,6 +44,17 @@ def pairs(units: Sequence[Unit], pad_token_id: int) -> Batch:
     return padded([example for side in sides for example in side], pad_token_id)
 
 
+def both_sides(units: Sequence[Unit], pad_token_id: int) -> Batch:
+    """What a reward model takes: all chosen, then all rejected.
+
+    Returns:
+        `input_ids` and `attention_mask`, each (2 * pairs, length) int64.
+    """
+    batch = pairs(units, pad_token_id)
+    del batch["completion_mask"]
+    return batch
+
+
 def odds(units: Sequence[Unit], pad_token_id: int) -> Batch:
     """What ORPO takes: chosen and rejected beside one another.
 

@@ -1,0 +1,112 @@
+"""The arm `probe`: a linear probe of the frozen backbone, learned from the adapter's own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lora_kit.adapters import evaluated, switched_off
+from lora_kit.backbone import Backbone
+from lora_kit.classification_spec import ClassificationSpec
+from lora_kit.console import say
+from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.labelled import classes_of
+from lora_kit.data.prepared import PreparedData
+from lora_kit.digests import json_sha256
+from lora_kit.errors import EvaluationError
+from lora_kit.evaluation.engine.arm import Arm, LoadedArms
+from lora_kit.linear_probe import Weights, fitted, mean_state, mean_states
+from lora_kit.session import Session
+from lora_kit.training.features import cached
+
+PROBE = "probe"
+# Raise it when the same rows can give another probe than before.
+VERSION = 2
+
+
+class Probe(torch.nn.Module):
+    """Logits that a logistic regression makes of the frozen backbone's features."""
+
+    def __init__(self, backbone: Backbone, model: Any, regression: Any):
+        """Take over a fitted pipeline.
+
+        Args:
+            backbone: whose features it takes.
+            model: the backbone with an adapter, which is switched off for them.
+            regression: of `linear_probe.fitted`, its labels the numbers of the classes.
+        """
+        super().__init__()
+        scaler, logistic = regression[0], regression[-1]
+        weight = logistic.coef_ / scaler.scale_
+        bias = logistic.intercept_ - weight @ scaler.mean_
+        if len(logistic.classes_) == 2:
+            # The one row is the log-odds of the second class.
+            weight, bias = (np.concatenate([np.zeros_like(one), one]) for one in (weight, bias))
+        device = backbone.model.device
+        self.weight = torch.nn.Parameter(torch.tensor(weight, device=device), requires_grad=False)
+        self.bias = torch.nn.Parameter(torch.tensor(bias, device=device), requires_grad=False)
+        self.config = backbone.model.config
+        # Not a part of this module: its mode and its parameters are another arm's.
+        self._of = (backbone, model)
+
+    def forward(self, **batch: torch.Tensor) -> SimpleNamespace:
+        """Take `input_ids` and `attention_mask` (batch, length); return `logits` (batch, classes).
+
+        The logits are float64.
+        """
+        backbone, model = self._of
+        with evaluated(model), switched_off(model):
+            features = mean_state(backbone, batch).double()
+        return SimpleNamespace(logits=features @ self.weight.T + self.bias)
+
+
+def probe_arm(session: Session, identity: Sequence[str]) -> LoadedArms:
+    """The arm, which is fitted when it is first asked.
+
+    Args:
+        session: of a classifier's run, whose rows it learns from.
+        identity: digests of the backbone, on which the features depend.
+
+    Raises:
+        EvaluationError: if the rows are others than the adapter was trained on.
+    """
+    recipe, head = session.recipe, session.backbone.head
+    assert head is not None  # the arms of a classifier
+    rows, _ = training_rows(recipe.data, recipe.seed, recipe.training.objective)
+    data = prepare(rows, session.backbone.tokenizer, recipe.data, 0, "classification", head.classes)
+    if session.run.load_record().get("data", {}).get("digest") not in (None, data.digest):
+        raise EvaluationError(
+            f"{session.run.root}: arm {PROBE}: the rows of data.train are others than the adapter "
+            "was trained on, so that the two cannot be compared; take back what was changed"
+        )
+    weights = _weights(recipe.classification or ClassificationSpec(), head.classes)
+    known = json_sha256([PROBE, VERSION, *identity, data.digest, weights])
+    arm = Arm(PROBE, known, nullcontext, roles=("gain",))
+    return LoadedArms(lambda: _fitted(session, data, weights), (arm,))
+
+
+def _weights(spec: ClassificationSpec, classes: tuple[str, ...]) -> Weights:
+    """What rows count in the training of the adapter, they count here."""
+    given = spec.class_weights
+    if isinstance(given, dict):
+        return {number: float(given.get(name, 1.0)) for number, name in enumerate(classes)}
+    return "balanced" if given == "balanced" else None
+
+
+def _fitted(session: Session, data: PreparedData, weights: Weights) -> Probe:
+    backbone, model = session.backbone, session.model
+    examples = data.examples
+
+    def computed() -> torch.Tensor:
+        with evaluated(model), switched_off(model):
+            return torch.from_numpy(mean_states(backbone, [e.input_ids for e in examples]))
+
+    features = cached(backbone, data, "mean", computed)
+    found = fitted(features.numpy(), classes_of(data), [e.cluster for e in examples], weights)
+    say(f"probe: of {len(examples):,} rows; C {found[-1].C:g} by cross-validation")
+    return Probe(backbone, model, found)

@@ -1,0 +1,58 @@
+"""What tests of reward models start from: pairs whose better answer is told by its words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_kit.recipe import Recipe
+
+
+def write_pairs(path: Path, count: int, start: int = 0) -> Path:
+    """The chosen answer is the shorter one in all but every third."""
+    rows = []
+    for n in range(start, start + count):
+        right = f"It is {2 * n + 3}." if n % 3 else f"It is {2 * n + 3}, which I am quite sure of."
+        asked = f"What is {n} plus {n + 3}?"
+        rows.append({"prompt": asked, "chosen": right, "rejected": f"Who knows about {n}?"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_suite(path: Path, source: Path, **own: Any) -> Path:
+    task = {
+        "name": "sums",
+        "kind": "multiple_choice",
+        "source": str(source),
+        "chat": True,
+        "template": "{prompt}",
+        **own,
+    }
+    path.write_text(yaml.safe_dump({"name": "better", "role": "gain", "tasks": [task]}))
+    return path
+
+
+def reward_recipe(model: Path, folder: Path, **changes: Any) -> Recipe:
+    """Two epochs of three steps, a checkpoint after each."""
+    train = write_pairs(folder / "train.jsonl", 12)
+    test = write_pairs(folder / "test.jsonl", 9, start=100)
+    document: dict[str, Any] = {
+        "name": "better",
+        "backbone": {"model": str(model), "quantization": "none", "dtype": "float32"},
+        "adapter": {"rank": 4, "alpha": 8},
+        "data": {"train": [{"source": str(train)}], "max_length": 128, "audit": {"leakage": 1.0}},
+        "training": {
+            "objective": "reward",
+            "epochs": 2,
+            "batch_size": 4,
+            "learning_rate": 1e-2,
+            "checkpoint_steps": 1,
+            "keep_checkpoints": 100,
+        },
+        "evaluation": {"suites": [str(write_suite(folder / "better.yaml", test))]},
+    }
+    for section, fields in changes.items():
+        kept = {} if section == "adapter" else document.get(section, {})
+        document[section] = kept | fields
+    return Recipe.model_validate(document)

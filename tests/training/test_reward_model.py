@@ -1,0 +1,367 @@
+"""A reward model's loss, its steps, and the adapter that comes of them."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.nn.functional import logsigmoid
+
+from lora_kit import pipeline
+from lora_kit.adapters import adapter_sha256, attach, attach_saved
+from lora_kit.backbone import load, resolve
+from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.tokenization import end_of_turn
+from lora_kit.data.units import PreparedUnits
+from lora_kit.errors import DataError, RecipeError, TrainingError
+from lora_kit.heads import REWARD, SavedReward, pad_right, saved_head
+from lora_kit.launch import Launch
+from lora_kit.preflight.method_checks import in_one_process
+from lora_kit.preflight.plan import make_plan
+from lora_kit.preflight.situation import Situation
+from lora_kit.recipe import Recipe
+from lora_kit.session import open_run
+from lora_kit.training.head_rows import log_odds_of_a_token
+from lora_kit.training.preferences.objectives import Setting, objective_trainer
+from lora_kit.training.preferences.rewards import rewards_of as rewards_of_grpo
+from tests.rewarding import reward_recipe
+from tests.training.cut import cut_off, losses, sha256
+
+# How a program that knows PEFT alone loads what was saved.
+PLAIN = """
+import json, sys, torch
+from peft import PeftModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
+found = []
+for backbone, adapter in zip(sys.argv[1::2], sys.argv[2::2]):
+    config = AutoConfig.from_pretrained(adapter)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        backbone, config=config, dtype=torch.float32)
+    model = PeftModelForSequenceClassification.from_pretrained(base, adapter).eval()
+    ids = torch.tensor([[5, 6, 7], [9, 8, config.pad_token_id]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    logits = model(input_ids=ids, attention_mask=mask).logits.tolist()
+    found.append([logits, config.num_labels, list(config.id2label.values())])
+print(json.dumps(found))
+"""
+
+
+def setting_of(recipe: Recipe, directory: Path) -> Setting:
+    backbone = load(resolve(recipe.backbone), recipe.backbone, REWARD)
+    rows, _ = training_rows(recipe.data, recipe.seed, "reward")
+    data = prepare(rows, backbone.tokenizer, recipe.data, 0, "reward", REWARD)
+    assert isinstance(data, PreparedUnits)
+    model = attach(backbone, recipe.adapter, recipe.seed)
+    return Setting(recipe, backbone, model, data, directory, 6)
+
+
+def rewards_of(setting: Setting, model: Any, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the first pairs, one row at a time."""
+    pad = setting.backbone.tokenizer.pad_token_id
+    chosen, rejected = (
+        torch.stack(
+            [
+                model(**pad_right([unit.examples[side].input_ids], pad)).logits[0, 0]
+                for unit in setting.data.units[:number]
+            ]
+        )
+        for side in (0, 1)
+    )
+    return chosen, rejected
+
+
+@pytest.mark.parametrize(
+    ("which", "method", "centering"),
+    [("tiny", "lora", 0.0), ("tiny", "head", 0.1), ("tiny_encoder", "lora", 0.1)],
+)
+def test_the_loss_is_that_of_bradley_and_terry(
+    which: str,
+    method: str,
+    centering: float,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However it is cut into passes; of a head alone on features as of the whole model."""
+    model_path = request.getfixturevalue(which)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    recipe = reward_recipe(
+        model_path,
+        tmp_path,
+        adapter={"method": method},
+        reward={"centering": centering},
+        training={} if method == "head" else {"micro_batch_size": 2},
+    )
+    setting = setting_of(recipe, tmp_path / "checkpoints")
+    for module in setting.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    setting.model.config.attention_probs_dropout_prob = 0.0
+    head = setting.backbone.model.get_submodule(setting.backbone.head.module)  # type: ignore[union-attr]
+    trainer: Any = objective_trainer(setting, [])
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter *= 20  # so that rewards differ
+    chosen, rejected = rewards_of(setting, setting.model.eval(), 3)
+    wanted = -logsigmoid(chosen - rejected) + centering * (chosen + rejected) ** 2
+    found = trainer.training_step(setting.model, {"units": setting.data.units[:3], "rows": [0]})
+    assert float(found) == pytest.approx(wanted.mean().item(), rel=1e-5)
+    assert wanted.mean().item() != pytest.approx(math.log(2), abs=1e-3)
+    gradients = {n: p.grad for n, p in setting.model.named_parameters() if p.requires_grad}
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients.values())
+    assert any("modules_to_save" in name for name in gradients)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reward")
+    pipeline.train(reward_recipe(tiny, folder), folder / "run")
+    return folder / "run"
+
+
+def test_pairs_are_learned_and_written_down(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").open()]
+    assert len(lines) == 6
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.3
+    assert (lines[-1]["accuracy"], lines[-1]["margin"] > 0.5) == (1.0, True)
+    assert math.isfinite(lines[-1]["mean_reward"])
+    assert lines[-1]["tokens"] > lines[0]["tokens"] > 0
+
+
+def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(
+    tiny: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut in the second epoch, whose order is another one."""
+    recipe = reward_recipe(tiny, tmp_path)
+    cut_off(monkeypatch, recipe, tmp_path / "run", 4)
+    other = reward_recipe(tiny, tmp_path, reward={"centering": 0.5})
+    with pytest.raises(RecipeError, match=r"reward\.centering: 0\.0 then, 0\.5 now"):
+        pipeline.train(other, tmp_path / "run", resume=True)
+    pipeline.train(recipe, tmp_path / "run", resume=True)
+    assert losses(tmp_path / "run") == losses(trained)
+    assert sha256(tmp_path / "run") == sha256(trained)
+
+
+def test_recomputed_activations_change_nothing(tiny: Path, trained: Path, tmp_path: Path) -> None:
+    recipe = reward_recipe(tiny, tmp_path, training={"gradient_checkpointing": True})
+    pipeline.train(recipe, tmp_path / "run")
+    assert losses(tmp_path / "run") == pytest.approx(losses(trained), abs=1e-5)
+
+
+def test_adapter_and_head_on_quantized_weights_stay_in_float32(tiny: Path, tmp_path: Path) -> None:
+    """TRL would cast the adapter to bfloat16."""
+    recipe = reward_recipe(tiny, tmp_path, backbone={"quantization": "nf4", "dtype": "bfloat16"})
+    setting = setting_of(recipe, tmp_path / "checkpoints")
+    trainer: Any = objective_trainer(setting, [])
+    trained = {n: p for n, p in setting.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    loss = trainer.training_step(setting.model, {"units": setting.data.units[:2], "rows": [0, 1]})
+    assert torch.isfinite(loss)
+    assert any("score" in name and p.grad.abs().sum() > 0 for name, p in trained.items())
+
+
+def test_peft_alone_loads_head_and_adapter_whole(
+    tiny: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    ids, mask = torch.tensor([[5, 6, 7], [9, 8, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    wanted, arguments = [], []
+    for model_path, method in ((tiny, "lora"), (tiny_encoder, "full"), (tiny_encoder, "head")):
+        recipe = reward_recipe(model_path, tmp_path, adapter={"method": method})
+        session = pipeline.train(recipe, tmp_path / f"run-{len(wanted)}").session
+        ids[1, 2] = session.backbone.tokenizer.pad_token_id
+        with torch.no_grad():
+            wanted.append(session.model.eval()(input_ids=ids, attention_mask=mask).logits)
+        arguments += [str(model_path), str(session.run.adapter)]
+        backbone = load(resolve(recipe.backbone), recipe.backbone, REWARD)
+        again = attach_saved(backbone, session.run.adapter)
+        with torch.no_grad():
+            assert torch.equal(again(input_ids=ids, attention_mask=mask).logits, wanted[-1])
+    command = [sys.executable, "-c", PLAIN, *arguments]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for (logits, outputs, names), mine in zip(
+        json.loads(told.splitlines()[-1]), wanted, strict=True
+    ):
+        assert (outputs, names) == (1, ["reward"])
+        assert torch.allclose(torch.tensor(logits), mine, atol=1e-6)
+    assert not torch.allclose(wanted[1], wanted[2], atol=1e-3)
+
+
+def test_an_answer_is_read_as_in_sft_and_by_an_encoder_between_its_own_tokens(
+    tiny: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    setting = setting_of(reward_recipe(tiny, tmp_path), tmp_path)
+    unit = setting.data.units[1]
+    tokenizer = setting.backbone.tokenizer
+    assert [example.input_ids[-1] for example in unit.examples] == [end_of_turn(tokenizer)] * 2
+    setting = setting_of(reward_recipe(tiny_encoder, tmp_path), tmp_path)
+    tokenizer = setting.backbone.tokenizer
+    shown = [tokenizer.decode(list(e.input_ids)) for e in setting.data.units[1].examples]
+    assert shown == [
+        "[CLS] what is 1 plus 4? it is 5. [SEP]",
+        "[CLS] what is 1 plus 4? who knows about 1? [SEP]",
+    ]
+    answer = setting.data.units[1].examples[0]
+    learned = [label for label in answer.labels if label != -100]
+    assert tokenizer.decode(learned) == "it is 5."
+
+
+def test_length_alone_tells_what_the_pairs_say_of_it(tiny: Path, tmp_path: Path) -> None:
+    units = setting_of(reward_recipe(tiny, tmp_path), tmp_path).data.units
+    shorter = [unit for number, unit in enumerate(units) if number % 3]
+    longer = [unit for number, unit in enumerate(units) if number % 3 == 0]
+    assert log_odds_of_a_token(longer) > 0.1
+    assert log_odds_of_a_token(shorter) < 0
+    assert math.isfinite(log_odds_of_a_token(longer))
+    even = [unit for unit in units if unit.length == len(unit.examples[0].input_ids)][:1]
+    same = [type(one)(one.row, (one.examples[0], one.examples[0])) for one in even]
+    assert log_odds_of_a_token(same) == 0.0
+
+
+def test_what_the_pairs_said_stands_beside_the_adapter(trained: Path) -> None:
+    found = saved_head(trained / "adapter")
+    assert isinstance(found, SavedReward)
+    assert found.pairs == 12
+    assert found.names == REWARD
+
+
+@pytest.mark.parametrize(
+    ("section", "part"),
+    [
+        ({"merge": {"base": "original"}}, "merge: a head cannot be merged"),
+        ({"retention": {"anchor": {}}}, "retention.anchor: is made for the objective sft"),
+        ({"retention": {"budget": {}}}, "retention.budget: is made for the objective sft"),
+        ({"data": {"packing": True}}, "data.packing: is made for the objective sft"),
+        (
+            {"data": {"replay": {"source": "python-reference", "fraction": 0.1}}},
+            "data.replay: is made for the objective sft",
+        ),
+        ({"evaluation": {"arms": ["base", "adapter", "fewshot"]}}, "fewshot: not with a head"),
+        ({"training": {"batch_tokens": 99}}, "training.batch_tokens: is made for"),
+        ({"preference": {}}, "preference: the objective reward does not go by it"),
+        ({"classification": {}}, "classification: is read by training.objective: classification"),
+        (
+            {"adapter": {"method": "head"}, "training": {"micro_batch_size": 2}},
+            "training.micro_batch_size: with adapter.method: head",
+        ),
+        ({"adapter": {"method": "adalora"}}, "adapter.method: adalora is made for"),
+        ({"adapter": {"options": {"modules_to_save": ["score"]}}}, "the head is saved there"),
+        ({"training": {"objective": "dpo"}, "reward": {}}, "reward: the objective dpo does not"),
+    ],
+)
+def test_what_does_not_go_with_a_reward_model_is_refused(
+    section: dict[str, Any], part: str
+) -> None:
+    document: dict[str, Any] = {
+        "name": "x",
+        "backbone": {"model": "m", "quantization": "none"},
+        "data": {"train": [{"source": "stdlib-docstring-pairs"}]},
+        "training": {"objective": "reward"},
+    }
+    for name, value in section.items():
+        document[name] = document.get(name, {}) | value
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(document)
+    assert part in str(caught.value)
+
+
+def test_rows_that_are_no_pairs_are_refused_before_anything_is_made(
+    tiny: Path, tmp_path: Path
+) -> None:
+    recipe = reward_recipe(tiny, tmp_path)
+    Path(recipe.data.train[0].source).write_text('{"prompt": "a", "completion": "b"}\n' * 4)
+    with pytest.raises(DataError, match=r"train\.jsonl:1: .*dpo, orpo and reward learn from pairs"):
+        pipeline.train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_refused_and_a_plan_shows_the_answers(
+    tiny: Path, tmp_path: Path
+) -> None:
+    recipe = reward_recipe(tiny, tmp_path)
+    with pytest.raises(TrainingError, match="reward is trained by one process, and 2 are launched"):
+        in_one_process(Situation(recipe, launch=Launch(processes=2)))
+    plan = make_plan(recipe)
+    assert (plan.optimizer_steps, plan.forecast) == (6, None)
+    assert plan.timing is not None
+    assert plan.timing.probe.rows == 8
+    assert plan.timing.duration.validation == 0.0
+    assert plan.timing.duration.training > plan.timing.probe.seconds
+    shown = ["".join(span.text for span in sample if span.supervised) for sample in plan.samples]
+    assert shown[1] == "Who knows about 0?<|im_end|>"
+
+
+def rewarded_recipe(model: Path, folder: Path, *rewards: str) -> Recipe:
+    rows = folder / "asked.jsonl"
+    rows.write_text(
+        "".join(
+            json.dumps({"prompt": f"What is {n} plus {n + 3}?", "completion": f"{2 * n + 3}"})
+            + "\n"
+            for n in range(8)
+        )
+    )
+    return Recipe.model_validate(
+        {
+            "name": "rewarded",
+            "backbone": {"model": str(model), "quantization": "none", "dtype": "float32"},
+            "adapter": {"rank": 4, "alpha": 8},
+            "data": {"train": [{"source": str(rows)}], "max_length": 128},
+            "training": {"objective": "grpo", "batch_size": 4, "learning_rate": 1e-2},
+            "grpo": {"rewards": list(rewards), "generations": 2, "max_new_tokens": 4},
+            "evaluation": {"suites": ["sums"]},
+        }
+    )
+
+
+def test_a_reward_model_rewards_what_a_policy_says(
+    tiny: Path, trained: Path, tmp_path: Path
+) -> None:
+    recipe = rewarded_recipe(tiny, tmp_path, f"run:{trained}", "chrf")
+    assert recipe.grpo is not None
+    by_model, _ = rewards_of_grpo(recipe.grpo)
+    prompts = [[{"role": "user", "content": "What is 1 plus 4?"}]] * 3
+    said = ["It is 5.", "Who knows about 1?", "It <|im_end|>is 5."]
+    found = by_model(prompts, [[{"role": "assistant", "content": text}] for text in said])
+    unit = setting_of(reward_recipe(tiny, tmp_path), tmp_path).data.units[1]
+    session = open_run(trained)
+    pad = session.backbone.tokenizer.pad_token_id
+    with torch.no_grad():
+        wanted = [
+            float(session.model(**pad_right([example.input_ids], pad)).logits)
+            for example in unit.examples
+        ]
+    assert found[:2] == pytest.approx(wanted, abs=1e-5)
+    assert found[0] == pytest.approx(found[2], abs=1e-5)
+    assert found[0] > found[1]
+    odd = [[{"role": "assistant", "content": text}] for text in ("", " ", "<|im_<|im_end|>end|>")]
+    silent = by_model(prompts, odd)
+    assert silent[0] is not None
+    assert math.isfinite(silent[0])
+    assert silent == [silent[0]] * 3
+    pipeline.train(recipe, tmp_path / "policy")
+    record = json.loads((tmp_path / "policy" / "run.json").read_text())
+    assert record["rewards"] == {f"run:{trained}": adapter_sha256(trained / "adapter")}
+    record["rewards"][f"run:{trained}"] = "another"
+    (tmp_path / "policy" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RecipeError, match=r"cannot go on: the reward model of grpo\.rewards: run:"):
+        pipeline.train(recipe, tmp_path / "policy", resume=True)
+    steps = [json.loads(line) for line in (tmp_path / "policy" / "metrics.jsonl").open()]
+    assert len(steps) == 2
+    assert all(math.isfinite(step["reward"]) for step in steps)
+
+
+def test_what_is_no_reward_model_rewards_nothing(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="run: names a run directory"):
+        rewarded_recipe(tiny, tmp_path, "run:")
+    recipe = rewarded_recipe(tiny, tmp_path, f"run:{tmp_path}")
+    with pytest.raises(RecipeError, match="no run with an adapter lies in"):
+        pipeline.train(recipe, tmp_path / "policy")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
+    with pytest.raises(RecipeError, match="not a reward model; name a run of training"):
+        pipeline.train(recipe, tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()
