@@ -15,6 +15,7 @@ from lora_kit.console import say
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.rows import Row
 from lora_kit.digests import file_sha256, json_sha256
+from lora_kit.encoder_decoder import language_model_class
 from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.run import stop_token_ids
@@ -163,11 +164,11 @@ def reinitialised(backbone: Backbone, seed: int) -> Iterator[Backbone]:
     Its files are there while it is open.
     """
     from accelerate.utils import set_seed
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     set_seed(seed)
     config = AutoConfig.from_pretrained(backbone.files.directory, local_files_only=True)
     with tempfile.TemporaryDirectory() as folder:
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        language_model_class(config).from_config(config).save_pretrained(folder)
         backbone.tokenizer.save_pretrained(folder)
         yield load(BackboneFiles(backbone.files.reference, None, Path(folder)), backbone.spec)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
+from lora_kit import encoder_decoder
 from lora_kit.attention import attention_arguments
 from lora_kit.backbone_spec import BackboneSpec
+from lora_kit.encoder_decoder import is_divided, language_model_class
 from lora_kit.errors import BackboneError
 from lora_kit.fingerprint import Fingerprint, fingerprint, weight_files
 from lora_kit.gguf import converted
@@ -222,8 +224,7 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
     sharded = current_launch().sharded
     attention = attention_arguments(spec.attention, device)
     try:
-        _require_one_stack(files)
-        model, loading = _model_class(classes).from_pretrained(
+        model, loading = _model_class(files, classes).from_pretrained(
             files.directory,
             dtype=dtype,
             quantization_config=quantization_config(spec, dtype, bool(classes)),
@@ -242,13 +243,22 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
         # Behind the first line transformers lists all models that it knows.
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BackboneError(f"backbone.model: {files.reference}{asked}: {said}") from error
+    if not tokenizer.is_fast:
+        raise BackboneError(
+            f"backbone.model: {files.reference}: transformers has its tokenizer "
+            f"({type(tokenizer).__name__}) in Python alone, which does not tell where in a text a "
+            "token stands, and so not what is an answer's; possible: tokenizers with a "
+            "tokenizer.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if is_divided(model):
+        encoder_decoder.prepare(model, tokenizer, files.reference)
     missing = loading["missing_keys"]
     if missing and not classes:
         # transformers would go on with random ones.
         raise BackboneError(
-            f"backbone.model: {files.reference}: not the weights of a causal language model: "
+            f"backbone.model: {files.reference}: not the weights of a language model: "
             f"{min(missing)} and {len(missing) - 1} others are missing. An encoder can be a "
             "classifier: training.objective: classification"
         )
@@ -277,29 +287,26 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
     )
 
 
-def _require_one_stack(files: BackboneFiles) -> None:
-    """Raises BackboneError for an encoder with a decoder.
+def _model_class(files: BackboneFiles, classes: Sequence[str]) -> Any:
+    """The class of transformers that loads the files.
 
-    transformers would load the decoder of some (BART, Marian) as a language model by itself, and
-    leave the encoder out with a line in a log.
+    Raises:
+        BackboneError: for an encoder with a decoder and a head, which read different things.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(
         files.directory, local_files_only=True, trust_remote_code=False
     )
+    if not classes:
+        return language_model_class(config)
     if config.is_encoder_decoder:
         raise BackboneError(
-            f"backbone.model: {files.reference}: {config.model_type} is an encoder with a "
-            "decoder (sequence to sequence), which is not trained here; possible: a decoder "
-            "(Llama, Qwen, Mistral, ...), or an encoder with training.objective: classification"
+            f"backbone.model: {files.reference}: {config.model_type} is an encoder with a decoder, "
+            "which takes no head here; it learns to write the class as its answer with "
+            "training.objective: sft. Possible with a head: a decoder or an encoder"
         )
-
-
-def _model_class(classes: Sequence[str]) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    return AutoModelForSequenceClassification if classes else AutoModelForCausalLM
+    return AutoModelForSequenceClassification
 
 
 def _attention_taken(model: PreTrainedModel, spec: BackboneSpec) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_kit.encoder_decoder import SEQUENCE_TO_SEQUENCE, is_divided
 from lora_kit.errors import AdapterError, BackboneError
 from lora_kit.files import read_json, write_json
 
@@ -195,6 +196,13 @@ def pad_right(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, tor
     ids = [[*row, *[pad_token_id] * (length - len(row))] for row in rows]
     mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def task_type_of(model: torch.nn.Module) -> str:
+    """What PEFT calls a model's task."""
+    if is_classifier(model):
+        return "SEQ_CLS"
+    return SEQUENCE_TO_SEQUENCE if is_divided(model) else "CAUSAL_LM"
 
 
 def is_classifier(model: torch.nn.Module) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lora_kit.data.tokenization import IGNORED
+from lora_kit.encoder_decoder import Divided, is_divided
 
 if TYPE_CHECKING:
     from lora_kit.data.tokenization import Example
@@ -113,7 +114,7 @@ def wanted_logits(
     """Next-token logits at some places of a batch, and not at the others.
 
     Args:
-        model: a causal language model, or its forward.
+        model: a language model.
         batch: as `supervised_nll` takes it.
         head: the model's output head; found if it is not wrapped.
         rows: (places,) int64.
@@ -122,13 +123,14 @@ def wanted_logits(
     Returns:
         (places, vocabulary) in the model's dtype.
     """
+    inputs: dict[str, Any] = {
+        name: batch.get(name) for name in ("input_ids", "attention_mask", "position_ids")
+    }
+    if is_divided(model):
+        divided = Divided.of(model, batch["input_ids"], batch["attention_mask"])
+        inputs, columns = divided.inputs, columns - divided.starts[rows]
     with scored_only(head or model.get_output_embeddings(), rows, columns):
-        logits: torch.Tensor = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch.get("attention_mask"),
-            position_ids=batch["position_ids"],
-            use_cache=False,
-        ).logits
+        logits: torch.Tensor = model(**inputs, use_cache=False).logits
     if logits.shape[:2] != (1, len(rows)):
         # A model that does not call its output head as a module.
         return logits[rows, columns]
@@ -246,6 +248,8 @@ def logits_at(
     Returns:
         (places, vocabulary), in the model's dtype.
     """
+    if is_divided(model):
+        return wanted_logits(model, inputs, None, rows, columns)
     if gathered:
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         hidden = causal.base_model(**inputs).last_hidden_state

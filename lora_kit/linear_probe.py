@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lora_kit.backbone import Backbone
 from lora_kit.console import meter
 from lora_kit.data.labelled import encode_texts
+from lora_kit.encoder_decoder import is_divided
 from lora_kit.heads import pad_right
 from lora_kit.likelihood import to_device
 
@@ -141,6 +142,9 @@ def mean_state(backbone: Backbone, batch: Mapping[str, torch.Tensor]) -> torch.T
         backbone: as in `mean_states`.
         batch: `input_ids` and `attention_mask`, each (batch, length) int64.
     """
-    states: torch.Tensor = backbone.model.base_model(**batch).last_hidden_state
+    model = backbone.model
+    # Of an encoder with a decoder, what the encoder makes of the text.
+    stack = model.get_encoder() if is_divided(model) else model.base_model
+    states: torch.Tensor = stack(**batch).last_hidden_state
     mask = batch["attention_mask"].unsqueeze(-1)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from lora_kit.adapter_spec import VIRTUAL, VIRTUAL_TOKENS, AdapterSpec
+from lora_kit.encoder_decoder import is_divided
 from lora_kit.errors import AdapterError
-from lora_kit.heads import is_classifier
+from lora_kit.heads import task_type_of
 from lora_kit.initialisations import OPTION, as_attached, given_sections, initialisation_of
 from lora_kit.unfrozen import copies_of, head_alone
 
@@ -101,7 +102,7 @@ def as_asked(spec: AdapterSpec, model: torch.nn.Module) -> PeftConfig:
     targets = None if _has_own_targets(spec) else spec.targets
     try:
         return kind(
-            task_type="SEQ_CLS" if is_classifier(model) else "CAUSAL_LM",
+            task_type=task_type_of(model),
             **({"target_modules": targets} if targets is not None else {}),
             **named,
             **(given_sections(initialisation_of(spec)) | options),
@@ -175,6 +176,11 @@ def _options(spec: AdapterSpec, fields: set[str], kind: type) -> dict[str, Any]:
 
 def _of_tokens(method: str, options: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
     """The options of virtual tokens, with their number and where they begin if that is not said."""
+    if is_divided(model):
+        raise AdapterError(
+            f"adapter.method: {method}: its tokens stand before one text, and this backbone has an "
+            "encoder and a decoder; use lora, or another method that changes layers"
+        )
     found = {"num_virtual_tokens": VIRTUAL_TOKENS, **BEGINNINGS.get(method, {}), **options}
     count = found["num_virtual_tokens"]
     if count < 1:

@@ -8,7 +8,7 @@ import torch
 
 from lora_kit.blocks import blocks_of
 from lora_kit.errors import AdapterError
-from lora_kit.heads import HEAD_NAMES, is_classifier
+from lora_kit.heads import HEAD_NAMES, is_classifier, task_type_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -46,7 +46,7 @@ def copies_of(model: torch.nn.Module, method: str) -> PeftConfig:
         names = names[-wanted:]
     behind = _behind(model, trunk)
     targets = [t for name in [*names, *behind] for t in _with_weights(model, name)]
-    task = "SEQ_CLS" if is_classifier(model) else "CAUSAL_LM"
+    task = task_type_of(model)
     return LNTuningConfig(task_type=task, target_modules=targets)
 
 

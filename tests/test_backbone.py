@@ -141,20 +141,6 @@ def test_a_hub_id_is_pinned_to_the_commit_that_was_loaded(tmp_path: Path, tiny: 
     assert done.stdout.strip() == commit, done.stderr
 
 
-def test_a_decoder_is_not_taken_out_of_a_model_of_two(tiny: Path, tmp_path: Path) -> None:
-    from transformers import BartConfig, BartForConditionalGeneration
-
-    directory = tmp_path / "bart"
-    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-    config = BartConfig(vocab_size=64, encoder_layers=1, decoder_layers=1, **sizes)
-    BartForConditionalGeneration(config).save_pretrained(directory)
-    for file in tiny.glob("tokenizer*"):
-        shutil.copy(file, directory / file.name)
-    with pytest.raises(BackboneError, match="bart is an encoder with a decoder") as told:
-        backbones.load(backbones.resolve(spec(directory)), spec(directory))
-    assert len(str(told.value)) < 400
-
-
 def test_an_encoder_is_not_taken_for_a_language_model_with_a_random_head(
     tiny_encoder: Path,
 ) -> None:

@@ -10,6 +10,7 @@ import jinja2
 from lora_kit.data.rows import Row
 from lora_kit.data.templates import has_thoughts, plain_prompt, refuse_unwritten, render
 from lora_kit.data_spec import Role
+from lora_kit.encoder_decoder import writes_pairs
 from lora_kit.errors import DataError
 
 if TYPE_CHECKING:
@@ -59,12 +60,28 @@ def draft(row: Row, tokenizer: PreTrainedTokenizerBase, labels: Labels) -> Draft
         RewrittenTurnsError: if the chat template leaves no trace of how an earlier turn was said.
         DataError: if the backbone cannot carry the row otherwise.
     """
+    if writes_pairs(tokenizer):
+        _require_an_answer(row, labels)
     if row.text is not None:
         return Draft(row.text, None, special=True)
     if not tokenizer.chat_template:
         return _completion(row, labels)
     refuse_unwritten(row, tokenizer)
     return _conversation(row, tokenizer, labels, len(row.messages), learned_turns(row, labels))
+
+
+def _require_an_answer(row: Row, labels: Labels) -> None:
+    """Raises DataError for what an encoder with a decoder does not write."""
+    if row.text is not None or not row.messages or row.messages[-1].role != "assistant":
+        raise DataError(
+            f"{row.origin}: this backbone is an encoder with a decoder, which learns and scores "
+            "answers to prompts; found a text without one. Give prompt and completion"
+        )
+    if labels == "all" or (isinstance(labels, list) and labels != ["assistant"]):
+        raise DataError(
+            f"data.labels: {labels}: this backbone is an encoder with a decoder, and what the "
+            "encoder reads is not learned; possible: assistant, last, completion"
+        )
 
 
 def drafts(row: Row, tokenizer: PreTrainedTokenizerBase, labels: Labels) -> list[Draft]:

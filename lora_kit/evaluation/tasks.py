@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tables import is_hub_id
 from lora_kit.data.tokenization import IGNORED, Example, tokenize, tokenize_prompt
-from lora_kit.errors import DataError
+from lora_kit.encoder_decoder import writes_pairs
+from lora_kit.errors import DataError, EvaluationError
 from lora_kit.evaluation.grading import grader
 from lora_kit.evaluation.item import (
     Branch,
@@ -61,6 +62,11 @@ def build_task(
         EvaluationError: if its metric cannot be loaded.
     """
     if spec.kind == "lm_eval":
+        if writes_pairs(tokenizer):
+            raise EvaluationError(
+                f"task {spec.name}: kind lm_eval: its requests are texts to be continued, and this "
+                "backbone is an encoder with a decoder; possible: tasks of the other kinds"
+            )
         from lora_kit.evaluation.lm_eval.tasks import build_lm_eval
 
         return build_lm_eval(spec, tokenizer, seed, spec.shots)
@@ -261,7 +267,7 @@ def _choice_item(
     row: Question, shots: Sequence[Shot], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase
 ) -> Item:
     asked = filled(row, spec)
-    if spec.chat:
+    if spec.chat or writes_pairs(tokenizer):
         turns = [*(message for shot in shots for message in shot), Message("user", asked)]
         prompt_ids = tokenize_prompt(turns, tokenizer)
         choice_ids = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in row.choices]

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.encoder_decoder import new_tokens
 from lora_kit.errors import MergeError
+from lora_kit.likelihood import pad_examples, to_device, wanted_logits
 
 MOST_POSITIONS = 512
 TEXTS, TEXT_TOKENS = 4, 32
@@ -182,12 +184,10 @@ def predict(model: Any, examples: Sequence[Example]) -> torch.Tensor:
         places = [n for n, label in enumerate(example.labels[1:]) if label != IGNORED][:left]
         left -= len(places)
         if places:
-            logits = model(
-                input_ids=torch.tensor([example.input_ids], device=device),
-                logits_to_keep=torch.tensor(places, device=device),
-                use_cache=False,
-            ).logits
-            kept.append(logits[0].float().log_softmax(dim=-1).cpu())
+            columns = torch.tensor(places, device=device)
+            batch = to_device(pad_examples([example], 0), device)
+            logits = wanted_logits(model, batch, None, torch.zeros_like(columns), columns)
+            kept.append(logits.float().log_softmax(dim=-1).cpu())
     if not kept:
         raise MergeError("no held-out tokens to compare the merged model on; add data.validation")
     return torch.cat(kept)
@@ -199,13 +199,14 @@ def _generated(model: Any, questions: Questions) -> torch.Tensor:
     for row, example in enumerate(questions.examples[:TEXTS]):
         first = next((n for n, label in enumerate(example.labels) if label != IGNORED), 0)
         prompt = torch.tensor([example.input_ids[: max(first, 1)]], device=device)
-        made = model.generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
+        made = new_tokens(
+            model,
+            prompt,
+            torch.ones_like(prompt),
             max_new_tokens=TEXT_TOKENS,
             do_sample=False,
             eos_token_id=list(questions.stop_token_ids),
             pad_token_id=questions.stop_token_ids[0],
-        )[0, prompt.shape[1] :]
+        )[0]
         found[row, : len(made)] = made.cpu()
     return found

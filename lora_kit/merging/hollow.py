@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kit.encoder_decoder import language_model_class
 from lora_kit.errors import MergeError
 from lora_kit.merging.arithmetic import (
     ADAPTER,
@@ -153,7 +154,7 @@ def hollow_model(base: Path, adapter: Path | None) -> Hollow:
 
 
 def _bare(base: Path, adapter: Path | None) -> PreTrainedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(base, local_files_only=True)
     if getattr(config, "quantization_config", None):
@@ -164,7 +165,7 @@ def _bare(base: Path, adapter: Path | None) -> PreTrainedModel:
     if adapter is not None and (rows := _vocabulary(adapter)):
         config.get_text_config().vocab_size = rows
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = language_model_class(config).from_config(config)
     model.tie_weights()
     # Where one parameter has two names, so has its stand-in.
     hollow: dict[int, torch.nn.Parameter] = {}

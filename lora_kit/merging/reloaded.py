@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lora_kit.console import say
+from lora_kit.encoder_decoder import answer_greedily, is_divided, language_model_class
 from lora_kit.errors import MergeError
 from lora_kit.files import read_json
 from lora_kit.memory import lacks_memory
@@ -55,11 +56,12 @@ def reload(merged: Path, computing: Computing) -> Any:
         MergeError: if it cannot be loaded, or not every tensor finds its place.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     stored = getattr(torch, str(read_json(merged / "config.json", MergeError).get("dtype")))
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(merged, local_files_only=True)
+        model, loaded = language_model_class(config).from_pretrained(
             merged,
             dtype=torch.promote_types(stored, computing.dtype),
             attn_implementation=computing.attention,
@@ -72,6 +74,8 @@ def reload(merged: Path, computing: Computing) -> Any:
     lost = sorted([*loaded["missing_keys"], *loaded["mismatched_keys"]])
     if lost:
         raise MergeError(f"{merged}: {len(lost)} parameters are in no file, the first: {lost[0]}")
+    if is_divided(model):
+        answer_greedily(model, str(merged))
     return model.to(computing.device).eval()
 
 

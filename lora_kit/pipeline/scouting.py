@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lora_kit.adapters import attach, coverage
 from lora_kit.arms import example_rows
-from lora_kit.backbone import load, resolve
+from lora_kit.backbone import Backbone, load, resolve
 from lora_kit.console import say
 from lora_kit.data.dataset import prepare, validation_rows
+from lora_kit.data.prepared import PreparedData
 from lora_kit.data.rows import Row
+from lora_kit.encoder_decoder import is_divided
 from lora_kit.errors import LoraKitError, RecipeError
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.files import write_json
 from lora_kit.launch import require_whole
-from lora_kit.preflight.forecast import forecast
+from lora_kit.preflight.forecast import forecast, timing
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.stated import works
 from lora_kit.scouting.measure import task_scores
@@ -87,7 +90,7 @@ def _scouted(
         )
         model = attach(backbone, recipe.adapter, recipe.seed)
         covered = coverage(model)
-        taken = forecast(recipe, backbone, model, data, held_out)
+        speed, memory = _taken(recipe, backbone, model, data, held_out)
     except LoraKitError as error:
         return Scouted(reference, refused=str(error))
     return Scouted(
@@ -95,7 +98,18 @@ def _scouted(
         "",
         covered.total_parameters - covered.trainable_parameters,
         scores,
-        1 / taken.probe.seconds_per_token if taken.probe else None,
-        taken.memory.total,
+        speed,
+        memory,
         works(recipe)[0].license,
     )
+
+
+def _taken(
+    recipe: Recipe, backbone: Backbone, model: Any, data: PreparedData, held_out: PreparedData
+) -> tuple[float | None, int | None]:
+    """Tokens a second of the recipe's training and bytes that it takes."""
+    if is_divided(model):
+        timed = timing(recipe, backbone, model, data, held_out)
+        return 1 / timed.probe.seconds_per_token, None
+    taken = forecast(recipe, backbone, model, data, held_out)
+    return 1 / taken.probe.seconds_per_token if taken.probe else None, taken.memory.total

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lora_kit.encoder_decoder import is_divided
 from lora_kit.errors import AdapterError, BackboneError, TrainingError
 from lora_kit.launch import (
     WEIGHTS_STAGE,
@@ -20,6 +21,7 @@ from lora_kit.preflight.data_checks import (
     learns_to_stop,
     packed_apart,
     something_to_learn,
+    within_its_positions,
 )
 from lora_kit.preflight.method_checks import (
     begun_where_it_can_be,
@@ -36,6 +38,7 @@ from lora_kit.preflight.method_checks import (
     stepped_by_us,
     taught_in_its_tokens,
     trained_with_its_head,
+    whole_where_it_is_divided,
     within_the_window,
 )
 from lora_kit.preflight.situation import Situation
@@ -247,6 +250,10 @@ def _with_turns(situation: Situation) -> bool:
     return _with_examples(situation) and situation.loaded.head is None
 
 
+def _with_two_stacks(situation: Situation) -> bool:
+    return _with_backbone(situation) and is_divided(situation.loaded.model)
+
+
 def _with_tokens(situation: Situation) -> bool:
     return situation.recipe.adapter.virtual_tokens > 0
 
@@ -275,6 +282,7 @@ CHECKS = (
     Check("copies", "whole layers meet another dtype", _with_backbone, computes_in_float32),
     Check("window", "tokens find no place", _with_backbone_and_tokens, within_the_window),
     Check("tokens", "they are encoded by a part", _with_tokens, encoded_whole),
+    Check("two stacks", "a part is taken for all", _with_two_stacks, whole_where_it_is_divided),
     Check("teacher", "it has other tokens", _with_backbone, taught_in_its_tokens),
     Check("merging", "an adapter cannot be merged", _always, can_be_merged),
     Check("estimate", "another method's memory", _always, estimated_as_it_is),
@@ -286,6 +294,7 @@ CHECKS = (
     Check("objective", "another one's estimate", _always, estimated_as_another_objective),
     Check("head", "a head is divided", _with_classes, trained_with_its_head),
     Check("labels", "nothing is learned at loss 0", _with_examples, something_to_learn),
+    Check("positions", "an example finds no place", _with_examples, within_its_positions),
     Check("end of turn", "the model never stops", _with_turns, learns_to_stop),
     Check("beginning", "texts begin twice", _with_examples, begins_once),
     Check("packing", "packed examples see one another", _with_packing, packed_apart),

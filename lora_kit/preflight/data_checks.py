@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lora_kit.data.tokenization import end_of_turn
 from lora_kit.errors import DataError, TrainingError
+from lora_kit.positions import Positions
 from lora_kit.preflight.isolation import logit_spacing, packed_difference
 from lora_kit.preflight.situation import Situation
 
@@ -38,6 +39,21 @@ def learns_to_stop(situation: Situation) -> None:
             "data: no example ends its answer: the token that ends a turn is never supervised, and "
             "the model would not learn to stop. Raise data.max_length, so that answers are not cut"
         )
+
+
+def within_its_positions(situation: Situation) -> None:
+    """Raises DataError if an example is longer than the backbone has positions for."""
+    positions = Positions.of(situation.loaded.model)
+    if positions is None:
+        return
+    before = situation.recipe.adapter.virtual_tokens
+    for example in situation.examples:
+        if positions.taken(example.input_ids) + before > positions.most:
+            raise DataError(
+                f"data.max_length: {situation.recipe.data.max_length}: {example.origin} has "
+                f"{len(example.input_ids)} tokens, and {situation.loaded.files.reference} has "
+                f"positions for {positions.most}; lower data.max_length"
+            )
 
 
 def begins_once(situation: Situation) -> None:

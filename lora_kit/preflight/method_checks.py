@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lora_kit.adapter_spec import NOT_MERGED, NOT_SHAPED
+from lora_kit.data_spec import SELF
 from lora_kit.errors import AdapterError, TrainingError
 from lora_kit.initialisations import FROM_ROWS, OPTION, initialisation_of
 from lora_kit.objective_spec import HEADED, REFERENCED
@@ -154,6 +155,32 @@ def encoded_whole(situation: Situation) -> None:
             f"adapter.method: {method}: its tokens go through the backbone in a pass of their own, "
             "for which FSDP and DeepSpeed gather nothing. Launch with accelerate_configs/ddp.yaml"
         )
+
+
+def whole_where_it_is_divided(situation: Situation) -> None:
+    """Raises TrainingError for what is made for one stack of blocks where there are two."""
+    recipe, launch = situation.recipe, situation.launch
+    training, start = recipe.training, initialisation_of(recipe.adapter)
+    replay = recipe.data.replay
+    asked = {
+        f"training.objective: {training.objective}": training.objective != "sft",
+        f"adapter.method: {recipe.adapter.method}": recipe.adapter.trains_weights,
+        f"adapter.options.{OPTION}: {start}": start in FROM_ROWS,
+        "training.unfreeze_steps": training.unfreeze_steps is not None,
+        "training.layer_decay": training.layer_decay is not None,
+        "training.distillation": training.distillation is not None,
+        "data.packing": recipe.data.packing,
+        "data.replay.source: self": replay is not None and replay.source == SELF,
+        "retention.own_words": recipe.retention.own_words is not None,
+        "FSDP or DeepSpeed": launch.sharded or launch.deepspeed,
+    }
+    for what, is_asked in asked.items():
+        if is_asked:
+            raise TrainingError(
+                f"{what} is made for a backbone of one stack of blocks, and "
+                f"{situation.loaded.files.reference} has an encoder and a decoder. Possible: the "
+                "objective sft with LoRA and other methods that change layers"
+            )
 
 
 def can_be_merged(situation: Situation) -> str | None:

@@ -22,6 +22,7 @@ from lora_kit.data.dataset import (
 from lora_kit.data.labelled import as_read
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.data_spec import SELF
+from lora_kit.encoder_decoder import is_divided
 from lora_kit.errors import BackboneError
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
@@ -61,9 +62,9 @@ class Plan:
         missing_backbone: why the backbone is not on this machine, else `None`; without it rows
             are counted, all that follows is not known.
         checked: the checks that were run, and what they warn of.
-        forecast: for this machine; `None` where it would be launched by a file, or a head is
-            learned.
-        timing: where a head is learned below which something is trained.
+        forecast: for this machine; `None` where it would be launched by a file, a head is
+            learned, or the backbone has an encoder besides.
+        timing: where there is no forecast for what the backbone is.
         launch_file: by which it would be launched.
         rank: memory of each process that `launch_file` starts.
         hints: what the number of examples speaks for.
@@ -166,7 +167,8 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     items = audited_items(plan_work(suites, backbone))
     limits = recipe.data.audit
     read = as_read(data.examples) if objective == "classification" else data.examples
-    is_estimated = not classes
+    # Shapes alone tell what a decoder takes; of the others, a step is timed.
+    is_estimated = not classes and not is_divided(backbone.model)
     refuse_items(RetentionTexts.read(recipe, backbone.tokenizer), items, limits.leakage)
     return Plan(
         **known,
@@ -183,7 +185,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         if is_estimated and not launch_file
         else None,
         timing=timing(recipe, backbone, model, data, held_out)
-        if classes and recipe.adapter.method != "head" and not launch_file
+        if not is_estimated and recipe.adapter.method != "head" and not launch_file
         else None,
         rank=estimate_of_a_rank(recipe, backbone.model.config, data, launch_file)
         if is_estimated and launch_file

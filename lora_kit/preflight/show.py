@@ -65,8 +65,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         _show_forecast(plan.forecast, console)
     if plan.timing:
         show_duration(plan.timing.duration, plan.timing.probe, console)
-    if recipe.training.objective in HEADED:
-        what = "Memory of a training with a head is" if plan.timing else "Memory and time are"
+    if plan.timing or recipe.training.objective in HEADED:
+        what = "Memory of such a training is" if plan.timing else "Memory and time are"
         console.print(f"{what} not estimated.")
     if plan.launch_file and plan.rank:
         show_rank(plan.launch_file, plan.rank, console)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.data.tokenization import end_of_turn
+from lora_kit.encoder_decoder import language_model_class
 from lora_kit.errors import DataError, ReleaseError
 from lora_kit.files import read_json
 
@@ -58,7 +59,8 @@ def check_formats(directory: Path, adapter: Path) -> FormatFindings:
         shapes = _stored(directory)
         refusals += _wrong_weights(directory, shapes)
         refusals += _wrong_generation(directory)
-        warnings += _no_template(directory)
+        if not read_json(directory / "config.json", ReleaseError).get("is_encoder_decoder"):
+            warnings += _no_template(directory)
         warnings += adapter_warnings(adapter, shapes)
     except (ReleaseError, OSError, SafetensorError) as error:
         refusals.append(str(error))
@@ -129,12 +131,12 @@ def _wrong_weights(directory: Path, stored: Shapes) -> Iterator[str]:
 def _built(directory: Path) -> Any:
     """The model that transformers makes of config.json, without weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return language_model_class(config).from_config(config)
     except (OSError, ValueError, KeyError) as error:
         raise ReleaseError(f"config.json: transformers makes no model of it: {error}") from error
 

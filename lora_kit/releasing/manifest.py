@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from lora_kit.adapters import ADAPTER_CONFIG
 from lora_kit.digests import file_sha256, json_sha256
+from lora_kit.encoder_decoder import SEQUENCE_TO_SEQUENCE
 from lora_kit.errors import ReleaseError
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.harness import SUITES
@@ -31,7 +33,7 @@ CARD = "README.md"
 RECIPE = "recipe.yaml"
 EVALUATION = "evaluation"
 ADAPTER = "adapter"
-FORMAT = 3
+FORMAT = 4
 """Raised when a release holds other things, or its card says them otherwise, so that a release of
 another version is told apart from one that was tampered with."""
 
@@ -39,7 +41,7 @@ another version is told apart from one that was tampered with."""
 class Manifest(Section):
     """What a release came from."""
 
-    format: Literal[3] = 3
+    format: Literal[4] = 4
     """Of this file and of the card."""
     name: str
     """The recipe's."""
@@ -49,6 +51,8 @@ class Manifest(Section):
     """Who released a verdict that is INCONCLUSIVE said why."""
     backbone: dict[str, str]
     """Every part of the fingerprint of the frozen model, and its digest."""
+    has_encoder: bool = False
+    """Whether the model is an encoder with a decoder (sequence to sequence)."""
     adapter: str
     """The sha256 of the adapter's weights and configuration."""
     recipe: dict[str, Any]
@@ -102,6 +106,8 @@ def collect(
         decision=clearance.decision,
         acceptance=clearance.acceptance,
         backbone=record["backbone"],
+        has_encoder=read_json(run.adapter / ADAPTER_CONFIG, ReleaseError).get("task_type")
+        == SEQUENCE_TO_SEQUENCE,
         adapter=clearance.verdict["adapter"],
         recipe=recipe.model_dump(mode="json"),
         data=record["data"],

@@ -55,7 +55,7 @@ class Scouted:
         parameters: of the model, frozen.
         scores: of the recipe's gain tasks.
         tokens_per_second: of training the recipe's adapter; `None` where it would not fit.
-        memory: bytes that the recipe's training takes at most.
+        memory: bytes that the recipe's training takes at most; `None` where it is not estimated.
         license: as it is stated; `None` where it is not.
         rank: 1 is the best: the mean of the ranks on the tasks, by the best of each task's scores;
             0 of one that was refused.
@@ -66,7 +66,7 @@ class Scouted:
     parameters: int = 0
     scores: tuple[TaskScore, ...] = ()
     tokens_per_second: float | None = None
-    memory: int = 0
+    memory: int | None = None
     license: str | None = None
     rank: int = 0
 

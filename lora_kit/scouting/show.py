@@ -37,7 +37,7 @@ def _table(measured: Sequence[Scouted]) -> Table:
         speed = f"{one.tokens_per_second:.0f}" if one.tokens_per_second else "does not fit"
         facts = (
             speed,
-            f"{one.memory / 1e9:.1f} GB",
+            "not known" if one.memory is None else f"{one.memory / 1e9:.1f} GB",
             f"{one.parameters / 1e6:,.0f} M",
             _text(one.license or "not stated"),
         )

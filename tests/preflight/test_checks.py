@@ -41,8 +41,8 @@ def test_a_run_in_which_all_is_right_passes(tiny_backbone: Backbone, tiny_recipe
         update={"data": tiny_recipe.data.model_copy(update={"packing": True})}
     )
     done = run_checks(Situation(packing, Launch(), tiny_backbone, model, examples))
-    # Of a classifier, of grpo's rewards, and of a method that puts tokens before the text.
-    others = ("head", "rewards", "window", "tokens")
+    # Of a classifier, of grpo's rewards, of tokens before the text, of an encoder with a decoder.
+    others = ("head", "rewards", "window", "tokens", "two stacks")
     assert done.names == tuple(check.name for check in CHECKS if check.name not in others)
     assert done.warnings == ()
 

@@ -44,6 +44,19 @@ def test_the_hub_reads_the_merged_models_figures_and_their_intervals(tmp_path: P
     assert str(tmp_path) not in text
 
 
+def test_the_card_names_the_class_that_loads_the_model(tmp_path: Path) -> None:
+    text = card(tmp_path, BETTER)
+    assert "AutoModelForCausalLM.from_pretrained" in text
+    assert "vllm serve" in text
+
+
+def test_the_card_of_an_encoder_with_a_decoder_names_its_class(tmp_path: Path) -> None:
+    text = card(tmp_path, BETTER, {"has_encoder": True})
+    assert "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer\n\nmodel = Auto" in text
+    assert "CausalLM" not in text
+    assert "vllm serve" not in text
+
+
 def test_every_task_of_a_suite_has_its_own_entry(tmp_path: Path) -> None:
     suite = SUITE.model_copy(
         update={"tasks": [SUITE.tasks[0], SUITE.tasks[0].model_copy(update={"name": "again"})]}

@@ -327,7 +327,7 @@ def test_a_file_of_no_part_is_found_though_the_manifest_lists_it(copied: Path, n
         ('{"files": ["a"]}', "names no files", 3),
         ('{"files": {}, "format": 2, "released_with": {"lora-kit": "0.1"}}', "lora-kit 0.1", 2),
         ('{"files": {}, "format": 1, "versions": {"lora-kit": "0.0.9"}}', "lora-kit 0.0.9", 2),
-        ('{"files": {}, "format": 3}', "name: Field required", 3),
+        ('{"files": {}, "format": 4}', "name: Field required", 3),
     ],
 )
 def test_what_is_no_manifest_is_told(tmp_path: Path, text: str, part: str, status: int) -> None:

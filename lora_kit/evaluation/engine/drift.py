@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from lora_kit.adapters import switched_off
+from lora_kit.encoder_decoder import Divided, is_divided
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Item, LossRequest, OfHead, Request
+from lora_kit.likelihood import to_device, wanted_logits
 
 PROMPTS = 16
 """Prompts of a suite at most, spread over its tasks: drift is an alarm, not a verdict."""
@@ -33,11 +35,16 @@ def batches(work: Work) -> list[tuple[Item, ...]]:
     return [tuple(items[n : n + BATCH]) for n in range(0, len(items), BATCH)]
 
 
-def prompt_ids(request: Request) -> tuple[int, ...]:
-    """What of a request is a prompt to drift on: its last tokens, of an example all of it."""
+def prompt_ids(request: Request, whole: bool = False) -> tuple[int, ...]:
+    """What of a request is a prompt to drift on: its last tokens, of an example all of it.
+
+    Args:
+        request: of a language model.
+        whole: whether all tokens are wanted, as an encoder with a decoder does.
+    """
     assert not isinstance(request, OfHead)  # of a language model alone
     ids = request.example.input_ids if isinstance(request, LossRequest) else request.prompt_ids
-    return ids[-PROMPT_TOKENS:]
+    return ids if whole else ids[-PROMPT_TOKENS:]
 
 
 @torch.inference_mode()
@@ -55,16 +62,23 @@ def token_kl(
     length = max(map(len, prompts))
     ids = torch.tensor([[pad_token_id] * (length - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
-    inputs = {
-        "input_ids": ids.to(device),
-        "attention_mask": mask.to(device),
-        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
-        "logits_to_keep": POSITIONS,
-        "use_cache": False,
-    }
-    adapted = model(**inputs).logits.float().log_softmax(dim=-1)
+    batch = to_device(
+        {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+        },
+        device,
+    )
+    seen = batch["attention_mask"].clone()
+    seen[:, :-POSITIONS] = 0
+    if is_divided(model):
+        starts = Divided.of(model, batch["input_ids"], batch["attention_mask"]).starts
+        seen *= torch.arange(length, device=device) >= starts[:, None]
+    rows, columns = seen.nonzero(as_tuple=True)
+    adapted = wanted_logits(model, batch, None, rows, columns).float().log_softmax(dim=-1)
     with switched_off(model):
-        base = model(**inputs).logits.float().log_softmax(dim=-1)
+        base = wanted_logits(model, batch, None, rows, columns).float().log_softmax(dim=-1)
     kl = (base.exp() * (base - adapted)).sum(dim=-1).double()
-    seen = mask[:, -kl.shape[1] :].to(device).double()
-    return [float(value) for value in (kl * seen).sum(dim=1) / seen.sum(dim=1)]
+    sums = torch.zeros(len(prompts), dtype=torch.float64, device=device).index_add_(0, rows, kl)
+    return (sums / seen.sum(dim=1)).tolist()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.encoder_decoder import is_divided
 from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine.prefix import encode
 from lora_kit.evaluation.engine.scoring import Scorer, Way, outcomes
@@ -40,8 +41,8 @@ def find_way(scorer: Scorer, requests: Sequence[Request], prefix_ids: tuple[int,
     Layers that carry a state along the row (convolutions, linear attention, state spaces) do not
     heed the mask of a tree, without an error: the choices would leak into one another.
     """
-    if isinstance(requests[0], OfHead):
-        return WAYS[-1]  # a row a text, which is all there is
+    if isinstance(requests[0], OfHead) or is_divided(scorer.model):
+        return WAYS[-1]  # a row a text, or a source and an answer, which is all there is
     possible = ways(str(scorer.model.config._attn_implementation))
     shortest = sorted(requests, key=lambda request: request.length)[:PROBES]
     cut = max(len(prefix_ids) - PREFIX_TOKENS, 0)

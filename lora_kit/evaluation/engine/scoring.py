@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.encoder_decoder import new_tokens
 from lora_kit.evaluation.engine.choices import in_one_row
 from lora_kit.evaluation.engine.classes import classified
 from lora_kit.evaluation.engine.prefix import Prefix
@@ -161,9 +162,10 @@ def _generated(
     ids = torch.tensor([row(r, pad, r.prompt_ids) for r in requests])
     mask = torch.tensor([row(r, 0, [1] * len(r.prompt_ids)) for r in requests])
     stops = sorted({stop for request in requests for stop in request.stop})
-    output = scorer.model.generate(
-        input_ids=ids.to(scorer.device),
-        attention_mask=mask.to(scorer.device),
+    new = new_tokens(
+        scorer.model,
+        ids.to(scorer.device),
+        mask.to(scorer.device),
         past_key_values=prefix.repeated(len(requests)) if prefix else None,
         max_new_tokens=max(request.max_new_tokens for request in requests),
         do_sample=False,
@@ -174,7 +176,6 @@ def _generated(
         pad_token_id=pad,
         **({"stop_strings": stops, "tokenizer": scorer.tokenizer} if stops else {}),
     )
-    new = output[:, length:]
     texts = scorer.tokenizer.batch_decode(new, skip_special_tokens=True)
     counts = (new != pad).sum(dim=1).tolist()
     return [

@@ -15,10 +15,11 @@ from lora_kit.evaluation.classes import build_class_task
 from lora_kit.evaluation.engine.kept import setting
 from lora_kit.evaluation.engine.prefix import shared_prefix
 from lora_kit.evaluation.grading import GRADING, grading_code
-from lora_kit.evaluation.item import GenerationRequest, LossRequest, Task
+from lora_kit.evaluation.item import GenerationRequest, LossRequest, OfHead, Request, Task
 from lora_kit.evaluation.rewarded import build_reward_task
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.tasks import Shot, build_task, content, shot_of
+from lora_kit.positions import Positions
 from lora_kit.processes import process_state
 
 FEWSHOT = "fewshot"
@@ -98,12 +99,38 @@ def _plan(
             task = build_class_task(suite, spec, backbone.tokenizer, backbone.head.classes)
         return _laid_out(suite, task, backbone, {})
     task = build_task(spec, backbone.tokenizer, suite.seed)
+    _require_places(task, backbone)
     variants = {}
     if shots and suite.role == "gain":
         asked = _with_shots(suite, spec, backbone, shots, training)
         if asked is not None and [i.id for i in asked.items] == [i.id for i in task.items]:
             variants[FEWSHOT] = asked, json_sha256(content(asked))
     return _laid_out(suite, task, backbone, variants)
+
+
+def _require_places(task: Task, backbone: Backbone) -> None:
+    """Raises EvaluationError for an item that is longer than the backbone has positions for."""
+    positions = Positions.of(backbone.model)
+    if positions is None:
+        return
+    for item in task.items:
+        taken = _places(item.request, positions)
+        if taken > positions.most:
+            raise EvaluationError(
+                f"{task.spec.name}: {item.id} takes {taken} tokens with its answer, and "
+                f"{backbone.files.reference} has positions for {positions.most}; lower the task's "
+                "shots, max_length or max_new_tokens"
+            )
+
+
+def _places(request: Request, positions: Positions) -> int:
+    assert not isinstance(request, OfHead)  # whose texts are cut
+    if isinstance(request, LossRequest):
+        return positions.taken(request.example.input_ids)
+    if isinstance(request, GenerationRequest):
+        return positions.taken(request.prompt_ids, request.max_new_tokens)
+    behind = max(len(branch.input_ids) for branch in request.branches)
+    return positions.taken(request.prompt_ids, behind)
 
 
 def part_of(work: Work, ids: Collection[str], backbone: Backbone) -> Work:
@@ -137,8 +164,11 @@ def _with_shots(
                 say(f"{place}: without a limit, they would be items that the other arms are asked")
                 return None
             own = spec.model_copy(update={"shots": shots})
-            return build_task(own, backbone.tokenizer, suite.seed)
-        return _with_training_rows(suite, spec, backbone, shots, training)
+            task = build_task(own, backbone.tokenizer, suite.seed)
+        else:
+            task = _with_training_rows(suite, spec, backbone, shots, training)
+        _require_places(task, backbone)
+        return task
     except (DataError, EvaluationError) as error:
         say(f"{place}: {error}")
         return None

@@ -110,6 +110,11 @@ def export(
     if output.exists():
         raise MergeError(f"{output}: is there already; choose another --output")
     config, tokenizer = _opened(directory)
+    if config.is_encoder_decoder:
+        raise MergeError(
+            f"{directory}: an encoder with a decoder is exported in no other format; its files "
+            "are what AutoModelForSeq2SeqLM loads"
+        )
     if getattr(config, "quantization_config", None):
         raise MergeError(f"{directory}: is quantized already; export the merged model")
     texts = texts or default_texts()
