@@ -194,19 +194,26 @@ def predict(model: Any, examples: Sequence[Example]) -> torch.Tensor:
 
 
 def _generated(model: Any, questions: Questions) -> torch.Tensor:
+    """All at once: quantized weights are unpacked in each pass, however many rows it has."""
     device = next(model.parameters()).device
+    prompts = [_prompt(example) for example in questions.examples[:TEXTS]]
+    batch = pad_examples([Example(ids, ids) for ids in prompts], questions.stop_token_ids[0])
+    made = new_tokens(
+        model,
+        batch["input_ids"].to(device),
+        batch["attention_mask"].to(device),
+        max_new_tokens=TEXT_TOKENS,
+        do_sample=False,
+        eos_token_id=list(questions.stop_token_ids),
+        pad_token_id=questions.stop_token_ids[0],
+    ).cpu()
     found = torch.full((TEXTS, TEXT_TOKENS), -1)
-    for row, example in enumerate(questions.examples[:TEXTS]):
-        first = next((n for n, label in enumerate(example.labels) if label != IGNORED), 0)
-        prompt = torch.tensor([example.input_ids[: max(first, 1)]], device=device)
-        made = new_tokens(
-            model,
-            prompt,
-            torch.ones_like(prompt),
-            max_new_tokens=TEXT_TOKENS,
-            do_sample=False,
-            eos_token_id=list(questions.stop_token_ids),
-            pad_token_id=questions.stop_token_ids[0],
-        )[0]
-        found[row, : len(made)] = made.cpu()
-    return found
+    found[: len(made), : made.shape[1]] = made
+    stops = torch.isin(found, torch.tensor(questions.stop_token_ids)).int()
+    # Behind a row's first end it was filled until the last one had ended.
+    return found.masked_fill(stops.cumsum(dim=1) - stops > 0, -1)
+
+
+def _prompt(example: Example) -> tuple[int, ...]:
+    first = next((n for n, label in enumerate(example.labels) if label != IGNORED), 0)
+    return example.input_ids[: max(first, 1)]

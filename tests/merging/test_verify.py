@@ -15,7 +15,7 @@ from lora_kit.backbone import Backbone
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import MergeError
 from lora_kit.merging import reloaded
-from lora_kit.merging.answers import answer
+from lora_kit.merging.answers import TEXT_TOKENS, Questions, answer
 from lora_kit.merging.limits import limits_for
 from lora_kit.merging.measured import Measured, measure, questions_for
 from lora_kit.merging.reloaded import Computing, answer_of_files, reload
@@ -63,6 +63,31 @@ def test_what_was_merged_right_passes_in_a_new_process(
     assert found.least_kept == pytest.approx(1, abs=1e-3)
     assert found.most_kept == pytest.approx(1, abs=1e-3)
     assert found.mean_kl < 1e-6 < found.control_mean_kl
+
+
+def test_texts_that_are_asked_together_are_those_of_each_prompt_alone(model: Any) -> None:
+    prompts = [tuple(range(start, start + 3 + 5 * number)) for number, start in enumerate((9, 700))]
+    examples = tuple(Example(ids, (*[-100] * (len(ids) - 1), ids[-1])) for ids in prompts)
+    alone = []
+    for ids in prompts:
+        asked = torch.tensor([ids[:-1]])
+        made = model.generate(
+            input_ids=asked,
+            attention_mask=torch.ones_like(asked),
+            max_new_tokens=TEXT_TOKENS,
+            do_sample=False,
+            eos_token_id=[],
+            pad_token_id=2,
+        )
+        alone.append(made[0, asked.shape[1] :])
+    assert alone[0].tolist() != alone[1].tolist()
+    # One of them ends in its midst, the other one goes on.
+    end = next(int(token) for token in alone[0][5:] if token not in alone[1])
+    place = alone[0].tolist().index(end)
+    found = answer(model, Questions(examples, {}, (end,))).texts
+    assert found[0].tolist() == [*alone[0][: place + 1].tolist(), *[-1] * (TEXT_TOKENS - place - 1)]
+    assert found[1].tolist() == alone[1].tolist()
+    assert (found[2:] == -1).all()
 
 
 def test_files_that_do_not_fit_beside_the_backbone_are_asked_on_the_cpu(
