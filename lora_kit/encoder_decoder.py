@@ -40,8 +40,12 @@ def language_model_class(config: PretrainedConfig) -> Any:
 
 
 def is_divided(model: Any) -> bool:
-    """Whether a model, as it is or wrapped for several processes, has an encoder and a decoder."""
-    return bool(getattr(model, "module", model).config.is_encoder_decoder)
+    """Whether a model, as it is or wrapped for several processes, has an encoder and a decoder.
+
+    A decoder's bare forward, which has no configuration, has not.
+    """
+    config = getattr(getattr(model, "module", model), "config", None)
+    return bool(getattr(config, "is_encoder_decoder", False))
 
 
 def writes_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:

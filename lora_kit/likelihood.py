@@ -114,7 +114,7 @@ def wanted_logits(
     """Next-token logits at some places of a batch, and not at the others.
 
     Args:
-        model: a language model.
+        model: a language model, or a decoder's forward.
         batch: as `supervised_nll` takes it.
         head: the model's output head; found if it is not wrapped.
         rows: (places,) int64.

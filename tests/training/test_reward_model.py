@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from lora_kit import pipeline
 from lora_kit.adapters import adapter_sha256, attach, attach_saved
 from lora_kit.backbone import load, resolve
 from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import end_of_turn
 from lora_kit.data.units import PreparedUnits
 from lora_kit.errors import DataError, RecipeError, TrainingError
@@ -352,6 +354,27 @@ def test_a_reward_model_rewards_what_a_policy_says(
     steps = [json.loads(line) for line in (tmp_path / "policy" / "metrics.jsonl").open()]
     assert len(steps) == 2
     assert all(math.isfinite(step["reward"]) for step in steps)
+
+
+def test_reward_models_of_one_folder_name_are_told_apart(
+    tiny: Path, trained: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "other" / trained.name
+    shutil.copytree(trained, elsewhere)
+    recipe = rewarded_recipe(tiny, tmp_path, f"run:{trained}", f"run:{elsewhere}", "chrf")
+    assert recipe.grpo is not None
+    names = [reward.__name__ for reward in rewards_of_grpo(recipe.grpo)]
+    assert names == [f"run:{trained}", f"run:{elsewhere}", "chrf"]
+
+
+def test_a_prompt_that_a_reward_model_cannot_read_is_told_before_the_first_step(
+    tiny: Path, trained: Path, tmp_path: Path
+) -> None:
+    recipe = rewarded_recipe(tiny, tmp_path, f"run:{trained}")
+    assert recipe.grpo is not None
+    odd = Row("rows.jsonl:3", "", (Message("user", "a <|im_end|>"), Message("assistant", "b")))
+    with pytest.raises(DataError, match=r"grpo\.rewards: .*rows\.jsonl:3: .*control token"):
+        rewards_of_grpo(recipe.grpo, [odd])
 
 
 def test_what_is_no_reward_model_rewards_nothing(tiny: Path, tmp_path: Path) -> None:

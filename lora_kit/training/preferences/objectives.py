@@ -130,7 +130,7 @@ def _reward_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) -> R
     return RewardTrainer(
         model=setting.model,
         args=arguments,
-        reward_funcs=rewards_of(spec),
+        reward_funcs=rewards_of(spec, [unit.row for unit in setting.data.units]),
         units=setting.data.units,
         ends=stop_token_ids(setting.backbone),
         processing_class=setting.backbone.tokenizer,

@@ -15,7 +15,7 @@ from lora_kit.data.answered import encode_answered
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.templates import control_tokens
 from lora_kit.data.tokenization import NO_LIMIT
-from lora_kit.errors import RecipeError
+from lora_kit.errors import DataError, RecipeError
 from lora_kit.evaluation.engine.rewards import rewarded
 from lora_kit.evaluation.item import RewardRequest
 from lora_kit.heads import SavedReward, saved_head
@@ -76,6 +76,13 @@ class RunReward:
         self._has_cut = False
         held = sum(p.numel() * p.element_size() for p in self.session.model.parameters())
         say(f"{path}: the reward model takes {held / 1e9:.2f} GB beside the policy")
+
+    def require_readable(self, rows: Sequence[Row]) -> None:
+        """Raises DataError for a row whose turns this backbone cannot carry, before it is asked."""
+        try:
+            encode_answered(rows, self.session.backbone.tokenizer, NO_LIMIT)
+        except DataError as error:
+            raise DataError(f"grpo.rewards: {self.session.run.root}: {error}") from error
 
     @torch.no_grad()
     def __call__(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_kit.data.rows import Row
 from lora_kit.errors import EvaluationError, RecipeError
 from lora_kit.evaluation.grading import said
 from lora_kit.evaluation.metrics import load_metric
@@ -18,20 +19,31 @@ from lora_kit.training.preferences.reward_runs import RUN, RunReward, run_of
 Reward = Callable[..., list[float | None]]
 
 
-def rewards_of(spec: GrpoSpec) -> list[Reward]:
+def rewards_of(spec: GrpoSpec, rows: Sequence[Row] = ()) -> list[Reward]:
     """One function a metric or a reward model, as TRL calls them.
+
+    Args:
+        spec: which.
+        rows: whose prompts are going to be answered; a reward model has to be able to read them.
 
     Raises:
         RecipeError: if there is no such metric, or a run is not that of a reward model.
+        DataError: naming the row that a reward model cannot read.
     """
     first_line = spec.answer == "first_line"
     try:
-        return [
-            _of_a_run(name, first_line) if name.startswith(RUN) else _reward(name, first_line)
+        found = [
+            _of_a_run(name, first_line, rows) if name.startswith(RUN) else _reward(name, first_line)
             for name in spec.rewards
         ]
     except EvaluationError as error:
         raise RecipeError(f"grpo.rewards: {error}") from error
+    # What the figures of a step are named by; of one name, they would be taken for one another.
+    short = [reward.__name__ for reward in found]
+    for name, reward in zip(spec.rewards, found, strict=True):
+        if short.count(reward.__name__) > 1:
+            reward.__name__ = name
+    return found
 
 
 def _reward(name: str, first_line: bool) -> Reward:
@@ -45,14 +57,14 @@ def _reward(name: str, first_line: bool) -> Reward:
             for turns, wanted in zip(completions, reference, strict=True)
         ]
 
-    # What the figures of a step are named by.
     reward.__name__ = Path(name).stem
     return reward
 
 
-def _of_a_run(name: str, first_line: bool) -> Reward:
+def _of_a_run(name: str, first_line: bool, rows: Sequence[Row]) -> Reward:
     path = run_of(name)
     model = RunReward(path)
+    model.require_readable(rows)
 
     def reward(
         prompts: Sequence[Sequence[dict[str, Any]]],
