@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from lora_kit.console import say
 from lora_kit.data.labelled import encode_texts
-from lora_kit.errors import DataError, EvaluationError
+from lora_kit.errors import DataError
 from lora_kit.evaluation.grading import grade_class
+from lora_kit.evaluation.headed import Askable
 from lora_kit.evaluation.item import ClassRequest, Item, Task
 from lora_kit.evaluation.reading import Question
 from lora_kit.evaluation.suite import Suite, TaskSpec
@@ -18,7 +19,13 @@ from lora_kit.evaluation.tasks import chosen_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SCORES = (None, "accuracy", "macro_f1", "loss")
+ASKABLE = Askable(
+    "a classifier",
+    "classification",
+    "answers tasks of the kind classification alone; name a suite of such tasks",
+    (None, "accuracy", "macro_f1", "loss"),
+    "a head's classes have no length",
+)
 
 
 def build_class_task(
@@ -36,7 +43,9 @@ def build_class_task(
         EvaluationError: if a head cannot be asked this.
         DataError: if the source does not fit, or an item's class is none of the head's.
     """
-    _require_for_a_head(suite, spec)
+    ASKABLE.require(suite, spec)
+    if spec.template or spec.chat:
+        say(f"{suite.name}/{spec.name}: a head reads the text alone, without the task's template")
     rows: list[Question] = chosen_rows(spec, suite.seed)[0]
     texts = [_text(row, spec) for row in rows]
     encoded = encode_texts(texts, tokenizer, spec.max_length)
@@ -58,29 +67,6 @@ def build_class_task(
         for row, text, (ids, _) in zip(rows, texts, encoded, strict=True)
     ]
     return Task(spec, items, partial(grade_class, score=spec.score or "accuracy"))
-
-
-def _require_for_a_head(suite: Suite, spec: TaskSpec) -> None:
-    place = f"evaluation.suites: {suite.name}/{spec.name}"
-    if suite.role != "gain":
-        raise EvaluationError(
-            f"{place}: role {suite.role}: the base of a classifier has no head, so that there is "
-            "nothing that it could forget; name suites with the role gain"
-        )
-    if spec.kind != "classification":
-        raise EvaluationError(
-            f"{place}: kind {spec.kind}: a head answers tasks of the kind classification alone; "
-            "name a suite of such tasks"
-        )
-    if spec.score not in SCORES:
-        raise EvaluationError(
-            f"{place}: score {spec.score}: a head's classes have no length; possible: accuracy, "
-            "macro_f1, loss"
-        )
-    if spec.shots:
-        raise EvaluationError(f"{place}: shots: a head is not shown examples; leave it out")
-    if spec.template or spec.chat:
-        say(f"{suite.name}/{spec.name}: a head reads the text alone, without the task's template")
 
 
 def _text(row: Question, spec: TaskSpec) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from lora_kit.console import say
 from lora_kit.data.answered import encode_answered
 from lora_kit.data.rows import Message, Row
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.grading import grade_reward
+from lora_kit.evaluation.headed import Askable
 from lora_kit.evaluation.item import Item, RewardRequest, Task
 from lora_kit.evaluation.reading import Question
 from lora_kit.evaluation.suite import Suite, TaskSpec
@@ -18,7 +18,14 @@ from lora_kit.evaluation.tasks import chosen_rows, filled
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SCORES = (None, "accuracy", "loss")
+ASKABLE = Askable(
+    "a reward model",
+    "multiple_choice",
+    "compares answers, which are the choices of the kind multiple_choice; name a suite of such "
+    "tasks, such as docstring-pairs",
+    (None, "accuracy", "loss"),
+    "a reward is that of the whole answer, whatever its length",
+)
 
 
 def build_reward_task(suite: Suite, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> Task:
@@ -33,7 +40,9 @@ def build_reward_task(suite: Suite, spec: TaskSpec, tokenizer: PreTrainedTokeniz
         EvaluationError: if a reward model cannot be asked this.
         DataError: if the source does not fit, or an item cannot be asked as a turn of the user.
     """
-    _require_for_rewards(suite, spec)
+    ASKABLE.require(suite, spec)
+    if not spec.chat:
+        say(f"{suite.name}/{spec.name}: asked as a turn of the user, as in the training of rewards")
     rows: list[Question] = chosen_rows(spec, suite.seed)[0]
     prompts = [filled(row, spec) for row in rows]
     answered = [
@@ -60,26 +69,3 @@ def build_reward_task(suite: Suite, spec: TaskSpec, tokenizer: PreTrainedTokeniz
         for row, prompt in zip(rows, prompts, strict=True)
     ]
     return Task(spec, items, partial(grade_reward, score=spec.score or "accuracy"))
-
-
-def _require_for_rewards(suite: Suite, spec: TaskSpec) -> None:
-    place = f"evaluation.suites: {suite.name}/{spec.name}"
-    if suite.role != "gain":
-        raise EvaluationError(
-            f"{place}: role {suite.role}: the base of a reward model has no head, so that there is "
-            "nothing that it could forget; name suites with the role gain"
-        )
-    if spec.kind != "multiple_choice":
-        raise EvaluationError(
-            f"{place}: kind {spec.kind}: a reward model compares answers, which are the choices of "
-            "the kind multiple_choice; name a suite of such tasks, such as docstring-pairs"
-        )
-    if spec.score not in SCORES:
-        raise EvaluationError(
-            f"{place}: score {spec.score}: a reward is that of the whole answer, whatever its "
-            "length; possible: accuracy, loss"
-        )
-    if spec.shots:
-        raise EvaluationError(f"{place}: shots: a reward model is not shown examples; leave it out")
-    if not spec.chat:
-        say(f"{suite.name}/{spec.name}: asked as a turn of the user, as in the training of rewards")

@@ -42,9 +42,9 @@ def test_an_item_is_the_text_and_all_classes_of_the_head(head: Backbone, tmp_pat
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({"kind": "generation", "metric": "chrf"}, "kind generation: a head answers tasks"),
+        ({"kind": "generation", "metric": "chrf"}, "kind generation: a classifier answers tasks"),
         ({"score": "accuracy_per_byte"}, "a head's classes have no length"),
-        ({"shots": 1}, "shots: a head is not shown examples"),
+        ({"shots": 1}, "shots: a classifier is not shown examples"),
     ],
 )
 def test_what_a_head_cannot_be_asked_is_refused(
