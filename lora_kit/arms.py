@@ -169,6 +169,9 @@ def reinitialised(backbone: Backbone, seed: int) -> Iterator[Backbone]:
     set_seed(seed)
     config = AutoConfig.from_pretrained(backbone.files.directory, local_files_only=True)
     with tempfile.TemporaryDirectory() as folder:
-        language_model_class(config).from_config(config).save_pretrained(folder)
+        model = language_model_class(config).from_config(config)
+        # What it begins and ends with may be said there alone.
+        model.generation_config = backbone.model.generation_config
+        model.save_pretrained(folder)
         backbone.tokenizer.save_pretrained(folder)
         yield load(BackboneFiles(backbone.files.reference, None, Path(folder)), backbone.spec)

@@ -243,13 +243,6 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
         # Behind the first line transformers lists all models that it knows.
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BackboneError(f"backbone.model: {files.reference}{asked}: {said}") from error
-    if not tokenizer.is_fast:
-        raise BackboneError(
-            f"backbone.model: {files.reference}: transformers has its tokenizer "
-            f"({type(tokenizer).__name__}) in Python alone, which does not tell where in a text a "
-            "token stands, and so not what is an answer's; possible: tokenizers with a "
-            "tokenizer.json"
-        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if is_divided(model):

@@ -65,6 +65,12 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, referenc
         BackboneError: if what is written so is not tokenized as source and answer are.
     """
     start, end = answer_greedily(model, reference), tokenizer.eos_token_id
+    if getattr(tokenizer, "tgt_lang", "") is None:
+        raise BackboneError(
+            f"backbone.model: {reference}: answers of this backbone begin with their language, and "
+            "its tokenizer is not told which; set `src_lang` and `tgt_lang` in a copy's "
+            "tokenizer_config.json"
+        )
     source, target = tokenizer("")["input_ids"], tokenizer(text_target="")["input_ids"]
     if end != model.generation_config.eos_token_id or any(
         ids[-1:] != [end] or end in ids[:-1] for ids in (source, target)
@@ -77,16 +83,12 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, referenc
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     if not writes_pairs(tokenizer):
         tokenizer.model_input_names = [*tokenizer.model_input_names, DECODER_INPUTS]
-    # Some tokenizers mark a word's beginning behind a special token only where there is a space.
-    for space in ("", " "):
-        tokenizer.chat_template = _template(
-            BEGIN=_text(tokenizer, source[:-1]),
-            END=_text(tokenizer, [end]),
-            START=_text(tokenizer, [start, *target[:-1]]) + space,
-        )
-        if _writes_what_it_reads(tokenizer, start):
-            break
-    else:
+    tokenizer.chat_template = _template(
+        BEGIN=_text(tokenizer, source[:-1]),
+        END=_text(tokenizer, [end]),
+        START=_text(tokenizer, [start, *target[:-1]]),
+    )
+    if not _writes_what_it_reads(tokenizer, start):
         raise BackboneError(
             f"backbone.model: {reference}: its tokenizer does not read source and answer in one "
             "text as it reads them by themselves, so that the decoder would see other tokens than "
@@ -209,5 +211,7 @@ def new_tokens(
     if is_divided(model):
         inputs = Divided.of(model, input_ids, attention_mask).inputs
         seen = inputs[DECODER_INPUTS].shape[1]
+        # All prompts end with what the decoder begins with, which is the same for all.
+        assert bool((inputs[DECODER_INPUTS] == inputs[DECODER_INPUTS][0]).all())
     output: torch.Tensor = model.generate(**inputs, **options)
     return output[:, seen:]

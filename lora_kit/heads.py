@@ -13,6 +13,7 @@ import torch
 from lora_kit.encoder_decoder import SEQUENCE_TO_SEQUENCE, is_divided
 from lora_kit.errors import AdapterError, BackboneError
 from lora_kit.files import read_json, write_json
+from lora_kit.positions import learned_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -134,7 +135,8 @@ def head_of(
     # Which position a decoder's head reads, it tells by the padding.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     # An encoder has no more places than it was trained with; what is longer is cut.
-    places = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    written = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    places = learned_positions(model) or written
     tokenizer.model_max_length = min(tokenizer.model_max_length, places or math.inf)
     owners = {name.rpartition(".")[0] for name in missing}
     fresh = {module if _is_inside(owner, module) else owner for owner in owners}

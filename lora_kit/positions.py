@@ -15,6 +15,22 @@ from lora_kit.encoder_decoder import is_divided
 LEARNED = re.compile(r"position|\bwpe\b")
 
 
+def learned_positions(stack: torch.nn.Module) -> int | None:
+    """Places of a stack of blocks whose positions are learned; `None` where they are computed."""
+    found = [
+        module.num_embeddings - _unused(module)
+        for name, module in stack.named_modules()
+        if isinstance(module, torch.nn.Embedding) and LEARNED.search(name)
+    ]
+    return min(found, default=None)
+
+
+def _unused(embedding: torch.nn.Embedding) -> int:
+    """The first rows, of no position: OPT counts from `offset`, RoBERTa from behind its filler."""
+    behind_filler = 0 if embedding.padding_idx is None else embedding.padding_idx + 1
+    return int(getattr(embedding, "offset", behind_filler))
+
+
 @dataclass(frozen=True)
 class Positions:
     """The places of a backbone whose positions are learned, each a vector of its own.
@@ -23,35 +39,41 @@ class Positions:
     go on, and are not limited here.
 
     Attributes:
-        most: how many there are.
+        encoder: places of what stands before the answer; `None` without an encoder.
+        decoder: of the rest, or of all.
         end: the token that ends what an encoder reads; `None` without one.
     """
 
-    most: int
+    encoder: int | None
+    decoder: int | None
     end: int | None
 
     @classmethod
-    def of(cls, model: Any) -> Positions | None:
-        """Those of a model; `None` where positions are computed."""
-        learned = [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Embedding) and LEARNED.search(name)
-        ]
-        most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if not learned or most is None:
-            return None
-        return cls(most, model.generation_config.eos_token_id if is_divided(model) else None)
+    def of(cls, model: Any) -> Positions:
+        """Those of a model, of its text and not of what else it reads."""
+        decoder = learned_positions(model.get_decoder())
+        if not is_divided(model):
+            return cls(None, decoder, None)
+        end = model.generation_config.eos_token_id
+        return cls(learned_positions(model.get_encoder()), decoder, end)
 
-    def taken(self, input_ids: Sequence[int], behind: int = 0) -> int:
-        """How many places a text takes, in the stack that reads more of it.
+    def lacking(self, input_ids: Sequence[int], behind: int = 0, before: int = 0) -> str:
+        """What a text takes more places than there are for; empty where it fits.
 
         Args:
             input_ids: of the text.
             behind: tokens that follow it.
+            before: virtual tokens.
         """
-        length = len(input_ids) + behind
-        if self.end is None or self.end not in input_ids:
-            return length
-        source = list(input_ids).index(self.end) + 1
-        return max(source, length - source)
+        rest, source = len(input_ids), 0
+        if self.end is not None and self.end in input_ids:
+            source = list(input_ids).index(self.end) + 1
+            rest -= source
+        # The last token that is said is put nowhere.
+        for taken, most in (
+            (source, self.encoder),
+            (before + rest + max(behind - 1, 0), self.decoder),
+        ):
+            if most is not None and taken > most:
+                return f"takes {taken} positions, of which there are {most}"
+        return ""

@@ -1,6 +1,8 @@
 """Backbones of an encoder and a decoder: one text to us, two to the model."""
 
+import copy
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -23,7 +25,7 @@ from lora_kit.data.tokenization import (
     tokenize_prompt,
     tokenize_rows,
 )
-from lora_kit.encoder_decoder import new_tokens
+from lora_kit.encoder_decoder import new_tokens, prepare
 from lora_kit.errors import BackboneError, DataError, EvaluationError, LoraKitError, MergeError
 from lora_kit.evaluation.engine.drift import token_kl
 from lora_kit.evaluation.engine.work import plan_work
@@ -157,8 +159,6 @@ def test_what_no_decoder_says_is_not_learned(
 
 
 def test_a_backbone_that_says_not_how_it_begins_is_refused(files: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(files, tmp_path / "unsaid")
     for name in ("config.json", "generation_config.json"):
         said = json.loads((tmp_path / "unsaid" / name).read_text())
@@ -169,8 +169,6 @@ def test_a_backbone_that_says_not_how_it_begins_is_refused(files: Path, tmp_path
 
 
 def test_a_tokenizer_that_ends_no_text_is_refused(files: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(files, tmp_path / "endless")
     path = tmp_path / "endless" / "tokenizer.json"
     said = json.loads(path.read_text()) | {"post_processor": None}
@@ -184,8 +182,41 @@ def test_a_tokenizer_that_does_not_tell_where_tokens_stand_is_refused(tmp_path: 
     for path in directory.glob("tokenizer*"):
         path.unlink()
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
-    with pytest.raises(BackboneError, match=r"ByT5Tokenizer.*in Python alone"):
+    with pytest.raises(DataError, match=r"ByT5Tokenizer.*in Python alone"):
+        tokenize(row("a", "b"), loaded(directory).tokenizer, 100)
+
+
+def test_a_tokenizer_that_reads_an_answer_otherwise_behind_a_source_is_refused(
+    tmp_path: Path,
+) -> None:
+    directory = WRITERS["t5"](tmp_path)
+    path = directory / "tokenizer.json"
+    # A word is marked as one at a text's beginning, and not behind a special token.
+    said = json.loads(path.read_text())
+    said["pre_tokenizer"] = said["pre_tokenizer"] | {"prepend_scheme": "first"}
+    path.write_text(json.dumps(said))
+    with pytest.raises(BackboneError, match="does not read source and answer in one text"):
         loaded(directory)
+
+
+def test_a_backbone_whose_answers_begin_with_their_language_is_told_it(backbone: Backbone) -> None:
+    tokenizer = copy.deepcopy(backbone.tokenizer)
+    tokenizer.tgt_lang = None
+    with pytest.raises(BackboneError, match="`tgt_lang` in a copy's tokenizer_config"):
+        prepare(backbone.model, tokenizer, "x")
+
+
+def test_what_would_end_a_source_in_its_midst_is_not_asked(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="a prompt: the text holds the control token </s>"):
+        tokenize_prompt([Message("user", "What is </s> 3?")], backbone.tokenizer)
+    asked = {"question": "What?", "choices": ["a", "b </s>"], "answer": 0}
+    (tmp_path / "quiz.jsonl").write_text(json.dumps(asked) + "\n")
+    task = {"name": "quiz", "kind": "multiple_choice", "source": str(tmp_path / "quiz.jsonl")}
+    suite = Suite.model_validate({"name": "own", "role": "gain", "tasks": [task]})
+    with pytest.raises(DataError, match="holds the control token </s>"):
+        plan_work([suite], backbone)
 
 
 def suites(folder: Path) -> list[str]:
@@ -335,7 +366,7 @@ def test_a_text_without_a_place_is_refused(tmp_path: Path, chats: Path) -> None:
     files = WRITERS["bart"](tmp_path / "bart")
     long = [{"prompt": f"{n} " + "plus " * 200, "completion": "3."} for n in range(8)]
     chats.write_text("".join(json.dumps(row) + "\n" for row in long))
-    with pytest.raises(DataError, match=r"data.max_length: 400.*has positions for 128"):
+    with pytest.raises(DataError, match=r"data.max_length: 400.*takes .* of which there are 128"):
         train(recipe_of(files, chats, data={"max_length": 400}), tmp_path / "run")
 
 
@@ -352,8 +383,47 @@ def test_source_and_answer_have_positions_of_their_own(
     suite = Suite.model_validate(
         {"name": "long", "role": "gain", "tasks": [task | {"metric": "exact_match"}]}
     )
-    with nullcontext() if fits else pytest.raises(EvaluationError, match="has positions for 128"):
+    with nullcontext() if fits else pytest.raises(EvaluationError, match="of which there are 128"):
         plan_work([suite], backbone)
+
+
+def test_the_base_is_held_to_on_answers(files: Path, chats: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.jsonl"
+    rows = [{"prompt": f"{n} minus 1?", "completion": f"{n - 1}."} for n in range(30, 40)]
+    kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = {"source": str(kept), "split": "all"}
+    held = {
+        "anchor": texts | {"rows": 2, "weight": 1.0},
+        "budget": texts | {"rows": 8, "steps": 4, "margin": 9.0},
+        "consolidation": texts | {"rows": 4},
+    }
+    found = train(recipe_of(files, chats, retention=held), tmp_path / "run").result
+    assert found.steps == 12
+    assert {"anchor", "retention_bound"} <= set().union(*found.history)
+    plain = recipe_of(files, chats, retention={"anchor": {}})
+    with pytest.raises(DataError, match=r"retention\.anchor\.source: python-reference: .*answers"):
+        train(plain, tmp_path / "another")
+
+
+def test_recomputed_activations_have_the_same_gradients(
+    trained: Trained, files: Path, chats: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(files, chats, training={"gradient_checkpointing": True})
+    found = train(recipe, tmp_path / "recomputed").result.history
+    for one, other in zip(found, trained.result.history, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_scratch_begins_as_the_backbone_does(files: Path, chats: Path, tmp_path: Path) -> None:
+    unsaid = tmp_path / "unsaid"
+    shutil.copytree(files, unsaid)
+    said = json.loads((unsaid / "config.json").read_text()) | {"decoder_start_token_id": None}
+    (unsaid / "config.json").write_text(json.dumps(said))
+    train(recipe_of(unsaid, chats), tmp_path / "run")
+    evaluate(tmp_path / "run", arms=["scratch"])
+    arms = {entry.arm for entry in read_ledger(tmp_path / "run" / "evaluation" / "ledger.parquet")}
+    assert "scratch" in arms
 
 
 def test_a_head_is_refused_by_name(files: Path) -> None:

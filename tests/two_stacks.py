@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -78,10 +79,11 @@ def write_bart(directory: Path) -> Path:
         max_position_embeddings=128,
         init_std=0.5,
         dropout=0.0,
-        num_beams=4,
-        min_length=20,
     )
     BartForConditionalGeneration(config).save_pretrained(directory)
+    # As those have it that were made to summarize.
+    path = directory / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_beams": 4, "min_length": 20}))
     return directory
 
 

@@ -24,6 +24,7 @@ from lora_kit.data.templates import (
     render,
     special_token_ids,
 )
+from lora_kit.encoder_decoder import writes_pairs
 from lora_kit.errors import DataError
 
 if TYPE_CHECKING:
@@ -156,9 +157,13 @@ def tokenize_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerB
     """The tokens after which the assistant speaks, the same as in training.
 
     Raises:
-        DataError: if the chat template cannot carry these turns.
+        DataError: if the chat template cannot carry these turns, or an encoder would be ended by
+            a control token in them.
     """
     if tokenizer.chat_template:
+        if writes_pairs(tokenizer):
+            # The one that ends a text would part source and answer in the midst of it.
+            refuse_control_tokens(Row("a prompt", "", tuple(messages)), control_tokens(tokenizer))
         try:
             text = render(messages, tokenizer, add_generation_prompt=True)
         except (jinja2.TemplateError, ValueError) as error:
@@ -207,9 +212,15 @@ def _examples(
         end: of the assistant's turn, where conversations are learned whole.
 
     Raises:
-        DataError: if a turn does not end with a special token.
+        DataError: if a turn does not end with a special token, or where it stands is not told.
     """
     special = special_token_ids(tokenizer)
+    if not tokenizer.is_fast and any(one.spans is not None for _, one in pairs):
+        raise DataError(
+            f"backbone.model: its tokenizer ({type(tokenizer).__name__}) is in Python alone, which "
+            "does not tell where in a text a token stands, and so not what is an answer's; "
+            "possible: a backbone with a tokenizer.json, or texts that are learned whole"
+        )
     found: dict[int, Example] = {}
     kinds = [(one.special, one.spans is None) for _, one in pairs]
     for kind in set(kinds):

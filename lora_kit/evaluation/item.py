@@ -95,6 +95,16 @@ Request = LossRequest | ChoiceRequest | GenerationRequest | ClassRequest | Rewar
 OfHead = ClassRequest | RewardRequest
 
 
+def tokens_of(request: Request) -> tuple[tuple[int, ...], int]:
+    """The tokens that are read before an answer, and how many the longest answer has."""
+    assert not isinstance(request, OfHead)  # which has none
+    if isinstance(request, LossRequest):
+        return request.example.input_ids, 0
+    if isinstance(request, GenerationRequest):
+        return request.prompt_ids, request.max_new_tokens
+    return request.prompt_ids, max(len(branch.input_ids) for branch in request.branches)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What an arm made of one request.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tables import is_hub_id
+from lora_kit.data.templates import control_tokens, refuse_control_tokens
 from lora_kit.data.tokenization import IGNORED, Example, tokenize, tokenize_prompt
 from lora_kit.encoder_decoder import writes_pairs
 from lora_kit.errors import DataError, EvaluationError
@@ -269,6 +270,9 @@ def _choice_item(
     asked = filled(row, spec)
     if spec.chat or writes_pairs(tokenizer):
         turns = [*(message for shot in shots for message in shot), Message("user", asked)]
+        if writes_pairs(tokenizer):
+            said = tuple(Message("assistant", choice) for choice in row.choices)
+            refuse_control_tokens(Row(row.id, "", said), control_tokens(tokenizer))
         prompt_ids = tokenize_prompt(turns, tokenizer)
         choice_ids = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in row.choices]
     else:

@@ -44,15 +44,12 @@ def learns_to_stop(situation: Situation) -> None:
 def within_its_positions(situation: Situation) -> None:
     """Raises DataError if an example is longer than the backbone has positions for."""
     positions = Positions.of(situation.loaded.model)
-    if positions is None:
-        return
     before = situation.recipe.adapter.virtual_tokens
     for example in situation.examples:
-        if positions.taken(example.input_ids) + before > positions.most:
+        if lacking := positions.lacking(example.input_ids, before=before):
             raise DataError(
-                f"data.max_length: {situation.recipe.data.max_length}: {example.origin} has "
-                f"{len(example.input_ids)} tokens, and {situation.loaded.files.reference} has "
-                f"positions for {positions.most}; lower data.max_length"
+                f"data.max_length: {situation.recipe.data.max_length}: {example.origin} {lacking} "
+                f"in {situation.loaded.files.reference}; lower it"
             )
 
 

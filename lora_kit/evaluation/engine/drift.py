@@ -10,7 +10,7 @@ import torch
 from lora_kit.adapters import switched_off
 from lora_kit.encoder_decoder import Divided, is_divided
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import Item, LossRequest, OfHead, Request
+from lora_kit.evaluation.item import Item, LossRequest, OfHead
 from lora_kit.likelihood import to_device, wanted_logits
 
 PROMPTS = 16
@@ -35,16 +35,12 @@ def batches(work: Work) -> list[tuple[Item, ...]]:
     return [tuple(items[n : n + BATCH]) for n in range(0, len(items), BATCH)]
 
 
-def prompt_ids(request: Request, whole: bool = False) -> tuple[int, ...]:
-    """What of a request is a prompt to drift on: its last tokens, of an example all of it.
-
-    Args:
-        request: of a language model.
-        whole: whether all tokens are wanted, as an encoder with a decoder does.
-    """
+def prompt_ids(work: Work, item: Item) -> tuple[int, ...]:
+    """What of an item is a prompt to drift on: its last tokens, of an example all of it."""
+    request = item.request
     assert not isinstance(request, OfHead)  # of a language model alone
     ids = request.example.input_ids if isinstance(request, LossRequest) else request.prompt_ids
-    return ids if whole else ids[-PROMPT_TOKENS:]
+    return ids if work.has_encoder else ids[-PROMPT_TOKENS:]
 
 
 @torch.inference_mode()

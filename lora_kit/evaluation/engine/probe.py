@@ -20,8 +20,10 @@ from lora_kit.evaluation.item import (
     LossRequest,
     OfHead,
     Request,
+    tokens_of,
 )
 from lora_kit.memory import lacks_memory
+from lora_kit.positions import Positions
 from lora_kit.virtual_tokens import tokens_before
 
 PROBES = 2
@@ -77,10 +79,13 @@ def within_window(way: Way, scorer: Scorer, requests: Sequence[Request]) -> Way:
     The mask of a tree would show them what lies outside of it.
 
     Raises:
-        EvaluationError: if virtual tokens would lie outside of it for some batches alone.
+        EvaluationError: if virtual tokens would lie outside of it for some batches alone, or leave
+            an item no place.
     """
     window = getattr(scorer.model.config.get_text_config(), "sliding_window", None)
     longest, before = max(request.length for request in requests), tokens_before(scorer.model)
+    if before:
+        _require_places(scorer.model, requests, before)
     if not window or before + longest <= window:
         return way
     if before:
@@ -91,6 +96,17 @@ def within_window(way: Way, scorer: Scorer, requests: Sequence[Request]) -> Way:
             "suite's tasks), or use an adapter that changes layers"
         )
     return WAYS[-1]
+
+
+def _require_places(model: Any, requests: Sequence[Request], before: int) -> None:
+    positions = Positions.of(model.get_base_model())
+    for request in requests:
+        if lacking := positions.lacking(*tokens_of(request), before):
+            raise EvaluationError(
+                f"an item behind {before} virtual tokens {lacking}; shorten the items (shots, "
+                "max_length, max_new_tokens of the suite's tasks), or use an adapter that changes "
+                "layers"
+            )
 
 
 def _probe(request: Request, cut: int) -> Request:

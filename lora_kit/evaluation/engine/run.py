@@ -14,7 +14,6 @@ from lora_kit.adapters import evaluated
 from lora_kit.backbone import Backbone
 from lora_kit.console import meter, say
 from lora_kit.data.tokenization import end_of_turn
-from lora_kit.encoder_decoder import is_divided
 from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine import drift
 from lora_kit.evaluation.engine.arm import Arm, Bench, LoadedArms
@@ -212,7 +211,7 @@ def _drift(
         left = bench.missing(key, batch)
         if not left:
             continue
-        prompts = [drift.prompt_ids(item.request, whole=is_divided(scorer.model)) for item in batch]
+        prompts = [drift.prompt_ids(work, item) for item in batch]
         started = time.monotonic()
         values = drift.token_kl(scorer.model, prompts, scorer.tokenizer.pad_token_id, scorer.device)
         seconds = (time.monotonic() - started) / len(batch)

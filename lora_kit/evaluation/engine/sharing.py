@@ -128,7 +128,7 @@ def _pieces(number: int, work: Work, loaded: LoadedArms, bench: Bench) -> list[_
     if loaded.drifting:
         key = work.key(DRIFT, loaded.drifting)
         for drifters in drift.batches(work):
-            longest = max(len(drift.prompt_ids(item.request)) for item in drifters)
+            longest = max(len(drift.prompt_ids(work, item)) for item in drifters)
             left = len(bench.missing(key, drifters))
             found.append(_Piece(number, 2 * len(drifters) * longest, left, drift=drifters))
     return found

@@ -10,12 +10,13 @@ from lora_kit.backbone import Backbone
 from lora_kit.console import say
 from lora_kit.data.rows import Row
 from lora_kit.digests import json_sha256
+from lora_kit.encoder_decoder import is_divided
 from lora_kit.errors import DataError, EvaluationError
 from lora_kit.evaluation.classes import build_class_task
 from lora_kit.evaluation.engine.kept import setting
 from lora_kit.evaluation.engine.prefix import shared_prefix
 from lora_kit.evaluation.grading import GRADING, grading_code
-from lora_kit.evaluation.item import GenerationRequest, LossRequest, OfHead, Request, Task
+from lora_kit.evaluation.item import GenerationRequest, LossRequest, Task, tokens_of
 from lora_kit.evaluation.rewarded import build_reward_task
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.tasks import Shot, build_task, content, shot_of
@@ -41,6 +42,7 @@ class Work:
         batches: indexes of the items, the same for every arm.
         digest: of the task's items.
         variants: the same items asked otherwise, for arms that want them so, with their digest.
+        has_encoder: whether a prompt is read whole, or not at all.
     """
 
     suite: Suite
@@ -48,6 +50,7 @@ class Work:
     batches: tuple[tuple[int, ...], ...]
     digest: str
     variants: Mapping[str, tuple[Task, str]] = field(default_factory=dict)
+    has_encoder: bool = False
 
     @property
     def name(self) -> str:
@@ -111,26 +114,12 @@ def _plan(
 def _require_places(task: Task, backbone: Backbone) -> None:
     """Raises EvaluationError for an item that is longer than the backbone has positions for."""
     positions = Positions.of(backbone.model)
-    if positions is None:
-        return
     for item in task.items:
-        taken = _places(item.request, positions)
-        if taken > positions.most:
+        if lacking := positions.lacking(*tokens_of(item.request)):
             raise EvaluationError(
-                f"{task.spec.name}: {item.id} takes {taken} tokens with its answer, and "
-                f"{backbone.files.reference} has positions for {positions.most}; lower the task's "
-                "shots, max_length or max_new_tokens"
+                f"{task.spec.name}: {item.id} {lacking} in {backbone.files.reference}; lower the "
+                "task's shots, max_length or max_new_tokens"
             )
-
-
-def _places(request: Request, positions: Positions) -> int:
-    assert not isinstance(request, OfHead)  # whose texts are cut
-    if isinstance(request, LossRequest):
-        return positions.taken(request.example.input_ids)
-    if isinstance(request, GenerationRequest):
-        return positions.taken(request.prompt_ids, request.max_new_tokens)
-    behind = max(len(branch.input_ids) for branch in request.branches)
-    return positions.taken(request.prompt_ids, behind)
 
 
 def part_of(work: Work, ids: Collection[str], backbone: Backbone) -> Work:
@@ -150,7 +139,14 @@ def _laid_out(
 ) -> Work:
     vocabulary = backbone.model.config.get_text_config().vocab_size
     # By the task itself, so that an arm that is added does not move the others' batches.
-    return Work(suite, task, _batches(task, vocabulary), json_sha256(content(task)), variants)
+    return Work(
+        suite,
+        task,
+        _batches(task, vocabulary),
+        json_sha256(content(task)),
+        variants,
+        is_divided(backbone.model),
+    )
 
 
 def _with_shots(

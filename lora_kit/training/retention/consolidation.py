@@ -157,11 +157,18 @@ def _with_gradients(model: PeftModel) -> Iterator[None]:
     def require(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
         output.requires_grad_()
 
-    handle = model.get_input_embeddings().register_forward_hook(require)
+    words = model.get_input_embeddings().weight
+    # An encoder with a decoder has several modules of one matrix.
+    handles = [
+        module.register_forward_hook(require)
+        for module in model.modules()
+        if getattr(module, "weight", None) is words and module is not model.get_output_embeddings()
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

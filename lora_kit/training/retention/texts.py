@@ -11,9 +11,11 @@ import pyarrow.compute as pc
 from lora_kit.data.audit.audit import refuse_known
 from lora_kit.data.audit.item import AuditedItem
 from lora_kit.data.dataset import prepare
+from lora_kit.data.drafts import Labels
 from lora_kit.data.prepared import Examples
 from lora_kit.data.sources import Rows, read_source
 from lora_kit.data_spec import DataSpec, SourceSpec
+from lora_kit.encoder_decoder import writes_pairs
 from lora_kit.errors import DataError
 from lora_kit.recipe import Recipe
 from lora_kit.retention_spec import TextsSpec
@@ -93,14 +95,19 @@ def read_texts(
         limit: most texts.
 
     Raises:
-        DataError: if they cannot be read, or are fewer than wanted.
+        DataError: if they cannot be read, do not fit the backbone, or are fewer than wanted.
     """
     source = SourceSpec(source=spec.source, split=spec.split, limit=limit)
-    rows = read_source(source, seed, f"{field}.source", True)
+    # An encoder with a decoder has distributions of answers alone.
+    labels: Labels = "assistant" if writes_pairs(tokenizer) else "all"
+    rows = read_source(source, seed, f"{field}.source", labels == "all")
     if limit is not None and len(rows) < limit:
         raise DataError(f"{field}.rows: {limit}, but {spec.source} has {len(rows)}; lower it")
-    whole = DataSpec(train=[source], labels="all", max_length=spec.length)
-    data = prepare(rows, tokenizer, whole)
+    wanted = DataSpec(train=[source], labels=labels, max_length=spec.length)
+    try:
+        data = prepare(rows, tokenizer, wanted)
+    except DataError as error:
+        raise DataError(f"{field}.source: {spec.source}: {error}") from error
     # Of a single token nothing is predicted.
     several = data.table.filter(pc.greater(data.table["length"], 1))
     if not several.num_rows:
