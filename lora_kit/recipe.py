@@ -82,7 +82,8 @@ class MergeSpec(Section):
     """What the adapter is added to: `dequantized`: the weights that it was trained on, `original`:
     those of the checkpoint; `both`: each is verified and evaluated, and the better one ships."""
     dtype: DType = "auto"
-    """What the merged weights are stored in; `auto`: what the backbone computes in."""
+    """What the merged weights are stored in; `auto`: what the backbone computes in, or float32
+    where that would round the adapter's change away."""
     shard_size: Positive = 2.0
     """Largest weight file, GB (10^9 bytes)."""
 

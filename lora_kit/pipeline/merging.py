@@ -17,6 +17,7 @@ from lora_kit.data.dataset import training_rows, validation_rows
 from lora_kit.data.tokenization import Example, tokenize_rows
 from lora_kit.data_spec import DataSpec, SourceSpec
 from lora_kit.digests import file_sha256
+from lora_kit.encoder_decoder import writes_pairs
 from lora_kit.errors import MergeError
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import write_json
@@ -36,7 +37,7 @@ from lora_kit.run import RunDirectory
 from lora_kit.session import Session, Subject, open_subject
 
 COMPARED_ROWS = 24
-PROSE = "python-reference"
+PROSE, ANSWERS = "python-reference", "stdlib-docstrings"
 Into = Literal["dequantized", "original"]
 
 
@@ -144,7 +145,8 @@ class _Compared:
 def _compared(subject: Subject) -> _Compared:
     # Of an adapter alone, no data is known; what its base knows is asked of both.
     recipe = subject.session.recipe if subject.session else None
-    data = recipe.data if recipe else DataSpec(train=[SourceSpec(source=PROSE)])
+    known = ANSWERS if writes_pairs(subject.backbone.tokenizer) else PROSE
+    data = recipe.data if recipe else DataSpec(train=[SourceSpec(source=known)])
     seed = recipe.seed if recipe else 0
     objective = recipe.training.objective if recipe else "sft"
     held_out = validation_rows(data, seed)
@@ -152,7 +154,7 @@ def _compared(subject: Subject) -> _Compared:
     several = tokenize_rows(
         rows[:COMPARED_ROWS].read(), subject.backbone.tokenizer, data.max_length, data.labels
     )
-    kind = "held-out rows" if held_out else "training rows" if recipe else f"rows of {PROSE}"
+    kind = "held-out rows" if held_out else "training rows" if recipe else f"rows of {known}"
     return _Compared([example for of_row in several for example in of_row], kind)
 
 
@@ -169,8 +171,17 @@ def _merge_into(
     plan = _plan(subject, spec, into)
     with _until_verified(directory) as unverified:
         result = merge_adapter(plan, unverified)
-        files = {path.name: file_sha256(path) for path in sorted(unverified.iterdir())}
         verification = _verified(subject, plan, unverified, result, compared.examples)
+        if spec.dtype == "auto" and plan.stored_dtype != "float32" and not verification.passed:
+            say(
+                f"{directory}: stored in {plan.stored_dtype}: {verification.reasons[0]}. Stored in "
+                "float32 instead; merge.dtype chooses another one"
+            )
+            shutil.rmtree(unverified)
+            plan = replace(plan, stored_dtype="float32")
+            result = merge_adapter(plan, unverified)
+            verification = _verified(subject, plan, unverified, result, compared.examples)
+        files = {path.name: file_sha256(path) for path in sorted(unverified.iterdir())}
         merged = Merged(directory, into, result, verification)
         write_json(
             unverified / MERGE_RECORD,

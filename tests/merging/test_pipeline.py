@@ -31,6 +31,28 @@ def with_base(recipe: Recipe, tmp_path: Path, base: str, quantization: str) -> R
 
 
 @in_this_process()
+def test_a_change_that_half_precision_rounds_away_is_stored_in_float32(
+    tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = with_base(tiny_recipe, tmp_path, "dequantized", "nf4").model_dump(mode="json")
+    value["backbone"]["dtype"] = "bfloat16"
+    value["training"]["learning_rate"] = 1e-4
+    session = train(Recipe.model_validate(value), tmp_path / "run").session
+    (found,) = merge(session)
+    assert found.verification.passed, found.verification.reasons
+    assert found.verification.median_kept == pytest.approx(1, abs=1e-3)
+    record = json.loads((found.directory / "merge.json").read_text())
+    assert record["dtype"] == "float32"
+    assert "stored in bfloat16: the module in the middle has 0." in capsys.readouterr().err
+    stored = load_file(found.directory / "model.safetensors")
+    assert stored["model.layers.0.mlp.up_proj.weight"].dtype is torch.float32
+    # Who asks for it gets it, and is told.
+    (asked,) = merge(session, dtype="bfloat16")
+    assert not asked.verification.passed
+    assert json.loads((asked.directory / "merge.json").read_text())["dtype"] == "bfloat16"
+
+
+@in_this_process()
 def test_both_bases_are_merged_verified_and_evaluated(
     tiny_recipe: Recipe, tmp_path: Path, tiny: Path
 ) -> None:
