@@ -72,6 +72,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "dora": {"adapter": {"options": {"use_dora": True}}},
     "ia3": {"adapter": {"method": "ia3"}, "training": {"learning_rate": 1e-2}},
 }
+MARKERS = "os^vDPX*<>hp"
 # Plain LoRA turned down afterwards, as `dial` does it, to scales that nothing was picked by.
 DIALLED = {"lora at 0.75": 0.75, "lora at 0.5": 0.5}
 
@@ -193,16 +194,23 @@ def _plot(figures: dict[str, dict[str, Any]], path: Path) -> None:
     """Gain upwards, forgetting to the right: what is good is at the top left."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4 * len(figures), 5.2), layout="constrained")
+    figure = Figure(figsize=(6.4 * len(figures), 6), layout="constrained")
     axes = figure.subplots(1, len(figures), squeeze=False)[0]
-    for axis, (task, ways) in zip(axes, figures.items(), strict=True):
-        for way, one in ways.items():
+    # The same sign for the same way in each of them.
+    ways = list(dict.fromkeys(way for of_task in figures.values() for way in of_task))
+    signs = {way: (MARKERS[n % len(MARKERS)], f"C{n % 10}") for n, way in enumerate(ways)}
+    shown = {}
+    for axis, (task, of_task) in zip(axes, figures.items(), strict=True):
+        for way, one in of_task.items():
             (x, left, right), (y, low, high) = one["forgetting"], one["gain"]
-            axis.errorbar(x, y, xerr=[[x - left], [right - x]], yerr=[[y - low], [high - y]],
-                          fmt="o", markersize=4, linewidth=0.8, capsize=2)  # fmt: skip
-            axis.annotate(way, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            marker, color = signs[way]
+            shown[way] = axis.errorbar(
+                x, y, xerr=[[x - left], [right - x]], yerr=[[y - low], [high - y]], fmt=marker,
+                color=color, markersize=6, linewidth=0.6, alpha=0.85,
+            )  # fmt: skip
         axis.axvline(0, color="0.7", linewidth=0.8)
         axis.set(title=task, xlabel="forgetting (nats)", ylabel="gain (nats per token)")
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
