@@ -396,6 +396,7 @@ def test_the_base_is_held_to_on_answers(files: Path, chats: Path, tmp_path: Path
         "anchor": texts | {"rows": 2, "weight": 1.0},
         "budget": texts | {"rows": 8, "steps": 4, "margin": 9.0},
         "consolidation": texts | {"rows": 4},
+        "mask": {"max_perplexity": 1e5},
     }
     found = train(recipe_of(files, chats, retention=held), tmp_path / "run").result
     assert found.steps == 12
