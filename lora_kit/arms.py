@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.adapters import adapter_sha256, attach, attach_saved, switched_off
-from lora_kit.backbone import Backbone, BackboneFiles, load
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import BackboneFiles
 from lora_kit.console import say
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.rows import Row

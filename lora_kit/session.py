@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.adapters import ADAPTER_CONFIG, attach_saved
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import AdapterError
 from lora_kit.files import read_json

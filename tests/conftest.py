@@ -11,6 +11,7 @@ import torch
 
 from lora_kit import backbone as backbones
 from lora_kit.backbone import Backbone
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.recipe import Recipe
 
@@ -25,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def smollm() -> Path:
     """Directory of the real model, converted from its package."""
-    return backbones.resolve(BackboneSpec(model=ALIAS)).directory
+    return resolve(BackboneSpec(model=ALIAS)).directory
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +40,7 @@ def tokenizer(smollm: Path) -> Any:
 def loaded_backbone(smollm: Path) -> Backbone:
     """The real model, nf4, float32, as it was loaded."""
     spec = BackboneSpec(model=ALIAS, quantization="nf4", dtype="float32")
-    return backbones.load(backbones.resolve(spec), spec)
+    return backbones.load(resolve(spec), spec)
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Path:
 @pytest.fixture(scope="session")
 def loaded_tiny(tiny: Path) -> Backbone:
     spec = BackboneSpec(model=str(tiny), quantization="none", dtype="float32")
-    return backbones.load(backbones.resolve(spec), spec)
+    return backbones.load(resolve(spec), spec)
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertModel
 
     directory = tmp_path_factory.mktemp("encoder")
-    real = backbones.resolve(BackboneSpec(model="all-minilm-l6-v2")).directory
+    real = resolve(BackboneSpec(model="all-minilm-l6-v2")).directory
     vocabulary = json.loads((real / "config.json").read_text())["vocab_size"]
     torch.manual_seed(0)
     config = BertConfig(

@@ -6,7 +6,8 @@ import torch
 
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import adapter_sha256, attach, attach_saved, coverage, switched_off
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import AdapterError
 from lora_kit.training.trainer import save_adapter

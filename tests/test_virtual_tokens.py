@@ -27,7 +27,8 @@ from transformers import (
 from lora_kit import pipeline
 from lora_kit.adapter_spec import VIRTUAL, AdapterSpec
 from lora_kit.adapters import attach, attach_saved, coverage, switched_off
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.errors import (

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_kit.adapters import ADAPTER_CONFIG, adapter_sha256, attach_saved
-from lora_kit.backbone import load, resolve
+from lora_kit.backbone import load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec, DType
 from lora_kit.console import say
 from lora_kit.data.dataset import training_rows, validation_rows

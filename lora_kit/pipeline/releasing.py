@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_kit.adapter_spec import NOT_MERGED
 from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from lora_kit.backbone import ALIASES
+from lora_kit.backbone_files import ALIASES
 from lora_kit.errors import ReleaseError
 from lora_kit.evaluation.assembly import LEDGER, VERDICT
 from lora_kit.evaluation.harness import SUITES, check_verdict, read_verdict

@@ -8,7 +8,8 @@ from typing import Any
 
 from lora_kit.adapters import attach, coverage
 from lora_kit.arms import example_rows
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.console import say
 from lora_kit.data.dataset import prepare, validation_rows
 from lora_kit.data.prepared import PreparedData

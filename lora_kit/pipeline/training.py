@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from lora_kit.adapters import Coverage, attach, coverage
 from lora_kit.arms import example_rows
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.console import say
 from lora_kit.data.audit.audit import audit, refuse
 from lora_kit.data.audit.findings import Audit

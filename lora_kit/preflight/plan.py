@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from lora_kit.adapters import Coverage, attach, coverage
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.data.audit.audit import audit
 from lora_kit.data.audit.findings import Audit
 from lora_kit.data.dataset import (

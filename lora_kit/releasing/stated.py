@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 import yaml
 
-from lora_kit.backbone import ALIASES, BackboneFiles, package_file, resolve
+from lora_kit.backbone_files import ALIASES, BackboneFiles, package_file, resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.sources import BUILT_IN_LICENSES
 from lora_kit.data.tables import is_hub_id

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.errors import TrainingError
 from lora_kit.likelihood import CHUNK, supervised_logits
 from lora_kit.training_spec import DistillationSpec

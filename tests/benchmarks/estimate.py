@@ -175,7 +175,7 @@ def foretold(setting: Setting) -> int:
     import torch
     from transformers import AutoConfig
 
-    from lora_kit.backbone import resolve
+    from lora_kit.backbone_files import resolve
     from lora_kit.preflight.libraries import libraries_memory
     from lora_kit.preflight.memory import estimate
     from lora_kit.preflight.micro_batch import largest_micro_batch
@@ -191,7 +191,8 @@ def foretold(setting: Setting) -> int:
 def measured_memory(setting: Setting) -> dict[str, float]:
     """Train, and read the peak."""
     from lora_kit.adapters import attach
-    from lora_kit.backbone import load, resolve
+    from lora_kit.backbone import load
+    from lora_kit.backbone_files import resolve
     from lora_kit.training.trainer import train
 
     recipe = recipe_of(setting)
@@ -207,7 +208,8 @@ def measured_memory(setting: Setting) -> dict[str, float]:
 def measured_time() -> dict[str, float]:
     """Probe, foretell, train."""
     from lora_kit.adapters import attach
-    from lora_kit.backbone import load, resolve
+    from lora_kit.backbone import load
+    from lora_kit.backbone_files import resolve
     from lora_kit.data.dataset import prepare, training_rows
     from lora_kit.preflight.probe import duration, probe
     from lora_kit.processes import process_state

@@ -141,7 +141,7 @@ def _prepare(folder: Path, shots: int) -> dict[str, float]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from lora_kit.backbone import resolve
+    from lora_kit.backbone_files import resolve
 
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(resolve(BACKBONE).directory, dtype=torch.float32)
@@ -179,7 +179,7 @@ def _lm_eval(folder: Path, shots: int) -> dict[str, float]:
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
-    from lora_kit.backbone import resolve
+    from lora_kit.backbone_files import resolve
 
     # It describes the machine after each run, which takes seconds and is no part of evaluating.
     evaluator.add_env_info = lambda _: None

@@ -67,7 +67,7 @@ def _write_model(folder: Path, layers: int | None) -> int:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from lora_kit.backbone import resolve
+    from lora_kit.backbone_files import resolve
 
     torch.manual_seed(0)
     directory = resolve(BackboneSpec(model="smollm2-135m-instruct")).directory

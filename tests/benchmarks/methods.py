@@ -1,10 +1,11 @@
 """Every method that trains, on the 135M backbone: parameters, speed, memory, gain, forgetting.
 
-    python -m tests.benchmarks.methods [--output DIR] [--methods a,b] [--rates]
+    python -m tests.benchmarks.methods [--output DIR] [--methods "a;b"] [--workers N] [--rates]
 
 Each trains on 64 one-line docstrings in float32 (16 steps of 4 rows), at two learning rates; that
 with the lower loss on validation rows is measured on held-out ones, so that the rate is not picked
-by what is reported. What is there already under `--output` is not trained again. Gain: nats per
+by what is reported. Each has a process of its own, of whose memory the peak is told. What is there
+already under `--output` is not trained again. Gain: nats per
 token of the held-out answers; forgetting: nats per token of prose of the language reference; both
 with 95% intervals over clusters of items, one seed. `--rates` measures nothing but speed, two steps
 each, in one go: what tokens a second of methods are to be compared by.
@@ -14,8 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 import typing
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +39,17 @@ from tests.benchmarks.plane import (
 )
 
 METHODS = typing.get_args(PeftMethod)
+# Learning rates to pick from: what starts at pretrained weights or at their largest directions
+# wants less than LoRA, what has few parameters or moves directions alone wants more.
 RATES = (1e-3, 1e-2)
+LOWER, HIGHER = (1e-4, 1e-3), (1e-2, 1e-1)
+OTHER_RATES: dict[str, tuple[float, ...]] = {
+    "full": (5e-5, 5e-4),
+    **dict.fromkeys(("last-2", "osf", "lora, pissa_niter_16", "lora, olora"), LOWER),
+    **dict.fromkeys(("lora, corda", "lora, lora_ga"), LOWER),
+    **dict.fromkeys(("prompt_tuning", "p_tuning", "prefix_tuning", "vera", "pvera"), HIGHER),
+    **dict.fromkeys(("fourierft", "waveft", "tinylora", "unilora", "vblora", "ia3"), HIGHER),
+}
 # What a method wants besides its name.
 OPTIONS: dict[str, dict[str, Any]] = {
     # Blocks that divide 576, 1536 and 192.
@@ -64,7 +78,8 @@ def main() -> None:
     """Train, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--output", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--methods", help="some of them, separated by commas")
+    parser.add_argument("--methods", help="some of them, separated by semicolons")
+    parser.add_argument("--workers", type=int, default=1, help="methods at the same time")
     parser.add_argument("--rates", action="store_true")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -78,13 +93,29 @@ def main() -> None:
     if arguments.rates:
         figures = {name: _speed(task, adapter) for name, adapter in adapters.items()}
     else:
-        figures = {
-            name: found
-            for name, adapter in adapters.items()
-            if (found := _measured(arguments.output, task, name, adapter))
-        }
+        figures = dict(_each(arguments.output, task, adapters, arguments.workers))
         _print(figures)
     print(json.dumps({"figures": figures, "machine": machine(), "versions": versions()}))
+
+
+def _each(
+    output: Path, task: Task, adapters: dict[str, dict[str, Any]], workers: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The figures of those that train; the others are told with their reason."""
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawned, max_tasks_per_child=1) as pool:
+        running: dict[str, Future[dict[str, Any] | None]] = {
+            name: pool.submit(_measured, output, task, name, adapter)
+            for name, adapter in adapters.items()
+        }
+        for name, future in running.items():
+            try:
+                found = future.result()
+            except Exception as error:  # One defect is to be told, and not to cost the others.
+                print(f"{name}: {type(error).__name__}: {error}", flush=True)
+                continue
+            if found is not None:
+                yield name, found
 
 
 def _speed(task: Task, adapter: dict[str, Any]) -> float | None:
@@ -104,7 +135,7 @@ def _measured(
 ) -> dict[str, Any] | None:
     suites = {"evaluation": {"suites": suites_of(output, task, only=("prose",))}}
     trained: dict[float, tuple[float, RunDirectory]] = {}
-    for rate in RATES:
+    for rate in OTHER_RATES.get(name, RATES):
         run = RunDirectory(output / name.replace(", ", "-") / f"{rate:g}")
         change = {"adapter": adapter, "training": {"learning_rate": rate}}
         if not run.adapter.is_dir():

@@ -77,7 +77,7 @@ def _write_model(shape: dict[str, int], folder: Path) -> None:
     """Random weights, and a real tokenizer whose ids all models of these shapes have."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from lora_kit.backbone import resolve
+    from lora_kit.backbone_files import resolve
     from lora_kit.backbone_spec import BackboneSpec
 
     torch.manual_seed(0)
@@ -138,7 +138,8 @@ def _token_lists(count: int, length: int) -> list[list[int]]:
 
 def _measure(arguments: argparse.Namespace) -> dict[str, float]:
     from lora_kit.adapters import attach, coverage
-    from lora_kit.backbone import load, resolve
+    from lora_kit.backbone import load
+    from lora_kit.backbone_files import resolve
 
     recipe = _recipe(arguments)
     backbone = load(resolve(recipe.backbone), recipe.backbone)

@@ -89,7 +89,8 @@ def _recipe(rows: int, seed: int) -> Recipe:
 
 
 def _setting(rows: int, seed: int, quantization: str = "nf4") -> tuple[Any, ...]:
-    from lora_kit.backbone import load, resolve
+    from lora_kit.backbone import load
+    from lora_kit.backbone_files import resolve
     from lora_kit.data.dataset import prepare, training_rows, validation_rows
 
     recipe = _recipe(rows, seed)

@@ -12,6 +12,7 @@ from lora_kit import backbone as backbones
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import adapter_sha256, attach_saved, switched_off, wrapped
 from lora_kit.backbone import Backbone
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.dialling.strength import (
     TRAINED,
@@ -29,7 +30,7 @@ IDS = torch.tensor([[1, 50, 600, 7000, 80]])
 
 def again(tiny: Path) -> Backbone:
     spec = BackboneSpec(model=str(tiny), quantization="none", dtype="float32")
-    return backbones.load(backbones.resolve(spec), spec)
+    return backbones.load(resolve(spec), spec)
 
 
 def adapted(backbone: Backbone, directory: Path, **options: Any) -> Any:

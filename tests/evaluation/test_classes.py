@@ -7,7 +7,8 @@ import pytest
 from scipy.special import softmax
 
 from lora_kit import pipeline
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import DataError, EvaluationError, MergeError, ReleaseError
 from lora_kit.evaluation.engine.work import plan_work

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lora_kit import pipeline
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.units import PreparedUnits

@@ -10,7 +10,8 @@ import torch
 
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import attach
-from lora_kit.backbone import load, resolve
+from lora_kit.backbone import load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.training.trainer import save_adapter
 

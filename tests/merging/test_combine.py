@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from lora_kit.adapters import adapter_sha256
-from lora_kit.backbone import load, resolve
+from lora_kit.backbone import load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.cli import main
 from lora_kit.errors import MergeError

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import attach
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import MergeError
 from lora_kit.merging.dequantize import dequantized

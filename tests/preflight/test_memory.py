@@ -9,7 +9,8 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, LlamaConfig
 
 from lora_kit.adapter_spec import AdapterSpec
-from lora_kit.backbone import load, resolve
+from lora_kit.backbone import load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import AdapterError

@@ -21,7 +21,8 @@ from transformers import (
 
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import attach, switched_off
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import AdapterError, MergeError

@@ -16,7 +16,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from lora_kit import pipeline
 from lora_kit.adapters import attach, switched_off
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.tokenization import IGNORED, end_of_turn
 from lora_kit.data.units import PreparedUnits
@@ -141,7 +142,8 @@ def test_what_is_saved_is_one_adapter(trained: dict[str, Path], objective: str) 
 RELOADED = """
 import sys, torch
 from lora_kit.adapters import attach_saved
-from lora_kit.backbone import load, resolve
+from lora_kit.backbone import load
+from lora_kit.backbone_files import resolve
 from lora_kit.run import RunDirectory
 from pathlib import Path
 for name in sys.argv[2:]:

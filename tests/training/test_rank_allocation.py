@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from lora_kit.adapters import attach_saved
-from lora_kit.backbone import load, resolve
+from lora_kit.backbone import load
+from lora_kit.backbone_files import resolve
 from lora_kit.pipeline import train
 from lora_kit.recipe import Recipe
 

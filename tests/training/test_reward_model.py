@@ -15,7 +15,8 @@ from torch.nn.functional import logsigmoid
 
 from lora_kit import pipeline
 from lora_kit.adapters import adapter_sha256, attach, attach_saved
-from lora_kit.backbone import load, resolve
+from lora_kit.backbone import load
+from lora_kit.backbone_files import resolve
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import end_of_turn

@@ -9,7 +9,8 @@ from trl import SFTConfig
 
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import attach, attach_saved
-from lora_kit.backbone import Backbone, load, resolve
+from lora_kit.backbone import Backbone, load
+from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.dataset import PreparedData, prepare, training_rows, validation_rows
 from lora_kit.data_spec import SourceSpec

@@ -9,7 +9,8 @@ import torch
 
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import wrapped
-from lora_kit.backbone import Backbone, BackboneFiles
+from lora_kit.backbone import Backbone
+from lora_kit.backbone_files import BackboneFiles
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import Example
 from lora_kit.fingerprint import Fingerprint
