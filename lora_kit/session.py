@@ -10,7 +10,7 @@ from lora_kit.adapters import ADAPTER_CONFIG, attach_saved
 from lora_kit.backbone import Backbone, load
 from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
-from lora_kit.errors import AdapterError
+from lora_kit.errors import AdapterError, BackboneError
 from lora_kit.files import read_json
 from lora_kit.heads import saved_head
 from lora_kit.recipe import EvaluationSpec, Recipe
@@ -94,7 +94,7 @@ def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
 
     Args:
         target: a run directory, an adapter directory, or an open session.
-        spec: the backbone of an adapter that does not say it itself.
+        spec: of an adapter's backbone: what is set in it comes before what the adapter says.
 
     Raises:
         LoraKitError: if the target is none of these, or does not fit its backbone.
@@ -119,25 +119,21 @@ def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
 
 
 def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
-    """An adapter directory of any tool; what it does not say of its backbone, `spec` does."""
+    """An adapter directory of any tool; what `spec` says of the backbone comes before its own."""
     config_path = directory / ADAPTER_CONFIG
     if not config_path.is_file():
         raise AdapterError(
             f"{directory}: neither a run (no recipe.yaml) nor an adapter (no {ADAPTER_CONFIG})"
         )
     config = read_json(config_path, AdapterError)
-    saved = _saved_backbone(directory)
-    if spec is None and saved is not None:
-        # Not how attention was computed in training: that is a matter of the machine.
-        known = set(BackboneSpec.model_fields) & set(saved) - {"attention"}
-        spec = BackboneSpec.model_validate({name: saved[name] for name in known})
-    if spec is None:
-        reference = config.get("base_model_name_or_path")
-        if not reference:
-            raise AdapterError(f"{directory}: names no base model; say which with --backbone")
-        # Another tool's adapter says nothing of quantization.
-        spec = BackboneSpec(model=reference, revision=config.get("revision"), quantization="none")
-    backbone = load(resolve(spec), spec, _classes(directory))
+    chosen = _backbone_of(directory, config, spec)
+    try:
+        files = resolve(chosen)
+    except BackboneError as error:
+        raise AdapterError(
+            f"{directory}: {error}. Say with --backbone where its base model is on this machine"
+        ) from error
+    backbone = load(files, chosen, _classes(directory))
     _require_fingerprint(backbone, directory)
     return Subject(
         backbone,
@@ -149,6 +145,28 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
         directory.resolve().name,
         {"Adapter": _described(config)},
     )
+
+
+def _backbone_of(
+    directory: Path, config: dict[str, Any], given: BackboneSpec | None
+) -> BackboneSpec:
+    """What an adapter says of its backbone, behind what is given of it."""
+    chosen = given.model_dump(exclude_unset=True) if given else {}
+    saved = _saved_backbone(directory)
+    if saved is not None:
+        # Not how attention was computed in training: that is a matter of the machine.
+        known = set(BackboneSpec.model_fields) & set(saved) - {"attention"}
+        said = {name: saved[name] for name in known}
+    else:
+        reference = config.get("base_model_name_or_path")
+        if not reference and not chosen:
+            raise AdapterError(f"{directory}: names no base model; say which with --backbone")
+        # Another tool's adapter says nothing of quantization.
+        said = {"model": reference, "revision": config.get("revision"), "quantization": "none"}
+    if chosen:
+        # Of where the model lay in training.
+        said.pop("revision", None)
+    return BackboneSpec.model_validate(said | chosen)
 
 
 def _described(config: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ def evaluate_sequence(
         targets: runs or adapters in the order in which they were trained, two at least.
         suites: for each target the suite that it was trained for; by default those with the role
             gain in its recipe.
-        backbone: of adapters that another tool made.
+        backbone: of adapters; what is set in it comes before what they say.
         output: where each stage's evaluation and `sequence.json` go.
         fresh: measure everything again.
 

@@ -9,7 +9,13 @@ import typer
 
 from lora_kit.backbone_spec import BackboneSpec, Quantization
 from lora_kit.cli.libraries import load_pipeline, quiet_libraries
-from lora_kit.cli.options import FreshOption, JsonOption, OutputOption
+from lora_kit.cli.options import (
+    BackboneOption,
+    FreshOption,
+    JsonOption,
+    OutputOption,
+    QuantizationOption,
+)
 from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
 from lora_kit.errors import VERDICT_STATUS, RecipeError
 
@@ -21,13 +27,8 @@ def evaluate(
     suite: Annotated[
         list[str] | None, typer.Option(help="A suite file or bundled suite; may be repeated.")
     ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="Base model of an adapter that another tool made."),
-    ] = None,
-    quantization: Annotated[
-        Quantization | None, typer.Option(help="With --backbone: how the base is stored.")
-    ] = None,
+    backbone: BackboneOption = None,
+    quantization: QuantizationOption = None,
     arm: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,12 +63,8 @@ def sequence(
         list[str] | None,
         typer.Option(help="What each stage was trained for; by default its recipe's gain."),
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Base model of adapters that another tool made.")
-    ] = None,
-    quantization: Annotated[
-        Quantization | None, typer.Option(help="With --backbone: how the base is stored.")
-    ] = None,
+    backbone: BackboneOption = None,
+    quantization: QuantizationOption = None,
     output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("sequence"),
     fresh: FreshOption = False,
     as_json: JsonOption = False,
@@ -91,4 +88,7 @@ def backbone_spec(model: str | None, quantization: Quantization | None) -> Backb
     """What --backbone and --quantization say together; `None` where neither is given."""
     if quantization and not model:
         raise RecipeError("--quantization goes with --backbone; an adapter of ours knows its own")
-    return BackboneSpec(model=model, quantization=quantization or "none") if model else None
+    # Only what is given is set: the rest is as the adapter says.
+    given = {"model": model, "quantization": quantization}
+    set_ = {name: value for name, value in given.items() if value}
+    return BackboneSpec.model_validate(set_) if set_ else None

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lora_kit.backbone_spec import DType, Quantization
+from lora_kit.backbone_spec import DType
 from lora_kit.cli.evaluating import backbone_spec
 from lora_kit.cli.libraries import load_pipeline, quiet_libraries
-from lora_kit.cli.options import JsonOption, OutputOption
+from lora_kit.cli.options import BackboneOption, JsonOption, OutputOption, QuantizationOption
 from lora_kit.cli.output import print_json, print_text
 from lora_kit.errors import VERDICT_STATUS
 from lora_kit.merging.combining import Method
@@ -23,12 +23,8 @@ def merge(
         Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, or any PEFT adapter directory.")
     ],
     output: OutputOption = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Base model of an adapter that another tool made.")
-    ] = None,
-    quantization: Annotated[
-        Quantization | None, typer.Option(help="With --backbone: how the base is stored.")
-    ] = None,
+    backbone: BackboneOption = None,
+    quantization: QuantizationOption = None,
     base: Annotated[
         Base | None,
         typer.Option(

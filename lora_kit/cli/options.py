@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lora_kit.backbone_spec import Quantization
+
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")
 ]
@@ -42,3 +44,13 @@ FreshOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+BackboneOption = Annotated[
+    str | None,
+    typer.Option(help="Where an adapter's base model is now; by default where the adapter says."),
+]
+QuantizationOption = Annotated[
+    Quantization | None,
+    typer.Option(
+        help="With --backbone: how the base is stored; by default as the adapter says, or none."
+    ),
+]

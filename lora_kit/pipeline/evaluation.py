@@ -41,7 +41,7 @@ def evaluate(
     Args:
         target: a run directory, an adapter directory, or an open session.
         suites: bundled names or paths; by default those of the run's recipe.
-        backbone: of an adapter that another tool made; by default what the adapter says.
+        backbone: of an adapter; what is set in it comes before what the adapter says.
         output: where the results go; by default `evaluation/` in the run or the adapter, and
             `evaluation-SUITE/` for other suites than the recipe's, so that a run keeps the verdict
             that its release stands on.

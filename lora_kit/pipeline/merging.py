@@ -78,7 +78,7 @@ def merge(
         target: a run directory, an adapter directory, or an open session.
         output: where the model goes; by default `merged/` in the run. Where the recipe wants both
             bases, the one on the checkpoint's weights goes beside it, with `-original` to its name.
-        backbone: of an adapter that another tool made; by default what the adapter says.
+        backbone: of an adapter; what is set in it comes before what the adapter says.
         base: instead of the recipe's `merge.base`.
         dtype: instead of its `merge.dtype`.
 
