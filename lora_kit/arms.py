@@ -13,7 +13,7 @@ from lora_kit.adapters import adapter_sha256, attach, attach_saved, switched_off
 from lora_kit.backbone import Backbone, load
 from lora_kit.backbone_files import BackboneFiles
 from lora_kit.console import say
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import training_rows
 from lora_kit.data.rows import Row
 from lora_kit.digests import file_sha256, json_sha256
 from lora_kit.encoder_decoder import language_model_class
@@ -23,10 +23,10 @@ from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.files import read_json
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.merging.reloaded import Computing, reload
-from lora_kit.own_words.rows import read_rows
 from lora_kit.recipe import MERGED_ARMS, Recipe
 from lora_kit.run import RunDirectory
 from lora_kit.session import Session, Subject
+from lora_kit.trained_rows import same_rows
 from lora_kit.training.initial_factors import initialise
 from lora_kit.training.trainer import train as train_adapter
 
@@ -149,8 +149,7 @@ def _trained_on(backbone: Backbone, session: Session) -> Any:
     if (run.adapter / "adapter_model.safetensors").is_file():
         return attach_saved(backbone, run.adapter)
     say(f"{run.root}: training the recipe on weights that were never pretrained")
-    read = read_rows(recipe, session.backbone, session.run)
-    data = prepare(read.rows, backbone.tokenizer, recipe.data, read.replay)
+    data = same_rows(session, "scratch")
     model = attach(backbone, recipe.adapter, recipe.seed)
     initialise(model, backbone, recipe.adapter, data.examples, recipe.seed)
     train_adapter(recipe, backbone, model, data, None, run)

@@ -14,14 +14,13 @@ from lora_kit.adapters import evaluated, switched_off
 from lora_kit.backbone import Backbone
 from lora_kit.classification_spec import ClassificationSpec
 from lora_kit.console import say
-from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.labelled import classes_of
 from lora_kit.data.prepared import PreparedData
 from lora_kit.digests import json_sha256
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.linear_probe import Weights, fitted, mean_state, mean_states
 from lora_kit.session import Session
+from lora_kit.trained_rows import same_rows
 from lora_kit.training.features import cached
 
 PROBE = "probe"
@@ -77,13 +76,7 @@ def probe_arm(session: Session, identity: Sequence[str]) -> LoadedArms:
     """
     recipe, head = session.recipe, session.backbone.head
     assert head is not None  # the arms of a classifier
-    rows, _ = training_rows(recipe.data, recipe.seed, recipe.training.objective)
-    data = prepare(rows, session.backbone.tokenizer, recipe.data, 0, "classification", head.classes)
-    if session.run.load_record().get("data", {}).get("digest") not in (None, data.digest):
-        raise EvaluationError(
-            f"{session.run.root}: arm {PROBE}: the rows of data.train are others than the adapter "
-            "was trained on, so that the two cannot be compared; take back what was changed"
-        )
+    data = same_rows(session, PROBE)
     weights = _weights(recipe.classification or ClassificationSpec(), head.classes)
     known = json_sha256([PROBE, VERSION, *identity, data.digest, weights])
     arm = Arm(PROBE, known, nullcontext, roles=("gain",))

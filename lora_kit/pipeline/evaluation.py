@@ -10,6 +10,7 @@ from typing import get_args
 from lora_kit.arms import example_rows, loaded_arms
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.class_arms import class_facts, loaded_class_arms
+from lora_kit.data.rows import Row
 from lora_kit.errors import RecipeError
 from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.evaluation.harness import (
@@ -23,6 +24,7 @@ from lora_kit.launch import require_whole
 from lora_kit.recipe import ArmName
 from lora_kit.reward_arms import loaded_reward_arms, reward_facts
 from lora_kit.session import Session, Subject, open_subject
+from lora_kit.trained_rows import same_rows
 
 
 def evaluate(
@@ -61,7 +63,6 @@ def evaluate(
     if chosen and not output:
         directory = directory.with_name("-".join(["evaluation", *(s.name for s in chosen)]))
     names = list(dict.fromkeys([*subject.spec.arms, *arms]))
-    recipe = subject.session.recipe if subject.session else None
     models, facts = _answering(subject, names)
     return run_suites(
         Measurement(
@@ -80,13 +81,20 @@ def evaluate(
                 },
             ),
             shots=subject.spec.shots if "fewshot" in names else 0,
-            training=example_rows(recipe)
-            if recipe and {"fewshot", "retrieval"} & set(names)
-            else (),
+            training=_shown(subject.session, names),
             retrieval="retrieval" in names,
             fresh=fresh,
         )
     )
+
+
+def _shown(session: Session | None, names: Sequence[str]) -> Sequence[Row]:
+    """Rows of the training that baselines answer by."""
+    for arm in ("fewshot", "retrieval"):
+        if session and arm in names:
+            same_rows(session, arm)
+            return example_rows(session.recipe)
+    return ()
 
 
 def _answering(subject: Subject, names: Sequence[str]) -> tuple[list[LoadedArms], dict[str, str]]:

@@ -32,6 +32,7 @@ from lora_kit.recipe import Recipe
 from lora_kit.retention_spec import MaskSpec
 from lora_kit.run import RunDirectory, start_record, versions
 from lora_kit.session import Session, open_run
+from lora_kit.trained_rows import read_again
 from lora_kit.training.initial_factors import initialise
 from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
@@ -222,19 +223,15 @@ def _trained_already(run: RunDirectory, recipe: Recipe, done: TrainingResult) ->
         LoraKitError: if it was not.
     """
     session = open_run(run.root)
-    require_same(run, recipe, session.backbone, _digest_now(run, recipe, session))
+    require_same(run, recipe, session.backbone, _digest_now(session))
     say(f"{run.root}: is trained already")
     return Trained(session, done)
 
 
-def _digest_now(run: RunDirectory, recipe: Recipe, session: Session) -> str | None:
+def _digest_now(session: Session) -> str | None:
     """Of the rows; `None` where they are gone: the adapter, which is there, needs them no more."""
     try:
-        read = read_rows(recipe, session.backbone, run)
-        tokenizer, objective = session.backbone.tokenizer, recipe.training.objective
-        head = session.backbone.head
-        classes = head.classes if head else ()
-        return prepare(read.rows, tokenizer, recipe.data, read.replay, objective, classes).digest
+        return read_again(session).digest
     except DataError as error:
-        say(f"{run.root}: whether it was trained on these rows cannot be told: {error}")
+        say(f"{session.run.root}: whether it was trained on these rows cannot be told: {error}")
         return None
