@@ -20,6 +20,7 @@ from lora_kit.digests import file_sha256
 from lora_kit.errors import AdapterError
 from lora_kit.files import read_json
 from lora_kit.heads import begin_anew
+from lora_kit.initialisations import SUBTRACTED, initialisation_of
 from lora_kit.peft_methods import configuration
 
 if TYPE_CHECKING:
@@ -241,8 +242,13 @@ def _is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear)
 
 
-def coverage(model: PeftModel) -> Coverage:
+def coverage(model: PeftModel, spec: AdapterSpec | None = None) -> Coverage:
     """Count, for each class of module that holds weights, how many got an adapter.
+
+    Args:
+        model: with the adapter attached.
+        spec: of the adapter, some of whose starts hold half of each factor still; without it, what
+            is held still is counted as trained.
 
     Raises:
         AdapterError: if none did.
@@ -273,6 +279,9 @@ def coverage(model: PeftModel) -> Coverage:
     if not adapted:
         raise AdapterError("adapter.targets: no module got an adapter; nothing would be trained")
     trainable, parameters = model.get_nb_trainable_parameters()
+    if spec is not None and initialisation_of(spec) in SUBTRACTED:
+        named = model.named_parameters()
+        trainable -= sum(p.numel() for n, p in named if p.requires_grad and "lora_" in n) // 2
     return Coverage(
         classes=tuple(ClassCoverage(name, adapted[name], total[name]) for name in sorted(total)),
         trainable_parameters=trainable,

@@ -175,7 +175,7 @@ def _ready(recipe: Recipe, earlier: RunDirectory | None) -> _Ready:
     initialise(model, backbone, recipe.adapter, data.examples, recipe.seed)
     if recipe.retention.mask:
         data = _masked(recipe.retention.mask, recipe, data, model, backbone)
-    covered = coverage(model)
+    covered = coverage(model, recipe.adapter)
     return _Ready(backbone, model, read.said, data, held_out, texts, suites, found, covered)
 
 

@@ -163,7 +163,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     data = prepare(rows, backbone.tokenizer, recipe.data, replay, objective, classes)
     held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
     model = attach(backbone, recipe.adapter, recipe.seed)
-    covered = coverage(model)
+    covered = coverage(model, recipe.adapter)
     # What is wrong with an item shows only when it is tokenized.
     items = audited_items(plan_work(suites, backbone))
     limits = recipe.data.audit

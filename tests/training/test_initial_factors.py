@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lora_kit.adapter_spec import AdapterSpec
-from lora_kit.adapters import attach, switched_off
+from lora_kit.adapters import attach, coverage, switched_off
 from lora_kit.backbone import Backbone, load
 from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
@@ -100,6 +100,9 @@ def test_half_of_the_factors_is_what_peft_begins_with_and_half_stays(
         if isinstance(module, torch.nn.Linear)
     }
     model = begun(tiny_backbone, spec_of(start))
+    ends = sum(out + inputs for out, inputs in (weight.shape for weight in weights.values()))
+    head = sum(tiny_backbone.model.get_output_embeddings().weight.shape)
+    assert coverage(model, spec_of(start)).trainable_parameters == 4 * (ends - head)
     name, layer = next(iter(layers_of(model).items()))
     factors: Any = layer
     a, b = factors.lora_A["default"].weight, factors.lora_B["default"].weight
