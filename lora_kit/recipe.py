@@ -172,6 +172,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _validation_where_it_is_asked_for(self) -> Recipe:
+        if self.training.validate_steps and not self.data.validation:
+            raise ValueError(
+                "training.validate_steps: there is nothing to measure the loss of; name a source "
+                "in data.validation"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _goes_with_the_objective(self) -> Recipe:
         found = [*refusals(self), *refusals_of_tokens(self)]
         if found:

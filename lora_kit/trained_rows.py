@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lora_kit.adapters import evaluated, switched_off
 from lora_kit.data.dataset import prepare
 from lora_kit.data.prepared import PreparedData
 from lora_kit.errors import EvaluationError
@@ -16,7 +17,9 @@ def read_again(session: Session) -> PreparedData:
         DataError: if a source is gone, or a row is wrong.
     """
     recipe, backbone = session.recipe, session.backbone
-    read = read_rows(recipe, backbone, session.run)
+    # What the base once said is asked again where the run and the cache have lost it.
+    with evaluated(session.model), switched_off(session.model):
+        read = read_rows(recipe, backbone, session.run)
     classes = backbone.head.classes if backbone.head else ()
     objective = recipe.training.objective
     return prepare(read.rows, backbone.tokenizer, recipe.data, read.replay, objective, classes)

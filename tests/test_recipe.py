@@ -165,3 +165,9 @@ def test_conversations_are_refused_where_texts_are_learned() -> None:
     recipe = Recipe.load("domain-text", ["data.train.0.source=stdlib-docstrings"])
     with pytest.raises(DataError, match=r"data\.train\.0\.source: .*python-reference"):
         training_rows(recipe.data, recipe.seed)
+
+
+@pytest.mark.parametrize("also", ["training.patience=2", "training.keep_best=true"])
+def test_what_goes_by_validation_rows_needs_some(also: str) -> None:
+    with pytest.raises(RecipeError, match=r"training\.validate_steps: .*data\.validation"):
+        Recipe.load("quickstart", ["training.validate_steps=5", also, "data.validation=[]"])

@@ -15,7 +15,7 @@ from lora_kit.data.labelled import rows_by_class
 from lora_kit.data.mixture import mix
 from lora_kit.data.prepared import Counts, PreparedData
 from lora_kit.data.rows import Row
-from lora_kit.data.sources import Rows, joined, read_source
+from lora_kit.data.sources import Rows, Source, joined, read_source
 from lora_kit.data.store import KEPT_FROM, in_memory, kept
 from lora_kit.data.units import prepare_units
 from lora_kit.data_spec import SELF, DataSpec, ReplaySpec, SourceSpec
@@ -27,9 +27,12 @@ from lora_kit.recipe import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Before the name of a source whose rows are replay.
+REPLAY = "replay: "
 __all__ = [
     "Counts",
     "PreparedData",
+    "is_learned",
     "prepare",
     "training_classes",
     "training_rows",
@@ -164,9 +167,14 @@ def prepare(
     return dataclasses.replace(data, counts=counts)
 
 
+def is_learned(source: Source) -> bool:
+    """Whether a source of the rows to train on is one of data.train, and no replay."""
+    return not source.name.startswith(REPLAY)
+
+
 def _as_replay(rows: Rows) -> Rows:
     """Under a name of its own, since a source can be trained on and replayed."""
-    named = [dataclasses.replace(one, name=f"replay: {one.name}") for one in rows.sources]
+    named = [dataclasses.replace(one, name=f"{REPLAY}{one.name}") for one in rows.sources]
     return Rows(tuple(named), rows.parts, rows.numbers)
 
 

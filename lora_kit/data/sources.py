@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import random
@@ -114,6 +115,23 @@ class Rows(Sequence[Row]):
             found.update(zip(places.tolist(), rows, strict=True))
         return [found[place] for place in range(len(self))]
 
+    def only(self, chosen: NDArray[np.bool_]) -> Rows:
+        """Some of them; `chosen` is (rows,)."""
+        return Rows(self.sources, self.parts[chosen], self.numbers[chosen])
+
+    def changed(
+        self, which: Callable[[Source], bool], change: Callable[[Row], Row], digest: str
+    ) -> Rows:
+        """The same rows of the same sources, some changed when they are read.
+
+        Args:
+            which: of the sources.
+            change: what becomes of a row of theirs.
+            digest: what changes with `change`.
+        """
+        sources = [_changed(one, change, digest) if which(one) else one for one in self.sources]
+        return Rows(tuple(sources), self.parts, self.numbers)
+
     def formats(self) -> dict[str, str]:
         """The format of each source's first row, by the source's name."""
         firsts = [int(np.flatnonzero(self.parts == part)[0]) for part in np.unique(self.parts)]
@@ -136,6 +154,14 @@ class Rows(Sequence[Row]):
         digest.update(self.parts.tobytes())
         digest.update(self.numbers.tobytes())
         return digest.hexdigest()
+
+
+def _changed(source: Source, change: Callable[[Row], Row], digest: str) -> Source:
+    return dataclasses.replace(
+        source,
+        take=lambda numbers: [change(row) for row in source.take(numbers)],
+        digest=lambda: json_sha256([source.digest(), digest]),
+    )
 
 
 def joined(several: Sequence[Rows]) -> Rows:

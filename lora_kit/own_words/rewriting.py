@@ -92,10 +92,10 @@ def rewritten(
     return found
 
 
-def put_in(rows: Sequence[Row], found: Sequence[Rewritten]) -> list[Row]:
-    """The rows with the answers that were taken."""
+def putting_in(found: Sequence[Rewritten]) -> Callable[[Row], Row]:
+    """What gives a row the answer that was taken for it, if one was."""
     taken = {(one.origin, one.reference): str(one.written) for one in found if one.taken}
-    return [_with(row, taken) for row in rows]
+    return lambda row: _with(row, taken)
 
 
 def _with(row: Row, taken: dict[tuple[str, str], str]) -> Row:

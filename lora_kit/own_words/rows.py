@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
 from lora_kit.backbone import Backbone
 from lora_kit.console import say
-from lora_kit.data.dataset import training_rows
+from lora_kit.data.dataset import is_learned, training_rows
 from lora_kit.data.formats import parse_row
 from lora_kit.data.sources import Rows
 from lora_kit.data_spec import SELF
@@ -23,14 +24,14 @@ from lora_kit.evaluation.metrics import load_metric
 from lora_kit.files import read_json, write_json
 from lora_kit.gguf import cache_directory
 from lora_kit.own_words.replay import replay_records
-from lora_kit.own_words.rewriting import Rewritten, put_in, rewritten
+from lora_kit.own_words.rewriting import Rewritten, putting_in, rewritten
 from lora_kit.own_words.speaking import Speaker
 from lora_kit.processes import made_by_first
 from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory
 
 # Raise it when the base is asked otherwise than before.
-VERSION = 1
+VERSION = 2
 REPLAY, ANSWERS = "replay", "answers"
 Records = list[dict[str, Any]]
 
@@ -74,14 +75,17 @@ def read_rows(recipe: Recipe, backbone: Backbone, run: RunDirectory | None = Non
     rows, replay = training_rows(recipe.data, recipe.seed, recipe.training.objective, own)
     if recipe.retention.own_words is None:
         return ReadRows(rows, replay, said)
-    said[ANSWERS] = earlier.get(ANSWERS) or _answers(recipe, backbone, rows)
+    # Replay is there to say what the base says, or what it is to go on saying.
+    learned = rows.only(np.array([is_learned(one) for one in rows.sources])[rows.parts])
+    said[ANSWERS] = earlier.get(ANSWERS) or _answers(recipe, backbone, learned)
     found = [Rewritten(**record) for record in said[ANSWERS]]
     taken = sum(one.taken for one in found)
     say(
-        f"retention.own_words: of {len(rows)} rows the base wrote {len(found)} answers again, and "
-        f"{taken} of those say what the row says and are learned in its place"
+        f"retention.own_words: of {len(learned)} rows the base wrote {len(found)} answers again, "
+        f"and {taken} of those say what the row says and are learned in its place"
     )
-    return ReadRows(Rows.of("rows", put_in(rows.read(), found)), replay, said)
+    put = rows.changed(is_learned, putting_in(found), json_sha256(said[ANSWERS]))
+    return ReadRows(put, replay, said)
 
 
 def replayed(recipe: Recipe, backbone: Backbone, count: int) -> Records:
@@ -92,7 +96,8 @@ def replayed(recipe: Recipe, backbone: Backbone, count: int) -> Records:
         say(f"data.replay.source: self: the base makes {count} rows, which takes a while on a CPU")
         return replay_records(_speaker(backbone), count, longest)
 
-    return _kept([REPLAY, backbone.fingerprint.digest, recipe.seed, count, longest], recipe, ask)
+    parts = [REPLAY, backbone.fingerprint.digest, recipe.seed, count, longest]
+    return _kept([*parts, *stop_token_ids(backbone)], recipe, ask)
 
 
 def _answers(recipe: Recipe, backbone: Backbone, rows: Rows) -> Records:
@@ -105,7 +110,7 @@ def _answers(recipe: Recipe, backbone: Backbone, rows: Rows) -> Records:
         return [one.to_dict() for one in found]
 
     parts = [ANSWERS, backbone.fingerprint.digest, rows.digest(), spec.similarity, longest]
-    return _kept(parts, recipe, ask)
+    return _kept([*parts, *stop_token_ids(backbone)], recipe, ask)
 
 
 def _speaker(backbone: Backbone) -> Speaker:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,13 +88,10 @@ def _go_on(
     ids = torch.tensor([[pad] * (width - len(one)) + list(one) for one in prompts.values()])
     mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts.values()])
     device = next(model.parameters()).device
-    # The model's own defaults cut the distribution off (top_k 50 and the like).
-    how = (
-        {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-        if sampled
-        else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    )
-    with torch.no_grad():
+    how: dict[str, Any] = {"do_sample": False}
+    if sampled:
+        how = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    with torch.no_grad(), _by_itself(model):
         output = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -104,6 +102,23 @@ def _go_on(
         )
     rows = output[:, width:].tolist()
     return {n: _ended(row[: most[n]], stops) for n, row in zip(prompts, rows, strict=True)}
+
+
+@contextmanager
+def _by_itself(model: Any) -> Iterator[None]:
+    """Without the model's own defaults, which bend the distribution or cut it off.
+
+    They are top_k, repetition_penalty and others; what it begins with is kept.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    begins = ("bos_token_id", "decoder_start_token_id")
+    model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in begins})
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _ended(tokens: list[int], stops: Sequence[int]) -> tuple[int, ...] | None:

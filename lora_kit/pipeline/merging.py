@@ -151,7 +151,8 @@ def _compared(subject: Subject) -> _Compared:
     seed = recipe.seed if recipe else 0
     objective = recipe.training.objective if recipe else "sft"
     held_out = validation_rows(data, seed)
-    rows = held_out or training_rows(data, seed, objective)[0]
+    # Without replay: rows of the base's own are not there to be read again.
+    rows = held_out or training_rows(data.model_copy(update={"replay": None}), seed, objective)[0]
     several = tokenize_rows(
         rows[:COMPARED_ROWS].read(), subject.backbone.tokenizer, data.max_length, data.labels
     )

@@ -125,7 +125,10 @@ def _steps(recipe: Recipe, counts: Counts) -> Iterator[Hint]:
 
 
 def _watched(recipe: Recipe, examples: int) -> Iterator[Hint]:
-    if recipe.training.epochs > MOST_PASSES and not recipe.training.keep_best:
+    spec, budget = recipe.training, recipe.retention.budget
+    # Of adalora, or beside a budget, no earlier weights are kept.
+    may_keep = recipe.data.validation and budget is None and recipe.adapter.method != "adalora"
+    if spec.epochs > MOST_PASSES and not spec.keep_best and may_keep:
         yield Hint(
             ("training.validate_steps=20", "training.keep_best=true"),
             f"after {MOST_PASSES:g} passes an adapter begins to know its examples by heart; the "

@@ -11,6 +11,7 @@ from lora_kit.preflight.situation import Situation
 from lora_kit.training.distillation import require_same_tokens
 from lora_kit.training.preferences.reward_runs import RUN, run_of
 from lora_kit.training.rates import is_in
+from lora_kit.training.retention.consolidation import low_rank_updates
 
 
 def kept_where_it_can_be(situation: Situation) -> None:
@@ -103,6 +104,21 @@ def rates_of_what_is_trained(situation: Situation) -> None:
             raise TrainingError(
                 f"training.rates.{module}: nothing is trained in a module of that name; found: "
                 f"{', '.join(known)}"
+            )
+
+
+def consolidated_whole(situation: Situation) -> None:
+    """Raises TrainingError if something is trained that `retention.consolidation` does not hold."""
+    if situation.recipe.retention.consolidation is None:
+        return
+    updates = low_rank_updates(situation.attached).values()
+    held = {id(factor) for update in updates for factor in (update.first, update.second)}
+    for name, parameter in situation.attached.named_parameters():
+        if parameter.requires_grad and id(parameter) not in held:
+            raise TrainingError(
+                f"retention.consolidation: holds LoRA's updates of linear layers, and {name} is "
+                "trained besides; leave it out of adapter.targets and adapter.options, or use "
+                "retention.anchor, which holds what the model says"
             )
 
 

@@ -106,7 +106,9 @@ def train(
         attempt.validation.before = before
         with attempt.interruption.listening():
             _train(attempt, resume)
-    trainer = attempt.trainer
+        trainer = attempt.trainer
+        if trainer.budget and trainer.ended:
+            trainer.budget.look_at_the_end(trainer.state, trainer.control)
     # Of all: a signal may have reached one process after they last asked each other.
     if any_process(bool(attempt.interruption.received)) and not trainer.ended:
         raise TrainingInterruptedError(

@@ -1,6 +1,7 @@
 """What the base says before the training: rows of its own, answers in its words."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from lora_kit.errors import DataError, RecipeError
 from lora_kit.evaluation.engine.run import stop_token_ids
 from lora_kit.evaluation.metrics import load_metric
 from lora_kit.own_words.replay import replay_records
-from lora_kit.own_words.rewriting import Rewritten, put_in, rewritten
+from lora_kit.own_words.rewriting import Rewritten, putting_in, rewritten
 from lora_kit.own_words.rows import read_rows
 from lora_kit.own_words.speaking import Speaker, say_on
-from lora_kit.pipeline import train
+from lora_kit.pipeline import merge, train
 from lora_kit.recipe import Recipe
 from lora_kit.retention_spec import OwnWordsSpec
 
@@ -124,7 +125,7 @@ def test_answers_that_are_taken_stand_in_the_rows_place() -> None:
         Rewritten("r:1", "answer 1", "the answer: 1", 80.0, taken=True),
         Rewritten("r:2", "answer 2", "no", 1.0, taken=False),
     ]
-    new = put_in([*rows, text], found)
+    new = list(map(putting_in(found), [*rows, text]))
     assert [row.messages[-1].content for row in new[:2]] == ["the answer: 1", "answer 2"]
     assert new[2] == text
 
@@ -159,6 +160,60 @@ def test_own_rows_are_trained_on_kept_in_the_run_and_the_same_again(
     digest = prepare(again.rows, trained.session.backbone.tokenizer, recipe.data).digest
     assert digest == record["data"]["digest"]
     assert asked == [wanted]
+
+
+def test_a_run_with_rows_of_its_own_and_no_validation_is_merged(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a merge is compared on are the adapter's rows: the base's own are not made again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Blue."}]
+    monkeypatch.setattr(
+        "lora_kit.own_words.rows.replay_records", lambda _, count, __: [{"messages": turns}] * count
+    )
+    replay = {"source": "self", "fraction": 0.5}
+    recipe = changed(tiny_recipe, data={"replay": replay, "validation": []})
+    trained = train(recipe, tmp_path / "run")
+    (merged,) = merge(trained.session.run.root)
+    assert merged.verification.passed
+
+
+def test_replay_keeps_its_words_and_every_row_its_source(
+    tiny_recipe: Recipe, tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = tiny_recipe.data.train[0].source
+    again = tmp_path / "again.jsonl"
+    again.write_text(Path(rows).read_text())
+
+    def said(_: Any, asked: Sequence[Row], *__: Any) -> list[Rewritten]:
+        contents = [(row.origin, row.messages[-1].content) for row in asked]
+        return [Rewritten(*one, f"Well: {one[1]}", 99.0, taken=True) for one in contents]
+
+    monkeypatch.setattr("lora_kit.own_words.rows.rewritten", said)
+    # Of the same file, so that a row that is replayed is one that is learned too.
+    replay = {"source": rows, "fraction": 0.3}
+    recipe = changed(tiny_recipe, data={"replay": replay}, retention={"own_words": {}})
+    recipe.data.train.append(recipe.data.train[0].model_copy(update={"source": str(again)}))
+    before, wanted = training_rows(recipe.data, recipe.seed)
+    read = read_rows(recipe, tiny_backbone)
+    assert read.replay == wanted > 0
+    assert [one.name for one in read.rows.sources] == [one.name for one in before.sources]
+    assert read.rows.digest() != before.digest()
+    for number, (row, old) in enumerate(zip(read.rows, before, strict=True)):
+        is_replay = before.sources[before.parts[number]].name.startswith("replay: ")
+        wanted_text = old.messages[-1].content
+        assert row.messages[-1].content == (wanted_text if is_replay else f"Well: {wanted_text}")
+
+
+def test_what_the_base_says_is_bent_by_no_default_of_its_own(tiny_backbone: Backbone) -> None:
+    model, asked = tiny_backbone.model, prompts(tiny_backbone)[:1]
+    logits = model(torch.tensor(asked)).logits[0, -1]
+    likeliest = int(logits.argmax())
+    assert say_on(model, asked, [likeliest], 2, [4]) == [()]
+    model.generation_config.suppress_tokens = [likeliest]
+    assert say_on(model, asked, [likeliest], 2, [4]) == [()]
+    assert model.generation_config.suppress_tokens == [likeliest]
 
 
 def test_texts_have_no_answers_to_write_again(tiny_recipe: Recipe) -> None:

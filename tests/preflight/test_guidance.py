@@ -63,3 +63,11 @@ def test_replay_counts_as_no_example_of_the_task() -> None:
     recipe = Recipe.load("quickstart", ["evaluation.arms=[base, adapter]"])
     assert not guidance(recipe, counts(300), 5_000_000)
     assert guidance(recipe, counts(300, replay=150), 5_000_000)
+
+
+@pytest.mark.parametrize(
+    "change", ["data.validation=[]", "retention.budget={}", "adapter.method=adalora"]
+)
+def test_no_hint_leads_to_what_is_refused(change: str) -> None:
+    found = hints(400, "training.epochs=5", change)
+    assert "keep_best" not in found

@@ -52,6 +52,18 @@ def test_a_training_ends_at_its_budget_with_what_was_within_it(
         assert torch.equal(saved[name.replace(".default", "")], tensor)
 
 
+def test_where_patience_ends_a_training_the_last_weights_are_looked_at(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    budget = {"budget": {"margin": 9.0, "steps": 100, "rows": 8, "length": 32}}
+    changes = {"epochs": 40.0, "learning_rate": 0.1, "schedule": "constant"}
+    recipe = changed(tiny_recipe, budget, **changes, validate_steps=1, patience=2)
+    result = train(recipe, tmp_path / "run").result
+    assert result.kept_step == result.steps < 100
+    looked = [line["step"] for line in result.history if "retention_bound" in line]
+    assert looked == [result.steps]
+
+
 @pytest.mark.slow
 def test_a_training_that_is_cut_off_past_its_budget_keeps_what_was_within_it(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

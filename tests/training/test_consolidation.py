@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lora_kit.adapters import switched_off
+from lora_kit.adapters import attach, switched_off
 from lora_kit.backbone import Backbone
+from lora_kit.errors import TrainingError
 from lora_kit.pipeline import train
+from lora_kit.preflight.method_checks import consolidated_whole
+from lora_kit.preflight.situation import Situation
 from lora_kit.recipe import Recipe
 from lora_kit.retention_spec import ConsolidationSpec
 from lora_kit.training.retention.consolidation import (
@@ -61,6 +64,24 @@ def test_the_consolidations_gradient_is_that_of_its_penalty(
         (3.5 * (held._fisher[name].float() * moved**2).sum()).backward()
     torch.testing.assert_close(found, gradient(model), rtol=1e-4, atol=1e-9)
     assert found.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("adapter", "named"),
+    [
+        ({"options": {"modules_to_save": ["lm_head"]}}, "lm_head"),
+        ({"targets": ["embed_tokens", "q_proj"]}, "lora_embedding_A"),
+    ],
+)
+def test_what_it_does_not_hold_is_named(
+    tiny_backbone: Backbone, tiny_recipe: Recipe, adapter: dict[str, Any], named: str
+) -> None:
+    document = tiny_recipe.model_dump(mode="json")
+    document |= {"retention": {"consolidation": {}}, "adapter": adapter}
+    recipe = Recipe.model_validate(document)
+    model = attach(tiny_backbone, recipe.adapter, 0)
+    with pytest.raises(TrainingError, match=rf"consolidation: holds .*{named}.* is trained"):
+        consolidated_whole(Situation(recipe, backbone=tiny_backbone, model=model))
 
 
 @pytest.mark.parametrize("adapter", [{"method": "ia3"}, {"options": {"use_dora": True}}])

@@ -338,6 +338,20 @@ def test_kto_sees_each_prompt_with_the_answer_to_another(tiny: Path, tmp_path: P
     assert [len(group) for group in groups_of(setting.data.units[:9], 4)] == [4, 3, 2]
 
 
+def test_kto_gives_the_one_answer_of_a_pass_another_answer_beside_it(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """Twelve rows in steps of eleven: the second step has one."""
+    recipe = recipe_of(tiny, tmp_path, "kto", batch_size=11, micro_batch_size=11)
+    trainer = objective_trainer(setting_of(recipe, tmp_path), [])
+    (unit, other), pad = trainer._units[:2], 2
+    alone = trainer._batch([unit])
+    assert torch.equal(alone["input_ids"], judged([unit], pad)["input_ids"])
+    answer = [label for label in other.examples[0].labels if label != -100]
+    learned = alone["KL_input_ids"][alone["KL_completion_mask"] == 1]
+    assert learned.tolist() == answer
+
+
 def test_every_prompt_is_answered_and_an_epoch_has_an_order_of_its_own() -> None:
     sampler = Prompts(5, prompts=2, answers=3, passes=2, seed=0)
     first = list(sampler)

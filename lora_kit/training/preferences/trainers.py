@@ -88,6 +88,7 @@ class UnitTrainer(BorrowingTrainer):
                 **kwargs,
             )
         self._prepare_forward(model)
+        self._units = units
         self.lengths = [unit.length for unit in units]
         self.batch_size = batch_size
         self.like_length = micro_batch_size
@@ -146,5 +147,11 @@ class PairTrainer(UnitTrainer, DPOTrainer):
 class JudgedTrainer(UnitTrainer, KTOTrainer):
     """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306)."""
 
-    batch_of = staticmethod(judged)
     figures = ("kl", *REWARDS[1:])
+
+    def _batch(self, group: Sequence[Unit]) -> Batch:
+        # Of a step's last pass there may be one left; its own answer would say nothing of the
+        # divergence from answers to other prompts.
+        alone = len(group) == 1
+        beside = next((unit for unit in self._units if unit is not group[0]), None)
+        return judged(group, self._pad_token_id, beside if alone else None)

@@ -25,7 +25,7 @@ def of_a_step(features: Sequence[dict[str, int]], units: Sequence[Unit]) -> dict
 def groups_of(units: Sequence[Unit], size: int) -> list[list[Unit]]:
     """Cut a step into forward passes of at most `size` units, the longest first.
 
-    None has one unit alone if another has more than two: kto needs other answers beside each.
+    None has one unit alone if another has more than two: kto takes other answers beside each.
     """
     ordered = sorted(units, key=lambda unit: -unit.length)
     groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
@@ -72,15 +72,21 @@ def odds(units: Sequence[Unit], pad_token_id: int) -> Batch:
     return batch
 
 
-def judged(units: Sequence[Unit], pad_token_id: int) -> Batch:
+def judged(units: Sequence[Unit], pad_token_id: int, beside: Unit | None = None) -> Batch:
     """What KTO takes: answers with labels, and each prompt with the answer to the one before it.
+
+    Args:
+        units: of a forward pass.
+        pad_token_id: what short rows are filled up with.
+        beside: whose answer the first prompt is given, by default that of the last.
 
     Returns:
         `input_ids`, `attention_mask` and `completion_mask`, the same with `KL_` before the name,
         each (answers, length) int64, and `label` (answers,) bool.
     """
     examples = [unit.examples[0] for unit in units]
-    others = [examples[-1], *examples[:-1]]
+    first = beside.examples[0] if beside else examples[-1]
+    others = [first, *examples[:-1]]
     mismatched = [_answered_by(one, other) for one, other in zip(examples, others, strict=True)]
     divergence = padded(mismatched, pad_token_id)
     return {

@@ -137,6 +137,11 @@ class Budget(TrainerCallback):
             f"what is kept is the adapter of step {self.kept_step}"
         )
 
+    def look_at_the_end(self, state: TrainerState, control: TrainerControl) -> None:
+        """Look at the last weights if no look was due: patience ends a training at any step."""
+        if not self.exceeded and self.kept_step != state.global_step:
+            self._look(state, control)
+
     def put_back(self) -> None:
         """Put the weights back that were within the margin.
 

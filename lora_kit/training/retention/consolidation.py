@@ -42,11 +42,13 @@ class LowRank:
 def low_rank_updates(model: PeftModel) -> dict[str, LowRank]:
     """LoRA's update of each linear layer, by the layer's name."""
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
 
     layers = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, LoraLayer) and "default" in layer.lora_A
+        if isinstance(layer, LoraLayer) and not isinstance(layer, ParamWrapper)
+        if "default" in layer.lora_A
     }
     return {
         name: LowRank(
