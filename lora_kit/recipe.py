@@ -53,8 +53,9 @@ class EvaluationSpec(Section):
     disk, which a release asks for and `run` adds (`merged-original` with `merge.base: both`: the
     one on the checkpoint's weights); on gain suites other ways to the same end: `fewshot`: the base
     with examples in its prompt, `retrieval`: the answer of the most similar training row,
-    `scratch`: the same training on weights that were never pretrained, `probe`: of a classifier, a
-    logistic regression on the frozen backbone's features."""
+    `scratch`: the same adapter, rows and steps on weights that were never pretrained, without
+    `retention`, which would find nothing to keep, `probe`: of a classifier, a logistic regression
+    on the frozen backbone's features."""
     shots: Count = 5
     """Training rows that the arm `fewshot` is shown."""
 
