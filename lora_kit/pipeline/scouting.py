@@ -9,22 +9,23 @@ from typing import Any
 from lora_kit.adapters import attach, coverage
 from lora_kit.arms import example_rows
 from lora_kit.backbone import Backbone, load
-from lora_kit.backbone_files import resolve
+from lora_kit.backbone_files import BackboneFiles, resolve
 from lora_kit.console import say
-from lora_kit.data.dataset import prepare, validation_rows
+from lora_kit.data.dataset import prepare, training_classes, validation_rows
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.rows import Row
 from lora_kit.encoder_decoder import is_divided
-from lora_kit.errors import LoraKitError, RecipeError
+from lora_kit.errors import BackboneError, LoraKitError, RecipeError
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.files import write_json
 from lora_kit.launch import require_whole
+from lora_kit.objective_spec import PAIRED
 from lora_kit.preflight.forecast import forecast, timing
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.stated import works
-from lora_kit.scouting.measure import task_scores
-from lora_kit.scouting.record import Scouted, ranked
+from lora_kit.scouting.measure import probe_scores, task_scores
+from lora_kit.scouting.record import Scouted, TaskScore, ranked
 
 RECORD = "scout.json"
 
@@ -82,13 +83,13 @@ def _scouted(
 ) -> Scouted:
     reference = recipe.backbone.model
     try:
-        backbone = load(resolve(recipe.backbone), recipe.backbone)
-        work = plan_work(suites, backbone, recipe.evaluation.shots, rows)
-        scores = task_scores(backbone, work, rows, directory, fresh)
-        data = prepare(rows, backbone.tokenizer, recipe.data)
-        held_out = prepare(
-            validation_rows(recipe.data, recipe.seed), backbone.tokenizer, recipe.data
-        )
+        classes, objective = tuple(training_classes(recipe)), recipe.training.objective
+        files = resolve(recipe.backbone)
+        scores = _scores(recipe, files, classes, suites, rows, directory, fresh)
+        backbone = load(files, recipe.backbone, classes)
+        data = prepare(rows, backbone.tokenizer, recipe.data, 0, objective, classes)
+        held_out_rows = validation_rows(recipe.data, recipe.seed)
+        held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
         model = attach(backbone, recipe.adapter, recipe.seed)
         covered = coverage(model)
         speed, memory = _taken(recipe, backbone, model, data, held_out)
@@ -105,11 +106,34 @@ def _scouted(
     )
 
 
+def _scores(
+    recipe: Recipe,
+    files: BackboneFiles,
+    classes: Sequence[str],
+    suites: Sequence[Suite],
+    rows: Sequence[Row],
+    directory: Path,
+    fresh: bool,
+) -> tuple[TaskScore, ...]:
+    """What it says as a language model and, of a classifier that is none, what its features say."""
+    # Pairs are not shown before a question.
+    shown = () if recipe.training.objective in PAIRED else rows
+    try:
+        backbone = load(files, recipe.backbone)
+    except BackboneError:
+        if not classes:
+            raise
+        backbone = load(files, recipe.backbone, classes)
+        return probe_scores(backbone, plan_work(suites, backbone), rows)
+    work = plan_work(suites, backbone, recipe.evaluation.shots, shown)
+    return task_scores(backbone, work, shown, directory, fresh)
+
+
 def _taken(
     recipe: Recipe, backbone: Backbone, model: Any, data: PreparedData, held_out: PreparedData
 ) -> tuple[float | None, int | None]:
     """Tokens a second of the recipe's training and bytes that it takes."""
-    if is_divided(model):
+    if backbone.head or is_divided(model):
         timed = timing(recipe, backbone, model, data, held_out)
         return 1 / timed.probe.seconds_per_token, None
     taken = forecast(recipe, backbone, model, data, held_out)

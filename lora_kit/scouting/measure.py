@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lora_kit.arms import base_identity
 from lora_kit.backbone import Backbone
 from lora_kit.data.rows import Row
+from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.assembly import parts_of
 from lora_kit.evaluation.engine.arm import Arm, Bench, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal, Journals
@@ -58,6 +59,31 @@ def task_scores(
             (part.suite, part.task, part.arm): tuple(journals.entries(part.key)) for part in parts
         }
     return tuple(_task_score(one, found, backbone, known) for one in work)
+
+
+def probe_scores(
+    backbone: Backbone, work: Sequence[Work], known: Sequence[Row]
+) -> tuple[TaskScore, ...]:
+    """How a logistic regression does on the features of a backbone that says nothing.
+
+    Args:
+        backbone: an encoder, with an untrained head.
+        work: the tasks, of classification.
+        known: training rows, with labels.
+
+    Raises:
+        EvaluationError: if the rows are all of one class.
+    """
+    found = []
+    for one in work:
+        spec, probe = one.task.spec, _probe(one, backbone, known)
+        if probe is None:
+            raise EvaluationError(
+                f"{one.name}: an encoder is compared by a linear probe alone, which takes training "
+                "rows of two classes"
+            )
+        found.append(TaskScore(one.name, spec.unit, spec.higher_is_better, None, None, probe))
+    return tuple(found)
 
 
 Found = dict[tuple[str, str, str], tuple[Entry, ...]]

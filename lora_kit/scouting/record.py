@@ -26,7 +26,7 @@ class TaskScore:
 
     Attributes:
         unit: of the task; losses are in bits per byte, which tokenizers do not change.
-        zero_shot: asked as it is.
+        zero_shot: asked as it is; `None` of an encoder, which says nothing.
         few_shot: asked with training rows before it; `None` where none can be shown.
         probe: right answers of a logistic regression on the frozen features, of classifications
             whose training rows have labels.
@@ -35,7 +35,7 @@ class TaskScore:
     task: str
     unit: str
     higher_is_better: bool
-    zero_shot: Level
+    zero_shot: Level | None
     few_shot: Level | None
     probe: Level | None
 

@@ -87,6 +87,8 @@ def test_backbones_are_measured_as_the_evaluation_measures_the_base(
     sides, texts = by_name[str(tiny)].scores
     verdict = evaluate(train(recipe, tmp_path / "run").session).verdict
     base = {task.task: task for task in verdict.suites[0].tasks}
+    assert sides.zero_shot is not None
+    assert texts.zero_shot is not None
     assert sides.zero_shot.mean == pytest.approx(base["sides"].base)
     bits = next(m for m in base["texts"].measures if m.name == "bits_per_byte")
     assert texts.zero_shot.mean == pytest.approx(bits.base)
@@ -103,6 +105,30 @@ def test_backbones_are_measured_as_the_evaluation_measures_the_base(
     assert asked == []
     record = json.loads((tmp_path / "scouted" / "scout.json").read_text())
     assert record["backbones"] == json.loads(json.dumps([one.to_dict() for one in again]))
+
+
+def test_encoders_are_compared_by_what_their_features_tell(
+    recipe: Recipe, tiny: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    document = recipe.model_dump(mode="json")
+    document["training"]["objective"] = "classification"
+    document["data"]["max_length"] = 40
+    both = Recipe.model_validate(document)
+    with pytest.raises(RecipeError, match="reviews/texts: kind loss: a classifier answers"):
+        scout(both, [str(tiny_encoder)], tmp_path / "refused")
+    suite = yaml.safe_load((tmp_path / "reviews.yaml").read_text())
+    suite["tasks"] = suite["tasks"][:1]
+    (tmp_path / "reviews.yaml").write_text(yaml.safe_dump(suite))
+    found = {one.backbone: one for one in scout(both, [str(tiny_encoder), str(tiny)], tmp_path)}
+    assert not any(one.refused for one in found.values())
+    (of_encoder,), (of_decoder,) = (found[str(path)].scores for path in (tiny_encoder, tiny))
+    assert of_encoder.zero_shot is of_encoder.few_shot is None
+    assert of_encoder.probe is not None
+    assert of_encoder.probe.mean > 0.9
+    assert of_decoder.zero_shot is not None
+    assert all((one.tokens_per_second or 0) > 0 for one in found.values())
+    assert sorted(one.rank for one in found.values()) in ([1, 1], [1, 2])
 
 
 def test_what_cannot_be_compared_is_refused(recipe: Recipe, tiny: Path, tmp_path: Path) -> None:
