@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.errors import TrainingError
+from lora_kit.training.before_clipping import BeforeClipping
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 WARM, SETTLED = 0.1, 0.3
 
 
-class RankAllocation(TrainerCallback):
+class RankAllocation(BeforeClipping):
     """AdaLoRA (Zhang et al. 2023, arXiv:2303.10512): singular values are pruned by importance.
 
     PEFT adds the penalty for factors that are not orthogonal to a loss that the model computes, and
@@ -53,14 +54,13 @@ class RankAllocation(TrainerCallback):
             self._config.tfinal = round(SETTLED * self._steps)
         self._tuner.rankallocator.set_total_step(self._steps)
 
-    def on_pre_optimizer_step(
-        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any
-    ) -> None:
+    def change(self, state: TrainerState, scale: float) -> None:
         """Add the penalty's gradient: after the others' were added up, it is the same for all."""
+        del state
         factors = [p for name, p in self._tuner.named_parameters()
                    if "lora_A" in name or "lora_B" in name]  # fmt: skip
         penalty = sum(_distance_from_orthogonal(factor) for factor in factors) / len(factors)
-        torch.autograd.backward(self._config.orth_reg_weight * penalty)
+        torch.autograd.backward(scale * self._config.orth_reg_weight * penalty)
 
     def on_optimizer_step(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any

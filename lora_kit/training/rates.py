@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerState
 
 from lora_kit.blocks import block_of
 from lora_kit.console import say
+from lora_kit.training.before_clipping import BeforeClipping
 from lora_kit.training_spec import TrainingSpec
 
 Groups = list[dict[str, Any]]
@@ -74,12 +75,12 @@ def _depth(name: str, last: int) -> int:
     return -1 if "embed" in name else last
 
 
-class GradualUnfreezing(TrainerCallback):
+class GradualUnfreezing(BeforeClipping):
     """Blocks begin to learn one after the other, from the last to the first.
 
     Howard & Ruder 2018, arXiv:1801.06146, section 3.3: what is most specific is adapted first, so
     that what is general is not washed out by the first steps. A block that waits has no gradient
-    when the optimizer steps, and so neither moments nor weight decay.
+    when the optimizer steps, and so neither moments nor weight decay, and no part in the norm.
     """
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], steps: int, total: int):
@@ -101,10 +102,9 @@ class GradualUnfreezing(TrainerCallback):
                 + (f"; {total // (last + 1)} would let all of them" if total > last else "")
             )
 
-    def on_pre_optimizer_step(
-        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
-    ) -> None:
+    def change(self, state: TrainerState, scale: float) -> None:
         """Take the gradients of those away that are not yet to learn."""
+        del scale
         begun = state.global_step // self._steps
         for wait, parameter in self._waits:
             if wait > begun:

@@ -11,6 +11,7 @@ import torch
 from transformers import Trainer
 
 from lora_kit.training import checkpoints
+from lora_kit.training.before_clipping import BeforeClipping
 
 if TYPE_CHECKING:
     from lora_kit.training.retention.budget import Budget
@@ -73,6 +74,15 @@ class Resumable(Trainer):
         exhausted = self.validation is not None and self.validation.exhausted
         exceeded = self.budget is not None and self.budget.exceeded
         return exhausted or exceeded or self.state.global_step >= self.state.max_steps
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clip what the gradients are in the end."""
+        scaler = self.accelerator.scaler
+        scale = scaler.get_scale() if scaler is not None else 1.0
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, BeforeClipping):
+                callback.change(self.state, scale)
+        return super()._clip_grad_norm(model)
 
     def _save_checkpoint(self, _model: Any, _trial: Any) -> None:
         checkpoints.save(self, self.keep_checkpoints)

@@ -57,8 +57,8 @@ def test_the_consolidations_gradient_is_that_of_its_penalty(
     nothing: Any = None
     held.on_train_begin(nothing, nothing, nothing)
     assert all(p.grad is None for p in model.parameters())
-    held.on_pre_optimizer_step(nothing, nothing, nothing)
-    found = gradient(model)
+    held.change(nothing, 4.0)
+    found = gradient(model) / 4.0
     for name, update in low_rank_updates(model).items():
         moved = update.scaling * update.second @ update.first
         (3.5 * (held._fisher[name].float() * moved**2).sum()).backward()
@@ -100,3 +100,15 @@ def test_a_consolidated_training_moves_less(tiny_recipe: Recipe, tmp_path: Path)
         updates = low_rank_updates(model).values()
         moved[name] = sum(float((one.second @ one.first).norm()) for one in updates)
     assert moved["held"] < 0.7 * moved["free"]
+
+
+def test_the_penalty_is_clipped_with_the_loss(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """Added afterwards it would weigh more than the loss, and the norm would know nothing of it."""
+    norms = {}
+    for weight in (1e-3, 1e8):
+        retention = {"consolidation": {"weight": weight, "rows": 4, "length": 32}}
+        recipe = changed(tiny_recipe, retention, epochs=2.0)
+        history = train(recipe, tmp_path / str(weight)).result.history
+        norms[weight] = [line["grad_norm"] for line in history if "grad_norm" in line]
+    assert norms[1e8][0] == pytest.approx(norms[1e-3][0])  # nothing has moved yet
+    assert norms[1e8][-1] > 10 * norms[1e-3][-1]

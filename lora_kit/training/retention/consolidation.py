@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.adapters import evaluated, switched_off
 from lora_kit.backbone import Backbone
@@ -17,6 +17,7 @@ from lora_kit.data.tokenization import Example
 from lora_kit.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.processes import process_state
 from lora_kit.retention_spec import ConsolidationSpec
+from lora_kit.training.before_clipping import BeforeClipping
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -61,7 +62,7 @@ def low_rank_updates(model: PeftModel) -> dict[str, LowRank]:
     }
 
 
-class Consolidation(TrainerCallback):
+class Consolidation(BeforeClipping):
     """The penalty weight / 2 * sum(F * D^2) on the update D of each layer.
 
     Kirkpatrick et al. 2017, arXiv:1612.00796. F is the diagonal of the base's empirical Fisher
@@ -99,14 +100,14 @@ class Consolidation(TrainerCallback):
         bases = {name: update.base for name, update in self._updates.items()}
         self._fisher = fisher(self._model, self._backbone, self._examples, bases)
 
-    def on_pre_optimizer_step(
-        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any
-    ) -> None:
+    def change(self, state: TrainerState, scale: float) -> None:
         """Add the penalty's gradient: after the others' were added up, it is the same for all."""
+        del state
+        weight = self._weight * scale
         with torch.no_grad():
             for name, update in self._updates.items():
                 first, second, scaling = update.first, update.second, update.scaling
-                slope = self._weight * scaling**2 * self._fisher[name].float() * (second @ first)
+                slope = weight * scaling**2 * self._fisher[name].float() * (second @ first)
                 for factor, gradient in ((second, slope @ first.T), (first, second.T @ slope)):
                     factor.grad = gradient if factor.grad is None else factor.grad + gradient
 
