@@ -85,8 +85,7 @@ def _scouted(
     try:
         classes, objective = tuple(training_classes(recipe)), recipe.training.objective
         files = resolve(recipe.backbone)
-        scores = _scores(recipe, files, classes, suites, rows, directory, fresh)
-        backbone = load(files, recipe.backbone, classes)
+        backbone, scores = _scored(recipe, files, classes, suites, rows, directory, fresh)
         data = prepare(rows, backbone.tokenizer, recipe.data, 0, objective, classes)
         held_out_rows = validation_rows(recipe.data, recipe.seed)
         held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
@@ -106,7 +105,7 @@ def _scouted(
     )
 
 
-def _scores(
+def _scored(
     recipe: Recipe,
     files: BackboneFiles,
     classes: Sequence[str],
@@ -114,8 +113,11 @@ def _scores(
     rows: Sequence[Row],
     directory: Path,
     fresh: bool,
-) -> tuple[TaskScore, ...]:
-    """What it says as a language model and, of a classifier that is none, what its features say."""
+) -> tuple[Backbone, tuple[TaskScore, ...]]:
+    """The backbone as it would be trained, and how it does: as a language model, where it is one.
+
+    Of what is none, and can be a classifier, its features are asked.
+    """
     # Pairs are not shown before a question.
     shown = () if recipe.training.objective in PAIRED else rows
     try:
@@ -124,9 +126,13 @@ def _scores(
         if not classes:
             raise
         backbone = load(files, recipe.backbone, classes)
-        return probe_scores(backbone, plan_work(suites, backbone), rows)
+        return backbone, probe_scores(backbone, plan_work(suites, backbone), rows)
     work = plan_work(suites, backbone, recipe.evaluation.shots, shown)
-    return task_scores(backbone, work, shown, directory, fresh)
+    scores = task_scores(backbone, work, shown, directory, fresh)
+    if classes:
+        del backbone
+        backbone = load(files, recipe.backbone, classes)
+    return backbone, scores
 
 
 def _taken(

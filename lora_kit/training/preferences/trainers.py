@@ -150,8 +150,8 @@ class JudgedTrainer(UnitTrainer, KTOTrainer):
     figures = ("kl", *REWARDS[1:])
 
     def _batch(self, group: Sequence[Unit]) -> Batch:
-        # Of a step's last pass there may be one left; its own answer would say nothing of the
+        # For a step's last pass there may be one left; its own answer would say nothing of the
         # divergence from answers to other prompts.
-        alone = len(group) == 1
-        beside = next((unit for unit in self._units if unit is not group[0]), None)
-        return judged(group, self._pad_token_id, beside if alone else None)
+        others = (unit for unit in self._units if unit is not group[0])
+        beside = next(others, None) if len(group) == 1 else None
+        return judged(group, self._pad_token_id, beside)
