@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +27,8 @@ class SupervisedTrainer(StepTrainer, SFTTrainer):
 
     def __init__(self, *args: Any, model: PeftModel, teacher: Teacher | None = None, **kwargs: Any):
         """Take what `StepTrainer` takes, and whom it learns from besides."""
-        super().__init__(*args, model=model, **kwargs)
+        with _bare_head(model):
+            super().__init__(*args, model=model, **kwargs)
         self._teacher = teacher
         self._head = model.get_output_embeddings()
 
@@ -47,3 +50,24 @@ class SupervisedTrainer(StepTrainer, SFTTrainer):
             losses = self._teacher.losses(losses, logits, inputs)
         loss: torch.Tensor = losses.sum() / num_items_in_batch * self.accelerator.num_processes
         return loss
+
+
+@contextmanager
+def _bare_head(model: PeftModel) -> Iterator[None]:
+    """Show TRL 1.16 the output head without its adapter, which it refuses.
+
+    TRL's loss multiplies with the head's weight alone; ours asks the head, adapter and all. Trained
+    tokens of a tied embedding are such an adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head: Any = model.get_output_embeddings()
+    if not isinstance(head, BaseTunerLayer):
+        yield
+        return
+    shown: Any = model
+    shown.get_output_embeddings = head.get_base_layer
+    try:
+        yield
+    finally:
+        del shown.get_output_embeddings

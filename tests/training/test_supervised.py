@@ -1,9 +1,16 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from lora_kit.adapters import switched_off
 from lora_kit.backbone import Backbone
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll
+from lora_kit.pipeline import train
+from lora_kit.recipe import Recipe
+from lora_kit.session import open_run
 from lora_kit.training.micro_batches import micro_batches
 
 LENGTHS = [30, 4, 17, 9, 26, 5, 5, 12]
@@ -89,3 +96,25 @@ def test_the_loss_and_its_gradient_are_those_of_cross_entropy() -> None:
         assert logits.grad is not None
         assert torch.allclose(ours, logits.grad, atol=tolerance)
         assert ours.dtype == dtype
+
+
+def test_tokens_of_a_tied_embedding_are_trained_in_its_head_too(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    """TRL refuses an adapter on the head, which its own loss would pass by."""
+    document = tiny_recipe.model_dump(mode="json")
+    indices = list(range(40, 400))
+    document["adapter"] = {"method": "trainable_tokens", "options": {"token_indices": indices}}
+    trained = train(Recipe.model_validate(document), tmp_path / "run")
+    model: Any = trained.session.model
+    # Of other tokens, so that only what the head makes of them can be another.
+    ids = torch.arange(1000, 1008)[None]
+    with torch.no_grad():
+        adapted = model(ids).logits
+        with switched_off(model):
+            moved = (adapted - model(ids).logits).abs().amax(dim=(0, 1))
+    assert moved[indices].max() > 1e-3
+    assert moved[400:].max() == 0
+    again = open_run(tmp_path / "run").model
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, adapted)
