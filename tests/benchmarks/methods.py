@@ -45,7 +45,7 @@ RATES = (1e-3, 1e-2)
 LOWER, HIGHER = (1e-4, 1e-3), (1e-2, 1e-1)
 OTHER_RATES: dict[str, tuple[float, ...]] = {
     "full": (5e-5, 5e-4),
-    **dict.fromkeys(("last-2", "osf", "lora, pissa_niter_16", "lora, olora"), LOWER),
+    **dict.fromkeys(("last-2", "delora", "osf", "lora, pissa_niter_16", "lora, olora"), LOWER),
     **dict.fromkeys(("lora, corda", "lora, lora_ga"), LOWER),
     **dict.fromkeys(("prompt_tuning", "p_tuning", "prefix_tuning", "vera", "pvera"), HIGHER),
     **dict.fromkeys(("fourierft", "waveft", "tinylora", "unilora", "vblora", "ia3"), HIGHER),
