@@ -14,8 +14,9 @@ from lora_kit.classification_spec import ClassificationSpec
 from lora_kit.data.labelled import rows_by_class
 from lora_kit.data.mixture import mix
 from lora_kit.data.prepared import Counts, PreparedData
+from lora_kit.data.row_sets import Rows, Source, joined
 from lora_kit.data.rows import Row
-from lora_kit.data.sources import Rows, Source, joined, read_source
+from lora_kit.data.sources import read_source
 from lora_kit.data.store import KEPT_FROM, in_memory, kept
 from lora_kit.data.units import prepare_units
 from lora_kit.data_spec import SELF, DataSpec, ReplaySpec, SourceSpec

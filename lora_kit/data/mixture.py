@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_kit.data.sources import Rows, joined
+from lora_kit.data.row_sets import Rows, joined
 from lora_kit.data_spec import DataSpec
 from lora_kit.errors import DataError
 

@@ -21,8 +21,8 @@ import pyarrow as pa
 from lora_kit.console import meter
 from lora_kit.data.labelled import encode_rows
 from lora_kit.data.prepared import SCHEMA, Counts, PreparedData, Tally
+from lora_kit.data.row_sets import Rows
 from lora_kit.data.rows import Row
-from lora_kit.data.sources import Rows
 from lora_kit.data.tables import BLOCK
 from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.data_spec import DataSpec

@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from lora_kit.data.answered import encode_answered
 from lora_kit.data.prepared import SCHEMA, PreparedData, Tally
+from lora_kit.data.row_sets import Rows
 from lora_kit.data.rows import Row
-from lora_kit.data.sources import Rows
 from lora_kit.data.tables import BLOCK
 from lora_kit.data.tokenization import Example, tokenize_rows
 from lora_kit.data_spec import DataSpec

@@ -11,8 +11,9 @@ from typing import Any
 
 from lora_kit.data.formats import parse_row
 from lora_kit.data.labelled import text_of
+from lora_kit.data.row_sets import Rows
 from lora_kit.data.rows import Row
-from lora_kit.data.sources import BUILT_IN, SPLITS, Rows, read_source
+from lora_kit.data.sources import BUILT_IN, SPLITS, read_source
 from lora_kit.data.tables import read_table
 from lora_kit.data_spec import SourceSpec
 from lora_kit.errors import DataError

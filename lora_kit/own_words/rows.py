@@ -15,7 +15,7 @@ from lora_kit.backbone import Backbone
 from lora_kit.console import say
 from lora_kit.data.dataset import is_learned, training_rows
 from lora_kit.data.formats import parse_row
-from lora_kit.data.sources import Rows
+from lora_kit.data.row_sets import Rows
 from lora_kit.data_spec import SELF
 from lora_kit.digests import json_sha256
 from lora_kit.errors import DataError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lora_kit.data.sources import Rows
+from lora_kit.data.row_sets import Rows
 from lora_kit.errors import DataError
 from tests.data.tables import PAIRS, answers, opened, save
 

@@ -10,7 +10,7 @@ import pytest
 
 from lora_kit.data.dataset import training_rows, validation_rows
 from lora_kit.data.mixture import mixture_counts
-from lora_kit.data.sources import Rows
+from lora_kit.data.row_sets import Rows
 from lora_kit.data_spec import DataSpec
 from lora_kit.errors import DataError
 

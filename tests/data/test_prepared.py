@@ -15,7 +15,7 @@ import pytest
 from lora_kit.data import store
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.prepared import PreparedData
-from lora_kit.data.sources import Rows
+from lora_kit.data.row_sets import Rows
 from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.data_spec import DataSpec
 from lora_kit.errors import DataError

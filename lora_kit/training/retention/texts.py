@@ -13,7 +13,8 @@ from lora_kit.data.audit.item import AuditedItem
 from lora_kit.data.dataset import prepare
 from lora_kit.data.drafts import Labels
 from lora_kit.data.prepared import Examples
-from lora_kit.data.sources import Rows, read_source
+from lora_kit.data.row_sets import Rows
+from lora_kit.data.sources import read_source
 from lora_kit.data_spec import DataSpec, SourceSpec
 from lora_kit.encoder_decoder import writes_pairs
 from lora_kit.errors import DataError
