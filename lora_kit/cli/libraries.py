@@ -30,5 +30,7 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     # Said once a layer and text, of a cast that its int8 layers are made to do.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # On a CPU with AVX512-BF16, of a kernel that it would fetch from the hub and does without.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # What it cannot read is told by our own message.
     datasets.logging.set_verbosity(logging.CRITICAL)
