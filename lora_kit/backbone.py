@@ -73,38 +73,13 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
         BackboneError: if the files are no such model in safetensors, or attention cannot be
             computed as asked.
     """
-    from transformers import AutoTokenizer
-
     weights = weight_files(files.directory)
     dtype = compute_dtype(spec)
-    device = process_state().device
-    sharded = current_launch().sharded
-    attention = attention_arguments(spec.attention, device)
-    try:
-        model, loading = _model_class(files, classes).from_pretrained(
-            files.directory,
-            dtype=dtype,
-            quantization_config=quantization_config(spec, dtype, bool(classes)),
-            # By local rank: "auto" would put every process of a node on the same devices.
-            device_map={"": device} if device.type != "cpu" and not sharded else None,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            **attention,
-            **labelled(classes),
-        )
-        tokenizer = AutoTokenizer.from_pretrained(files.directory, local_files_only=True)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        asked = f" with backbone.attention: {spec.attention}" if attention else ""
-        # Behind the first line transformers lists all models that it knows.
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BackboneError(f"backbone.model: {files.reference}{asked}: {said}") from error
+    model, tokenizer, missing = _read(files, spec, dtype, classes)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if is_divided(model):
         encoder_decoder.prepare(model, tokenizer, files.reference)
-    missing = loading["missing_keys"]
     if missing and not classes:
         # transformers would go on with random ones.
         raise BackboneError(
@@ -135,6 +110,39 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
         quantized_modules=quantized,
         head=head,
     )
+
+
+def _read(
+    files: BackboneFiles, spec: BackboneSpec, dtype: torch.dtype, classes: Sequence[str]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
+    """Model and tokenizer as they are in the files, and the parameters that are not in them."""
+    from transformers import AutoTokenizer
+
+    device = process_state().device
+    attention = attention_arguments(spec.attention, device)
+    try:
+        model, loading = _model_class(files, classes).from_pretrained(
+            files.directory,
+            dtype=dtype,
+            quantization_config=quantization_config(spec, dtype, bool(classes)),
+            # By local rank: "auto" would put every process of a node on the same devices.
+            device_map={"": device}
+            if device.type != "cpu" and not current_launch().sharded
+            else None,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **attention,
+            **labelled(classes),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(files.directory, local_files_only=True)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        asked = f" with backbone.attention: {spec.attention}" if attention else ""
+        # Behind the first line transformers lists all models that it knows.
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackboneError(f"backbone.model: {files.reference}{asked}: {said}") from error
+    return model, tokenizer, loading["missing_keys"]
 
 
 def _model_class(files: BackboneFiles, classes: Sequence[str]) -> Any:

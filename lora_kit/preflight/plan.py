@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,13 +22,14 @@ from lora_kit.data.dataset import (
     validation_rows,
 )
 from lora_kit.data.labelled import as_read
+from lora_kit.data.row_sets import Rows
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.data_spec import SELF
 from lora_kit.encoder_decoder import is_divided
 from lora_kit.errors import BackboneError
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.suite import load_suites
+from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.objective_spec import HEADED
 from lora_kit.own_words.rows import read_rows
 from lora_kit.preflight.checks import Checked, run_checks
@@ -41,6 +43,9 @@ from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import micro_batch_size, optimizer_steps
 from lora_kit.training.retention.texts import RetentionTexts, refuse_items
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 SAMPLES = 2
 
@@ -133,20 +138,18 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     if launch_file:
         require_possible(launch_file, recipe)
     suites = load_suites(recipe.evaluation.suites)
-    objective = recipe.training.objective
-    rows, replay = training_rows(recipe.data, recipe.seed, objective)
-    classes = tuple(training_classes(recipe))
-    held_out_rows = validation_rows(recipe.data, recipe.seed)
-    processes, device = _processes(launch_file)
     spec = recipe.training
+    rows, replay = training_rows(recipe.data, recipe.seed, spec.objective)
+    held_out = validation_rows(recipe.data, recipe.seed)
+    processes, device = _processes(launch_file)
     known: dict[str, Any] = {
         "recipe": recipe,
         "rows": len(rows),
         "replay_rows": replay,
-        "validation_rows": len(held_out_rows),
+        "validation_rows": len(held_out),
         "formats": rows.formats(),
         "micro_batch_size": micro_batch_size(spec, processes, device),
-        "suites": detectable(suites, recipe.training.objective in HEADED),
+        "suites": detectable(suites, spec.objective in HEADED),
         "launch_file": launch_file,
     }
     try:
@@ -154,46 +157,76 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     except BackboneError as error:
         steps = optimizer_steps(len(rows), spec)
         return Plan(**known, optimizer_steps=steps, missing_backbone=str(error))
-    backbone = load(files, recipe.backbone, classes)
+    backbone = load(files, recipe.backbone, tuple(training_classes(recipe)))
     if recipe.data.replay and recipe.data.replay.source == SELF:
         # Only now that there is a backbone, it can be asked.
         own = read_rows(recipe, backbone)
         rows, replay = own.rows, own.replay
         known |= {"rows": len(rows), "replay_rows": replay}
+    return Plan(
+        **known,
+        missing_backbone=None,
+        **_on_backbone(recipe, backbone, (rows, replay), held_out, suites, launch_file),
+    )
+
+
+def _on_backbone(
+    recipe: Recipe,
+    backbone: Backbone,
+    training: tuple[Rows, int],
+    held_out_rows: Rows,
+    suites: Sequence[Suite],
+    launch_file: LaunchFile | None,
+) -> dict[str, Any]:
+    """What shows once a backbone is there: fields of `Plan`. The adapter is attached to it."""
+    rows, replay = training
+    objective, limits = recipe.training.objective, recipe.data.audit
+    classes = backbone.head.classes if backbone.head else ()
     data = prepare(rows, backbone.tokenizer, recipe.data, replay, objective, classes)
     held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
     model = attach(backbone, recipe.adapter, recipe.seed)
     covered = coverage(model, recipe.adapter)
     # What is wrong with an item shows only when it is tokenized.
     items = audited_items(plan_work(suites, backbone))
-    limits = recipe.data.audit
     read = as_read(data.examples) if objective == "classification" else data.examples
-    # Shapes alone tell what a decoder takes; of the others, a step is timed.
-    is_estimated = not classes and not is_divided(backbone.model)
     refuse_items(RetentionTexts.read(recipe, backbone.tokenizer), items, limits.leakage)
-    return Plan(
-        **known,
-        optimizer_steps=optimizer_steps(data.size, spec),
-        missing_backbone=None,
-        fingerprint=backbone.fingerprint.digest,
-        coverage=covered,
-        counts=data.counts,
-        audit=audit(rows, read, items, held_out_rows, backbone.tokenizer, limits),
-        checked=run_checks(
+    return {
+        "optimizer_steps": optimizer_steps(data.size, recipe.training),
+        "fingerprint": backbone.fingerprint.digest,
+        "coverage": covered,
+        "counts": data.counts,
+        "audit": audit(rows, read, items, held_out_rows, backbone.tokenizer, limits),
+        "checked": run_checks(
             Situation(recipe, backbone=backbone, model=model, examples=data.examples)
         ),
-        forecast=forecast(recipe, backbone, model, data, held_out)
-        if is_estimated and not launch_file
-        else None,
-        timing=timing(recipe, backbone, model, data, held_out)
-        if not is_estimated and recipe.adapter.method != "head" and not launch_file
-        else None,
-        rank=estimate_of_a_rank(recipe, backbone.model.config, data, launch_file)
-        if is_estimated and launch_file
-        else None,
-        hints=guidance(recipe, data.counts, covered.trainable_parameters),
-        samples=_samples(data, backbone),
-    )
+        **_needs(recipe, backbone, model, data, held_out, launch_file),
+        "hints": guidance(recipe, data.counts, covered.trainable_parameters),
+        "samples": _samples(data, backbone),
+    }
+
+
+def _needs(
+    recipe: Recipe,
+    backbone: Backbone,
+    model: PeftModel,
+    data: PreparedData,
+    held_out: PreparedData,
+    launch_file: LaunchFile | None,
+) -> dict[str, Any]:
+    """Time and memory: fields of `Plan`.
+
+    Shapes alone tell what a decoder takes; of the others, a step is timed.
+    """
+    is_estimated = backbone.head is None and not is_divided(backbone.model)
+    if launch_file:
+        config = backbone.model.config
+        rank = estimate_of_a_rank(recipe, config, data, launch_file) if is_estimated else None
+        return {"rank": rank}
+    if is_estimated:
+        return {"forecast": forecast(recipe, backbone, model, data, held_out)}
+    if recipe.adapter.method == "head":
+        return {}
+    return {"timing": timing(recipe, backbone, model, data, held_out)}
 
 
 def _processes(launch_file: LaunchFile | None) -> tuple[int, torch.device]:

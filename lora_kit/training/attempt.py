@@ -83,34 +83,17 @@ class Attempt:
         validation = Validation(spec, measure, log.record)
         interruption = Interruption(any_process)
         callbacks = [validation, interruption, *_tensorboard(recipe, run)]
-        trainer: Any
+        trainer: Resumable
         if isinstance(data, PreparedUnits):
             setting = Setting(recipe, backbone, model, data, run.checkpoints, steps)
             trainer = objective_trainer(setting, callbacks)
         else:
             most = cutting.most_tokens(data.lengths)
             keepers = Keepers.of(recipe, backbone, model, texts, cutting, most, log.record)
-            teacher = Teacher.of(spec.distillation)
-            kind: Any = partial(SupervisedTrainer, teacher=teacher)
-            if task:
-                kind = partial(ClassifierTrainer, task=task)
-            trainer = kind(
+            trainer = _of_rows(recipe, backbone, data, cutting, keepers, task)(
                 model=model,
                 args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
-                train_dataset=data.to_dataset(),
-                processing_class=backbone.tokenizer,
-                lengths=data.lengths.tolist(),
-                batch_size=spec.batch_size,
-                like_length=like_length(spec, state.device),
-                micro_batch_size=cutting.rows,
-                batch_tokens=cutting.tokens,
-                packing=cutting.packing,
-                pad_token_id=backbone.tokenizer.pad_token_id,
-                keep_checkpoints=spec.keep_checkpoints,
                 validation=validation,
-                anchor=keepers.anchor,
-                budget=keepers.budget,
-                rates=spec if has_own_rates(spec) else None,
                 conflict=_conflict(recipe, data, log),
                 callbacks=[*callbacks, *keepers.callbacks],
             )
@@ -127,6 +110,39 @@ class Attempt:
             trainer.add_callback(callback)
         trainer.add_callback(log)
         return cls(trainer, log, validation, interruption)
+
+
+def _of_rows(
+    recipe: Recipe,
+    backbone: Backbone,
+    data: PreparedData,
+    cutting: Cutting,
+    keepers: Keepers,
+    task: ClassTask | None,
+) -> Callable[..., Resumable]:
+    """The trainer of supervised rows, but for what it is told of the run."""
+    spec = recipe.training
+    kind: Callable[..., Resumable] = (
+        partial(ClassifierTrainer, task=task)
+        if task
+        else partial(SupervisedTrainer, teacher=Teacher.of(spec.distillation))
+    )
+    return partial(
+        kind,
+        train_dataset=data.to_dataset(),
+        processing_class=backbone.tokenizer,
+        lengths=data.lengths.tolist(),
+        batch_size=spec.batch_size,
+        like_length=like_length(spec, process_state().device),
+        micro_batch_size=cutting.rows,
+        batch_tokens=cutting.tokens,
+        packing=cutting.packing,
+        pad_token_id=backbone.tokenizer.pad_token_id,
+        keep_checkpoints=spec.keep_checkpoints,
+        anchor=keepers.anchor,
+        budget=keepers.budget,
+        rates=spec if has_own_rates(spec) else None,
+    )
 
 
 def _conflict(recipe: Recipe, data: PreparedData, log: MetricsLog) -> Conflict | None:
