@@ -25,12 +25,14 @@ class PreferenceSpec(Section):
     beta: Positive = 0.1
     """dpo and kto: how closely the reference policy, which is the base, is kept to; the implicit
     reward is `beta` times the log ratio to it. orpo: weight of the odds ratio beside the
-    cross-entropy of the chosen answer."""
+    cross-entropy of the chosen answer, nats per token."""
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """dpo: `sigmoid` (Rafailov et al. 2023, arXiv:2305.18290), `hinge` (Zhao et al. 2023,
     arXiv:2305.10425) or `ipo` (Azar et al. 2023, arXiv:2310.12036)."""
     label_smoothing: Fraction = Field(default=0.0, lt=0.5)
-    """dpo with sigmoid: share of the pairs that may be labelled the wrong way round."""
+    """dpo with sigmoid: share of the pairs that may be labelled the wrong way round; the loss is
+    then the one that is right on average over such labels (Chowdhury et al. 2024,
+    arXiv:2403.00409, equation 12)."""
     desirable_weight: Positive = 1.0
     """kto: weight of the good answers."""
     undesirable_weight: Positive = 1.0
@@ -69,8 +71,8 @@ class GrpoSpec(Section):
     beta: NotNegative = 0.0
     """Weight of the divergence from the reference policy, which is the base; 0: without."""
     loss: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
-    """How tokens are averaged: over the step (`dapo`, `bnpo`), in each answer first (`grpo`), by a
-    constant (`dr_grpo`)."""
+    """How tokens are averaged: over the step (`dapo`), over each forward pass (`bnpo`), in each
+    answer first (`grpo`), by a constant (`dr_grpo`)."""
 
     @field_validator("rewards")
     @classmethod

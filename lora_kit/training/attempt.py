@@ -100,16 +100,24 @@ class Attempt:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Epochs(lambda: trainer.sampler))
         where = partial(_where, trainer, data, run)
-        choices = backbone.model.config.get_text_config().vocab_size
-        if backbone.head:
-            # A reward model chooses between the two of a pair.
-            choices = max(len(backbone.head.classes), 2)
         may_end = backbone.head is not None
+        choices = _choices(recipe, backbone)
         trainer.add_callback(Guards(choices, where, trainer.idle_steps, may_end_at_zero=may_end))
         for callback in _of_the_method(recipe, model, steps):
             trainer.add_callback(callback)
         trainer.add_callback(log)
         return cls(trainer, log, validation, interruption)
+
+
+def _choices(recipe: Recipe, backbone: Backbone) -> int | None:
+    """What the model chooses from; `None` where the loss is no logarithm of a probability."""
+    if recipe.preference is not None and recipe.preference.loss == "ipo":
+        return None
+    if backbone.head:
+        # A reward model chooses between the two of a pair.
+        return max(len(backbone.head.classes), 2)
+    found: int = backbone.model.config.get_text_config().vocab_size
+    return found
 
 
 def _of_rows(

@@ -17,6 +17,8 @@ from lora_kit.training.callbacks import gradient_norm
 WINDOW = 5
 # Nats above the best window.
 FAR = 3.0
+# Of what it was over the first window, a loss that is not in nats: ipo's is a squared distance.
+TIMES = 2.0
 # Steps that float16's scale may take to find its size: it halves from 65,536.
 SKIPPED = 20
 
@@ -26,7 +28,7 @@ class Guards(TrainerCallback):
 
     def __init__(
         self,
-        choices: int,
+        choices: int | None,
         where: Callable[[], str],
         idle_steps: int = 0,
         may_end_at_zero: bool = False,
@@ -34,14 +36,15 @@ class Guards(TrainerCallback):
         """Plan.
 
         Args:
-            choices: words, or classes, that the model chooses from.
+            choices: words, or classes, that the model chooses from; `None` where the loss is not in
+                nats.
             where: the rows of the last batch and the last good checkpoint, in words.
-            idle_steps: how many steps in a row may have nothing to learn from: where rewards are
-                compared, those in which all are the same.
+            idle_steps: how many steps in a row may have nothing to learn from before any had: where
+                rewards are compared, those in which all are the same.
             may_end_at_zero: whether a loss of 0 can be reached by learning: a row of a class that
                 is certain has it in float32, a text has not.
         """
-        self._guessing = math.log(choices)
+        self._guessing = math.log(choices) if choices else None
         self._may_end_at_zero = may_end_at_zero
         self._where = where
         self._idle_steps = idle_steps
@@ -111,18 +114,27 @@ class Guards(TrainerCallback):
         mean = sum(self._losses) / WINDOW
         self._first = mean if self._first is None else self._first
         self._best = min(mean, self._best)
-        # Worse than to guess among all words, which no data is; or than the untrained model and far
-        # from what was reached.
-        guessing = mean > max(self._guessing, self._first) + 1
-        if guessing or mean > max(self._first + 1, self._best + FAR):
+        if self._exploded(mean, self._first):
+            unit = "" if self._guessing is None else " nats"
             self._stop(
-                f"step {step}: the loss exploded, {mean:.1f} nats over the last {WINDOW} steps "
+                f"step {step}: the loss exploded, {mean:.1f}{unit} over the last {WINDOW} steps "
                 f"({self._first:.1f} over the first, {self._best:.1f} at best)"
             )
+
+    def _exploded(self, mean: float, first: float) -> bool:
+        if self._guessing is None:
+            return mean > TIMES * first
+        # Worse than to guess among all words, which no data is; or than the untrained model and far
+        # from what was reached.
+        guessing = mean > max(self._guessing, first) + 1
+        return guessing or mean > max(first + 1, self._best + FAR)
 
     def _count_idle(self, step: int, loss: float, norm: float) -> None:
         # Where steps may be idle, a loss of 0 says nothing: gains and losses may cancel out.
         idle = norm == 0.0 or (loss == 0.0 and not self._idle_steps)
+        if self._idle_steps and not idle:
+            # From here on, all that there is to learn may be learned.
+            self._may_end_at_zero = True
         self._idle = self._idle + 1 if idle else 0
         if self._idle > self._idle_steps:
             steps = f", as in the {self._idle_steps} before it" if self._idle_steps else ""

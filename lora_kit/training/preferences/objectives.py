@@ -153,8 +153,10 @@ def _configuration(recipe: Recipe) -> tuple[type[Any], dict[str, Any]]:
     # As in sft, the balance of experts is left as it is.
     whole: dict[str, Any] = {"beta": spec.beta, "max_length": None, "router_aux_loss_coef": 0.0}
     if recipe.training.objective == "dpo":
+        # TRL's sigmoid does not go by the smoothing; its robust is sigmoid where there is none.
+        loss = "robust" if spec.label_smoothing else spec.loss
         smoothing = {"label_smoothing": spec.label_smoothing}
-        return DPOConfig, {**whole, **smoothing, "loss_type": [spec.loss]}
+        return DPOConfig, {**whole, **smoothing, "loss_type": [loss]}
     if recipe.training.objective == "kto":
         weights = {
             "desirable_weight": spec.desirable_weight,

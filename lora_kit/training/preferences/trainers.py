@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from lora_kit.training.preferences.unit_batches import (
     judged,
     of_a_step,
     pairs,
+    prompt_of,
 )
 
 if TYPE_CHECKING:
@@ -128,13 +129,37 @@ class UnitTrainer(BorrowingTrainer):
         self.rows = inputs["rows"]
         self.tokens += sum(len(e.input_ids) for unit in units for e in unit.examples)
         total = torch.zeros((), device=self.args.device)
+        said: dict[str, list[tuple[float, int]]] = {}
         for group in groups_of(units, self.like_length):
             batch = self._prepare_inputs(self._batch(group))
             with self.compute_loss_context_manager():
                 loss = self.compute_loss(model, batch) * (len(group) / len(units))
             self.accelerator.backward(loss)
             total += loss.detach()
+            for name in [name for name in self.figures if self._said.get(name)]:
+                value = self._said.pop(name)[-1]
+                said.setdefault(name, []).append((value, self._counted(name, group)))
+        for name, mean in self._means(said).items():
+            self._said[name].append(mean)
         return total
+
+    @property
+    def _said(self) -> dict[str, list[float]]:
+        """What TRL has noted since the last line of `metrics.jsonl`, a value a pass."""
+        found: dict[str, list[float]] = self._metrics["train"]
+        return found
+
+    def _counted(self, name: str, group: Sequence[Unit]) -> int:
+        """How many units of a pass a figure is the mean of."""
+        del name
+        return len(group)
+
+    def _means(self, said: Mapping[str, Sequence[tuple[float, int]]]) -> dict[str, float]:
+        """Of a step's units; TRL's are of its passes, however few units one has."""
+        return {
+            name: sum(value * count for value, count in values) / sum(count for _, count in values)
+            for name, values in said.items()
+        }
 
 
 class PairTrainer(UnitTrainer, DPOTrainer):
@@ -149,9 +174,29 @@ class JudgedTrainer(UnitTrainer, KTOTrainer):
 
     figures = ("kl", *REWARDS[1:])
 
+    def _counted(self, name: str, group: Sequence[Unit]) -> int:
+        good = sum(bool(unit.row.desirable) for unit in group)
+        return {"chosen": good, "rejected": len(group) - good}.get(
+            name.rpartition("/")[2], len(group)
+        )
+
+    def _means(self, said: Mapping[str, Sequence[tuple[float, int]]]) -> dict[str, float]:
+        found = super()._means(said)
+        if {"rewards/chosen", "rewards/rejected"} <= set(found):
+            found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+        return found
+
     def _batch(self, group: Sequence[Unit]) -> Batch:
         # For a step's last pass there may be one left; its own answer would say nothing of the
         # divergence from answers to other prompts.
-        others = (unit for unit in self._units if unit is not group[0])
-        beside = next(others, None) if len(group) == 1 else None
-        return judged(group, self._pad_token_id, beside)
+        beside = self._another(group[0]) if len(group) == 1 else None
+        # No prompt with its own answer is longer, so that the backbone has a place for each token.
+        return judged(group, self._pad_token_id, max(self.lengths), beside)
+
+    def _another(self, unit: Unit) -> Unit | None:
+        """One of those that follow it in the data, to another prompt if there is one."""
+        place = next(number for number, one in enumerate(self._units) if one is unit)
+        others = [*self._units[place + 1 :], *self._units[:place]]
+        prompt = prompt_of(unit.examples[0])
+        elsewhere = (one for one in others if prompt_of(one.examples[0]) != prompt)
+        return next(elsewhere, next(iter(others), None))

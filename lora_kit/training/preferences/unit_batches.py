@@ -72,12 +72,15 @@ def odds(units: Sequence[Unit], pad_token_id: int) -> Batch:
     return batch
 
 
-def judged(units: Sequence[Unit], pad_token_id: int, beside: Unit | None = None) -> Batch:
+def judged(
+    units: Sequence[Unit], pad_token_id: int, longest: int, beside: Unit | None = None
+) -> Batch:
     """What KTO takes: answers with labels, and each prompt with the answer to the one before it.
 
     Args:
         units: of a forward pass.
         pad_token_id: what short rows are filled up with.
+        longest: tokens of a prompt with another's answer, whose end is cut off.
         beside: whose answer the first prompt is given, by default that of the last.
 
     Returns:
@@ -87,7 +90,9 @@ def judged(units: Sequence[Unit], pad_token_id: int, beside: Unit | None = None)
     examples = [unit.examples[0] for unit in units]
     first = beside.examples[0] if beside else examples[-1]
     others = [first, *examples[:-1]]
-    mismatched = [_answered_by(one, other) for one, other in zip(examples, others, strict=True)]
+    mismatched = [
+        _answered_by(one, other, longest) for one, other in zip(examples, others, strict=True)
+    ]
     divergence = padded(mismatched, pad_token_id)
     return {
         **padded(examples, pad_token_id),
@@ -122,9 +127,10 @@ def prompt_of(example: Example) -> tuple[int, ...]:
     return example.input_ids[: _answer(example)]
 
 
-def _answered_by(one: Example, other: Example) -> Example:
-    """One example's prompt with another's answer."""
+def _answered_by(one: Example, other: Example, longest: int) -> Example:
+    """One example's prompt with another's answer, as much of it as there is room for."""
     prompt, answer = prompt_of(one), other.input_ids[_answer(other) :]
+    answer = answer[: longest - len(prompt)]
     return Example(prompt + answer, (IGNORED,) * len(prompt) + answer)
 
 
