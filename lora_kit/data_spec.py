@@ -116,6 +116,8 @@ class DataSpec(Section):
             raise ValueError(f"{weighted} of {len(self.train)} sources have a weight; all or none")
         if weighted and self.temperature is not None:
             raise ValueError("weights and a temperature exclude one another")
+        if self.temperature is not None and len(self.train) == 1 and self.rows is None:
+            raise ValueError("temperature: mixes several sources, and there is one; leave it out")
         if self.rows is not None and not weighted and self.temperature is None:
             raise ValueError("rows is the size of a mixture; give the sources weights, or limits")
         return self

@@ -72,8 +72,8 @@ class SavedClasses:
 
     @property
     def most_frequent(self) -> str:
-        """The class of most training rows, the first by name of several."""
-        return min(self.rows, key=lambda name: (-self.rows[name], name))
+        """The class of most training rows, of several the first in the order of the outputs."""
+        return max(self.rows, key=self.rows.__getitem__)
 
 
 @dataclass(frozen=True)

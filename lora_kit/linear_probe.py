@@ -71,9 +71,8 @@ def fitted(
     """A logistic regression whose penalty cross-validation has chosen.
 
     By the share right in parts of the rows that were left out, each class spread over all parts;
-    the strongest penalty of several that are as good. Where a class has one row, or less than two
-    classes have rows of several clusters, so that parts would be of one class, the penalty is
-    scikit-learn's usual one.
+    the strongest penalty of several that are as good. Where a class has one row, or what is left
+    without some part is of one class, the penalty is scikit-learn's usual one.
 
     Args:
         features: (rows, features).
@@ -94,19 +93,17 @@ def fitted(
     probe = make_pipeline(StandardScaler(), regression)
     groups = clusters or [str(number) for number in range(len(labels))]
     parts = min(FOLDS, *Counter(labels).values(), len(set(groups)))
-    spread = Counter(label for label, _ in set(zip(labels, groups, strict=True)))
-    if parts < 2 or sum(several > 1 for several in spread.values()) < 2:
+    if parts < 2:
         return probe.fit(features, labels)
-    search = GridSearchCV(
-        probe,
-        {"logisticregression__C": STRENGTHS},
-        cv=StratifiedGroupKFold(parts),
-        scoring="accuracy",
-    )
     with warnings.catch_warnings():
         # That a part has no row of a class, which then counts as not known.
         warnings.simplefilter("ignore", UserWarning)
-        return search.fit(features, labels, groups=groups).best_estimator_
+        folds = list(StratifiedGroupKFold(parts).split(features, labels, groups))
+        if any(len({labels[row] for row in rest}) < 2 for rest, _ in folds):
+            return probe.fit(features, labels)
+        penalties = {"logisticregression__C": STRENGTHS}
+        search = GridSearchCV(probe, penalties, cv=folds, scoring="accuracy")
+        return search.fit(features, labels).best_estimator_
 
 
 def _features(backbone: Backbone, texts: Sequence[str], longest: int) -> NDArray[np.float32]:

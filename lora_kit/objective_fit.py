@@ -93,6 +93,8 @@ def _without_texts(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for number, source in enumerate(getattr(recipe.data, part)):
             if source.format != "text":
                 yield f"data.{part}.{number}.format", "the objective text learns texts alone"
+    if recipe.data.labels not in ("assistant", "all"):
+        yield "data.labels", "every token of a text is learned"
     if recipe.retention.own_words is not None:
         yield "retention.own_words", "texts have no answers that the base could write again"
 

@@ -104,6 +104,15 @@ class TrainingSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _decay_of_a_schedule(self) -> TrainingSpec:
+        usual = TrainingSpec.model_fields["decay"].default
+        if self.schedule != "wsd" and self.decay != usual:
+            raise ValueError(
+                f"decay: the schedule {self.schedule} does not go by it (wsd does); leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _validation_where_it_decides(self) -> TrainingSpec:
         for name in ("patience", "keep_best"):
             if getattr(self, name) and self.validate_steps is None:

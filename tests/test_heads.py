@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from lora_kit.adapters import attach
 from lora_kit.backbone import Backbone
 from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
+from lora_kit.class_arms import Frequencies
 from lora_kit.errors import AdapterError, BackboneError
-from lora_kit.heads import pad_right, saved_head
+from lora_kit.heads import SavedClasses, pad_right, saved_head
 
 CLASSES = ("a", "b", "c")
 
@@ -24,6 +26,14 @@ def loaded(model: Path | str, quantization: str = "none", dtype: str = "float32"
         {"model": str(model), "quantization": quantization, "dtype": dtype}
     )
     return backbones.load(resolve(spec), spec, CLASSES)
+
+
+def test_of_classes_as_frequent_as_one_another_the_first_output_is_named() -> None:
+    """As the arm that knows the frequencies alone answers."""
+    classes = SavedClasses({"zeta": 5, "alpha": 5, "beta": 2})
+    config = SimpleNamespace()
+    logits = Frequencies(classes, config)(torch.zeros(1, 3, dtype=torch.int64)).logits
+    assert classes.most_frequent == classes.names[int(logits[0].argmax())] == "zeta"
 
 
 @pytest.mark.parametrize(("which", "head"), [("tiny", "score"), ("tiny_encoder", "classifier")])

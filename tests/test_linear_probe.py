@@ -54,6 +54,15 @@ def test_classes_that_clusters_do_not_share_leave_the_usual_penalty(clusters: li
         assert fitted(features, [0] * 6 + [1] * 6, clusters)[-1].C == 1.0
 
 
+def test_parts_without_which_one_class_is_left_leave_the_usual_penalty() -> None:
+    """Both classes have rows of two clusters; the one in which they meet is left out once."""
+    clusters, labels = ["g0"] * 3 + ["g1"] * 2 + ["g2"], ["a"] * 4 + ["b"] * 2
+    features = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fitted(features, labels, clusters)[-1].C == 1.0
+
+
 def test_rows_that_stand_class_by_class_are_looked_at_all_over(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,3 +171,16 @@ def test_conversations_are_refused_where_texts_are_learned() -> None:
 def test_what_goes_by_validation_rows_needs_some(also: str) -> None:
     with pytest.raises(RecipeError, match=r"training\.validate_steps: .*data\.validation"):
         Recipe.load("quickstart", ["training.validate_steps=5", also, "data.validation=[]"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["training.decay=0.5"], r"the schedule \w+ does not go by it"),
+        (["data.temperature=2"], "temperature: mixes several sources"),
+        (["training.objective=text", "data.labels=last"], r"data\.labels: every token of a text"),
+    ],
+)
+def test_what_has_no_effect_is_refused(changes: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        Recipe.load("quickstart", changes)

@@ -33,6 +33,7 @@ from lora_kit.retention_spec import MaskSpec
 from lora_kit.run import RunDirectory, start_record, versions
 from lora_kit.session import Session, open_run
 from lora_kit.trained_rows import read_again
+from lora_kit.training.distillation import teacher_digest
 from lora_kit.training.initial_factors import initialise
 from lora_kit.training.passes import Cutting
 from lora_kit.training.plot import plot_training
@@ -45,6 +46,8 @@ from lora_kit.training.trainer import train as train_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+TRAINING_ROWS = "the rows of data.train"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def train(
     ready = _ready(recipe, None if chosen.is_new else chosen.run)
     backbone, model, data = ready.backbone, ready.model, ready.data
     if not chosen.is_new:
-        require_same(chosen.run, recipe, backbone, data.digest)
+        require_same(chosen.run, recipe, backbone, ready.inputs)
     run = begin_run(recipe, output, overwrite) if chosen.is_new else chosen.run
     say(
         f"{run.root}: {data.counts.used} rows, {data.counts.tokens} tokens, "
@@ -131,6 +134,7 @@ class _Ready:
     suites: Sequence[Suite]
     audit: Audit
     coverage: Coverage
+    inputs: dict[str, str]
 
 
 def _ready(recipe: Recipe, earlier: RunDirectory | None) -> _Ready:
@@ -163,20 +167,44 @@ def _ready(recipe: Recipe, earlier: RunDirectory | None) -> _Ready:
     found = audit(rows, examples, items, held_out_rows, backbone.tokenizer, limits)
     refuse(found)
     refuse_items(texts, items, limits.leakage)
+    inputs = _inputs(recipe, data, held_out, texts)
     require_agreement(
         {
             "files of the backbone": backbone.fingerprint.digest,
-            "rows of data.train": data.digest,
-            "rows of data.validation": held_out.digest,
             "suites": str({suite.name: suite.digest for suite in suites}),
-            "texts of retention": str({name: one.digest for name, one in texts.named.items()}),
+            **inputs,
         }
     )
     initialise(model, backbone, recipe.adapter, data.examples, recipe.seed)
     if recipe.retention.mask:
         data = _masked(recipe.retention.mask, recipe, data, model, backbone)
     covered = coverage(model, recipe.adapter)
-    return _Ready(backbone, model, read.said, data, held_out, texts, suites, found, covered)
+    return _Ready(backbone, model, read.said, data, held_out, texts, suites, found, covered, inputs)
+
+
+def _inputs(
+    recipe: Recipe, data: PreparedData, held_out: PreparedData, texts: RetentionTexts
+) -> dict[str, str]:
+    """Digests of what a training goes by besides its recipe and backbone, by what it is."""
+    teacher = recipe.training.distillation
+    return {
+        TRAINING_ROWS: data.digest,
+        "the rows of data.validation": held_out.digest,
+        **{f"the texts of {name}": one.digest for name, one in texts.named.items()},
+        **(
+            {"the files of training.distillation.teacher": teacher_digest(teacher)}
+            if teacher
+            else {}
+        ),
+        **_reward_models(recipe),
+    }
+
+
+def _reward_models(recipe: Recipe) -> dict[str, str]:
+    return {
+        f"the reward model of grpo.rewards: {name}": digest
+        for name, digest in reward_digests(recipe).items()
+    }
 
 
 def _begin_record(run: RunDirectory, recipe: Recipe, ready: _Ready) -> None:
@@ -191,9 +219,8 @@ def _begin_record(run: RunDirectory, recipe: Recipe, ready: _Ready) -> None:
     if ready.said:
         write_json(run.own_words, ready.said)
     start_record(run, recipe, ready.backbone, "train")
-    if rewards := reward_digests(recipe):
-        run.update_record(rewards=rewards)
     run.update_record(
+        inputs=ready.inputs,
         data=ready.data.counts.to_dict() | {"digest": ready.data.digest},
         audit=ready.audit.to_dict(),
         coverage=ready.coverage.to_dict(),
@@ -223,15 +250,15 @@ def _trained_already(run: RunDirectory, recipe: Recipe, done: TrainingResult) ->
         LoraKitError: if it was not.
     """
     session = open_run(run.root)
-    require_same(run, recipe, session.backbone, _digest_now(session))
+    require_same(run, recipe, session.backbone, _rows_now(session) | _reward_models(recipe))
     say(f"{run.root}: is trained already")
     return Trained(session, done)
 
 
-def _digest_now(session: Session) -> str | None:
-    """Of the rows; `None` where they are gone: the adapter, which is there, needs them no more."""
+def _rows_now(session: Session) -> dict[str, str]:
+    """Their digest; none where they are gone: the adapter, which is there, needs them no more."""
     try:
-        return read_again(session).digest
+        return {TRAINING_ROWS: read_again(session).digest}
     except DataError as error:
         say(f"{session.run.root}: whether it was trained on these rows cannot be told: {error}")
-        return None
+        return {}

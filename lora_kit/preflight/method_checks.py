@@ -8,8 +8,10 @@ from lora_kit.errors import AdapterError, TrainingError
 from lora_kit.initialisations import FROM_ROWS, OPTION, initialisation_of
 from lora_kit.objective_spec import HEADED, REFERENCED
 from lora_kit.preflight.situation import Situation
+from lora_kit.training.arguments import optimizer_steps
 from lora_kit.training.distillation import require_same_tokens
 from lora_kit.training.preferences.reward_runs import RUN, run_of
+from lora_kit.training.rank_allocation import phases
 from lora_kit.training.rates import is_in
 from lora_kit.training.retention.consolidation import low_rank_updates
 
@@ -128,6 +130,7 @@ def stepped_by_us(situation: Situation) -> None:
     asked = {
         "training.unfreeze_steps": recipe.training.unfreeze_steps is not None,
         "adapter.method: adalora": recipe.adapter.method == "adalora",
+        "training.conflict": recipe.training.conflict is not None,
     }
     if recipe.training.conflict is not None and launch.processes > 1:
         raise TrainingError(
@@ -140,6 +143,13 @@ def stepped_by_us(situation: Situation) -> None:
                 f"{field} acts on whole gradients before each step, which FSDP divides and "
                 "DeepSpeed has used by then. Launch with accelerate_configs/ddp.yaml"
             )
+
+
+def long_enough_to_choose_ranks(situation: Situation) -> None:
+    """Raises AdapterError if a training has no step in which adalora could take ranks."""
+    recipe = situation.recipe
+    if recipe.adapter.method == "adalora":
+        phases(recipe.adapter.options, optimizer_steps(len(situation.examples), recipe.training))
 
 
 def within_the_window(situation: Situation) -> None:

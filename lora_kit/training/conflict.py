@@ -78,9 +78,11 @@ class Conflict:
             for (a, b), product in products.items()
             if a != b
         }
-        if cosines and step % self.spec.steps == 0:
+        # Where float16 overflows, the scaler takes no step.
+        is_finite = all(map(math.isfinite, products.values()))
+        if cosines and is_finite and step % self.spec.steps == 0:
             self._record({"step": step + 1, **cosines})
-        if self.spec.surgery:
+        if self.spec.surgery and is_finite:
             gradients = operated(gradients, random.Random(f"{self._seed}/{step}"))
         for gradient in gradients.values():
             for parameter, part in zip(parameters, gradient, strict=True):
@@ -128,4 +130,5 @@ def mean_cosines(history: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _product(one: Gradient, other: Gradient) -> float:
-    return math.fsum(float((a * b).sum()) for a, b in zip(one, other, strict=True))
+    parts = [float((a * b).sum()) for a, b in zip(one, other, strict=True)]
+    return math.fsum(parts) if all(map(math.isfinite, parts)) else math.nan

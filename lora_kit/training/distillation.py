@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from lora_kit.backbone import Backbone, load
+from lora_kit.backbone import Backbone, compute_dtype, load
 from lora_kit.backbone_files import resolve
 from lora_kit.errors import TrainingError
+from lora_kit.fingerprint import fingerprint, weight_files
 from lora_kit.likelihood import CHUNK, supervised_logits
 from lora_kit.training_spec import DistillationSpec
 
@@ -77,6 +78,17 @@ def require_same_tokens(spec: DistillationSpec, student: Backbone) -> None:
             "over the same ones; name a model of the same family, or let it write answers and "
             "train on those"
         )
+
+
+def teacher_digest(spec: DistillationSpec) -> str:
+    """What changes with the teacher's files, or with how they are loaded.
+
+    Raises:
+        BackboneError: if they are not there.
+    """
+    directory = resolve(spec.teacher).directory
+    dtype = compute_dtype(spec.teacher)
+    return fingerprint(directory, weight_files(directory), spec.teacher, dtype).digest
 
 
 def _divergence(teacher: torch.Tensor, student: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from lora_kit.errors import TrainingError
+from lora_kit.errors import AdapterError, TrainingError
 from lora_kit.training.before_clipping import BeforeClipping
 
 if TYPE_CHECKING:
@@ -15,6 +16,29 @@ if TYPE_CHECKING:
 
 # Shares of the steps before the first rank is taken, and after the last one.
 WARM, SETTLED = 0.1, 0.3
+
+
+def phases(options: Mapping[str, Any], steps: int) -> tuple[int, int]:
+    """Steps before the first rank is taken and after the last one, PEFT's `tinit` and `tfinal`.
+
+    Args:
+        options: of the adapter; where neither is set, both are shares of the steps.
+        steps: of the optimizer, all in all.
+
+    Raises:
+        AdapterError: if no step is left between them, in which ranks could be taken.
+    """
+    warm, settled = options.get("tinit") or 0, options.get("tfinal") or 0
+    if not warm and not settled:
+        warm, settled = round(WARM * steps), round(SETTLED * steps)
+    # PEFT fixes the ranks at the last step but `tfinal`, and has to have looked at them before.
+    if settled > steps - 2 or warm >= steps - settled:
+        raise AdapterError(
+            f"adapter.method: adalora: of {steps} steps, {warm} come before the first rank is taken"
+            f" and {settled} after the last one (adapter.options.tinit, tfinal), which leaves none "
+            "to choose ranks in. Train longer, or lower them; three steps are the least"
+        )
+    return warm, settled
 
 
 class RankAllocation(BeforeClipping):
@@ -49,9 +73,8 @@ class RankAllocation(BeforeClipping):
                 "checkpoint; begin anew without --resume"
             )
         self._config.total_step = self._steps
-        if not self._config.tinit and not self._config.tfinal:
-            self._config.tinit = round(WARM * self._steps)
-            self._config.tfinal = round(SETTLED * self._steps)
+        own = {"tinit": self._config.tinit, "tfinal": self._config.tfinal}
+        self._config.tinit, self._config.tfinal = phases(own, self._steps)
         self._tuner.rankallocator.set_total_step(self._steps)
 
     def change(self, state: TrainerState, scale: float) -> None:

@@ -72,7 +72,8 @@ def _depth(name: str, last: int) -> int:
     block = block_of(name)
     if block is not None:
         return block
-    return -1 if "embed" in name else last
+    # GPT-NeoX calls its output head embed_out.
+    return -1 if "embed" in name and "embed_out" not in name else last
 
 
 class GradualUnfreezing(BeforeClipping):

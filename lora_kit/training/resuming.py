@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from lora_kit.run import (
     new_run_directory,
 )
 from lora_kit.training import checkpoints
-from lora_kit.training.preferences.reward_runs import reward_digests
 from lora_kit.training.trainer import TrainingResult
 
 # What training depends on.
@@ -71,7 +71,7 @@ def begin_run(recipe: Recipe, output: Path | None, overwrite: bool) -> RunDirect
 
 
 def require_same(
-    run: RunDirectory, recipe: Recipe, backbone: Backbone, digest: str | None = None
+    run: RunDirectory, recipe: Recipe, backbone: Backbone, inputs: Mapping[str, str]
 ) -> None:
     """Refuse to go on with another recipe, backbone or data than the run began with.
 
@@ -79,7 +79,7 @@ def require_same(
         run: that was cut off.
         recipe: that it is to go on with.
         backbone: as it is now.
-        digest: of the data as it is now, if it was read.
+        inputs: digests of what else it goes by, as it is now, of what was read.
 
     Raises:
         RecipeError: naming what is different.
@@ -92,24 +92,11 @@ def require_same(
         if before.get(name) != now.get(name)
     ]
     record = run.load_record()
-    rewards = reward_digests(recipe)
-    now_is = {
-        "the backbone's files": backbone.fingerprint.digest,
-        "the rows of data.train": digest,
-        **{f"the reward model of grpo.rewards: {name}": of for name, of in rewards.items()},
-    }
-    before_was = {
-        "the backbone's files": record.get("backbone", {}).get("digest"),
-        "the rows of data.train": record.get("data", {}).get("digest"),
-        **{
-            f"the reward model of grpo.rewards: {name}": record.get("rewards", {}).get(name)
-            for name in rewards
-        },
-    }
+    files = "the backbone's files"
+    now_is = {files: backbone.fingerprint.digest, **inputs}
+    before_was = {files: record.get("backbone", {}).get("digest"), **record.get("inputs", {})}
     changed = changed or [
-        name
-        for name, value in now_is.items()
-        if value is not None and before_was[name] not in (None, value)
+        name for name, value in now_is.items() if before_was.get(name) not in (None, value)
     ]
     if changed:
         raise RecipeError(

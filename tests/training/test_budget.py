@@ -1,8 +1,10 @@
 """The retention budget."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +21,25 @@ from tests.training.keeping import changed
 def test_the_pessimistic_rise_is_that_of_a_paired_t_interval() -> None:
     before, now = [1.0, 2.0, 3.0, 4.0], [1.1, 2.3, 3.1, 4.3]
     # Mean 0.2, standard error 0.1155 / 2, one-sided 95% of t with three degrees: 2.353.
-    assert pessimistic_rise(before, now) == pytest.approx(0.2 + 2.3534 * 0.11547 / 2, rel=1e-3)
+    wanted = pytest.approx(0.2 + 2.3534 * 0.11547 / 2, rel=1e-3)
+    assert pessimistic_rise(before, now, list("abcd")) == wanted
+
+
+def test_texts_of_one_document_count_as_one() -> None:
+    """Of 200 pairs of texts with the same rise, the bound is that of 200 texts."""
+    generator = np.random.default_rng(0)
+    rises = generator.normal(0.1, 0.2, 200)
+    alone = pessimistic_rise([0.0] * 200, rises.tolist(), [str(n) for n in range(200)])
+    twice = rises.repeat(2).tolist()
+    documents = [str(n // 2) for n in range(400)]
+    assert pessimistic_rise([0.0] * 400, twice, documents) == pytest.approx(alone, rel=1e-6)
+    apart = pessimistic_rise([0.0] * 400, twice, [str(n) for n in range(400)])
+    assert rises.mean() < apart < alone
+
+
+@pytest.mark.parametrize("lost", [math.inf, math.nan])
+def test_a_loss_that_is_no_number_is_past_every_margin(lost: float) -> None:
+    assert pessimistic_rise([1.0, 1.0, 1.0], [1.0, lost, 1.0], list("abc")) == math.inf
 
 
 def test_a_training_ends_at_its_budget_with_what_was_within_it(

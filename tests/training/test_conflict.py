@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from lora_kit.errors import TrainingError
+from lora_kit.launch import Launch
 from lora_kit.pipeline import Trained, train
+from lora_kit.preflight.method_checks import stepped_by_us
+from lora_kit.preflight.situation import Situation
 from lora_kit.recipe import Recipe
-from lora_kit.training.conflict import mean_cosines, operated
+from lora_kit.training.conflict import Conflict, mean_cosines, operated
+from lora_kit.training_spec import ConflictSpec
 
 
 def gradient(*values: float) -> list[torch.Tensor]:
@@ -36,6 +41,32 @@ def test_gradients_that_agree_are_left_alone() -> None:
     found = operated({0: one, 1: other}, random.Random(0))
     assert torch.equal(flat(found[0]), flat(one))
     assert torch.equal(flat(found[1]), flat(other))
+
+
+def test_a_step_that_overflows_is_neither_recorded_nor_operated_on() -> None:
+    """float16's scaler takes no such step."""
+    found: list[dict[str, float]] = []
+    spec = ConflictSpec(steps=1, surgery=True)
+    conflict = Conflict(spec, [0, 1], ["one", "other"], 0, found.append)
+    parameters = [torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(2))]
+    odd = {0: gradient(math.inf, -math.inf, 1.0), 1: gradient(1.0, 1.0, 1.0)}
+    conflict.settle(parameters, odd, 0)
+    assert found == []
+    assert [p.grad.tolist() for p in parameters if p.grad is not None] == [
+        [math.inf],
+        [-math.inf, 2.0],
+    ]
+    conflict.settle(parameters, {0: gradient(1.0, 0.0, 0.0), 1: gradient(1.0, 0.0, 0.0)}, 1)
+    assert found == [{"step": 2, "cosine: one, other": 1.0}]
+
+
+@pytest.mark.parametrize("launch", [Launch(deepspeed=True, zero_stage=2), Launch(fsdp=True)])
+def test_one_process_of_a_launch_that_steps_by_itself_is_refused(
+    two_tasks: dict[str, Any], launch: Launch
+) -> None:
+    document = {**two_tasks, "training": {**two_tasks["training"], "conflict": {}}}
+    with pytest.raises(TrainingError, match=r"training\.conflict acts on whole gradients"):
+        stepped_by_us(Situation(Recipe.model_validate(document), launch=launch))
 
 
 @pytest.fixture

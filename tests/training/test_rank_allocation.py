@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from lora_kit.adapters import attach_saved
 from lora_kit.backbone import load
 from lora_kit.backbone_files import resolve
+from lora_kit.errors import AdapterError
 from lora_kit.pipeline import train
 from lora_kit.recipe import Recipe
+from lora_kit.training.rank_allocation import phases
 
 
 def test_adalora_ends_with_the_ranks_it_was_given(tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -29,3 +32,31 @@ def test_adalora_ends_with_the_ranks_it_was_given(tiny_recipe: Recipe, tmp_path:
     with torch.no_grad():
         one, other = (model.eval()(ids).logits for model in (reloaded, trained.session.model))
     torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("steps", range(3, 24))
+def test_the_usual_phases_leave_steps_to_choose_ranks_in(steps: int) -> None:
+    warm, settled = phases({}, steps)
+    assert 0 <= warm < steps - settled <= steps
+
+
+@pytest.mark.parametrize(
+    ("epochs", "options"), [(0.5, {}), (4.0, {"tinit": 100, "tfinal": 100}), (4.0, {"tfinal": 15})]
+)
+def test_a_training_without_a_step_to_choose_ranks_in_is_refused_before_it(
+    tiny_recipe: Recipe, tmp_path: Path, epochs: float, options: dict[str, int]
+) -> None:
+    """PEFT would end in a KeyError at its last step, or in saving."""
+    document = tiny_recipe.model_dump(mode="json")
+    document["adapter"] = {"method": "adalora", "rank": 2, "options": options}
+    document["training"] |= {"epochs": epochs}
+    with pytest.raises(AdapterError, match=r"adapter\.method: adalora: of \d+ steps"):
+        train(Recipe.model_validate(document), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_three_steps_are_enough(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    document = tiny_recipe.model_dump(mode="json")
+    document["adapter"] = {"method": "adalora", "rank": 2}
+    document["training"] |= {"epochs": 0.75}
+    assert train(Recipe.model_validate(document), tmp_path / "run").result.steps == 3

@@ -42,6 +42,17 @@ def test_a_block_learns_more_slowly_than_the_one_above_it() -> None:
     assert [rates[NAMES[index]] for index in (0, 1, 3, 5, 7)] == [0.125, 0.25, 0.5, 1, 1]
 
 
+def test_an_output_head_stands_above_the_blocks_whatever_it_is_called() -> None:
+    """GPT-NeoX has embed_in and embed_out."""
+    names = ["gpt_neox.embed_in.weight", "gpt_neox.layers.1.dense.weight", "embed_out.weight"]
+    parameters = {name: torch.nn.Parameter(torch.zeros(1)) for name in names}
+    groups = parameter_groups(
+        parameters, set(names), TrainingSpec(learning_rate=1.0, layer_decay=0.5)
+    )
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert [rates[id(parameter)] for parameter in parameters.values()] == [0.25, 1, 1]
+
+
 def test_the_second_factor_learns_faster() -> None:
     rates = rates_of(lora_plus=16)
     assert all(rate == (16 if "lora_B" in name else 1) for name, rate in rates.items())

@@ -1,5 +1,6 @@
 """A training goes on where it belongs, and a new one has a directory of its own."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -31,6 +32,33 @@ def test_another_recipe_does_not_go_on(
     data.write_text("".join(lines[1:] + lines[:1]))
     with pytest.raises(RecipeError, match=r"the rows of data\.train"):
         pipeline.train(recipe, tmp_path / "run", resume=True)
+
+
+def test_other_rows_and_texts_to_look_at_do_not_go_on(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses of two sets of rows would be compared, and a budget's of two sets of texts."""
+    held_out, texts = tmp_path / "held_out.jsonl", tmp_path / "texts.jsonl"
+    asked = [{"prompt": f"Where is {n}?", "completion": f"At {n}."} for n in range(4)]
+    told = [{"text": f"A story of {n} and of {n + 1}."} for n in range(8)]
+    for path, rows in ((held_out, asked), (texts, told)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document = tiny_recipe.model_dump(mode="json")
+    document["data"]["validation"] = [{"source": str(held_out)}]
+    document["training"] |= {"checkpoint_steps": 1}
+    budget = {"source": str(texts), "rows": 8, "margin": 9.0, "steps": 1}
+    recipe = Recipe.model_validate({**document, "retention": {"budget": budget}})
+    cut_off(monkeypatch, recipe, tmp_path / "run", 2)
+    for path, what in (
+        (held_out, r"the rows of data\.validation"),
+        (texts, r"the texts of retention\.budget"),
+    ):
+        before = path.read_text()
+        path.write_text(before.replace("1", "7"))
+        with pytest.raises(RecipeError, match=f"cannot go on: {what}. Start anew"):
+            pipeline.train(recipe, tmp_path / "run", resume=True)
+        path.write_text(before)
+    assert pipeline.train(recipe, tmp_path / "run", resume=True).result.steps == 4
 
 
 def test_what_cannot_go_on_or_end_under_a_launcher_is_refused_before_it_begins(

@@ -347,8 +347,9 @@ def test_a_reward_model_rewards_what_a_policy_says(
     assert silent == [silent[0]] * 3
     pipeline.train(recipe, tmp_path / "policy")
     record = json.loads((tmp_path / "policy" / "run.json").read_text())
-    assert record["rewards"] == {f"run:{trained}": adapter_sha256(trained / "adapter")}
-    record["rewards"][f"run:{trained}"] = "another"
+    model = f"the reward model of grpo.rewards: run:{trained}"
+    assert record["inputs"][model] == adapter_sha256(trained / "adapter")
+    record["inputs"][model] = "another"
     (tmp_path / "policy" / "run.json").write_text(json.dumps(record))
     with pytest.raises(RecipeError, match=r"cannot go on: the reward model of grpo\.rewards: run:"):
         pipeline.train(recipe, tmp_path / "policy", resume=True)

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from scipy import stats
+import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.adapters import switched_off
@@ -15,6 +14,7 @@ from lora_kit.backbone import Backbone
 from lora_kit.console import say
 from lora_kit.data.tokenization import Example
 from lora_kit.errors import TrainingError
+from lora_kit.evaluation.statistics.clusters import robust_limits, sample
 from lora_kit.processes import any_process
 from lora_kit.retention_spec import BudgetSpec
 from lora_kit.training.checkpoints import Tensors, restore_weights, trained_weights
@@ -23,12 +23,14 @@ from lora_kit.training.losses import nll_of_each
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Of the pessimistic bound, one-sided.
-CONFIDENCE = 0.95
+# Of an interval whose upper limit is the pessimistic bound: 95%, one-sided.
+CONFIDENCE = 0.90
 
 
-def pessimistic_rise(before: Sequence[float], now: Sequence[float]) -> float:
-    """Upper bound of the mean rise of paired losses: Student's t, one-sided, 95%.
+def pessimistic_rise(
+    before: Sequence[float], now: Sequence[float], clusters: Sequence[str]
+) -> float:
+    """Upper bound of the mean rise of paired losses: the evaluation's, one-sided, 95%.
 
     It is looked at again and again, so that among many looks one may be above the margin by chance:
     a training ends too early rather than too late.
@@ -36,11 +38,12 @@ def pessimistic_rise(before: Sequence[float], now: Sequence[float]) -> float:
     Args:
         before: loss of each text under the base, nats per token.
         now: under the adapter.
+        clusters: texts of one are not independent; infinite if there is one alone, or a loss is.
     """
-    rises = torch.tensor(now, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64)
-    spread = float(rises.std()) / math.sqrt(len(rises))
-    quantile = float(stats.t.ppf(CONFIDENCE, len(rises) - 1))
-    return float(rises.mean()) + quantile * spread
+    rises = np.array(now, np.float64) - np.array(before, np.float64)
+    if not np.isfinite(rises).all():
+        return math.inf
+    return robust_limits(sample(rises, clusters), CONFIDENCE)[1]
 
 
 class Budget(TrainerCallback):
@@ -76,6 +79,7 @@ class Budget(TrainerCallback):
         self._model = model
         self._backbone = backbone
         self._examples = tuple(examples)
+        self._clusters = [one.cluster or one.origin for one in self._examples]
         self._spec = spec
         self._record = record
         self._batch_tokens = batch_tokens
@@ -120,7 +124,7 @@ class Budget(TrainerCallback):
 
     def _look(self, state: TrainerState, control: TrainerControl) -> None:
         losses = self._losses()
-        bound = pessimistic_rise(self._base, losses)
+        bound = pessimistic_rise(self._base, losses, self._clusters)
         mean = sum(losses) / len(losses)
         if state.global_step:
             figures = {"step": state.global_step, "retention_loss": mean, "retention_bound": bound}
