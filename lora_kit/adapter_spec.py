@@ -41,6 +41,7 @@ PeftMethod = Literal[
     "randlora",
     "road",
     "shira",
+    "supertuning",
     "tinylora",
     "trainable_tokens",
     "unilora",
@@ -64,14 +65,13 @@ REFUSED = {
     "poly": "routes by the number of a task, which rows do not have here",
     "xlora": "mixes adapters that were trained before; `lora-kit combine` makes one of several",
     "shadow": "runs a second, smaller model beside the backbone",
-    "supertuning": "is not tried yet",
 }  # fmt: skip
 # Of PEFT 0.21, what reads the weights that it adapts as numbers, or trains nothing through layers
 # that are quantized. In 8 bits some go on without an error, with the codes for weights.
 NOT_QUANTIZED = frozenset(
     {
         *("adamss", "deft", "delora", "frod", "glora", "hra", "loha", "lokr", "osf", "peanut"),
-        *("psoft", "tinylora", "unilora"),
+        *("psoft", "supertuning", "tinylora", "unilora"),
     }
 )
 # What PEFT 0.21 cannot put into plain weights.
