@@ -159,7 +159,14 @@ def _ready(recipe: Recipe, earlier: RunDirectory | None) -> _Ready:
     held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
     texts = RetentionTexts.read(recipe, backbone.tokenizer)
     model = attach(backbone, recipe.adapter, recipe.seed)
-    situation = Situation(recipe, backbone=backbone, model=model, examples=data.examples)
+    situation = Situation(
+        recipe,
+        backbone=backbone,
+        model=model,
+        examples=data.examples,
+        held_out=held_out.examples,
+        texts=texts,
+    )
     for warning in run_checks(situation).warnings:
         say(warning)
     items, limits = audited_items(work), recipe.data.audit

@@ -21,7 +21,6 @@ from lora_kit.preflight.data_checks import (
     learns_to_stop,
     packed_apart,
     something_to_learn,
-    within_its_positions,
 )
 from lora_kit.preflight.method_checks import (
     begun_where_it_can_be,
@@ -42,6 +41,11 @@ from lora_kit.preflight.method_checks import (
     trained_with_its_head,
     whole_where_it_is_divided,
     within_the_window,
+)
+from lora_kit.preflight.position_checks import (
+    room_for_answers,
+    taught_what_it_can_read,
+    within_its_positions,
 )
 from lora_kit.preflight.situation import Situation
 from lora_kit.processes import process_state
@@ -299,6 +303,8 @@ CHECKS = (
     Check("head", "a head is divided", _with_classes, trained_with_its_head),
     Check("labels", "nothing is learned at loss 0", _with_examples, something_to_learn),
     Check("positions", "an example finds no place", _with_examples, within_its_positions),
+    Check("answers", "what is said finds no place", _with_examples, room_for_answers),
+    Check("lessons", "the teacher has no place", _with_examples, taught_what_it_can_read),
     Check("end of turn", "the model never stops", _with_turns, learns_to_stop),
     Check("beginning", "texts begin twice", _with_examples, begins_once),
     Check("packing", "packed examples see one another", _with_packing, packed_apart),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lora_kit.data.tokenization import end_of_turn
 from lora_kit.errors import DataError, TrainingError
-from lora_kit.positions import Positions
 from lora_kit.preflight.isolation import logit_spacing, packed_difference
 from lora_kit.preflight.situation import Situation
 
@@ -39,18 +38,6 @@ def learns_to_stop(situation: Situation) -> None:
             "data: no example ends its answer: the token that ends a turn is never supervised, and "
             "the model would not learn to stop. Raise data.max_length, so that answers are not cut"
         )
-
-
-def within_its_positions(situation: Situation) -> None:
-    """Raises DataError if an example is longer than the backbone has positions for."""
-    positions = Positions.of(situation.loaded.model)
-    before = situation.recipe.adapter.virtual_tokens
-    for example in situation.examples:
-        if lacking := positions.lacking(example.input_ids, before=before):
-            raise DataError(
-                f"data.max_length: {situation.recipe.data.max_length}: {example.origin} {lacking} "
-                f"in {situation.loaded.files.reference}; lower it"
-            )
 
 
 def begins_once(situation: Situation) -> None:

@@ -189,16 +189,23 @@ def _on_backbone(
     # What is wrong with an item shows only when it is tokenized.
     items = audited_items(plan_work(suites, backbone))
     read = as_read(data.examples) if objective == "classification" else data.examples
-    refuse_items(RetentionTexts.read(recipe, backbone.tokenizer), items, limits.leakage)
+    texts = RetentionTexts.read(recipe, backbone.tokenizer)
+    refuse_items(texts, items, limits.leakage)
+    situation = Situation(
+        recipe,
+        backbone=backbone,
+        model=model,
+        examples=data.examples,
+        held_out=held_out.examples,
+        texts=texts,
+    )
     return {
         "optimizer_steps": optimizer_steps(data.size, recipe.training),
         "fingerprint": backbone.fingerprint.digest,
         "coverage": covered,
         "counts": data.counts,
         "audit": audit(rows, read, items, held_out_rows, backbone.tokenizer, limits),
-        "checked": run_checks(
-            Situation(recipe, backbone=backbone, model=model, examples=data.examples)
-        ),
+        "checked": run_checks(situation),
         **_needs(recipe, backbone, model, data, held_out, launch_file),
         "hints": guidance(recipe, data.counts, covered.trainable_parameters),
         "samples": _samples(data, backbone),

@@ -10,6 +10,7 @@ from lora_kit.backbone import Backbone
 from lora_kit.data.tokenization import Example
 from lora_kit.launch import Launch, current_launch
 from lora_kit.recipe import Recipe
+from lora_kit.training.retention.texts import RetentionTexts
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -17,13 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Situation:
-    """A recipe, and what there is of it so far; what is not there is `None` or empty."""
+    """A recipe, and what there is of it so far; what is not there is `None` or empty.
+
+    Attributes:
+        examples: that are trained on.
+        held_out: whose loss is watched.
+        texts: by which retention is measured or held.
+    """
 
     recipe: Recipe
     launch: Launch = field(default_factory=current_launch)
     backbone: Backbone | None = None
     model: PeftModel | None = None
     examples: Sequence[Example] = ()
+    held_out: Sequence[Example] = ()
+    texts: RetentionTexts = field(default_factory=RetentionTexts)
 
     @property
     def loaded(self) -> Backbone:

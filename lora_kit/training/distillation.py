@@ -7,16 +7,19 @@ T^2 keeps the size of the gradients, which are 1 / T^2 of what they were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from lora_kit.backbone import Backbone, compute_dtype, load
 from lora_kit.backbone_files import resolve
+from lora_kit.data.tokenization import Example
+from lora_kit.encoder_decoder import language_model_class
 from lora_kit.errors import TrainingError
 from lora_kit.fingerprint import fingerprint, weight_files
 from lora_kit.likelihood import CHUNK, supervised_logits
+from lora_kit.positions import Positions
 from lora_kit.training_spec import DistillationSpec
 
 
@@ -89,6 +92,38 @@ def teacher_digest(spec: DistillationSpec) -> str:
     directory = resolve(spec.teacher).directory
     dtype = compute_dtype(spec.teacher)
     return fingerprint(directory, weight_files(directory), spec.teacher, dtype).digest
+
+
+def require_places(spec: DistillationSpec, examples: Sequence[Example]) -> None:
+    """Refuse a teacher that has fewer positions than an example takes.
+
+    Args:
+        spec: names it.
+        examples: that it is asked about.
+
+    Raises:
+        BackboneError: if it is not there.
+        TrainingError: if it has too few.
+    """
+    positions = _positions(spec)
+    for example in examples:
+        if lacking := positions.lacking(example.input_ids):
+            raise TrainingError(
+                f"training.distillation.teacher: {example.origin} {lacking} in "
+                f"{spec.teacher.model}; lower data.max_length, or name a teacher with more"
+            )
+
+
+def _positions(spec: DistillationSpec) -> Positions:
+    """Those of the teacher, by its shapes alone: it is not loaded yet."""
+    from transformers import AutoConfig
+
+    directory = resolve(spec.teacher).directory
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        return Positions.of(language_model_class(config).from_config(config))
 
 
 def _divergence(teacher: torch.Tensor, student: torch.Tensor, temperature: float) -> torch.Tensor:

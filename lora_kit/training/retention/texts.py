@@ -31,11 +31,13 @@ class Texts:
 
     Attributes:
         digest: the sha256 of what they hold.
+        length: tokens of each that are looked at, at most.
     """
 
     rows: Rows
     examples: Examples
     digest: str
+    length: int
 
 
 @dataclass(frozen=True)
@@ -113,4 +115,4 @@ def read_texts(
     several = data.table.filter(pc.greater(data.table["length"], 1))
     if not several.num_rows:
         raise DataError(f"{field}.source: no text of {spec.source} has two tokens or more")
-    return Texts(rows, Examples(several), data.digest)
+    return Texts(rows, Examples(several), data.digest, spec.length)

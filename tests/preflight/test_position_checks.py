@@ -1,0 +1,111 @@
+"""Whatever goes through a backbone whose positions are learned has to find a place there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lora_kit.errors import DataError, LoraKitError, RecipeError, TrainingError
+from lora_kit.pipeline import train
+from lora_kit.preflight.plan import make_plan
+from lora_kit.recipe import Recipe
+from tests.narrow import write_narrow, write_rows
+
+PLACES = 24
+ENOUGH = {"text": "The river ends in the sea."}
+TOO_LONG = {"text": "The river flows on and on. " * 10}
+
+
+@pytest.fixture(scope="module")
+def narrow(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_narrow(tmp_path_factory.mktemp("narrow"), smollm, PLACES)
+
+
+@pytest.fixture
+def short(narrow: Path, tmp_path: Path) -> dict[str, Any]:
+    """A recipe of texts that find places."""
+    texts = write_rows(tmp_path / "texts.jsonl", [ENOUGH] * 4)
+    task = {"name": "prose", "kind": "loss", "source": "python-reference", "limit": 8}
+    suite = {"name": "prose", "role": "gain", "tasks": [task | {"max_length": 16}]}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    return {
+        "name": "narrow",
+        "backbone": {"model": str(narrow), "quantization": "none", "dtype": "float32"},
+        "adapter": {"rank": 2},
+        "data": {
+            "train": [{"source": str(texts)}],
+            "max_length": 128,
+            "audit": {"duplicates": 1},
+        },
+        "training": {"batch_size": 2},
+        "evaluation": {"suites": [str(tmp_path / "suite.yaml")]},
+    }
+
+
+def refused(document: dict[str, Any], kind: type[LoraKitError], said: str, run: Path) -> None:
+    """By the plan and by the training, in the same words."""
+    recipe = Recipe.model_validate(document)
+    with pytest.raises(kind, match=said):
+        make_plan(recipe)
+    with pytest.raises(kind, match=said):
+        train(recipe, run)
+    assert not run.exists()
+
+
+def test_held_out_rows_find_places(short: dict[str, Any], tmp_path: Path) -> None:
+    held_out = write_rows(tmp_path / "held-out.jsonl", [ENOUGH, TOO_LONG])
+    short["data"]["validation"] = [{"source": str(held_out)}]
+    said = r"data\.validation: .*held-out\.jsonl:2 takes \d+ positions, of which there are 24 in.*max_length"
+    refused(short, DataError, said, tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["anchor", "budget", "consolidation"])
+def test_texts_by_which_retention_is_held_find_places(
+    short: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
+    texts = write_rows(tmp_path / "kept.jsonl", [TOO_LONG] * 8)
+    rows = {} if kind == "anchor" else {"rows": 8}
+    short["retention"] = {kind: {"source": str(texts), **rows}}
+    said = rf"retention\.{kind}\.length: 128: .*kept\.jsonl:1 takes \d+ positions.*; lower it"
+    refused(short, DataError, said, tmp_path / "run")
+    short["retention"][kind]["length"] = PLACES
+    assert make_plan(Recipe.model_validate(short)).checked is not None
+
+
+def test_a_teacher_has_places_for_what_its_student_reads(
+    short: dict[str, Any], narrow: Path, smollm: Path, tmp_path: Path
+) -> None:
+    short["backbone"]["model"] = str(write_narrow(tmp_path / "wide", smollm, 128))
+    rows = write_rows(tmp_path / "rows.jsonl", [ENOUGH, ENOUGH, TOO_LONG])
+    short["data"]["train"] = [{"source": str(rows)}]
+    teacher = {"model": str(narrow), "quantization": "none", "dtype": "float32"}
+    short["training"]["distillation"] = {"teacher": teacher}
+    said = r"training\.distillation\.teacher: .*rows\.jsonl:3 takes \d+ positions, of which there"
+    refused(short, TrainingError, said, tmp_path / "run")
+    short["data"]["max_length"] = PLACES
+    assert make_plan(Recipe.model_validate(short)).checked is not None
+
+
+def test_answers_that_are_rewarded_find_places_behind_their_prompts(
+    short: dict[str, Any], tmp_path: Path
+) -> None:
+    asked = [{"prompt": f"{n} plus {n}?", "completion": f"{2 * n}"} for n in range(1, 5)]
+    rows = write_rows(tmp_path / "asked.jsonl", asked)
+    short["data"]["train"] = [{"source": str(rows)}]
+    short["training"] |= {"objective": "grpo", "learning_rate": 1e-3}
+    short["grpo"] = {"rewards": ["chrf"], "generations": 2, "max_new_tokens": 40}
+    said = r"grpo\.max_new_tokens: 40: .*asked\.jsonl:1: .*takes \d+ positions, of which there are"
+    refused(short, RecipeError, said, tmp_path / "refused")
+    # The last of what is said is read too, when it is scored.
+    tokens = 1
+    while True:
+        short["grpo"]["max_new_tokens"] = tokens + 1
+        try:
+            make_plan(Recipe.model_validate(short))
+        except RecipeError:
+            break
+        tokens += 1
+    assert tokens > 8
+    short["grpo"]["max_new_tokens"] = tokens
+    train(Recipe.model_validate(short), tmp_path / "run")
