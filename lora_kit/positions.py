@@ -57,6 +57,11 @@ class Positions:
         end = model.generation_config.eos_token_id
         return cls(learned_positions(model.get_encoder()), decoder, end)
 
+    def room(self, input_ids: Sequence[int]) -> int | None:
+        """Tokens that can be said behind a text by one stack; `None` where there is no end."""
+        # The last one is put nowhere.
+        return None if self.decoder is None else max(self.decoder - len(input_ids) + 1, 0)
+
     def lacking(self, input_ids: Sequence[int], behind: int = 0, before: int = 0) -> str:
         """What a text takes more places than there are for; empty where it fits.
 

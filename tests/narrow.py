@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,18 @@ from typing import Any
 import torch
 
 
-def write_narrow(directory: Path, tokenizer: Path, positions: int) -> Path:
-    """A GPT-2 of a few positions with a real tokenizer, which has no chat template here."""
+def write_narrow(
+    directory: Path, tokenizer: Path, positions: int, *, ends: bool = False, template: bool = False
+) -> Path:
+    """A GPT-2 of a few positions with a real tokenizer.
+
+    Args:
+        directory: to write to.
+        tokenizer: where one is.
+        positions: how many.
+        ends: whether about one of twenty tokens that it says is the end.
+        template: whether it has the tokenizer's chat template.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     vocabulary = json.loads((tokenizer / "config.json").read_text())["vocab_size"]
@@ -25,9 +36,15 @@ def write_narrow(directory: Path, tokenizer: Path, positions: int) -> Path:
         bos_token_id=1,
         eos_token_id=2,
     )
-    GPT2LMHeadModel(config).save_pretrained(directory)
-    for file in tokenizer.glob("tokenizer*"):
-        shutil.copy(file, directory / file.name)
+    model = GPT2LMHeadModel(config)
+    if ends:
+        with torch.no_grad():
+            towards = torch.full((32,), math.sqrt((math.log(vocabulary) - 3) / 32))
+            model.transformer.wte.weight[2] = model.transformer.ln_f.bias[:] = towards
+    model.save_pretrained(directory)
+    for pattern in ("tokenizer*", "*.jinja" if template else "none"):
+        for file in tokenizer.glob(pattern):
+            shutil.copy(file, directory / file.name)
     return directory
 
 

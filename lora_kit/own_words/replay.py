@@ -11,11 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 from lora_kit.backbone import Backbone
+from lora_kit.data.formats import parse_row
 from lora_kit.data.rows import Message
 from lora_kit.data.templates import control_tokens, render
-from lora_kit.data.tokenization import tokenize_prompt
+from lora_kit.data.tokenization import tokenize, tokenize_prompt
+from lora_kit.data_spec import SELF
 from lora_kit.errors import DataError
 from lora_kit.own_words.speaking import ROWS, Speaker
+from lora_kit.positions import Positions
 
 ASKED, ANSWERED = 96, 256
 # Rows without an end are begun anew so many times.
@@ -38,17 +41,31 @@ def replay_records(speaker: Speaker, count: int, longest: int) -> list[dict[str,
         DataError: if it does not come to an end often enough.
     """
     begun = _conversations if speaker.backbone.tokenizer.chat_template else _texts
+    places = Positions.of(speaker.backbone.model)
     found: list[dict[str, Any]] = []
     for _ in range(ROUNDS):
         # Half of them come to no end, and a batch of many takes hardly longer than one of few.
-        found += begun(speaker, max(2 * (count - len(found)), ROWS // 2), longest)
+        made = begun(speaker, max(2 * (count - len(found)), ROWS // 2), longest)
+        found += [one for one in made if _has_place(one, speaker, places, longest)]
         if len(found) >= count:
             return found[:count]
+    within = min(ANSWERED, longest)
+    raised = "raise data.max_length, "
+    if places.decoder is not None and places.decoder <= within:
+        within, raised = places.decoder, ""
     raise DataError(
         f"data.replay.source: self: {len(found)} of the {count} rows that the base makes came to "
-        f"an end within {min(ANSWERED, longest)} tokens, after {ROUNDS} attempts; raise "
-        "data.max_length, lower data.replay.fraction, or name another source"
+        f"an end within {within} tokens, after {ROUNDS} attempts; {raised}lower "
+        "data.replay.fraction, or name another source"
     )
+
+
+def _has_place(record: dict[str, Any], speaker: Speaker, places: Positions, longest: int) -> bool:
+    """Whether a row can be learned: behind an answer a template writes more than was said."""
+    if places.decoder is None or longest <= places.decoder:
+        return True
+    example = tokenize(parse_row(record, SELF), speaker.backbone.tokenizer, longest)
+    return not places.lacking(example.input_ids)
 
 
 def _texts(speaker: Speaker, count: int, longest: int) -> list[dict[str, Any]]:
@@ -83,7 +100,8 @@ def _beginning(backbone: Backbone) -> list[int]:
     """The tokens after which a user speaks.
 
     Raises:
-        DataError: if the chat template does not write a user's words as they are.
+        DataError: if the chat template does not write a user's words as they are, or leaves no
+            position for them.
     """
     whole = render([Message("user", _MARK)], backbone.tokenizer, add_generation_prompt=False)
     before, mark, _ = whole.partition(_MARK)
@@ -92,4 +110,12 @@ def _beginning(backbone: Backbone) -> list[int]:
             "data.replay.source: self: the chat template does not write a user's turn after a "
             "beginning of its own; name another source"
         )
-    return list(backbone.tokenizer(before, add_special_tokens=False)["input_ids"])
+    beginning = list(backbone.tokenizer(before, add_special_tokens=False)["input_ids"])
+    positions = Positions.of(backbone.model)
+    if positions.room(beginning) == 0:
+        raise DataError(
+            f"data.replay.source: self: the chat template begins a user's turn with "
+            f"{len(beginning)} tokens, and {backbone.files.reference} has {positions.decoder} "
+            "positions; name another source"
+        )
+    return beginning

@@ -11,6 +11,7 @@ import torch
 
 from lora_kit.backbone import Backbone
 from lora_kit.console import meter
+from lora_kit.positions import Positions
 
 # Prompts that are gone on with together: a step takes one token of each.
 ROWS = 32
@@ -58,7 +59,7 @@ def say_on(
         prompts: token ids of each, none of them empty.
         stops: tokens on which it ends.
         pad: what short prompts are filled up with, on the left.
-        most: tokens that it says at most, of each.
+        most: tokens that it says at most, of each; fewer where its positions end before.
         sampled: whether it says what it would say (temperature 1, nothing cut off: the distribution
             of the model itself), by torch's random state, or what is most likely.
         advance: told how many prompts were gone on with.
@@ -67,13 +68,33 @@ def say_on(
         Of each the tokens without the one that ended it; `None` where it did not end.
     """
     found: dict[int, tuple[int, ...] | None] = {}
+    positions = Positions.of(model)
+    rooms = [positions.room(prompt) for prompt in prompts]
+    bounded = [m if r is None else min(m, r) for m, r in zip(most, rooms, strict=True)]
     # Those of one length together: what is filled up is computed for nothing.
-    order = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), most[n], n))
-    for start in range(0, len(order), ROWS):
-        some = order[start : start + ROWS]
-        found |= _go_on(model, {n: prompts[n] for n in some}, stops, pad, most, sampled)
+    order = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), bounded[n], n))
+    for some in _together([n for n in order if bounded[n]], bounded, rooms):
+        found |= _go_on(model, {n: prompts[n] for n in some}, stops, pad, bounded, sampled)
         advance(len(some))
-    return [found[n] for n in range(len(prompts))]
+    return [found.get(n) for n in range(len(prompts))]
+
+
+def _together(
+    order: Sequence[int], most: Sequence[int], rooms: Sequence[int | None]
+) -> Iterator[list[int]]:
+    """Prompts in their order, the shortest first, a batch at a time.
+
+    All of a batch are gone on with as far as any of them, and none past its positions.
+    """
+    some: list[int] = []
+    for n in order:
+        steps, room = max(most[one] for one in (*some, n)), rooms[n]
+        if some and (len(some) == ROWS or (room is not None and steps > room)):
+            yield some
+            some = []
+        some.append(n)
+    if some:
+        yield some
 
 
 def _go_on(
