@@ -7,20 +7,24 @@ T^2 keeps the size of the gradients, which are 1 / T^2 of what they were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from lora_kit.backbone import Backbone, compute_dtype, load
-from lora_kit.backbone_files import resolve
+from lora_kit.backbone_files import BackboneFiles, resolve
 from lora_kit.data.tokenization import Example
 from lora_kit.encoder_decoder import language_model_class
-from lora_kit.errors import TrainingError
+from lora_kit.errors import BackboneError, TrainingError
 from lora_kit.fingerprint import fingerprint, weight_files
 from lora_kit.likelihood import CHUNK, supervised_logits
 from lora_kit.positions import Positions
 from lora_kit.training_spec import DistillationSpec
+
+TEACHER = "training.distillation.teacher"
 
 
 class Teacher:
@@ -42,7 +46,11 @@ class Teacher:
         Raises:
             BackboneError: if it cannot be loaded.
         """
-        return cls(load(resolve(spec.teacher), spec.teacher), spec) if spec else None
+        if spec is None:
+            return None
+        files = _files(spec)
+        with _named_as_teacher():
+            return cls(load(files, spec.teacher), spec)
 
     def losses(
         self, nll: torch.Tensor, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]
@@ -71,12 +79,12 @@ def require_same_tokens(spec: DistillationSpec, student: Backbone) -> None:
     """
     from transformers import AutoTokenizer
 
-    directory = resolve(spec.teacher).directory
+    directory = _files(spec).directory
     others = AutoTokenizer.from_pretrained(directory, local_files_only=True).get_vocab()
     different = len(set(student.tokenizer.get_vocab().items()) ^ set(others.items()))
     if different:
         raise TrainingError(
-            f"training.distillation.teacher: {spec.teacher.model} has other tokens than "
+            f"{TEACHER}: {spec.teacher.model} has other tokens than "
             f"{student.files.reference} ({different:,} differ), so that its distributions are not "
             "over the same ones; name a model of the same family, or let it write answers and "
             "train on those"
@@ -89,7 +97,7 @@ def teacher_digest(spec: DistillationSpec) -> str:
     Raises:
         BackboneError: if they are not there.
     """
-    directory = resolve(spec.teacher).directory
+    directory = _files(spec).directory
     dtype = compute_dtype(spec.teacher)
     return fingerprint(directory, weight_files(directory), spec.teacher, dtype).digest
 
@@ -109,16 +117,36 @@ def require_places(spec: DistillationSpec, examples: Sequence[Example]) -> None:
     for example in examples:
         if lacking := positions.lacking(example.input_ids):
             raise TrainingError(
-                f"training.distillation.teacher: {example.origin} {lacking} in "
+                f"{TEACHER}: {example.origin} {lacking} in "
                 f"{spec.teacher.model}; lower data.max_length, or name a teacher with more"
             )
+
+
+def _files(spec: DistillationSpec) -> BackboneFiles:
+    with _named_as_teacher():
+        return resolve(spec.teacher)
+
+
+@contextmanager
+def _named_as_teacher() -> Iterator[None]:
+    """Let what is wrong with a backbone be said of the field that names this one.
+
+    Raises:
+        BackboneError: whatever was wrong.
+    """
+    try:
+        yield
+    except BackboneError as error:
+        said = re.sub(r"(?<!\S)backbone\.(?=\w+:)", f"{TEACHER}.", str(error))
+        named = said if said.startswith(TEACHER) else f"{TEACHER}.model: {said}"
+        raise BackboneError(named) from error
 
 
 def _positions(spec: DistillationSpec) -> Positions:
     """Those of the teacher, by its shapes alone: it is not loaded yet."""
     from transformers import AutoConfig
 
-    directory = resolve(spec.teacher).directory
+    directory = _files(spec).directory
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

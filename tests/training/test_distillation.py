@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from lora_kit.errors import TrainingError
+from lora_kit.errors import BackboneError, TrainingError
 from lora_kit.pipeline import train
 from lora_kit.recipe import Recipe
-from lora_kit.training.distillation import _divergence
+from lora_kit.training.distillation import Teacher, _divergence
 
 
 @pytest.fixture
@@ -78,6 +78,19 @@ def test_a_teacher_with_other_tokens_is_refused(
     with pytest.raises(TrainingError, match=r"distillation\.teacher: .* \(1 differ\)"):
         train(distilling(tiny_recipe, teacher), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_is_not_there_is_named(
+    tiny_recipe: Recipe, teacher: Path, tmp_path: Path
+) -> None:
+    recipe = distilling(tiny_recipe, tmp_path / "nowhere")
+    said = rf"^training\.distillation\.teacher\.model: {tmp_path}/nowhere: "
+    with pytest.raises(BackboneError, match=said):
+        train(recipe, tmp_path / "run")
+    # It is there when it is looked for, and cannot be loaded.
+    (teacher / "model.safetensors").unlink()
+    with pytest.raises(BackboneError, match=r"^training\.distillation\.teacher\.model: "):
+        Teacher.of(distilling(tiny_recipe, teacher).training.distillation)
 
 
 def test_it_is_of_texts_and_answers_alone(tiny_recipe: Recipe, teacher: Path) -> None:
