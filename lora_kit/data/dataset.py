@@ -41,6 +41,18 @@ __all__ = [
 ]
 
 
+class MostlyDroppedError(DataError):
+    """Of more rows than are allowed nothing is left to learn.
+
+    Attributes:
+        found: how many, and which is the first.
+    """
+
+    def __init__(self, found: str, remedy: str):
+        super().__init__(f"data: {found}. {remedy}")
+        self.found = found
+
+
 def training_rows(
     spec: DataSpec,
     seed: int,
@@ -183,9 +195,9 @@ def _refuse_mostly_dropped(data: PreparedData, spec: DataSpec) -> None:
     counts = data.counts
     examples = counts.used + counts.dropped
     if examples and (not counts.used or counts.dropped > spec.audit.dropped * examples):
-        raise DataError(
-            f"data: {counts.dropped} of {examples} rows have no supervised token within "
-            f"max_length {spec.max_length} (allowed: {spec.audit.dropped:.0%}), the first: "
-            f"{', '.join(data.dropped)}. Raise data.max_length, shorten the prompts, or raise "
-            "data.audit.dropped"
+        raise MostlyDroppedError(
+            f"{counts.dropped} of {examples} rows have no supervised token within "
+            f"{spec.max_length} tokens (allowed: {spec.audit.dropped:.0%}), the first: "
+            f"{', '.join(data.dropped)}",
+            "Raise data.max_length, shorten the prompts, or raise data.audit.dropped",
         )

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from lora_kit.data.audit.audit import refuse_known
 from lora_kit.data.audit.item import AuditedItem
-from lora_kit.data.dataset import prepare
+from lora_kit.data.dataset import MostlyDroppedError, prepare
 from lora_kit.data.drafts import Labels
 from lora_kit.data.prepared import Examples
 from lora_kit.data.row_sets import Rows
@@ -109,6 +109,11 @@ def read_texts(
     wanted = DataSpec(train=[source], labels=labels, max_length=spec.length)
     try:
         data = prepare(rows, tokenizer, wanted)
+    except MostlyDroppedError as error:
+        raise DataError(
+            f"{field}.length: {spec.length}: {spec.source}: {error.found}. Raise it, or name texts "
+            "with shorter prompts"
+        ) from error
     except DataError as error:
         raise DataError(f"{field}.source: {spec.source}: {error}") from error
     # Of a single token nothing is predicted.

@@ -1,0 +1,32 @@
+"""What is refused on an encoder with a decoder names the field of the recipe that can mend it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_kit.errors import DataError
+from lora_kit.pipeline import train
+from tests.test_encoder_decoder import recipe_of
+from tests.two_stacks import write_t5
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_t5(tmp_path_factory.mktemp("t5"))
+
+
+def test_texts_whose_answers_are_cut_off_name_their_length(
+    files: Path, chats: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.jsonl"
+    rows = [{"prompt": f"What is {n}? " * 20, "completion": f"{n}."} for n in range(8)]
+    kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = recipe_of(files, chats, retention={"anchor": {"source": str(kept), "length": 16}})
+    with pytest.raises(DataError) as told:
+        train(recipe, tmp_path / "run")
+    said = str(told.value)
+    assert said.startswith("retention.anchor.length: 16: ")
+    assert "8 of 8 rows" in said
+    assert "kept.jsonl:1" in said
+    assert "data." not in said
