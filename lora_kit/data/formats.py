@@ -203,6 +203,7 @@ def parse_row(
     names: Mapping[str, Sequence[str]] | None = None,
     whole: bool = False,
     pairs: bool = False,
+    place: str = "columns",
 ) -> Row:
     """Read one row.
 
@@ -214,6 +215,7 @@ def parse_row(
         names: of the classes of a column of class numbers.
         whole: whether every turn of a conversation is learned, so that any may be the last.
         pairs: whether pairs of preference are wanted, and nothing else.
+        place: the recipe's field of `columns`, for messages.
 
     Raises:
         DataError: if its format is unknown or not wanted, or a field is wrong, naming `origin`.
@@ -237,7 +239,7 @@ def parse_row(
         raise DataError(
             f"{origin}: format {known} wants {FORMATS[known].shown}; no column "
             f"{missing[0]!r}{nearest(missing[0], value)}; it has "
-            f"{', '.join(map(str, value)) or '(none)'}. data.train.N.columns says which is meant"
+            f"{', '.join(map(str, value)) or '(none)'}. {place} says which is meant"
         )
     _require_kind(known, pairs, origin)
     row = FORMATS[known].read(value, origin)

@@ -40,7 +40,7 @@ def rows_by_class(rows: Sequence[Row], spec: ClassificationSpec) -> dict[str, in
     """
     found: Counter[str] = Counter()
     for row in rows:
-        found[_class_of(row, spec.labels)] += 1
+        found[_class_of(row, spec.labels, "data.train")] += 1
     names = spec.labels or sorted(found)
     if len(names) < 2:
         raise DataError(f"data.train: every row is of the class {names[0]!r}; two differ at least")
@@ -60,11 +60,11 @@ def rows_by_class(rows: Sequence[Row], spec: ClassificationSpec) -> dict[str, in
     return {name: found[name] for name in names}
 
 
-def _class_of(row: Row, possible: Sequence[str] | None) -> str:
+def _class_of(row: Row, possible: Sequence[str] | None, part: str) -> str:
     if row.label is None:
         raise DataError(
             f"{row.origin}: has no class; training.objective: classification learns rows of "
-            '{"text": "...", "label": "..."}. data.train.N.columns says which columns are meant'
+            f'{{"text": "...", "label": "..."}}. {part}.N.columns says which columns are meant'
         )
     if possible is not None and row.label not in possible:
         raise DataError(
@@ -88,7 +88,8 @@ def encode_rows(
     control = control_tokens(tokenizer)
     for row in rows:
         refuse_control_tokens(row, control)
-    numbers = [classes.index(_class_of(row, classes)) for row in rows]
+    # Of what is trained on, classes were looked at before: to choose from them, there is a head.
+    numbers = [classes.index(_class_of(row, classes, "data.validation")) for row in rows]
     encoded = encode_texts([text_of(row) for row in rows], tokenizer, max_length)
     return [
         [

@@ -124,7 +124,8 @@ def _table_source(spec: SourceSpec, field: str, whole: bool, pairs: bool) -> Sou
     table = _opened(spec, field)
     if not len(table):
         raise DataError(f"{field}: {spec.source}: there are no rows in it")
-    check_columns(spec.columns, spec.format, _beside(field, "columns"))
+    place = _beside(field, "columns")
+    check_columns(spec.columns, spec.format, place)
     names = table.names if isinstance(table, ArrowTable) else {}
 
     def take(numbers: Sequence[int]) -> list[Row]:
@@ -133,7 +134,9 @@ def _table_source(spec: SourceSpec, field: str, whole: bool, pairs: bool) -> Sou
             # Arrow gives every object the fields of all, empty where it had none.
             values = [{key: _without_nulls(v) for key, v in value.items()} for value in values]
         return [
-            parse_row(value, table.origin(number), spec.format, spec.columns, names, whole, pairs)
+            parse_row(
+                value, table.origin(number), spec.format, spec.columns, names, whole, pairs, place
+            )
             for number, value in zip(numbers, values, strict=True)
         ]
 

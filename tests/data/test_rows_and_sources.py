@@ -64,6 +64,16 @@ def test_where_a_file_lies_does_not_decide_which_rows_are_taken(
     assert [row.messages for row in here] == [row.messages for row in there]
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_a_column_that_is_missing_is_named_in_the_source_that_wants_it(
+    tmp_path: Path, part: str
+) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"body": "b"}\n')
+    spec = SourceSpec(source=str(tmp_path / "texts.jsonl"), format="text")
+    with pytest.raises(DataError, match=rf"data\.{part}\.1\.columns says which is meant"):
+        list(read_source(spec, 0, f"data.{part}.1.source"))
+
+
 def test_a_file_of_chats_is_read_in_both_formats(chats: Path) -> None:
     rows = read(str(chats))
     assert len(rows) == 50

@@ -20,7 +20,7 @@ from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.classification_spec import ClassificationSpec
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.prepared import PreparedData
-from lora_kit.errors import AdapterError
+from lora_kit.errors import AdapterError, DataError
 from lora_kit.heads import pad_right
 from lora_kit.recipe import Recipe
 from lora_kit.training import features
@@ -146,6 +146,16 @@ def test_micro_batches_weigh_as_the_whole_step(tiny_encoder: Path, tmp_path: Pat
     whole, parts = first(8), first(2)
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+
+
+def test_held_out_rows_without_a_class_name_their_source(
+    tiny_encoder: Path, chats: Path, tmp_path: Path
+) -> None:
+    document = classes_recipe(tiny_encoder, tmp_path).model_dump(mode="json")
+    document["data"]["validation"] = [{"source": str(chats)}]
+    said = r"chats\.jsonl:1: has no class; .* data\.validation\.N\.columns says which"
+    with pytest.raises(DataError, match=said):
+        pipeline.train(Recipe.model_validate(document), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
