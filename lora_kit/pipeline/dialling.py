@@ -46,7 +46,9 @@ from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.files import write_json
 from lora_kit.launch import require_whole
+from lora_kit.objective_spec import HEADED
 from lora_kit.processes import made_by_first
+from lora_kit.recipe import Recipe
 from lora_kit.run import RunDirectory
 from lora_kit.session import Session, Subject, open_run, open_subject
 from lora_kit.training.trainer import save_adapter
@@ -80,10 +82,11 @@ def dial(
     tried = strengths(scales, by_layer)
     run = RunDirectory(target) if isinstance(target, Path) else target.run
     recipe = run.load_recipe()
-    chosen = _with_both_roles(load_suites(suites or recipe.evaluation.suites))
+    _require_no_head(recipe, run)
     if not (run.adapter / ADAPTER_WEIGHTS).is_file():
         raise AdapterError(f"{run.root}: no adapter in safetensors; run `lora-kit train` first")
     require_linear(run.adapter)
+    chosen = _with_both_roles(load_suites(suites or recipe.evaluation.suites))
     session = open_run(target) if isinstance(target, Path) else target
     if by_layer:
         require_thirds(session.model)
@@ -107,6 +110,16 @@ def dial(
     )  # fmt: skip
     made_by_first(lambda: _write(found))
     return found
+
+
+def _require_no_head(recipe: Recipe, run: RunDirectory) -> None:
+    """Raises RecipeError for what is trained with a head, whatever suites there are."""
+    objective = recipe.training.objective
+    if objective in HEADED:
+        raise RecipeError(
+            f"{run.root}: training.objective: {objective}: the head is trained and saved in full, "
+            "and is no update to be scaled; dial turns LoRA and rsLoRA of a language model"
+        )
 
 
 def _with_both_roles(suites: Sequence[Suite]) -> Sequence[Suite]:
