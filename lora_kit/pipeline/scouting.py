@@ -126,6 +126,7 @@ def _scored(
         if not classes:
             raise
         backbone = load(files, recipe.backbone, classes)
+        _require_classes(backbone, recipe)
         return backbone, probe_scores(backbone, plan_work(suites, backbone), rows)
     work = plan_work(suites, backbone, recipe.evaluation.shots, shown)
     scores = task_scores(backbone, work, shown, directory, fresh)
@@ -133,6 +134,16 @@ def _scored(
         del backbone
         backbone = load(files, recipe.backbone, classes)
     return backbone, scores
+
+
+def _require_classes(backbone: Backbone, recipe: Recipe) -> None:
+    """Raises BackboneError for what is no language model, and is asked for rewards."""
+    if backbone.head is not None and backbone.head.is_reward:
+        raise BackboneError(
+            f"backbone.model: {backbone.files.reference}: an encoder cannot be scouted for pairs "
+            f"(training.objective: {recipe.training.objective}): it gives answers no likelihood, "
+            "and its features are asked about classes alone; scout decoders"
+        )
 
 
 def _taken(

@@ -15,6 +15,7 @@ from lora_kit.pipeline import evaluate, scout, train
 from lora_kit.recipe import Recipe
 from lora_kit.scouting.record import Level, Scouted, TaskScore, ranked
 from tests.evaluation.counting import count_outcomes
+from tests.rewarding import reward_recipe
 
 WORDS = {"good": ("lovely", "splendid"), "bad": ("awful", "dreadful")}
 
@@ -129,6 +130,15 @@ def test_encoders_are_compared_by_what_their_features_tell(
     assert of_decoder.zero_shot is not None
     assert all((one.tokens_per_second or 0) > 0 for one in found.values())
     assert sorted(one.rank for one in found.values()) in ([1, 1], [1, 2])
+
+
+def test_encoders_tell_nothing_of_pairs_before_they_are_trained(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    recipe = reward_recipe(tiny_encoder, tmp_path)
+    with pytest.raises(RecipeError, match=r"encoder.*training\.objective: reward") as told:
+        scout(recipe, [str(tiny_encoder)], tmp_path / "scouted")
+    assert "label" not in str(told.value)
 
 
 def test_what_cannot_be_compared_is_refused(recipe: Recipe, tiny: Path, tmp_path: Path) -> None:
