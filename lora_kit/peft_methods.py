@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -47,6 +48,8 @@ BEGINNINGS = {
 }
 # More than any training has.
 UNKNOWN_STEPS = 10**9
+# PEFT's word of an option that it takes with a list of modules alone.
+_OF_NAMED_MODULES = re.compile(r"`(\w+)` cannot be used when `target_modules` is a str")
 # What PEFT does to the backbone itself.
 CHANGES_THE_BASE = {
     "bias": "trains biases of the backbone in their place",
@@ -108,6 +111,11 @@ def as_asked(spec: AdapterSpec, model: torch.nn.Module) -> PeftConfig:
             **(given_sections(initialisation_of(spec)) | options),
         )
     except (ValueError, TypeError, ImportError) as error:
+        if found := _OF_NAMED_MODULES.search(str(error)):
+            raise AdapterError(
+                f"adapter.options.{found[1]}: goes by modules that are named, and adapter.targets "
+                f"is {spec.targets}; name them there, such as [q_proj, v_proj]"
+            ) from error
         raise AdapterError(f"adapter: {spec.method}: {error}") from error
 
 

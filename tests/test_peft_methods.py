@@ -220,6 +220,11 @@ def test_what_cannot_work_is_refused_with_the_recipe(
             {"options": {"init_lora_weights": "eva", "eva_config": {"rhoo": 1}}},
             "adapter.options.eva_config.rhoo: unknown; possible: adjust_scaling_factors",
         ),
+        (
+            {"options": {"layers_to_transform": [0]}},
+            "adapter.options.layers_to_transform: goes by modules that are named, and "
+            "adapter.targets is all-linear",
+        ),
         ({"options": {"bias": "all"}}, "trains biases of the backbone in their place"),
         ({"method": "adalora", "options": {"init_r": 4}}, "adapter.options.init_r"),
         ({"method": "ia3", "rank": 4}, "adapter.rank: ia3 has none"),
