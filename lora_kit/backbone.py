@@ -16,7 +16,7 @@ from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.encoder_decoder import is_divided, language_model_class
 from lora_kit.errors import BackboneError
 from lora_kit.fingerprint import Fingerprint, fingerprint, weight_files
-from lora_kit.heads import HEAD_NAMES, Head, head_of, labelled
+from lora_kit.heads import HEAD_NAMES, REWARD, Head, head_of, labelled
 from lora_kit.launch import current_launch
 from lora_kit.processes import process_state
 
@@ -159,10 +159,12 @@ def _model_class(files: BackboneFiles, classes: Sequence[str]) -> Any:
     if not classes:
         return language_model_class(config)
     if config.is_encoder_decoder:
+        is_reward = tuple(classes) == REWARD
+        instead = "; it learns to write the class as its answer with training.objective: sft"
         raise BackboneError(
             f"backbone.model: {files.reference}: {config.model_type} is an encoder with a decoder, "
-            "which takes no head here; it learns to write the class as its answer with "
-            "training.objective: sft. Possible with a head: a decoder or an encoder"
+            f"which takes no head here{'' if is_reward else instead}. Possible with a head: a "
+            "decoder or an encoder"
         )
     return AutoModelForSequenceClassification
 

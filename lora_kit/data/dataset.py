@@ -20,6 +20,7 @@ from lora_kit.data.sources import read_source
 from lora_kit.data.store import KEPT_FROM, in_memory, kept
 from lora_kit.data.units import prepare_units
 from lora_kit.data_spec import SELF, DataSpec, ReplaySpec, SourceSpec
+from lora_kit.encoder_decoder import writes_pairs
 from lora_kit.errors import DataError
 from lora_kit.heads import REWARD
 from lora_kit.objective_spec import HEADED, PAIRED, Objective
@@ -165,8 +166,15 @@ def prepare(
         classes: where a row's class is learned and not its answer, all that there are.
 
     Raises:
-        DataError: if a row is wrong, no row is left, or more were dropped than the recipe allows.
+        DataError: if a row is wrong, no row is left, more were dropped than the recipe allows, or
+            the backbone does not learn texts.
     """
+    if objective == "text" and writes_pairs(tokenizer):
+        raise DataError(
+            "training.objective: text: this backbone is an encoder with a decoder, which learns "
+            "answers to prompts and no texts alone; use objective: sft, and rows of prompt and "
+            "completion"
+        )
     if objective not in ("sft", "text", "classification"):
         data: PreparedData = prepare_units(rows, tokenizer, spec, objective)
     elif classes:
