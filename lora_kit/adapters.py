@@ -21,6 +21,7 @@ from lora_kit.errors import AdapterError
 from lora_kit.files import read_json
 from lora_kit.heads import begin_anew
 from lora_kit.initialisations import SUBTRACTED, initialisation_of
+from lora_kit.named_parts import require_named, require_targets
 from lora_kit.peft_methods import configuration
 
 if TYPE_CHECKING:
@@ -94,16 +95,19 @@ def wrapped(model: torch.nn.Module, spec: AdapterSpec, beside: Sequence[str] = (
         beside: modules that are trained and saved whole besides a classifier's head.
 
     Raises:
-        AdapterError: if a target is misspelt, or the method takes other options or layers.
+        AdapterError: if a name or a token is not the backbone's, or the method takes other options
+            or layers.
     """
     from peft import get_peft_model
 
     from lora_kit.virtual_tokens import stand_before
 
     if isinstance(spec.targets, list):
-        _require_all_targets(model, spec.targets)
+        require_targets(model, spec.targets)
     try:
-        adapted = get_peft_model(model, configuration(spec, model, beside))
+        config = configuration(spec, model, beside)
+        require_named(model, config)
+        adapted = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise AdapterError(f"adapter: {spec.method}: {_first_lines(error)}") from error
     for parameter in adapted.parameters():
@@ -223,23 +227,6 @@ def _unloaded_keys(model: PeftModel, directory: Path) -> list[str]:
     # PEFT saves an embedding that it adapts, and puts it in the place of the backbone's.
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return sorted(saved - set(state) - set(parameters))
-
-
-def _require_all_targets(model: torch.nn.Module, targets: list[str]) -> None:
-    # PEFT complains only if none of the targets matches.
-    names = [name for name, _ in model.named_modules()]
-    unmatched = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names)]
-    if unmatched:
-        linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if _is_linear(m)})
-        raise AdapterError(
-            f"adapter.targets: no module is called {', '.join(unmatched)}; linear modules of this "
-            f"backbone: {', '.join(linear)}"
-        )
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    # The quantized linear layers of bitsandbytes inherit from it.
-    return isinstance(module, torch.nn.Linear)
 
 
 def coverage(model: PeftModel, spec: AdapterSpec | None = None) -> Coverage:
