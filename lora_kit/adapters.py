@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 
 from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.backbone import Backbone
@@ -21,8 +20,9 @@ from lora_kit.errors import AdapterError
 from lora_kit.files import read_json
 from lora_kit.heads import begin_anew
 from lora_kit.initialisations import SUBTRACTED, initialisation_of
-from lora_kit.named_parts import require_named, require_targets
+from lora_kit.named_parts import require_named, require_targets, require_tokens
 from lora_kit.peft_methods import configuration
+from lora_kit.saved_configuration import NOT_FITTING, read_configuration, require_options
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -174,7 +174,7 @@ def attach_to(base: torch.nn.Module, reference: str, directory: Path) -> PeftMod
     Raises:
         AdapterError: as `attach_saved`.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     from lora_kit.virtual_tokens import require_known, stand_before
 
@@ -184,12 +184,14 @@ def attach_to(base: torch.nn.Module, reference: str, directory: Path) -> PeftMod
                 f"{directory}: no {name}; an adapter directory has {ADAPTER_CONFIG} and "
                 f"{ADAPTER_WEIGHTS} (save_pretrained of PEFT writes both)"
             )
+    path = directory / ADAPTER_CONFIG
+    config = read_configuration(path, AdapterError)
+    require_known(config, directory)
+    require_options(config, path, AdapterError)
+    require_tokens(base, config, f"{path}: ")
     try:
-        read_json(directory / ADAPTER_CONFIG, AdapterError)
-        config = PeftConfig.from_pretrained(str(directory))
-        require_known(config, directory)
         model = PeftModel.from_pretrained(base, str(directory), config=config, is_trainable=False)
-    except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except NOT_FITTING as error:
         raise AdapterError(
             f"{directory}: this adapter does not fit {reference}: {_first_lines(error)}"
         ) from error

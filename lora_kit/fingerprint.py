@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.digests import file_sha256, json_sha256
-from lora_kit.errors import BackboneError
+from lora_kit.errors import BackboneError, LoraKitError
 from lora_kit.files import read_json
 
 
@@ -28,6 +29,22 @@ class Fingerprint:
     def digest(self) -> str:
         """One sha256 over all parts."""
         return json_sha256(asdict(self))
+
+
+def require_saved(found: Any, path: Path, error: type[LoraKitError], remedy: str) -> None:
+    """Refuse what is no fingerprint as it is saved beside an adapter: its parts and their digest.
+
+    Raises:
+        error: naming the file and what of it is missing.
+    """
+    parts = [*(field.name for field in fields(Fingerprint)), "digest"]
+    said = found if isinstance(found, dict) else {}
+    lacking = [part for part in parts if not isinstance(said.get(part), str)]
+    if lacking:
+        raise error(
+            f"{path}: has no fingerprint of the backbone: {', '.join(lacking)} of `fingerprint` "
+            f"{'is' if len(lacking) == 1 else 'are'} missing, or no text; {remedy}"
+        )
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -6,15 +6,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lora_kit.adapters import ADAPTER_CONFIG, attach_saved
 from lora_kit.backbone import Backbone, load
 from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.errors import AdapterError, BackboneError
 from lora_kit.files import read_json
+from lora_kit.fingerprint import require_saved
 from lora_kit.heads import saved_head
 from lora_kit.recipe import EvaluationSpec, Recipe
 from lora_kit.run import RunDirectory
+
+# What an adapter of ours says of its backbone.
+SAVED = "backbone.json"
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,13 @@ def _require_fingerprint(backbone: Backbone, adapter: Path) -> None:
 
 def _saved_backbone(adapter: Path) -> dict[str, Any] | None:
     """What an adapter of ours says of its backbone; `None` for one that another tool made."""
-    path = adapter / "backbone.json"
+    path = adapter / SAVED
     if not path.is_file():
         return None
     value = read_json(path, AdapterError)
     if not {"model", "quantization", "dtype", "fingerprint"} <= set(value):
         raise AdapterError(f"{path}: says nothing of the backbone; delete it and use --backbone")
+    require_saved(value["fingerprint"], path, AdapterError, "delete the file and use --backbone")
     return value
 
 
@@ -166,7 +173,21 @@ def _backbone_of(
     if chosen:
         # Of where the model lay in training.
         said.pop("revision", None)
-    return BackboneSpec.model_validate(said | chosen)
+    try:
+        return BackboneSpec.model_validate(said | chosen)
+    except ValidationError as error:
+        path = directory / (ADAPTER_CONFIG if saved is None else SAVED)
+        raise AdapterError(_wrong_backbone(error, path, saved is None)) from error
+
+
+def _wrong_backbone(error: ValidationError, path: Path, by_peft: bool) -> str:
+    """The first thing that a file says of a backbone and no backbone can be."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    if by_peft and field == "model":
+        field = "base_model_name_or_path"
+    what = f"{field}: {first['input']!r}: " if field else ""
+    return f"{path}: {what}{first['msg']}"
 
 
 def _described(config: dict[str, Any]) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
 from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.encoder_decoder import language_model_class
@@ -30,6 +29,7 @@ from lora_kit.merging.arithmetic import (
 )
 from lora_kit.merging.methods import adapter_configuration, residue_of
 from lora_kit.merging.tensors import stored_tensors
+from lora_kit.saved_configuration import NOT_FITTING
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -204,7 +204,7 @@ def _attached(model: PreTrainedModel, config: PeftConfig, adapter: Path) -> Any:
         _require_numbers(weights, path)
         attached = get_peft_model(model, config, ADAPTER, low_cpu_mem_usage=True)
         found = set_peft_model_state_dict(attached, weights, ADAPTER, low_cpu_mem_usage=True)
-    except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except NOT_FITTING as error:
         raise MergeError(f"{path}: does not fit the backbone: {_short(error)}") from error
     stray = sorted(key for key in found.unexpected_keys if not _is_double(key, weights))
     if stray:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_kit.adapters import ADAPTER_CONFIG
 from lora_kit.errors import MergeError
-from lora_kit.files import read_json
+from lora_kit.saved_configuration import read_configuration, require_options
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -44,13 +44,7 @@ def adapter_configuration(adapter: Path) -> PeftConfig:
     Raises:
         MergeError: if it cannot be read, or the method changes no weight.
     """
-    from peft import PeftConfig
-
-    read_json(adapter / ADAPTER_CONFIG, MergeError)
-    try:
-        config = PeftConfig.from_pretrained(str(adapter))
-    except (ValueError, TypeError, KeyError) as error:
-        raise MergeError(f"{adapter / ADAPTER_CONFIG}: {error}") from error
+    config = read_configuration(adapter / ADAPTER_CONFIG, MergeError)
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise MergeError(
             f"{adapter}: {config.peft_type.value} puts tokens of its own before the text and "
@@ -67,6 +61,7 @@ def adapter_configuration(adapter: Path) -> PeftConfig:
             f"{adapter}: alora_invocation_tokens: the adapter is on for a part of the text alone, "
             "which merged weights cannot be; release it as an adapter"
         )
+    require_options(config, adapter / ADAPTER_CONFIG, MergeError)
     config.inference_mode = True
     return config
 
