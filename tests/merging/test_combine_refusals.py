@@ -56,6 +56,14 @@ def test_names_are_compared_where_there_is_no_fingerprint_and_it_says_so(
         ({"r": 8}, r"lora_A is \(4, 128\).*rank in adapter_config.json is 8"),
         ({"lora_alpha": None}, "lora_alpha is missing"),
         ({"fan_in_fan_out": True}, "true in some of the adapters"),
+        ({"r": 0}, r"adapter_config\.json: r: 0; possible: whole numbers from 1 on"),
+        ({"r": 1.5}, r"adapter_config\.json: r: 1\.5; possible: whole numbers"),
+        ({"r": float("inf")}, r"adapter_config\.json: r: inf; possible: whole numbers"),
+        ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern\.q_proj: 0; possible: whole numbers"),
+        ({"rank_pattern": [1]}, r"rank_pattern: \[1\]; possible: a mapping"),
+        ({"rank_pattern": {"q_proj": "x"}}, "rank_pattern: .*'x'}; possible: a mapping"),
+        ({"alpha_pattern": {"(": 4}}, r"alpha_pattern: \( is no regular expression"),
+        ({"task_type": "SEQ_CLS"}, "task_type: CAUSAL_LM, but SEQ_CLS in .*one; only adapters"),
     ],
 )
 def test_what_is_no_plain_lora_is_refused_with_the_reason(
@@ -66,6 +74,13 @@ def test_what_is_no_plain_lora_is_refused_with_the_reason(
     with pytest.raises(MergeError, match=message):
         combine(three, Combination(), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
+
+
+def test_a_fingerprint_that_is_not_whole_is_refused(three: list[Path], tmp_path: Path) -> None:
+    path = three[1] / "backbone.json"
+    path.write_text('{"fingerprint": "digest"}')
+    with pytest.raises(MergeError, match=r"two/backbone\.json: has no fingerprint .*names"):
+        combine(three, Combination(), tmp_path / "refused")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -134,6 +134,7 @@ def combine(targets: Sequence[Path], how: Combination, output: Path) -> Combined
         raise MergeError("one adapter alone is only combined by svd, which lowers its rank")
     sources = [read_source(target) for target in targets]
     by_fingerprint = require_one_backbone(sources)
+    _require_one_task(sources)
     _require_one_layout(sources)
     weights = _weights(sources, how)
     cuts = {
@@ -144,6 +145,17 @@ def combine(targets: Sequence[Path], how: Combination, output: Path) -> Combined
     factors = {name: cut.factors for name, cut in cuts.items()}
     write_adapter(sources, factors, by_fingerprint, result.to_dict(), output)
     return result
+
+
+def _require_one_task(sources: Sequence[Source]) -> None:
+    first = sources[0]
+    for source in sources[1:]:
+        one, other = (s.config.get("task_type") for s in (first, source))
+        if one != other:
+            raise MergeError(
+                f"{source.name}: task_type: {other}, but {one} in {first.name}; only adapters of "
+                "one task are combined"
+            )
 
 
 def _require_one_layout(sources: Sequence[Source]) -> None:

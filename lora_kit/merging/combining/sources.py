@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
 from lora_kit.errors import MergeError
 from lora_kit.files import read_json
+from lora_kit.fingerprint import require_saved
 from lora_kit.merging.combining.arithmetic import Factors
+from lora_kit.saved_configuration import is_off, require_types
 
 BACKBONE = "backbone.json"
 RECORD = "combined.json"
@@ -124,18 +127,20 @@ def _backbone(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     value = read_json(path, MergeError)
-    if "digest" not in (value.get("fingerprint") or {}):
-        raise MergeError(f"{path}: has no fingerprint of the backbone")
+    remedy = "delete the file, and the names of the backbones are compared"
+    require_saved(value.get("fingerprint"), path, MergeError, remedy)
     return value
 
 
 def _require_plain(directory: Path, config: Mapping[str, Any]) -> None:
+    from peft import LoraConfig
+
     if config.get("peft_type") != "LORA":
         raise MergeError(
             f"{directory}: peft_type {config.get('peft_type')}; only LORA adapters are combined"
         )
     for option, value in config.items():
-        if option not in PLAIN and value not in (None, False, "none", [], {}):
+        if option not in PLAIN and not is_off(value):
             raise MergeError(
                 f"{directory}: {option}: {value!r} makes it more than a low-rank update, which "
                 "cannot be combined"
@@ -150,6 +155,30 @@ def _require_plain(directory: Path, config: Mapping[str, Any]) -> None:
     for field in ("r", "lora_alpha"):
         if not isinstance(config.get(field), int | float):
             raise MergeError(f"{directory / ADAPTER_CONFIG}: {field} is missing or no number")
+    require_types(config, LoraConfig, directory / ADAPTER_CONFIG, MergeError)
+    _require_ranks(directory / ADAPTER_CONFIG, config)
+    _require_patterns(directory / ADAPTER_CONFIG, config)
+
+
+def _require_ranks(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises MergeError for a rank that a scaling cannot be divided by."""
+    ranks = {"r": config["r"]}
+    ranks |= {f"rank_pattern.{n}": rank for n, rank in (config.get("rank_pattern") or {}).items()}
+    for field, rank in ranks.items():
+        if rank < 1 or not float(rank).is_integer():
+            raise MergeError(f"{path}: {field}: {rank}; possible: whole numbers from 1 on")
+
+
+def _require_patterns(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises MergeError for a pattern that cannot be matched with any module."""
+    for option in ("rank_pattern", "alpha_pattern"):
+        for name in config.get(option) or {}:
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise MergeError(
+                    f"{path}: {option}: {name} is no regular expression: {error}"
+                ) from error
 
 
 def _modules(path: Path) -> tuple[str, ...]:
