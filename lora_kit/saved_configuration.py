@@ -7,14 +7,14 @@ as another; and it takes any value of any type, which fails where it is used, or
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-import types
 import typing
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from lora_kit.errors import LoraKitError
@@ -33,16 +33,8 @@ NOT_FITTING = (
     *(ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError),
     *(re.error, SafetensorError),
 )
-# What a type is called in an error.
-CALLED = {
-    int: "a number",
-    float: "a number",
-    bool: "true or false",
-    str: "a text",
-    list: "a list",
-    dict: "a mapping",
-    types.NoneType: "null",
-}
+# Of numbers: strictly, pydantic takes whole ones for it too, and no true or false.
+NUMBER = float
 
 
 def read_configuration(path: Path, error: type[LoraKitError]) -> PeftConfig:
@@ -134,59 +126,32 @@ def require_types(
     for name, found in value.items():
         hint = hints.get(name, Any)
         # What is off does no harm, except as a number.
-        if _fits(found, hint) or (hint not in (int, float) and is_off(found)):
+        if is_off(found) and hint is not NUMBER:
             continue
-        raise error(f"{path}: {name}: {found!r}; possible: {_called(hint)}")
+        try:
+            TypeAdapter(hint).validate_json(json.dumps(found), strict=True)
+        except PydanticUserError:
+            continue
+        except ValidationError as problem:
+            said = problem.errors()[0]["msg"]
+            raise error(f"{path}: {name}: {found!r}: {said}") from problem
 
 
 def _hints(kind: type[PeftConfig]) -> dict[str, Any]:
+    """The types of a method's options, as far as PEFT keeps to them itself."""
     try:
         hints = typing.get_type_hints(kind)
     except NameError:
         return {}  # a name that PEFT imports for type checkers alone
     for field in dataclasses.fields(kind):
-        # Of virtual tokens PEFT finds some numbers in the backbone.
-        if hints[field.name] in (int, float) and field.default is None:
-            hints[field.name] = hints[field.name] | None
+        hint = hints[field.name]
+        if hint in (int, float):
+            # An alpha of 0.5 is computed with; of virtual tokens some numbers are the backbone's.
+            hints[field.name] = NUMBER | None if field.default is None else NUMBER
         # AdaLoRA keeps which ranks are left.
         elif field.name.endswith("_pattern") and kind.__name__ != "AdaLoraConfig":
-            hints[field.name] = dict[str, float] | None
+            hints[field.name] = dict[str, NUMBER] | None
+        # It knows more than it names, such as `pissa_niter_4`.
+        elif any(typing.get_origin(one) is Literal for one in (hint, *typing.get_args(hint))):
+            hints[field.name] = str | bool | None
     return {name: hint for name, hint in hints.items() if name not in NOT_CHECKED}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON is what a type means; whatever other types mean."""
-    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in args)
-    if origin is typing.Literal:
-        # PEFT knows more than it names, such as `pissa_niter_4`.
-        return any(isinstance(value, type(one)) for one in args)
-    if origin in (int, float):
-        # An alpha of 0.5 is computed with, whatever PEFT says that it is.
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if origin in (list, tuple):
-        return isinstance(value, list) and (not args or all(_fits(one, args[0]) for one in value))
-    if origin is dict:
-        return isinstance(value, dict) and (
-            not args or all(_fits(one, args[1]) for one in value.values())
-        )
-    if dataclasses.is_dataclass(origin):
-        return isinstance(value, dict)
-    if isinstance(origin, type) and issubclass(origin, Enum):
-        return isinstance(value, str)
-    return origin is Any or isinstance(value, origin)
-
-
-def _called(hint: Any) -> str:
-    """A type in words."""
-    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_called(one) for one in args))
-    if origin is typing.Literal:
-        return " or ".join(str(one) for one in args)
-    if dataclasses.is_dataclass(origin):
-        return CALLED[dict]
-    named = CALLED.get(origin, CALLED[str])
-    inside = {list: args[:1], dict: args[1:]}.get(origin, ())
-    return f"{named} (each {_called(inside[0])})" if inside else named
