@@ -31,6 +31,8 @@ Score = Literal["accuracy", "accuracy_per_byte", "accuracy_per_token", "loss", "
 CHOOSING = ("multiple_choice", "classification")
 QUESTION = "Question: {question}\nAnswer:"
 TEXT = "{text}\nLabel:"
+# What a template names.
+FIELD = r"\{(\w+)\}"
 
 
 class TaskSpec(Section):

@@ -33,7 +33,7 @@ from lora_kit.evaluation.reading import (
     read_questions,
     read_talks,
 )
-from lora_kit.evaluation.suite import QUESTION, TEXT, TaskSpec
+from lora_kit.evaluation.suite import FIELD, QUESTION, TEXT, TaskSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -322,7 +322,7 @@ def filled(row: Question, spec: TaskSpec) -> str:
             )
         return row.fields[match[1]]
 
-    return re.sub(r"\{(\w+)\}", value, template)
+    return re.sub(FIELD, value, template)
 
 
 def _shown(row: Row) -> str:

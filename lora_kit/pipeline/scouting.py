@@ -21,7 +21,9 @@ from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.files import write_json
 from lora_kit.launch import require_whole
 from lora_kit.objective_spec import PAIRED
+from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.forecast import forecast, timing
+from lora_kit.preflight.situation import Situation
 from lora_kit.recipe import Recipe
 from lora_kit.releasing.stated import works
 from lora_kit.scouting.measure import probe_scores, task_scores
@@ -90,6 +92,8 @@ def _scouted(
         held_out_rows = validation_rows(recipe.data, recipe.seed)
         held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
         model = attach(backbone, recipe.adapter, recipe.seed)
+        # What cannot be trained is not timed; what they warn of, `plan` says.
+        run_checks(Situation(recipe, backbone=backbone, model=model, examples=data.examples))
         covered = coverage(model)
         speed, memory = _taken(recipe, backbone, model, data, held_out)
     except LoraKitError as error:

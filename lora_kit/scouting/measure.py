@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -19,9 +21,9 @@ from lora_kit.evaluation.engine.journal import Journal, Journals
 from lora_kit.evaluation.engine.run import evaluate_models, stop_token_ids
 from lora_kit.evaluation.engine.work import FEWSHOT, Work
 from lora_kit.evaluation.ledger import Entry
-from lora_kit.evaluation.reading import read_labelled
+from lora_kit.evaluation.reading import Question, read_labelled
 from lora_kit.evaluation.statistics.clusters import robust_limits, sample
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.suite import FIELD, TEXT, TaskSpec
 from lora_kit.linear_probe import probed
 from lora_kit.scouting.record import Level, TaskScore
 
@@ -39,6 +41,9 @@ def task_scores(
         known: training rows; those with labels are what a probe learns from.
         directory: where journals go, so that a scouting that was killed goes on.
         fresh: whether what was measured before is measured again.
+
+    Raises:
+        EvaluationError: if of a task no item has a score.
     """
     identity = base_identity(backbone)
     arms = (
@@ -92,21 +97,32 @@ Found = dict[tuple[str, str, str], tuple[Entry, ...]]
 def _task_score(one: Work, found: Found, backbone: Backbone, known: Sequence[Row]) -> TaskScore:
     spec, name = one.task.spec, one.suite.name
     few = found.get((name, spec.name, FEWSHOT))
+    zero_shot = _level(found[name, spec.name, "base"], spec)
+    if zero_shot is None:
+        raise EvaluationError(
+            f"{one.name}: of none of the {len(one.task.items)} items there is a finite score, so "
+            "that this backbone cannot be compared; load it in float32 (backbone.dtype)"
+        )
     return TaskScore(
         one.name,
         "bits/byte" if spec.kind == "loss" else spec.unit,
         spec.higher_is_better,
-        _level(found[name, spec.name, "base"], spec),
+        zero_shot,
         _level(few, spec) if few else None,
         _probe(one, backbone, known) if spec.kind == "classification" else None,
     )
 
 
-def _level(entries: Sequence[Entry], spec: TaskSpec) -> Level:
+def _level(entries: Sequence[Entry], spec: TaskSpec) -> Level | None:
+    """`None` where no item has a score: one that overflowed is no number."""
     values = [e.measures.get(BITS) if spec.kind == "loss" else e.score for e in entries]
     scored = [
-        (v, e.cluster or e.item) for v, e in zip(values, entries, strict=True) if v is not None
+        (v, e.cluster or e.item)
+        for v, e in zip(values, entries, strict=True)
+        if v is not None and math.isfinite(v)
     ]
+    if not scored:
+        return None
     return _mean(np.array([value for value, _ in scored]), [cluster for _, cluster in scored])
 
 
@@ -117,13 +133,22 @@ def _mean(values: NDArray[np.float64], clusters: Sequence[str]) -> Level:
 
 def _probe(one: Work, backbone: Backbone, known: Sequence[Row]) -> Level | None:
     """`None` where no training rows say what is what, or only one thing."""
+    spec = one.task.spec
     rows = [row for row in known if row.label and row.messages]
     labelled = [(row.messages[0].content, str(row.label)) for row in rows]
-    questions = {question.id: question for question in read_labelled(one.task.spec)}
+    questions = {question.id: question for question in read_labelled(spec)}
     asked = [questions[item.id] for item in one.task.items]
     if len({label for _, label in labelled}) < 2:
         return None
-    texts = [(question.fields["text"], question.choices[question.answer]) for question in asked]
+    texts = [(_text(question, spec), question.choices[question.answer]) for question in asked]
     clusters = [row.cluster for row in rows]
-    right = probed(backbone, labelled, texts, one.task.spec.max_length, clusters)
+    right = probed(backbone, labelled, texts, spec.max_length, clusters)
     return _mean(right, [question.cluster or question.id for question in asked])
+
+
+def _text(question: Question, spec: TaskSpec) -> str:
+    """The text as training rows have it: without what the task's template says around it."""
+    if "text" in question.fields:
+        return question.fields["text"]
+    named = re.findall(FIELD, spec.template or TEXT)
+    return "\n".join(question.fields[name] for name in dict.fromkeys(named))

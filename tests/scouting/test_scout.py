@@ -11,11 +11,15 @@ import torch
 import yaml
 
 from lora_kit.errors import RecipeError
+from lora_kit.evaluation.ledger import Entry
+from lora_kit.evaluation.suite import load_suites
 from lora_kit.pipeline import evaluate, scout, train
 from lora_kit.recipe import Recipe
+from lora_kit.scouting.measure import _level
 from lora_kit.scouting.record import Level, Scouted, TaskScore, ranked
 from tests.evaluation.counting import count_outcomes
 from tests.rewarding import reward_recipe
+from tests.two_stacks import write_t5
 
 WORDS = {"good": ("lovely", "splendid"), "bad": ("awful", "dreadful")}
 
@@ -150,6 +154,68 @@ def test_what_cannot_be_compared_is_refused(recipe: Recipe, tiny: Path, tmp_path
     document["evaluation"]["suites"] = ["core-retention"]
     with pytest.raises(RecipeError, match="no suite has the role gain"):
         scout(Recipe.model_validate(document), [str(tiny)], tmp_path / "scouted")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"packing": True}}, "data.packing is made for a backbone of one stack"),
+        ({"adapter": {"method": "last-1"}}, "adapter.method: last-1 is made for a backbone of one"),
+    ],
+)
+def test_a_backbone_that_train_refuses_is_refused_and_the_others_are_measured(
+    recipe: Recipe,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, dict[str, Any]],
+    said: str,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    suite = yaml.safe_load((tmp_path / "reviews.yaml").read_text())
+    suite["tasks"] = suite["tasks"][:1]
+    (tmp_path / "reviews.yaml").write_text(yaml.safe_dump(suite))
+    (tmp_path / "t5").mkdir()
+    divided = write_t5(tmp_path / "t5")
+    document = recipe.model_dump(mode="json", exclude_unset=True)
+    document |= {name: document[name] | change for name, change in changes.items()}
+    if "adapter" in changes:
+        document["adapter"] = changes["adapter"]
+    found = scout(Recipe.model_validate(document), [str(divided), str(tiny)], tmp_path / "scouted")
+    assert [one.backbone for one in found] == [str(tiny), str(divided)]
+    assert found[0].tokens_per_second
+    assert said in found[1].refused
+    assert (tmp_path / "scouted" / "scout.json").is_file()
+
+
+def test_a_task_whose_template_names_another_field_has_a_probe(
+    recipe: Recipe, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = [{"sentence": row["text"], "label": row["label"]} for row in labelled(range(8, 14))]
+    write_rows(tmp_path / "test.jsonl", asked)
+    suite = yaml.safe_load((tmp_path / "reviews.yaml").read_text())
+    suite["tasks"] = [suite["tasks"][0] | {"template": "Review: {sentence}\nIt is"}]
+    (tmp_path / "reviews.yaml").write_text(yaml.safe_dump(suite))
+    (found,) = scout(recipe, [str(tiny)], tmp_path / "scouted")
+    (sides,) = found.scores
+    assert sides.probe is not None
+    # As good as where the field is called `text`.
+    assert sides.probe.mean > 0.9
+
+
+def entry(item: str, score: float | None) -> Entry:
+    return Entry("base", "reviews", "sides", item, item, score, "", "", "", 1, 0.1, {}, {})
+
+
+def test_scores_that_are_no_numbers_are_left_out_of_the_mean(recipe: Recipe) -> None:
+    (suite,) = load_suites(recipe.evaluation.suites)
+    spec = suite.tasks[0]
+    entries = [entry("a", 1.0), entry("b", float("inf")), entry("c", None), entry("d", 0.0)]
+    level = _level([*entries, entry("e", float("nan"))], spec)
+    assert level is not None
+    assert level.mean == 0.5
+    assert _level(entries[1:3], spec) is None
 
 
 def one_of(name: str, speed: float, *scores: tuple[bool, float, float | None]) -> Scouted:
