@@ -15,6 +15,7 @@ from lora_kit.backbone_spec import BackboneSpec, DType
 from lora_kit.classification_spec import ClassificationSpec, refusals
 from lora_kit.data_spec import DataSpec
 from lora_kit.initialisations import refusal
+from lora_kit.merge_fit import refusals_of_merging
 from lora_kit.objective_fit import refuse_unused, with_section
 from lora_kit.objective_spec import GrpoSpec, PreferenceSpec, RewardSpec
 from lora_kit.retention_spec import RetentionSpec
@@ -183,7 +184,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _goes_with_the_objective(self) -> Recipe:
-        found = [*refusals(self), *refusals_of_tokens(self)]
+        found = [*refusals(self), *refusals_of_tokens(self), *refusals_of_merging(self)]
         if found:
             raise ValueError(". ".join(found))
         return self

@@ -39,8 +39,3 @@ def refusals_of_tokens(recipe: Recipe) -> Iterator[str]:
     for name in ("layer_decay", "unfreeze_steps"):
         if getattr(training, name) is not None:
             yield f"training.{name}: {method} trains no blocks; leave it out"
-    for arm in recipe.evaluation.arms:
-        if arm.startswith("merged"):
-            yield f"evaluation.arms: {arm}: {method} changes no weight that could be merged"
-    if recipe.merge != type(recipe.merge)():
-        yield f"merge: {method} changes no weight that could be merged; leave the section out"

@@ -209,6 +209,22 @@ def test_what_cannot_work_is_refused_with_the_recipe(
         recipe_of(adapter, quantization)
 
 
+@pytest.mark.parametrize("method", sorted(NOT_MERGED))
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"evaluation": {"arms": ["base", "adapter", "merged"]}}, "evaluation.arms: merged: "),
+        ({"merge": {"dtype": "float32"}}, "merge: "),
+    ],
+)
+def test_a_merge_that_a_method_does_not_have_is_refused_with_the_recipe(
+    method: str, section: dict[str, Any], said: str
+) -> None:
+    plain = recipe_of({"method": method}).model_dump(mode="json")
+    with pytest.raises(RecipeError, match=f"{said}{method} .*merged.*; leave"):
+        validate(Recipe, parse_document(json.dumps(plain | section), "x.yaml"))
+
+
 @pytest.mark.parametrize(
     ("adapter", "said"),
     [
