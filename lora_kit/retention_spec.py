@@ -35,7 +35,7 @@ class AnchorSpec(TextsSpec):
 class MaskSpec(Section):
     """Tokens that the base finds improbable are not learned."""
 
-    max_perplexity: Positive = 2.5
+    max_perplexity: Positive = Field(default=2.5, gt=1)
     """A supervised token whose perplexity under the base is above this gets no label: 2.5 leaves
     those to which the base gives a probability of at least 0.4."""
 

@@ -146,6 +146,16 @@ def test_a_recipe_is_frozen() -> None:
         recipe.training.epochs = 3
 
 
+def test_a_perplexity_that_no_token_has_is_refused(tmp_path: Path) -> None:
+    text = "name: t\nbackbone: {model: m}\ndata: {train: [{source: python-reference}]}\n"
+    said = refusal(tmp_path, text, "retention.mask.max_perplexity=1.0")
+    assert "retention.mask.max_perplexity: " in said
+    assert "greater than 1" in said
+    mask = load(tmp_path, text, "retention.mask.max_perplexity=1.1").retention.mask
+    assert mask is not None
+    assert mask.max_perplexity == 1.1
+
+
 def test_continued_pre_training_takes_texts_and_splits_them(tmp_path: Path) -> None:
     text = (
         "name: t\nbackbone: {model: m}\n"
