@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,7 @@ from lora_kit.preflight.data_checks import (
     packed_apart,
     something_to_learn,
 )
+from lora_kit.preflight.experts import fused_experts, weights_of
 from lora_kit.preflight.method_checks import (
     begun_where_it_can_be,
     can_be_merged,
@@ -32,9 +32,10 @@ from lora_kit.preflight.method_checks import (
     estimated_as_it_is,
     in_one_process,
     kept_where_it_can_be,
+    logged_where_it_can_be,
     long_enough_to_choose_ranks,
     rates_of_what_is_trained,
-    rewarded_by_a_reward_model,
+    rewarded_by_what_there_is,
     scored_by_the_base_head,
     stepped_by_us,
     taught_in_its_tokens,
@@ -194,7 +195,7 @@ def experts_covered(situation: Situation) -> str | None:
     Fused experts are parameters of three dimensions, which `nn.Linear` targeting does not find.
     """
     missed = sum(size for _, size in fused_experts(situation.attached))
-    total = _weights(situation.attached)
+    total = weights_of(situation.attached)
     if missed <= EXPERTS_SHARE * total:
         return None
     found = f"{missed / total:.0%} of the weights are fused experts, which get no adapter"
@@ -207,25 +208,6 @@ def experts_covered(situation: Situation) -> str | None:
             "is what you want to train, name its modules, such as [q_proj, k_proj, v_proj, o_proj]"
         )
     return f"adapter.targets: {found}"
-
-
-def fused_experts(model: torch.nn.Module) -> Iterator[tuple[str, int]]:
-    """Names and weights of the frozen parameters of three dimensions without an adapter."""
-    # An adapter stands around what it adapts, once for each parameter of it.
-    named = [(name.replace(".base_layer", ""), p) for name, p in model.named_parameters()]
-    adapted = {re.split(r"\.lora_|\.ln_tuning_", n)[0] for n, p in named if p.requires_grad}
-    for name, parameter in named:
-        owner = name.rpartition(".")[0]
-        if parameter.dim() == 3 and not parameter.requires_grad and owner not in adapted:
-            yield name, parameter.numel()
-
-
-def _weights(model: torch.nn.Module) -> int:
-    """Weights of the backbone: those in 4 bits are packed, two in a byte."""
-    packed = {id(m.weight) for m in model.modules() if hasattr(m, "compute_type_is_set")}
-    return sum(
-        p.numel() * (2 if id(p) in packed else 1) for p in model.parameters() if not p.requires_grad
-    )
 
 
 def _always(_situation: Situation) -> bool:
@@ -250,6 +232,10 @@ def _with_classes(situation: Situation) -> bool:
 
 def _with_rewards(situation: Situation) -> bool:
     return situation.recipe.grpo is not None
+
+
+def _with_trackers(situation: Situation) -> bool:
+    return bool(situation.recipe.training.log_to)
 
 
 def _with_turns(situation: Situation) -> bool:
@@ -298,7 +284,8 @@ CHECKS = (
     Check(
         "output head", "log probabilities pass by an adapter", _with_model, scored_by_the_base_head
     ),
-    Check("rewards", "a run is no reward model", _with_rewards, rewarded_by_a_reward_model),
+    Check("rewards", "a reward is not there", _with_rewards, rewarded_by_what_there_is),
+    Check("trackers", "a run is logged to nothing", _with_trackers, logged_where_it_can_be),
     Check("objective", "another one's estimate", _always, estimated_as_another_objective),
     Check("head", "a head is divided", _with_classes, trained_with_its_head),
     Check("labels", "nothing is learned at loss 0", _with_examples, something_to_learn),

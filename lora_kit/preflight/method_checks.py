@@ -8,9 +8,10 @@ from lora_kit.errors import AdapterError, TrainingError
 from lora_kit.initialisations import FROM_ROWS, OPTION, initialisation_of
 from lora_kit.objective_spec import HEADED, REFERENCED
 from lora_kit.preflight.situation import Situation
-from lora_kit.training.arguments import optimizer_steps
+from lora_kit.training.arguments import optimizer_steps, require_trackers
+from lora_kit.training.beginning_layers import beginning_layers
 from lora_kit.training.distillation import require_same_tokens
-from lora_kit.training.preferences.reward_runs import RUN, run_of
+from lora_kit.training.preferences.rewards import metric_or_run
 from lora_kit.training.rank_allocation import phases
 from lora_kit.training.rates import is_in
 from lora_kit.training.retention.consolidation import low_rank_updates
@@ -38,7 +39,10 @@ def kept_where_it_can_be(situation: Situation) -> None:
 
 
 def begun_where_it_can_be(situation: Situation) -> None:
-    """Raises AdapterError if first factors are computed from what is divided, or not there."""
+    """Raises AdapterError if first factors are computed from what is divided, or not there.
+
+    Where the adapter is attached, also if a layer has no such factors.
+    """
     recipe, launch = situation.recipe, situation.launch
     kind = initialisation_of(recipe.adapter)
     if kind is None:
@@ -59,6 +63,8 @@ def begun_where_it_can_be(situation: Situation) -> None:
             f"{named} goes by the gradients of the objectives sft and text, and this is "
             f"{recipe.training.objective}; use eva, which goes by activations"
         )
+    if situation.model is not None:
+        beginning_layers(situation.model, recipe.adapter, kind)
 
 
 def computes_in_float32(situation: Situation) -> None:
@@ -232,13 +238,17 @@ def in_one_process(situation: Situation) -> None:
         )
 
 
-def rewarded_by_a_reward_model(situation: Situation) -> None:
-    """Raises RecipeError if a run that is to reward answers is not that of a reward model."""
+def rewarded_by_what_there_is(situation: Situation) -> None:
+    """Raises RecipeError for a reward that is no metric, nor the run of a reward model."""
     spec = situation.recipe.grpo
     assert spec is not None  # where the check applies
     for name in spec.rewards:
-        if name.startswith(RUN):
-            run_of(name)
+        metric_or_run(name)
+
+
+def logged_where_it_can_be(situation: Situation) -> None:
+    """Raises TrainingError if a tracker is not installed."""
+    require_trackers(situation.recipe.training)
 
 
 def scored_by_the_base_head(situation: Situation) -> None:

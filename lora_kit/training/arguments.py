@@ -64,7 +64,7 @@ def configured(
         TrainingError: if the batch cannot be divided over the processes, or a tracker is missing.
     """
     spec = recipe.training
-    _require_trackers(spec)
+    require_trackers(spec)
     common: dict[str, Any] = dict(
         output_dir=str(directory),
         run_name=recipe.name,
@@ -115,7 +115,12 @@ def _schedule(spec: TrainingSpec, steps: int) -> dict[str, Any]:
     }
 
 
-def _require_trackers(spec: TrainingSpec) -> None:
+def require_trackers(spec: TrainingSpec) -> None:
+    """Refuse a tracker that is not there.
+
+    Raises:
+        TrainingError: naming the package.
+    """
     for name in spec.log_to:
         if importlib.util.find_spec(name) is None:
             raise TrainingError(

@@ -22,12 +22,12 @@ from lora_kit.errors import AdapterError
 from lora_kit.initialisations import FROM_ROWS, OPTION, SUBTRACTED, initialisation_of
 from lora_kit.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.peft_methods import as_asked
+from lora_kit.training.beginning_layers import NAME, beginning_layers
 
 if TYPE_CHECKING:
-    from peft import EvaConfig, LoraConfig, PeftModel
+    from peft import LoraConfig, PeftModel
     from peft.tuners.lora import LoraLayer
 
-NAME = "default"
 # Rows that are looked at, and how many go through the model together.
 ROWS, TOGETHER = 64, 4
 # EVA looks until its directions stay: on the same rows twice or thrice; later they will not.
@@ -75,8 +75,7 @@ def initialise(
     halves = "; of each, half is trained and half takes it out again" if kind in SUBTRACTED else ""
     say(f"adapter.options.{OPTION}: {kind}: computing the first factors{_from(kind)}{halves}")
     own = cast("LoraConfig", as_asked(spec, model.get_base_model()))
-    layers = _layers(model, kind)
-    _require_directions(layers, kind, own)
+    layers = beginning_layers(model, spec, kind)
     if kind == "loftq":
         _quantization_error(layers, backbone)
         return
@@ -91,43 +90,6 @@ def initialise(
 
 def _from(kind: str) -> str:
     return f" from up to {ROWS} training rows" if kind in FROM_ROWS else ""
-
-
-def _layers(model: PeftModel, kind: str) -> dict[str, LoraLayer]:
-    from peft.tuners.lora import LoraLayer
-
-    found = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
-    for name, layer in found.items():
-        if not isinstance(layer.get_base_layer(), torch.nn.Linear) or NAME not in layer.lora_A:
-            raise AdapterError(
-                f"adapter.options.{OPTION}: {kind} is made for linear layers, and {name} is "
-                f"{type(layer.get_base_layer()).__name__}; leave it out of adapter.targets"
-            )
-        if kind in ("corda", "eva") and layer is model.get_output_embeddings():
-            raise AdapterError(
-                f"adapter.options.{OPTION}: {kind} goes by what the blocks see, and {name} is "
-                "above them; leave it out of adapter.targets"
-            )
-    return found
-
-
-def _require_directions(layers: Mapping[str, LoraLayer], kind: str, own: LoraConfig) -> None:
-    """Raises AdapterError if a layer has fewer directions than the factors begin with."""
-    for name, layer in layers.items():
-        inputs, out = cast("int", layer.in_features), cast("int", layer.out_features)
-        rank, most = own.r, min(inputs, out)
-        if kind == "lora_ga":
-            most //= 2  # one factor takes its directions behind those of the other
-        elif kind == "loftq":
-            rank = layer.r[NAME]
-        elif kind == "eva":
-            rank, most = round(rank * cast("EvaConfig", own.eva_config).rho), inputs
-        if rank > most:
-            looked = " (rank times eva_config.rho)" if kind == "eva" else ""
-            raise AdapterError(
-                f"adapter.rank: {rank}{looked}: {name} is {out} by {inputs}, and has no more than "
-                f"{most} directions for {kind} to begin with"
-            )
 
 
 class _Batches:

@@ -11,8 +11,16 @@ from lora_kit.adapters import attach
 from lora_kit.backbone import Backbone
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.tokenization import Example
-from lora_kit.errors import AdapterError, BackboneError, DataError, LoraKitError, TrainingError
+from lora_kit.errors import (
+    AdapterError,
+    BackboneError,
+    DataError,
+    LoraKitError,
+    RecipeError,
+    TrainingError,
+)
 from lora_kit.launch import Launch, read_launch, require_what_was_asked
+from lora_kit.objective_spec import GrpoSpec
 from lora_kit.preflight import checks, data_checks
 from lora_kit.preflight.checks import CHECKS, run_checks
 from lora_kit.preflight.isolation import logit_spacing, packed_difference
@@ -41,8 +49,9 @@ def test_a_run_in_which_all_is_right_passes(tiny_backbone: Backbone, tiny_recipe
         update={"data": tiny_recipe.data.model_copy(update={"packing": True})}
     )
     done = run_checks(Situation(packing, Launch(), tiny_backbone, model, examples))
-    # Of a classifier, of grpo's rewards, of tokens before the text, of an encoder with a decoder.
-    others = ("head", "rewards", "window", "tokens", "two stacks")
+    # Of a classifier, of grpo's rewards, of tokens before the text, of an encoder with a decoder,
+    # of other programs that a run is logged to.
+    others = ("head", "rewards", "window", "tokens", "two stacks", "trackers")
     assert done.names == tuple(check.name for check in CHECKS if check.name not in others)
     assert done.warnings == ()
 
@@ -193,6 +202,33 @@ def test_examples_that_teach_the_wrong_thing_are_refused(
     kind, said = refusal(check, backbone=specimen_backbone(), examples=examples)
     assert kind is DataError
     assert part in said
+
+
+@pytest.mark.parametrize(
+    ("reward", "part"),
+    [
+        ("chrff", r"grpo\.rewards: metric chrff: neither bundled \(chrf, exact_match\)"),
+        ("/no/such.py", r"grpo\.rewards: metric /no/such\.py: neither bundled"),
+        ("run:/no/such", r"grpo\.rewards: run:/no/such: no run with an adapter"),
+    ],
+)
+def test_a_reward_that_is_not_there_is_refused(tiny_recipe: Recipe, reward: str, part: str) -> None:
+    def rewarded_by(name: str) -> Recipe:
+        return tiny_recipe.model_copy(update={"grpo": GrpoSpec(rewards=[name])})
+
+    with pytest.raises(RecipeError, match=part):
+        run_checks(situation(recipe=rewarded_by(reward)))
+    run_checks(situation(recipe=rewarded_by("chrf")))
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tiny_recipe: Recipe) -> None:
+    def logged_to(name: str) -> Recipe:
+        training = tiny_recipe.training.model_copy(update={"log_to": [name]})
+        return tiny_recipe.model_copy(update={"training": training})
+
+    with pytest.raises(TrainingError, match=r"training\.log_to: trackio is not installed"):
+        run_checks(situation(recipe=logged_to("trackio")))
+    run_checks(situation(recipe=logged_to("tensorboard")))
 
 
 def test_texts_pass_where_the_template_ends_no_turn() -> None:

@@ -1,6 +1,7 @@
 """LoRA's initialisations: the base stays, the model begins as it should, plain PEFT reads it."""
 
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from lora_kit.adapter_spec import AdapterSpec
-from lora_kit.adapters import attach, coverage, switched_off
+from lora_kit.adapters import attach, coverage, switched_off, wrapped
 from lora_kit.backbone import Backbone, load
 from lora_kit.backbone_files import resolve
 from lora_kit.backbone_spec import BackboneSpec
@@ -28,10 +29,13 @@ from lora_kit.data.tokenization import Example
 from lora_kit.errors import AdapterError, MergeError
 from lora_kit.initialisations import SUBTRACTED
 from lora_kit.pipeline import merge, train
+from lora_kit.preflight.checks import run_checks
+from lora_kit.preflight.method_checks import begun_where_it_can_be
+from lora_kit.preflight.situation import Situation
 from lora_kit.recipe import Recipe
 from lora_kit.training.initial_factors import initialise
 from lora_kit.training.trainer import save_adapter
-from tests.test_peft_methods import logits_of, loss_of, tiny_on
+from tests.test_peft_methods import logits_of, loss_of, recipe_of, tiny_on
 
 IDS = torch.randint(20, 40_000, (2, 16), generator=torch.Generator().manual_seed(0))
 STARTS = ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "eva")
@@ -256,6 +260,47 @@ def test_a_rank_that_a_layer_does_not_have_is_refused(
     spec = AdapterSpec(rank=rank, options={"init_lora_weights": start})
     with pytest.raises(AdapterError, match=f"no more than {most} directions"):
         begun(backbone, spec)
+
+
+@pytest.mark.parametrize(
+    ("start", "rank", "possible"),
+    [("pissa", 40, 32), ("lora_ga", 20, 16), ("loftq", 49, 32), ("eva", 40, 32)],
+)
+def test_a_rank_that_a_layer_does_not_have_is_refused_before_the_rows_are_looked_at(
+    tiny: Path, start: str, rank: int, possible: int
+) -> None:
+    quantization = "nf4" if start == "loftq" else "none"
+    options = {"init_lora_weights": start}
+    several = {}
+    for each in (rank, possible):
+        adapter = {"rank": each, "options": options}
+        recipe = recipe_of(adapter, quantization)
+        backbone = tiny_on(tiny, quantization)
+        model = attach(backbone, recipe.adapter, 0)
+        several[each] = Situation(recipe, backbone=backbone, model=model)
+    with pytest.raises(AdapterError, match=f"for {start} to begin with; lower it to {possible}$"):
+        run_checks(several[rank])
+    run_checks(several[possible])
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2))
+
+
+@pytest.mark.parametrize(
+    ("targets", "advice"),
+    [
+        (["c_attn"], "no layer that the adapter reaches is; leave adapter.options.init_lora_wei"),
+        (["c_attn", "lm_head"], "name others in adapter.targets, such as [lm_head]"),
+    ],
+)
+def test_layers_that_are_not_linear_are_refused_before_the_training(
+    targets: list[str], advice: str
+) -> None:
+    recipe = recipe_of({"targets": targets, "options": {"init_lora_weights": "pissa"}})
+    with pytest.raises(AdapterError, match=f"c_attn is Conv1D; {re.escape(advice)}"):
+        begun_where_it_can_be(Situation(recipe, model=wrapped(gpt2(), recipe.adapter)))
 
 
 @pytest.mark.parametrize("start", ["corda", "eva"])

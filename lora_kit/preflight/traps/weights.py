@@ -11,6 +11,7 @@ from lora_kit.adapter_spec import AdapterSpec
 from lora_kit.adapters import switched_off, wrapped
 from lora_kit.backbone import guard_quantized_modules
 from lora_kit.preflight import checks
+from lora_kit.preflight.experts import fused_experts
 from lora_kit.preflight.traps.specimens import (
     four_bit_layer,
     situation,
@@ -116,7 +117,7 @@ def tied_heads_are_caught() -> bool:
 
 def fused_experts_are_there() -> bool:
     """`all-linear` leaves parameters of three dimensions without an adapter."""
-    return any(checks.fused_experts(specimen_adapter(specimen_model(experts=True))))
+    return any(fused_experts(specimen_adapter(specimen_model(experts=True))))
 
 
 def fused_experts_are_caught() -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from lora_kit.data.rows import Row
 from lora_kit.errors import EvaluationError, RecipeError
 from lora_kit.evaluation.grading import said
-from lora_kit.evaluation.metrics import load_metric
+from lora_kit.evaluation.metrics import Metric, load_metric
 from lora_kit.objective_spec import GrpoSpec
 from lora_kit.training.preferences.reward_runs import RUN, RunReward, run_of
 
@@ -31,13 +31,7 @@ def rewards_of(spec: GrpoSpec, rows: Sequence[Row] = ()) -> list[Reward]:
         DataError: naming the row that a reward model cannot read.
     """
     first_line = spec.answer == "first_line"
-    try:
-        found = [
-            _of_a_run(name, first_line, rows) if name.startswith(RUN) else _reward(name, first_line)
-            for name in spec.rewards
-        ]
-    except EvaluationError as error:
-        raise RecipeError(f"grpo.rewards: {error}") from error
+    found = [_reward(name, first_line, rows) for name in spec.rewards]
     # What the figures of a step are named by; of one name, they would be taken for one another.
     short = [reward.__name__ for reward in found]
     for name, reward in zip(spec.rewards, found, strict=True):
@@ -46,9 +40,28 @@ def rewards_of(spec: GrpoSpec, rows: Sequence[Row] = ()) -> list[Reward]:
     return found
 
 
-def _reward(name: str, first_line: bool) -> Reward:
-    metric = load_metric(name)
+def metric_or_run(name: str) -> Metric | Path:
+    """What a recipe calls a reward: a metric, or the run of a reward model.
 
+    Raises:
+        RecipeError: if there is no such metric, or the run is not that of a reward model.
+    """
+    if name.startswith(RUN):
+        return run_of(name)
+    try:
+        return load_metric(name)
+    except EvaluationError as error:
+        raise RecipeError(f"grpo.rewards: {error}") from error
+
+
+def _reward(name: str, first_line: bool, rows: Sequence[Row]) -> Reward:
+    found = metric_or_run(name)
+    if isinstance(found, Path):
+        return _of_a_run(found, first_line, rows)
+    return _of_a_metric(found, name, first_line)
+
+
+def _of_a_metric(metric: Metric, name: str, first_line: bool) -> Reward:
     def reward(
         completions: Sequence[Sequence[dict[str, Any]]], reference: Sequence[str], **_: Any
     ) -> list[float | None]:
@@ -61,8 +74,7 @@ def _reward(name: str, first_line: bool) -> Reward:
     return reward
 
 
-def _of_a_run(name: str, first_line: bool, rows: Sequence[Row]) -> Reward:
-    path = run_of(name)
+def _of_a_run(path: Path, first_line: bool, rows: Sequence[Row]) -> Reward:
     model = RunReward(path)
     model.require_readable(rows)
 
