@@ -70,10 +70,11 @@ def require_named(model: torch.nn.Module, config: PeftConfig) -> None:
         matches = _ends if option in AFTER_A_DOT else str.endswith
         _require(option, getattr(config, option, None), modules, matches)
     _require(PARAMETERS, getattr(config, PARAMETERS, None), parameters, _ends)
+    adapted = [*modules, *(parameters if getattr(config, PARAMETERS, None) else ())]
     for option, value in vars(config).items():
         if option.endswith(PATTERN) and isinstance(value, Mapping):
             searched = config.peft_type == "OSF"
-            _require(option, list(value), [*modules, *parameters], _holds if searched else _follows)
+            _require(option, list(value), adapted, _holds if searched else _follows)
     by_token = getattr(config, TOKENS[1], None)
     if isinstance(by_token, Mapping):
         _require(TOKENS[1], list(by_token), modules, str.endswith)

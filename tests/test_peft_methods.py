@@ -328,6 +328,12 @@ def test_an_option_that_names_what_the_backbone_has_is_taken(
     attach(tiny_backbone, AdapterSpec(options=options), seed=0)
 
 
+def test_a_pattern_may_name_a_parameter_that_is_targeted(tiny_backbone: Backbone) -> None:
+    names = ["up_proj.weight"]
+    options = {"target_parameters": names, "rank_pattern": dict.fromkeys(names, 4)}
+    attach(tiny_backbone, AdapterSpec(targets=["q_proj"], options=options), seed=0)
+
+
 def test_loras_kin_are_options(tiny_backbone: Backbone) -> None:
     options = {"use_rslora": True, "use_dora": True, "rank_pattern": {"v_proj": 2}}
     config = configuration(AdapterSpec(rank=4, options=options), tiny_backbone.model)

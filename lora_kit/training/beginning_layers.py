@@ -57,7 +57,7 @@ def _is_linear(layer: LoraLayer) -> bool:
 def _other_targets(linear: Collection[str]) -> str:
     """What to do where a layer is not linear, by the names of those that are."""
     if not linear:
-        return f"no layer that the adapter reaches is; leave adapter.options.{OPTION} out"
+        return f"the adapter reaches none that is; leave adapter.options.{OPTION} out"
     names = sorted({name.rpartition(".")[2] for name in linear})
     return f"name others in adapter.targets, such as [{', '.join(names)}]"
 

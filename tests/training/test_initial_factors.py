@@ -291,7 +291,10 @@ def gpt2() -> GPT2LMHeadModel:
 @pytest.mark.parametrize(
     ("targets", "advice"),
     [
-        (["c_attn"], "no layer that the adapter reaches is; leave adapter.options.init_lora_wei"),
+        (
+            ["c_attn"],
+            "the adapter reaches none that is; leave adapter.options.init_lora",
+        ),
         (["c_attn", "lm_head"], "name others in adapter.targets, such as [lm_head]"),
     ],
 )
