@@ -17,12 +17,13 @@ BUNDLED = Path(__file__).parent / "metric_modules"
 Metric = Callable[[str, Sequence[str]], float | None]
 
 
-def load_metric(name: str) -> Metric:
+def load_metric(name: str, fetched: bool = True) -> Metric:
     """A metric as a function of a prediction and its references.
 
     Args:
         name: a bundled metric, the path of an `evaluate` module, or `hub:NAME`. The last fetches a
             module and runs it, code that nobody here has read: hence by that word alone.
+        fetched: whether a module of the hub is possible where this is asked.
 
     Raises:
         EvaluationError: if there is no such module.
@@ -33,9 +34,10 @@ def load_metric(name: str) -> Metric:
     path = BUNDLED / name if (BUNDLED / name).is_dir() else Path(name)
     bundled = ", ".join(sorted(module.stem for module in BUNDLED.glob("*/*.py")))
     if not on_hub and not path.exists():
+        on_the_hub = f"; hub:{name} would fetch the module of that name from the hub and run it"
         raise EvaluationError(
-            f"metric {name}: neither bundled ({bundled}) nor a path to a module; hub:{name} would "
-            "fetch the module of that name from the hub and run it"
+            f"metric {name}: neither bundled ({bundled}) nor a path to a module"
+            + (on_the_hub if fetched else "")
         )
     try:
         module = evaluate.load(name.removeprefix(HUB) if on_hub else str(path), keep_in_memory=True)

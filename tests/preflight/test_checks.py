@@ -207,7 +207,11 @@ def test_examples_that_teach_the_wrong_thing_are_refused(
 @pytest.mark.parametrize(
     ("reward", "part"),
     [
-        ("chrff", r"grpo\.rewards: metric chrff: neither bundled \(chrf, exact_match\)"),
+        (
+            "chrff",
+            r"grpo\.rewards: metric chrff: neither bundled \(chrf, exact_match\) nor a path to a "
+            r"module$",
+        ),
         ("/no/such.py", r"grpo\.rewards: metric /no/such\.py: neither bundled"),
         ("run:/no/such", r"grpo\.rewards: run:/no/such: no run with an adapter"),
     ],

@@ -49,7 +49,7 @@ def metric_or_run(name: str) -> Metric | Path:
     if name.startswith(RUN):
         return run_of(name)
     try:
-        return load_metric(name)
+        return load_metric(name, fetched=False)
     except EvaluationError as error:
         raise RecipeError(f"grpo.rewards: {error}") from error
 
