@@ -5,10 +5,10 @@
 Each trains on 64 one-line docstrings in float32 (16 steps of 4 rows), at two learning rates; that
 with the lower loss on validation rows is measured on held-out ones, so that the rate is not picked
 by what is reported. Each has a process of its own, of whose memory the peak is told. What is there
-already under `--output` is not trained again. Gain: nats per
-token of the held-out answers; forgetting: nats per token of prose of the language reference; both
-with 95% intervals over clusters of items, one seed. `--rates` measures nothing but speed, two steps
-each, in one go: what tokens a second of methods are to be compared by.
+already under `--output` is not trained again. Gain: nats per token of the held-out answers;
+forgetting: nats per token of prose of the language reference; both with 95% intervals over clusters
+of items, one seed. `--rates` measures nothing but speed, three steps each, in one go: what tokens a
+second of methods are to be compared by.
 """
 
 from __future__ import annotations
@@ -122,8 +122,9 @@ def _each(
 
 
 def _speed(task: Task, adapter: dict[str, Any]) -> float | None:
-    """Tokens a second of two steps, or nothing where it does not train."""
-    few = Task(task.name, {**task.train, "limit": 8}, task.held_out)
+    """Tokens a second of three steps, or nothing where it does not train."""
+    # Three steps: AdaLoRA has no less.
+    few = Task(task.name, {**task.train, "limit": 12}, task.held_out)
     try:
         recipe = recipe_of(few, 0, {"adapter": adapter})
         with tempfile.TemporaryDirectory() as folder:
