@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lora_kit.data.tokenization import IGNORED
+from lora_kit.data.units import Unit
 from lora_kit.training.preferences.trainers import REWARDS, UnitTrainer
 from lora_kit.training.preferences.unit_batches import Batch, odds
 
@@ -31,17 +32,17 @@ class OddsTrainer(UnitTrainer, ORPOTrainer):
     batch_of = staticmethod(odds)
     figures = (*REWARDS, "nll_loss", "log_odds_chosen")
 
-    def training_step(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """As `UnitTrainer`; of several processes, over the tokens of all."""
-        answers = [_tokens(unit.examples[0].labels) for unit in inputs["units"]]
+    def __init__(self, *args: Any, **kwargs: Any):
+        """Take what `UnitTrainer` takes."""
+        super().__init__(*args, **kwargs)
+        # As in sft, the balance of experts is left as it is.
+        self.aux_loss_enabled = False
+
+    def _begin_step(self, units: Sequence[Unit]) -> None:
+        answers = [unit.examples[0].supervised for unit in units]
         mean = torch.tensor(sum(answers) / len(answers), device=self.args.device)
+        # Of several processes, over the tokens of all.
         self._answer = float(self.accelerator.reduce(mean, "mean"))
-        return super().training_step(model, inputs, num_items_in_batch)
 
     def concatenated_forward(self, model: Any, batch: Batch) -> Any:
         """As TRL's, whose last part is the cross-entropy: a pass weighs by its pairs afterwards."""
@@ -54,7 +55,3 @@ class OddsTrainer(UnitTrainer, ORPOTrainer):
     def _said(self) -> dict[str, list[float]]:
         found: dict[str, list[float]] = self._stored_metrics["train"]
         return found
-
-
-def _tokens(labels: Sequence[int]) -> int:
-    return sum(label != IGNORED for label in labels)

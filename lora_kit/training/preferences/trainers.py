@@ -128,6 +128,7 @@ class UnitTrainer(BorrowingTrainer):
         units: Sequence[Unit] = inputs["units"]
         self.rows = inputs["rows"]
         self.tokens += sum(len(e.input_ids) for unit in units for e in unit.examples)
+        self._begin_step(units)
         total = torch.zeros((), device=self.args.device)
         said: dict[str, list[tuple[float, int]]] = {}
         for group in groups_of(units, self.like_length):
@@ -142,6 +143,9 @@ class UnitTrainer(BorrowingTrainer):
         for name, mean in self._means(said).items():
             self._said[name].append(mean)
         return total
+
+    def _begin_step(self, units: Sequence[Unit]) -> None:
+        """What a pass has to know of the step that it is a part of."""
 
     @property
     def _said(self) -> dict[str, list[float]]:

@@ -1,0 +1,76 @@
+"""Rows of preference, judged answers and prompts, and what is trained on them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lora_kit.adapters import attach
+from lora_kit.backbone import load
+from lora_kit.backbone_files import resolve
+from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.units import PreparedUnits
+from lora_kit.recipe import Recipe
+from lora_kit.training.preferences.objectives import Setting
+
+OBJECTIVES = ("dpo", "kto", "orpo", "grpo")
+
+
+def row(number: int, objective: str) -> dict[str, Any]:
+    asked = f"What is {number} plus {number + 3}?"
+    right, wrong = f"It is {2 * number + 3}.", f"Who knows, {number}?"
+    if objective in ("dpo", "orpo"):
+        return {"prompt": asked, "chosen": right, "rejected": wrong}
+    good = number % 3 > 0
+    return {"prompt": asked, "completion": right if good else wrong, "label": good}
+
+
+def recipe_of(tiny: Path, folder: Path, objective: str, **training: Any) -> Recipe:
+    """Two epochs of three steps, a checkpoint after each."""
+    rows = folder / f"{objective}.jsonl"
+    rows.write_text("".join(json.dumps(row(n, objective)) + "\n" for n in range(12)))
+    quiz = {
+        "name": "quiz",
+        "role": "gain",
+        "tasks": [{"name": "line", "kind": "loss", "source": "python-reference", "limit": 2}],
+    }
+    (folder / "quiz.yaml").write_text(yaml.safe_dump(quiz))
+    document: dict[str, Any] = {
+        "name": "tiny",
+        "backbone": {"model": str(tiny), "quantization": "none", "dtype": "float32"},
+        "adapter": {"rank": 4, "alpha": 8},
+        "data": {"train": [{"source": str(rows)}], "max_length": 128},
+        "training": {
+            "objective": objective,
+            "epochs": 2,
+            "batch_size": 4,
+            "learning_rate": 1e-2,
+            "checkpoint_steps": 1,
+            "keep_checkpoints": 100,
+            **training,
+        },
+        "evaluation": {"suites": [str(folder / "quiz.yaml")]},
+    }
+    if objective == "grpo":
+        document["grpo"] = {"rewards": ["chrf"], "generations": 2, "max_new_tokens": 4}
+    return Recipe.model_validate(document)
+
+
+def setting_of(recipe: Recipe, directory: Path) -> Setting:
+    backbone = load(resolve(recipe.backbone), recipe.backbone)
+    objective = recipe.training.objective
+    rows, _ = training_rows(recipe.data, recipe.seed, objective)
+    data = prepare(rows, backbone.tokenizer, recipe.data, 0, objective)
+    assert isinstance(data, PreparedUnits)
+    model = attach(backbone, recipe.adapter, recipe.seed)
+    return Setting(recipe, backbone, model, data, directory, 6)
+
+
+def moved(model: torch.nn.Module) -> None:
+    """Let the adapter say something else than the base."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
