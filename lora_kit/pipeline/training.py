@@ -8,25 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_kit.adapters import Coverage, attach, coverage
+from lora_kit.adapters import Coverage, coverage
 from lora_kit.arms import example_rows
 from lora_kit.backbone import Backbone, load
 from lora_kit.backbone_files import resolve
 from lora_kit.console import say
-from lora_kit.data.audit.audit import audit, refuse
-from lora_kit.data.audit.findings import Audit
-from lora_kit.data.dataset import prepare, training_classes, validation_rows
-from lora_kit.data.labelled import as_read
+from lora_kit.data.audit.audit import refuse
+from lora_kit.data.dataset import training_classes
 from lora_kit.data.prepared import PreparedData
 from lora_kit.errors import DataError, TrainingError
-from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.files import write_json
 from lora_kit.launch import current_launch
 from lora_kit.own_words.rows import Records, read_rows
-from lora_kit.preflight.checks import run_checks
-from lora_kit.preflight.situation import Situation
+from lora_kit.preflight.ready import Ready, make_ready
 from lora_kit.processes import process_state, require_agreement
 from lora_kit.recipe import Recipe
 from lora_kit.retention_spec import MaskSpec
@@ -40,7 +36,7 @@ from lora_kit.training.plot import plot_training
 from lora_kit.training.preferences.reward_runs import reward_digests
 from lora_kit.training.resuming import begin_run, choose_run, finished, require_same
 from lora_kit.training.retention.masking import without_improbable
-from lora_kit.training.retention.texts import RetentionTexts, refuse_items
+from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.trainer import TrainingResult
 from lora_kit.training.trainer import train as train_adapter
 
@@ -85,22 +81,22 @@ def train(
     done = None if chosen.is_new else finished(chosen.run)
     if done:
         return _trained_already(chosen.run, recipe, done)
-    ready = _ready(recipe, None if chosen.is_new else chosen.run)
-    backbone, model, data = ready.backbone, ready.model, ready.data
+    begun = _begun(recipe, None if chosen.is_new else chosen.run)
+    ready, backbone, model, data = begun.ready, begun.backbone, begun.ready.model, begun.data
     if not chosen.is_new:
-        require_same(chosen.run, recipe, backbone, ready.inputs)
+        require_same(chosen.run, recipe, backbone, begun.inputs)
     run = begin_run(recipe, output, overwrite) if chosen.is_new else chosen.run
     say(
         f"{run.root}: {data.counts.used} rows, {data.counts.tokens} tokens, "
         f"{data.counts.supervised_tokens} supervised, {data.counts.truncated} cut, "
-        f"{data.counts.dropped} dropped; {ready.coverage.trainable_parameters:,} of "
-        f"{ready.coverage.total_parameters:,} parameters are trained"
+        f"{data.counts.dropped} dropped; {begun.coverage.trainable_parameters:,} of "
+        f"{begun.coverage.total_parameters:,} parameters are trained"
     )
     is_main = process_state().is_main_process
     if chosen.checkpoint:
         say(f"{run.root}: going on from {chosen.checkpoint.name}")
     elif is_main:
-        _begin_record(run, recipe, ready)
+        _begin_record(run, recipe, begun)
     result = train_adapter(
         recipe, backbone, model, data, ready.held_out, run, chosen.checkpoint, ready.texts
     )
@@ -122,22 +118,25 @@ def _against(cosine: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """All that a training takes, read, checked and audited."""
+class _Begun:
+    """All that a training takes, agreed upon by all processes.
 
+    Attributes:
+        said: what the base said of its own.
+        data: what is learned of that which was read.
+        inputs: digests of what it goes by.
+    """
+
+    ready: Ready
     backbone: Backbone
-    model: PeftModel
     said: dict[str, Records]
     data: PreparedData
-    held_out: PreparedData
-    texts: RetentionTexts
     suites: Sequence[Suite]
-    audit: Audit
     coverage: Coverage
     inputs: dict[str, str]
 
 
-def _ready(recipe: Recipe, earlier: RunDirectory | None) -> _Ready:
+def _begun(recipe: Recipe, earlier: RunDirectory | None) -> _Begun:
     """Read and check everything that a mistake in could cost a training.
 
     Args:
@@ -153,28 +152,11 @@ def _ready(recipe: Recipe, earlier: RunDirectory | None) -> _Ready:
     shots = recipe.evaluation.shots if "fewshot" in recipe.evaluation.arms else 0
     work = plan_work(suites, backbone, shots, example_rows(recipe) if shots else ())
     read = read_rows(recipe, backbone, earlier)
-    rows, objective = read.rows, recipe.training.objective
-    held_out_rows = validation_rows(recipe.data, recipe.seed)
-    data = prepare(rows, backbone.tokenizer, recipe.data, read.replay, objective, classes)
-    held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
-    texts = RetentionTexts.read(recipe, backbone.tokenizer)
-    model = attach(backbone, recipe.adapter, recipe.seed)
-    situation = Situation(
-        recipe,
-        backbone=backbone,
-        model=model,
-        examples=data.examples,
-        held_out=held_out.examples,
-        texts=texts,
-    )
-    for warning in run_checks(situation).warnings:
+    ready = make_ready(recipe, backbone, read.rows, read.replay, work)
+    for warning in ready.checked.warnings:
         say(warning)
-    items, limits = audited_items(work), recipe.data.audit
-    examples = as_read(data.examples) if objective == "classification" else data.examples
-    found = audit(rows, examples, items, held_out_rows, backbone.tokenizer, limits)
-    refuse(found)
-    refuse_items(texts, items, limits.leakage)
-    inputs = _inputs(recipe, data, held_out, texts)
+    refuse(ready.audit)
+    inputs = _inputs(recipe, ready.data, ready.held_out, ready.texts)
     require_agreement(
         {
             "files of the backbone": backbone.fingerprint.digest,
@@ -182,11 +164,12 @@ def _ready(recipe: Recipe, earlier: RunDirectory | None) -> _Ready:
             **inputs,
         }
     )
+    data, model = ready.data, ready.model
     initialise(model, backbone, recipe.adapter, data.examples, recipe.seed)
     if recipe.retention.mask:
         data = _masked(recipe.retention.mask, recipe, data, model, backbone)
     covered = coverage(model, recipe.adapter)
-    return _Ready(backbone, model, read.said, data, held_out, texts, suites, found, covered, inputs)
+    return _Begun(ready, backbone, read.said, data, suites, covered, inputs)
 
 
 def _inputs(
@@ -214,7 +197,7 @@ def _reward_models(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def _begin_record(run: RunDirectory, recipe: Recipe, ready: _Ready) -> None:
+def _begin_record(run: RunDirectory, recipe: Recipe, begun: _Begun) -> None:
     """Write down what is trained on what; what an earlier run left there is taken away.
 
     Its verdict, which --overwrite gave up, is not this adapter's.
@@ -223,15 +206,15 @@ def _begin_record(run: RunDirectory, recipe: Recipe, ready: _Ready) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     for file in (run.record, run.dial_record, run.dial_plot, run.own_words):
         file.unlink(missing_ok=True)
-    if ready.said:
-        write_json(run.own_words, ready.said)
-    start_record(run, recipe, ready.backbone, "train")
+    if begun.said:
+        write_json(run.own_words, begun.said)
+    start_record(run, recipe, begun.backbone, "train")
     run.update_record(
-        inputs=ready.inputs,
-        data=ready.data.counts.to_dict() | {"digest": ready.data.digest},
-        audit=ready.audit.to_dict(),
-        coverage=ready.coverage.to_dict(),
-        suites={suite.name: suite.digest for suite in ready.suites},
+        inputs=begun.inputs,
+        data=begun.data.counts.to_dict() | {"digest": begun.data.digest},
+        audit=begun.ready.audit.to_dict(),
+        coverage=begun.coverage.to_dict(),
+        suites={suite.name: suite.digest for suite in begun.suites},
     )
 
 

@@ -4,48 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from lora_kit.adapters import Coverage, attach, coverage
+from lora_kit.adapters import Coverage, coverage
 from lora_kit.backbone import Backbone, load
 from lora_kit.backbone_files import resolve
-from lora_kit.data.audit.audit import audit
 from lora_kit.data.audit.findings import Audit
 from lora_kit.data.dataset import (
     Counts,
     PreparedData,
-    prepare,
     training_classes,
     training_rows,
     validation_rows,
 )
-from lora_kit.data.labelled import as_read
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.tokenization import IGNORED, Example
 from lora_kit.data_spec import SELF
 from lora_kit.encoder_decoder import is_divided
 from lora_kit.errors import BackboneError
-from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.objective_spec import HEADED
 from lora_kit.own_words.rows import read_rows
-from lora_kit.preflight.checks import Checked, run_checks
+from lora_kit.preflight.checks import Checked
 from lora_kit.preflight.detectable import SuitePower, detectable
 from lora_kit.preflight.forecast import Forecast, Timing, estimate_of_a_rank, forecast, timing
 from lora_kit.preflight.guidance import Hint, guidance
 from lora_kit.preflight.launch_file import LaunchFile, require_possible
 from lora_kit.preflight.memory import MemoryEstimate
-from lora_kit.preflight.situation import Situation
+from lora_kit.preflight.ready import Ready, make_ready
 from lora_kit.processes import process_state
 from lora_kit.recipe import Recipe
 from lora_kit.training.arguments import micro_batch_size, optimizer_steps
-from lora_kit.training.retention.texts import RetentionTexts, refuse_items
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 SAMPLES = 2
 
@@ -166,7 +158,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     return Plan(
         **known,
         missing_backbone=None,
-        **_on_backbone(recipe, backbone, (rows, replay), held_out, suites, launch_file),
+        **_on_backbone(recipe, backbone, (rows, replay), suites, launch_file),
     )
 
 
@@ -174,56 +166,33 @@ def _on_backbone(
     recipe: Recipe,
     backbone: Backbone,
     training: tuple[Rows, int],
-    held_out_rows: Rows,
     suites: Sequence[Suite],
     launch_file: LaunchFile | None,
 ) -> dict[str, Any]:
     """What shows once a backbone is there: fields of `Plan`. The adapter is attached to it."""
-    rows, replay = training
-    objective, limits = recipe.training.objective, recipe.data.audit
-    classes = backbone.head.classes if backbone.head else ()
-    data = prepare(rows, backbone.tokenizer, recipe.data, replay, objective, classes)
-    held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
-    model = attach(backbone, recipe.adapter, recipe.seed)
-    covered = coverage(model, recipe.adapter)
-    # What is wrong with an item shows only when it is tokenized.
-    items = audited_items(plan_work(suites, backbone))
-    read = as_read(data.examples) if objective == "classification" else data.examples
-    texts = RetentionTexts.read(recipe, backbone.tokenizer)
-    refuse_items(texts, items, limits.leakage)
-    situation = Situation(
-        recipe,
-        backbone=backbone,
-        model=model,
-        examples=data.examples,
-        held_out=held_out.examples,
-        texts=texts,
-    )
+    ready = make_ready(recipe, backbone, *training, plan_work(suites, backbone))
+    data, covered = ready.data, coverage(ready.model, recipe.adapter)
     return {
         "optimizer_steps": optimizer_steps(data.size, recipe.training),
         "fingerprint": backbone.fingerprint.digest,
         "coverage": covered,
         "counts": data.counts,
-        "audit": audit(rows, read, items, held_out_rows, backbone.tokenizer, limits),
-        "checked": run_checks(situation),
-        **_needs(recipe, backbone, model, data, held_out, launch_file),
+        "audit": ready.audit,
+        "checked": ready.checked,
+        **_needs(recipe, backbone, ready, launch_file),
         "hints": guidance(recipe, data.counts, covered.trainable_parameters),
         "samples": _samples(data, backbone),
     }
 
 
 def _needs(
-    recipe: Recipe,
-    backbone: Backbone,
-    model: PeftModel,
-    data: PreparedData,
-    held_out: PreparedData,
-    launch_file: LaunchFile | None,
+    recipe: Recipe, backbone: Backbone, ready: Ready, launch_file: LaunchFile | None
 ) -> dict[str, Any]:
     """Time and memory: fields of `Plan`.
 
     Shapes alone tell what a decoder takes; of the others, a step is timed.
     """
+    model, data, held_out = ready.model, ready.data, ready.held_out
     is_estimated = backbone.head is None and not is_divided(backbone.model)
     if launch_file:
         config = backbone.model.config
