@@ -6,7 +6,14 @@ from typing import Any
 
 import yaml
 
+from lora_kit.adapters import attach
+from lora_kit.backbone import load
+from lora_kit.backbone_files import resolve
+from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.units import PreparedUnits
+from lora_kit.heads import REWARD
 from lora_kit.recipe import Recipe
+from lora_kit.training.preferences.objectives import Setting
 
 
 def write_pairs(path: Path, count: int, start: int = 0) -> Path:
@@ -56,3 +63,12 @@ def reward_recipe(model: Path, folder: Path, **changes: Any) -> Recipe:
         kept = {} if section == "adapter" else document.get(section, {})
         document[section] = kept | fields
     return Recipe.model_validate(document)
+
+
+def setting_of(recipe: Recipe, directory: Path) -> Setting:
+    backbone = load(resolve(recipe.backbone), recipe.backbone, REWARD)
+    rows, _ = training_rows(recipe.data, recipe.seed, "reward")
+    data = prepare(rows, backbone.tokenizer, recipe.data, 0, "reward", REWARD)
+    assert isinstance(data, PreparedUnits)
+    model = attach(backbone, recipe.adapter, recipe.seed)
+    return Setting(recipe, backbone, model, data, directory, 6)

@@ -1,11 +1,13 @@
-"""The recipe of trainings that are cut off."""
+"""The recipe of trainings that are cut off, and a reward model."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lora_kit import pipeline
 from lora_kit.recipe import Recipe
+from tests.rewarding import reward_recipe
 
 
 @pytest.fixture
@@ -22,3 +24,11 @@ def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Recipe:
     changed["training"] |= {"epochs": 2.0, "checkpoint_steps": 1, "keep_checkpoints": 100}
     changed["evaluation"]["suites"] = [str(tmp_path / "quiz.yaml")]
     return Recipe.model_validate(changed)
+
+
+@pytest.fixture(scope="session")
+def reward_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose adapter is a reward model, trained for six steps."""
+    folder = tmp_path_factory.mktemp("reward")
+    pipeline.train(reward_recipe(tiny, folder), folder / "run")
+    return folder / "run"

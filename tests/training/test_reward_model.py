@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +13,10 @@ from pydantic import ValidationError
 from torch.nn.functional import logsigmoid
 
 from lora_kit import pipeline
-from lora_kit.adapters import adapter_sha256, attach, attach_saved
+from lora_kit.adapters import attach_saved
 from lora_kit.backbone import load
 from lora_kit.backbone_files import resolve
-from lora_kit.data.dataset import prepare, training_rows
-from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import end_of_turn
-from lora_kit.data.units import PreparedUnits
 from lora_kit.errors import DataError, RecipeError, TrainingError
 from lora_kit.heads import REWARD, SavedReward, pad_right, saved_head
 from lora_kit.launch import Launch
@@ -28,11 +24,9 @@ from lora_kit.preflight.method_checks import in_one_process
 from lora_kit.preflight.plan import make_plan
 from lora_kit.preflight.situation import Situation
 from lora_kit.recipe import Recipe
-from lora_kit.session import open_run
 from lora_kit.training.head_rows import log_odds_of_a_token
 from lora_kit.training.preferences.objectives import Setting, objective_trainer
-from lora_kit.training.preferences.rewards import rewards_of as rewards_of_grpo
-from tests.rewarding import reward_recipe
+from tests.rewarding import reward_recipe, setting_of
 from tests.training.cut import cut_off, losses, sha256
 
 # How a program that knows PEFT alone loads what was saved.
@@ -52,15 +46,6 @@ for backbone, adapter in zip(sys.argv[1::2], sys.argv[2::2]):
     found.append([logits, config.num_labels, list(config.id2label.values())])
 print(json.dumps(found))
 """
-
-
-def setting_of(recipe: Recipe, directory: Path) -> Setting:
-    backbone = load(resolve(recipe.backbone), recipe.backbone, REWARD)
-    rows, _ = training_rows(recipe.data, recipe.seed, "reward")
-    data = prepare(rows, backbone.tokenizer, recipe.data, 0, "reward", REWARD)
-    assert isinstance(data, PreparedUnits)
-    model = attach(backbone, recipe.adapter, recipe.seed)
-    return Setting(recipe, backbone, model, data, directory, 6)
 
 
 def rewards_of(setting: Setting, model: Any, number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,15 +105,8 @@ def test_the_loss_is_that_of_bradley_and_terry(
     assert any("modules_to_save" in name for name in gradients)
 
 
-@pytest.fixture(scope="module")
-def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reward")
-    pipeline.train(reward_recipe(tiny, folder), folder / "run")
-    return folder / "run"
-
-
-def test_pairs_are_learned_and_written_down(trained: Path) -> None:
-    lines = [json.loads(line) for line in (trained / "metrics.jsonl").open()]
+def test_pairs_are_learned_and_written_down(reward_run: Path) -> None:
+    lines = [json.loads(line) for line in (reward_run / "metrics.jsonl").open()]
     assert len(lines) == 6
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.3
     assert (lines[-1]["accuracy"], lines[-1]["margin"] > 0.5) == (1.0, True)
@@ -137,7 +115,7 @@ def test_pairs_are_learned_and_written_down(trained: Path) -> None:
 
 
 def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(
-    tiny: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, reward_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut in the second epoch, whose order is another one."""
     recipe = reward_recipe(tiny, tmp_path)
@@ -146,14 +124,16 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(
     with pytest.raises(RecipeError, match=r"reward\.centering: 0\.0 then, 0\.5 now"):
         pipeline.train(other, tmp_path / "run", resume=True)
     pipeline.train(recipe, tmp_path / "run", resume=True)
-    assert losses(tmp_path / "run") == losses(trained)
-    assert sha256(tmp_path / "run") == sha256(trained)
+    assert losses(tmp_path / "run") == losses(reward_run)
+    assert sha256(tmp_path / "run") == sha256(reward_run)
 
 
-def test_recomputed_activations_change_nothing(tiny: Path, trained: Path, tmp_path: Path) -> None:
+def test_recomputed_activations_change_nothing(
+    tiny: Path, reward_run: Path, tmp_path: Path
+) -> None:
     recipe = reward_recipe(tiny, tmp_path, training={"gradient_checkpointing": True})
     pipeline.train(recipe, tmp_path / "run")
-    assert losses(tmp_path / "run") == pytest.approx(losses(trained), abs=1e-5)
+    assert losses(tmp_path / "run") == pytest.approx(losses(reward_run), abs=1e-5)
 
 
 def test_adapter_and_head_on_quantized_weights_stay_in_float32(tiny: Path, tmp_path: Path) -> None:
@@ -225,8 +205,8 @@ def test_length_alone_tells_what_the_pairs_say_of_it(tiny: Path, tmp_path: Path)
     assert log_odds_of_a_token(same) == 0.0
 
 
-def test_what_the_pairs_said_stands_beside_the_adapter(trained: Path) -> None:
-    found = saved_head(trained / "adapter")
+def test_what_the_pairs_said_stands_beside_the_adapter(reward_run: Path) -> None:
+    found = saved_head(reward_run / "adapter")
     assert isinstance(found, SavedReward)
     assert found.pairs == 12
     assert found.names == REWARD
@@ -296,97 +276,3 @@ def test_several_processes_are_refused_and_a_plan_shows_the_answers(
     assert plan.timing.duration.training > plan.timing.probe.seconds
     shown = ["".join(span.text for span in sample if span.supervised) for sample in plan.samples]
     assert shown[1] == "Who knows about 0?<|im_end|>"
-
-
-def rewarded_recipe(model: Path, folder: Path, *rewards: str) -> Recipe:
-    rows = folder / "asked.jsonl"
-    rows.write_text(
-        "".join(
-            json.dumps({"prompt": f"What is {n} plus {n + 3}?", "completion": f"{2 * n + 3}"})
-            + "\n"
-            for n in range(8)
-        )
-    )
-    return Recipe.model_validate(
-        {
-            "name": "rewarded",
-            "backbone": {"model": str(model), "quantization": "none", "dtype": "float32"},
-            "adapter": {"rank": 4, "alpha": 8},
-            "data": {"train": [{"source": str(rows)}], "max_length": 128},
-            "training": {"objective": "grpo", "batch_size": 4, "learning_rate": 1e-2},
-            "grpo": {"rewards": list(rewards), "generations": 2, "max_new_tokens": 4},
-            "evaluation": {"suites": ["sums"]},
-        }
-    )
-
-
-def test_a_reward_model_rewards_what_a_policy_says(
-    tiny: Path, trained: Path, tmp_path: Path
-) -> None:
-    recipe = rewarded_recipe(tiny, tmp_path, f"run:{trained}", "chrf")
-    assert recipe.grpo is not None
-    by_model, _ = rewards_of_grpo(recipe.grpo)
-    prompts = [[{"role": "user", "content": "What is 1 plus 4?"}]] * 3
-    said = ["It is 5.", "Who knows about 1?", "It <|im_end|>is 5."]
-    found = by_model(prompts, [[{"role": "assistant", "content": text}] for text in said])
-    unit = setting_of(reward_recipe(tiny, tmp_path), tmp_path).data.units[1]
-    session = open_run(trained)
-    pad = session.backbone.tokenizer.pad_token_id
-    with torch.no_grad():
-        wanted = [
-            float(session.model(**pad_right([example.input_ids], pad)).logits)
-            for example in unit.examples
-        ]
-    assert found[:2] == pytest.approx(wanted, abs=1e-5)
-    assert found[0] == pytest.approx(found[2], abs=1e-5)
-    assert found[0] > found[1]
-    odd = [[{"role": "assistant", "content": text}] for text in ("", " ", "<|im_<|im_end|>end|>")]
-    silent = by_model(prompts, odd)
-    assert silent[0] is not None
-    assert math.isfinite(silent[0])
-    assert silent == [silent[0]] * 3
-    pipeline.train(recipe, tmp_path / "policy")
-    record = json.loads((tmp_path / "policy" / "run.json").read_text())
-    model = f"the reward model of grpo.rewards: run:{trained}"
-    assert record["inputs"][model] == adapter_sha256(trained / "adapter")
-    record["inputs"][model] = "another"
-    (tmp_path / "policy" / "run.json").write_text(json.dumps(record))
-    with pytest.raises(RecipeError, match=r"cannot go on: the reward model of grpo\.rewards: run:"):
-        pipeline.train(recipe, tmp_path / "policy", resume=True)
-    steps = [json.loads(line) for line in (tmp_path / "policy" / "metrics.jsonl").open()]
-    assert len(steps) == 2
-    assert all(math.isfinite(step["reward"]) for step in steps)
-
-
-def test_reward_models_of_one_folder_name_are_told_apart(
-    tiny: Path, trained: Path, tmp_path: Path
-) -> None:
-    elsewhere = tmp_path / "other" / trained.name
-    shutil.copytree(trained, elsewhere)
-    recipe = rewarded_recipe(tiny, tmp_path, f"run:{trained}", f"run:{elsewhere}", "chrf")
-    assert recipe.grpo is not None
-    names = [reward.__name__ for reward in rewards_of_grpo(recipe.grpo)]
-    assert names == [f"run:{trained}", f"run:{elsewhere}", "chrf"]
-
-
-def test_a_prompt_that_a_reward_model_cannot_read_is_told_before_the_first_step(
-    tiny: Path, trained: Path, tmp_path: Path
-) -> None:
-    recipe = rewarded_recipe(tiny, tmp_path, f"run:{trained}")
-    assert recipe.grpo is not None
-    odd = Row("rows.jsonl:3", "", (Message("user", "a <|im_end|>"), Message("assistant", "b")))
-    with pytest.raises(DataError, match=r"grpo\.rewards: .*rows\.jsonl:3: .*control token"):
-        rewards_of_grpo(recipe.grpo, [odd])
-
-
-def test_what_is_no_reward_model_rewards_nothing(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="run: names a run directory"):
-        rewarded_recipe(tiny, tmp_path, "run:")
-    recipe = rewarded_recipe(tiny, tmp_path, f"run:{tmp_path}")
-    with pytest.raises(RecipeError, match="no run with an adapter lies in"):
-        pipeline.train(recipe, tmp_path / "policy")
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
-    with pytest.raises(RecipeError, match="not a reward model; name a run of training"):
-        pipeline.train(recipe, tmp_path / "policy")
-    assert not (tmp_path / "policy").exists()
