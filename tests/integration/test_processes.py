@@ -193,13 +193,13 @@ def test_an_error_of_one_process_ends_all_and_is_told_once(place: Path) -> None:
         "from lora_kit import pipeline\n"
         "from lora_kit.cli import main\n"
         "from lora_kit.errors import DataError\n"
-        "from lora_kit.pipeline import training\n"
-        "prepare = training.prepare\n"
+        "from lora_kit.preflight import ready\n"
+        "prepare = ready.prepare\n"
         "def wanting(*arguments, **named):\n"
         "    if os.environ['RANK'] == '1':\n"
         "        raise DataError('chats.jsonl:7: is not there on this machine')\n"
         "    return prepare(*arguments, **named)\n"
-        "training.prepare = wanting\n"
+        "ready.prepare = wanting\n"
         "main()\n"
     )
     started = time.monotonic()
