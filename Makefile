@@ -25,6 +25,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Two workers, a thread each: much of the time is libraries that are being imported, and threads that
 # wait for one another would take the other worker's core.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_kit.pipeline import evaluate, merge, release, train
-    from lora_kit.recipe import Recipe
+    from lora_kit.recipe.recipe import Recipe
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "evaluate", "merge", "release", "train"]
@@ -15,7 +15,7 @@ __all__ = ["Recipe", "evaluate", "merge", "release", "train"]
 def __getattr__(name: str) -> Any:
     # Loaded when asked for: torch and transformers take seconds to import.
     if name == "Recipe":
-        from lora_kit.recipe import Recipe
+        from lora_kit.recipe.recipe import Recipe
 
         return Recipe
     if name in __all__:

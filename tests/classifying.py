@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 
 WORDS = {"fruit": "apple pear plum", "metal": "iron copper zinc", "bird": "heron wren crow"}
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from lora_kit import backbone as backbones
-from lora_kit.backbone import Backbone
-from lora_kit.backbone_files import resolve
-from lora_kit.backbone_spec import BackboneSpec
-from lora_kit.recipe import Recipe
+from lora_kit.backbone import load as backbones
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import Backbone
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.recipe import Recipe
 
 ALIAS = "smollm2-135m-instruct"
 

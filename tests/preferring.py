@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import yaml
 
-from lora_kit.adapters import attach
-from lora_kit.backbone import load
-from lora_kit.backbone_files import resolve
+from lora_kit.adapter.attach import attach
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import load
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.units import PreparedUnits
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 from lora_kit.training.preferences.objectives import Setting
 
 OBJECTIVES = ("dpo", "kto", "orpo", "grpo")
@@ -47,14 +47,14 @@ def recipe_of(tiny: Path, folder: Path, objective: str, **training: Any) -> Reci
             "epochs": 2,
             "batch_size": 4,
             "learning_rate": 1e-2,
-            "checkpoint_steps": 1,
-            "keep_checkpoints": 100,
+            "save_steps": 1,
+            "save_total_limit": 100,
             **training,
         },
         "evaluation": {"suites": [str(folder / "quiz.yaml")]},
     }
     if objective == "grpo":
-        document["grpo"] = {"rewards": ["chrf"], "generations": 2, "max_new_tokens": 4}
+        document["grpo"] = {"rewards": ["chrf"], "num_generations": 2, "max_new_tokens": 4}
     return Recipe.model_validate(document)
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import yaml
 
-from lora_kit.adapters import attach
-from lora_kit.backbone import load
-from lora_kit.backbone_files import resolve
+from lora_kit.adapter.attach import attach
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.heads import REWARD
+from lora_kit.backbone.load import load
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.units import PreparedUnits
-from lora_kit.heads import REWARD
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 from lora_kit.training.preferences.objectives import Setting
 
 
@@ -54,8 +54,8 @@ def reward_recipe(model: Path, folder: Path, **changes: Any) -> Recipe:
             "epochs": 2,
             "batch_size": 4,
             "learning_rate": 1e-2,
-            "checkpoint_steps": 1,
-            "keep_checkpoints": 100,
+            "save_steps": 1,
+            "save_total_limit": 100,
         },
         "evaluation": {"suites": [str(write_suite(folder / "better.yaml", test))]},
     }

@@ -19,8 +19,8 @@ from lora_kit.cli.ending import (
     named,
     number_of_processes,
 )
-from lora_kit.console import debugging
-from lora_kit.errors import LoraKitError
+from lora_kit.runtime.console import debugging
+from lora_kit.runtime.errors import LoraKitError
 
 __all__ = ["main"]
 

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from lora_kit.cli.alone import alone
-from lora_kit.cli.dialling import dial
-from lora_kit.cli.evaluating import evaluate, sequence
-from lora_kit.cli.machine import doctor, recipes
-from lora_kit.cli.merging import combine, export, merge
-from lora_kit.cli.releasing import release, verify
-from lora_kit.cli.scouting import scout
-from lora_kit.cli.training import plan, run, train
-from lora_kit.console import DEBUG
+from lora_kit.cli.evaluating import continual_command, evaluate_command
+from lora_kit.cli.machine import doctor_command, recipes_command
+from lora_kit.cli.merging import combine_command, export_command, merge_command
+from lora_kit.cli.releasing import release_command, verify_command
+from lora_kit.cli.rescaling import rescale_command
+from lora_kit.cli.selection import compare_backbones_command
+from lora_kit.cli.training import plan_command, run_command, train_command
+from lora_kit.runtime.console import DEBUG
 
 app = typer.Typer(
     name="lora-kit",
@@ -46,17 +46,17 @@ def options(
 
 
 # Told in full, since the order of --help is not that of the imports above.
-app.command()(plan)
-app.command()(alone(scout))
-app.command()(train)
-app.command()(evaluate)
-app.command()(dial)
-app.command()(sequence)
-app.command()(alone(merge))
-app.command()(alone(combine))
-app.command()(alone(export))
-app.command()(alone(release))
-app.command()(alone(verify))
-app.command()(run)
-app.command()(alone(doctor))
-app.command()(recipes)
+app.command("plan")(plan_command)
+app.command("compare-backbones")(alone(compare_backbones_command))
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+app.command("rescale")(rescale_command)
+app.command("continual")(continual_command)
+app.command("merge")(alone(merge_command))
+app.command("combine")(alone(combine_command))
+app.command("export")(alone(export_command))
+app.command("release")(alone(release_command))
+app.command("verify")(alone(verify_command))
+app.command("run")(run_command)
+app.command("doctor")(alone(doctor_command))
+app.command("recipes")(recipes_command)

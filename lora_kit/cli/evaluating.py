@@ -7,20 +7,20 @@ from typing import Annotated
 
 import typer
 
-from lora_kit.backbone_spec import BackboneSpec, Quantization
 from lora_kit.cli.libraries import load_pipeline, quiet_libraries
 from lora_kit.cli.options import (
     BackboneOption,
-    FreshOption,
     JsonOption,
+    NoCacheOption,
     OutputOption,
     QuantizationOption,
 )
 from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
-from lora_kit.errors import VERDICT_STATUS, RecipeError
+from lora_kit.recipe.backbone import BackboneSpec, Quantization
+from lora_kit.runtime.errors import VERDICT_STATUS, RecipeError
 
 
-def evaluate(
+def evaluate_command(
     target: Annotated[
         Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, or any PEFT adapter directory.")
     ],
@@ -37,12 +37,12 @@ def evaluate(
         ),
     ] = None,
     output: OutputOption = None,
-    fresh: FreshOption = False,
+    no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the adapter against its base. Exit status 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
     spec = backbone_spec(backbone, quantization)
-    evaluation = load_pipeline().evaluate(target, suite, spec, output, arm or (), fresh)
+    evaluation = load_pipeline().evaluate(target, suite, spec, output, arm or (), no_cache)
     verdict = evaluation.verdict
     if as_json:
         print_json(verdict.to_dict())
@@ -54,7 +54,7 @@ def evaluate(
     raise typer.Exit(VERDICT_STATUS[verdict.decision])
 
 
-def sequence(
+def continual_command(
     targets: Annotated[
         list[Path],
         typer.Argument(metavar="RUN_OR_ADAPTER...", help="Stages in the order of their training."),
@@ -65,17 +65,17 @@ def sequence(
     ] = None,
     backbone: BackboneOption = None,
     quantization: QuantizationOption = None,
-    output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("sequence"),
-    fresh: FreshOption = False,
+    output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("continual"),
+    no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure adapters that were trained one after the other on the tasks of all of them."""
     spec = backbone_spec(backbone, quantization)
     quiet_libraries()
     from lora_kit.evaluation.reporting.show_stages import show_matrix
-    from lora_kit.stages import RECORD, evaluate_sequence
+    from lora_kit.pipeline.continual import RECORD, evaluate_continual
 
-    found = evaluate_sequence(targets, suite, spec, output, fresh)
+    found = evaluate_continual(targets, suite, spec, output, no_cache)
     if as_json:
         print_json(found.to_dict())
     elif is_main_process():

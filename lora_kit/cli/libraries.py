@@ -6,7 +6,7 @@ import logging
 import warnings
 from types import ModuleType
 
-from lora_kit.console import debugging
+from lora_kit.runtime.console import debugging
 
 
 def load_pipeline() -> ModuleType:

@@ -7,12 +7,12 @@ import typer
 from lora_kit.cli.libraries import quiet_libraries
 from lora_kit.cli.options import JsonOption
 from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
-from lora_kit.recipe import recipe_names
+from lora_kit.recipe.recipe import recipe_names
 
 UNGUARDED_STATUS = 2
 
 
-def doctor(as_json: JsonOption = False) -> None:
+def doctor_command(as_json: JsonOption = False) -> None:
     """This machine and this stack: versions, devices, known traps. Exit status 2: one unguarded."""
     quiet_libraries()
     from lora_kit.preflight.doctor import examine
@@ -26,7 +26,7 @@ def doctor(as_json: JsonOption = False) -> None:
     raise typer.Exit(0 if diagnosis.healthy else UNGUARDED_STATUS)
 
 
-def recipes() -> None:
+def recipes_command() -> None:
     """List the bundled recipes."""
     for name in recipe_names():
         print_text(name)

@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from lora_kit.backbone_spec import DType
 from lora_kit.cli.evaluating import backbone_spec
 from lora_kit.cli.libraries import load_pipeline, quiet_libraries
 from lora_kit.cli.options import BackboneOption, JsonOption, OutputOption, QuantizationOption
 from lora_kit.cli.output import print_json, print_text
-from lora_kit.errors import VERDICT_STATUS
-from lora_kit.merging.combining import Method
-from lora_kit.merging.exporting import GgufType, Target
-from lora_kit.recipe import Base
+from lora_kit.merging.combining.methods import CombinationMethod
+from lora_kit.merging.exporting.formats import ExportFormat, GgufType
+from lora_kit.recipe.backbone import DType
+from lora_kit.recipe.sections import MergeBase
+from lora_kit.runtime.errors import VERDICT_STATUS
 
 
-def merge(
+def merge_command(
     target: Annotated[
         Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, or any PEFT adapter directory.")
     ],
@@ -26,7 +26,7 @@ def merge(
     backbone: BackboneOption = None,
     quantization: QuantizationOption = None,
     base: Annotated[
-        Base | None,
+        MergeBase | None,
         typer.Option(
             help="What the adapter is added to: the weights that it was trained on (dequantized), "
             "the checkpoint's (original), or both; by default as the recipe says, or dequantized."
@@ -55,14 +55,14 @@ def merge(
     raise typer.Exit(0 if passed else VERDICT_STATUS["FAIL"])
 
 
-def combine(
+def combine_command(
     adapters: Annotated[
         list[Path],
         typer.Argument(metavar="ADAPTER...", help="Runs or adapter directories of one backbone."),
     ],
     output: Annotated[Path, typer.Option(help="Where the combined adapter goes.")],
     method: Annotated[
-        Method,
+        CombinationMethod,
         typer.Option(
             help="linear: the exact weighted sum, of a rank that is the sum of the ranks. svd: its "
             "best approximation at a rank. ties, dare_linear, dare_ties: without what the adapters "
@@ -101,9 +101,9 @@ def combine(
         print_text(f"{described(result)}\nNext: lora-kit evaluate {output}")
 
 
-def export(
+def export_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A merged model.")],
-    to: Annotated[Target, typer.Option(help="gguf (a file), nf4 or int8 (a directory).")],
+    to: Annotated[ExportFormat, typer.Option(help="gguf (a file), nf4 or int8 (a directory).")],
     output: Annotated[Path, typer.Option(help="Where it goes.")],
     type_: Annotated[
         GgufType | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lora_kit.backbone_spec import Quantization
+from lora_kit.recipe.backbone import Quantization
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")
@@ -39,8 +39,8 @@ ResumeOption = Annotated[
         "checkpoint; without one, begin.",
     ),
 ]
-FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Measure again what was measured before.")
+NoCacheOption = Annotated[
+    bool, typer.Option("--no-cache", help="Measure again what was measured before.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]

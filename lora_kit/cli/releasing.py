@@ -10,10 +10,10 @@ import typer
 from lora_kit.cli.libraries import load_pipeline
 from lora_kit.cli.options import JsonOption, OutputOption, RunArgument
 from lora_kit.cli.output import print_json, print_text
-from lora_kit.errors import ReleaseError
+from lora_kit.runtime.errors import ReleaseError
 
 
-def release(
+def release_command(
     run: RunArgument,
     output: OutputOption = None,
     accept: Annotated[
@@ -44,7 +44,7 @@ def release(
     print_text(show_release(made))
 
 
-def verify(
+def verify_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A release or a run.")],
     as_json: JsonOption = False,
 ) -> None:

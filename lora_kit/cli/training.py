@@ -17,10 +17,10 @@ from lora_kit.cli.options import (
     SetOption,
 )
 from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 
 
-def plan(
+def plan_command(
     recipe: RecipeArgument,
     set_: SetOption = None,
     launch: LaunchOption = None,
@@ -44,7 +44,7 @@ def plan(
         refuse(made.audit)
 
 
-def train(
+def train_command(
     recipe: RecipeArgument,
     set_: SetOption = None,
     output: OutputOption = None,
@@ -55,7 +55,7 @@ def train(
     """Train an adapter. Leaves adapter/, metrics.jsonl and training.png in the run directory."""
     checked = Recipe.load(recipe, set_ or [])
     trained = load_pipeline().train(checked, output, overwrite, resume)
-    root, result = trained.session.run.root, trained.result
+    root, result = trained.run.root, trained.result
     if as_json:
         print_json({"run": str(root), **result.to_dict()})
         return
@@ -72,7 +72,7 @@ def _validation(result: Any) -> str:
     return f", held-out {result.validation_before:.3f} -> {result.validation_after:.3f}"
 
 
-def run(
+def run_command(
     recipe: RecipeArgument,
     set_: SetOption = None,
     output: OutputOption = None,

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Literal
 
 import jinja2
 
+from lora_kit.backbone.encoder_decoder import writes_pairs
 from lora_kit.data.rows import Row
 from lora_kit.data.templates import has_thoughts, plain_prompt, refuse_unwritten, render
-from lora_kit.data_spec import Role
-from lora_kit.encoder_decoder import writes_pairs
-from lora_kit.errors import DataError
+from lora_kit.recipe.data import TurnRole
+from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Labels = Literal["assistant", "last", "completion", "all"] | list[Role]
+Labels = Literal["assistant", "last", "completion", "all"] | list[TurnRole]
 
 
 class RewrittenTurnsError(DataError):
@@ -79,7 +79,7 @@ def _require_an_answer(row: Row, labels: Labels) -> None:
         )
     if labels == "all" or (isinstance(labels, list) and labels != ["assistant"]):
         raise DataError(
-            f"data.labels: {labels}: this backbone is an encoder with a decoder, and what the "
+            f"data.train_on: {labels}: this backbone is an encoder with a decoder, and what the "
             "encoder reads is not learned; possible: assistant, last, completion"
         )
 
@@ -143,7 +143,7 @@ def _turn(row: Row, tokenizer: PreTrainedTokenizerBase, whole: str, end: int, tu
         if start < 0:
             raise DataError(
                 f"{row.origin}: the chat template does not write the {message.role}'s turn {turn} "
-                "as it is, so that it cannot be learned; leave its role out of data.labels"
+                "as it is, so that it cannot be learned; leave its role out of data.train_on"
             )
         return Span(start, len(until))
     before = render(row.messages[:turn], tokenizer, True, row.tools, thinking=has_thoughts(message))

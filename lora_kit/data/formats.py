@@ -23,8 +23,8 @@ from lora_kit.data.turns import (
     read_text,
     read_tools,
 )
-from lora_kit.data_spec import RowFormat
-from lora_kit.errors import DataError
+from lora_kit.recipe.data import RowFormat
+from lora_kit.runtime.errors import DataError
 
 Value = Mapping[str, Any]
 

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lora_kit.classification_spec import ClassificationSpec
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.rows import Row
 from lora_kit.data.templates import control_tokens, refuse_control_tokens
 from lora_kit.data.tokenization import IGNORED, Example
-from lora_kit.errors import DataError
+from lora_kit.recipe.classification import ClassificationSpec
+from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

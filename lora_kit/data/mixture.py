@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_kit.data.row_sets import Rows, joined
-from lora_kit.data_spec import DataSpec
-from lora_kit.errors import DataError
+from lora_kit.recipe.data import DataSpec
+from lora_kit.runtime.errors import DataError
 
 
 def mix(several: Sequence[Rows], spec: DataSpec, seed: int) -> Rows:

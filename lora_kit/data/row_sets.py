@@ -11,9 +11,9 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_kit.data.files.tables import BLOCK
 from lora_kit.data.rows import Row
-from lora_kit.data.tables import BLOCK
-from lora_kit.digests import json_sha256
+from lora_kit.runtime.hashes import json_sha256
 
 
 @dataclass(frozen=True, eq=False)

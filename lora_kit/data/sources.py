@@ -11,15 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from lora_kit.data.areas import area_rows
-from lora_kit.data.datafiles import ENDINGS, kind_of
-from lora_kit.data.docstrings import docstring_pairs, docstring_rows
-from lora_kit.data.formats import check_columns, parse_row
-from lora_kit.data.reference import reference_rows
-from lora_kit.data.row_sets import Rows, Source
-from lora_kit.data.rows import Row, split_of
-from lora_kit.data.sums import sum_rows
-from lora_kit.data.tables import (
+from lora_kit.data.builtin.areas import area_rows
+from lora_kit.data.builtin.docstrings import docstring_pairs, docstring_rows
+from lora_kit.data.builtin.reference import reference_rows
+from lora_kit.data.builtin.sums import sum_rows
+from lora_kit.data.files.datafiles import ENDINGS, kind_of
+from lora_kit.data.files.tables import (
     ArrowTable,
     Table,
     Wanted,
@@ -27,9 +24,12 @@ from lora_kit.data.tables import (
     is_hub_id,
     open_table,
 )
-from lora_kit.data_spec import SourceSpec
-from lora_kit.digests import json_sha256
-from lora_kit.errors import DataError
+from lora_kit.data.formats import check_columns, parse_row
+from lora_kit.data.row_sets import Rows, Source
+from lora_kit.data.rows import Row, split_of
+from lora_kit.recipe.data import SourceSpec
+from lora_kit.runtime.errors import DataError
+from lora_kit.runtime.hashes import json_sha256
 
 # Rows, and the shares of their clusters that are held out for validation and test.
 BUILT_IN: dict[str, tuple[Callable[[], Sequence[Row]], float, float]] = {

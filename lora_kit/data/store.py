@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from lora_kit.console import meter
+from lora_kit.data.files.tables import BLOCK
 from lora_kit.data.labelled import encode_rows
 from lora_kit.data.prepared import SCHEMA, Counts, PreparedData, Tally
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.rows import Row
-from lora_kit.data.tables import BLOCK
 from lora_kit.data.tokenization import tokenize_rows
-from lora_kit.data_spec import DataSpec
-from lora_kit.digests import json_sha256
-from lora_kit.errors import DataError
-from lora_kit.files import read_json, write_json
-from lora_kit.gguf import cache_directory
+from lora_kit.recipe.data import DataSpec
+from lora_kit.runtime.cache import cache_directory
+from lora_kit.runtime.console import meter
+from lora_kit.runtime.errors import DataError
+from lora_kit.runtime.files import read_json, shared_directory, write_json
+from lora_kit.runtime.hashes import json_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +68,7 @@ def kept(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> Prep
     Raises:
         DataError: if a row is wrong, or what is kept cannot be read.
     """
-    from lora_kit.processes import process_state
+    from lora_kit.runtime.processes import process_state
 
     directory = cache_directory() / "examples" / _key(rows, tokenizer, spec)
     with process_state().local_main_process_first():
@@ -91,9 +89,7 @@ def kept(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> Prep
 
 
 def _keep(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, directory: Path) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=directory.parent))
-    try:
+    with shared_directory(directory) as temporary:
         with pa.OSFile(str(temporary / EXAMPLES), "wb") as sink:
             tally = _write(rows, tokenizer, spec, sink)
         summary = {
@@ -102,14 +98,6 @@ def _keep(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, direct
             "dropped": tally.dropped,
         }
         write_json(temporary / SUMMARY, summary)
-        try:
-            temporary.rename(directory)
-        except OSError:
-            # Another process was faster with the same rows.
-            if not directory.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(
@@ -132,7 +120,7 @@ def _write(
                 encode_rows(block, tokenizer, spec.max_length, classes)
                 if classes
                 else tokenize_rows(
-                    block, tokenizer, spec.max_length, spec.labels, spec.documents == "split"
+                    block, tokenizer, spec.max_length, spec.train_on, spec.overflow == "split"
                 )
             )
             for row, part, examples in zip(block, parts, several, strict=True):
@@ -158,7 +146,7 @@ def _blocks(rows: Sequence[Row]) -> Iterator[tuple[list[Row], list[int]]]:
 def _key(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> str:
     """The sha256 of all that decides what the rows become."""
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
     parts = {
         "version": VERSION,
@@ -167,9 +155,9 @@ def _key(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> str:
         "rows": rows.digest(),
         "names": [source.name for source in rows.sources],
         "tokenizer": _tokenizer_digest(tokenizer),
-        "labels": spec.labels,
+        "train_on": spec.train_on,
         "max_length": spec.max_length,
-        "documents": spec.documents,
+        "overflow": spec.overflow,
     }
     return json_sha256(parts)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
+from lora_kit.backbone.encoder_decoder import writes_pairs
 from lora_kit.data.drafts import Draft, Labels, Span, draft, drafts
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.templates import (
@@ -24,8 +25,7 @@ from lora_kit.data.templates import (
     render,
     special_token_ids,
 )
-from lora_kit.encoder_decoder import writes_pairs
-from lora_kit.errors import DataError
+from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_kit.data.rows import Message
-from lora_kit.errors import DataError
+from lora_kit.runtime.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")
 # OpenAI calls the system's turns so since 2024; templates know the older name.
@@ -79,7 +79,7 @@ def check_last(messages: Sequence[Message], origin: str) -> None:
         raise DataError(
             f"{origin}: the last turn is the {messages[-1].role}'s; it has to be the assistant's, "
             "whose words are what is learned (of a conversation that is learned whole, with "
-            "data.labels: all, it may be any)"
+            "data.train_on: all, it may be any)"
         )
 
 
@@ -127,7 +127,7 @@ def _message(turn: object, place: str) -> Message:
     if role == "assistant" and turn.get("weight", 1) not in (None, 1):
         raise DataError(
             f"{place}: weight {turn['weight']!r}: turns are not weighted one by one; leave the "
-            "weights out, or let data.labels say which turns are learned"
+            "weights out, or let data.train_on say which turns are learned"
         )
     if is_call and role != "assistant":
         raise DataError(f"{place}: only the assistant makes tool_calls, found role {role!r}")

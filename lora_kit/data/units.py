@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from lora_kit.data.answered import encode_answered
+from lora_kit.data.files.tables import BLOCK
 from lora_kit.data.prepared import SCHEMA, PreparedData, Tally
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.rows import Row
-from lora_kit.data.tables import BLOCK
 from lora_kit.data.tokenization import Example, tokenize_rows
-from lora_kit.data_spec import DataSpec
-from lora_kit.errors import DataError
-from lora_kit.objective_spec import PAIRED, Objective
+from lora_kit.recipe.data import DataSpec
+from lora_kit.recipe.objective import PAIRED, Objective
+from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,1 +1,1 @@
-"""Suites x arms -> ledger -> statistics -> verdict and report."""
+"""Suites x arms -> ledger -> verdict and report."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine import drift
 from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.evaluation.engine.journal import KEPT, Journal, Journals, journal_path
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.ledger import DRIFT, Entry, Ledger
-from lora_kit.files import read_json
+from lora_kit.runtime.errors import EvaluationError
+from lora_kit.runtime.files import read_json
 
 LEDGER = "ledger.parquet"
 VERDICT = "verdict.json"

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lora_kit.console import say
 from lora_kit.data.labelled import encode_texts
-from lora_kit.errors import DataError
 from lora_kit.evaluation.grading import grade_class
 from lora_kit.evaluation.headed import Askable
 from lora_kit.evaluation.item import ClassRequest, Item, Task
 from lora_kit.evaluation.reading import Question
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.tasks import chosen_rows
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,10 +10,10 @@ from scipy.special import softmax
 
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.pairs import Pairs, mean_score
-from lora_kit.evaluation.statistics.calibration import CalibrationComparison, compare_calibration
-from lora_kit.evaluation.statistics.decisions import Interval, holm, loss_p, paired_interval
-from lora_kit.evaluation.statistics.labels import LabelScores, label_scores
 from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.statistics.calibration import CalibrationComparison, compare_calibration
+from lora_kit.statistics.decisions import Interval, holm, loss_p, paired_interval
+from lora_kit.statistics.labels import LabelScores, label_scores
 
 # A slice of fewer items says nothing that an interval would not drown.
 SMALLEST_SLICE = 5

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from scipy.special import logsumexp
 
-from lora_kit.digests import file_sha256
-from lora_kit.evaluation.checks import follows
 from lora_kit.evaluation.item import ChoiceRequest, Grade, Graded, Item, LossRequest, Outcome
-from lora_kit.evaluation.metrics import Metric, load_metric
 from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.metrics.instruction_checks import follows
+from lora_kit.metrics.load import Metric, load_metric
+from lora_kit.runtime.hashes import file_sha256
 
 # Raise it when the same outcome can have another grade than before.
 GRADING = "1"
@@ -46,7 +46,7 @@ def grader(spec: TaskSpec) -> Grade:
         return grade_instruction
     if spec.kind == "generation":
         assert spec.metric is not None  # the schema sees to it
-        first_line = spec.answer == "first_line"
+        first_line = spec.scored_text == "first_line"
         return partial(grade_generation, metric=load_metric(spec.metric), first_line=first_line)
     return partial(grade_choice, score=spec.score or "accuracy")
 

@@ -11,11 +11,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lora_kit.adapters import adapter_sha256
-from lora_kit.backbone import Backbone
-from lora_kit.console import say
+from lora_kit.adapter.attach import adapter_sha256
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Row
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.assembly import (
     LEDGER,
     VERDICT,
@@ -27,19 +25,22 @@ from lora_kit.evaluation.assembly import (
     stored_items,
     with_part,
 )
-from lora_kit.evaluation.engine.arm import Bench, LoadedArms
+from lora_kit.evaluation.engine.arm import EvaluationContext, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal, Journals
 from lora_kit.evaluation.engine.retrieval import Retriever, retrieved
-from lora_kit.evaluation.engine.run import evaluate_models, stop_token_ids
-from lora_kit.evaluation.engine.work import Work, plan_work
+from lora_kit.evaluation.engine.run import evaluate_models
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, Ledger, read_ledger, write_ledger
 from lora_kit.evaluation.reporting.report import ReportFacts, write_report
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
-from lora_kit.files import read_json, whole_file, write_json
-from lora_kit.processes import made_by_first, process_state, require_agreement
-from lora_kit.recipe import MERGED_ARMS
+from lora_kit.modeling.generation import stop_token_ids
+from lora_kit.recipe.sections import MERGED_ARMS
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import EvaluationError
+from lora_kit.runtime.files import read_json, whole_file, write_json
+from lora_kit.runtime.processes import made_by_first, process_state, require_agreement
 
 SUITES = "suites.json"
 
@@ -67,8 +68,7 @@ class Measurement:
         models: arms that are models.
         directory: where the results go.
         facts: title of the report, and what it shows beside what is known here.
-        shots: that the arm `fewshot` is shown; 0 where there is none.
-        training: rows that shots and retrieved answers are taken from.
+        training: rows that retrieved answers are taken from.
         retrieval: whether there is that arm.
         fresh: whether what was measured before is measured again.
     """
@@ -79,26 +79,19 @@ class Measurement:
     models: Sequence[LoadedArms]
     directory: Path
     facts: ReportFacts
-    shots: int = 0
     training: Sequence[Row] = ()
     retrieval: bool = False
-    fresh: bool = False
+    no_cache: bool = False
 
 
-def run_suites(wanted: Measurement) -> Evaluation:
+def run_evaluation(wanted: Measurement, work: Sequence[Work]) -> Evaluation:
     """Evaluate all arms, judge them, and write ledger, verdict and report.
 
-    What an earlier evaluation of the same has left, be it killed or whole, is not measured again.
+    Results that an earlier evaluation of the same has left, be it killed or complete, are reused.
 
-    Raises:
-        LoraKitError: of the first source, item or metric that is wrong; nothing is measured.
-    """
-    work = plan_work(wanted.suites, wanted.backbone, wanted.shots, wanted.training)
-    return run_work(wanted, work)
-
-
-def run_work(wanted: Measurement, work: Sequence[Work]) -> Evaluation:
-    """The same, of work that is planned: that of the suites, or of some of their items.
+    Args:
+        wanted: what to measure, and where the results go.
+        work: the items of the suites, or some of them, in batches.
 
     Raises:
         LoraKitError: if processes differ in what they were given, or an arm cannot be evaluated.
@@ -113,7 +106,7 @@ def run_work(wanted: Measurement, work: Sequence[Work]) -> Evaluation:
             ).hexdigest(),
         }
     )
-    if wanted.fresh and state.is_main_process:
+    if wanted.no_cache and state.is_main_process:
         Journal(wanted.directory, state.process_index).discard()
     state.wait_for_everyone()
     journal = Journal(wanted.directory, state.process_index)
@@ -125,8 +118,8 @@ def run_work(wanted: Measurement, work: Sequence[Work]) -> Evaluation:
     journal.open()
     state.wait_for_everyone()
     made_by_first(lambda: _begin(wanted, parts, stored, measured))
-    bench = Bench(
-        wanted.backbone.tokenizer, stop_token_ids(wanted.backbone), journal, done, wanted.fresh
+    bench = EvaluationContext(
+        wanted.backbone.tokenizer, stop_token_ids(wanted.backbone), journal, done, wanted.no_cache
     )
     evaluate_models(wanted.models, work, bench)
     state.wait_for_everyone()
@@ -141,13 +134,13 @@ Sets = dict[str, set[str]]
 def _results(wanted: Measurement, journal: Journal, parts: Sequence[Part]) -> tuple[Sets, Sets]:
     """Items with a result by key: in the journals, and in an earlier ledger."""
     measured = journal.done([part.key for part in parts])
-    return measured, {} if wanted.fresh else stored_items(wanted.directory, parts)
+    return measured, {} if wanted.no_cache else stored_items(wanted.directory, parts)
 
 
 def _say_what_is_there(done: Ids) -> None:
     count = sum(len(items) for items in done.values())
     if count:
-        say(f"{count:,} results are there already and are used; --fresh measures them again")
+        say(f"{count:,} results are there already and are used; --no-cache measures them again")
 
 
 def _begin(wanted: Measurement, parts: Sequence[Part], stored: Ids, measured: Ids) -> None:

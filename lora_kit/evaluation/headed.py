@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.runtime.errors import EvaluationError
 
 
 @dataclass(frozen=True)

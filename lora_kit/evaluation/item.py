@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_kit.data.tokenization import Example
-from lora_kit.evaluation.checks import Check
 from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.metrics.instruction_checks import Check
 
 
 @dataclass(frozen=True)

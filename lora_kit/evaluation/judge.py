@@ -7,13 +7,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation import facets
 from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.evaluation.pairs import Entries, Pairs, mean_score, pair
 from lora_kit.evaluation.shipping import shipping
 from lora_kit.evaluation.source import Source, source_of
-from lora_kit.evaluation.statistics.decisions import (
+from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.verdict import (
+    WAYS,
+    BaselineComparison,
+    Finding,
+    MergedTask,
+    SuiteVerdict,
+    TaskVerdict,
+    Verdict,
+)
+from lora_kit.recipe.sections import MERGED_ARMS
+from lora_kit.runtime.errors import EvaluationError
+from lora_kit.statistics.decisions import (
     Comparison,
     Decision,
     combined,
@@ -21,18 +32,7 @@ from lora_kit.evaluation.statistics.decisions import (
     non_inferiority,
     superiority,
 )
-from lora_kit.evaluation.statistics.labels import compare_macro_f1, label_scores
-from lora_kit.evaluation.suite import Suite, TaskSpec
-from lora_kit.evaluation.verdict import (
-    WAYS,
-    Finding,
-    MergedTask,
-    Rival,
-    SuiteVerdict,
-    TaskVerdict,
-    Verdict,
-)
-from lora_kit.recipe import MERGED_ARMS
+from lora_kit.statistics.labels import compare_macro_f1, label_scores
 
 ALARM_ALPHA = 0.05
 
@@ -102,7 +102,7 @@ def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Ta
         p=comparison.p,
         method=comparison.method,
         margin=task.margin,
-        why=task.why,
+        rationale=task.rationale,
         missing=pairs.missing,
         won=pairs.won,
         lost=pairs.lost,
@@ -198,7 +198,7 @@ def _level(entries: Sequence[Entry], task: TaskSpec) -> float:
 
 def _rivals(
     suite: Suite, task: TaskSpec, arms: Mapping[str, Entries], adapter: Entries
-) -> tuple[Rival, ...]:
+) -> tuple[BaselineComparison, ...]:
     found = []
     for arm in WAYS:
         if arm not in arms or suite.role != "gain":
@@ -209,7 +209,9 @@ def _rivals(
             continue  # a rival without a score beats nobody
         compared = _compare(pairs, suite, task)
         found.append(
-            Rival(arm, _level(pairs.before, task), compared.interval, compared.p, compared.decision)
+            BaselineComparison(
+                arm, _level(pairs.before, task), compared.interval, compared.p, compared.decision
+            )
         )
     return tuple(found)
 
@@ -242,7 +244,7 @@ def _findings(suite: SuiteVerdict) -> list[Finding]:
     return found
 
 
-def _finding(suite: str, task: TaskVerdict, rival: Rival) -> Finding:
+def _finding(suite: str, task: TaskVerdict, rival: BaselineComparison) -> Finding:
     better = rival.decision == "FAIL"
     relation = "is better than" if better else "is not shown to be worse than"
     text = f"{WAYS[rival.arm]} ({rival.arm}) {relation} the adapter on {task.task}"

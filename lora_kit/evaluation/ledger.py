@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lora_kit.errors import EvaluationError
-from lora_kit.files import whole_file
+from lora_kit.runtime.errors import EvaluationError
+from lora_kit.runtime.files import whole_file
 
 DRIFT = "drift"
 """The arm whose score is how far the adapter's distributions are from the base's: their KL."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.runtime.errors import EvaluationError
 
 Entries = Mapping[str, Entry]
 

@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_kit.data.files.tables import read_table
 from lora_kit.data.formats import parse_row
 from lora_kit.data.labelled import text_of
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import BUILT_IN, SPLITS, read_source
-from lora_kit.data.tables import read_table
-from lora_kit.data_spec import SourceSpec
-from lora_kit.errors import DataError
 from lora_kit.evaluation.items import instructions
 from lora_kit.evaluation.items.registry import CHOICE_SOURCES
 from lora_kit.evaluation.items.row import ChoiceRow
 from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.recipe.data import SourceSpec
+from lora_kit.runtime.errors import DataError
 
 QUESTION_ROW = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
 LABEL_ROW = '{"text": "...", "label": "..."}'
@@ -44,7 +44,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Talk:
+class Conversation:
     """A row of prose or of a conversation; any of `references` would be a right last turn."""
 
     id: str
@@ -154,7 +154,7 @@ def _built_in(spec: TaskSpec) -> Rows:
     return read_source(source, 0, f"task {spec.name}: source")
 
 
-def read_talks(spec: TaskSpec) -> list[Talk]:
+def read_talks(spec: TaskSpec) -> list[Conversation]:
     """Rows of a loss or a generation task.
 
     Raises:
@@ -162,7 +162,7 @@ def read_talks(spec: TaskSpec) -> list[Talk]:
     """
     if spec.source in BUILT_IN:
         rows = _built_in_rows(spec)
-        return [Talk(row.origin, row, _reference(row), row.cluster) for row in rows]
+        return [Conversation(row.origin, row, _reference(row), row.cluster) for row in rows]
     return [_talk(value, origin, spec) for value, origin in _table(spec, BUILT_IN)]
 
 
@@ -300,7 +300,7 @@ def _labelled(
     return value, origin, str(label)
 
 
-def _talk(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Talk:
+def _talk(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Conversation:
     references = value.get("references", value.get("targets"))
     if _is_text(references):
         references = [references]
@@ -313,7 +313,7 @@ def _talk(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Talk:
     row = parse_row(value, origin)
     cluster = _cluster(value, origin, spec)
     row = dataclasses.replace(row, cluster=cluster)
-    return Talk(
+    return Conversation(
         _identifier(value, origin),
         row,
         tuple(references) if references else _reference(row),

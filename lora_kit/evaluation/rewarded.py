@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lora_kit.console import say
 from lora_kit.data.answered import encode_answered
 from lora_kit.data.rows import Message, Row
 from lora_kit.evaluation.grading import grade_reward
@@ -14,6 +13,7 @@ from lora_kit.evaluation.item import Item, RewardRequest, Task
 from lora_kit.evaluation.reading import Question
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.tasks import chosen_rows, filled
+from lora_kit.runtime.console import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

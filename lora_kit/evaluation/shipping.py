@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lora_kit.evaluation.statistics.decisions import combined, holm
 from lora_kit.evaluation.verdict import MergedTask, SuiteVerdict
-from lora_kit.recipe import MERGED_ARMS
+from lora_kit.recipe.sections import MERGED_ARMS
+from lora_kit.statistics.decisions import combined, holm
 
 RANK = {"PASS": 2, "INCONCLUSIVE": 1, "FAIL": 0}
 SHIPPING_ALPHA = 0.05

@@ -8,19 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_kit.digests import json_sha256
-from lora_kit.errors import RecipeError
-from lora_kit.schema import (
-    Count,
-    Fraction,
-    Positive,
-    Section,
-    Whole,
-    bundled_names,
-    find_document,
-    read_document,
-    validate,
-)
+from lora_kit.recipe.bundled import bundled_names, find_document
+from lora_kit.recipe.document import read_document
+from lora_kit.recipe.load import validate
+from lora_kit.recipe.section import Count, Fraction, Positive, Section, Whole
+from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.hashes import json_sha256
 
 # In a wheel, and in a checkout.
 SUITE_FOLDERS = ("suites", "eval/suites")
@@ -77,7 +70,7 @@ class TaskSpec(Section):
     """Fields by whose values the result is told apart, besides those of a built-in source."""
     margin: Positive | None = None
     """Retention only: the largest loss of quality that is tolerated, in the unit of the score."""
-    why: str = ""
+    rationale: str = ""
     """Retention only: why this margin."""
     effect: Positive | None = None
     """Gain only: the gain that you hope for; `plan` says how many items would show it."""
@@ -91,7 +84,7 @@ class TaskSpec(Section):
     by default its first."""
     lower_is_better: bool = False
     """Generation, `lm_eval`: whether a lower value of the metric is better, as for error rates."""
-    answer: Literal["whole", "first_line"] = "whole"
+    scored_text: Literal["whole", "first_line"] = "whole"
     """Generation only: what of the output is the answer that the metric sees."""
     max_length: Count = 1024
     """Tokens of an item or a prompt; longer ones are cut or refused."""
@@ -106,8 +99,8 @@ class TaskSpec(Section):
             raise ValueError(f"a {self.kind} task takes no `metric`")
         if self.kind not in ("generation", "lm_eval") and self.lower_is_better:
             raise ValueError(f"a {self.kind} task takes no `lower_is_better`")
-        if self.kind != "generation" and self.answer != "whole":
-            raise ValueError(f"a {self.kind} task takes no `answer`")
+        if self.kind != "generation" and self.scored_text != "whole":
+            raise ValueError(f"a {self.kind} task takes no `scored_text`")
         return self
 
     @model_validator(mode="after")

@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lora_kit.backbone.encoder_decoder import writes_pairs
+from lora_kit.data.files.tables import is_hub_id
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.tables import is_hub_id
 from lora_kit.data.templates import control_tokens, refuse_control_tokens
 from lora_kit.data.tokenization import IGNORED, Example, tokenize, tokenize_prompt
-from lora_kit.encoder_decoder import writes_pairs
-from lora_kit.errors import DataError, EvaluationError
 from lora_kit.evaluation.grading import grader
 from lora_kit.evaluation.item import (
     Branch,
@@ -25,20 +24,21 @@ from lora_kit.evaluation.item import (
     Task,
 )
 from lora_kit.evaluation.reading import (
+    Conversation,
     Instruction,
     Question,
-    Talk,
     read_instructions,
     read_labelled,
     read_questions,
     read_talks,
 )
 from lora_kit.evaluation.suite import FIELD, QUESTION, TEXT, TaskSpec
+from lora_kit.runtime.errors import DataError, EvaluationError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-R = TypeVar("R", Question, Talk, Instruction)
+R = TypeVar("R", Question, Conversation, Instruction)
 
 # A solved example: turns that come before the item's own.
 Shot = tuple[Message, ...]
@@ -155,7 +155,7 @@ def _solved(row: Any, spec: TaskSpec) -> Shot:
             Message("user", filled(row, spec)),
             Message("assistant", row.choices[row.answer]),
         )
-    if isinstance(row, Talk) and row.row.messages:
+    if isinstance(row, Conversation) and row.row.messages:
         return row.row.messages
     raise DataError(f"task {spec.name}: {spec.source} has no answers to show; leave `shots` out")
 
@@ -166,7 +166,7 @@ def shot_of(row: Row) -> Shot | None:
 
 
 def _loss_item(
-    talk: Talk, shots: Sequence[Shot], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase
+    talk: Conversation, shots: Sequence[Shot], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase
 ) -> Item:
     row = talk.row
     if shots and row.text is not None:
@@ -193,7 +193,7 @@ def _loss_item(
 
 
 def _behind_shots(
-    example: Example, talk: Talk, shots: Sequence[Shot], tokenizer: PreTrainedTokenizerBase
+    example: Example, talk: Conversation, shots: Sequence[Shot], tokenizer: PreTrainedTokenizerBase
 ) -> Example:
     """The example with other turns before its prompt; what is scored are the same tokens."""
     asked = talk.row.messages[:-1]
@@ -212,7 +212,7 @@ def _behind_shots(
 
 
 def _generation_item(
-    talk: Talk, shots: Sequence[Shot], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase
+    talk: Conversation, shots: Sequence[Shot], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase
 ) -> Item:
     row = talk.row
     if row.text is not None:

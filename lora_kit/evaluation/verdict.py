@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_kit.evaluation.facets import Classes, Drift, Measure, Slice
-from lora_kit.evaluation.statistics.calibration import CalibrationComparison
-from lora_kit.evaluation.statistics.decisions import Decision, Interval
 from lora_kit.evaluation.suite import Role
-from lora_kit.files import finite
+from lora_kit.runtime.files import finite
+from lora_kit.statistics.calibration import CalibrationComparison
+from lora_kit.statistics.decisions import Decision, Interval
 
 # Cheaper ways to the same end; an adapter that does not beat them was not worth its training.
 WAYS = {
@@ -21,7 +21,7 @@ WAYS = {
 
 
 @dataclass(frozen=True)
-class Rival:
+class BaselineComparison:
     """The adapter against another way to the same end.
 
     Attributes:
@@ -95,7 +95,7 @@ class TaskVerdict:
     p: float
     method: str
     margin: float | None
-    why: str
+    rationale: str
     missing: int
     won: int
     lost: int
@@ -106,7 +106,7 @@ class TaskVerdict:
     merged: Decision | None
     merged_interval: Interval | None
     merges: tuple[MergedTask, ...]
-    rivals: tuple[Rival, ...]
+    rivals: tuple[BaselineComparison, ...]
     measures: tuple[Measure, ...]
     slices: tuple[Slice, ...]
     calibration: CalibrationComparison | None

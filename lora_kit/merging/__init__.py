@@ -1,1 +1,1 @@
-"""Shards in -> shards out, then compared with base + adapter."""
+"""Merging an adapter into its backbone, shard by shard, and verifying the result."""

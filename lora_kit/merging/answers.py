@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_kit.data.tokenization import IGNORED, Example
-from lora_kit.encoder_decoder import new_tokens
-from lora_kit.errors import MergeError
-from lora_kit.likelihood import pad_examples, to_device, wanted_logits
+from lora_kit.modeling.generation import generate_batch
+from lora_kit.modeling.likelihood import logits_at, pad_examples, to_device
+from lora_kit.runtime.errors import MergeError
 
 MOST_POSITIONS = 512
 TEXTS, TEXT_TOKENS = 4, 32
@@ -186,7 +186,7 @@ def predict(model: Any, examples: Sequence[Example]) -> torch.Tensor:
         if places:
             columns = torch.tensor(places, device=device)
             batch = to_device(pad_examples([example], 0), device)
-            logits = wanted_logits(model, batch, None, torch.zeros_like(columns), columns)
+            logits = logits_at(model, batch, torch.zeros_like(columns), columns)
             kept.append(logits.float().log_softmax(dim=-1).cpu())
     if not kept:
         raise MergeError("no held-out tokens to compare the merged model on; add data.validation")
@@ -195,17 +195,12 @@ def predict(model: Any, examples: Sequence[Example]) -> torch.Tensor:
 
 def _generated(model: Any, questions: Questions) -> torch.Tensor:
     """All at once: quantized weights are unpacked in each pass, however many rows it has."""
-    device = next(model.parameters()).device
-    prompts = [_prompt(example) for example in questions.examples[:TEXTS]]
-    batch = pad_examples([Example(ids, ids) for ids in prompts], questions.stop_token_ids[0])
-    made = new_tokens(
+    made = generate_batch(
         model,
-        batch["input_ids"].to(device),
-        batch["attention_mask"].to(device),
-        max_new_tokens=TEXT_TOKENS,
-        do_sample=False,
-        eos_token_id=list(questions.stop_token_ids),
+        [_prompt(example) for example in questions.examples[:TEXTS]],
+        questions.stop_token_ids,
         pad_token_id=questions.stop_token_ids[0],
+        max_new_tokens=TEXT_TOKENS,
     ).cpu()
     found = torch.full((TEXTS, TEXT_TOKENS), -1)
     found[: len(made), : made.shape[1]] = made

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lora_kit.errors import MergeError
+from lora_kit.runtime.errors import MergeError
 
 # PEFT's name of an adapter that is given none.
 ADAPTER = "default"

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lora_kit.files import write_json
-from lora_kit.merging.hollow import Hollow
-
-if TYPE_CHECKING:
-    from lora_kit.merging.stream import MergePlan
+from lora_kit.merging.hollow import MetaModel
+from lora_kit.merging.plan import MergePlan
+from lora_kit.runtime.files import write_json
 
 COPIED = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
 
 
-def write_configuration(plan: MergePlan, hollow: Hollow, directory: Path) -> None:
+def write_configuration(plan: MergePlan, hollow: MetaModel, directory: Path) -> None:
     """Write it, as it is for the merged weights."""
     config = json.loads((plan.base / "config.json").read_text())
     config.pop("quantization_config", None)

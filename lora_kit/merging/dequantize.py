@@ -17,7 +17,7 @@ def dequantized(weight: torch.Tensor, quantization: str) -> torch.Tensor:
     """
     import bitsandbytes.functional as bnb
 
-    from lora_kit.processes import process_state
+    from lora_kit.runtime.processes import process_state
 
     # The same kernels as in training: another device may round a tie otherwise.
     moved = weight.contiguous().to(process_state().device)

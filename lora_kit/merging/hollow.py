@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from lora_kit.encoder_decoder import language_model_class
-from lora_kit.errors import MergeError
+from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kit.adapter.saved_configuration import NOT_FITTING
+from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.merging.arithmetic import (
     ADAPTER,
     Read,
@@ -29,7 +29,7 @@ from lora_kit.merging.arithmetic import (
 )
 from lora_kit.merging.methods import adapter_configuration, residue_of
 from lora_kit.merging.tensors import stored_tensors
-from lora_kit.saved_configuration import NOT_FITTING
+from lora_kit.runtime.errors import MergeError
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -41,7 +41,7 @@ WRAPPERS = ("base_layer", "token_adapter", "original_module")
 
 
 @dataclass(frozen=True)
-class Hollow:
+class MetaModel:
     """What an adapter does to a model, by the names that the model's parameters have without it.
 
     Attributes:
@@ -120,7 +120,7 @@ class Hollow:
         return self.replaced[name] if name in self.replaced else read(name)
 
 
-def hollow_model(base: Path, adapter: Path | None) -> Hollow:
+def hollow_model(base: Path, adapter: Path | None) -> MetaModel:
     """Attach an adapter from disk to the shapes of its backbone.
 
     Args:
@@ -139,7 +139,9 @@ def hollow_model(base: Path, adapter: Path | None) -> Hollow:
     # Before anything is attached: PEFT changes the names.
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     transposed = frozenset(name for name, m in model.named_modules() if isinstance(m, Conv1D))
-    bare = Hollow(model, shapes, transposed, get_model_conversion_mapping(model), _aliases(model))
+    bare = MetaModel(
+        model, shapes, transposed, get_model_conversion_mapping(model), _aliases(model)
+    )
     if adapter is None:
         return bare
     config = adapter_configuration(adapter)
@@ -246,7 +248,7 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).strip().splitlines()[:3])
 
 
-def _collect(attached: Any, hollow: Hollow) -> None:
+def _collect(attached: Any, hollow: MetaModel) -> None:
     """Note what each layer of the adapter stands for."""
     from peft.tuners.lora import ParamWrapper
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.adapters import attach_to
-from lora_kit.console import say
-from lora_kit.errors import AdapterError, MergeError
-from lora_kit.files import whole_directory
-from lora_kit.fingerprint import weight_files
+from lora_kit.adapter.attach import attach_to
+from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.merging.configuration import write_configuration
 from lora_kit.merging.hollow import hollow_model
 from lora_kit.merging.methods import adapter_configuration, is_streamed
 from lora_kit.merging.partial import require_free, require_room
+from lora_kit.merging.plan import MergePlan, MergeResult
 from lora_kit.merging.reloaded import Computing, reload
-from lora_kit.merging.stream import MergePlan, MergeResult, merge_stream
+from lora_kit.merging.stream import merge_stream
 from lora_kit.merging.tensors import by_key
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import AdapterError, MergeError
+from lora_kit.runtime.files import whole_directory
 
 if TYPE_CHECKING:
     from peft import PeftModel

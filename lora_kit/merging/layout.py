@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from lora_kit.errors import MergeError
-from lora_kit.merging.hollow import Hollow
+from lora_kit.merging.hollow import MetaModel
 from lora_kit.merging.tensors import Stored
+from lora_kit.runtime.errors import MergeError
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Group:
     converter: Any = None
     patterns: tuple[str, ...] = ()
 
-    def parameters(self, hollow: Hollow, device: str = "cpu") -> dict[str, torch.Tensor]:
+    def parameters(self, hollow: MetaModel, device: str = "cpu") -> dict[str, torch.Tensor]:
         """The parameters, in the dtype that they are stored in; on `meta`, their shapes."""
         if self.converter is None:
             return {self.targets[0]: self.stored[0].read()}
@@ -49,7 +49,7 @@ class Group:
         return _converted(converter, self.targets[0], hollow)
 
     def back(
-        self, parameters: Mapping[str, torch.Tensor], hollow: Hollow
+        self, parameters: Mapping[str, torch.Tensor], hollow: MetaModel
     ) -> dict[str, torch.Tensor]:
         """The checkpoint's tensors of changed parameters.
 
@@ -80,7 +80,7 @@ class Group:
         return tensors
 
 
-def groups(stored: Mapping[str, Stored], hollow: Hollow) -> Iterator[Group]:
+def groups(stored: Mapping[str, Stored], hollow: MetaModel) -> Iterator[Group]:
     """Every tensor of a checkpoint, in one group each, in the order of the files."""
     from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
 
@@ -107,7 +107,7 @@ def groups(stored: Mapping[str, Stored], hollow: Hollow) -> Iterator[Group]:
         yield Group(tensors, tuple(made), by_pattern[pattern], patterns)
 
 
-def _renamings(hollow: Hollow) -> list[Any]:
+def _renamings(hollow: MetaModel) -> list[Any]:
     from transformers.core_model_loading import WeightRenaming
 
     return [rule for rule in hollow.conversions if isinstance(rule, WeightRenaming)]
@@ -120,6 +120,6 @@ def _renamed(key: str, renamings: list[Any]) -> str:
     return renamed
 
 
-def _converted(converter: Any, name: str, hollow: Hollow) -> dict[str, torch.Tensor]:
+def _converted(converter: Any, name: str, hollow: MetaModel) -> dict[str, torch.Tensor]:
     made = converter.convert(name, model=hollow.model, config=hollow.model.config)
     return {key: t[0] if isinstance(t, list) else t for key, t in made.items()}

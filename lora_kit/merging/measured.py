@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from lora_kit.adapters import switched_off
 from lora_kit.data.tokenization import Example
 from lora_kit.merging.answers import Answers, Questions, answer, inputs_for, output_of, predict
 from lora_kit.merging.hollow import bare_name
+from lora_kit.modeling.modes import adapter_disabled
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def measure(model: Any, questions: Questions) -> Measured:
     outputs = {
         name: output_of(module, questions.modules[name], model) for name, module in modules.items()
     }
-    with switched_off(model):
+    with adapter_disabled(model):
         control = predict(model, questions.examples)
         without = {
             name: output_of(module, questions.modules[name], model)

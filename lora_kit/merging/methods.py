@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_kit.adapters import ADAPTER_CONFIG
-from lora_kit.errors import MergeError
-from lora_kit.saved_configuration import read_configuration, require_options
+from lora_kit.adapter.attach import ADAPTER_CONFIG
+from lora_kit.adapter.saved_configuration import read_configuration, require_options
+from lora_kit.runtime.errors import MergeError
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_kit.adapters import adapter_sha256
-from lora_kit.digests import json_sha256
-from lora_kit.errors import MergeError
-from lora_kit.files import write_json
+from lora_kit.adapter.attach import adapter_sha256
 from lora_kit.merging.tensors import Planned, stored_tensors, write_tensors
+from lora_kit.runtime.errors import MergeError
+from lora_kit.runtime.files import replace_directory, write_json
+from lora_kit.runtime.hashes import json_sha256
 
 INDEX = "model.safetensors.index.json"
 # Tensors that are made at a time, and bytes that their float32 sums may take together.
@@ -124,10 +124,9 @@ class Partial:
         """Put it where it belongs."""
         for name in ("plan", "lock"):
             (self.path / name).unlink()
-        self.path.chmod(0o755)
         if self.output.exists():
-            self.output.rmdir()
-        self.path.rename(self.output)
+            self.output.rmdir()  # never more than an empty directory
+        replace_directory(self.path, self.output)
 
 
 def _workers(shard: Sequence[Planned]) -> int:

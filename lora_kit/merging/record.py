@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_kit.digests import json_sha256
+from lora_kit.runtime.hashes import json_sha256
 
 MERGE_RECORD = "merge.json"
 

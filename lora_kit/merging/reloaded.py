@@ -16,12 +16,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lora_kit.console import say
-from lora_kit.encoder_decoder import answer_greedily, is_divided, language_model_class
-from lora_kit.errors import MergeError
-from lora_kit.files import read_json
-from lora_kit.memory import lacks_memory
+from lora_kit.backbone.encoder_decoder import answer_greedily, is_divided, language_model_class
 from lora_kit.merging.answers import Answers, Questions, answer
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import MergeError
+from lora_kit.runtime.files import read_json
+from lora_kit.runtime.out_of_memory import lacks_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

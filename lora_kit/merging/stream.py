@@ -10,77 +10,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from lora_kit.errors import MergeError
-from lora_kit.fingerprint import weight_files
+from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.merging.arithmetic import finite
 from lora_kit.merging.configuration import write_configuration
 from lora_kit.merging.dequantize import dequantized
-from lora_kit.merging.hollow import Hollow, hollow_model
+from lora_kit.merging.hollow import MetaModel, hollow_model
 from lora_kit.merging.layout import Group, groups
 from lora_kit.merging.partial import Partial, require_free, require_room
+from lora_kit.merging.plan import MergePlan, MergeResult
 from lora_kit.merging.tensors import Planned, Stored, by_key
-
-
-@dataclass(frozen=True)
-class MergePlan:
-    """What is merged into what.
-
-    Attributes:
-        base: directory of the backbone's files.
-        adapter: directory of the adapter; `None` to dequantize alone.
-        quantization: how the backbone was quantized in training.
-        dtype: what it computed in.
-        quantized_modules: names of the modules that were quantized.
-        into: `dequantized` weights, as trained on, or the `original` ones of the files.
-        stored_dtype: what the merged weights are stored in.
-        shard_bytes: largest weight file.
-        stop_token_ids: written into the generation configuration.
-    """
-
-    base: Path
-    adapter: Path | None
-    quantization: str
-    dtype: str
-    quantized_modules: tuple[str, ...]
-    into: str
-    stored_dtype: str
-    shard_bytes: int
-    stop_token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class MergeResult:
-    """What a merge wrote.
-
-    Attributes:
-        tensors: in the files.
-        merged: parameters that the adapter changed or replaced.
-        dequantized: parameters that were quantized and dequantized as in training.
-        untied: parameters that were one in the backbone and are two now.
-        weight_bytes: of all tensors.
-        untouched: tensors that are the backbone's, but for the dtype.
-        kept_shards: files that an earlier merge, cut off, had written already.
-        in_memory: whether the whole model went through PEFT.
-        seconds: of wall time.
-    """
-
-    tensors: int
-    merged: int
-    dequantized: int
-    untied: tuple[str, ...]
-    untouched: tuple[str, ...]
-    weight_bytes: int
-    kept_shards: int
-    in_memory: bool
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON; of the untouched, how many."""
-        return asdict(self) | {"untouched": len(self.untouched)}
+from lora_kit.runtime.errors import MergeError
 
 
 def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
@@ -133,7 +75,7 @@ class _Work:
     """
 
     plan: MergePlan
-    hollow: Hollow
+    hollow: MetaModel
     base_dtype: torch.dtype
     made: dict[str, torch.Tensor] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -271,7 +213,7 @@ def _base_dtype(stored: Mapping[str, Stored]) -> torch.dtype:
     return max(numbers, key=lambda dtype: numbers[dtype], default=torch.float32)
 
 
-def _require_places(plan: MergePlan, hollow: Hollow, found: Sequence[Group]) -> None:
+def _require_places(plan: MergePlan, hollow: MetaModel, found: Sequence[Group]) -> None:
     names = {name for group in found for name in group.targets}
     reachable = names | {a for name in names for a in hollow.aliases.get(name, frozenset())}
     quantized = [f"{module}.weight" for module in plan.quantized_modules]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lora_kit.errors import MergeError
+from lora_kit.runtime.errors import MergeError
 
 LENGTH_BYTES = 8
 # What the library itself refuses to read.

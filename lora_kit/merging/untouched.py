@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lora_kit.fingerprint import weight_files
+from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.merging.tensors import by_key
 
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from lora_kit.errors import MergeError
-from lora_kit.files import read_json
 from lora_kit.merging.answers import Answers, Questions
 from lora_kit.merging.distance import kl_divergence, top1_agreement
 from lora_kit.merging.limits import (
@@ -26,6 +24,8 @@ from lora_kit.merging.limits import (
 )
 from lora_kit.merging.measured import Measured
 from lora_kit.merging.reloaded import Computing, answer_of_files
+from lora_kit.runtime.errors import MergeError
+from lora_kit.runtime.files import read_json
 
 
 @dataclass(frozen=True)

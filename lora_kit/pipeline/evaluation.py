@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
-from lora_kit.arms import example_rows, loaded_arms
-from lora_kit.backbone_spec import BackboneSpec
-from lora_kit.class_arms import class_facts, loaded_class_arms
-from lora_kit.data.rows import Row
-from lora_kit.errors import RecipeError
+from lora_kit.data.training_data import TrainingData
+from lora_kit.evaluation.arms.classifier import class_facts, loaded_class_arms
+from lora_kit.evaluation.arms.models import loaded_arms
+from lora_kit.evaluation.arms.probe import PROBE
+from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_facts
 from lora_kit.evaluation.engine.arm import LoadedArms
+from lora_kit.evaluation.engine.retrieval import RETRIEVAL
+from lora_kit.evaluation.engine.work import FEWSHOT, Work, plan_work, suites_of
 from lora_kit.evaluation.harness import (
     Evaluation,
     Measurement,
-    run_suites,
+    run_evaluation,
 )
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import load_suites
-from lora_kit.launch import require_whole
-from lora_kit.recipe import ArmName
-from lora_kit.reward_arms import loaded_reward_arms, reward_facts
-from lora_kit.session import Session, Subject, open_subject
-from lora_kit.trained_rows import same_rows
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.sections import ArmName
+from lora_kit.runs.session import Session, Subject, open_subject
+from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.launch import require_whole
+from lora_kit.training.rows_of_run import require_trained_on, rows_of_run
+from lora_kit.training.scratch import SCRATCH, scratch_arm
+
+# Arms that are shown rows of the training, and all arms that learn from them.
+EXAMPLE_ARMS = {FEWSHOT, RETRIEVAL}
+LEARNING_ARMS = EXAMPLE_ARMS | {SCRATCH, PROBE}
 
 
 def evaluate(
@@ -33,7 +42,8 @@ def evaluate(
     backbone: BackboneSpec | None = None,
     output: Path | None = None,
     arms: Sequence[str] = (),
-    fresh: bool = False,
+    no_cache: bool = False,
+    work: Sequence[Work] | None = None,
 ) -> Evaluation:
     """Evaluate a run, or any PEFT adapter directory, against its base.
 
@@ -49,6 +59,7 @@ def evaluate(
             that its release stands on.
         arms: besides those of the run's recipe (by default `base` and `adapter`).
         fresh: measure everything again.
+        work: the tokenized items of the recipe's suites, where a stage before has prepared them.
 
     Raises:
         LoraKitError: if the target is neither, or anything in it is refused.
@@ -63,12 +74,19 @@ def evaluate(
     if chosen and not output:
         directory = directory.with_name("-".join(["evaluation", *(s.name for s in chosen)]))
     names = list(dict.fromkeys([*subject.spec.arms, *arms]))
-    models, facts = _answering(subject, names)
-    return run_suites(
+    rows = _training_rows(subject, names)
+    models, facts = _answering(subject, names, rows)
+    is_shown = subject.session is not None and not EXAMPLE_ARMS.isdisjoint(names)
+    shown = rows().sources if is_shown else ()
+    if work is None or chosen:
+        shots = subject.spec.shots if FEWSHOT in names else 0
+        planned = chosen or load_suites(subject.spec.suites)
+        work = plan_work(planned, subject.backbone, shots, shown)
+    return run_evaluation(
         Measurement(
             backbone=subject.backbone,
             adapter=subject.adapter,
-            suites=chosen or load_suites(subject.spec.suites),
+            suites=suites_of(work),
             models=models,
             directory=directory,
             facts=ReportFacts(
@@ -80,28 +98,37 @@ def evaluate(
                     "Date": datetime.now(UTC).date().isoformat(),
                 },
             ),
-            shots=subject.spec.shots if "fewshot" in names else 0,
-            training=_shown(subject.session, names),
-            retrieval="retrieval" in names,
-            fresh=fresh,
-        )
+            training=shown,
+            retrieval=RETRIEVAL in names,
+            no_cache=no_cache,
+        ),
+        work,
     )
 
 
-def _shown(session: Session | None, names: Sequence[str]) -> Sequence[Row]:
-    """Rows of the training that baselines answer by."""
-    for arm in ("fewshot", "retrieval"):
-        if session and arm in names:
-            same_rows(session, arm)
-            return example_rows(session.recipe)
-    return ()
+def _training_rows(subject: Subject, names: Sequence[str]) -> Callable[[], TrainingData]:
+    """Return a function that reads the run's training rows when an arm first asks for them."""
+
+    @cache
+    def read() -> TrainingData:
+        assert subject.session is not None  # an adapter alone has no such arm
+        data = rows_of_run(subject.session)
+        require_trained_on(subject.session, data, next(n for n in names if n in LEARNING_ARMS))
+        return data
+
+    return read
 
 
-def _answering(subject: Subject, names: Sequence[str]) -> tuple[list[LoadedArms], dict[str, str]]:
-    """The arms that are models, and what the report says of them besides."""
+def _answering(
+    subject: Subject, names: Sequence[str], rows: Callable[[], TrainingData]
+) -> tuple[list[LoadedArms], dict[str, str]]:
+    """Return the arms that are models, and what the report says of them."""
     head = subject.backbone.head
     if head is None:
-        return loaded_arms(subject, names), {}
+        models = loaded_arms(subject, names)
+        if subject.session and SCRATCH in names:
+            models.append(scratch_arm(subject.session, rows))
+        return models, {}
     if head.is_reward:
         return loaded_reward_arms(subject, names), reward_facts(subject)
-    return loaded_class_arms(subject, names), class_facts(subject)
+    return loaded_class_arms(subject, names, rows), class_facts(subject)

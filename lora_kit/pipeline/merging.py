@@ -9,33 +9,35 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_kit.adapters import ADAPTER_CONFIG, adapter_sha256, attach_saved
-from lora_kit.backbone import load
-from lora_kit.backbone_files import resolve
-from lora_kit.backbone_spec import BackboneSpec, DType
-from lora_kit.console import say
-from lora_kit.data.dataset import training_rows, validation_rows
+from lora_kit.adapter.attach import ADAPTER_CONFIG, adapter_sha256, attach_saved
+from lora_kit.backbone.encoder_decoder import writes_pairs
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import load
+from lora_kit.data.dataset import open_rows, validation_rows
 from lora_kit.data.tokenization import Example, tokenize_rows
-from lora_kit.data_spec import DataSpec, SourceSpec
-from lora_kit.digests import file_sha256
-from lora_kit.encoder_decoder import writes_pairs
-from lora_kit.errors import MergeError
-from lora_kit.evaluation.engine.run import stop_token_ids
-from lora_kit.files import write_json
-from lora_kit.initialisations import refusal
+from lora_kit.data.training_data import TrainingData
+from lora_kit.data.units import PreparedUnits
 from lora_kit.merging.answers import Questions, predict
 from lora_kit.merging.in_memory import merge_adapter
 from lora_kit.merging.measured import Measured, measure, questions_for
 from lora_kit.merging.methods import adapter_configuration
 from lora_kit.merging.partial import require_room
+from lora_kit.merging.plan import MergePlan, MergeResult
 from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.merging.reloaded import Computing
-from lora_kit.merging.stream import MergePlan, MergeResult
 from lora_kit.merging.untouched import touched
 from lora_kit.merging.verify import Verification, verify_merged
-from lora_kit.recipe import MERGED_ARMS, Base, MergeSpec
-from lora_kit.run import RunDirectory
-from lora_kit.session import Session, Subject, open_subject
+from lora_kit.modeling.generation import stop_token_ids
+from lora_kit.recipe.backbone import BackboneSpec, DType
+from lora_kit.recipe.conflicts.merging import loftq_on_original_weights
+from lora_kit.recipe.data import DataSpec, SourceSpec
+from lora_kit.recipe.sections import MERGED_ARMS, MergeBase, MergeSpec
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runs.session import Session, Subject, open_subject
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import MergeError
+from lora_kit.runtime.files import replace_directory, write_json
+from lora_kit.runtime.hashes import file_sha256
 
 COMPARED_ROWS = 24
 PROSE, ANSWERS = "python-reference", "stdlib-docstrings"
@@ -69,7 +71,7 @@ def merge(
     target: Path | Session,
     output: Path | None = None,
     backbone: BackboneSpec | None = None,
-    base: Base | None = None,
+    base: MergeBase | None = None,
     dtype: DType | None = None,
 ) -> tuple[Merged, ...]:
     """Merge an adapter into its backbone and compare the result with the two together.
@@ -100,9 +102,9 @@ def merge(
     if spec.base == "both" and not _is_quantized(subject):
         raise MergeError("--base both: the backbone is not quantized, the two would be the same")
     if subject.session:
-        why = refusal(subject.session.recipe.model_copy(update={"merge": spec}))
-        if why:
-            raise MergeError(why)
+        merged = subject.session.recipe.model_copy(update={"merge": spec})
+        for problem in loftq_on_original_weights(merged):
+            raise MergeError(problem.describe())
     # Before the merge: what cannot be compared is not worth writing.
     compared = _compared(subject)
     return tuple(
@@ -145,19 +147,28 @@ class _Compared:
 
 def _compared(subject: Subject) -> _Compared:
     # Of an adapter alone, no data is known; what its base knows is asked of both.
-    recipe = subject.session.recipe if subject.session else None
+    session = subject.session
+    recipe = session.recipe if session else None
+    if session and session.data and not isinstance(session.data.prepared, PreparedUnits):
+        return _already_read(session.data)
     known = ANSWERS if writes_pairs(subject.backbone.tokenizer) else PROSE
     data = recipe.data if recipe else DataSpec(train=[SourceSpec(source=known)])
     seed = recipe.seed if recipe else 0
     objective = recipe.training.objective if recipe else "sft"
     held_out = validation_rows(data, seed)
     # Without replay: rows of the base's own are not there to be read again.
-    rows = held_out or training_rows(data.model_copy(update={"replay": None}), seed, objective)[0]
+    rows = held_out or open_rows(data, seed, objective)
     several = tokenize_rows(
-        rows[:COMPARED_ROWS].read(), subject.backbone.tokenizer, data.max_length, data.labels
+        rows[:COMPARED_ROWS].read(), subject.backbone.tokenizer, data.max_length, data.train_on
     )
     kind = "held-out rows" if held_out else "training rows" if recipe else f"rows of {known}"
     return _Compared([example for of_row in several for example in of_row], kind)
+
+
+def _already_read(data: TrainingData) -> _Compared:
+    held_out = data.held_out if data.held_out and data.held_out.size else None
+    examples = (held_out or data.prepared).examples[:COMPARED_ROWS]
+    return _Compared(list(examples), "held-out rows" if held_out else "training rows")
 
 
 def _merge_into(
@@ -214,9 +225,7 @@ def _until_verified(directory: Path) -> Iterator[Path]:
     shutil.rmtree(hidden, ignore_errors=True)
     try:
         yield hidden
-        if directory.exists():
-            shutil.rmtree(directory)
-        hidden.rename(directory)
+        replace_directory(hidden, directory)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 

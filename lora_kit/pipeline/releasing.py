@@ -6,17 +6,15 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lora_kit.adapter_spec import NOT_MERGED
-from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from lora_kit.backbone_files import ALIASES
-from lora_kit.errors import ReleaseError
+from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kit.backbone.files import ALIASES
 from lora_kit.evaluation.assembly import LEDGER, VERDICT
 from lora_kit.evaluation.harness import SUITES, check_verdict, read_verdict
 from lora_kit.evaluation.reporting.report import FLIPS, REPORTS
-from lora_kit.files import read_json, whole_directory, write_json, write_text
 from lora_kit.merging.record import MERGE_RECORD
-from lora_kit.objective_spec import HEADED
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.adapter import NOT_MERGED
+from lora_kit.recipe.objective import HEADED
+from lora_kit.recipe.recipe import Recipe
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.card import model_card
 from lora_kit.releasing.checking import verify_release
@@ -38,7 +36,9 @@ from lora_kit.releasing.manifest import (
 from lora_kit.releasing.push import destination, push
 from lora_kit.releasing.released import Release
 from lora_kit.releasing.stated import works
-from lora_kit.run import RunDirectory
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runtime.errors import ReleaseError
+from lora_kit.runtime.files import read_json, whole_directory, write_json, write_text
 
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "backbone.json")
 EVALUATION_FILES = (LEDGER, SUITES, VERDICT, FLIPS, *REPORTS)
@@ -160,7 +160,7 @@ def _local_paths(recipe: Recipe) -> Iterator[str]:
         **({"data.replay.source": data.replay.source} if data.replay else {}),
         **{
             f"retention.{name}.source": spec.source
-            for name in ("anchor", "consolidation", "budget")
+            for name in ("kl", "ewc", "early_stopping")
             if (spec := getattr(kept, name))
         },
         **{f"evaluation.suites.{n}": one for n, one in enumerate(recipe.evaluation.suites)},

@@ -5,38 +5,39 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_kit.adapters import Coverage, coverage
-from lora_kit.arms import example_rows
-from lora_kit.backbone import Backbone, load
-from lora_kit.backbone_files import resolve
-from lora_kit.console import say
+from lora_kit.adapter.attach import Coverage, coverage
+from lora_kit.adapter.initial_factors import initialise
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.audit.audit import refuse
-from lora_kit.data.dataset import training_classes
+from lora_kit.data.dataset import open_rows, training_classes
 from lora_kit.data.prepared import PreparedData
-from lora_kit.errors import DataError, TrainingError
-from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.suite import Suite, load_suites
-from lora_kit.files import write_json
-from lora_kit.launch import current_launch
-from lora_kit.own_words.rows import Records, read_rows
+from lora_kit.data.training_data import TrainingData
+from lora_kit.evaluation.engine.work import FEWSHOT, Work, plan_work, suites_of
+from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.ready import Ready, make_ready
-from lora_kit.processes import process_state, require_agreement
-from lora_kit.recipe import Recipe
-from lora_kit.retention_spec import MaskSpec
-from lora_kit.run import RunDirectory, start_record, versions
-from lora_kit.session import Session, open_run
-from lora_kit.trained_rows import read_again
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.retention import TokenMaskingSpec
+from lora_kit.runs.directory import RunDirectory, start_record, versions
+from lora_kit.runs.session import Session, open_run
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import DataError, TrainingError
+from lora_kit.runtime.files import write_json
+from lora_kit.runtime.launch import current_launch
+from lora_kit.runtime.processes import process_state, require_agreement
 from lora_kit.training.distillation import teacher_digest
-from lora_kit.training.initial_factors import initialise
-from lora_kit.training.passes import Cutting
+from lora_kit.training.micro_batcher import MicroBatcher
 from lora_kit.training.plot import plot_training
 from lora_kit.training.preferences.reward_runs import reward_digests
 from lora_kit.training.resuming import begin_run, choose_run, finished, require_same
-from lora_kit.training.retention.masking import without_improbable
 from lora_kit.training.retention.texts import RetentionTexts
+from lora_kit.training.retention.token_masking import without_improbable
+from lora_kit.training.rows_of_run import rows_of_run
+from lora_kit.training.self_distillation.rows import Records, read_rows
 from lora_kit.training.trainer import TrainingResult
 from lora_kit.training.trainer import train as train_adapter
 
@@ -48,10 +49,26 @@ TRAINING_ROWS = "the rows of data.train"
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training."""
+    """A finished training.
 
-    session: Session
+    Attributes:
+        data: the rows that were trained on; `None` where the training was finished before.
+        work: the tokenized items of the recipe's suites; `None` where it was finished before.
+    """
+
+    run: RunDirectory
     result: TrainingResult
+    data: TrainingData | None = None
+    work: Sequence[Work] | None = None
+
+    @cached_property
+    def session(self) -> Session:
+        """The run, reopened, so that what is judged is the adapter as it is on disk.
+
+        Raises:
+            LoraKitError: if what was saved cannot be loaded.
+        """
+        return open_run(self.run.root, self.data)
 
 
 def train(
@@ -82,7 +99,7 @@ def train(
     if done:
         return _trained_already(chosen.run, recipe, done)
     begun = _begun(recipe, None if chosen.is_new else chosen.run)
-    ready, backbone, model, data = begun.ready, begun.backbone, begun.ready.model, begun.data
+    ready, backbone, data = begun.ready, begun.backbone, begun.data
     if not chosen.is_new:
         require_same(chosen.run, recipe, backbone, begun.inputs)
     run = begin_run(recipe, output, overwrite) if chosen.is_new else chosen.run
@@ -98,9 +115,16 @@ def train(
     elif is_main:
         _begin_record(run, recipe, begun)
     result = train_adapter(
-        recipe, backbone, model, data, ready.held_out, run, chosen.checkpoint, ready.texts
+        recipe,
+        backbone,
+        ready.model,
+        data,
+        ready.data.held_out,
+        run,
+        chosen.checkpoint,
+        ready.texts,
     )
-    for pair, cosine in result.conflict.items():
+    for pair, cosine in result.gradient_conflict.items():
         say(f"{run.root}: gradients of {pair}: mean cosine {cosine:+.2f}{_against(cosine)}")
     if is_main:
         validation = (result.validation_before, result.validation_after)
@@ -108,13 +132,15 @@ def train(
         # Not before: killed in between, a training that is done would be done again.
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         plot_training(result.history, validation, run.training_plot)
-    return Trained(Session(run, recipe, backbone, model), result)
+    return Trained(run, result, ready.data, begun.work)
 
 
 def _against(cosine: float) -> str:
     if cosine > -0.1:
         return ""
-    return "; they pull against each other: try training.conflict.surgery, or an adapter each"
+    return (
+        "; they pull against each other: try training.gradient_conflict.pcgrad, or an adapter each"
+    )
 
 
 @dataclass(frozen=True)
@@ -131,7 +157,7 @@ class _Begun:
     backbone: Backbone
     said: dict[str, Records]
     data: PreparedData
-    suites: Sequence[Suite]
+    work: Sequence[Work]
     coverage: Coverage
     inputs: dict[str, str]
 
@@ -147,16 +173,17 @@ def _begun(recipe: Recipe, earlier: RunDirectory | None) -> _Begun:
         LoraKitError: of the first thing that is refused.
     """
     suites = load_suites(recipe.evaluation.suites)
-    classes = tuple(training_classes(recipe))
+    sources = open_rows(recipe.data, recipe.seed, recipe.training.objective)
+    classes = tuple(training_classes(sources, recipe))
     backbone = load(resolve(recipe.backbone), recipe.backbone, classes)
-    shots = recipe.evaluation.shots if "fewshot" in recipe.evaluation.arms else 0
-    work = plan_work(suites, backbone, shots, example_rows(recipe) if shots else ())
-    read = read_rows(recipe, backbone, earlier)
-    ready = make_ready(recipe, backbone, read.rows, read.replay, work)
+    shots = recipe.evaluation.shots if FEWSHOT in recipe.evaluation.arms else 0
+    work = plan_work(suites, backbone, shots, sources if shots else ())
+    read = read_rows(recipe, sources, backbone, earlier)
+    ready = make_ready(recipe, backbone, sources, read, work)
     for warning in ready.checked.warnings:
         say(warning)
     refuse(ready.audit)
-    inputs = _inputs(recipe, ready.data, ready.held_out, ready.texts)
+    inputs = _inputs(recipe, ready.data, ready.texts)
     require_agreement(
         {
             "files of the backbone": backbone.fingerprint.digest,
@@ -164,22 +191,20 @@ def _begun(recipe: Recipe, earlier: RunDirectory | None) -> _Begun:
             **inputs,
         }
     )
-    data, model = ready.data, ready.model
+    data, model = ready.data.prepared, ready.model
     initialise(model, backbone, recipe.adapter, data.examples, recipe.seed)
-    if recipe.retention.mask:
-        data = _masked(recipe.retention.mask, recipe, data, model, backbone)
+    if recipe.retention.token_masking:
+        data = _masked(recipe.retention.token_masking, recipe, data, model, backbone)
     covered = coverage(model, recipe.adapter)
-    return _Begun(ready, backbone, read.said, data, suites, covered, inputs)
+    return _Begun(ready, backbone, read.said, data, work, covered, inputs)
 
 
-def _inputs(
-    recipe: Recipe, data: PreparedData, held_out: PreparedData, texts: RetentionTexts
-) -> dict[str, str]:
+def _inputs(recipe: Recipe, data: TrainingData, texts: RetentionTexts) -> dict[str, str]:
     """Digests of what a training goes by besides its recipe and backbone, by what it is."""
     teacher = recipe.training.distillation
     return {
-        TRAINING_ROWS: data.digest,
-        "the rows of data.validation": held_out.digest,
+        TRAINING_ROWS: data.prepared.digest,
+        **({"the rows of data.validation": data.held_out.digest} if data.held_out else {}),
         **{f"the texts of {name}": one.digest for name, one in texts.named.items()},
         **(
             {"the files of training.distillation.teacher": teacher_digest(teacher)}
@@ -204,30 +229,30 @@ def _begin_record(run: RunDirectory, recipe: Recipe, begun: _Begun) -> None:
     """
     for stale in run.results:
         shutil.rmtree(stale, ignore_errors=True)
-    for file in (run.record, run.dial_record, run.dial_plot, run.own_words):
+    for file in (run.record, run.rescale_record, run.rescale_plot, run.self_distillation):
         file.unlink(missing_ok=True)
     if begun.said:
-        write_json(run.own_words, begun.said)
+        write_json(run.self_distillation, begun.said)
     start_record(run, recipe, begun.backbone, "train")
     run.update_record(
         inputs=begun.inputs,
         data=begun.data.counts.to_dict() | {"digest": begun.data.digest},
         audit=begun.ready.audit.to_dict(),
         coverage=begun.coverage.to_dict(),
-        suites={suite.name: suite.digest for suite in begun.suites},
+        suites={suite.name: suite.digest for suite in suites_of(begun.work)},
     )
 
 
 def _masked(
-    spec: MaskSpec, recipe: Recipe, data: PreparedData, model: PeftModel, backbone: Backbone
+    spec: TokenMaskingSpec, recipe: Recipe, data: PreparedData, model: PeftModel, backbone: Backbone
 ) -> PreparedData:
-    """The data without the labels that `retention.mask` takes away, and says how many it took."""
+    """The data without the labels that `retention.token_masking` takes away, and says how many it took."""
     state = process_state()
-    most = Cutting.of(recipe, state.num_processes, state.device).most_tokens(data.lengths)
+    most = MicroBatcher.of(recipe, state.num_processes, state.device).most_tokens(data.lengths)
     left = without_improbable(data, model, backbone, spec, most)
     before, after = data.counts.supervised_tokens, left.counts.supervised_tokens
     say(
-        f"retention.mask: {before - after} of {before} supervised tokens "
+        f"retention.token_masking: {before - after} of {before} supervised tokens "
         f"({1 - after / before:.0%}) are improbable under the base and not learned"
     )
     return left
@@ -239,16 +264,17 @@ def _trained_already(run: RunDirectory, recipe: Recipe, done: TrainingResult) ->
     Raises:
         LoraKitError: if it was not.
     """
-    session = open_run(run.root)
+    trained = Trained(run, done)
+    session = trained.session
     require_same(run, recipe, session.backbone, _rows_now(session) | _reward_models(recipe))
     say(f"{run.root}: is trained already")
-    return Trained(session, done)
+    return trained
 
 
 def _rows_now(session: Session) -> dict[str, str]:
     """Their digest; none where they are gone: the adapter, which is there, needs them no more."""
     try:
-        return {TRAINING_ROWS: read_again(session).digest}
+        return {TRAINING_ROWS: rows_of_run(session).prepared.digest}
     except DataError as error:
         say(f"{session.run.root}: whether it was trained on these rows cannot be told: {error}")
         return {}

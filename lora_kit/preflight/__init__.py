@@ -1,1 +1,1 @@
-"""What can be known before step 1."""
+"""Checks, memory estimates and plans that are known before step 1."""

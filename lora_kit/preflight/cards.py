@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_kit.initialisations import NOT_PACKED, initialisation_of
 from lora_kit.preflight.memory import Device, MemoryEstimate, estimate
 from lora_kit.preflight.micro_batch import MicroBatch
-from lora_kit.recipe import Recipe
-from lora_kit.training.passes import Cutting
+from lora_kit.recipe.initialisations import NOT_PACKED, initialisation_of
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.training.micro_batcher import MicroBatcher
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -63,7 +63,7 @@ def advice(
     recipe: Recipe,
     config: PretrainedConfig,
     batch: MicroBatch,
-    cutting: Cutting,
+    cutting: MicroBatcher,
     device: Device,
     base_bytes: int,
     memory: int,
@@ -122,8 +122,8 @@ def _changes(recipe: Recipe, longest: int) -> Iterator[tuple[Recipe, tuple[str, 
                 # A pack is shorter by its tokens alone until it is an example of the full length.
                 if shorter > 1 and (not recipe.data.packing or length < recipe.data.max_length):
                     assignments.append(f"data.max_length={length}")
-                if shorter > 1 and recipe.data.packing and recipe.training.batch_tokens:
-                    assignments.append(f"training.batch_tokens={length}")
+                if shorter > 1 and recipe.data.packing and recipe.training.max_tokens_per_batch:
+                    assignments.append(f"training.max_tokens_per_batch={length}")
                 yield _changed(recipe, quantization, recompute), tuple(assignments), length
 
 
@@ -133,7 +133,7 @@ def _changed(recipe: Recipe, quantization: str, recompute: bool) -> Recipe:
     return recipe.model_copy(update={"backbone": backbone, "training": training})
 
 
-def _fewer(rows: int, cutting: Cutting) -> list[int]:
+def _fewer(rows: int, cutting: MicroBatcher) -> list[int]:
     """Numbers of rows that can be asked for, the largest first, and that of now before them.
 
     Tokens can be bounded to any number of rows; `micro_batch_size` has to divide the share.
@@ -142,13 +142,15 @@ def _fewer(rows: int, cutting: Cutting) -> list[int]:
     return [rows, *(number for number in range(rows - 1, 0, -1) if divided % number == 0)]
 
 
-def _cut_smaller(batch: MicroBatch, cutting: Cutting, rows: int, length: int) -> tuple[str, ...]:
+def _cut_smaller(
+    batch: MicroBatch, cutting: MicroBatcher, rows: int, length: int
+) -> tuple[str, ...]:
     """The assignment with which a forward pass has so many rows; none for a pack, which is one."""
     if cutting.packing or (rows, length) == (batch.rows, batch.length):
         return ()
     if cutting.tokens:
         # Of shorter rows, as many more as before would fit into as many tokens.
-        return (f"training.batch_tokens={rows * length}",)
+        return (f"training.max_tokens_per_batch={rows * length}",)
     return () if rows == batch.rows else (f"training.micro_batch_size={rows}",)
 
 

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_kit.encoder_decoder import is_divided
-from lora_kit.errors import AdapterError, BackboneError, TrainingError
-from lora_kit.launch import (
-    WEIGHTS_STAGE,
-    require_what_was_asked,
-    why_not_sharded,
-)
-from lora_kit.peft_methods import OWN_TARGETS
+from lora_kit.adapter.peft_methods import OWN_TARGETS
+from lora_kit.backbone.encoder_decoder import is_divided
 from lora_kit.preflight.data_checks import (
     begins_once,
     learns_to_stop,
@@ -49,7 +43,13 @@ from lora_kit.preflight.position_checks import (
     within_its_positions,
 )
 from lora_kit.preflight.situation import Situation
-from lora_kit.processes import process_state
+from lora_kit.runtime.errors import AdapterError, BackboneError, TrainingError
+from lora_kit.runtime.launch import (
+    WEIGHTS_STAGE,
+    require_what_was_asked,
+    why_not_sharded,
+)
+from lora_kit.runtime.processes import process_state
 
 # Share of the backbone's weights in fused experts from which on an adapter that reaches none of
 # them is not what `all-linear` promises.
@@ -145,7 +145,7 @@ def never_repacked(situation: Situation) -> None:
             raise BackboneError(
                 f"backbone.quantization: {name} is repacked by bitsandbytes in an evaluation, and "
                 "gradients are wrong from then on; load the backbone with "
-                "`lora_kit.backbone.load`, which prevents it"
+                "`lora_kit.backbone.load.load`, which prevents it"
             )
 
 
@@ -168,7 +168,7 @@ def float32_masters(situation: Situation) -> None:
             raise TrainingError(
                 f"the adapter is kept in {parameter.dtype} ({name}): at learning rates below 1e-4 "
                 "most AdamW steps would round to nothing. Attach it with "
-                "`lora_kit.adapters.attach`, and let no other trainer cast it"
+                "`lora_kit.adapter.attach.attach`, and let no other trainer cast it"
             )
 
 
@@ -183,7 +183,7 @@ def untied(situation: Situation) -> None:
     for module in tied:
         if module is not None and any(p.requires_grad for p in module.parameters()):
             raise AdapterError(
-                "adapter.targets: this backbone's output head and embedding are one matrix "
+                "adapter.target_modules: this backbone's output head and embedding are one matrix "
                 "(tie_word_embeddings); trained apart they are lost when the model is loaded "
                 "again. Leave lm_head and the embedding out"
             )
@@ -202,12 +202,16 @@ def experts_covered(situation: Situation) -> str | None:
     spec = situation.recipe.adapter
     if spec.virtual_tokens:
         return None  # no weight gets one
-    if spec.targets == "all-linear" and not spec.trains_weights and spec.method not in OWN_TARGETS:
+    if (
+        spec.target_modules == "all-linear"
+        and not spec.trains_weights
+        and spec.method not in OWN_TARGETS
+    ):
         raise AdapterError(
-            f"adapter.targets: all-linear: {found} and are not quantized. If the attention alone "
+            f"adapter.target_modules: all-linear: {found} and are not quantized. If the attention alone "
             "is what you want to train, name its modules, such as [q_proj, k_proj, v_proj, o_proj]"
         )
-    return f"adapter.targets: {found}"
+    return f"adapter.target_modules: {found}"
 
 
 def _always(_situation: Situation) -> bool:
@@ -235,7 +239,7 @@ def _with_rewards(situation: Situation) -> bool:
 
 
 def _with_trackers(situation: Situation) -> bool:
-    return bool(situation.recipe.training.log_to)
+    return bool(situation.recipe.training.report_to)
 
 
 def _with_turns(situation: Situation) -> bool:

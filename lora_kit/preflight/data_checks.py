@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lora_kit.data.tokenization import end_of_turn
-from lora_kit.errors import DataError, TrainingError
 from lora_kit.preflight.isolation import logit_spacing, packed_difference
 from lora_kit.preflight.situation import Situation
+from lora_kit.runtime.errors import DataError, TrainingError
 
 # Two float32 computations of one thing differ by less (measured: 1e-5); neighbours that can be seen
 # change logits by more than 0.1. In half precision two computations differ by several spacings of
@@ -19,7 +19,7 @@ def something_to_learn(situation: Situation) -> None:
     if not any(example.supervised for example in situation.examples):
         raise DataError(
             f"data: none of the {len(situation.examples)} examples has a supervised token, so that "
-            "nothing would be trained at a loss of 0. Raise data.max_length, or check data.labels"
+            "nothing would be trained at a loss of 0. Raise data.max_length, or check data.train_on"
         )
 
 

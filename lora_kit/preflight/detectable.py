@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lora_kit.evaluation.statistics.power import (
+from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.tasks import chosen_clusters
+from lora_kit.statistics.power import (
     design_effect,
     items_to_retain,
     items_to_show_gain,
     smallest_gain,
     smallest_margin,
 )
-from lora_kit.evaluation.suite import Suite, TaskSpec
-from lora_kit.evaluation.tasks import chosen_clusters
 
 # Items of one cluster are taken to be as alike as pupils of one class, until they are measured
 # (intraclass correlations of 0.1 to 0.25: Hedges & Hedberg 2007).

@@ -14,8 +14,8 @@ from lora_kit.preflight.traps.samples import DATA_TRAPS
 from lora_kit.preflight.traps.specimens import four_bit_layer
 from lora_kit.preflight.traps.trap import Trap
 from lora_kit.preflight.traps.weights import WEIGHT_TRAPS
-from lora_kit.processes import process_state
-from lora_kit.run import machine, versions
+from lora_kit.runs.directory import machine, versions
+from lora_kit.runtime.processes import process_state
 
 TRAPS: tuple[Trap, ...] = (*WEIGHT_TRAPS, *DATA_TRAPS, *LAUNCH_TRAPS)
 # What the traps were found in, and the package's tests are run with (constraints.txt).

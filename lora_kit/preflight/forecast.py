@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.backbone import Backbone
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import PreparedData
 from lora_kit.preflight.cards import Advice, advice, fitting_cards
 from lora_kit.preflight.device import device_memory
@@ -16,10 +16,10 @@ from lora_kit.preflight.libraries import libraries_memory
 from lora_kit.preflight.memory import CUDA_BASE, Device, MemoryEstimate, estimate
 from lora_kit.preflight.micro_batch import largest_micro_batch
 from lora_kit.preflight.probe import Duration, Probe, duration, probe
-from lora_kit.processes import process_state
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.processes import process_state
 from lora_kit.training.arguments import optimizer_steps
-from lora_kit.training.passes import Cutting
+from lora_kit.training.micro_batcher import MicroBatcher
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -95,7 +95,7 @@ def forecast(
         TrainingError: if no gradient reaches the adapter.
     """
     state = process_state()
-    cutting = Cutting.of(recipe, state.num_processes, state.device)
+    cutting = MicroBatcher.of(recipe, state.num_processes, state.device)
     batch = largest_micro_batch(data, cutting)
     device: Device = "cpu" if state.device.type == "cpu" else "cuda"
     base = libraries_memory() if device == "cpu" else CUDA_BASE
@@ -119,7 +119,7 @@ def timing(
         TrainingError: if no gradient reaches the adapter.
     """
     state, spec = process_state(), recipe.training
-    cutting = Cutting.of(recipe, state.num_processes, state.device)
+    cutting = MicroBatcher.of(recipe, state.num_processes, state.device)
     steps = optimizer_steps(data.size, spec)
     probed = probe(model, backbone, data, cutting, spec.gradient_checkpointing)
     taken = duration(
@@ -139,7 +139,7 @@ def estimate_on_a_gpu(
         LoraKitError: as `estimate` does.
     """
     recipe = as_on_a_gpu(recipe)
-    cutting = Cutting.of(recipe, 1, torch.device("cuda"))
+    cutting = MicroBatcher.of(recipe, 1, torch.device("cuda"))
     return estimate(recipe, config, largest_micro_batch(data, cutting), "cuda", CUDA_BASE)
 
 
@@ -153,7 +153,7 @@ def estimate_of_a_rank(
     """
     on_gpus = file.device.type == "cuda"
     recipe = as_on_a_gpu(recipe) if on_gpus else recipe
-    cutting = Cutting.of(recipe, file.launch.processes, file.device)
+    cutting = MicroBatcher.of(recipe, file.launch.processes, file.device)
     batch = largest_micro_batch(data, cutting)
     base = CUDA_BASE if on_gpus else libraries_memory()
     return estimate(recipe, config, batch, "cuda" if on_gpus else "cpu", base, file.sharing)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_kit.data.prepared import Counts
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 from lora_kit.training.arguments import optimizer_steps
 
 FEW = 200
@@ -125,12 +125,12 @@ def _steps(recipe: Recipe, counts: Counts) -> Iterator[Hint]:
 
 
 def _watched(recipe: Recipe, examples: int) -> Iterator[Hint]:
-    spec, budget = recipe.training, recipe.retention.budget
+    spec, budget = recipe.training, recipe.retention.early_stopping
     # Of adalora, or beside a budget, no earlier weights are kept.
     may_keep = recipe.data.validation and budget is None and recipe.adapter.method != "adalora"
     if spec.epochs > MOST_PASSES and not spec.keep_best and may_keep:
         yield Hint(
-            ("training.validate_steps=20", "training.keep_best=true"),
+            ("training.eval_steps=20", "training.keep_best=true"),
             f"after {MOST_PASSES:g} passes an adapter begins to know its examples by heart; the "
             "loss of data.validation says when",
         )

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import yaml
 
-from lora_kit.errors import LoraKitError, RecipeError
-from lora_kit.launch import DEFAULT_STAGE, Launch, deepspeed_stage
 from lora_kit.preflight.checks import sharded_in_full_precision
 from lora_kit.preflight.sharing import Sharing
 from lora_kit.preflight.situation import Situation
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import LoraKitError, RecipeError
+from lora_kit.runtime.launch import DEFAULT_STAGE, Launch, deepspeed_stage
 from lora_kit.training.arguments import micro_batch_size
 
 KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "DEEPSPEED")

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from functools import lru_cache
 
-from lora_kit.run import peak_memory
+from lora_kit.runs.directory import peak_memory
 
 
 @lru_cache(maxsize=1)

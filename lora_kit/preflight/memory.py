@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lora_kit.attention import FLASH
-from lora_kit.backbone import compute_dtype
-from lora_kit.likelihood import supervised_nll
+from lora_kit.backbone.attention import FLASH
+from lora_kit.backbone.load import compute_dtype
+from lora_kit.modeling.likelihood import supervised_nll
 from lora_kit.preflight.live import LiveBytes
 from lora_kit.preflight.micro_batch import MicroBatch
 from lora_kit.preflight.shapes import ShapedModel, shaped_model
 from lora_kit.preflight.sharing import Sharing
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from lora_kit.adapter_spec import NOT_MERGED, NOT_SHAPED
-from lora_kit.data_spec import SELF
-from lora_kit.errors import AdapterError, TrainingError
-from lora_kit.initialisations import FROM_ROWS, OPTION, initialisation_of
-from lora_kit.objective_spec import HEADED, REFERENCED
+from lora_kit.adapter.beginning_layers import beginning_layers
 from lora_kit.preflight.situation import Situation
+from lora_kit.recipe.adapter import NOT_MERGED, NOT_SHAPED
+from lora_kit.recipe.data import SELF
+from lora_kit.recipe.initialisations import FROM_ROWS, OPTION, initialisation_of
+from lora_kit.recipe.objective import HEADED, REFERENCED
+from lora_kit.runtime.errors import AdapterError, TrainingError
 from lora_kit.training.arguments import optimizer_steps, require_trackers
-from lora_kit.training.beginning_layers import beginning_layers
 from lora_kit.training.distillation import require_same_tokens
+from lora_kit.training.learning_rates import is_in
 from lora_kit.training.preferences.rewards import metric_or_run
 from lora_kit.training.rank_allocation import phases
-from lora_kit.training.rates import is_in
-from lora_kit.training.retention.consolidation import low_rank_updates
+from lora_kit.training.retention.ewc import low_rank_updates
 
 
 def kept_where_it_can_be(situation: Situation) -> None:
@@ -27,7 +27,7 @@ def kept_where_it_can_be(situation: Situation) -> None:
         )
     asked = [
         name
-        for name in ("anchor", "mask", "consolidation", "budget", "own_words")
+        for name in ("kl", "token_masking", "ewc", "early_stopping", "self_distillation")
         if getattr(retention, name)
     ]
     if asked and (launch.sharded or launch.deepspeed):
@@ -105,28 +105,28 @@ def taught_in_its_tokens(situation: Situation) -> None:
 def rates_of_what_is_trained(situation: Situation) -> None:
     """Raises TrainingError if a rate is that of a module in which nothing is trained."""
     names = [name for name, p in situation.attached.named_parameters() if p.requires_grad]
-    for module in situation.recipe.training.rates:
+    for module in situation.recipe.training.lr_multipliers:
         if not any(is_in(name, module) for name in names):
             inside = sorted({part for name in names for part in name.split(".")[:-1]} - {"default"})
             known = [part for part in inside if not part.isdigit()]
             raise TrainingError(
-                f"training.rates.{module}: nothing is trained in a module of that name; found: "
+                f"training.lr_multipliers.{module}: nothing is trained in a module of that name; found: "
                 f"{', '.join(known)}"
             )
 
 
 def consolidated_whole(situation: Situation) -> None:
-    """Raises TrainingError if something is trained that `retention.consolidation` does not hold."""
-    if situation.recipe.retention.consolidation is None:
+    """Raises TrainingError if something is trained that `retention.ewc` does not hold."""
+    if situation.recipe.retention.ewc is None:
         return
     updates = low_rank_updates(situation.attached).values()
     held = {id(factor) for update in updates for factor in (update.first, update.second)}
     for name, parameter in situation.attached.named_parameters():
         if parameter.requires_grad and id(parameter) not in held:
             raise TrainingError(
-                f"retention.consolidation: holds LoRA's updates of linear layers, and {name} is "
-                "trained besides; leave it out of adapter.targets and adapter.options, or use "
-                "retention.anchor, which holds what the model says"
+                f"retention.ewc: holds LoRA's updates of linear layers, and {name} is "
+                "trained besides; leave it out of adapter.target_modules and adapter.options, or use "
+                "retention.kl, which holds what the model says"
             )
 
 
@@ -134,13 +134,13 @@ def stepped_by_us(situation: Situation) -> None:
     """Raises TrainingError for what acts on gradients between the backward pass and the step."""
     launch, recipe = situation.launch, situation.recipe
     asked = {
-        "training.unfreeze_steps": recipe.training.unfreeze_steps is not None,
+        "training.gradual_unfreezing_steps": recipe.training.gradual_unfreezing_steps is not None,
         "adapter.method: adalora": recipe.adapter.method == "adalora",
-        "training.conflict": recipe.training.conflict is not None,
+        "training.gradient_conflict": recipe.training.gradient_conflict is not None,
     }
-    if recipe.training.conflict is not None and launch.processes > 1:
+    if recipe.training.gradient_conflict is not None and launch.processes > 1:
         raise TrainingError(
-            "training.conflict: the tasks' gradients are looked at in one process, and "
+            "training.gradient_conflict: the tasks' gradients are looked at in one process, and "
             f"{launch.processes} are launched; leave it out, or start one"
         )
     for field, is_asked in asked.items():
@@ -198,12 +198,12 @@ def whole_where_it_is_divided(situation: Situation) -> None:
         f"training.objective: {training.objective}": training.objective != "sft",
         f"adapter.method: {recipe.adapter.method}": recipe.adapter.trains_weights,
         f"adapter.options.{OPTION}: {start}": start in FROM_ROWS,
-        "training.unfreeze_steps": training.unfreeze_steps is not None,
-        "training.layer_decay": training.layer_decay is not None,
+        "training.gradual_unfreezing_steps": training.gradual_unfreezing_steps is not None,
+        "training.layerwise_lr_decay": training.layerwise_lr_decay is not None,
         "training.distillation": training.distillation is not None,
         "data.packing": recipe.data.packing,
         "data.replay.source: self": replay is not None and replay.source == SELF,
-        "retention.own_words": recipe.retention.own_words is not None,
+        "retention.self_distillation": recipe.retention.self_distillation is not None,
         "FSDP or DeepSpeed": launch.sharded or launch.deepspeed,
     }
     for what, is_asked in asked.items():
@@ -273,7 +273,7 @@ LEFT_OUT = {
     "orpo": "the logits of prompts, which its cross-entropy takes: more memory, for each token of "
     "a forward pass 4 bytes a word of the vocabulary and more",
     "grpo": "the sampling of answers, reward models, and all answers of a prompt but one: a step "
-    "takes at least `grpo.generations` times as long",
+    "takes at least `grpo.num_generations` times as long",
 }
 
 

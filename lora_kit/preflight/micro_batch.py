@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_kit.data.dataset import PreparedData
-from lora_kit.training.passes import Cutting
+from lora_kit.training.micro_batcher import MicroBatcher
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class MicroBatch:
         )
 
 
-def largest_micro_batch(data: PreparedData, cutting: Cutting) -> MicroBatch:
+def largest_micro_batch(data: PreparedData, cutting: MicroBatcher) -> MicroBatch:
     """The largest forward pass that a training may make: its longest examples side by side.
 
     Args:
@@ -67,7 +67,7 @@ def largest_micro_batch(data: PreparedData, cutting: Cutting) -> MicroBatch:
 
 
 def _side_by_side(
-    lengths: NDArray[np.int32], order: NDArray[np.int64], cutting: Cutting
+    lengths: NDArray[np.int32], order: NDArray[np.int64], cutting: MicroBatcher
 ) -> NDArray[np.int64]:
     longest = int(lengths[order[0]])
     fitting = max(cutting.tokens // longest, 1) if cutting.tokens else cutting.rows
@@ -75,7 +75,7 @@ def _side_by_side(
 
 
 def _packed(
-    lengths: NDArray[np.int32], order: NDArray[np.int64], cutting: Cutting
+    lengths: NDArray[np.int32], order: NDArray[np.int64], cutting: MicroBatcher
 ) -> NDArray[np.int64]:
     """The longest that find room in one pack."""
     taken: list[int] = []

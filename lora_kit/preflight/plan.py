@@ -8,26 +8,23 @@ from typing import Any
 
 import torch
 
-from lora_kit.adapters import Coverage, coverage
-from lora_kit.backbone import Backbone, load
-from lora_kit.backbone_files import resolve
+from lora_kit.adapter.attach import Coverage, coverage
+from lora_kit.backbone.encoder_decoder import is_divided
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.audit.findings import Audit
 from lora_kit.data.dataset import (
     Counts,
     PreparedData,
+    open_rows,
     training_classes,
-    training_rows,
     validation_rows,
+    with_replay,
 )
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.tokenization import IGNORED, Example
-from lora_kit.data_spec import SELF
-from lora_kit.encoder_decoder import is_divided
-from lora_kit.errors import BackboneError
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import Suite, load_suites
-from lora_kit.objective_spec import HEADED
-from lora_kit.own_words.rows import read_rows
 from lora_kit.preflight.checks import Checked
 from lora_kit.preflight.detectable import SuitePower, detectable
 from lora_kit.preflight.forecast import Forecast, Timing, estimate_of_a_rank, forecast, timing
@@ -35,9 +32,13 @@ from lora_kit.preflight.guidance import Hint, guidance
 from lora_kit.preflight.launch_file import LaunchFile, require_possible
 from lora_kit.preflight.memory import MemoryEstimate
 from lora_kit.preflight.ready import Ready, make_ready
-from lora_kit.processes import process_state
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.data import SELF
+from lora_kit.recipe.objective import HEADED
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import BackboneError
+from lora_kit.runtime.processes import process_state
 from lora_kit.training.arguments import micro_batch_size, optimizer_steps
+from lora_kit.training.self_distillation.rows import ReadRows, read_rows
 
 SAMPLES = 2
 
@@ -131,7 +132,8 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         require_possible(launch_file, recipe)
     suites = load_suites(recipe.evaluation.suites)
     spec = recipe.training
-    rows, replay = training_rows(recipe.data, recipe.seed, spec.objective)
+    sources = open_rows(recipe.data, recipe.seed, spec.objective)
+    rows, replay = with_replay(sources, recipe.data, recipe.seed)
     held_out = validation_rows(recipe.data, recipe.seed)
     processes, device = _processes(launch_file)
     known: dict[str, Any] = {
@@ -149,29 +151,29 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     except BackboneError as error:
         steps = optimizer_steps(len(rows), spec)
         return Plan(**known, optimizer_steps=steps, missing_backbone=str(error))
-    backbone = load(files, recipe.backbone, tuple(training_classes(recipe)))
+    backbone = load(files, recipe.backbone, tuple(training_classes(sources, recipe)))
+    read = ReadRows(rows, replay)
     if recipe.data.replay and recipe.data.replay.source == SELF:
         # Only now that there is a backbone, it can be asked.
-        own = read_rows(recipe, backbone)
-        rows, replay = own.rows, own.replay
-        known |= {"rows": len(rows), "replay_rows": replay}
+        read = read_rows(recipe, sources, backbone)
+        known |= {"rows": len(read.rows), "replay_rows": read.replay}
     return Plan(
         **known,
         missing_backbone=None,
-        **_on_backbone(recipe, backbone, (rows, replay), suites, launch_file),
+        **_on_backbone(recipe, backbone, (sources, read), suites, launch_file),
     )
 
 
 def _on_backbone(
     recipe: Recipe,
     backbone: Backbone,
-    training: tuple[Rows, int],
+    training: tuple[Rows, ReadRows],
     suites: Sequence[Suite],
     launch_file: LaunchFile | None,
 ) -> dict[str, Any]:
     """What shows once a backbone is there: fields of `Plan`. The adapter is attached to it."""
     ready = make_ready(recipe, backbone, *training, plan_work(suites, backbone))
-    data, covered = ready.data, coverage(ready.model, recipe.adapter)
+    data, covered = ready.data.prepared, coverage(ready.model, recipe.adapter)
     return {
         "optimizer_steps": optimizer_steps(data.size, recipe.training),
         "fingerprint": backbone.fingerprint.digest,
@@ -192,7 +194,8 @@ def _needs(
 
     Shapes alone tell what a decoder takes; of the others, a step is timed.
     """
-    model, data, held_out = ready.model, ready.data, ready.held_out
+    model, data, held_out = ready.model, ready.data.prepared, ready.data.held_out
+    assert held_out is not None  # read with the rest
     is_estimated = backbone.head is None and not is_divided(backbone.model)
     if launch_file:
         config = backbone.model.config

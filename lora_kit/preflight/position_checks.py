@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lora_kit.backbone.positions import Positions
 from lora_kit.data.tokenization import Example
-from lora_kit.errors import DataError, RecipeError
-from lora_kit.positions import Positions
 from lora_kit.preflight.situation import Situation
+from lora_kit.runtime.errors import DataError, RecipeError
 from lora_kit.training.distillation import require_places
 from lora_kit.training.preferences.unit_batches import prompt_of
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lora_kit.backbone import Backbone
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import PreparedData
-from lora_kit.errors import TrainingError
-from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll, to_device
+from lora_kit.modeling.likelihood import pack_examples, pad_examples, supervised_nll, to_device
 from lora_kit.preflight.device import wait
-from lora_kit.run import peak_memory
-from lora_kit.training.passes import Cutting
-from lora_kit.training_spec import TrainingSpec
+from lora_kit.recipe.training import TrainingSpec
+from lora_kit.runs.directory import peak_memory
+from lora_kit.runtime.errors import TrainingError
+from lora_kit.training.micro_batcher import MicroBatcher
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -76,7 +76,7 @@ def probe(
     model: PeftModel,
     backbone: Backbone,
     data: PreparedData,
-    cutting: Cutting,
+    cutting: MicroBatcher,
     checkpointing: bool,
 ) -> Probe:
     """Time a micro batch of middling length, after one that warms up.
@@ -115,7 +115,7 @@ def duration(
     lengths: NDArray[np.int32],
     held_out: NDArray[np.int32],
     spec: TrainingSpec,
-    cutting: Cutting,
+    cutting: MicroBatcher,
     processes: int = 1,
     steps: int = 0,
 ) -> Duration:
@@ -124,7 +124,7 @@ def duration(
     Args:
         measured: of `probe`.
         lengths: tokens of each example of the training, (examples,) int32.
-        held_out: of each example whose loss is measured before, after and every `validate_steps`.
+        held_out: of each example whose loss is measured before, after and every `eval_steps`.
         spec: how it is trained.
         cutting: of its steps into forward passes.
         processes: that share the examples out.
@@ -132,7 +132,7 @@ def duration(
     """
     padded = sum(one.tokens for one in cutting.passes(lengths))
     training = padded * spec.epochs * measured.seconds_per_token / processes
-    times = 2 + (steps // spec.validate_steps if spec.validate_steps else 0)
+    times = 2 + (steps // spec.eval_steps if spec.eval_steps else 0)
     tokens = int(held_out.sum(dtype=np.int64))
     forward = measured.forward_seconds / measured.tokens
     return Duration(training, times * tokens * forward)
@@ -180,7 +180,7 @@ def require_gradient(model: PeftModel) -> None:
     gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
     if not any(bool(gradient.any()) for gradient in gradients):
         raise TrainingError(
-            "no gradient reaches the adapter: nothing would be trained. Check adapter.targets; "
+            "no gradient reaches the adapter: nothing would be trained. Check adapter.target_modules; "
             "under training.gradient_checkpointing the model's inputs have to carry gradients"
         )
 

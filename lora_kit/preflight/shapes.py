@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lora_kit.adapter_spec import NOT_SHAPED, AdapterSpec
-from lora_kit.adapters import wrapped
-from lora_kit.backbone_spec import Attention, Quantization
-from lora_kit.errors import BackboneError
+from lora_kit.adapter.attach import wrapped
+from lora_kit.recipe.adapter import NOT_SHAPED, AdapterSpec
+from lora_kit.recipe.backbone import Attention, Quantization
+from lora_kit.runtime.errors import BackboneError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_kit.launch import WEIGHTS_STAGE, Launch
 from lora_kit.preflight.shapes import ShapedModel
+from lora_kit.runtime.launch import WEIGHTS_STAGE, Launch
 
 # The layer that is computed with, and the next one, which is fetched meanwhile (Zhao et al. 2023,
 # arXiv:2304.11277, section 3.3).

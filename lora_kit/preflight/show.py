@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_kit.evaluation.reporting.notation import is_percent
-from lora_kit.objective_spec import HEADED
 from lora_kit.preflight.forecast import Forecast
 from lora_kit.preflight.plan import Plan, Span
 from lora_kit.preflight.show_audit import show_audit
@@ -19,6 +18,7 @@ from lora_kit.preflight.show_estimate import (
     show_on_a_gpu,
     show_rank,
 )
+from lora_kit.recipe.objective import HEADED
 
 # What a step's batch counts, where it is no example of what is said.
 UNITS = {"dpo": "pairs", "orpo": "pairs", "reward": "pairs", "kto": "answers", "grpo": "prompts"}
@@ -34,10 +34,10 @@ def show_plan(plan: Plan, console: Console) -> None:
     replayed = f" ({plan.replay_rows} of them replayed)" if plan.replay_rows else ""
     facts = {
         "backbone": f"{recipe.backbone.model}, {recipe.backbone.quantization}",
-        "adapter": recipe.adapter.described(),
+        "adapter": recipe.adapter.describe(),
         "training": f"{plan.optimizer_steps} steps of {spec.batch_size} {unit} "
         f"({plan.micro_batch_size} a forward pass), {spec.epochs:g} epochs, "
-        f"learning rate {spec.learning_rate:g}, {spec.schedule}",
+        f"learning rate {spec.learning_rate:g}, {spec.lr_scheduler}",
         "rows": f"{plan.rows} for training{replayed}, {plan.validation_rows} held out",
         "formats": ", ".join(
             f"{name}: {form}" if form else name for name, form in plan.formats.items()

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_kit.backbone import Backbone
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.tokenization import Example
-from lora_kit.launch import Launch, current_launch
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.launch import Launch, current_launch
 from lora_kit.training.retention.texts import RetentionTexts
 
 if TYPE_CHECKING:

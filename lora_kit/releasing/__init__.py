@@ -1,1 +1,1 @@
-"""gate(verdict, verification) -> model card, manifest."""
+"""The release gate, model card, manifest, and upload."""

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lora_kit.errors import ReleaseError
-from lora_kit.schema import Section
+from lora_kit.recipe.section import Section
+from lora_kit.runtime.errors import ReleaseError
 
 
 class Acceptance(Section):

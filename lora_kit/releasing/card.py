@@ -13,7 +13,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from lora_kit.backbone_files import ALIASES
+from lora_kit.backbone.files import ALIASES
 from lora_kit.evaluation.reporting.escaping import markdown, visible
 from lora_kit.evaluation.reporting.notation import percent
 from lora_kit.releasing.licences import Licensed, Note, hub_license, notes

@@ -13,12 +13,10 @@ from typing import Any
 
 import jinja2
 
-from lora_kit.adapters import adapter_sha256
-from lora_kit.errors import LoraKitError, ReleaseError
+from lora_kit.adapter.attach import adapter_sha256
 from lora_kit.evaluation.harness import check_verdict, read_verdict
-from lora_kit.files import read_json
 from lora_kit.merging.record import MERGE_RECORD
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 from lora_kit.releasing.card import model_card, same_card
 from lora_kit.releasing.figures import against_passing
 from lora_kit.releasing.gate import MERGE_KEYS, judged, names_its_merge
@@ -33,6 +31,8 @@ from lora_kit.releasing.manifest import (
     read_manifest,
     rows_by_arm,
 )
+from lora_kit.runtime.errors import LoraKitError, ReleaseError
+from lora_kit.runtime.files import read_json
 
 # What a part raises that is not built as ours are.
 MALFORMED = (KeyError, TypeError, AttributeError, ValueError, jinja2.TemplateError)

@@ -16,11 +16,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.data.tokenization import end_of_turn
-from lora_kit.encoder_decoder import language_model_class
-from lora_kit.errors import DataError, ReleaseError
-from lora_kit.files import read_json
+from lora_kit.runtime.errors import DataError, ReleaseError
+from lora_kit.runtime.files import read_json
 
 INDEX = "model.safetensors.index.json"
 # What can carry code, or be taken for the weights instead of them.

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_kit.adapters import adapter_sha256
-from lora_kit.digests import file_sha256
-from lora_kit.errors import VERDICT_STATUS, ReleaseError
+from lora_kit.adapter.attach import adapter_sha256
 from lora_kit.evaluation.harness import check_verdict, read_verdict
-from lora_kit.evaluation.statistics.decisions import Decision, combined
-from lora_kit.files import read_json
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
-from lora_kit.recipe import MERGED_ARMS
-from lora_kit.recipe_digest import recipe_digest
+from lora_kit.recipe.identity import training_digest
+from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.figures import against_passing
-from lora_kit.run import RunDirectory
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runtime.errors import VERDICT_STATUS, ReleaseError
+from lora_kit.runtime.files import read_json
+from lora_kit.runtime.hashes import file_sha256
+from lora_kit.statistics.decisions import Decision, combined
 
 MISSING_STAGE = 2
 # What the gate compares, and what the card says of the merge.
@@ -178,9 +178,9 @@ def _broken_lineage(run: RunDirectory, verdict: Mapping[str, Any]) -> Iterator[R
     if trained is None:
         text = f"{run.record}: does not say which recipe was trained, as earlier versions did not"
         yield Reason(f"{text}; train again", MISSING_STAGE)
-    elif trained != recipe_digest(run.recipe):
-        text = f"{run.recipe}: not the recipe that the run began with; only a `license` may be"
-        yield Reason(f"{text} another one", failed)
+    elif trained != training_digest(run.recipe):
+        text = f"{run.recipe}: describes another training than the run's. Fix: revert it"
+        yield Reason(text, failed)
     if verdict["suite_digests"] != record.get("suites"):
         text = "the verdict is not on the suites that were set before the training"
         yield Reason(text, failed)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_kit.schema import Section
+from lora_kit.recipe.section import Section
 
 Kind = Literal["conflict", "condition", "unknown"]
 

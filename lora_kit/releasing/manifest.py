@@ -10,23 +10,23 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from lora_kit.adapters import ADAPTER_CONFIG
-from lora_kit.digests import file_sha256, json_sha256
-from lora_kit.encoder_decoder import SEQUENCE_TO_SEQUENCE
-from lora_kit.errors import ReleaseError
+from lora_kit.adapter.attach import ADAPTER_CONFIG
+from lora_kit.backbone.encoder_decoder import SEQUENCE_TO_SEQUENCE
+from lora_kit.backbone.fingerprint import Fingerprint
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.harness import SUITES
 from lora_kit.evaluation.ledger import Ledger
-from lora_kit.evaluation.statistics.decisions import Decision
 from lora_kit.evaluation.suite import Suite
-from lora_kit.files import read_json, write_json
-from lora_kit.fingerprint import Fingerprint
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.section import Section
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.gate import Clearance
 from lora_kit.releasing.licences import Licensed
-from lora_kit.run import RunDirectory, versions
-from lora_kit.schema import Section
+from lora_kit.runs.directory import RunDirectory, versions
+from lora_kit.runtime.errors import ReleaseError
+from lora_kit.runtime.files import read_json, write_json
+from lora_kit.runtime.hashes import file_sha256, json_sha256
+from lora_kit.statistics.decisions import Decision
 
 MANIFEST = "manifest.json"
 CARD = "README.md"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_kit.errors import ReleaseError
 from lora_kit.releasing.manifest import MANIFEST, files_below
+from lora_kit.runtime.errors import ReleaseError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

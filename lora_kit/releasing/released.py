@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_kit.evaluation.statistics.decisions import Decision
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.licences import Note
+from lora_kit.statistics.decisions import Decision
 
 HEADS = {"conflict": "Licences in conflict", "condition": "Licence", "unknown": "Licence unknown"}
 

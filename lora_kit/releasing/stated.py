@@ -7,15 +7,15 @@ from typing import TypeGuard
 
 import yaml
 
-from lora_kit.backbone_files import ALIASES, BackboneFiles, package_file, resolve
-from lora_kit.backbone_spec import BackboneSpec
+from lora_kit.backbone.files import ALIASES, BackboneFiles, package_file, resolve
+from lora_kit.data.files.tables import is_hub_id
 from lora_kit.data.sources import BUILT_IN_LICENSES
-from lora_kit.data.tables import is_hub_id
-from lora_kit.data_spec import SELF, ReplaySpec, SourceSpec
-from lora_kit.errors import BackboneError
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.data import SELF, ReplaySpec, SourceSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.retention import TextsSpec
 from lora_kit.releasing.licences import Licensed
-from lora_kit.retention_spec import TextsSpec
+from lora_kit.runtime.errors import BackboneError
 
 NOWHERE = "nowhere"
 IN_RECIPE = "the recipe"
@@ -28,9 +28,9 @@ def works(recipe: Recipe) -> tuple[Licensed, ...]:
         _base(recipe.backbone),
         *(_source(one, "train") for one in data.train),
         *([_source(data.replay, "replay")] if _is_replayed(data.replay) else []),
-        *(_source(one, "retention") for one in (kept.anchor, kept.consolidation) if one),
+        *(_source(one, "retention") for one in (kept.kl, kept.ewc) if one),
         *(_source(one, "validation") for one in data.validation),
-        *([_source(kept.budget, "validation")] if kept.budget else []),
+        *([_source(kept.early_stopping, "validation")] if kept.early_stopping else []),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_kit.evaluation.reporting.notation import Notation, Numbers, p_value
-from lora_kit.evaluation.statistics.decisions import Interval
+from lora_kit.statistics.decisions import Interval
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Training: trainer, objectives and what is seen of them."""
+"""The trainer: steps, objectives, retention, checkpoints and guards."""

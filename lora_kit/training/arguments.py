@@ -12,11 +12,11 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 from trl import SFTConfig
 
-from lora_kit.backbone import Backbone
-from lora_kit.errors import TrainingError
-from lora_kit.launch import current_launch
-from lora_kit.recipe import Recipe
-from lora_kit.training_spec import TrainingSpec
+from lora_kit.backbone.load import Backbone
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.training import TrainingSpec
+from lora_kit.runtime.errors import TrainingError
+from lora_kit.runtime.launch import current_launch
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -74,7 +74,7 @@ def configured(
         num_train_epochs=spec.epochs,
         learning_rate=spec.learning_rate,
         **_schedule(spec, steps),
-        warmup_steps=spec.warmup,
+        warmup_steps=spec.warmup_ratio,
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         gradient_checkpointing=spec.gradient_checkpointing,
@@ -88,8 +88,8 @@ def configured(
         logging_nan_inf_filter=False,
         # DeepSpeed keeps the optimizer's state to itself, and could not go on from ours.
         save_strategy="no" if current_launch().deepspeed else "steps",
-        save_steps=spec.checkpoint_steps,
-        report_to=[name for name in spec.log_to if name != "tensorboard"] or "none",
+        save_steps=spec.save_steps,
+        report_to=[name for name in spec.report_to if name != "tensorboard"] or "none",
         disable_tqdm=True,
     )
     arguments: Arguments = kind(**(common | own))
@@ -104,11 +104,11 @@ def _schedule(spec: TrainingSpec, steps: int) -> dict[str, Any]:
 
     `wsd`: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395), linear at both ends.
     """
-    if spec.schedule == "constant":
+    if spec.lr_scheduler == "constant":
         return {"lr_scheduler_type": "constant_with_warmup"}
-    if spec.schedule != "wsd":
-        return {"lr_scheduler_type": spec.schedule}
-    decay = max(round(spec.decay * steps), 1)
+    if spec.lr_scheduler != "wsd":
+        return {"lr_scheduler_type": spec.lr_scheduler}
+    decay = max(round(spec.decay_ratio * steps), 1)
     return {
         "lr_scheduler_type": "warmup_stable_decay",
         "lr_scheduler_kwargs": {"num_decay_steps": decay, "decay_type": "linear"},
@@ -121,10 +121,10 @@ def require_trackers(spec: TrainingSpec) -> None:
     Raises:
         TrainingError: naming the package.
     """
-    for name in spec.log_to:
+    for name in spec.report_to:
         if importlib.util.find_spec(name) is None:
             raise TrainingError(
-                f"training.log_to: {name} is not installed; pip install {name}, or leave it out"
+                f"training.report_to: {name} is not installed; pip install {name}, or leave it out"
             )
 
 

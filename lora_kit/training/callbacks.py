@@ -15,9 +15,9 @@ import torch
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_kit.console import Meter
 from lora_kit.data.batches import LengthGroupedSampler
-from lora_kit.files import write_text
+from lora_kit.runtime.console import Meter
+from lora_kit.runtime.files import write_text
 from lora_kit.training.sharded import whole
 
 PLOT_SECONDS = 60.0

@@ -20,7 +20,7 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,47 +29,52 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 
-from lora_kit.console import say
-from lora_kit.digests import file_sha256
-from lora_kit.errors import TrainingError
-from lora_kit.files import read_json, whole_directory, write_json
-from lora_kit.training.sharded import divided_as, put_back, shape_of, whole
-
-if TYPE_CHECKING:
-    from lora_kit.training.resumable import Resumable
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import TrainingError
+from lora_kit.runtime.files import read_json, whole_directory, write_json
+from lora_kit.runtime.hashes import file_sha256
+from lora_kit.training.retention.early_stopping import RetentionEarlyStopping
+from lora_kit.training.sharded import divided_as, whole
+from lora_kit.training.trained_weights import Tensors, restore_weights, trained_weights
+from lora_kit.training.validation import Validation
 
 WEIGHTS = "adapter.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 WITHIN = "within.safetensors"
 FILES = "files.json"
-Tensors = dict[str, torch.Tensor]
 
 
-def trained_weights(model: torch.nn.Module) -> Tensors:
-    """Copies of all that is trained, whole, on the CPU, by name; all processes ask together."""
-    return {
-        name: whole(parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+class Checkpointed(Protocol):
+    """What a checkpoint holds of a trainer.
 
-
-def restore_weights(model: torch.nn.Module, weights: Tensors) -> None:
-    """Put `trained_weights` back.
-
-    Raises:
-        TrainingError: if they are those of another adapter.
+    Attributes:
+        like_length: how many examples of about one length are adjacent in the order of training.
+        tokens: tokens seen so far by all processes, without padding.
+        validation: the validation losses so far.
+        budget: the early stopping of the retention texts.
     """
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
-    if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
-        raise TrainingError("the checkpoint's weights are those of another adapter")
-    for name, parameter in trained.items():
-        put_back(parameter, weights[name])
+
+    model: Any
+    args: Any
+    state: TrainerState
+    optimizer: Any
+    lr_scheduler: Any
+    accelerator: Any
+    like_length: int
+    tokens: int
+    validation: Validation | None
+    early_stopping: RetentionEarlyStopping | None
+
+    @property
+    def ended(self) -> bool:
+        """Return whether the step that is done is the last one."""
+
+    def is_world_process_zero(self) -> bool:
+        """Return whether this process writes the checkpoint."""
 
 
-def save(trainer: Resumable, keep: int) -> None:
+def save(trainer: Checkpointed, keep: int) -> None:
     """Write the checkpoint of the step that is done, and delete all but the `keep` latest whole.
 
     Raises:
@@ -115,7 +120,7 @@ def _prune(folder: Path, keep: int, written: Path) -> None:
 
 
 def _write(
-    trainer: Resumable,
+    trainer: Checkpointed,
     random_states: list[Tensors],
     weights: Tensors,
     optimizer: tuple[Tensors, dict[str, Any]],
@@ -129,8 +134,8 @@ def _write(
         save_file(state, folder / f"random-{rank}.safetensors")
     if trainer.validation and trainer.validation.best_weights:
         save_file(trainer.validation.best_weights, folder / "best.safetensors")
-    if trainer.budget and trainer.budget.kept:
-        save_file(trainer.budget.kept, folder / WITHIN)
+    if trainer.early_stopping and trainer.early_stopping.kept:
+        save_file(trainer.early_stopping.kept, folder / WITHIN)
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
     write_json(
         folder / STATE,
@@ -145,7 +150,7 @@ def _write(
             "schedule": trainer.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "validation": trainer.validation.state() if trainer.validation else None,
-            "budget": trainer.budget.state() if trainer.budget else None,
+            "budget": trainer.early_stopping.state() if trainer.early_stopping else None,
         },
     )
     names = sorted(path.name for path in folder.iterdir())
@@ -177,7 +182,7 @@ def _random_state() -> Tensors:
     return state
 
 
-def load_random_state(trainer: Resumable, folder: Path) -> None:
+def load_random_state(trainer: Checkpointed, folder: Path) -> None:
     """Put this process's random state back, if there was such a process."""
     path = folder / f"random-{trainer.args.process_index}.safetensors"
     if not path.is_file():
@@ -197,7 +202,7 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     restore_weights(model, load_file(folder / WEIGHTS))
 
 
-def load_optimizer(trainer: Resumable, folder: Path) -> None:
+def load_optimizer(trainer: Checkpointed, folder: Path) -> None:
     """Put the optimizer, the schedule, the scaler and the counts back."""
     saved = read_json(folder / STATE, TrainingError)
     if saved.get("like_length") != trainer.like_length:
@@ -224,16 +229,16 @@ def load_optimizer(trainer: Resumable, folder: Path) -> None:
     _load_counts(trainer, saved, folder)
 
 
-def _load_counts(trainer: Resumable, saved: dict[str, Any], folder: Path) -> None:
+def _load_counts(trainer: Checkpointed, saved: dict[str, Any], folder: Path) -> None:
     trainer.tokens = int(saved["tokens"])
     if trainer.validation and saved["validation"]:
         best = folder / "best.safetensors"
         trainer.validation.restore(saved["validation"], load_file(best) if best.is_file() else {})
-    if trainer.budget and saved.get("budget"):
-        trainer.budget.restore(saved["budget"], load_file(folder / WITHIN))
+    if trainer.early_stopping and saved.get("budget"):
+        trainer.early_stopping.restore(saved["budget"], load_file(folder / WITHIN))
 
 
-def load_if_ended(trainer: Resumable, folder: Path) -> bool:
+def load_if_ended(trainer: Checkpointed, folder: Path) -> bool:
     """Put everything back if the training had ended with this checkpoint; else do nothing.
 
     transformers would go on from there: its loop knows nothing of an end that it did not reach.

@@ -13,19 +13,19 @@ from accelerate.utils import reduce
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
 
-from lora_kit.adapters import evaluated
-from lora_kit.backbone import Backbone
-from lora_kit.classification_spec import ClassificationSpec
+from lora_kit.backbone.heads import pad_right
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import cut
 from lora_kit.data.labelled import classes_of
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.tokenization import IGNORED, Example
-from lora_kit.errors import TrainingError
-from lora_kit.heads import pad_right
-from lora_kit.likelihood import to_device
-from lora_kit.processes import process_state
-from lora_kit.recipe import Recipe
-from lora_kit.training.features import Features, frozen_features
+from lora_kit.modeling.features import Features, frozen_features
+from lora_kit.modeling.likelihood import to_device
+from lora_kit.modeling.modes import eval_mode
+from lora_kit.recipe.classification import ClassificationSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import TrainingError
+from lora_kit.runtime.processes import process_state
 from lora_kit.training.steps import StepTrainer
 
 if TYPE_CHECKING:
@@ -128,7 +128,11 @@ class ClassTask:
         )
 
     def validation_loss(
-        self, model: PeftModel, backbone: Backbone, data: PreparedData | None, batch_tokens: int
+        self,
+        model: PeftModel,
+        backbone: Backbone,
+        data: PreparedData | None,
+        max_tokens_per_batch: int,
     ) -> float | None:
         """Mean loss of the held-out rows, as it is trained on; `None` without such rows.
 
@@ -138,25 +142,27 @@ class ClassTask:
             model: the classifier with its adapter.
             backbone: of the model.
             data: held-out rows.
-            batch_tokens: most tokens of a forward pass, padding included.
+            max_tokens_per_batch: most tokens of a forward pass, padding included.
         """
         if data is None or not data.examples:
             return None
         state = process_state()
         found = torch.zeros(2, dtype=torch.float64)
-        with evaluated(model), torch.no_grad():
-            for batch in self._held_out(backbone, data, batch_tokens):
+        with eval_mode(model), torch.no_grad():
+            for batch in self._held_out(backbone, data, max_tokens_per_batch):
                 logits = _logits(model, batch)
                 found[0] += self.loss.sum(logits, batch["targets"]).double().cpu()
                 found[1] += self.loss.weight_of(batch["targets"]).double().sum().cpu()
         total, weight = reduce(found.to(state.device)).tolist()
         return float(total / weight)
 
-    def _held_out(self, backbone: Backbone, data: PreparedData, batch_tokens: int) -> list[Batch]:
+    def _held_out(
+        self, backbone: Backbone, data: PreparedData, max_tokens_per_batch: int
+    ) -> list[Batch]:
         if self.held_out is not None:
             return [self.held_out.batch(range(len(data.examples)), data.examples)]
         state, pad = process_state(), backbone.tokenizer.pad_token_id
-        groups = cut(data.examples, len(data.examples), batch_tokens)
+        groups = cut(data.examples, len(data.examples), max_tokens_per_batch)
         own = groups[state.process_index :: state.num_processes]
         return [to_device(_padded(group, pad), state.device) for group in own]
 
@@ -174,7 +180,7 @@ class ClassifierTrainer(StepTrainer):
         model: PeftModel,
         task: ClassTask,
         micro_batch_size: int,
-        batch_tokens: int | None,
+        max_tokens_per_batch: int | None,
         pad_token_id: int,
         **kwargs: Any,
     ):
@@ -183,13 +189,16 @@ class ClassifierTrainer(StepTrainer):
             *args,
             model=model,
             micro_batch_size=micro_batch_size,
-            batch_tokens=batch_tokens,
+            max_tokens_per_batch=max_tokens_per_batch,
             pad_token_id=pad_token_id,
             **kwargs,
         )
         self.task = task
         self._micro = partial(
-            _class_batches, rows=micro_batch_size, tokens=batch_tokens, pad_token_id=pad_token_id
+            _class_batches,
+            rows=micro_batch_size,
+            tokens=max_tokens_per_batch,
+            pad_token_id=pad_token_id,
         )
         if self.args.gradient_checkpointing:
             # transformers#42489: it does not do so itself for PEFT's models.

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from lora_kit.backbone import Backbone, compute_dtype, load
-from lora_kit.backbone_files import BackboneFiles, resolve
+from lora_kit.backbone.encoder_decoder import language_model_class
+from lora_kit.backbone.files import BackboneFiles, resolve
+from lora_kit.backbone.fingerprint import fingerprint, weight_files
+from lora_kit.backbone.load import Backbone, compute_dtype, load
+from lora_kit.backbone.positions import Positions
 from lora_kit.data.tokenization import Example
-from lora_kit.encoder_decoder import language_model_class
-from lora_kit.errors import BackboneError, TrainingError
-from lora_kit.fingerprint import fingerprint, weight_files
-from lora_kit.likelihood import CHUNK, supervised_logits
-from lora_kit.positions import Positions
-from lora_kit.training_spec import DistillationSpec
+from lora_kit.modeling.likelihood import CHUNK, supervised_logits
+from lora_kit.recipe.training import DistillationSpec
+from lora_kit.runtime.errors import BackboneError, TrainingError
 
 TEACHER = "training.distillation.teacher"
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_kit.errors import TrainingError
-from lora_kit.launch import current_launch
+from lora_kit.runtime.errors import TrainingError
+from lora_kit.runtime.launch import current_launch
 from lora_kit.training.callbacks import gradient_norm
 
 # Steps whose mean loss is judged: one bad batch is no divergence.
@@ -79,7 +79,7 @@ class Guards(TrainerCallback):
         if norm == 0.0 and not self._idle_steps:
             raise TrainingError(
                 "the gradient of step 1 is zero: nothing that is trained reaches the loss. Check "
-                "adapter.targets, and that the data has supervised tokens"
+                "adapter.target_modules, and that the data has supervised tokens"
             )
 
     def on_log(

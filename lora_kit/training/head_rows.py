@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lora_kit.backbone import Backbone
+from lora_kit.backbone.heads import SavedClasses, SavedReward
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.labelled import classes_of
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.units import PreparedUnits, Unit
-from lora_kit.heads import SavedClasses, SavedReward
 
 
 def learned_by_head(backbone: Backbone, data: PreparedData) -> SavedClasses | SavedReward | None:

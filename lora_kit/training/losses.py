@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from lora_kit.adapters import evaluated
-from lora_kit.backbone import Backbone
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import cut
 from lora_kit.data.tokenization import Example
-from lora_kit.errors import TrainingError
-from lora_kit.likelihood import pad_examples, supervised_nll, to_device
-from lora_kit.memory import lacks_memory
+from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device
+from lora_kit.modeling.modes import eval_mode
+from lora_kit.runtime.errors import TrainingError
+from lora_kit.runtime.out_of_memory import lacks_memory
 
 
 def batch_nll(
@@ -37,7 +37,7 @@ def batch_nll(
             raise
         raise TrainingError(
             f"{what} do not fit into memory: {len(batch)} of them, the longest of "
-            f"{len(batch[0].input_ids)} tokens. Lower training.batch_tokens, "
+            f"{len(batch[0].input_ids)} tokens. Lower training.max_tokens_per_batch, "
             "training.micro_batch_size or data.max_length"
         ) from error
 
@@ -46,7 +46,7 @@ def nll_of_each(
     model: torch.nn.Module,
     backbone: Backbone,
     examples: Sequence[Example],
-    batch_tokens: int,
+    max_tokens_per_batch: int,
     what: str,
 ) -> list[torch.Tensor]:
     """Negative log-likelihoods of each example's supervised tokens, in nats.
@@ -55,7 +55,7 @@ def nll_of_each(
         model: the backbone with its adapter.
         backbone: of the model.
         examples: in memory; in any order.
-        batch_tokens: most tokens of a forward pass, padding included.
+        max_tokens_per_batch: most tokens of a forward pass, padding included.
         what: they are, for the error.
 
     Returns:
@@ -67,8 +67,8 @@ def nll_of_each(
     # Equal examples are told apart by where they stand.
     places = {id(example): number for number, example in enumerate(examples)}
     found = [torch.empty(0)] * len(examples)
-    with evaluated(model), torch.no_grad():
-        for batch in cut(examples, len(examples), batch_tokens):
+    with eval_mode(model), torch.no_grad():
+        for batch in cut(examples, len(examples), max_tokens_per_batch):
             nll, rows = batch_nll(model, backbone, batch, what)
             for row, example in enumerate(batch):
                 found[places[id(example)]] = nll[rows == row]

@@ -10,7 +10,7 @@ import torch
 
 from lora_kit.data.batches import cut
 from lora_kit.data.tokenization import IGNORED, Example
-from lora_kit.likelihood import pack_examples, pad_examples
+from lora_kit.modeling.likelihood import pack_examples, pad_examples
 
 
 def of_a_step(features: list[dict[str, Any]], packing: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_kit.files import whole_file
+from lora_kit.runtime.files import whole_file
 
 
 def plot_training(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from lora_kit.errors import AdapterError, TrainingError
+from lora_kit.runtime.errors import AdapterError, TrainingError
 from lora_kit.training.before_clipping import BeforeClipping
 
 if TYPE_CHECKING:

@@ -5,28 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lora_kit.backbone import Backbone
-from lora_kit.errors import RecipeError
-from lora_kit.processes import made_by_first
-from lora_kit.recipe import Recipe
-from lora_kit.run import (
+from lora_kit.backbone.load import Backbone
+from lora_kit.recipe.identity import training_fields
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.directory import (
     RunDirectory,
     claim_run_directory,
     last_run_directory,
     new_run_directory,
 )
+from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.processes import made_by_first
 from lora_kit.training import checkpoints
 from lora_kit.training.trainer import TrainingResult
-
-# What training depends on.
-PARTS = (
-    *("seed", "backbone", "adapter", "data", "training", "retention"),
-    *("classification", "preference", "reward", "grpo"),
-)
-# What may be another than before: it changes nothing of what is trained.
-FREE = ("checkpoint_steps", "keep_checkpoints", "log_to")
 
 
 @dataclass(frozen=True)
@@ -84,10 +76,11 @@ def require_same(
     Raises:
         RecipeError: naming what is different.
     """
-    before = _flat(run.load_recipe().model_dump(mode="json"))
-    now = _flat(recipe.model_copy(update={"backbone": backbone.spec}).model_dump(mode="json"))
+    resolved = recipe.model_copy(update={"backbone": backbone.spec})
+    before = training_fields(run.load_recipe().model_dump(mode="json"))
+    now = training_fields(resolved.model_dump(mode="json"))
     changed = [
-        f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+        f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
         for name in {**now, **before}
         if before.get(name) != now.get(name)
     ]
@@ -100,20 +93,9 @@ def require_same(
     ]
     if changed:
         raise RecipeError(
-            f"{run.root}: cannot go on: {'; '.join(changed)}. Start anew without --resume, or take "
-            "back what was changed"
+            f"{run.root}: cannot resume: the training changed ({'; '.join(changed)}). Fix: revert "
+            "it, or drop --resume"
         )
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """What training depends on, by dotted name."""
-    if not isinstance(value, dict):
-        return {path: value}
-    flat: dict[str, Any] = {}
-    for name, part in value.items():
-        if path or name in PARTS:
-            flat |= _flat(part, f"{path}.{name}" if path else name)
-    return {n: v for n, v in flat.items() if n.removeprefix("training.") not in FREE}
 
 
 def finished(run: RunDirectory) -> TrainingResult | None:

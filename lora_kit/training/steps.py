@@ -14,16 +14,16 @@ from torch.utils.data import DataLoader
 
 from lora_kit.data.batches import LengthGroupedSampler, StepShares
 from lora_kit.data.tokenization import IGNORED, Example
-from lora_kit.launch import current_launch, require_sharded
-from lora_kit.training.conflict import Conflict, taken
+from lora_kit.recipe.training import TrainingSpec
+from lora_kit.runtime.launch import current_launch, require_sharded
+from lora_kit.training.checkpointed_trainer import CheckpointedTrainer, float32_masters
+from lora_kit.training.gradient_conflict import GradientConflict, taken
+from lora_kit.training.learning_rates import parameter_groups
 from lora_kit.training.micro_batches import micro_batches, of_a_step
-from lora_kit.training.rates import parameter_groups
-from lora_kit.training.resumable import Resumable, float32_masters
-from lora_kit.training.retention.anchor import Anchor
-from lora_kit.training.retention.budget import Budget
+from lora_kit.training.retention.early_stopping import RetentionEarlyStopping
+from lora_kit.training.retention.kl import KlPenalty
 from lora_kit.training.sharded import is_sharded
 from lora_kit.training.validation import Validation
-from lora_kit.training_spec import TrainingSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 
 
-class StepTrainer(Resumable):
+class StepTrainer(CheckpointedTrainer):
     """A trainer with float32 adapters, and steps that are cut into micro batches by length.
 
     Attributes:
@@ -47,7 +47,7 @@ class StepTrainer(Resumable):
     """
 
     optimizer: Any
-    figures = ("anchor",)
+    figures = ("kl",)
 
     def __init__(
         self,
@@ -57,15 +57,15 @@ class StepTrainer(Resumable):
         batch_size: int,
         like_length: int,
         micro_batch_size: int,
-        batch_tokens: int | None,
+        max_tokens_per_batch: int | None,
         packing: bool,
         pad_token_id: int,
-        keep_checkpoints: int,
+        save_total_limit: int,
         validation: Validation | None = None,
-        anchor: Anchor | None = None,
-        budget: Budget | None = None,
+        kl: KlPenalty | None = None,
+        early_stopping: RetentionEarlyStopping | None = None,
         rates: TrainingSpec | None = None,
-        conflict: Conflict | None = None,
+        gradient_conflict: GradientConflict | None = None,
         **kwargs: Any,
     ):
         """Take the adapters as they are.
@@ -77,10 +77,10 @@ class StepTrainer(Resumable):
             batch_size: examples of an optimizer step, of all processes together.
             like_length: how many of about one length stand together in their order.
             micro_batch_size: most examples of a forward pass.
-            batch_tokens: most tokens of a forward pass, or `None`.
+            max_tokens_per_batch: most tokens of a forward pass, or `None`.
             packing: whether a forward pass has one row of several examples.
             pad_token_id: what short rows are filled up with.
-            keep_checkpoints: how many are left standing.
+            save_total_limit: how many are left standing.
             validation: what its checkpoints hold as well.
             anchor: what holds it to the base.
             budget: what ends it for forgetting.
@@ -94,15 +94,15 @@ class StepTrainer(Resumable):
         # Of some models transformers thinks otherwise; the loss is not theirs.
         self.model_accepts_loss_kwargs = True
         self.validation = validation
-        self.anchor = anchor
-        self.budget = budget
+        self.kl = kl
+        self.early_stopping = early_stopping
         self._rates = rates
-        self.conflict = conflict
+        self.gradient_conflict = gradient_conflict
         self.rows: list[int] = []
         self._micro = partial(
             micro_batches,
             rows=micro_batch_size,
-            tokens=batch_tokens,
+            tokens=max_tokens_per_batch,
             packing=packing,
             pad_token_id=pad_token_id,
         )
@@ -112,7 +112,7 @@ class StepTrainer(Resumable):
         self._in_step = current_launch().deepspeed
         _reduce_in_float32(self.accelerator)
         self.lengths = lengths
-        self.keep_checkpoints = keep_checkpoints
+        self.save_total_limit = save_total_limit
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Any:
         """The optimizer, with the recipe's own learning rates if it has such."""
@@ -151,20 +151,20 @@ class StepTrainer(Resumable):
         examples: Sequence[Example] = inputs["examples"]
         self.rows = inputs["rows"]
         self._hold_to_the_base(model)
-        if self.conflict is None:
+        if self.gradient_conflict is None:
             return self._backward(model, examples, num_items_in_batch)
-        return self._task_by_task(self.conflict, model, examples, num_items_in_batch)
+        return self._task_by_task(self.gradient_conflict, model, examples, num_items_in_batch)
 
     def _task_by_task(
         self,
-        conflict: Conflict,
+        gradient_conflict: GradientConflict,
         model: torch.nn.Module,
         examples: Sequence[Example],
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
         """As `training_step`, a backward pass for each task that the step has rows of."""
         step = self.state.global_step
-        groups = conflict.groups(step, self.rows, examples)
+        groups = gradient_conflict.groups(step, self.rows, examples)
         if len(groups) == 1:
             return self._backward(model, examples, num_items_in_batch)
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -175,7 +175,7 @@ class StepTrainer(Resumable):
             gradients[task] = taken(parameters)
         for parameter, gradient in zip(parameters, held, strict=True):
             parameter.grad = gradient
-        conflict.settle(parameters, gradients, step)
+        gradient_conflict.settle(parameters, gradients, step)
         return total
 
     def _backward(
@@ -203,16 +203,16 @@ class StepTrainer(Resumable):
 
     def _hold_to_the_base(self, model: torch.nn.Module) -> None:
         """Add the anchor's gradient, which is reduced with that of the step's last pass."""
-        if self.anchor is None:
+        if self.kl is None:
             return
         arguments, step = self.args, self.state.global_step
-        parts = self.anchor.losses(step, arguments.process_index, arguments.world_size)
+        parts = self.kl.losses(step, arguments.process_index, arguments.world_size)
         with self.accelerator.no_sync(model):
             while (part := self._next(parts)) is not None:
                 # Gradients are averaged over the processes, and these are to be added up.
                 self.accelerator.backward(part * arguments.world_size)
-        found = torch.tensor(self.anchor.last, device=arguments.device)
-        self.anchor.last = float(self.accelerator.reduce(found, reduction="sum"))
+        found = torch.tensor(self.kl.last, device=arguments.device)
+        self.kl.last = float(self.accelerator.reduce(found, reduction="sum"))
 
     def _next(self, parts: Iterator[torch.Tensor]) -> torch.Tensor | None:
         with self._autocast():
@@ -258,7 +258,7 @@ class StepTrainer(Resumable):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the anchor's divergence."""
-        held = {"anchor": self.anchor.last} if self.anchor else {}
+        held = {"kl": self.kl.last} if self.kl else {}
         super().log(logs | held, start_time)
 
 

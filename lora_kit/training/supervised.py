@@ -10,8 +10,8 @@ import torch
 from trl import SFTTrainer
 
 from lora_kit.data.tokenization import IGNORED
-from lora_kit.errors import TrainingError
-from lora_kit.likelihood import token_nll, wanted_logits
+from lora_kit.modeling.likelihood import logits_at, token_nll
+from lora_kit.runtime.errors import TrainingError
 from lora_kit.training.distillation import Teacher
 from lora_kit.training.steps import Batch, StepTrainer
 
@@ -44,7 +44,7 @@ class SupervisedTrainer(StepTrainer, SFTTrainer):
             raise TrainingError("the loss is that of a step; its logits are never whole")
         targets = inputs["labels"][:, 1:]
         rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
-        logits = wanted_logits(model, inputs, self._head, rows, columns)
+        logits = logits_at(model, inputs, rows, columns, self._head)
         losses = token_nll(logits, targets[rows, columns])
         if self._teacher:
             losses = self._teacher.losses(losses, logits, inputs)

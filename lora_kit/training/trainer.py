@@ -7,28 +7,29 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_kit.adapters import ADAPTER_CONFIG
-from lora_kit.backbone import Backbone
-from lora_kit.console import meter
+from lora_kit.adapter.attach import ADAPTER_CONFIG
+from lora_kit.backbone.heads import SavedClasses, SavedReward, save_head
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import PreparedData
-from lora_kit.errors import TrainingError, TrainingInterruptedError
-from lora_kit.files import whole_directory, write_json
-from lora_kit.heads import SavedClasses, SavedReward, save_head
-from lora_kit.launch import current_launch
-from lora_kit.memory import lacks_memory
-from lora_kit.processes import any_process, process_state
-from lora_kit.recipe import Recipe
-from lora_kit.run import RunDirectory, peak_memory
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.directory import RunDirectory, peak_memory
+from lora_kit.runtime.console import meter
+from lora_kit.runtime.errors import TrainingError, TrainingInterruptedError
+from lora_kit.runtime.files import whole_directory, write_json
+from lora_kit.runtime.launch import current_launch
+from lora_kit.runtime.out_of_memory import lacks_memory
+from lora_kit.runtime.processes import any_process, process_state
 from lora_kit.training import checkpoints
 from lora_kit.training.arguments import optimizer_steps
-from lora_kit.training.attempt import Attempt
+from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
 from lora_kit.training.classes import ClassTask
-from lora_kit.training.conflict import mean_cosines
+from lora_kit.training.gradient_conflict import mean_cosines
 from lora_kit.training.head_rows import learned_by_head
-from lora_kit.training.passes import Cutting
-from lora_kit.training.resumable import Resumable
+from lora_kit.training.micro_batcher import MicroBatcher
 from lora_kit.training.retention.texts import RetentionTexts
+from lora_kit.training.setup import TrainingSetup
 from lora_kit.training.sharded import is_sharded
+from lora_kit.training.trained_weights import Tensors, restore_weights, trained_weights
 from lora_kit.training.validation import validation_loss
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class TrainingResult:
 
     Attributes:
         kept_step: the step whose adapter it is; before the last one where the best is kept.
-        conflict: mean cosine of the gradients of each two tasks, where they were looked at.
+        gradient_conflict: mean cosine of the gradients of each two tasks, where they were looked at.
         seconds: of all attempts, without those that were lost after the last checkpoint.
     """
 
@@ -55,7 +56,7 @@ class TrainingResult:
     validation_before: float | None
     validation_after: float | None
     peak_memory: int
-    conflict: dict[str, float] = field(default_factory=dict)
+    gradient_conflict: dict[str, float] = field(default_factory=dict)
     history: tuple[dict[str, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def train(
     """
     state = process_state()
     steps = optimizer_steps(data.size, recipe.training)
-    cutting = Cutting.of(recipe, state.num_processes, state.device)
+    cutting = MicroBatcher.of(recipe, state.num_processes, state.device)
     tokens = cutting.most_tokens(data.lengths)
     texts = texts or RetentionTexts()
     task = ClassTask.of(recipe, backbone, model, data, validation)
@@ -100,15 +101,15 @@ def train(
     # Sharded later, it does not lie where it is computed yet.
     before = measure() if resume is None and not current_launch().sharded else None
     with meter("training", steps, visible=state.is_main_process) as progress:
-        attempt = Attempt.prepare(
+        attempt = TrainingSetup.prepare(
             recipe, backbone, model, data, cutting, run, progress, measure, texts, task
         )
         attempt.validation.before = before
         with attempt.interruption.listening():
             _train(attempt, resume)
         trainer = attempt.trainer
-        if trainer.budget and trainer.ended:
-            trainer.budget.look_at_the_end(trainer.state, trainer.control)
+        if trainer.early_stopping and trainer.ended:
+            trainer.early_stopping.look_at_the_end(trainer.state, trainer.control)
     # Of all: a signal may have reached one process after they last asked each other.
     if any_process(bool(attempt.interruption.received)) and not trainer.ended:
         raise TrainingInterruptedError(
@@ -117,21 +118,21 @@ def train(
         )
     kept = trainer.state.global_step
     if attempt.validation.best_weights:
-        checkpoints.restore_weights(model, attempt.validation.best_weights)
+        restore_weights(model, attempt.validation.best_weights)
         kept = attempt.validation.best_step
-    elif trainer.budget and trainer.budget.exceeded:
-        trainer.budget.put_back()
-        kept = trainer.budget.kept_step
+    elif trainer.early_stopping and trainer.early_stopping.exceeded:
+        trainer.early_stopping.put_back()
+        kept = trainer.early_stopping.kept_step
     model.eval()
     after = measure()
-    weights = checkpoints.trained_weights(model) if is_sharded(model) else None
+    weights = trained_weights(model) if is_sharded(model) else None
     if state.is_main_process:
         save_adapter(model, backbone, run.adapter, weights, learned_by_head(backbone, data))
     state.wait_for_everyone()
     return _result(trainer, attempt.log.history, (attempt.validation.before, after), kept)
 
 
-def _train(attempt: Attempt, resume: Path | None) -> None:
+def _train(attempt: TrainingSetup, resume: Path | None) -> None:
     trainer = attempt.trainer
     if resume and checkpoints.load_if_ended(trainer, resume):
         attempt.log.on_train_begin(trainer.args, trainer.state, trainer.control)
@@ -144,13 +145,13 @@ def _train(attempt: Attempt, resume: Path | None) -> None:
         raise TrainingError(
             f"step {trainer.state.global_step + 1} does not fit into memory: its longest example "
             f"has {max((trainer.lengths[row] for row in trainer.rows), default=0)} tokens. Lower "
-            "training.batch_tokens or training.micro_batch_size, or set "
+            "training.max_tokens_per_batch or training.micro_batch_size, or set "
             "training.gradient_checkpointing=true; `lora-kit plan` says what would fit"
         ) from error
 
 
 def _result(
-    trainer: Resumable,
+    trainer: CheckpointedTrainer,
     history: list[dict[str, float]],
     validation: tuple[float | None, float | None],
     kept_step: int,
@@ -168,7 +169,7 @@ def _result(
         validation_before=validation[0],
         validation_after=validation[1],
         peak_memory=peak_memory(),
-        conflict=mean_cosines(history),
+        gradient_conflict=mean_cosines(history),
         history=tuple(history),
     )
 
@@ -177,7 +178,7 @@ def save_adapter(
     model: PeftModel,
     backbone: Backbone,
     directory: Path,
-    weights: checkpoints.Tensors | None = None,
+    weights: Tensors | None = None,
     learned: SavedClasses | SavedReward | None = None,
 ) -> None:
     """Write a PEFT adapter directory with the backbone's fingerprint beside it.

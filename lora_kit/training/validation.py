@@ -10,24 +10,24 @@ import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_kit.adapters import evaluated
-from lora_kit.backbone import Backbone
-from lora_kit.console import say
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import cut
 from lora_kit.data.dataset import PreparedData
-from lora_kit.errors import TrainingError
-from lora_kit.processes import process_state
-from lora_kit.training.checkpoints import Tensors, trained_weights
+from lora_kit.modeling.modes import eval_mode
+from lora_kit.recipe.training import TrainingSpec
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import TrainingError
+from lora_kit.runtime.processes import process_state
 from lora_kit.training.losses import batch_nll
 from lora_kit.training.sharded import is_sharded, shard_again
-from lora_kit.training_spec import TrainingSpec
+from lora_kit.training.trained_weights import Tensors, trained_weights
 
 
 def validation_loss(
     model: torch.nn.Module,
     backbone: Backbone,
     validation: PreparedData | None,
-    batch_tokens: int = 4096,
+    max_tokens_per_batch: int = 4096,
 ) -> float | None:
     """Mean loss of the held-out supervised tokens, nats per token; `None` without such data.
 
@@ -37,7 +37,7 @@ def validation_loss(
         model: the backbone with its adapter.
         backbone: of the model.
         validation: held-out rows.
-        batch_tokens: most tokens of a forward pass, padding included.
+        max_tokens_per_batch: most tokens of a forward pass, padding included.
 
     Raises:
         TrainingError: if a forward pass does not fit into memory.
@@ -45,12 +45,12 @@ def validation_loss(
     if validation is None or not validation.examples:
         return None
     state = process_state()
-    batches = cut(validation.examples, len(validation.examples), batch_tokens)
+    batches = cut(validation.examples, len(validation.examples), max_tokens_per_batch)
     if not is_sharded(model):
         batches = batches[state.process_index :: state.num_processes]
     found = torch.zeros(2, dtype=torch.float64)
     # Not in inference mode: what a sharded model gathers first is used again in the training.
-    with evaluated(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for batch in batches:
             nll, _ = batch_nll(model, backbone, batch, "the held-out rows")
             found += torch.tensor([float(nll.double().sum()), nll.numel()], dtype=torch.float64)
@@ -111,7 +111,7 @@ class Validation(TrainerCallback):
         Raises:
             TrainingError: if the loss is infinite or no number.
         """
-        every = self._spec.validate_steps
+        every = self._spec.eval_steps
         last = state.global_step == state.max_steps
         if model is None or every is None or (state.global_step % every and not last):
             return
@@ -130,16 +130,18 @@ class Validation(TrainerCallback):
         if self.exhausted and not last:
             say(
                 f"step {state.global_step}: stopped, the validation loss has not fallen for "
-                f"{self._spec.patience} measurements since step {self.best_step}"
+                f"{self._spec.early_stopping_patience} measurements since step {self.best_step}"
             )
             control.should_training_stop = True
 
     @property
     def exhausted(self) -> bool:
-        """Whether the loss has not fallen for as long as the recipe has patience."""
-        if not self._spec.patience or not self.losses:
+        """Whether the loss has not fallen for `early_stopping_patience` measurements."""
+        if not self._spec.early_stopping_patience or not self.losses:
             return False
-        return sum(step > self.best_step for step in self.losses) >= self._spec.patience
+        return (
+            sum(step > self.best_step for step in self.losses) >= self._spec.early_stopping_patience
+        )
 
     @property
     def best_step(self) -> int:

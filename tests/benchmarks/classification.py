@@ -34,13 +34,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from lora_kit.data.areas import area_rows
+from lora_kit.data.builtin.areas import area_rows
 from lora_kit.data.labelled import text_of
 from lora_kit.data.rows import split_of
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.pipeline import evaluate, train
-from lora_kit.recipe import Recipe
-from lora_kit.run import machine, versions
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.directory import machine, versions
 
 Matrix = NDArray[np.float64]
 DRAWS = 2_000

@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_kit.data_spec import SourceSpec
-from lora_kit.recipe import Recipe
-from lora_kit.run import RunDirectory, machine, peak_memory, versions
+from lora_kit.recipe.data import SourceSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.directory import RunDirectory, machine, peak_memory, versions
 
 if TYPE_CHECKING:
     from lora_kit.data.prepared import PreparedData
@@ -175,24 +175,24 @@ def foretold(setting: Setting) -> int:
     import torch
     from transformers import AutoConfig
 
-    from lora_kit.backbone_files import resolve
+    from lora_kit.backbone.files import resolve
     from lora_kit.preflight.libraries import libraries_memory
     from lora_kit.preflight.memory import estimate
     from lora_kit.preflight.micro_batch import largest_micro_batch
-    from lora_kit.training.passes import Cutting
+    from lora_kit.training.micro_batcher import MicroBatcher
 
     recipe = recipe_of(setting)
     config = AutoConfig.from_pretrained(resolve(recipe.backbone).directory)
-    cutting = Cutting.of(recipe, 1, torch.device("cpu"))
+    cutting = MicroBatcher.of(recipe, 1, torch.device("cpu"))
     batch = largest_micro_batch(prepared(examples_of(setting)), cutting)
     return estimate(recipe, config, batch, "cpu", libraries_memory()).total
 
 
 def measured_memory(setting: Setting) -> dict[str, float]:
     """Train, and read the peak."""
-    from lora_kit.adapters import attach
-    from lora_kit.backbone import load
-    from lora_kit.backbone_files import resolve
+    from lora_kit.adapter.attach import attach
+    from lora_kit.backbone.files import resolve
+    from lora_kit.backbone.load import load
     from lora_kit.training.trainer import train
 
     recipe = recipe_of(setting)
@@ -207,13 +207,13 @@ def measured_memory(setting: Setting) -> dict[str, float]:
 
 def measured_time() -> dict[str, float]:
     """Probe, foretell, train."""
-    from lora_kit.adapters import attach
-    from lora_kit.backbone import load
-    from lora_kit.backbone_files import resolve
+    from lora_kit.adapter.attach import attach
+    from lora_kit.backbone.files import resolve
+    from lora_kit.backbone.load import load
     from lora_kit.data.dataset import prepare, training_rows
     from lora_kit.preflight.probe import duration, probe
-    from lora_kit.processes import process_state
-    from lora_kit.training.passes import Cutting
+    from lora_kit.runtime.processes import process_state
+    from lora_kit.training.micro_batcher import MicroBatcher
     from lora_kit.training.trainer import train
 
     recipe = Recipe.load("quickstart")
@@ -223,7 +223,7 @@ def measured_time() -> dict[str, float]:
     rows, _ = training_rows(data_spec, recipe.seed)
     data = prepare(rows, backbone.tokenizer, data_spec)
     model = attach(backbone, recipe.adapter, recipe.seed)
-    cutting = Cutting.of(recipe, 1, process_state().device)
+    cutting = MicroBatcher.of(recipe, 1, process_state().device)
     tried = probe(model, backbone, data, cutting, recipe.training.gradient_checkpointing)
     expected = duration(tried, data.lengths, data.lengths[:0], recipe.training, cutting)
     with tempfile.TemporaryDirectory() as folder:

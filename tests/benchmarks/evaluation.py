@@ -29,8 +29,8 @@ from pathlib import Path
 
 import yaml
 
-from lora_kit.backbone_spec import BackboneSpec
-from lora_kit.run import machine, peak_memory, versions
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.runs.directory import machine, peak_memory, versions
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "bigbench"
 TASKS = (
@@ -141,7 +141,7 @@ def _prepare(folder: Path, shots: int) -> dict[str, float]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from lora_kit.backbone_files import resolve
+    from lora_kit.backbone.files import resolve
 
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(resolve(BACKBONE).directory, dtype=torch.float32)
@@ -179,7 +179,7 @@ def _lm_eval(folder: Path, shots: int) -> dict[str, float]:
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
-    from lora_kit.backbone_files import resolve
+    from lora_kit.backbone.files import resolve
 
     # It describes the machine after each run, which takes seconds and is no part of evaluating.
     evaluator.add_env_info = lambda _: None
@@ -229,7 +229,9 @@ def _ours(folder: Path, shots: int) -> dict[str, float]:
     suite.write_text(yaml.safe_dump({"name": "bigbench", "role": "gain", "tasks": tasks}))
     output = folder / f"evaluation-{shots}"
     started = time.monotonic()
-    evaluate(folder / "adapter", suites=[str(suite)], backbone=BACKBONE, output=output, fresh=True)
+    evaluate(
+        folder / "adapter", suites=[str(suite)], backbone=BACKBONE, output=output, no_cache=True
+    )
     seconds = time.monotonic() - started
     results: Results = {}
     for row in pq.read_table(output / "ledger.parquet").to_pylist():

@@ -30,8 +30,8 @@ from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, Ledger, write_ledger
 from lora_kit.evaluation.reporting.report import ReportFacts, write_report
 from lora_kit.evaluation.suite import Suite
-from lora_kit.files import write_json
-from lora_kit.run import machine, peak_memory, versions
+from lora_kit.runs.directory import machine, peak_memory, versions
+from lora_kit.runtime.files import write_json
 
 PROCESSES = 2
 ARMS = ("base", "adapter")

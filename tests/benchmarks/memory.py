@@ -19,8 +19,8 @@ from pathlib import Path
 
 import yaml
 
-from lora_kit.backbone_spec import BackboneSpec
-from lora_kit.run import machine, peak_memory, versions
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.runs.directory import machine, peak_memory, versions
 
 WORDS = 72
 CHOICES = 4
@@ -67,7 +67,7 @@ def _write_model(folder: Path, layers: int | None) -> int:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from lora_kit.backbone_files import resolve
+    from lora_kit.backbone.files import resolve
 
     torch.manual_seed(0)
     directory = resolve(BackboneSpec(model="smollm2-135m-instruct")).directory
@@ -129,7 +129,7 @@ def _evaluate(folder: Path) -> int:
         suites=[str(folder / "suite.yaml")],
         backbone=spec,
         output=folder / "evaluation",
-        fresh=True,
+        no_cache=True,
     )
     return len(done.read_entries())
 

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from lora_kit.run import machine, peak_memory, versions
+from lora_kit.runs.directory import machine, peak_memory, versions
 
 SHAPES = {
     "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
@@ -181,7 +181,8 @@ def _ours(folder: Path) -> dict[str, float]:
     import peft
     import transformers
 
-    from lora_kit.merging.stream import MergePlan, merge_stream
+    from lora_kit.merging.plan import MergePlan
+    from lora_kit.merging.stream import merge_stream
 
     # Imported by name alone, these two load their parts at first use.
     _ = transformers.AutoModelForCausalLM, transformers.LlamaForCausalLM, peft.PeftModel
@@ -252,9 +253,10 @@ def _merged(directory: Path, key: str) -> torch.Tensor:
 
 def _print_rounding(folder: Path | None) -> None:
     """The distance of each stored dtype from base + adapter, which is computed in float32."""
-    from lora_kit.backbone_spec import BackboneSpec
     from lora_kit.pipeline import merge, train
-    from lora_kit.recipe import MergeSpec, Recipe
+    from lora_kit.recipe.backbone import BackboneSpec
+    from lora_kit.recipe.recipe import Recipe
+    from lora_kit.recipe.sections import MergeSpec
 
     settings = {
         "float32": MergeSpec(dtype="float32"),

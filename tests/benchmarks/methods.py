@@ -23,10 +23,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lora_kit.adapter_spec import NOT_MERGED, PeftMethod
-from lora_kit.errors import LoraKitError
 from lora_kit.pipeline import evaluate, train
-from lora_kit.run import RunDirectory, machine, versions
+from lora_kit.recipe.adapter import NOT_MERGED, PeftMethod
+from lora_kit.runs.directory import RunDirectory, machine, versions
+from lora_kit.runtime.errors import LoraKitError
 from tests.benchmarks.plane import (
     Task,
     falls_of,

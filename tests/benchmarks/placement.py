@@ -24,8 +24,8 @@ from lora_kit.preflight.cards import CARDS, MIB
 from lora_kit.preflight.launch_file import read_launch_file
 from lora_kit.preflight.memory import CUDA_BASE, Footprint, footprint
 from lora_kit.preflight.micro_batch import MicroBatch
-from lora_kit.recipe import Recipe
-from lora_kit.run import machine, versions
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.directory import machine, versions
 
 FOLDER = Path(__file__).parents[2] / "accelerate_configs"
 BATCH = MicroBatch(rows=1, length=2048, supervised=2048, masked=False)

@@ -13,10 +13,10 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from lora_kit.errors import LoraKitError
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.pipeline import evaluate, train
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import LoraKitError
 
 Matrix = NDArray[np.float64]
 ROWS, HELD_OUT, DRAWS = 128, 48, 10_000
@@ -73,7 +73,7 @@ def suites_of(output: Path, task: Task, only: Sequence[str] = tuple(KEPT)) -> li
     """Two suites, of the gain and of what is kept, as files."""
     gain = {"name": "gain", "kind": "loss", **task.held_out}
     kept = [
-        {"name": name, "margin": 0.05, "why": "As in core-retention.", **one}
+        {"name": name, "margin": 0.05, "rationale": "As in core-retention.", **one}
         | ({"score": "loss"} if one["kind"] != "loss" else {})
         for name, one in KEPT.items()
         if name in only

@@ -20,8 +20,8 @@ from typing import Any
 from lora_kit.evaluation.facets import Measure
 from lora_kit.evaluation.verdict import TaskVerdict
 from lora_kit.pipeline import evaluate, train
-from lora_kit.recipe import Recipe
-from lora_kit.run import machine, versions
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.directory import machine, versions
 
 SUITES = {"dpo": "docstring-pairs", "reward": "docstring-pairs", "grpo": "sums"}
 QUICK = ("training.epochs=0.2",)

@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from lora_kit.dialling.strength import Strength, scaled
 from lora_kit.pipeline import evaluate
-from lora_kit.run import machine, versions
-from lora_kit.session import open_run
+from lora_kit.rescaling.strength import AdapterScale, scaled
+from lora_kit.runs.directory import machine, versions
+from lora_kit.runs.session import open_run
 from tests.benchmarks.plane import (
     KEPT,
     Fall,
@@ -51,29 +51,29 @@ REFERENCE = {"source": "python-reference", "split": "train"}
 ANCHOR = {**REFERENCE, "rows": 2, "length": 128}
 WAYS: dict[str, dict[str, Any]] = {
     PLAIN: {},
-    "anchor 1": {"retention": {"anchor": {**ANCHOR, "weight": 1.0}}},
+    "anchor 1": {"retention": {"kl": {**ANCHOR, "weight": 1.0}}},
     "replay 5%": {"data": {"replay": {**REFERENCE, "fraction": 0.05}}},
     "lora, half the rate": {"training": {"learning_rate": 5e-4}},
     "replay self 5%": {"data": {"replay": {"source": "self", "fraction": 0.05}}},
-    "own words": {"retention": {"own_words": {"similarity": 40.0}}},
-    "mask 1000": {"retention": {"mask": {"max_perplexity": 1000.0}}},
+    "own words": {"retention": {"self_distillation": {"similarity": 40.0}}},
+    "mask 1000": {"retention": {"token_masking": {"max_perplexity": 1000.0}}},
     "full": {"adapter": {"method": "full"}, "training": {"learning_rate": 5e-5}},
     # The output head is one with the embedding and is not trained apart; this is before it.
     "last norm": {
-        "adapter": {"method": "ln_tuning", "targets": ["norm"]},
+        "adapter": {"method": "ln_tuning", "target_modules": ["norm"]},
         "training": {"learning_rate": 1e-2},
     },
     "last-2": {"adapter": {"method": "last-2"}, "training": {"learning_rate": 2e-4}},
-    "ewc 10": {"retention": {"consolidation": {**REFERENCE, "weight": 10.0}}},
-    "budget 0.03": {"retention": {"budget": {**REFERENCE, "steps": 4, "margin": 0.03}}},
+    "ewc 10": {"retention": {"ewc": {**REFERENCE, "weight": 10.0}}},
+    "budget 0.03": {"retention": {"early_stopping": {**REFERENCE, "steps": 4, "margin": 0.03}}},
     "lora, twice the rate": {"training": {"learning_rate": 2e-3}},
-    "anchor 10": {"retention": {"anchor": {**ANCHOR, "weight": 10.0}}},
-    "mask 10": {"retention": {"mask": {"max_perplexity": 10.0}}},
+    "anchor 10": {"retention": {"kl": {**ANCHOR, "weight": 10.0}}},
+    "mask 10": {"retention": {"token_masking": {"max_perplexity": 10.0}}},
     "dora": {"adapter": {"options": {"use_dora": True}}},
     "ia3": {"adapter": {"method": "ia3"}, "training": {"learning_rate": 1e-2}},
 }
 MARKERS = "os^vDPX*<>hp"
-# Plain LoRA turned down afterwards, as `dial` does it, to scales that nothing was picked by.
+# Plain LoRA turned down afterwards, as `rescale` does it, to scales that nothing was picked by.
 DIALLED = {"lora at 0.75": 0.75, "lora at 0.5": 0.5}
 
 
@@ -125,7 +125,7 @@ def _dial(plain: Path, directory: Path, scale: float, name: str) -> None:
         return
     print(name, flush=True)
     session = open_run(plain)
-    with scaled(session.model, Strength.whole(scale)):
+    with scaled(session.model, AdapterScale.whole(scale)):
         evaluate(session, output=directory / "evaluation")
     (directory / "run.json").write_text((plain / "run.json").read_text())
 

@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from lora_kit.backbone_spec import BackboneSpec
-from lora_kit.data_spec import DataSpec
-from lora_kit.run import machine, peak_memory, versions
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.data import DataSpec
+from lora_kit.runs.directory import machine, peak_memory, versions
 
 TEXT = "the a small large red blue old new house tree river goes comes stays runs falls"
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 def _measured(rows: int) -> list[dict[str, float]]:
     """What a first and a second process take for a file of so many rows."""
-    from lora_kit.backbone_files import resolve
+    from lora_kit.backbone.files import resolve
 
     tokenizer = resolve(BackboneSpec(model="smollm2-135m-instruct")).directory
     with tempfile.TemporaryDirectory() as folder:

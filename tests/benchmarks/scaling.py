@@ -25,12 +25,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_kit.run import machine, versions
+from lora_kit.runs.directory import machine, versions
 
 # Without replay, whose rows would leave the last step with a few that cannot be shared.
 SETTING = (
-    "training.validate_steps=1000",
-    "training.checkpoint_steps=1000",
+    "training.eval_steps=1000",
+    "training.save_steps=1000",
     "data.replay=null",
 )
 

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from lora_kit.preflight.doctor import matrix_rate
-from lora_kit.recipe import Recipe
-from lora_kit.run import RunDirectory, machine, peak_memory, versions
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.directory import RunDirectory, machine, peak_memory, versions
 
 SHAPES: dict[str, dict[str, int]] = {
     "8b": {
@@ -77,8 +77,8 @@ def _write_model(shape: dict[str, int], folder: Path) -> None:
     """Random weights, and a real tokenizer whose ids all models of these shapes have."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from lora_kit.backbone_files import resolve
-    from lora_kit.backbone_spec import BackboneSpec
+    from lora_kit.backbone.files import resolve
+    from lora_kit.recipe.backbone import BackboneSpec
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
@@ -123,7 +123,7 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
             "training": {
                 "batch_size": 4,
                 "learning_rate": 1e-4,
-                "schedule": "constant",
+                "lr_scheduler": "constant",
                 "gradient_checkpointing": arguments.checkpointing,
             },
         }
@@ -137,9 +137,9 @@ def _token_lists(count: int, length: int) -> list[list[int]]:
 
 
 def _measure(arguments: argparse.Namespace) -> dict[str, float]:
-    from lora_kit.adapters import attach, coverage
-    from lora_kit.backbone import load
-    from lora_kit.backbone_files import resolve
+    from lora_kit.adapter.attach import attach, coverage
+    from lora_kit.backbone.files import resolve
+    from lora_kit.backbone.load import load
 
     recipe = _recipe(arguments)
     backbone = load(resolve(recipe.backbone), recipe.backbone)
@@ -219,7 +219,7 @@ def _trl(recipe: Recipe, backbone: Any, tokens: list[list[int]], liger: bool) ->
             peft_config=LoraConfig(
                 r=recipe.adapter.rank,
                 lora_alpha=recipe.adapter.alpha,
-                target_modules=recipe.adapter.targets,
+                target_modules=recipe.adapter.target_modules,
                 task_type="CAUSAL_LM",
             ),
             callbacks=[Clock()],

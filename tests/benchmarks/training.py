@@ -32,10 +32,10 @@ from typing import Any
 
 import torch
 
-from lora_kit.data_spec import SourceSpec
 from lora_kit.preflight.doctor import matrix_rate
-from lora_kit.recipe import Recipe
-from lora_kit.run import RunDirectory, machine, peak_memory, versions
+from lora_kit.recipe.data import SourceSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.directory import RunDirectory, machine, peak_memory, versions
 
 
 def main() -> None:
@@ -89,8 +89,8 @@ def _recipe(rows: int, seed: int) -> Recipe:
 
 
 def _setting(rows: int, seed: int, quantization: str = "nf4") -> tuple[Any, ...]:
-    from lora_kit.backbone import load
-    from lora_kit.backbone_files import resolve
+    from lora_kit.backbone.files import resolve
+    from lora_kit.backbone.load import load
     from lora_kit.data.dataset import prepare, training_rows, validation_rows
 
     recipe = _recipe(rows, seed)
@@ -108,7 +108,7 @@ def _ours(
     quantization: str = "nf4",
     watched: AbstractContextManager[Any] | None = None,
 ) -> dict[str, float]:
-    from lora_kit.adapters import attach, coverage
+    from lora_kit.adapter.attach import attach, coverage
     from lora_kit.data.dataset import prepare
     from lora_kit.training.trainer import train
 
@@ -152,8 +152,8 @@ def _trl(
                 per_device_train_batch_size=recipe.training.batch_size,
                 num_train_epochs=recipe.training.epochs,
                 learning_rate=recipe.training.learning_rate,
-                lr_scheduler_type=recipe.training.schedule,
-                warmup_steps=recipe.training.warmup,
+                lr_scheduler_type=recipe.training.lr_scheduler,
+                warmup_steps=recipe.training.warmup_ratio,
                 bf16=backbone.spec.dtype == "bfloat16",
                 report_to="none",
                 save_strategy="no",
@@ -164,7 +164,7 @@ def _trl(
             peft_config=LoraConfig(
                 r=recipe.adapter.rank,
                 lora_alpha=recipe.adapter.alpha,
-                target_modules=recipe.adapter.targets,
+                target_modules=recipe.adapter.target_modules,
                 task_type="CAUSAL_LM",
             ),
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.sources import read_source
-from lora_kit.data_spec import SourceSpec
+from lora_kit.recipe.data import SourceSpec
 
 PAIRS = [{"prompt": f"{n} + 1?", "completion": f"{n + 1:03d}"} for n in range(25)]
 

@@ -18,8 +18,8 @@ from lora_kit.data.audit.words import parts_of, words_of
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.sources import read_source
 from lora_kit.data.tokenization import tokenize
-from lora_kit.data_spec import AuditSpec, SourceSpec
-from lora_kit.errors import DataError
+from lora_kit.recipe.data import AuditSpec, SourceSpec
+from lora_kit.runtime.errors import DataError
 
 VOCABULARY = [f"word{number}" for number in range(5000)]
 

@@ -14,12 +14,12 @@ from lora_kit.data.audit.words import parts_of, words_of
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.sources import read_source
-from lora_kit.data_spec import AuditSpec, SourceSpec
-from lora_kit.errors import DataError
 from lora_kit.evaluation.audited import audited_item
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.tasks import build_task
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.data import AuditSpec, SourceSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import DataError
 
 LONG = (
     "A farmer has seventeen sheep and all but nine of them run away in the night. "

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from lora_kit.data.row_sets import Rows
-from lora_kit.errors import DataError
+from lora_kit.runtime.errors import DataError
 from tests.data.tables import PAIRS, answers, opened, save
 
 PACK: dict[str, Callable[[bytes], bytes]] = {

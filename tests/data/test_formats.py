@@ -6,8 +6,8 @@ import pytest
 
 from lora_kit.data.formats import FORMATS, check_columns, parse_row, recognised
 from lora_kit.data.rows import Message, Row
-from lora_kit.data_spec import RowFormat
-from lora_kit.errors import DataError
+from lora_kit.recipe.data import RowFormat
+from lora_kit.runtime.errors import DataError
 
 ASK, ANSWER = Message("user", "Why?"), Message("assistant", "So.")
 TURNS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
@@ -98,7 +98,7 @@ TALK = {"messages": [*TURNS, TURNS[0]]}
 )
 def test_the_last_turn_is_anybodys_where_all_is_learned(value: dict[str, Any]) -> None:
     assert parse_row(value, "f:1", whole=True).messages == (ASK, ANSWER, ASK)
-    hint = r"f:1: the last turn is the user's; it has to be the assistant's.*data\.labels: all"
+    hint = r"f:1: the last turn is the user's; it has to be the assistant's.*data\.train_on: all"
     with pytest.raises(DataError, match=hint):
         parse_row(value, "f:1")
 

@@ -1,4 +1,4 @@
-"""What is learned of a conversation, by `data.labels` and by what the chat template does."""
+"""What is learned of a conversation, by `data.train_on` and by what the chat template does."""
 
 import copy
 import json
@@ -12,8 +12,8 @@ from lora_kit.data.drafts import Labels
 from lora_kit.data.formats import parse_row
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import IGNORED, Example, tokenize, tokenize_rows
-from lora_kit.data_spec import DataSpec
-from lora_kit.errors import DataError
+from lora_kit.recipe.data import DataSpec
+from lora_kit.runtime.errors import DataError
 
 CHAT = (
     Message("system", "Be short."),
@@ -83,13 +83,13 @@ def test_where_all_is_learned_a_conversation_may_end_with_the_user(
     turns = [{"role": message.role, "content": message.content} for message in CHAT[:4]]
     path = tmp_path / "talks.jsonl"
     path.write_text(json.dumps({"messages": turns}) + "\n")
-    spec = DataSpec.model_validate({"train": [{"source": str(path)}], "labels": "all"})
+    spec = DataSpec.model_validate({"train": [{"source": str(path)}], "train_on": "all"})
     data = prepare(training_rows(spec, seed=0)[0], tokenizer, spec)
     (example,) = data.examples
     asked = "<|im_start|>user\nAnother.<|im_end|>\n"
     assert learned(tokenizer, example).endswith(f"Blue.<|im_end|>\n{asked}")
     for labels in ("assistant", "last", "completion", ["user", "assistant"]):
-        other = spec.model_copy(update={"labels": labels})
+        other = spec.model_copy(update={"train_on": labels})
         with pytest.raises(DataError, match=r"talks\.jsonl:1: the last turn is the user's"):
             prepare(training_rows(other, seed=0)[0], tokenizer, other)
 

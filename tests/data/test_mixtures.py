@@ -11,8 +11,8 @@ import pytest
 from lora_kit.data.dataset import training_rows, validation_rows
 from lora_kit.data.mixture import mixture_counts
 from lora_kit.data.row_sets import Rows
-from lora_kit.data_spec import DataSpec
-from lora_kit.errors import DataError
+from lora_kit.recipe.data import DataSpec
+from lora_kit.runtime.errors import DataError
 
 SIZES = {"a": 8, "b": 30, "c": 120}
 

@@ -17,8 +17,8 @@ from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.tokenization import tokenize_rows
-from lora_kit.data_spec import DataSpec
-from lora_kit.errors import DataError
+from lora_kit.recipe.data import DataSpec
+from lora_kit.runtime.errors import DataError
 
 ROWS = 60
 
@@ -122,7 +122,7 @@ def test_the_digest_is_of_every_token_and_label_in_order(
     digests = {data.digest}
     backwards = Rows(rows.sources, rows.parts, rows.numbers[::-1].copy())
     digests.add(prepare(backwards, tokenizer, wanted).digest)
-    digests.add(prepare(rows, tokenizer, spec(mixed, labels="all")).digest)
+    digests.add(prepare(rows, tokenizer, spec(mixed, train_on="all")).digest)
     digests.add(prepare(rows[:-1], tokenizer, wanted).digest)
     assert len(digests) == 4
     # But not of where one block ends.
@@ -173,7 +173,7 @@ def test_whatever_changes_what_rows_become_is_another_entry(
             (changed, spec(mixed)),
             (grown, spec(mixed)),
             (tokenizer, spec(mixed, max_length=63)),
-            (tokenizer, spec(mixed, labels="all")),
+            (tokenizer, spec(mixed, train_on="all")),
             (tokenizer, spec(mixed, train=[one])),
         ],
         start=2,
@@ -263,7 +263,7 @@ def test_two_processes_at_once_find_or_write_the_same(smollm: Path, tmp_path: Pa
         "import sys\n"
         "from transformers import AutoTokenizer\n"
         "from lora_kit.data.dataset import prepare, training_rows\n"
-        "from lora_kit.recipe import DataSpec\n"
+        "from lora_kit.recipe.recipe import DataSpec\n"
         "spec = DataSpec.model_validate({'train': [{'source': sys.argv[1]}]})\n"
         "rows, _ = training_rows(spec, 0)\n"
         "data = prepare(rows, AutoTokenizer.from_pretrained(sys.argv[2]), spec)\n"

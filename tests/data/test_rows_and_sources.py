@@ -6,8 +6,8 @@ import pytest
 from lora_kit.data.dataset import training_rows
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import read_source
-from lora_kit.data_spec import DataSpec, SourceSpec
-from lora_kit.errors import DataError
+from lora_kit.recipe.data import DataSpec, SourceSpec
+from lora_kit.runtime.errors import DataError
 
 
 def read(source: str, **options: object) -> list[Row]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lora_kit.data.lines import index_lines, index_list
-from lora_kit.data.tables import Wanted, open_table, read_table
-from lora_kit.errors import DataError
+from lora_kit.data.files.lines import index_lines, index_list
+from lora_kit.data.files.tables import Wanted, open_table, read_table
+from lora_kit.runtime.errors import DataError
 from tests.data.tables import PAIRS, answers, opened, save
 
 

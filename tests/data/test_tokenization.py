@@ -12,8 +12,8 @@ from lora_kit.data.tokenization import (
     tokenize_prompt,
     tokenize_rows,
 )
-from lora_kit.data_spec import DataSpec
-from lora_kit.errors import DataError
+from lora_kit.recipe.data import DataSpec
+from lora_kit.runtime.errors import DataError
 
 CHAT = (
     Message("user", "Name a colour."),
@@ -92,7 +92,7 @@ def test_a_conversation_among_texts_is_cut_not_split(tokenizer: Any) -> None:
 
 def test_texts_that_are_split_are_counted(tokenizer: Any) -> None:
     spec = DataSpec.model_validate(
-        {"train": [{"source": "python-reference"}], "max_length": 8, "documents": "split"}
+        {"train": [{"source": "python-reference"}], "max_length": 8, "overflow": "split"}
     )
     data = prepare([row(text="One two three. " * 6), row(text="Short.")], tokenizer, spec)
     assert (data.counts.rows, data.counts.split_rows, data.counts.truncated) == (2, 1, 0)

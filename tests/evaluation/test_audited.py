@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lora_kit.backbone import Backbone
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.audit.item import AuditedItem
 from lora_kit.evaluation.audited import audited_item, audited_items
 from lora_kit.evaluation.engine.work import plan_work

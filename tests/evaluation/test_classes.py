@@ -7,15 +7,15 @@ import pytest
 from scipy.special import softmax
 
 from lora_kit import pipeline
-from lora_kit.backbone import Backbone, load
-from lora_kit.backbone_files import resolve
-from lora_kit.backbone_spec import BackboneSpec
-from lora_kit.errors import DataError, EvaluationError, MergeError, ReleaseError
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import Backbone, load
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.harness import check_verdict
 from lora_kit.evaluation.item import ClassRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.preflight.plan import make_plan
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.runtime.errors import DataError, EvaluationError, MergeError, ReleaseError
 from tests.classifying import classes_recipe, write_rows, write_suite
 
 
@@ -106,7 +106,7 @@ def test_a_run_of_classes_from_plan_to_verdict(tiny_encoder: Path, tmp_path: Pat
 
 
 def test_built_in_areas_are_rows_of_one_area_each_and_no_module_is_in_two_splits() -> None:
-    from lora_kit.data.areas import AREAS, area_rows
+    from lora_kit.data.builtin.areas import AREAS, area_rows
     from lora_kit.data.rows import split_of
 
     rows = area_rows()

@@ -9,25 +9,26 @@ from typing import Any
 import pytest
 import torch
 
-from lora_kit.adapter_spec import AdapterSpec
-from lora_kit.adapters import attach
-from lora_kit.arms import loaded_arms
-from lora_kit.backbone import Backbone
+from lora_kit.adapter.attach import attach
+from lora_kit.backbone.load import Backbone
+from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.engine import run as engine
 from lora_kit.evaluation.engine.journal import Journal
+from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.harness import (
     LEDGER,
     VERDICT,
     Evaluation,
     Measurement,
     check_verdict,
-    run_suites,
+    run_evaluation,
 )
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import Suite
-from lora_kit.recipe import EvaluationSpec
-from lora_kit.session import Subject
+from lora_kit.recipe.adapter import AdapterSpec
+from lora_kit.recipe.sections import EvaluationSpec
+from lora_kit.runs.session import Subject
 from tests.evaluation.counting import count_outcomes
 
 KEEP = {
@@ -75,7 +76,7 @@ def evaluate(tiny_backbone: Backbone, tmp_path: Path) -> Callable[..., Evaluatio
         arms: Sequence[str] = ("base", "adapter"),
         suites: Sequence[dict[str, Any]] = (KEEP, GAIN),
         to: str = "out",
-        fresh: bool = False,
+        no_cache: bool = False,
     ) -> Evaluation:
         adapter = tmp_path / f"adapter-{b}"
         torch.manual_seed(1)
@@ -86,17 +87,18 @@ def evaluate(tiny_backbone: Backbone, tmp_path: Path) -> Callable[..., Evaluatio
             model.save_pretrained(adapter)
         spec = EvaluationSpec()
         subject = Subject(tiny_backbone, model, adapter, None, spec, tmp_path / to, "t", {})
-        return run_suites(
+        chosen = [Suite.model_validate(suite) for suite in suites]
+        return run_evaluation(
             Measurement(
                 backbone=tiny_backbone,
                 adapter=adapter,
-                suites=[Suite.model_validate(suite) for suite in suites],
+                suites=chosen,
                 models=loaded_arms(subject, list(arms)),
                 directory=tmp_path / to,
                 facts=ReportFacts("t", {}),
-                shots=2 if "fewshot" in arms else 0,
-                fresh=fresh,
-            )
+                no_cache=no_cache,
+            ),
+            plan_work(chosen, tiny_backbone, 2 if "fewshot" in arms else 0),
         )
 
     return run
@@ -187,7 +189,7 @@ def test_what_does_not_fit_into_memory_is_halved_for_every_arm(
         return real(scorer, requests, *rest)
 
     monkeypatch.setattr(engine, "outcomes", small)
-    halved = evaluate(b=1.0, to="halved", fresh=True)
+    halved = evaluate(b=1.0, to="halved", no_cache=True)
     assert max(sizes) <= 5
     of_whole = scores(whole.read_entries())
     for where, score in scores(halved.read_entries()).items():
@@ -227,7 +229,7 @@ def test_the_base_is_measured_once_for_all_adapters(
     base = {k: v for k, v in scores(second.read_entries()).items() if k[1] == "base"}
     assert base == {k: v for k, v in scores(first.read_entries()).items() if k[1] == "base"}
     asked.clear()
-    evaluate(b=2.0, to="second", fresh=True)
+    evaluate(b=2.0, to="second", no_cache=True)
     assert sum(asked) == 2 * items
 
 

@@ -6,9 +6,9 @@ from importlib import resources
 import pytest
 import yaml
 
-from lora_kit.evaluation.checks import CHECKS, Check, follows
 from lora_kit.evaluation.items import instructions
 from lora_kit.evaluation.items.instructions import InstructionRow
+from lora_kit.metrics.instruction_checks import CHECKS, Check, follows
 
 ROWS = instructions.rows()
 EXAMPLES: dict[str, str] = {

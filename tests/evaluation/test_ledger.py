@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation import ledger as module
 from lora_kit.evaluation.assembly import Part, assembled, refuse_separate_directories, with_part
 from lora_kit.evaluation.engine.journal import KEPT, Journal, Journals, journal_path
@@ -21,6 +20,7 @@ from lora_kit.evaluation.reporting import flips as flips_module
 from lora_kit.evaluation.reporting.flips import find_flips, write_flips
 from lora_kit.evaluation.reporting.report import ReportFacts, write_report
 from lora_kit.evaluation.shelf import Shelf
+from lora_kit.runtime.errors import EvaluationError
 from tests.evaluation.test_report import BROKE, HELPED, KNOWLEDGE, everything
 
 PARTS = [Part(f"key of {arm}", "s", "t", arm, ("a", "b", "c")) for arm in ("base", "adapter")]
@@ -78,12 +78,12 @@ def test_a_process_whose_journal_is_elsewhere_is_refused(tmp_path: Path) -> None
 LAUNCHED = """
 import sys
 from pathlib import Path
-from lora_kit.console import Meter
-from lora_kit.errors import EvaluationError
+from lora_kit.runtime.console import Meter
+from lora_kit.runtime.errors import EvaluationError
 from lora_kit.evaluation.assembly import refuse_separate_directories
 from lora_kit.evaluation.engine.journal import Journal
 from lora_kit.evaluation.engine.progress import progress_of_all
-from lora_kit.processes import made_by_first, process_state
+from lora_kit.runtime.processes import made_by_first, process_state
 
 state = process_state()
 rank = state.process_index

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from lora_kit.backbone import Backbone
-from lora_kit.errors import EvaluationError
+from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, Item, Outcome, Task
 from lora_kit.evaluation.lm_eval.requests import encode_pairs
 from lora_kit.evaluation.lm_eval.source import as_lm_eval_runs, task_names
 from lora_kit.evaluation.lm_eval.tasks import build_lm_eval
 from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.runtime.errors import EvaluationError
 
 pytest.importorskip("lm_eval")
 
@@ -422,4 +422,4 @@ def test_every_task_of_the_bundled_suite_is_one_of_lm_eval() -> None:
     suite = Suite.load("hub-retention")
     assert {task.kind for task in suite.tasks} == {"lm_eval"}
     assert {task.source for task in suite.tasks} <= set(task_names())
-    assert all(task.why for task in suite.tasks)
+    assert all(task.rationale for task in suite.tasks)

@@ -40,7 +40,13 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no c
 def suite(role: str, *tasks: tuple[str, str, float | None], name: str = "") -> Suite:
     """Tasks as (name, kind, margin)."""
     specs = [
-        {"name": task, "kind": kind, "source": "items.jsonl", "margin": margin, "why": "Because."}
+        {
+            "name": task,
+            "kind": kind,
+            "source": "items.jsonl",
+            "margin": margin,
+            "rationale": "Because.",
+        }
         | ({"metric": "chrf"} if kind == "generation" else {})
         for task, kind, margin in tasks
     ]

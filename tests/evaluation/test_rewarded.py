@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from lora_kit import pipeline
-from lora_kit.backbone import Backbone, load
-from lora_kit.backbone_files import resolve
-from lora_kit.backbone_spec import BackboneSpec
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.heads import REWARD, SavedReward, pad_right, saved_head
+from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.units import PreparedUnits
-from lora_kit.errors import AdapterError, EvaluationError, MergeError, ReleaseError
+from lora_kit.evaluation.arms.reward_model import ByLength
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.grading import grade_reward
 from lora_kit.evaluation.harness import check_verdict
 from lora_kit.evaluation.item import Item, Outcome, RewardRequest
 from lora_kit.evaluation.suite import Suite
-from lora_kit.heads import REWARD, SavedReward, pad_right, saved_head
-from lora_kit.reward_arms import ByLength
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.runtime.errors import AdapterError, EvaluationError, MergeError, ReleaseError
 from tests.rewarding import reward_recipe, write_pairs, write_suite
 
 

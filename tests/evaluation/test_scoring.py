@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from lora_kit.backbone import Backbone
+from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.engine.prefix import Prefix, encode, shared_prefix
 from lora_kit.evaluation.engine.probe import WAYS, find_way, within_window
-from lora_kit.evaluation.engine.run import stop_token_ids
-from lora_kit.evaluation.engine.scoring import Scorer, Way, outcomes
+from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, outcomes
 from lora_kit.evaluation.engine.work import by_length
 from lora_kit.evaluation.item import (
     Branch,
@@ -24,6 +23,7 @@ from lora_kit.evaluation.item import (
 )
 from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.evaluation.tasks import build_task
+from lora_kit.modeling.generation import stop_token_ids
 
 SLOW = WAYS[-1]
 
@@ -70,20 +70,20 @@ def test_choices_in_one_row_score_as_each_on_its_own(real_backbone: Backbone, sh
     )
     scorer = scorer_of(real_backbone)
     prefix = prefix_of(real_backbone, requests) if shots else None
-    together = outcomes(scorer, requests, Way(), prefix)
+    together = outcomes(scorer, requests, BatchLayout(), prefix)
     for request, outcome in zip(requests, together, strict=True):
         assert isinstance(request, ChoiceRequest)
         wanted = [alone(real_backbone.model, request, branch) for branch in request.branches]
         assert outcome.log_likelihoods == pytest.approx([total for total, _ in wanted], abs=1e-3)
         assert list(outcome.greedy) == [greedy for _, greedy in wanted]
-    assert find_way(scorer, requests, prefix.input_ids if prefix else ()) == Way()
+    assert find_way(scorer, requests, prefix.input_ids if prefix else ()) == BatchLayout()
 
 
 @torch.inference_mode()
 def test_only_the_last_tokens_of_a_branch_count(tiny_backbone: Backbone) -> None:
     """As where the contexts of the choices differ, and what follows them is the same."""
     request = ChoiceRequest((5, 6), (Branch((7, 8, 9, 10), 2), Branch((11, 9, 10), 2)))
-    for way in (Way(), SLOW):
+    for way in (BatchLayout(), SLOW):
         (found,) = outcomes(scorer_of(tiny_backbone), [request], way)
         wanted = [alone(tiny_backbone.model, request, branch)[0] for branch in request.branches]
         assert found.log_likelihoods == pytest.approx(wanted, abs=1e-4)
@@ -95,7 +95,7 @@ def test_a_loss_does_not_move_with_the_batch_or_the_prefix(real_backbone: Backbo
         real_backbone, kind="loss", source="stdlib-docstrings", limit=5, shots=1, max_length=512
     )
     scorer = scorer_of(real_backbone)
-    shared = outcomes(scorer, requests, Way(), prefix_of(real_backbone, requests))
+    shared = outcomes(scorer, requests, BatchLayout(), prefix_of(real_backbone, requests))
     assert_same(shared, [outcomes(scorer, [request], SLOW)[0] for request in requests])
 
 
@@ -107,7 +107,7 @@ def test_generation_stops_at_the_end_of_turn_and_neither_pads_nor_prefix_change_
         real_backbone, kind="instructions", source="instructions", limit=5, max_new_tokens=12
     )
     scorer = scorer_of(real_backbone)
-    together = outcomes(scorer, requests, Way(), prefix_of(real_backbone, requests))
+    together = outcomes(scorer, requests, BatchLayout(), prefix_of(real_backbone, requests))
     assert_same(together, [outcomes(scorer, [request], SLOW)[0] for request in requests])
     assert not any("<|im_end|>" in outcome.text for outcome in together)
     assert scorer.stop_token_ids == (2,)
@@ -162,9 +162,9 @@ def test_a_window_narrower_than_a_request_is_heeded(tiny_backbone: Backbone) -> 
     requests = requests_of(
         tiny_backbone, kind="multiple_choice", source="general-knowledge", limit=4
     )
-    assert within_window(Way(), scorer_of(tiny_backbone), requests) == Way()
+    assert within_window(BatchLayout(), scorer_of(tiny_backbone), requests) == BatchLayout()
     tiny_backbone.model.config.sliding_window = 8
-    assert within_window(Way(), scorer_of(tiny_backbone), requests) == SLOW
+    assert within_window(BatchLayout(), scorer_of(tiny_backbone), requests) == SLOW
 
 
 def test_what_requests_share_ends_before_what_is_scored() -> None:
@@ -203,7 +203,7 @@ def test_bits_per_byte_count_the_bytes_of_the_text(real_backbone: Backbone) -> N
     spec = TaskSpec(name="t", kind="loss", source="python-reference", limit=1, max_length=96)
     task = build_task(spec, real_backbone.tokenizer, seed=0)
     (item,) = task.items
-    (outcome,) = outcomes(scorer_of(real_backbone), [item.request], Way())
+    (outcome,) = outcomes(scorer_of(real_backbone), [item.request], BatchLayout())
     graded = task.grade(item, outcome)
     assert graded.score is not None
     assert isinstance(item.request, LossRequest)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lora_kit.evaluation.engine.arm import Arm, Bench, LoadedArms
+from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
 from lora_kit.evaluation.engine.drift import drifters
 from lora_kit.evaluation.engine.sharing import shared_out, shares
 from lora_kit.evaluation.engine.work import Work, by_length
@@ -39,8 +39,8 @@ def task_work(name: str, lengths: list[int], new_tokens: int = 0) -> Work:
     return Work(suite, task, batches, name)
 
 
-def bench(done: dict[str, set[str]] | None = None) -> Bench:
-    return Bench(None, (), SimpleNamespace(), done or {})  # type: ignore[arg-type]
+def bench(done: dict[str, set[str]] | None = None) -> EvaluationContext:
+    return EvaluationContext(None, (), SimpleNamespace(), done or {})  # type: ignore[arg-type]
 
 
 def arms(drifting: str | None = None) -> LoadedArms:

@@ -9,11 +9,11 @@ import pytest
 
 from lora_kit.data.rows import Message
 from lora_kit.data.tokenization import IGNORED
-from lora_kit.errors import DataError, EvaluationError, RecipeError
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, LossRequest, Outcome, Task
-from lora_kit.evaluation.metrics import load_metric
 from lora_kit.evaluation.suite import Suite, TaskSpec, suite_names
 from lora_kit.evaluation.tasks import build_task, chosen_clusters
+from lora_kit.metrics.load import load_metric
+from lora_kit.runtime.errors import DataError, EvaluationError, RecipeError
 
 QUIZ = [
     {
@@ -351,7 +351,7 @@ def test_the_bundled_suites_load_and_core_retention_has_a_thousand_items() -> No
     assert counts == {task.name: task.limit for task in core.tasks}
     for suite in suites.values():
         for task in suite.tasks:
-            assert bool(task.why) == (suite.role == "retention")
+            assert bool(task.rationale) == (suite.role == "retention")
 
 
 def test_an_unknown_field_of_a_suite_is_named_with_its_line(tmp_path: Path) -> None:

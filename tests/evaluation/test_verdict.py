@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_kit.errors import EvaluationError, RecipeError
 from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT, check_verdict
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger, write_ledger
 from lora_kit.evaluation.suite import Suite
-from lora_kit.files import write_json
+from lora_kit.runtime.errors import EvaluationError, RecipeError
+from lora_kit.runtime.files import write_json
 
 RETENTION = Suite.model_validate(
     {

@@ -13,7 +13,7 @@ import yaml
 
 from lora_kit.cli import main
 from lora_kit.evaluation.ledger import read_ledger
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "eval" / "evaluate_adapter.py"
@@ -105,7 +105,7 @@ def test_two_processes_fill_the_ledger_of_one(peft_adapter: Path) -> None:
     one = start(sys.executable, *arguments, "one", cwd=place)
     # Measured anew: the base's outcomes would be taken from what the first has kept.
     torchrun = (BIN / "torchrun", "--nproc-per-node", 2)
-    two = start(*torchrun, *arguments, "two", "--fresh", cwd=place)
+    two = start(*torchrun, *arguments, "two", "--no-cache", cwd=place)
     # A launcher says 1 for FAIL and INCONCLUSIVE alike.
     assert bool(one.returncode) == bool(two.returncode), two.stderr
     assert two.stdout.count("Verdict:") == 1
@@ -126,14 +126,14 @@ def test_adapters_in_a_row_are_a_matrix(peft_adapter: Path) -> None:
         (place / f"stage-{number}.yaml").write_text(yaml.safe_dump(suite))
     shutil.copytree(peft_adapter, place / "later")
     suites = ["--suite", "stage-1.yaml", "--suite", "stage-2.yaml"]
-    done = start(BIN / "lora-kit", "sequence", peft_adapter, "later", *suites, "--json", cwd=place)
+    done = start(BIN / "lora-kit", "continual", peft_adapter, "later", *suites, "--json", cwd=place)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["stages"] == ["base", "made-elsewhere", "later"]
     # The same adapter twice: nothing is forgotten.
     assert found["scores"][1] == found["scores"][2]
     assert found["transfers"]["nats/token"]["forgetting"] == 0
-    assert json.loads((place / "sequence" / "sequence.json").read_text()) == found
+    assert json.loads((place / "continual" / "continual.json").read_text()) == found
 
 
 def test_a_mistake_ends_with_two_and_no_traceback(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lora_kit.cli import main
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ FIELDS = [
     ("backbone.quantization=q4", "nf4"),
     ("backbone.dtype=int4", "bfloat16"),
     ("backbone.attention=flash", "flash_attention_2"),
-    ("backbone.attention=flash_attention_2", "kernels for bfloat16 and float16 alone"),
+    ("backbone.attention=flash_attention_2", "kernels for bfloat16 and float16 only"),
     ("adapter.rank=0", "adapter.rank"),
     ("adapter.rank=true", "adapter.rank"),
     ("adapter.rank=a", "adapter.rank"),
@@ -64,8 +64,8 @@ FIELDS = [
     ("adapter.alpha=.inf", "adapter.alpha"),
     ("adapter.dropout=1", "adapter.dropout"),
     ("adapter.method=magic", "adapter.method"),
-    ("adapter.targets=[]", "name at least one module"),
-    ("adapter.targets=all", "adapter.targets"),
+    ("adapter.target_modules=[]", "names no module"),
+    ("adapter.target_modules=all", "adapter.target_modules"),
     ("data.train=[]", "data.train"),
     ("data.train.0.source=nowhere.jsonl", "data.train.0.source"),
     ("data.train.0.source=chats.docx", "data.train.0.source"),
@@ -77,8 +77,8 @@ FIELDS = [
     ("data.train.7.source=x", "counted from 0"),
     ("data.temperature=0", "data.temperature"),
     ("data.rows=10", "give the sources weights"),
-    ("data.labels=nobody", "data.labels"),
-    ("data.labels=[robot]", "data.labels"),
+    ("data.train_on=nobody", "data.train_on"),
+    ("data.train_on=[robot]", "data.train_on"),
     ("data.max_length=0", "data.max_length"),
     ("data.max_length=3", "no supervised token"),
     ("data.replay={source: nothing}", "data.replay.source"),
@@ -90,28 +90,28 @@ FIELDS = [
     ("training.epochs=.nan", "training.epochs"),
     ("training.epochs=many", "training.epochs"),
     ("training.batch_size=0", "training.batch_size"),
-    ("training.micro_batch_size=3", "no multiple of micro_batch_size"),
-    ("training.batch_tokens=0", "training.batch_tokens"),
+    ("training.micro_batch_size=3", "does not divide training.batch_size"),
+    ("training.max_tokens_per_batch=0", "training.max_tokens_per_batch"),
     ("training.learning_rate=0", "training.learning_rate"),
     ("training.learning_rate=fast", "training.learning_rate"),
     ("training.learn_rate=1", "learning_rate"),
-    ("training.schedule=sine", "cosine"),
-    ("training.warmup=1", "training.warmup"),
+    ("training.lr_scheduler=sine", "cosine"),
+    ("training.warmup_ratio=1", "training.warmup_ratio"),
     ("training.weight_decay=-1", "training.weight_decay"),
     ("training.max_grad_norm=0", "training.max_grad_norm"),
-    ("training.patience=2", "set validate_steps"),
-    ("training.keep_best=true", "set validate_steps"),
-    ("training.keep_checkpoints=0", "training.keep_checkpoints"),
-    ("training.log_to=[email]", "tensorboard"),
+    ("training.early_stopping_patience=2", "set training.eval_steps"),
+    ("training.keep_best=true", "set training.eval_steps"),
+    ("training.save_total_limit=0", "training.save_total_limit"),
+    ("training.report_to=[email]", "tensorboard"),
     ("evaluation.suites=[]", "evaluation.suites"),
-    ("evaluation.suites=[quiz.yaml, quiz.yaml]", "none twice"),
+    ("evaluation.suites=[quiz.yaml, quiz.yaml]", "a suite is named twice"),
     ("evaluation.suites=[nosuite]", "nosuite"),
-    ("evaluation.arms=[adapter]", "name `base` and `adapter`"),
+    ("evaluation.arms=[adapter]", "compares `base` with `adapter`"),
     ("evaluation.arms=[base, adapter, magic]", "evaluation.arms"),
     ("evaluation.shots=0", "evaluation.shots"),
     ("merge.base=other", "merge.base"),
     ("merge.shard_size=0", "merge.shard_size"),
-    ("nothing", "write it as field=value"),
+    ("nothing", "write field=value"),
     ("data.train=[{source: [}", "not valid YAML"),
 ]
 
@@ -124,9 +124,9 @@ def test_a_field(
 
 
 RECIPES = {
-    "empty": (b"", "found nothing"),
-    "list": (b"- name: a\n", "found a list"),
-    "text": (b"name", "a mapping of fields is wanted"),
+    "empty": (b"", "got nothing"),
+    "list": (b"- name: a\n", "got a list"),
+    "text": (b"name", "a mapping of fields is expected"),
     "tab": (b"name:\n\t- a\n", "line 2"),
     "twice": (b"name: a\nname: b\n", "line 2, name: given twice"),
     "binary": (b"\xff\xfe\x00", "UTF-8"),

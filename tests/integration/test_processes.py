@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lora_kit.cli import main
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 from lora_kit.training.guards import Guards
 from tests.integration.with_gradient import write_gradient
 
@@ -73,7 +73,7 @@ SHORT = (
     "data.validation=[{source: chats.jsonl, limit: 4}]",
     # In half precision, a pass of other rows rounds otherwise.
     "backbone.dtype=float32",
-    "training.warmup=0",
+    "training.warmup_ratio=0",
     "evaluation.suites=[quiz.yaml]",
     "evaluation.arms=[base, adapter]",
 )
@@ -120,7 +120,7 @@ def place(tiny_recipe: Recipe, tmp_path: Path) -> Path:
     (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(QUIZ))
     changed = tiny_recipe.model_dump(mode="json")
     changed["data"]["train"][0]["limit"] = 17
-    changed["training"] |= {"epochs": 2.0, "checkpoint_steps": 1, "keep_checkpoints": 100}
+    changed["training"] |= {"epochs": 2.0, "save_steps": 1, "save_total_limit": 100}
     changed["evaluation"]["suites"] = [str(tmp_path / "quiz.yaml")]
     (tmp_path / "tiny.yaml").write_text(Recipe.model_validate(changed).to_yaml())
     return tmp_path
@@ -192,7 +192,7 @@ def test_an_error_of_one_process_ends_all_and_is_told_once(place: Path) -> None:
         "import os\n"
         "from lora_kit import pipeline\n"
         "from lora_kit.cli import main\n"
-        "from lora_kit.errors import DataError\n"
+        "from lora_kit.runtime.errors import DataError\n"
         "from lora_kit.preflight import ready\n"
         "prepare = ready.prepare\n"
         "def wanting(*arguments, **named):\n"

@@ -219,7 +219,7 @@ def test_an_evaluation_that_is_killed_goes_on_and_gives_the_same_ledger(
     output = tmp_path / "again"
     arguments = ["evaluate", str(finished), "--suite", "retention.yaml", "--output", str(output)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "lora_kit", *arguments, "--fresh"],
+        [sys.executable, "-m", "lora_kit", *arguments, "--no-cache"],
         cwd=finished.parents[1],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         stdout=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from lora_kit.cli import main
-from lora_kit.processes import process_state
+from lora_kit.runtime.processes import process_state
 from lora_kit.training.guards import Guards
 
 seen = Guards.on_pre_optimizer_step

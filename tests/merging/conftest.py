@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from lora_kit.adapter_spec import AdapterSpec
-from lora_kit.adapters import attach
-from lora_kit.backbone import load
-from lora_kit.backbone_files import resolve
-from lora_kit.backbone_spec import BackboneSpec
+from lora_kit.adapter.attach import attach
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import load
+from lora_kit.recipe.adapter import AdapterSpec
+from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.training.trainer import save_adapter
 
 SIZES = {
@@ -92,7 +92,7 @@ def saved(random_adapter: Any, tmp_path_factory: pytest.TempPathFactory) -> list
     return [
         random_adapter(directory / "one", 0),
         random_adapter(directory / "two", 1, rank=2, alpha=3),
-        random_adapter(directory / "three", 2, targets=["q_proj", "down_proj"]),
+        random_adapter(directory / "three", 2, target_modules=["q_proj", "down_proj"]),
     ]
 
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_kit.adapters import adapter_sha256
-from lora_kit.backbone import load
-from lora_kit.backbone_files import resolve
-from lora_kit.backbone_spec import BackboneSpec
+from lora_kit.adapter.attach import adapter_sha256
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import load
 from lora_kit.cli import main
-from lora_kit.errors import MergeError
 from lora_kit.merging.combining.combine import Combination, combine
 from lora_kit.merging.combining.show import described
 from lora_kit.merging.combining.sources import read_source
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.runtime.errors import MergeError
 from tests.merging.combining import deltas, off, weighted_sum
 
 
@@ -226,7 +226,7 @@ def test_nothing_takes_the_place_of_other_files(three: list[Path], tmp_path: Pat
 def test_a_combination_is_attached_as_any_adapter_of_ours(
     tiny: Path, three: list[Path], tmp_path: Path
 ) -> None:
-    from lora_kit.session import open_subject
+    from lora_kit.runs.session import open_subject
 
     combine(three, Combination("svd"), tmp_path / "cut")
     subject = open_subject(tmp_path / "cut", None)

@@ -9,15 +9,15 @@ from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from lora_kit.backbone.gguf import PRE_TOKENIZERS
 from lora_kit.cli.app import app
-from lora_kit.digests import file_sha256
-from lora_kit.errors import MergeError
-from lora_kit.gguf import PRE_TOKENIZERS
 from lora_kit.merging.exporting import comparison, gguf_model
 from lora_kit.merging.exporting.comparison import default_texts, load_gguf, log_probabilities
 from lora_kit.merging.exporting.export import export
 from lora_kit.merging.exporting.show import described
 from lora_kit.merging.exporting.vocabulary import NORMAL
+from lora_kit.runtime.errors import MergeError
+from lora_kit.runtime.hashes import file_sha256
 
 TEXTS = ("The quick brown fox jumps over the lazy dog, twice in 2024.", "def f(x):\n    return  x")
 

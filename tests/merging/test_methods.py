@@ -12,10 +12,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lora_kit.errors import MergeError
 from lora_kit.merging.in_memory import merge_adapter
 from lora_kit.merging.methods import STREAMED
-from lora_kit.merging.stream import MergePlan, MergeResult
+from lora_kit.merging.plan import MergePlan, MergeResult
+from lora_kit.runtime.errors import MergeError
 
 SOME = ["q_proj", "v_proj", "down_proj"]
 IDS = torch.arange(100, 140)[None]

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from lora_kit.errors import MergeError
 from lora_kit.merging.partial import Partial
-from lora_kit.merging.stream import MergePlan, merge_stream
+from lora_kit.merging.plan import MergePlan
+from lora_kit.merging.stream import merge_stream
 from lora_kit.merging.tensors import Planned, write_tensors
+from lora_kit.runtime.errors import MergeError
 from tests.merging.test_methods import lora, plan_of, trained
 
 SHARD = 60_000
@@ -24,11 +25,11 @@ SLOWLY = """
 import json, sys, time
 from pathlib import Path
 from lora_kit.merging import stream
-made = stream.Hollow.merged_rows
+made = stream.MetaModel.merged_rows
 def slowly(*arguments):
     time.sleep(0.2)
     return made(*arguments)
-stream.Hollow.merged_rows = slowly
+stream.MetaModel.merged_rows = slowly
 fields = json.loads(sys.argv[1])
 for name in ("base", "adapter"):
     fields[name] = Path(fields[name])

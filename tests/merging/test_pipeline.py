@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_kit.backbone_spec import BackboneSpec
-from lora_kit.errors import MergeError
 from lora_kit.pipeline import evaluate, merge, train
-from lora_kit.recipe import MergeSpec, Recipe
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.sections import MergeSpec
+from lora_kit.runtime.errors import MergeError
 from tests.merging.asked import in_this_process
 
 QUIZ = """

@@ -10,15 +10,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_kit.adapter_spec import AdapterSpec
-from lora_kit.adapters import attach
-from lora_kit.backbone import Backbone, load
-from lora_kit.backbone_files import resolve
-from lora_kit.backbone_spec import BackboneSpec
-from lora_kit.errors import MergeError
+from lora_kit.adapter.attach import attach
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import Backbone, load
 from lora_kit.merging.dequantize import dequantized
 from lora_kit.merging.partial import INDEX
-from lora_kit.merging.stream import MergePlan, merge_stream
+from lora_kit.merging.plan import MergePlan
+from lora_kit.merging.stream import merge_stream
+from lora_kit.recipe.adapter import AdapterSpec
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.runtime.errors import MergeError
 from lora_kit.training.trainer import save_adapter
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_kit.errors import MergeError
 from lora_kit.merging.tensors import Planned, by_key, stored_tensors, write_tensors
+from lora_kit.runtime.errors import MergeError
 
 TENSORS = {
     "b": torch.arange(12, dtype=torch.float32).view(3, 4),

@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_kit.backbone import Backbone
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.tokenization import Example
-from lora_kit.errors import MergeError
 from lora_kit.merging import reloaded
 from lora_kit.merging.answers import TEXT_TOKENS, Questions, answer
 from lora_kit.merging.limits import limits_for
@@ -22,6 +21,7 @@ from lora_kit.merging.reloaded import Computing, answer_of_files, reload
 from lora_kit.merging.stream import merge_stream
 from lora_kit.merging.untouched import touched
 from lora_kit.merging.verify import Verification, compare, verify_merged
+from lora_kit.runtime.errors import MergeError
 from tests.merging.asked import in_this_process
 from tests.merging.test_stream import plan_of, quantized, trained
 
@@ -322,7 +322,7 @@ def test_layers_that_store_their_weight_transposed_are_dequantized_as_they_were_
     for file in tiny.glob("tokenizer*"):
         shutil.copy(file, tmp_path / "gpt2" / file.name)
     other = quantized(tmp_path / "gpt2", "nf4")
-    model = trained(other, tmp_path / "adapter", targets=["c_attn", "c_proj"])
+    model = trained(other, tmp_path / "adapter", target_modules=["c_attn", "c_proj"])
     merge_stream(plan_of(other, tmp_path / "adapter"), tmp_path / "merged")
     found = verified(model, tmp_path / "merged")
     assert found.passed, found.reasons

@@ -6,21 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from lora_kit.adapter_spec import AdapterSpec
-from lora_kit.adapters import attach
-from lora_kit.backbone import Backbone
+from lora_kit.adapter.attach import attach
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.tokenization import Example
-from lora_kit.errors import (
-    AdapterError,
-    BackboneError,
-    DataError,
-    LoraKitError,
-    RecipeError,
-    TrainingError,
-)
-from lora_kit.launch import Launch, read_launch, require_what_was_asked
-from lora_kit.objective_spec import GrpoSpec
 from lora_kit.preflight import checks, data_checks
 from lora_kit.preflight.checks import CHECKS, run_checks
 from lora_kit.preflight.isolation import logit_spacing, packed_difference
@@ -36,7 +25,18 @@ from lora_kit.preflight.traps.specimens import (
     specimen_model,
     specimen_recipe,
 )
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.adapter import AdapterSpec
+from lora_kit.recipe.objective import GrpoSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import (
+    AdapterError,
+    BackboneError,
+    DataError,
+    LoraKitError,
+    RecipeError,
+    TrainingError,
+)
+from lora_kit.runtime.launch import Launch, read_launch, require_what_was_asked
 
 ACCELERATE = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -168,7 +168,7 @@ def test_experts_without_an_adapter_are_refused_unless_the_targets_were_named() 
     assert kind is AdapterError
     assert "% of the weights are fused experts" in said
     recipe = specimen_recipe()
-    named = recipe.model_copy(update={"adapter": AdapterSpec(targets=["q_proj"])})
+    named = recipe.model_copy(update={"adapter": AdapterSpec(target_modules=["q_proj"])})
     assert "fused experts" in str(checks.experts_covered(situation(recipe=named, model=model)))
     dense = situation(model=specimen_adapter(specimen_model()))
     assert checks.experts_covered(dense) is None
@@ -227,10 +227,10 @@ def test_a_reward_that_is_not_there_is_refused(tiny_recipe: Recipe, reward: str,
 
 def test_a_tracker_that_is_not_installed_is_refused(tiny_recipe: Recipe) -> None:
     def logged_to(name: str) -> Recipe:
-        training = tiny_recipe.training.model_copy(update={"log_to": [name]})
+        training = tiny_recipe.training.model_copy(update={"report_to": [name]})
         return tiny_recipe.model_copy(update={"training": training})
 
-    with pytest.raises(TrainingError, match=r"training\.log_to: trackio is not installed"):
+    with pytest.raises(TrainingError, match=r"training\.report_to: trackio is not installed"):
         run_checks(situation(recipe=logged_to("trackio")))
     run_checks(situation(recipe=logged_to("tensorboard")))
 

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 
 from lora_kit.cli import main
-from lora_kit.evaluation import metrics
 from lora_kit.merging import verify
+from lora_kit.metrics import load as metrics
 from lora_kit.preflight import checks, data_checks, doctor
 from lora_kit.preflight.doctor import TRAPS, Diagnosis, Finding, Version, quantization_works
 from lora_kit.preflight.show_doctor import show_diagnosis
@@ -79,7 +79,7 @@ WITHOUT_GUARD: dict[str, tuple[Any, str, Any]] = {
     "quantized checkpoints": (checks, "plain_where_said_plain", nothing),
     "merging into 4 bits": (verify, "compare", harmless(SimpleNamespace(passed=True))),
     "misspelt targets": (weights, "wrapped", nothing),
-    "an adapter left off": (weights, "switched_off", forgetful),
+    "an adapter left off": (weights, "adapter_disabled", forgetful),
     "all labels masked": (data_checks, "something_to_learn", nothing),
     "no end of turn": (data_checks, "learns_to_stop", nothing),
     "two beginnings": (data_checks, "begins_once", nothing),

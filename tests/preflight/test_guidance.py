@@ -4,7 +4,7 @@ import pytest
 
 from lora_kit.data.prepared import Counts
 from lora_kit.preflight.guidance import guidance
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 
 
 def counts(used: int, supervised: int = 2_000, replay: int = 0) -> Counts:
@@ -33,7 +33,7 @@ def test_a_recipe_that_suits_its_examples_is_left_alone() -> None:
             ["adapter.method=full", "backbone.quantization=none", "training.learning_rate=1e-3"],
             "training.learning_rate=3e-05",
         ),
-        (400, ["training.epochs=5"], "training.validate_steps=20 training.keep_best=true"),
+        (400, ["training.epochs=5"], "training.eval_steps=20 training.keep_best=true"),
         (150, ["evaluation.arms=[base, adapter]"], "evaluation.arms=[base, adapter, fewshot]"),
         (
             150,
@@ -66,7 +66,7 @@ def test_replay_counts_as_no_example_of_the_task() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["data.validation=[]", "retention.budget={}", "adapter.method=adalora"]
+    "change", ["data.validation=[]", "retention.early_stopping={}", "adapter.method=adalora"]
 )
 def test_no_hint_leads_to_what_is_refused(change: str) -> None:
     found = hints(400, "training.epochs=5", change)

@@ -19,12 +19,12 @@ from accelerate.utils.launch import (
 )
 from torch.distributed.run import config_from_args, get_args_parser
 
-from lora_kit.errors import RecipeError
-from lora_kit.launch import Launch, read_launch
 from lora_kit.preflight.launch_file import LaunchFile, read_launch_file, require_possible
 from lora_kit.preflight.show_estimate import how_launched
 from lora_kit.preflight.traps.specimens import specimen_recipe
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.launch import Launch, read_launch
 
 FOLDER = Path(__file__).parents[2] / "accelerate_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lora_kit.errors import RecipeError
 from lora_kit.preflight import plan as planning
 from lora_kit.preflight.launch_file import LaunchFile, read_launch_file
 from lora_kit.preflight.memory import CUDA_BASE
 from lora_kit.preflight.plan import make_plan
 from lora_kit.preflight.show import show_plan
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import RecipeError
 
 FOLDER = Path(__file__).parents[2] / "accelerate_configs"
 
@@ -48,7 +48,7 @@ def test_the_plan_is_of_the_processes_that_would_be_started(
 def test_what_cannot_work_is_refused_before_anything_is_loaded(
     tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for stage in ("load", "load_suites", "training_rows"):
+    for stage in ("load", "load_suites", "open_rows"):
         monkeypatch.setattr(planning, stage, lambda *_: pytest.fail("was loaded"))
     with pytest.raises(RecipeError, match="4 examples of an optimizer step cannot be shared by 8"):
         make_plan(tiny_recipe, by("ddp.yaml", 8))

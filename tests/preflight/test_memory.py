@@ -8,20 +8,20 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, LlamaConfig
 
-from lora_kit.adapter_spec import AdapterSpec
-from lora_kit.backbone import load
-from lora_kit.backbone_files import resolve
-from lora_kit.backbone_spec import BackboneSpec
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import load
 from lora_kit.data.tokenization import Example
-from lora_kit.errors import AdapterError
 from lora_kit.preflight import cards
 from lora_kit.preflight.cards import advice, fitting_cards
 from lora_kit.preflight.memory import MemoryEstimate, estimate
 from lora_kit.preflight.micro_batch import MicroBatch, largest_micro_batch
 from lora_kit.preflight.shapes import shaped_model, stored_bytes
 from lora_kit.preflight.show_estimate import show_estimate
-from lora_kit.recipe import Recipe
-from lora_kit.training.passes import Cutting
+from lora_kit.recipe.adapter import AdapterSpec
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import AdapterError
+from lora_kit.training.micro_batcher import MicroBatcher
 from tests.benchmarks.estimate import Setting, foretold, in_process, prepared
 
 
@@ -170,7 +170,7 @@ def test_the_largest_micro_batch_is_made_of_the_longest_examples() -> None:
     data = prepared([made(10, 2), made(30, 5), made(20, 7), made(30, 1)])
 
     def largest(rows: int, tokens: int | None = None, packing: bool = False) -> MicroBatch:
-        return largest_micro_batch(data, Cutting(4, rows, tokens, packing))
+        return largest_micro_batch(data, MicroBatcher(4, rows, tokens, packing))
 
     batch = largest(rows=2)
     assert (batch.rows, batch.length, batch.supervised) == (2, 30, 6)
@@ -184,7 +184,7 @@ def test_the_largest_micro_batch_is_made_of_the_longest_examples() -> None:
 
 
 def test_a_misspelt_target_is_refused_without_weights() -> None:
-    wrong = recipe().model_copy(update={"adapter": AdapterSpec(targets=["q_porj"])})
+    wrong = recipe().model_copy(update={"adapter": AdapterSpec(target_modules=["q_porj"])})
     with pytest.raises(AdapterError, match="no module is called q_porj"):
         of(wrong)
 
@@ -206,7 +206,7 @@ def test_advice_is_the_smallest_change_that_fits(
     whole = of(wanted, batch, tiny_config).total
 
     def advised(memory: int) -> tuple[str, ...] | None:
-        found = advice(wanted, tiny_config, batch, Cutting(16, 8), "cuda", 0, memory)
+        found = advice(wanted, tiny_config, batch, MicroBatcher(16, 8), "cuda", 0, memory)
         assert found is None or found.estimate.total <= memory
         return found.assignments if found else None
 
@@ -229,23 +229,23 @@ def by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("by_tokens")
 @pytest.mark.parametrize(
-    ("batch_tokens", "memory", "assignments"),
+    ("max_tokens_per_batch", "memory", "assignments"),
     [
         # The longest example of 512 tokens would have a pack of that size to itself.
         (None, 256, ("data.max_length=256",)),
-        (1024, 512, ("training.batch_tokens=512",)),
-        (1024, 256, ("data.max_length=256", "training.batch_tokens=256")),
+        (1024, 512, ("training.max_tokens_per_batch=512",)),
+        (1024, 256, ("data.max_length=256", "training.max_tokens_per_batch=256")),
     ],
 )
 def test_a_pack_gets_smaller_by_what_bounds_it(
-    batch_tokens: int | None, memory: int, assignments: tuple[str, ...]
+    max_tokens_per_batch: int | None, memory: int, assignments: tuple[str, ...]
 ) -> None:
     wanted = recipe(max_length=512, packing=True)
-    training = wanted.training.model_copy(update={"batch_tokens": batch_tokens})
+    training = wanted.training.model_copy(update={"max_tokens_per_batch": max_tokens_per_batch})
     wanted = wanted.model_copy(update={"training": training})
-    tokens = batch_tokens or 512
+    tokens = max_tokens_per_batch or 512
     batch = MicroBatch(rows=1, length=tokens, supervised=tokens, masked=True)
-    cutting = Cutting(8, 8, tokens, packing=True)
+    cutting = MicroBatcher(8, 8, tokens, packing=True)
     found = advice(wanted, LARGE, batch, cutting, "cuda", 0, memory)
     assert found is not None
     assert found.assignments == assignments
@@ -253,20 +253,20 @@ def test_a_pack_gets_smaller_by_what_bounds_it(
 
 @pytest.mark.usefixtures("by_tokens")
 @pytest.mark.parametrize(
-    ("batch_tokens", "memory", "assignments"),
+    ("max_tokens_per_batch", "memory", "assignments"),
     [
         # Six examples are all there are; of 16, only 4 is a divisor that fits.
         (None, 5 * 512, ("training.micro_batch_size=4",)),
         (None, 400, ("data.max_length=256", "training.micro_batch_size=1")),
-        (6 * 512, 3 * 512, ("training.batch_tokens=1536",)),
-        (6 * 512, 400, ("data.max_length=256", "training.batch_tokens=256")),
+        (6 * 512, 3 * 512, ("training.max_tokens_per_batch=1536",)),
+        (6 * 512, 400, ("data.max_length=256", "training.max_tokens_per_batch=256")),
     ],
 )
 def test_only_rows_that_divide_the_share_are_advised(
-    batch_tokens: int | None, memory: int, assignments: tuple[str, ...]
+    max_tokens_per_batch: int | None, memory: int, assignments: tuple[str, ...]
 ) -> None:
     batch = MicroBatch(rows=6, length=512, supervised=512, masked=True)
-    cutting = Cutting(16, 16, batch_tokens)
+    cutting = MicroBatcher(16, 16, max_tokens_per_batch)
     wanted = recipe(checkpointing=True)
     found = advice(wanted, LARGE, batch, cutting, "cuda", 0, memory)
     assert found is not None
@@ -300,5 +300,5 @@ def test_four_bits_are_advised_where_a_recipe_takes_them(
     monkeypatch.setattr(cards, "estimate", estimated)
     plain = recipe(quantization="none")
     wanted = plain.model_copy(update={"adapter": AdapterSpec.model_validate(adapter)})
-    found = advice(wanted, LARGE, BATCH, Cutting(2, 2), "cuda", 0, 5)
+    found = advice(wanted, LARGE, BATCH, MicroBatcher(2, 2), "cuda", 0, 5)
     assert (found is not None) is is_advised

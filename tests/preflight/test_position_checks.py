@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from lora_kit.errors import DataError, LoraKitError, RecipeError, TrainingError
 from lora_kit.pipeline import train
 from lora_kit.preflight.plan import make_plan
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import DataError, LoraKitError, RecipeError, TrainingError
 from tests.narrow import write_narrow, write_rows
 
 PLACES = 24
@@ -60,12 +60,12 @@ def test_held_out_rows_find_places(short: dict[str, Any], tmp_path: Path) -> Non
     refused(short, DataError, said, tmp_path / "run")
 
 
-@pytest.mark.parametrize("kind", ["anchor", "budget", "consolidation"])
+@pytest.mark.parametrize("kind", ["kl", "early_stopping", "ewc"])
 def test_texts_by_which_retention_is_held_find_places(
     short: dict[str, Any], tmp_path: Path, kind: str
 ) -> None:
     texts = write_rows(tmp_path / "kept.jsonl", [TOO_LONG] * 8)
-    rows = {} if kind == "anchor" else {"rows": 8}
+    rows = {} if kind == "kl" else {"rows": 8}
     short["retention"] = {kind: {"source": str(texts), **rows}}
     said = rf"retention\.{kind}\.length: 128: .*kept\.jsonl:1 takes \d+ positions.*; lower it"
     refused(short, DataError, said, tmp_path / "run")
@@ -94,7 +94,7 @@ def test_answers_that_are_rewarded_find_places_behind_their_prompts(
     rows = write_rows(tmp_path / "asked.jsonl", asked)
     short["data"]["train"] = [{"source": str(rows)}]
     short["training"] |= {"objective": "grpo", "learning_rate": 1e-3}
-    short["grpo"] = {"rewards": ["chrf"], "generations": 2, "max_new_tokens": 40}
+    short["grpo"] = {"rewards": ["chrf"], "num_generations": 2, "max_new_tokens": 40}
     said = r"grpo\.max_new_tokens: 40: .*asked\.jsonl:1: .*takes \d+ positions, of which there are"
     refused(short, RecipeError, said, tmp_path / "refused")
     # The last of what is said is read too, when it is scored.

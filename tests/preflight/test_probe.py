@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from lora_kit.adapters import attach
-from lora_kit.backbone import Backbone
+from lora_kit.adapter.attach import attach
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import PreparedData, prepare, training_rows
 from lora_kit.data.tokenization import Example
-from lora_kit.errors import TrainingError
 from lora_kit.preflight.probe import Probe, duration, probe
 from lora_kit.preflight.show_estimate import spoken
-from lora_kit.recipe import Recipe
-from lora_kit.training.passes import Cutting
-from lora_kit.training_spec import TrainingSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.training import TrainingSpec
+from lora_kit.runtime.errors import TrainingError
+from lora_kit.training.micro_batcher import MicroBatcher
 
 
 def data_of(recipe: Recipe, backbone: Backbone) -> PreparedData:
@@ -24,7 +24,7 @@ def data_of(recipe: Recipe, backbone: Backbone) -> PreparedData:
 
 
 # Four examples a step, all of them a pass.
-FOURS = Cutting(share=4, rows=4)
+FOURS = MicroBatcher(share=4, rows=4)
 
 
 def state_of(model: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_a_steps_examples_are_cut_by_length_rows_and_tokens() -> None:
     lengths = np.array([5, 50, 6, 40, 7, 30], dtype=np.int32)
 
     def cut(tokens: int | None = None, packing: bool = False) -> list[list[int]]:
-        cutting = Cutting(4, 4 if packing else 2, tokens, packing)
+        cutting = MicroBatcher(4, 4 if packing else 2, tokens, packing)
         passes = cutting.passes(lengths)
         read = [[len(e.input_ids) for e in cutting.read(one, examples)] for one in passes]
         padded = [sum(one) if packing else len(one) * max(one) for one in read]
@@ -108,10 +108,10 @@ def test_steps_are_cut_as_the_training_cuts_them(tiny_recipe: Recipe) -> None:
         update={"training": TrainingSpec(batch_size=8, micro_batch_size=2)}
     )
     device = torch.device("cpu")
-    assert Cutting.of(recipe, 2, device) == Cutting(share=4, rows=2)
+    assert MicroBatcher.of(recipe, 2, device) == MicroBatcher(share=4, rows=2)
     packing = recipe.data.model_copy(update={"packing": True, "max_length": 64})
     packed = recipe.model_copy(update={"data": packing})
-    assert Cutting.of(packed, 1, device) == Cutting(8, 8, 64, packing=True)
+    assert MicroBatcher.of(packed, 1, device) == MicroBatcher(8, 8, 64, packing=True)
 
 
 def test_a_pack_is_tried_out_where_the_training_packs(
@@ -119,7 +119,7 @@ def test_a_pack_is_tried_out_where_the_training_packs(
 ) -> None:
     model = attach(tiny_backbone, tiny_recipe.adapter, seed=0)
     data = data_of(tiny_recipe, tiny_backbone)
-    cutting = Cutting(4, 4, int(data.lengths.max()) * 2, packing=True)
+    cutting = MicroBatcher(4, 4, int(data.lengths.max()) * 2, packing=True)
     found = probe(model, tiny_backbone, data, cutting, checkpointing=False)
     assert found.rows == 1
     assert found.tokens in {one.tokens for one in cutting.passes(data.lengths)}
@@ -129,13 +129,13 @@ def test_time_goes_by_padded_tokens_epochs_and_validations() -> None:
     measured = Probe(rows=2, tokens=100, forward_seconds=1.0, seconds=4.0, peak_memory=None)
     lengths, held_out = np.array([50, 40, 6, 5], np.int32), np.array([25], np.int32)
     spec = TrainingSpec(batch_size=4, epochs=3.0)
-    took = duration(measured, lengths, held_out, spec, Cutting(4, 2))
+    took = duration(measured, lengths, held_out, spec, MicroBatcher(4, 2))
     assert took.training == pytest.approx((100 + 12) * 3 * 0.04)
     assert took.validation == pytest.approx(2 * 25 * 0.01)
-    spec = TrainingSpec(batch_size=4, epochs=3.0, validate_steps=2)
-    more = duration(measured, lengths, held_out, spec, Cutting(4, 2), steps=6)
+    spec = TrainingSpec(batch_size=4, epochs=3.0, eval_steps=2)
+    more = duration(measured, lengths, held_out, spec, MicroBatcher(4, 2), steps=6)
     assert more.validation == pytest.approx(5 * 25 * 0.01)
-    shared = duration(measured, lengths, held_out, spec, Cutting(2, 2), processes=2)
+    shared = duration(measured, lengths, held_out, spec, MicroBatcher(2, 2), processes=2)
     assert shared.training == pytest.approx(took.training / 2)
 
 

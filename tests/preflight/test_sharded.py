@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lora_kit.errors import TrainingError
-from lora_kit.launch import Launch, require_sharded
+from lora_kit.runtime.errors import TrainingError
+from lora_kit.runtime.launch import Launch, require_sharded
 
 FSDP = Launch(asked=2, fsdp=True, fsdp_version=2, processes=2, kind="FSDP")
 ZERO_3 = Launch(asked=2, deepspeed=True, zero_stage=3, processes=2, kind="DEEPSPEED")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from lora_kit.launch import Launch
 from lora_kit.preflight.memory import CUDA_BASE, Footprint, MemoryEstimate, estimate, footprint
 from lora_kit.preflight.micro_batch import MicroBatch
 from lora_kit.preflight.sharing import LIVE, Sharing
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.launch import Launch
 
 WIDTH, BETWEEN, WORDS, LAYERS, RANK = 1024, 2048, 32_000, 6, 16
 CONFIG = LlamaConfig(

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lora_kit.pipeline import evaluate, merge, release, train
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 from tests.merging.asked import in_this_process
 
 GAIN = {

@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
-from lora_kit.digests import file_sha256
+from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
 from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, write_ledger
 from lora_kit.evaluation.suite import Suite
-from lora_kit.files import write_json
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
-from lora_kit.recipe import Recipe
-from lora_kit.recipe_digest import recipe_digest
-from lora_kit.run import RunDirectory, machine, versions
+from lora_kit.recipe.identity import training_digest
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.directory import RunDirectory, machine, versions
+from lora_kit.runtime.files import write_json
+from lora_kit.runtime.hashes import file_sha256
 
 SUITE = Suite.model_validate(
     {
@@ -116,5 +116,5 @@ def _write_record(run: RunDirectory, suite: Suite) -> None:
         versions=versions(),
         machine=machine(),
         checkout=None,
-        recipe_sha256=recipe_digest(run.recipe),
+        recipe_sha256=training_digest(run.recipe),
     )

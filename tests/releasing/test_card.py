@@ -5,7 +5,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.card import model_card, same_card
 from lora_kit.releasing.gate import clear

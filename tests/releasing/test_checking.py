@@ -8,17 +8,17 @@ from typing import Any
 import jinja2
 import pytest
 
-from lora_kit.digests import file_sha256
-from lora_kit.errors import EvaluationError, LoraKitError, ReleaseError
 from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, read_ledger, write_ledger
 from lora_kit.evaluation.suite import Suite
-from lora_kit.files import write_json
 from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.pipeline import verify
 from lora_kit.releasing.card import model_card
 from lora_kit.releasing.manifest import MANIFEST, Manifest, files_below
+from lora_kit.runtime.errors import EvaluationError, LoraKitError, ReleaseError
+from lora_kit.runtime.files import write_json
+from lora_kit.runtime.hashes import file_sha256
 
 Tampering = Callable[[Path], None]
 
@@ -322,7 +322,7 @@ def test_a_file_of_no_part_is_found_though_the_manifest_lists_it(copied: Path, n
 @pytest.mark.parametrize(
     ("text", "part", "status"),
     [
-        ("[]", "JSON object is wanted", 3),
+        ("[]", "expected a JSON object", 3),
         ("{", "cannot be read", 3),
         ('{"files": ["a"]}', "names no files", 3),
         ('{"files": {}, "format": 2, "released_with": {"lora-kit": "0.1"}}', "lora-kit 0.1", 2),

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_kit.files import write_json
 from lora_kit.releasing.formats import FormatFindings, check_formats
+from lora_kit.runtime.files import write_json
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ from typing import Any
 import pytest
 import yaml
 
-from lora_kit.adapters import ADAPTER_WEIGHTS
-from lora_kit.errors import EvaluationError, ReleaseError
-from lora_kit.files import write_json
+from lora_kit.adapter.attach import ADAPTER_WEIGHTS
 from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.releasing.acceptance import Acceptance, accepted
 from lora_kit.releasing.gate import clear
-from lora_kit.run import RunDirectory
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runtime.errors import EvaluationError, ReleaseError
+from lora_kit.runtime.files import write_json
 from tests.releasing.synthetic import BETTER, SUITE, UNDECIDED, WORSE, evaluated
 
 ACCEPTED = Acceptance(reason="a first look")

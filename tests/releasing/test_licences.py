@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from lora_kit.arms import loaded_arms
-from lora_kit.backbone_spec import BackboneSpec
 from lora_kit.data.dataset import training_rows
-from lora_kit.errors import DataError
-from lora_kit.files import write_json
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.recipe import Recipe
 from lora_kit.releasing.licences import Licensed, hub_license, notes, terms
 from lora_kit.releasing.stated import works
-from lora_kit.session import open_subject
+from lora_kit.runs.session import open_run, open_subject
+from lora_kit.runtime.errors import DataError
+from lora_kit.runtime.files import write_json
+from lora_kit.training.scratch import scratch_arm
 
 
 def work(license_: str | None, name: str = "rows", used: str = "train") -> Licensed:
@@ -160,8 +160,8 @@ def test_a_gguf_file_says_its_licence(tmp_path: Path) -> None:
 
 
 def test_a_licence_does_not_make_it_another_backbone(tiny: Path) -> None:
-    from lora_kit.backbone import compute_dtype
-    from lora_kit.fingerprint import fingerprint, weight_files
+    from lora_kit.backbone.fingerprint import fingerprint, weight_files
+    from lora_kit.backbone.load import compute_dtype
 
     one, other = (
         BackboneSpec(model=str(tiny), quantization="none", dtype="float32", license=license_)
@@ -184,8 +184,7 @@ def test_an_adapter_from_before_there_were_licences_is_still_opened(run_copy: Pa
 
 def test_a_licence_stated_later_makes_no_other_training(run_copy: Path) -> None:
     def identity() -> str:
-        arms = loaded_arms(open_subject(run_copy, None), ["base", "adapter", "scratch"])
-        return arms[-1].arms[0].identity
+        return scratch_arm(open_run(run_copy), pytest.fail).arms[0].identity
 
     before = identity()
     recipe = run_copy / "recipe.yaml"

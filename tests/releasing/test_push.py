@@ -9,10 +9,10 @@ import huggingface_hub
 import pytest
 
 from lora_kit.cli import main
-from lora_kit.errors import ReleaseError
 from lora_kit.pipeline import verify
 from lora_kit.releasing.manifest import MANIFEST, files_below
 from lora_kit.releasing.push import Destination, destination, push
+from lora_kit.runtime.errors import ReleaseError
 from tests.releasing.hub import TOKEN, Hub, Repository, serving
 
 NAME = "somebody/sums"

@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from lora_kit.digests import file_sha256
-from lora_kit.errors import ReleaseError
 from lora_kit.evaluation.harness import LEDGER, VERDICT
 from lora_kit.evaluation.ledger import Entry, read_ledger, write_ledger
-from lora_kit.files import write_json
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.pipeline import evaluate, release, run, verify
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.manifest import MANIFEST, Manifest
 from lora_kit.releasing.released import show_release
-from lora_kit.run import RunDirectory
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runtime.errors import ReleaseError
+from lora_kit.runtime.files import write_json
+from lora_kit.runtime.hashes import file_sha256
 
 
 def manifest_of(directory: Path) -> Manifest:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lora_kit import pipeline
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 from tests.rewarding import reward_recipe
 
 
@@ -21,7 +21,7 @@ def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Recipe:
     (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(quiz))
     changed = tiny_recipe.model_dump(mode="json")
     changed["adapter"]["dropout"] = 0.2
-    changed["training"] |= {"epochs": 2.0, "checkpoint_steps": 1, "keep_checkpoints": 100}
+    changed["training"] |= {"epochs": 2.0, "save_steps": 1, "save_total_limit": 100}
     changed["evaluation"]["suites"] = [str(tmp_path / "quiz.yaml")]
     return Recipe.model_validate(changed)
 

@@ -10,8 +10,8 @@ import pytest
 from transformers import TrainerCallback
 
 from lora_kit import pipeline
-from lora_kit.recipe import Recipe
-from lora_kit.training import attempt
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.training import setup as training_setup
 
 STEPS = 8
 
@@ -36,7 +36,7 @@ def during(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -
             if state.global_step == step:
                 act()
 
-    monkeypatch.setattr(attempt, "_tensorboard", lambda *_: [Act()])
+    monkeypatch.setattr(training_setup, "_tensorboard", lambda *_: [Act()])
 
 
 class CutError(Exception):

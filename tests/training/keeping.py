@@ -4,14 +4,14 @@ from typing import Any
 
 import torch
 
-from lora_kit.adapters import attach
-from lora_kit.backbone import Backbone
-from lora_kit.recipe import Recipe
-from lora_kit.retention_spec import AnchorSpec
-from lora_kit.training.retention.anchor import Anchor
+from lora_kit.adapter.attach import attach
+from lora_kit.backbone.load import Backbone
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.retention import KlSpec
+from lora_kit.training.retention.kl import KlPenalty
 from lora_kit.training.retention.texts import read_texts
 
-SPEC = AnchorSpec(rows=3, length=24)
+SPEC = KlSpec(rows=3, length=24)
 
 
 def changed(recipe: Recipe, retention: dict[str, Any], **training: Any) -> Recipe:
@@ -30,9 +30,9 @@ def disturbed(backbone: Backbone, recipe: Recipe, size: float = 0.05) -> Any:
     return model
 
 
-def anchor_of(model: Any, backbone: Backbone, rows: int = 2) -> Anchor:
-    texts = read_texts(SPEC, backbone.tokenizer, 0, "retention.anchor", limit=8)
-    return Anchor(model, texts.examples, SPEC, 0, backbone.tokenizer.pad_token_id, rows, None)
+def anchor_of(model: Any, backbone: Backbone, rows: int = 2) -> KlPenalty:
+    texts = read_texts(SPEC, backbone.tokenizer, 0, "retention.kl", limit=8)
+    return KlPenalty(model, texts.examples, SPEC, 0, backbone.tokenizer.pad_token_id, rows, None)
 
 
 def gradient(model: Any) -> torch.Tensor:

@@ -65,7 +65,7 @@ def trainer_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         args=SimpleNamespace(output_dir="", process_index=0),
         is_world_process_zero=lambda: not dist.is_initialized() or dist.get_rank() == 0,
         validation=None,
-        budget=None,
+        early_stopping=None,
         like_length=4,
         tokens=0,
         ended=False,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from lora_kit.console import meter
-from lora_kit.run import RunDirectory
-from lora_kit.training import attempt
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runtime.console import meter
+from lora_kit.training import setup as training_setup
 from lora_kit.training.callbacks import MetricsLog
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -25,7 +25,7 @@ class Driven:
         self.state, self.control = TrainerState(epoch=0.0), TrainerControl()
         with meter("training", 3, visible=False) as progress:
             self.log = MetricsLog(
-                self.run.metrics, progress, plot=attempt._plotter(self.run), **options
+                self.run.metrics, progress, plot=training_setup._plotter(self.run), **options
             )
         self.log.on_train_begin(self.arguments, self.state, self.control)
 

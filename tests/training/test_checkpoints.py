@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from lora_kit import pipeline
-from lora_kit.errors import TrainingError, TrainingInterruptedError
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import TrainingError, TrainingInterruptedError
 from lora_kit.training import checkpoints
 from tests.training.cut import STEPS, cut_off, during, losses, sha256, with_training
 
@@ -104,7 +104,7 @@ def test_a_signal_leaves_a_checkpoint_and_asks_for_another_try(
     number: signal.Signals,
 ) -> None:
     handler = signal.getsignal(number)
-    rare = with_training(recipe, checkpoint_steps=2)
+    rare = with_training(recipe, save_steps=2)
     with monkeypatch.context() as patched:
         during(patched, 2, lambda: os.kill(os.getpid(), number))
         with pytest.raises(TrainingInterruptedError, match=f"{number.name} after step 3") as ended:
@@ -121,12 +121,12 @@ def test_a_training_that_had_ended_does_not_go_on(
 ) -> None:
     """Cut off after its last checkpoint, of 1.5 epochs or for want of progress."""
     for name, changes in {
-        "fraction": {"epochs": 1.5, "schedule": "constant"},
-        "patience": {
+        "fraction": {"epochs": 1.5, "lr_scheduler": "constant"},
+        "early_stopping_patience": {
             "epochs": 30.0,
             "learning_rate": 0.3,
-            "validate_steps": 1,
-            "patience": 2,
+            "eval_steps": 1,
+            "early_stopping_patience": 2,
             "keep_best": True,
         },
     }.items():
@@ -174,7 +174,7 @@ def test_other_batches_do_not_go_on(
 def test_only_the_latest_checkpoints_are_kept(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut_off(monkeypatch, with_training(recipe, keep_checkpoints=2), tmp_path / "run", 5)
+    cut_off(monkeypatch, with_training(recipe, save_total_limit=2), tmp_path / "run", 5)
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-000004", "step-000005"]
     names = {path.name for path in (tmp_path / "run" / "checkpoints" / kept[0]).iterdir()}
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_pushes_no_whole_one_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run" / "checkpoints"
-    cut_off(monkeypatch, with_training(recipe, keep_checkpoints=100), tmp_path / "run", 3)
+    cut_off(monkeypatch, with_training(recipe, save_total_limit=100), tmp_path / "run", 3)
     with (folder / "step-000002" / checkpoints.WEIGHTS).open("r+b") as stream:
         stream.truncate(100)
     kept_after_four: list[str] = []
@@ -201,7 +201,7 @@ def test_a_damaged_checkpoint_pushes_no_whole_one_out(
 
     with monkeypatch.context() as patched:
         during(patched, 4, look)
-        pipeline.train(with_training(recipe, keep_checkpoints=3), tmp_path / "run", resume=True)
+        pipeline.train(with_training(recipe, save_total_limit=3), tmp_path / "run", resume=True)
     assert kept_after_four == ["step-000001", "step-000003", "step-000004"]
     said = " ".join(capsys.readouterr().err.split())
     assert "step-000002: damaged since it was written, and removed: adapter.safetensors" in said

@@ -10,22 +10,22 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lora_kit import backbone as backbones
 from lora_kit import pipeline
-from lora_kit.adapter_spec import VIRTUAL, AdapterSpec, PeftMethod
-from lora_kit.adapters import attach, attach_saved
-from lora_kit.backbone import Backbone
-from lora_kit.backbone_files import resolve
-from lora_kit.backbone_spec import BackboneSpec
-from lora_kit.classification_spec import ClassificationSpec
+from lora_kit.adapter.attach import attach, attach_saved
+from lora_kit.backbone import load as backbones
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.heads import pad_right
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.prepared import PreparedData
-from lora_kit.errors import AdapterError, DataError
-from lora_kit.heads import pad_right
-from lora_kit.recipe import Recipe
-from lora_kit.training import features
+from lora_kit.modeling import features
+from lora_kit.modeling.features import frozen_features
+from lora_kit.recipe.adapter import VIRTUAL, AdapterSpec, PeftMethod
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.classification import ClassificationSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import AdapterError, DataError
 from lora_kit.training.classes import ClassLoss
-from lora_kit.training.features import frozen_features
 from lora_kit.training.trainer import save_adapter
 from tests.classifying import classes_recipe
 from tests.training.cut import cut_off, losses
@@ -136,7 +136,7 @@ def test_micro_batches_weigh_as_the_whole_step(tiny_encoder: Path, tmp_path: Pat
         backbone.model.config.attention_probs_dropout_prob = 0.0
         monkeypatch = pytest.MonkeyPatch()
         # The examples of a step are of about one length as many as a pass has.
-        monkeypatch.setattr("lora_kit.training.attempt.like_length", lambda *_: 8)
+        monkeypatch.setattr("lora_kit.training.setup.like_length", lambda *_: 8)
         monkeypatch.setattr(pipeline.training, "load", lambda *_: backbone)
         with monkeypatch.context():
             result = pipeline.train(recipe, tmp_path / f"run-{micro}").result
@@ -170,7 +170,7 @@ def test_a_training_of_classes_goes_on_where_it_was_cut_off(
         tiny_encoder,
         tmp_path,
         adapter=adapter,
-        training={"epochs": 2.0, "checkpoint_steps": 1},
+        training={"epochs": 2.0, "save_steps": 1},
     )
     with monkeypatch.context() as patched:
         cut_off(patched, recipe, tmp_path / "cut", 3)
@@ -214,11 +214,14 @@ NOT_HERE = {"trainable_tokens": "PEFT neither trains nor saves a classifier's he
 OWN: dict[str, dict[str, Any]] = {
     "adalora": {"rank": 4},
     "c3a": {"options": {"block_size": 32}},
-    "ln_tuning": {"targets": ["LayerNorm"]},
+    "ln_tuning": {"target_modules": ["LayerNorm"]},
     "miss": {"rank": 4},
     "road": {"options": {"group_size": 32}},
     "shira": {"rank": 2},
-    "trainable_tokens": {"targets": ["word_embeddings"], "options": {"token_indices": [5, 6]}},
+    "trainable_tokens": {
+        "target_modules": ["word_embeddings"],
+        "options": {"token_indices": [5, 6]},
+    },
     "vblora": {"options": {"vector_length": 32}},
     "waveft": {"options": {"n_frequency": 200}},
 }

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lora_kit.errors import BackboneError, TrainingError
 from lora_kit.pipeline import train
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import BackboneError, TrainingError
 from lora_kit.training.distillation import Teacher, _divergence
 
 
@@ -96,5 +96,7 @@ def test_a_teacher_that_is_not_there_is_named(
 def test_it_is_of_texts_and_answers_alone(tiny_recipe: Recipe, teacher: Path) -> None:
     document = distilling(tiny_recipe, teacher).model_dump(mode="json")
     document["training"]["objective"] = "dpo"
-    with pytest.raises(ValueError, match=r"training\.distillation: is made for the objective sft"):
+    with pytest.raises(
+        ValueError, match=r"training\.distillation: supports the objective sft only"
+    ):
         Recipe.model_validate(document)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from lora_kit.adapters import attach
-from lora_kit.backbone import Backbone
+from lora_kit.adapter.attach import attach
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
-from lora_kit.errors import TrainingError
-from lora_kit.recipe import Recipe
-from lora_kit.run import RunDirectory
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runtime.errors import TrainingError
 from lora_kit.training.guards import SKIPPED, WINDOW, Guards
 from lora_kit.training.trainer import TrainingResult, train
 from lora_kit.training.validation import validation_loss
@@ -43,8 +43,8 @@ def test_an_infinite_loss_stops_with_step_rows_and_checkpoint(
             tiny_recipe,
             tmp_path / "run",
             learning_rate=1e30,
-            warmup=0.0,
-            checkpoint_steps=1,
+            warmup_ratio=0.0,
+            save_steps=1,
         )
     message = str(stopped.value)
     assert "step 2: the loss is" in message
@@ -104,9 +104,9 @@ def test_training_stops_where_validation_no_longer_falls_and_the_best_is_kept(
         tmp_path / "run",
         epochs=40.0,
         learning_rate=0.3,
-        schedule="constant",
-        validate_steps=2,
-        patience=3,
+        lr_scheduler="constant",
+        eval_steps=2,
+        early_stopping_patience=3,
         keep_best=True,
     )
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
@@ -128,10 +128,10 @@ def test_the_learning_rate_follows_the_schedule(
         tiny_recipe,
         tmp_path / "run",
         epochs=5.0,
-        schedule=schedule,
-        warmup=0.2,
+        lr_scheduler=schedule,
+        warmup_ratio=0.2,
         learning_rate=1e-3,
-        **({"decay": 0.25} if schedule == "wsd" else {}),
+        **({"decay_ratio": 0.25} if schedule == "wsd" else {}),
     )
     rates = [entry["learning_rate"] / 1e-3 for entry in result.history]
     assert len(rates) == 20
@@ -148,8 +148,8 @@ def test_the_learning_rate_follows_the_schedule(
 def test_a_tracker_that_is_not_there_is_named(
     tiny_backbone: Backbone, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match=r"training\.log_to: trackio is not installed"):
-        trained(tiny_backbone, tiny_recipe, tmp_path / "run", log_to=["trackio"])
+    with pytest.raises(TrainingError, match=r"training\.report_to: trackio is not installed"):
+        trained(tiny_backbone, tiny_recipe, tmp_path / "run", report_to=["trackio"])
 
 
 @pytest.mark.parametrize("trackers", [[], ["tensorboard"]])
@@ -166,7 +166,7 @@ def test_trackers_get_what_the_log_has_and_nothing_goes_elsewhere(
         raise AssertionError("something phones home")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    trained(tiny_backbone, tiny_recipe, tmp_path / "run", log_to=trackers)
+    trained(tiny_backbone, tiny_recipe, tmp_path / "run", report_to=trackers)
     assert (tmp_path / "run" / "tensorboard").exists() == bool(trackers)
 
 
@@ -189,6 +189,8 @@ def test_a_step_that_does_not_fit_says_what_to_lower(
     def too_much(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(supervised, "wanted_logits", too_much)
-    with pytest.raises(TrainingError, match=r"step 1 does not fit .* training\.batch_tokens"):
+    monkeypatch.setattr(supervised, "logits_at", too_much)
+    with pytest.raises(
+        TrainingError, match=r"step 1 does not fit .* training\.max_tokens_per_batch"
+    ):
         trained(tiny_backbone, tiny_recipe, tmp_path / "run")

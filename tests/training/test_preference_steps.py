@@ -12,8 +12,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from lora_kit import pipeline
 from lora_kit.data.tokenization import end_of_turn
-from lora_kit.likelihood import pad_examples, supervised_nll
-from lora_kit.recipe import Recipe
+from lora_kit.modeling.likelihood import pad_examples, supervised_nll
+from lora_kit.recipe.recipe import Recipe
 from lora_kit.training.preferences.objectives import objective_trainer
 from lora_kit.training.preferences.unit_batches import groups_of, judged, pairs
 from tests.preferring import OBJECTIVES, moved, recipe_of, row, setting_of
@@ -179,7 +179,7 @@ def test_orpo_leaves_the_balance_of_experts_as_it_is(tiny: Path, tmp_path: Path)
     for file in (*tiny.glob("tokenizer*"), *tiny.glob("*.jinja")):
         shutil.copy(file, tmp_path / "experts" / file.name)
     recipe = recipe_of(tmp_path / "experts", tmp_path, "orpo")
-    targets = {"targets": ["q_proj", "v_proj"]}
+    targets = {"target_modules": ["q_proj", "v_proj"]}
     recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update=targets)})
     setting = setting_of(recipe, tmp_path)
     trainer = objective_trainer(setting, [])
@@ -215,7 +215,7 @@ def test_a_training_on_pairs_that_has_learned_all_or_rises_a_little_goes_on(
     tiny: Path, tmp_path: Path, loss: str, beta: float
 ) -> None:
     """hinge comes to 0; ipo's 2,500 at the start are no nats."""
-    recipe = recipe_of(tiny, tmp_path, "dpo", epochs=10, checkpoint_steps=100)
+    recipe = recipe_of(tiny, tmp_path, "dpo", epochs=10, save_steps=100)
     preference = {"loss": loss, "beta": beta}
     recipe = Recipe.model_validate(recipe.model_dump() | {"preference": preference})
     found = losses(pipeline.train(recipe, tmp_path / "run").session.run.root)

@@ -15,18 +15,18 @@ from safetensors.torch import load_file
 from trl.trainer.utils import add_fused_lm_head
 
 from lora_kit import pipeline
-from lora_kit.adapters import switched_off
-from lora_kit.backbone import Backbone
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.tokenization import IGNORED
-from lora_kit.errors import AdapterError, DataError, TrainingError
-from lora_kit.launch import Launch
-from lora_kit.likelihood import pad_examples, supervised_nll
+from lora_kit.modeling.likelihood import pad_examples, supervised_nll
+from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.method_checks import in_one_process
 from lora_kit.preflight.plan import make_plan
 from lora_kit.preflight.situation import Situation
-from lora_kit.processes import process_state
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import AdapterError, DataError, TrainingError
+from lora_kit.runtime.launch import Launch
+from lora_kit.runtime.processes import process_state
 from lora_kit.training.preferences.grpo import Prompts
 from lora_kit.training.preferences.objectives import objective_trainer
 from lora_kit.training.preferences.rewards import rewards_of
@@ -79,10 +79,10 @@ def test_what_is_saved_is_one_adapter(trained: dict[str, Path], objective: str) 
 
 RELOADED = """
 import sys, torch
-from lora_kit.adapters import attach_saved
-from lora_kit.backbone import load
-from lora_kit.backbone_files import resolve
-from lora_kit.run import RunDirectory
+from lora_kit.adapter.attach import attach_saved
+from lora_kit.backbone.load import load
+from lora_kit.backbone.files import resolve
+from lora_kit.runs.directory import RunDirectory
 from pathlib import Path
 for name in sys.argv[2:]:
     run = RunDirectory(Path(name))
@@ -136,7 +136,7 @@ def test_the_reference_is_the_base_with_the_adapter_switched_off(
     for side, found in enumerate((chosen, rejected)):
         examples = [unit.examples[side] for unit in units]
         batch = pad_examples(examples, 2)
-        with torch.no_grad(), switched_off(setting.model):
+        with torch.no_grad(), adapter_disabled(setting.model):
             nll, rows = supervised_nll(setting.model, batch)
         wanted = -torch.zeros(3).index_add_(0, rows, nll)
         assert torch.allclose(found, wanted, atol=1e-4)
@@ -242,7 +242,7 @@ def test_every_prompt_is_answered_and_an_epoch_has_an_order_of_its_own() -> None
 def test_the_reward_is_what_a_generation_task_measures(tiny: Path, tmp_path: Path) -> None:
     spec = recipe_of(tiny, tmp_path, "grpo").grpo
     assert spec is not None
-    (chrf,) = rewards_of(spec.model_copy(update={"answer": "first_line"}))
+    (chrf,) = rewards_of(spec.model_copy(update={"scored_text": "first_line"}))
     (exact,) = rewards_of(spec.model_copy(update={"rewards": ["exact_match"]}))
     said = [[{"role": "assistant", "content": text}] for text in (" 7 \nI think.", "7", "8")]
     assert exact(completions=said, reference=["7"] * 3) == [0.0, 1.0, 0.0]
@@ -252,25 +252,53 @@ def test_the_reward_is_what_a_generation_task_measures(tiny: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("objective", "section", "part"),
     [
-        ("sft", {"preference": {"beta": 0.2}}, "preference: the objective sft does not go by it"),
-        ("sft", {"grpo": {}}, "grpo: the objective sft does not go by it"),
-        ("dpo", {"grpo": {}}, "grpo: the objective dpo does not go by it"),
-        ("dpo", {"preference": {"desirable_weight": 2}}, "kto alone goes by it, not dpo"),
-        ("orpo", {"preference": {"loss": "ipo"}}, "dpo alone goes by it, not orpo"),
+        (
+            "sft",
+            {"preference": {"beta": 0.2}},
+            "preference: is read by the objectives dpo, kto and orpo only",
+        ),
+        (
+            "sft",
+            {"grpo": {}},
+            "grpo: is read by the objective grpo only (training.objective is sft)",
+        ),
+        (
+            "dpo",
+            {"grpo": {}},
+            "grpo: is read by the objective grpo only (training.objective is dpo)",
+        ),
+        (
+            "dpo",
+            {"preference": {"desirable_weight": 2}},
+            "preference.desirable_weight: is read by the objective kto only",
+        ),
+        (
+            "orpo",
+            {"preference": {"loss": "ipo"}},
+            "preference.loss: is read by the objective dpo only",
+        ),
         (
             "dpo",
             {"preference": {"loss": "ipo", "label_smoothing": 0.1}},
-            "the loss ipo does not go by it",
+            "is read by the loss sigmoid only, and preference.loss is ipo",
         ),
-        ("dpo", {"retention": {"anchor": {}}}, "retention.anchor: is made for the objective sft"),
+        ("dpo", {"retention": {"kl": {}}}, "retention.kl: supports the objective sft only"),
         ("dpo", {"adapter": {"dropout": 0.1}}, "adapter.dropout: dpo compares"),
         ("grpo", {"adapter": {"method": "adalora"}}, "adapter.method: adalora"),
-        ("kto", {"training": {"micro_batch_size": 1}}, "two examples at least"),
-        ("grpo", {"training": {"micro_batch_size": 3}}, "a step has 64 answers"),
-        ("dpo", {"training": {"unfreeze_steps": 3}}, "training.unfreeze_steps: is made for"),
-        ("dpo", {"training": {"validate_steps": 3}}, "training.validate_steps: the validation"),
-        ("grpo", {"grpo": {"rewards": ["hub:bleu"]}}, "computed on this machine"),
-        ("grpo", {"evaluation": {"arms": ["base", "adapter", "scratch"]}}, "scratch is made for"),
+        ("kto", {"training": {"micro_batch_size": 1}}, "which takes two examples (got 1)"),
+        ("grpo", {"training": {"micro_batch_size": 3}}, "does not divide the 64 answers of a step"),
+        (
+            "dpo",
+            {"training": {"gradual_unfreezing_steps": 3}},
+            "training.gradual_unfreezing_steps: supports the objective sft only",
+        ),
+        ("dpo", {"training": {"eval_steps": 3}}, "training.eval_steps: the validation"),
+        ("grpo", {"grpo": {"rewards": ["hub:bleu"]}}, "code of this machine only"),
+        (
+            "grpo",
+            {"evaluation": {"arms": ["base", "adapter", "scratch"]}},
+            "scratch supports the objective sft only",
+        ),
     ],
 )
 def test_what_an_objective_does_not_use_is_refused(

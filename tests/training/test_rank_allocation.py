@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_kit.adapters import attach_saved
-from lora_kit.backbone import load
-from lora_kit.backbone_files import resolve
-from lora_kit.errors import AdapterError
+from lora_kit.adapter.attach import attach_saved
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import load
 from lora_kit.pipeline import train
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import AdapterError
 from lora_kit.training.rank_allocation import phases
 
 

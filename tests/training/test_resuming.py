@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from lora_kit import launch, pipeline
-from lora_kit.errors import DataError, RecipeError, TrainingError
-from lora_kit.launch import Launch
+from lora_kit import pipeline
 from lora_kit.pipeline import training
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime import launch
+from lora_kit.runtime.errors import DataError, RecipeError, TrainingError
+from lora_kit.runtime.launch import Launch
 from lora_kit.training import resuming
 from tests.training.cut import STEPS, cut_off, losses, sha256, with_training
 
@@ -24,7 +25,7 @@ def test_another_recipe_does_not_go_on(
 ) -> None:
     cut_off(monkeypatch, recipe, tmp_path / "run", 2)
     other = with_training(recipe, learning_rate=0.5)
-    with pytest.raises(RecipeError, match=r"training.learning_rate: 0.001 then, 0.5 now"):
+    with pytest.raises(RecipeError, match=r"training.learning_rate: 0.001 -> 0.5"):
         pipeline.train(other, tmp_path / "run", resume=True)
     data = Path(recipe.data.train[0].source)
     lines = data.read_text().splitlines(keepends=True)
@@ -45,17 +46,17 @@ def test_other_rows_and_texts_to_look_at_do_not_go_on(
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     document = tiny_recipe.model_dump(mode="json")
     document["data"]["validation"] = [{"source": str(held_out)}]
-    document["training"] |= {"checkpoint_steps": 1}
+    document["training"] |= {"save_steps": 1}
     budget = {"source": str(texts), "rows": 8, "margin": 9.0, "steps": 1}
-    recipe = Recipe.model_validate({**document, "retention": {"budget": budget}})
+    recipe = Recipe.model_validate({**document, "retention": {"early_stopping": budget}})
     cut_off(monkeypatch, recipe, tmp_path / "run", 2)
     for path, what in (
         (held_out, r"the rows of data\.validation"),
-        (texts, r"the texts of retention\.budget"),
+        (texts, r"the texts of retention\.early_stopping"),
     ):
         before = path.read_text()
         path.write_text(before.replace("1", "7"))
-        with pytest.raises(RecipeError, match=f"cannot go on: {what}. Start anew"):
+        with pytest.raises(RecipeError, match=rf"cannot resume: the training changed \({what}\)"):
             pipeline.train(recipe, tmp_path / "run", resume=True)
         path.write_text(before)
     assert pipeline.train(recipe, tmp_path / "run", resume=True).result.steps == 4
@@ -92,7 +93,9 @@ def test_a_finished_run_of_other_rows_is_not_taken_for_this_one(
     data = Path(recipe.data.train[0].source)
     text = data.read_text()
     data.write_text(text.replace("plus", "and"))
-    with pytest.raises(RecipeError, match=r"cannot go on: the rows of data\.train"):
+    with pytest.raises(
+        RecipeError, match=r"cannot resume: the training changed \(the rows of data\.train"
+    ):
         pipeline.train(recipe, tmp_path / "run", resume=True)
     data.unlink()
     capsys.readouterr()

@@ -5,32 +5,32 @@ from typing import Any
 
 import pytest
 
-from lora_kit.errors import DataError, RecipeError
 from lora_kit.pipeline import train
-from lora_kit.recipe import Recipe
-from lora_kit.retention_spec import AnchorSpec, RetentionSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.retention import KlSpec, RetentionSpec
+from lora_kit.runtime.errors import DataError, RecipeError
 from tests.training.keeping import changed
 
 
 def test_texts_by_which_it_is_measured_are_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    held = {"anchor": {"source": "python-reference", "split": "test"}}
-    with pytest.raises(DataError, match=r"retention\.anchor\.source: .* items of core-retention"):
+    held = {"kl": {"source": "python-reference", "split": "test"}}
+    with pytest.raises(DataError, match=r"retention\.kl\.source: .* items of core-retention"):
         train(changed(tiny_recipe, held), tmp_path / "run")
 
 
 def test_texts_that_are_not_there_are_named(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    recipe = changed(tiny_recipe, {"anchor": {"source": "nowhere.jsonl"}})
-    with pytest.raises(DataError, match=r"retention\.anchor\.source"):
+    recipe = changed(tiny_recipe, {"kl": {"source": "nowhere.jsonl"}})
+    with pytest.raises(DataError, match=r"retention\.kl\.source"):
         train(recipe, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"training": {"keep_best": True, "validate_steps": 1}, "retention": {"budget": {}}},
-         "training.keep_best and retention.budget"),
-        ({"training": {"unfreeze_steps": 2}, "adapter": {"method": "adalora"}},
-         "training.unfreeze_steps: adalora"),
+        ({"training": {"keep_best": True, "eval_steps": 1}, "retention": {"early_stopping": {}}},
+         "training.keep_best: .* so does retention.early_stopping"),
+        ({"training": {"gradual_unfreezing_steps": 2}, "adapter": {"method": "adalora"}},
+         "training.gradual_unfreezing_steps: does not work with adalora"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(
@@ -44,12 +44,12 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_another_retention_does_not_go_on(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    train(changed(tiny_recipe, {"anchor": {"length": 16}}, epochs=1.0), tmp_path / "run")
-    other = changed(tiny_recipe, {"anchor": {"length": 16, "weight": 2.0}}, epochs=1.0)
-    with pytest.raises(RecipeError, match=r"retention\.anchor\.weight: 1\.0 then, 2\.0 now"):
+    train(changed(tiny_recipe, {"kl": {"length": 16}}, epochs=1.0), tmp_path / "run")
+    other = changed(tiny_recipe, {"kl": {"length": 16, "weight": 2.0}}, epochs=1.0)
+    with pytest.raises(RecipeError, match=r"retention\.kl\.weight: 1\.0 -> 2\.0"):
         train(other, tmp_path / "run", resume=True)
 
 
 def test_retention_is_a_section_of_the_recipe() -> None:
     assert RetentionSpec() == RetentionSpec.model_validate({})
-    assert RetentionSpec.model_validate({"anchor": {}}).anchor == AnchorSpec()
+    assert RetentionSpec.model_validate({"kl": {}}).kl == KlSpec()

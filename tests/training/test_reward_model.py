@@ -13,17 +13,17 @@ from pydantic import ValidationError
 from torch.nn.functional import logsigmoid
 
 from lora_kit import pipeline
-from lora_kit.adapters import attach_saved
-from lora_kit.backbone import load
-from lora_kit.backbone_files import resolve
+from lora_kit.adapter.attach import attach_saved
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.heads import REWARD, SavedReward, pad_right, saved_head
+from lora_kit.backbone.load import load
 from lora_kit.data.tokenization import end_of_turn
-from lora_kit.errors import DataError, RecipeError, TrainingError
-from lora_kit.heads import REWARD, SavedReward, pad_right, saved_head
-from lora_kit.launch import Launch
 from lora_kit.preflight.method_checks import in_one_process
 from lora_kit.preflight.plan import make_plan
 from lora_kit.preflight.situation import Situation
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import DataError, RecipeError, TrainingError
+from lora_kit.runtime.launch import Launch
 from lora_kit.training.head_rows import log_odds_of_a_token
 from lora_kit.training.preferences.objectives import Setting, objective_trainer
 from tests.rewarding import reward_recipe, setting_of
@@ -121,7 +121,7 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(
     recipe = reward_recipe(tiny, tmp_path)
     cut_off(monkeypatch, recipe, tmp_path / "run", 4)
     other = reward_recipe(tiny, tmp_path, reward={"centering": 0.5})
-    with pytest.raises(RecipeError, match=r"reward\.centering: 0\.0 then, 0\.5 now"):
+    with pytest.raises(RecipeError, match=r"reward\.centering: 0\.0 -> 0\.5"):
         pipeline.train(other, tmp_path / "run", resume=True)
     pipeline.train(recipe, tmp_path / "run", resume=True)
     assert losses(tmp_path / "run") == losses(reward_run)
@@ -216,24 +216,36 @@ def test_what_the_pairs_said_stands_beside_the_adapter(reward_run: Path) -> None
     ("section", "part"),
     [
         ({"merge": {"base": "original"}}, "merge: a head cannot be merged"),
-        ({"retention": {"anchor": {}}}, "retention.anchor: is made for the objective sft"),
-        ({"retention": {"budget": {}}}, "retention.budget: is made for the objective sft"),
-        ({"data": {"packing": True}}, "data.packing: is made for the objective sft"),
+        ({"retention": {"kl": {}}}, "retention.kl: supports the objective sft only"),
+        (
+            {"retention": {"early_stopping": {}}},
+            "retention.early_stopping: supports the objective sft only",
+        ),
+        ({"data": {"packing": True}}, "data.packing: supports the objective sft only"),
         (
             {"data": {"replay": {"source": "python-reference", "fraction": 0.1}}},
-            "data.replay: is made for the objective sft",
+            "data.replay: supports the objective sft only",
         ),
-        ({"evaluation": {"arms": ["base", "adapter", "fewshot"]}}, "fewshot: not with a head"),
-        ({"training": {"batch_tokens": 99}}, "training.batch_tokens: is made for"),
-        ({"preference": {}}, "preference: the objective reward does not go by it"),
-        ({"classification": {}}, "classification: is read by training.objective: classification"),
+        (
+            {"evaluation": {"arms": ["base", "adapter", "fewshot"]}},
+            "reward has no such arm (got fewshot)",
+        ),
+        (
+            {"training": {"max_tokens_per_batch": 99}},
+            "training.max_tokens_per_batch: supports the objective sft only",
+        ),
+        ({"preference": {}}, "preference: is read by the objectives dpo, kto and orpo only"),
+        ({"classification": {}}, "classification: is read by the objective classification only"),
         (
             {"adapter": {"method": "head"}, "training": {"micro_batch_size": 2}},
-            "training.micro_batch_size: with adapter.method: head",
+            "training.micro_batch_size: with adapter.method head",
         ),
-        ({"adapter": {"method": "adalora"}}, "adapter.method: adalora is made for"),
+        ({"adapter": {"method": "adalora"}}, "adapter.method: adalora supports"),
         ({"adapter": {"options": {"modules_to_save": ["score"]}}}, "the head is saved there"),
-        ({"training": {"objective": "dpo"}, "reward": {}}, "reward: the objective dpo does not"),
+        (
+            {"training": {"objective": "dpo"}, "reward": {}},
+            "reward: is read by the objective reward only",
+        ),
     ],
 )
 def test_what_does_not_go_with_a_reward_model_is_refused(

@@ -10,12 +10,12 @@ import torch
 from pydantic import ValidationError
 
 from lora_kit import pipeline
-from lora_kit.adapters import adapter_sha256
+from lora_kit.adapter.attach import adapter_sha256
+from lora_kit.backbone.heads import pad_right
 from lora_kit.data.rows import Message, Row
-from lora_kit.errors import DataError, RecipeError
-from lora_kit.heads import pad_right
-from lora_kit.recipe import Recipe
-from lora_kit.session import open_run
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.session import open_run
+from lora_kit.runtime.errors import DataError, RecipeError
 from lora_kit.training.preferences.rewards import rewards_of as rewards_of_grpo
 from tests.rewarding import reward_recipe, setting_of
 
@@ -36,7 +36,7 @@ def rewarded_recipe(model: Path, folder: Path, *rewards: str) -> Recipe:
             "adapter": {"rank": 4, "alpha": 8},
             "data": {"train": [{"source": str(rows)}], "max_length": 128},
             "training": {"objective": "grpo", "batch_size": 4, "learning_rate": 1e-2},
-            "grpo": {"rewards": list(rewards), "generations": 2, "max_new_tokens": 4},
+            "grpo": {"rewards": list(rewards), "num_generations": 2, "max_new_tokens": 4},
             "evaluation": {"suites": ["sums"]},
         }
     )
@@ -73,7 +73,9 @@ def test_a_reward_model_rewards_what_a_policy_says(
     assert record["inputs"][model] == adapter_sha256(reward_run / "adapter")
     record["inputs"][model] = "another"
     (tmp_path / "policy" / "run.json").write_text(json.dumps(record))
-    with pytest.raises(RecipeError, match=r"cannot go on: the reward model of grpo\.rewards: run:"):
+    with pytest.raises(
+        RecipeError, match=r"training changed \(the reward model of grpo\.rewards: run:"
+    ):
         pipeline.train(recipe, tmp_path / "policy", resume=True)
     steps = [json.loads(line) for line in (tmp_path / "policy" / "metrics.jsonl").open()]
     assert len(steps) == 2
@@ -102,7 +104,7 @@ def test_a_prompt_that_a_reward_model_cannot_read_is_told_before_the_first_step(
 
 
 def test_what_is_no_reward_model_rewards_nothing(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="run: names a run directory"):
+    with pytest.raises(ValidationError, match="run: names no run directory"):
         rewarded_recipe(tiny, tmp_path, "run:")
     recipe = rewarded_recipe(tiny, tmp_path, f"run:{tmp_path}")
     with pytest.raises(RecipeError, match="no run with an adapter lies in"):

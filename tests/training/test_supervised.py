@@ -4,13 +4,13 @@ from typing import Any
 import pytest
 import torch
 
-from lora_kit.adapters import switched_off
-from lora_kit.backbone import Backbone
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.tokenization import IGNORED, Example
-from lora_kit.likelihood import pack_examples, pad_examples, supervised_nll
+from lora_kit.modeling.likelihood import pack_examples, pad_examples, supervised_nll
+from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline import train
-from lora_kit.recipe import Recipe
-from lora_kit.session import open_run
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.session import open_run
 from lora_kit.training.micro_batches import micro_batches
 
 LENGTHS = [30, 4, 17, 9, 26, 5, 5, 12]
@@ -79,7 +79,7 @@ def test_packed_examples_do_not_see_one_another(real_backbone: Backbone, attenti
 
 def test_the_loss_and_its_gradient_are_those_of_cross_entropy() -> None:
     """Over more tokens than a chunk has, and with a weight for each."""
-    from lora_kit.likelihood import CHUNK, _ChunkedNll
+    from lora_kit.modeling.likelihood import CHUNK, _ChunkedNll
 
     torch.manual_seed(0)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
@@ -111,7 +111,7 @@ def test_tokens_of_a_tied_embedding_are_trained_in_its_head_too(
     ids = torch.arange(1000, 1008)[None]
     with torch.no_grad():
         adapted = model(ids).logits
-        with switched_off(model):
+        with adapter_disabled(model):
             moved = (adapted - model(ids).logits).abs().amax(dim=(0, 1))
     assert moved[indices].max() > 1e-3
     assert moved[400:].max() == 0

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from lora_kit.pipeline import train
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.recipe import Recipe
 
 
 def test_texts_are_learned_whole_in_pieces(tiny_recipe: Recipe, tmp_path: Path) -> None:

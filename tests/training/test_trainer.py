@@ -7,21 +7,21 @@ import pytest
 import torch
 from trl import SFTConfig
 
-from lora_kit.adapter_spec import AdapterSpec
-from lora_kit.adapters import attach, attach_saved
-from lora_kit.backbone import Backbone, load
-from lora_kit.backbone_files import resolve
-from lora_kit.backbone_spec import BackboneSpec
+from lora_kit.adapter.attach import attach, attach_saved
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.dataset import PreparedData, prepare, training_rows, validation_rows
-from lora_kit.data_spec import SourceSpec
-from lora_kit.errors import TrainingError
-from lora_kit.recipe import Recipe
-from lora_kit.run import RunDirectory
+from lora_kit.recipe.adapter import AdapterSpec
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.data import SourceSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.training import TrainingSpec
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runtime.errors import TrainingError
 from lora_kit.training.arguments import micro_batch_size
 from lora_kit.training.supervised import SupervisedTrainer
 from lora_kit.training.trainer import TrainingResult, train
 from lora_kit.training.validation import validation_loss
-from lora_kit.training_spec import TrainingSpec
 
 GOLDEN = [10.738, 10.560, 10.517, 10.484]
 
@@ -110,10 +110,10 @@ def trainer_of(
         batch_size=recipe.training.batch_size,
         like_length=micro,
         micro_batch_size=micro,
-        batch_tokens=tokens,
+        max_tokens_per_batch=tokens,
         packing=packing,
         pad_token_id=backbone.tokenizer.pad_token_id,
-        keep_checkpoints=1,
+        save_total_limit=1,
     )
 
 
@@ -175,7 +175,7 @@ def test_trl_does_not_round_the_adapter_of_a_quantized_model(
 
 def test_an_evaluation_in_training_does_not_change_the_gradient(real_backbone: Backbone) -> None:
     """Fails on a CPU with AVX512-BF16 without the guard in `backbone`."""
-    from lora_kit.likelihood import pad_examples, supervised_nll
+    from lora_kit.modeling.likelihood import pad_examples, supervised_nll
 
     model = attach(real_backbone, AdapterSpec(rank=4), seed=0)
     for name, parameter in model.named_parameters():

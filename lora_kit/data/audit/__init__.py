@@ -1,1 +1,1 @@
-"""Training data against itself, against what is held out, and against what is evaluated."""
+"""Checks of training data against itself, held-out rows and evaluation items."""

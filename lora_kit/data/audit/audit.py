@@ -20,8 +20,8 @@ from lora_kit.data.audit.tokens import tokens_of
 from lora_kit.data.audit.words import label_of, parts_of, words_of
 from lora_kit.data.rows import Row
 from lora_kit.data.tokenization import Example
-from lora_kit.data_spec import AuditSpec
-from lora_kit.errors import DataError
+from lora_kit.recipe.data import AuditSpec
+from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lora_kit.data.audit.findings import Audit, Leakage
-from lora_kit.data_spec import AuditSpec
+from lora_kit.recipe.data import AuditSpec
 
 # Of the supervised tokens. Of a sentence each, SmolLM2's tokenizer breaks 0% in French, 6% in
 # Russian, 11% in Greek, 8% in English with an emoji; 42% in Arabic, 76% to 94% in Hindi, Japanese,

@@ -50,7 +50,7 @@ class LoadedArms:
 
 
 @dataclass(frozen=True)
-class Bench:
+class EvaluationContext:
     """What all arms are evaluated with.
 
     Attributes:
@@ -61,7 +61,7 @@ class Bench:
     stop_token_ids: tuple[int, ...]
     journal: Journal
     done: Mapping[str, Collection[str]]
-    fresh: bool = False
+    no_cache: bool = False
 
     def missing(self, key: str, items: Iterable[Item]) -> list[Item]:
         """The items without an entry under this key."""

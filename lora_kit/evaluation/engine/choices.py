@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from lora_kit.evaluation.engine.prefix import Prefix
 from lora_kit.evaluation.item import ChoiceRequest
-from lora_kit.likelihood import logits_at
+from lora_kit.modeling.likelihood import logits_at, token_nll
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ def in_one_row(
     pad_token_id: int,
     device: torch.device,
     prefix: Prefix | None = None,
-    gathered: bool = False,
 ) -> list[list[tuple[float, bool]]]:
     """Log-likelihood (nats) and greediness of each branch of each request.
 
@@ -53,15 +51,15 @@ def in_one_row(
         pad_token_id: fills shorter rows.
         device: where the model is.
         prefix: what they share, encoded.
-        gathered: see `lora_kit.likelihood.logits_at`.
     """
     trees = [_tree(request, len(prefix) if prefix else 0) for request in requests]
     inputs = _inputs(trees, prefix, pad_token_id, model.dtype, device)
+    cache = prefix.repeated(len(trees)) if prefix else None
     places = [(n, c) for n, tree in enumerate(trees) for b in tree.predicting for c in b]
     rows, columns = torch.tensor(places, device=device).unbind(dim=1)
-    logits = logits_at(model, inputs, rows, columns, gathered).float()
+    logits = logits_at(model, inputs, rows, columns, cache=cache)
     wanted = torch.tensor([t for tree in trees for b in tree.scored for t in b], device=device)
-    nats = -cross_entropy(logits, wanted, reduction="none").double()
+    nats = -token_nll(logits, wanted).double()
     greedy = logits.argmax(dim=-1) == wanted
     sizes = [len(branch) for tree in trees for branch in tree.scored]
     branches = iter(
@@ -101,8 +99,6 @@ def _inputs(
         "input_ids": input_ids.to(device),
         "attention_mask": mask[:, None].to(device),
         "position_ids": positions.to(device),
-        "past_key_values": prefix.repeated(len(trees)) if prefix else None,
-        "use_cache": prefix is not None,
     }
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from lora_kit.adapters import switched_off
-from lora_kit.encoder_decoder import Divided, is_divided
+from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_divided
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Item, LossRequest, OfHead
-from lora_kit.likelihood import to_device, wanted_logits
+from lora_kit.modeling.likelihood import logits_at, to_device
+from lora_kit.modeling.modes import adapter_disabled
 
 PROMPTS = 16
 """Prompts of a suite at most, spread over its tasks: drift is an alarm, not a verdict."""
@@ -69,12 +69,12 @@ def token_kl(
     seen = batch["attention_mask"].clone()
     seen[:, :-POSITIONS] = 0
     if is_divided(model):
-        starts = Divided.of(model, batch["input_ids"], batch["attention_mask"]).starts
+        starts = Seq2SeqBatch.of(model, batch["input_ids"], batch["attention_mask"]).starts
         seen *= torch.arange(length, device=device) >= starts[:, None]
     rows, columns = seen.nonzero(as_tuple=True)
-    adapted = wanted_logits(model, batch, None, rows, columns).float().log_softmax(dim=-1)
-    with switched_off(model):
-        base = wanted_logits(model, batch, None, rows, columns).float().log_softmax(dim=-1)
+    adapted = logits_at(model, batch, rows, columns).float().log_softmax(dim=-1)
+    with adapter_disabled(model):
+        base = logits_at(model, batch, rows, columns).float().log_softmax(dim=-1)
     kl = (base.exp() * (base - adapted)).sum(dim=-1).double()
     sums = torch.zeros(len(prompts), dtype=torch.float64, device=device).index_add_(0, rows, kl)
     return (sums / seen.sum(dim=1)).tolist()

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from lora_kit.digests import json_sha256
-from lora_kit.evaluation.engine.scoring import Way
+from lora_kit.evaluation.engine.scoring import BatchLayout
 from lora_kit.evaluation.item import Outcome, Request
-from lora_kit.files import write_json
-from lora_kit.gguf import cache_directory
+from lora_kit.runtime.cache import cache_directory
+from lora_kit.runtime.files import write_json
+from lora_kit.runtime.hashes import json_sha256
 
 # Raise it when the same request can have another outcome than before.
 ENGINE = "2"
@@ -37,7 +37,7 @@ def setting(device: torch.device) -> str:
 
 
 @dataclass(frozen=True)
-class Kept:
+class OutcomeCache:
     """A directory of outcomes, a file a batch.
 
     By the content of the whole batch, not of the item alone: in another batch the last digits
@@ -53,14 +53,14 @@ class Kept:
     root: Path
     model: str
     setting: str
-    fresh: bool = False
+    no_cache: bool = False
 
     @classmethod
-    def of(cls, model: str, device: torch.device, fresh: bool) -> Kept:
+    def of(cls, model: str, device: torch.device, no_cache: bool) -> OutcomeCache:
         """In the user's cache."""
-        return cls(cache_directory() / "outcomes", model, setting(device), fresh)
+        return cls(cache_directory() / "outcomes", model, setting(device), no_cache)
 
-    def path(self, requests: Sequence[Request], prefix: Sequence[int], way: Way) -> Path:
+    def path(self, requests: Sequence[Request], prefix: Sequence[int], way: BatchLayout) -> Path:
         """Where the outcomes of a batch are."""
         described = [self.setting, list(prefix), asdict(way), *map(_described, requests)]
         digest = json_sha256(described)
@@ -68,7 +68,7 @@ class Kept:
 
     def read(self, path: Path) -> list[Outcome] | None:
         """The outcomes; `None` if there are none that can be read."""
-        if self.fresh:
+        if self.no_cache:
             return None
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))["outcomes"]

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from lora_kit.adapter.virtual_tokens import tokens_before
+from lora_kit.backbone.encoder_decoder import is_divided
+from lora_kit.backbone.positions import Positions
 from lora_kit.data.tokenization import IGNORED, Example
-from lora_kit.encoder_decoder import is_divided
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine.prefix import encode
-from lora_kit.evaluation.engine.scoring import Scorer, Way, outcomes
+from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, outcomes
 from lora_kit.evaluation.item import (
     ChoiceRequest,
     GenerationRequest,
@@ -22,22 +23,22 @@ from lora_kit.evaluation.item import (
     Request,
     tokens_of,
 )
-from lora_kit.memory import lacks_memory
-from lora_kit.positions import Positions
-from lora_kit.virtual_tokens import tokens_before
+from lora_kit.runtime.errors import EvaluationError
+from lora_kit.runtime.out_of_memory import lacks_memory
 
 PROBES = 2
 # Of a long prefix, what is enough to see whether the model heeds it.
 PREFIX_TOKENS = 48
 # The fastest first; the last is the one that every model bears.
 WAYS = tuple(
-    Way(tree, prefix, gathered)
-    for tree, prefix, gathered in itertools.product((True, False), repeat=3)
+    BatchLayout(tree, prefix) for tree, prefix in itertools.product((True, False), repeat=2)
 )
 
 
 @torch.inference_mode()
-def find_way(scorer: Scorer, requests: Sequence[Request], prefix_ids: tuple[int, ...]) -> Way:
+def find_way(
+    scorer: Scorer, requests: Sequence[Request], prefix_ids: tuple[int, ...]
+) -> BatchLayout:
     """The fastest way whose likelihoods are those of each branch in a row of its own.
 
     Layers that carry a state along the row (convolutions, linear attention, state spaces) do not
@@ -64,7 +65,7 @@ def find_way(scorer: Scorer, requests: Sequence[Request], prefix_ids: tuple[int,
     return WAYS[-1]
 
 
-def ways(attention: str) -> tuple[Way, ...]:
+def ways(attention: str) -> tuple[BatchLayout, ...]:
     """Those that may be tried, the fastest first.
 
     Flash attention takes a mask of (batch, keys). From that of a tree, which has four dimensions,
@@ -73,7 +74,7 @@ def ways(attention: str) -> tuple[Way, ...]:
     return tuple(way for way in WAYS if not (way.tree and attention.startswith("flash")))
 
 
-def within_window(way: Way, scorer: Scorer, requests: Sequence[Request]) -> Way:
+def within_window(way: BatchLayout, scorer: Scorer, requests: Sequence[Request]) -> BatchLayout:
     """The way, unless a request is longer than what layers with a window look back on.
 
     The mask of a tree would show them what lies outside of it.
@@ -123,7 +124,7 @@ def _probe(request: Request, cut: int) -> Request:
 
 
 def _likelihoods(
-    scorer: Scorer, probes: Sequence[Request], way: Way, prefix_ids: tuple[int, ...]
+    scorer: Scorer, probes: Sequence[Request], way: BatchLayout, prefix_ids: tuple[int, ...]
 ) -> list[Any]:
     prefix = encode(scorer.model, prefix_ids, scorer.device) if prefix_ids else None
     found = outcomes(scorer, probes, way, prefix)

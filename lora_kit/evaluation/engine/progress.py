@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch.distributed.distributed_c10d import Store
 
-from lora_kit.console import Meter
-from lora_kit.processes import process_state, shared_store
+from lora_kit.runtime.console import Meter
+from lora_kit.runtime.processes import process_state, shared_store
 
 POLL_SECONDS = 0.5
 ITEMS, TOKENS, FINISHED = (f"lora_kit/evaluation/{n}" for n in ("items", "tokens", "finished"))

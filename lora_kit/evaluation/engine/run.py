@@ -10,27 +10,27 @@ from typing import Any
 
 import torch
 
-from lora_kit.adapters import evaluated
-from lora_kit.backbone import Backbone
-from lora_kit.console import meter, say
-from lora_kit.data.tokenization import end_of_turn
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.engine import drift
-from lora_kit.evaluation.engine.arm import Arm, Bench, LoadedArms
-from lora_kit.evaluation.engine.kept import Kept
+from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
+from lora_kit.evaluation.engine.kept import OutcomeCache
 from lora_kit.evaluation.engine.prefix import Prefix, encode, shared_prefix
 from lora_kit.evaluation.engine.probe import find_way, within_window
 from lora_kit.evaluation.engine.progress import Progress, progress_of_all
-from lora_kit.evaluation.engine.scoring import Scorer, Way, outcomes
+from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, outcomes
 from lora_kit.evaluation.engine.sharing import Share, shares
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
-from lora_kit.memory import lacks_memory
-from lora_kit.processes import process_state
+from lora_kit.modeling.modes import eval_mode
+from lora_kit.runtime.console import meter, say
+from lora_kit.runtime.errors import EvaluationError
+from lora_kit.runtime.out_of_memory import lacks_memory
+from lora_kit.runtime.processes import process_state
 
 
-def evaluate_models(models: Sequence[LoadedArms], work: Sequence[Work], bench: Bench) -> None:
+def evaluate_models(
+    models: Sequence[LoadedArms], work: Sequence[Work], bench: EvaluationContext
+) -> None:
     """Evaluate the arms of all models, one model after the other; the journals hold the results.
 
     Under several processes each takes its share of the batches. The batches do not depend on the
@@ -58,12 +58,12 @@ def _evaluate_model(
     loaded: LoadedArms,
     work: Sequence[Work],
     own: Sequence[Share],
-    bench: Bench,
+    bench: EvaluationContext,
     ways: Ways,
     progress: Progress,
 ) -> None:
     scorer = Scorer(model, bench.tokenizer, bench.stop_token_ids)
-    with evaluated(model):
+    with eval_mode(model):
         for one, share in zip(work, own, strict=True):
             if not share:
                 continue
@@ -78,7 +78,7 @@ def _evaluate_model(
 
 
 # Found once for each kind of request, with and without a prefix, for all models alike.
-Ways = dict[tuple[type[Request], bool], Way]
+Ways = dict[tuple[type[Request], bool], BatchLayout]
 
 
 def _evaluate_task(
@@ -126,13 +126,15 @@ class _Asked:
     key: str
     left: frozenset[str]
     scorer: Scorer
-    way: Way
+    way: BatchLayout
     prefix_ids: tuple[int, ...]
     prefix: Prefix | None
-    kept: Kept | None
+    kept: OutcomeCache | None
 
     @classmethod
-    def prepare(cls, work: Work, arm: Arm, scorer: Scorer, bench: Bench, ways: Ways) -> _Asked:
+    def prepare(
+        cls, work: Work, arm: Arm, scorer: Scorer, bench: EvaluationContext, ways: Ways
+    ) -> _Asked:
         """Find the way to score, and encode what the items share."""
         task, key = work.asked(arm.name), work.key(arm.name, arm.identity)
         requests = [item.request for item in task.items]
@@ -146,7 +148,7 @@ class _Asked:
             if prefix_ids and way.prefix:
                 prefix = encode(scorer.model, prefix_ids, scorer.device)
         left = frozenset(item.id for item in bench.missing(key, task.items))
-        kept = Kept.of(arm.identity, scorer.device, bench.fresh) if arm.kept else None
+        kept = OutcomeCache.of(arm.identity, scorer.device, bench.no_cache) if arm.kept else None
         return cls(work, arm, task, key, left, scorer, way, prefix_ids, prefix, kept)
 
     def evaluate(self, batch: Sequence[int], progress: Progress) -> list[tuple[str, Entry]]:
@@ -203,7 +205,7 @@ def _drift(
     batches: Sequence[tuple[Item, ...]],
     key: str,
     scorer: Scorer,
-    bench: Bench,
+    bench: EvaluationContext,
     progress: Progress,
 ) -> Iterable[list[tuple[str, Entry]]]:
     """Yield the drift of one batch of prompts after the other."""
@@ -239,16 +241,3 @@ def _drifted(work: Work, item: Item, value: float, tokens: int, seconds: float) 
         seconds=seconds,
         slices=item.slices,
     )
-
-
-def stop_token_ids(backbone: Backbone) -> tuple[int, ...]:
-    """All tokens on which generation ends: the configuration's, and the template's end of turn.
-
-    Where the two differ, a model that learned to end its turn would be made to go on. A classifier
-    generates nothing.
-    """
-    if backbone.head is not None:
-        return ()
-    configured = backbone.model.generation_config.eos_token_id
-    ids = set(configured if isinstance(configured, list) else [configured]) - {None}
-    return tuple(sorted(ids | {end_of_turn(backbone.tokenizer)}))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_kit.data.tokenization import IGNORED, Example
-from lora_kit.encoder_decoder import new_tokens
 from lora_kit.evaluation.engine.choices import in_one_row
 from lora_kit.evaluation.engine.classes import classified
 from lora_kit.evaluation.engine.prefix import Prefix
@@ -24,7 +23,8 @@ from lora_kit.evaluation.item import (
     Request,
     RewardRequest,
 )
-from lora_kit.likelihood import pad_examples, supervised_tokens, to_device
+from lora_kit.modeling.generation import generate_batch
+from lora_kit.modeling.likelihood import pad_examples, supervised_tokens, to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,22 +52,20 @@ class Scorer:
 
 
 @dataclass(frozen=True)
-class Way:
+class BatchLayout:
     """How requests are laid out: the fast way, unless the model does not bear it.
 
     Attributes:
         tree: all branches of a prompt in one row.
         prefix: what requests share is encoded once.
-        gathered: the output head is applied where a token is scored, and nowhere else.
     """
 
     tree: bool = True
     prefix: bool = True
-    gathered: bool = True
 
 
 def outcomes(
-    scorer: Scorer, requests: Sequence[Request], way: Way, prefix: Prefix | None = None
+    scorer: Scorer, requests: Sequence[Request], way: BatchLayout, prefix: Prefix | None = None
 ) -> list[Outcome]:
     """What the model makes of requests of one kind.
 
@@ -92,14 +90,14 @@ def outcomes(
         return [
             Outcome((total,), (greedy,), "", len(example.input_ids))
             for (total, greedy), example in zip(
-                _likelihoods(scorer, examples, prefix, way.gathered), examples, strict=True
+                _likelihoods(scorer, examples, prefix), examples, strict=True
             )
         ]
     choices = [r for r in requests if isinstance(r, ChoiceRequest)]
     found = (
-        in_one_row(scorer.model, choices, pad, scorer.device, prefix, way.gathered)
+        in_one_row(scorer.model, choices, pad, scorer.device, prefix)
         if way.tree
-        else row_by_row(scorer, choices, prefix, way.gathered)
+        else row_by_row(scorer, choices, prefix)
     )
     return [
         Outcome(tuple(t for t, _ in branches), tuple(g for _, g in branches), "", request.length)
@@ -111,11 +109,10 @@ def row_by_row(
     scorer: Scorer,
     requests: Sequence[ChoiceRequest],
     prefix: Prefix | None = None,
-    gathered: bool = False,
 ) -> list[list[tuple[float, bool]]]:
     """Log-likelihood (nats) and greediness of each branch, each in a row with its prompt."""
     examples = [_alone(request, branch) for request in requests for branch in request.branches]
-    found = iter(_likelihoods(scorer, examples, prefix, gathered))
+    found = iter(_likelihoods(scorer, examples, prefix))
     return [[next(found) for _ in request.branches] for request in requests]
 
 
@@ -126,7 +123,7 @@ def _alone(request: ChoiceRequest, branch: Branch) -> Example:
 
 
 def _likelihoods(
-    scorer: Scorer, examples: Sequence[Example], prefix: Prefix | None, gathered: bool
+    scorer: Scorer, examples: Sequence[Example], prefix: Prefix | None
 ) -> list[tuple[float, bool]]:
     skipped = len(prefix) if prefix else 0
     rest = [Example(e.input_ids[skipped:], e.labels[skipped:]) for e in examples]
@@ -136,9 +133,7 @@ def _likelihoods(
         behind = torch.ones((len(rest), skipped), dtype=torch.int64)
         batch["attention_mask"] = torch.cat([behind, batch["attention_mask"]], dim=1)
     cache = prefix.repeated(len(rest)) if prefix else None
-    nll, greedy, rows = supervised_tokens(
-        scorer.model, to_device(batch, scorer.device), cache, gathered
-    )
+    nll, greedy, rows = supervised_tokens(scorer.model, to_device(batch, scorer.device), cache)
     sums = torch.zeros(len(rest), dtype=torch.float64, device=scorer.device)
     missed = torch.zeros(len(rest), dtype=torch.float64, device=scorer.device)
     sums.index_add_(0, rows, nll.double())
@@ -149,32 +144,21 @@ def _likelihoods(
 def _generated(
     scorer: Scorer, requests: Sequence[GenerationRequest], prefix: Prefix | None
 ) -> list[Outcome]:
-    length = max(len(request.prompt_ids) for request in requests)
-    skipped = len(prefix) if prefix else 0
     pad = scorer.tokenizer.pad_token_id
-
-    def row(request: GenerationRequest, filler: int, values: Sequence[int]) -> list[int]:
-        # Filled on the left, so that every row goes on at the same column; but the prefix comes
-        # first in all of them, where its keys and values are.
-        fill = [filler] * (length - len(request.prompt_ids))
-        return [*values[:skipped], *fill, *values[skipped:]]
-
-    ids = torch.tensor([row(r, pad, r.prompt_ids) for r in requests])
-    mask = torch.tensor([row(r, 0, [1] * len(r.prompt_ids)) for r in requests])
     stops = sorted({stop for request in requests for stop in request.stop})
-    new = new_tokens(
+    options: dict[str, Any] = {}
+    if prefix:
+        options["past_key_values"] = prefix.repeated(len(requests))
+    if stops:
+        options |= {"stop_strings": stops, "tokenizer": scorer.tokenizer}
+    new = generate_batch(
         scorer.model,
-        ids.to(scorer.device),
-        mask.to(scorer.device),
-        past_key_values=prefix.repeated(len(requests)) if prefix else None,
-        max_new_tokens=max(request.max_new_tokens for request in requests),
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=list(scorer.stop_token_ids),
-        pad_token_id=pad,
-        **({"stop_strings": stops, "tokenizer": scorer.tokenizer} if stops else {}),
+        [request.prompt_ids for request in requests],
+        scorer.stop_token_ids,
+        pad,
+        max(request.max_new_tokens for request in requests),
+        prefix_length=len(prefix) if prefix else 0,
+        **options,
     )
     texts = scorer.tokenizer.batch_decode(new, skip_special_tokens=True)
     counts = (new != pad).sum(dim=1).tolist()

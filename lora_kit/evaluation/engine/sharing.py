@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lora_kit.evaluation.engine import drift
-from lora_kit.evaluation.engine.arm import Bench, LoadedArms
+from lora_kit.evaluation.engine.arm import EvaluationContext, LoadedArms
 from lora_kit.evaluation.engine.prefix import shared_prefix
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import GenerationRequest, Item, Request, Task
@@ -59,7 +59,7 @@ class _Piece:
 
 
 def shares(
-    work: Sequence[Work], loaded: LoadedArms, bench: Bench, processes: int
+    work: Sequence[Work], loaded: LoadedArms, bench: EvaluationContext, processes: int
 ) -> list[list[Share]]:
     """For each process, what it does of each task for one model.
 
@@ -107,7 +107,7 @@ def _share(pieces: Sequence[_Piece]) -> Share:
     )
 
 
-def _pieces(number: int, work: Work, loaded: LoadedArms, bench: Bench) -> list[_Piece]:
+def _pieces(number: int, work: Work, loaded: LoadedArms, bench: EvaluationContext) -> list[_Piece]:
     """All batches of a task, done or not."""
     asked = [
         (_cost_of(work.asked(arm.name)), _left(bench, work.key(arm.name, arm.identity), work.task))
@@ -134,7 +134,7 @@ def _pieces(number: int, work: Work, loaded: LoadedArms, bench: Bench) -> list[_
     return found
 
 
-def _left(bench: Bench, key: str, task: Task) -> frozenset[int]:
+def _left(bench: EvaluationContext, key: str, task: Task) -> frozenset[int]:
     """Indexes of the items that are not done."""
     missing = {item.id for item in bench.missing(key, task.items)}
     return frozenset(n for n, item in enumerate(task.items) if item.id in missing)

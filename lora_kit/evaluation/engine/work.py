@@ -6,12 +6,10 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lora_kit.backbone import Backbone
-from lora_kit.console import say
+from lora_kit.backbone.encoder_decoder import is_divided
+from lora_kit.backbone.load import Backbone
+from lora_kit.backbone.positions import Positions
 from lora_kit.data.rows import Row
-from lora_kit.digests import json_sha256
-from lora_kit.encoder_decoder import is_divided
-from lora_kit.errors import DataError, EvaluationError
 from lora_kit.evaluation.classes import build_class_task
 from lora_kit.evaluation.engine.kept import setting
 from lora_kit.evaluation.engine.prefix import shared_prefix
@@ -20,8 +18,10 @@ from lora_kit.evaluation.item import GenerationRequest, LossRequest, Task, token
 from lora_kit.evaluation.rewarded import build_reward_task
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.tasks import Shot, build_task, content, shot_of
-from lora_kit.positions import Positions
-from lora_kit.processes import process_state
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import DataError, EvaluationError
+from lora_kit.runtime.hashes import json_sha256
+from lora_kit.runtime.processes import process_state
 
 FEWSHOT = "fewshot"
 # Tokens in a batch, padding included; about the smallest that keeps two cores or a GPU busy: a
@@ -90,6 +90,11 @@ def plan_work(
     return [
         _plan(suite, spec, backbone, shots, training) for suite in suites for spec in suite.tasks
     ]
+
+
+def suites_of(work: Sequence[Work]) -> list[Suite]:
+    """Return the suites that work is of, in order, each once."""
+    return list({one.suite.name: one.suite for one in work}.values())
 
 
 def _plan(

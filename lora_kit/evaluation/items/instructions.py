@@ -8,7 +8,7 @@ from importlib import resources
 
 import yaml
 
-from lora_kit.evaluation.checks import Check
+from lora_kit.metrics.instruction_checks import Check
 
 
 @dataclass(frozen=True)

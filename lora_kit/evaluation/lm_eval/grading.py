@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.item import ChoiceRequest, Graded, Item, Outcome
 from lora_kit.evaluation.lm_eval.source import as_lm_eval_runs, explained
 from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.runtime.errors import EvaluationError
 
 # Its choices are asked for once more without the question, in contexts that share no token with it.
 MUTUAL_INFORMATION = "acc_mutual_info"

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.runtime.errors import EvaluationError
 
 INSTALL = "pip install 'lora-kit[lm-eval]'"
 CHATTY = ("lm_eval", "datasets", "huggingface_hub")

@@ -12,8 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_kit.console import say
-from lora_kit.errors import EvaluationError
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, Item, Request, Task
 from lora_kit.evaluation.lm_eval.grading import grade, resolve_measure
 from lora_kit.evaluation.lm_eval.requests import choice_request, generation_request
@@ -24,6 +22,8 @@ from lora_kit.evaluation.lm_eval.source import (
     require_lm_eval,
 )
 from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import EvaluationError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

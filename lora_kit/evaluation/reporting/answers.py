@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from lora_kit.evaluation.reporting.forest import Difference
 from lora_kit.evaluation.reporting.notation import percent
 from lora_kit.evaluation.reporting.plane import deciding
-from lora_kit.evaluation.statistics.decisions import Decision, combined
 from lora_kit.evaluation.verdict import SuiteVerdict, Verdict
+from lora_kit.statistics.decisions import Decision, combined
 
 CLAUSES = 3
 """Tasks that the sentence names at most."""

@@ -17,7 +17,7 @@ from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.shelf import Shelf
 from lora_kit.evaluation.source import Source, source_of
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
-from lora_kit.files import whole_file
+from lora_kit.runtime.files import whole_file
 
 SHOWN = 2_000
 """Flips of a task whose texts a page bears, in each direction."""

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_kit.evaluation.statistics.decisions import Interval
 from lora_kit.evaluation.verdict import TaskVerdict
+from lora_kit.statistics.decisions import Interval
 
 MOST_PLACES = 6
 SMALLEST_P = 0.001

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from lora_kit.evaluation.reporting.forest import Difference
 from lora_kit.evaluation.reporting.notation import is_percent
-from lora_kit.evaluation.statistics.decisions import Decision, combined
+from lora_kit.statistics.decisions import Decision, combined
 
 WIDTH, HEIGHT = 360, 300
 LEFT, TOP, RIGHT, BOTTOM = 46, 12, 350, 256

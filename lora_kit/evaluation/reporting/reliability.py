@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lora_kit.evaluation.statistics.calibration import Calibration
+from lora_kit.statistics.calibration import Calibration
 
 SIDE = 150
 """Of the square from 0 to 1, in SVG user units."""

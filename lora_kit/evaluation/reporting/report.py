@@ -27,7 +27,7 @@ from lora_kit.evaluation.reporting.plane import plane
 from lora_kit.evaluation.reporting.views import suite_views
 from lora_kit.evaluation.source import Source, source_of
 from lora_kit.evaluation.verdict import WAYS, Verdict
-from lora_kit.files import write_text
+from lora_kit.runtime.files import write_text
 
 TEMPLATES = Path(__file__).parent
 FLIPS = "flips.jsonl"

@@ -7,8 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_kit.evaluation.reporting.escaping import visible
-from lora_kit.evaluation.statistics.decisions import Decision
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
+from lora_kit.statistics.decisions import Decision
 
 STYLE = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
 LEFT = ("suite", "task", "decision", "merged")

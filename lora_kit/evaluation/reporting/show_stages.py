@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_kit.evaluation.statistics.sequence import Transfer
+from lora_kit.statistics.transfer import Transfer
 
 
 def show_matrix(

@@ -12,10 +12,10 @@ from lora_kit.evaluation.reporting.flips import SHOWN, Flip, TaskFlips
 from lora_kit.evaluation.reporting.forest import Difference
 from lora_kit.evaluation.reporting.notation import Notation, Numbers, item_unit, percent
 from lora_kit.evaluation.reporting.reliability import Dot, dots
-from lora_kit.evaluation.statistics.calibration import CalibrationComparison
-from lora_kit.evaluation.statistics.decisions import Interval
-from lora_kit.evaluation.statistics.labels import ClassScore
-from lora_kit.evaluation.verdict import Rival, SuiteVerdict, TaskVerdict, Verdict
+from lora_kit.evaluation.verdict import BaselineComparison, SuiteVerdict, TaskVerdict, Verdict
+from lora_kit.statistics.calibration import CalibrationComparison
+from lora_kit.statistics.decisions import Interval
+from lora_kit.statistics.labels import ClassScore
 
 LARGEST = 10
 """Flips that are shown of a task whose scores are not 0 or 1, in each direction."""
@@ -88,7 +88,7 @@ class TaskView:
     confidence: str
     numbers: Difference
     merged: Numbers | None
-    rivals: tuple[Row[Rival], ...]
+    rivals: tuple[Row[BaselineComparison], ...]
     measures: tuple[Row[str], ...]
     slices: tuple[Row[Slice], ...]
     first_slices: int

@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 import torch
 
-from lora_kit.errors import MergeError
-from lora_kit.merging.combining import Method
 from lora_kit.merging.combining.arithmetic import (
     Cut,
     concatenated,
@@ -23,7 +21,9 @@ from lora_kit.merging.combining.arithmetic import (
     ties,
 )
 from lora_kit.merging.combining.directory import write_adapter
+from lora_kit.merging.combining.methods import CombinationMethod
 from lora_kit.merging.combining.sources import Source, read_source, require_one_backbone
+from lora_kit.runtime.errors import MergeError
 
 # The share that the TIES paper keeps; and a share at which, after DARE, some of the update is left
 # in the few directions that a rank has room for.
@@ -46,7 +46,7 @@ class Combination:
         seed: of what `dare_*` drops, by default 0.
     """
 
-    method: Method = "linear"
+    method: CombinationMethod = "linear"
     weights: tuple[float, ...] = ()
     weigh_by_examples: bool = False
     rank: int | None = None

@@ -9,8 +9,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from lora_kit.files import whole_directory, write_json
+from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.merging.combining.arithmetic import Factors
 from lora_kit.merging.combining.sources import (
     BACKBONE,
@@ -20,6 +19,7 @@ from lora_kit.merging.combining.sources import (
     SUFFIX_B,
     Source,
 )
+from lora_kit.runtime.files import whole_directory, write_json
 
 
 def write_adapter(

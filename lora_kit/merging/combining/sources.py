@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lora_kit.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
-from lora_kit.errors import MergeError
-from lora_kit.files import read_json
-from lora_kit.fingerprint import require_saved
+from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
+from lora_kit.adapter.saved_configuration import is_off, require_types
+from lora_kit.backbone.fingerprint import require_saved
 from lora_kit.merging.combining.arithmetic import Factors
-from lora_kit.saved_configuration import is_off, require_types
+from lora_kit.runtime.errors import MergeError
+from lora_kit.runtime.files import read_json
 
 BACKBONE = "backbone.json"
 RECORD = "combined.json"

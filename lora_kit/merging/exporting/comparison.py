@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from lora_kit.data.reference import reference_rows
-from lora_kit.errors import MergeError
-from lora_kit.gguf import PRE_TOKENIZERS
+from lora_kit.backbone.gguf import PRE_TOKENIZERS
+from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.merging.distance import kl_divergence, top1_agreement
 from lora_kit.merging.exporting.gguf_model import FREQUENCIES
+from lora_kit.runtime.errors import MergeError
 
 MOST_POSITIONS = 512
 TOKENS_A_TEXT = 64

@@ -10,11 +10,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from lora_kit.digests import file_sha256
-from lora_kit.errors import MergeError
-from lora_kit.files import whole_directory, whole_file, write_json
-from lora_kit.fingerprint import weight_files
-from lora_kit.merging.exporting import GgufType, Target
+from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.merging.exporting.comparison import (
     HARD_TEXTS,
     Comparison,
@@ -25,9 +21,13 @@ from lora_kit.merging.exporting.comparison import (
     same_tokens_in_gguf,
     token_rows,
 )
+from lora_kit.merging.exporting.formats import ExportFormat, GgufType
 from lora_kit.merging.exporting.gguf_model import read_shape, write_gguf
 from lora_kit.merging.exporting.quantized import load_model, load_quantized, write_quantized
 from lora_kit.merging.exporting.vocabulary import read_vocabulary
+from lora_kit.runtime.errors import MergeError
+from lora_kit.runtime.files import whole_directory, whole_file, write_json
+from lora_kit.runtime.hashes import file_sha256
 
 RECORD = "export.json"
 
@@ -70,7 +70,7 @@ class Exported:
     """
 
     path: Path
-    to: Target
+    to: ExportFormat
     type: str
     weight_bytes: int
     files: dict[str, str]
@@ -86,7 +86,7 @@ class Exported:
 
 def export(
     directory: Path,
-    to: Target,
+    to: ExportFormat,
     output: Path,
     type_: GgufType | None = None,
     texts: Sequence[str] = (),
@@ -209,7 +209,7 @@ def _compared(
 
 def _judged(
     output: Path,
-    to: Target,
+    to: ExportFormat,
     kind: str,
     size: int,
     files: Mapping[str, Path],

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lora_kit.errors import MergeError
-from lora_kit.fingerprint import weight_files
-from lora_kit.merging.exporting import GgufType
+from lora_kit.backbone.fingerprint import weight_files
+from lora_kit.merging.exporting.formats import GgufType
 from lora_kit.merging.exporting.vocabulary import Vocabulary
+from lora_kit.runtime.errors import MergeError
 
 # llama.cpp runs these two as one architecture, `llama`.
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")

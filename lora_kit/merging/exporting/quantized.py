@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from lora_kit.backbone import guard_quantized_modules, quantization_config
-from lora_kit.backbone_spec import BackboneSpec, Quantization
-from lora_kit.errors import MergeError
+from lora_kit.backbone.load import guard_quantized_modules, quantization_config
+from lora_kit.recipe.backbone import BackboneSpec, Quantization
+from lora_kit.runtime.errors import MergeError
 
 TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja", "README.md",

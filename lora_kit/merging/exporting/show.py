@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_kit.errors import MergeError
 from lora_kit.merging.exporting.export import Exported
+from lora_kit.runtime.errors import MergeError
 
 
 def read_texts(path: Path) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_kit.errors import MergeError
-from lora_kit.files import read_json
-from lora_kit.gguf import PRE_TOKENIZERS
+from lora_kit.backbone.gguf import PRE_TOKENIZERS
+from lora_kit.runtime.errors import MergeError
+from lora_kit.runtime.files import read_json
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 

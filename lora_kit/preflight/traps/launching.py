@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 
-from lora_kit.launch import read_launch
 from lora_kit.preflight import checks
 from lora_kit.preflight.traps.specimens import (
     situation,
@@ -14,6 +13,7 @@ from lora_kit.preflight.traps.specimens import (
     specimen_recipe,
 )
 from lora_kit.preflight.traps.trap import Trap, refused
+from lora_kit.runtime.launch import read_launch
 
 TWO_ON_CPUS = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
 FSDP = {"WORLD_SIZE": "1", "ACCELERATE_USE_FSDP": "true"}

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from lora_kit.data.dataset import prepare
 from lora_kit.data.templates import render
 from lora_kit.data.tokenization import end_of_turn, tokenize
-from lora_kit.likelihood import pad_examples, supervised_nll
+from lora_kit.modeling.likelihood import pad_examples, supervised_nll
 from lora_kit.preflight import data_checks
 from lora_kit.preflight.isolation import packed_difference
 from lora_kit.preflight.probe import require_gradient
@@ -28,7 +28,7 @@ from lora_kit.preflight.traps.specimens import (
     specimen_tokenizer,
 )
 from lora_kit.preflight.traps.trap import Trap, refused
-from lora_kit.training_spec import TrainingSpec
+from lora_kit.recipe.training import TrainingSpec
 
 
 def masked_labels_are_there() -> bool:
@@ -47,7 +47,7 @@ def masked_labels_are_caught() -> bool:
 
 def endless_turns_are_caught() -> bool:
     """Templates and data that never end a turn are refused, and generation stops on its end."""
-    from lora_kit.evaluation.engine.run import stop_token_ids
+    from lora_kit.modeling.generation import stop_token_ids
 
     backbone = specimen_backbone()
     cut = situation(backbone=backbone, examples=[example("a", "</s>", "b", supervised=1)])
@@ -148,7 +148,7 @@ def numbers_as_text_are_caught() -> bool:
 
 def fetched_metrics_are_caught() -> bool:
     """A metric that is not bundled is not looked for on a hub."""
-    from lora_kit.evaluation.metrics import load_metric
+    from lora_kit.metrics.load import load_metric
 
     return refused(load_metric, "no-such-metric")
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.adapter_spec import AdapterSpec
-from lora_kit.adapters import wrapped
-from lora_kit.backbone import Backbone
-from lora_kit.backbone_files import BackboneFiles
+from lora_kit.adapter.attach import wrapped
+from lora_kit.backbone.files import BackboneFiles
+from lora_kit.backbone.fingerprint import Fingerprint
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import Example
-from lora_kit.fingerprint import Fingerprint
-from lora_kit.launch import Launch
 from lora_kit.preflight.situation import Situation
-from lora_kit.recipe import Recipe
+from lora_kit.recipe.adapter import AdapterSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.launch import Launch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -66,7 +66,7 @@ def specimen_adapter(model: Any, targets: Any = "all-linear") -> PeftModel:
     """An adapter that does something."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        adapted = wrapped(model, AdapterSpec(rank=2, targets=targets))
+        adapted = wrapped(model, AdapterSpec(rank=2, target_modules=targets))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.constant_(parameter, 0.1)

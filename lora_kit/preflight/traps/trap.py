@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lora_kit.errors import LoraKitError
+from lora_kit.runtime.errors import LoraKitError
 
 
 @dataclass(frozen=True)

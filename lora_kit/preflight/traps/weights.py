@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from lora_kit.adapter_spec import AdapterSpec
-from lora_kit.adapters import switched_off, wrapped
-from lora_kit.backbone import guard_quantized_modules
+from lora_kit.adapter.attach import wrapped
+from lora_kit.backbone.load import guard_quantized_modules
+from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.preflight import checks
 from lora_kit.preflight.experts import fused_experts
 from lora_kit.preflight.traps.specimens import (
@@ -20,7 +20,8 @@ from lora_kit.preflight.traps.specimens import (
     specimen_model,
 )
 from lora_kit.preflight.traps.trap import Trap, refused
-from lora_kit.recipe import MergeSpec
+from lora_kit.recipe.adapter import AdapterSpec
+from lora_kit.recipe.sections import MergeSpec
 
 
 def repacking_is_there() -> bool:
@@ -143,7 +144,7 @@ def missed_targets_are_there() -> bool:
 
 def missed_targets_are_caught() -> bool:
     """It is refused."""
-    return refused(wrapped, specimen_model(), AdapterSpec(targets=["q_proj", "v_porj"]))
+    return refused(wrapped, specimen_model(), AdapterSpec(target_modules=["q_proj", "v_porj"]))
 
 
 def left_off_is_there() -> bool:
@@ -159,7 +160,7 @@ def left_off_is_caught() -> bool:
     model = specimen_adapter(specimen_model())
     on = _logits(model)
     try:
-        with switched_off(model):
+        with adapter_disabled(model):
             raise KeyError
     except KeyError:
         return torch.equal(on, _logits(model))

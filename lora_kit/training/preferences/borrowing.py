@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lora_kit.training.checkpointed_trainer import CheckpointedTrainer, float32_masters
 from lora_kit.training.preferences.reference import base_as_reference
 from lora_kit.training.preferences.scored_forward import forward_put_back
-from lora_kit.training.resumable import Resumable, float32_masters
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
-class BorrowingTrainer(Resumable):
+class BorrowingTrainer(CheckpointedTrainer):
     """What TRL's trainers of preferences and of rewards have in common here."""
 
     @contextmanager

@@ -13,9 +13,9 @@ from trl import GRPOTrainer
 from lora_kit.data.rows import Message
 from lora_kit.data.tokenization import tokenize_prompt
 from lora_kit.data.units import Unit
+from lora_kit.training.checkpointed_trainer import IDLE_STEPS
 from lora_kit.training.preferences.borrowing import BorrowingTrainer
 from lora_kit.training.preferences.scored_forward import score_answers_alone
-from lora_kit.training.resumable import IDLE_STEPS
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -75,7 +75,7 @@ class RewardTrainer(BorrowingTrainer, GRPOTrainer):
         model: PeftModel,
         units: Sequence[Unit],
         ends: Sequence[int],
-        keep_checkpoints: int,
+        save_total_limit: int,
         **kwargs: Any,
     ):
         """Take adapter and prompts as they are.
@@ -85,7 +85,7 @@ class RewardTrainer(BorrowingTrainer, GRPOTrainer):
             model: with its adapter attached.
             units: whose prompts are answered; their last turn is the reference.
             ends: tokens that end an answer.
-            keep_checkpoints: how many are left standing.
+            save_total_limit: how many are left standing.
             kwargs: of GRPOTrainer.
         """
         prompts = Dataset.from_list([_asked(row, unit) for row, unit in enumerate(units)])
@@ -96,7 +96,7 @@ class RewardTrainer(BorrowingTrainer, GRPOTrainer):
         self.generation_kwargs["eos_token_id"] = list(ends)
         self.generation_config.eos_token_id = list(ends)
         self.lengths = [unit.length for unit in units]
-        self.keep_checkpoints = keep_checkpoints
+        self.save_total_limit = save_total_limit
 
     def _get_train_sampler(self, dataset: Any = None) -> Prompts:
         prompts = self.args.generation_batch_size // self.num_generations

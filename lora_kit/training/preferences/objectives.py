@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig
 
-from lora_kit.backbone import Backbone
-from lora_kit.console import say
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.units import PreparedUnits
-from lora_kit.objective_spec import REFERENCED, Objective
-from lora_kit.processes import process_state
-from lora_kit.recipe import Recipe
+from lora_kit.modeling.features import frozen_features
+from lora_kit.recipe.objective import REFERENCED, Objective
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.console import say
+from lora_kit.runtime.processes import process_state
 from lora_kit.training.arguments import configured, micro_batch_size
-from lora_kit.training.features import frozen_features
+from lora_kit.training.checkpointed_trainer import IDLE_STEPS, CheckpointedTrainer
 from lora_kit.training.preferences.trainers import JudgedTrainer, PairTrainer
-from lora_kit.training.resumable import IDLE_STEPS, Resumable
 from lora_kit.training.steps import StepTrainer
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Setting:
     steps: int
 
 
-def trainer_class(objective: Objective) -> type[Resumable]:
+def trainer_class(objective: Objective) -> type[CheckpointedTrainer]:
     """What trains an objective."""
     if objective == "orpo":
         from lora_kit.training.preferences.odds import OddsTrainer
@@ -57,11 +57,13 @@ def trainer_class(objective: Objective) -> type[Resumable]:
         from lora_kit.training.preferences.reward_model import PairedRewardTrainer
 
         return PairedRewardTrainer
-    made: dict[Objective, type[Resumable]] = {"dpo": PairTrainer, "kto": JudgedTrainer}
+    made: dict[Objective, type[CheckpointedTrainer]] = {"dpo": PairTrainer, "kto": JudgedTrainer}
     return made.get(objective, StepTrainer)
 
 
-def objective_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) -> Resumable:
+def objective_trainer(
+    setting: Setting, callbacks: Sequence[TrainerCallback]
+) -> CheckpointedTrainer:
     """The trainer of an objective besides sft; says what its reference policy is."""
     recipe = setting.recipe
     objective = recipe.training.objective
@@ -74,7 +76,7 @@ def objective_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) ->
     arguments = configured(
         kind, recipe, setting.backbone, state, setting.directory, setting.steps, **own
     )
-    trainer: Resumable = trainer_class(objective)(
+    trainer: CheckpointedTrainer = trainer_class(objective)(
         model=setting.model,
         args=arguments,
         units=setting.data.units,
@@ -82,7 +84,7 @@ def objective_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) ->
         batch_size=spec.batch_size,
         micro_batch_size=micro_batch_size(spec, state.num_processes, state.device),
         pad_token_id=setting.backbone.tokenizer.pad_token_id,
-        keep_checkpoints=spec.keep_checkpoints,
+        save_total_limit=spec.save_total_limit,
         callbacks=list(callbacks),
         **_finished(setting),
     )
@@ -99,17 +101,17 @@ def _finished(setting: Setting) -> dict[str, Any]:
     return {"features": frozen_features(setting.backbone, setting.model, setting.data)}
 
 
-def _reward_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) -> Resumable:
-    from lora_kit.evaluation.engine.run import stop_token_ids
+def _reward_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) -> CheckpointedTrainer:
+    from lora_kit.modeling.generation import stop_token_ids
     from lora_kit.training.preferences.grpo import RewardTrainer
     from lora_kit.training.preferences.rewards import rewards_of
 
     recipe, state = setting.recipe, process_state()
     spec = recipe.grpo
     assert spec is not None  # the recipe sees to it
-    answers = recipe.training.batch_size * spec.generations
+    answers = recipe.training.batch_size * spec.num_generations
     # A pass of answers to one prompt pads least.
-    micro = recipe.training.micro_batch_size or spec.generations
+    micro = recipe.training.micro_batch_size or spec.num_generations
     arguments = configured(
         GRPOConfig,
         recipe,
@@ -119,7 +121,7 @@ def _reward_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) -> R
         setting.steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=answers // micro,
-        num_generations=spec.generations,
+        num_generations=spec.num_generations,
         max_completion_length=spec.max_new_tokens,
         temperature=spec.temperature,
         beta=spec.beta,
@@ -134,7 +136,7 @@ def _reward_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) -> R
         units=setting.data.units,
         ends=stop_token_ids(setting.backbone),
         processing_class=setting.backbone.tokenizer,
-        keep_checkpoints=recipe.training.keep_checkpoints,
+        save_total_limit=recipe.training.save_total_limit,
         callbacks=list(callbacks),
     )
 

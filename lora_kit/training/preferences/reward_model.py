@@ -10,7 +10,7 @@ import torch
 from trl import RewardTrainer
 
 from lora_kit.data.units import Unit
-from lora_kit.training.features import Features
+from lora_kit.modeling.features import Features
 from lora_kit.training.preferences.trainers import UnitTrainer
 from lora_kit.training.preferences.unit_batches import Batch, both_sides
 

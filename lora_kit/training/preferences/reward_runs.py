@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
-from lora_kit.adapters import ADAPTER_CONFIG, adapter_sha256
-from lora_kit.console import say
+from lora_kit.adapter.attach import ADAPTER_CONFIG, adapter_sha256
+from lora_kit.backbone.heads import SavedReward, saved_head
 from lora_kit.data.answered import encode_answered
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.templates import control_tokens
 from lora_kit.data.tokenization import NO_LIMIT
-from lora_kit.errors import DataError, RecipeError
 from lora_kit.evaluation.engine.rewards import rewarded
 from lora_kit.evaluation.item import RewardRequest
-from lora_kit.heads import SavedReward, saved_head
-from lora_kit.recipe import Recipe
-from lora_kit.run import RunDirectory
-from lora_kit.session import Session, open_run
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runs.session import Session, open_run
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import DataError, RecipeError
 
 RUN = "run:"
 # Answers of a forward pass.

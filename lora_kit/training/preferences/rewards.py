@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.data.rows import Row
-from lora_kit.errors import EvaluationError, RecipeError
 from lora_kit.evaluation.grading import said
-from lora_kit.evaluation.metrics import Metric, load_metric
-from lora_kit.objective_spec import GrpoSpec
+from lora_kit.metrics.load import Metric, load_metric
+from lora_kit.recipe.objective import GrpoSpec
+from lora_kit.runtime.errors import EvaluationError, RecipeError
 from lora_kit.training.preferences.reward_runs import RUN, RunReward, run_of
 
 Reward = Callable[..., list[float | None]]
@@ -30,7 +30,7 @@ def rewards_of(spec: GrpoSpec, rows: Sequence[Row] = ()) -> list[Reward]:
         RecipeError: if there is no such metric, or a run is not that of a reward model.
         DataError: naming the row that a reward model cannot read.
     """
-    first_line = spec.answer == "first_line"
+    first_line = spec.scored_text == "first_line"
     found = [_reward(name, first_line, rows) for name in spec.rewards]
     # What the figures of a step are named by; of one name, they would be taken for one another.
     short = [reward.__name__ for reward in found]
@@ -49,7 +49,7 @@ def metric_or_run(name: str) -> Metric | Path:
     if name.startswith(RUN):
         return run_of(name)
     try:
-        return load_metric(name, fetched=False)
+        return load_metric(name, allow_hub=False)
     except EvaluationError as error:
         raise RecipeError(f"grpo.rewards: {error}") from error
 

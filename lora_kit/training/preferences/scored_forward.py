@@ -16,7 +16,7 @@ import torch
 from trl.trainer.utils import FusedCausalLMOutput
 
 from lora_kit.data.tokenization import IGNORED
-from lora_kit.likelihood import token_nll, wanted_logits
+from lora_kit.modeling.likelihood import logits_at, token_nll
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -78,7 +78,7 @@ def _scored(
     targets = inputs["labels"][:, 1:]
     mask = targets != IGNORED
     rows, columns = mask.nonzero(as_tuple=True)
-    logits = wanted_logits(plain, places, head, rows, columns) / temperature
+    logits = logits_at(plain, places, rows, columns, head) / temperature
     wanted = targets[rows, columns]
     log_probs = -token_nll(logits, wanted)
     with torch.no_grad():

@@ -65,7 +65,7 @@ class UnitTrainer(BorrowingTrainer):
         batch_size: int,
         micro_batch_size: int,
         pad_token_id: int,
-        keep_checkpoints: int,
+        save_total_limit: int,
         **kwargs: Any,
     ):
         """Take adapter and tokens as they are.
@@ -77,7 +77,7 @@ class UnitTrainer(BorrowingTrainer):
             batch_size: units of an optimizer step.
             micro_batch_size: most units of a forward pass.
             pad_token_id: what short rows are filled up with.
-            keep_checkpoints: how many are left standing.
+            save_total_limit: how many are left standing.
             kwargs: of TRL's trainer.
         """
         with self.borrowing(model):
@@ -94,7 +94,7 @@ class UnitTrainer(BorrowingTrainer):
         self.batch_size = batch_size
         self.like_length = micro_batch_size
         self._pad_token_id = pad_token_id
-        self.keep_checkpoints = keep_checkpoints
+        self.save_total_limit = save_total_limit
 
     def _prepare_forward(self, model: PeftModel) -> None:
         score_answers_alone(model)

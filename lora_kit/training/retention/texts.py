@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
+from lora_kit.backbone.encoder_decoder import writes_pairs
 from lora_kit.data.audit.audit import refuse_known
 from lora_kit.data.audit.item import AuditedItem
 from lora_kit.data.dataset import MostlyDroppedError, prepare
@@ -15,11 +16,10 @@ from lora_kit.data.drafts import Labels
 from lora_kit.data.prepared import Examples
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.sources import read_source
-from lora_kit.data_spec import DataSpec, SourceSpec
-from lora_kit.encoder_decoder import writes_pairs
-from lora_kit.errors import DataError
-from lora_kit.recipe import Recipe
-from lora_kit.retention_spec import TextsSpec
+from lora_kit.recipe.data import DataSpec, SourceSpec
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.retention import TextsSpec
+from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,33 +44,33 @@ class Texts:
 class RetentionTexts:
     """What a recipe's ways to keep look at; `None` where there is no such way."""
 
-    anchor: Texts | None = None
-    budget: Texts | None = None
-    consolidation: Texts | None = None
+    kl: Texts | None = None
+    early_stopping: Texts | None = None
+    ewc: Texts | None = None
 
     @classmethod
     def read(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RetentionTexts:
         """Raises DataError as `read_texts` does."""
         kept, seed = recipe.retention, recipe.seed
-        anchor, budget, held = kept.anchor, kept.budget, kept.consolidation
+        kl, early_stopping, held = kept.kl, kept.early_stopping, kept.ewc
 
         def read(spec: TextsSpec | None, field: str, limit: int | None) -> Texts | None:
             where = f"retention.{field}"
             return read_texts(spec, tokenizer, seed, where, limit) if spec else None
 
         return cls(
-            read(anchor, "anchor", None),
-            read(budget, "budget", budget.rows if budget else None),
-            read(held, "consolidation", held.rows if held else None),
+            read(kl, "kl", None),
+            read(early_stopping, "early_stopping", early_stopping.rows if early_stopping else None),
+            read(held, "ewc", held.rows if held else None),
         )
 
     @property
     def named(self) -> dict[str, Texts]:
         """Those that there are, by the recipe's field: the weights come to depend on each."""
         named = {
-            "anchor": self.anchor,
-            "budget": self.budget,
-            "consolidation": self.consolidation,
+            "kl": self.kl,
+            "early_stopping": self.early_stopping,
+            "ewc": self.ewc,
         }
         return {f"retention.{name}": texts for name, texts in named.items() if texts}
 
@@ -106,7 +106,7 @@ def read_texts(
     rows = read_source(source, seed, f"{field}.source", labels == "all")
     if limit is not None and len(rows) < limit:
         raise DataError(f"{field}.rows: {limit}, but {spec.source} has {len(rows)}; lower it")
-    wanted = DataSpec(train=[source], labels=labels, max_length=spec.length)
+    wanted = DataSpec(train=[source], train_on=labels, max_length=spec.length)
     try:
         data = prepare(rows, tokenizer, wanted)
     except MostlyDroppedError as error:

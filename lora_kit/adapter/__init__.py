@@ -1,0 +1,1 @@
+"""PEFT adapters: configuration, attaching, initialization, coverage, saving."""

@@ -1,0 +1,1 @@
+"""The frozen base model: its files, loading, fingerprint, attention and heads."""

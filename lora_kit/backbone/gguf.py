@@ -1,0 +1,111 @@
+"""GGUF files: converted once to safetensors, cached by the hash of their content."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_kit.runtime.cache import cache_directory
+from lora_kit.runtime.errors import BackboneError
+from lora_kit.runtime.files import read_json, shared_directory, write_json
+from lora_kit.runtime.hashes import file_sha256
+
+# Raise it when the conversion itself changes, so that older conversions are not taken for new ones.
+CONVERSION = "2"
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+# A GGUF file only names how text is cut before the merges; llama.cpp holds the regular expressions
+# (`llama-vocab.cpp`). These are the ones of its that tokenizers of Llama models have, by that name,
+# each with whether llama.cpp takes a piece that is a token as it is (`ignore_merges`).
+PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], bool]] = {
+    "gpt-2": (_BYTES, False),
+    "smollm": (
+        {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTES],
+        },
+        False,
+    ),
+    "llama-bpe": (
+        {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": _LLAMA3},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                _BYTES | {"use_regex": False},
+            ],
+        },
+        True,
+    ),
+}
+
+
+def converted(path: Path) -> Path:
+    """The directory with `path`'s model in safetensors (float32, exact) and its tokenizer.
+
+    A GGUF backbone loaded directly counts as quantized and can neither be saved nor quantized
+    again; the dense copy can.
+
+    Raises:
+        BackboneError: if the file is no GGUF file that transformers can read.
+    """
+    with path.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise BackboneError(f"{path}: not a GGUF file (its first four bytes are not `GGUF`)")
+    digest = file_sha256(path)
+    target = cache_directory() / "gguf" / f"{digest}-{CONVERSION}"
+    if target.is_dir():
+        return target
+    with shared_directory(target) as temporary:
+        _convert(path, temporary)
+        (temporary / "source.json").write_text(json.dumps({"gguf": path.name, "sha256": digest}))
+    return target
+
+
+def _convert(path: Path, directory: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    except (ValueError, LookupError, NotImplementedError, RuntimeError, struct.error) as error:
+        raise BackboneError(f"{path}: transformers cannot read this GGUF file: {error}") from error
+    # Left in place, the quantization would mark every saved copy as one that cannot be trained.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    _set_pre_tokenizer(path, directory / "tokenizer.json")
+
+
+def _set_pre_tokenizer(path: Path, tokenizer: Path) -> None:
+    """Cut text as the file says: transformers 5.23 does not read the pre-tokenizer's name.
+
+    SmolLM2's takes digits one by one; without it, numbers become other tokens than the model knows.
+    """
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).fields.get("tokenizer.ggml.pre")
+    known = PRE_TOKENIZERS.get(str(field.contents())) if field else None
+    if known is None or not tokenizer.is_file():
+        return
+    file = read_json(tokenizer, BackboneError)
+    file["pre_tokenizer"], file["model"]["ignore_merges"] = known
+    write_json(tokenizer, file)

@@ -1,0 +1,1 @@
+"""Data sources that are made from installed packages, without a network."""

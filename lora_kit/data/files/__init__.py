@@ -1,0 +1,1 @@
+"""Reading rows from JSON lines, CSV, Parquet and data set folders."""

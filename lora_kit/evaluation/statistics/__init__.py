@@ -1,1 +1,0 @@
-"""Intervals, tests, power and calibration: functions of arrays, nothing else."""

@@ -1,0 +1,5 @@
+"""The names of the combination methods."""
+
+from typing import Literal
+
+CombinationMethod = Literal["linear", "svd", "ties", "dare_linear", "dare_ties"]

@@ -1,0 +1,1 @@
+"""Computations with a loaded model: likelihood, generation, features, linear probe."""

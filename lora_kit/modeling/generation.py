@@ -1,0 +1,202 @@
+"""Text generation: one call for a batch of prompts, and batches for any number of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lora_kit.backbone.encoder_decoder import DECODER_INPUTS, Seq2SeqBatch, is_divided
+from lora_kit.backbone.load import Backbone
+from lora_kit.backbone.positions import Positions
+from lora_kit.data.tokenization import end_of_turn
+from lora_kit.runtime.console import meter
+
+# Prompts in a batch; a step generates one token of each.
+ROWS = 32
+
+
+def stop_token_ids(backbone: Backbone) -> tuple[int, ...]:
+    """Return the tokens on which generation ends; none for a backbone with a head.
+
+    They are those of the generation configuration and the chat template's end of turn. Where the
+    two differ, a model that learned to end its turn would otherwise continue.
+    """
+    if backbone.head is not None:
+        return ()
+    configured = backbone.model.generation_config.eos_token_id
+    ids = set(configured if isinstance(configured, list) else [configured]) - {None}
+    return tuple(sorted(ids | {end_of_turn(backbone.tokenizer)}))
+
+
+def generate_batch(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    pad_token_id: int,
+    max_new_tokens: int,
+    prefix_length: int = 0,
+    **options: Any,
+) -> torch.Tensor:
+    """Generate from one batch of prompts, greedily unless `options` say otherwise.
+
+    Args:
+        model: a decoder, or an encoder with a decoder.
+        prompts: token ids, none of them empty.
+        stop_ids: tokens on which a row ends.
+        pad_token_id: fills short prompts, and rows that have ended.
+        max_new_tokens: largest number of tokens.
+        prefix_length: tokens at the start of every prompt that `past_key_values` hold.
+        options: further options of `model.generate`.
+
+    Returns:
+        (rows, tokens) int64, without the prompts.
+    """
+    width = max(map(len, prompts))
+
+    def row(filler: int, prompt: Sequence[int]) -> list[int]:
+        # Padded on the left, so that all rows continue at the same column; but the prefix comes
+        # first in every row, where its keys and values are.
+        return [*prompt[:prefix_length], *[filler] * (width - len(prompt)), *prompt[prefix_length:]]
+
+    device = next(model.parameters()).device
+    ids = torch.tensor([row(pad_token_id, prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([row(0, [1] * len(prompt)) for prompt in prompts], device=device)
+    inputs, seen = {"input_ids": ids, "attention_mask": mask}, width
+    if is_divided(model):
+        inputs = Seq2SeqBatch.of(model, ids, mask).inputs
+        starts = inputs[DECODER_INPUTS]
+        seen = starts.shape[1]
+        # Every prompt ends with the tokens that the decoder begins with.
+        assert bool((starts == starts[0]).all())
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    output: torch.Tensor = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids),
+        pad_token_id=pad_token_id,
+        **(greedy | options),
+    )
+    return output[:, seen:]
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A base model that generates text, without an adapter.
+
+    Attributes:
+        backbone: a backbone whose model has no adapter attached.
+        stop_ids: tokens on which an answer ends.
+    """
+
+    backbone: Backbone
+    stop_ids: Sequence[int]
+
+    def texts(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], sampled: bool
+    ) -> list[str | None]:
+        """Return the text after each prompt; `None` where it did not end within its limit."""
+        tokenizer = self.backbone.tokenizer
+        pad, model = tokenizer.pad_token_id, self.backbone.model
+        with meter("generating", len(prompts), visible=len(prompts) > ROWS) as progress:
+            found = generate(
+                model, prompts, self.stop_ids, pad, max_new_tokens, sampled, progress.advance
+            )
+        return [
+            None if one is None else str(tokenizer.decode(list(one), skip_special_tokens=True))
+            for one in found
+        ]
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    pad_token_id: int,
+    max_new_tokens: Sequence[int],
+    sampled: bool = False,
+    advance: Callable[[float], None] = lambda _: None,
+) -> list[tuple[int, ...] | None]:
+    """Generate from any number of prompts, in batches of similar lengths.
+
+    Args:
+        model: a language model.
+        prompts: token ids, none of them empty.
+        stop_ids: tokens on which an answer ends.
+        pad_token_id: fills short prompts on the left.
+        max_new_tokens: largest number of tokens for each prompt; fewer where the model's positions
+            end before.
+        sampled: sample from the model's own distribution (temperature 1, nothing cut off) by
+            torch's random state, instead of the most likely token.
+        advance: called with the number of prompts that are done.
+
+    Returns:
+        For each prompt the tokens before the stop token; `None` where there was no stop token.
+    """
+    found: dict[int, tuple[int, ...] | None] = {}
+    positions = Positions.of(model)
+    rooms = [positions.room(prompt) for prompt in prompts]
+    limits = [m if r is None else min(m, r) for m, r in zip(max_new_tokens, rooms, strict=True)]
+    # Prompts of one length together: padding is computed for nothing.
+    order = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), limits[n], n))
+    how: dict[str, Any] = {}
+    if sampled:
+        how = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    for batch in _batches([n for n in order if limits[n]], limits, rooms):
+        with torch.no_grad(), _own_distribution(model):
+            rows = generate_batch(
+                model,
+                [prompts[n] for n in batch],
+                stop_ids,
+                pad_token_id,
+                max(limits[n] for n in batch),
+                **how,
+            ).tolist()
+        found |= {
+            n: _until_stop(row[: limits[n]], stop_ids) for n, row in zip(batch, rows, strict=True)
+        }
+        advance(len(batch))
+    return [found.get(n) for n in range(len(prompts))]
+
+
+def _batches(
+    order: Sequence[int], limits: Sequence[int], rooms: Sequence[int | None]
+) -> Iterator[list[int]]:
+    """Yield batches of prompts, the shortest first.
+
+    A batch generates as many tokens as any of its prompts may have, and none past its positions.
+    """
+    batch: list[int] = []
+    for n in order:
+        steps, room = max(limits[one] for one in (*batch, n)), rooms[n]
+        if batch and (len(batch) == ROWS or (room is not None and steps > room)):
+            yield batch
+            batch = []
+        batch.append(n)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _own_distribution(model: Any) -> Iterator[None]:
+    """Remove the model's generation defaults, such as top_k, which change its distribution.
+
+    The tokens that a text begins with are kept.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    begins = ("bos_token_id", "decoder_start_token_id")
+    model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in begins})
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _until_stop(tokens: list[int], stop_ids: Sequence[int]) -> tuple[int, ...] | None:
+    ends = [tokens.index(stop) for stop in stop_ids if stop in tokens]
+    return tuple(tokens[: min(ends)]) if ends else None

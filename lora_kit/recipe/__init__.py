@@ -1,0 +1,1 @@
+"""The YAML recipe: its sections, the rules between them, loading and identity."""

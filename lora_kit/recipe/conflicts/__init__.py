@@ -1,0 +1,1 @@
+"""Rules between fields, by the section that they are about."""

@@ -1,0 +1,114 @@
+"""Rules about objectives that train a head: classification and reward models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_kit.recipe.classification import ARMS, NOT_OF_A_HEAD
+from lora_kit.recipe.objective import HEADED
+from lora_kit.recipe.problem import Problem, conflict
+from lora_kit.recipe.sections import MergeSpec, RecipeSections
+
+OBJECTIVE = "training.objective"
+
+
+def head_without_objective(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse what needs a head where none is trained."""
+    objective = recipe.training.objective
+    if objective in HEADED:
+        return
+    if "probe" in recipe.evaluation.arms:
+        yield conflict(
+            "evaluation.arms",
+            OBJECTIVE,
+            reason=f"probe chooses between classes, and {OBJECTIVE} is {objective}",
+            fix="remove probe, or use objective: classification",
+        )
+    if recipe.adapter.method == "head":
+        yield conflict(
+            "adapter.method",
+            OBJECTIVE,
+            reason="head needs objective classification or reward; a language model's output head "
+            f"is as large as its embedding ({OBJECTIVE} is {objective})",
+            fix="use lora",
+        )
+
+
+def classifier_data(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse fields of `data` and `training` that a classifier does not read."""
+    if recipe.training.objective != "classification":
+        return
+    data, training = recipe.data, recipe.training
+    asked = {
+        "data.replay": (data.replay, "replayed rows have no class"),
+        "data.overflow": (data.overflow != "truncate", "a classifier reads one text a row"),
+        "data.packing": (data.packing, "a classifier reads one text a row"),
+        "data.train_on": (data.train_on != "assistant", "a classifier trains on the row's class"),
+        "training.gradient_conflict": (training.gradient_conflict, "needs a language model"),
+        "training.distillation": (training.distillation, "needs a language model"),
+    }
+    for field, (is_set, reason) in asked.items():
+        if is_set:
+            fix = "set training.max_tokens_per_batch instead" if field == "data.packing" else ""
+            yield conflict(field, OBJECTIVE, reason=reason, fix=fix or "remove it")
+
+
+def classifier_retention(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse retention methods, which need a language model, for a classifier."""
+    if recipe.training.objective != "classification":
+        return
+    for name in ("kl", "token_masking", "self_distillation", "ewc", "early_stopping"):
+        if getattr(recipe.retention, name) is not None:
+            yield conflict(
+                f"retention.{name}",
+                OBJECTIVE,
+                reason="preserves a language model's outputs, and a classifier has none",
+                fix="remove it",
+            )
+
+
+def arms_of_a_head(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse arms and merges that need a language model."""
+    objective = recipe.training.objective
+    if objective not in HEADED:
+        return
+    possible = ARMS[objective]
+    for arm in recipe.evaluation.arms:
+        if arm not in possible:
+            yield conflict(
+                "evaluation.arms",
+                OBJECTIVE,
+                reason=f"the objective {objective} has no such arm",
+                given=arm,
+                fix=f"use {', '.join(possible)}",
+            )
+    if recipe.merge != MergeSpec():
+        yield conflict(
+            "merge",
+            OBJECTIVE,
+            reason="a head cannot be merged into a language model",
+            fix="remove the section",
+        )
+
+
+def options_of_a_head(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse options of the adapter and the training that mean nothing with a head."""
+    if recipe.training.objective not in HEADED:
+        return
+    if "modules_to_save" in recipe.adapter.options:
+        yield conflict(
+            "adapter.options.modules_to_save",
+            OBJECTIVE,
+            reason="the head is saved there anyway",
+            fix="remove it",
+        )
+    if recipe.adapter.method != "head":
+        return
+    for name, reason in NOT_OF_A_HEAD.items():
+        if getattr(recipe.training, name):
+            yield conflict(
+                f"training.{name}",
+                "adapter.method",
+                reason=f"with adapter.method head, {reason}",
+                fix="remove it",
+            )

@@ -1,0 +1,177 @@
+"""Rules about `training.objective`: fields that it does not use are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_kit.recipe.objective import PREFERENCE, REFERENCED, PreferenceSpec
+from lora_kit.recipe.problem import Problem, conflict
+from lora_kit.recipe.sections import RecipeSections
+
+# Fields of `preference` that a single objective reads.
+OWN = {
+    "loss": "dpo",
+    "label_smoothing": "dpo",
+    "desirable_weight": "kto",
+    "undesirable_weight": "kto",
+}
+SUPERVISED = ("sft", "text", "classification")
+# Fields of `training` and `retention` that only supervised fine-tuning reads.
+TRAINING_OF_SFT = (
+    "lr_multipliers",
+    "loraplus_lr_ratio",
+    "layerwise_lr_decay",
+    "gradual_unfreezing_steps",
+    "max_tokens_per_batch",
+    "gradient_conflict",
+    "distillation",
+)
+RETENTION_OF_SFT = ("kl", "token_masking", "ewc", "early_stopping", "self_distillation")
+OBJECTIVE = "training.objective"
+
+
+def _unused(recipe: RecipeSections, field: str, reason: str, fix: str = "remove it") -> Problem:
+    return conflict(
+        field, OBJECTIVE, reason=f"{reason} ({OBJECTIVE} is {recipe.training.objective})", fix=fix
+    )
+
+
+def sections_of_other_objectives(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse sections that the objective does not read."""
+    objective = recipe.training.objective
+    if recipe.preference is not None and objective not in PREFERENCE:
+        yield _unused(recipe, "preference", "is read by the objectives dpo, kto and orpo only")
+    for name in ("reward", "grpo", "classification"):
+        if getattr(recipe, name) is not None and objective != name:
+            yield _unused(recipe, name, f"is read by the objective {name} only")
+
+
+def fields_of_other_losses(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse fields of `preference` that the objective or its loss does not read."""
+    spec, objective = recipe.preference, recipe.training.objective
+    if spec is None or objective not in PREFERENCE:
+        return
+    for name, owner in OWN.items():
+        if objective != owner and getattr(spec, name) != PreferenceSpec.model_fields[name].default:
+            yield _unused(recipe, f"preference.{name}", f"is read by the objective {owner} only")
+    if spec.label_smoothing and spec.loss != "sigmoid":
+        yield conflict(
+            "preference.label_smoothing",
+            "preference.loss",
+            reason=f"is read by the loss sigmoid only, and preference.loss is {spec.loss}",
+            given=spec.label_smoothing,
+            fix="remove it",
+        )
+
+
+def text_only(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse what continued pre-training does not read."""
+    if recipe.training.objective != "text":
+        return
+    for part in ("train", "validation"):
+        for number, source in enumerate(getattr(recipe.data, part)):
+            if source.format != "text":
+                yield conflict(
+                    f"data.{part}.{number}.format",
+                    OBJECTIVE,
+                    reason="objective text accepts only format: text",
+                    given=source.format,
+                    fix="remove it, or use objective: sft",
+                )
+    if recipe.data.train_on not in ("assistant", "all"):
+        yield _unused(recipe, "data.train_on", "every token of a text is trained on")
+    if recipe.retention.self_distillation is not None:
+        yield _unused(
+            recipe, "retention.self_distillation", "texts have no answers to be rewritten"
+        )
+
+
+def made_for_sft(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse what only supervised fine-tuning supports."""
+    training, data, objective = recipe.training, recipe.data, recipe.training.objective
+    if objective in SUPERVISED:
+        return
+    for name in TRAINING_OF_SFT:
+        if getattr(training, name):
+            yield _unused(recipe, f"training.{name}", "supports the objective sft only")
+    for name in RETENTION_OF_SFT:
+        if getattr(recipe.retention, name) is not None:
+            yield _unused(recipe, f"retention.{name}", "supports the objective sft only")
+    validated = "the validation loss is that of sft"
+    if data.validation:
+        yield _unused(
+            recipe,
+            "data.validation",
+            validated,
+            "evaluate held-out rows as a task of a suite: multiple_choice for pairs, generation "
+            "for rewards",
+        )
+    if training.eval_steps is not None:
+        yield _unused(recipe, "training.eval_steps", validated)
+    if data.replay is not None:
+        yield _unused(
+            recipe, "data.replay", "supports the objective sft only", "add its rows to data.train"
+        )
+    if data.overflow != "truncate":
+        yield _unused(recipe, "data.overflow", "splits texts, which this objective does not read")
+    if data.packing:
+        yield _unused(recipe, "data.packing", "supports the objective sft only")
+    if data.train_on != "assistant":
+        yield _unused(recipe, "data.train_on", "this objective trains on the last turn of a row")
+    if "scratch" in recipe.evaluation.arms:
+        yield _unused(
+            recipe, "evaluation.arms", "scratch supports the objective sft only", "remove scratch"
+        )
+    if recipe.adapter.method == "adalora":
+        yield _unused(
+            recipe, "adapter.method", "adalora supports the objective sft only", "use lora"
+        )
+
+
+def dropout_with_reference(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse dropout where the trained policy is compared with the reference policy."""
+    objective, dropout = recipe.training.objective, recipe.adapter.dropout
+    if dropout and objective in REFERENCED:
+        yield conflict(
+            "adapter.dropout",
+            OBJECTIVE,
+            reason=f"{objective} compares the adapter with the reference policy, and both have to "
+            "be computed without dropout",
+            given=dropout,
+            fix="set it to 0",
+        )
+
+
+def kto_batches(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse forward passes of one example, in which KTO cannot estimate the divergence."""
+    training = recipe.training
+    if training.objective != "kto":
+        return
+    for name in ("batch_size", "micro_batch_size"):
+        if getattr(training, name) == 1:
+            yield conflict(
+                f"training.{name}",
+                OBJECTIVE,
+                reason="kto estimates the divergence from answers to other prompts of a forward "
+                "pass, which takes two examples",
+                given=1,
+                fix="use at least 2",
+            )
+
+
+def grpo_micro_batches(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse micro batches that do not divide the answers of a step."""
+    training, spec = recipe.training, recipe.grpo
+    if training.objective != "grpo" or spec is None or training.micro_batch_size is None:
+        return
+    answers = training.batch_size * spec.num_generations
+    if answers % training.micro_batch_size:
+        yield conflict(
+            "training.micro_batch_size",
+            "training.batch_size",
+            "grpo.num_generations",
+            reason=f"does not divide the {answers} answers of a step ({training.batch_size} "
+            f"prompts of {spec.num_generations})",
+            given=training.micro_batch_size,
+            fix="use a divisor",
+        )

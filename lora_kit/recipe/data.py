@@ -1,0 +1,109 @@
+"""The recipe's `data` section: sources, mixture, which tokens are trained on, audit limits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lora_kit.recipe.section import Count, Fraction, Positive, Section, Share
+
+TurnRole = Literal["system", "user", "assistant", "tool"]
+RowFormat = Literal[
+    "auto",
+    "messages",
+    "prompt-completion",
+    "text",
+    "alpaca",
+    "sharegpt",
+    "preference",
+    "text-label",
+]
+LicenseName = Annotated[str, Field(min_length=1, max_length=200)]
+
+# The replay source of rows that the base generates.
+SELF = "self"
+
+
+class SourceSpec(Section):
+    """Rows from one place."""
+
+    source: str
+    """A built-in source, a file (.jsonl, .json, .csv, .tsv, .parquet; also compressed as .gz, .bz2
+    or .zst), a folder of such files, a folder that `datasets` saved, or a hub id (owner/name)."""
+    split: str = "train"
+    """Split of a built-in source (train, validation, test, all), a saved data set or a hub id."""
+    subset: str | None = None
+    """Configuration of a hub id."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id."""
+    streaming: bool = False
+    """Fetch only the rows that `limit` asks for from a hub id, instead of the whole data set."""
+    format: RowFormat = "auto"
+    """Row format; `auto` recognises it by the columns."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Column of each field of the format: `{prompt: question, completion: answer}`."""
+    weight: Positive | None = None
+    """Share of the mixture, relative to the weights of the other sources. Set it for all or
+    none."""
+    limit: Count | None = None
+    """Largest number of rows, chosen by the recipe's seed."""
+    license: LicenseName | None = None
+    """Licence of the rows for the release's card, as an SPDX id (`CC-BY-4.0`) or a text. Built-in
+    sources have their own."""
+
+
+class ReplaySpec(Section):
+    """Rows of another kind, mixed in against forgetting."""
+
+    source: str
+    """As in `data.train`; or `self`: rows that the base generates before training."""
+    split: str = "train"
+    """As in `data.train`."""
+    fraction: Fraction = 0.05
+    """Share of all training rows that is replay."""
+    license: LicenseName | None = None
+    """As in `data.train`."""
+
+
+class AuditSpec(Section):
+    """Limits of the audit; data that exceeds one is refused."""
+
+    duplicates: Share = 0.5
+    """Share of the training rows that repeat an earlier row."""
+    leakage: Share = 0.0
+    """Share of the items of any evaluation task whose prompt and answer occur in a training row."""
+    truncated: Share = 0.25
+    """Share of the rows that are truncated at `max_length`."""
+    dropped: Share = 0.1
+    """Share of the rows that are dropped because no supervised token is left."""
+
+
+class DataSpec(Section):
+    """What is trained on."""
+
+    train: list[SourceSpec] = Field(min_length=1)
+    """Sources, read one after the other; with weights or a temperature, mixed."""
+    temperature: Positive | None = None
+    """Mix sources in proportion to rows^(1/temperature): 1 keeps their sizes, large values make
+    them equal."""
+    rows: Count | None = None
+    """Rows of a mixture with weights or temperature. Default: as many as the sources have."""
+    validation: list[SourceSpec] = Field(default_factory=list)
+    """Held-out rows; their loss is measured before and after training."""
+    replay: ReplaySpec | None = None
+    """Rows mixed in against forgetting."""
+    train_on: Literal["assistant", "last", "completion", "all"] | list[TurnRole] = "assistant"
+    """Turns of a conversation that are supervised: every `assistant` turn, the `last` one, the
+    `completion` of a row, `all` of them (then any turn may be the last), or the turns of a list of
+    roles."""
+    max_length: Count = 1024
+    """Tokens of an example; longer ones are truncated at the end, counted and reported."""
+    overflow: Literal["truncate", "split"] = "truncate"
+    """Texts (not conversations) longer than `max_length`: `truncate` them, or `split` them into
+    examples in which each token is trained on once."""
+    packing: bool = False
+    """Fill rows of `max_length` tokens with several examples that do not attend to one another.
+    Faster with flash attention, slower on a CPU."""
+    audit: AuditSpec = AuditSpec()
+    """Limits of the audit."""

@@ -1,0 +1,86 @@
+"""The recipe's `preference`, `reward` and `grpo` sections: the options of an objective."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from lora_kit.recipe.section import Count, Fraction, NotNegative, Positive, Section
+
+Objective = Literal["sft", "text", "dpo", "kto", "orpo", "reward", "grpo", "classification"]
+# Objectives that train on pairs of a chosen and a rejected answer.
+PAIRED: tuple[Objective, ...] = ("dpo", "orpo", "reward")
+# Objectives with the section `preference`, which train a language model on judged answers.
+PREFERENCE: tuple[Objective, ...] = ("dpo", "orpo", "kto")
+# Objectives that replace the output head, so that there is no language model to merge.
+HEADED: tuple[Objective, ...] = ("classification", "reward")
+# Objectives with a reference policy, which is the base with the adapter disabled.
+REFERENCED: tuple[Objective, ...] = ("dpo", "kto", "grpo")
+
+
+class PreferenceSpec(Section):
+    """Learning from pairs (dpo, orpo) or labelled answers (kto)."""
+
+    beta: Positive = 0.1
+    """dpo and kto: strength of the penalty against the reference policy; the implicit reward is
+    `beta` times the log ratio to it. orpo: weight of the odds ratio beside the cross-entropy of the
+    chosen answer, in nats per token."""
+    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """dpo: `sigmoid` (Rafailov et al. 2023, arXiv:2305.18290), `hinge` (Zhao et al. 2023,
+    arXiv:2305.10425) or `ipo` (Azar et al. 2023, arXiv:2310.12036)."""
+    label_smoothing: Fraction = Field(default=0.0, lt=0.5)
+    """dpo with loss sigmoid: assumed share of pairs that are labelled the wrong way round; the loss
+    is then unbiased under such labels (Chowdhury et al. 2024, arXiv:2403.00409, equation 12)."""
+    desirable_weight: Positive = 1.0
+    """kto: weight of the good answers."""
+    undesirable_weight: Positive = 1.0
+    """kto: weight of the bad answers."""
+
+
+class RewardSpec(Section):
+    """Learning a reward model from pairs.
+
+    The loss is that of Bradley and Terry, -log sigmoid(r_chosen - r_rejected) (Ouyang et al. 2022,
+    arXiv:2203.02155, equation 1).
+    """
+
+    centering: NotNegative = 0.0
+    """Weight of the penalty (r_chosen + r_rejected)^2, which keeps rewards around 0 (Eisenstein et
+    al. 2023, arXiv:2312.09244, equation 2); usually 0.01."""
+
+
+class GrpoSpec(Section):
+    """Learning from rewards of generated answers (Shao et al. 2024, arXiv:2402.03300)."""
+
+    rewards: list[str] = Field(default=["exact_match"], min_length=1)
+    """Metrics of an answer against the row's completion, as in a `generation` task: bundled
+    (`exact_match`, `chrf`) or the path of an `evaluate` module; `run:PATH`: the reward model of a
+    run directory, in log-odds, loaded beside the policy. The reward is their sum."""
+    scored_text: Literal["whole", "first_line"] = "whole"
+    """Part of the answer that the metrics score, as in a `generation` task."""
+    num_generations: Count = Field(default=8, ge=2)
+    """Answers to each prompt, which are compared with one another."""
+    max_new_tokens: Count = 48
+    """Largest number of tokens of an answer."""
+    temperature: Positive = 1.0
+    """Sampling temperature."""
+    beta: NotNegative = 0.0
+    """Weight of the divergence from the reference policy; 0: none."""
+    loss: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
+    """Average over tokens: of the step (`dapo`), of each forward pass (`bnpo`), of each answer
+    (`grpo`), or divided by a constant (`dr_grpo`)."""
+
+    @field_validator("rewards")
+    @classmethod
+    def _require_local_code(cls, rewards: list[str]) -> list[str]:
+        if len(set(rewards)) < len(rewards):
+            raise ValueError("a reward is named twice. Fix: name each once")
+        if "run:" in rewards:
+            raise ValueError("run: names no run directory. Fix: write run:PATH")
+        if any(name.startswith("hub:") for name in rewards):
+            raise ValueError(
+                "rewards run code of this machine only. Fix: use a bundled metric, the path of a "
+                "module, or run:PATH"
+            )
+        return rewards

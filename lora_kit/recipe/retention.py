@@ -1,0 +1,83 @@
+"""The recipe's `retention` section: methods against forgetting, each independent of the others."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from lora_kit.recipe.data import LicenseName
+from lora_kit.recipe.section import Count, Positive, Section
+
+
+class TextsSpec(Section):
+    """Texts that represent what the base knows."""
+
+    source: str = "python-reference"
+    """As in `data.train`; every token of a row is used, prompt and answer."""
+    split: str = "train"
+    """As in `data.train`. Texts that contain items of an evaluation suite are refused."""
+    length: Count = Field(default=128, ge=2)
+    """Tokens of each text, from its beginning."""
+    license: LicenseName | None = None
+    """As in `data.train`."""
+
+
+class KlSpec(TextsSpec):
+    """Penalty for diverging from the base on texts of another kind."""
+
+    weight: Positive = 1.0
+    """KL penalty weight, in nats of loss per nat of divergence."""
+    rows: Count = 2
+    """Texts of a step over all processes."""
+
+
+class TokenMaskingSpec(Section):
+    """Removal of labels from tokens that the base finds improbable."""
+
+    max_perplexity: Positive = Field(default=2.5, gt=1)
+    """Supervised tokens with a higher perplexity under the base get no label. 2.5 keeps tokens with
+    a probability of at least 0.4."""
+
+
+class SelfDistillationSpec(Section):
+    """Answers that the base rewrites, trained on in place of the rows' own."""
+
+    similarity: Annotated[float, Field(ge=0, le=100)] = 50.0
+    """Smallest chrF (0 to 100) between the rewritten and the row's answer. Below it, or where the
+    numbers differ, the row's own answer is used."""
+
+
+class EarlyStoppingSpec(TextsSpec):
+    """End of training when the loss on texts of another kind may have risen too far."""
+
+    margin: Positive = 0.05
+    """Largest tolerated rise of the texts' loss, in nats per token."""
+    steps: Count = 20
+    """Optimizer steps between two measurements."""
+    rows: Count = Field(default=32, ge=8)
+    """Texts that are measured."""
+
+
+class EwcSpec(TextsSpec):
+    """Penalty for moving weights that the base's texts depend on."""
+
+    weight: Positive = 1.0
+    """EWC penalty weight, in nats of loss per nat of estimated divergence."""
+    rows: Count = 32
+    """Texts from which the importance of the weights is estimated before training."""
+
+
+class RetentionSpec(Section):
+    """Methods against forgetting; replay, which is data, is under `data.replay`."""
+
+    kl: KlSpec | None = None
+    """Kullback-Leibler penalty against the base, with the adapter disabled."""
+    token_masking: TokenMaskingSpec | None = None
+    """Selective token masking."""
+    self_distillation: SelfDistillationSpec | None = None
+    """Self-distillation (Yang et al. 2024, arXiv:2402.13669)."""
+    ewc: EwcSpec | None = None
+    """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796), for LoRA."""
+    early_stopping: EarlyStoppingSpec | None = None
+    """Early stopping by the loss on texts of another kind."""

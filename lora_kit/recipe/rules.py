@@ -1,0 +1,67 @@
+"""The rules between the fields of a recipe, all of which are checked together.
+
+Each rule is a function that yields a problem for each conflict that it finds. A rule about a single
+field stands beside that field, in its section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from lora_kit.recipe.conflicts import (
+    adapter,
+    data,
+    heads,
+    initialisation,
+    merging,
+    objective,
+    retention,
+    training,
+)
+from lora_kit.recipe.problem import Problem
+from lora_kit.recipe.sections import RecipeSections
+
+Rule = Callable[[RecipeSections], Iterator[Problem]]
+
+RULES: tuple[Rule, ...] = (
+    data.one_kind_of_mixture,
+    data.mixture_options_without_mixture,
+    adapter.method_on_quantized_weights,
+    adapter.target_modules_of_virtual_tokens,
+    adapter.virtual_tokens_elsewhere,
+    adapter.loraplus_without_lora,
+    adapter.adalora_with_earlier_weights,
+    adapter.flash_attention_in_float32,
+    initialisation.unused_options,
+    initialisation.needs_quantization,
+    initialisation.needs_full_precision,
+    initialisation.subtracted_factors,
+    initialisation.patterns,
+    initialisation.options_of_corda,
+    training.micro_batch_size,
+    training.decay_without_wsd,
+    training.decisions_without_validation,
+    training.conflict_of_one_source,
+    retention.ewc_without_lora,
+    retention.two_ways_to_keep_weights,
+    objective.sections_of_other_objectives,
+    objective.fields_of_other_losses,
+    objective.text_only,
+    objective.made_for_sft,
+    objective.dropout_with_reference,
+    objective.kto_batches,
+    objective.grpo_micro_batches,
+    heads.head_without_objective,
+    heads.classifier_data,
+    heads.classifier_retention,
+    heads.arms_of_a_head,
+    heads.options_of_a_head,
+    merging.two_equal_merges,
+    merging.method_without_merge,
+    merging.loftq_on_original_weights,
+)
+
+
+def check(recipe: RecipeSections) -> tuple[Problem, ...]:
+    """Return every conflict between the fields of a recipe."""
+    return tuple(problem for rule in RULES for problem in rule(recipe))

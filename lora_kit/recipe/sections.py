@@ -1,0 +1,153 @@
+"""All sections of a recipe in one model, without the rules between them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from lora_kit.recipe.adapter import AdapterSpec
+from lora_kit.recipe.backbone import BackboneSpec, DType
+from lora_kit.recipe.classification import ClassificationSpec
+from lora_kit.recipe.data import DataSpec
+from lora_kit.recipe.objective import PREFERENCE, GrpoSpec, PreferenceSpec, RewardSpec
+from lora_kit.recipe.retention import RetentionSpec
+from lora_kit.recipe.section import Count, Positive, Section, Whole
+from lora_kit.recipe.training import TrainingSpec
+
+MergeBase = Literal["dequantized", "original", "both"]
+ArmName = Literal[
+    "base", "adapter", "merged", "merged-original", "fewshot", "retrieval", "scratch", "probe"
+]
+# Merged models that may be arms, each in the run's directory of its name; of equally good ones, the
+# first ships.
+MERGED_ARMS = ("merged", "merged-original")
+
+
+class EvaluationSpec(Section):
+    """What is measured."""
+
+    suites: list[str] = Field(default_factory=lambda: ["core-retention"])
+    """Bundled suites by name, or paths of suite files."""
+    arms: list[ArmName] = Field(default=["base", "adapter"])
+    """Models and baselines that answer the items. `base` and `adapter` are required. `merged`: the
+    merged model as it is on disk, required for a release and added by `run` (`merged-original` with
+    `merge.base: both`: merged into the checkpoint's weights). On gain suites only: `fewshot`: the
+    base with examples in its prompt; `retrieval`: the answer of the most similar training row;
+    `scratch`: the same adapter, rows and steps on randomly initialised weights, without
+    `retention`; `probe`: for a classifier, a logistic regression on the frozen backbone's
+    features."""
+    shots: Count = 5
+    """Training rows in the prompt of the arm `fewshot`."""
+
+    @field_validator("arms")
+    @classmethod
+    def _require_both_arms(cls, arms: list[str]) -> list[str]:
+        if not {"base", "adapter"} <= set(arms):
+            raise ValueError("a verdict compares `base` with `adapter`. Fix: name both")
+        if len(set(arms)) < len(arms):
+            raise ValueError("an arm is named twice. Fix: name each once")
+        return arms
+
+    @field_validator("suites")
+    @classmethod
+    def _require_suites(cls, suites: list[str]) -> list[str]:
+        if not suites:
+            raise ValueError("names no suite. Fix: name at least one")
+        if len(set(suites)) < len(suites):
+            raise ValueError("a suite is named twice. Fix: name each once")
+        return suites
+
+
+class MergeSpec(Section):
+    """How the adapter is merged into its backbone."""
+
+    base: MergeBase = "dequantized"
+    """Weights that the adapter is added to. `dequantized`: those it was trained on; `original`:
+    those of the checkpoint; `both`: each merge is verified and evaluated, and the better one
+    ships."""
+    dtype: DType = "auto"
+    """Dtype of the merged weights. `auto`: the dtype of computation, or float32 where that would
+    round the adapter's change away."""
+    shard_size: Positive = 2.0
+    """Largest weight file, in GB (10^9 bytes)."""
+
+
+class RecipeSections(Section):
+    """A whole run, section by section."""
+
+    placeholders: ClassVar[Mapping[str, Any]] = {
+        "name": "x",
+        "backbone.model": "x",
+        "data.train": [{"source": "x"}],
+    }
+
+    name: str
+    """Name of the run directory; letters, digits, `.`, `_` and `-`."""
+    seed: Annotated[Whole, Field(lt=2**32)] = 0
+    """Seed of every random choice."""
+    backbone: BackboneSpec
+    adapter: AdapterSpec = AdapterSpec()
+    data: DataSpec
+    training: TrainingSpec = TrainingSpec()
+    preference: PreferenceSpec | None = None
+    """Learning from pairs or judged answers; for the objectives dpo, kto and orpo."""
+    reward: RewardSpec | None = None
+    """Learning a reward model; for the objective reward."""
+    grpo: GrpoSpec | None = None
+    """Rewards and sampling; for the objective grpo."""
+    retention: RetentionSpec = RetentionSpec()
+    classification: ClassificationSpec | None = None
+    evaluation: EvaluationSpec = EvaluationSpec()
+    merge: MergeSpec = MergeSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_objective(cls, value: Any) -> Any:
+        return _with_objective_defaults(value) if isinstance(value, dict) else value
+
+    @field_validator("name")
+    @classmethod
+    def _require_file_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(
+                "names a directory. Fix: use letters, digits, `.`, `_` and `-`, and begin with a "
+                "letter or digit"
+            )
+        return name
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _with_objective_defaults(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe as it was written with what its objective implies, unless it is given."""
+    training = value.get("training")
+    if isinstance(training, dict):
+        objective = training.get("objective")
+    else:
+        objective = getattr(training, "objective", None)
+    if objective == "text":
+        return _with_text_defaults(value)
+    section = "preference" if objective in PREFERENCE else objective
+    if section not in ("preference", "reward", "grpo") or value.get(section) is not None:
+        return value
+    return {**value, section: {}}
+
+
+def _with_text_defaults(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe of continued pre-training with `format: text` and `overflow: split`."""
+    data = value.get("data")
+    if not isinstance(data, dict):
+        return value
+    texts: dict[str, Any] = {"overflow": "split", **data}
+    for part in ("train", "validation"):
+        if isinstance(sources := data.get(part), list):
+            texts[part] = [
+                {"format": "text", **one} if isinstance(one, dict) else one for one in sources
+            ]
+    return {**value, "data": texts}

@@ -1,0 +1,103 @@
+"""The recipe's `training` section: objective, batches, learning rates, checkpoints, reporting."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.objective import Objective
+from lora_kit.recipe.section import (
+    Count,
+    Factors,
+    Fraction,
+    NotNegative,
+    Positive,
+    Section,
+    Share,
+)
+
+
+class GradientConflictSpec(Section):
+    """Several tasks in one adapter, one for each source of `data.train`."""
+
+    steps: Count = 10
+    """Optimizer steps between two measurements of the cosines of the tasks' gradients."""
+    pcgrad: bool = False
+    """Project conflicting parts out of each task's gradient in every step (PCGrad; Yu et al. 2020,
+    arXiv:2001.06782)."""
+
+
+class DistillationSpec(Section):
+    """A larger model with the same tokenizer, whose distributions are trained on."""
+
+    teacher: BackboneSpec
+    """As `backbone`; loaded beside it."""
+    weight: Share = 0.5
+    """Weight of the teacher's distribution in the loss; the label has the rest."""
+    temperature: Positive = 1.0
+    """Softmax temperature; values above 1 raise the weight of unlikely tokens."""
+
+
+class TrainingSpec(Section):
+    """How the adapter is trained."""
+
+    objective: Objective = "sft"
+    """Loss. `sft`: cross-entropy on supervised tokens. `text`: continued pre-training on every
+    token of texts. From pairs of a chosen and a rejected answer: `dpo`, `orpo`; from labelled
+    answers: `kto` (see `preference`). From rewards of generated answers: `grpo`. `reward`: a reward
+    model from pairs. `classification`: a head for the classes of `text-label` rows. The reference
+    policy of dpo, kto and grpo is the base, with the adapter disabled."""
+    epochs: Positive = 1.0
+    """Passes over the training rows."""
+    batch_size: Count = 8
+    """Examples of an optimizer step over all processes; pairs for dpo, orpo and reward, prompts for
+    grpo."""
+    micro_batch_size: Count | None = None
+    """Examples of a forward pass and process; fewer need less memory. Default: 4 on a CPU, the
+    process's share of the step on a GPU. For grpo: answers, of which a step has `batch_size` times
+    `grpo.num_generations`."""
+    learning_rate: Positive = 2e-4
+    """Peak learning rate of AdamW."""
+    max_tokens_per_batch: Count | None = None
+    """Tokens of a forward pass and process, padding included; fewer need less memory."""
+    lr_scheduler: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Learning rate after warm-up. `wsd`: constant, then linear to 0 over the last steps."""
+    warmup_ratio: Fraction = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    decay_ratio: Fraction = 0.2
+    """Share of the steps over which lr_scheduler `wsd` lowers the learning rate to 0."""
+    loraplus_lr_ratio: Positive | None = None
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): learning rate of B over that of A; usually 4 to
+    16."""
+    lr_multipliers: Factors = Field(default_factory=dict)
+    """Factors of the learning rate by module name, `{q_proj: 0.5, score: 10}`; where several
+    names match a parameter, their product."""
+    layerwise_lr_decay: Annotated[Share, Field(gt=0)] | None = None
+    """Learning rate of a block over that of the block above it, such as 0.9."""
+    gradual_unfreezing_steps: Count | None = None
+    """Unfreeze one more block, last to first, every so many optimizer steps."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: Positive = 1.0
+    """Largest norm of the gradients; larger ones are scaled down to it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third slower, far less memory."""
+    save_steps: Count = 100
+    """Optimizer steps between two checkpoints, from which `--resume` continues."""
+    save_total_limit: Count = 2
+    """Checkpoints that are kept while training continues."""
+    eval_steps: Count | None = None
+    """Optimizer steps between two measurements of the validation loss. Default: before and after
+    training."""
+    early_stopping_patience: Count | None = None
+    """Stop after this many measurements without a lower validation loss."""
+    keep_best: bool = False
+    """Keep the adapter of the lowest validation loss instead of the last one."""
+    distillation: DistillationSpec | None = None
+    """Distillation from a larger model; for the objectives sft and text."""
+    gradient_conflict: GradientConflictSpec | None = None
+    """Measure, and with `pcgrad` remove, conflicts between the gradients of several sources."""
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    """Trackers that also receive the values of `metrics.jsonl`."""

@@ -1,0 +1,102 @@
+"""What a person sees while something runs: progress and notes, on stderr."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+stderr = Console(stderr=True, highlight=False)
+# Without a terminal, a line now and then says that it is going on.
+LINE_SECONDS = 15.0
+DEBUG = "LORA_KIT_DEBUG"
+
+
+class Meter:
+    """The progress of one loop."""
+
+    def __init__(self, description: str, total: float, progress: Progress | None):
+        self._description = description
+        self._total = total
+        self._done = 0.0
+        self._tokens = 0
+        self._progress = progress
+        self._task: TaskID | None = None
+        self._started = self._last_line = time.monotonic()
+        if progress is not None:
+            self._task = progress.add_task(description, total=total, note="")
+
+    def advance(self, steps: float = 1, note: str = "", tokens: int = 0) -> None:
+        """Count steps as done; the note stands beside the bar, and the rate of tokens if any."""
+        self._done += steps
+        self._tokens += tokens
+        if self._tokens:
+            rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
+            note = f"{note}, {rate:,.0f} token/s"
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, advance=steps, note=note)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= LINE_SECONDS or self._done >= self._total:
+            self._last_line = now
+            elapsed = now - self._started
+            left = elapsed / self._done * (self._total - self._done) if self._done else 0
+            stderr.print(
+                f"{self._description}: {self._done:.0f}/{self._total:.0f} {note} "
+                f"({elapsed:.0f} s, {left:.0f} s left)",
+                soft_wrap=True,
+            )
+
+
+@contextmanager
+def meter(description: str, total: float, visible: bool = True) -> Iterator[Meter]:
+    """A progress bar on a terminal, lines elsewhere.
+
+    Args:
+        description: what is going on.
+        total: how many steps it takes.
+        visible: off on all processes but the first.
+    """
+    if not visible:
+        yield Meter(description, float("inf"), Progress(disable=True))
+    elif stderr.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=stderr, transient=False) as progress:
+            yield Meter(description, total, progress)
+    else:
+        yield Meter(description, total, None)
+
+
+def debugging() -> bool:
+    """Whether `lora-kit --debug` was said: all processes speak, and errors say where they are."""
+    return os.environ.get(DEBUG) == "1"
+
+
+def say(message: str) -> None:
+    """One line for the person who waits, of the first process; of all where one is debugging."""
+    from lora_kit.runtime.processes import process_state
+
+    state = process_state()
+    if debugging():
+        stderr.print(f"[{state.process_index}] {message}", soft_wrap=True, markup=False)
+    elif state.is_main_process:
+        stderr.print(message, soft_wrap=True, markup=False)

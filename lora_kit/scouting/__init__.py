@@ -1,1 +1,0 @@
-"""Choosing a backbone: what each of several does with a recipe's tasks before any training."""

@@ -1,0 +1,1 @@
+"""Choosing a backbone by measurements before any training."""

@@ -1,0 +1,61 @@
+"""Backbones on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lora_kit.evaluation.reporting.escaping import visible
+from lora_kit.selection.record import BackboneResult, Level
+
+
+def show_backbones(several: Sequence[BackboneResult], console: Console) -> None:
+    """Print the ranked table, then why some are not in it."""
+    measured = [one for one in several if not one.refused]
+    if measured:
+        console.print(_table(measured))
+        console.print(
+            "Means over items with 95% intervals; ranked by the best of each task's scores. "
+            "token/s and memory are those of training the recipe's adapter here."
+        )
+    for one in several:
+        if one.refused:
+            console.print(f"[yellow]{_text(one.backbone)}[/]: {_text(one.refused)}")
+
+
+def _table(measured: Sequence[BackboneResult]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "backbone", "task", "zero-shot", "few-shot", "probe"):
+        table.add_column(name)
+    for name in ("token/s", "memory", "parameters"):
+        table.add_column(name, justify="right")
+    table.add_column("licence")
+    for one in measured:
+        speed = f"{one.tokens_per_second:.0f}" if one.tokens_per_second else "does not fit"
+        facts = (
+            speed,
+            "not known" if one.memory is None else f"{one.memory / 1e9:.1f} GB",
+            f"{one.parameters / 1e6:,.0f} M",
+            _text(one.license or "not stated"),
+        )
+        for number, score in enumerate(one.scores):
+            is_first = number == 0
+            table.add_row(
+                str(one.rank) if is_first else "",
+                _text(one.backbone) if is_first else "",
+                _text(f"{score.task} ({score.unit})"),
+                *(_level(level) for level in (score.zero_shot, score.few_shot, score.probe)),
+                *(facts if is_first else ("",) * len(facts)),
+            )
+    return table
+
+
+def _level(level: Level | None) -> str:
+    return f"{level.mean:.3f} ({level.low:.3f} to {level.high:.3f})" if level else "-"
+
+
+def _text(value: str) -> str:
+    return escape(visible(value))

@@ -1,0 +1,1 @@
+"""Intervals, tests, power, calibration and clusters: functions of arrays, nothing else."""

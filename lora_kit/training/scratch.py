@@ -1,0 +1,74 @@
+"""The arm `scratch`: the recipe's adapter, trained on weights that were never pretrained."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from lora_kit.adapter.attach import attach, attach_saved
+from lora_kit.adapter.initial_factors import initialise
+from lora_kit.backbone.encoder_decoder import language_model_class
+from lora_kit.backbone.files import BackboneFiles
+from lora_kit.backbone.load import Backbone, load
+from lora_kit.data.training_data import TrainingData
+from lora_kit.evaluation.engine.arm import Arm, LoadedArms
+from lora_kit.recipe.identity import training_fields
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runs.session import Session
+from lora_kit.runtime.console import say
+from lora_kit.runtime.hashes import json_sha256
+from lora_kit.training.trainer import train as train_adapter
+
+SCRATCH = "scratch"
+
+
+def scratch_arm(session: Session, rows: Callable[[], TrainingData]) -> LoadedArms:
+    """Return the arm, which is trained when it is first asked, unless the run holds it already.
+
+    Args:
+        session: the run.
+        rows: returns the run's training rows; called only if there is something to train.
+    """
+    trained = training_fields(session.recipe.model_dump(mode="json"))
+    described = [session.backbone.fingerprint.config, trained]
+    arm = Arm(SCRATCH, json_sha256(described), nullcontext, roles=("gain",))
+    return LoadedArms(lambda: _trained_from_scratch(session, rows), (arm,))
+
+
+def _trained_from_scratch(session: Session, rows: Callable[[], TrainingData]) -> Any:
+    recipe, run = session.recipe, RunDirectory(session.run.scratch)
+    # The files are read once more by initializations that need the weights or the tokenizer.
+    with reinitialised(session.backbone, recipe.seed) as backbone:
+        if (run.adapter / "adapter_model.safetensors").is_file():
+            return attach_saved(backbone, run.adapter)
+        say(f"{run.root}: training the recipe on weights that were never pretrained")
+        data = rows().prepared
+        model = attach(backbone, recipe.adapter, recipe.seed)
+        initialise(model, backbone, recipe.adapter, data.examples, recipe.seed)
+        train_adapter(recipe, backbone, model, data, None, run)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        return model
+
+
+@contextmanager
+def reinitialised(backbone: Backbone, seed: int) -> Iterator[Backbone]:
+    """Yield a backbone of the same architecture, tokenizer and quantization with random weights.
+
+    Its files exist only inside the context.
+    """
+    from accelerate.utils import set_seed
+    from transformers import AutoConfig
+
+    set_seed(seed)
+    config = AutoConfig.from_pretrained(backbone.files.directory, local_files_only=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model = language_model_class(config).from_config(config)
+        # The ids of the first and last tokens may be given there alone.
+        model.generation_config = backbone.model.generation_config
+        model.save_pretrained(folder)
+        backbone.tokenizer.save_pretrained(folder)
+        yield load(BackboneFiles(backbone.files.reference, None, Path(folder)), backbone.spec)

@@ -1,0 +1,1 @@
+"""Training rows that the base model generates before training."""

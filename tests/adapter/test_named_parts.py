@@ -1,0 +1,101 @@
+"""Modules, parameters and tokens that an adapter's options name are the backbone's."""
+
+import re
+from typing import Any
+
+import pytest
+
+from lora_kit.adapter.attach import attach
+from lora_kit.backbone.load import Backbone
+from lora_kit.recipe.adapter import AdapterSpec
+from lora_kit.runtime.errors import AdapterError
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        (
+            {"method": "trainable_tokens"},
+            "adapter.options.token_indices: names no token, so that no row would be trained; "
+            "possible: ids of 0 to 49151",
+        ),
+        (
+            {"method": "trainable_tokens", "options": {"token_indices": [5, 999_999]}},
+            "adapter.options.token_indices: 999999 is no token of this backbone",
+        ),
+        (
+            {"method": "trainable_tokens", "options": {"token_indices": [-1]}},
+            "adapter.options.token_indices: -1 is no token",
+        ),
+        (
+            {"options": {"trainable_token_indices": [5, 49_152]}},
+            "adapter.options.trainable_token_indices: 49152 is no token",
+        ),
+        ({"options": {"trainable_token_indices": []}}, "trainable_token_indices: names no token"),
+        (
+            {"options": {"trainable_token_indices": {"embed_tokens": [49_152]}}},
+            "adapter.options.trainable_token_indices.embed_tokens: 49152 is no token",
+        ),
+        (
+            {"options": {"trainable_token_indices": {"embde_tokens": [5]}}},
+            "adapter.options.trainable_token_indices: no module is called embde_tokens. "
+            "Did you mean embed_tokens?",
+        ),
+    ],
+)
+def test_tokens_that_the_backbone_has_not_are_refused(
+    tiny_backbone: Backbone, adapter: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(AdapterError, match=re.escape(said)):
+        attach(tiny_backbone, AdapterSpec.model_validate(adapter), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"modules_to_save": ["norm", "nrm"]},
+            "adapter.options.modules_to_save: no module is called nrm. Did you mean norm? "
+            "Possible: act_fn, down_proj",
+        ),
+        (
+            {"rank_pattern": {"q_proj": 4, "v_prj": 4}},
+            "adapter.options.rank_pattern: no module is called v_prj. Did you mean v_proj?",
+        ),
+        ({"alpha_pattern": {"layers.2.*q_proj": 4}}, "no module is called layers.2.*q_proj."),
+        ({"alpha_pattern": {"(": 4}}, "adapter.options.alpha_pattern: ( is no regular expression"),
+        ({"exclude_modules": ["v_prj"]}, "adapter.options.exclude_modules: no module is called"),
+        ({"exclude_modules": r"layers\.0"}, r"exclude_modules: no module is called layers\.0."),
+        (
+            {"target_parameters": ["q_proj.weight", "nope.weight"]},
+            "adapter.options.target_parameters: no parameter is called nope.weight",
+        ),
+    ],
+)
+def test_an_option_that_names_what_the_backbone_has_not_is_refused(
+    tiny_backbone: Backbone, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(AdapterError, match=re.escape(said)):
+        attach(tiny_backbone, AdapterSpec(options=options), seed=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"modules_to_save": ["layers.1.input_layernorm"]},
+        {"rank_pattern": {r"layers\.1\..*q_proj": 4, "model.layers.0.mlp.up_proj": 2}},
+        {"exclude_modules": ["v_proj", "mlp.up_proj"]},
+        {"exclude_modules": r".*layers\.0.*"},
+        {"trainable_token_indices": {"embed_tokens": [0, 49_151]}},
+    ],
+)
+def test_an_option_that_names_what_the_backbone_has_is_taken(
+    tiny_backbone: Backbone, options: dict[str, Any]
+) -> None:
+    attach(tiny_backbone, AdapterSpec(options=options), seed=0)
+
+
+def test_a_pattern_may_name_a_parameter_that_is_targeted(tiny_backbone: Backbone) -> None:
+    names = ["up_proj.weight"]
+    options = {"target_parameters": names, "rank_pattern": dict.fromkeys(names, 4)}
+    attach(tiny_backbone, AdapterSpec(target_modules=["q_proj"], options=options), seed=0)

@@ -1,0 +1,98 @@
+"""What the commands owe whoever mistypes: an answer at once, and a help in the order of work."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# In the order in which they are used: look, train, judge, ship; then what stands by itself.
+COMMANDS = (
+    *(
+        "plan",
+        "compare-backbones",
+        "train",
+        "evaluate",
+        "rescale",
+        "continual",
+        "merge",
+        "combine",
+        "export",
+    ),
+    *("release", "verify", "run", "doctor", "recipes"),
+)
+
+
+def no_cache(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process that has imported nothing yet."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_mistake_in_a_recipe_is_told_before_the_libraries_are_loaded() -> None:
+    """They take seconds; whoever mistyped a field should not wait for them."""
+    script = (
+        "import sys\n"
+        "from lora_kit.cli import main\n"
+        "for command in ('plan', 'train', 'run'):\n"
+        "    try:\n"
+        "        main([command, 'quickstart', '--set', 'training.epochs=-1'])\n"
+        "    except SystemExit as ended:\n"
+        "        assert ended.code == 2, ended.code\n"
+        "    else:\n"
+        "        raise AssertionError(command)\n"
+        "print(*sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))\n"
+    )
+    done = no_cache("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("training.epochs") == 3, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_the_help_lists_the_commands_in_the_order_of_the_work() -> None:
+    done = no_cache("-m", "lora_kit", "--help")
+    assert done.returncode == 0, done.stderr
+    _, _, listed = done.stdout.partition(" Commands ")
+    assert re.findall(r"^│ ([\w-]+) ", listed, flags=re.MULTILINE) == list(COMMANDS)
+
+
+@pytest.mark.slow
+def test_what_one_process_does_needs_no_others_to_meet(tmp_path: Path) -> None:
+    """Joined with the others, the first would wait for them, and they have left."""
+    several = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+    def verify_as(rank: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "lora_kit", "verify", str(tmp_path)],
+            cwd=ROOT,
+            env=os.environ | several | {"RANK": rank, "LOCAL_RANK": rank},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    first, second = verify_as("0"), verify_as("1")
+    assert (first.returncode, second.returncode) == (2, 0)
+    assert str(tmp_path) in first.stderr
+    assert second.stdout == second.stderr == ""
+
+
+def test_debugging_says_where_an_error_comes_from() -> None:
+    plain, debugged = (
+        no_cache("-m", "lora_kit", "plan", "nope"),
+        no_cache("-m", "lora_kit", "--debug", "plan", "nope"),
+    )
+    assert (plain.returncode, debugged.returncode) == (2, 2)
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in debugged.stderr
+    assert "nope: neither a file nor a bundled recipe" in debugged.stderr

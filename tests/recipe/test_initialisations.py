@@ -1,0 +1,97 @@
+"""What an initialisation does not go with is refused with the recipe."""
+
+from typing import Any
+
+import pytest
+
+from lora_kit.preflight.method_checks import begun_where_it_can_be
+from lora_kit.preflight.situation import Situation
+from lora_kit.recipe.adapter import AdapterSpec
+from lora_kit.recipe.initialisations import initialisation_of
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import AdapterError
+from lora_kit.runtime.launch import Launch
+
+
+def recipe(start: str, quantization: str = "none", **sections: Any) -> Recipe:
+    options = {"init_lora_weights": start, **sections.pop("options", {})}
+    document = {
+        "name": "start",
+        "backbone": {"model": "smollm2-135m-instruct", "quantization": quantization},
+        "adapter": {"options": options},
+        "data": {"train": [{"source": "stdlib-docstrings"}]},
+        **sections,
+    }
+    return Recipe.model_validate(document)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [
+        ("pissa", "pissa"),
+        ("pissa_niter_16", "pissa"),
+        ("pissa_niter_0", None),
+        ("olora", "olora"),
+        ("gaussian", None),
+        (True, None),
+    ],
+)
+def test_what_is_computed_before_step_1(asked: Any, kind: str | None) -> None:
+    assert initialisation_of(AdapterSpec(options={"init_lora_weights": asked})) == kind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"start": "loftq"}, "loftq begins with the error of 4-bit quantization"),
+        ({"start": "loftq", "quantization": "int8"}, "backbone.quantization is int8"),
+        ({"start": "corda", "quantization": "nf4"}, "corda needs unquantized weights"),
+        ({"start": "lora_ga", "quantization": "nf4"}, "lora_ga needs unquantized weights"),
+        (
+            {"start": "pissa", "training": {"weight_decay": 0.1}},
+            r"weight_decay: .*the factors of init_lora_weights: pissa \(got 0.1\)",
+        ),
+        (
+            {"start": "pissa", "retention": {"ewc": {}}},
+            "retention.ewc: would change the fixed half of the factors of init_lora_weights: pissa",
+        ),
+        (
+            {"start": "loftq", "quantization": "nf4", "merge": {"base": "original"}},
+            r"merge.base: .*loftq holds the quantization error.*\(got original\)",
+        ),
+        ({"start": "mica"}, r"is not tested here \(got mica\)"),
+        (
+            {"start": "pissa", "options": {"eva_config": {"rho": 3.0}}},
+            "options.eva_config: is read with init_lora_weights: eva only",
+        ),
+        ({"start": "eva", "options": {"rank_pattern": {"q_proj": 2}}}, "options.rank_pattern"),
+        (
+            {"start": "corda", "options": {"corda_config": {"cache_file": "x.pt"}}},
+            "pickled Python",
+        ),
+        (
+            {"start": "corda", "options": {"corda_config": {"corda_method": "kpm"}}},
+            "corda_method: needs texts of the knowledge to keep",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        recipe(**arguments)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "eva"])
+def test_on_four_bits_others_are_possible(start: str) -> None:
+    assert recipe(start, "nf4").adapter.options["init_lora_weights"] == start
+
+
+def test_whole_weights_are_wanted_and_gradients_of_a_language_model() -> None:
+    divided = Situation(recipe("olora"), launch=Launch(fsdp=True, fsdp_version=2, processes=2))
+    with pytest.raises(AdapterError, match="looks at whole weights"):
+        begun_where_it_can_be(divided)
+    with pytest.raises(AdapterError, match="gradients of the objectives sft and text"):
+        begun_where_it_can_be(Situation(recipe("lora_ga", training={"objective": "dpo"})))
+    classes = {"training": {"objective": "classification"}, "evaluation": {"suites": ["areas"]}}
+    with pytest.raises(AdapterError, match="one vector a text"):
+        begun_where_it_can_be(Situation(recipe("eva", **classes)))
+    begun_where_it_can_be(Situation(recipe("pissa", **classes)))

@@ -1,0 +1,103 @@
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from lora_kit.statistics.labels import compare_macro_f1, label_scores
+
+
+def each(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
+
+
+def draws(items: int, right: float, seed: int) -> tuple[list[str], list[str]]:
+    generator = np.random.default_rng(seed)
+    truth = np.random.default_rng(99).choice(["a", "b", "c"], items, p=[0.6, 0.3, 0.1])
+    other = generator.choice(["a", "b", "c"], items)
+    return np.where(generator.random(items) < right, truth, other).tolist(), truth.tolist()
+
+
+def test_scores_are_scikit_learns() -> None:
+    predicted, truth = draws(200, 0.6, seed=1)
+    found = label_scores(predicted, truth)
+    assert found.macro_f1 == pytest.approx(f1_score(truth, predicted, average="macro"))
+    assert [one.label for one in found.classes] == ["a", "b", "c"]
+    assert sum(one.support for one in found.classes) == 200
+
+
+def test_a_class_never_predicted_has_no_precision() -> None:
+    never = label_scores(["a", "a", "what?"], ["a", "b", "b"]).classes[1]
+    assert (never.precision, never.recall, never.f1) == (None, 0.0, 0.0)
+
+
+def test_text_that_is_no_label_is_wrong_but_no_class_of_its_own() -> None:
+    found = label_scores(["a", "no idea"], ["a", "b"])
+    assert [one.label for one in found.classes] == ["a", "b"]
+    assert found.macro_f1 == pytest.approx(0.5)
+
+
+def test_a_clear_gain_passes_and_its_reverse_fails() -> None:
+    worse, truth = draws(300, 0.4, seed=1)
+    better, _ = draws(300, 0.9, seed=2)
+    gain = compare_macro_f1(worse, better, truth, each(300), 0.05, None)
+    assert gain.decision == "PASS"
+    assert gain.p <= 0.05
+    expected = f1_score(truth, better, average="macro") - f1_score(truth, worse, average="macro")
+    assert gain.interval.delta == pytest.approx(expected)
+    assert compare_macro_f1(better, worse, truth, each(300), 0.05, None).decision == "FAIL"
+    assert compare_macro_f1(better, worse, truth, each(300), 0.05, 0.05).decision == "FAIL"
+    assert compare_macro_f1(worse, better, truth, each(300), 0.05, 0.05).decision == "PASS"
+
+
+@pytest.mark.parametrize("margin", [None, 0.1])
+def test_p_and_decision_agree(margin: float | None) -> None:
+    for seed in range(6):
+        before, truth = draws(80, 0.6, seed=seed)
+        after, _ = draws(80, 0.75, seed=seed + 50)
+        found = compare_macro_f1(before, after, truth, each(80), 0.05, margin)
+        assert (found.p <= 0.0505) == (found.decision != "INCONCLUSIVE")
+        assert (found.items_needed is None) == (found.decision != "INCONCLUSIVE")
+
+
+def test_no_flip_among_few_items_is_no_proof_of_safety() -> None:
+    predicted, truth = draws(40, 0.7, seed=1)
+    few = compare_macro_f1(predicted, predicted, truth, each(40), 0.05, 0.05)
+    assert few.decision == "INCONCLUSIVE"
+    assert few.items_needed is not None
+    predicted, truth = draws(1000, 0.7, seed=1)
+    many = compare_macro_f1(predicted, predicted, truth, each(1000), 0.05, 0.05)
+    assert many.decision == "PASS"
+
+
+def test_one_cluster_says_nothing_of_others() -> None:
+    before, truth = draws(50, 0.4, seed=1)
+    found = compare_macro_f1(before, truth, truth, ["a"] * 50, 0.05, None)
+    assert (found.interval.low, found.interval.high) == (-math.inf, math.inf)
+    assert (found.p, found.decision, found.items_needed) == (1.0, "INCONCLUSIVE", None)
+
+
+def test_few_clusters_do_not_make_a_gain_of_nothing() -> None:
+    decided = 0
+    for seed in range(24):
+        before, truth = draws(60, 0.6, seed=seed)
+        after, _ = draws(60, 0.6, seed=seed + 1000)
+        clusters = [str(number % 6) for number in range(60)]
+        found = compare_macro_f1(before, after, truth, clusters, 0.05, None)
+        decided += found.decision != "INCONCLUSIVE"
+    assert decided / 24 <= 0.125  # 5% nominal, error of 24 draws 4.4 points
+
+
+@pytest.mark.parametrize(
+    ("before", "truth", "margin", "part"),
+    [
+        ([], [], None, "no items"),
+        (["a"], ["a", "b"], None, "1 given for 2 items"),
+        (["a", "b"], ["a", "b"], 0.0, "not above 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    before: list[str], truth: list[str], margin: float | None, part: str
+) -> None:
+    with pytest.raises(ValueError, match=part):
+        compare_macro_f1(before, truth, truth, each(len(truth)), 0.05, margin)
