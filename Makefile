@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install quickstart test test-slow lint benchmarks clean
+.PHONY: install quickstart test test-slow lint reference benchmarks clean
 
 install: $(STAMP)
 
@@ -49,6 +49,14 @@ benchmarks: install
 	$(BIN)/python -m tests.benchmarks.scaling
 	$(BIN)/python -m tests.benchmarks.retention
 	$(BIN)/python -m tests.benchmarks.classification
+
+# Pages and schemas that are generated from the classes of a recipe and of a suite.
+reference: install
+	$(BIN)/lora-kit schema > recipes/recipe.schema.json
+	$(BIN)/lora-kit schema --markdown > recipes/REFERENCE.md
+	$(BIN)/lora-kit schema suite > eval/suites/suite.schema.json
+	$(BIN)/lora-kit schema suite --markdown > eval/REFERENCE.md
+	$(BIN)/python -m tests.support_matrix --write
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

@@ -1,4 +1,4 @@
-"""What tests of classifiers start from: rows of three classes, and a recipe that learns them."""
+"""Helpers for tests of classifiers: rows of three classes, and a recipe that learns them."""
 
 import json
 from pathlib import Path
@@ -41,6 +41,6 @@ def classes_recipe(model: Path, folder: Path, **changes: Any) -> Recipe:
         "evaluation": {"suites": [str(write_suite(folder / "kinds.yaml", test))]},
     }
     for section, fields in changes.items():
-        kept = {} if section == "adapter" else document.get(section, {})
-        document[section] = kept | fields
+        existing = {} if section == "adapter" else document.get(section, {})
+        document[section] = existing | fields
     return Recipe.model_validate(document)

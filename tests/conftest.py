@@ -1,4 +1,4 @@
-"""Fixtures: the real 135M model once a session, and a tiny random one for shapes and plumbing."""
+"""Fixtures: the real 135M model, once per session, and tiny random models for plumbing."""
 
 import copy
 import dataclasses
@@ -19,13 +19,13 @@ ALIAS = "smollm2-135m-instruct"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first, so that no worker is left alone with one at the end."""
+    """Run the long files first, so that no worker is left with one at the end."""
     items.sort(key=lambda item: item.path.parent.name not in ("integration", "training"))
 
 
 @pytest.fixture(scope="session")
 def smollm() -> Path:
-    """Directory of the real model, converted from its package."""
+    """Return the directory of the real model, converted from its package."""
     return resolve(BackboneSpec(model=ALIAS)).directory
 
 
@@ -38,20 +38,20 @@ def tokenizer(smollm: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def loaded_backbone(smollm: Path) -> Backbone:
-    """The real model, nf4, float32, as it was loaded."""
+    """Return the real model in nf4 and float32, shared by the session."""
     spec = BackboneSpec(model=ALIAS, quantization="nf4", dtype="float32")
     return backbones.load(resolve(spec), spec)
 
 
 @pytest.fixture
 def real_backbone(loaded_backbone: Backbone) -> Backbone:
-    """A copy for each test, since adapters are attached in place."""
+    """Return a copy for each test, since adapters are attached in place."""
     return copy.deepcopy(loaded_backbone)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Path:
-    """A random model of two layers with the real tokenizer: for plumbing, never for quality."""
+    """Return a random model of two layers with the real tokenizer, for plumbing only."""
     import shutil
 
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -86,7 +86,7 @@ def loaded_tiny(tiny: Path) -> Backbone:
 
 @pytest.fixture
 def tiny_backbone(loaded_tiny: Backbone) -> Backbone:
-    """A copy for each test; reading it from its files again takes twenty times as long."""
+    """Return a copy for each test; loading the files again takes twenty times as long."""
     return dataclasses.replace(
         loaded_tiny,
         model=copy.deepcopy(loaded_tiny.model),
@@ -96,7 +96,7 @@ def tiny_backbone(loaded_tiny: Backbone) -> Backbone:
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random encoder of two layers with a real tokenizer."""
+    """Return a random encoder of two layers with a real tokenizer."""
     import shutil
 
     from transformers import BertConfig, BertModel
@@ -122,7 +122,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def chats(tmp_path: Path) -> Path:
-    """Fifty chats such as a user would bring."""
+    """Write fifty chats in the formats that users bring."""
     path = tmp_path / "chats.jsonl"
     rows = []
     for number in range(50):

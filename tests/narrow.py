@@ -1,4 +1,4 @@
-"""Random models whose positions are learned, and soon at an end."""
+"""Random models with few learned positions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 def write_narrow(
     directory: Path, tokenizer: Path, positions: int, *, ends: bool = False, template: bool = False
 ) -> Path:
-    """A GPT-2 of a few positions with a real tokenizer.
+    """Write a GPT-2 with few positions and a real tokenizer.
 
     Args:
-        directory: to write to.
-        tokenizer: where one is.
-        positions: how many.
-        ends: whether about one of twenty tokens that it says is the end.
-        template: whether it has the tokenizer's chat template.
+        directory: directory to write to.
+        tokenizer: directory of a model with the tokenizer.
+        positions: number of positions.
+        ends: if true, about one in twenty generated tokens is the end-of-text token.
+        template: if true, copy the tokenizer's chat template.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 

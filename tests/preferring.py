@@ -1,4 +1,4 @@
-"""Rows of preference, judged answers and prompts, and what is trained on them."""
+"""Recipes, rows and trainer inputs for tests of the preference objectives and GRPO."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from lora_kit.backbone.load import load
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.units import PreparedUnits
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.training.preferences.objectives import Setting
+from lora_kit.training.preferences.objectives import TrainerInputs
 
 OBJECTIVES = ("dpo", "kto", "orpo", "grpo")
 
@@ -28,7 +28,7 @@ def row(number: int, objective: str) -> dict[str, Any]:
 
 
 def recipe_of(tiny: Path, folder: Path, objective: str, **training: Any) -> Recipe:
-    """Two epochs of three steps, a checkpoint after each."""
+    """Return a recipe of two epochs of three steps, with a checkpoint after each step."""
     rows = folder / f"{objective}.jsonl"
     rows.write_text("".join(json.dumps(row(n, objective)) + "\n" for n in range(12)))
     quiz = {
@@ -58,18 +58,18 @@ def recipe_of(tiny: Path, folder: Path, objective: str, **training: Any) -> Reci
     return Recipe.model_validate(document)
 
 
-def setting_of(recipe: Recipe, directory: Path) -> Setting:
+def trainer_inputs(recipe: Recipe, directory: Path) -> TrainerInputs:
     backbone = load(resolve(recipe.backbone), recipe.backbone)
     objective = recipe.training.objective
     rows, _ = training_rows(recipe.data, recipe.seed, objective)
     data = prepare(rows, backbone.tokenizer, recipe.data, 0, objective)
     assert isinstance(data, PreparedUnits)
     model = attach(backbone, recipe.adapter, recipe.seed)
-    return Setting(recipe, backbone, model, data, directory, 6)
+    return TrainerInputs(recipe, backbone, model, data, directory, 6)
 
 
-def moved(model: torch.nn.Module) -> None:
-    """Let the adapter say something else than the base."""
+def perturb_adapter(model: torch.nn.Module) -> None:
+    """Add noise to the trainable weights, so that the adapter differs from the base."""
     torch.manual_seed(1)
     for parameter in model.parameters():
         if parameter.requires_grad:

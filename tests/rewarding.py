@@ -1,4 +1,4 @@
-"""What tests of reward models start from: pairs whose better answer is told by its words."""
+"""Recipes, pairs and trainer inputs for tests of reward models."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ from lora_kit.backbone.load import load
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.units import PreparedUnits
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.training.preferences.objectives import Setting
+from lora_kit.training.preferences.objectives import TrainerInputs
 
 
 def write_pairs(path: Path, count: int, start: int = 0) -> Path:
-    """The chosen answer is the shorter one in all but every third."""
+    """Write pairs whose chosen answer is the shorter one, except in every third pair."""
     rows = []
     for n in range(start, start + count):
         right = f"It is {2 * n + 3}." if n % 3 else f"It is {2 * n + 3}, which I am quite sure of."
@@ -41,7 +41,7 @@ def write_suite(path: Path, source: Path, **own: Any) -> Path:
 
 
 def reward_recipe(model: Path, folder: Path, **changes: Any) -> Recipe:
-    """Two epochs of three steps, a checkpoint after each."""
+    """Return a recipe of two epochs of three steps, with a checkpoint after each step."""
     train = write_pairs(folder / "train.jsonl", 12)
     test = write_pairs(folder / "test.jsonl", 9, start=100)
     document: dict[str, Any] = {
@@ -60,15 +60,15 @@ def reward_recipe(model: Path, folder: Path, **changes: Any) -> Recipe:
         "evaluation": {"suites": [str(write_suite(folder / "better.yaml", test))]},
     }
     for section, fields in changes.items():
-        kept = {} if section == "adapter" else document.get(section, {})
-        document[section] = kept | fields
+        original = {} if section == "adapter" else document.get(section, {})
+        document[section] = original | fields
     return Recipe.model_validate(document)
 
 
-def setting_of(recipe: Recipe, directory: Path) -> Setting:
+def trainer_inputs(recipe: Recipe, directory: Path) -> TrainerInputs:
     backbone = load(resolve(recipe.backbone), recipe.backbone, REWARD)
     rows, _ = training_rows(recipe.data, recipe.seed, "reward")
     data = prepare(rows, backbone.tokenizer, recipe.data, 0, "reward", REWARD)
     assert isinstance(data, PreparedUnits)
     model = attach(backbone, recipe.adapter, recipe.seed)
-    return Setting(recipe, backbone, model, data, directory, 6)
+    return TrainerInputs(recipe, backbone, model, data, directory, 6)

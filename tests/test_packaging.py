@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built wheel alone in an empty folder; its dependencies come from the environment."""
+    """Return an empty folder with only the built wheel; dependencies come from the environment."""
     place = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place)]
     subprocess.run([*build, str(ROOT)], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Random models of an encoder and a decoder, in the two forms that there are, with tokenizers."""
+"""Random encoder-decoders of the two common kinds, with tokenizers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORDS = 300
 
 
 def write_t5(directory: Path) -> Path:
-    """Relative positions; the source has no beginning, and the decoder begins with the filler."""
+    """Write a T5: relative positions, no start token, a decoder that starts with padding."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
@@ -47,7 +47,7 @@ def write_t5(directory: Path) -> Path:
 
 
 def write_bart(directory: Path) -> Path:
-    """Counted positions; texts have a beginning, and the decoder begins with the end of one."""
+    """Write a BART: learned positions, a start token, a decoder that starts with the end token."""
     from tokenizers import ByteLevelBPETokenizer, processors
     from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -81,7 +81,7 @@ def write_bart(directory: Path) -> Path:
         dropout=0.0,
     )
     BartForConditionalGeneration(config).save_pretrained(directory)
-    # As those have it that were made to summarize.
+    # Settings of models trained for summarization.
     path = directory / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_beams": 4, "min_length": 20}))
     return directory

@@ -1,20 +1,20 @@
-"""LoRA's factors before step 1, where they come from the weights or the rows.
+"""Initialisation of LoRA factors from weights or training rows.
 
-Each is computed by PEFT: for one layer after another on a copy of its weight, so that the
-backbone's stay as they are (see `initialisations`).
+PEFT computes the factors, one layer at a time, on a copy of the layer's weight, so that the
+backbone's weights do not change (see `recipe.initialisations`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from lora_kit.adapter.beginning_layers import NAME, beginning_layers
-from lora_kit.adapter.peft_methods import as_asked
+from lora_kit.adapter.initialized_layers import DEFAULT_ADAPTER, layers_to_initialize
+from lora_kit.adapter.peft_methods import requested_configuration
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.tokenization import Example
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from peft.tuners.lora import LoraLayer
 
-# Rows that are looked at, and how many go through the model together.
-ROWS, TOGETHER = 64, 4
-# EVA looks until its directions stay: on the same rows twice or thrice; later they will not.
-MOST_TIMES = 20
-# All of EVA's rows go through the model together, so that they settle; this bounds the memory.
-MOST_TOKENS = 16_384
-# Where PEFT leaves what it found, on the layer that it looked at.
-FINDINGS = ("eigens", "_peft_loraga_grad")
+# Number of training rows, and rows per forward pass.
+MAX_ROWS, BATCH_ROWS = 64, 4
+# EVA repeats the rows until its directions converge: after two or three passes, or never.
+MAX_PASSES = 20
+# EVA converges only with all rows in one batch; this limits the memory.
+MAX_EVA_TOKENS = 16_384
+# Attributes in which PEFT stores statistics on a layer.
+PEFT_STATISTICS = ("eigens", "_peft_loraga_grad")
 
-Batch = Mapping[str, torch.Tensor]
+RowBatch = Mapping[str, torch.Tensor]
 
 
 def initialise(
@@ -47,62 +47,62 @@ def initialise(
     examples: Sequence[Example],
     seed: int,
 ) -> None:
-    """Give a new adapter the factors that its initialisation asks for; nothing for plain LoRA.
+    """Initialise the factors of a new adapter; no effect for plain LoRA.
 
     PiSSA (Meng et al. 2024, arXiv:2404.02948), OLoRA (Büyükakyüz 2024, arXiv:2406.01775), CorDA
     (Yang et al. 2024, arXiv:2406.05223) and LoRA-GA (Wang et al. 2024, arXiv:2407.05000): the model
-    begins as the base, and the first half of each factor is trained. EVA (Paischer et al. 2024,
-    arXiv:2410.07170): ranks and first factors from the activations of training rows. LoftQ (Li et
-    al. 2023, arXiv:2310.08659), one iteration: the model begins as near as it can to the weights
-    before they were quantized.
+    initially equals the base, and the first half of each factor is trained. EVA (Paischer et al.
+    2024, arXiv:2410.07170): ranks and factors from the activations of training rows. LoftQ (Li et
+    al. 2023, arXiv:2310.08659), one iteration: the model initially approximates the unquantized
+    weights as closely as the rank allows.
 
-    The same seed, weights and rows give the same factors, so that it is also done before a
-    checkpoint is read, which finds the ranks and the frozen halves that it was written with.
+    The same seed, weights and rows give the same factors. The function is therefore also called
+    before a checkpoint is loaded, to restore the ranks and the frozen halves it was saved with.
 
     Args:
-        model: with the adapter attached.
-        backbone: that it is attached to.
-        spec: of the adapter.
-        examples: training rows, tokenized.
-        seed: of the choice of rows.
+        model: model with the adapter attached.
+        backbone: backbone that the adapter is attached to.
+        spec: adapter section of the recipe.
+        examples: tokenized training rows.
+        seed: seed of the sample of rows.
 
     Raises:
-        AdapterError: if a layer has no such initialisation, or the rows are too few for it.
+        AdapterError: if a layer does not support the initialisation, or there are too few rows.
     """
     kind = initialisation_of(spec)
     if kind is None:
         return
-    halves = "; of each, half is trained and half takes it out again" if kind in SUBTRACTED else ""
-    say(f"adapter.options.{OPTION}: {kind}: computing the first factors{_from(kind)}{halves}")
-    own = cast("LoraConfig", as_asked(spec, model.get_base_model()))
-    layers = beginning_layers(model, spec, kind)
+    source = f" from up to {MAX_ROWS} training rows" if kind in FROM_ROWS else ""
+    frozen = (
+        "; half of each factor is frozen and cancels the other half" if kind in SUBTRACTED else ""
+    )
+    say(f"adapter.options.{OPTION}: {kind}: computing the initial factors{source}{frozen}")
+    requested = cast("LoraConfig", requested_configuration(spec, model.get_base_model()))
+    layers = layers_to_initialize(model, spec, kind)
     if kind == "loftq":
-        _quantization_error(layers, backbone)
+        _initialise_loftq(layers, backbone)
         return
     if kind == "eva":
-        _explained_variance(model, _Batches(examples, backbone, seed, ROWS))
+        _initialise_eva(model, _RowBatches(examples, backbone, seed, MAX_ROWS))
         return
     if kind in FROM_ROWS:
-        _look(kind, model, layers, own, _Batches(examples, backbone, seed, TOGETHER))
+        batches = _RowBatches(examples, backbone, seed, BATCH_ROWS)
+        _collect_statistics(kind, model, layers, requested, batches)
     for layer in layers.values():
-        _take_out(layer, own)
+        _set_cancelling_factors(layer, requested)
 
 
-def _from(kind: str) -> str:
-    return f" from up to {ROWS} training rows" if kind in FROM_ROWS else ""
+class _RowBatches:
+    """Batches of a random sample of the rows, on the backbone's device."""
 
-
-class _Batches:
-    """Some of the rows, some at a time."""
-
-    def __init__(self, examples: Sequence[Example], backbone: Backbone, seed: int, together: int):
-        chosen = random.Random(seed).sample(range(len(examples)), min(ROWS, len(examples)))
-        if together == ROWS:
+    def __init__(self, examples: Sequence[Example], backbone: Backbone, seed: int, batch_rows: int):
+        chosen = random.Random(seed).sample(range(len(examples)), min(MAX_ROWS, len(examples)))
+        if batch_rows == MAX_ROWS:
             longest = max(len(examples[number].input_ids) for number in chosen)
-            chosen = chosen[: max(MOST_TOKENS // longest, 1)]
+            chosen = chosen[: max(MAX_EVA_TOKENS // longest, 1)]
         self.parts = [
-            [examples[number] for number in chosen[start : start + together]]
-            for start in range(0, len(chosen), together)
+            [examples[number] for number in chosen[start : start + batch_rows]]
+            for start in range(0, len(chosen), batch_rows)
         ]
         self.backbone = backbone
 
@@ -111,116 +111,119 @@ class _Batches:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for part in self.parts:
-            yield self._made(part)
+            yield self._padded(part)
 
     def single(self) -> Iterator[dict[str, torch.Tensor]]:
-        """One row at a time, without padding."""
+        """Yield one row at a time, without padding."""
         for part in self.parts:
             for example in part:
-                yield self._made([example])
+                yield self._padded([example])
 
-    def _made(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    def _padded(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         batch = pad_examples(examples, self.backbone.tokenizer.pad_token_id)
         return to_device(batch, self.backbone.model.device)
 
 
-def _forward(model: Any, batch: Batch) -> None:
-    """Through the blocks, and no head."""
+def _forward(model: Any, batch: RowBatch) -> None:
+    """Run the blocks without the output head."""
     names = ("input_ids", "attention_mask", "position_ids")
     with torch.no_grad():
         model.get_base_model().base_model(**{name: batch[name] for name in names}, use_cache=False)
 
 
-def _explained_variance(model: PeftModel, batches: _Batches) -> None:
+def _initialise_eva(model: PeftModel, batches: _RowBatches) -> None:
     from peft import initialize_lora_eva_weights
 
-    left = iter(range(MOST_TIMES * len(batches)))
+    remaining = iter(range(MAX_PASSES * len(batches)))
 
-    def bounded(model: Any, batch: Batch) -> None:
-        # PEFT goes on until every direction is settled, however long that is.
-        if next(left, None) is None:
+    def limited_forward(model: Any, batch: RowBatch) -> None:
+        # PEFT repeats the rows until every direction has converged, without a limit.
+        if next(remaining, None) is None:
             raise AdapterError(
-                f"adapter.options.{OPTION}: eva: its directions are not settled after "
-                f"{MOST_TIMES} times {sum(map(len, batches.parts))} rows; set adapter.rank, "
-                "eva_config.rho or eva_config.tau lower, or take more rows"
+                f"adapter.options.{OPTION}: eva did not converge in {MAX_PASSES} passes over "
+                f"{sum(map(len, batches.parts))} rows. Fix: lower adapter.rank, eva_config.rho or "
+                "eva_config.tau, or add rows."
             )
         _forward(model, batch)
 
     with torch.no_grad(), eval_mode(model):
-        # Each process looks at the same rows.
+        # Every process uses the same rows, so there is nothing to gather.
         initialize_lora_eva_weights(
             model,
             batches,
-            forward_fn=bounded,
+            forward_fn=limited_forward,
             gather_distributed_inputs=False,
             show_progress_bar=False,
         )
     for parameter in model.parameters():
         if parameter.requires_grad:
-            # Factors of another rank PEFT makes anew, in the dtype of the backbone.
+            # PEFT recreates factors whose rank changed, in the backbone's dtype.
             parameter.data = parameter.data.float()
-    config = cast("LoraConfig", model.peft_config[NAME])
-    # With its ranks by layer it is plain LoRA, to whoever reads it.
+    config = cast("LoraConfig", model.peft_config[DEFAULT_ADAPTER])
+    # Saved as plain LoRA with a rank for each layer, which other programs can load.
     config.init_lora_weights, config.eva_config = True, None
 
 
-def _look(
+def _collect_statistics(
     kind: str,
     model: PeftModel,
     layers: Mapping[str, LoraLayer],
-    own: LoraConfig,
-    batches: _Batches,
+    requested: LoraConfig,
+    batches: _RowBatches,
 ) -> None:
-    """Have PEFT look at what the layers do with the rows; it leaves what it found on them."""
+    """Let PEFT collect activations (CorDA) or gradients (LoRA-GA) on the base layers."""
     from peft.tuners.lora.corda import preprocess_corda
     from peft.tuners.lora.loraga import preprocess_loraga
 
-    bases = dataclasses.replace(own, target_modules=[f"{name}.base_layer" for name in layers])
+    def run_forward() -> None:
+        for batch in batches.single():
+            _forward(model, batch)
+
+    def run_backward() -> None:
+        for batch in batches:
+            nll, _ = supervised_nll(model, batch)
+            torch.autograd.backward(nll.mean())
+
+    base_layers = [f"{name}.base_layer" for name in layers]
+    config = dataclasses.replace(requested, target_modules=base_layers)
     if kind == "corda":
         with eval_mode(model):
-            preprocess_corda(model, bases, lambda: _all(_forward, model, batches.single()))
+            preprocess_corda(model, config, run_forward)
         return
-    preprocess_loraga(model, bases, lambda: _all(_backward, model, batches))
-
-
-def _all(step: Callable[[Any, Batch], None], model: PeftModel, batches: Any) -> None:
-    for batch in batches:
-        step(model, batch)
-
-
-def _backward(model: Any, batch: Batch) -> None:
-    nll, _ = supervised_nll(model, batch)
-    torch.autograd.backward(nll.mean())
+    preprocess_loraga(model, config, run_backward)
 
 
 @torch.no_grad()
-def _take_out(layer: LoraLayer, own: LoraConfig) -> None:
-    """The first half of both factors as PEFT begins it, the second as what takes it out again."""
+def _set_cancelling_factors(layer: LoraLayer, requested: LoraConfig) -> None:
+    """Set the first half of both factors as PEFT does, and the second half to cancel the first."""
     from peft.tuners.lora.layer import Linear
 
     base = cast("torch.nn.Linear", layer.get_base_layer())
     weight = _weight_of(layer)
     out, inputs = weight.shape
-    bare = torch.nn.Linear(inputs, out, bias=False, device="meta")
-    bare.weight = torch.nn.Parameter(weight, requires_grad=False)
-    for finding in FINDINGS:
-        if hasattr(base, finding):
-            setattr(bare, finding, getattr(base, finding))
-            delattr(base, finding)
-    begun = Linear(bare, NAME, own, r=own.r, lora_alpha=own.lora_alpha)
-    first, second = begun.lora_A[NAME].weight, begun.lora_B[NAME].weight
+    copy = torch.nn.Linear(inputs, out, bias=False, device="meta")
+    copy.weight = torch.nn.Parameter(weight, requires_grad=False)
+    for name in PEFT_STATISTICS:
+        if hasattr(base, name):
+            setattr(copy, name, getattr(base, name))
+            delattr(base, name)
+    rank = requested.r
+    initialised = Linear(copy, DEFAULT_ADAPTER, requested, r=rank, lora_alpha=requested.lora_alpha)
+    initial_a = initialised.lora_A[DEFAULT_ADAPTER].weight
+    initial_b = initialised.lora_B[DEFAULT_ADAPTER].weight
     factors = cast("Any", layer)
-    a, b = factors.lora_A[NAME].weight, factors.lora_B[NAME].weight
-    a.copy_(torch.cat([first, first]))
-    b.copy_(torch.cat([second, -second], dim=1))
-    a.register_hook(lambda slope: torch.cat([slope[: own.r], torch.zeros_like(slope[own.r :])]))
+    a, b = factors.lora_A[DEFAULT_ADAPTER].weight, factors.lora_B[DEFAULT_ADAPTER].weight
+    a.copy_(torch.cat([initial_a, initial_a]))
+    b.copy_(torch.cat([initial_b, -initial_b], dim=1))
+    # Zero gradients freeze the second half of each factor.
+    a.register_hook(lambda grad: torch.cat([grad[:rank], torch.zeros_like(grad[rank:])]))
     b.register_hook(
-        lambda slope: torch.cat([slope[:, : own.r], torch.zeros_like(slope[:, own.r :])], dim=1)
+        lambda grad: torch.cat([grad[:, :rank], torch.zeros_like(grad[:, rank:])], dim=1)
     )
 
 
 def _weight_of(layer: LoraLayer) -> torch.Tensor:
-    """A copy of what the layer multiplies with, (out, in) float32."""
+    """Return a dequantized copy of the layer's weight, (out, in) float32."""
     from peft.utils.integrations import dequantize_module_weight
 
     stored: torch.Tensor = dequantize_module_weight(layer.get_base_layer())
@@ -229,24 +232,24 @@ def _weight_of(layer: LoraLayer) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _quantization_error(layers: Mapping[str, LoraLayer], backbone: Backbone) -> None:
-    """Factors of what quantization took from each weight, as much of it as their rank holds."""
+def _initialise_loftq(layers: Mapping[str, LoraLayer], backbone: Backbone) -> None:
+    """Set the factors to the truncated SVD of each weight's quantization error."""
     from transformers.pytorch_utils import Conv1D
 
-    # On the CPU in the dtype that it is stored in, which is let go of again.
+    # On the CPU, in the stored dtype; freed on return.
     kind: Any = type(backbone.model)
-    whole = kind.from_pretrained(
+    unquantized = kind.from_pretrained(
         backbone.files.directory, dtype="auto", local_files_only=True, trust_remote_code=False
     )
     for name, layer in layers.items():
-        inside = name.removeprefix("base_model.model.")
-        module, quantized = whole.get_submodule(inside), _weight_of(layer)
-        # Of GPT-2, (in, out); quantized, it is a linear layer as any other.
+        module = unquantized.get_submodule(name.removeprefix("base_model.model."))
+        quantized = _weight_of(layer)
+        # GPT-2's weights are (in, out); when quantized, the layer is a linear one.
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
-        taken = weight.float().to(quantized.device) - quantized
+        error = weight.float().to(quantized.device) - quantized
         factors = cast("Any", layer)
-        a, b = factors.lora_A[NAME].weight, factors.lora_B[NAME].weight
-        left, sizes, right = torch.linalg.svd(taken, full_matrices=False)
-        roots = (sizes[: len(a)] / layer.scaling[NAME]).sqrt()
+        a, b = factors.lora_A[DEFAULT_ADAPTER].weight, factors.lora_B[DEFAULT_ADAPTER].weight
+        left, singular_values, right = torch.linalg.svd(error, full_matrices=False)
+        roots = (singular_values[: len(a)] / layer.scaling[DEFAULT_ADAPTER]).sqrt()
         a.copy_(roots[:, None] * right[: len(a)])
         b.copy_(left[:, : len(a)] * roots)

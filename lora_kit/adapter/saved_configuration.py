@@ -1,7 +1,7 @@
-"""`adapter_config.json` of whatever tool, read as PEFT's configuration and not otherwise.
+"""Strict reading of `adapter_config.json`, written by any tool.
 
-PEFT drops what it does not know with a warning, so that an adapter of a newer one would be computed
-as another; and it takes any value of any type, which fails where it is used, or does not.
+PEFT drops unknown options with a warning, so an adapter of a newer PEFT would give other outputs.
+PEFT also accepts values of any type, which fail only where they are used, or not at all.
 """
 
 from __future__ import annotations
@@ -23,135 +23,138 @@ from lora_kit.runtime.files import read_json
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-# Of older PEFT, what says how an adapter was kept in memory: it computes the same.
-WITHOUT_EFFECT = ("merge_weights", "runtime_config")
-# PEFT says that it is a text, and takes a list of them.
+# Options of older PEFT that do not change an adapter's outputs.
+INERT_OPTIONS = ("merge_weights", "runtime_config")
+# Declared by PEFT as a string, but lists are valid as well.
 NOT_CHECKED = ("layers_pattern",)
-# What PEFT, safetensors and torch raise where a configuration or weights do not fit a model: a name
-# that is no regular expression (`re.error`), a rank of 0, a token past the vocabulary.
-NOT_FITTING = (
+# Errors of PEFT, safetensors and torch if a configuration or weights do not fit a model: an invalid
+# regular expression (`re.error`), a rank of 0, a token outside of the vocabulary.
+MISMATCH_ERRORS = (
     *(ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError),
     *(re.error, SafetensorError),
 )
-# Of numbers: strictly, pydantic takes whole ones for it too, and no true or false.
+# In strict mode, pydantic accepts integers for float, but no booleans.
 NUMBER = float
 
 
 def read_configuration(path: Path, error: type[LoraKitError]) -> PeftConfig:
-    """Read an adapter's configuration; what can be done with it, `require_options` is asked next.
+    """Read an adapter's configuration; check it with `require_known_options` afterwards.
 
     Args:
-        path: of `adapter_config.json`.
+        path: path of `adapter_config.json`.
         error: class of the errors.
 
     Raises:
-        error: if it is no JSON, its method is unknown to this PEFT, or a value of another type.
+        error: if the file is not JSON, this PEFT does not know its method, or a value has another
+            type than its option.
     """
     from peft import PeftConfig
 
     value = read_json(path, error)
-    kind = _kind(value.get("peft_type"), path, error)
-    require_types(value, kind, path, error)
+    config_class = _config_class(value.get("peft_type"), path, error)
+    require_option_types(value, config_class, path, error)
     try:
         return PeftConfig.from_pretrained(str(path.parent))
     except (ValueError, TypeError, KeyError) as problem:
-        raise error(f"{path}: {problem}") from problem
+        raise error(f"{path}: {problem}. Fix: correct the file.") from problem
 
 
-def require_options(config: PeftConfig, path: Path, error: type[LoraKitError]) -> None:
-    """Refuse an adapter with options that PEFT drops.
+def require_known_options(config: PeftConfig, path: Path, error: type[LoraKitError]) -> None:
+    """Refuse a configuration with options that PEFT drops.
 
     Args:
-        config: read from the file.
-        path: of `adapter_config.json`.
+        config: configuration read from the file.
+        path: path of `adapter_config.json`.
         error: class of the errors.
 
     Raises:
-        error: naming the first option, unless it is off.
+        error: naming the first unknown option that is set.
     """
-    known = {*WITHOUT_EFFECT, *(field.name for field in dataclasses.fields(config))}
-    value = read_json(path, error)
-    for name, found in value.items():
-        if name not in known and not is_off(found):
-            of = value.get("peft_version")
-            by = f" (the adapter is of {of})" if of else ""
+    import peft
+
+    known = {*INERT_OPTIONS, *(field.name for field in dataclasses.fields(config))}
+    values = read_json(path, error)
+    for name, value in values.items():
+        if name not in known and not is_unset(value):
+            version = values.get("peft_version")
+            writer = f"; the adapter was saved by {version}" if version else ""
             raise error(
-                f"{path}: {name}: {found!r} is an option that {config.peft_type.value} does not "
-                f"have in PEFT {_version()}{by}, which would compute the adapter without it. Train "
-                "it again with this PEFT, or take the option out if it changes nothing"
+                f"{path}: {name}: {value!r} is an option that {config.peft_type.value} does not "
+                f"have in PEFT {peft.__version__}, which would ignore it{writer}. Fix: train the "
+                "adapter again with this PEFT, or remove the option if it has no effect."
             )
 
 
-def is_off(value: Any) -> bool:
-    """Whether an option, be it unknown, changes nothing: not set, false or empty."""
+def is_unset(value: Any) -> bool:
+    """Return true if an option's value has no effect, whatever the option: null, false or empty."""
     return value in (None, False, "", "none", [], {})
 
 
-def _kind(found: Any, path: Path, error: type[LoraKitError]) -> type[PeftConfig]:
+def _config_class(peft_type: Any, path: Path, error: type[LoraKitError]) -> type[PeftConfig]:
+    import peft
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    # An enumeration of texts.
+    # The keys are members of an enumeration of strings.
     known: dict[str, type[PeftConfig]] = {
-        kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+        member.value: config for member, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
     }
-    if not isinstance(found, str) or found not in known:
+    if not isinstance(peft_type, str) or peft_type not in known:
         raise error(
-            f"{path}: peft_type: {found!r} is no method of PEFT {_version()}; possible: "
-            f"{', '.join(sorted(known))}"
+            f"{path}: peft_type: {peft_type!r} is not a method of PEFT {peft.__version__}. Fix: "
+            f"use one of {', '.join(sorted(known))}, or another version of PEFT."
         )
-    return known[found]
+    return known[peft_type]
 
 
-def _version() -> str:
-    import peft
-
-    return str(peft.__version__)
-
-
-def require_types(
-    value: Mapping[str, Any], kind: type[PeftConfig], path: Path, error: type[LoraKitError]
+def require_option_types(
+    values: Mapping[str, Any],
+    config_class: type[PeftConfig],
+    path: Path,
+    error: type[LoraKitError],
 ) -> None:
-    """Refuse a value of another type than the option has.
+    """Refuse a value of another type than its option has.
 
     Args:
-        value: of the whole file.
-        kind: PEFT's class for it.
-        path: of the file.
+        values: contents of the file.
+        config_class: PEFT's configuration class of the method.
+        path: path of the file.
         error: class of the errors.
 
     Raises:
-        error: naming the option, and what is possible.
+        error: naming the option, the value and the expected type.
     """
-    hints = _hints(kind)
-    for name, found in value.items():
+    hints = _option_types(config_class)
+    for name, value in values.items():
         hint = hints.get(name, Any)
-        # What is off does no harm, except as a number.
-        if is_off(found) and hint is not NUMBER:
+        # Unset values have no effect, except for numbers.
+        if is_unset(value) and hint is not NUMBER:
             continue
         try:
-            TypeAdapter(hint).validate_json(json.dumps(found), strict=True)
+            TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
         except PydanticUserError:
             continue
         except ValidationError as problem:
-            said = problem.errors()[0]["msg"]
-            raise error(f"{path}: {name}: {found!r}: {said}") from problem
+            expected = problem.errors()[0]["msg"]
+            raise error(
+                f"{path}: {name}: {value!r}: {expected}. Fix: correct the value."
+            ) from problem
 
 
-def _hints(kind: type[PeftConfig]) -> dict[str, Any]:
-    """The types of a method's options, as far as PEFT keeps to them itself."""
+def _option_types(config_class: type[PeftConfig]) -> dict[str, Any]:
+    """Return the types of a method's options, relaxed where PEFT accepts more than it declares."""
     try:
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(config_class)
     except NameError:
-        return {}  # a name that PEFT imports for type checkers alone
-    for field in dataclasses.fields(kind):
+        return {}  # PEFT imports some names for type checkers only
+    for field in dataclasses.fields(config_class):
         hint = hints[field.name]
         if hint in (int, float):
-            # An alpha of 0.5 is computed with; of virtual tokens some numbers are the backbone's.
+            # An alpha of 0.5 is valid; some numbers of prompt methods default to null.
             hints[field.name] = NUMBER | None if field.default is None else NUMBER
-        # AdaLoRA keeps which ranks are left.
-        elif field.name.endswith("_pattern") and kind.__name__ != "AdaLoraConfig":
+        # AdaLoRA stores masks of the remaining ranks.
+        elif field.name.endswith("_pattern") and config_class.__name__ != "AdaLoraConfig":
             hints[field.name] = dict[str, NUMBER] | None
-        # It knows more than it names, such as `pissa_niter_4`.
+        # PEFT accepts more than the declared values, such as `pissa_niter_4`.
         elif any(typing.get_origin(one) is Literal for one in (hint, *typing.get_args(hint))):
             hints[field.name] = str | bool | None
     return {name: hint for name, hint in hints.items() if name not in NOT_CHECKED}

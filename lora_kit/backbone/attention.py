@@ -1,4 +1,4 @@
-"""How attention is computed: what a recipe asks for, and what keeps it from working here."""
+"""Attention implementation: the recipe's choice, and the conditions of flash attention."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ AMPERE = (8, 0)
 
 
 def attention_arguments(attention: Attention, device: torch.device) -> dict[str, str]:
-    """What `from_pretrained` is told; nothing where transformers is to choose.
+    """Return the keyword arguments of `from_pretrained`; empty for `auto`.
 
     Args:
-        attention: as the recipe says.
-        device: that is computed on.
+        attention: the recipe's `backbone.attention`.
+        device: device that the backbone computes on.
 
     Raises:
         BackboneError: if flash attention cannot work on this machine.
@@ -25,25 +25,25 @@ def attention_arguments(attention: Attention, device: torch.device) -> dict[str,
     if attention == "auto":
         return {}
     if attention == FLASH:
-        reason = _why_no_flash(device)
-        if reason:
+        problem = _flash_attention_problem(device)
+        if problem:
             raise BackboneError(
-                f"backbone.attention: {FLASH} {reason}. Set backbone.attention: sdpa, "
-                "or leave it out"
+                f"backbone.attention: {FLASH} {problem}. Fix: set backbone.attention: sdpa, or "
+                "leave it out."
             )
     return {"attn_implementation": attention}
 
 
-def _why_no_flash(device: torch.device) -> str | None:
+def _flash_attention_problem(device: torch.device) -> str | None:
     from transformers.utils import is_flash_attn_2_available
 
     if device.type != "cuda":
-        return f"takes a GPU, and this process computes on the device {device.type}"
+        return f"needs a GPU (got device {device.type})"
     capability = torch.cuda.get_device_capability(device)
     if capability < AMPERE:
-        return f"takes a GPU of compute capability 8.0 or higher, this one has {capability}"
-    # Without the package transformers 5 would fetch a compiled kernel from the hub: code that the
-    # recipe does not name.
+        return f"needs a GPU of compute capability 8.0 or higher (got {capability})"
+    # Without the package, transformers 5 would download a compiled kernel from the hub: code that
+    # the recipe does not name.
     if not is_flash_attn_2_available():
-        return "takes the package flash-attn, 2.3.3 or later, which is not installed"
+        return "needs the package flash-attn, 2.3.3 or later (not installed)"
     return None

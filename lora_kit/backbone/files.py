@@ -1,4 +1,4 @@
-"""Where a backbone's reference leads: alias, installed package, folder, file or hub id."""
+"""Resolution of a backbone reference: alias, installed package, folder, GGUF file or hub id."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_kit.backbone.gguf import converted
+from lora_kit.backbone.gguf import convert_gguf
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runtime.errors import BackboneError
+from lora_kit.runtime.errors import BackboneError, first_line
 
 
 @dataclass(frozen=True)
 class Alias:
-    """A short name for a model that may lie in an installed package."""
+    """Short name of a model, with its installed package and its hub id."""
 
     package: str
     hub: str
@@ -37,7 +37,7 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class BackboneFiles:
-    """Where a reference leads on this machine."""
+    """Local directory of a backbone's files."""
 
     reference: str
     revision: str | None
@@ -45,10 +45,10 @@ class BackboneFiles:
 
 
 def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
-    """Find the files of a backbone, fetching a hub id where there is a network.
+    """Find the files of a backbone, and download a hub id that is not on this machine.
 
     Raises:
-        BackboneError: if the reference leads nowhere, with what was tried.
+        BackboneError: if the reference cannot be resolved, naming the possible kinds.
     """
     reference = spec.model
     alias = ALIASES.get(reference)
@@ -61,34 +61,40 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
         packaged = package_file(reference)
         if packaged is None:
             raise BackboneError(
-                f"backbone.model: {reference}: no installed package has this file or model folder; "
-                "write package:DISTRIBUTION/FILE.gguf or package:DISTRIBUTION/FOLDER and install "
-                "the distribution"
+                f"backbone.model: {reference}: no installed package has this file or model folder. "
+                "Fix: write package:DISTRIBUTION/FILE.gguf or package:DISTRIBUTION/FOLDER and "
+                "install the distribution."
             )
         return BackboneFiles(spec.model, None, _model_folder(packaged))
     path = Path(reference).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise BackboneError(f"backbone.model: {reference}: no such file")
-        return BackboneFiles(spec.model, None, converted(path))
+            raise BackboneError(
+                f"backbone.model: {reference}: no such file (resolved to {path.absolute()}). Fix: "
+                "correct the path, which is relative to the working directory."
+            )
+        return BackboneFiles(spec.model, None, convert_gguf(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise BackboneError(f"backbone.model: {path}: a directory without config.json")
+            raise BackboneError(
+                f"backbone.model: {path}: a directory without config.json. Fix: name the directory "
+                "that save_pretrained wrote."
+            )
         return BackboneFiles(spec.model, None, path)
     return _from_hub(spec.model, reference, spec.revision, allow_network)
 
 
 def package_file(reference: str) -> Path | None:
-    """The file or model folder of `package:DISTRIBUTION/NAME`; `None` if there is none installed.
+    """Return the file or model folder of `package:DISTRIBUTION/NAME`; `None` if not installed.
 
-    A folder is a model's where a config.json lies in it.
+    A folder counts as a model folder if it contains a config.json.
     """
     distribution, _, name = reference.removeprefix("package:").partition("/")
     try:
         files = importlib.metadata.files(distribution) or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    # Found through the package's records: importing it could run or require anything.
+    # The package's records are read instead of importing it, which could run any code.
     for file in files:
         located = Path(str(file.locate()))
         if file.name == name and located.is_file():
@@ -99,7 +105,7 @@ def package_file(reference: str) -> Path | None:
 
 
 def _model_folder(packaged: Path) -> Path:
-    return packaged if packaged.is_dir() else converted(packaged)
+    return packaged if packaged.is_dir() else convert_gguf(packaged)
 
 
 def _from_hub(
@@ -113,7 +119,7 @@ def _from_hub(
         OfflineModeIsEnabled,
     )
 
-    # Weights are data: no pickles, and no code from the repository. The card says the licence.
+    # Weights are data: no pickles, and no code from the repository. The README states the licence.
     patterns = [
         *("model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt", "*.tiktoken"),
         "README.md",
@@ -133,7 +139,8 @@ def _from_hub(
         except HFValidationError as error:
             raise BackboneError(
                 f"backbone.model: {given}: neither a file, a directory, an alias "
-                f"({', '.join(ALIASES)}) nor a hub id such as Qwen/Qwen3-8B"
+                f"({', '.join(ALIASES)}) nor a hub id. Fix: correct the path, or write a hub id "
+                "such as Qwen/Qwen3-8B."
             ) from error
         except (
             LocalEntryNotFoundError,
@@ -144,9 +151,9 @@ def _from_hub(
             failure = error
         else:
             return BackboneFiles(given, directory.name, directory)
-    reason = str(failure).strip().splitlines()[0] if failure else "not looked for"
+    reason = first_line(failure) if failure else "not searched"
     raise BackboneError(
-        f"backbone.model: {given}: not on this machine and not to be fetched ({reason}). Give a "
-        f"directory, a .gguf file, an alias ({', '.join(ALIASES)}), or fetch it where there is a "
-        "network"
+        f"backbone.model: {given}: not on this machine and cannot be downloaded ({reason}). Fix: "
+        f"give a directory, a .gguf file or an alias ({', '.join(ALIASES)}), or download the model "
+        "where there is a network."
     ) from failure

@@ -1,4 +1,4 @@
-"""What makes two backbones the same: hashes of weights, configuration, tokenizer; storage."""
+"""Identity of a backbone: hashes of weights, configuration and tokenizer, and weight storage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from lora_kit.runtime.hashes import file_sha256, json_sha256
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What makes two backbones the same: sha256 of each part, and how the weights are stored."""
+    """Identity of a backbone; two backbones are the same if all fields are equal.
+
+    Attributes:
+        weights: sha256 of the weight files.
+        config: sha256 of the configuration.
+        tokenizer: sha256 of the tokenizer files.
+        quantization: storage of the quantized weights, such as `nf4-bitsandbytes-double`.
+        dtype: compute dtype.
+    """
 
     weights: str
     config: str
@@ -27,46 +35,57 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """One sha256 over all parts."""
+        """Return one sha256 over all fields, in hexadecimal."""
         return json_sha256(asdict(self))
 
 
-def require_saved(found: Any, path: Path, error: type[LoraKitError], remedy: str) -> None:
-    """Refuse what is no fingerprint as it is saved beside an adapter: its parts and their digest.
+def require_saved_fingerprint(
+    value: Any, path: Path, error: type[LoraKitError], remedy: str
+) -> None:
+    """Refuse a value that is not a fingerprint as saved beside an adapter, with its digest.
+
+    Args:
+        value: value of the file's `fingerprint`.
+        path: file that contains the value.
+        error: class of the error.
+        remedy: action for the user, in the imperative.
 
     Raises:
-        error: naming the file and what of it is missing.
+        error: naming the file and the missing fields.
     """
-    parts = [*(field.name for field in fields(Fingerprint)), "digest"]
-    said = found if isinstance(found, dict) else {}
-    lacking = [part for part in parts if not isinstance(said.get(part), str)]
-    if lacking:
+    names = [*(field.name for field in fields(Fingerprint)), "digest"]
+    saved = value if isinstance(value, dict) else {}
+    missing = [name for name in names if not isinstance(saved.get(name), str)]
+    if missing:
         raise error(
-            f"{path}: has no fingerprint of the backbone: {', '.join(lacking)} of `fingerprint` "
-            f"{'is' if len(lacking) == 1 else 'are'} missing, or no text; {remedy}"
+            f"{path}: no valid fingerprint of the backbone (missing or not a text in "
+            f"`fingerprint`: {', '.join(missing)}). Fix: {remedy}."
         )
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory, in order of their names.
+    """Return the safetensors files of a model directory, sorted by name.
 
     Raises:
-        BackboneError: if there is none.
+        BackboneError: if there is none, or if the index names a missing file.
     """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        # Some repositories hold the same weights a second time under another name.
+        # Only indexed files: some repositories hold the same weights again under another name.
         names = set(read_json(index, BackboneError).get("weight_map", {}).values())
         files = sorted(directory / str(name) for name in names)
     else:
         files = [directory / "model.safetensors"]
     missing = [file.name for file in files if not file.is_file()]
     if missing and index.is_file():
-        raise BackboneError(f"{directory}: its index names files that are not there: {missing[0]}")
+        raise BackboneError(
+            f"{index}: names files that do not exist (first: {missing[0]}). Fix: complete the "
+            "download or the copy."
+        )
     if missing or not files:
         raise BackboneError(
-            f"{directory}: no model.safetensors; weights in other formats can carry code and are "
-            "not loaded. Convert them, for example with save_pretrained"
+            f"{directory}: no model.safetensors; other formats can contain code and are not "
+            "loaded. Fix: convert the weights, for example with save_pretrained."
         )
     return files
 
@@ -74,27 +93,30 @@ def weight_files(directory: Path) -> list[Path]:
 def fingerprint(
     directory: Path, weights: list[Path], spec: BackboneSpec, dtype: torch.dtype
 ) -> Fingerprint:
-    """The fingerprint of a model directory under a spec."""
+    """Compute the fingerprint of a model directory under a spec.
+
+    Args:
+        directory: model directory.
+        weights: weight files, as returned by `weight_files`.
+        spec: backbone section of the recipe.
+        dtype: compute dtype.
+    """
     tokenizer = [
         path
         for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "*.jinja")
         for path in sorted(directory.glob(name))
     ]
+    config = read_json(directory / "config.json", BackboneError)
+    # The version of the library that wrote the file does not change the model.
+    config.pop("transformers_version", None)
     storage = "none" if spec.quantization == "none" else f"{spec.quantization}-bitsandbytes"
     return Fingerprint(
         weights=_hash_files(weights),
-        config=_hash_config(directory / "config.json"),
+        config=json_sha256(config),
         tokenizer=_hash_files(tokenizer),
         quantization=storage + ("-double" if spec.quantization in ("nf4", "fp4") else ""),
         dtype=str(dtype).removeprefix("torch."),
     )
-
-
-def _hash_config(path: Path) -> str:
-    """The sha256 of a configuration but for the version of the library that wrote it."""
-    config = read_json(path, BackboneError)
-    config.pop("transformers_version", None)
-    return json_sha256(config)
 
 
 def _hash_files(paths: list[Path]) -> str:

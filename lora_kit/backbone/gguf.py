@@ -1,4 +1,4 @@
-"""GGUF files: converted once to safetensors, cached by the hash of their content."""
+"""Conversion of GGUF files to safetensors, cached by the hash of their content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lora_kit.runtime.errors import BackboneError
 from lora_kit.runtime.files import read_json, shared_directory, write_json
 from lora_kit.runtime.hashes import file_sha256
 
-# Raise it when the conversion itself changes, so that older conversions are not taken for new ones.
+# Version of the conversion, part of the cache key. Raise it when the conversion changes.
 CONVERSION = "2"
 
 _LLAMA3 = (
@@ -22,9 +22,9 @@ _LLAMA3 = (
 )
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
-# A GGUF file only names how text is cut before the merges; llama.cpp holds the regular expressions
-# (`llama-vocab.cpp`). These are the ones of its that tokenizers of Llama models have, by that name,
-# each with whether llama.cpp takes a piece that is a token as it is (`ignore_merges`).
+# Pre-tokenizers by the name in a GGUF file, each with the tokenizer's `ignore_merges`. The file
+# stores only the name; llama.cpp holds the regular expressions (`llama-vocab.cpp`). Listed are
+# those of Llama-architecture models.
 PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], bool]] = {
     "gpt-2": (_BYTES, False),
     "smollm": (
@@ -52,18 +52,21 @@ PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], bool]] = {
 }
 
 
-def converted(path: Path) -> Path:
-    """The directory with `path`'s model in safetensors (float32, exact) and its tokenizer.
+def convert_gguf(path: Path) -> Path:
+    """Convert a GGUF file to safetensors, and return the cached directory.
 
-    A GGUF backbone loaded directly counts as quantized and can neither be saved nor quantized
-    again; the dense copy can.
+    The weights are dequantized to float32 exactly. transformers treats a GGUF model that is loaded
+    directly as quantized, so it can neither be saved nor quantized again.
 
     Raises:
-        BackboneError: if the file is no GGUF file that transformers can read.
+        BackboneError: if transformers cannot read the file as GGUF.
     """
     with path.open("rb") as stream:
         if stream.read(4) != b"GGUF":
-            raise BackboneError(f"{path}: not a GGUF file (its first four bytes are not `GGUF`)")
+            raise BackboneError(
+                f"{path}: not a GGUF file (its first four bytes are not `GGUF`). Fix: download it "
+                "again, or name another file."
+            )
     digest = file_sha256(path)
     target = cache_directory() / "gguf" / f"{digest}-{CONVERSION}"
     if target.is_dir():
@@ -86,8 +89,11 @@ def _convert(path: Path, directory: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except (ValueError, LookupError, NotImplementedError, RuntimeError, struct.error) as error:
-        raise BackboneError(f"{path}: transformers cannot read this GGUF file: {error}") from error
-    # Left in place, the quantization would mark every saved copy as one that cannot be trained.
+        raise BackboneError(
+            f"{path}: transformers cannot read this GGUF file ({error}). Fix: use the checkpoint "
+            "in safetensors that the file was made from."
+        ) from error
+    # A saved quantization_config would mark every copy as not trainable.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(directory)
@@ -96,9 +102,10 @@ def _convert(path: Path, directory: Path) -> None:
 
 
 def _set_pre_tokenizer(path: Path, tokenizer: Path) -> None:
-    """Cut text as the file says: transformers 5.23 does not read the pre-tokenizer's name.
+    """Write the GGUF file's pre-tokenizer to a tokenizer.json.
 
-    SmolLM2's takes digits one by one; without it, numbers become other tokens than the model knows.
+    transformers 5.23 does not read the pre-tokenizer's name. SmolLM2's splits numbers into digits;
+    without it, numbers become tokens that the model was not trained on.
     """
     from gguf import GGUFReader
 

@@ -1,4 +1,4 @@
-"""A head in the place of the output head: what it tells, and which modules begin at random."""
+"""Classification and reward heads: loading, initialization, and their files beside an adapter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.backbone.encoder_decoder import SEQUENCE_TO_SEQUENCE, is_divided
+from lora_kit.backbone.encoder_decoder import SEQUENCE_TO_SEQUENCE, is_encoder_decoder
 from lora_kit.backbone.positions import learned_positions
 from lora_kit.runtime.errors import AdapterError, BackboneError
 from lora_kit.runtime.files import read_json, write_json
@@ -18,12 +18,12 @@ from lora_kit.runtime.files import read_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# What transformers calls heads, and PEFT saves with an adapter by itself.
+# Module names of heads in transformers; PEFT saves them with an adapter.
 HEAD_NAMES = ("score", "classifier")
-# The one output of a reward model; classes are two at least.
+# The only output of a reward model. A classifier has at least two.
 REWARD = ("reward",)
-# Beside an adapter: transformers' configuration with the names of the outputs, for others; and what
-# an evaluation of ours compares with.
+# Files beside an adapter: transformers' configuration with the names of the outputs, for other
+# programs; statistics of the training rows, for the baselines of an evaluation.
 CONFIG = "config.json"
 CLASSES = "classes.json"
 PAIRS = "reward.json"
@@ -31,59 +31,59 @@ PAIRS = "reward.json"
 
 @dataclass(frozen=True)
 class Head:
-    """What turns a text's representation into classes, or into a reward.
+    """Head that maps a text's representation to classes or to a reward.
 
     Attributes:
-        classes: in the order of the outputs; `REWARD` of a reward model.
-        module: the head's name in the model.
-        fresh: modules whose weights the checkpoint does not have; the head's is one of them, unless
-            the checkpoint is a classifier of as many classes.
+        classes: class names in the order of the outputs; `REWARD` for a reward model.
+        module: module name of the head.
+        newly_initialized: modules without weights in the checkpoint; they include the head unless
+            the checkpoint is a classifier with the same number of classes.
     """
 
     classes: tuple[str, ...]
     module: str
-    no_cache: tuple[str, ...]
+    newly_initialized: tuple[str, ...]
 
     @property
     def is_reward(self) -> bool:
-        """Whether it gives one number, and chooses from nothing."""
+        """True for a reward model, which has a single output."""
         return self.classes == REWARD
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """Fresh modules that are not the head itself and that PEFT would not save by itself."""
-        return tuple(name for name in self.no_cache if name != self.module)
+    def extra_modules(self) -> tuple[str, ...]:
+        """Newly initialized modules besides the head, which PEFT does not save by default."""
+        return tuple(name for name in self.newly_initialized if name != self.module)
 
 
 @dataclass(frozen=True)
 class SavedClasses:
-    """What a directory says of the classes of its adapter.
+    """Classes of a saved adapter.
 
     Attributes:
-        rows: how many training rows each class had, in the order of the outputs.
+        rows: number of training rows per class, in the order of the outputs.
     """
 
     rows: dict[str, int]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """In the order of the outputs."""
+        """Class names in the order of the outputs."""
         return tuple(self.rows)
 
     @property
     def most_frequent(self) -> str:
-        """The class of most training rows, of several the first in the order of the outputs."""
+        """The class with the most training rows; the first in output order on ties."""
         return max(self.rows, key=self.rows.__getitem__)
 
 
 @dataclass(frozen=True)
 class SavedReward:
-    """What a directory says of the pairs that its reward model was trained on.
+    """Training pairs of a saved reward model.
 
     Attributes:
-        pairs: how many.
-        per_token: log-odds that an answer is the chosen one for each token that it is longer: all
-            that length alone tells in those pairs.
+        pairs: number of training pairs.
+        per_token: log-odds that an answer is the chosen one, per token that it is longer than the
+            other; the information in length alone.
     """
 
     pairs: int
@@ -91,12 +91,12 @@ class SavedReward:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of its output."""
+        """Names of the outputs."""
         return REWARD
 
 
-def labelled(classes: Sequence[str]) -> dict[str, Any]:
-    """What transformers is told of the outputs; nothing where there are none."""
+def label_config(classes: Sequence[str]) -> dict[str, Any]:
+    """Return the label arguments of `from_pretrained`; empty without classes."""
     if not classes:
         return {}
     return {
@@ -106,59 +106,62 @@ def labelled(classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def head_of(
+def prepare_head(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     classes: Sequence[str],
     missing: Collection[str],
 ) -> Head:
-    """The head of a model that was just loaded, made ready to be trained and computed in float32.
+    """Prepare the head of a loaded model for training, computing in float32.
+
+    Sets the padding token of the model and the maximum length of the tokenizer.
 
     Args:
-        model: a classifier of transformers.
-        tokenizer: of the model.
-        classes: in the order of its outputs.
-        missing: parameters that the checkpoint does not have.
+        model: sequence classifier of transformers.
+        tokenizer: tokenizer of the model.
+        classes: class names in the order of the outputs.
+        missing: names of the parameters that the checkpoint does not have.
 
     Raises:
-        BackboneError: if the model's head has a name that PEFT does not know, texts cannot be
-            padded, or a module without weights in the checkpoint would be quantized.
+        BackboneError: if PEFT does not save a head of this name, the tokenizer cannot pad, or a
+            module without weights in the checkpoint is quantized.
     """
     module = next((name for name in HEAD_NAMES if hasattr(model, name)), None)
     if module is None:
         raise BackboneError(
-            f"backbone.model: the head of {type(model).__name__} is not called "
-            f"{' or '.join(HEAD_NAMES)}, which is what PEFT saves; choose another backbone"
+            f"backbone.model: PEFT saves only heads named {' or '.join(HEAD_NAMES)}, and "
+            f"{type(model).__name__} has neither. Fix: choose another backbone."
         )
     if tokenizer.pad_token_id is None:
-        raise BackboneError("backbone.model: its tokenizer has neither a padding nor an end token")
-    # Which position a decoder's head reads, it tells by the padding.
+        raise BackboneError(
+            "backbone.model: its tokenizer has neither a padding nor an end token. Fix: set "
+            "pad_token in a copy's tokenizer_config.json."
+        )
+    # A decoder's head finds the last token of a row by the padding token.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    # An encoder has no more places than it was trained with; what is longer is cut.
-    written = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    places = learned_positions(model) or written
-    tokenizer.model_max_length = min(tokenizer.model_max_length, places or math.inf)
+    # An encoder has only the positions it was trained with; longer texts are truncated.
+    configured = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = learned_positions(model) or configured
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions or math.inf)
     owners = {name.rpartition(".")[0] for name in missing}
-    no_cache = {module if _is_inside(owner, module) else owner for owner in owners}
-    for name in sorted({module, *no_cache}):
-        _in_float32(model, name)
-    return Head(tuple(classes), module, tuple(sorted(no_cache)))
+    newly_initialized = {
+        module if f"{owner}.".startswith(f"{module}.") else owner for owner in owners
+    }
+    for name in sorted({module, *newly_initialized}):
+        _convert_to_float32(model, name)
+    return Head(tuple(classes), module, tuple(sorted(newly_initialized)))
 
 
-def _is_inside(owner: str, module: str) -> bool:
-    return owner == module or owner.startswith(f"{module}.")
-
-
-def _in_float32(model: torch.nn.Module, name: str) -> None:
-    """Let what is trained be float32 before PEFT copies it, whatever comes in."""
+def _convert_to_float32(model: torch.nn.Module, name: str) -> None:
+    """Convert a module to float32 before PEFT copies it; its linear layers cast their input."""
     part = model.get_submodule(name)
-    # The quantized linear layers of bitsandbytes inherit from it.
+    # The quantized linear layers of bitsandbytes are subclasses of torch.nn.Linear.
     if any(
         isinstance(m, torch.nn.Linear) and type(m) is not torch.nn.Linear for m in part.modules()
     ):
         raise BackboneError(
             f"backbone.quantization: the checkpoint has no weights for {name}, which would be "
-            "quantized at random and never trained; set quantization: none"
+            "quantized with random weights and never trained. Fix: set quantization: none."
         )
     part.float()
     for module in part.modules():
@@ -170,13 +173,13 @@ def _cast(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[to
     return (inputs[0].to(module.weight.dtype), *inputs[1:])  # type: ignore[arg-type]
 
 
-def begin_anew(model: torch.nn.Module, head: Head) -> None:
-    """Draw the weights of what is fresh once more, so that they are those of the seed that is set.
+def reinitialize(model: torch.nn.Module, head: Head) -> None:
+    """Draw the newly initialized weights again, so that they depend on the current seed.
 
-    Normal with the model's own deviation, biases 0, as transformers begins linear layers.
+    Weights are normal with the model's `initializer_range` and biases 0, as in transformers.
     """
     deviation = float(getattr(model.config, "initializer_range", 0.02))
-    for name in head.no_cache:
+    for name in head.newly_initialized:
         for module in model.get_submodule(name).modules():
             if isinstance(module, torch.nn.Linear):
                 torch.nn.init.normal_(module.weight, std=deviation)
@@ -185,11 +188,11 @@ def begin_anew(model: torch.nn.Module, head: Head) -> None:
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Texts as one batch for a classifier: an encoder's head reads the first place of a row.
+    """Pad texts on the right; an encoder's head reads the first position of a row.
 
     Args:
-        rows: token ids, none empty.
-        pad_token_id: fills shorter rows.
+        rows: token ids of each text, none empty.
+        pad_token_id: token id of the padding.
 
     Returns:
         `input_ids` and `attention_mask`, each (batch, length) int64.
@@ -200,35 +203,42 @@ def pad_right(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, tor
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
-def task_type_of(model: torch.nn.Module) -> str:
-    """What PEFT calls a model's task."""
+def peft_task_type(model: torch.nn.Module) -> str:
+    """Return PEFT's task type of a model."""
     if is_classifier(model):
         return "SEQ_CLS"
-    return SEQUENCE_TO_SEQUENCE if is_divided(model) else "CAUSAL_LM"
+    return SEQUENCE_TO_SEQUENCE if is_encoder_decoder(model) else "CAUSAL_LM"
 
 
 def is_classifier(model: torch.nn.Module) -> bool:
-    """Whether a model of transformers has a head for classes, be it loaded or only its shapes."""
+    """Return true if a transformers model is a sequence classifier; works on the meta device."""
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
 def save_head(config: Any, saved: SavedClasses | SavedReward, directory: Path) -> None:
-    """Write what another program needs to load the head, and what ours compares it with."""
-    # Where the backbone lay, and how it was stored, is a matter of this machine.
-    kept = {n: v for n, v in config.to_dict().items() if n not in ("quantization_config",)}
-    kept.pop("_name_or_path", None)
-    write_json(directory / CONFIG, kept)
+    """Write a head's files beside an adapter.
+
+    Args:
+        config: transformers' configuration of the model, which other programs need to load the
+            head.
+        saved: statistics of the training rows, for the baselines of an evaluation.
+        directory: directory of the adapter.
+    """
+    # The backbone's path and quantization are specific to this machine.
+    local = ("quantization_config", "_name_or_path")
+    values = {name: value for name, value in config.to_dict().items() if name not in local}
+    write_json(directory / CONFIG, values)
     if isinstance(saved, SavedReward):
         write_json(directory / PAIRS, asdict(saved))
     else:
         write_json(directory / CLASSES, {"training_rows": saved.rows})
 
 
-def saved_head(adapter: Path) -> SavedClasses | SavedReward | None:
-    """What an adapter's head tells, and of what training rows; `None` for a language model's.
+def read_saved_head(adapter: Path) -> SavedClasses | SavedReward | None:
+    """Read the description of an adapter's head; `None` for a language model's adapter.
 
     Raises:
-        AdapterError: if it has a head that does not say what its outputs are.
+        AdapterError: if the adapter has a head without a valid description of its outputs.
     """
     config = read_json(adapter / "adapter_config.json", AdapterError)
     if config.get("task_type") != "SEQ_CLS":
@@ -238,18 +248,24 @@ def saved_head(adapter: Path) -> SavedClasses | SavedReward | None:
     path = adapter / CLASSES
     if not path.is_file():
         raise AdapterError(
-            f"{adapter}: an adapter with a head (SEQ_CLS) without {CLASSES} or {PAIRS}, so that "
-            "what its outputs mean is not known; only those that were trained here can be evaluated"
+            f"{adapter}: an adapter with a head (SEQ_CLS) without {CLASSES} or {PAIRS}, which name "
+            "its outputs. Fix: restore the file, or evaluate an adapter trained by lora-kit."
         )
     rows = read_json(path, AdapterError).get("training_rows")
     if not isinstance(rows, dict) or not rows or not all(isinstance(n, int) for n in rows.values()):
-        raise AdapterError(f"{path}: training_rows has to be a number of rows for each class")
+        raise AdapterError(
+            f"{path}: training_rows must be a number of rows for each class (got {rows!r:.80}). "
+            "Fix: restore the file from the run that trained the adapter."
+        )
     return SavedClasses(rows)
 
 
 def _saved_reward(path: Path) -> SavedReward:
-    found = read_json(path, AdapterError)
-    pairs, per_token = found.get("pairs"), found.get("per_token")
+    value = read_json(path, AdapterError)
+    pairs, per_token = value.get("pairs"), value.get("per_token")
     if not isinstance(pairs, int) or not isinstance(per_token, float | int):
-        raise AdapterError(f"{path}: pairs has to be a whole number, and per_token a number")
+        raise AdapterError(
+            f"{path}: pairs must be a whole number and per_token a number (got {pairs!r:.40} and "
+            f"{per_token!r:.40}). Fix: restore the file from the run that trained the adapter."
+        )
     return SavedReward(pairs, float(per_token))

@@ -1,4 +1,4 @@
-"""The backbone: local files -> loaded, frozen, quantized and fingerprinted model."""
+"""Loading of a backbone: local files to a frozen, quantized and fingerprinted model."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from lora_kit.backbone import encoder_decoder
 from lora_kit.backbone.attention import attention_arguments
-from lora_kit.backbone.encoder_decoder import is_divided, language_model_class
+from lora_kit.backbone.encoder_decoder import (
+    is_encoder_decoder,
+    language_model_class,
+    prepare_seq2seq,
+)
 from lora_kit.backbone.files import BackboneFiles
 from lora_kit.backbone.fingerprint import Fingerprint, fingerprint, weight_files
-from lora_kit.backbone.heads import HEAD_NAMES, REWARD, Head, head_of, labelled
+from lora_kit.backbone.heads import HEAD_NAMES, REWARD, Head, label_config, prepare_head
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runtime.errors import BackboneError
+from lora_kit.runtime.errors import BackboneError, first_line
 from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.processes import process_state
 
@@ -26,10 +29,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded, frozen base model.
+    """Loaded, frozen base model.
 
     Attributes:
-        head: of a classifier; `None` for a language model.
+        model: model on this process's device, in evaluation mode.
+        tokenizer: tokenizer with a padding token.
+        files: local files.
+        spec: backbone section with revision, dtype and attention resolved.
+        fingerprint: identity of weights, configuration, tokenizer and storage.
+        quantized_modules: names of the quantized modules.
+        head: head of a classifier or reward model; `None` for a language model.
     """
 
     model: PreTrainedModel
@@ -42,7 +51,7 @@ class Backbone:
 
 
 def compute_dtype(spec: BackboneSpec) -> torch.dtype:
-    """The dtype that `auto` stands for on this machine, or the one that is named.
+    """Return the compute dtype: the one in the spec, or the best one of this machine for `auto`.
 
     A CPU without bfloat16 instructions multiplies bfloat16 matrices several times slower than
     float32 ones (measured on one with AVX2 only: 19 against 130 GFLOP/s).
@@ -58,48 +67,47 @@ def compute_dtype(spec: BackboneSpec) -> torch.dtype:
 
 
 def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) -> Backbone:
-    """Load the model frozen, quantized as `spec` says, on this process's device.
+    """Load a model, frozen and quantized, on this process's device.
 
-    Where it is going to be divided over the processes it waits in main memory, from the same files
-    for all processes of a machine: it may be larger than a GPU.
+    A model that will be sharded over the processes stays in main memory, mapped from the same files
+    by all processes of a machine, since it may be larger than a GPU.
 
     Args:
-        files: of `resolve`.
-        spec: how it is loaded.
-        classes: that a head chooses from, in the order of its outputs; without any, the model is a
-            causal language model.
+        files: local files, as returned by `resolve`.
+        spec: backbone section of the recipe.
+        classes: class names of a head, in the order of its outputs; empty for a language model.
 
     Raises:
-        BackboneError: if the files are no such model in safetensors, or attention cannot be
-            computed as asked.
+        BackboneError: if the files are no such model in safetensors, or the requested attention
+            implementation cannot be used.
     """
     weights = weight_files(files.directory)
     dtype = compute_dtype(spec)
     model, tokenizer, missing = _read(files, spec, dtype, classes)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if is_divided(model):
-        encoder_decoder.prepare(model, tokenizer, files.reference)
+    if is_encoder_decoder(model):
+        prepare_seq2seq(model, tokenizer, files.reference)
     if missing and not classes:
-        # transformers would go on with random ones.
+        # transformers would continue with random weights.
         raise BackboneError(
-            f"backbone.model: {files.reference}: not the weights of a language model: "
-            f"{min(missing)} and {len(missing) - 1} others are missing. An encoder can be a "
-            "classifier: training.objective: classification"
+            f"backbone.model: {files.reference}: not the weights of a language model (missing: "
+            f"{min(missing)} and {len(missing) - 1} others). Fix: choose a language model, or "
+            "train an encoder as a classifier with training.objective: classification."
         )
-    head = head_of(model, tokenizer, classes, missing) if classes else None
+    head = prepare_head(model, tokenizer, classes, missing) if classes else None
     quantized = tuple(guard_quantized_modules(model))
     if spec.quantization != "none" and not quantized:
         raise BackboneError(
-            f"backbone.quantization: {spec.quantization} reached no module of {files.reference}; "
-            "its weights are not in linear layers. Use quantization: none"
+            f"backbone.quantization: {spec.quantization} applies only to linear layers, and "
+            f"{files.reference} has none. Fix: set quantization: none."
         )
     model.requires_grad_(False)
     model.eval()
     resolved = {
         "revision": files.revision,
         "dtype": str(dtype).removeprefix("torch."),
-        "attention": _attention_taken(model, spec),
+        "attention": _resolved_attention(model, spec),
     }
     return Backbone(
         model=model,
@@ -115,7 +123,7 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
 def _read(
     files: BackboneFiles, spec: BackboneSpec, dtype: torch.dtype, classes: Sequence[str]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
-    """Model and tokenizer as they are in the files, and the parameters that are not in them."""
+    """Read model and tokenizer, and the names of parameters without weights in the files."""
     from transformers import AutoTokenizer
 
     device = process_state().device
@@ -125,7 +133,7 @@ def _read(
             files.directory,
             dtype=dtype,
             quantization_config=quantization_config(spec, dtype, bool(classes)),
-            # By local rank: "auto" would put every process of a node on the same devices.
+            # By local rank: `auto` would put every process of a node on the same devices.
             device_map={"": device}
             if device.type != "cpu" and not current_launch().sharded
             else None,
@@ -134,22 +142,25 @@ def _read(
             local_files_only=True,
             output_loading_info=True,
             **attention,
-            **labelled(classes),
+            **label_config(classes),
         )
         tokenizer = AutoTokenizer.from_pretrained(files.directory, local_files_only=True)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        asked = f" with backbone.attention: {spec.attention}" if attention else ""
-        # Behind the first line transformers lists all models that it knows.
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BackboneError(f"backbone.model: {files.reference}{asked}: {said}") from error
+        setting = f" with backbone.attention: {spec.attention}" if attention else ""
+        # After the first line, transformers lists all models that it supports.
+        raise BackboneError(
+            f"backbone.model: {files.reference}{setting}: transformers cannot load it "
+            f"({first_line(error)}). Fix: choose a model in safetensors of a supported type."
+        ) from error
     return model, tokenizer, loading["missing_keys"]
 
 
 def _model_class(files: BackboneFiles, classes: Sequence[str]) -> Any:
-    """The class of transformers that loads the files.
+    """Return the transformers auto class that loads the files.
 
     Raises:
-        BackboneError: for an encoder with a decoder and a head, which read different things.
+        BackboneError: for an encoder-decoder with a head, which transformers feeds both stacks with
+            the same text.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -159,39 +170,42 @@ def _model_class(files: BackboneFiles, classes: Sequence[str]) -> Any:
     if not classes:
         return language_model_class(config)
     if config.is_encoder_decoder:
-        is_reward = tuple(classes) == REWARD
-        instead = "; it learns to write the class as its answer with training.objective: sft"
+        generating = ", or let this one generate the class with training.objective: sft"
         raise BackboneError(
-            f"backbone.model: {files.reference}: {config.model_type} is an encoder with a decoder, "
-            f"which takes no head here{'' if is_reward else instead}. Possible with a head: a "
-            "decoder or an encoder"
+            f"backbone.model: {files.reference}: heads are not supported for encoder-decoders (got "
+            f"{config.model_type}). Fix: choose a decoder or an encoder"
+            f"{'' if tuple(classes) == REWARD else generating}."
         )
     return AutoModelForSequenceClassification
 
 
-def _attention_taken(model: PreTrainedModel, spec: BackboneSpec) -> str:
-    """How the model computes attention.
+def _resolved_attention(model: PreTrainedModel, spec: BackboneSpec) -> str:
+    """Return the attention implementation of a loaded model.
 
     Raises:
-        BackboneError: if that is not what was asked for: of some models transformers puts another
-            kernel in its place, with a line in a log.
+        BackboneError: if it differs from the requested one; for some models transformers replaces
+            the kernel and only logs a line.
     """
-    taken = str(model.config._attn_implementation)
-    if spec.attention not in ("auto", taken):
+    resolved = str(model.config._attn_implementation)
+    if spec.attention not in ("auto", resolved):
         raise BackboneError(
-            f"backbone.attention: {spec.attention}: for this model transformers takes {taken} in "
-            "its place; leave it out"
+            f"backbone.attention: {spec.attention}: for this model transformers uses {resolved} "
+            "instead. Fix: leave backbone.attention out."
         )
-    return taken
+    return resolved
 
 
 def quantization_config(spec: BackboneSpec, dtype: torch.dtype, has_head: bool = False) -> Any:
-    """The bitsandbytes configuration of a spec, `None` for `quantization: none`.
-
-    Of a classifier, transformers 5.23 would quantize the head: it leaves out the last parameter, of
-    which BERT's is a bias.
+    """Return the bitsandbytes configuration of a spec; `None` for `quantization: none`.
 
     4-bit weights use double quantization (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+    transformers 5.23 excludes the module of the last parameter by default, which is not the head
+    of every classifier; heads are therefore excluded by name.
+
+    Args:
+        spec: backbone section of the recipe.
+        dtype: compute dtype of 4-bit weights.
+        has_head: true for a classifier or reward model, whose head is not quantized.
     """
     from transformers import BitsAndBytesConfig
 
@@ -210,11 +224,11 @@ def quantization_config(spec: BackboneSpec, dtype: torch.dtype, has_head: bool =
 
 
 def guard_quantized_modules(model: torch.nn.Module) -> Iterator[str]:
-    """Yield the names of all quantized modules, made safe to train after an evaluation.
+    """Yield the names of all quantized modules, with bitsandbytes' CPU repacking disabled.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight in its first eval-mode
-    forward and never unpacks it: later gradients are wrong (cosine 0.18 with the right one) and
-    dequantized weights are garbage, without an error. The repacking asks this attribute.
+    forward and never restores it: later gradients are wrong (cosine 0.18 with the correct one) and
+    dequantized weights are garbage, without an error. The attribute set here prevents repacking.
     """
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 

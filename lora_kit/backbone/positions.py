@@ -1,4 +1,4 @@
-"""How many tokens a backbone has places for."""
+"""Number of positions of a backbone with learned position embeddings."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from typing import Any
 
 import torch
 
-from lora_kit.backbone.encoder_decoder import is_divided
+from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 
-# What the modules are called that have a vector for each position: BERT, BART and OPT; GPT-2.
-LEARNED = re.compile(r"position|\bwpe\b")
+# Names of modules with one embedding per position: BERT, BART and OPT; GPT-2.
+LEARNED_POSITION_NAMES = re.compile(r"position|\bwpe\b")
 
 
 def learned_positions(stack: torch.nn.Module) -> int | None:
-    """Places of a stack of blocks whose positions are learned; `None` where they are computed."""
-    found = [
-        module.num_embeddings - _unused(module)
+    """Return the number of learned positions of a stack of blocks; `None` if not learned."""
+    counts = [
+        module.num_embeddings - _unused_rows(module)
         for name, module in stack.named_modules()
-        if isinstance(module, torch.nn.Embedding) and LEARNED.search(name)
+        if isinstance(module, torch.nn.Embedding) and LEARNED_POSITION_NAMES.search(name)
     ]
-    return min(found, default=None)
+    return min(counts, default=None)
 
 
-def _unused(embedding: torch.nn.Embedding) -> int:
-    """The first rows, of no position: OPT counts from `offset`, RoBERTa from behind its filler."""
-    behind_filler = 0 if embedding.padding_idx is None else embedding.padding_idx + 1
-    return int(getattr(embedding, "offset", behind_filler))
+def _unused_rows(embedding: torch.nn.Embedding) -> int:
+    """Count first rows without a position: OPT has an `offset`, RoBERTa counts after padding."""
+    after_padding = 0 if embedding.padding_idx is None else embedding.padding_idx + 1
+    return int(getattr(embedding, "offset", after_padding))
 
 
 @dataclass(frozen=True)
-class Positions:
-    """The places of a backbone whose positions are learned, each a vector of its own.
+class PositionLimits:
+    """Numbers of learned positions of a backbone.
 
-    Behind the last one torch ends with an index error; computed positions (rotary ones, distances)
-    go on, and are not limited here.
+    Beyond the last learned position, torch raises an index error. Computed positions (rotary,
+    relative) have no limit here.
 
     Attributes:
-        encoder: places of what stands before the answer; `None` without an encoder.
-        decoder: of the rest, or of all.
-        end: the token that ends what an encoder reads; `None` without one.
+        encoder: number of positions of the encoder; `None` without an encoder, or if computed.
+        decoder: number of positions of the decoder; `None` if computed.
+        end: token id that ends the encoder's input; `None` without an encoder.
     """
 
     encoder: int | None
@@ -49,36 +49,45 @@ class Positions:
     end: int | None
 
     @classmethod
-    def of(cls, model: Any) -> Positions:
-        """Those of a model, of its text and not of what else it reads."""
+    def of(cls, model: Any) -> PositionLimits:
+        """Read the limits of a model's text stacks (no vision or audio encoder)."""
         decoder = learned_positions(model.get_decoder())
-        if not is_divided(model):
+        if not is_encoder_decoder(model):
             return cls(None, decoder, None)
         end = model.generation_config.eos_token_id
         return cls(learned_positions(model.get_encoder()), decoder, end)
 
-    def room(self, input_ids: Sequence[int]) -> int | None:
-        """Tokens that can be said behind a text by one stack; `None` where there is no end."""
-        # The last one is put nowhere.
-        return None if self.decoder is None else max(self.decoder - len(input_ids) + 1, 0)
-
-    def lacking(self, input_ids: Sequence[int], behind: int = 0, before: int = 0) -> str:
-        """What a text takes more places than there are for; empty where it fits.
+    def max_new_tokens(self, input_ids: Sequence[int]) -> int | None:
+        """Return how many tokens a decoder-only model can generate after a text.
 
         Args:
-            input_ids: of the text.
-            behind: tokens that follow it.
-            before: virtual tokens.
+            input_ids: token ids of the text.
+
+        Returns:
+            Number of tokens; `None` without a limit.
+        """
+        # The last generated token is never an input.
+        return None if self.decoder is None else max(self.decoder - len(input_ids) + 1, 0)
+
+    def overflow(
+        self, input_ids: Sequence[int], new_tokens: int = 0, virtual_tokens: int = 0
+    ) -> str:
+        """Describe by how much a text exceeds the positions; empty if the text fits.
+
+        Args:
+            input_ids: token ids of the text.
+            new_tokens: number of tokens generated after the text.
+            virtual_tokens: number of virtual tokens before the text.
         """
         rest, source = len(input_ids), 0
         if self.end is not None and self.end in input_ids:
             source = list(input_ids).index(self.end) + 1
             rest -= source
-        # The last token that is said is put nowhere.
-        for taken, most in (
+        # The last generated token is never an input.
+        for needed, available in (
             (source, self.encoder),
-            (before + rest + max(behind - 1, 0), self.decoder),
+            (virtual_tokens + rest + max(new_tokens - 1, 0), self.decoder),
         ):
-            if most is not None and taken > most:
-                return f"takes {taken} positions, of which there are {most}"
+            if available is not None and needed > available:
+                return f"needs {needed} positions (available: {available})"
         return ""

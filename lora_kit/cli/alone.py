@@ -1,4 +1,4 @@
-"""Commands that are one process's work, also where a launcher started several."""
+"""Commands that one process runs, also where a launcher started several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lora_kit.cli.output import is_main_process
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# By these a process would wait for the others to meet it.
+# Variables by which a process would wait for the others.
 OF_LAUNCHERS = (
     "RANK",
     "LOCAL_RANK",
@@ -23,12 +23,12 @@ OF_LAUNCHERS = (
     "MASTER_PORT",
 )
 PREFIXES = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "PMI_", "OMPI_", "MV2_")
-# Says nothing of other processes.
+# Not about other processes.
 KEPT = ("ACCELERATE_USE_CPU",)
 
 
 def alone(command: Callable[P, T]) -> Callable[P, T]:
-    """Let the first process do it by itself; the others have nothing to do, and end well."""
+    """Run a command on process 0 only; the other processes exit with status 0."""
 
     @functools.wraps(command)
     def by_the_first(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,4 +1,4 @@
-"""The commands under one name, in the order in which `--help` lists them."""
+"""The commands of `lora-kit`, in the order in which `--help` lists them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import typer
 
 from lora_kit.cli.alone import alone
 from lora_kit.cli.evaluating import continual_command, evaluate_command
-from lora_kit.cli.machine import doctor_command, recipes_command
+from lora_kit.cli.machine import doctor_command, recipes_command, schema_command
 from lora_kit.cli.merging import combine_command, export_command, merge_command
 from lora_kit.cli.releasing import release_command, verify_command
 from lora_kit.cli.rescaling import rescale_command
 from lora_kit.cli.selection import compare_backbones_command
 from lora_kit.cli.training import plan_command, run_command, train_command
-from lora_kit.runtime.console import DEBUG
+from lora_kit.runtime.console import DEBUG_VARIABLE
 
 app = typer.Typer(
     name="lora-kit",
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     epilog="Start with `lora-kit run quickstart`. Exit status: 0 done or PASS, 1 an error of "
     "lora-kit, 2 bad usage or refused input, 3 FAIL, 4 INCONCLUSIVE, 75 "
-    "broken off by a signal, go on with --resume.",
+    "interrupted by a signal, continue with --resume.",
     help="Adapt a frozen language model with a recipe, prove what the adapter gained and what it "
     "forgot against the base, and release only what passes.",
 )
@@ -36,16 +36,17 @@ def options(
     debug: Annotated[
         bool,
         typer.Option(
-            "--debug", help="Messages of all processes and libraries; errors with their traceback."
+            "--debug",
+            help="Show messages of all processes and libraries, and tracebacks of errors.",
         ),
     ] = False,
 ) -> None:
-    """Before the command."""
+    """Set options that hold for every command."""
     if debug:
-        os.environ[DEBUG] = "1"
+        os.environ[DEBUG_VARIABLE] = "1"
 
 
-# Told in full, since the order of --help is not that of the imports above.
+# Registered in the order in which --help lists them.
 app.command("plan")(plan_command)
 app.command("compare-backbones")(alone(compare_backbones_command))
 app.command("train")(train_command)
@@ -60,3 +61,4 @@ app.command("verify")(alone(verify_command))
 app.command("run")(run_command)
 app.command("doctor")(alone(doctor_command))
 app.command("recipes")(recipes_command)
+app.command("schema")(schema_command)

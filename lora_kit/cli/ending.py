@@ -1,4 +1,4 @@
-"""How one of several processes ends: in order, or failing, of which only the first tells why."""
+"""The end of one of several processes: in order, or with an error that the first one reports."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import sys
 from collections.abc import Mapping
 from datetime import timedelta
 
-# How long to look for the others; a launcher that is gone cannot be asked.
+# Seconds to wait for the store of a launcher that may be gone.
 SECONDS = 5
-# As gloo and NCCL say it.
+# Messages of gloo and NCCL.
 GONE = ("connection closed", "connection reset", "remote process exited", "broken pipe")
 KEY = "lora_kit/failed"
 
 
 def number_of_processes(environment: Mapping[str, str] = os.environ) -> int:
-    """As the launcher set it."""
+    """Return the number of processes that the launcher set."""
     size = environment.get("WORLD_SIZE", "1")
     return int(size) if size.isdigit() else 1
 
 
 def is_first_to_fail() -> bool:
-    """Whether no other process has failed before this one, which then is for it to tell.
+    """Return whether this process is the first to fail, which then reports the error.
 
-    What the others see is that the first is gone. They agree by the launcher's store, since they
-    may not have met yet, or cannot any more; without such a store, each tells for itself.
+    The others only see that a process is gone. They agree through the launcher's store, since their
+    process group may not exist yet, or not any more; without a store, each reports for itself.
     """
     if number_of_processes() == 1:
         return True
@@ -46,7 +46,7 @@ def is_first_to_fail() -> bool:
 
 
 def leave() -> None:
-    """Part from the other processes in order, if they have met; one that just ends may abort."""
+    """Destroy the process group, if there is one; a process that just exits may abort."""
     if number_of_processes() == 1 or "torch" not in sys.modules:
         return
     import torch.distributed
@@ -56,14 +56,14 @@ def leave() -> None:
 
 
 def named() -> str:
-    """How a process that is one of several begins its message."""
+    """Return the beginning of this process's error messages."""
     if number_of_processes() == 1:
         return "lora-kit"
     return f"lora-kit, process {os.environ.get('RANK', '?')} of {number_of_processes()}"
 
 
 def lost_another(error: Exception) -> bool:
-    """Whether an error only says that another process is gone, as one that was killed is."""
+    """Return whether an error only says that another process is gone."""
     import torch.distributed
 
     text = str(error).lower()

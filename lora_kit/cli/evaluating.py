@@ -1,4 +1,4 @@
-"""`evaluate` and `sequence`: adapters against their base."""
+"""`evaluate` and `continual`: adapters against their base."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from lora_kit.cli.libraries import load_pipeline, quiet_libraries
+from lora_kit.cli.libraries import quiet_libraries
 from lora_kit.cli.options import (
+    AdapterArgument,
     BackboneOption,
     JsonOption,
     NoCacheOption,
     OutputOption,
     QuantizationOption,
+    SuiteOption,
 )
 from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
 from lora_kit.recipe.backbone import BackboneSpec, Quantization
@@ -21,34 +23,35 @@ from lora_kit.runtime.errors import VERDICT_STATUS, RecipeError
 
 
 def evaluate_command(
-    target: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, or any PEFT adapter directory.")
-    ],
-    suite: Annotated[
-        list[str] | None, typer.Option(help="A suite file or bundled suite; may be repeated.")
-    ] = None,
+    target: AdapterArgument,
+    suite: SuiteOption = None,
     backbone: BackboneOption = None,
     quantization: QuantizationOption = None,
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to evaluate besides base and adapter: merged, fewshot, retrieval, scratch, "
-            "probe; may be repeated."
+            help="Arm besides base and adapter: merged, fewshot, retrieval, scratch, probe; may be "
+            "repeated."
         ),
     ] = None,
     output: OutputOption = None,
     no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the adapter against its base. Exit status 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
+    """Measure an adapter against its base on suites of tasks.
+
+    Exit status: 0 PASS, 3 FAIL, 4 INCONCLUSIVE.
+    """
     spec = backbone_spec(backbone, quantization)
-    evaluation = load_pipeline().evaluate(target, suite, spec, output, arm or (), no_cache)
+    quiet_libraries()
+    from lora_kit.evaluation.reporting.show import show_verdict
+    from lora_kit.pipeline.evaluation import evaluate
+
+    evaluation = evaluate(target, suite, spec, output, arm or (), no_cache)
     verdict = evaluation.verdict
     if as_json:
         print_json(verdict.to_dict())
     elif is_main_process():
-        from lora_kit.evaluation.reporting.show import show_verdict
-
         show_verdict(verdict, stdout())
         print_text(f"Report: {evaluation.directory}/report.html")
     raise typer.Exit(VERDICT_STATUS[verdict.decision])
@@ -61,11 +64,13 @@ def continual_command(
     ],
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="What each stage was trained for; by default its recipe's gain."),
+        typer.Option(
+            help="Suite that each stage was trained for; by default the gain suites of its recipe."
+        ),
     ] = None,
     backbone: BackboneOption = None,
     quantization: QuantizationOption = None,
-    output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("continual"),
+    output: Annotated[Path, typer.Option(help="Directory of the results.")] = Path("continual"),
     no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -75,20 +80,23 @@ def continual_command(
     from lora_kit.evaluation.reporting.show_stages import show_matrix
     from lora_kit.pipeline.continual import RECORD, evaluate_continual
 
-    found = evaluate_continual(targets, suite, spec, output, no_cache)
+    result = evaluate_continual(targets, suite, spec, output, no_cache)
     if as_json:
-        print_json(found.to_dict())
+        print_json(result.to_dict())
     elif is_main_process():
-        columns = tuple(f"{c.suite}/{c.task} ({c.unit})" for c in found.columns)
-        show_matrix(found.stages, columns, found.scores, found.transfers, stdout())
+        columns = tuple(f"{c.suite}/{c.task} ({c.unit})" for c in result.columns)
+        show_matrix(result.stages, columns, result.scores, result.transfers, stdout())
         print_text(f"Matrix: {output / RECORD}")
 
 
 def backbone_spec(model: str | None, quantization: Quantization | None) -> BackboneSpec | None:
-    """What --backbone and --quantization say together; `None` where neither is given."""
+    """Return the backbone of --backbone and --quantization; `None` if neither is given."""
     if quantization and not model:
-        raise RecipeError("--quantization goes with --backbone; an adapter of ours knows its own")
-    # Only what is given is set: the rest is as the adapter says.
+        raise RecipeError(
+            "--quantization: has no effect alone, since an adapter of ours records its own. Fix: "
+            "add --backbone"
+        )
+    # Only given fields are set: the adapter decides the rest.
     given = {"model": model, "quantization": quantization}
-    set_ = {name: value for name, value in given.items() if value}
-    return BackboneSpec.model_validate(set_) if set_ else None
+    chosen = {name: value for name, value in given.items() if value}
+    return BackboneSpec.model_validate(chosen) if chosen else None

@@ -1,4 +1,4 @@
-"""The options and arguments that several commands share."""
+"""Options and arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from lora_kit.recipe.backbone import Quantization
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")
 ]
+AdapterArgument = Annotated[
+    Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, or any PEFT adapter directory.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="FIELD=VALUE", help="Override a field, such as training.epochs=2."
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Override a field, such as training.epochs=2; may be repeated. All fields: "
+        "recipes/REFERENCE.md.",
     ),
 ]
 LaunchOption = Annotated[
@@ -23,34 +30,39 @@ LaunchOption = Annotated[
     typer.Option(
         "--launch",
         metavar="FILE",
-        help="Plan for what `accelerate launch --config_file FILE` would start, on any machine: "
-        "memory of each process, and what cannot work.",
+        help="Plan for `accelerate launch --config_file FILE`, on any machine: memory of each "
+        "process, and what cannot work.",
     ),
 ]
-OutputOption = Annotated[Path | None, typer.Option("--output", help="Where the results go.")]
+SuiteOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A suite file or bundled suite; may be repeated. Default: the suites of the recipe."
+    ),
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", help="Directory of the results.")]
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Let --output hold an earlier run.")
+    bool, typer.Option("--overwrite", help="Allow --output to hold an earlier run.")
 ]
 ResumeOption = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with the run in --output (by default the newest of the recipe) from its last "
-        "checkpoint; without one, begin.",
+        help="Continue the run in --output (by default the newest run of the recipe) from its last "
+        "checkpoint; start a new run if there is none.",
     ),
 ]
 NoCacheOption = Annotated[
-    bool, typer.Option("--no-cache", help="Measure again what was measured before.")
+    bool, typer.Option("--no-cache", help="Ignore results that were measured before.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 BackboneOption = Annotated[
     str | None,
-    typer.Option(help="Where an adapter's base model is now; by default where the adapter says."),
+    typer.Option(help="Location of an adapter's base model; by default the one it names."),
 ]
 QuantizationOption = Annotated[
     Quantization | None,
     typer.Option(
-        help="With --backbone: how the base is stored; by default as the adapter says, or none."
+        help="Quantization of the base, with --backbone; by default the adapter's own, or none."
     ),
 ]

@@ -1,4 +1,4 @@
-"""`release` and `verify`: what leaves the machine, and whether it is what its manifest says."""
+"""`release` and `verify`: what leaves the machine, and a check of it against its manifest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lora_kit.cli.libraries import load_pipeline
+from lora_kit.cli.libraries import quiet_libraries
 from lora_kit.cli.options import JsonOption, OutputOption, RunArgument
 from lora_kit.cli.output import print_json, print_text
 from lora_kit.runtime.errors import ReleaseError
@@ -18,41 +18,49 @@ def release_command(
     output: OutputOption = None,
     accept: Annotated[
         str | None,
-        typer.Option(metavar="inconclusive", help="Release what is INCONCLUSIVE; with --reason."),
+        typer.Option(metavar="inconclusive", help="Release an INCONCLUSIVE run; needs --reason."),
     ] = None,
-    reason: Annotated[str | None, typer.Option(help="Why; it stands in the card.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Reason for --accept; printed at the top of the card.")
+    ] = None,
     push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Send it to the hub, in one commit.")
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload to the hub in one commit.")
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="With --push: for nobody else.")
+        bool, typer.Option("--private", help="Make the hub repository private; with --push.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Release a run that passed: model, adapter, evaluation, card and manifest, or refuse."""
-    from lora_kit.releasing.acceptance import accepted
+    """Release a run that passed: model, adapter, evaluation, card and manifest.
 
-    acceptance = accepted(accept, reason)
+    Exit status: 0 released, 3 refused (FAIL), 4 refused (INCONCLUSIVE), 2 a stage is missing.
+    """
+    from lora_kit.releasing.acceptance import parse_acceptance
+
+    acceptance = parse_acceptance(accept, reason)
     if private and not push:
-        raise ReleaseError("--private goes with --push OWNER/NAME", status=2)
-    made = load_pipeline().release(run, output, acceptance, push, private)
+        raise ReleaseError("--private: has no effect alone. Fix: add --push OWNER/NAME", status=2)
+    quiet_libraries()
+    from lora_kit.pipeline.releasing import release
+    from lora_kit.releasing.release import show_release
+
+    made = release(run, output, acceptance, push, private)
     if as_json:
         print_json(made.to_dict())
-        return
-    from lora_kit.releasing.released import show_release
-
-    print_text(show_release(made))
+    else:
+        print_text(show_release(made))
 
 
 def verify_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A release or a run.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Check a release against its manifest, and a verdict against its ledger, offline."""
-    pipeline = load_pipeline()
+    """Check a release against its manifest, or a run's verdict against its ledger, offline."""
+    quiet_libraries()
+    from lora_kit.pipeline.releasing import verify
 
-    found = pipeline.verify(directory)
+    message = verify(directory)
     if as_json:
-        print_json({"verified": str(directory), "found": found})
+        print_json({"verified": str(directory), "found": message})
     else:
-        print_text(f"{directory}: {found}")
+        print_text(f"{directory}: {message}")

@@ -1,4 +1,4 @@
-"""`rescale`: an adapter's strength, turned without training."""
+"""`rescale`: change a trained adapter's scale without training."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lora_kit.cli.libraries import load_pipeline
-from lora_kit.cli.options import JsonOption, NoCacheOption, OutputOption, RunArgument
+from lora_kit.cli.libraries import quiet_libraries
+from lora_kit.cli.options import JsonOption, NoCacheOption, OutputOption, RunArgument, SuiteOption
 from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
 from lora_kit.runtime.errors import VERDICT_STATUS, RecipeError
 
@@ -18,61 +18,57 @@ def rescale_command(
         str,
         typer.Option(
             metavar="S,S,...",
-            help="What lora_B is multiplied by. 1 is the adapter as it was trained, and always "
-            "tried; 0 is the base, and always there.",
+            help="Factors of lora_B. 1, the adapter as it was trained, is always tried; 0 is the "
+            "base, which is always evaluated.",
         ),
     ] = "0.25,0.5,0.75,1,1.25",
     by_layer: Annotated[
         bool,
         typer.Option(
             "--by-layer",
-            help="Also turn each third of the decoder blocks (early, middle, late) while the "
-            "others stay at 1; there, 0 leaves a third out.",
+            help="Also rescale each third of the decoder blocks (early, middle, late) while the "
+            "others stay at 1; there, 0 removes a third.",
         ),
     ] = False,
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A suite file or bundled suite; may be repeated; by default the recipe's. One "
-            "to gain and one to retain at least."
-        ),
-    ] = None,
+    suite: SuiteOption = None,
     output: OutputOption = None,
     no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the adapter's scale with the largest gain that retention allows, without training.
 
-    Picked on one half of each task's items: of the scales that keep every retention task within
-    its margin for sure, the one that gains the most. Proved on the other half, with a verdict like
-    `evaluate`'s. Leaves `adapter-rescaled/` (any PEFT loads it), `rescale.json`, `rescale.png` and `rescale/`
-    with both halves' reports. LoRA and rsLoRA only. Started again, it goes on where it was.
+    The scale is chosen on one half of each task's items: among those that keep every retention task
+    within its margin, the one that gains most. The other half gives the verdict. Writes
+    `adapter-rescaled/` (any PEFT loads it), `rescale.json`, `rescale.png`, and `rescale/` with both
+    halves' reports. For LoRA and rsLoRA. If interrupted, it continues where it was.
 
-    Exit status: 0 PASS, 4 INCONCLUSIVE, 3 FAIL, or no scale is shown to gain and keep.
+    Exit status: 0 PASS, 4 INCONCLUSIVE, 3 FAIL or no scale that gains and keeps.
     """
-    tried = _numbers(scales)
-    found = load_pipeline().rescale(run, tried, by_layer, suite, output, no_cache)
-    if as_json:
-        print_json(found.to_dict())
-    elif is_main_process():
-        from lora_kit.rescaling.show import show_rescale
+    factors = _numbers(scales)
+    quiet_libraries()
+    from lora_kit.pipeline.rescaling import rescale
+    from lora_kit.rescaling.show import show_rescale
 
-        show_rescale(found, stdout())
-        if found.adapter:
-            print_text(f"Adapter: {found.adapter[0]}")
-            print_text(f"Report: {found.half_b}/report.html")
-        print_text(f"Picture: {found.plot}")
-    raise typer.Exit(VERDICT_STATUS[found.decision])
+    result = rescale(run, factors, by_layer, suite, output, no_cache)
+    if as_json:
+        print_json(result.to_dict())
+    elif is_main_process():
+        show_rescale(result, stdout())
+        if result.adapter:
+            print_text(f"Adapter: {result.adapter[0]}")
+            print_text(f"Report: {result.half_b}/report.html")
+        print_text(f"Plot: {result.plot}")
+    raise typer.Exit(VERDICT_STATUS[result.decision])
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    found = []
+    numbers = []
     for part in text.split(","):
         try:
-            found.append(float(part))
+            numbers.append(float(part))
         except ValueError as error:
             raise RecipeError(
-                f"--scales: {part.strip()!r} is no number; give numbers with commas between them, "
-                "such as 0.25,0.5,1"
+                f"--scales: not a number (got {part.strip()!r}). Fix: write numbers separated by "
+                "commas, such as 0.25,0.5,1"
             ) from error
-    return tuple(found)
+    return tuple(numbers)

@@ -1,4 +1,4 @@
-"""`compare-backbones`: which backbone to take."""
+"""`compare-backbones`: choose a backbone before training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lora_kit.cli.libraries import load_pipeline
+from lora_kit.cli.libraries import quiet_libraries
 from lora_kit.cli.options import (
     JsonOption,
     NoCacheOption,
@@ -34,17 +34,19 @@ def compare_backbones_command(
 ) -> None:
     """Compare backbones on the recipe's gain tasks before any training.
 
-    Of each: zero-shot and few-shot scores with intervals, a linear probe where training rows have
-    labels, tokens per second and memory of training the recipe's adapter, parameters, licence.
-    Losses are in bits per byte, which tokenizers do not change. Leaves `backbones.json`. Started again,
-    it goes on where it was.
+    Reports for each backbone zero-shot and few-shot scores with intervals, a linear probe where
+    training rows have labels, tokens per second and memory of training the recipe's adapter,
+    parameters and licence. Losses are in bits per byte, which do not depend on the tokenizer.
+    Writes `backbones.json`. If interrupted, it continues where it was.
     """
     checked = Recipe.load(recipe, set_ or [])
-    named = [name.strip() for name in backbones.split(",") if name.strip()]
-    found = load_pipeline().compare_backbones(checked, named, output, no_cache)
-    if as_json:
-        print_json({"backbones": [one.to_dict() for one in found]})
-        return
+    names = [name.strip() for name in backbones.split(",") if name.strip()]
+    quiet_libraries()
+    from lora_kit.pipeline.selection import compare_backbones
     from lora_kit.selection.show import show_backbones
 
-    show_backbones(found, stdout())
+    results = compare_backbones(checked, names, output, no_cache)
+    if as_json:
+        print_json({"backbones": [result.to_dict() for result in results]})
+    else:
+        show_backbones(results, stdout())

@@ -1,12 +1,12 @@
-"""`plan`, `train` and `run`: the commands that begin with a recipe."""
+"""`plan`, `train` and `run`: the commands that take a recipe."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from lora_kit.cli.libraries import load_pipeline, quiet_libraries
+from lora_kit.cli.libraries import quiet_libraries
 from lora_kit.cli.options import (
     JsonOption,
     LaunchOption,
@@ -19,6 +19,9 @@ from lora_kit.cli.options import (
 from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
 from lora_kit.recipe.recipe import Recipe
 
+if TYPE_CHECKING:
+    from lora_kit.training.trainer import TrainingResult
+
 
 def plan_command(
     recipe: RecipeArgument,
@@ -26,22 +29,24 @@ def plan_command(
     launch: LaunchOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Everything but the training: what it would do, take and refuse, and what the suites show."""
+    """Check a recipe without training: rows, memory, time, what is refused, what the suites show.
+
+    Every field of a recipe is explained in recipes/REFERENCE.md (`lora-kit schema --markdown`).
+    """
     checked = Recipe.load(recipe, set_ or [])
     quiet_libraries()
+    from lora_kit.data.audit.audit import refuse_problems
     from lora_kit.preflight.launch_file import read_launch_file
     from lora_kit.preflight.plan import make_plan
     from lora_kit.preflight.show import show_plan
 
-    made = make_plan(checked, read_launch_file(launch) if launch else None)
+    plan = make_plan(checked, read_launch_file(launch) if launch else None)
     if as_json:
-        print_json(made.to_dict())
+        print_json(plan.to_dict())
     elif is_main_process():
-        show_plan(made, stdout())
-    if made.audit:
-        from lora_kit.data.audit.audit import refuse
-
-        refuse(made.audit)
+        show_plan(plan, stdout())
+    if plan.audit:
+        refuse_problems(plan.audit)
 
 
 def train_command(
@@ -52,9 +57,12 @@ def train_command(
     resume: ResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train an adapter. Leaves adapter/, metrics.jsonl and training.png in the run directory."""
+    """Train an adapter; write adapter/, metrics.jsonl and training.png to the run directory."""
     checked = Recipe.load(recipe, set_ or [])
-    trained = load_pipeline().train(checked, output, overwrite, resume)
+    quiet_libraries()
+    from lora_kit.pipeline.training import train
+
+    trained = train(checked, output, overwrite, resume)
     root, result = trained.run.root, trained.result
     if as_json:
         print_json({"run": str(root), **result.to_dict()})
@@ -66,10 +74,10 @@ def train_command(
     )
 
 
-def _validation(result: Any) -> str:
+def _validation(result: TrainingResult) -> str:
     if result.validation_before is None:
         return ""
-    return f", held-out {result.validation_before:.3f} -> {result.validation_after:.3f}"
+    return f", validation loss {result.validation_before:.3f} -> {result.validation_after:.3f}"
 
 
 def run_command(
@@ -80,12 +88,16 @@ def run_command(
     resume: ResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Recipe to release in one: train, evaluate, merge, and release what passes."""
-    checked = Recipe.load(recipe, set_ or [])
-    pipeline = load_pipeline()
-    from lora_kit.evaluation.reporting.show import show_verdict
+    """Train, merge, evaluate, and release a PASS: the whole way in one command.
 
-    outcome = pipeline.run(checked, output, overwrite, resume)
+    Exit status: 0 PASS and released, 3 FAIL, 4 INCONCLUSIVE.
+    """
+    checked = Recipe.load(recipe, set_ or [])
+    quiet_libraries()
+    from lora_kit.evaluation.reporting.show import show_verdict
+    from lora_kit.pipeline.whole_run import run
+
+    outcome = run(checked, output, overwrite, resume)
     if as_json:
         print_json(outcome.to_dict())
     elif is_main_process():

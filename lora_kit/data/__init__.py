@@ -1,1 +1,1 @@
-"""Rows -> examples -> tokens and labels -> batches."""
+"""Data pipeline: rows -> examples -> tokens and labels -> batches."""

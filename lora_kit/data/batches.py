@@ -1,4 +1,4 @@
-"""Which examples go into one batch: those of about the same length, in a random order."""
+"""Length-grouped sampling, and splitting of a step's examples into micro-batches."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from lora_kit.data.tokenization import Example
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Indices such that each run of `batch_size` of them is of about one length.
+    """Sampler of example indices in which each batch holds examples of about the same length.
 
-    transformers' sampler of the same purpose sorts within windows of 50 batches and yields each
-    window longest first; on a small data set that is the whole epoch in the order of length. Here
-    the batches are shuffled, and the ties and the windows with them, anew in each epoch.
+    The sampler of the same purpose in transformers sorts within windows of 50 batches and yields
+    each window longest first; on a small data set that is the complete epoch in order of length.
+    This sampler shuffles windows, ties and batches anew in each epoch.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, window: int = 64):
-        """Plan.
+        """Set up the sampler.
 
         Args:
             lengths: tokens of each example.
-            batch_size: examples a batch.
-            seed: of the order.
-            window: batches that are sorted together; more means less padding, less chance.
+            batch_size: examples per batch.
+            seed: seed of the order.
+            window: batches sorted together; a larger window means less padding and less
+                randomness.
         """
         self.lengths = lengths
         self.batch_size = batch_size
@@ -35,7 +36,7 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the training at the start of each epoch: nobody else does."""
+        """Set the epoch, which seeds the order; only the training loop calls this."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -52,35 +53,36 @@ class LengthGroupedSampler(Sampler[int]):
             batches += [
                 block[i : i + self.batch_size] for i in range(0, len(block), self.batch_size)
             ]
-        # A short batch anywhere but at the end would shift all that follow it.
+        # A short batch anywhere but at the end would shift all batches after it.
         short = [batch for batch in batches if len(batch) < self.batch_size]
-        whole = [batch for batch in batches if len(batch) == self.batch_size]
-        generator.shuffle(whole)
-        for batch in whole + short:
+        full = [batch for batch in batches if len(batch) == self.batch_size]
+        generator.shuffle(full)
+        for batch in full + short:
             yield from batch
 
 
-class StepShares(Sampler[list[int]]):
-    """Of each optimizer step's examples, those that one process takes.
+class StepShareSampler(Sampler[list[int]]):
+    """Batch sampler that yields one process's share of each optimizer step.
 
-    A step has the same examples however many processes share it, so that a recipe means the same on
-    all of them and a training goes on with another number. They are dealt out from the longest to
-    the shortest: the shares differ by one example at most, and hardly in tokens. Nothing is seen
-    twice; in an epoch's last step, which may be short, a share may be empty.
+    A step has the same examples for any number of processes, so that a recipe gives the same
+    training on all of them and a run can be resumed with another number. Examples are dealt out
+    from the longest to the shortest: shares differ by at most one example and hardly in tokens.
+    No example is seen twice; in an epoch's last step, which may be short, a share may be empty.
 
-    Accelerate's own sharding of a sampler fills that step up with rows from the beginning.
+    The sampler sharding of Accelerate would fill up that last step with rows from the start of the
+    epoch.
     """
 
     def __init__(
         self, order: LengthGroupedSampler, batch_size: int, process: int = 0, processes: int = 1
     ):
-        """Plan.
+        """Set up the sampler.
 
         Args:
-            order: of the examples.
-            batch_size: examples of a step, of all processes together.
-            process: index of this one.
-            processes: that share a step.
+            order: sampler that gives the order of the examples.
+            batch_size: examples per step, over all processes.
+            process: index of this process.
+            processes: number of processes that share a step.
         """
         self.order = order
         self.batch_size = batch_size
@@ -101,42 +103,44 @@ class StepShares(Sampler[list[int]]):
                 step = []
 
 
-# A row that is shorter than this share of a pass's longest is more padding than text: another pass
-# costs less. The shares of several processes are such, dealt out as they are by length.
-ALIKE = 0.5
+# A row shorter than this fraction of the longest row in its micro-batch is mostly padding: another
+# forward pass costs less. Shares of several processes have such rows, since they are dealt out by
+# length.
+MIN_LENGTH_RATIO = 0.5
 
 
-def cut(
+def split_micro_batches(
     examples: Sequence[Example], rows: int, tokens: int | None, packing: bool = False
 ) -> list[list[Example]]:
-    """Cut a step's examples into forward passes, the longest first: what does not fit, shows.
+    """Split a step's examples into micro-batches, longest first.
+
+    With this order, an out-of-memory error occurs on the first forward pass.
 
     Args:
-        examples: of one step.
-        rows: most examples of a forward pass.
-        tokens: most tokens of one, padding included; a longer example has one to itself.
-        packing: whether they are one row, or one row each.
+        examples: examples of one step.
+        rows: maximum examples per micro-batch.
+        tokens: maximum tokens per micro-batch, padding included; a longer example gets a
+            micro-batch of its own. `None` for no limit.
+        packing: if true, a micro-batch is one packed row instead of one row per example.
     """
     ordered = sorted(examples, key=lambda example: -len(example.input_ids))
-    return _packs(ordered, rows, tokens) if packing else list(_rectangles(ordered, rows, tokens))
+    return _pack(ordered, rows, tokens) if packing else list(_pad(ordered, rows, tokens))
 
 
-def _rectangles(
-    ordered: Sequence[Example], rows: int, tokens: int | None
-) -> Iterator[list[Example]]:
+def _pad(ordered: Sequence[Example], rows: int, tokens: int | None) -> Iterator[list[Example]]:
     group: list[Example] = []
     for example in ordered:
         width = len(group[0].input_ids) if group else 0
         full = len(group) == rows or (tokens and width * (len(group) + 1) > tokens)
-        if group and (full or len(example.input_ids) < ALIKE * width):
+        if group and (full or len(example.input_ids) < MIN_LENGTH_RATIO * width):
             yield group
             group = []
         group.append(example)
     yield group
 
 
-def _packs(ordered: Sequence[Example], rows: int, tokens: int | None) -> list[list[Example]]:
-    """First fit decreasing: each into the first pack that has room."""
+def _pack(ordered: Sequence[Example], rows: int, tokens: int | None) -> list[list[Example]]:
+    """Assign each example to the first pack with room (first-fit decreasing)."""
     groups: list[list[Example]] = []
     room: list[float] = []
     for example in ordered:

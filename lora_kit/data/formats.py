@@ -1,23 +1,21 @@
-"""The formats of a row: which one it is in, and how it is read.
+"""Row formats: detection by field names, and parsing.
 
-A format is known by its fields. Where a row could be read in several, the first of `FORMATS` is
-meant: data sets carry columns beside those that matter (Alpaca its `text`, UltraChat a `prompt`
-beside its `messages`).
+If the fields of a row match several formats, the first match in `FORMATS` applies: data sets have
+columns beside those that matter (Alpaca has `text`, UltraChat a `prompt` beside its `messages`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from lora_kit.data.columns import RawRow, class_name, did_you_mean, list_columns, rename_columns
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.turns import (
-    check_last,
-    check_spoken,
+    check_has_assistant_turn,
+    check_last_turn,
     read_conversations,
     read_messages,
     read_text,
@@ -26,42 +24,40 @@ from lora_kit.data.turns import (
 from lora_kit.recipe.data import RowFormat
 from lora_kit.runtime.errors import DataError
 
-Value = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Format:
-    """How one kind of row is read.
+    """Definition of one row format.
 
     Attributes:
-        fields: what it has to have.
-        optional: what it may have.
-        shown: a row of it, for messages.
-        read: a row and its origin to what it says.
+        fields: required fields.
+        optional: optional fields.
+        example: example row for error messages.
+        read: parser of a raw row and its origin.
     """
 
     fields: tuple[str, ...]
     optional: tuple[str, ...]
-    shown: str
-    read: Callable[[Value, str], Row]
+    example: str
+    read: Callable[[RawRow, str], Row]
 
 
-def _messages(value: Value, origin: str) -> Row:
+def _messages(value: RawRow, origin: str) -> Row:
     messages = read_messages(value["messages"], "messages", origin)
     return Row(origin, origin, messages, tools=read_tools(value.get("tools"), origin))
 
 
-def _sharegpt(value: Value, origin: str) -> Row:
+def _sharegpt(value: RawRow, origin: str) -> Row:
     messages = read_conversations(value["conversations"], "conversations", origin)
     messages = _system(value, origin) + messages
     return Row(origin, origin, messages, tools=read_tools(value.get("tools"), origin))
 
 
-def _prompt_completion(value: Value, origin: str) -> Row:
-    prompt = _spoken(value["prompt"], "prompt", "user", origin)
-    completion = _spoken(value["completion"], "completion", "assistant", origin)
+def _prompt_completion(value: RawRow, origin: str) -> Row:
+    prompt = _turns(value["prompt"], "prompt", "user", origin)
+    completion = _turns(value["completion"], "completion", "assistant", origin)
     if len(completion) > len(prompt) and completion[: len(prompt)] == prompt:
-        # UltraFeedback and others repeat the prompt in what is chosen.
+        # Some data sets, such as UltraFeedback, repeat the prompt in the answer.
         completion = completion[len(prompt) :]
     return Row(
         origin,
@@ -69,67 +65,72 @@ def _prompt_completion(value: Value, origin: str) -> Row:
         prompt + completion,
         tools=read_tools(value.get("tools"), origin),
         completion_from=len(prompt),
-        desirable=_said_to_be_good(value.get("label")),
+        desirable=_parse_desirable(value.get("label")),
     )
 
 
-def _said_to_be_good(label: object) -> bool | None:
-    """Data sets have other columns of this name, which say nothing of the kind."""
+def _parse_desirable(label: object) -> bool | None:
+    """Return the KTO label of a completion; `None` for any other column called `label`."""
     if isinstance(label, bool):
         return label
-    # A CSV file holds texts.
+    # A CSV file holds text only.
     return {"true": True, "false": False}.get(label.lower()) if isinstance(label, str) else None
 
 
-def _alpaca(value: Value, origin: str) -> Row:
-    asked = read_text(value["instruction"], "instruction", origin)
-    given = value.get("input")
-    if given is not None and str(given).strip():
-        asked = f"{asked}\n\n{read_text(given, 'input', origin)}"
+def _alpaca(value: RawRow, origin: str) -> Row:
+    prompt = read_text(value["instruction"], "instruction", origin)
+    context = value.get("input")
+    if context is not None and str(context).strip():
+        prompt = f"{prompt}\n\n{read_text(context, 'input', origin)}"
     answer = read_text(value["output"], "output", origin)
-    messages = (*_system(value, origin), Message("user", asked), Message("assistant", answer))
+    messages = (*_system(value, origin), Message("user", prompt), Message("assistant", answer))
     return Row(origin, origin, messages, completion_from=len(messages) - 1)
 
 
-def _text_label(value: Value, origin: str) -> Row:
+def _text_label(value: RawRow, origin: str) -> Row:
     label = value["label"]
     if isinstance(label, bool | int):
         label = json.dumps(label)
     label = read_text(label, "label", origin)
-    asked = read_text(value["text"], "text", origin)
-    messages = (Message("user", asked), Message("assistant", label))
+    text = read_text(value["text"], "text", origin)
+    messages = (Message("user", text), Message("assistant", label))
     return Row(origin, origin, messages, completion_from=1, label=label)
 
 
-def _text(value: Value, origin: str) -> Row:
+def _text(value: RawRow, origin: str) -> Row:
     return Row(origin, origin, text=read_text(value["text"], "text", origin))
 
 
-def _preference(value: Value, origin: str) -> Row:
-    chosen = _spoken(value["chosen"], "chosen", "assistant", origin)
-    rejected = _spoken(value["rejected"], "rejected", "assistant", origin)
+def _preference(value: RawRow, origin: str) -> Row:
+    chosen = _turns(value["chosen"], "chosen", "assistant", origin)
+    rejected = _turns(value["rejected"], "rejected", "assistant", origin)
     if "prompt" in value:
-        prompt = _spoken(value["prompt"], "prompt", "user", origin)
+        prompt = _turns(value["prompt"], "prompt", "user", origin)
     else:
-        # Anthropic's and others give two conversations, which are one until they part.
+        # Some data sets, such as Anthropic's, give two conversations with a common prefix.
         equal = [one == other for one, other in zip(chosen, rejected, strict=False)]
         prompt = chosen[: (*equal, False).index(False)]
-    # UltraFeedback and others repeat the prompt in what is chosen.
+    # Some data sets, such as UltraFeedback, repeat the prompt in the answers.
     chosen, rejected = (
-        said[len(prompt) :] if said[: len(prompt)] == prompt else said
-        for said in (chosen, rejected)
+        turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
+        for turns in (chosen, rejected)
     )
-    for name, said in (("chosen", chosen), ("rejected", rejected)):
-        if [message.role for message in said] != ["assistant"]:
-            roles = ", ".join(message.role for message in said) or "(none)"
+    for name, turns in (("chosen", chosen), ("rejected", rejected)):
+        if [message.role for message in turns] != ["assistant"]:
+            roles = ", ".join(message.role for message in turns) or "none"
             raise DataError(
-                f"{origin}: `{name}` has to be one turn of the assistant behind the prompt that "
-                f"both share; found the turns {roles}"
+                f"{origin}: `{name}` must be one assistant turn after the shared prompt (got the "
+                f"turns: {roles}). Fix: give the shared turns as `prompt`"
             )
     if not prompt:
-        raise DataError(f"{origin}: `chosen` and `rejected` share no prompt; give it as `prompt`")
+        raise DataError(
+            f"{origin}: `chosen` and `rejected` share no prompt. Fix: add the field `prompt`"
+        )
     if chosen == rejected:
-        raise DataError(f"{origin}: `chosen` and `rejected` are the same; nothing is preferred")
+        raise DataError(
+            f"{origin}: `chosen` and `rejected` are the same (got {chosen[0].content!r:.60} twice)."
+            " Fix: remove the row"
+        )
     return Row(
         origin, origin, prompt + chosen, completion_from=len(prompt), rejected=tuple(rejected)
     )
@@ -138,25 +139,25 @@ def _preference(value: Value, origin: str) -> Row:
 def _require_kind(form: RowFormat, pairs: bool, origin: str) -> None:
     if form == "preference" and not pairs:
         raise DataError(
-            f"{origin}: a pair of preference, which the objectives dpo, orpo and reward learn "
-            "from, and nothing else does. To learn what was chosen, write format: "
-            "prompt-completion and columns: {completion: chosen}"
+            f"{origin}: this objective does not support preference pairs (got format preference). "
+            "Fix: set training.objective to dpo, orpo or reward; to train on the chosen answers, "
+            "set format: prompt-completion and columns: {completion: chosen}"
         )
     if pairs and form != "preference":
         raise DataError(
-            f"{origin}: format {form}; the objectives dpo, orpo and reward learn from pairs: "
-            f"{FORMATS['preference'].shown}"
+            f"{origin}: the objectives dpo, orpo and reward need preference pairs (got format "
+            f"{form}). Fix: give rows of {FORMATS['preference'].example}"
         )
 
 
-def _spoken(value: object, field: str, role: str, origin: str) -> tuple[Message, ...]:
-    """A text as one turn, or TRL's conversational form: a list of turns."""
+def _turns(value: object, field: str, role: str, origin: str) -> tuple[Message, ...]:
+    """Read a text as one turn, or a list of turns (the conversational form of TRL)."""
     if isinstance(value, list):
         return read_messages(value, field, origin)
     return (Message(role, read_text(value, field, origin)),)
 
 
-def _system(value: Value, origin: str) -> tuple[Message, ...]:
+def _system(value: RawRow, origin: str) -> tuple[Message, ...]:
     system = value.get("system")
     if system is None or system == "":
         return ()
@@ -201,56 +202,62 @@ def parse_row(
     form: RowFormat = "auto",
     columns: Mapping[str, str] | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
-    whole: bool = False,
+    train_on_all: bool = False,
     pairs: bool = False,
     place: str = "columns",
 ) -> Row:
-    """Read one row.
+    """Parse one row.
 
     Args:
-        value: as it stands in its source.
-        origin: where it stands.
-        form: its format; `auto` tells it by the columns.
-        columns: which column a field of the format is in.
-        names: of the classes of a column of class numbers.
-        whole: whether every turn of a conversation is learned, so that any may be the last.
-        pairs: whether pairs of preference are wanted, and nothing else.
-        place: the recipe's field of `columns`, for messages.
+        value: raw row from its source.
+        origin: location of the row, such as `chats.jsonl:12`, for error messages.
+        form: format of the row; `auto` detects it by the columns.
+        columns: column name by field of the format, if the names differ.
+        names: class names by column, for columns of class indices.
+        train_on_all: if true, every turn of a conversation is supervised, so that the last turn
+            may have any role.
+        pairs: if true, require preference pairs; if false, refuse them.
+        place: recipe field of `columns`, for error messages.
 
     Raises:
-        DataError: if its format is unknown or not wanted, or a field is wrong, naming `origin`.
+        DataError: if the format is unknown or not allowed, or a field is malformed; the message
+            names `origin`.
     """
     if not isinstance(value, Mapping):
-        found = type(value).__name__
-        raise DataError(f"{origin}: an object is wanted, found {found}: {_shown()}")
+        raise DataError(
+            f"{origin}: a row must be an object (got {type(value).__name__}). Fix: write it as one "
+            f"of {_example_rows()}"
+        )
     if names:
-        value = {**value, **{c: _class_name(value, c, names[c], origin) for c in names}}
+        value = {**value, **{c: class_name(value, c, names[c], origin) for c in names}}
     if columns:
-        value = _renamed(value, origin, columns)
-    known = recognised(value, columns or {}) if form == "auto" else form
+        value = rename_columns(value, origin, columns)
+    name = detect_format(value, columns or {}) if form == "auto" else form
     if form == "auto" and pairs and {"chosen", "rejected"} <= set(value):
-        # UltraFeedback and others have the chosen conversation once more, as `messages`.
-        known = "preference"
-    if known is None:
-        keys = ", ".join(sorted(map(str, value))) or "(none)"
-        raise DataError(f"{origin}: no known format in the keys {keys}; possible: {_shown()}")
-    missing = [field for field in FORMATS[known].fields if field not in value]
+        # Some data sets, such as UltraFeedback, repeat the chosen conversation as `messages`.
+        name = "preference"
+    if name is None:
+        raise DataError(
+            f"{origin}: no known format (got the keys {list_columns(sorted(map(str, value)))}). "
+            f"Fix: use the keys of one of {_example_rows()}"
+        )
+    missing = [field for field in FORMATS[name].fields if field not in value]
     if missing:
         raise DataError(
-            f"{origin}: format {known} wants {FORMATS[known].shown}; no column "
-            f"{missing[0]!r}{nearest(missing[0], value)}; it has "
-            f"{', '.join(map(str, value)) or '(none)'}. {place} says which is meant"
+            f"{origin}: format {name}: no column {missing[0]!r}{did_you_mean(missing[0], value)} "
+            f"(got {list_columns(value)}; expected {FORMATS[name].example}). Fix: map it with "
+            f"{place}"
         )
-    _require_kind(known, pairs, origin)
-    row = FORMATS[known].read(value, origin)
+    _require_kind(name, pairs, origin)
+    row = FORMATS[name].read(value, origin)
     if row.messages:
-        check = check_spoken if whole else check_last
+        check = check_has_assistant_turn if train_on_all else check_last_turn
         check(row.messages, origin)
-    return dataclasses.replace(row, format=known)
+    return dataclasses.replace(row, format=name)
 
 
-def recognised(value: Value, columns: Mapping[str, str]) -> RowFormat | None:
-    """The first format that a row has all fields of, and that knows the fields of `columns`."""
+def detect_format(value: RawRow, columns: Mapping[str, str]) -> RowFormat | None:
+    """Return the first format whose fields the row has and which knows the fields of `columns`."""
     for name, form in FORMATS.items():
         if set(form.fields) <= set(value) and set(columns) <= {*form.fields, *form.optional}:
             return name
@@ -258,46 +265,26 @@ def recognised(value: Value, columns: Mapping[str, str]) -> RowFormat | None:
 
 
 def check_columns(columns: Mapping[str, str], form: RowFormat, place: str) -> None:
-    """Refuse a mapping of fields that the format does not have.
+    """Refuse a column mapping for fields that the format does not have.
+
+    Args:
+        columns: column name by field.
+        form: format of the rows; `auto` allows the fields of all formats.
+        place: recipe field of `columns`, for the error message.
 
     Raises:
-        DataError: naming the nearest.
+        DataError: if a field is unknown; the message names the most similar field.
     """
     formats = FORMATS.values() if form == "auto" else [FORMATS[form]]
     fields = list(dict.fromkeys(f for one in formats for f in (*one.fields, *one.optional)))
     for field in columns:
         if field not in fields:
-            named = "any format" if form == "auto" else f"format {form}"
+            owner = "any format" if form == "auto" else f"format {form}"
             raise DataError(
-                f"{place}: {field} is no field of {named}{nearest(field, fields)}; "
-                f"possible: {', '.join(fields)}"
+                f"{place}: {field} is no field of {owner}{did_you_mean(field, fields)}. Fix: use "
+                f"one of {', '.join(fields)}"
             )
 
 
-def nearest(name: str, names: Sequence[str] | Value) -> str:
-    """`; did you mean ...?` where one of the names is near."""
-    near = difflib.get_close_matches(name, [str(one) for one in names], n=1, cutoff=0.5)
-    return f"; did you mean `{near[0]}`?" if near else ""
-
-
-def _renamed(value: Value, origin: str, columns: Mapping[str, str]) -> Value:
-    for field, column in columns.items():
-        if column not in value:
-            raise DataError(
-                f"{origin}: no column {column!r}, which columns.{field} names"
-                f"{nearest(column, value)}; it has {', '.join(map(str, value)) or '(none)'}"
-            )
-    return {**value, **{field: value[column] for field, column in columns.items()}}
-
-
-def _class_name(value: Value, column: str, names: Sequence[str], origin: str) -> Any:
-    number = value.get(column)
-    if number is None:
-        return None
-    if not 0 <= number < len(names):
-        raise DataError(f"{origin}: `{column}` is {number}, no class; 0 to {len(names) - 1} are")
-    return names[number]
-
-
-def _shown() -> str:
-    return ", ".join(form.shown for form in FORMATS.values())
+def _example_rows() -> str:
+    return ", ".join(form.example for form in FORMATS.values())

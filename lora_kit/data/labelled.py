@@ -1,7 +1,7 @@
-"""Rows of classes: their text as the backbone reads it, and the class as the one label of it.
+"""Rows of a classification: the text of a row, and its class as the only label.
 
-`labels` of such an example are all -100 but the last, which is the number of its class: so one
-label an example is counted, whatever counts supervised tokens.
+`labels` of such an example are -100 except for the last, which is the index of the class, so that
+code which counts supervised tokens counts one per example.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.rows import Row
 from lora_kit.data.templates import control_tokens, refuse_control_tokens
-from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.runtime.errors import DataError
 
@@ -22,80 +22,91 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def text_of(row: Row) -> str:
-    """What a head is shown of a row."""
+def classification_text(row: Row) -> str:
+    """Return the text that a classification head reads: all turns before the answer."""
     return "\n\n".join(message.content for message in row.messages[:-1])
 
 
-def rows_by_class(rows: Sequence[Row], spec: ClassificationSpec) -> dict[str, int]:
-    """How many rows each class has, in the order of the head's outputs.
+def count_classes(rows: Sequence[Row], spec: ClassificationSpec) -> dict[str, int]:
+    """Count the rows of each class, in the order of the head's outputs.
 
     Args:
-        rows: that are trained on.
-        spec: names the classes, or leaves it to the rows.
+        rows: training rows.
+        spec: the recipe's `classification` section; without `labels`, the classes are those of the
+            rows, sorted.
 
     Raises:
-        DataError: if a row has no class or one that is not named, a named class or weight has no
-            row, or there is one class only.
+        DataError: if a row has no class or an unknown one, a class or class weight has no row, or
+            there is only one class.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for row in rows:
-        found[_class_of(row, spec.labels, "data.train")] += 1
-    names = spec.labels or sorted(found)
+        counts[_class_of(row, spec.labels, "data.train")] += 1
+    names = spec.labels or sorted(counts)
     if len(names) < 2:
-        raise DataError(f"data.train: every row is of the class {names[0]!r}; two differ at least")
-    without = [name for name in names if not found[name]]
-    if without:
         raise DataError(
-            f"classification.labels: no training row is of the class {without[0]!r}, which could "
-            "not be learned; leave it out, or add rows"
+            f"data.train: a classification needs at least two classes (got only {names[0]!r}). Fix:"
+            " add rows of another class"
+        )
+    empty = [name for name in names if not counts[name]]
+    if empty:
+        raise DataError(
+            f"classification.labels: a class has no training row (got {empty[0]!r}). Fix: remove "
+            "it, or add rows"
         )
     if isinstance(spec.class_weights, Mapping):
         unknown = sorted(set(spec.class_weights) - set(names))
         if unknown:
             raise DataError(
-                f"classification.class_weights: {unknown[0]!r} is no class; the classes are "
+                f"classification.class_weights: unknown class (got {unknown[0]!r}). Fix: use "
                 f"{', '.join(names)}"
             )
-    return {name: found[name] for name in names}
+    return {name: counts[name] for name in names}
 
 
-def _class_of(row: Row, possible: Sequence[str] | None, part: str) -> str:
+def _class_of(row: Row, classes: Sequence[str] | None, part: str) -> str:
     if row.label is None:
         raise DataError(
-            f"{row.origin}: has no class; training.objective: classification learns rows of "
-            f'{{"text": "...", "label": "..."}}. {part}.N.columns says which columns are meant'
+            f"{row.origin}: training.objective: classification needs a class in each row (got "
+            'none). Fix: give rows of {"text": "...", "label": "..."}, or map the columns with '
+            f"{part}.N.columns"
         )
-    if possible is not None and row.label not in possible:
+    if classes is not None and row.label not in classes:
         raise DataError(
-            f"{row.origin}: the class {row.label!r} is not in classification.labels: "
-            f"{', '.join(possible)}"
+            f"{row.origin}: unknown class (got {row.label!r}; classification.labels has "
+            f"{', '.join(classes)}). Fix: correct the row, or add the class"
         )
     return row.label
 
 
-def encode_rows(
+def encode_labelled_rows(
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     classes: Sequence[str],
 ) -> list[list[Example]]:
-    """Tokenize rows, one example each.
+    """Tokenize rows of a classification; each inner list holds one example.
+
+    Args:
+        rows: rows with a class.
+        tokenizer: tokenizer of the backbone.
+        max_length: maximum tokens per example.
+        classes: all class names, in the order of the head's outputs.
 
     Raises:
-        DataError: if a row holds control tokens, no text, or a class that is none of `classes`.
+        DataError: if a row holds control tokens, or its class is not in `classes`.
     """
     control = control_tokens(tokenizer)
     for row in rows:
         refuse_control_tokens(row, control)
-    # Of what is trained on, classes were looked at before: to choose from them, there is a head.
+    # Errors name data.validation: `count_classes` has checked the classes of training rows before.
     numbers = [classes.index(_class_of(row, classes, "data.validation")) for row in rows]
-    encoded = encode_texts([text_of(row) for row in rows], tokenizer, max_length)
+    encoded = encode_texts([classification_text(row) for row in rows], tokenizer, max_length)
     return [
         [
             Example(
                 input_ids=ids,
-                labels=(*[IGNORED] * (len(ids) - 1), number),
+                labels=(*[IGNORE_INDEX] * (len(ids) - 1), number),
                 truncated=truncated,
                 origin=row.origin,
                 cluster=row.cluster,
@@ -109,21 +120,31 @@ def encode_rows(
 def encode_texts(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[tuple[tuple[int, ...], bool]]:
-    """The tokens of texts with the tokenizer's own special ones, and whether a text was cut.
+    """Tokenize texts with the tokenizer's own special tokens, and report truncation.
 
-    A text is cut before its last special token, at `max_length` or where the model ends.
+    Texts are truncated to `max_length` or the tokenizer's `model_max_length` tokens, before the
+    last special token.
+
+    Returns:
+        For each text its token ids, and if the text was truncated.
     """
-    most = min(max_length, tokenizer.model_max_length)
-    whole = tokenizer(list(texts), verbose=False)["input_ids"]
-    cut = tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
-    return [(tuple(short), len(long) > len(short)) for short, long in zip(cut, whole, strict=True)]
+    max_tokens = min(max_length, tokenizer.model_max_length)
+    complete = tokenizer(list(texts), verbose=False)["input_ids"]
+    truncated = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+    return [
+        (tuple(short), len(long) > len(short))
+        for short, long in zip(truncated, complete, strict=True)
+    ]
 
 
-def classes_of(data: PreparedData) -> list[int]:
-    """The number of each example's class, in their order."""
+def class_indices(data: PreparedData) -> list[int]:
+    """Return the class index of each example, in order."""
     return [example.labels[-1] for example in data.examples]
 
 
-def as_read(examples: Sequence[Example]) -> list[Example]:
-    """The examples as texts that are read: an audit of tokens is about those, not about classes."""
+def supervise_inputs(examples: Sequence[Example]) -> list[Example]:
+    """Return copies of the examples whose labels are their input tokens.
+
+    The audit counts supervised tokens; here it has to look at the texts instead of class indices.
+    """
     return [dataclasses.replace(example, labels=example.input_ids) for example in examples]

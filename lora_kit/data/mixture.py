@@ -1,4 +1,4 @@
-"""Mixtures: how many rows each source gives, and which."""
+"""Mixtures of sources: number of rows drawn from each source, and the draw itself."""
 
 from __future__ import annotations
 
@@ -8,54 +8,55 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lora_kit.data.row_sets import Rows, joined
+from lora_kit.data.row_sets import Rows, concatenate_rows
 from lora_kit.recipe.data import DataSpec
 from lora_kit.runtime.errors import DataError
 
 
-def mix(several: Sequence[Rows], spec: DataSpec, seed: int) -> Rows:
-    """Draw rows of several sources in proportion to their weights, or by temperature.
+def mix(sources: Sequence[Rows], spec: DataSpec, seed: int) -> Rows:
+    """Draw rows of sources sources in proportion to their weights, or by temperature.
 
-    A source with fewer rows than it has to give is repeated in whole passes, each in an order of
-    its own, and what then lacks is drawn without replacement, as is all of a larger source. The
-    sources are spread evenly over the whole, so that a pass is over before the next begins.
+    A source with fewer rows than its share is repeated in complete passes, each in another order;
+    the remainder is drawn without replacement, as are all rows of a larger source. Each source is
+    spread evenly over the mixture, so that one pass ends before the next begins.
 
     Args:
-        several: the rows of each of `spec.train`.
-        spec: with weights or a temperature.
-        seed: the recipe's.
+        sources: rows of each source in `spec.train`.
+        spec: the recipe's `data` section, with weights or a temperature.
+        seed: the recipe's seed.
 
     Raises:
-        DataError: if a source would give no row at all.
+        DataError: if the mixture would have no row of some source.
     """
-    sizes = [len(rows) for rows in several]
+    sizes = [len(rows) for rows in sources]
     total = spec.rows or sum(sizes)
     counts = mixture_counts(_weights(spec, sizes), total)
     if 0 in counts:
         source = spec.train[counts.index(0)].source
         raise DataError(
-            f"data: a mixture of {total} rows has none of {source}; raise its weight, data.rows or "
-            "data.temperature, or leave the source out"
+            f"data: a mixture of {total} rows has none of {source}. Fix: raise its weight, "
+            "data.rows or data.temperature, or remove the source"
         )
     parts, keys = [], []
-    for index, (rows, count) in enumerate(zip(several, counts, strict=True)):
+    for index, (rows, count) in enumerate(zip(sources, counts, strict=True)):
         generator = _generator(seed, index)
-        chosen = _draw(len(rows), count, generator)
+        # Complete passes: the counts per row differ by at most one.
+        passes = [generator.permutation(len(rows)) for _ in range(-(-count // len(rows)))]
+        chosen = np.concatenate(passes)[:count].astype(np.int64)
         parts.append(Rows(rows.sources, rows.parts[chosen], rows.numbers[chosen]))
         keys.append((np.arange(count) + generator.random_sample(count)) / count)
-    whole = joined(parts)
+    drawn = concatenate_rows(parts)
     order = np.argsort(np.concatenate(keys), kind="stable")
-    return Rows(whole.sources, whole.parts[order], whole.numbers[order])
+    return Rows(drawn.sources, drawn.parts[order], drawn.numbers[order])
 
 
 def mixture_counts(weights: Sequence[float], total: int) -> list[int]:
-    """Whole numbers in proportion to weights that sum to `total`: the largest remainders are given.
+    """Return integers in proportion to `weights` that sum to `total`.
 
-    Of equal remainders, the first.
+    The largest-remainder method rounds up; ties go to the earlier source.
     """
-    # In fractions, so that the shares sum to the total and equal remainders are equal.
+    # Exact fractions: shares sum to the total, and equal remainders compare equal.
     exact = [Fraction(weight) for weight in weights]
     shares = [total * weight / sum(exact) for weight in exact]
     counts = [math.floor(share) for share in shares]
@@ -66,21 +67,19 @@ def mixture_counts(weights: Sequence[float], total: int) -> list[int]:
 
 
 def _weights(spec: DataSpec, sizes: Sequence[int]) -> list[float]:
-    """Of each source; by temperature n^(1/T) (Raffel et al. 2020, arXiv:1910.10683, 3.5.2)."""
+    """Return the weight of each source.
+
+    With a temperature T, a source of n rows has the weight n^(1/T) (Raffel et al. 2020,
+    arXiv:1910.10683, 3.5.2).
+    """
     if spec.temperature is None:
         return [source.weight or 0.0 for source in spec.train]
-    # Scaled by the largest: a low temperature would raise the sizes beyond what floats hold.
+    # Scaled by the largest: with a low temperature, the powers would overflow a float.
     largest = math.log(max(sizes))
     return [math.exp((math.log(size) - largest) / spec.temperature) for size in sizes]
 
 
-def _draw(size: int, count: int, generator: np.random.RandomState) -> NDArray[np.int64]:
-    """The numbers of `count` of `size` rows, each as often as any other, but for one time."""
-    passes = [generator.permutation(size) for _ in range(-(-count // size))]
-    return np.concatenate(passes)[:count].astype(np.int64)
-
-
 def _generator(seed: int, index: int) -> np.random.RandomState:
-    # The older generator, whose numbers NumPy has promised not to change.
+    # The legacy generator: NumPy guarantees that its stream of numbers does not change.
     digest = hashlib.sha256(f"{seed}/mixture/{index}".encode()).digest()
     return np.random.RandomState(int.from_bytes(digest[:4], "big"))

@@ -1,4 +1,4 @@
-"""Tokenized data in Arrow: examples that are read from the file as they are asked for."""
+"""Tokenized data as Arrow tables, with examples read on access."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lora_kit.data.rows import Row
-from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.data.tokenization import IGNORE_INDEX, Example
 
 SCHEMA = pa.schema(
     {
@@ -30,16 +30,21 @@ SCHEMA = pa.schema(
         "label": pa.string(),
     }
 )
-# Dropped rows that a refusal names.
-NAMED = 3
+# Dropped rows named in an error message.
+MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """What became of one source's rows. Tokens are those of the examples in use.
+    """Counts of rows and examples of one source.
 
     Attributes:
-        format: of its rows; several, separated by commas, where they differ.
+        format: format of the rows; several, separated by commas, if they differ.
+        rows: rows read.
+        used: examples to train on.
+        dropped: examples without a supervised token within `max_length`.
+        truncated: truncated examples among those used.
+        tokens: tokens of the used examples.
     """
 
     format: str
@@ -52,19 +57,22 @@ class SourceCounts:
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows. Tokens are those of the examples in use.
+    """Counts of rows and examples.
 
-    A row is an example, but for those that the chat template makes it necessary to split:
-    rows - split_rows + split_examples = used + dropped.
+    One row gives one example, unless it has to be split because of the chat template or its
+    length: rows - split_rows + split_examples = used + dropped.
 
     Attributes:
-        rows: that were read; of a mixture, those that were drawn.
-        used: examples that are trained on.
-        dropped: examples with nothing to learn from within `max_length`.
-        truncated: examples in use that were cut.
-        split_rows: rows of which several examples were made.
-        split_examples: what was made of them.
-        sources: by the source's name.
+        rows: rows read; for a mixture, rows drawn.
+        used: examples to train on.
+        dropped: examples without a supervised token within `max_length`.
+        truncated: truncated examples among those used.
+        tokens: tokens of the used examples.
+        supervised_tokens: tokens of the used examples that have a label.
+        replay_rows: replay rows among `rows`.
+        split_rows: rows that gave several examples.
+        split_examples: examples made of the split rows.
+        sources: counts by source name.
     """
 
     rows: int
@@ -79,19 +87,19 @@ class Counts:
     sources: dict[str, SourceCounts] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the counts as a JSON-serializable dictionary."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Counts:
-        """From what `to_dict` gave."""
+        """Restore counts from the output of `to_dict`."""
         sources = {name: SourceCounts(**counts) for name, counts in value["sources"].items()}
         return cls(**{**value, "sources": sources})
 
 
 @dataclass(frozen=True, eq=False)
 class Examples(Sequence[Example]):
-    """The examples of a table, read when they are asked for."""
+    """Sequence of the examples of a table, each read on access."""
 
     table: pa.Table
 
@@ -119,14 +127,14 @@ class Examples(Sequence[Example]):
 
 @dataclass(frozen=True, eq=False)
 class PreparedData:
-    """Examples in the order in which they were read, and the count of what became of the rows.
+    """Tokenized examples in reading order, with counts.
 
     Attributes:
-        table: of `SCHEMA`, memory-mapped where the data is kept.
-        counts: of rows, examples and tokens.
-        digest: the sha256 of all lengths, tokens and labels, in their order.
-        dropped: origins of the first rows that were dropped.
-        path: the Arrow file; `None` where the data is in memory.
+        table: table with `SCHEMA`, memory-mapped if the data is cached on disk.
+        counts: counts of rows, examples and tokens.
+        digest: sha256 of all lengths, tokens and labels, in order.
+        dropped: origins of the first dropped rows.
+        path: the Arrow file; `None` if the data is in memory.
     """
 
     table: pa.Table
@@ -137,27 +145,27 @@ class PreparedData:
 
     @property
     def examples(self) -> Examples:
-        """The examples, as a sequence."""
+        """Return the examples as a sequence."""
         return Examples(self.table)
 
     @property
     def size(self) -> int:
-        """What `batch_size` and `epochs` count: the examples."""
+        """Return the number of examples, the unit of `batch_size` and `epochs`."""
         return len(self.table)
 
     def origin(self, number: int) -> str:
-        """Where one of what `size` counts came from."""
+        """Return the origin of the row behind an example."""
         return self.examples[number].origin
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each example, (examples,) int32."""
+        """Return the tokens of each example, (examples,) int32."""
         return np.asarray(self.table.column("length").to_numpy())
 
     def to_dataset(self) -> Any:
-        """A `datasets.Dataset` with the columns `input_ids`, `labels` and `row`.
+        """Return a `datasets.Dataset` with the columns `input_ids`, `labels` and `row`.
 
-        `row` is the number of the example among `examples`.
+        `row` is the index into `examples`.
         """
         from datasets import Dataset
         from datasets.table import InMemoryTable
@@ -170,28 +178,33 @@ class PreparedData:
 
 
 class Tally:
-    """Counts examples while they are made, and hashes what they hold."""
+    """Running counts and hash of examples while rows are tokenized."""
 
     def __init__(self, names: Sequence[str]):
-        """Begin.
+        """Start with all counts at zero.
 
         Args:
-            names: of the sources.
+            names: source names.
         """
         self.names = names
         self.formats: list[set[str]] = [set() for _ in names]
-        # One line a source: rows, used, dropped, truncated, tokens.
+        # One row per source; columns: rows, used, dropped, truncated, tokens.
         self.numbers = np.zeros((len(names), 5), dtype=np.int64)
         self.supervised = self.split_rows = self.split_examples = 0
         self.dropped: list[str] = []
-        # Apart, so that the digest does not depend on where one batch ends and the next begins.
+        # Separate hashes keep the digest independent of the boundaries between batches.
         self.hashes = [hashlib.sha256() for _ in ("length", "input_ids", "labels")]
 
     def add(self, row: Row, source: int, examples: Sequence[Example]) -> list[Example]:
-        """Count what a row became.
+        """Count a row and its examples.
+
+        Args:
+            row: the row.
+            source: index of its source.
+            examples: examples made of the row.
 
         Returns:
-            The examples with something to learn from.
+            The examples that have a supervised token.
         """
         if row.format:
             self.formats[source].add(row.format)
@@ -201,7 +214,7 @@ class Tally:
             if supervised:
                 used.append(example)
                 self.supervised += supervised
-            elif len(self.dropped) < NAMED:
+            elif len(self.dropped) < MAX_NAMED:
                 self.dropped.append(example.origin)
         if len(examples) > 1:
             self.split_rows += 1
@@ -215,17 +228,25 @@ class Tally:
         )
         return used
 
-    def add_whole(self, row: Row, source: int, examples: Sequence[Example]) -> bool:
-        """Count what a row became, and whether all of its examples have something to learn from."""
+    def add_unit(self, row: Row, source: int, examples: Sequence[Example]) -> bool:
+        """Count a row whose examples are used or dropped together.
+
+        Returns:
+            True if the examples are used, that is if each has a supervised token.
+        """
         if all(example.supervised for example in examples):
             self.add(row, source, examples)
             return True
-        unlearned = [replace(one, labels=()) for one in examples]
-        self.add(row, source, unlearned)
+        self.add(row, source, [replace(one, labels=()) for one in examples])
         return False
 
     def record(self, examples: Sequence[Example], sources: Sequence[int]) -> pa.RecordBatch:
-        """Examples as they are written, and hashed."""
+        """Hash examples and return them as a batch of `SCHEMA`.
+
+        Args:
+            examples: the latest examples that `add` returned.
+            sources: index of each example's source.
+        """
         first = int(self.numbers[:, 1].sum()) - len(examples)
         lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int32)
         ends = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
@@ -240,7 +261,7 @@ class Tally:
             pa.ListArray.from_arrays(pa.array(ends), pa.array(tokens)),
             pa.ListArray.from_arrays(pa.array(ends), pa.array(labels)),
             pa.array(lengths),
-            pa.array(np.add.reduceat(labels != IGNORED, ends[:-1], dtype=np.int32)),
+            pa.array(np.add.reduceat(labels != IGNORE_INDEX, ends[:-1], dtype=np.int32)),
             pa.array([example.truncated for example in examples], pa.bool_()),
             pa.array([example.origin for example in examples], pa.string()),
             pa.array([example.cluster for example in examples], pa.string()),
@@ -250,11 +271,11 @@ class Tally:
         return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
     def digest(self) -> str:
-        """The sha256 of all that was recorded."""
+        """Return the sha256 of all recorded examples."""
         return hashlib.sha256(b"".join(one.digest() for one in self.hashes)).hexdigest()
 
     def counts(self) -> Counts:
-        """All of it."""
+        """Return the counts of all sources."""
         rows, used, dropped, truncated, tokens = self.numbers.sum(axis=0).tolist()
         return Counts(
             rows=rows,

@@ -1,4 +1,4 @@
-"""Rows of one or more sources as one sequence, read when they are asked for."""
+"""Sequences of rows from one or more sources, read on access."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lora_kit.runtime.hashes import json_sha256
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """An opened source.
+class RowSource:
+    """Opened source of rows.
 
     Attributes:
-        name: what the recipe calls it.
-        size: rows that it has.
-        take: reads some of them.
-        digest: what changes with its content, or with how it is read.
+        name: name of the source in the recipe.
+        size: number of rows.
+        take: function that reads the rows of the given indices.
+        digest: function that returns a hash of the content and of the reading options.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Rows(Sequence[Row]):
-    """Rows of one or more sources, read when they are asked for.
+    """Sequence of rows from one or more sources, read on access.
 
     Attributes:
-        sources: where they are.
-        parts: (rows,) int32, the source of each.
-        numbers: (rows,) int64, which of the source's rows it is.
+        sources: the sources.
+        parts: (rows,) int32, index of each row's source.
+        numbers: (rows,) int64, index of each row in its source.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[RowSource, ...]
     parts: NDArray[np.int32]
     numbers: NDArray[np.int64]
 
@@ -66,40 +66,40 @@ class Rows(Sequence[Row]):
             yield from self[start : start + BLOCK].read()
 
     def read(self) -> list[Row]:
-        """All of them, those of one source together, in their order."""
-        found: dict[int, Row] = {}
+        """Read all rows in order, with one call per source."""
+        rows_at: dict[int, Row] = {}
         for part in np.unique(self.parts):
             places = np.flatnonzero(self.parts == part)
             rows = self.sources[part].take(self.numbers[places].tolist())
-            found.update(zip(places.tolist(), rows, strict=True))
-        return [found[place] for place in range(len(self))]
+            rows_at.update(zip(places.tolist(), rows, strict=True))
+        return [rows_at[place] for place in range(len(self))]
 
-    def only(self, chosen: NDArray[np.bool_]) -> Rows:
-        """Some of them; `chosen` is (rows,)."""
+    def select(self, chosen: NDArray[np.bool_]) -> Rows:
+        """Return the rows where `chosen`, (rows,) bool, is true."""
         return Rows(self.sources, self.parts[chosen], self.numbers[chosen])
 
-    def changed(
-        self, which: Callable[[Source], bool], change: Callable[[Row], Row], digest: str
+    def map_rows(
+        self, which: Callable[[RowSource], bool], change: Callable[[Row], Row], digest: str
     ) -> Rows:
-        """The same rows of the same sources, some changed when they are read.
+        """Return the rows with a function applied to those of some sources on reading.
 
         Args:
-            which: of the sources.
-            change: what becomes of a row of theirs.
-            digest: what changes with `change`.
+            which: predicate that selects the sources.
+            change: function applied to each row of the selected sources.
+            digest: hash that identifies `change`.
         """
-        sources = [_changed(one, change, digest) if which(one) else one for one in self.sources]
+        sources = [_map_source(one, change, digest) if which(one) else one for one in self.sources]
         return Rows(tuple(sources), self.parts, self.numbers)
 
     def formats(self) -> dict[str, str]:
-        """The format of each source's first row, by the source's name."""
+        """Return the format of each source's first row, by source name."""
         firsts = [int(np.flatnonzero(self.parts == part)[0]) for part in np.unique(self.parts)]
         return {self.sources[self.parts[i]].name: self[i].format for i in firsts}
 
     @classmethod
     def of(cls, name: str, rows: Sequence[Row]) -> Rows:
-        """Rows that were made here, as a source of their own."""
-        source = Source(
+        """Create a sequence with one source from rows in memory."""
+        source = RowSource(
             name,
             len(rows),
             lambda numbers: [rows[number] for number in numbers],
@@ -108,14 +108,14 @@ class Rows(Sequence[Row]):
         return cls((source,), np.zeros(len(rows), np.int32), np.arange(len(rows), dtype=np.int64))
 
     def digest(self) -> str:
-        """The sha256 of what would be read."""
+        """Return a sha256 that identifies the rows, without reading them all."""
         digest = hashlib.sha256("\n".join(source.digest() for source in self.sources).encode())
         digest.update(self.parts.tobytes())
         digest.update(self.numbers.tobytes())
         return digest.hexdigest()
 
 
-def _changed(source: Source, change: Callable[[Row], Row], digest: str) -> Source:
+def _map_source(source: RowSource, change: Callable[[Row], Row], digest: str) -> RowSource:
     return dataclasses.replace(
         source,
         take=lambda numbers: [change(row) for row in source.take(numbers)],
@@ -123,26 +123,36 @@ def _changed(source: Source, change: Callable[[Row], Row], digest: str) -> Sourc
     )
 
 
-def joined(several: Sequence[Rows]) -> Rows:
-    """Rows one after the other; sources of one name get numbers."""
-    sources: list[Source] = []
+def concatenate_rows(sequences: Sequence[Rows]) -> Rows:
+    """Concatenate row sequences; sources that share a name get a number appended."""
+    sources: list[RowSource] = []
     parts = []
-    for rows in several:
+    for rows in sequences:
         parts.append(rows.parts + np.int32(len(sources)))
         sources += rows.sources
     return Rows(
-        tuple(_distinct(sources)),
+        tuple(_with_distinct_names(sources)),
         np.concatenate([np.zeros(0, np.int32), *parts]),
-        np.concatenate([np.zeros(0, np.int64), *(rows.numbers for rows in several)]),
+        np.concatenate([np.zeros(0, np.int64), *(rows.numbers for rows in sequences)]),
     )
 
 
-def _distinct(sources: Sequence[Source]) -> list[Source]:
+def _with_distinct_names(sources: Sequence[RowSource]) -> list[RowSource]:
     seen: dict[str, int] = {}
     named = []
     for source in sources:
         seen[source.name] = seen.get(source.name, 0) + 1
         count = seen[source.name]
         name = source.name if count == 1 else f"{source.name} ({count})"
-        named.append(Source(name, source.size, source.take, source.digest))
+        named.append(RowSource(name, source.size, source.take, source.digest))
     return named
+
+
+def read_blocks(rows: Sequence[Row]) -> Iterator[tuple[list[Row], list[int]]]:
+    """Yield blocks of rows with the source index of each row."""
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
+        if isinstance(block, Rows):
+            yield block.read(), block.parts.tolist()
+        else:
+            yield list(block), [0] * len(block)

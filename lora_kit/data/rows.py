@@ -1,4 +1,4 @@
-"""One row of data, whatever place and format it came from."""
+"""Row of data, independent of its source and format."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Message:
 
     Attributes:
         role: `system`, `user`, `assistant` or `tool`.
-        content: its words; empty where an assistant calls tools and says nothing.
-        tool_calls: the tools that an assistant calls, as chat templates take them.
-        extra: what else a turn has (`name`, `tool_call_id`, `reasoning_content`, ...), for the
-            template.
+        content: text of the turn; empty for an assistant turn with nothing but tool calls.
+        tool_calls: tool calls of an assistant turn, in the form that chat templates expect.
+        extra: other fields of the turn (`name`, `tool_call_id`, `reasoning_content`, ...),
+            passed on to the chat template.
     """
 
     role: str
@@ -30,21 +30,21 @@ class Message:
 
 @dataclass(frozen=True)
 class Row:
-    """A conversation of which turns are learned, or a text that is learned whole.
+    """Conversation with supervised turns, or a fully supervised text.
 
     Attributes:
-        origin: where it came from, such as `chats.jsonl:12`, for messages to the user.
-        cluster: rows of one cluster are not independent (same module, same document).
+        origin: location of the row, such as `chats.jsonl:12`, for messages to the user.
+        cluster: name of a group of dependent rows (same module, same document).
         messages: the conversation; empty for a text.
         text: the text; `None` for a conversation.
-        tools: JSON schemas of the tools that the assistant can call.
-        completion_from: the first turn of what the row gives as completion; `None` where the
-            format has none, and it is the last turn.
-        label: its class, where the row is one of a classification.
-        rejected: of a pair of preference, what stands in the place of the turns from
-            `completion_from` on, and is the worse answer; else empty.
-        desirable: whether the completion is a good one, where the row says so.
-        format: what it was read as; empty for a row that was made here.
+        tools: JSON schemas of the tools available to the assistant.
+        completion_from: index of the first turn of the completion; `None` if the format does not
+            mark one, so that the completion is the last turn.
+        label: class of the row, for classification rows.
+        rejected: rejected answer of a preference pair, in place of the turns from
+            `completion_from` on; empty for other rows.
+        desirable: KTO label of the completion; `None` without one.
+        format: detected or given format; empty for a row created in memory.
     """
 
     origin: str
@@ -59,13 +59,19 @@ class Row:
     format: str = ""
 
     @property
-    def answered(self) -> bool:
-        """Whether it is a prompt and, as its last turn, the assistant's answer."""
+    def has_answer(self) -> bool:
+        """Return True if the row has a prompt and ends with an assistant turn."""
         return len(self.messages) > 1 and self.messages[-1].role == "assistant"
 
 
-def split_of(key: str, validation: float = 0.1, test: float = 0.1) -> Split:
-    """The part that a cluster belongs to, by a hash of its name, the same on every machine."""
+def assign_split(key: str, validation: float = 0.1, test: float = 0.1) -> Split:
+    """Assign a cluster to a split by a hash of its name, the same on every machine.
+
+    Args:
+        key: cluster name.
+        validation: fraction of the clusters in the validation split.
+        test: fraction of the clusters in the test split.
+    """
     number = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 0x1_0000_0000
     if number < test:
         return "test"

@@ -1,4 +1,4 @@
-"""Where rows come from: built-in sources by name, tables by path or hub id."""
+"""Row sources: built-in ones by name, tables by path or hub id."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from lora_kit.data.builtin.areas import area_rows
 from lora_kit.data.builtin.docstrings import docstring_pairs, docstring_rows
 from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.builtin.sums import sum_rows
-from lora_kit.data.files.datafiles import ENDINGS, kind_of
+from lora_kit.data.files.datafiles import ENDINGS, file_kind
 from lora_kit.data.files.tables import (
     ArrowTable,
     Table,
-    Wanted,
+    TableRequest,
     has_splits,
     is_hub_id,
     open_table,
 )
 from lora_kit.data.formats import check_columns, parse_row
-from lora_kit.data.row_sets import Rows, Source
-from lora_kit.data.rows import Row, split_of
+from lora_kit.data.row_sets import Rows, RowSource
+from lora_kit.data.rows import Row, assign_split
 from lora_kit.recipe.data import SourceSpec
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.hashes import json_sha256
 
-# Rows, and the shares of their clusters that are held out for validation and test.
+# Reader of the rows, and the fractions of the clusters held out for validation and test.
 BUILT_IN: dict[str, tuple[Callable[[], Sequence[Row]], float, float]] = {
     "stdlib-docstrings": (docstring_rows, 0.1, 0.15),
     "stdlib-docstring-pairs": (docstring_pairs, 0.1, 0.15),
@@ -39,138 +39,147 @@ BUILT_IN: dict[str, tuple[Callable[[], Sequence[Row]], float, float]] = {
     "python-reference": (reference_rows, 0.1, 0.5),
     "sums": (sum_rows, 0.1, 0.25),
 }
-# The LICENSE of CPython is the stack that SPDX calls Python-2.0.1: the agreement of the PSF with
-# those of BeOpen, CNRI (of Python 1.6.1) and CWI, which have to be kept. PSF-2.0 is the first of
-# them alone; Python-2.0 is the stack with an older one of CNRI, not used since 2.0.1.
-OF_PYTHON = ("Python-2.0.1", "Python's LICENSE")
-# The licence of each, and what says so.
+# The LICENSE of CPython is the stack that SPDX calls Python-2.0.1: the agreement of the PSF plus
+# those of BeOpen, CNRI (of Python 1.6.1) and CWI, all of which apply. PSF-2.0 is only the first of
+# them; Python-2.0 is the stack with an older agreement of CNRI, not used since 2.0.1.
+PYTHON_LICENSE = ("Python-2.0.1", "Python's LICENSE")
+# SPDX id of each source's license, and the evidence for it.
 BUILT_IN_LICENSES = {
-    "stdlib-docstrings": OF_PYTHON,
-    "stdlib-docstring-pairs": OF_PYTHON,
-    "python-reference": OF_PYTHON,
+    "stdlib-docstrings": PYTHON_LICENSE,
+    "stdlib-docstring-pairs": PYTHON_LICENSE,
+    "python-reference": PYTHON_LICENSE,
     "sums": ("Apache-2.0", "lora_kit's LICENSE"),
 }
 SPLITS = ("train", "validation", "test", "all")
 
 
-def read_source(
-    spec: SourceSpec, seed: int, field: str, whole: bool = False, pairs: bool = False
+def open_source(
+    spec: SourceSpec, seed: int, field: str, train_on_all: bool = False, pairs: bool = False
 ) -> Rows:
-    """The rows of one source, in the source's order.
+    """Open one source and return its rows, in the source's order.
 
     Args:
-        spec: what to read; its limit picks at random by `seed`, but where rows are streamed.
-        seed: the recipe's.
-        field: the recipe's field, for messages.
-        whole: whether every turn of a conversation is learned, so that any may be the last.
-        pairs: whether pairs of preference are wanted, and nothing else.
+        spec: the source; its `limit` samples rows with `seed`, or takes the first rows of a
+            streamed source.
+        seed: the recipe's seed.
+        field: recipe field of the source, for error messages.
+        train_on_all: if true, every turn of a conversation is supervised, so that the last turn
+            may have any role.
+        pairs: if true, require preference pairs; if false, refuse them.
 
     Raises:
-        DataError: if the source is unknown or cannot be read as asked. A row that is wrong is
-            found when it is read.
+        DataError: if the source is unknown or cannot be read with these options. A malformed row
+            is reported when it is read.
     """
-    is_built_in = spec.source in BUILT_IN
-    if is_built_in:
+    if spec.source in BUILT_IN:
         source = _built_in(spec, field, pairs)
     else:
-        source = _table_source(spec, field, whole, pairs)
+        source = _table_source(spec, field, train_on_all, pairs)
     numbers = np.arange(source.size, dtype=np.int64)
     if spec.limit is not None and spec.limit < source.size:
-        # By the field, not by the source: a file's path must not decide which rows are taken.
+        # Seeded with the field instead of the source: a file's path must not change the sample.
         chosen = array("q", random.Random(f"{seed}/{field}").sample(range(source.size), spec.limit))
         numbers = np.sort(np.frombuffer(chosen, dtype=np.int64))
     return Rows((source,), np.zeros(len(numbers), np.int32), numbers)
 
 
-def _built_in(spec: SourceSpec, field: str, pairs: bool) -> Source:
+def _built_in(spec: SourceSpec, field: str, pairs: bool) -> RowSource:
     unused = ("subset", "revision", "streaming", "columns", "license")
     _refuse_unused(spec, field, unused, "built in")
     read, validation, test = BUILT_IN[spec.source]
-    is_texts = read()[0].text is not None
-    if spec.format == "text" and not is_texts:
+    every_row = read()
+    if spec.format == "text" and every_row[0].text is None:
+        texts = [
+            name for name, (rows_of, _, _) in BUILT_IN.items() if rows_of()[0].text is not None
+        ]
         raise DataError(
-            f"{field}: {spec.source} holds conversations, of which training.objective: text learns "
-            f"nothing; use objective: sft, or texts ({', '.join(_built_in_texts())}, or a file "
-            "with a column `text`)"
+            f"{field}: training.objective: text needs texts (got the conversations of "
+            f"{spec.source}). Fix: set objective: sft, or name texts ({', '.join(texts)}, or a "
+            "file with a column `text`)"
         )
     if spec.format not in ("auto", "text"):
         raise DataError(
-            f"{_beside(field, 'format')}: {spec.source} is built in and has its own; leave it out"
+            f"{_sibling(field, 'format')}: {spec.source} is built in and has a fixed format (got "
+            f"{spec.format}). Fix: remove it"
         )
     if spec.split not in SPLITS:
         raise DataError(
-            f"{_beside(field, 'split')}: {spec.source} has no split `{spec.split}`; it has "
-            f"{', '.join(SPLITS)}"
+            f"{_sibling(field, 'split')}: {spec.source} has no split `{spec.split}`. Fix: use one "
+            f"of {', '.join(SPLITS)}"
         )
-    _require_pairs(spec, field, pairs, read())
-    rows = [row for row in read() if spec.split in ("all", split_of(row.cluster, validation, test))]
+    has_pairs = bool(every_row[0].rejected)
+    if has_pairs != pairs:
+        raise DataError(
+            f"{field}: the objectives dpo, orpo and reward need preference pairs, all others "
+            f"support none (got {spec.source}, with{'' if has_pairs else 'out'} pairs). Fix: "
+            "change the source or training.objective"
+        )
+    rows = [
+        row
+        for row in every_row
+        if spec.split in ("all", assign_split(row.cluster, validation, test))
+    ]
     return Rows.of(spec.source, rows).sources[0]
 
 
-def _built_in_texts() -> list[str]:
-    return [name for name, (read, _, _) in BUILT_IN.items() if read()[0].text is not None]
-
-
-def _require_pairs(spec: SourceSpec, field: str, pairs: bool, rows: Sequence[Row]) -> None:
-    if bool(rows[0].rejected) != pairs:
-        wanted, found = ("pairs of preference", "none") if pairs else ("rows", "pairs")
-        raise DataError(
-            f"{field}: {spec.source} has {found}, and {wanted} are wanted: the objectives dpo, "
-            "orpo and reward learn from pairs of preference, and nothing else does"
-        )
-
-
-def _table_source(spec: SourceSpec, field: str, whole: bool, pairs: bool) -> Source:
-    table = _opened(spec, field)
+def _table_source(spec: SourceSpec, field: str, train_on_all: bool, pairs: bool) -> RowSource:
+    table = _open_spec(spec, field)
     if not len(table):
-        raise DataError(f"{field}: {spec.source}: there are no rows in it")
-    place = _beside(field, "columns")
+        raise DataError(f"{field}: {spec.source} has no rows. Fix: add rows, or remove the source")
+    place = _sibling(field, "columns")
     check_columns(spec.columns, spec.format, place)
     names = table.names if isinstance(table, ArrowTable) else {}
 
     def take(numbers: Sequence[int]) -> list[Row]:
         values = table.take(numbers)
         if isinstance(table, ArrowTable):
-            # Arrow gives every object the fields of all, empty where it had none.
+            # Arrow gives every object the fields of all objects, null if the row had none.
             values = [{key: _without_nulls(v) for key, v in value.items()} for value in values]
         return [
             parse_row(
-                value, table.origin(number), spec.format, spec.columns, names, whole, pairs, place
+                value,
+                table.origin(number),
+                spec.format,
+                spec.columns,
+                names,
+                train_on_all,
+                pairs,
+                place,
             )
             for number, value in zip(numbers, values, strict=True)
         ]
 
     def digest() -> str:
-        read = [table.digest(), table.origin(0), spec.format, sorted(spec.columns.items())]
-        return json_sha256(read)
+        parts = [table.digest(), table.origin(0), spec.format, sorted(spec.columns.items())]
+        return json_sha256(parts)
 
     name = f"{spec.source}/{spec.subset}" if spec.subset else spec.source
-    return Source(name, len(table), take, digest)
+    return RowSource(name, len(table), take, digest)
 
 
-def _opened(spec: SourceSpec, field: str) -> Table:
+def _open_spec(spec: SourceSpec, field: str) -> Table:
     path = Path(spec.source).expanduser()
-    if not path.is_dir() and not kind_of(path) and not is_hub_id(spec.source):
+    if not path.is_dir() and not file_kind(path) and not is_hub_id(spec.source):
         near = difflib.get_close_matches(spec.source, BUILT_IN, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+        hint = f"; did you mean `{near[0]}`?" if near else ""
         raise DataError(
-            f"{field}: {spec.source}: neither a built-in source ({', '.join(BUILT_IN)}) nor a file "
-            f"({ENDINGS}), a folder or a hub id (owner/name).{hint}"
+            f"{field}: unknown source (got {spec.source}){hint}. Fix: name a built-in source "
+            f"({', '.join(BUILT_IN)}), a file ({ENDINGS}), a folder or a hub id (owner/name)"
         )
     if not is_hub_id(spec.source):
         _refuse_unused(spec, field, ("subset", "revision", "streaming"), "no hub id")
     if not has_splits(spec.source) and spec.split not in ("train", "all"):
         raise DataError(
-            f"{_beside(field, 'split')}: {spec.source} is a file or a folder and has no split "
-            f"`{spec.split}`; leave it out"
+            f"{_sibling(field, 'split')}: {spec.source} is a file or a folder and has no split "
+            f"`{spec.split}`. Fix: remove it"
         )
     if spec.streaming and spec.limit is None:
         raise DataError(
-            f"{_beside(field, 'limit')}: missing; of {spec.source}, streaming fetches the first "
-            "`limit` rows"
+            f"{_sibling(field, 'limit')}: missing, but {spec.source} is streamed. Fix: set the "
+            "number of rows to fetch"
         )
     return open_table(
-        Wanted(
+        TableRequest(
             spec.source,
             field,
             spec.split,
@@ -183,14 +192,17 @@ def _opened(spec: SourceSpec, field: str) -> Table:
 
 
 def _refuse_unused(spec: SourceSpec, field: str, options: Sequence[str], reason: str) -> None:
-    """An option that would not be used is no option."""
+    """Refuse options that would have no effect on this source."""
     for name in options:
         if getattr(spec, name):
-            raise DataError(f"{_beside(field, name)}: {spec.source} is {reason}; leave it out")
+            raise DataError(
+                f"{_sibling(field, name)}: {spec.source} is {reason}, so `{name}` would have no "
+                f"effect (got {getattr(spec, name)}). Fix: remove it"
+            )
 
 
-def _beside(field: str, name: str) -> str:
-    """Another field of the source that `field` names: `data.train.0.source`, its `split`."""
+def _sibling(field: str, name: str) -> str:
+    """Return another field of the same source: `data.train.0.source` -> `data.train.0.split`."""
     return f"{field.removesuffix('.source')}.{name}"
 
 

@@ -1,4 +1,4 @@
-"""Conversations as text: what the chat template writes, and what it cannot carry."""
+"""Conversations rendered with a chat template, and checks of the template's limits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lora_kit.runtime.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-THOUGHTS = "<think>"
-# What templates that write the day take for today: the same rows have to give the same tokens
-# tomorrow, in an evaluation, and after a training has gone on.
-TODAY = date(2025, 1, 1)
+REASONING_TAG = "<think>"
+# Date for templates that write the current day: the same rows must give the same tokens on any
+# day, in training, evaluation and after resuming.
+FIXED_DATE = date(2025, 1, 1)
 DATE_FORMS = ("%Y", "%y", "%m", "%d", "%B", "%b", "%A", "%a", "%H", "%M", "%S")
 
 
@@ -28,14 +28,15 @@ def render(
     tools: Sequence[Mapping[str, Any]] = (),
     thinking: bool = False,
 ) -> str:
-    """The conversation as the chat template writes it.
+    """Render a conversation with the chat template.
 
     Args:
-        messages: at least one.
-        tokenizer: with a chat template.
-        add_generation_prompt: whether the assistant's next turn is begun.
-        tools: JSON schemas of what the assistant can call.
-        thinking: whether that turn may begin with thoughts; other templates ignore it.
+        messages: at least one message.
+        tokenizer: tokenizer with a chat template.
+        add_generation_prompt: if true, append the start of the assistant's next turn.
+        tools: JSON schemas of the tools available to the assistant.
+        thinking: if true, the appended turn may start with reasoning; templates without this
+            option ignore it.
     """
     text = tokenizer.apply_chat_template(
         [_as_dict(message) for message in messages],
@@ -43,54 +44,64 @@ def render(
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
         enable_thinking=thinking,
-        chat_template=_dated(str(tokenizer.chat_template)),
-        date_string=TODAY.strftime("%d %b %Y"),
+        chat_template=_with_fixed_date(str(tokenizer.chat_template)),
+        date_string=FIXED_DATE.strftime("%d %b %Y"),
     )
     return str(text)
 
 
-def _dated(template: str) -> str:
-    """The template, with `TODAY` for the day that it asks for.
+def _with_fixed_date(template: str) -> str:
+    """Override `strftime_now` in a template so that it formats `FIXED_DATE`.
 
-    A function cannot be handed to a template: transformers makes plain data of what it is given.
+    A macro is used because a function cannot be passed in: transformers converts template
+    variables to plain data.
     """
     if "strftime_now" not in template:
         return template
-    replaced = "".join(f" | replace('{form}', '{TODAY.strftime(form)}')" for form in DATE_FORMS)
+    replaced = "".join(
+        f" | replace('{form}', '{FIXED_DATE.strftime(form)}')" for form in DATE_FORMS
+    )
     return "{%- macro strftime_now(form) -%}{{ form" + replaced + " }}{%- endmacro -%}" + template
 
 
-def has_thoughts(message: Message) -> bool:
-    """Whether a turn holds what the assistant thought before it spoke."""
-    return THOUGHTS in message.content or any(
+def has_reasoning(message: Message) -> bool:
+    """Return True if a turn contains the assistant's reasoning."""
+    return REASONING_TAG in message.content or any(
         name in ("reasoning_content", "reasoning", "thinking") for name, _ in message.extra
     )
 
 
 def plain_prompt(contents: Sequence[str]) -> str:
-    """A prompt for a backbone without chat template: the answer begins on a line of its own."""
+    """Return a prompt for a backbone without a chat template, ending with white space.
+
+    The answer starts on a line of its own, unless the prompt already ends with white space.
+    """
     text = "\n".join(contents)
     return text if text[-1:].isspace() else f"{text}\n"
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids of the tokens that text cannot be written with, the added ones of a template included."""
+    """Return the ids of all special tokens, including added ones that chat templates use."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(added | set(tokenizer.all_special_ids))
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """What finds a special token that is written out in a text; `None` if there are none."""
+    """Return a pattern that matches special tokens in a text; `None` without special tokens."""
     names = {str(tokenizer.convert_ids_to_tokens(i)) for i in special_token_ids(tokenizer)} - {""}
     longest_first = sorted(names, key=lambda name: (-len(name), name))
     return re.compile("|".join(map(re.escape, longest_first))) if names else None
 
 
 def refuse_control_tokens(row: Row, control: re.Pattern[str] | None) -> None:
-    """Refuse a row that would end turns or begin new ones.
+    """Refuse a row whose text contains special tokens, which would end or start turns.
+
+    Args:
+        row: the row.
+        control: pattern of `control_tokens`.
 
     Raises:
-        DataError: naming the token.
+        DataError: if the row contains a special token; the message names it.
     """
     if control is None:
         return
@@ -99,32 +110,33 @@ def refuse_control_tokens(row: Row, control: re.Pattern[str] | None) -> None:
         if message.tool_calls or message.extra:
             texts.append(json.dumps([message.tool_calls, message.extra], ensure_ascii=False))
         for text in texts:
-            found = control.search(text)
-            if found:
+            match = control.search(text)
+            if match:
                 raise DataError(
-                    f"{row.origin}: the text holds the control token {found[0]}, which would be "
-                    "read as the end or the start of a turn; remove it or write it otherwise"
+                    f"{row.origin}: the text contains a control token, which would end or start a "
+                    f"turn (got {match[0]}). Fix: remove it, or write it differently"
                 )
 
 
-def refuse_unwritten(row: Row, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse tools that the chat template would leave out without a word.
+def refuse_unsupported_tools(row: Row, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse tools and tool calls that the chat template would silently drop.
 
     Raises:
-        DataError: naming what it does not write.
+        DataError: if the template does not support a field that the row has.
     """
-    wanted = {
+    used = {
         "tools": bool(row.tools),
         "tool_calls": any(message.tool_calls for message in row.messages),
     }
-    if not any(wanted.values()):
+    if not any(used.values()):
         return
     template = tokenizer.get_chat_template(tools=list(row.tools) or None)
-    for name, is_there in wanted.items():
-        if is_there and name not in template:
+    for name, is_used in used.items():
+        if is_used and name not in template:
             raise DataError(
-                f"{row.origin}: the row has `{name}`, which this backbone's chat template does not "
-                "write; take a backbone that was made for tools, or write them into the turns"
+                f"{row.origin}: the backbone's chat template does not support a field of this row "
+                f"(got `{name}`). Fix: use a backbone with tool support, or write the tools into "
+                "the turns"
             )
 
 

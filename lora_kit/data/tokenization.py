@@ -1,7 +1,7 @@
-"""Rows -> tokens and labels: the one place that decides what a supervised token is.
+"""Tokenization of rows into input ids and labels; the single definition of a supervised token.
 
-Labels follow the convention of transformers: `labels[i]` is `input_ids[i]` where the token is
-supervised and -100 elsewhere; the model shifts.
+Labels follow the convention of transformers: `labels[i]` is `input_ids[i]` if the token is
+supervised and -100 otherwise; the model shifts them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from lora_kit.backbone.encoder_decoder import writes_pairs
-from lora_kit.data.drafts import Draft, Labels, Span, draft, drafts
+from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
+from lora_kit.data.rendering import RenderedRow, TextSpan, TrainOn, render_row, render_turns
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.templates import (
     control_tokens,
@@ -30,28 +30,28 @@ from lora_kit.runtime.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
-# More tokens than any row has.
+IGNORE_INDEX = -100
+# Maximum length that truncates no row, in tokens.
 NO_LIMIT = 1 << 40
-NO_END = (
-    "the chat template ends the assistant's turn without a special token; the model could not "
-    "learn when to stop"
+NO_END_MESSAGE = (
+    "the chat template ends the assistant's turn without a special token (got none), so the model "
+    "could not learn when to stop. Fix: use a backbone with another chat template"
 )
 Offsets = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenized row, or the part of it up to one turn.
+    """One tokenized row, or the part of a row up to one turn.
 
     Attributes:
-        input_ids: the tokens, without padding.
-        labels: as long as `input_ids`; -100 where nothing is learned.
-        truncated: whether the row was longer than the limit.
-        origin: of the row.
-        cluster: of the row.
-        source: which of the recipe's sources the row is of, counted from 0.
-        label: the row's class, if it has one.
+        input_ids: token ids, without padding.
+        labels: labels, of the same length as `input_ids`; -100 for unsupervised tokens.
+        truncated: if true, the row was longer than the limit.
+        origin: origin of the row.
+        cluster: cluster of the row.
+        source: index of the row's source in the recipe, from 0.
+        label: class of the row, if it has one.
     """
 
     input_ids: tuple[int, ...]
@@ -64,87 +64,88 @@ class Example:
 
     @property
     def supervised(self) -> int:
-        """Tokens that the loss is taken on."""
-        return sum(label != IGNORED for label in self.labels)
+        """Return the number of tokens with a label."""
+        return sum(label != IGNORE_INDEX for label in self.labels)
 
 
 def tokenize(
-    row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Labels = "assistant"
+    row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, train_on: TrainOn = "assistant"
 ) -> Example:
-    """Tokenize one row to one example, cut at `max_length` tokens.
+    """Tokenize one row into one example, truncated to `max_length` tokens.
 
     Raises:
-        DataError: if the row holds control tokens, or the chat template cannot carry its turns.
+        DataError: if the row holds control tokens, or the chat template does not support its
+            turns.
     """
     refuse_control_tokens(row, control_tokens(tokenizer))
-    end = _end_where_all_is_learned([row], tokenizer, labels)
-    return _examples([(row, draft(row, tokenizer, labels))], tokenizer, max_length, end)[0]
+    end = _required_end_token([row], tokenizer, train_on)
+    return _examples([(row, render_row(row, tokenizer, train_on))], tokenizer, max_length, end)[0]
 
 
 def tokenize_rows(
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    labels: Labels,
+    train_on: TrainOn,
     split: bool = False,
 ) -> list[list[Example]]:
-    """Tokenize rows at a time, each to as many examples as chat template or length make necessary.
+    """Tokenize rows, each into as many examples as its chat template or length requires.
 
     Args:
-        rows: some.
-        tokenizer: of the backbone.
-        max_length: tokens an example.
-        labels: what is learned of a conversation.
-        split: whether texts are split at that length instead of cut, and their end is marked.
+        rows: rows to tokenize together.
+        tokenizer: tokenizer of the backbone.
+        max_length: maximum tokens per example.
+        train_on: turns of a conversation to supervise (`data.train_on`).
+        split: if true, texts longer than `max_length` are split instead of truncated, and a
+            supervised EOS token is appended to each text.
+
+    Returns:
+        The examples of each row.
 
     Raises:
-        DataError: if a row holds control tokens, or the chat template cannot carry its turns.
+        DataError: if a row holds control tokens, or the chat template does not support its turns.
     """
     control = control_tokens(tokenizer)
-    several = []
-    end = _end_where_all_is_learned(rows, tokenizer, labels)
+    rendered = []
+    end = _required_end_token(rows, tokenizer, train_on)
     for row in rows:
         refuse_control_tokens(row, control)
-        several.append(drafts(row, tokenizer, labels))
-    if split:
-        several = [
-            [_ended(one, row) for one in many] for row, many in zip(rows, several, strict=True)
-        ]
-    pairs = [(row, one) for row, many in zip(rows, several, strict=True) for one in many]
-    longest = max_length if not split else NO_LIMIT
-    examples = iter(_examples(pairs, tokenizer, longest, end))
-    whole = [[next(examples) for _ in many] for many in several]
+        texts = render_turns(row, tokenizer, train_on)
+        if split and row.text is not None:
+            texts = [dataclasses.replace(one, eos_supervised=True) for one in texts]
+        rendered.append(texts)
+    pairs = [(row, one) for row, texts in zip(rows, rendered, strict=True) for one in texts]
+    limit = max_length if not split else NO_LIMIT
+    examples = iter(_examples(pairs, tokenizer, limit, end))
+    examples_of_rows = [[next(examples) for _ in texts] for texts in rendered]
     if not split:
-        return whole
+        return examples_of_rows
     return [
-        [part for one in many for part in _windows(one, row, max_length)]
-        for row, many in zip(rows, whole, strict=True)
+        [part for one in examples_of_row for part in _split(one, row, max_length)]
+        for row, examples_of_row in zip(rows, examples_of_rows, strict=True)
     ]
 
 
-def _ended(one: Draft, row: Row) -> Draft:
-    return one if row.text is None else dataclasses.replace(one, closed=True)
+def _split(example: Example, row: Row, size: int) -> list[Example]:
+    """Split a text into examples of at most `size` tokens; truncate a conversation.
 
-
-def _windows(example: Example, row: Row, size: int) -> list[Example]:
-    """A text in examples of at most `size` tokens; a conversation cut at that length.
-
-    Each begins with the last token of the one before it, which it is predicted from.
+    Each part starts with the last token of the part before, from which its first supervised token
+    is predicted.
     """
     length = len(example.input_ids)
     if row.text is None or length <= size:
-        return [_cut(example, size)]
+        return [_truncate(example, size)]
     return [
         dataclasses.replace(
             example,
             input_ids=example.input_ids[start : start + size],
-            labels=(IGNORED, *example.labels[start + 1 : start + size]),
+            labels=(IGNORE_INDEX, *example.labels[start + 1 : start + size]),
         )
         for start in range(0, length - 1, max(size - 1, 1))
     ]
 
 
-def _cut(example: Example, size: int) -> Example:
+def _truncate(example: Example, size: int) -> Example:
     return dataclasses.replace(
         example,
         input_ids=example.input_ids[:size],
@@ -154,82 +155,85 @@ def _cut(example: Example, size: int) -> Example:
 
 
 def tokenize_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens after which the assistant speaks, the same as in training.
+    """Tokenize a prompt, with the start of the assistant's turn, exactly as in training.
 
     Raises:
-        DataError: if the chat template cannot carry these turns, or an encoder would be ended by
-            a control token in them.
+        DataError: if the chat template does not support these turns, or the turns of a prompt for
+            an encoder-decoder hold a control token.
     """
     if tokenizer.chat_template:
-        if writes_pairs(tokenizer):
-            # The one that ends a text would part source and answer in the midst of it.
+        if is_seq2seq_tokenizer(tokenizer):
+            # An EOS token inside the prompt would be taken for the end of the encoder's input.
             refuse_control_tokens(Row("a prompt", "", tuple(messages)), control_tokens(tokenizer))
         try:
             text = render(messages, tokenizer, add_generation_prompt=True)
         except (jinja2.TemplateError, ValueError) as error:
             roles = ", ".join(message.role for message in messages)
-            raise DataError(f"the chat template refuses the turns {roles}: {error}") from error
+            raise DataError(
+                f"prompt: the chat template rejects the turns (got {roles}): {error}. Fix: change "
+                "the turns, or use a backbone with another chat template"
+            ) from error
         # The template writes the special tokens itself; the tokenizer must not write them again.
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer(plain_prompt([message.content for message in messages]))["input_ids"])
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends the assistant's turn, on which generation has to stop.
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the token that ends the assistant's turn and stops generation.
 
     Raises:
-        DataError: if the chat template has none.
+        DataError: if the chat template ends the turn without a special token.
     """
     probe = Row("chat template", "", (Message("user", "a"), Message("assistant", "b")))
     labels = tokenize(probe, tokenizer, NO_LIMIT).labels
     return labels[-1]
 
 
-def _end_where_all_is_learned(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, labels: Labels
+def _required_end_token(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
 ) -> int | None:
-    """The token that has to be in each conversation; `None` where turns are looked at one by one.
+    """Return the id that each fully supervised conversation must contain; `None` otherwise.
 
-    Raises:
-        DataError: if the chat template ends no turn with such a token.
+    Other conversations are checked turn by turn.
     """
-    is_checked = labels == "all" and tokenizer.chat_template and any(row.messages for row in rows)
-    return end_of_turn(tokenizer) if is_checked else None
+    if train_on == "all" and tokenizer.chat_template and any(row.messages for row in rows):
+        return end_of_turn_id(tokenizer)
+    return None
 
 
 def _examples(
-    pairs: Sequence[tuple[Row, Draft]],
+    pairs: Sequence[tuple[Row, RenderedRow]],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     end: int | None = None,
 ) -> list[Example]:
-    """Tokenize drafts, those of one kind in one call, which fast tokenizers divide over cores.
+    """Tokenize rendered rows, those of one kind in one call, which fast tokenizers parallelize.
 
     Args:
-        pairs: rows, and what is read of them.
-        tokenizer: of the backbone.
-        max_length: tokens an example.
-        end: of the assistant's turn, where conversations are learned whole.
+        pairs: rows and their rendered texts.
+        tokenizer: tokenizer of the backbone.
+        max_length: maximum tokens per example.
+        end: id of the end-of-turn token that fully supervised conversations must contain.
 
     Raises:
-        DataError: if a turn does not end with a special token, or where it stands is not told.
+        DataError: if a turn does not end with a special token, or the tokenizer gives no offsets.
     """
     special = special_token_ids(tokenizer)
     if not tokenizer.is_fast and any(one.spans is not None for _, one in pairs):
         raise DataError(
-            f"backbone.model: its tokenizer ({type(tokenizer).__name__}) is in Python alone, which "
-            "does not tell where in a text a token stands, and so not what is an answer's; "
-            "possible: a backbone with a tokenizer.json, or texts that are learned whole"
+            "backbone.model: a tokenizer written in Python gives no token offsets, which are "
+            f"needed to locate the answers (got {type(tokenizer).__name__}). Fix: use a backbone "
+            "with a tokenizer.json, or train on texts"
         )
-    found: dict[int, Example] = {}
-    kinds = [(one.special, one.spans is None) for _, one in pairs]
+    examples: dict[int, Example] = {}
+    kinds = [(one.add_special_tokens, one.spans is None) for _, one in pairs]
     for kind in set(kinds):
         places = [place for place, other in enumerate(kinds) if other == kind]
-        adds_special, is_whole = kind
+        add_special_tokens, is_fully_supervised = kind
         encoded = tokenizer(
             [pairs[place][1].text for place in places],
-            add_special_tokens=adds_special,
-            return_offsets_mapping=not is_whole,
+            add_special_tokens=add_special_tokens,
+            return_offsets_mapping=not is_fully_supervised,
         )
         for number, place in enumerate(places):
             row, one = pairs[place]
@@ -237,29 +241,31 @@ def _examples(
             if one.spans is None:
                 labels = list(input_ids)
                 if end is not None and row.messages and end not in labels:
-                    raise DataError(f"{row.origin}: {NO_END}")
+                    raise DataError(f"{row.origin}: {NO_END_MESSAGE}")
             else:
                 offsets = encoded["offset_mapping"][number]
                 labels = _labels(row, one, input_ids, offsets, special)
-            if one.closed is not None:
+            if one.eos_supervised is not None:
                 input_ids.append(tokenizer.eos_token_id)
-                labels.append(tokenizer.eos_token_id if one.closed else IGNORED)
-            found[place] = _example(row, input_ids, labels, max_length)
-    return [found[place] for place in range(len(pairs))]
+                labels.append(tokenizer.eos_token_id if one.eos_supervised else IGNORE_INDEX)
+            examples[place] = _example(row, input_ids, labels, max_length)
+    return [examples[place] for place in range(len(pairs))]
 
 
 def _labels(
-    row: Row, one: Draft, input_ids: Sequence[int], offsets: Offsets, special: Collection[int]
+    row: Row, one: RenderedRow, input_ids: Sequence[int], offsets: Offsets, special: Collection[int]
 ) -> list[int]:
-    labels = [IGNORED] * len(input_ids)
+    labels = [IGNORE_INDEX] * len(input_ids)
     for span in one.spans or ():
-        if one.special:
-            # Of a plain text: a token is of the part that it ends in.
-            for position, (_, last) in enumerate(offsets):
-                if span.start < last <= span.end:
+        if one.add_special_tokens:
+            # Plain prompt and completion: a token belongs to the span that contains its end.
+            for position, (_, token_end) in enumerate(offsets):
+                if span.start < token_end <= span.end:
                     labels[position] = input_ids[position]
-        elif not _supervise_turn(input_ids, labels, offsets, span, special) and span.ended:
-            raise DataError(f"{row.origin}: {NO_END}")
+            continue
+        has_end = _supervise_turn(input_ids, labels, offsets, span, special)
+        if span.ends_in_special_token and not has_end:
+            raise DataError(f"{row.origin}: {NO_END_MESSAGE}")
     return labels
 
 
@@ -267,12 +273,16 @@ def _supervise_turn(
     input_ids: Sequence[int],
     labels: list[int],
     offsets: Offsets,
-    span: Span,
+    span: TextSpan,
     special: Collection[int],
 ) -> bool:
-    """Label the tokens of one turn up to and with the special token that ends it, if one does.
+    """Label the tokens of one turn, up to and including the special token that ends it.
 
-    That is its last one: some templates begin a turn, or a call in it, with a special token.
+    The last special token of the turn counts as its end: some templates start a turn, or a tool
+    call in it, with a special token.
+
+    Returns:
+        True if the turn ends with a special token.
     """
     first = bisect_left(offsets, span.start, key=itemgetter(0))
     inside = [n for n in range(first, len(offsets)) if offsets[n][1] <= span.end]
@@ -284,15 +294,16 @@ def _supervise_turn(
 
 
 def _example(row: Row, input_ids: list[int], labels: list[int], max_length: int) -> Example:
-    # Tokens after the last supervised one change nothing in a causal model.
-    end = max((i + 1 for i, label in enumerate(labels) if label != IGNORED), default=len(labels))
-    # Nothing precedes the first token that it could be predicted from.
-    labels[:1] = [IGNORED]
-    whole = Example(
+    # Tokens after the last supervised one have no effect on the loss of a causal model.
+    supervised = [i for i, label in enumerate(labels) if label != IGNORE_INDEX]
+    end = supervised[-1] + 1 if supervised else len(labels)
+    # The first token has no token before it from which it could be predicted.
+    labels[:1] = [IGNORE_INDEX]
+    complete = Example(
         input_ids=tuple(input_ids[:end]),
         labels=tuple(labels[:end]),
         origin=row.origin,
         cluster=row.cluster,
         label=row.label,
     )
-    return _cut(whole, max_length)
+    return _truncate(complete, max_length)

@@ -1,4 +1,4 @@
-"""What a training reads, opened and tokenized once, for all stages that need it."""
+"""Training rows, opened and tokenized once for all stages."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lora_kit.data.row_sets import Rows
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows of a recipe and their tokens.
+    """Rows of a recipe and their tokens.
 
     Attributes:
-        sources: the rows of `data.train` in their order, without replay.
-        rows: the rows to train on: `sources` with replay and self-distilled answers.
+        sources: rows of `data.train` in order, without replay.
+        rows: rows to train on: `sources` with replay and self-distilled answers.
         replay: number of replay rows in `rows`.
-        prepared: `rows`, tokenized.
-        held_out_rows: the rows of `data.validation`; `None` where they were not needed.
-        held_out: `held_out_rows`, tokenized; `None` where they were not needed.
+        prepared: tokenized `rows`.
+        held_out_rows: rows of `data.validation`; `None` if not needed.
+        held_out: tokenized `held_out_rows`; `None` if not needed.
     """
 
     sources: Rows

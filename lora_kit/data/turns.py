@@ -1,4 +1,4 @@
-"""The turns of a conversation as data sets write them, read into messages."""
+"""Parsing of conversation turns into messages."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lora_kit.data.rows import Message
 from lora_kit.runtime.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")
-# OpenAI calls the system's turns so since 2024; templates know the older name.
-SAME_ROLE = {"developer": "system"}
-# What data sets in the form of ShareGPT call the speakers.
-SPEAKERS = {
+# OpenAI's name for system turns since 2024; chat templates know the older name.
+ROLE_ALIASES = {"developer": "system"}
+# Role names in data sets of the ShareGPT format.
+SHAREGPT_ROLES = {
     **{role: role for role in ROLES},
-    **SAME_ROLE,
+    **ROLE_ALIASES,
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
@@ -26,31 +26,34 @@ SPEAKERS = {
 
 
 def read_text(value: object, field: str, origin: str) -> str:
-    """A text that says something.
+    """Return a value that must be a non-blank string.
 
     Raises:
-        DataError: if it is none, or blank.
+        DataError: if the value is not a string, or is blank.
     """
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{origin}: `{field}` has to be a text that is not empty, found {value!r}")
+        raise DataError(
+            f"{origin}: `{field}` must be a non-empty text (got {value!r}). Fix: fill it in, or "
+            "remove the row"
+        )
     return value
 
 
 def read_messages(value: object, field: str, origin: str) -> tuple[Message, ...]:
-    """Read a list of turns with `role` and `content`.
+    """Parse a list of turns with `role` and `content`.
 
     Raises:
-        DataError: naming the turn that is wrong.
+        DataError: if a turn is malformed; the message names the turn.
     """
     turns = _turns(value, field, origin)
     return tuple(_message(turn, f"{origin}: {field}[{index}]") for index, turn in enumerate(turns))
 
 
 def read_conversations(value: object, field: str, origin: str) -> tuple[Message, ...]:
-    """Read turns in the form of ShareGPT, with `from` and `value`.
+    """Parse a list of turns in the ShareGPT format, with `from` and `value`.
 
     Raises:
-        DataError: naming the turn that is wrong.
+        DataError: if a turn is malformed; the message names the turn.
     """
     messages = []
     for index, turn in enumerate(_turns(value, field, origin)):
@@ -59,78 +62,96 @@ def read_conversations(value: object, field: str, origin: str) -> tuple[Message,
             if isinstance(turn, Mapping) and "role" in turn:
                 messages.append(_message(turn, place))
                 continue
-            raise DataError(f"{place}: `from` and `value` are wanted, found {turn!r:.60}")
+            raise DataError(
+                f"{place}: a turn must have `from` and `value` (got {turn!r:.60}). Fix: add them"
+            )
         speaker = turn["from"]
-        if not isinstance(speaker, str) or speaker not in SPEAKERS:
-            raise DataError(f"{place}: from {speaker!r}; possible: {', '.join(SPEAKERS)}")
+        if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
+            raise DataError(
+                f"{place}: unknown `from` (got {speaker!r}). Fix: use one of "
+                f"{', '.join(SHAREGPT_ROLES)}"
+            )
         renamed = {k: v for k, v in turn.items() if k not in ("from", "value")}
-        message = {**renamed, "role": SPEAKERS[speaker], "content": turn["value"]}
+        message = {**renamed, "role": SHAREGPT_ROLES[speaker], "content": turn["value"]}
         messages.append(_message(message, place))
     return tuple(messages)
 
 
-def check_last(messages: Sequence[Message], origin: str) -> None:
-    """Refuse a conversation in which the assistant has not the last word.
+def check_last_turn(messages: Sequence[Message], origin: str) -> None:
+    """Refuse a conversation that does not end with an assistant turn.
 
     Raises:
-        DataError: if another has it.
+        DataError: if the last turn has another role.
     """
     if messages[-1].role != "assistant":
         raise DataError(
-            f"{origin}: the last turn is the {messages[-1].role}'s; it has to be the assistant's, "
-            "whose words are what is learned (of a conversation that is learned whole, with "
-            "data.train_on: all, it may be any)"
+            f"{origin}: the last turn must be the assistant's (got the {messages[-1].role}'s). "
+            "Fix: remove the turns after the last answer, or set data.train_on: all"
         )
 
 
-def check_spoken(messages: Sequence[Message], origin: str) -> None:
-    """Refuse a conversation that is learned whole and in which the assistant says nothing.
+def check_has_assistant_turn(messages: Sequence[Message], origin: str) -> None:
+    """Refuse a fully supervised conversation without an assistant turn.
 
     Raises:
-        DataError: if it does not.
+        DataError: if no turn has the role `assistant`.
     """
     if not any(message.role == "assistant" for message in messages):
+        roles = ", ".join(message.role for message in messages)
         raise DataError(
-            f"{origin}: no turn is the assistant's, so that nothing shows where its turns end; "
-            "give what is no conversation as a `text`"
+            f"{origin}: a conversation needs an assistant turn (got the turns {roles}). Fix: add "
+            "the answer, or give a row that is no conversation as `text`"
         )
 
 
 def read_tools(value: object, origin: str) -> tuple[Mapping[str, Any], ...]:
-    """The JSON schemas of a row's tools; data sets hold them as objects, or as text of them.
+    """Parse the JSON schemas of a row's tools, given as objects or as JSON text.
 
     Raises:
-        DataError: if they are neither.
+        DataError: if the value is not a list of JSON objects.
     """
     if value is None or value == "":
         return ()
     value = _parsed(value, f"{origin}: tools")
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
-        raise DataError(f"{origin}: `tools` has to be a list of JSON schemas, found {value!r:.60}")
+        raise DataError(
+            f"{origin}: `tools` must be a list of JSON schemas (got {value!r:.60}). Fix: give a "
+            "list of objects"
+        )
     return tuple(value)
 
 
 def _turns(value: object, field: str, origin: str) -> list[Any]:
     if not isinstance(value, list) or not value:
-        raise DataError(f"{origin}: `{field}` has to be a list of turns, found {value!r:.60}")
+        raise DataError(
+            f"{origin}: `{field}` must be a non-empty list of turns (got {value!r:.60}). Fix: give "
+            "a list of objects, one per turn"
+        )
     return value
 
 
 def _message(turn: object, place: str) -> Message:
     is_call = isinstance(turn, Mapping) and turn.get("tool_calls")
-    wanted = {"role"} if is_call else {"role", "content"}
-    if not isinstance(turn, Mapping) or not wanted <= set(turn):
-        raise DataError(f"{place}: `role` and `content` are wanted, found {turn!r:.60}")
-    role = SAME_ROLE.get(str(turn["role"]), turn["role"])
+    required = {"role"} if is_call else {"role", "content"}
+    if not isinstance(turn, Mapping) or not required <= set(turn):
+        raise DataError(
+            f"{place}: a turn must have `role` and `content` (got {turn!r:.60}). Fix: add them"
+        )
+    role = ROLE_ALIASES.get(str(turn["role"]), turn["role"])
     if role not in ROLES:
-        raise DataError(f"{place}: role {turn['role']!r}; possible: {', '.join(ROLES)}")
+        raise DataError(
+            f"{place}: unknown role (got {turn['role']!r}). Fix: use one of {', '.join(ROLES)}"
+        )
     if role == "assistant" and turn.get("weight", 1) not in (None, 1):
         raise DataError(
-            f"{place}: weight {turn['weight']!r}: turns are not weighted one by one; leave the "
-            "weights out, or let data.train_on say which turns are learned"
+            f"{place}: weights of single turns are not supported (got weight {turn['weight']!r}). "
+            "Fix: remove them, and select the supervised turns with data.train_on"
         )
     if is_call and role != "assistant":
-        raise DataError(f"{place}: only the assistant makes tool_calls, found role {role!r}")
+        raise DataError(
+            f"{place}: only the assistant can have tool_calls (got role {role!r}). Fix: remove "
+            "them, or set the role to assistant"
+        )
     known = ("role", "content", "tool_calls", "weight")
     extra = {str(k): v for k, v in turn.items() if k not in known and v is not None}
     may_be_empty = bool(is_call) or role == "tool"
@@ -144,10 +165,13 @@ def _message(turn: object, place: str) -> Message:
 
 def _content(value: object, place: str, may_be_empty: bool) -> str:
     if isinstance(value, list) and value:
-        # OpenAI's parts; what is no text would not reach the model.
+        # Content parts in OpenAI's format; parts of other types would not reach the model.
         kinds = [part.get("type") if isinstance(part, Mapping) else part for part in value]
         if kinds != ["text"] * len(kinds):
-            raise DataError(f"{place}: content of parts {kinds!r:.60}; only parts of text are read")
+            raise DataError(
+                f"{place}: content may have only text parts (got {kinds!r:.60}). Fix: remove the "
+                "others"
+            )
         value = "".join(str(part.get("text")) for part in value)
     if may_be_empty and (value is None or value == ""):
         return ""
@@ -161,11 +185,10 @@ def _tool_calls(value: object, place: str) -> tuple[Mapping[str, Any], ...]:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise DataError(
-                f"{place}: tool_calls[{number}]: "
-                '{"function": {"name": "...", "arguments": {...}}} is wanted, '
-                f"found {call!r:.60}"
+                f"{place}: tool_calls[{number}]: malformed tool call (got {call!r:.60}). Fix: "
+                'write {"function": {"name": "...", "arguments": {...}}}'
             )
-        # OpenAI writes the arguments as text, which templates would quote once more.
+        # OpenAI writes the arguments as JSON text, which templates would quote a second time.
         arguments = _parsed(
             function.get("arguments") or {}, f"{place}: tool_calls[{number}]: arguments"
         )
@@ -181,4 +204,6 @@ def _parsed(value: object, place: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not valid JSON: {error}, found {value!r:.60}") from error
+        raise DataError(
+            f"{place}: not valid JSON: {error} (got {value!r:.60}). Fix: correct it"
+        ) from error

@@ -1,25 +1,22 @@
-"""What the objectives besides sft learn from: a row, and the examples that it is made into.
+"""Training data of objectives other than sft: rows with the examples made of them.
 
-A pair of preference gives two examples, its chosen and its rejected answer behind the same prompt;
-an answer with a label one, and so does a prompt with its reference. They are tokenized as those of
-sft are, the end of the turn with them.
+A preference pair gives two examples, the chosen and the rejected answer after the same prompt; a
+labelled answer (kto) or a prompt with a reference (grpo) gives one. Examples are tokenized as for
+sft, including the end-of-turn token.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
-from lora_kit.data.answered import encode_answered
-from lora_kit.data.files.tables import BLOCK
 from lora_kit.data.prepared import SCHEMA, PreparedData, Tally
-from lora_kit.data.row_sets import Rows
+from lora_kit.data.reward_inputs import encode_reward_inputs
+from lora_kit.data.row_sets import Rows, read_blocks
 from lora_kit.data.rows import Row
 from lora_kit.data.tokenization import Example, tokenize_rows
 from lora_kit.recipe.data import DataSpec
@@ -32,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unit:
-    """What `batch_size` counts one of.
+    """Row with its examples, the unit of `batch_size`.
 
     Attributes:
-        row: that it is of.
-        examples: of a pair the chosen and the rejected one, else one.
+        row: the row.
+        examples: chosen and rejected example of a preference pair; otherwise one example.
     """
 
     row: Row
@@ -44,50 +41,52 @@ class Unit:
 
     @property
     def length(self) -> int:
-        """Tokens of its longest example."""
+        """Return the tokens of the longest example."""
         return max(len(example.input_ids) for example in self.examples)
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedUnits(PreparedData):
-    """Units in the order in which they were read; `examples` are all of theirs, in that order."""
+    """Units in reading order; `examples` are those of all units, in the same order."""
 
     units: tuple[Unit, ...] = ()
 
     @property
     def size(self) -> int:
-        """What `batch_size` and `epochs` count: the units."""
+        """Return the number of units, the unit of `batch_size` and `epochs`."""
         return len(self.units)
 
     def origin(self, number: int) -> str:
-        """Where one of what `size` counts came from."""
+        """Return the origin of a unit's row."""
         return self.units[number].row.origin
 
 
 def prepare_units(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec: DataSpec, objective: Objective
 ) -> PreparedUnits:
-    """Tokenize rows; those of which an answer has no token within `max_length` are dropped whole.
+    """Tokenize rows into units, and drop a row if any of its answers has no token left.
+
+    Rows and tokens are held in memory.
 
     Args:
-        rows: in memory afterwards, with their tokens.
-        tokenizer: of the backbone.
-        spec: how they are read.
-        objective: of the training.
+        rows: rows to tokenize.
+        tokenizer: tokenizer of the backbone.
+        spec: the recipe's `data` section.
+        objective: the training objective.
 
     Raises:
-        DataError: if a row is wrong, or not what the objective learns from.
+        DataError: if a row is malformed, or of a kind that the objective does not support.
     """
     tally = Tally([one.name for one in rows.sources] if isinstance(rows, Rows) else ["rows"])
     units: list[Unit] = []
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SCHEMA) as writer:
-        for block, parts in _blocks(rows):
-            made = _tokenized(block, tokenizer, spec, objective)
+        for block, parts in read_blocks(rows):
+            tokenized = _tokenize(block, tokenizer, spec, objective)
             used: list[Example] = []
             sources: list[int] = []
-            for unit, part in zip(made, parts, strict=True):
-                if tally.add_whole(unit.row, part, unit.examples):
+            for unit, part in zip(tokenized, parts, strict=True):
+                if tally.add_unit(unit.row, part, unit.examples):
                     units.append(unit)
                     used += unit.examples
                     sources += [part] * len(unit.examples)
@@ -99,59 +98,46 @@ def prepare_units(
     )
 
 
-def _tokenized(
+def _tokenize(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec: DataSpec, objective: Objective
 ) -> list[Unit]:
-    several = [_conversations(row, objective) for row in rows]
-    flat = [row for conversations in several for row in conversations]
-    # The last turn is what was chosen, rejected, judged or is the reference.
+    conversations_of_rows = [_conversations(row, objective) for row in rows]
+    flat = [row for conversations in conversations_of_rows for row in conversations]
+    # The last turn is the chosen, rejected or labelled answer, or the reference.
     if objective == "reward":
-        examples = iter(encode_answered(flat, tokenizer, spec.max_length))
+        examples = iter(encode_reward_inputs(flat, tokenizer, spec.max_length))
     else:
         examples = (one for (one,) in tokenize_rows(flat, tokenizer, spec.max_length, "last"))
     return [
         Unit(row, tuple(next(examples) for _ in conversations))
-        for row, conversations in zip(rows, several, strict=True)
+        for row, conversations in zip(rows, conversations_of_rows, strict=True)
     ]
 
 
 def _conversations(row: Row, objective: Objective) -> list[Row]:
-    """What is tokenized of a row.
+    """Return the conversations to tokenize for a row: two for a preference pair, otherwise one.
 
     Raises:
-        DataError: if it is not what the objective learns from.
+        DataError: if the row is of a kind that the objective does not support.
     """
     if objective in PAIRED:
         prompt = row.messages[: row.completion_from]
         return [row, dataclasses.replace(row, messages=prompt + row.rejected)]
-    if not row.answered:
+    if not row.has_answer:
+        roles = ", ".join(message.role for message in row.messages)
         raise DataError(
-            f"{row.origin}: the objective {objective} learns from a prompt and a completion, which "
-            f"is the assistant's last turn; found {_found(row)}"
+            f"{row.origin}: the objective {objective} needs a prompt and a completion as the last "
+            f"turn (got {'a text' if row.text is not None else f'the turns {roles}'}). Fix: add "
+            "the completion"
         )
     if objective == "kto" and row.desirable is None:
         raise DataError(
-            f"{row.origin}: the objective kto wants to know whether the completion is a good one: "
+            f"{row.origin}: the objective kto needs a true or false label (got none). Fix: write "
             '{"prompt": "...", "completion": "...", "label": true}'
         )
     if objective == "grpo" and (row.tools or any(m.tool_calls or m.extra for m in row.messages)):
         raise DataError(
-            f"{row.origin}: the objective grpo asks with plain turns; tools, tool_calls and other "
-            "fields of a turn would be left out"
+            f"{row.origin}: the objective grpo supports only `role` and `content` in a turn (got "
+            "tools, tool_calls or other fields). Fix: remove them"
         )
     return [row]
-
-
-def _found(row: Row) -> str:
-    if row.text is not None:
-        return "a text"
-    return "the turns " + ", ".join(message.role for message in row.messages)
-
-
-def _blocks(rows: Sequence[Row]) -> Iterator[tuple[list[Row], list[int]]]:
-    """Some rows at a time, and the number of each one's source."""
-    parts = rows.parts if isinstance(rows, Rows) else np.zeros(len(rows), np.int32)
-    remaining, start = iter(rows), 0
-    while block := list(islice(remaining, BLOCK)):
-        yield block, parts[start : start + len(block)].tolist()
-        start += len(block)

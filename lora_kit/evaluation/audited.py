@@ -1,4 +1,4 @@
-"""The items of all suites as the audit of the training data sees them."""
+"""Items of all suites in the form that the audit of the training data compares."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from lora_kit.data.audit.item import AuditedItem
 from lora_kit.evaluation.item import Item
-from lora_kit.evaluation.suite import CHOOSING, QUESTION, TEXT, Suite, TaskSpec
+from lora_kit.evaluation.suite import CHOICE_KINDS, Suite, TaskSpec
 
 if TYPE_CHECKING:
     from lora_kit.evaluation.engine.work import Work
 
-# Of a document's field, to tell what is asked from a label or an id.
-_FIELD_WORDS = 3
+# Fewest words of a document's field that counts as part of the question, not as a label or an id.
+_MIN_FIELD_WORDS = 3
 
 
 def audited_items(work: Sequence[Work]) -> list[AuditedItem]:
-    """What is asked and what would be right, of each item of the planned work."""
+    """Return the prompt and the correct answers of each item of the planned work."""
     return [audited_item(one.suite, one.task.spec, item) for one in work for item in one.task.items]
 
 
 def audited_item(suite: Suite, spec: TaskSpec, item: Item) -> AuditedItem:
-    """What an item of any kind of task asks, without what its template says, and its answers."""
-    prompt, answers = _asked(spec, item)
+    """Return an item's prompt without the text of its template, and its correct answers."""
+    prompt, answers = _prompt_and_answers(spec, item)
     return AuditedItem(
         suite=suite.name,
         task=spec.name,
@@ -36,47 +36,48 @@ def audited_item(suite: Suite, spec: TaskSpec, item: Item) -> AuditedItem:
     )
 
 
-def _asked(spec: TaskSpec, item: Item) -> tuple[str, tuple[str, ...]]:
-    """The prompt, and the answers of which any is right."""
+def _prompt_and_answers(spec: TaskSpec, item: Item) -> tuple[str, tuple[str, ...]]:
+    """Return the prompt and the answers, any of which is correct."""
     if spec.kind == "lm_eval":
-        return _harness(item)
+        return _lm_eval_prompt_and_answers(item)
     if spec.kind == "instructions":
         return item.prompt, ()  # the reference only describes the checks
-    if spec.kind in CHOOSING and item.answer is not None:
-        template = spec.template or (QUESTION if spec.kind == "multiple_choice" else TEXT)
-        return _unfilled(template, item.prompt), (item.choices[item.answer],)
+    if spec.kind in CHOICE_KINDS and item.answer is not None:
+        return _template_values(spec.prompt_template, item.prompt), (item.choices[item.answer],)
     return item.prompt, item.references or (item.reference,)
 
 
-def _unfilled(template: str, prompt: str) -> str:
-    """What the template's fields were filled with; a training row may ask it in other words."""
+def _template_values(template: str, prompt: str) -> str:
+    """Return the values of the template's fields; training rows may be phrased differently."""
     literals = re.split(r"\{\w+\}", template)
     pattern = "(.*?)".join(map(re.escape, literals))
-    found = re.fullmatch(pattern, prompt, re.DOTALL)
-    return "\n".join(found.groups()) if found and found.groups() else prompt
+    match = re.fullmatch(pattern, prompt, re.DOTALL)
+    return "\n".join(match.groups()) if match and match.groups() else prompt
 
 
-def _harness(item: Item) -> tuple[str, tuple[str, ...]]:
-    """The same of an item of lm-evaluation-harness, whose document is the requests made of it."""
+def _lm_eval_prompt_and_answers(item: Item) -> tuple[str, tuple[str, ...]]:
+    """Return prompt and answers of an lm-evaluation-harness item from its instances."""
     if item.answer is not None:
-        # Where the choices are contexts, the right one is what is asked.
+        # If the choices are contexts, the correct one is the prompt.
         request = item.document[item.answer]
         context, continuation = request.args
-        return _own_part(request.doc, str(context)), (str(continuation).strip(),)
+        return _without_shots(request.doc, str(context)), (str(continuation).strip(),)
     request = item.document[0]
-    # Of several choices without an answer, which are right only the task's own function knows.
-    return _own_part(request.doc, str(request.args[0])), () if item.choices else item.references
+    # Only the task's own function knows the correct one of several choices without an answer.
+    answers = () if item.choices else item.references
+    return _without_shots(request.doc, str(request.args[0])), answers
 
 
-def _own_part(document: Mapping[str, Any], context: str) -> str:
-    """The context without the solved examples that come first.
+def _without_shots(document: Mapping[str, Any], context: str) -> str:
+    """Return the context without the solved examples at its start.
 
-    Which fields it is written from only the task's template knows; what stands in it word for word
-    was one. Else it is what comes behind the last blank line, which parts examples by default.
+    Only the task's template knows the fields that the context is made from; a value that occurs
+    in the context verbatim is taken for one. Without such a value, the result is the text behind
+    the last blank line, the default separator of examples.
     """
     values = {value.strip() for value in document.values() if isinstance(value, str)}
-    own = [v for v in values if v in context and len(v.split()) >= _FIELD_WORDS]
-    whole = [one for one in own if not any(one != other and one in other for other in own)]
-    if whole:
-        return "\n".join(sorted(whole, key=context.rfind))
+    own = [v for v in values if v in context and len(v.split()) >= _MIN_FIELD_WORDS]
+    longest = [one for one in own if not any(one != other and one in other for other in own)]
+    if longest:
+        return "\n".join(sorted(longest, key=context.rfind))
     return context.strip().rpartition("\n\n")[2]

@@ -1,4 +1,4 @@
-"""What an outcome is worth: functions of an item and what an arm made of it."""
+"""Grading: functions that score the outcome of an item."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from pathlib import Path
 import numpy as np
 from scipy.special import logsumexp
 
-from lora_kit.evaluation.item import ChoiceRequest, Grade, Graded, Item, LossRequest, Outcome
+from lora_kit.evaluation.item import (
+    ChoiceRequest,
+    Graded,
+    GradeFunction,
+    Item,
+    LossRequest,
+    Outcome,
+)
 from lora_kit.evaluation.suite import TaskSpec
-from lora_kit.metrics.instruction_checks import follows
+from lora_kit.metrics.instruction_checks import follows_instructions
 from lora_kit.metrics.load import Metric, load_metric
 from lora_kit.runtime.hashes import file_sha256
 
-# Raise it when the same outcome can have another grade than before.
-GRADING = "1"
+# Increase when the same outcome can have another grade than before.
+GRADING_VERSION = "1"
 
 
 def grading_code(spec: TaskSpec) -> str:
-    """Digest of the code outside of this package that grades a task; empty where there is none."""
+    """Return a digest of code outside of this package that grades a task; empty for none."""
     if spec.kind == "lm_eval":
         source = Path(spec.source)
         described = file_sha256(source) if source.is_file() else spec.source
@@ -34,44 +41,47 @@ def grading_code(spec: TaskSpec) -> str:
     return "/".join(file_sha256(file) for file in files)
 
 
-def grader(spec: TaskSpec) -> Grade:
-    """How the outcomes of a task are graded.
+def task_grader(spec: TaskSpec) -> GradeFunction:
+    """Return the function that grades the outcomes of a task.
 
     Raises:
-        EvaluationError: if its metric cannot be loaded.
+        EvaluationError: if the metric of the task cannot be loaded.
     """
     if spec.kind == "loss":
         return grade_loss
     if spec.kind == "instructions":
         return grade_instruction
     if spec.kind == "generation":
-        assert spec.metric is not None  # the schema sees to it
+        assert spec.metric is not None  # the suite is validated
         first_line = spec.scored_text == "first_line"
         return partial(grade_generation, metric=load_metric(spec.metric), first_line=first_line)
     return partial(grade_choice, score=spec.score or "accuracy")
 
 
 def grade_class(item: Item, outcome: Outcome, *, score: str) -> Graded:
-    """Right or wrong by the class that a head gives the largest probability.
+    """Score 1 if the most probable class is correct, else 0.
 
-    `loss` is the cross-entropy, in nats. Probabilities that are no numbers have no score.
+    `loss` is the cross-entropy, in nats. An item with a NaN has no score.
     """
     assert item.answer is not None
-    found = outcome.log_likelihoods
-    if any(map(math.isnan, found)):
+    log_probabilities = outcome.log_likelihoods
+    if any(map(math.isnan, log_probabilities)):
         return Graded(None, "")
-    chosen = int(np.argmax(found))
-    measures = {"accuracy": float(chosen == item.answer), "loss": -found[item.answer]}
+    chosen = int(np.argmax(log_probabilities))
+    measures = {
+        "accuracy": float(chosen == item.answer),
+        "loss": -log_probabilities[item.answer],
+    }
     return Graded(measures.get(score, measures["accuracy"]), item.choices[chosen], measures)
 
 
 def grade_reward(item: Item, outcome: Outcome, *, score: str) -> Graded:
-    """Right or wrong by the choice that has the highest reward.
+    """Score 1 if the choice with the highest reward is correct, else 0.
 
-    `loss` is the cross-entropy of the right choice under the softmax of the rewards, in nats; of
-    two choices that is -log sigmoid of their difference, the loss of the training. Of equal
-    rewards a coin decides, the same one each time: the first choice may always be the right one.
-    Rewards that are no numbers have no score.
+    `loss` is the cross-entropy of the correct choice under the softmax of the rewards, in nats;
+    for two choices, -log sigmoid of their difference, as in training. Ties are broken at random,
+    seeded by the item's id, because the first choice may always be the correct one. An item with a
+    reward that is not finite has no score.
     """
     assert item.answer is not None
     rewards = outcome.log_likelihoods
@@ -87,10 +97,10 @@ def grade_reward(item: Item, outcome: Outcome, *, score: str) -> Graded:
 
 
 def grade_loss(item: Item, outcome: Outcome) -> Graded:
-    """Nats per supervised token, and bits per byte, which tokenizers do not change.
+    """Compute nats per supervised token, and bits per byte, which compare across tokenizers.
 
-    Bytes are those of the supervised text; the likelihood includes the token that ends the turn,
-    which has none.
+    Bytes are those of the supervised text; the likelihood includes the end-of-turn token, which
+    adds no bytes.
     """
     assert isinstance(item.request, LossRequest)
     (total,) = outcome.log_likelihoods
@@ -101,10 +111,10 @@ def grade_loss(item: Item, outcome: Outcome) -> Graded:
 
 
 def grade_choice(item: Item, outcome: Outcome, *, score: str) -> Graded:
-    """Right or wrong by the likelihood of the choices, over their bytes, and over their tokens.
+    """Score 1 if the likeliest choice is correct, else 0; also per byte and per token.
 
-    `loss` is the cross-entropy of the right choice among all, in nats: it moves where an answer
-    does not flip. A choice whose likelihood is no number has no score.
+    `loss` is the cross-entropy of the correct choice among all, in nats; it also changes where the
+    chosen answer does not. An item with a likelihood that is not finite has no score.
     """
     assert isinstance(item.request, ChoiceRequest)
     assert item.answer is not None
@@ -120,23 +130,23 @@ def grade_choice(item: Item, outcome: Outcome, *, score: str) -> Graded:
     best = {name: int(np.argmax(np.array(totals) / np.array(by))) for name, by in lengths.items()}
     measures = {name: float(chosen == item.answer) for name, chosen in best.items()}
     measures["loss"] = float(logsumexp(totals)) - totals[item.answer]
-    said = item.choices[best.get(score, best["accuracy"])]
-    return Graded(measures.get(score, measures["accuracy"]), said, measures)
+    output = item.choices[best.get(score, best["accuracy"])]
+    return Graded(measures.get(score, measures["accuracy"]), output, measures)
 
 
 def grade_generation(item: Item, outcome: Outcome, *, metric: Metric, first_line: bool) -> Graded:
-    """A metric of the generated text, or of its first line, against the references."""
-    answer = said(outcome.text, first_line)
+    """Score the generated text, or its first line, against the references with a metric."""
+    answer = extract_scored_text(outcome.text, first_line)
     return Graded(metric(answer, item.references), outcome.text.strip())
 
 
-def said(text: str, first_line: bool) -> str:
-    """What of a generated text is the answer."""
+def extract_scored_text(text: str, first_line: bool) -> str:
+    """Return the part of a generated text that is scored."""
     text = text.strip()
     return text.partition("\n")[0] if first_line else text
 
 
 def grade_instruction(item: Item, outcome: Outcome) -> Graded:
-    """1 if every check of the prompt holds."""
+    """Score 1 if the response passes every check of the prompt, else 0."""
     text = outcome.text.strip()
-    return Graded(float(follows(text, item.checks)), text)
+    return Graded(float(follows_instructions(text, item.checks)), text)

@@ -1,7 +1,7 @@
-"""An item: what a model is asked, what it made of it, and how that is graded.
+"""Items: the request to a model, its outcome, and the grade of the outcome.
 
-Two halves that know nothing of one another: a request is all that the model sees, an outcome all
-that it gives back, so outcomes can be kept and graded anew; a grade is a function of both.
+A request holds everything that the model reads, an outcome everything that the model returns.
+Neither depends on the grading, so that cached outcomes can be graded again.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import Any
 
 from lora_kit.data.tokenization import Example
 from lora_kit.evaluation.suite import TaskSpec
-from lora_kit.metrics.instruction_checks import Check
+from lora_kit.metrics.instruction_checks import InstructionCheck
 
 
 @dataclass(frozen=True)
 class LossRequest:
-    """The likelihood of the supervised tokens of one example."""
+    """Request for the likelihood of the supervised tokens of one example."""
 
     example: Example
 
     @property
     def length(self) -> int:
-        """Tokens of its row in a batch."""
+        """Tokens of the request's row in a batch."""
         return len(self.example.input_ids)
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A continuation of a prompt, of whose tokens the last `scored` count."""
+    """Continuation of a prompt; only its last `scored` tokens are scored."""
 
     input_ids: tuple[int, ...]
     scored: int
@@ -37,10 +37,10 @@ class Branch:
 
 @dataclass(frozen=True)
 class ChoiceRequest:
-    """The likelihood of each of several continuations of one prompt.
+    """Request for the likelihood of each of several continuations of one prompt.
 
-    `prompt_ids` holds one token at least, since nothing precedes the first one that it could be
-    predicted from.
+    `prompt_ids` holds at least one token, from which the first token of a continuation is
+    predicted.
     """
 
     prompt_ids: tuple[int, ...]
@@ -48,13 +48,13 @@ class ChoiceRequest:
 
     @property
     def length(self) -> int:
-        """Tokens of its row in a batch, all branches behind one prompt, each but its last one."""
+        """Tokens of the request's row in a batch: the prompt and all but one token a branch."""
         return len(self.prompt_ids) + sum(len(branch.input_ids) - 1 for branch in self.branches)
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A greedy continuation, up to a token that ends the turn or one of the texts in `stop`."""
+    """Request for a greedy continuation, up to an end-of-turn token or a text in `stop`."""
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
@@ -62,42 +62,42 @@ class GenerationRequest:
 
     @property
     def length(self) -> int:
-        """Tokens of its row in a batch, at most."""
+        """Upper bound of the tokens of the request's row in a batch."""
         return len(self.prompt_ids) + self.max_new_tokens
 
 
 @dataclass(frozen=True)
 class ClassRequest:
-    """The likelihood of each class that a head chooses from, given a text."""
+    """Request for the likelihood of each class of a classifier's head, given a text."""
 
     input_ids: tuple[int, ...]
 
     @property
     def length(self) -> int:
-        """Tokens of its row in a batch."""
+        """Tokens of the request's row in a batch."""
         return len(self.input_ids)
 
 
 @dataclass(frozen=True)
 class RewardRequest:
-    """The reward of each of several answers to one prompt, which each of them begins with."""
+    """Request for the reward of several answers to one prompt; each row begins with the prompt."""
 
     answers: tuple[tuple[int, ...], ...]
 
     @property
     def length(self) -> int:
-        """Tokens of its rows in a batch, at most."""
+        """Upper bound of the tokens of the request's rows in a batch."""
         return len(self.answers) * max(map(len, self.answers))
 
 
 Request = LossRequest | ChoiceRequest | GenerationRequest | ClassRequest | RewardRequest
-# Of a head: whole rows, which have nothing but the row itself to be scored in.
-OfHead = ClassRequest | RewardRequest
+# Requests to a head: rows that are scored as a unit, without a split into prompt and continuation.
+HeadRequest = ClassRequest | RewardRequest
 
 
-def tokens_of(request: Request) -> tuple[tuple[int, ...], int]:
-    """The tokens that are read before an answer, and how many the longest answer has."""
-    assert not isinstance(request, OfHead)  # which has none
+def prompt_and_answer_length(request: Request) -> tuple[tuple[int, ...], int]:
+    """Return the token ids of the prompt and the number of tokens of the longest answer."""
+    assert not isinstance(request, HeadRequest)  # a head's rows have no answers
     if isinstance(request, LossRequest):
         return request.example.input_ids, 0
     if isinstance(request, GenerationRequest):
@@ -107,14 +107,14 @@ def tokens_of(request: Request) -> tuple[tuple[int, ...], int]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an arm made of one request.
+    """Result of one arm on one request.
 
     Attributes:
-        log_likelihoods: nats, of each branch or class; of an example, one: of what is supervised;
-            of answers that a reward model is asked for, their rewards.
-        greedy: for each of them, whether every scored token was the most likely one.
-        text: that was generated.
-        tokens: that were processed.
+        log_likelihoods: nats, one for each branch or class; for a loss request one value, the sum
+            over the supervised tokens; for a reward request the rewards of the answers.
+        greedy: for each branch, true if every scored token was the most likely one.
+        text: generated text.
+        tokens: number of tokens processed.
     """
 
     log_likelihoods: tuple[float, ...] = ()
@@ -128,18 +128,18 @@ class Item:
     """One question to a model.
 
     Attributes:
-        id: the same in every run.
-        cluster: items of one cluster are not independent.
-        prompt: as it is shown to people.
-        reference: what would be right, as it is shown to people.
-        request: what the model sees.
-        slices: values by which items are told apart, such as `field`: `geography`.
-        choices: texts of the branches, where they are choices.
-        answer: index of the right one.
-        references: any of which would be right, for a metric.
-        checks: that a response has to pass.
+        id: identifier, the same in every run.
+        cluster: label shared by items that are not independent.
+        prompt: prompt as shown in reports.
+        reference: correct answer as shown in reports.
+        request: input of the model.
+        slices: values by which results are broken down, such as `field`: `geography`.
+        choices: texts of the branches of a choice request.
+        answer: index of the correct choice.
+        references: correct answers, any of which a metric accepts.
+        checks: checks that a response has to pass.
         scored_bytes: UTF-8 bytes of the text whose likelihood is taken.
-        document: what another harness made the item from.
+        document: lm-evaluation-harness instances from which the item was made.
     """
 
     id: str
@@ -151,19 +151,19 @@ class Item:
     choices: tuple[str, ...] = ()
     answer: int | None = None
     references: tuple[str, ...] = ()
-    checks: tuple[Check, ...] = ()
+    checks: tuple[InstructionCheck, ...] = ()
     scored_bytes: int = 0
     document: Any = None
 
 
 @dataclass(frozen=True)
 class Graded:
-    """An outcome's worth.
+    """Grade of an outcome.
 
     Attributes:
-        score: what the verdict is about; `None` where there is none.
-        output: what the arm said or chose; empty for a loss.
-        measures: by name, what is reported besides.
+        score: score that the verdict is based on; `None` if it cannot be computed.
+        output: generated text or chosen answer; empty for a loss.
+        measures: secondary metrics by name.
     """
 
     score: float | None
@@ -171,13 +171,13 @@ class Graded:
     measures: Mapping[str, float] = field(default_factory=dict)
 
 
-Grade = Callable[[Item, Outcome], Graded]
+GradeFunction = Callable[[Item, Outcome], Graded]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task with its items and how they are graded."""
+    """Task with its items and the function that grades them."""
 
     spec: TaskSpec
     items: Sequence[Item]
-    grade: Grade
+    grade: GradeFunction

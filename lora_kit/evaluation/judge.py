@@ -1,4 +1,4 @@
-"""From the ledger to the verdict: the adapter against the base, and against other ways."""
+"""Judging: from the ledger to the verdict on the adapter, against base and baselines."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from lora_kit.evaluation import facets
+from lora_kit.evaluation import diagnostics
 from lora_kit.evaluation.ledger import DRIFT, Entry
+from lora_kit.evaluation.ledger_view import LedgerView, as_ledger_view
+from lora_kit.evaluation.merged_selection import select_merged_arm
 from lora_kit.evaluation.pairs import Entries, Pairs, mean_score, pair
-from lora_kit.evaluation.shipping import shipping
-from lora_kit.evaluation.source import Source, source_of
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.verdict import (
-    WAYS,
+    BASELINE_NAMES,
+    BASELINES,
     BaselineComparison,
     Finding,
     MergedTask,
@@ -25,9 +26,9 @@ from lora_kit.evaluation.verdict import (
 from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.statistics.decisions import (
-    Comparison,
     Decision,
-    combined,
+    PairedComparison,
+    combine_decisions,
     loss_p,
     non_inferiority,
     superiority,
@@ -37,50 +38,36 @@ from lora_kit.statistics.labels import compare_macro_f1, label_scores
 ALARM_ALPHA = 0.05
 
 
-def judge(results: Source | Sequence[Entry], suites: Sequence[Suite]) -> Verdict:
-    """Judge arm `adapter` against arm `base` on every task, and what else there is of arms.
+def judge(results: LedgerView | Sequence[Entry], suites: Sequence[Suite]) -> Verdict:
+    """Judge arm `adapter` against arm `base` on every task, then merged models and baselines.
 
-    Of a ledger on disk one task's results are in memory at a time.
+    The results of one task at a time are in memory if they come from a ledger on disk.
 
     Raises:
         EvaluationError: if a task has no item with a score in both arms.
     """
-    source = source_of(results)
-    judged = tuple(
-        _judge_suite(
-            suite,
-            tuple(
-                _judge_task(suite, task, source.arms(suite.name, task.name, _texts(task)))
-                for task in suite.tasks
-            ),
-        )
-        for suite in suites
-    )
-    ships, judged = shipping(_with_alarms(judged))
+    view = as_ledger_view(results)
+    judged = tuple(_judge_suite(suite, view) for suite in suites)
+    ships, judged = select_merged_arm(_with_alarms(judged))
     merged = [task.merged for suite in judged for task in suite.tasks if task.merged]
     return Verdict(
-        combined([suite.decision for suite in judged]),
-        combined(merged) if merged else None,
+        combine_decisions([suite.decision for suite in judged]),
+        combine_decisions(merged) if merged else None,
         ships,
         tuple(finding for suite in judged for finding in _findings(suite)),
         judged,
     )
 
 
-def _texts(task: TaskSpec) -> tuple[str, ...]:
-    """Those that a task is judged by: labels, where there are any."""
-    by_label = task.kind == "classification" or task.score == "macro_f1"
-    return ("output", "reference") if by_label else ()
-
-
-def _judge_suite(suite: Suite, tasks: tuple[TaskVerdict, ...]) -> SuiteVerdict:
-    return SuiteVerdict(
-        suite.name,
-        suite.role,
-        suite.description,
-        combined([task.decision for task in tasks]),
-        tasks,
-    )
+def _judge_suite(suite: Suite, view: LedgerView) -> SuiteVerdict:
+    tasks = []
+    for task in suite.tasks:
+        # Scores by label need the texts of the labels.
+        by_label = task.kind == "classification" or task.score == "macro_f1"
+        texts = ("output", "reference") if by_label else ()
+        tasks.append(_judge_task(suite, task, view.arms(suite.name, task.name, texts)))
+    decision = combine_decisions([task.decision for task in tasks])
+    return SuiteVerdict(suite.name, suite.role, suite.description, decision, tuple(tasks))
 
 
 def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> TaskVerdict:
@@ -88,7 +75,7 @@ def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Ta
     base, adapter = arms.get("base", {}), arms.get("adapter", {})
     pairs = pair(base, adapter, task, where)
     comparison = _compare(pairs, suite, task)
-    decision, reason = _decided(pairs, comparison, task)
+    decision, reason = _decide(pairs, comparison, task)
     confidence = comparison.interval.confidence
     return TaskVerdict(
         task=task.name,
@@ -96,8 +83,8 @@ def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Ta
         higher_is_better=task.higher_is_better,
         decision=decision,
         reason=reason,
-        base=_level(pairs.before, task),
-        adapter=_level(pairs.after, task),
+        base=_task_score(pairs.before, task),
+        adapter=_task_score(pairs.after, task),
         interval=comparison.interval,
         p=comparison.p,
         method=comparison.method,
@@ -112,34 +99,37 @@ def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Ta
         alarm=False,
         merged=None,
         merged_interval=None,
-        merges=tuple(_merges(suite, task, arms)),
-        rivals=_rivals(suite, task, arms, adapter),
-        measures=facets.measures(pairs, task, confidence),
-        slices=facets.slices(pairs, confidence),
-        calibration=facets.calibration(pairs, confidence),
-        classes=facets.classes(pairs, task),
-        drift=facets.drift(arms.get(DRIFT, {})),
+        merges=tuple(_judge_merged(suite, task, arms)),
+        rivals=_compare_baselines(suite, task, arms, adapter),
+        measures=diagnostics.secondary_metrics(pairs, task, confidence),
+        slices=diagnostics.slice_results(pairs, confidence),
+        calibration=diagnostics.choice_calibration(pairs, confidence),
+        classes=diagnostics.class_scores(pairs, task),
+        drift=diagnostics.mean_drift(arms.get(DRIFT, {})),
     )
 
 
-def _merges(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Iterator[MergedTask]:
-    """Each merged model against the base, as the adapter is, and against the first of them."""
+def _judge_merged(
+    suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]
+) -> Iterator[MergedTask]:
+    """Yield the comparison of each merged model with the base and with the first merged model."""
     where = f"{suite.name}/{task.name}"
     present = [arm for arm in MERGED_ARMS if arm in arms]
     for arm in present:
         pairs = pair(arms.get("base", {}), arms[arm], task, where)
-        compared = _compare(pairs, suite, task)
-        decision = _decided(pairs, compared, task)[0]
+        comparison = _compare(pairs, suite, task)
+        decision = _decide(pairs, comparison, task)[0]
         lead = lead_p = None
         if arm != present[0]:
-            beside = pair(arms[present[0]], arms[arm], task, where)
-            found = _compare(beside, suite, task.model_copy(update={"margin": None}))
-            lead, lead_p = found.interval, found.p
-        level = _level(pairs.after, task)
-        yield MergedTask(arm, decision, level, compared.interval, lead, lead_p)
+            with_first = pair(arms[present[0]], arms[arm], task, where)
+            leading = _compare(with_first, suite, task.model_copy(update={"margin": None}))
+            lead, lead_p = leading.interval, leading.p
+        mean = _task_score(pairs.after, task)
+        yield MergedTask(arm, decision, mean, comparison.interval, lead, lead_p)
 
 
-def _compare(pairs: Pairs, suite: Suite, task: TaskSpec) -> Comparison:
+def _compare(pairs: Pairs, suite: Suite, task: TaskSpec) -> PairedComparison:
+    """Test for superiority without a margin, for non-inferiority with one."""
     if task.score == "macro_f1":
         return compare_macro_f1(
             [entry.output for entry in pairs.before],
@@ -156,8 +146,8 @@ def _compare(pairs: Pairs, suite: Suite, task: TaskSpec) -> Comparison:
     )
 
 
-def _decided(pairs: Pairs, comparison: Comparison, task: TaskSpec) -> tuple[Decision, str]:
-    """The decision, and why it is another one than the comparison's."""
+def _decide(pairs: Pairs, comparison: PairedComparison, task: TaskSpec) -> tuple[Decision, str]:
+    """Return the decision, and the reason if it differs from the comparison's."""
     if pairs.binary and task.margin is not None and task.margin >= 1:
         return "INCONCLUSIVE", (
             f"every score is 0 or 1, so no loss could exceed the margin of {task.margin:g}"
@@ -165,30 +155,29 @@ def _decided(pairs: Pairs, comparison: Comparison, task: TaskSpec) -> tuple[Deci
     if comparison.decision != "PASS":
         return comparison.decision, ""
     if pairs.lost_scores:
-        # An adapter that breaks down on the items it is worst at must not pass without them.
+        # The items without a score may be those on which the adapter breaks down.
         return "INCONCLUSIVE", "the adapter has no score on items on which the base has one"
     if not pairs.binary and np.ptp(pairs.differences) == 0 and pairs.differences[0] != 0:
-        return "INCONCLUSIVE", "all differences are the same: there is no spread to judge them by"
+        return "INCONCLUSIVE", "all differences are equal: no spread to estimate an interval from"
     if task.margin is not None and pairs.binary and task.higher_is_better:
-        room = _level(pairs.before, task) - _floor(pairs, task)
+        room = _task_score(pairs.before, task) - _chance_level(pairs, task)
         if room <= task.margin:
             return "INCONCLUSIVE", (
-                f"the base is only {room:.1%} above what guessing gives, less than the margin: "
-                "it has nothing to lose here that could be seen"
+                f"the base is only {room:.1%} above guessing, less than the margin, so a loss "
+                "could not be detected"
             )
     return "PASS", ""
 
 
-def _floor(pairs: Pairs, task: TaskSpec) -> float:
-    """The score of guessing: one in the number of choices, 0 where there are none."""
+def _chance_level(pairs: Pairs, task: TaskSpec) -> float:
+    """Return the expected score of guessing: 1 / number of choices, or 0 without choices."""
     if task.score == "macro_f1":
         return 1 / len({entry.reference for entry in pairs.before})
     counts = [len(entry.choices) for entry in pairs.before]
     return float(np.mean([1 / count if count else 0.0 for count in counts]))
 
 
-def _level(entries: Sequence[Entry], task: TaskSpec) -> float:
-    """An arm's score on the task."""
+def _task_score(entries: Sequence[Entry], task: TaskSpec) -> float:
     if task.score == "macro_f1":
         return label_scores(
             [entry.output for entry in entries], [entry.reference for entry in entries]
@@ -196,56 +185,64 @@ def _level(entries: Sequence[Entry], task: TaskSpec) -> float:
     return mean_score(entries)
 
 
-def _rivals(
+def _compare_baselines(
     suite: Suite, task: TaskSpec, arms: Mapping[str, Entries], adapter: Entries
 ) -> tuple[BaselineComparison, ...]:
-    found = []
-    for arm in WAYS:
+    comparisons = []
+    for arm in BASELINES:
         if arm not in arms or suite.role != "gain":
             continue
         try:
             pairs = pair(arms[arm], adapter, task, f"{suite.name}/{task.name}, {arm}")
         except EvaluationError:
-            continue  # a rival without a score beats nobody
-        compared = _compare(pairs, suite, task)
-        found.append(
+            continue  # the baseline has no score in common with the adapter
+        comparison = _compare(pairs, suite, task)
+        comparisons.append(
             BaselineComparison(
-                arm, _level(pairs.before, task), compared.interval, compared.p, compared.decision
+                arm,
+                _task_score(pairs.before, task),
+                comparison.interval,
+                comparison.p,
+                comparison.decision,
             )
         )
-    return tuple(found)
+    return tuple(comparisons)
 
 
 def _with_alarms(suites: tuple[SuiteVerdict, ...]) -> tuple[SuiteVerdict, ...]:
-    """Holm over the losses of all tasks and slices."""
+    """Set the alarms of all tasks and slices, after Holm over their losses."""
     tasks = [task for suite in suites for task in suite.tasks]
-    parts, adjusted = facets.with_alarms(
+    slices, adjusted = diagnostics.mark_alarms(
         [task.slices for task in tasks], [task.loss_p for task in tasks], ALARM_ALPHA
     )
-    raised = iter(
-        replace(task, slices=part, loss_adjusted=value, alarm=value <= ALARM_ALPHA)
-        for task, part, value in zip(tasks, parts, adjusted, strict=True)
+    marked = iter(
+        replace(task, slices=of_task, loss_adjusted=value, alarm=value <= ALARM_ALPHA)
+        for task, of_task, value in zip(tasks, slices, adjusted, strict=True)
     )
-    return tuple(replace(suite, tasks=tuple(next(raised) for _ in suite.tasks)) for suite in suites)
+    return tuple(replace(suite, tasks=tuple(next(marked) for _ in suite.tasks)) for suite in suites)
 
 
 def _findings(suite: SuiteVerdict) -> list[Finding]:
-    found = []
+    findings = []
     for task in suite.tasks:
-        for rival in task.rivals:
-            if rival.decision != "PASS":
-                found.append(_finding(suite.suite, task, rival))
+        for baseline in task.rivals:
+            if baseline.decision != "PASS":
+                findings.append(_baseline_finding(suite.suite, task, baseline))
         where = [f"{one.field} {one.value}" for one in task.slices if one.alarm]
         if task.alarm:
             where = ["the whole task", *where]
         if where:
-            text = f"{task.task} got worse for sure (after Holm) on {', '.join(where)}"
-            found.append(Finding("alarm", suite.suite, task.task, text))
-    return found
+            text = f"{task.task} got significantly worse (after Holm) on {', '.join(where)}"
+            findings.append(Finding("alarm", suite.suite, task.task, text))
+    return findings
 
 
-def _finding(suite: str, task: TaskVerdict, rival: BaselineComparison) -> Finding:
-    better = rival.decision == "FAIL"
-    relation = "is better than" if better else "is not shown to be worse than"
-    text = f"{WAYS[rival.arm]} ({rival.arm}) {relation} the adapter on {task.task}"
-    return Finding("negative transfer", suite, task.task, text[0].upper() + text[1:])
+def _baseline_finding(suite: str, task: TaskVerdict, baseline: BaselineComparison) -> Finding:
+    described = f"{BASELINES[baseline.arm]} ({baseline.arm})"
+    if baseline.decision == "FAIL":
+        # The interval of the difference excludes zero, in favour of the baseline.
+        text = f"{described[0].upper()}{described[1:]} is better than the adapter on {task.task}"
+        return Finding("negative transfer", suite, task.task, text)
+    kind = f"no advantage over {BASELINE_NAMES[baseline.arm]} shown"
+    text = f"The adapter is not shown to be better on {task.task} than {described}"
+    return Finding(kind, suite, task.task, text)

@@ -1,4 +1,4 @@
-"""Two arms on one task, item by item: what every comparison starts from."""
+"""Entries of two arms on one task, paired by item: the input of every comparison."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Entries = Mapping[str, Entry]
 
 @dataclass(frozen=True)
 class Pairs:
-    """The items that have a score in both arms, in order of their ids.
+    """Items that have a score in both arms, in order of their ids.
 
     Attributes:
-        before: entries of the arm that is compared with.
+        before: entries of the reference arm.
         after: entries of the arm that is judged.
-        differences: (items,) float64, positive where the second arm is better.
-        binary: whether scores are 0 or 1.
-        missing: items without a score in one of the arms.
-        lost_scores: whether the second arm lacks a score that the first has.
+        differences: (items,) float64, positive where the judged arm is better.
+        binary: true if every score is 0 or 1.
+        missing: number of items without a score in one of the arms.
+        lost_scores: true if the judged arm lacks a score that the reference arm has.
     """
 
     before: tuple[Entry, ...]
@@ -38,21 +38,21 @@ class Pairs:
 
     @property
     def clusters(self) -> list[str]:
-        """Of the items."""
+        """Cluster of each item."""
         return [entry.cluster for entry in self.before]
 
     @property
     def won(self) -> int:
-        """Items on which the second arm is better."""
+        """Number of items on which the judged arm is better."""
         return int((self.differences > 0).sum())
 
     @property
     def lost(self) -> int:
-        """Items on which it is worse."""
+        """Number of items on which the judged arm is worse."""
         return int((self.differences < 0).sum())
 
-    def where(self, field: str, value: str) -> Pairs:
-        """The items of one slice."""
+    def in_slice(self, field: str, value: str) -> Pairs:
+        """Return the pairs whose items have this value of the field."""
         chosen = [n for n, entry in enumerate(self.before) if entry.slices.get(field) == value]
         return Pairs(
             tuple(self.before[n] for n in chosen),
@@ -68,19 +68,24 @@ def pair(before: Entries, after: Entries, task: TaskSpec, where: str) -> Pairs:
     """Pair two arms' entries.
 
     Raises:
-        EvaluationError: if the arms were asked different items, or no item has a score in both.
+        EvaluationError: if the arms have different items, or no item has a score in both.
     """
     if before.keys() != after.keys():
         raise EvaluationError(
             f"{where}: the arms were not evaluated on the same items "
-            f"({len(before)} and {len(after)})"
+            f"({len(before)} and {len(after)}). Fix: evaluate the arms together"
         )
-    scored = [item for item in sorted(before) if _has(before[item]) and _has(after[item])]
+    scored = [
+        item for item in sorted(before) if _has_score(before[item]) and _has_score(after[item])
+    ]
     if not scored:
-        raise EvaluationError(f"{where}: no item has a score in both arms")
+        raise EvaluationError(
+            f"{where}: no item has a score in both arms (got {len(before)} items). Fix: look at "
+            "the outputs in the ledger; a loss that overflows or an unparsable output has no score"
+        )
     first = np.array([before[item].score for item in scored], dtype=np.float64)
     second = np.array([after[item].score for item in scored], dtype=np.float64)
-    # Of a metric only the scores tell whether it says right or wrong.
+    # Only its scores show that a metric gives right or wrong alone.
     zero_or_one = bool(np.isin(np.concatenate([first, second]), (0.0, 1.0)).all())
     return Pairs(
         before=tuple(before[item] for item in scored),
@@ -88,15 +93,17 @@ def pair(before: Entries, after: Entries, task: TaskSpec, where: str) -> Pairs:
         differences=second - first if task.higher_is_better else first - second,
         binary=task.is_binary or (task.kind in ("lm_eval", "generation") and zero_or_one),
         missing=len(before) - len(scored),
-        lost_scores=any(_has(before[item]) and not _has(after[item]) for item in before),
+        lost_scores=any(
+            _has_score(before[item]) and not _has_score(after[item]) for item in before
+        ),
     )
 
 
-def _has(entry: Entry) -> bool:
-    """Whether its score can be compared; a loss that overflowed is no number."""
+def _has_score(entry: Entry) -> bool:
+    # A loss that overflowed is not finite and cannot be compared.
     return entry.score is not None and math.isfinite(entry.score)
 
 
 def mean_score(entries: Sequence[Entry]) -> float:
-    """Of entries that all have a score."""
+    """Return the mean score of entries that all have one."""
     return float(np.mean([entry.score for entry in entries if entry.score is not None]))

@@ -1,4 +1,4 @@
-"""A suite: a named set of tasks with a role, declared in YAML."""
+"""Suites: named sets of tasks with a role, declared in YAML."""
 
 from __future__ import annotations
 
@@ -15,102 +15,116 @@ from lora_kit.recipe.section import Count, Fraction, Positive, Section, Whole
 from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.hashes import json_sha256
 
-# In a wheel, and in a checkout.
+# Folders of the bundled suites: in a wheel, and in a checkout.
 SUITE_FOLDERS = ("suites", "eval/suites")
 
-Role = Literal["gain", "retention"]
-Kind = Literal["loss", "multiple_choice", "classification", "generation", "instructions", "lm_eval"]
-Score = Literal["accuracy", "accuracy_per_byte", "accuracy_per_token", "loss", "macro_f1"]
-CHOOSING = ("multiple_choice", "classification")
-QUESTION = "Question: {question}\nAnswer:"
-TEXT = "{text}\nLabel:"
-# What a template names.
-FIELD = r"\{(\w+)\}"
+SuiteRole = Literal["gain", "retention"]
+TaskKind = Literal[
+    "loss", "multiple_choice", "classification", "generation", "instructions", "lm_eval"
+]
+ScoreName = Literal["accuracy", "accuracy_per_byte", "accuracy_per_token", "loss", "macro_f1"]
+CHOICE_KINDS = ("multiple_choice", "classification")
+QUESTION_TEMPLATE = "Question: {question}\nAnswer:"
+LABEL_TEMPLATE = "{text}\nLabel:"
+# Reference to a field of the row in a template.
+TEMPLATE_FIELD = r"\{(\w+)\}"
 
 
 class TaskSpec(Section):
-    """Items and how they are scored."""
+    """Task: items and their scoring."""
 
     name: str
-    """Names the task in the ledger."""
-    kind: Kind
-    """`loss`: nats per token of the reference, lower is better. `multiple_choice`: share right.
-    `classification`: the same, over labels. `generation`: a metric of the generated text.
-    `instructions`: share of prompts followed. `lm_eval`: a task of lm-evaluation-harness."""
+    """Name of the task in the ledger and the report."""
+    kind: TaskKind
+    """Score of an item. `loss`: nats per token of the reference, lower is better.
+    `multiple_choice`: accuracy. `classification`: accuracy over labels. `generation`: a metric of
+    the generated text. `instructions`: share of prompts followed. `lm_eval`: a task of
+    lm-evaluation-harness."""
     source: str
-    """A built-in source, a file (`.jsonl`, `.json`, `.csv`, `.parquet`), a directory that
-    `datasets` saved, a hub id (`owner/name`); for `lm_eval` the name or the YAML of a task."""
+    """Built-in source, file (`.jsonl`, `.json`, `.csv`, `.parquet`), directory saved by `datasets`
+    or hub id (`owner/name`); for `lm_eval` the name or the YAML file of a task."""
     subset: str | None = None
-    """Of a hub id: which of its configurations."""
+    """Configuration of a hub id."""
     revision: str | None = None
-    """Of a hub id: commit, tag or branch."""
+    """Commit, tag or branch of a hub id."""
     split: str = "test"
-    """Part of a source that has parts."""
+    """Split of the source, if it has several."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """What the source calls the fields that the kind wants, such as `question: ctx`."""
+    """Columns of the source by the field that the kind needs, such as `question: ctx`."""
     template: str | None = None
-    """Multiple choice and classification: the prompt, fields in braces; a classifier's head reads
-    the text alone."""
+    """Multiple choice and classification: prompt, with fields of the row in braces. A classifier's
+    head reads the text alone."""
     chat: bool = False
-    """Multiple choice and classification: whether the prompt is a user's turn and the choice the
-    assistant's, as in training on conversations."""
+    """Multiple choice and classification: apply the chat template, with the prompt as the user's
+    turn and the choice as the assistant's, as in training on conversations."""
     labels: list[str] = Field(default_factory=list)
-    """Classification: all labels; by default those that occur."""
-    score: Score | None = None
+    """Classification: all labels. Default: the labels that occur in the source."""
+    score: ScoreName | None = None
     """Multiple choice and classification: `accuracy` (default) by the likelihood of the choice,
-    `accuracy_per_byte` or `accuracy_per_token` by its likelihood over its length, `loss` of the
-    right choice (nats), `macro_f1` (classification)."""
+    `accuracy_per_byte` or `accuracy_per_token` by its likelihood divided by its length, `loss` of
+    the correct choice (nats), `macro_f1` (classification)."""
     limit: Count | None = None
-    """At most this many items, the same ones each time."""
+    """Largest number of items; `seed` of the suite picks them. Default: all."""
     shots: Whole = 0
-    """Solved examples before each item: items of the source that are not evaluated."""
+    """Solved examples before each item, taken from items of the source that are not evaluated."""
     cluster: str | None = None
-    """Field whose value items share that are not independent."""
+    """Field whose value is shared by items that are not independent, such as a document."""
     slices: list[str] = Field(default_factory=list)
-    """Fields by whose values the result is told apart, besides those of a built-in source."""
+    """Fields by whose values the result is broken down. Built-in sources bring their own."""
     margin: Positive | None = None
-    """Retention only: the largest loss of quality that is tolerated, in the unit of the score."""
+    """Retention only: largest tolerated loss, in the unit of the score."""
     rationale: str = ""
-    """Retention only: why this margin."""
+    """Retention only: reason for the margin."""
     effect: Positive | None = None
-    """Gain only: the gain that you hope for; `plan` says how many items would show it."""
+    """Gain only: expected gain, in the unit of the score; `plan` computes the number of items that
+    would detect it."""
     expected_flips: Annotated[Fraction, Field(gt=0)] = 0.1
-    """Scores of 0 and 1: share of items that change, for `plan`."""
+    """Scores of 0 and 1: share of items whose score changes, for the computations of `plan`."""
     expected_deviation: Positive | None = None
-    """Other scores: standard deviation of an item's difference, for `plan`."""
+    """Other scores: standard deviation of the difference of an item, for the computations of
+    `plan`."""
     metric: str | None = None
-    """Generation: a bundled metric (`chrf`, `exact_match`), the path of an `evaluate` module of
-    yours, or `hub:NAME`, which fetches and runs one. Of `lm_eval`, one of the task's own metrics;
-    by default its first."""
+    """Generation: bundled metric (`chrf`, `exact_match`), path of an `evaluate` module, or
+    `hub:NAME`, which downloads and runs one. For `lm_eval`, a metric of the task; default: its
+    first."""
     lower_is_better: bool = False
-    """Generation, `lm_eval`: whether a lower value of the metric is better, as for error rates."""
+    """Generation and `lm_eval`: a lower value of the metric is better, as for error rates."""
     scored_text: Literal["whole", "first_line"] = "whole"
-    """Generation only: what of the output is the answer that the metric sees."""
+    """Generation only: part of the output that the metric scores."""
     max_length: Count = 1024
-    """Tokens of an item or a prompt; longer ones are cut or refused."""
+    """Largest length of an item or a prompt, in tokens; longer ones are truncated or refused."""
     max_new_tokens: Count = 48
-    """Generation and instructions: tokens that are generated at most."""
+    """Generation and instructions: largest number of generated tokens."""
 
     @model_validator(mode="after")
     def _metric_where_generated(self) -> TaskSpec:
         if self.kind == "generation" and self.metric is None:
-            raise ValueError("a generation task takes a `metric`")
+            raise ValueError(
+                "a generation task takes a `metric`. Fix: add one, such as `metric: chrf`"
+            )
         if self.kind not in ("generation", "lm_eval") and self.metric is not None:
-            raise ValueError(f"a {self.kind} task takes no `metric`")
+            raise ValueError(f"a {self.kind} task takes no `metric`. Fix: remove it")
         if self.kind not in ("generation", "lm_eval") and self.lower_is_better:
-            raise ValueError(f"a {self.kind} task takes no `lower_is_better`")
+            raise ValueError(f"a {self.kind} task takes no `lower_is_better`. Fix: remove it")
         if self.kind != "generation" and self.scored_text != "whole":
-            raise ValueError(f"a {self.kind} task takes no `scored_text`")
+            raise ValueError(f"a {self.kind} task takes no `scored_text`. Fix: remove it")
         return self
 
     @model_validator(mode="after")
     def _choices_where_chosen(self) -> TaskSpec:
-        if self.kind not in CHOOSING and (self.score or self.template or self.chat):
-            raise ValueError(f"a {self.kind} task takes none of `score`, `template` and `chat`")
+        if self.kind not in CHOICE_KINDS and (self.score or self.template or self.chat):
+            raise ValueError(
+                f"a {self.kind} task takes none of `score`, `template` and `chat`. Fix: remove them"
+            )
         if self.kind != "classification" and (self.labels or self.score == "macro_f1"):
-            raise ValueError(f"a {self.kind} task takes neither `labels` nor `score: macro_f1`")
+            raise ValueError(
+                f"a {self.kind} task takes neither `labels` nor `score: macro_f1`. Fix: remove "
+                "them, or use `kind: classification`"
+            )
         if self.labels and len(set(self.labels)) < max(len(self.labels), 2):
-            raise ValueError("`labels` names two labels at least, none twice")
+            raise ValueError(
+                "`labels` needs at least two labels, none twice. Fix: list each label once"
+            )
         return self
 
     @model_validator(mode="after")
@@ -118,22 +132,31 @@ class TaskSpec(Section):
         for name in ("margin", "effect"):
             value = getattr(self, name)
             if self.is_binary and value is not None and value >= 1:
-                raise ValueError(f"`{name}` is a share of the items: 0.05 is five points")
+                raise ValueError(
+                    f"`{name}` is a share of the items and below 1. Fix: write {value / 100:g} for "
+                    f"{value:g} points"
+                )
         return self
 
     @property
+    def prompt_template(self) -> str:
+        """Template of the prompt: `template`, or the default of the kind."""
+        default = QUESTION_TEMPLATE if self.kind == "multiple_choice" else LABEL_TEMPLATE
+        return self.template or default
+
+    @property
     def higher_is_better(self) -> bool:
-        """Whether a higher score is a better one."""
+        """True if a higher score is better."""
         return self.kind != "loss" and self.score != "loss" and not self.lower_is_better
 
     @property
     def is_binary(self) -> bool:
-        """Whether an item's score is 0 or 1."""
-        return self.kind == "instructions" or (self.kind in CHOOSING and self.score != "loss")
+        """True if the score of an item is always 0 or 1."""
+        return self.kind == "instructions" or (self.kind in CHOICE_KINDS and self.score != "loss")
 
     @property
     def unit(self) -> str:
-        """What a score is measured in."""
+        """Unit of a score."""
         if self.kind == "loss":
             return "nats/token"
         if self.score == "loss":
@@ -142,43 +165,52 @@ class TaskSpec(Section):
             return "macro-F1"
         if self.kind == "instructions":
             return "followed"
-        return "accuracy" if self.kind in CHOOSING else self.metric or "score"
+        return "accuracy" if self.kind in CHOICE_KINDS else self.metric or "score"
 
 
 class Suite(Section):
-    """Tasks that are judged together."""
+    """Suite: tasks that are judged together."""
 
     name: str
-    """Names the suite in the ledger."""
-    role: Role
-    """`gain`: the adapter has to be better. `retention`: it must not be worse than the margin."""
+    """Name of the suite in the ledger and the report."""
+    role: SuiteRole
+    """`gain`: the adapter has to be better than the base. `retention`: the adapter must not be
+    worse than the base by the margin or more."""
     description: str = ""
-    """What it is for."""
+    """Purpose of the suite, shown in the report."""
     alpha: Annotated[Positive, Field(lt=0.5)] = 0.05
-    """Two-sided for gain, one-sided for retention."""
+    """Significance level of a task: two-sided for gain, one-sided for retention."""
     seed: int = 0
-    """Picks the items where a task has a limit."""
+    """Random seed that picks the items of a task with a `limit`, and the shots."""
     tasks: list[TaskSpec] = Field(min_length=1)
+    """Tasks, all of which have to pass."""
 
     @field_validator("tasks")
     @classmethod
     def _names_differ(cls, tasks: list[TaskSpec]) -> list[TaskSpec]:
         names = [task.name for task in tasks]
         if len(set(names)) < len(names):
-            raise ValueError("two tasks have the same name")
+            raise ValueError("two tasks have the same name. Fix: rename one")
         return tasks
 
     @model_validator(mode="after")
     def _margins_where_retained(self) -> Suite:
         for task in self.tasks:
-            if (self.role == "retention") != (task.margin is not None):
-                need = "needs a `margin`" if self.role == "retention" else "takes no `margin`"
-                raise ValueError(f"task {task.name}: a {self.role} suite {need}")
+            if self.role == "retention" and task.margin is None:
+                raise ValueError(
+                    f"task {task.name}: a retention suite needs a `margin`. Fix: add the largest "
+                    "loss that you tolerate"
+                )
+            if self.role == "gain" and task.margin is not None:
+                raise ValueError(
+                    f"task {task.name}: a gain suite takes no `margin`. Fix: remove it, or use "
+                    "`role: retention`"
+                )
         return self
 
     @property
     def digest(self) -> str:
-        """The sha256 of what the suite says."""
+        """SHA-256 of the suite's fields, defaults included."""
         return json_sha256(self.model_dump(mode="json"))
 
     @classmethod
@@ -186,7 +218,7 @@ class Suite(Section):
         """Read a suite by path or bundled name.
 
         Raises:
-            RecipeError: with all problems at once.
+            RecipeError: if the suite is invalid; names all problems at once.
         """
         return validate(cls, read_document(find_document(str(reference), SUITE_FOLDERS, "suite")))
 
@@ -195,16 +227,18 @@ def load_suites(references: Sequence[str]) -> list[Suite]:
     """Read several suites.
 
     Raises:
-        RecipeError: if one is wrong, or two have one name and would be judged as one.
+        RecipeError: if a suite is invalid, or two suites have the same name.
     """
     suites = [Suite.load(reference) for reference in references]
     names = [suite.name for suite in suites]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise RecipeError(f"evaluation.suites: two suites are named {twice[0]}; rename one")
+        raise RecipeError(
+            f"evaluation.suites: two suites have the same name (got {twice[0]}). Fix: rename one"
+        )
     return suites
 
 
 def suite_names() -> list[str]:
-    """The bundled suites."""
+    """Return the names of the bundled suites."""
     return bundled_names(SUITE_FOLDERS)

@@ -1,32 +1,48 @@
-"""The verdict: PASS, FAIL or INCONCLUSIVE for each task, suite and overall, and its evidence."""
+"""Verdict types: PASS, FAIL or INCONCLUSIVE per task, per suite and overall, with the evidence."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lora_kit.evaluation.facets import Classes, Drift, Measure, Slice
-from lora_kit.evaluation.suite import Role
+from pydantic import TypeAdapter
+
+from lora_kit.evaluation.diagnostics import ClassScores, Drift, SecondaryMetric, Slice
+from lora_kit.evaluation.suite import SuiteRole
 from lora_kit.runtime.files import finite
 from lora_kit.statistics.calibration import CalibrationComparison
 from lora_kit.statistics.decisions import Decision, Interval
 
-# Cheaper ways to the same end; an adapter that does not beat them was not worth its training.
-WAYS = {
+# Baselines that need no adapter. An adapter that does not beat them was not worth its training.
+BASELINES = {
     "fewshot": "the base with a few examples in its prompt",
     "retrieval": "repeating the answer of the most similar training example",
     "probe": "a linear probe of the frozen backbone, without an adapter",
     "scratch": "the same training on weights that were never pretrained",
 }
+BASELINE_NAMES = {
+    "fewshot": "few-shot prompting",
+    "retrieval": "retrieved answers",
+    "probe": "a linear probe",
+    "scratch": "training from scratch",
+}
+
+# Limits of an interval without limits, which JSON has as null.
+UNBOUNDED = {"low": -math.inf, "high": math.inf}
 
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """The adapter against another way to the same end.
+    """Comparison of the adapter with a baseline.
 
     Attributes:
-        mean: score of the rival.
-        decision: PASS if the adapter is better for sure, FAIL if the rival is.
+        arm: arm of the baseline.
+        mean: mean score of the baseline.
+        interval: interval of the difference, positive where the adapter is better.
+        p: two-sided p-value of no difference.
+        decision: PASS if the adapter is significantly better, FAIL if the baseline is.
     """
 
     arm: str
@@ -38,14 +54,14 @@ class BaselineComparison:
 
 @dataclass(frozen=True)
 class MergedTask:
-    """A merged model against the base.
+    """Comparison of a merged model with the base.
 
     Attributes:
-        mean: score of the merged model.
-        interval: of the difference, positive where the merged model is better.
-        lead: of the difference from the first merged model, item by item, positive where this one
-            is better; `None` for the first.
-        lead_p: two-sided, that the two do not differ.
+        mean: mean score of the merged model.
+        interval: interval of the difference, positive where the merged model is better.
+        lead: interval of the paired difference from the first merged model, positive where this
+            one is better; `None` for the first.
+        lead_p: two-sided p-value of no difference from the first merged model.
     """
 
     arm: str
@@ -58,30 +74,31 @@ class MergedTask:
 
 @dataclass(frozen=True)
 class TaskVerdict:
-    """One task: both arms' means, the oriented difference with its interval, and the decision.
+    """Decision on one task: mean scores of both arms, and their difference with its interval.
 
     Attributes:
-        decision: of the adapter.
-        reason: why it is not what the interval says; empty where it is.
+        decision: decision on the adapter.
+        reason: reason for a decision other than the one that the interval implies; else empty.
         base: mean score of the base.
         adapter: mean score of the adapter.
-        interval: of the difference, positive where the adapter is better.
-        p: of the test that decides: two-sided that there is no difference (gain), one-sided that
-            the loss is the margin or more (retention).
-        method: of interval and test, in words.
-        margin: `None` for gain.
-        missing: items without a score in one of the arms, left out of the comparison; a task whose
-            adapter lacks a score that the base has does not pass.
-        won: items that only the adapter got right (for other scores: got better).
-        lost: items that only the base got right (for other scores: got worse).
-        items_needed: about how many items would decide it, if it is undecided.
-        loss_p: one-sided, that nothing was lost.
-        loss_adjusted: the same after Holm, over all tasks and slices.
-        alarm: whether something was lost for sure, be it within the margin.
-        merged: decision of the merged model that ships, where one is an arm.
-        merges: all merged models that are arms.
-        rivals: the adapter against other ways to the same end.
-        measures: what else was measured of the same items.
+        interval: interval of the difference, positive where the adapter is better.
+        p: p-value of the deciding test. Gain: two-sided, of no difference. Retention: one-sided,
+            of a loss of at least the margin.
+        method: description of the interval and the test.
+        margin: largest tolerated loss, in the unit of the score; `None` for gain.
+        missing: number of items without a score in one of the arms, left out of the comparison;
+            a task on which the adapter lacks a score that the base has does not pass.
+        won: number of items that only the adapter got right (for other scores: got better).
+        lost: number of items that only the base got right (for other scores: got worse).
+        items_needed: approximate number of items that would decide an undecided task.
+        loss_p: one-sided p-value of no loss.
+        loss_adjusted: `loss_p` after Holm, over all tasks and slices.
+        alarm: if true, the loss is significant, even if it is within the margin.
+        merged: decision on the merged model that is released, if one is an arm.
+        merged_interval: interval of that model's difference from the base.
+        merges: comparisons of all merged models that are arms.
+        rivals: comparisons with the baselines that are arms.
+        measures: secondary metrics of the same items.
     """
 
     task: str
@@ -107,19 +124,19 @@ class TaskVerdict:
     merged_interval: Interval | None
     merges: tuple[MergedTask, ...]
     rivals: tuple[BaselineComparison, ...]
-    measures: tuple[Measure, ...]
+    measures: tuple[SecondaryMetric, ...]
     slices: tuple[Slice, ...]
     calibration: CalibrationComparison | None
-    classes: Classes | None
+    classes: ClassScores | None
     drift: Drift | None
 
 
 @dataclass(frozen=True)
 class SuiteVerdict:
-    """All tasks of a suite have to pass."""
+    """Decision on a suite, all of whose tasks have to pass."""
 
     suite: str
-    role: Role
+    role: SuiteRole
     description: str
     decision: Decision
     tasks: tuple[TaskVerdict, ...]
@@ -127,10 +144,12 @@ class SuiteVerdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the reader has to know though it does not decide.
+    """Result that the reader has to know, although it does not decide.
 
     Attributes:
-        kind: `negative transfer`: a cheaper way is as good; `alarm`: something was lost for sure.
+        kind: title. `negative transfer`: a baseline is significantly better than the adapter.
+            `no advantage over BASELINE shown`: the difference from a baseline is not significant.
+            `alarm`: a significant loss.
     """
 
     kind: str
@@ -141,12 +160,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All suites have to pass.
+    """Decision over all suites, each of which has to pass.
 
     Attributes:
-        decision: of the adapter.
-        merged: of the merged model that ships, where one is an arm.
-        ships: the arm that it is.
+        decision: decision on the adapter.
+        merged: decision on the merged model that is released, if one is an arm.
+        ships: arm of that merged model.
     """
 
     decision: Decision
@@ -156,6 +175,27 @@ class Verdict:
     suites: tuple[SuiteVerdict, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; infinite limits are written as null."""
+        """Return the verdict as JSON values; infinite limits become null."""
         value: dict[str, Any] = finite(asdict(self))
         return value
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Verdict:
+        """Return the verdict of JSON values; other keys are ignored.
+
+        Raises:
+            pydantic.ValidationError: if a value is missing or of another type.
+        """
+        return TypeAdapter(cls).validate_python(_with_infinite_limits(values))
+
+
+def _with_infinite_limits(value: Any) -> Any:
+    """Return JSON values with infinities where an interval has null limits."""
+    if isinstance(value, Mapping):
+        return {
+            key: UNBOUNDED[key]
+            if inner is None and key in UNBOUNDED
+            else _with_infinite_limits(inner)
+            for key, inner in value.items()
+        }
+    return [_with_infinite_limits(inner) for inner in value] if isinstance(value, list) else value

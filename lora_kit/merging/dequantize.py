@@ -1,4 +1,4 @@
-"""What a quantized layer multiplied with: its weight, quantized and dequantized as in training."""
+"""Reproduce the weight that a quantized layer multiplied with in training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def dequantized(weight: torch.Tensor, quantization: str) -> torch.Tensor:
         quantization: `nf4`, `fp4` or `int8`.
 
     Returns:
-        (out, in) in the same dtype, what the frozen layer multiplied with.
+        (out, in) in the same dtype, on the CPU.
     """
     import bitsandbytes.functional as bnb
 
     from lora_kit.runtime.processes import process_state
 
-    # The same kernels as in training: another device may round a tie otherwise.
+    # Same kernels as in training: another device may round ties differently.
     moved = weight.contiguous().to(process_state().device)
     if quantization == "int8":
         codes, scales, _ = bnb.int8_vectorwise_quant(moved.half())
@@ -27,5 +27,5 @@ def dequantized(weight: torch.Tensor, quantization: str) -> torch.Tensor:
     else:
         codes, state = bnb.quantize_4bit(moved, quant_type=quantization, compress_statistics=True)
         restored = bnb.dequantize_4bit(codes, state)
-    back: torch.Tensor = restored.to(weight.dtype).cpu()
-    return back
+    result: torch.Tensor = restored.to(weight.dtype).cpu()
+    return result

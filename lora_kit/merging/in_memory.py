@@ -1,4 +1,4 @@
-"""A merge by PEFT with the whole model in memory, for methods that cannot be merged otherwise."""
+"""Merge with PEFT, the whole model in memory, for methods that cannot be streamed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.adapter.attach import attach_to
+from lora_kit.adapter.attach import load_adapter
 from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.merging.configuration import write_configuration
-from lora_kit.merging.hollow import hollow_model
+from lora_kit.merging.meta_model import build_meta_model
 from lora_kit.merging.methods import adapter_configuration, is_streamed
-from lora_kit.merging.partial import require_free, require_room
+from lora_kit.merging.partial import require_disk_space, require_empty_output
 from lora_kit.merging.plan import MergePlan, MergeResult
-from lora_kit.merging.reloaded import Computing, reload
+from lora_kit.merging.reloaded import ComputeSettings, load_merged
 from lora_kit.merging.stream import merge_stream
-from lora_kit.merging.tensors import by_key
+from lora_kit.merging.tensors import StoredTensor, stored_by_key
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import AdapterError, MergeError
 from lora_kit.runtime.files import whole_directory
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 def merge_adapter(plan: MergePlan, output: Path) -> MergeResult:
-    """Merge tensor by tensor where that is possible, else in memory, and say so.
+    """Merge tensor by tensor where the method allows it, else in memory.
 
     Raises:
-        MergeError: as `merge_stream` and `merge_in_memory`.
+        MergeError: if the adapter does not fit the backbone, or cannot be merged.
     """
     if plan.adapter is None or is_streamed(adapter_configuration(plan.adapter)):
         return merge_stream(plan, output)
@@ -40,35 +40,37 @@ def merge_adapter(plan: MergePlan, output: Path) -> MergeResult:
 
 
 def merge_in_memory(plan: MergePlan, output: Path) -> MergeResult:
-    """Merge with PEFT in float32 and round once.
+    """Merge with PEFT in float32, round once, and write the model to `output`.
 
     Raises:
-        MergeError: if the adapter does not fit, or PEFT cannot merge its method.
+        MergeError: if there is no adapter, it does not fit, or PEFT cannot merge its method.
     """
     started = time.monotonic()
-    require_room(output)
-    numbers = sum(tensor.length // tensor.dtype.itemsize for tensor in _stored(plan.base))
-    method = adapter_configuration(_adapter(plan)).peft_type.value
+    require_empty_output(output)
+    if plan.adapter is None:
+        raise MergeError("adapter: nothing to merge (got None). Fix: give an adapter directory.")
+    numbers = sum(tensor.nbytes // tensor.dtype.itemsize for tensor in _stored(plan.base))
+    method = adapter_configuration(plan.adapter).peft_type.value
     say(
-        f"{plan.adapter}: {method} cannot be merged tensor by tensor; the whole model goes through "
-        f"PEFT in memory ({4 * numbers / 1e9:.1f} GB)"
+        f"{plan.adapter}: {method} cannot be merged tensor by tensor; PEFT merges the whole model "
+        f"in memory ({4 * numbers / 1e9:.1f} GB)"
     )
     dtype: torch.dtype = getattr(torch, plan.stored_dtype)
     dequantized = len(plan.quantized_modules) if plan.into == "dequantized" else 0
-    require_free(output, numbers * (dtype.itemsize + 4 * bool(dequantized)))
+    require_disk_space(output, numbers * (dtype.itemsize + 4 * bool(dequantized)))
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as folder:
         base = plan.base
         if dequantized:
             base = Path(folder) / "base"
-            # As it was multiplied with, which float32 holds exactly.
+            # float32 holds the dequantized weights of training exactly.
             merge_stream(replace(plan, adapter=None, stored_dtype="float32"), base)
-        attached = _attached(base, plan)
-        changed = _adapted(attached)
-        merged = _merged(attached, plan)
+        attached = _attach(base, plan.base, plan.adapter)
+        changed = _count_adapted(attached)
+        merged = _merge_and_unload(attached, plan.adapter)
         with whole_directory(output) as temporary:
             merged.to(dtype).save_pretrained(temporary, max_shard_size=plan.shard_bytes)
-            write_configuration(plan, hollow_model(plan.base, None), temporary)
+            write_configuration(plan, build_meta_model(plan.base, None), temporary)
     written = _stored(output)
     return MergeResult(
         tensors=len(written),
@@ -76,39 +78,36 @@ def merge_in_memory(plan: MergePlan, output: Path) -> MergeResult:
         dequantized=dequantized,
         untied=(),
         untouched=(),
-        weight_bytes=sum(tensor.length for tensor in written),
+        weight_bytes=sum(tensor.nbytes for tensor in written),
         kept_shards=0,
         in_memory=True,
         seconds=time.monotonic() - started,
     )
 
 
-def _stored(directory: Path) -> list[Any]:
-    return list(by_key(weight_files(directory)).values())
+def _stored(directory: Path) -> list[StoredTensor]:
+    return list(stored_by_key(weight_files(directory)).values())
 
 
-def _adapter(plan: MergePlan) -> Path:
-    if plan.adapter is None:
-        raise MergeError("no adapter to merge")
-    return plan.adapter
-
-
-def _attached(base: Path, plan: MergePlan) -> PeftModel:
-    model = reload(base, Computing(torch.float32, "cpu", "eager"))
+def _attach(base: Path, backbone: Path, adapter: Path) -> PeftModel:
+    model = load_merged(base, ComputeSettings(torch.float32, "cpu", "eager"))
     try:
-        return attach_to(model, str(plan.base), _adapter(plan))
+        return load_adapter(model, str(backbone), adapter)
     except AdapterError as error:
         raise MergeError(str(error)) from error
 
 
-def _adapted(model: PeftModel) -> int:
+def _count_adapted(model: PeftModel) -> int:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return sum(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
-def _merged(model: PeftModel, plan: MergePlan) -> Any:
+def _merge_and_unload(model: PeftModel, adapter: Path) -> Any:
     try:
         return model.merge_and_unload(safe_merge=True)
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise MergeError(f"{plan.adapter}: PEFT cannot merge it: {error}") from error
+        raise MergeError(
+            f"{adapter}: PEFT cannot merge it (got {type(error).__name__}: {error}). Fix: release "
+            "it as an adapter."
+        ) from error

@@ -1,7 +1,7 @@
-"""Which tensors of a checkpoint are which parameters of the model, and back.
+"""Map the tensors of a checkpoint to the parameters of the model, and back.
 
-Mostly one is one. Where transformers reads a checkpoint's tensors into other ones (the experts of a
-layer into one tensor, say), its own rules are asked, there and back.
+Most tensors are one parameter each. Where transformers converts tensors on load (for example the
+experts of a layer into one tensor), its own conversion rules are applied, in both directions.
 """
 
 from __future__ import annotations
@@ -13,49 +13,63 @@ from typing import Any
 
 import torch
 
-from lora_kit.merging.hollow import MetaModel
-from lora_kit.merging.tensors import Stored
+from lora_kit.merging.meta_model import MetaModel
+from lora_kit.merging.tensors import StoredTensor
 from lora_kit.runtime.errors import MergeError
 
 
 @dataclass(frozen=True)
-class Group:
-    """Tensors of a checkpoint that are read together.
+class TensorGroup:
+    """Tensors of a checkpoint that transformers converts together.
 
     Attributes:
-        stored: the tensors.
-        targets: the parameters that they become.
-        converter: of transformers; `None` where one tensor is one parameter as it is.
-        patterns: what the converter knows each tensor by.
+        stored: tensors of the checkpoint.
+        targets: names of the parameters that the tensors become.
+        converter: converter of transformers; `None` where one tensor is one parameter unchanged.
+        patterns: name pattern of each tensor in the converter.
     """
 
-    stored: tuple[Stored, ...]
+    stored: tuple[StoredTensor, ...]
     targets: tuple[str, ...]
     converter: Any = None
     patterns: tuple[str, ...] = ()
 
-    def parameters(self, hollow: MetaModel, device: str = "cpu") -> dict[str, torch.Tensor]:
-        """The parameters, in the dtype that they are stored in; on `meta`, their shapes."""
+    def parameters(self, meta: MetaModel, device: str = "cpu") -> dict[str, torch.Tensor]:
+        """Return the parameters by name, in the stored dtype.
+
+        Args:
+            meta: model that the parameters belong to.
+            device: `cpu`, or `meta` for the shapes only.
+        """
         if self.converter is None:
             return {self.targets[0]: self.stored[0].read()}
         converter = deepcopy(self.converter)
         for tensor, pattern in zip(self.stored, self.patterns, strict=True):
-            made = (
+            values = (
                 torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
                 if device == "meta"
                 else tensor.read()
             )
-            converter.add_tensor(self.targets[0], tensor.key, pattern, made)
-        return _converted(converter, self.targets[0], hollow)
+            converter.add_tensor(self.targets[0], tensor.key, pattern, values)
+        return _convert(converter, self.targets[0], meta)
 
-    def back(
-        self, parameters: Mapping[str, torch.Tensor], hollow: MetaModel
+    def to_checkpoint(
+        self, parameters: Mapping[str, torch.Tensor], meta: MetaModel
     ) -> dict[str, torch.Tensor]:
-        """The checkpoint's tensors of changed parameters.
+        """Convert parameters back to the tensors of the checkpoint.
+
+        Args:
+            parameters: all parameters in `targets`.
+            meta: model that the parameters belong to.
+
+        Returns:
+            Tensors by checkpoint key, in the dtype of the parameters.
 
         Raises:
-            MergeError: if transformers' rule does not lead back to the same tensors.
+            MergeError: if the reverse conversion gives other tensors than the checkpoint has.
         """
+        from transformers.core_model_loading import apply_renamings
+
         if self.converter is None:
             return {self.stored[0].key: parameters[self.targets[0]]}
         reverse = deepcopy(self.converter).reverse_transform()
@@ -65,61 +79,58 @@ class Group:
             if pattern is not None:
                 first = renamed
                 reverse.add_tensor(renamed, name, pattern, tensor)
-        renamings = [r.reverse_transform() for r in reversed(_renamings(hollow))]
+        renamings = [r.reverse_transform() for r in reversed(_renamings(meta))]
         tensors = {
-            _renamed(key, renamings): tensor
-            for key, tensor in _converted(reverse, first, hollow).items()
+            apply_renamings(key, renamings): tensor
+            for key, tensor in _convert(reverse, first, meta).items()
         }
-        wanted = {tensor.key for tensor in self.stored}
-        if set(tensors) != wanted:
-            odd = min(set(tensors) ^ wanted)
+        expected = {tensor.key for tensor in self.stored}
+        if set(tensors) != expected:
             raise MergeError(
-                f"{odd}: transformers reads it into {first} and cannot write it back the same way; "
-                "this adapter cannot be merged tensor by tensor"
+                f"{min(set(tensors) ^ expected)}: transformers cannot convert this tensor back to "
+                f"the checkpoint's layout (got it from {first}). Fix: release the adapter unmerged."
             )
         return tensors
 
 
-def groups(stored: Mapping[str, Stored], hollow: MetaModel) -> Iterator[Group]:
-    """Every tensor of a checkpoint, in one group each, in the order of the files."""
+def tensor_groups(stored: Mapping[str, StoredTensor], meta: MetaModel) -> Iterator[TensorGroup]:
+    """Yield the groups of a checkpoint in the order of its files; each tensor is in one group.
+
+    Args:
+        stored: tensors of the checkpoint by key.
+        meta: model that the checkpoint is loaded into.
+    """
     from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
 
-    renamings = _renamings(hollow)
-    converters = [c for c in hollow.conversions if isinstance(c, WeightConverter)]
+    renamings = _renamings(meta)
+    converters = [c for c in meta.conversions if isinstance(c, WeightConverter)]
     by_pattern = {p: converter for converter in converters for p in converter.source_patterns}
-    together: dict[str, list[tuple[Stored, str]]] = {}
+    by_parameter: dict[str, list[tuple[StoredTensor, str]]] = {}
     for key, tensor in stored.items():
         name, pattern = rename_source_key(
-            key, renamings, converters, hollow.model.base_model_prefix, dict(hollow.shapes)
+            key, renamings, converters, meta.model.base_model_prefix, dict(meta.shapes)
         )
-        together.setdefault(name, []).append((tensor, pattern or ""))
-    for name, members in together.items():
-        # Experts by their number: 2 comes before 10.
+        by_parameter.setdefault(name, []).append((tensor, pattern or ""))
+    for name, members in by_parameter.items():
+        # Experts by number: 2 comes before 10.
         members.sort(key=lambda member: dot_natural_key(member[0].key))
         tensors = tuple(tensor for tensor, _ in members)
         pattern = members[0][1]
         if not pattern:
-            yield Group(tensors, (name,))
+            yield TensorGroup(tensors, (name,))
             continue
         patterns = tuple(pattern for _, pattern in members)
-        group = Group(tensors, (name,), by_pattern[pattern], patterns)
-        made = group.parameters(hollow, device="meta")
-        yield Group(tensors, tuple(made), by_pattern[pattern], patterns)
+        group = TensorGroup(tensors, (name,), by_pattern[pattern], patterns)
+        targets = tuple(group.parameters(meta, device="meta"))
+        yield TensorGroup(tensors, targets, by_pattern[pattern], patterns)
 
 
-def _renamings(hollow: MetaModel) -> list[Any]:
+def _renamings(meta: MetaModel) -> list[Any]:
     from transformers.core_model_loading import WeightRenaming
 
-    return [rule for rule in hollow.conversions if isinstance(rule, WeightRenaming)]
+    return [rule for rule in meta.conversions if isinstance(rule, WeightRenaming)]
 
 
-def _renamed(key: str, renamings: list[Any]) -> str:
-    from transformers.core_model_loading import apply_renamings
-
-    renamed: str = apply_renamings(key, renamings)
-    return renamed
-
-
-def _converted(converter: Any, name: str, hollow: MetaModel) -> dict[str, torch.Tensor]:
-    made = converter.convert(name, model=hollow.model, config=hollow.model.config)
-    return {key: t[0] if isinstance(t, list) else t for key, t in made.items()}
+def _convert(converter: Any, name: str, meta: MetaModel) -> dict[str, torch.Tensor]:
+    converted = converter.convert(name, model=meta.model, config=meta.model.config)
+    return {key: t[0] if isinstance(t, list) else t for key, t in converted.items()}

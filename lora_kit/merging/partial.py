@@ -1,4 +1,4 @@
-"""A merge under way: its finished shards, in a directory that does not look like a model."""
+"""Keep the finished shards of a merge in progress in a hidden directory, to resume from them."""
 
 from __future__ import annotations
 
@@ -12,51 +12,67 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.adapter.attach import adapter_sha256
-from lora_kit.merging.tensors import Planned, stored_tensors, write_tensors
+from lora_kit.merging.tensors import PlannedTensor, stored_tensors, write_tensors
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import replace_directory, write_json
 from lora_kit.runtime.hashes import json_sha256
 
 INDEX = "model.safetensors.index.json"
-# Tensors that are made at a time, and bytes that their float32 sums may take together.
-MOST_WORKERS, SUMS_BYTES = 4, 2**29
-# Another one after each start of the machine: a power failure may have cost bytes of a file that
-# was whole, a killed process has not.
+# Largest number of tensors made at a time, and of bytes of their float32 sums together.
+MAX_WORKERS, MAX_SUM_BYTES = 4, 2**29
+# Differs after each start of the machine: a power failure may have cost bytes of a file that was
+# complete; a killed process cannot.
 BOOT = Path("/proc/sys/kernel/random/boot_id")
-# Beside the weights: configuration, tokenizer, index.
+# Allowance for the files beside the weights: configuration, tokenizer, index.
 OTHER_FILES_BYTES = 64 * 2**20
 
 
-def require_room(output: Path) -> None:
-    """Raises MergeError if something lies where the model is to go."""
+def require_empty_output(output: Path) -> None:
+    """Refuse an output directory that exists and is not empty.
+
+    Raises:
+        MergeError: if it does.
+    """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise MergeError(f"{output}: is there already and not empty; choose another --output")
-
-
-def require_free(output: Path, wanted: int) -> None:
-    """Raises MergeError if the disk has less than `wanted` bytes left for the weights."""
-    place = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
-    hidden = _hidden(output)
-    there = sum(f.stat().st_size for f in hidden.glob("*")) if hidden.is_dir() else 0
-    free = shutil.disk_usage(place).free + there
-    if free < wanted + OTHER_FILES_BYTES:
         raise MergeError(
-            f"{output}: the disk has {free / 1e9:.1f} GB free, "
-            f"{(wanted + OTHER_FILES_BYTES) / 1e9:.1f} GB are needed; choose another --output"
+            f"{output}: already exists (got a file, or a directory that is not empty). "
+            "Fix: choose another --output."
         )
 
 
-def _hidden(output: Path) -> Path:
+def require_disk_space(output: Path, weight_bytes: int) -> None:
+    """Refuse a merge that does not fit on the disk.
+
+    Args:
+        output: directory of the merged model.
+        weight_bytes: bytes of the weights, shards of an interrupted merge included.
+
+    Raises:
+        MergeError: if the disk has less free space than that.
+    """
+    place = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
+    hidden = _hidden_directory(output)
+    present = sum(f.stat().st_size for f in hidden.glob("*")) if hidden.is_dir() else 0
+    free = shutil.disk_usage(place).free + present
+    needed = weight_bytes + OTHER_FILES_BYTES
+    if free < needed:
+        raise MergeError(
+            f"{output}: disk too small (got {free / 1e9:.1f} GB free, "
+            f"{needed / 1e9:.1f} GB are needed). Fix: free space, or choose another --output."
+        )
+
+
+def _hidden_directory(output: Path) -> Path:
     return output.absolute().parent / f".{output.name}.merging"
 
 
 @dataclass(frozen=True)
-class Partial:
-    """The directory of a merge under way.
+class PartialMerge:
+    """Directory of a merge in progress.
 
     Attributes:
-        path: hidden, beside the output, until all is there.
-        output: where it goes in the end.
+        path: hidden directory beside the output.
+        output: directory that takes the place of `path` in the end.
     """
 
     path: Path
@@ -64,43 +80,57 @@ class Partial:
 
     @classmethod
     @contextmanager
-    def of(cls, output: Path, plan: Mapping[str, Any], files: Sequence[Path]) -> Iterator[Partial]:
-        """Take up what an earlier merge of the same has left, or begin.
+    def begin_or_resume(
+        cls, output: Path, plan: Mapping[str, Any], files: Sequence[Path]
+    ) -> Iterator[PartialMerge]:
+        """Resume an interrupted merge of the same plan and files, or begin a new one.
 
-        It stays if the block is broken off, by a full disk say, so that the next call goes on
-        from it; not if it ends with a MergeError, which the next call would end with as well.
+        The directory is kept if the block is interrupted, by a full disk for example, so that the
+        next call resumes from it. A MergeError removes it, as the next call would fail as well.
+
+        Args:
+            output: directory of the merged model.
+            plan: plan of the merge, as JSON.
+            files: weight files of the backbone.
 
         Raises:
-            MergeError: if another process is at work on it.
+            MergeError: if another process merges into the same output.
         """
-        path = _hidden(output)
+        path = _hidden_directory(output)
         path.mkdir(parents=True, exist_ok=True)
         with (path / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise MergeError(f"{output}: another process is merging into it") from error
-            wanted = _digest(plan, files)
-            begun = path / "plan"
-            if not begun.is_file() or begun.read_text() != wanted:
+                raise MergeError(
+                    f"{output}: another process is merging into it (got a locked {path})."
+                    " Fix: wait for it, or choose another --output."
+                ) from error
+            digest = _digest(plan, files)
+            digest_file = path / "plan"
+            if not digest_file.is_file() or digest_file.read_text() != digest:
                 for file in path.iterdir():
                     if file.name != "lock":
                         file.unlink()
-                begun.write_text(wanted)
+                digest_file.write_text(digest)
             try:
                 yield cls(path, output)
             except MergeError:
                 shutil.rmtree(path)
                 raise
 
-    def write(self, planned: Sequence[Planned], shard_bytes: int) -> int:
-        """Write the shards that are not there yet.
+    def write(self, planned: Sequence[PlannedTensor], shard_bytes: int) -> int:
+        """Write the missing shards, and the index if there are several.
+
+        Args:
+            planned: all tensors of the merged model.
+            shard_bytes: largest size of a shard, in bytes.
 
         Returns:
-            How many were there.
+            Number of shards that an earlier merge wrote.
         """
-        shards = list(_shards(planned, shard_bytes))
-        weight_map, kept = {}, 0
+        shards = list(_split_into_shards(planned, shard_bytes))
+        weight_map, reused = {}, 0
         for number, shard in enumerate(shards, start=1):
             name = (
                 "model.safetensors"
@@ -108,34 +138,34 @@ class Partial:
                 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             )
             weight_map.update({one.key: name for one in shard})
-            if _is_whole(self.path / name):
-                kept += 1
+            if _is_complete(self.path / name):
+                reused += 1
                 continue
             unfinished = self.path / f"{name}.unfinished"
-            write_tensors(unfinished, shard, _workers(shard))
+            write_tensors(unfinished, shard, _worker_count(shard))
             unfinished.rename(self.path / name)
         if len(shards) > 1:
-            total = sum(one.length for one in planned)
+            total = sum(one.nbytes for one in planned)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             write_json(self.path / INDEX, index)
-        return kept
+        return reused
 
     def finish(self) -> None:
-        """Put it where it belongs."""
+        """Move the directory to the output."""
         for name in ("plan", "lock"):
             (self.path / name).unlink()
         if self.output.exists():
-            self.output.rmdir()  # never more than an empty directory
+            self.output.rmdir()  # empty, by `require_empty_output`
         replace_directory(self.path, self.output)
 
 
-def _workers(shard: Sequence[Planned]) -> int:
-    largest = max(4 * one.length // one.dtype.itemsize for one in shard)
-    return max(min(MOST_WORKERS, os.cpu_count() or 1, SUMS_BYTES // max(largest, 1)), 1)
+def _worker_count(shard: Sequence[PlannedTensor]) -> int:
+    largest = max(4 * one.nbytes // one.dtype.itemsize for one in shard)
+    return max(min(MAX_WORKERS, os.cpu_count() or 1, MAX_SUM_BYTES // max(largest, 1)), 1)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a shard is there with all its bytes."""
+def _is_complete(path: Path) -> bool:
+    """Return True if a shard exists with all its bytes."""
     try:
         return path.is_file() and bool(stored_tensors(path))
     except MergeError:
@@ -143,23 +173,24 @@ def _is_whole(path: Path) -> bool:
 
 
 def _digest(plan: Mapping[str, Any], files: Sequence[Path]) -> str:
-    """What has to be the same for shards to be gone on from."""
+    """Return a digest of all that must be unchanged for shards to be reused."""
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     adapter = adapter_sha256(plan["adapter"]) if plan["adapter"] else None
     boot = BOOT.read_text() if BOOT.is_file() else ""
-    described = [dict(plan), adapter, stats, boot]
-    return json_sha256(described)
+    return json_sha256([dict(plan), adapter, stats, boot])
 
 
-def _shards(planned: Sequence[Planned], limit: int) -> Iterator[list[Planned]]:
-    """Cut where the next tensor would be too much; a tensor is never cut."""
-    shard: list[Planned] = []
+def _split_into_shards(
+    planned: Sequence[PlannedTensor], limit: int
+) -> Iterator[list[PlannedTensor]]:
+    """Yield consecutive tensors of at most `limit` bytes together; a tensor is never split."""
+    shard: list[PlannedTensor] = []
     size = 0
     for one in planned:
-        if shard and size + one.length > limit:
+        if shard and size + one.nbytes > limit:
             yield shard
             shard, size = [], 0
         shard.append(one)
-        size += one.length
+        size += one.nbytes
     if shard:
         yield shard

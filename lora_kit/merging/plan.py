@@ -1,4 +1,4 @@
-"""The plan of a merge, and its result."""
+"""Plan of a merge, and its result."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What is merged into what.
+    """Inputs and options of a merge.
 
     Attributes:
         base: directory of the backbone's files.
-        adapter: directory of the adapter; `None` to dequantize alone.
-        quantization: how the backbone was quantized in training.
-        dtype: what it computed in.
+        adapter: directory of the adapter; `None` to dequantize only.
+        quantization: quantization of the backbone in training.
+        dtype: dtype that the backbone computed in.
         quantized_modules: names of the modules that were quantized.
-        into: `dequantized` weights, as trained on, or the `original` ones of the files.
-        stored_dtype: what the merged weights are stored in.
-        shard_bytes: largest weight file.
-        stop_token_ids: written into the generation configuration.
+        into: `dequantized` for the weights as trained on, `original` for those of the files.
+        stored_dtype: dtype of the merged weights.
+        shard_bytes: largest size of a weight file, in bytes.
+        stop_token_ids: stop tokens, written into the generation configuration.
     """
 
     base: Path
@@ -36,18 +36,18 @@ class MergePlan:
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a merge wrote.
+    """Summary of the files that a merge wrote.
 
     Attributes:
-        tensors: in the files.
-        merged: parameters that the adapter changed or replaced.
-        dequantized: parameters that were quantized and dequantized as in training.
-        untied: parameters that were one in the backbone and are two now.
-        weight_bytes: of all tensors.
-        untouched: tensors that are the backbone's, but for the dtype.
-        kept_shards: files that an earlier merge, cut off, had written already.
-        in_memory: whether the whole model went through PEFT.
-        seconds: of wall time.
+        tensors: number of tensors in the files.
+        merged: number of parameters that the adapter changed or replaced.
+        dequantized: number of parameters that were quantized and dequantized as in training.
+        untied: names of parameters that are tied in the backbone and separate now.
+        untouched: names of the tensors that equal the backbone's, up to the dtype.
+        weight_bytes: number of bytes of all tensors.
+        kept_shards: number of files reused from an earlier, interrupted merge.
+        in_memory: true if PEFT merged the whole model in memory.
+        seconds: wall time, in seconds.
     """
 
     tensors: int
@@ -61,5 +61,5 @@ class MergeResult:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; of the untouched, how many."""
+        """Return the result as JSON; `untouched` is a count there."""
         return asdict(self) | {"untouched": len(self.untouched)}

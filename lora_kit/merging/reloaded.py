@@ -1,6 +1,6 @@
-"""The merged model from disk, asked in a new process that has nothing but its files.
+"""Load a merged model from disk, and run it in a new process that has nothing but its files.
 
-python -m lora_kit.merging.reloaded MERGED QUESTIONS ANSWERS DTYPE DEVICE ATTENTION
+python -m lora_kit.merging.reloaded MERGED INPUTS_FILE OUTPUTS_FILE DTYPE DEVICE ATTENTION
 """
 
 from __future__ import annotations
@@ -16,25 +16,34 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lora_kit.backbone.encoder_decoder import answer_greedily, is_divided, language_model_class
-from lora_kit.merging.answers import Answers, Questions, answer
+from lora_kit.backbone.encoder_decoder import (
+    is_encoder_decoder,
+    language_model_class,
+    set_greedy_generation,
+)
+from lora_kit.merging.predictions import ComparisonInputs, ModelOutputs, compute_outputs
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json
-from lora_kit.runtime.out_of_memory import lacks_memory
+from lora_kit.runtime.out_of_memory import is_out_of_memory_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ON_THE_CPU = "does not fit beside the backbone, and was asked on the CPU, which takes longer"
+CPU_NOTE = (
+    "merged model does not fit beside the backbone on the device, so that it is compared on the "
+    "CPU, which is slower"
+)
 
 
 @dataclass(frozen=True)
-class Computing:
-    """How a model computes, so that another one computes as it does.
+class ComputeSettings:
+    """Settings under which two models compute alike.
 
     Attributes:
-        attention: as transformers names it.
+        dtype: dtype of the weights and activations.
+        device: torch device, such as `cuda:0`.
+        attention: name of the attention implementation in transformers.
     """
 
     dtype: torch.dtype
@@ -42,18 +51,23 @@ class Computing:
     attention: str
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> Computing:
-        """As this model does."""
+    def of(cls, model: PreTrainedModel) -> ComputeSettings:
+        """Return the settings of a loaded model."""
         return cls(model.dtype, str(model.device), str(model.config._attn_implementation))
 
 
-def reload(merged: Path, computing: Computing) -> Any:
-    """The merged model from disk, in what it is stored in or was computed in, whichever is finer.
+def load_merged(merged: Path, settings: ComputeSettings) -> Any:
+    """Load a merged model from disk, in evaluation mode.
 
-    Rounded when it is loaded, it would lose what was stored in float32 to be kept.
+    The dtype is the finer one of the stored dtype and `settings.dtype`: rounding at load time
+    would lose what was stored in float32 on purpose.
+
+    Args:
+        merged: directory of the merged model.
+        settings: dtype, device and attention implementation.
 
     Raises:
-        MergeError: if it cannot be loaded, or not every tensor finds its place.
+        MergeError: if the model cannot be loaded, or a parameter is in no file.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig
@@ -61,98 +75,113 @@ def reload(merged: Path, computing: Computing) -> Any:
     stored = getattr(torch, str(read_json(merged / "config.json", MergeError).get("dtype")))
     try:
         config = AutoConfig.from_pretrained(merged, local_files_only=True)
-        model, loaded = language_model_class(config).from_pretrained(
+        model, report = language_model_class(config).from_pretrained(
             merged,
-            dtype=torch.promote_types(stored, computing.dtype),
-            attn_implementation=computing.attention,
+            dtype=torch.promote_types(stored, settings.dtype),
+            attn_implementation=settings.attention,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise MergeError(f"{merged}: cannot be loaded again: {error}") from error
-    lost = sorted([*loaded["missing_keys"], *loaded["mismatched_keys"]])
-    if lost:
-        raise MergeError(f"{merged}: {len(lost)} parameters are in no file, the first: {lost[0]}")
-    if is_divided(model):
-        answer_greedily(model, str(merged))
-    return model.to(computing.device).eval()
+        raise MergeError(
+            f"{merged}: merged model cannot be loaded (got {error}). Fix: merge again."
+        ) from error
+    missing = sorted([*report["missing_keys"], *report["mismatched_keys"]])
+    if missing:
+        raise MergeError(
+            f"{merged}: parameters missing from the files (got {len(missing)}, the first: "
+            f"{missing[0]}). Fix: merge again."
+        )
+    if is_encoder_decoder(model):
+        set_greedy_generation(model, str(merged))
+    return model.to(settings.device).eval()
 
 
-def answer_of_files(
-    merged: Path, questions: Questions, computing: Computing, folder: Path
-) -> Answers:
-    """Ask the merged model in a new process.
+def compute_outputs_in_subprocess(
+    merged: Path, inputs: ComparisonInputs, settings: ComputeSettings, folder: Path
+) -> ModelOutputs:
+    """Run the merged model in a new process, which has nothing but its files.
 
     Args:
-        merged: directory of the model.
-        questions: to ask.
-        computing: as base + adapter did.
-        folder: for the files that are exchanged.
+        merged: directory of the merged model.
+        inputs: inputs that base + adapter were run on.
+        settings: settings that base + adapter were run with.
+        folder: directory for the files that the two processes exchange.
 
     Raises:
-        MergeError: if the model cannot be loaded or asked there.
+        MergeError: if the model cannot be loaded or run there.
     """
-    # What was loaded before is gone, but not yet from what this process holds of the device.
+    # Models that were deleted before may still hold device memory in this process.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    asked, answered = folder / "questions.safetensors", folder / "answers.safetensors"
-    questions.save(asked)
+    inputs_file, outputs_file = folder / "inputs.safetensors", folder / "outputs.safetensors"
+    inputs.save(inputs_file)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "lora_kit.merging.reloaded"),
-            *(str(merged.absolute()), str(asked), str(answered)),
-            *(str(computing.dtype).removeprefix("torch."), computing.device, computing.attention),
+            *(str(merged.absolute()), str(inputs_file), str(outputs_file)),
+            *(str(settings.dtype).removeprefix("torch."), settings.device, settings.attention),
         ],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["it was killed"]
-        raise MergeError(f"{merged}: cannot be asked in a new process: {last[0]}")
-    if ON_THE_CPU in done.stderr:
-        say(f"{merged}: {ON_THE_CPU}")
-    with safe_open(answered, framework="pt") as file:
+        last = done.stderr.strip().splitlines()[-1:] or ["the process was killed"]
+        raise MergeError(
+            f"{merged}: merged model cannot be run in a new process (got {last[0]}). Fix: merge "
+            "again; if the process was killed, free memory first."
+        )
+    if CPU_NOTE in done.stderr:
+        say(f"{merged}: {CPU_NOTE}")
+    with safe_open(outputs_file, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    outputs = {
+    module_outputs = {
         key.removeprefix("output/"): tensor
         for key, tensor in tensors.items()
         if key.startswith("output/")
     }
-    return Answers(tensors["log_probabilities"], tensors["texts"], outputs)
+    return ModelOutputs(tensors["log_probabilities"], tensors["texts"], module_outputs)
 
 
-def answer_where_it_fits(merged: Path, questions: Questions, computing: Computing) -> Answers:
-    """Ask the files on the device that base + adapter take up, or else, slower, on the CPU.
+def compute_outputs_with_cpu_fallback(
+    merged: Path, inputs: ComparisonInputs, settings: ComputeSettings
+) -> ModelOutputs:
+    """Run the merged model on the device of `settings`, or on the CPU if memory is short there.
 
     Raises:
-        MergeError: as `reload` and `answer`.
+        MergeError: if the model cannot be loaded, or no example has a label.
     """
     try:
-        return answer(reload(merged, computing), questions)
+        return compute_outputs(load_merged(merged, settings), inputs)
     except (RuntimeError, MemoryError) as error:
-        if computing.device == "cpu" or not lacks_memory(error):
+        if settings.device == "cpu" or not is_out_of_memory_error(error):
             raise
-    print(ON_THE_CPU, file=sys.stderr)
-    return answer(reload(merged, replace(computing, device="cpu")), questions)
+    print(CPU_NOTE, file=sys.stderr)
+    return compute_outputs(load_merged(merged, replace(settings, device="cpu")), inputs)
 
 
-def main(merged: str, asked: str, answered: str, *computing: str) -> None:
-    """The new process."""
-    dtype, device, attention = computing
-    computing_as = Computing(getattr(torch, dtype), device, attention)
-    answers = answer_where_it_fits(Path(merged), Questions.load(Path(asked)), computing_as)
+def compute_and_save_outputs(
+    merged: str, inputs_file: str, outputs_file: str, dtype: str, device: str, attention: str
+) -> None:
+    """Run the merged model on inputs from a file, and write its outputs to a file.
+
+    Entry point of the new process; arguments as on its command line.
+    """
+    settings = ComputeSettings(getattr(torch, dtype), device, attention)
+    inputs = ComparisonInputs.load(Path(inputs_file))
+    outputs = compute_outputs_with_cpu_fallback(Path(merged), inputs, settings)
     save_file(
         {
-            "log_probabilities": answers.log_probabilities.contiguous(),
-            "texts": answers.texts,
-            **{f"output/{name}": tensor for name, tensor in answers.outputs.items()},
+            "log_probabilities": outputs.log_probabilities.contiguous(),
+            "texts": outputs.generated_ids,
+            **{f"output/{name}": tensor for name, tensor in outputs.module_outputs.items()},
         },
-        answered,
+        outputs_file,
     )
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    compute_and_save_outputs(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The merge itself: tensor by tensor, shards in, shards out; the model is never loaded."""
+"""Merge tensor by tensor, shards in, shards out; the model is never loaded."""
 
 from __future__ import annotations
 
@@ -14,177 +14,202 @@ from pathlib import Path
 import torch
 
 from lora_kit.backbone.fingerprint import weight_files
-from lora_kit.merging.arithmetic import finite
+from lora_kit.merging.arithmetic import require_finite
 from lora_kit.merging.configuration import write_configuration
 from lora_kit.merging.dequantize import dequantized
-from lora_kit.merging.hollow import MetaModel, hollow_model
-from lora_kit.merging.layout import Group, groups
-from lora_kit.merging.partial import Partial, require_free, require_room
+from lora_kit.merging.layout import TensorGroup, tensor_groups
+from lora_kit.merging.meta_model import MetaModel, build_meta_model
+from lora_kit.merging.partial import PartialMerge, require_disk_space, require_empty_output
 from lora_kit.merging.plan import MergePlan, MergeResult
-from lora_kit.merging.tensors import Planned, Stored, by_key
+from lora_kit.merging.tensors import PlannedTensor, StoredTensor, stored_by_key
 from lora_kit.runtime.errors import MergeError
 
 
 def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
-    """Write the merged model to `output`, whole or not at all.
+    """Write the merged model to `output`, completely or not at all.
 
-    Killed in the middle, it leaves a hidden directory beside `output` that holds no configuration,
-    and goes on from its finished shards when it is called again for the same.
+    A merge that is killed leaves a hidden directory beside `output`, without a configuration; the
+    next call with the same plan resumes from the shards that are finished.
+
+    Args:
+        plan: backbone, adapter and options.
+        output: directory that does not exist or is empty.
 
     Raises:
-        MergeError: if a part of the adapter has no place in the backbone, a number is none, or the
-            disk is too small.
+        MergeError: if the adapter does not fit the backbone, a value is not finite, or the disk is
+            too small.
     """
     started = time.monotonic()
-    require_room(output)
+    require_empty_output(output)
     files = weight_files(plan.base)
-    stored = by_key(files)
-    hollow = hollow_model(plan.base, plan.adapter)
-    found = list(groups(stored, hollow))
-    _require_places(plan, hollow, found)
-    planned = list(_Work(plan, hollow, _base_dtype(stored)).planned(found))
-    total = sum(one.length for one in planned)
-    require_free(output, total)
-    with Partial.of(output, asdict(plan), files) as partial_directory:
-        kept = partial_directory.write(planned, plan.shard_bytes)
-        write_configuration(plan, hollow, partial_directory.path)
-        partial_directory.finish()
+    stored = stored_by_key(files)
+    meta = build_meta_model(plan.base, plan.adapter)
+    groups = list(tensor_groups(stored, meta))
+    _require_parameters(plan, meta, groups)
+    sources = {target: group for group in groups for target in group.targets}
+    merge = _StreamedMerge(plan, meta, sources, _prevailing_dtype(stored))
+    planned = list(merge.plan_tensors(groups))
+    total = sum(one.nbytes for one in planned)
+    require_disk_space(output, total)
+    with PartialMerge.begin_or_resume(output, asdict(plan), files) as partial_merge:
+        reused = partial_merge.write(planned, plan.shard_bytes)
+        write_configuration(plan, meta, partial_merge.path)
+        partial_merge.finish()
     return MergeResult(
         tensors=len(planned),
-        merged=len(hollow.changed),
+        merged=len(meta.changed),
         dequantized=len(plan.quantized_modules) if plan.into == "dequantized" else 0,
-        untied=tuple(sorted(hollow.untied)),
-        untouched=tuple(one.key for one in planned if one.untouched),
+        untied=tuple(sorted(meta.untied)),
+        untouched=tuple(one.key for one in planned if one.unmodified),
         weight_bytes=total,
-        kept_shards=kept,
+        kept_shards=reused,
         in_memory=False,
         seconds=time.monotonic() - started,
     )
 
 
 @dataclass(frozen=True)
-class _Work:
-    """How each tensor of the merged model comes about.
+class _StreamedMerge:
+    """Plans and produces each tensor of the merged model.
 
     Attributes:
-        base_dtype: that most of the backbone's numbers are stored in.
-        made: tensors of a group that was merged as a whole, until they are written.
-        lock: held while layers of the hollow model are filled, or a group is merged: several
-            tensors are made at a time.
-        threads: of torch, all of which are used then: a decomposition's last digits depend on it.
+        plan: plan of the merge.
+        meta: meta model with the adapter attached.
+        sources: group of checkpoint tensors that holds a parameter, by parameter.
+        base_dtype: dtype that most numbers of the backbone are stored in.
+        produced: tensors of a group that was merged together, until they are written.
+        lock: held while PEFT layers hold real weights, or a group is merged: several tensors are
+            produced at a time.
+        threads: number of torch threads while the lock is held. All are used: the last digits of
+            a decomposition depend on the number of threads.
     """
 
     plan: MergePlan
-    hollow: MetaModel
+    meta: MetaModel
+    sources: Mapping[str, TensorGroup]
     base_dtype: torch.dtype
-    made: dict[str, torch.Tensor] = field(default_factory=dict)
+    produced: dict[str, torch.Tensor] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     threads: int = field(default_factory=torch.get_num_threads)
 
     @property
     def dtype(self) -> torch.dtype:
-        found: torch.dtype = getattr(torch, self.plan.stored_dtype)
-        return found
+        dtype: torch.dtype = getattr(torch, self.plan.stored_dtype)
+        return dtype
 
-    def planned(self, found: Sequence[Group]) -> Iterator[Planned]:
-        """All tensors that are written, those of a group behind one another."""
-        sources = {}
-        for group in found:
-            for target in group.targets:
-                sources[target] = group
-            yield from self._of_group(group, sources)
-        for name in sorted(self.hollow.untied - set(sources)):
-            twin = next(n for n in sorted(self.hollow.aliases[name]) if n in sources)
-            yield self._of_parameter(name, name, sources[twin], sources)
+    def plan_tensors(self, groups: Sequence[TensorGroup]) -> Iterator[PlannedTensor]:
+        """Yield all tensors to write, those of a group one after another."""
+        for group in groups:
+            yield from self._plan_group(group)
+        for name in sorted(self.meta.untied - set(self.sources)):
+            twin = next(n for n in sorted(self.meta.aliases[name]) if n in self.sources)
+            yield self._plan_parameter(name, name, self.sources[twin])
 
-    def _of_group(self, group: Group, sources: Mapping[str, Group]) -> Iterator[Planned]:
+    def _plan_group(self, group: TensorGroup) -> Iterator[PlannedTensor]:
         if len(group.stored) == 1 and group.converter is None:
             name, tensor = group.targets[0], group.stored[0]
-            if self._is_new(name):
-                yield self._of_parameter(name, tensor.key, group, sources)
+            if self._is_modified(name):
+                yield self._plan_parameter(name, tensor.key, group)
             else:
-                yield self._as_it_is(tensor)
+                yield self._plan_unmodified(tensor)
             return
-        changed = any(self._is_new(name) for name in group.targets)
+        modified = any(self._is_modified(name) for name in group.targets)
         for tensor in group.stored:
-            if changed:
-                produce = partial(self._from_group, tensor.key, group)
-                yield Planned(tensor.key, self.dtype, tensor.shape, produce)
+            if modified:
+                produce = partial(self._tensor_of_group, tensor.key, group)
+                yield PlannedTensor(tensor.key, self.dtype, tensor.shape, produce)
             else:
-                yield self._as_it_is(tensor)
+                yield self._plan_unmodified(tensor)
 
-    def _is_new(self, name: str) -> bool:
-        return name in self.hollow.changed or self._was_quantized(name)
+    def _is_modified(self, name: str) -> bool:
+        return name in self.meta.changed or self._was_quantized(name)
 
     def _was_quantized(self, name: str) -> bool:
         module = name.removesuffix(".weight")
         return self.plan.into == "dequantized" and module in self.plan.quantized_modules
 
-    def _as_it_is(self, tensor: Stored) -> Planned:
+    def _plan_unmodified(self, tensor: StoredTensor) -> PlannedTensor:
         if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
             raise MergeError(
-                f"{tensor.path}: {tensor.key} is stored in {tensor.dtype}, without the scale that "
-                "belongs to it; merge into a checkpoint that is not quantized"
+                f"{tensor.path}: tensor is quantized, and its scale is unknown (got "
+                f"{tensor.key} in {tensor.dtype}). Fix: merge into a checkpoint that is not "
+                "quantized."
             )
-        # A checkpoint keeps few tensors finer than the others, and for a reason.
+        # Tensors that a checkpoint stores finer than the others keep their dtype.
         finer = tensor.dtype.itemsize > self.base_dtype.itemsize
         if not tensor.dtype.is_floating_point or tensor.dtype == self.dtype or finer:
-            return Planned(tensor.key, tensor.dtype, tensor.shape, copied=tensor, untouched=True)
-        return Planned(
+            return PlannedTensor(
+                tensor.key, tensor.dtype, tensor.shape, copied=tensor, unmodified=True
+            )
+        return PlannedTensor(
             tensor.key,
             self.dtype,
             tensor.shape,
-            lambda: finite(tensor.key, tensor.read().to(self.dtype)),
-            untouched=True,
+            lambda: require_finite(tensor.key, tensor.read().to(self.dtype)),
+            unmodified=True,
         )
 
-    def _of_parameter(
-        self, name: str, key: str, group: Group, sources: Mapping[str, Group]
-    ) -> Planned:
-        replaced = self.hollow.replaced.get(name)
+    def _plan_parameter(self, name: str, key: str, group: TensorGroup) -> PlannedTensor:
+        replaced = self.meta.replaced.get(name)
         shape = group.stored[0].shape if replaced is None else tuple(replaced.shape)
-        return Planned(key, self.dtype, shape, partial(self._merged, name, group, sources))
+        return PlannedTensor(key, self.dtype, shape, partial(self._merge_parameter, name, group))
 
-    def _merged(
-        self, name: str, group: Group, sources: Mapping[str, Group]
+    def _merge_parameter(
+        self, name: str, group: TensorGroup
     ) -> torch.Tensor | Iterator[torch.Tensor]:
         as_stored = group.converter is None and not self._was_quantized(name)
-        if as_stored and self.hollow.is_plain(name) and name not in self.hollow.replaced:
-            return self.hollow.merged_rows(name, group.stored[0].rows, self.dtype)
+        if as_stored and self.meta.is_plain_lora(name) and name not in self.meta.replaced:
+            return self.meta.merged_rows(name, group.stored[0].read_rows, self.dtype)
 
-        def read(other: str) -> torch.Tensor:
-            # The same tensor under another name, where the backbone has it once.
-            source = group if other == name else sources.get(other)
+        def read_parameter(other: str) -> torch.Tensor:
+            # A tied parameter may be stored under another name, in `group`.
+            source = group if other == name else self.sources.get(other)
             if source is None:
-                raise MergeError(f"{self.plan.base}: {other} is in none of its files")
-            found = source.parameters(self.hollow)
-            return self._as_trained_on(other, found[other if other in found else source.targets[0]])
+                raise MergeError(
+                    f"{self.plan.base}: parameter missing from the files (got none for {other}). "
+                    "Fix: give the backbone that the adapter was trained on."
+                )
+            tensors = source.parameters(self.meta)
+            tensor = tensors[other if other in tensors else source.targets[0]]
+            return self._as_in_training(other, tensor)
 
-        if name not in self.hollow.changed:
-            return read(name).to(self.dtype)
-        if self.hollow.is_plain(name):
-            return self.hollow.merged(name, read, self.dtype)
-        with self._alone():
-            return self.hollow.merged(name, read, self.dtype)
+        if name not in self.meta.changed:
+            return read_parameter(name).to(self.dtype)
+        if self.meta.is_plain_lora(name):
+            return self.meta.merged_parameter(name, read_parameter, self.dtype)
+        with self._exclusive():
+            return self.meta.merged_parameter(name, read_parameter, self.dtype)
 
-    def _as_trained_on(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def _as_in_training(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Quantize and dequantize a weight if it was quantized in training."""
         if not self._was_quantized(name):
             return tensor
         computed: torch.dtype = getattr(torch, self.plan.dtype)
-        used = tensor.to(computed)
-        if name.removesuffix(".weight") in self.hollow.transposed:
-            # Quantized as the linear layer that takes its place, block by block of the other side.
-            return dequantized(used.T, self.plan.quantization).T
-        return dequantized(used, self.plan.quantization)
+        weight = tensor.to(computed)
+        if name.removesuffix(".weight") in self.meta.transposed:
+            # bitsandbytes replaces it by a linear layer, whose blocks run along the other side.
+            return dequantized(weight.T, self.plan.quantization).T
+        return dequantized(weight, self.plan.quantization)
 
-    def _from_group(self, key: str, group: Group) -> torch.Tensor:
-        with self._alone():
-            if key not in self.made:
-                self.made.update(self._merged_group(group))
-            return self.made.pop(key)
+    def _tensor_of_group(self, key: str, group: TensorGroup) -> torch.Tensor:
+        with self._exclusive():
+            if key not in self.produced:
+                self.produced.update(self._merge_group(group))
+            return self.produced.pop(key)
+
+    def _merge_group(self, group: TensorGroup) -> dict[str, torch.Tensor]:
+        parameters = group.parameters(self.meta)
+        for name in group.targets:
+            parameters[name] = (
+                self.meta.merged_parameter(name, parameters.__getitem__, self.dtype)
+                if name in self.meta.changed
+                else parameters[name].to(self.dtype)
+            )
+        return group.to_checkpoint(parameters, self.meta)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the lock, and use all torch threads meanwhile."""
         with self.lock:
             share = torch.get_num_threads()
             torch.set_num_threads(self.threads)
@@ -193,37 +218,28 @@ class _Work:
             finally:
                 torch.set_num_threads(share)
 
-    def _merged_group(self, group: Group) -> dict[str, torch.Tensor]:
-        parameters = group.parameters(self.hollow)
-        for name in group.targets:
-            read = parameters.__getitem__
-            parameters[name] = (
-                self.hollow.merged(name, read, self.dtype)
-                if name in self.hollow.changed
-                else parameters[name].to(self.dtype)
-            )
-        return group.back(parameters, self.hollow)
 
-
-def _base_dtype(stored: Mapping[str, Stored]) -> torch.dtype:
+def _prevailing_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
     numbers: Counter[torch.dtype] = Counter()
     for tensor in stored.values():
         if tensor.dtype.is_floating_point:
-            numbers[tensor.dtype] += tensor.length // tensor.dtype.itemsize
+            numbers[tensor.dtype] += tensor.nbytes // tensor.dtype.itemsize
     return max(numbers, key=lambda dtype: numbers[dtype], default=torch.float32)
 
 
-def _require_places(plan: MergePlan, hollow: MetaModel, found: Sequence[Group]) -> None:
-    names = {name for group in found for name in group.targets}
-    reachable = names | {a for name in names for a in hollow.aliases.get(name, frozenset())}
+def _require_parameters(plan: MergePlan, meta: MetaModel, groups: Sequence[TensorGroup]) -> None:
+    """Refuse a checkpoint that lacks a parameter which was changed or quantized in training."""
+    names = {name for group in groups for name in group.targets}
+    stored = names | {a for name in names for a in meta.aliases.get(name, frozenset())}
     quantized = [f"{module}.weight" for module in plan.quantized_modules]
-    for noun, wanted in (
-        ("the adapter changes", sorted(hollow.changed)),
+    for origin, expected in (
+        ("the adapter changes", sorted(meta.changed)),
         ("training quantized", quantized),
     ):
-        lost = [name for name in wanted if name not in reachable]
-        if lost:
+        missing = [name for name in expected if name not in stored]
+        if missing:
             raise MergeError(
-                f"{plan.base}: {len(lost)} parameters that {noun} are in none of its files, the "
-                f"first: {lost[0]}. Is this the backbone that the adapter was trained on?"
+                f"{plan.base}: {len(missing)} parameters that {origin} are missing from the files "
+                f"(got none for {missing[0]} first). Fix: give the backbone that the adapter was "
+                "trained on."
             )

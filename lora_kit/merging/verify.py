@@ -1,10 +1,10 @@
-"""Is the merged model on disk what was measured? Its answers against base + adapter's."""
+"""Verify a merged model on disk against base + adapter, as measured in training."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -12,48 +12,52 @@ from typing import Any
 
 import torch
 
-from lora_kit.merging.answers import Answers, Questions
+from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.merging.distance import kl_divergence, top1_agreement
-from lora_kit.merging.limits import (
+from lora_kit.merging.predictions import ComparisonInputs, ModelOutputs
+from lora_kit.merging.reference import ReferenceOutputs
+from lora_kit.merging.reloaded import ComputeSettings, compute_outputs_in_subprocess
+from lora_kit.merging.tensors import stored_by_key
+from lora_kit.merging.tolerances import (
     COMPUTED,
     KEPT,
-    KEPT_BY_HALF,
-    MOST_SHARE_OF_CONTROL,
-    Limits,
-    limits_for,
+    MAX_SHARE_OF_CONTROL,
+    MEDIAN_KEPT,
+    MergeTolerances,
+    merge_failures,
+    tolerances_for,
 )
-from lora_kit.merging.measured import Measured
-from lora_kit.merging.reloaded import Computing, answer_of_files
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How far the merged model is from base + adapter, and, as the control, how far the base is.
+    """Distance of the merged model from base + adapter and, as the control, that of the base.
 
-    KL divergences in nats a token, KL(base + adapter || other).
+    KL divergences are KL(base + adapter || other), in nats a token.
 
     Attributes:
-        positions: at which distributions were compared.
+        positions: number of positions at which distributions were compared.
         top1_agreement: share of positions with the same most likely token.
-        mean_kl: mean over the positions.
-        p99_kl: 99th percentile.
-        control_top1_agreement: of the base without adapter.
-        control_mean_kl: of the base without adapter; a merge that did nothing has this distance.
-        texts: generated greedily, by both.
-        same_texts: of them the same to the last token.
-        modules: that the adapter changes, each tried on random inputs.
-        least_kept: share of the adapter's change of a module's output that the merged module has:
-            1 where all is there, 0 where nothing is; the lowest, `None` where no module could be
-            tried (experts and norms take no inputs of their own).
-        median_kept: of the module in the middle.
-        most_kept: the highest.
-        least_kept_module: that has the lowest.
-        reasons: why it did not pass; empty if it did.
+        mean_kl: mean KL divergence over the positions.
+        p99_kl: 99th percentile of the KL divergence.
+        control_top1_agreement: `top1_agreement` of the base without adapter.
+        control_mean_kl: `mean_kl` of the base without adapter; the distance of a merge that did
+            nothing.
+        texts: number of texts that both models generated greedily.
+        same_texts: number of these that are equal to the last token.
+        modules: number of modules that the adapter changes and that were run on random inputs.
+        least_kept: lowest share of the adapter's effect on a module's output that the merged
+            module keeps, 1 for all and 0 for none; `None` where no module could be run (experts
+            and norms take no inputs of their own).
+        median_kept: median of that share over the modules.
+        most_kept: highest such share.
+        least_kept_module: name of the module with the lowest share.
+        reasons: reasons why the merge did not pass; empty if it did.
         computed_in: dtype of both models.
-        mean_kl_to_trained: distance from the adapter on the weights that it was trained on, where
-            it was merged into others.
+        mean_kl_to_trained: `mean_kl` from the adapter on the weights it was trained on, where it
+            was merged into other weights.
     """
 
     positions: int
@@ -69,20 +73,20 @@ class Verification:
     median_kept: float | None
     most_kept: float | None
     least_kept_module: str
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
     computed_in: str = "float32"
     mean_kl_to_trained: float | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the files are what was measured."""
+        """True if the merged files compute what base + adapter compute, within the tolerances."""
         return not self.reasons
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, with the limits that it was held to."""
+        """Return the verification as JSON, with the tolerances that it was held to."""
         limits = {
-            "most_share_of_control": MOST_SHARE_OF_CONTROL,
-            "kept_by_half": KEPT_BY_HALF,
+            "most_share_of_control": MAX_SHARE_OF_CONTROL,
+            "kept_by_half": MEDIAN_KEPT,
             "kept": KEPT,
             "computed": COMPUTED,
         }
@@ -91,120 +95,113 @@ class Verification:
 
 def verify_merged(
     merged: Path,
-    measured: Measured,
-    questions: Questions,
-    computing: Computing,
+    reference: ReferenceOutputs,
+    inputs: ComparisonInputs,
+    settings: ComputeSettings,
     quantization: str = "none",
     trained: torch.Tensor | None = None,
 ) -> Verification:
-    """Ask the merged model in a new process, and compare.
+    """Run the merged model in a new process, and compare it with base + adapter.
 
     Args:
         merged: directory of the merged model.
-        measured: of base + adapter.
-        questions: that were asked there.
-        computing: how that was computed, and the merged model is to compute.
-        quantization: of the backbone that was asked.
-        trained: (positions, vocabulary), of the adapter on the weights that it was trained on,
-            where `measured` is of others.
+        reference: outputs of base + adapter.
+        inputs: inputs that the reference was computed on.
+        settings: settings that the reference was computed with, and the merged model is run with.
+        quantization: quantization of the backbone in the reference.
+        trained: log-probabilities of the adapter on the weights that it was trained on, (positions,
+            vocabulary) float32, where `reference` is on other weights.
 
     Raises:
-        MergeError: if the merged model cannot be loaded, or its answers are no numbers.
+        MergeError: if the merged model cannot be loaded, or its outputs are not finite.
     """
     with tempfile.TemporaryDirectory() as folder:
-        shipped = answer_of_files(merged, questions, computing, Path(folder))
+        outputs = compute_outputs_in_subprocess(merged, inputs, settings, Path(folder))
     stored = str(read_json(merged / "config.json", MergeError).get("dtype"))
-    computed = str(computing.dtype).removeprefix("torch.")
-    found = compare(measured, shipped, limits_for(stored, computed, quantization))
-    found = replace(found, computed_in=computed)
+    computed = str(settings.dtype).removeprefix("torch.")
+    result = compare_merged(reference, outputs, tolerances_for(stored, computed, quantization))
+    result = replace(result, computed_in=computed)
     if trained is None:
-        return found
-    distance = kl_divergence(trained, shipped.log_probabilities)
-    return replace(found, mean_kl_to_trained=float(distance.mean()))
+        return result
+    distance = kl_divergence(trained, outputs.log_probabilities)
+    return replace(result, mean_kl_to_trained=float(distance.mean()))
 
 
-def compare(measured: Measured, shipped: Answers, limits: Limits | None = None) -> Verification:
-    """Judge what the merged model answered.
+def compare_merged(
+    reference: ReferenceOutputs, merged: ModelOutputs, tolerances: MergeTolerances | None = None
+) -> Verification:
+    """Compare the outputs of a merged model with those of base + adapter.
 
     Args:
-        measured: of base + adapter.
-        shipped: of the merged model.
-        limits: of `limits_for`, by default those of float32.
+        reference: outputs of base + adapter.
+        merged: outputs of the merged model.
+        tolerances: tolerances of `tolerances_for`; by default those of float32.
 
     Raises:
-        MergeError: if its answers are no numbers.
+        MergeError: if outputs of the merged model are infinite or NaN.
     """
-    limits = limits or limits_for("float32")
-    truth = measured.adapted.log_probabilities
-    kl = kl_divergence(truth, shipped.log_probabilities)
-    control_kl = float(kl_divergence(truth, measured.control).mean())
+    expected = reference.adapted.log_probabilities
+    kl = kl_divergence(expected, merged.log_probabilities)
+    control_kl = float(kl_divergence(expected, reference.control).mean())
     mean = float(kl.mean())
-    if not math.isfinite(mean + control_kl):
-        raise MergeError("the merged model's distributions are no numbers; its weights overflowed")
-    kept = kept_shares(measured, shipped)
+    kept = kept_shares(reference, merged)
+    if not math.isfinite(mean + control_kl + sum(kept.values())):
+        raise MergeError(
+            f"merged model: outputs are infinite or NaN (got mean KL {mean:.2g}), its weights "
+            "overflowed. Fix: set merge.dtype to float32."
+        )
     lowest = min(kept, key=lambda name: kept[name], default="")
-    agreement = top1_agreement(truth, shipped.log_probabilities)
-    texts = measured.adapted.texts
-    return Verification(
-        positions=len(truth),
-        top1_agreement=agreement,
+    generated = reference.adapted.generated_ids
+    result = Verification(
+        positions=len(expected),
+        top1_agreement=top1_agreement(expected, merged.log_probabilities),
         mean_kl=mean,
         p99_kl=float(kl.quantile(0.99)),
-        control_top1_agreement=top1_agreement(truth, measured.control),
+        control_top1_agreement=top1_agreement(expected, reference.control),
         control_mean_kl=control_kl,
-        texts=len(texts),
-        same_texts=int((texts == shipped.texts).all(dim=1).sum()),
+        texts=len(generated),
+        same_texts=int((generated == merged.generated_ids).all(dim=1).sum()),
         modules=len(kept),
         least_kept=kept.get(lowest),
         median_kept=median(kept.values()) if kept else None,
         most_kept=max(kept.values(), default=None),
         least_kept_module=lowest,
-        reasons=tuple(_reasons(agreement, mean, control_kl, kept, limits)),
     )
+    failures = merge_failures(asdict(result), tolerances or tolerances_for("float32"))
+    return replace(result, reasons=tuple(failures))
 
 
-def _reasons(
-    agreement: float,
-    mean: float,
-    control: float,
-    kept: Mapping[str, float],
-    limits: Limits,
-) -> Iterator[str]:
-    if agreement < limits.agreement:
-        yield (
-            f"the most likely token is the same at {agreement:.1%} of the positions, "
-            f"{limits.agreement:.0%} are wanted"
-        )
-    if mean > limits.most_kl(control):
-        yield (
-            f"the distance is {mean:.2g} nats a token, the base's without adapter {control:.2g}; "
-            f"{limits.most_kl(control):.2g} are allowed"
-        )
-    least, most = limits.kept
-    half = median(kept.values()) if kept else 1.0
-    if not KEPT_BY_HALF[0] <= half <= KEPT_BY_HALF[1]:
-        yield (
-            f"the module in the middle has {half:.2f} of the change that the adapter makes: the "
-            "scaling is another one, or the stored dtype is too coarse (merge.dtype: float32)"
-        )
-    odd = sorted(name for name, share in kept.items() if not least <= share <= most)
-    if odd:
-        yield (
-            f"{len(odd)} of {len(kept)} modules do not do what the adapter makes them do, the "
-            f"first: {odd[0]} ({kept[odd[0]]:.2f} of its change is there)"
-        )
+def kept_shares(reference: ReferenceOutputs, merged: ModelOutputs) -> dict[str, float]:
+    """Compute the share of the adapter's effect that each merged module keeps.
 
-
-def kept_shares(measured: Measured, shipped: Answers) -> dict[str, float]:
-    """Of each module, how much of the adapter's change of its outputs the merged one has.
-
-    The projection of the merged module's change onto the adapter's: <d, d'> / <d, d>.
+    The share is the projection of the merged module's change d' onto the adapter's change d of the
+    same outputs: <d, d'> / <d, d>. Modules that the adapter does not change have none.
     """
     shares = {}
-    for name, without in measured.base_outputs.items():
-        change = (measured.adapted.outputs[name] - without).double()
-        merged = (shipped.outputs[name] - without).double()
-        size = float(change.square().sum())
-        if size > 0:
-            shares[name] = float((change * merged).sum()) / size
+    for name, base in reference.base_module_outputs.items():
+        effect = (reference.adapted.module_outputs[name] - base).double()
+        change = (merged.module_outputs[name] - base).double()
+        energy = float(effect.square().sum())
+        if energy > 0:
+            shares[name] = float((effect * change).sum()) / energy
     return shares
+
+
+def modified_tensors(base: Path, merged: Path, keys: Sequence[str]) -> list[str]:
+    """Return the tensors, of those that the merge should copy, that differ from the backbone's.
+
+    Compared in the stored dtype. Outputs alone would miss some of them: a row of an embedding is
+    used only if the text has its token.
+
+    Args:
+        base: directory of the backbone.
+        merged: directory of the merged model.
+        keys: keys of the tensors that the adapter does not change.
+    """
+    before, after = stored_by_key(weight_files(base)), stored_by_key(weight_files(merged))
+    return [
+        key
+        for key in keys
+        if key not in after
+        or not torch.equal(before[key].read().to(after[key].dtype), after[key].read())
+    ]

@@ -1,8 +1,8 @@
-"""Whether a response does what its prompt asked for, decided by rule and not by a judge.
+"""Rule-based checks of instruction following, without a judge model.
 
-After IFEval (Zhou et al. 2023, arXiv:2311.07911): each prompt states constraints that a small pure
-function can check. Kinds of check, prompts and code are our own. Where people would not care, the
-checks do not either: upper case in a required word, markdown around it, curly quotes, a full stop
+As in IFEval (Zhou et al. 2023, arXiv:2311.07911), each prompt states constraints that a small pure
+function can check. Kinds of check, prompts and code are our own. The checks ignore differences that
+people would accept: upper case in a required word, markdown around it, curly quotes, a full stop
 after a one-word answer.
 """
 
@@ -10,147 +10,167 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Value = bool | int | str | tuple[str, ...]
+from lora_kit.metrics.response_text import (
+    LIST_MARKER,
+    bare_words,
+    has_word,
+    opening_pattern,
+    phrase_pattern,
+    plain_text,
+    sentence_count,
+    word_count,
+)
+
+CheckValue = bool | int | str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Check:
-    """One constraint of a prompt; made with `Check.parse`, which validates it."""
+class InstructionCheck:
+    """Constraint of a prompt, created and validated by `InstructionCheck.parse`."""
 
     kind: str
-    """A key of `CHECKS`."""
-    value: Value
+    """Key of `CHECK_FUNCTIONS`."""
+    value: CheckValue
 
     @classmethod
-    def parse(cls, mapping: object) -> Check:
-        """The check that a YAML mapping `{kind: max_words, value: 12}` describes.
+    def parse(cls, mapping: object) -> InstructionCheck:
+        """Create a check from a YAML mapping such as `{kind: max_words, value: 12}`.
 
         Raises:
-            ValueError: the kind is unknown or the value does not fit it.
+            ValueError: if the kind is unknown, or the value does not fit the kind.
         """
-        kinds = f"possible kinds: {', '.join(sorted(CHECKS))}"
+        kinds = f"possible kinds: {', '.join(sorted(CHECK_FUNCTIONS))}"
         if not isinstance(mapping, Mapping) or mapping.keys() != {"kind", "value"}:
-            raise ValueError(f"a check has the keys kind and value, not {mapping!r}; {kinds}")
+            raise ValueError(
+                f"check: expected the keys kind and value (got {mapping!r}). Fix: write "
+                f"{{kind: max_words, value: 12}}; {kinds}"
+            )
         kind, value = mapping["kind"], mapping["value"]
-        if not isinstance(kind, str) or kind not in CHECKS:
-            raise ValueError(f"unknown kind of check {kind!r}; {kinds}")
-        group = next(group for group in GROUPS if kind in group.checks)
+        if not isinstance(kind, str) or kind not in CHECK_FUNCTIONS:
+            raise ValueError(f"unknown kind of check {kind!r}. Fix: use one of the {kinds}")
+        group = next(group for group in CHECK_GROUPS if kind in group.checks)
         if isinstance(value, list):
             value = tuple(value)
         if not group.fits(value):
-            raise ValueError(f"check {kind!r} takes {group.takes}, not {value!r}; {kinds}")
+            raise ValueError(
+                f"check {kind!r} takes {group.takes} (got {value!r}). Fix: correct the "
+                f"value, or use another kind; {kinds}"
+            )
         return cls(kind=kind, value=value)
 
 
-def follows(response: str, checks: Sequence[Check]) -> bool:
-    """Whether the response passes all checks.
+def follows_instructions(response: str, checks: Sequence[InstructionCheck]) -> bool:
+    """Return true if the response passes all checks.
 
     Raises:
-        ValueError: there is nothing to check.
+        ValueError: without checks.
     """
     if not checks:
-        raise ValueError("a response cannot follow an instruction without checks")
-    # Silence, or a row of dots, would keep every rule on what to leave out.
-    if not any(character.isalnum() for character in response):
+        raise ValueError(
+            "checks: a response cannot follow an instruction without checks (got none)"
+        )
+    # An empty response, or a row of dots, would pass every check that forbids something.
+    if not has_word(response):
         return False
-    return all(CHECKS[check.kind](response, check.value) for check in checks)
+    return all(CHECK_FUNCTIONS[check.kind](response, check.value) for check in checks)
 
 
 # Words
 
 
 def contains_words(response: str, words: Sequence[str]) -> bool:
-    """All of the words or phrases occur, as whole words."""
-    return all(re.search(_phrase(word), _plain(response), re.IGNORECASE) for word in words)
+    """Check that all words or phrases occur as whole words."""
+    return all(
+        re.search(phrase_pattern(word), plain_text(response), re.IGNORECASE) for word in words
+    )
 
 
 def omits_words(response: str, words: Sequence[str]) -> bool:
-    """None of the words or phrases occurs as a whole word."""
+    """Check that no word or phrase occurs as a whole word."""
     return not any(contains_words(response, [word]) for word in words)
 
 
 def words(response: str, count: int) -> bool:
-    """Exactly this many words."""
-    return _word_count(response) == count
+    """Check for an exact number of words."""
+    return word_count(response) == count
 
 
 def min_words(response: str, count: int) -> bool:
-    """This many words or more."""
-    return _word_count(response) >= count
+    """Check for a minimum number of words."""
+    return word_count(response) >= count
 
 
 def max_words(response: str, count: int) -> bool:
-    """This many words or fewer."""
-    return _word_count(response) <= count
+    """Check for a maximum number of words."""
+    return word_count(response) <= count
 
 
 def starts_with(response: str, text: str) -> bool:
-    """Quotes and markdown in front do not count, unless the text itself begins with a sign."""
-    return re.match(_lead(text) + _phrase(text), _plain(response), re.IGNORECASE) is not None
+    """Check the start; quotes and markdown before a text that starts with a letter are ignored."""
+    return re.match(opening_pattern(text), plain_text(response), re.IGNORECASE) is not None
 
 
 def ends_with(response: str, text: str) -> bool:
-    """Punctuation behind a final word does not count; behind a final sign, only closing quotes."""
+    """Check the end; punctuation after a final word and quotes after a final sign are ignored."""
     trail = r"[\W_]*\Z" if text[-1].isalnum() else r"[\s\"'*_)]*\Z"
-    return re.search(_phrase(text) + trail, _plain(response), re.IGNORECASE) is not None
+    return re.search(phrase_pattern(text) + trail, plain_text(response), re.IGNORECASE) is not None
 
 
 def first_letter(response: str, letter: str) -> bool:
-    """The first word begins with the letter, in either case."""
-    body = LIST_MARKER.sub("", _plain(response))
+    """Check the first letter of the first word, in either case."""
+    body = LIST_MARKER.sub("", plain_text(response))
     first = next((character for character in body if character.isalnum()), "")
     return first.casefold() == letter.casefold()
 
 
 def repeats_first(response: str, text: str) -> bool:
-    """The text comes first and at least one word follows it."""
-    plain = _plain(response)
-    match = re.match(_lead(text) + _phrase(text), plain, re.IGNORECASE)
-    return match is not None and _word_count(plain[match.end() :]) > 0
+    """Check that the text comes first, followed by at least one word."""
+    plain = plain_text(response)
+    match = re.match(opening_pattern(text), plain, re.IGNORECASE)
+    return match is not None and word_count(plain[match.end() :]) > 0
 
 
 def choice(response: str, options: Sequence[str]) -> bool:
-    """The response is one of the options and nothing else; signs around it do not count."""
-    return _bare(response) in {_bare(option) for option in options}
+    """Check that the response is one of the options; signs around it are ignored."""
+    return bare_words(response) in {bare_words(option) for option in options}
 
 
 # Characters
 
 
 def lowercase(response: str, expected: bool) -> bool:
-    """Has letters and none of them is a capital."""
-    found = any(map(str.islower, response)) and not any(map(str.isupper, response))
-    return found == expected
+    """Check for letters without any capital."""
+    is_lowercase = any(map(str.islower, response)) and not any(map(str.isupper, response))
+    return is_lowercase == expected
 
 
 def uppercase(response: str, expected: bool) -> bool:
-    """Has letters and all of them are capitals."""
-    found = any(map(str.isupper, response)) and not any(map(str.islower, response))
-    return found == expected
+    """Check for letters that are all capitals."""
+    is_uppercase = any(map(str.isupper, response)) and not any(map(str.islower, response))
+    return is_uppercase == expected
 
 
 def digits(response: str, expected: bool) -> bool:
-    """Has a digit; the numbers of a numbered list are digits too."""
+    """Check for a digit; the numbers of a numbered list count."""
     return any(map(str.isdigit, response)) == expected
 
 
 def commas(response: str, expected: bool) -> bool:
-    """Has a comma, be it only within a number."""
+    """Check for a comma; commas within numbers count."""
     return any(comma in response for comma in ",，、") == expected
 
 
 def quoted(response: str, expected: bool) -> bool:
-    """The whole response is in one pair of double quotes."""
-    return (re.fullmatch(r'\s*"[^"]*\w[^"]*"\s*', _plain(response)) is not None) == expected
+    """Check that one pair of double quotes encloses the response."""
+    return (re.fullmatch(r'\s*"[^"]*\w[^"]*"\s*', plain_text(response)) is not None) == expected
 
 
 def bold(response: str, expected: bool) -> bool:
-    """Has a part in markdown bold."""
+    """Check for text in markdown bold."""
     return (re.search(r"(\*\*|__)(?=\w)[^\n]*?(?<=\S)\1", response) is not None) == expected
 
 
@@ -158,39 +178,39 @@ def bold(response: str, expected: bool) -> bool:
 
 
 def sentences(response: str, count: int) -> bool:
-    """Exactly this many sentences; a last one without an end mark counts."""
-    return _sentence_count(response) == count
+    """Check for an exact number of sentences; a last one without an end mark counts."""
+    return sentence_count(response) == count
 
 
 def max_sentences(response: str, count: int) -> bool:
-    """This many sentences or fewer."""
-    return _sentence_count(response) <= count
+    """Check for a maximum number of sentences."""
+    return sentence_count(response) <= count
 
 
 def lines(response: str, count: int) -> bool:
-    """Lines with nothing to read on them do not count."""
-    return sum(_has_word(line) for line in response.splitlines()) == count
+    """Check for an exact number of lines; lines without letters or digits do not count."""
+    return sum(has_word(line) for line in response.splitlines()) == count
 
 
 def numbered_lines(response: str, count: int) -> bool:
-    """The lines of a list, numbered from 1 on without a gap; other lines may stand around it."""
+    """Check for a list numbered from 1 without gaps; other lines around it are allowed."""
     numbers = re.findall(r"^[ \t]*(\d+)[.)][ \t]+\S", response, re.MULTILINE)
     return numbers == [str(number) for number in range(1, count + 1)]
 
 
 def bulleted_lines(response: str, count: int) -> bool:
-    """The lines that begin with a bullet; other lines may stand around them."""
+    """Check for an exact number of bulleted lines; other lines are allowed."""
     return len(re.findall(r"^[ \t]*[-*+•][ \t]+\S", response, re.MULTILINE)) == count
 
 
 def comma_items(response: str, count: int) -> bool:
-    """One line of items with a comma between each two; `a, b and c` has two items."""
+    """Check for one line of items separated by commas; `a, b and c` has two items."""
     parts = response.strip().split(",")
-    return len(parts) == count and "\n" not in response.strip() and all(map(_has_word, parts))
+    return len(parts) == count and "\n" not in response.strip() and all(map(has_word, parts))
 
 
 def json_keys(response: str, keys: Sequence[str]) -> bool:
-    """The response is a JSON object, in a code fence or not, that has the keys."""
+    """Check for a JSON object with the keys, optionally in a code fence."""
     fenced = re.fullmatch(r"```(?:json)?\s*\n(.*)\n\s*```", response.strip(), re.DOTALL)
     try:
         value = json.loads(fenced[1] if fenced else response)
@@ -199,75 +219,15 @@ def json_keys(response: str, keys: Sequence[str]) -> bool:
     return isinstance(value, dict) and all(key in value for key in keys)
 
 
-# What the checks share
-
-LIST_MARKER = re.compile(r"^[ \t]*(?:[-*+•]|\d+[.)])[ \t]+", re.MULTILINE)
-
-SENTENCE_END = re.compile(r"[.!?…]+[\"')*_\]]*(?=\s)|\n")
-"""End marks with the closing signs behind them; a line break ends a sentence too."""
-
-NO_SENTENCE_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|etc|e\.g|i\.e)|\b[A-Z])\.\Z")
-"""Abbreviations and initials, whose full stop ends nothing."""
-
-
-def _plain(text: str) -> str:
-    """Composed letters, straight quotes: how a model encodes a sign is not what was asked."""
-    straight = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'"})
-    return unicodedata.normalize("NFC", text).translate(straight)
-
-
-def _phrase(text: str) -> str:
-    """Pattern of the text as whole words; `_` is markdown here and no part of a word."""
-    pattern = r"\s+".join(re.escape(word) for word in _plain(text).split())
-    before = r"(?<![^\W_])" if text[0].isalnum() else ""
-    after = r"(?![^\W_])" if text[-1].isalnum() else ""
-    return before + pattern + after
-
-
-def _lead(text: str) -> str:
-    return r"[\W_]*" if text[0].isalnum() else r"\s*"
-
-
-def _bare(text: str) -> str:
-    inner = re.sub(r"\A[\W_]+|[\W_]+\Z", "", _plain(text))
-    return " ".join(inner.casefold().split())
-
-
-def _has_word(text: str) -> bool:
-    return any(character.isalnum() for character in text)
-
-
-def _word_count(text: str) -> int:
-    """Parts between spaces or dashes that hold a letter or digit; list markers are no words."""
-    return sum(_has_word(part) for part in re.split(r"\s+|[—–]|--", LIST_MARKER.sub("", text)))
-
-
-def _sentence_count(text: str) -> int:
-    body = LIST_MARKER.sub("", _plain(text))
-    count, start = 0, 0
-    for end in SENTENCE_END.finditer(body):
-        sentence = body[start : end.end()]
-        if NO_SENTENCE_END.search(sentence) or _goes_on(end[0], body[end.end() :]):
-            continue
-        count += _has_word(sentence)
-        start = end.end()
-    return count + _has_word(body[start:])
-
-
-def _goes_on(end: str, rest: str) -> bool:
-    """`"Stop!" he said.` is one sentence."""
-    return end[-1] in "\"'" and end[0] != "." and rest.lstrip()[:1].islower()
-
-
-# The registry. Grouped by what a check takes, so that each function keeps its own type.
+# Registry, grouped by the type of the value, so that each function keeps its own type.
 
 
 @dataclass(frozen=True)
-class Group:
-    """The kinds of check whose values have the same type."""
+class CheckGroup:
+    """Kinds of check whose values have the same type."""
 
     takes: str
-    """The type in words, for the error message."""
+    """Type in words, for the error message."""
     fits: Callable[[object], bool]
     checks: Mapping[str, Callable[[str, Any], bool]]
 
@@ -316,19 +276,19 @@ TEXTS_CHECKS: Mapping[str, Callable[[str, Sequence[str]], bool]] = {
     "json_keys": json_keys,
 }
 
-GROUPS = (
-    Group("a whole number above zero", _is_count, COUNT_CHECKS),
-    Group("true or false", lambda value: isinstance(value, bool), SWITCH_CHECKS),
-    Group("text without spaces around it", _is_text, TEXT_CHECKS),
-    Group(
+CHECK_GROUPS = (
+    CheckGroup("a whole number above zero", _is_count, COUNT_CHECKS),
+    CheckGroup("true or false", lambda value: isinstance(value, bool), SWITCH_CHECKS),
+    CheckGroup("text without spaces around it", _is_text, TEXT_CHECKS),
+    CheckGroup(
         "one letter",
         lambda value: isinstance(value, str) and len(value) == 1 and value.isalpha(),
         LETTER_CHECKS,
     ),
-    Group("a list of texts", _is_texts, TEXTS_CHECKS),
+    CheckGroup("a list of texts", _is_texts, TEXTS_CHECKS),
 )
 
-CHECKS: Mapping[str, Callable[[str, Any], bool]] = {
-    kind: check for group in GROUPS for kind, check in group.checks.items()
+CHECK_FUNCTIONS: Mapping[str, Callable[[str, Any], bool]] = {
+    kind: check for group in CHECK_GROUPS for kind, check in group.checks.items()
 }
-"""All kinds of check: the response and the value in the YAML give whether it passes."""
+"""Check functions by kind: from the response and the value in the YAML to true or false."""

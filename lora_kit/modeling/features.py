@@ -1,7 +1,7 @@
-"""What a frozen backbone makes of each text, computed once and kept: all that a head is trained on.
+"""Frozen features of texts, computed once and cached, as inputs for training a head.
 
-Kept in the cache folder by the hash of backbone, texts and machine, so that a second training of
-another head, or with another rate, begins at once.
+Features are cached by the hash of backbone, texts and machine, so that training another head, or
+with another learning rate, starts at once.
 """
 
 from __future__ import annotations
@@ -33,33 +33,34 @@ from lora_kit.runtime.hashes import json_sha256
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Raise it when the same text can have other features than before.
+# To be raised when the features of a text change.
 VERSION = 1
+# Texts per forward pass.
 ROWS = 32
-# Two float32 computations of one head on one input differ by less.
-SAME = 1e-4
+# Upper bound of the difference between two float32 computations of a head on one input.
+TOLERANCE = 1e-4
 
 Pick = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Inputs of a head, one for each text.
+    """Inputs of a head, one per text.
 
     Attributes:
-        values: (texts, hidden) float32; (texts, 1, hidden) for a head that takes whole rows.
-        head: the module that is trained, which turns them into logits.
+        values: (texts, hidden) float32; (texts, 1, hidden) for a head that expects sequences.
+        head: trainable module that maps the features to logits.
     """
 
     values: torch.Tensor
     head: torch.nn.Module
 
     def batch(self, rows: Sequence[int], examples: Sequence[Example]) -> dict[str, Any]:
-        """Features and `targets` (batch,) of some examples.
+        """Return the features, `targets` (batch,) int64 and head for some examples.
 
         Args:
-            rows: which they are among all.
-            examples: the same ones.
+            rows: indices of the examples among all texts.
+            examples: the same examples.
         """
         chosen = self.values[torch.tensor(list(rows))]
         targets = torch.tensor([example.labels[-1] for example in examples])
@@ -67,41 +68,45 @@ class Features:
 
 
 def frozen_features(backbone: Backbone, model: PeftModel, data: PreparedData) -> Features:
-    """The features of all examples, in their order, from the cache or computed.
+    """Return the features of all examples, in order, from the cache or computed.
 
     Args:
-        backbone: of the model.
-        model: the classifier, of which the head alone is trained.
-        data: the texts.
+        backbone: backbone of the model.
+        model: classifier whose head is the only trainable part.
+        data: tokenized texts.
 
     Raises:
-        AdapterError: if the input of this architecture's head cannot be told apart.
+        AdapterError: if the inputs of the head cannot be identified in this architecture, or
+            other parts than the head are randomly initialized.
     """
     assert backbone.head is not None
-    if backbone.head.beside:
+    if backbone.head.extra_modules:
         raise AdapterError(
-            "adapter.method: head: of this backbone, more than the head begins at random "
-            f"({', '.join(backbone.head.beside)}), so that there are no frozen features before it; "
-            "use lora, last-1 or full"
+            "adapter.method: `head` needs a backbone whose only randomly initialized part is the "
+            f"head (got also {', '.join(backbone.head.extra_modules)}). Fix: set lora, last-1 or "
+            "full"
         )
     head = backbone.model.get_submodule(backbone.head.module)
-    values = cached(backbone, data, "", lambda: _computed(backbone, model, head, data))
+    values = cached_features(backbone, data, "", lambda: _compute(backbone, model, head, data))
     return Features(values.to(backbone.model.device), head)
 
 
-def cached(
-    backbone: Backbone, data: PreparedData, what: str, compute: Callable[[], torch.Tensor]
+def cached_features(
+    backbone: Backbone, data: PreparedData, kind: str, compute: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
-    """Features of all examples, in their order, from the cache or computed and put there.
+    """Return the features of all examples, in order; compute and cache them if necessary.
 
     Args:
-        backbone: that they are of, frozen.
-        data: the texts.
-        what: tells them from other features of the same texts; empty for the head's own.
-        compute: gives them, (texts, ...) float32.
+        backbone: frozen backbone of the features.
+        data: tokenized texts.
+        kind: name that distinguishes features of the same texts; empty for inputs of the head.
+        compute: function that computes the features, (texts, ...) float32.
+
+    Returns:
+        (texts, ...) float32.
     """
-    path = cache_directory() / "features" / f"{_key(backbone, data, what)}.safetensors"
-    values = _kept(path)
+    path = cache_directory() / "features" / f"{_key(backbone, data, kind)}.safetensors"
+    values = _read_cached(path)
     if values is None:
         values = compute()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,18 +115,18 @@ def cached(
     return values
 
 
-def _kept(path: Path) -> torch.Tensor | None:
+def _read_cached(path: Path) -> torch.Tensor | None:
     if not path.is_file():
         return None
     try:
         return load_file(path)["features"]
     except (SafetensorError, KeyError) as error:
-        say(f"{path}: cannot be read and is computed anew: {error}")
+        say(f"{path}: cannot be read ({error}), so the features are computed again")
         return None
 
 
-def _key(backbone: Backbone, data: PreparedData, what: str) -> str:
-    """The sha256 of all that decides the features."""
+def _key(backbone: Backbone, data: PreparedData, kind: str) -> str:
+    """Return the cache key: a sha256 of everything that determines the features."""
     device = backbone.model.device
     parts = [
         VERSION,
@@ -131,22 +136,23 @@ def _key(backbone: Backbone, data: PreparedData, what: str) -> str:
         [version(name) for name in ("torch", "transformers", "bitsandbytes")],
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         torch.backends.cpu.get_cpu_capability(),
-        *([what] if what else []),
+        *([kind] if kind else []),
     ]
     return json_sha256(parts)
 
 
-def _computed(
+def _compute(
     backbone: Backbone, model: PeftModel, head: torch.nn.Module, data: PreparedData
 ) -> torch.Tensor:
+    """Compute the inputs of the head for all examples, (texts, ...) float32 on the CPU."""
     order = np.argsort(-data.lengths, kind="stable").tolist()
     examples, pad = data.examples, backbone.tokenizer.pad_token_id
-    found: dict[int, torch.Tensor] = {}
+    features: dict[int, torch.Tensor] = {}
     pick: Pick | None = None
     with (
         eval_mode(model),
         torch.no_grad(),
-        _inputs_of(head) as seen,
+        _recorded_inputs(head) as inputs,
         meter("features", len(order)) as progress,
     ):
         for start in range(0, len(order), ROWS):
@@ -154,64 +160,79 @@ def _computed(
             batch = pad_right([examples[row].input_ids for row in rows], pad)
             batch = to_device(batch, backbone.model.device)
             logits = model(**batch).logits.float()
-            hidden, last = seen.pop().float(), _last(batch["input_ids"], pad)
-            seen.clear()
-            pick = pick or _pick(backbone, head, hidden, last, logits)
-            seen.clear()
-            found.update(zip(rows, pick(hidden, last).cpu(), strict=True))
+            hidden, last = inputs.pop().float(), _last_positions(batch["input_ids"], pad)
+            inputs.clear()
+            pick = pick or _find_pick(backbone, head, hidden, last, logits)
+            inputs.clear()
+            features.update(zip(rows, pick(hidden, last).cpu(), strict=True))
             progress.advance(len(rows))
-    return torch.stack([found[row] for row in range(len(order))])
+    return torch.stack([features[row] for row in range(len(order))])
 
 
-def _last(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """(batch,): where a decoder's head is read: the last token that is not the padding one.
+def _last_positions(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """Return the position at which a decoder's head is read: the last token that is not padding.
 
-    A turn may end with that token as well; then it is the one before.
+    If a turn ends with the padding token, this is the token before it, as in transformers.
+
+    Args:
+        input_ids: (batch, length) int64.
+        pad_token_id: id of the padding token.
+
+    Returns:
+        (batch,) int64.
     """
     places = torch.arange(input_ids.shape[1], device=input_ids.device)
     return (places * (input_ids != pad_token_id)).argmax(dim=1)
 
 
 @contextmanager
-def _inputs_of(head: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    seen: list[torch.Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+def _recorded_inputs(head: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    recorded: list[torch.Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _module, inputs: recorded.append(inputs[0]))
     try:
-        yield seen
+        yield recorded
     finally:
         handle.remove()
 
 
-def _pick(
+def _find_pick(
     backbone: Backbone,
     head: torch.nn.Module,
     hidden: torch.Tensor,
     last: torch.Tensor,
     logits: torch.Tensor,
 ) -> Pick:
-    """What of the head's input its logits are made of, found out by trying.
+    """Find the part of the head's input that determines its logits, by trying the known ones.
 
-    An encoder's is pooled already (batch, hidden), or its first place is read; a decoder's head is
-    applied at every place, of which the last is taken.
+    The input of an encoder's head is already pooled, or its first position is read; a decoder's
+    head is applied at every position, and the last one is read.
+
+    Args:
+        backbone: backbone of the head.
+        head: the head.
+        hidden: (batch, hidden) or (batch, length, hidden) float32, input of the head.
+        last: (batch,) int64, last position of each row.
+        logits: (batch, classes) float32, logits of the model.
     """
 
     def pooled(hidden: torch.Tensor, _last: torch.Tensor) -> torch.Tensor:
         return hidden
 
-    def at_the_last(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    def last_position(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         return hidden[torch.arange(len(hidden)), last]
 
-    def at_the_first(hidden: torch.Tensor, _last: torch.Tensor) -> torch.Tensor:
+    def first_position(hidden: torch.Tensor, _last: torch.Tensor) -> torch.Tensor:
         return hidden[:, :1]
 
-    for pick in [pooled] if hidden.dim() == 2 else [at_the_last, at_the_first]:
+    for pick in [pooled] if hidden.dim() == 2 else [last_position, first_position]:
         try:
-            again = head(pick(hidden, last))
+            candidate = head(pick(hidden, last))
         except (IndexError, RuntimeError):
-            continue  # a head that takes rows was given places
-        if again.shape == logits.shape and torch.allclose(again.float(), logits, atol=SAME):
+            continue  # a head that expects sequences was given single positions
+        is_same_shape = candidate.shape == logits.shape
+        if is_same_shape and torch.allclose(candidate.float(), logits, atol=TOLERANCE):
             return pick
     raise AdapterError(
-        f"adapter.method: head: what the head of {type(backbone.model).__name__} reads of a text "
-        "cannot be told apart from the rest; use lora"
+        "adapter.method: `head` cannot identify the inputs of the head in this architecture (got "
+        f"{type(backbone.model).__name__}). Fix: set lora"
     )

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from lora_kit.backbone.encoder_decoder import DECODER_INPUTS, Seq2SeqBatch, is_divided
+from lora_kit.backbone.encoder_decoder import DECODER_INPUTS, Seq2SeqBatch, is_encoder_decoder
 from lora_kit.backbone.load import Backbone
-from lora_kit.backbone.positions import Positions
-from lora_kit.data.tokenization import end_of_turn
+from lora_kit.backbone.positions import PositionLimits
+from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.runtime.console import meter
 
 # Prompts in a batch; a step generates one token of each.
@@ -22,14 +22,14 @@ ROWS = 32
 def stop_token_ids(backbone: Backbone) -> tuple[int, ...]:
     """Return the tokens on which generation ends; none for a backbone with a head.
 
-    They are those of the generation configuration and the chat template's end of turn. Where the
-    two differ, a model that learned to end its turn would otherwise continue.
+    The tokens are those of the generation configuration and the chat template's end of turn. Where
+    the two differ, a model that learned to end its turn would otherwise continue.
     """
     if backbone.head is not None:
         return ()
     configured = backbone.model.generation_config.eos_token_id
     ids = set(configured if isinstance(configured, list) else [configured]) - {None}
-    return tuple(sorted(ids | {end_of_turn(backbone.tokenizer)}))
+    return tuple(sorted(ids | {end_of_turn_id(backbone.tokenizer)}))
 
 
 def generate_batch(
@@ -47,7 +47,7 @@ def generate_batch(
         model: a decoder, or an encoder with a decoder.
         prompts: token ids, none of them empty.
         stop_ids: tokens on which a row ends.
-        pad_token_id: fills short prompts, and rows that have ended.
+        pad_token_id: token that fills short prompts, and rows that have ended.
         max_new_tokens: largest number of tokens.
         prefix_length: tokens at the start of every prompt that `past_key_values` hold.
         options: further options of `model.generate`.
@@ -66,7 +66,7 @@ def generate_batch(
     ids = torch.tensor([row(pad_token_id, prompt) for prompt in prompts], device=device)
     mask = torch.tensor([row(0, [1] * len(prompt)) for prompt in prompts], device=device)
     inputs, seen = {"input_ids": ids, "attention_mask": mask}, width
-    if is_divided(model):
+    if is_encoder_decoder(model):
         inputs = Seq2SeqBatch.of(model, ids, mask).inputs
         starts = inputs[DECODER_INPUTS]
         seen = starts.shape[1]
@@ -102,12 +102,12 @@ class Generator:
         tokenizer = self.backbone.tokenizer
         pad, model = tokenizer.pad_token_id, self.backbone.model
         with meter("generating", len(prompts), visible=len(prompts) > ROWS) as progress:
-            found = generate(
+            generated = generate(
                 model, prompts, self.stop_ids, pad, max_new_tokens, sampled, progress.advance
             )
         return [
             None if one is None else str(tokenizer.decode(list(one), skip_special_tokens=True))
-            for one in found
+            for one in generated
         ]
 
 
@@ -126,25 +126,25 @@ def generate(
         model: a language model.
         prompts: token ids, none of them empty.
         stop_ids: tokens on which an answer ends.
-        pad_token_id: fills short prompts on the left.
+        pad_token_id: token that fills short prompts on the left.
         max_new_tokens: largest number of tokens for each prompt; fewer where the model's positions
             end before.
         sampled: sample from the model's own distribution (temperature 1, nothing cut off) by
             torch's random state, instead of the most likely token.
-        advance: called with the number of prompts that are done.
+        advance: function that is called with the number of prompts of each finished batch.
 
     Returns:
         For each prompt the tokens before the stop token; `None` where there was no stop token.
     """
-    found: dict[int, tuple[int, ...] | None] = {}
-    positions = Positions.of(model)
-    rooms = [positions.room(prompt) for prompt in prompts]
+    generated: dict[int, tuple[int, ...] | None] = {}
+    positions = PositionLimits.of(model)
+    rooms = [positions.max_new_tokens(prompt) for prompt in prompts]
     limits = [m if r is None else min(m, r) for m, r in zip(max_new_tokens, rooms, strict=True)]
     # Prompts of one length together: padding is computed for nothing.
     order = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), limits[n], n))
-    how: dict[str, Any] = {}
+    sampling: dict[str, Any] = {}
     if sampled:
-        how = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     for batch in _batches([n for n in order if limits[n]], limits, rooms):
         with torch.no_grad(), _own_distribution(model):
             rows = generate_batch(
@@ -153,21 +153,21 @@ def generate(
                 stop_ids,
                 pad_token_id,
                 max(limits[n] for n in batch),
-                **how,
+                **sampling,
             ).tolist()
-        found |= {
+        generated |= {
             n: _until_stop(row[: limits[n]], stop_ids) for n, row in zip(batch, rows, strict=True)
         }
         advance(len(batch))
-    return [found.get(n) for n in range(len(prompts))]
+    return [generated.get(n) for n in range(len(prompts))]
 
 
 def _batches(
     order: Sequence[int], limits: Sequence[int], rooms: Sequence[int | None]
 ) -> Iterator[list[int]]:
-    """Yield batches of prompts, the shortest first.
+    """Yield batches of prompts, shortest first.
 
-    A batch generates as many tokens as any of its prompts may have, and none past its positions.
+    A batch generates up to the largest limit of its prompts, and never past a prompt's positions.
     """
     batch: list[int] = []
     for n in order:
@@ -184,7 +184,7 @@ def _batches(
 def _own_distribution(model: Any) -> Iterator[None]:
     """Remove the model's generation defaults, such as top_k, which change its distribution.
 
-    The tokens that a text begins with are kept.
+    Only the tokens that a text begins with are retained.
     """
     from transformers import GenerationConfig
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_divided
-from lora_kit.data.tokenization import IGNORED
+from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_encoder_decoder
+from lora_kit.data.tokenization import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from lora_kit.data.tokenization import Example
@@ -29,7 +29,12 @@ def pad_examples(examples: Sequence[Example], pad_token_id: int) -> dict[str, to
         `input_ids`, `attention_mask`, `position_ids` and `labels`, each (batch, length) int64.
     """
     length = max(len(example.input_ids) for example in examples)
-    fillers = {"input_ids": pad_token_id, "attention_mask": 0, "position_ids": 0, "labels": IGNORED}
+    fillers = {
+        "input_ids": pad_token_id,
+        "attention_mask": 0,
+        "position_ids": 0,
+        "labels": IGNORE_INDEX,
+    }
     batch = {
         name: torch.full((len(examples), length), filler, dtype=torch.int64)
         for name, filler in fillers.items()
@@ -66,8 +71,8 @@ def supervised_nll(
 
     Args:
         model: a language model, bare or wrapped for several processes.
-        batch: of `pad_examples` or `pack_examples`, on the model's device.
-        head: the model's output head; found if the model is not wrapped.
+        batch: result of `pad_examples` or `pack_examples`, on the model's device.
+        head: the model's output head; looked up in the model by default, if it is not wrapped.
 
     Returns:
         `nll` (supervised,) float32 and `rows` (supervised,) int64, the row of each token; in the
@@ -81,12 +86,12 @@ def supervised_nll(
 def supervised_tokens(
     model: Any, batch: Mapping[str, torch.Tensor], cache: Any = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return `supervised_nll`, and whether each supervised token was the most likely one.
+    """Return `supervised_nll`, and for each supervised token if it was the most likely one.
 
     Args:
         model: a language model.
-        batch: of `pad_examples`, on the model's device.
-        cache: keys and values of what comes before every row; the attention mask covers it.
+        batch: result of `pad_examples`, on the model's device.
+        cache: keys and values of the tokens before every row; the attention mask covers them.
 
     Returns:
         `nll` (supervised,) float32, `greedy` (supervised,) bool and `rows` (supervised,) int64.
@@ -115,7 +120,7 @@ def _supervised(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the supervised tokens, and the row and column that each is predicted from."""
     targets = batch["labels"][:, 1:]
-    rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
+    rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
     return targets[rows, columns], rows, columns
 
 
@@ -134,8 +139,8 @@ def logits_at(
         batch: `input_ids`, and where the model needs them `attention_mask` and `position_ids`.
         rows: (positions,) int64.
         columns: (positions,) int64.
-        head: the model's output head; found if the model is not wrapped.
-        cache: keys and values of what comes before every row.
+        head: the model's output head; looked up in the model by default, if it is not wrapped.
+        cache: keys and values of the tokens before every row.
 
     Returns:
         (positions, vocabulary) in the model's dtype.
@@ -143,9 +148,9 @@ def logits_at(
     inputs: dict[str, Any] = {
         name: batch.get(name) for name in ("input_ids", "attention_mask", "position_ids")
     }
-    if is_divided(model):
-        divided = Seq2SeqBatch.of(model, batch["input_ids"], batch["attention_mask"])
-        inputs, columns = divided.inputs, columns - divided.starts[rows]
+    if is_encoder_decoder(model):
+        seq2seq = Seq2SeqBatch.of(model, batch["input_ids"], batch["attention_mask"])
+        inputs, columns = seq2seq.inputs, columns - seq2seq.starts[rows]
     elif cache is not None:
         inputs["past_key_values"] = cache
     with head_at(head or model.get_output_embeddings(), rows, columns):
@@ -161,7 +166,7 @@ def head_at(head: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor) ->
     """Let the output head see some positions of the batch only: (1, positions, hidden).
 
     The head is a fifth of a 135M model's work, and most positions of a prompt are never scored.
-    Whatever a model does to its logits afterwards, one by one, it does to these.
+    Elementwise operations that a model applies to its logits afterwards apply to these too.
 
     Args:
         head: the module that turns hidden states into logits.
@@ -210,11 +215,11 @@ class _ChunkedNll(torch.autograd.Function):
         ctx.gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         nll = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
         for start in range(0, len(targets), CHUNK):
-            part, wanted = logits[start : start + CHUNK].float(), targets[start : start + CHUNK]
-            nll[start : start + CHUNK] = cross_entropy(part, wanted, reduction="none")
+            part, target = logits[start : start + CHUNK].float(), targets[start : start + CHUNK]
+            nll[start : start + CHUNK] = cross_entropy(part, target, reduction="none")
             if ctx.gradient is not None:
                 slope = (part - part.logsumexp(dim=-1, keepdim=True)).exp_()
-                slope[torch.arange(len(wanted)), wanted] -= 1
+                slope[torch.arange(len(target)), target] -= 1
                 ctx.gradient[start : start + CHUNK] = slope
         return nll
 

@@ -1,4 +1,4 @@
-"""The linear probe: how much of a task a backbone's frozen features hold already.
+"""Linear probe: accuracy of a linear classifier on a backbone's frozen features.
 
 Alain & Bengio 2016, arXiv:1610.01644; here a logistic regression on the mean of the last hidden
 states of a text's tokens.
@@ -16,73 +16,75 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lora_kit.backbone.encoder_decoder import is_divided
+from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.labelled import encode_texts
 from lora_kit.modeling.likelihood import to_device
 from lora_kit.runtime.console import meter
 
+# Texts per forward pass.
 ROWS = 16
-# Texts to learn from where backbones are compared: a probe of more is hardly better, and takes
-# longer than all the rest.
-MOST = 2_000
-# Inverse strengths of the penalty that are tried, and parts that rows are cut into for it.
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# Maximum training texts when backbones are compared: a probe of more texts is hardly better, and
+# takes longer than the rest of the comparison.
+MAX_TEXTS = 2_000
+# Inverse regularization strengths to try, and cross-validation folds.
+C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FOLDS = 5
 
 Weights = Literal["balanced"] | Mapping[int, float] | None
 
 
-def probed(
+def score_linear_probe(
     backbone: Backbone,
-    known: Sequence[tuple[str, str]],
-    asked: Sequence[tuple[str, str]],
-    longest: int,
+    training: Sequence[tuple[str, str]],
+    test: Sequence[tuple[str, str]],
+    max_length: int,
     clusters: Sequence[str],
 ) -> NDArray[np.float64]:
-    """Which texts a probe gets right.
+    """Fit a probe on some texts and score its predictions for others.
 
     Args:
-        backbone: whose features they are.
-        known: texts with their labels, two different ones at least.
-        asked: texts with their labels.
-        longest: tokens of a text that are looked at.
-        clusters: of the known texts, as `fitted` takes them.
+        backbone: backbone that computes the features.
+        training: texts with their labels, of at least two classes; up to `MAX_TEXTS` are sampled.
+        test: texts with their labels.
+        max_length: maximum tokens per text.
+        clusters: cluster of each training text, as in `fit_linear_probe`.
 
     Returns:
-        (asked,): 1 where it is right.
+        (test,) float64: 1 for a correct prediction, otherwise 0.
     """
-    # From all over: rows often stand class by class in their file.
-    chosen = random.Random(0).sample(range(len(known)), min(MOST, len(known)))
-    labels = [known[number][1] for number in chosen]
-    features = _features(backbone, [known[number][0] for number in chosen], longest)
-    probe = fitted(features, labels, [clusters[number] for number in chosen])
-    found = probe.predict(_features(backbone, [text for text, _ in asked], longest))
-    return np.array([a == b for a, (_, b) in zip(found, asked, strict=True)], dtype=np.float64)
+    # A random sample, since files are often sorted by class.
+    chosen = random.Random(0).sample(range(len(training)), min(MAX_TEXTS, len(training)))
+    labels = [training[number][1] for number in chosen]
+    features = _features(backbone, [training[number][0] for number in chosen], max_length)
+    probe = fit_linear_probe(features, labels, [clusters[number] for number in chosen])
+    predicted = probe.predict(_features(backbone, [text for text, _ in test], max_length))
+    correct = [a == b for a, (_, b) in zip(predicted, test, strict=True)]
+    return np.array(correct, dtype=np.float64)
 
 
-def fitted(
+def fit_linear_probe(
     features: NDArray[np.float32],
     labels: Sequence[Any],
     clusters: Sequence[str] = (),
     weights: Weights = None,
 ) -> Any:
-    """A logistic regression whose penalty cross-validation has chosen.
+    """Fit a logistic regression with the penalty selected by stratified cross-validation.
 
-    By the share right in parts of the rows that were left out, each class spread over all parts;
-    the strongest penalty of several that are as good. Where a class has one row, or what is left
-    without some part is of one class, the penalty is scikit-learn's usual one.
+    The penalty with the highest accuracy on held-out folds is used, the strongest in case of a tie.
+    If a class has only one row, or the training rows of some fold only one class, the default
+    penalty of scikit-learn is used.
 
     Args:
-        features: (rows, features).
-        labels: of each row, two different ones at least.
-        clusters: rows of one are in the same part, since one gives another away; by default each
-            row is its own.
-        weights: what a row counts, by its label.
+        features: (rows, features) float32.
+        labels: label of each row, of at least two classes.
+        clusters: cluster of each row; dependent rows share a cluster, and stay in one fold.
+            Default: one cluster per row.
+        weights: class weights, as `class_weight` of scikit-learn.
 
     Returns:
-        scikit-learn's pipeline of a `StandardScaler` and a `LogisticRegression`.
+        scikit-learn pipeline of a `StandardScaler` and a `LogisticRegression`.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
@@ -92,56 +94,63 @@ def fitted(
     regression = LogisticRegression(max_iter=2_000, class_weight=weights)
     probe = make_pipeline(StandardScaler(), regression)
     groups = clusters or [str(number) for number in range(len(labels))]
-    parts = min(FOLDS, *Counter(labels).values(), len(set(groups)))
-    if parts < 2:
+    n_folds = min(FOLDS, *Counter(labels).values(), len(set(groups)))
+    if n_folds < 2:
         return probe.fit(features, labels)
     with warnings.catch_warnings():
-        # That a part has no row of a class, which then counts as not known.
+        # scikit-learn warns if a fold has no row of some class, which is allowed here.
         warnings.simplefilter("ignore", UserWarning)
-        folds = list(StratifiedGroupKFold(parts).split(features, labels, groups))
+        folds = list(StratifiedGroupKFold(n_folds).split(features, labels, groups))
         if any(len({labels[row] for row in rest}) < 2 for rest, _ in folds):
             return probe.fit(features, labels)
-        penalties = {"logisticregression__C": STRENGTHS}
+        penalties = {"logisticregression__C": C_VALUES}
         search = GridSearchCV(probe, penalties, cv=folds, scoring="accuracy")
         return search.fit(features, labels).best_estimator_
 
 
-def _features(backbone: Backbone, texts: Sequence[str], longest: int) -> NDArray[np.float32]:
-    """(texts, hidden size)."""
-    rows = [ids for ids, _ in encode_texts(texts, backbone.tokenizer, longest)]
-    return mean_states(backbone, rows)
+def _features(backbone: Backbone, texts: Sequence[str], max_length: int) -> NDArray[np.float32]:
+    """Compute the mean hidden states of texts, (texts, hidden size) float32."""
+    rows = [ids for ids, _ in encode_texts(texts, backbone.tokenizer, max_length)]
+    return mean_hidden_states(backbone, rows)
 
 
 @torch.inference_mode()
-def mean_states(backbone: Backbone, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    """(rows, hidden size): the mean of a row's last hidden states.
+def mean_hidden_states(backbone: Backbone, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """Compute the mean of the last hidden states of each row.
 
     Args:
-        backbone: with a head or without; an adapter that is attached has to be switched off.
-        rows: token ids, none empty.
+        backbone: backbone with or without a head; an attached adapter must be disabled.
+        rows: token ids of each row, none empty.
+
+    Returns:
+        (rows, hidden size) float32.
     """
-    found = np.zeros((len(rows), backbone.model.config.get_text_config().hidden_size), np.float32)
+    hidden_size = backbone.model.config.get_text_config().hidden_size
+    states = np.zeros((len(rows), hidden_size), np.float32)
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     with meter("features", len(rows)) as progress:
         for start in range(0, len(order), ROWS):
-            some = order[start : start + ROWS]
-            batch = pad_right([rows[number] for number in some], backbone.tokenizer.pad_token_id)
+            numbers = order[start : start + ROWS]
+            batch = pad_right([rows[number] for number in numbers], backbone.tokenizer.pad_token_id)
             batch = to_device(batch, backbone.model.device)
-            found[some] = mean_state(backbone, batch).float().cpu().numpy()
-            progress.advance(len(some))
-    return found
+            states[numbers] = pool_hidden_states(backbone, batch).float().cpu().numpy()
+            progress.advance(len(numbers))
+    return states
 
 
-def mean_state(backbone: Backbone, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """(batch, hidden size) of one forward pass.
+def pool_hidden_states(backbone: Backbone, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Compute the mean of the last hidden states over the tokens of each row.
 
     Args:
-        backbone: as in `mean_states`.
+        backbone: backbone as in `mean_hidden_states`.
         batch: `input_ids` and `attention_mask`, each (batch, length) int64.
+
+    Returns:
+        (batch, hidden size), in the dtype of the hidden states.
     """
     model = backbone.model
-    # Of an encoder with a decoder, what the encoder makes of the text.
-    stack = model.get_encoder() if is_divided(model) else model.base_model
+    # An encoder-decoder is represented by its encoder.
+    stack = model.get_encoder() if is_encoder_decoder(model) else model.base_model
     states: torch.Tensor = stack(**batch).last_hidden_state
     mask = batch["attention_mask"].unsqueeze(-1)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, and the mode that each module was in again whatever happens inside."""
-    # A new PEFT model is in training mode around a backbone that is not.
+    """Set a model to evaluation mode, and restore the mode of each module on exit."""
+    # Modes differ within a model: a new PEFT model wraps a backbone in eval mode in training mode.
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -27,6 +27,6 @@ def eval_mode(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def adapter_disabled(model: PeftModel) -> Iterator[PeftModel]:
-    """The base: the adapter off, and on again whatever happens inside."""
+    """Yield the model with the adapter disabled, and enable the adapter on exit."""
     with model.disable_adapter():
         yield model

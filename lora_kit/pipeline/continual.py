@@ -1,4 +1,4 @@
-"""A sequence of adapters, one trained after the other: what each stage did to the tasks of all."""
+"""Continual learning: the effect of each training stage on the tasks of all stages."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_kit.evaluation.harness import read_verdict
 from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
+from lora_kit.evaluation.verdict_file import read_verdict
 from lora_kit.pipeline import evaluate
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
@@ -22,7 +22,7 @@ RECORD = "continual.json"
 
 @dataclass(frozen=True)
 class Column:
-    """A task and the stage that was trained for it, counted from 0."""
+    """A task, and the stage that was trained for it, counted from 0."""
 
     suite: str
     task: str
@@ -33,13 +33,14 @@ class Column:
 
 @dataclass(frozen=True)
 class ContinualResult:
-    """The matrix of tasks by stages.
+    """Matrix of tasks by stages.
 
     Attributes:
-        stages: names, the base first.
+        stages: names of the stages, the base first.
+        columns: tasks.
         scores: (stages, columns), in each task's own unit.
-        transfers: by unit, of oriented scores (higher is better), the mean over a stage's tasks of
-            that unit; only units that every stage has a task of.
+        transfers: transfer by unit, from scores oriented so that higher is better, averaged over a
+            stage's tasks of that unit; only units of which every stage has a task.
     """
 
     stages: tuple[str, ...]
@@ -48,7 +49,7 @@ class ContinualResult:
     transfers: dict[str, Transfer]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the matrix as JSON values."""
         return asdict(self)
 
 
@@ -62,21 +63,24 @@ def evaluate_continual(
     """Evaluate every stage on the gain suites of all stages.
 
     Args:
-        targets: runs or adapters in the order in which they were trained, two at least.
-        suites: for each target the suite that it was trained for; by default those with the role
-            gain in its recipe.
-        backbone: of adapters; what is set in it comes before what they say.
-        output: where each stage's evaluation and `continual.json` go.
-        fresh: measure everything again.
+        targets: at least two runs or adapters, in the order in which they were trained.
+        suites: suite that each target was trained for; by default the gain suites of its recipe.
+        backbone: backbone of adapters; its fields override what the adapters record.
+        output: directory of each stage's evaluation and `continual.json`.
+        no_cache: if true, ignore existing results.
 
     Raises:
-        LoraKitError: if a stage cannot be evaluated, or it is not known what it was trained for.
+        LoraKitError: if a stage cannot be evaluated, or its suite is unknown.
     """
     if len(targets) < 2:
-        raise EvaluationError("a sequence has two stages at least; name the runs in their order")
+        raise EvaluationError(
+            f"continual: needs at least two stages (got {len(targets)}). Fix: name the runs in the "
+            "order of their training"
+        )
     if suites and len(suites) != len(targets):
         raise EvaluationError(
-            f"{len(targets)} stages and {len(suites)} suites; name one --suite for each stage"
+            f"--suite: {len(targets)} stages need as many suites (got {len(suites)}). Fix: name "
+            "one for each stage"
         )
     trained_for = [[name] for name in suites] if suites else [_gain_suites(t) for t in targets]
     every = list(dict.fromkeys(name for names in trained_for for name in names))
@@ -85,12 +89,15 @@ def evaluate_continual(
         for number, target in enumerate(targets, start=1)
     ]
     backbones = [
-        read_verdict(output / f"stage-{number}")["backbone"]
+        read_verdict(output / f"stage-{number}").lineage.backbone
         for number in range(1, len(targets) + 1)
     ]
     for target, found_on in zip(targets, backbones, strict=True):
         if found_on != backbones[0]:
-            raise EvaluationError(f"{target}: its backbone is not that of {targets[0]}")
+            raise EvaluationError(
+                f"{target}: has another backbone than {targets[0]}. Fix: compare stages of one "
+                "backbone"
+            )
     of_stage = {
         suite.name: stage
         for stage, names in reversed(list(enumerate(trained_for)))
@@ -105,20 +112,21 @@ def _gain_suites(target: Path) -> list[str]:
     path = target / "recipe.yaml"
     if not path.is_file():
         raise EvaluationError(
-            f"{target}: no run, so it is not known what it was trained for; name one --suite for "
-            "each stage"
+            f"{target}: not a run, so its suite is unknown. Fix: name one --suite for each stage"
         )
     named = Recipe.load(path).evaluation.suites
     gain = [name for name in named if Suite.load(name).role == "gain"]
     if not gain:
-        raise EvaluationError(f"{target}: its recipe has no suite with the role gain; use --suite")
+        raise EvaluationError(
+            f"{target}: its recipe has no suite with the role gain. Fix: name one with --suite"
+        )
     return gain
 
 
 def assemble(
     stages: Sequence[str], verdicts: Sequence[Verdict], of_stage: dict[str, int]
 ) -> ContinualResult:
-    """The matrix from the stages' verdicts, whose bases are all the same."""
+    """Return the matrix of the stages' verdicts, which share one base."""
     tasks = [(s.suite, t) for s in verdicts[0].suites for t in s.tasks]
     columns = tuple(
         Column(suite, task.task, task.unit, task.higher_is_better, of_stage[suite])

@@ -1,4 +1,4 @@
-"""Adapter to verdict."""
+"""Adapter -> verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_kit.evaluation.engine.retrieval import RETRIEVAL
 from lora_kit.evaluation.engine.work import FEWSHOT, Work, plan_work, suites_of
 from lora_kit.evaluation.harness import (
     Evaluation,
-    Measurement,
+    EvaluationPlan,
     run_evaluation,
 )
 from lora_kit.evaluation.reporting.report import ReportFacts
@@ -27,7 +27,7 @@ from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.sections import ArmName
 from lora_kit.runs.session import Session, Subject, open_subject
 from lora_kit.runtime.errors import RecipeError
-from lora_kit.runtime.launch import require_whole
+from lora_kit.runtime.launch import require_unsharded_launch
 from lora_kit.training.rows_of_run import require_trained_on, rows_of_run
 from lora_kit.training.scratch import SCRATCH, scratch_arm
 
@@ -47,28 +47,27 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run, or any PEFT adapter directory, against its base.
 
-    What was measured before and has not changed is not measured again, be it that an evaluation was
-    killed, or that an arm is added.
+    Results that exist and still apply are reused, after an interruption or when an arm is added.
 
     Args:
         target: a run directory, an adapter directory, or an open session.
         suites: bundled names or paths; by default those of the run's recipe.
-        backbone: of an adapter; what is set in it comes before what the adapter says.
-        output: where the results go; by default `evaluation/` in the run or the adapter, and
+        backbone: backbone of an adapter; its fields override what the adapter records.
+        output: directory of the results; by default `evaluation/` in the run or the adapter, and
             `evaluation-SUITE/` for other suites than the recipe's, so that a run keeps the verdict
-            that its release stands on.
-        arms: besides those of the run's recipe (by default `base` and `adapter`).
-        fresh: measure everything again.
-        work: the tokenized items of the recipe's suites, where a stage before has prepared them.
+            for its release.
+        arms: further arms besides those of the run's recipe (by default `base` and `adapter`).
+        no_cache: if true, ignore existing results.
+        work: tokenized items of the recipe's suites, if an earlier stage has prepared them.
 
     Raises:
-        LoraKitError: if the target is neither, or anything in it is refused.
+        LoraKitError: if the target is neither a run nor an adapter, or is refused.
     """
-    require_whole("evaluate")
+    require_unsharded_launch("evaluate")
     chosen = load_suites(suites) if suites else None
     unknown = sorted(set(arms) - set(get_args(ArmName)))
     if unknown:
-        raise RecipeError(f"arm {unknown[0]}: possible: {', '.join(get_args(ArmName))}")
+        raise RecipeError(f"arm {unknown[0]}: unknown. Fix: use {', '.join(get_args(ArmName))}")
     subject = open_subject(target, backbone)
     directory = output or subject.output
     if chosen and not output:
@@ -83,7 +82,7 @@ def evaluate(
         planned = chosen or load_suites(subject.spec.suites)
         work = plan_work(planned, subject.backbone, shots, shown)
     return run_evaluation(
-        Measurement(
+        EvaluationPlan(
             backbone=subject.backbone,
             adapter=subject.adapter,
             suites=suites_of(work),

@@ -1,4 +1,4 @@
-"""Adapter to merged model."""
+"""Adapter -> merged model."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_kit.adapter.attach import ADAPTER_CONFIG, adapter_sha256, attach_saved
-from lora_kit.backbone.encoder_decoder import writes_pairs
+from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
 from lora_kit.data.dataset import open_rows, validation_rows
 from lora_kit.data.tokenization import Example, tokenize_rows
 from lora_kit.data.training_data import TrainingData
 from lora_kit.data.units import PreparedUnits
-from lora_kit.merging.answers import Questions, predict
 from lora_kit.merging.in_memory import merge_adapter
-from lora_kit.merging.measured import Measured, measure, questions_for
 from lora_kit.merging.methods import adapter_configuration
-from lora_kit.merging.partial import require_room
+from lora_kit.merging.partial import require_empty_output
 from lora_kit.merging.plan import MergePlan, MergeResult
+from lora_kit.merging.predictions import ComparisonInputs, predict_log_probabilities
 from lora_kit.merging.record import MERGE_RECORD
-from lora_kit.merging.reloaded import Computing
-from lora_kit.merging.untouched import touched
-from lora_kit.merging.verify import Verification, verify_merged
+from lora_kit.merging.reference import ReferenceOutputs, build_comparison_inputs, compute_reference
+from lora_kit.merging.reloaded import ComputeSettings
+from lora_kit.merging.verify import Verification, modified_tensors, verify_merged
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.recipe.backbone import BackboneSpec, DType
 from lora_kit.recipe.conflicts.merging import loftq_on_original_weights
@@ -46,10 +45,13 @@ Into = Literal["dequantized", "original"]
 
 @dataclass(frozen=True)
 class Merged:
-    """A merged model and how it compares with what was measured.
+    """A merged model and its comparison with base and adapter.
 
     Attributes:
-        into: the weights that the adapter was added to.
+        directory: directory of the merged model.
+        into: weights that the adapter was added to.
+        result: counts and durations of the merge.
+        verification: comparison with base and adapter.
     """
 
     directory: Path
@@ -58,7 +60,7 @@ class Merged:
     verification: Verification
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the result as JSON values."""
         return {
             "directory": str(self.directory),
             "into": self.into,
@@ -74,24 +76,24 @@ def merge(
     base: MergeBase | None = None,
     dtype: DType | None = None,
 ) -> tuple[Merged, ...]:
-    """Merge an adapter into its backbone and compare the result with the two together.
+    """Merge an adapter into its backbone and compare the result with backbone and adapter.
 
     Args:
         target: a run directory, an adapter directory, or an open session.
-        output: where the model goes; by default `merged/` in the run. Where the recipe wants both
-            bases, the one on the checkpoint's weights goes beside it, with `-original` to its name.
-        backbone: of an adapter; what is set in it comes before what the adapter says.
-        base: instead of the recipe's `merge.base`.
-        dtype: instead of its `merge.dtype`.
+        output: directory of the model; by default `merged/` in the run. With both bases, the model
+            on the checkpoint's weights goes beside it, with `-original` added to its name.
+        backbone: backbone of an adapter; its fields override what the adapter records.
+        base: overrides the recipe's `merge.base`.
+        dtype: overrides the recipe's `merge.dtype`.
 
     Returns:
-        One merged model, or two.
+        One merged model, or two with both bases.
 
     Raises:
-        LoraKitError: if it cannot be merged.
+        LoraKitError: if the adapter cannot be merged.
     """
     if isinstance(target, Path):
-        # What has nothing to merge is told before the backbone is loaded.
+        # An adapter that cannot be merged is refused before the backbone is loaded.
         is_adapter = (target / ADAPTER_CONFIG).is_file()
         adapter = target if is_adapter else RunDirectory(target).adapter
         if (adapter / ADAPTER_CONFIG).is_file():
@@ -100,12 +102,15 @@ def merge(
     spec = subject.session.recipe.merge if subject.session else MergeSpec()
     spec = spec.model_copy(update={"base": base or spec.base, "dtype": dtype or spec.dtype})
     if spec.base == "both" and not _is_quantized(subject):
-        raise MergeError("--base both: the backbone is not quantized, the two would be the same")
+        raise MergeError(
+            "--base both: the backbone is not quantized, so the two would be the same. Fix: use "
+            "original"
+        )
     if subject.session:
         merged = subject.session.recipe.model_copy(update={"merge": spec})
         for problem in loftq_on_original_weights(merged):
             raise MergeError(problem.describe())
-    # Before the merge: what cannot be compared is not worth writing.
+    # Before the merge, since a model that cannot be compared is not worth writing.
     compared = _compared(subject)
     return tuple(
         _merge_into(subject, spec, into, directory, output is None, compared)
@@ -115,8 +120,10 @@ def merge(
 
 def _places(subject: Subject, spec: MergeSpec, output: Path | None) -> Iterator[tuple[Into, Path]]:
     if output is None and subject.session is None:
-        raise MergeError(f"{subject.adapter}: say with --output where the merged model goes")
-    # `.` has no name; the directory that it is has one.
+        raise MergeError(
+            f"{subject.adapter}: no directory for the merged model. Fix: add --output DIR"
+        )
+    # `.` has no name of its own.
     output = output.absolute() if output else None
     first, second = (
         output.with_name(arm.replace("merged", output.name, 1))
@@ -139,19 +146,19 @@ def _is_quantized(subject: Subject) -> bool:
 
 @dataclass(frozen=True)
 class _Compared:
-    """Examples that the merged model is compared on, and what rows they are of."""
+    """Examples that the merged model is compared on, and the rows that they come from."""
 
     examples: list[Example]
     rows: str
 
 
 def _compared(subject: Subject) -> _Compared:
-    # Of an adapter alone, no data is known; what its base knows is asked of both.
+    # The data of an adapter without a run is unknown; bundled rows stand in for it.
     session = subject.session
     recipe = session.recipe if session else None
     if session and session.data and not isinstance(session.data.prepared, PreparedUnits):
         return _already_read(session.data)
-    known = ANSWERS if writes_pairs(subject.backbone.tokenizer) else PROSE
+    known = ANSWERS if is_seq2seq_tokenizer(subject.backbone.tokenizer) else PROSE
     data = recipe.data if recipe else DataSpec(train=[SourceSpec(source=known)])
     seed = recipe.seed if recipe else 0
     objective = recipe.training.objective if recipe else "sft"
@@ -180,15 +187,16 @@ def _merge_into(
     compared: _Compared,
 ) -> Merged:
     if not replaced:
-        require_room(directory)
+        require_empty_output(directory)
     plan = _plan(subject, spec, into)
     with _until_verified(directory) as unverified:
         result = merge_adapter(plan, unverified)
         verification = _verified(subject, plan, unverified, result, compared.examples)
         if spec.dtype == "auto" and plan.stored_dtype != "float32" and not verification.passed:
             say(
-                f"{directory}: stored in {plan.stored_dtype}: {verification.reasons[0]}. Stored in "
-                "float32 instead; merge.dtype chooses another one"
+                f"{directory}: {plan.stored_dtype} failed the verification "
+                f"({verification.reasons[0]}); stored in float32 instead. Set merge.dtype to "
+                "choose another dtype"
             )
             shutil.rmtree(unverified)
             plan = replace(plan, stored_dtype="float32")
@@ -208,19 +216,17 @@ def _merge_into(
             },
         )
     say(
-        f"{directory}: {result.merged} parameters merged in {result.seconds:.1f} s; same most "
-        f"likely token at {verification.top1_agreement:.1%}, KL {verification.mean_kl:.1e} nats "
-        f"(base without adapter: {verification.control_mean_kl:.1e}){_kept(verification)}"
+        f"{directory}: {result.merged} parameters merged in {result.seconds:.1f} s; most likely "
+        f"token equal at {verification.top1_agreement:.1%} of positions, KL "
+        f"{verification.mean_kl:.1e} nats (base without adapter: "
+        f"{verification.control_mean_kl:.1e}){_kept(verification)}"
     )
     return merged
 
 
 @contextmanager
 def _until_verified(directory: Path) -> Iterator[Path]:
-    """A hidden place for a model that takes `directory`'s once the block ends well.
-
-    Its name is the same each time, so that a merge that was broken off is found again.
-    """
+    """Yield a hidden directory that replaces `directory` if the block succeeds."""
     hidden = directory.parent / f".{directory.name}.unverified"
     shutil.rmtree(hidden, ignore_errors=True)
     try:
@@ -232,8 +238,8 @@ def _until_verified(directory: Path) -> Iterator[Path]:
 
 def _kept(found: Verification) -> str:
     if found.least_kept is None or found.most_kept is None:
-        return "; no module could be tried by itself"
-    return f"; of each module's change {found.least_kept:.1%} to {found.most_kept:.1%} are there"
+        return "; no module could be compared by itself"
+    return f"; modules keep {found.least_kept:.1%} to {found.most_kept:.1%} of the adapter's effect"
 
 
 def _plan(subject: Subject, spec: MergeSpec, into: Into) -> MergePlan:
@@ -259,29 +265,30 @@ def _verified(
     result: MergeResult,
     examples: list[Example],
 ) -> Verification:
-    """Against base + adapter: on the checkpoint's weights, if those were merged into."""
-    questions = questions_for(subject.model, examples, stop_token_ids(subject.backbone))
+    """Compare with base and adapter, on the weights that were merged into."""
+    questions = build_comparison_inputs(subject.model, examples, stop_token_ids(subject.backbone))
     trained = None
     if plan.into == "dequantized" or not _is_quantized(subject):
-        measured = measure(subject.model, questions)
-        computing = Computing.of(subject.backbone.model)
+        measured = compute_reference(subject.model, questions)
+        computing = ComputeSettings.of(subject.backbone.model)
     else:
-        trained = predict(subject.model, examples)
+        trained = predict_log_probabilities(subject.model, examples)
         measured, computing = _on_the_checkpoint(subject, questions)
     found = verify_merged(directory, measured, questions, computing, plan.quantization, trained)
-    odd = touched(plan.base, directory, result.untouched)
+    odd = modified_tensors(plan.base, directory, result.untouched)
     if not odd:
         return found
     reason = (
-        f"{len(odd)} tensors that the adapter leaves alone are not the backbone's, the first: "
-        f"{odd[0]}"
+        f"{len(odd)} tensors without an adapter differ from the backbone's, the first: {odd[0]}"
     )
     return replace(found, reasons=(*found.reasons, reason))
 
 
-def _on_the_checkpoint(subject: Subject, questions: Questions) -> tuple[Measured, Computing]:
-    """Base + adapter on weights as they lie in the checkpoint; gone before the next is loaded."""
+def _on_the_checkpoint(
+    subject: Subject, questions: ComparisonInputs
+) -> tuple[ReferenceOutputs, ComputeSettings]:
+    """Measure base and adapter on the checkpoint's own weights, then release that model."""
     spec = subject.backbone.spec.model_copy(update={"quantization": "none"})
     original = load(resolve(spec), spec)
-    measured = measure(attach_saved(original, subject.adapter), questions)
-    return measured, Computing.of(original.model)
+    measured = compute_reference(attach_saved(original, subject.adapter), questions)
+    return measured, ComputeSettings.of(original.model)

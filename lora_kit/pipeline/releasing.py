@@ -1,4 +1,4 @@
-"""Merged model and verdict to release, and a release checked."""
+"""Merged model and verdict -> release, and the check of a release."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.backbone.files import ALIASES
 from lora_kit.evaluation.assembly import LEDGER, VERDICT
-from lora_kit.evaluation.harness import SUITES, check_verdict, read_verdict
 from lora_kit.evaluation.reporting.report import FLIPS, REPORTS
+from lora_kit.evaluation.verdict_file import SUITES, check_verdict
 from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.recipe.adapter import NOT_MERGED
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.card import model_card
-from lora_kit.releasing.checking import verify_release
 from lora_kit.releasing.formats import check_formats
-from lora_kit.releasing.gate import Clearance, clear
-from lora_kit.releasing.licences import notes
+from lora_kit.releasing.gate import Clearance, clear_for_release
+from lora_kit.releasing.licence_sources import licensed_works
+from lora_kit.releasing.licences import licence_notes
 from lora_kit.releasing.manifest import (
     ADAPTER,
     CARD,
@@ -28,15 +28,16 @@ from lora_kit.releasing.manifest import (
     MANIFEST,
     RECIPE,
     Manifest,
-    collect,
+    build_manifest,
     files_below,
     read_manifest,
     write_manifest,
 )
-from lora_kit.releasing.push import destination, push
-from lora_kit.releasing.released import Release
-from lora_kit.releasing.stated import works
+from lora_kit.releasing.push import check_destination, push
+from lora_kit.releasing.release import Release
+from lora_kit.releasing.verification import verify_release
 from lora_kit.runs.directory import RunDirectory
+from lora_kit.runs.session import Session
 from lora_kit.runtime.errors import ReleaseError
 from lora_kit.runtime.files import read_json, whole_directory, write_json, write_text
 
@@ -45,7 +46,7 @@ EVALUATION_FILES = (LEDGER, SUITES, VERDICT, FLIPS, *REPORTS)
 
 
 def release(
-    run_directory: Path,
+    target: Path | Session,
     output: Path | None = None,
     acceptance: Acceptance | None = None,
     repository: str | None = None,
@@ -54,26 +55,27 @@ def release(
     """Release a run that passed: merged model, adapter, evaluation, card and manifest.
 
     Args:
-        run_directory: of a run that was merged, and evaluated with the merged model as an arm.
-        output: the release directory; by default `release/` in the run.
-        acceptance: lets an INCONCLUSIVE verdict through, and stands in the card.
-        repository: `OWNER/NAME` on the hub, to which the release is sent once it is whole.
-        private: whether nobody else may see that.
+        target: a run directory or an open session; the run has to be merged, and evaluated with the
+            merged model as an arm.
+        output: release directory; by default `release/` in the run.
+        acceptance: accepts an INCONCLUSIVE verdict, with a reason for the card.
+        repository: `OWNER/NAME` on the hub, to which the complete release is uploaded.
+        private: if true, the hub repository is private.
 
     Raises:
-        ReleaseError: if the run did not pass, with the reasons; if it would not load; if it cannot
-            be sent.
+        ReleaseError: if the run did not pass, with the reasons; if the model would not load; if the
+            upload fails.
     """
-    run = RunDirectory(run_directory)
+    run = RunDirectory(target) if isinstance(target, Path) else target.run
     recipe = run.load_recipe()
     if why := why_not_released(run, recipe):
         raise ReleaseError(f"{run.root}: {why}", status=2)
-    to = destination(repository, private) if repository else None
-    clearance = clear(run, acceptance)
+    to = check_destination(repository, private) if repository else None
+    clearance = clear_for_release(run, acceptance)
     if output is not None:
         _refuse_occupied(output, clearance)
     warnings = (*_loading(clearance.merged, run.adapter), *_local_paths(recipe))
-    manifest = collect(run, clearance, works(recipe), warnings)
+    manifest = build_manifest(run, clearance, licensed_works(recipe), warnings)
     directory = output or run.release
     _write(directory, run, clearance, manifest)
     names = [*files_below(directory), MANIFEST]
@@ -83,51 +85,53 @@ def release(
         clearance.acceptance,
         len(names),
         sum((directory / name).stat().st_size for name in names),
-        notes(manifest.works),
+        licence_notes(manifest.works),
         warnings,
         push(directory, to) if to else None,
     )
 
 
 def why_not_released(run: RunDirectory, recipe: Recipe) -> str:
-    """Why what a recipe trains is no release, and what ships in its place; empty where it is."""
+    """Return why a recipe's adapter cannot be released, and what ships instead; empty if it can."""
     method = recipe.adapter.method
     if recipe.training.objective in HEADED:
-        what, shown = "a head", ", as recipes/README.md shows"
+        what, shown = "a head", ", as recipes/guide/classification.md and reward.md show"
     elif method in NOT_MERGED:
         what, shown = f"an adapter of {method}", ""
     else:
         return ""
     return (
-        f"{what} is not merged, so there is no model to release; what ships is {run.adapter}: load "
-        f"it with PEFT on the backbone{shown}"
+        f"{what} cannot be merged, so there is no model to release; ship {run.adapter} and load it "
+        f"with PEFT on the backbone{shown}"
     )
 
 
 def _refuse_occupied(output: Path, clearance: Clearance) -> None:
-    """Only an earlier release of the same adapter is written over, as after a push that failed."""
+    """Refuse to replace anything but an earlier release of the same adapter."""
     if not output.exists() or not any(output.iterdir()):
         return
     is_release = (output / MANIFEST).is_file()
-    if not is_release or read_manifest(output).adapter != clearance.verdict["adapter"]:
-        raise ReleaseError(f"{output}: is there already and not empty", status=2)
+    if not is_release or read_manifest(output).adapter != clearance.recorded.lineage.adapter:
+        raise ReleaseError(
+            f"{output}: exists and is not empty. Fix: choose another --output", status=2
+        )
 
 
 def _loading(merged: Path, adapter: Path) -> tuple[str, ...]:
-    """What does not load as it is.
+    """Return warnings about files that other programs cannot load.
 
     Raises:
-        ReleaseError: if the model itself would not.
+        ReleaseError: if the model itself cannot be loaded.
     """
     found = check_formats(merged, adapter)
     if found.refusals:
         lines = "".join(f"\n  {reason}" for reason in found.refusals)
-        raise ReleaseError(f"{merged}: would not load as what was measured{lines}")
+        raise ReleaseError(f"{merged}: cannot be loaded as the model that was measured{lines}")
     return found.warnings
 
 
 def _write(directory: Path, run: RunDirectory, clearance: Clearance, manifest: Manifest) -> None:
-    """Write the release, whole or not at all."""
+    """Write the release, completely or not at all."""
     with whole_directory(directory) as temporary:
         for name in (*clearance.merge["files"], MERGE_RECORD):
             shutil.copy2(clearance.merged / name, temporary / name)
@@ -135,15 +139,15 @@ def _write(directory: Path, run: RunDirectory, clearance: Clearance, manifest: M
         _copy(run.evaluation, temporary / EVALUATION, EVALUATION_FILES)
         shutil.copy2(run.recipe, temporary / RECIPE)
         _name_base_for_others(temporary / ADAPTER)
-        card = model_card(manifest, clearance.verdict, clearance.merge)
+        card = model_card(manifest, clearance.recorded.verdict, clearance.merge)
         write_text(temporary / CARD, card)
         write_manifest(temporary, manifest)
-        # By the same check that everybody else has: a release that fails it is none.
-        verify_release(temporary)
+        # The check that everybody else has: a release has to pass it.
+        verify_release(temporary, checked=clearance.evidence)
 
 
 def _copy(source: Path, to: Path, names: Sequence[str]) -> None:
-    """Only what is known: whatever else lies there was not meant for others."""
+    """Copy known files; others in the directory were not meant to be released."""
     to.mkdir()
     for name in names:
         if (source / name).is_file():
@@ -151,7 +155,7 @@ def _copy(source: Path, to: Path, names: Sequence[str]) -> None:
 
 
 def _local_paths(recipe: Recipe) -> Iterator[str]:
-    """Say where the recipe names folders of this machine, which a release makes known."""
+    """Warn of folders of this machine in the recipe, which a release makes public."""
     data, kept = recipe.data, recipe.retention
     named = {
         "backbone.model": recipe.backbone.model,
@@ -168,13 +172,12 @@ def _local_paths(recipe: Recipe) -> Iterator[str]:
     fields = [name for name, value in named.items() if Path(value).expanduser().is_absolute()]
     if fields:
         yield (
-            f"recipe.yaml names folders of the machine that it was made on, which nobody else has: "
-            f"{', '.join(fields)}"
+            f"recipe.yaml names folders of this machine, which nobody else has: {', '.join(fields)}"
         )
 
 
 def _name_base_for_others(adapter: Path) -> None:
-    """Write the hub's id of the base where an alias of ours stands, which means nothing to PEFT."""
+    """Replace an alias of the base, which PEFT does not know, with its hub id."""
     path = adapter / ADAPTER_CONFIG
     config = read_json(path, ReleaseError)
     alias = ALIASES.get(config.get("base_model_name_or_path", ""))
@@ -186,10 +189,10 @@ def verify(directory: Path) -> str:
     """Check a release against its manifest, or a run's verdict against its ledger.
 
     Returns:
-        What was found to be in order.
+        Summary of what was verified.
 
     Raises:
-        LoraKitError: naming what is not.
+        LoraKitError: for the first thing that is wrong.
     """
     if (directory / MANIFEST).is_file():
         manifest = verify_release(directory)
@@ -197,11 +200,10 @@ def verify(directory: Path) -> str:
         if manifest.acceptance:
             passed += f", accepted: {manifest.acceptance.reason}"
         return (
-            f"{len(manifest.files)} files are what was released, and verdict and card follow from "
-            f"the ledger; {passed}"
+            f"{len(manifest.files)} files are unchanged, and verdict and card follow from the "
+            f"ledger; {passed}"
         )
     run = RunDirectory(directory)
     run.load_recipe()
-    check_verdict(run.evaluation)
-    decision = read_verdict(run.evaluation)["decision"]
+    decision = check_verdict(run.evaluation).verdict.decision
     return f"the verdict, {decision}, follows from the ledger"

@@ -1,4 +1,4 @@
-"""Recipe and backbones to a ranked table."""
+"""Recipe and backbones -> ranked table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.adapter.attach import attach, coverage
-from lora_kit.backbone.encoder_decoder import is_divided
+from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.files import BackboneFiles, resolve
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.dataset import open_rows, prepare, training_classes, validation_rows
@@ -17,17 +17,17 @@ from lora_kit.data.rows import Row
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.preflight.checks import run_checks
-from lora_kit.preflight.forecast import forecast, timing
-from lora_kit.preflight.situation import Situation
+from lora_kit.preflight.context import PreflightContext
+from lora_kit.preflight.forecast import estimate_time, forecast
 from lora_kit.recipe.objective import PAIRED
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.releasing.stated import works
+from lora_kit.releasing.licence_sources import licensed_works
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import BackboneError, LoraKitError, RecipeError
 from lora_kit.runtime.files import write_json
-from lora_kit.runtime.launch import require_whole
+from lora_kit.runtime.launch import current_launch, require_unsharded_launch
 from lora_kit.selection.measure import probe_scores, task_scores
-from lora_kit.selection.record import BackboneResult, TaskScore, ranked
+from lora_kit.selection.record import BackboneResult, TaskScore, rank_backbones
 
 RECORD = "backbones.json"
 
@@ -35,28 +35,33 @@ RECORD = "backbones.json"
 def compare_backbones(
     recipe: Recipe, backbones: Sequence[str], output: Path | None = None, no_cache: bool = False
 ) -> tuple[BackboneResult, ...]:
-    """Measure what several backbones do with a recipe's gain tasks before any training.
+    """Measure several backbones on a recipe's gain tasks before any training.
 
-    What was measured before is not measured again: killed, or given more backbones, it goes on.
+    Existing results are reused, after an interruption or with more backbones.
 
     Args:
-        recipe: its tasks, training rows and adapter; its own backbone only if it is named.
-        backbones: as in `backbone.model`.
-        output: where `backbones.json` and the journals go; by default `runs/NAME-backbones`.
-        fresh: measure everything again.
+        recipe: the tasks, training rows and adapter; its own backbone counts only if it is named.
+        backbones: names as in `backbone.model`.
+        output: directory of `backbones.json` and the journals; by default `runs/NAME-backbones`.
+        no_cache: if true, ignore existing results.
+
+    Returns:
+        One result for each backbone, the best first; a backbone that fails has the reason in it.
 
     Raises:
-        LoraKitError: if the recipe has no gain task, its data cannot be read, or no backbone could
-            be measured; one that cannot be is told in the result otherwise.
+        LoraKitError: if the recipe has no gain task, its data cannot be read, or every backbone
+            fails.
     """
-    require_whole("compare-backbones")
+    require_unsharded_launch("compare-backbones")
     if not backbones or len(set(backbones)) < len(backbones):
-        raise RecipeError("--backbones: name at least one, none twice, with commas between them")
+        raise RecipeError(
+            "--backbones: names no backbone, or one twice. Fix: name each once, separated by commas"
+        )
     suites = [one for one in load_suites(recipe.evaluation.suites) if one.role == "gain"]
     if not suites:
         raise RecipeError(
-            "evaluation.suites: backbones are compared on what is to be gained, and no suite has "
-            "the role gain; name one"
+            "evaluation.suites: no suite has the role gain, on which backbones are compared. Fix: "
+            "name one"
         )
     rows = open_rows(recipe.data, recipe.seed, recipe.training.objective)
     directory = output or Path("runs") / f"{recipe.name}-backbones"
@@ -64,10 +69,10 @@ def compare_backbones(
     for reference in backbones:
         say(f"{reference}:")
         place = directory / reference.replace("/", "--").replace(":", "--")
-        several.append(_scouted(_with(recipe, reference), suites, rows, place, no_cache))
+        several.append(_measure_backbone(_with(recipe, reference), suites, rows, place, no_cache))
     if all(one.refused for one in several):
         raise RecipeError("; ".join(f"{one.backbone}: {one.refused}" for one in several))
-    found = ranked(several)
+    found = rank_backbones(several)
     write_json(directory / RECORD, {"backbones": [one.to_dict() for one in found]})
     return found
 
@@ -75,12 +80,12 @@ def compare_backbones(
 def _with(recipe: Recipe, reference: str) -> Recipe:
     named: dict[str, str | None] = {"model": reference}
     if reference != recipe.backbone.model:
-        # These are of the recipe's own.
+        # They belong to the recipe's own backbone.
         named |= {"revision": None, "license": None}
     return recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=named)})
 
 
-def _scouted(
+def _measure_backbone(
     recipe: Recipe, suites: Sequence[Suite], rows: Rows, directory: Path, no_cache: bool
 ) -> BackboneResult:
     reference = recipe.backbone.model
@@ -92,10 +97,11 @@ def _scouted(
         held_out_rows = validation_rows(recipe.data, recipe.seed)
         held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
         model = attach(backbone, recipe.adapter, recipe.seed)
-        # What cannot be trained is not timed; what they warn of, `plan` says.
-        run_checks(Situation(recipe, backbone=backbone, model=model, examples=data.examples))
+        # A training that is refused is not timed; `plan` shows the warnings.
+        launch = current_launch()
+        run_checks(PreflightContext(recipe, launch, backbone, model, examples=data.examples))
         covered = coverage(model)
-        speed, memory = _taken(recipe, backbone, model, data, held_out)
+        speed, memory = _speed_and_memory(recipe, backbone, model, data, held_out)
     except LoraKitError as error:
         return BackboneResult(reference, refused=str(error))
     return BackboneResult(
@@ -105,7 +111,7 @@ def _scouted(
         scores,
         speed,
         memory,
-        works(recipe)[0].license,
+        licensed_works(recipe)[0].license,
     )
 
 
@@ -118,11 +124,11 @@ def _scored(
     directory: Path,
     no_cache: bool,
 ) -> tuple[Backbone, tuple[TaskScore, ...]]:
-    """The backbone as it would be trained, and how it does: as a language model, where it is one.
+    """Return the backbone as it would be trained, and its scores.
 
-    Of what is none, and can be a classifier, its features are asked.
+    A backbone that is not a language model is scored by its features, if it can be a classifier.
     """
-    # Pairs are not shown before a question.
+    # Preference pairs are no examples for a prompt.
     shown = () if recipe.training.objective in PAIRED else rows
     try:
         backbone = load(files, recipe.backbone)
@@ -141,21 +147,21 @@ def _scored(
 
 
 def _require_classes(backbone: Backbone, recipe: Recipe) -> None:
-    """Raises BackboneError for what is no language model, and is asked for rewards."""
+    """Refuse an encoder where rewards are compared."""
     if backbone.head is not None and backbone.head.is_reward:
         raise BackboneError(
-            f"backbone.model: {backbone.files.reference}: an encoder cannot be scouted for pairs "
-            f"(training.objective: {recipe.training.objective}): it gives answers no likelihood, "
-            "and its features are asked about classes alone; scout decoders"
+            f"backbone.model: an encoder gives answers no likelihood, so it cannot be compared for "
+            f"training.objective {recipe.training.objective} (got {backbone.files.reference}). "
+            "Fix: compare decoders"
         )
 
 
-def _taken(
+def _speed_and_memory(
     recipe: Recipe, backbone: Backbone, model: Any, data: PreparedData, held_out: PreparedData
 ) -> tuple[float | None, int | None]:
-    """Tokens a second of the recipe's training and bytes that it takes."""
-    if backbone.head or is_divided(model):
-        timed = timing(recipe, backbone, model, data, held_out)
+    """Return tokens per second of the recipe's training, and its memory in bytes."""
+    if backbone.head or is_encoder_decoder(model):
+        timed = estimate_time(recipe, backbone, model, data, held_out)
         return 1 / timed.probe.seconds_per_token, None
     taken = forecast(recipe, backbone, model, data, held_out)
     return 1 / taken.probe.seconds_per_token if taken.probe else None, taken.memory.total

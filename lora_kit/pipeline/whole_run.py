@@ -1,4 +1,4 @@
-"""Recipe to release in one call."""
+"""Recipe -> release in one call."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from lora_kit.pipeline.releasing import release, why_not_released
 from lora_kit.pipeline.training import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import MERGED_ARMS
-from lora_kit.releasing.released import remarks
-from lora_kit.runs.directory import peak_memory
+from lora_kit.releasing.release import release_notes
 from lora_kit.runs.session import Session
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import VERDICT_STATUS, ReleaseError
-from lora_kit.runtime.launch import require_whole
+from lora_kit.runtime.launch import require_unsharded_launch
+from lora_kit.runtime.machine import peak_memory
 from lora_kit.runtime.processes import process_state
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A whole run.
+class RunOutcome:
+    """Result of a whole run.
 
     Attributes:
-        verdict: of the evaluation.
-        release: the release directory; `None` where the run did not pass.
-        refusal: why it was not released; empty where it was.
-        status: the exit status that says the same.
-        peak_memory: resident bytes of this process at most.
+        directory: run directory.
+        verdict: verdict of the evaluation.
+        release: release directory; `None` if the run was not released.
+        refusal: reason why it was not released; empty if it was.
+        status: exit status of the command.
+        peak_memory: largest resident memory of this process, in bytes.
     """
 
     directory: Path
@@ -45,7 +46,7 @@ class Outcome:
     peak_memory: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the result as JSON values."""
         return {
             "run": str(self.directory),
             "verdict": self.verdict.to_dict(),
@@ -57,19 +58,19 @@ class Outcome:
 
 def run(
     recipe: Recipe, output: Path | None = None, overwrite: bool = False, resume: bool = False
-) -> Outcome:
-    """Recipe to release: train, merge, evaluate with the merged model as an arm, release a PASS.
+) -> RunOutcome:
+    """Train, merge, evaluate with the merged model as an arm, and release a PASS.
 
     Args:
-        recipe: what to do.
+        recipe: the recipe.
         output: as in `train`.
         overwrite: as in `train`.
-        resume: as in `train`; a training that is done is not done again.
+        resume: as in `train`; a finished training is not repeated.
 
     Raises:
         LoraKitError: if a stage refuses its input.
     """
-    require_whole("run")
+    require_unsharded_launch("run")
     trained = train(recipe, output, overwrite, resume)
     session = trained.session
     is_main = process_state().is_main_process
@@ -78,31 +79,31 @@ def run(
     if is_main:
         merge(session)
     process_state().wait_for_everyone()
-    # The merged model is what ships, so a release asks what it does, whatever the recipe's arms.
+    # A release needs the merged model's verdict, whatever arms the recipe names.
     merged = MERGED_ARMS if recipe.merge.base == "both" else MERGED_ARMS[:1]
     verdict = evaluate(session, arms=merged, work=trained.work).verdict
     released, refusal, status = None, "", VERDICT_STATUS[verdict.decision]
     if is_main:
         try:
-            made = release(session.run.root)
+            made = release(session)
             released = made.directory
-            for remark in remarks(made):
+            for remark in release_notes(made):
                 say(remark)
         except ReleaseError as error:
             refusal, status = str(error), error.status
         _record_end(session)
     process_state().wait_for_everyone()
-    return Outcome(session.run.root, verdict, released, refusal, status, peak_memory())
+    return RunOutcome(session.run.root, verdict, released, refusal, status, peak_memory())
 
 
-def _without_release(session: Session, work: Sequence[Work] | None, why: str) -> Outcome:
+def _without_release(session: Session, work: Sequence[Work] | None, why: str) -> RunOutcome:
     """End with the evaluation where the adapter cannot be merged."""
     verdict = evaluate(session, work=work).verdict
     if process_state().is_main_process:
         _record_end(session)
     process_state().wait_for_everyone()
     status = VERDICT_STATUS[verdict.decision]
-    return Outcome(session.run.root, verdict, None, why, status, peak_memory())
+    return RunOutcome(session.run.root, verdict, None, why, status, peak_memory())
 
 
 def _record_end(session: Session) -> None:

@@ -1,62 +1,66 @@
-"""What is checked of the examples before step 1."""
+"""Checks of the tokenized examples that run before step 1."""
 
 from __future__ import annotations
 
-from lora_kit.data.tokenization import end_of_turn
+from lora_kit.data.tokenization import end_of_turn_id
+from lora_kit.preflight.context import PreflightContext
 from lora_kit.preflight.isolation import logit_spacing, packed_difference
-from lora_kit.preflight.situation import Situation
 from lora_kit.runtime.errors import DataError, TrainingError
 
-# Two float32 computations of one thing differ by less (measured: 1e-5); neighbours that can be seen
-# change logits by more than 0.1. In half precision two computations differ by several spacings of
-# its numbers at the size of the logits.
+# Smallest difference between logits that counts as a packing leak: two float32 computations of the
+# same logits differ by 1e-5 (measured), visible neighbours change them by more than 0.1. In half
+# precision, two computations differ by several spacings between adjacent numbers of that dtype at
+# the magnitude of the logits.
 LEAK = 1e-2
 SPACINGS = 16
 
 
-def something_to_learn(situation: Situation) -> None:
-    """Raises DataError if no token of any example is supervised."""
-    if not any(example.supervised for example in situation.examples):
+def require_supervised_tokens(context: PreflightContext) -> None:
+    """Refuse with DataError examples without any supervised token."""
+    if not any(example.supervised for example in context.examples):
         raise DataError(
-            f"data: none of the {len(situation.examples)} examples has a supervised token, so that "
-            "nothing would be trained at a loss of 0. Raise data.max_length, or check data.train_on"
+            f"data: none of the {len(context.examples)} examples has a supervised token, so the "
+            "loss would be 0 and nothing would be trained. Fix: raise data.max_length, or check "
+            "data.train_on."
         )
 
 
-def learns_to_stop(situation: Situation) -> None:
-    """Raises DataError if turns end, but no end of a turn is learned."""
+def require_supervised_end_of_turn(context: PreflightContext) -> None:
+    """Refuse with DataError examples that contain ends of turns but supervise none."""
     try:
-        end = end_of_turn(situation.loaded.tokenizer)
+        end = end_of_turn_id(context.loaded_backbone.tokenizer)
     except DataError:
-        # A template without such a token refuses conversations when they are tokenized; that these
-        # examples are there means that they are plain texts.
+        # Tokenization refuses conversations if the template has no such token, so these examples
+        # are plain texts.
         return
-    seen = any(end in example.input_ids for example in situation.examples)
-    learned = any(end in example.labels for example in situation.examples)
-    if seen and not learned:
+    present = any(end in example.input_ids for example in context.examples)
+    supervised = any(end in example.labels for example in context.examples)
+    if present and not supervised:
         raise DataError(
-            "data: no example ends its answer: the token that ends a turn is never supervised, and "
-            "the model would not learn to stop. Raise data.max_length, so that answers are not cut"
+            "data: the end-of-turn token is never supervised in any example, so the model would "
+            "not learn to stop. Fix: raise data.max_length, so that answers are not truncated."
         )
 
 
-def begins_once(situation: Situation) -> None:
-    """Raises DataError if examples begin with two tokens that mark the beginning."""
-    start = situation.loaded.tokenizer.bos_token_id
-    for example in situation.examples:
+def refuse_double_bos(context: PreflightContext) -> None:
+    """Refuse with DataError examples that begin with two beginning-of-text tokens."""
+    start = context.loaded_backbone.tokenizer.bos_token_id
+    for example in context.examples:
         if start is not None and example.input_ids[:2] == (start, start):
             raise DataError(
-                f"{example.origin or 'data'}: begins with two beginning-of-text tokens, from the "
-                "chat template and from the tokenizer; the model has never seen that"
+                f"{example.origin or 'data'}: begins with two beginning-of-text tokens, one from "
+                "the chat template and one from the tokenizer, which the backbone has never seen. "
+                "Fix: remove bos_token from the chat template or from the row."
             )
 
 
-def packed_apart(situation: Situation) -> None:
-    """Raises TrainingError if an example sees another one of its row."""
-    difference = packed_difference(situation.attached, situation.examples)
-    spacing = logit_spacing(situation.attached, situation.examples)
+def refuse_packing_leak(context: PreflightContext) -> None:
+    """Refuse with TrainingError packing on a backbone that attends across packed examples."""
+    difference = packed_difference(context.adapted_model, context.examples)
+    spacing = logit_spacing(context.adapted_model, context.examples)
     if difference > max(LEAK, SPACINGS * spacing):
         raise TrainingError(
-            "data.packing: examples of one row see one another with this backbone (logits differ "
-            f"by {difference:.2g} from those of the example alone). Set data.packing: false"
+            "data.packing: this backbone attends across the examples of one packed row (got logits "
+            f"that differ by {difference:.2g} from those of the example alone). Fix: set "
+            "data.packing: false."
         )

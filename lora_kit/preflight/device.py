@@ -1,4 +1,4 @@
-"""The device that is computed on: how much memory it has, and when it is done."""
+"""Memory size and synchronization of the compute device."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of the device that is computed on."""
+    """Return the memory of a device in bytes; of a CPU, the machine's main memory."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def wait(device: torch.device) -> None:
-    """Until all that was begun is done: a GPU computes on while the program goes on."""
+def synchronize(device: torch.device) -> None:
+    """Wait until all operations queued on a GPU have finished; return at once on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

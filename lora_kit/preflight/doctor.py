@@ -1,4 +1,4 @@
-"""This machine and this stack: versions, devices, speed, and the known traps."""
+"""Diagnose this machine: library versions, devices, speed and the known traps."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
-from lora_kit.preflight.device import device_memory, wait
+from lora_kit.preflight.device import device_memory, synchronize
+from lora_kit.preflight.traps.data import DATA_TRAPS
 from lora_kit.preflight.traps.launching import LAUNCH_TRAPS
-from lora_kit.preflight.traps.samples import DATA_TRAPS
 from lora_kit.preflight.traps.specimens import four_bit_layer
 from lora_kit.preflight.traps.trap import Trap
 from lora_kit.preflight.traps.weights import WEIGHT_TRAPS
-from lora_kit.runs.directory import machine, versions
+from lora_kit.runtime.machine import machine, versions
 from lora_kit.runtime.processes import process_state
 
 TRAPS: tuple[Trap, ...] = (*WEIGHT_TRAPS, *DATA_TRAPS, *LAUNCH_TRAPS)
-# What the traps were found in, and the package's tests are run with (constraints.txt).
-CHECKED = {
+# Versions in which the traps were found and with which the tests run (constraints.txt).
+TESTED_VERSIONS = {
     "torch": "2.13",
     "transformers": "5.23",
     "peft": "0.21",
@@ -28,23 +28,23 @@ CHECKED = {
     "accelerate": "1.15",
     "datasets": "5.2",
 }
-# Rows and columns of the matrices that are multiplied. The first product tells whether larger ones
-# are worth the wait: bfloat16 takes a CPU without instructions for it a hundred times as long.
+# Rows and columns of the multiplied matrices. The side is doubled until a product takes
+# MIN_SECONDS, because bfloat16 is a hundred times as slow on a CPU without instructions for it.
 FIRST_SIDE, LARGEST_SIDE = 128, 8192
-LONG_ENOUGH = 0.02
+MIN_SECONDS = 0.02
 ROUNDS = 3
 QUANTIZATIONS = ("nf4", "fp4")
-LEAST_COSINE = 0.999
+MIN_COSINE = 0.999
 
 
 @dataclass(frozen=True)
 class Version:
-    """One library.
+    """Version of one library.
 
     Attributes:
-        name: of the package.
-        found: its version here.
-        checked: the version that the traps were looked for in.
+        name: name of the package.
+        found: installed version.
+        checked: tested version, major and minor.
     """
 
     name: str
@@ -53,20 +53,20 @@ class Version:
 
     @property
     def is_checked(self) -> bool:
-        """Whether this release was looked at; patches of it count as the same."""
+        """True if the installed version is the tested one or a patch of it."""
         return self.found == self.checked or self.found.startswith(f"{self.checked}.")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One trap on this machine.
+class TrapFinding:
+    """Result of trying one trap on this machine.
 
     Attributes:
-        trap: its name.
-        wrong: what goes wrong.
-        guard: what is done against it, and where.
-        present: whether the installed versions have it; `None` where it depends on what is brought.
-        guarded: whether it was caught when it was tried.
+        trap: name of the trap.
+        wrong: consequence of the trap.
+        guard: prevention, and its place.
+        present: true if the installed versions have the trap; `None` if that depends on the recipe.
+        guarded: true if the guard worked when the trap was tried.
     """
 
     trap: str
@@ -78,15 +78,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `lora-kit doctor` finds.
+    """Result of `lora-kit doctor`.
 
     Attributes:
-        device: that is computed on.
-        machine: the hardware, and bytes of memory.
-        versions: of the libraries.
+        device: compute device of this process.
+        machine: hardware, and memory of the device in bytes.
+        versions: versions of the libraries.
         rates: GFLOP/s of a matrix product, by dtype.
-        quantizations: whether each one computes forward and backward what its weights say.
-        findings: one for each trap.
+        quantizations: by name, true if output and gradient match the dequantized weights.
+        findings: one finding per trap.
     """
 
     device: str
@@ -94,71 +94,72 @@ class Diagnosis:
     versions: tuple[Version, ...]
     rates: dict[str, float]
     quantizations: dict[str, bool]
-    findings: tuple[Finding, ...]
+    findings: tuple[TrapFinding, ...]
 
     @property
     def healthy(self) -> bool:
-        """Whether every trap is guarded."""
+        """True if every trap is guarded."""
         return all(finding.guarded for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the diagnosis as JSON values."""
         return {"healthy": self.healthy, **asdict(self)}
 
 
-def examine() -> Diagnosis:
-    """Try all of it out; takes as long as importing the libraries does, and some seconds."""
+def diagnose() -> Diagnosis:
+    """Try every trap and measure this machine; takes some seconds besides importing libraries."""
     device = process_state().device
-    found = versions()
+    installed = versions()
     return Diagnosis(
         device=str(device),
         machine=machine() | {"memory": device_memory(device)},
-        versions=tuple(Version(name, found[name], checked) for name, checked in CHECKED.items()),
+        versions=tuple(
+            Version(name, installed[name], tested) for name, tested in TESTED_VERSIONS.items()
+        ),
         rates={
             str(dtype).removeprefix("torch."): matrix_rate(device, dtype)
             for dtype in (torch.float32, torch.bfloat16)
         },
         quantizations={name: quantization_works(name) for name in QUANTIZATIONS},
-        findings=tuple(_finding(trap) for trap in TRAPS),
-    )
-
-
-def _finding(trap: Trap) -> Finding:
-    return Finding(
-        trap=trap.name,
-        wrong=trap.wrong,
-        guard=trap.guard,
-        present=trap.is_there() if trap.is_there else None,
-        guarded=trap.is_caught(),
+        findings=tuple(
+            TrapFinding(
+                trap=trap.name,
+                wrong=trap.wrong,
+                guard=trap.guard,
+                present=trap.is_present() if trap.is_present else None,
+                guarded=trap.is_guarded(),
+            )
+            for trap in TRAPS
+        ),
     )
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """GFLOP/s of a square matrix product, large enough to be timed, the best of a few rounds."""
+    """Return the GFLOP/s of a square matrix product, best of `ROUNDS`."""
     side = FIRST_SIDE
     seconds = _product_seconds(device, dtype, side)
-    while seconds < LONG_ENOUGH and side < LARGEST_SIDE:
+    while seconds < MIN_SECONDS and side < LARGEST_SIDE:
         side *= 2
         seconds = _product_seconds(device, dtype, side)
     return 2 * side**3 / seconds / 1e9
 
 
 def _product_seconds(device: torch.device, dtype: torch.dtype, side: int) -> float:
-    # Not of one number: a GPU draws less power for it, and is faster than it is in a training.
-    numbers = torch.randn(side, side, generator=torch.Generator().manual_seed(0))
-    matrix = numbers.to(device, dtype)
-    found = []
+    # Random values: on constant ones a GPU draws less power and is faster than in a training.
+    values = torch.randn(side, side, generator=torch.Generator().manual_seed(0))
+    matrix = values.to(device, dtype)
+    seconds = []
     for _ in range(ROUNDS):
-        wait(device)
+        synchronize(device)
         started = time.perf_counter()
         matrix @ matrix
-        wait(device)
-        found.append(time.perf_counter() - started)
-    return min(found)
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def quantization_works(quantization: str) -> bool:
-    """Whether a 4-bit layer's output and input gradient are those of its dequantized weights."""
+    """Return true if a 4-bit layer's output and input gradient match its dequantized weights."""
     import bitsandbytes.functional as bnb
 
     layer = four_bit_layer(quantization)
@@ -170,9 +171,9 @@ def quantization_works(quantization: str) -> bool:
     expected.square().sum().backward()
     if ours.grad is None or theirs.grad is None:
         return False
-    return _alike(out.detach(), expected.detach()) and _alike(ours.grad, theirs.grad)
+    return _similar(out.detach(), expected.detach()) and _similar(ours.grad, theirs.grad)
 
 
-def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _similar(one: torch.Tensor, other: torch.Tensor) -> bool:
     cosine = torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0)
-    return float(cosine) > LEAST_COSINE
+    return float(cosine) > MIN_COSINE

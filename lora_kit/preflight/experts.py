@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 
 
-def fused_experts(model: torch.nn.Module) -> Iterator[tuple[str, int]]:
-    """Names and weights of the frozen parameters of three dimensions without an adapter."""
-    # An adapter stands around what it adapts, once for each parameter of it.
+def unadapted_fused_experts(model: torch.nn.Module) -> Iterator[tuple[str, int]]:
+    """Yield name and number of weights of each frozen 3-D parameter without an adapter."""
+    # PEFT wraps a module once for each of its parameters that it adapts.
     named = [(name.replace(".base_layer", ""), p) for name, p in model.named_parameters()]
     adapted = {re.split(r"\.lora_|\.ln_tuning_", n)[0] for n, p in named if p.requires_grad}
     for name, parameter in named:
@@ -19,9 +19,11 @@ def fused_experts(model: torch.nn.Module) -> Iterator[tuple[str, int]]:
             yield name, parameter.numel()
 
 
-def weights_of(model: torch.nn.Module) -> int:
-    """Weights of the backbone: those in 4 bits are packed, two in a byte."""
-    packed = {id(m.weight) for m in model.modules() if hasattr(m, "compute_type_is_set")}
+def count_backbone_weights(model: torch.nn.Module) -> int:
+    """Return the number of frozen weights; a byte of a 4-bit parameter counts as two."""
+    quantized = {id(m.weight) for m in model.modules() if hasattr(m, "compute_type_is_set")}
     return sum(
-        p.numel() * (2 if id(p) in packed else 1) for p in model.parameters() if not p.requires_grad
+        p.numel() * (2 if id(p) in quantized else 1)
+        for p in model.parameters()
+        if not p.requires_grad
     )

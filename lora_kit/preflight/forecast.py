@@ -1,4 +1,4 @@
-"""What a training takes on this machine: memory from shapes, time from a try."""
+"""Forecast of a training on this machine: memory from shapes, time from one micro batch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.dataset import PreparedData
-from lora_kit.preflight.cards import Advice, advice, fitting_cards
+from lora_kit.data.prepared import PreparedData
 from lora_kit.preflight.device import device_memory
+from lora_kit.preflight.gpus import FittingChange, find_fitting_change, fitting_gpus
 from lora_kit.preflight.launch_file import LaunchFile
 from lora_kit.preflight.libraries import libraries_memory
-from lora_kit.preflight.memory import CUDA_BASE, Device, MemoryEstimate, estimate
+from lora_kit.preflight.memory import CUDA_BASE, Device, MemoryEstimate, estimate_memory
 from lora_kit.preflight.micro_batch import largest_micro_batch
-from lora_kit.preflight.probe import Duration, Probe, duration, probe
+from lora_kit.preflight.step_timing import (
+    Duration,
+    StepTiming,
+    estimate_duration,
+    time_micro_batch,
+)
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.arguments import optimizer_steps
@@ -26,49 +31,50 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """How long the training takes on this machine.
+class TimeEstimate:
+    """Time of a training on this machine.
 
     Attributes:
-        probe: the micro batch that was run.
-        duration: of all the training.
+        probe: measured micro batch.
+        duration: expected duration of the complete training.
     """
 
-    probe: Probe
+    probe: StepTiming
     duration: Duration
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the estimate as JSON values."""
         return {"probe": self.probe.to_dict(), "duration": self.duration.to_dict()}
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the training takes on this machine.
+    """Memory and time of a training on this machine.
 
     Attributes:
-        memory: at most, by what it is for.
-        advice: the smallest change with which it fits, where it does not.
-        available: bytes that this machine's device has.
-        probe: the micro batch that was run; `None` where memory would not be enough for it.
-        duration: of all the training; `None` without a probe.
-        on_a_gpu: what it would take there; `None` where this machine's device is one.
+        memory: peak memory by purpose.
+        advice: smallest change with which the training fits; `None` if it fits or none suffices.
+        available: bytes of memory of this machine's device.
+        probe: measured micro batch; `None` if memory does not suffice to run it.
+        duration: expected duration of the complete training; `None` without `probe`.
+        on_a_gpu: memory on a GPU; `None` if this machine's device is a GPU.
     """
 
     memory: MemoryEstimate
-    advice: Advice | None
+    advice: FittingChange | None
     available: int
-    probe: Probe | None = None
+    probe: StepTiming | None = None
     duration: Duration | None = None
     on_a_gpu: MemoryEstimate | None = None
 
     @property
     def fits(self) -> bool:
-        """Whether there is as much memory as the training takes."""
+        """True if the available memory suffices."""
         return self.memory.total <= self.available
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the forecast as JSON values."""
+        gpu = self.on_a_gpu
         return {
             "memory": self.memory.to_dict(),
             "fits": self.fits,
@@ -76,91 +82,85 @@ class Forecast:
             "available": self.available,
             "probe": self.probe.to_dict() if self.probe else None,
             "duration": self.duration.to_dict() if self.duration else None,
-            "on_a_gpu": self._on_a_gpu(),
+            "on_a_gpu": gpu.to_dict() | {"cards": list(fitting_gpus(gpu.total))} if gpu else None,
         }
-
-    def _on_a_gpu(self) -> dict[str, Any] | None:
-        found = self.on_a_gpu
-        if found is None:
-            return None
-        return found.to_dict() | {"cards": list(fitting_cards(found.total))}
 
 
 def forecast(
     recipe: Recipe, backbone: Backbone, model: Any, data: PreparedData, held_out: PreparedData
 ) -> Forecast:
-    """Memory from shapes; time, where that is enough, from a micro batch that is run.
+    """Estimate memory from shapes and, if it suffices, time from a micro batch that is run.
 
     Raises:
         TrainingError: if no gradient reaches the adapter.
     """
     state = process_state()
-    cutting = MicroBatcher.of(recipe, state.num_processes, state.device)
-    batch = largest_micro_batch(data, cutting)
+    batcher = MicroBatcher.of(recipe, state.num_processes, state.device)
+    batch = largest_micro_batch(data, batcher)
     device: Device = "cpu" if state.device.type == "cpu" else "cuda"
     base = libraries_memory() if device == "cpu" else CUDA_BASE
     available = device_memory(state.device)
     config = backbone.model.config
-    memory = estimate(recipe, config, batch, device, base)
-    elsewhere = estimate_on_a_gpu(recipe, config, data) if device == "cpu" else None
+    memory = estimate_memory(recipe, config, batch, device, base)
+    on_gpu = estimate_on_gpu(recipe, config, data) if device == "cpu" else None
     if memory.total > available:
-        change = advice(recipe, config, batch, cutting, device, base, available)
-        return Forecast(memory, change, available, on_a_gpu=elsewhere)
-    timed = timing(recipe, backbone, model, data, held_out)
-    return Forecast(memory, None, available, timed.probe, timed.duration, elsewhere)
+        change = find_fitting_change(recipe, config, batch, batcher, device, base, available)
+        return Forecast(memory, change, available, on_a_gpu=on_gpu)
+    time = estimate_time(recipe, backbone, model, data, held_out)
+    return Forecast(memory, None, available, time.probe, time.duration, on_gpu)
 
 
-def timing(
+def estimate_time(
     recipe: Recipe, backbone: Backbone, model: Any, data: PreparedData, held_out: PreparedData
-) -> Timing:
-    """Time from a micro batch that is run.
+) -> TimeEstimate:
+    """Estimate the time of a training from a micro batch that is run.
 
     Raises:
         TrainingError: if no gradient reaches the adapter.
     """
     state, spec = process_state(), recipe.training
-    cutting = MicroBatcher.of(recipe, state.num_processes, state.device)
+    batcher = MicroBatcher.of(recipe, state.num_processes, state.device)
     steps = optimizer_steps(data.size, spec)
-    probed = probe(model, backbone, data, cutting, spec.gradient_checkpointing)
-    taken = duration(
-        probed, data.lengths, held_out.lengths, spec, cutting, state.num_processes, steps
+    measured = time_micro_batch(model, backbone, data, batcher, spec.gradient_checkpointing)
+    duration = estimate_duration(
+        measured, data.lengths, held_out.lengths, spec, batcher, state.num_processes, steps
     )
-    return Timing(probed, taken)
+    return TimeEstimate(measured, duration)
 
 
-def estimate_on_a_gpu(
-    recipe: Recipe, config: PretrainedConfig, data: PreparedData
-) -> MemoryEstimate:
-    """What the recipe's training takes on one GPU, said on a machine without any.
+def estimate_on_gpu(recipe: Recipe, config: PretrainedConfig, data: PreparedData) -> MemoryEstimate:
+    """Estimate the memory of the recipe's training on one GPU, from a machine without GPUs.
 
-    There a forward pass has the whole batch unless the recipe says otherwise.
+    On a GPU, a forward pass has the complete batch unless the recipe limits it.
 
     Raises:
-        LoraKitError: as `estimate` does.
+        LoraKitError: as in `estimate_memory`.
     """
-    recipe = as_on_a_gpu(recipe)
-    cutting = MicroBatcher.of(recipe, 1, torch.device("cuda"))
-    return estimate(recipe, config, largest_micro_batch(data, cutting), "cuda", CUDA_BASE)
+    recipe = with_gpu_dtype(recipe)
+    batcher = MicroBatcher.of(recipe, 1, torch.device("cuda"))
+    return estimate_memory(recipe, config, largest_micro_batch(data, batcher), "cuda", CUDA_BASE)
 
 
-def estimate_of_a_rank(
+def estimate_per_process(
     recipe: Recipe, config: PretrainedConfig, data: PreparedData, file: LaunchFile
 ) -> MemoryEstimate:
-    """What the recipe's training takes in each process that a configuration file would start.
+    """Estimate the memory of the recipe's training in each process that a launch file starts.
 
     Raises:
-        LoraKitError: as `estimate` does, or if there are more processes than examples of a step.
+        LoraKitError: as in `estimate_memory`, or if an optimizer step has fewer examples than
+            there are processes.
     """
     on_gpus = file.device.type == "cuda"
-    recipe = as_on_a_gpu(recipe) if on_gpus else recipe
-    cutting = MicroBatcher.of(recipe, file.launch.processes, file.device)
-    batch = largest_micro_batch(data, cutting)
+    recipe = with_gpu_dtype(recipe) if on_gpus else recipe
+    batcher = MicroBatcher.of(recipe, file.launch.processes, file.device)
+    batch = largest_micro_batch(data, batcher)
     base = CUDA_BASE if on_gpus else libraries_memory()
-    return estimate(recipe, config, batch, "cuda" if on_gpus else "cpu", base, file.sharing)
+    device: Device = "cuda" if on_gpus else "cpu"
+    return estimate_memory(recipe, config, batch, device, base, file.sharding)
 
 
-def as_on_a_gpu(recipe: Recipe) -> Recipe:
-    """The recipe where `auto` is bfloat16, which takes as much memory as float16 does."""
+def with_gpu_dtype(recipe: Recipe) -> Recipe:
+    """Return the recipe with dtype `auto` resolved to bfloat16, which has the size of float16."""
     if recipe.backbone.dtype != "auto":
         return recipe
     backbone = recipe.backbone.model_copy(update={"dtype": "bfloat16"})

@@ -1,4 +1,4 @@
-"""Whether examples that share a row see one another."""
+"""Detect attention across the examples of one packed row."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ TOKENS = 16
 
 @torch.inference_mode()
 def packed_difference(model: Any, examples: Sequence[Example]) -> float:
-    """The largest difference between an example's logits alone and behind another in one row.
+    """Return the largest difference between an example's logits alone and in a packed row.
 
-    Where there is no attention mask, transformers tells examples apart by positions that begin
-    anew; whether a backbone's attention heeds that, only a try says.
+    Without an attention mask, transformers separates packed examples by positions that restart at
+    0. Only a forward pass shows if a backbone's attention respects them.
 
     Args:
-        model: a causal language model.
-        examples: the first and the last of them are tried, their first tokens.
+        model: causal language model.
+        examples: examples, of which the first tokens of the first and the last are used.
     """
-    first, second = (list(examples[place].input_ids[:TOKENS]) for place in (0, -1))
+    first, second = (list(examples[index].input_ids[:TOKENS]) for index in (0, -1))
     was_training = model.training
     model.eval()
     try:
-        together = _logits(model, [*first, *second], [*range(len(first)), *range(len(second))])
+        packed = _logits(model, [*first, *second], [*range(len(first)), *range(len(second))])
         alone = _logits(model, second, list(range(len(second))))
     finally:
         model.train(was_training)
-    return float((together[len(first) :] - alone).abs().max())
+    return float((packed[len(first) :] - alone).abs().max())
 
 
 @torch.inference_mode()
 def logit_spacing(model: Any, examples: Sequence[Example]) -> float:
-    """The distance of neighbouring numbers at the largest logit, in the backbone's coarsest dtype.
+    """Return the spacing between adjacent numbers at the largest logit, in the coarsest dtype.
 
-    Logits may come in float32 and are no more exact than the weights that they are made with.
+    Float32 logits are no more exact than the weights from which they are computed.
 
     Args:
-        model: a causal language model.
-        examples: the last of them is looked at, its first tokens.
+        model: causal language model.
+        examples: examples, of which the first tokens of the last are used.
     """
     ids = list(examples[-1].input_ids[:TOKENS])
     largest = float(_logits(model, ids, list(range(len(ids)))).abs().max())
@@ -51,7 +51,7 @@ def logit_spacing(model: Any, examples: Sequence[Example]) -> float:
 
 
 def _logits(model: Any, ids: list[int], positions: list[int]) -> torch.Tensor:
-    """Take token ids and positions of one row; return (length, vocabulary) float32."""
+    """Return the logits of one row, (length, vocabulary) float32."""
     device = next(model.parameters()).device
     logits: torch.Tensor = model(
         input_ids=torch.tensor([ids], device=device),

@@ -1,29 +1,28 @@
-"""Says how many bytes a process holds that has imported what a training imports, and no more."""
+"""Memory of a process that has only imported the libraries of a training."""
 
 import subprocess
 import sys
 from functools import lru_cache
 
-from lora_kit.runs.directory import peak_memory
+from lora_kit.runtime.machine import peak_memory
 
 
 @lru_cache(maxsize=1)
 def libraries_memory() -> int:
-    """Bytes that a process on this machine holds for Python and the libraries of a training.
+    """Return the bytes that Python and the libraries of a training hold on this machine.
 
-    Measured in a process of its own, which takes as long as importing them does.
+    Measured in a separate process, which takes as long as importing the libraries.
     """
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "lora_kit.preflight.libraries"],
         stdout=subprocess.PIPE,
         check=True,
         text=True,
     )
-    return int(done.stdout.split()[-1])
+    return int(completed.stdout.split()[-1])
 
 
-def main() -> None:
-    """Import and print."""
+def _print_peak_memory_after_imports() -> None:
     import bitsandbytes
     import peft
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _print_peak_memory_after_imports()

@@ -1,4 +1,4 @@
-"""Peak memory of a training, from shapes alone."""
+"""Peak memory of a training, estimated from tensor shapes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from lora_kit.backbone.attention import FLASH
 from lora_kit.backbone.load import compute_dtype
 from lora_kit.modeling.likelihood import supervised_nll
-from lora_kit.preflight.live import LiveBytes
+from lora_kit.preflight.allocation_tracker import AllocationTracker
+from lora_kit.preflight.fake_model import FakeModel, build_fake_model
 from lora_kit.preflight.micro_batch import MicroBatch
-from lora_kit.preflight.shapes import ShapedModel, shaped_model
-from lora_kit.preflight.sharing import Sharing
+from lora_kit.preflight.sharding import Sharding
 from lora_kit.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 Device = Literal["cpu", "cuda"]
 
-# What the allocator holds besides what is alive in the passes, as a share of it.
+# Bytes that the allocator holds beyond live tensors, as a share of the live bytes of a pass.
 FRAGMENTATION = 0.05
-# Before version 2.38 of glibc, aligned blocks that were freed are mostly not used again (its bug
-# 14581). Measured by tests/benchmarks/estimate.py on SmolLM2-135M, as a share of what is alive in a
-# pass that recomputes nothing: 1.7 to 1.8 are held, and 0.74 where layers are recomputed, though
-# only 0.15 are alive then. With every tensor mapped by itself (MALLOC_MMAP_THRESHOLD_) little more
-# is held than is alive, at half as much work again.
-HELD_BY_OLD_GLIBC, HELD_WHERE_RECOMPUTED = 1.75, 0.75
-GLIBC_THAT_REUSES = (2, 38)
-# A CUDA context with the kernels of torch and the workspace of cuBLAS. Not measured here.
+# Before version 2.38, glibc rarely reuses freed aligned blocks (glibc bug 14581). Held bytes as a
+# share of the live bytes of a pass without gradient checkpointing, measured by
+# tests/benchmarks/estimate.py on SmolLM2-135M: 1.7 to 1.8 without checkpointing, and 0.74 with it,
+# when only 0.15 are alive. If each tensor is mapped separately (MALLOC_MMAP_THRESHOLD_), held and
+# live bytes are nearly equal, but a step takes 1.5 times as long.
+HELD_BY_OLD_GLIBC, HELD_WITH_CHECKPOINTING = 1.75, 0.75
+GLIBC_WITH_REUSE = (2, 38)
+# CUDA context with the kernels of torch and the workspace of cuBLAS. Not measured here.
 CUDA_BASE = 700 * 2**20
-# AdamW keeps two moments of each parameter (Loshchilov & Hutter 2019, arXiv:1711.05101).
+# AdamW has two moments per parameter (Loshchilov & Hutter 2019, arXiv:1711.05101).
 MOMENTS = 2
 FLOAT32 = 4
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a training holds at most on one device.
+    """Peak memory of a training on one device.
 
     Attributes:
-        device: `cpu`, where it is the process that is measured, or `cuda`.
-        batch: the largest micro batch.
-        components: bytes by what they are for, at the moment of the peak.
-        total: bytes.
+        device: `cpu` (memory of the process) or `cuda`.
+        batch: largest micro batch.
+        components: bytes by purpose, at the moment of the peak.
+        total: sum of the components, bytes.
     """
 
     device: Device
@@ -57,84 +57,85 @@ class MemoryEstimate:
     total: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the estimate as JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a training holds, before it is said over how many processes it is divided.
+    """Memory of a training before sharding.
 
     Attributes:
-        device: what is trained on.
-        batch: the largest micro batch.
-        dtype: what is computed in.
-        libraries: bytes that are there before the backbone is.
-        shaped: the model.
-        frozen: bytes of the backbone, by what they are.
-        passes: bytes of a forward and backward pass at its peak, by what they are.
-        allocator: bytes that are held besides those.
+        device: training device.
+        batch: largest micro batch.
+        dtype: compute dtype.
+        libraries: bytes held before the backbone is loaded.
+        fake: model without data.
+        frozen: bytes of the backbone, by purpose.
+        passes: bytes of a forward and backward pass at their peak, by purpose.
+        allocator: bytes that the allocator holds beyond live tensors.
     """
 
     device: Device
     batch: MicroBatch
     dtype: torch.dtype
     libraries: int
-    shaped: ShapedModel
+    fake: FakeModel
     frozen: dict[str, int]
     passes: dict[str, int]
     allocator: int
 
-    def of_a_process(self, sharing: Sharing) -> MemoryEstimate:
-        """Peak memory of one process among those that share it all."""
-        masters = FLOAT32 * self.shaped.adapter_parameters
+    def per_process(self, sharding: Sharding) -> MemoryEstimate:
+        """Return the peak memory of one process under a sharding."""
+        masters = FLOAT32 * self.fake.adapter_parameters
         components = {
             "libraries": self.libraries,
-            **{name: math.ceil(size / sharing.weights) for name, size in self.frozen.items()},
-            "gathered weights": sharing.gathered(self.shaped, self.dtype),
-            "adapter (float32)": math.ceil(masters / sharing.weights),
-            "its gradients": math.ceil(masters / sharing.gradients),
-            "buckets of gradients": masters if sharing.buckets else 0,
-            "its AdamW moments": math.ceil(MOMENTS * masters / sharing.moments),
+            **{name: math.ceil(size / sharding.weights) for name, size in self.frozen.items()},
+            "gathered weights": sharding.gathered_bytes(self.fake, self.dtype),
+            "adapter (float32)": math.ceil(masters / sharding.weights),
+            "adapter gradients": math.ceil(masters / sharding.gradients),
+            "gradient buckets": masters if sharding.buckets else 0,
+            "AdamW moments": math.ceil(MOMENTS * masters / sharding.moments),
             **self.passes,
-            "allocator": self.allocator,
+            "allocator overhead": self.allocator,
         }
         components = {name: size for name, size in components.items() if size}
         return MemoryEstimate(self.device, self.batch, components, sum(components.values()))
 
 
-def estimate(
+def estimate_memory(
     recipe: Recipe,
     config: PretrainedConfig,
     batch: MicroBatch,
     device: Device,
     base_bytes: int,
-    sharing: Sharing | None = None,
+    sharding: Sharding | None = None,
 ) -> MemoryEstimate:
-    """Peak memory of a recipe's training on one process: `footprint`, shared as `sharing` says.
+    """Return the peak memory of a recipe's training in one process.
+
+    Arguments are those of `footprint`; without `sharding`, the process holds everything.
 
     Raises:
-        LoraKitError: as `footprint` does.
+        LoraKitError: as in `footprint`.
     """
-    whole = footprint(recipe, config, batch, device, base_bytes)
-    return whole.of_a_process(sharing or Sharing())
+    unsharded = footprint(recipe, config, batch, device, base_bytes)
+    return unsharded.per_process(sharding or Sharding())
 
 
 def footprint(
     recipe: Recipe, config: PretrainedConfig, batch: MicroBatch, device: Device, base_bytes: int
 ) -> Footprint:
-    """What a recipe's training holds at its peak.
+    """Return the memory of a recipe's training at its peak, before sharding.
 
-    The forward and backward pass of the largest micro batch are run operation by operation on
-    tensors that have shapes and no data, and what is alive is counted; weights, gradients and
-    moments are added.
+    The forward and backward pass of the largest micro batch run on fake tensors, and the bytes of
+    live tensors are counted; weights, gradients and moments are added.
 
     Args:
-        recipe: what is trained, and how.
-        config: of the backbone.
-        batch: the largest micro batch.
-        device: what is trained on.
-        base_bytes: what is there before the backbone is: `libraries_memory()` or `CUDA_BASE`.
+        recipe: recipe of the training.
+        config: configuration of the backbone.
+        batch: largest micro batch.
+        device: training device.
+        base_bytes: bytes held before the backbone is loaded: `libraries_memory()` or `CUDA_BASE`.
 
     Raises:
         BackboneError: if transformers has no causal language model of this configuration.
@@ -143,71 +144,74 @@ def footprint(
     dtype = compute_dtype(recipe.backbone)
     quantization, attention = recipe.backbone.quantization, recipe.backbone.attention
     if attention == FLASH:
-        # Its kernels take no tensors without data. What they keep is what sdpa keeps that is given
-        # no mask: neither has the square of the length, and they tell rows apart by their lengths.
+        # FlashAttention's kernels do not run on fake tensors. Their memory is that of sdpa without
+        # a mask: both are linear in the length, and FlashAttention separates rows by their lengths.
         attention, batch = "sdpa", replace(batch, masked=False)
-    shaped = shaped_model(
+    fake = build_fake_model(
         config, recipe.adapter, quantization, dtype, attention, on_gpu=device == "cuda"
     )
     recomputed = recipe.training.gradient_checkpointing
-    passes = _passes(shaped, batch, dtype, recomputed)
+    passes = _passes(fake, batch, dtype, recomputed)
     return Footprint(
         device=device,
         batch=batch,
         dtype=dtype,
         libraries=base_bytes,
-        shaped=shaped,
-        frozen=_frozen(shaped, config, dtype, device),
+        fake=fake,
+        frozen=_frozen(fake, config, dtype, device),
         passes=passes,
-        allocator=_allocator(shaped, batch, dtype, recomputed, device, sum(passes.values())),
+        allocator=_allocator(fake, batch, dtype, recomputed, device, sum(passes.values())),
     )
 
 
 def _frozen(
-    shaped: ShapedModel, config: PretrainedConfig, dtype: torch.dtype, device: Device
+    fake: FakeModel, config: PretrainedConfig, dtype: torch.dtype, device: Device
 ) -> dict[str, int]:
-    """Bytes of the backbone."""
+    """Return the bytes of the backbone, by purpose."""
     stored = getattr(config, "dtype", None) or dtype
-    quantized = {"quantized weights": shaped.quantized_bytes}
+    quantized = {"quantized weights": fake.quantized_bytes}
     if device == "cpu" and stored is dtype:
-        # Weights that are used as they are stored stay views of the mapped file, and one of them
-        # keeps all of it mapped, the weights that were quantized included.
-        return quantized | {"weights file (mapped)": shaped.checkpoint_parameters * dtype.itemsize}
-    return quantized | {"other frozen weights": shaped.dense_bytes}
+        # Weights in the dtype of the file are views of the memory-mapped file, and a single view
+        # keeps all of the file mapped, including the weights that were quantized.
+        return quantized | {"weights file (mapped)": fake.checkpoint_parameters * dtype.itemsize}
+    return quantized | {"other frozen weights": fake.dense_bytes}
 
 
-def _memory_is_reused() -> bool:
-    """Whether this machine's allocator gives freed blocks out again."""
+def _allocator_reuses_blocks() -> bool:
+    """Return true if this machine's C library reuses freed blocks."""
     name, version = platform.libc_ver()
     if name != "glibc":
         return True
-    return tuple(int(part) for part in version.split(".")[:2]) >= GLIBC_THAT_REUSES
+    return tuple(int(part) for part in version.split(".")[:2]) >= GLIBC_WITH_REUSE
 
 
 def _allocator(
-    shaped: ShapedModel,
+    fake: FakeModel,
     batch: MicroBatch,
     dtype: torch.dtype,
     recomputed: bool,
     device: Device,
     alive: int,
 ) -> int:
-    """Bytes that are held besides the `alive` ones of the passes."""
-    if device == "cuda" or _memory_is_reused():
+    """Return the bytes that the allocator holds beyond the `alive` ones of the passes."""
+    if device == "cuda" or _allocator_reuses_blocks():
         return round(FRAGMENTATION * alive)
     if not recomputed:
         return round((HELD_BY_OLD_GLIBC - 1) * alive)
-    whole = sum(_passes(shaped, batch, dtype, checkpointing=False).values())
-    return max(round(HELD_WHERE_RECOMPUTED * whole) - alive, 0)
+    not_recomputed = sum(_passes(fake, batch, dtype, checkpointing=False).values())
+    return max(round(HELD_WITH_CHECKPOINTING * not_recomputed) - alive, 0)
 
 
 def _passes(
-    shaped: ShapedModel, batch: MicroBatch, dtype: torch.dtype, checkpointing: bool
+    fake: FakeModel, batch: MicroBatch, dtype: torch.dtype, checkpointing: bool
 ) -> dict[str, int]:
-    """Bytes of one forward and backward pass at their peak, weights and gradients left out."""
-    model = shaped.model
-    tracker = LiveBytes(batch.supervised)
-    with shaped.mode:
+    """Return the bytes of a forward and backward pass at their peak, by purpose.
+
+    Weights and gradients are not counted.
+    """
+    model = fake.model
+    tracker = AllocationTracker(batch.supervised)
+    with fake.mode:
         model.train()
         if checkpointing:
             model.activation_checkpointing_enable(
@@ -226,7 +230,7 @@ def _passes(
         head.register_forward_pre_hook(lambda *_: setattr(tracker, "label", "logits"))
         with tracker:
             tracker.label = "activations"
-            # Not the autocast of the device that is estimated for: without one, there is none.
+            # CUDA autocast does not exist on machines without a GPU.
             half = dtype is not torch.float32
             with torch.autocast("cpu", dtype) if half else nullcontext():
                 loss = supervised_nll(model, inputs)[0].sum() / batch.supervised
@@ -236,7 +240,10 @@ def _passes(
 
 
 def _inputs(batch: MicroBatch) -> dict[str, Any]:
-    """Shapes of `likelihood.pad_examples`; without a mask, where none is made of them."""
+    """Return inputs shaped like those of `likelihood.pad_examples`, (rows, length) int64.
+
+    Mask and positions are `None` if the batch needs no mask.
+    """
     ids = torch.zeros(batch.rows, batch.length, dtype=torch.int64)
     mask = torch.ones_like(ids) if batch.masked else None
     return {

@@ -1,9 +1,9 @@
-"""Checks of what a recipe asks for by name: its method, its ways to keep."""
+"""Checks of the recipe's method, retention, initialisation and objective."""
 
 from __future__ import annotations
 
-from lora_kit.adapter.beginning_layers import beginning_layers
-from lora_kit.preflight.situation import Situation
+from lora_kit.adapter.initialized_layers import layers_to_initialize
+from lora_kit.preflight.context import PreflightContext
 from lora_kit.recipe.adapter import NOT_MERGED, NOT_SHAPED
 from lora_kit.recipe.data import SELF
 from lora_kit.recipe.initialisations import FROM_ROWS, OPTION, initialisation_of
@@ -11,190 +11,128 @@ from lora_kit.recipe.objective import HEADED, REFERENCED
 from lora_kit.runtime.errors import AdapterError, TrainingError
 from lora_kit.training.arguments import optimizer_steps, require_trackers
 from lora_kit.training.distillation import require_same_tokens
-from lora_kit.training.learning_rates import is_in
-from lora_kit.training.preferences.rewards import metric_or_run
-from lora_kit.training.rank_allocation import phases
-from lora_kit.training.retention.ewc import low_rank_updates
+from lora_kit.training.learning_rates import belongs_to_module
+from lora_kit.training.preferences.rewards import resolve_reward
+from lora_kit.training.rank_allocation import pruning_phases
+from lora_kit.training.retention.ewc import lora_updates
 
 
-def kept_where_it_can_be(situation: Situation) -> None:
-    """Raises TrainingError if a way to keep takes the whole model, which no process has."""
-    launch, retention = situation.launch, situation.recipe.retention
-    if situation.recipe.training.distillation and (launch.sharded or launch.deepspeed):
-        raise TrainingError(
-            "training.distillation: the teacher is whole in each process, which FSDP and DeepSpeed "
-            "divide. Launch with accelerate_configs/ddp.yaml"
-        )
-    asked = [
-        name
-        for name in ("kl", "token_masking", "ewc", "early_stopping", "self_distillation")
-        if getattr(retention, name)
-    ]
-    if asked and (launch.sharded or launch.deepspeed):
-        raise TrainingError(
-            f"retention.{asked[0]}: the base beside the adapter takes the whole model in each "
-            "process, which FSDP and DeepSpeed divide. Launch with accelerate_configs/ddp.yaml, or "
-            "use data.replay"
-        )
+def refuse_unavailable_initialisation(context: PreflightContext) -> None:
+    """Refuse with AdapterError an initialisation that this launch or objective cannot compute.
 
-
-def begun_where_it_can_be(situation: Situation) -> None:
-    """Raises AdapterError if first factors are computed from what is divided, or not there.
-
-    Where the adapter is attached, also if a layer has no such factors.
+    Once the adapter is attached, also refuse layers for which the initialisation has no factors.
     """
-    recipe, launch = situation.recipe, situation.launch
+    recipe, launch = context.recipe, context.launch
     kind = initialisation_of(recipe.adapter)
     if kind is None:
         return
-    named = f"adapter.options.{OPTION}: {kind}"
+    field = f"adapter.options.{OPTION}: {kind}"
     if launch.sharded or launch.deepspeed:
         raise AdapterError(
-            f"{named} looks at whole weights, which FSDP and DeepSpeed divide. Launch with "
-            "accelerate_configs/ddp.yaml"
+            f"{field} needs full weight matrices, which FSDP and DeepSpeed shard. Fix: launch with "
+            "accelerate_configs/ddp.yaml."
         )
     if kind in FROM_ROWS and recipe.training.objective in HEADED:
         raise AdapterError(
-            f"{named} goes by what each layer sees of every word, and some below a head see one "
-            "vector a text; use pissa or olora, which go by the weights"
+            f"{field} needs each layer's activations at every token, and some layers below a head "
+            "see only one vector per text. Fix: use pissa or olora, which need only the weights."
         )
     if kind == "lora_ga" and recipe.training.objective not in ("sft", "text"):
         raise AdapterError(
-            f"{named} goes by the gradients of the objectives sft and text, and this is "
-            f"{recipe.training.objective}; use eva, which goes by activations"
+            f"{field} needs the gradients of the objectives sft and text (got "
+            f"training.objective: {recipe.training.objective}). Fix: use eva, which needs only "
+            "activations."
         )
-    if situation.model is not None:
-        beginning_layers(situation.model, recipe.adapter, kind)
+    if context.model is not None:
+        layers_to_initialize(context.model, recipe.adapter, kind)
 
 
-def computes_in_float32(situation: Situation) -> None:
-    """Raises AdapterError if whole copies of layers would not be computed as they are kept."""
-    spec, dtype = situation.recipe.adapter, situation.loaded.spec.dtype
+def require_float32_for_layer_copies(context: PreflightContext) -> None:
+    """Refuse with AdapterError to train float32 copies of layers in a half-precision backbone."""
+    spec, dtype = context.recipe.adapter, context.loaded_backbone.spec.dtype
     copies = spec.trains_weights or spec.method == "ln_tuning"
     if dtype != "float32" and (copies or spec.options.get("modules_to_save")):
-        what = f"method: {spec.method}" if copies else "options.modules_to_save"
+        field = f"method: {spec.method}" if copies else "options.modules_to_save"
         raise AdapterError(
-            f"adapter.{what}: trains copies of whole layers, which are kept in float32, and "
-            f"backbone.dtype is {dtype}: PEFT's layers do not cast between them. Set "
-            "backbone.dtype: float32, or use lora"
+            f"adapter.{field}: trains copies of layers that are kept in float32, and PEFT does not "
+            f"cast between them and the backbone (got backbone.dtype: {dtype}). Fix: set "
+            "backbone.dtype: float32, or use adapter.method: lora."
         )
 
 
-def trained_with_its_head(situation: Situation) -> None:
-    """Raises TrainingError if a launch divides what a classifier is, or shares what is cheap."""
-    launch, recipe = situation.launch, situation.recipe
-    if launch.sharded or launch.deepspeed:
-        raise TrainingError(
-            "training.objective: classification: a head is kept whole in each process, which FSDP "
-            "and DeepSpeed would divide. Launch with accelerate_configs/ddp.yaml"
-        )
-    if recipe.adapter.method == "head" and launch.processes > 1:
-        raise TrainingError(
-            "adapter.method: head: some thousand weights on finished features are trained by one "
-            f"process; {launch.processes} were started. Leave the launcher out"
-        )
-
-
-def taught_in_its_tokens(situation: Situation) -> None:
-    """Raises TrainingError if the teacher has other tokens."""
-    spec = situation.recipe.training.distillation
+def require_teacher_vocabulary(context: PreflightContext) -> None:
+    """Refuse with TrainingError a teacher with another vocabulary than the backbone."""
+    spec = context.recipe.training.distillation
     if spec is not None:
-        require_same_tokens(spec, situation.loaded)
+        require_same_tokens(spec, context.loaded_backbone)
 
 
-def rates_of_what_is_trained(situation: Situation) -> None:
-    """Raises TrainingError if a rate is that of a module in which nothing is trained."""
-    names = [name for name, p in situation.attached.named_parameters() if p.requires_grad]
-    for module in situation.recipe.training.lr_multipliers:
-        if not any(is_in(name, module) for name in names):
-            inside = sorted({part for name in names for part in name.split(".")[:-1]} - {"default"})
-            known = [part for part in inside if not part.isdigit()]
+def refuse_unmatched_lr_multipliers(context: PreflightContext) -> None:
+    """Refuse with TrainingError a learning rate multiplier that matches no trained parameter."""
+    names = [name for name, p in context.adapted_model.named_parameters() if p.requires_grad]
+    for module in context.recipe.training.lr_multipliers:
+        if not any(belongs_to_module(name, module) for name in names):
+            parts = sorted({part for name in names for part in name.split(".")[:-1]} - {"default"})
+            known = [part for part in parts if not part.isdigit()]
             raise TrainingError(
-                f"training.lr_multipliers.{module}: nothing is trained in a module of that name; found: "
-                f"{', '.join(known)}"
+                f"training.lr_multipliers.{module}: no trained parameter is in a module of that "
+                f"name. Fix: use one of: {', '.join(known)}"
             )
 
 
-def consolidated_whole(situation: Situation) -> None:
-    """Raises TrainingError if something is trained that `retention.ewc` does not hold."""
-    if situation.recipe.retention.ewc is None:
+def refuse_parameters_outside_ewc(context: PreflightContext) -> None:
+    """Refuse with TrainingError trained parameters that `retention.ewc` does not penalise."""
+    if context.recipe.retention.ewc is None:
         return
-    updates = low_rank_updates(situation.attached).values()
-    held = {id(factor) for update in updates for factor in (update.first, update.second)}
-    for name, parameter in situation.attached.named_parameters():
-        if parameter.requires_grad and id(parameter) not in held:
+    updates = lora_updates(context.adapted_model).values()
+    penalised = {id(factor) for update in updates for factor in (update.lora_a, update.lora_b)}
+    for name, parameter in context.adapted_model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in penalised:
             raise TrainingError(
-                f"retention.ewc: holds LoRA's updates of linear layers, and {name} is "
-                "trained besides; leave it out of adapter.target_modules and adapter.options, or use "
-                "retention.kl, which holds what the model says"
+                f"retention.ewc: penalises only LoRA updates of linear layers, but {name} is "
+                "trained too. Fix: leave it out of adapter.target_modules and adapter.options, or "
+                "use retention.kl, which constrains the model's outputs."
             )
 
 
-def stepped_by_us(situation: Situation) -> None:
-    """Raises TrainingError for what acts on gradients between the backward pass and the step."""
-    launch, recipe = situation.launch, situation.recipe
-    asked = {
-        "training.gradual_unfreezing_steps": recipe.training.gradual_unfreezing_steps is not None,
-        "adapter.method: adalora": recipe.adapter.method == "adalora",
-        "training.gradient_conflict": recipe.training.gradient_conflict is not None,
-    }
-    if recipe.training.gradient_conflict is not None and launch.processes > 1:
-        raise TrainingError(
-            "training.gradient_conflict: the tasks' gradients are looked at in one process, and "
-            f"{launch.processes} are launched; leave it out, or start one"
-        )
-    for field, is_asked in asked.items():
-        if is_asked and (launch.sharded or launch.deepspeed):
-            raise TrainingError(
-                f"{field} acts on whole gradients before each step, which FSDP divides and "
-                "DeepSpeed has used by then. Launch with accelerate_configs/ddp.yaml"
-            )
-
-
-def long_enough_to_choose_ranks(situation: Situation) -> None:
-    """Raises AdapterError if a training has no step in which adalora could take ranks."""
-    recipe = situation.recipe
+def require_adalora_steps(context: PreflightContext) -> None:
+    """Refuse with AdapterError a training too short for adalora to reduce ranks."""
+    recipe = context.recipe
     if recipe.adapter.method == "adalora":
-        phases(recipe.adapter.options, optimizer_steps(len(situation.examples), recipe.training))
+        pruning_phases(
+            recipe.adapter.options, optimizer_steps(len(context.examples), recipe.training)
+        )
 
 
-def within_the_window(situation: Situation) -> None:
-    """Raises AdapterError if virtual tokens and an example are more than the backbone reads."""
-    recipe = situation.recipe
+def require_window_for_virtual_tokens(context: PreflightContext) -> None:
+    """Refuse with AdapterError virtual tokens that do not fit before an example of full length."""
+    recipe = context.recipe
     count, longest = recipe.adapter.virtual_tokens, recipe.data.max_length
-    config = situation.loaded.model.config.get_text_config()
+    config = context.loaded_backbone.model.config.get_text_config()
+    requested = (
+        f"adapter.options.num_virtual_tokens: {count} and an example of data.max_length: {longest}"
+    )
     window = getattr(config, "max_position_embeddings", None)
     if window and count + longest > window:
         raise AdapterError(
-            f"adapter.options.num_virtual_tokens: {count} and an example of data.max_length: "
-            f"{longest} are more than the {window} positions of this backbone; lower one of them"
+            f"{requested} exceed the {window} positions of this backbone. Fix: lower one of them."
         )
     sliding = getattr(config, "sliding_window", None)
     if sliding and count + longest > sliding:
-        # Past it, how many of them a token sees hangs on the padding between.
+        # Beyond the window, the number of virtual tokens that a token attends to depends on the
+        # padding in between.
         raise AdapterError(
-            f"adapter.options.num_virtual_tokens: {count} and an example of data.max_length: "
-            f"{longest} are more than the {sliding} tokens that layers of this backbone look back "
-            "on; lower one of them"
+            f"{requested} exceed the sliding window of {sliding} tokens of this backbone's "
+            "attention. Fix: lower one of them."
         )
 
 
-def encoded_whole(situation: Situation) -> None:
-    """Raises TrainingError if a launch divides the weights that virtual tokens go through."""
-    launch, method = situation.launch, situation.recipe.adapter.method
-    if launch.sharded or launch.deepspeed:
-        raise TrainingError(
-            f"adapter.method: {method}: its tokens go through the backbone in a pass of their own, "
-            "for which FSDP and DeepSpeed gather nothing. Launch with accelerate_configs/ddp.yaml"
-        )
-
-
-def whole_where_it_is_divided(situation: Situation) -> None:
-    """Raises TrainingError for what is made for one stack of blocks where there are two."""
-    recipe, launch = situation.recipe, situation.launch
+def refuse_unsupported_on_encoder_decoder(context: PreflightContext) -> None:
+    """Refuse with TrainingError settings that support decoder-only backbones alone."""
+    recipe, launch = context.recipe, context.launch
     training, start = recipe.training, initialisation_of(recipe.adapter)
     replay = recipe.data.replay
-    asked = {
+    requested = {
         f"training.objective: {training.objective}": training.objective != "sft",
         f"adapter.method: {recipe.adapter.method}": recipe.adapter.trains_weights,
         f"adapter.options.{OPTION}: {start}": start in FROM_ROWS,
@@ -206,95 +144,95 @@ def whole_where_it_is_divided(situation: Situation) -> None:
         "retention.self_distillation": recipe.retention.self_distillation is not None,
         "FSDP or DeepSpeed": launch.sharded or launch.deepspeed,
     }
-    for what, is_asked in asked.items():
-        if is_asked:
+    for setting, is_requested in requested.items():
+        if is_requested:
             raise TrainingError(
-                f"{what} is made for a backbone of one stack of blocks, and "
-                f"{situation.loaded.files.reference} has an encoder and a decoder. Possible: the "
-                "objective sft with LoRA and other methods that change layers"
+                f"{setting} supports only decoder-only backbones (got the encoder-decoder "
+                f"{context.loaded_backbone.files.reference}). Fix: remove this setting; an "
+                "encoder-decoder supports the objective sft with LoRA and other methods that "
+                "change layers."
             )
 
 
-def can_be_merged(situation: Situation) -> str | None:
-    """Warns of a method that ends with the evaluation."""
-    method = situation.recipe.adapter.method
-    why = NOT_MERGED.get(method)
-    if why is None:
+def warn_if_not_mergeable(context: PreflightContext) -> str | None:
+    """Return a warning for a method whose adapters cannot be merged."""
+    method = context.recipe.adapter.method
+    reason = NOT_MERGED.get(method)
+    if reason is None:
         return None
     return (
-        f"adapter.method: {method} cannot be merged ({why}): it is trained and evaluated, but "
-        "`lora-kit merge` and `release` will refuse it"
+        f"adapter.method: {method} cannot be merged ({reason}): the adapter is trained and "
+        "evaluated, but `lora-kit merge` and `release` will refuse it. Use lora to merge or release"
     )
 
 
-def in_one_process(situation: Situation) -> None:
-    """Raises TrainingError for what is made for one process where there are several."""
-    launch, objective = situation.launch, situation.recipe.training.objective
-    several = launch.processes > 1 or launch.sharded or launch.deepspeed
-    if objective in (*LEFT_OUT, "reward") and several:
-        raise TrainingError(
-            f"training.objective: {objective} is trained by one process, and {launch.processes} "
-            "are launched; start it without a launch file"
-        )
-
-
-def rewarded_by_what_there_is(situation: Situation) -> None:
-    """Raises RecipeError for a reward that is no metric, nor the run of a reward model."""
-    spec = situation.recipe.grpo
-    assert spec is not None  # where the check applies
+def require_known_rewards(context: PreflightContext) -> None:
+    """Refuse with RecipeError a reward that is neither a metric nor the run of a reward model."""
+    spec = context.recipe.grpo
+    assert spec is not None  # ensured by `PreflightCheck.applies`
     for name in spec.rewards:
-        metric_or_run(name)
+        resolve_reward(name)
 
 
-def logged_where_it_can_be(situation: Situation) -> None:
-    """Raises TrainingError if a tracker is not installed."""
-    require_trackers(situation.recipe.training)
+def require_installed_trackers(context: PreflightContext) -> None:
+    """Refuse with TrainingError an experiment tracker that is not installed."""
+    require_trackers(context.recipe.training)
 
 
-def scored_by_the_base_head(situation: Situation) -> None:
-    """Raises AdapterError if the output head has an adapter, which TRL's objectives refuse."""
+def refuse_adapted_output_head(context: PreflightContext) -> None:
+    """Refuse with AdapterError an adapter on the output head under objectives with a reference.
+
+    TRL's losses bypass such an adapter.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    recipe = situation.recipe
-    head = situation.attached.get_output_embeddings()
+    recipe = context.recipe
+    head = context.adapted_model.get_output_embeddings()
     if recipe.training.objective in REFERENCED and isinstance(head, BaseTunerLayer):
         raise AdapterError(
-            f"adapter: {recipe.adapter.method} on the output head (or an embedding that is one "
-            f"with it): with the objective {recipe.training.objective} TRL takes log probabilities "
-            "past it. Leave lm_head and the embedding out, or use another method"
+            f"adapter.target_modules: {recipe.adapter.method} on the output head (or the embedding "
+            f"tied to it) is bypassed where TRL computes the log probabilities of "
+            f"{recipe.training.objective}. Fix: leave out lm_head and the embedding, or use "
+            "another method."
         )
 
 
-# Of each objective, what an estimate that is made for sft leaves out.
-LEFT_OUT = {
+# By objective, the costs that the estimate, made for sft, does not contain.
+OMITTED_FROM_ESTIMATE = {
     "dpo": "the forward pass of the reference policy, about a quarter of a step",
-    "kto": "two forward passes of the reference policy and one for the divergence, about as long "
-    "again",
-    "orpo": "the logits of prompts, which its cross-entropy takes: more memory, for each token of "
-    "a forward pass 4 bytes a word of the vocabulary and more",
-    "grpo": "the sampling of answers, reward models, and all answers of a prompt but one: a step "
-    "takes at least `grpo.num_generations` times as long",
+    "kto": "two forward passes of the reference policy and one for the divergence, which about "
+    "double a step's time",
+    "orpo": "the logits of the prompt tokens, on which the cross-entropy is computed too: at least "
+    "4 bytes of memory for each token of a forward pass and each entry of the vocabulary",
+    "grpo": "sampling, reward models, and all but one of the answers of a prompt: a step takes at "
+    "least `grpo.num_generations` times as long",
 }
 
 
-def estimated_as_another_objective(situation: Situation) -> str | None:
-    """Warns of what the estimate of memory and time leaves out."""
-    training = situation.recipe.training
+def warn_of_partial_estimate(context: PreflightContext) -> str | None:
+    """Return a warning that names the costs missing in the estimate of memory and time."""
+    training = context.recipe.training
     objective = training.objective
     if training.distillation:
         teacher = training.distillation.teacher.model
-        return f"training.distillation: the estimate leaves out the teacher, {teacher}"
-    if objective not in LEFT_OUT:
+        return (
+            f"training.distillation: the estimates of memory and time leave out the teacher, "
+            f"{teacher}; leave room for its weights and a forward pass"
+        )
+    if objective not in OMITTED_FROM_ESTIMATE:
         return None
-    return f"training.objective: {objective}: the estimate leaves out {LEFT_OUT[objective]}"
+    return (
+        f"training.objective: {objective}: the estimates of memory and time leave out "
+        f"{OMITTED_FROM_ESTIMATE[objective]}; add them"
+    )
 
 
-def estimated_as_it_is(situation: Situation) -> str | None:
-    """Warns of a method whose memory is another one's in the estimate."""
-    method = situation.recipe.adapter.method
+def warn_of_substituted_estimate(context: PreflightContext) -> str | None:
+    """Return a warning for a method whose memory is estimated as that of LoRA."""
+    method = context.recipe.adapter.method
     if method not in NOT_SHAPED:
         return None
     return (
-        f"adapter.method: {method} cannot be made of shapes alone; its memory is estimated as that "
-        "of LoRA of rank 16"
+        f"adapter.method: {method} cannot be built without weights, so its memory is estimated as "
+        "that of LoRA with rank 16; leave a margin"
     )

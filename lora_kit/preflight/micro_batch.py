@@ -1,4 +1,4 @@
-"""The largest forward pass of a training: what decides how much memory it takes."""
+"""Shape of the largest forward pass of a training, which determines its peak memory."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_kit.data.dataset import PreparedData
+from lora_kit.data.prepared import PreparedData
 from lora_kit.training.micro_batcher import MicroBatcher
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The shape of one forward pass.
+    """Shape of one forward pass.
 
     Attributes:
-        rows: of the batch.
-        length: tokens a row, padding included.
-        supervised: tokens that the loss is taken on, in all rows.
-        masked: whether attention needs a mask of its own: some rows are padded, or several examples
-            share one.
+        rows: number of rows.
+        length: tokens per row, padding included.
+        supervised: number of supervised tokens in all rows.
+        masked: true if attention needs an explicit mask, because some rows are padded or several
+            examples are packed into one row.
     """
 
     rows: int
@@ -30,60 +30,53 @@ class MicroBatch:
     masked: bool
 
     def resized(self, rows: int, length: int) -> MicroBatch:
-        """The same kind of batch with fewer rows or tokens."""
+        """Return the same kind of batch with fewer rows or tokens per row."""
         share = rows * length / (self.rows * self.length)
         return replace(
             self,
             rows=rows,
             length=length,
             supervised=max(math.ceil(self.supervised * share), 1),
-            # A row of its own needs no mask; a pack is one row as it is.
+            # A single row has no padding and needs no mask, unless it is a pack.
             masked=self.masked and (rows > 1 or self.rows == 1),
         )
 
 
-def largest_micro_batch(data: PreparedData, cutting: MicroBatcher) -> MicroBatch:
-    """The largest forward pass that a training may make: its longest examples side by side.
+def largest_micro_batch(data: PreparedData, batcher: MicroBatcher) -> MicroBatch:
+    """Return the largest forward pass that a training may run: its longest examples together.
 
     Args:
         data: at least one example, of which only the lengths are read.
-        cutting: of a step into forward passes.
+        batcher: division of an optimizer step into forward passes.
     """
     lengths = data.lengths
     order = np.argsort(-lengths, kind="stable")
-    taken = (
-        _packed(lengths, order, cutting)
-        if cutting.packing
-        else _side_by_side(lengths, order, cutting)
-    )
-    chosen = lengths[taken]
-    supervised = data.table.column("supervised").to_numpy()[taken]
+    if batcher.packing:
+        indices = _longest_pack(lengths, order, batcher)
+    else:
+        longest = int(lengths[order[0]])
+        fitting = max(batcher.tokens // longest, 1) if batcher.tokens else batcher.rows
+        indices = order[: min(batcher.rows, fitting)]
+    chosen = lengths[indices]
+    supervised = data.table.column("supervised").to_numpy()[indices]
     return MicroBatch(
-        rows=1 if cutting.packing else len(taken),
-        length=int(chosen.sum() if cutting.packing else chosen.max()),
+        rows=1 if batcher.packing else len(indices),
+        length=int(chosen.sum() if batcher.packing else chosen.max()),
         supervised=int(supervised.sum()),
-        masked=len(taken) > 1 if cutting.packing else len(set(chosen.tolist())) > 1,
+        masked=len(indices) > 1 if batcher.packing else len(set(chosen.tolist())) > 1,
     )
 
 
-def _side_by_side(
-    lengths: NDArray[np.int32], order: NDArray[np.int64], cutting: MicroBatcher
+def _longest_pack(
+    lengths: NDArray[np.int32], order: NDArray[np.int64], batcher: MicroBatcher
 ) -> NDArray[np.int64]:
-    longest = int(lengths[order[0]])
-    fitting = max(cutting.tokens // longest, 1) if cutting.tokens else cutting.rows
-    return order[: min(cutting.rows, fitting)]
-
-
-def _packed(
-    lengths: NDArray[np.int32], order: NDArray[np.int64], cutting: MicroBatcher
-) -> NDArray[np.int64]:
-    """The longest that find room in one pack."""
-    taken: list[int] = []
-    room, shortest = cutting.tokens or math.inf, int(lengths[order[-1]])
-    for place in order.tolist():
-        if not taken or lengths[place] <= room:
-            taken.append(place)
-            room -= int(lengths[place])
-        if len(taken) == cutting.rows or room < shortest:
+    """Return the indices of the longest examples that fit into one pack."""
+    indices: list[int] = []
+    room, shortest = batcher.tokens or math.inf, int(lengths[order[-1]])
+    for index in order.tolist():
+        if not indices or lengths[index] <= room:
+            indices.append(index)
+            room -= int(lengths[index])
+        if len(indices) == batcher.rows or room < shortest:
             break
-    return np.array(taken)
+    return np.array(indices)

@@ -1,58 +1,63 @@
-"""Whether everything that goes through the backbone, or its teacher, finds a place there."""
+"""Checks that every sequence fits into the positions of the backbone, or of the teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lora_kit.backbone.positions import Positions
+from lora_kit.backbone.positions import PositionLimits
 from lora_kit.data.tokenization import Example
-from lora_kit.preflight.situation import Situation
+from lora_kit.preflight.context import PreflightContext
 from lora_kit.runtime.errors import DataError, RecipeError
-from lora_kit.training.distillation import require_places
-from lora_kit.training.preferences.unit_batches import prompt_of
+from lora_kit.training.distillation import require_positions
+from lora_kit.training.preferences.unit_batches import prompt_tokens
 
 
-def within_its_positions(situation: Situation) -> None:
-    """Raises DataError if an example, a held-out row or a text takes more than there are."""
-    longest = situation.recipe.data.max_length
-    _require_places(situation, situation.examples, f"data.max_length: {longest}", "it")
-    _require_places(situation, situation.held_out, "data.validation", "data.max_length")
-    for field, texts in situation.texts.named.items():
-        _require_places(situation, texts.examples, f"{field}.length: {texts.length}", "it")
+def require_example_positions(context: PreflightContext) -> None:
+    """Refuse with DataError an example, held-out row or retention text longer than the backbone.
+
+    Virtual tokens count.
+    """
+    longest = context.recipe.data.max_length
+    _require_positions(context, context.examples, f"data.max_length: {longest}", "data.max_length")
+    _require_positions(context, context.held_out, "data.validation", "data.max_length")
+    for field, texts in context.texts.by_field.items():
+        length = f"{field}.length"
+        _require_positions(context, texts.examples, f"{length}: {texts.length}", length)
 
 
-def _require_places(
-    situation: Situation, examples: Iterable[Example], field: str, lowered: str
+def _require_positions(
+    context: PreflightContext, examples: Iterable[Example], field: str, remedy: str
 ) -> None:
-    positions = Positions.of(situation.loaded.model)
-    before = situation.recipe.adapter.virtual_tokens
+    positions = PositionLimits.of(context.loaded_backbone.model)
+    virtual_tokens = context.recipe.adapter.virtual_tokens
     for example in examples:
-        if lacking := positions.lacking(example.input_ids, before=before):
+        if overflow := positions.overflow(example.input_ids, virtual_tokens=virtual_tokens):
             raise DataError(
-                f"{field}: {example.origin} {lacking} in {situation.loaded.files.reference}; "
-                f"lower {lowered}"
+                f"{field}: {example.origin} {overflow} in "
+                f"{context.loaded_backbone.files.reference}. Fix: lower {remedy}."
             )
 
 
-def room_for_answers(situation: Situation) -> None:
-    """Raises RecipeError if an answer that is to be rewarded may find no place."""
-    spec = situation.recipe.grpo
+def require_answer_positions(context: PreflightContext) -> None:
+    """Refuse with RecipeError a prompt without enough positions for its sampled answer."""
+    spec = context.recipe.grpo
     if spec is None:
         return
-    positions = Positions.of(situation.loaded.model)
-    before = situation.recipe.adapter.virtual_tokens
-    for example in situation.examples:
-        # Unlike in an evaluation, the last token is read: the answer is scored as a whole.
-        behind = spec.max_new_tokens + 1
-        if lacking := positions.lacking(prompt_of(example), behind, before):
+    positions = PositionLimits.of(context.loaded_backbone.model)
+    virtual_tokens = context.recipe.adapter.virtual_tokens
+    # Unlike in an evaluation, the last generated token is an input too: the answer is scored.
+    new_tokens = spec.max_new_tokens + 1
+    for example in context.examples:
+        if overflow := positions.overflow(prompt_tokens(example), new_tokens, virtual_tokens):
             raise RecipeError(
-                f"grpo.max_new_tokens: {spec.max_new_tokens}: {example.origin}: a prompt with so "
-                f"long an answer {lacking} in {situation.loaded.files.reference}; lower it"
+                f"grpo.max_new_tokens: {spec.max_new_tokens}: {example.origin}: the prompt with an "
+                f"answer of this length {overflow} in {context.loaded_backbone.files.reference}. "
+                "Fix: lower grpo.max_new_tokens."
             )
 
 
-def taught_what_it_can_read(situation: Situation) -> None:
-    """Raises TrainingError if an example is longer than the teacher has positions for."""
-    spec = situation.recipe.training.distillation
+def require_teacher_positions(context: PreflightContext) -> None:
+    """Refuse with TrainingError an example longer than the teacher's positions."""
+    spec = context.recipe.training.distillation
     if spec is not None:
-        require_places(spec, situation.examples)
+        require_positions(spec, context.examples)

@@ -1,4 +1,4 @@
-"""The audit of the training data on a terminal: what is fine in a line, the rest with places."""
+"""Print the audit of the training data on a terminal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_kit.data.audit.findings import Audit, Leakage, Pieces, Shift
+from lora_kit.data.audit.findings import Audit, BrokenTokens, Leakage, Shift
 
-# Classes and scripts that are listed.
+# Classes and scripts listed by name.
 _LISTED = 6
 
 
 def show_audit(audit: Audit, console: Console) -> None:
-    """Print what was found: a line each, then what is worth a look, then what is refused."""
+    """Print one line per kind of finding, then warnings, then problems that are refused."""
     console.print(f"[bold]data audit[/] [dim]({audit.seconds:.1f} s)[/]")
     table = Table.grid(padding=(0, 2))
     for name, value in _facts(audit).items():
@@ -32,38 +32,41 @@ def _facts(audit: Audit) -> dict[str, str]:
     facts = {
         "duplicates": _duplicates(audit),
         "leakage": _leakage(audit.leakage),
-        "rows": f"{tokens.rows:,}, {tokens.truncated:,} cut ({tokens.truncated_share:.1%}), "
-        f"{tokens.dropped:,} with nothing to learn ({tokens.dropped_share:.1%})",
-        "lengths": f"half up to {lengths.p50:,} tokens, 90% up to {lengths.p90:,}, 99% up to "
-        f"{lengths.p99:,}, longest {lengths.longest:,}",
-        "buckets": ", ".join(
+        "rows": f"{tokens.rows:,}, {tokens.truncated:,} truncated ({tokens.truncated_share:.1%}), "
+        f"{tokens.dropped:,} without supervised tokens ({tokens.dropped_share:.1%})",
+        "lengths": f"median {lengths.p50:,} tokens, 90% ≤ {lengths.p90:,}, 99% ≤ {lengths.p99:,}, "
+        f"longest {lengths.longest:,}",
+        "rows by length": ", ".join(
             f"≤{upper:,}: {count:,}" for upper, count in lengths.histogram if count
         ),
-        "characters": _pieces(tokens.pieces),
+        "split characters": _broken_tokens(tokens.pieces),
     }
     if audit.validation is not None:
-        facts["held out"] = _leakage([audit.validation])
+        facts["held-out rows"] = _leakage([audit.validation])
     if audit.classes.counts:
         facts["classes"] = _listed(audit.classes.counts)
     for shift in audit.shifts:
-        facts[f"against {shift.other}"] = _shift(shift)
+        facts[f"shift to {shift.other}"] = _shift(shift)
     return facts
 
 
 def _duplicates(audit: Audit) -> str:
-    found = audit.duplicates
-    if not found.exact + found.near:
+    duplicates = audit.duplicates
+    if not duplicates.exact + duplicates.near:
         return "none"
-    return f"{found.exact:,} exact ({found.share:.1%}), {found.near:,} near, of {found.rows:,} rows"
+    return (
+        f"{duplicates.exact:,} exact ({duplicates.share:.1%}), {duplicates.near:,} near, of "
+        f"{duplicates.rows:,} rows"
+    )
 
 
-def _leakage(found: Sequence[Leakage]) -> str:
-    items = sum(one.items for one in found)
-    unchecked = sum(one.unchecked for one in found)
-    left_out = f", {unchecked:,} without a word to look for" if unchecked else ""
-    leaky = [one for one in found if one.leaked]
+def _leakage(tasks: Sequence[Leakage]) -> str:
+    items = sum(one.items for one in tasks)
+    unchecked = sum(one.unchecked for one in tasks)
+    left_out = f", {unchecked:,} without a word to search for" if unchecked else ""
+    leaky = [one for one in tasks if one.leaked]
     if not leaky:
-        return f"none of {items:,} items stands in a training row{left_out}"
+        return f"none of {items:,} items found in the training rows{left_out}"
     return (
         "; ".join(
             f"{one.suite}/{one.task} {one.leaked:,} of {one.items:,} "
@@ -74,10 +77,11 @@ def _leakage(found: Sequence[Leakage]) -> str:
     )
 
 
-def _pieces(found: Pieces) -> str:
-    if not found.broken:
-        return "none is broken into bytes"
-    return f"{found.share:.1%} of the supervised tokens are parts of one ({_listed(found.scripts)})"
+def _broken_tokens(tokens: BrokenTokens) -> str:
+    if not tokens.broken:
+        return "none"
+    scripts = _listed(tokens.scripts)
+    return f"{tokens.share:.1%} of the supervised tokens are parts of a character ({scripts})"
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -86,8 +90,11 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def _shift(shift: Shift) -> str:
-    interval = f"AUC {shift.auc:.2f}, {shift.low:.2f} to {shift.high:.2f}"
+    interval = f"95% interval {shift.low:.2f} to {shift.high:.2f}"
     compared = f"{shift.rows:,} and {shift.others:,} rows"
-    if shift.found:
-        return f"a classifier tells them apart with {interval} (p {shift.p_value:.2g}, {compared})"
-    return f"a classifier does not tell them apart ({interval}, {compared})"
+    if shift.significant:
+        return (
+            f"a classifier separates them with AUC {shift.auc:.2f} ({interval}, p "
+            f"{shift.p_value:.2g}, {compared})"
+        )
+    return f"not detected (AUC {shift.auc:.2f}, {interval}, {compared})"

@@ -1,4 +1,4 @@
-"""The diagnosis on a terminal."""
+"""Print the diagnosis of a machine on a terminal."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_kit.preflight.doctor import Diagnosis, Finding
+from lora_kit.preflight.doctor import Diagnosis, TrapFinding
 
 
 def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
-    """Print what was found, what is wrong last."""
+    """Print the machine, the traps, and last the traps without a working guard."""
     _show_machine(diagnosis, console)
     table = Table(box=None, pad_edge=False)
-    for name in ("trap", "what goes wrong", "here", "guarded", "how"):
+    for name in ("trap", "problem", "present", "guarded", "guard"):
         table.add_column(name, overflow="fold")
     for finding in diagnosis.findings:
         table.add_row(
@@ -24,15 +24,15 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
             escape(finding.guard),
         )
     console.print(table)
-    bare = [finding.trap for finding in diagnosis.findings if not finding.guarded]
-    if bare:
+    unguarded = [finding.trap for finding in diagnosis.findings if not finding.guarded]
+    if unguarded:
         console.print(
-            f"\n[bold red]not guarded here: {escape(', '.join(bare))}[/]. With these versions "
-            "results may be wrong without an error; install those of constraints.txt",
+            f"\n[bold red]not guarded: {escape(', '.join(unguarded))}[/]. Results may be wrong "
+            "without an error. Fix: install the versions of constraints.txt.",
             soft_wrap=True,
         )
     else:
-        console.print(f"\nall {len(diagnosis.findings)} known traps are guarded here")
+        console.print(f"\nall {len(diagnosis.findings)} known traps are guarded")
 
 
 def _show_machine(diagnosis: Diagnosis, console: Console) -> None:
@@ -43,7 +43,7 @@ def _show_machine(diagnosis: Diagnosis, console: Console) -> None:
         f"{hardware['cpu_capability']}, {hardware['memory'] / 1e9:.0f} GB",
         "device": ", ".join([diagnosis.device, *hardware["accelerators"]]),
         "versions": ", ".join(
-            f"{one.name} {one.found}" + ("" if one.is_checked else f" (checked: {one.checked})")
+            f"{one.name} {one.found}" + ("" if one.is_checked else f" (tested: {one.checked})")
             for one in diagnosis.versions
         ),
         "speed": ", ".join(
@@ -60,7 +60,7 @@ def _show_machine(diagnosis: Diagnosis, console: Console) -> None:
     console.print()
 
 
-def _presence(finding: Finding) -> str:
+def _presence(finding: TrapFinding) -> str:
     if finding.present is None:
-        return "it depends"
+        return "depends on the recipe"
     return "yes" if finding.present else "no"

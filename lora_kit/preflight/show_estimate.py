@@ -1,4 +1,4 @@
-"""Memory and time of a training on a terminal."""
+"""Print memory and time of a training on a terminal."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_kit.preflight.cards import fitting_cards
+from lora_kit.preflight.gpus import fitting_gpus
 from lora_kit.preflight.launch_file import LaunchFile
 from lora_kit.preflight.memory import MemoryEstimate
-from lora_kit.preflight.probe import Duration, Probe
+from lora_kit.preflight.step_timing import Duration, StepTiming
 
 GB = 1e9
 
 
 def show_estimate(estimate: MemoryEstimate, console: Console) -> None:
-    """Print what a training holds at most, and where it fits."""
+    """Print the peak memory of a training and, for a GPU, the GPUs on which it fits."""
     batch = estimate.batch
     rows = "row" if batch.rows == 1 else "rows"
     console.print(
-        f"\n[dim]peak memory on a {estimate.device} device, estimated from shapes: largest forward "
-        f"pass {batch.rows} {rows} of {batch.length} tokens[/]",
+        f"\n[dim]estimated peak memory on {estimate.device} (largest forward pass: {batch.rows} "
+        f"{rows} of {batch.length} tokens)[/]",
         soft_wrap=True,
     )
     table = Table.grid(padding=(0, 2))
@@ -28,63 +28,71 @@ def show_estimate(estimate: MemoryEstimate, console: Console) -> None:
     table.add_column(justify="right")
     for name, size in estimate.components.items():
         table.add_row(escape(name), f"{size / GB:.2f} GB")
-    table.add_row("[bold]all of it[/]", f"[bold]{estimate.total / GB:.2f} GB[/]")
+    table.add_row("[bold]total[/]", f"[bold]{estimate.total / GB:.2f} GB[/]")
     console.print(table)
     if estimate.device == "cuda":
-        console.print(_cards(estimate))
+        console.print(_fitting(estimate))
 
 
-def show_rank(file: LaunchFile, estimate: MemoryEstimate, console: Console) -> None:
-    """Print what each process holds that a configuration file would start."""
-    number = file.launch.processes
-    processes = "1 process" if number == 1 else f"{number} processes"
+def show_memory_per_process(file: LaunchFile, estimate: MemoryEstimate, console: Console) -> None:
+    """Print the peak memory of each process that a launch file starts."""
+    count = file.launch.processes
+    processes = "1 process" if count == 1 else f"{count} processes"
     console.print(
-        f"\nlaunched by {escape(str(file.path))}: {processes} ({how_launched(file)}), each of "
-        "which takes:",
+        f"\nlaunched by {escape(str(file.path))}: {processes} ({launch_label(file)}); memory of "
+        "each process:",
         soft_wrap=True,
     )
     show_estimate(estimate, console)
 
 
-def how_launched(file: LaunchFile) -> str:
-    """The kind of distribution as people call it."""
+def launch_label(file: LaunchFile) -> str:
+    """Return the usual name of the kind of launch."""
     launch = file.launch
     if launch.fsdp:
         return f"FSDP {launch.fsdp_version}"
     if launch.deepspeed:
         return f"ZeRO-{launch.zero_stage}"
     if launch.processes == 1:
-        return "alone"
+        return "single process"
     return "data parallel"
 
 
 def show_on_a_gpu(estimate: MemoryEstimate, console: Console) -> None:
-    """Print in a line or two what a training would take on a GPU, and on which it fits."""
+    """Print on one line the memory of a training on a GPU, and the GPUs on which it fits."""
     batch = estimate.batch
     console.print(
-        f"on a GPU: {estimate.total / GB:.2f} GB, with {batch.rows} x {batch.length} tokens a "
-        f"forward pass; {_cards(estimate)}",
+        f"on a GPU: {estimate.total / GB:.2f} GB with {batch.rows} x {batch.length} tokens per "
+        f"forward pass; {_fitting(estimate)}",
         soft_wrap=True,
     )
 
 
-def _cards(estimate: MemoryEstimate) -> str:
-    cards = fitting_cards(estimate.total)
-    return f"fits on {', '.join(cards) if cards else 'no GPU known here'}"
+def _fitting(estimate: MemoryEstimate) -> str:
+    gpus = fitting_gpus(estimate.total)
+    if gpus:
+        return f"fits on {', '.join(gpus)}"
+    return (
+        "fits on no known GPU; lower data.max_length, or shard the weights over more GPUs "
+        "(accelerate_configs/fsdp2.yaml)"
+    )
 
 
-def show_duration(duration: Duration, probe: Probe, console: Console) -> None:
-    """Print how long a training takes, and what that stands on."""
+def show_duration(duration: Duration, probe: StepTiming, console: Console) -> None:
+    """Print the expected duration of a training and the measurement behind it."""
+    training, validation = (
+        format_duration(seconds) for seconds in (duration.training, duration.validation)
+    )
     console.print(
-        f"time: {spoken(duration.training)} of training and {spoken(duration.validation)} of "
-        f"validation, by a pass over {probe.rows} rows of {probe.tokens // probe.rows} tokens that "
-        f"took {probe.seconds:.2f} s",
+        f"estimated time: {training} of training and {validation} of validation (measured: "
+        f"{probe.seconds:.2f} s for a forward and backward pass of {probe.rows} x "
+        f"{probe.tokens // probe.rows} tokens)",
         soft_wrap=True,
     )
 
 
-def spoken(seconds: float) -> str:
-    """A duration as people say it, such as `2 h 05 min`."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in seconds as text, such as `2 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

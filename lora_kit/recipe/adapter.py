@@ -91,7 +91,7 @@ VIRTUAL_TOKENS = 20
 
 
 class AdapterSpec(Section):
-    """What is trained: a PEFT method and its options."""
+    """The PEFT method that is trained, and its options."""
 
     method: Method = "lora"
     """`lora` (Hu et al. 2021, arXiv:2106.09685) or another method of PEFT; `full`: the weights of

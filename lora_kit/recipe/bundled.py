@@ -25,7 +25,7 @@ def find_document(reference: str, folders: Sequence[str], noun: str) -> Path:
     Args:
         reference: a path, or a name such as `quickstart`.
         folders: where bundled files may lie, relative to the package or to the checkout.
-        noun: what the files are, for the error message.
+        noun: kind of document, for the error message.
 
     Raises:
         RecipeError: if there is no such file, with the bundled names.

@@ -80,7 +80,7 @@ class AuditSpec(Section):
 
 
 class DataSpec(Section):
-    """What is trained on."""
+    """Rows that are trained on, and the tokens that get a label."""
 
     train: list[SourceSpec] = Field(min_length=1)
     """Sources, read one after the other; with weights or a temperature, mixed."""

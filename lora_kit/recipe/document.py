@@ -19,11 +19,11 @@ class Document:
     """A parsed YAML mapping.
 
     Attributes:
-        origin: what errors call the document, such as its path.
+        origin: name of the document in errors, such as its path.
         value: the mapping.
         lines: the line of each field, counted from 1.
         overridden: the fields that `--set` has set.
-        problems: what is wrong with the document's form, such as a key that is given twice.
+        problems: defects of the document's form, such as a key that is given twice.
     """
 
     origin: str

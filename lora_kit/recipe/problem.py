@@ -12,9 +12,9 @@ class Problem:
     Attributes:
         fields: dotted names of the fields that conflict. The first is the one to report; a problem
             is dropped if any of the others is invalid itself.
-        reason: what is wrong, as a clause that follows the field's name.
+        reason: the conflict, as a clause that follows the field's name.
         given: the value of the first field; empty if the reason says it already.
-        remedy: what to do, as a clause in the imperative.
+        remedy: remedy, as a clause in the imperative.
     """
 
     fields: tuple[str, ...]
@@ -32,6 +32,6 @@ class Problem:
         return f"{self.reason}{given}. Fix: {self.remedy}"
 
 
-def conflict(*fields: str, reason: str, fix: str, given: object = "") -> Problem:
+def conflict(*fields: str, reason: str, given: object = "", fix: str = "remove it") -> Problem:
     """Return a problem of one or more fields, the one to report first."""
     return Problem(fields, reason, str(given), fix)

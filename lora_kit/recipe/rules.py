@@ -38,7 +38,7 @@ RULES: tuple[Rule, ...] = (
     initialisation.subtracted_factors,
     initialisation.patterns,
     initialisation.options_of_corda,
-    training.micro_batch_size,
+    training.uneven_micro_batches,
     training.decay_without_wsd,
     training.decisions_without_validation,
     training.conflict_of_one_source,

@@ -1,4 +1,4 @@
-"""What the sections of recipes and suites are made of: frozen models and constrained numbers."""
+"""Building blocks of recipes and suites: frozen models and constrained numbers."""
 
 from __future__ import annotations
 

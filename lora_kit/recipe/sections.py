@@ -28,7 +28,7 @@ MERGED_ARMS = ("merged", "merged-original")
 
 
 class EvaluationSpec(Section):
-    """What is measured."""
+    """Suites and arms of the evaluation."""
 
     suites: list[str] = Field(default_factory=lambda: ["core-retention"])
     """Bundled suites by name, or paths of suite files."""
@@ -63,7 +63,7 @@ class EvaluationSpec(Section):
 
 
 class MergeSpec(Section):
-    """How the adapter is merged into its backbone."""
+    """Merge of the adapter into its backbone."""
 
     base: MergeBase = "dequantized"
     """Weights that the adapter is added to. `dequantized`: those it was trained on; `original`:

@@ -41,7 +41,7 @@ class DistillationSpec(Section):
 
 
 class TrainingSpec(Section):
-    """How the adapter is trained."""
+    """Training of the adapter."""
 
     objective: Objective = "sft"
     """Loss. `sft`: cross-entropy on supervised tokens. `text`: continued pre-training on every

@@ -1,10 +1,11 @@
-"""The model card, in the form that the hub reads: a function of manifest, verdict and merge alone.
+"""Model card in the hub's format, as a pure function of manifest, verdict and merge record.
 
-Nothing else goes into it, so that whoever has a release can make its card anew and compare.
+Anyone with a release can therefore render its card again and compare.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,75 +15,80 @@ import yaml
 from markupsafe import Markup
 
 from lora_kit.backbone.files import ALIASES
-from lora_kit.evaluation.reporting.escaping import markdown, visible
-from lora_kit.evaluation.reporting.notation import percent
-from lora_kit.releasing.licences import Licensed, Note, hub_license, notes
+from lora_kit.evaluation.reporting.escaping import escape_invisible, escape_markdown
+from lora_kit.evaluation.reporting.notation import format_percent
+from lora_kit.evaluation.verdict import Verdict
+from lora_kit.releasing.card_tasks import CardTask, card_tasks, lost_slices
+from lora_kit.releasing.licences import LicenceNote, LicensedWork, hub_license, licence_notes
 from lora_kit.releasing.manifest import Manifest
-from lora_kit.releasing.views import TaskView, lost_slices, task_views
+from lora_kit.runtime.files import finite
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
-MARK = "---\n"
+FENCE = "---\n"
 
 
-def model_card(manifest: Manifest, verdict: Mapping[str, Any], merge: Mapping[str, Any]) -> str:
-    """The card of a release.
+def model_card(manifest: Manifest, verdict: Verdict, merge: Mapping[str, Any]) -> str:
+    """Render the card of a release.
 
     Args:
-        manifest: all of it but for `files`, which the card is one of.
-        verdict: as it lies on disk.
-        merge: the merge's record.
+        manifest: manifest of the release; `files` is not used, since the card is one of them.
+        verdict: the verdict of the evaluation.
+        merge: content of the merge record.
 
     Returns:
-        Front matter with `model-index`, and Markdown in which everything that comes from rows,
-        models and recipes is escaped.
+        Front matter with `model-index`, and Markdown in which all values from rows, models and
+        recipes are escaped.
     """
-    tasks, found = task_views(verdict), notes(manifest.works)
+    tasks, notes = card_tasks(verdict), licence_notes(manifest.works)
     base = next(work for work in manifest.works if work.used == "base")
     body = _environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = body.render(
         manifest=manifest,
-        recipe=manifest.resolved,
+        recipe=manifest.resolved_recipe,
         verdict=verdict,
         merge=merge,
         tasks=tasks,
         retained=[task for task in tasks if task.role == "retention"],
         lost_slices=lost_slices(verdict),
         base=base,
-        taken_from=_packaged(manifest),
-        works=_listed(manifest.works),
-        notes=found,
-        confidences=", ".join(_confidences(tasks)),
+        taken_from=_package_file(manifest),
+        works=_works_with_uses(manifest.works),
+        notes=notes,
+        confidences=", ".join(
+            sorted({format_percent(one.task.interval.confidence) for one in tasks})
+        ),
     )
-    return f"{MARK}{_front_matter(manifest, tasks, base, found)}\n{MARK}\n{text}"
+    return f"{FENCE}{_front_matter(manifest, tasks, base, notes)}\n{FENCE}\n{text}"
 
 
 def same_card(written: str, expected: str) -> bool:
-    """Whether a card says what it has to: the same front matter, the same text byte by byte.
+    """Return True if two cards have equal front matter and the same text, byte for byte.
 
-    Front matter is compared as data: another version of the library may break its lines elsewhere.
+    Front matter is compared as data, since versions of huggingface_hub wrap its lines differently.
     """
-    of_written, of_expected = _parts(written), _parts(expected)
-    return of_written is not None and of_written == of_expected
+    written_parts = _split_card(written)
+    return written_parts is not None and written_parts == _split_card(expected)
 
 
-def _parts(card: str) -> tuple[Any, str] | None:
-    if not card.startswith(MARK):
+def _split_card(card: str) -> tuple[Any, str] | None:
+    """Return the parsed front matter and the body; `None` if the front matter is malformed."""
+    if not card.startswith(FENCE):
         return None
-    head, mark, body = card.removeprefix(MARK).partition(f"\n{MARK}")
+    head, fence, body = card.removeprefix(FENCE).partition(f"\n{FENCE}")
     try:
-        return (yaml.safe_load(head), body) if mark else None
+        return (yaml.safe_load(head), body) if fence else None
     except yaml.YAMLError:
         return None
 
 
 def _front_matter(
-    manifest: Manifest, tasks: Sequence[TaskView], base: Licensed, found: Sequence[Note]
+    manifest: Manifest, tasks: Sequence[CardTask], base: LicensedWork, notes: Sequence[LicenceNote]
 ) -> str:
     from huggingface_hub import ModelCardData
 
-    recipe = manifest.resolved
+    recipe = manifest.resolved_recipe
     trained_on = [w for w in manifest.works if w.used in ("train", "replay", "retention") and w.hub]
-    license_ = hub_license(base, found)
+    license_ = hub_license(base, notes)
     metadata = ModelCardData(
         base_model=base.work if base.hub else None,
         base_model_relation="finetune",
@@ -91,57 +97,56 @@ def _front_matter(
         pipeline_tag="text-generation",
         tags=["lora_kit", recipe.adapter.method, recipe.backbone.quantization],
         model_name=manifest.name,
-        eval_results=[_result(task) for task in tasks if task.merged_score is not None],
+        eval_results=[_eval_result(task) for task in tasks if task.merged_score is not None],
         license=license_.get("license"),
         license_name=license_.get("license_name"),
     )
     return str(metadata.to_yaml()).strip()
 
 
-def _result(task: TaskView) -> Any:
-    """One entry of `model-index`: the merged model, which is what lies at the root.
+def _eval_result(task: CardTask) -> Any:
+    """Return the `model-index` entry of a task, with the values of the merged model.
 
-    The format has no place for an interval. It stands in the metric's name, which people read, and
-    in its arguments, which programs do; the table in the card has it too.
+    The format has no field for an interval, so the interval is in the metric's name for people,
+    and in the metric's arguments for programs.
     """
     from huggingface_hub import EvalResult
 
-    raw, written = task.task["merged_interval"], task.merged
-    unit = task.task["unit"]
+    interval, formatted, unit = task.merged_interval, task.merged, task.task.unit
     return EvalResult(
         task_type="text-generation",
-        # The hub groups results by type and configuration; the name alone would not part tasks.
-        dataset_type=visible(task.suite),
-        dataset_config=visible(task.task["task"]),
-        dataset_name=visible(task.name),
+        # The hub groups results by type and configuration, so the name alone would merge tasks.
+        dataset_type=escape_invisible(task.suite),
+        dataset_config=escape_invisible(task.task.task),
+        dataset_name=escape_invisible(task.name),
         metric_type=unit,
         metric_value=round(task.merged_score or 0.0, 6),
-        metric_name=f"{unit}; from the base {written.delta} {written.unit}, "
-        f"{percent(raw['confidence'])} interval {written.low} to {written.high}",
+        metric_name=f"{unit}; difference from the base {formatted.delta} {formatted.unit}, "
+        f"{format_percent(interval.confidence)} interval {formatted.low} to {formatted.high}",
         metric_args={
-            "base": task.task["base"],
-            "difference": raw["delta"],
-            "low": raw["low"],
-            "high": raw["high"],
-            "confidence": raw["confidence"],
-            "items": raw["items"],
-            "clusters": raw["clusters"],
-            "decision": task.task["merged"],
+            "base": task.task.base,
+            "difference": interval.delta,
+            "low": finite(interval.low),
+            "high": finite(interval.high),
+            "confidence": interval.confidence,
+            "items": interval.items,
+            "clusters": interval.clusters,
+            "decision": task.task.merged,
         },
     )
 
 
-def _packaged(manifest: Manifest) -> str | None:
-    """The file in a package that an alias led to; what came from the hub has a revision."""
-    spec = manifest.resolved.backbone
+def _package_file(manifest: Manifest) -> str | None:
+    """Return the package file that an alias resolved to; `None` for a model from the hub."""
+    spec = manifest.resolved_recipe.backbone
     alias = ALIASES.get(spec.model)
     return alias.package if alias and spec.revision is None else None
 
 
-def _listed(works: Sequence[Licensed]) -> list[tuple[Licensed, str]]:
-    """Every work once, and all that it was used for."""
+def _works_with_uses(works: Sequence[LicensedWork]) -> list[tuple[LicensedWork, str]]:
+    """Return each work once, with all its uses."""
     uses: dict[tuple[str, str | None], list[str]] = {}
-    first: dict[tuple[str, str | None], Licensed] = {}
+    first: dict[tuple[str, str | None], LicensedWork] = {}
     for work in works:
         key = work.work, work.license
         first.setdefault(key, work)
@@ -150,18 +155,13 @@ def _listed(works: Sequence[Licensed]) -> list[tuple[Licensed, str]]:
     return [(work, ", ".join(uses[key])) for key, work in first.items()]
 
 
-def _confidences(tasks: Sequence[TaskView]) -> list[str]:
-    """The intervals' confidences, such as 95%."""
-    return sorted({percent(task.task["interval"]["confidence"]) for task in tasks})
-
-
 def _environment() -> jinja2.Environment:
-    """Templates whose values are escaped, unless a filter of ours made Markdown of them."""
+    """Return a template environment that escapes values unless a filter returns `Markup`."""
 
     def finalize(value: Any) -> Any:
         if not isinstance(value, str) or isinstance(value, Markup):
             return value
-        return markdown(visible(value))
+        return escape_markdown(escape_invisible(value))
 
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
@@ -173,12 +173,14 @@ def _environment() -> jinja2.Environment:
     environment.filters["code"] = _code
     environment.filters["share"] = lambda value: f"{100 * value:.4g}%"
     environment.filters["nats"] = lambda value: f"{value:.2e}"
-    environment.filters["limit"] = lambda value: "unbounded" if value is None else f"{value:+.4g}"
+    environment.filters["limit"] = lambda value: (
+        "unbounded" if math.isinf(value) else f"{value:+.4g}"
+    )
     environment.filters["thousands"] = lambda value: f"{value:,}"
     return environment
 
 
 def _code(value: object) -> Markup:
-    """A value between backticks, which nothing in it can end."""
-    text = " ".join(visible(str(value)).split()).replace("`", "'").replace("|", "\\|")
+    """Return a value as inline code, without backticks that would end it."""
+    text = " ".join(escape_invisible(str(value)).split()).replace("`", "'").replace("|", "\\|")
     return Markup(f"`{text}`")

@@ -1,9 +1,9 @@
-"""Does a release load where people will load it: in transformers, PEFT and vLLM?
+"""Format checks: a release must load in transformers, PEFT and vLLM.
 
-The rules are read off the files; only the model's shapes are built, without weights. What breaks
-the model at the root is a refusal, since that is what ships. What keeps a server from taking the
-adapter beside it is a warning: the adapter is what it is, PEFT loads it, and the merged model
-serves everywhere.
+The checks read the files and build only the model's shapes, without weights. A defect of the merged
+model at the root is a refusal, since the merged model is released. A feature that keeps a server
+from loading the adapter next to it is a warning: PEFT loads the adapter, and the merged model can
+be served instead.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from safetensors import SafetensorError, safe_open
 
 from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.backbone.encoder_decoder import language_model_class
-from lora_kit.data.tokenization import end_of_turn
+from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.runtime.errors import DataError, ReleaseError
 from lora_kit.runtime.files import read_json
 
 INDEX = "model.safetensors.index.json"
-# What can carry code, or be taken for the weights instead of them.
-NOT_DATA = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py", "*.h5", "*.msgpack")
-# vLLM: `max_lora_rank` is 16 unless `--max-lora-rank` says another one of these.
-VLLM_RANK = 16
+# Files that can contain code, or could be loaded in place of the safetensors weights.
+UNSAFE_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py", "*.h5", "*.msgpack")
+# vLLM loads adapters up to rank 16 unless `--max-lora-rank` is set to a higher value of the list.
+VLLM_DEFAULT_RANK = 16
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 ADAPTER_KEY = re.compile(
     r"base_model\.model\.(.+)\.lora_(?:A|B|embedding_A|embedding_B)(?:\.weight)?"
@@ -35,11 +35,11 @@ ADAPTER_KEY = re.compile(
 
 @dataclass(frozen=True)
 class FormatFindings:
-    """What is wrong with a directory's form.
+    """Problems with the files of a merged model and its adapter.
 
     Attributes:
-        refusals: it would not load, or not as what was measured.
-        warnings: a program of those above would not take a part of it as it is.
+        refusals: reasons why the model would not load, or would load as another model.
+        warnings: reasons why transformers, PEFT or vLLM would not load a part unchanged.
     """
 
     refusals: tuple[str, ...]
@@ -47,20 +47,28 @@ class FormatFindings:
 
 
 def check_formats(directory: Path, adapter: Path) -> FormatFindings:
-    """Check a merged model and its adapter.
+    """Check the files of a merged model and its adapter.
 
     Args:
-        directory: of the merged model.
-        adapter: of the adapter.
+        directory: directory of the merged model.
+        adapter: directory of the adapter.
     """
-    refusals = [f"{path.name}: is no data" for kind in NOT_DATA for path in directory.glob(kind)]
+    refusals = [
+        f"{path.name}: may contain code. Fix: remove the file"
+        for pattern in UNSAFE_FILES
+        for path in directory.glob(pattern)
+    ]
     warnings: list[str] = []
     try:
-        shapes = _stored(directory)
-        refusals += _wrong_weights(directory, shapes)
-        refusals += _wrong_generation(directory)
-        if not read_json(directory / "config.json", ReleaseError).get("is_encoder_decoder"):
-            warnings += _no_template(directory)
+        shapes = _stored_shapes(directory)
+        refusals += _weight_problems(directory, shapes)
+        refusals += _generation_problems(directory)
+        is_seq2seq = read_json(directory / "config.json", ReleaseError).get("is_encoder_decoder")
+        if not is_seq2seq and _tokenizer(directory).chat_template is None:
+            warnings.append(
+                "there is no chat template: vLLM serves completions only, unless started with "
+                "--chat-template"
+            )
         warnings += adapter_warnings(adapter, shapes)
     except (ReleaseError, OSError, SafetensorError) as error:
         refusals.append(str(error))
@@ -70,23 +78,32 @@ def check_formats(directory: Path, adapter: Path) -> FormatFindings:
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _stored(directory: Path) -> Shapes:
-    """The shape of each tensor at the root, as the index or the one file has them.
+def _stored_shapes(directory: Path) -> Shapes:
+    """Return the shape of each stored tensor, from the indexed files or the single file.
 
     Raises:
-        ReleaseError: if index and files do not say the same.
+        ReleaseError: if index and files disagree.
     """
     files = {path.name: _shapes(path) for path in sorted(directory.glob("*.safetensors"))}
     if not files:
-        raise ReleaseError(f"{directory.name}: has no weights in safetensors")
+        raise ReleaseError(
+            f"{directory.name}: no weights in safetensors. Fix: run `lora-kit merge` again"
+        )
     stored = {key: name for name, shapes in files.items() for key in shapes}
     if len(stored) < sum(len(shapes) for shapes in files.values()):
-        raise ReleaseError("a tensor lies in two files")
+        raise ReleaseError(
+            f"{directory.name}: a tensor is stored in two files. Fix: run `lora-kit merge` again"
+        )
     if (directory / INDEX).is_file():
         if read_json(directory / INDEX, ReleaseError).get("weight_map") != stored:
-            raise ReleaseError(f"{INDEX}: does not say which tensor lies in which file")
+            raise ReleaseError(
+                f"{INDEX}: weight_map differs from the tensors in the files. Fix: run `lora-kit "
+                "merge` again"
+            )
     elif list(files) != ["model.safetensors"]:
-        raise ReleaseError(f"{', '.join(files)}: several files need {INDEX}")
+        raise ReleaseError(
+            f"{', '.join(files)}: several files need {INDEX}. Fix: run `lora-kit merge` again"
+        )
     return {key: shape for shapes in files.values() for key, shape in shapes.items()}
 
 
@@ -95,41 +112,47 @@ def _shapes(path: Path) -> Shapes:
         return {key: tuple(stream.get_slice(key).get_shape()) for key in stream.keys()}  # noqa: SIM118
 
 
-def _wrong_weights(directory: Path, stored: Shapes) -> Iterator[str]:
-    """Yield what differs from the model that config.json describes."""
+def _weight_problems(directory: Path, stored: Shapes) -> Iterator[str]:
+    """Yield differences between the stored weights and the model that config.json describes."""
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     config = read_json(directory / "config.json", ReleaseError)
-    named = config.get("architectures")
-    if not isinstance(named, list) or not named:
-        yield "config.json: names no architectures, by which vLLM finds the model's class"
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        yield (
+            "config.json: architectures is missing, so vLLM cannot find the model's class (got "
+            f"{architectures!r}). Fix: set architectures to the model's class"
+        )
         return
     if "quantization_config" in config:
-        return  # its tensors are the quantization's own, which the class alone does not tell
-    model = _built(directory)
-    if type(model).__name__ not in named:
+        return  # a quantized model's tensors do not follow from its class
+    model = _meta_model(directory)
+    if type(model).__name__ not in architectures:
         built = type(model).__name__
-        yield f"config.json: architectures {named}, but transformers builds {built}"
+        yield (
+            f"config.json: architectures differs from the class that transformers builds, {built} "
+            f"(got {', '.join(map(str, architectures))}). Fix: set architectures to {built}"
+        )
     if get_model_conversion_mapping(model, add_legacy=False):
-        # The files hold other tensors than the model, such as single experts of one that is fused.
-        # That they load is then what the comparison after the merge has shown.
+        # The files hold other tensors than the model, such as single experts of a fused module.
+        # The verification after the merge has shown that the files load.
         return
-    groups, shapes = _tensors(model)
+    groups, shapes = _model_tensors(model)
     missing = [names[0] for names in groups if not set(names) & set(stored)]
     unknown = sorted(set(stored) - set(shapes))
-    other = [key for key in sorted(set(stored) & set(shapes)) if stored[key] != shapes[key]]
-    for what, keys in (
-        ("has no weights for", missing),
-        ("has weights that the model has no place for:", unknown),
-        ("has weights of another shape for", other),
+    reshaped = [key for key in sorted(set(stored) & set(shapes)) if stored[key] != shapes[key]]
+    for problem, keys in (
+        ("weights are missing for", missing),
+        ("the model does not have the stored weights", unknown),
+        ("weights have another shape for", reshaped),
     ):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            yield f"the directory {what} {keys[0]}{more}"
+            yield f"{directory.name}: {problem} {keys[0]}{more}. Fix: run `lora-kit merge` again"
 
 
-def _built(directory: Path) -> Any:
-    """The model that transformers makes of config.json, without weights."""
+def _meta_model(directory: Path) -> Any:
+    """Build the model of config.json on the meta device, without weights."""
     import torch
     from transformers import AutoConfig
 
@@ -138,13 +161,16 @@ def _built(directory: Path) -> Any:
         with torch.device("meta"):
             return language_model_class(config).from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        raise ReleaseError(f"config.json: transformers makes no model of it: {error}") from error
+        raise ReleaseError(
+            f"config.json: transformers cannot build the model: {error}. Fix: restore config.json "
+            "from the merge"
+        ) from error
 
 
-def _tensors(model: Any) -> tuple[list[list[str]], Shapes]:
-    """The names of a model's tensors, and their shapes.
+def _model_tensors(model: Any) -> tuple[list[list[str]], Shapes]:
+    """Return groups of the names of a model's tensors, and the shape of each tensor.
 
-    Tied tensors are one group: the files hold one of them.
+    Tied tensors form a group, since the files store only one of them.
     """
     state = model.state_dict(keep_vars=True)
     groups: dict[int, list[str]] = {}
@@ -154,28 +180,37 @@ def _tensors(model: Any) -> tuple[list[list[str]], Shapes]:
     return list(groups.values()), shapes
 
 
-def _wrong_generation(directory: Path) -> Iterator[str]:
-    """Yield what would keep generation from ending with the turn."""
+def _generation_problems(directory: Path) -> Iterator[str]:
+    """Yield reasons why generation would not stop at the end of a turn."""
     path = directory / "generation_config.json"
     if not path.is_file():
-        yield "generation_config.json: is missing, so generation ends where config.json says"
+        yield (
+            "generation_config.json: the file is missing, so generation stops at config.json's "
+            "eos_token_id. Fix: run `lora-kit merge` again"
+        )
         return
     value = read_json(path, ReleaseError).get("eos_token_id")
     ids = value if isinstance(value, list) else [value]
     if not ids or not all(type(one) is int and one >= 0 for one in ids):
-        yield f"generation_config.json: eos_token_id {value!r} is no token id and no list of them"
+        yield (
+            "generation_config.json: eos_token_id is not a token id or a list of token ids (got "
+            f"{value!r}). Fix: set it to the end-of-turn token"
+        )
         return
     tokenizer = _tokenizer(directory)
     if tokenizer.chat_template is None:
         return
     try:
-        end = end_of_turn(tokenizer)
+        end = end_of_turn_id(tokenizer)
     except DataError as error:
-        yield f"the chat template cannot be used: {error}"
+        yield f"chat_template: the template cannot be used: {error}"
         return
     if end not in ids:
         name = tokenizer.convert_ids_to_tokens(end)
-        yield f"generation_config.json: eos_token_id {value} lacks {end} ({name}), a turn's end"
+        yield (
+            f"generation_config.json: eos_token_id lacks the end-of-turn token (got {value}). Fix: "
+            f"add {end} ({name})"
+        )
 
 
 def _tokenizer(directory: Path) -> Any:
@@ -184,31 +219,26 @@ def _tokenizer(directory: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ReleaseError(f"{directory.name}: transformers reads no tokenizer: {error}") from error
-
-
-def _no_template(directory: Path) -> Iterator[str]:
-    if _tokenizer(directory).chat_template is None:
-        yield (
-            "there is no chat template: vLLM answers completions, and chats only with "
-            "--chat-template"
-        )
+        raise ReleaseError(
+            f"{directory.name}: transformers cannot load the tokenizer: {error}. Fix: run "
+            "`lora-kit merge` again"
+        ) from error
 
 
 def adapter_warnings(adapter: Path, model: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """Yield what vLLM would not take of an adapter, or would read otherwise.
+    """Yield features of an adapter that vLLM refuses, or ignores and so scales differently.
 
-    Its reader knows r, lora_alpha, use_rslora and the tensors, refuses modules_to_save, bias and
-    DoRA, and passes over the patterns without a word (vllm/lora/peft_helper.py).
+    vLLM reads r, lora_alpha, use_rslora and the tensors, refuses modules_to_save, bias and DoRA,
+    and ignores the patterns silently (vllm/lora/peft_helper.py).
 
     Args:
-        adapter: its directory.
-        model: the tensors of the merged model, to whose modules the adapter's belong.
+        adapter: directory of the adapter.
+        model: shapes of the merged model's tensors, by name.
     """
     config = read_json(adapter / ADAPTER_CONFIG, ReleaseError)
     kind = str(config.get("peft_type", "")).upper()
     if kind != "LORA":
-        yield f"vLLM loads LoRA adapters only, this one is {kind or 'of no type'}"
+        yield f"vLLM loads only LoRA adapters (got {kind or 'no type'}); serve the merged model"
         return
     refused = {
         "modules_to_save": bool(config.get("modules_to_save")),
@@ -219,16 +249,24 @@ def adapter_warnings(adapter: Path, model: Mapping[str, tuple[int, ...]]) -> Ite
         yield f"vLLM refuses an adapter with {name}; serve the merged model"
     for name in ("rank_pattern", "alpha_pattern"):
         if config.get(name):
-            yield f"vLLM passes over {name} and would scale the adapter otherwise than training did"
+            yield (
+                f"vLLM ignores {name} and would scale the adapter differently than in training; "
+                "serve the merged model"
+            )
     rank = int(config.get("r", 0))
     if rank > VLLM_RANKS[-1]:
-        yield f"vLLM loads adapters up to rank {VLLM_RANKS[-1]}, this one has {rank}"
-    elif rank > VLLM_RANK:
-        enough = next(step for step in VLLM_RANKS if step >= rank)
-        yield f"vLLM needs --max-lora-rank {enough} for the adapter (rank {rank})"
+        yield (
+            f"vLLM loads adapters up to rank {VLLM_RANKS[-1]} (got {rank}); serve the merged model"
+        )
+    elif rank > VLLM_DEFAULT_RANK:
+        sufficient = next(step for step in VLLM_RANKS if step >= rank)
+        yield f"vLLM needs --max-lora-rank {sufficient} for the adapter (rank {rank})"
     modules = {key.removesuffix(".weight") for key in model}
     with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as stream:
-        found = {key: ADAPTER_KEY.fullmatch(key) for key in stream.keys()}  # noqa: SIM118
-    strange = [key for key, match in found.items() if match is None or match[1] not in modules]
-    if strange:
-        yield f"vLLM finds no place for {len(strange)} tensors of the adapter, such as {strange[0]}"
+        matches = {key: ADAPTER_KEY.fullmatch(key) for key in stream.keys()}  # noqa: SIM118
+    unmatched = [key for key, match in matches.items() if match is None or match[1] not in modules]
+    if unmatched:
+        yield (
+            f"vLLM has no module for {len(unmatched)} tensors of the adapter, such as "
+            f"{unmatched[0]}; serve the merged model"
+        )

@@ -1,4 +1,4 @@
-"""What may be released: a run that passed, whose merged files are what was measured."""
+"""Release gate: a run may be released if it passed and its merged files are those measured."""
 
 from __future__ import annotations
 
@@ -8,34 +8,40 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.adapter.attach import adapter_sha256
-from lora_kit.evaluation.harness import check_verdict, read_verdict
-from lora_kit.merging.record import MERGE_RECORD, merged_identity
+from lora_kit.evaluation.assembly import VERDICT
+from lora_kit.evaluation.verdict import Verdict
+from lora_kit.evaluation.verdict_file import RecordedVerdict, check_verdict, evidence_digests
+from lora_kit.merging.record import MERGE_RECORD, merged_identity, recorded_merge_failures
 from lora_kit.recipe.identity import training_digest
 from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.releasing.acceptance import Acceptance
-from lora_kit.releasing.figures import against_passing
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import VERDICT_STATUS, ReleaseError
 from lora_kit.runtime.files import read_json
 from lora_kit.runtime.hashes import file_sha256
-from lora_kit.statistics.decisions import Decision, combined
+from lora_kit.statistics.decisions import Decision, combine_decisions
 
+# Exit status if a stage has not run yet.
 MISSING_STAGE = 2
-# What the gate compares, and what the card says of the merge.
+# Keys of the merge record that the gate and the card need.
 MERGE_KEYS = {"verification", "backbone", "adapter", "files", "into", "dtype", "compared_on"}
 
 
 @dataclass(frozen=True)
 class Clearance:
-    """What the gate saw.
+    """Run that passed the gate, with the records that a release is built from.
 
     Attributes:
-        merged: directory of the merged model that ships.
-        decision: of the adapter and that model together.
-        acceptance: where the decision is INCONCLUSIVE.
+        recorded: the verdict, which follows from its ledger.
+        evidence: sha256 of the files that it was checked on, by name.
+        merge: content of the merge record.
+        merged: directory of the merged model to release.
+        decision: decision for the adapter and the merged model together.
+        acceptance: acceptance of the verdict if `decision` is INCONCLUSIVE.
     """
 
-    verdict: dict[str, Any]
+    recorded: RecordedVerdict
+    evidence: Mapping[str, str]
     merge: dict[str, Any]
     merged: Path
     decision: Decision
@@ -43,115 +49,122 @@ class Clearance:
 
 
 @dataclass(frozen=True)
-class Reason:
-    """Why a run is not released, and the exit status that says so."""
+class Refusal:
+    """Reason why a run is not released, with its exit status."""
 
     text: str
     status: int
 
 
-def clear(run: RunDirectory, acceptance: Acceptance | None = None) -> Clearance:
-    """Let a run pass, or say why not.
+def clear_for_release(run: RunDirectory, acceptance: Acceptance | None = None) -> Clearance:
+    """Check that a run may be released.
 
     Args:
-        run: that was evaluated and merged.
-        acceptance: of a verdict that is INCONCLUSIVE; one that passed needs none.
+        run: a run that was evaluated and merged.
+        acceptance: acceptance of an INCONCLUSIVE verdict; ignored if the verdict is PASS.
 
     Raises:
-        ReleaseError: with every reason, and the exit status of the worst.
+        ReleaseError: with every reason against the release, and the exit status of the worst.
     """
-    verdict = read_verdict(run.evaluation)
-    check_verdict(run.evaluation)
-    decision, undecided, reasons = judged(verdict, str(run.root))
+    recorded = check_verdict(run.evaluation)
+    evidence = evidence_digests(run.evaluation)
+    verdict = recorded.verdict
+    decision, undecided, reasons = release_decision(verdict, str(run.root))
     if decision == "INCONCLUSIVE" and acceptance:
         reasons = [reason for reason in reasons if reason.status != VERDICT_STATUS["INCONCLUSIVE"]]
     merge: dict[str, Any] = {}
-    merged = run.merged_as(verdict.get("ships") or MERGED_ARMS[0])
+    merged = run.merged_as(verdict.ships or MERGED_ARMS[0])
     record = merged / MERGE_RECORD
     if record.is_file():
         merge = read_json(record, ReleaseError)
-        reasons += _broken_merge(run, merged, verdict, merge)
+        reasons += _broken_merge(run, merged, recorded, merge)
     else:
-        reasons.append(Reason(f"not merged yet; run `lora-kit merge {run.root}`", MISSING_STAGE))
-    reasons += _broken_lineage(run, verdict)
+        text = f"{merged}: not merged yet. Fix: run `lora-kit merge {run.root}`"
+        reasons.append(Refusal(text, MISSING_STAGE))
+    reasons += _broken_lineage(run, recorded)
     if reasons or decision is None:
         lines = "".join(f"\n  {reason.text}" for reason in reasons)
         worst = max((reason.status for reason in reasons), key=[MISSING_STAGE, 4, 3].index)
         raise ReleaseError(
-            f"{run.root}: not released, the verdict is {decision or 'not whole'}{lines}",
+            f"{run.root}: not released, the verdict is {decision or 'incomplete'}{lines}",
             status=worst,
         )
     if decision == "PASS" or acceptance is None:
-        return Clearance(verdict, merge, merged, decision, None)
-    named = acceptance.model_copy(update={"tasks": tuple(undecided)})
-    return Clearance(verdict, merge, merged, decision, named)
+        return Clearance(recorded, evidence, merge, merged, decision, None)
+    accepted = acceptance.model_copy(update={"tasks": tuple(undecided)})
+    return Clearance(recorded, evidence, merge, merged, decision, accepted)
 
 
-def judged(
-    verdict: Mapping[str, Any], root: str
-) -> tuple[Decision | None, list[str], list[Reason]]:
-    """The decision of adapter and merged model together, over all tasks.
+def release_decision(
+    verdict: Verdict, root: str
+) -> tuple[Decision | None, list[str], list[Refusal]]:
+    """Combine the decisions for the adapter and the merged model over all tasks.
 
     Args:
-        verdict: as it lies on disk.
-        root: the run, for messages.
+        verdict: the verdict of an evaluation.
+        root: run directory, for messages.
 
     Returns:
-        The decision (`None` where the merged model was not evaluated on every task), the tasks
-        that are undecided, and why each task that did not pass keeps the run from a release.
+        Decision (`None` if the merged model was not evaluated on every task), undecided tasks, and
+        one refusal for each task that did not pass.
     """
     decisions: list[Decision] = []
     undecided, reasons, unmeasured = [], [], []
-    for suite in verdict["suites"]:
-        for task in suite["tasks"]:
-            name = f"{suite['suite']}/{task['task']}"
-            if task["merged"] is None:
+    for suite in verdict.suites:
+        for task in suite.tasks:
+            name = f"{suite.suite}/{task.task}"
+            if task.merged is None:
                 unmeasured.append(name)
-            for arm, decision in ((name, task["decision"]), (f"{name}, merged", task["merged"])):
+            for arm, decision in ((name, task.decision), (f"{name}, merged", task.merged)):
                 if decision is None:
                     continue
                 decisions.append(decision)
                 if decision == "INCONCLUSIVE":
                     undecided.append(arm)
                 if decision != "PASS":
-                    reasons.append(Reason(f"{arm}: {decision}", VERDICT_STATUS[decision]))
+                    reasons.append(Refusal(f"{arm}: {decision}", VERDICT_STATUS[decision]))
     if unmeasured:
         reasons.append(
-            Reason(
-                f"the merged model, which is what ships, was not evaluated on "
-                f"{', '.join(unmeasured)}; run `lora-kit evaluate {root} --arm merged`",
+            Refusal(
+                f"{root}: the merged model was not evaluated on {', '.join(unmeasured)}. Fix: run "
+                f"`lora-kit evaluate {root} --arm merged`",
                 MISSING_STAGE,
             )
         )
         return None, undecided, reasons
-    return combined(decisions), undecided, reasons
+    return combine_decisions(decisions), undecided, reasons
 
 
-def names_its_merge(verdict: Mapping[str, Any], merge: Mapping[str, Any]) -> bool:
-    """Whether the merged model that ships is the one that the verdict measured."""
-    measured = verdict.get("merged_models", {}).get(verdict.get("ships"))
-    return bool(measured == merged_identity(merge["files"]))
+def verdict_matches_merge(recorded: RecordedVerdict, merge: Mapping[str, Any]) -> bool:
+    """Return True if the verdict measured the merged model that is to be released."""
+    ships = recorded.verdict.ships
+    measured = recorded.lineage.merged_models.get(ships) if ships else None
+    return measured == merged_identity(merge["files"])
 
 
 def _broken_merge(
-    run: RunDirectory, merged: Path, verdict: Mapping[str, Any], merge: Mapping[str, Any]
-) -> Iterator[Reason]:
-    """Yield whatever keeps the merged files from being those of this run, as they were compared."""
+    run: RunDirectory, merged: Path, recorded: RecordedVerdict, merge: Mapping[str, Any]
+) -> Iterator[Refusal]:
+    """Yield reasons why the merged files are not those of this run, as they were verified."""
+    record, again = merged / MERGE_RECORD, f"Fix: run `lora-kit merge {run.root}` again"
     if not set(merge) >= MERGE_KEYS:
-        yield Reason(f"{merged / MERGE_RECORD}: not a merge of this version; merge again", 2)
+        missing = ", ".join(sorted(MERGE_KEYS - set(merge)))
+        text = f"{record}: written by another version (got no {missing}). {again}"
+        yield Refusal(text, MISSING_STAGE)
         return
     failed = VERDICT_STATUS["FAIL"]
-    for problem in against_passing(merge, run.load_recipe().backbone.quantization):
-        text = f"the merged files are not what was measured (see merge.json): {problem}"
-        yield Reason(text, failed)
-    if merge["backbone"] != verdict["backbone"]:
-        yield Reason("the verdict and the merged files are of different backbones", failed)
+    for problem in recorded_merge_failures(merge, run.load_recipe().backbone.quantization):
+        text = f"{record}: the merged files differ from what was measured: {problem}. {again}"
+        yield Refusal(text, failed)
+    if merge["backbone"] != recorded.lineage.backbone:
+        text = f"{record}: merged on another backbone than the verdict's. {again}"
+        yield Refusal(text, failed)
     if merge["adapter"] != adapter_sha256(run.adapter):
-        yield Reason("the merged files are of another adapter; merge again", failed)
-    if verdict["merged"] is not None and not names_its_merge(verdict, merge):
-        text = f"another merge was evaluated; run `lora-kit evaluate {run.root} --arm merged` again"
-        yield Reason(text, failed)
-    # Of a flat directory: a name that leads elsewhere is none of these.
+        yield Refusal(f"{record}: the merged files come from another adapter. {again}", failed)
+    if recorded.verdict.merged is not None and not verdict_matches_merge(recorded, merge):
+        text = f"another merge was evaluated. Fix: run `lora-kit evaluate {run.root} --arm merged`"
+        yield Refusal(f"{run.evaluation / VERDICT}: {text}", failed)
+    # A merge is a flat directory; a recorded name with a folder is never present.
     present = {path.name for path in merged.iterdir()}
     changed = [
         name
@@ -161,26 +174,28 @@ def _broken_merge(
         or file_sha256(merged / name) != digest
     ]
     if changed:
-        text = f"merged files changed since they were compared: {', '.join(changed)}"
-        yield Reason(text, failed)
+        text = f"{merged}: files changed since verification (got {', '.join(changed)}). {again}"
+        yield Refusal(text, failed)
     new = sorted(present - {*merge["files"], MERGE_RECORD})
     if new:
-        yield Reason(f"{merged}: holds what nobody compared: {', '.join(new)}; remove it", failed)
+        text = f"{merged}: holds files that were not verified (got {', '.join(new)}). Fix: "
+        yield Refusal(f"{text}remove them", failed)
 
 
-def _broken_lineage(run: RunDirectory, verdict: Mapping[str, Any]) -> Iterator[Reason]:
-    """Yield whatever keeps recipe, adapter and verdict from being of one run."""
-    failed = VERDICT_STATUS["FAIL"]
-    if verdict["adapter"] != adapter_sha256(run.adapter):
-        yield Reason("the verdict is of another adapter; evaluate again", failed)
+def _broken_lineage(run: RunDirectory, recorded: RecordedVerdict) -> Iterator[Refusal]:
+    """Yield reasons why recipe, adapter and verdict do not belong to one run."""
+    failed, file = VERDICT_STATUS["FAIL"], run.evaluation / VERDICT
+    if recorded.lineage.adapter != adapter_sha256(run.adapter):
+        again = f"Fix: run `lora-kit evaluate {run.root}`"
+        yield Refusal(f"{file}: the verdict is for another adapter. {again}", failed)
     record = read_json(run.record, ReleaseError)
     trained = record.get("recipe_sha256")
     if trained is None:
-        text = f"{run.record}: does not say which recipe was trained, as earlier versions did not"
-        yield Reason(f"{text}; train again", MISSING_STAGE)
+        text = f"{run.record}: recipe_sha256 is missing, as in earlier versions. Fix: train again"
+        yield Refusal(text, MISSING_STAGE)
     elif trained != training_digest(run.recipe):
-        text = f"{run.recipe}: describes another training than the run's. Fix: revert it"
-        yield Reason(text, failed)
-    if verdict["suite_digests"] != record.get("suites"):
-        text = "the verdict is not on the suites that were set before the training"
-        yield Reason(text, failed)
+        text = f"{run.recipe}: differs from the recipe that was trained. Fix: revert it"
+        yield Refusal(text, failed)
+    if recorded.lineage.suite_digests != record.get("suites"):
+        text = f"{file}: the suites differ from those fixed before training. Fix: restore them and "
+        yield Refusal(f"{text}run `lora-kit evaluate {run.root}`", failed)

@@ -1,7 +1,8 @@
-"""What the licences of a base model and of data say of one another. Facts, and no legal advice.
+"""Compatibility of the licences of a base model and of data. Facts, not legal advice.
 
-Terms are those of the licences' texts; ids are SPDX's (https://spdx.org/licenses), and the hub's
-where a licence has none there. What is not in the table is to be read by a person, never guessed.
+Terms follow the licences' texts. Ids are SPDX's (https://spdx.org/licenses), or the hub's for
+licences without an SPDX id. A licence missing from the table must be read by a person; its terms
+are never guessed.
 """
 
 from __future__ import annotations
@@ -13,77 +14,77 @@ from typing import Literal
 
 from lora_kit.recipe.section import Section
 
-Kind = Literal["conflict", "condition", "unknown"]
+NoteKind = Literal["conflict", "condition", "unknown"]
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What a licence asks of who uses a work, or what was made of it.
+class LicenceTerms:
+    """Terms of a licence for users of a work and for derivative works.
 
     Attributes:
-        hub: the id by which the hub knows it; empty where it knows it by none.
-        commercial: commercial use is allowed.
-        derivatives: changed works may be shared.
-        same: what is made of it has to be under the same licence (share-alike, copyleft).
-        conditions: it has terms of use of its own, such as a policy of acceptable use.
+        hub: id of the licence on the hub; empty if the hub has none.
+        commercial: true if commercial use is allowed.
+        derivatives: true if derivative works may be shared.
+        share_alike: true if derivative works must have the same licence (share-alike, copyleft).
+        conditions: true if the licence has its own terms of use, such as an acceptable use policy.
     """
 
     hub: str = ""
     commercial: bool = True
     derivatives: bool = True
-    same: bool = False
+    share_alike: bool = False
     conditions: bool = False
 
     @property
     def restrictions(self) -> int:
-        """How many of the four it asks."""
-        return sum((not self.commercial, not self.derivatives, self.same, self.conditions))
+        """Number of restrictions, 0 to 4."""
+        return sum((not self.commercial, not self.derivatives, self.share_alike, self.conditions))
 
 
-class Licensed(Section):
-    """A work and the licence that is stated for it."""
+class LicensedWork(Section):
+    """Work that a release is based on, with its stated licence."""
 
     work: str
-    """What it is called."""
+    """Name of the work."""
     used: Literal["base", "train", "replay", "retention", "validation"]
-    """What for."""
+    """Use of the work."""
     license: str | None
-    """As it was stated; nothing where it is stated nowhere."""
+    """Stated licence, verbatim; `None` if no licence is stated."""
     stated: str
-    """Where it is stated."""
+    """Source of the licence statement."""
     hub: bool = False
-    """Whether the work is an id on the hub."""
+    """True if `work` is an id on the hub."""
 
 
-class Note(Section):
-    """What somebody who publishes the release has to know of its licences."""
+class LicenceNote(Section):
+    """Note on licences for the publisher of a release."""
 
-    kind: Kind
-    """`conflict`: two licences, or a licence and a release, exclude one another; `condition`: it
-    goes with the release; `unknown`: somebody has to read it first."""
+    kind: NoteKind
+    """`conflict`: two licences, or a licence and the release, are incompatible; `condition`: terms
+    that apply to the release; `unknown`: a person must read the licence first."""
     text: str
-    """In words."""
+    """Text of the note."""
 
 
-def _table() -> dict[str, Terms]:
-    """By id, in small letters."""
+def _table() -> dict[str, LicenceTerms]:
+    """Return the terms of known licences by id, in lower case."""
     permissive = {
         **{name.lower(): name.lower() for name in _PERMISSIVE_ON_HUB.split()},
         **dict.fromkeys(_PERMISSIVE_ELSEWHERE.lower().split(), ""),
         "odc-by-1.0": "odc-by", "odc-by": "odc-by", "pddl-1.0": "pddl", "pddl": "pddl",
     }  # fmt: skip
-    table = {name: Terms(hub) for name, hub in permissive.items()}
+    table = {name: LicenceTerms(hub) for name, hub in permissive.items()}
     for name in _COPYLEFT.lower().split():
-        # The hub has no `-only` and `-or-later`.
+        # The hub's ids have no `-only` and `-or-later`.
         hub = re.sub(r"-(only|or-later)$", "", name)
-        table[name] = table[hub] = Terms(hub, same=True)
-    table |= dict.fromkeys(("odbl-1.0", "odbl"), Terms("odbl", same=True))
+        table[name] = table[hub] = LicenceTerms(hub, share_alike=True)
+    table |= dict.fromkeys(("odbl-1.0", "odbl"), LicenceTerms("odbl", share_alike=True))
     for version in ("2.0", "2.5", "3.0", "4.0"):
         for marks in ("nc", "nd", "sa", "nc-sa", "nc-nd"):
             name = f"cc-by-{marks}-{version}"
-            table[name] = Terms(name, "nc" not in marks, "nd" not in marks, "sa" in marks)
+            table[name] = LicenceTerms(name, "nc" not in marks, "nd" not in marks, "sa" in marks)
     for name in _OWN_CONDITIONS.split():
-        table[name] = Terms(name, conditions=True)
+        table[name] = LicenceTerms(name, conditions=True)
     return table
 
 
@@ -99,7 +100,7 @@ _COPYLEFT = (
     "LGPL-2.1-only LGPL-2.1-or-later LGPL-3.0-only LGPL-3.0-or-later MPL-2.0 EPL-2.0 EUPL-1.2 "
     "OSL-3.0"
 )
-# Free to use within their own rules: acceptable use, naming, size of the user's company.
+# Free to use under own rules: acceptable use, naming, size of the user's company.
 _OWN_CONDITIONS = (
     "llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma openrail openrail++ "
     "creativeml-openrail-m bigscience-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m"
@@ -107,126 +108,135 @@ _OWN_CONDITIONS = (
 TABLE = _table()
 
 
-def terms(expression: str) -> Terms | None:
-    """The terms of a licence, or of several joined by AND, or by OR, of which one may be chosen.
+def licence_terms(expression: str) -> LicenceTerms | None:
+    """Return the terms of a licence, or of licences joined by AND or OR.
+
+    Of alternatives joined by OR, the least restrictive one is chosen.
+
+    Args:
+        expression: licence ids joined by AND and OR, without parentheses.
 
     Returns:
-        `None` where a part of it is not known here.
+        Terms of the expression; `None` if any part of the expression is unknown.
     """
-    choices = [_joint(choice.split(" AND ")) for choice in expression.strip().split(" OR ")]
+    choices = [_combined_terms(c.split(" AND ")) for c in expression.strip().split(" OR ")]
     known = [choice for choice in choices if choice is not None]
     if len(known) < len(choices):
         return None
     return min(known, key=lambda choice: choice.restrictions)
 
 
-def _joint(names: Sequence[str]) -> Terms | None:
-    """The terms of works that all of the named licences hold for."""
+def _combined_terms(names: Sequence[str]) -> LicenceTerms | None:
+    """Return the terms of a work to which all of the named licences apply."""
     parts = [TABLE.get(name.strip().lower()) for name in names]
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
-    return Terms(
+    return LicenceTerms(
         known[0].hub if len(known) == 1 else "",
         all(part.commercial for part in known),
         all(part.derivatives for part in known),
-        any(part.same for part in known),
+        any(part.share_alike for part in known),
         any(part.conditions for part in known),
     )
 
 
-def notes(works: Sequence[Licensed]) -> tuple[Note, ...]:
-    """What is to be known before a model made of these works is published, conflicts first.
+def licence_notes(works: Sequence[LicensedWork]) -> tuple[LicenceNote, ...]:
+    """Return notes to read before publishing a model made from these works, conflicts first.
 
-    Whether a model is a work derived from its training data is not settled; what a licence asks of
-    derived works is therefore said, and not left out.
+    The law has not settled if a model is a derivative work of its training data, so the terms for
+    derivative works are reported rather than left out.
 
     Args:
-        works: the base model, and the data that it was trained on.
+        works: the base model and the data sources.
     """
     base = next(work for work in works if work.used == "base")
-    # Rows that only a loss was measured on are not in the weights.
+    # Validation rows do not influence the weights.
     trained_on = [work for work in works if work.used in ("train", "replay", "retention")]
     sources = list({(work.work, work.license): work for work in trained_on}.values())
-    found = [
-        *(note for work in (base, *sources) for note in _alone(work)),
-        *(note for work in sources for note in _against_base(work, base)),
-        *_between(sources),
+    notes = [
+        *(note for work in (base, *sources) for note in _notes_on_work(work)),
+        *(note for work in sources for note in _conflicts_with_base(work, base)),
+        *_conflicts_between(sources),
     ]
-    order: list[Kind] = ["conflict", "condition", "unknown"]
-    return tuple(sorted(found, key=lambda note: order.index(note.kind)))
+    order: list[NoteKind] = ["conflict", "condition", "unknown"]
+    return tuple(sorted(notes, key=lambda note: order.index(note.kind)))
 
 
-def _alone(work: Licensed) -> Iterator[Note]:
+def _notes_on_work(work: LicensedWork) -> Iterator[LicenceNote]:
     name = f"the {'base model' if work.used == 'base' else 'source'} {work.work}"
     if work.license is None:
         field = "backbone.license" if work.used == "base" else "the source's `license`"
-        text = f"the licence of {name} is stated nowhere; find it, and write it into {field}"
-        yield Note(kind="unknown", text=text)
+        text = f"the licence of {name} is not stated; find the licence and set {field}"
+        yield LicenceNote(kind="unknown", text=text)
         return
-    found = terms(work.license)
-    if found is None:
-        text = f"{name} is under {work.license}, whose terms are not known here; read them"
-        yield Note(kind="unknown", text=text)
+    terms = licence_terms(work.license)
+    if terms is None:
+        text = f"{name} is under {work.license}, whose terms lora_kit does not know; read them"
+        yield LicenceNote(kind="unknown", text=text)
         return
-    if not found.derivatives:
-        text = f"{name} is under {work.license}, which forbids to share what is made of it"
-        yield Note(kind="conflict", text=text)
-    if work.used == "base" and not found.commercial:
-        text = f"{name} is under {work.license}: no commercial use of this model either"
-        yield Note(kind="condition", text=text)
-    if found.conditions or (work.used == "base" and found.same):
-        text = f"{name} is under {work.license}, whose terms go with every model made of it"
-        yield Note(kind="condition", text=text)
+    if not terms.derivatives:
+        text = f"{name} is under {work.license}, which forbids sharing derivative works"
+        yield LicenceNote(kind="conflict", text=text)
+    if work.used == "base" and not terms.commercial:
+        text = f"{name} is under {work.license}, which forbids commercial use of this model too"
+        yield LicenceNote(kind="condition", text=text)
+    if terms.conditions or (work.used == "base" and terms.share_alike):
+        text = f"{name} is under {work.license}, whose terms apply to every model made from it"
+        yield LicenceNote(kind="condition", text=text)
 
 
-def _against_base(source: Licensed, base: Licensed) -> Iterator[Note]:
-    of_source, of_base = terms(source.license or ""), terms(base.license or "")
+def _conflicts_with_base(source: LicensedWork, base: LicensedWork) -> Iterator[LicenceNote]:
+    of_source, of_base = licence_terms(source.license or ""), licence_terms(base.license or "")
     if of_source is None or of_base is None:
         return
     if not of_source.commercial and of_base.commercial:
-        yield Note(
+        yield LicenceNote(
             kind="conflict",
             text=f"the source {source.work} is under {source.license}, which forbids commercial "
-            f"use; the base's {base.license} allows it",
+            f"use, but the base's {base.license} allows it",
         )
-    if of_source.same and _family(source) != _family(base):
-        yield Note(
+    if of_source.share_alike and _licence_family(source) != _licence_family(base):
+        yield LicenceNote(
             kind="conflict",
-            text=f"the source {source.work} is under {source.license}, which asks for the same "
-            f"licence on what is made of it; the base is under {base.license}",
+            text=f"the source {source.work} is under {source.license}, which requires the same "
+            f"licence for derivative works, but the base is under {base.license}",
         )
 
 
-def _between(sources: Sequence[Licensed]) -> Iterator[Note]:
-    asking = [s for s in sources if (found := terms(s.license or "")) and found.same]
-    for number, one in enumerate(asking):
-        for other in asking[number + 1 :]:
-            if _family(one) != _family(other):
-                yield Note(
+def _conflicts_between(sources: Sequence[LicensedWork]) -> Iterator[LicenceNote]:
+    share_alike = [
+        source
+        for source in sources
+        if (terms := licence_terms(source.license or "")) and terms.share_alike
+    ]
+    for number, one in enumerate(share_alike):
+        for other in share_alike[number + 1 :]:
+            if _licence_family(one) != _licence_family(other):
+                yield LicenceNote(
                     kind="conflict",
                     text=f"the sources {one.work} ({one.license}) and {other.work} "
-                    f"({other.license}) each ask for their own licence on what is made of them",
+                    f"({other.license}) each require their own licence for derivative works",
                 )
 
 
-def _family(work: Licensed) -> str:
-    """A licence without what does not keep it from being the same one: CC's version, `-only`."""
+def _licence_family(work: LicensedWork) -> str:
+    """Return the licence id without parts that share-alike ignores: CC's version, `-only`."""
     name = (work.license or "").strip().lower()
     return re.sub(r"^(cc-.*)-\d\.\d$|-(only|or-later)$", r"\1", name)
 
 
-def hub_license(base: Licensed, found: Sequence[Note]) -> dict[str, str]:
-    """The card's `license`: the base's, which goes with its weights; none in a conflict.
+def hub_license(base: LicensedWork, notes: Sequence[LicenceNote]) -> dict[str, str]:
+    """Return the card's `license` and `license_name`: those of the base; empty in a conflict.
 
-    The hub takes its own ids; others are `other` with a name and a link.
+    The hub accepts its own ids; any other licence is `other` with a name.
     """
-    if any(note.kind == "conflict" for note in found):
+    if any(note.kind == "conflict" for note in notes):
         return {}
     if base.license is None:
         return {"license": "unknown"}
-    known = terms(base.license)
-    if known and known.hub:
-        return {"license": known.hub}
+    terms = licence_terms(base.license)
+    if terms and terms.hub:
+        return {"license": terms.hub}
     name = re.sub(r"[^a-z0-9.]+", "-", base.license.lower()).strip("-.") or "see-the-card"
     return {"license": "other", "license_name": name[:96]}

@@ -1,4 +1,4 @@
-"""The manifest: what a release came from and the sha256 of each of its files."""
+"""Manifest of a release: its provenance and the sha256 of each file."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from lora_kit.adapter.attach import ADAPTER_CONFIG
 from lora_kit.backbone.encoder_decoder import SEQUENCE_TO_SEQUENCE
 from lora_kit.backbone.fingerprint import Fingerprint
 from lora_kit.evaluation.assembly import LEDGER
-from lora_kit.evaluation.harness import SUITES
 from lora_kit.evaluation.ledger import Ledger
 from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.verdict_file import SUITES
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.section import Section
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.gate import Clearance
-from lora_kit.releasing.licences import Licensed
-from lora_kit.runs.directory import RunDirectory, versions
+from lora_kit.releasing.licences import LicensedWork
+from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import ReleaseError
 from lora_kit.runtime.files import read_json, write_json
 from lora_kit.runtime.hashes import file_sha256, json_sha256
+from lora_kit.runtime.machine import versions
 from lora_kit.statistics.decisions import Decision
 
 MANIFEST = "manifest.json"
@@ -34,72 +35,83 @@ RECIPE = "recipe.yaml"
 EVALUATION = "evaluation"
 ADAPTER = "adapter"
 FORMAT = 4
-"""Raised when a release holds other things, or its card says them otherwise, so that a release of
-another version is told apart from one that was tampered with."""
+"""Version of the manifest and the card. Raise it when the contents of a release or the text of its
+card change, so that a release of another version is not mistaken for a manipulated one."""
 
 
 class Manifest(Section):
-    """What a release came from."""
+    """Provenance and file hashes of a release."""
 
     format: Literal[4] = 4
-    """Of this file and of the card."""
+    """Version of the manifest and the card."""
     name: str
-    """The recipe's."""
+    """Name of the recipe."""
     decision: Decision
-    """Of the adapter and the merged model together."""
+    """Decision for the adapter and the merged model together."""
     acceptance: Acceptance | None
-    """Who released a verdict that is INCONCLUSIVE said why."""
+    """Acceptance of an INCONCLUSIVE verdict, with its reason."""
     backbone: dict[str, str]
-    """Every part of the fingerprint of the frozen model, and its digest."""
+    """Parts of the frozen model's fingerprint, and their digest."""
     has_encoder: bool = False
-    """Whether the model is an encoder with a decoder (sequence to sequence)."""
+    """True for an encoder-decoder model (sequence to sequence)."""
     adapter: str
-    """The sha256 of the adapter's weights and configuration."""
+    """sha256 of the adapter's weights and configuration."""
     recipe: dict[str, Any]
-    """The resolved recipe."""
+    """Resolved recipe."""
     data: dict[str, Any]
-    """Rows and tokens of each source, and the sha256 of all that was read."""
+    """Rows and tokens of each source, and the sha256 of all rows."""
     suites: dict[str, str]
-    """The sha256 of each suite, set before the training."""
+    """sha256 of each suite, fixed before training."""
     seeds: dict[str, int]
-    """Of the recipe, and of each suite's choice of items."""
+    """Seed of the recipe, and seed of each suite's selection of items."""
     training: dict[str, Any]
-    """Versions, hardware and commit of the training, and how long it took, in seconds."""
+    """Versions, hardware, commit and duration of training, in seconds."""
     released_with: dict[str, str]
-    """Versions that made the release."""
-    works: tuple[Licensed, ...]
-    """The base model and the sources, with the licences that are stated for them."""
+    """Versions of the packages that built the release."""
+    works: tuple[LicensedWork, ...]
+    """Base model and data sources, with their stated licences."""
     warnings: tuple[str, ...]
-    """What keeps a program from loading a part of the release as it is."""
+    """Reasons why some programs cannot load a part of the release unchanged."""
     results: dict[str, Any]
-    """Where every item's result lies, and how many there are of each arm."""
+    """Path of the ledger, and number of results of each arm."""
     files: dict[str, str]
-    """The sha256 of every file but this one."""
+    """sha256 of every file except the manifest."""
 
     @property
-    def resolved(self) -> Recipe:
-        """The recipe, as it was validated."""
+    def resolved_recipe(self) -> Recipe:
+        """Recipe, validated."""
         return Recipe.model_validate(self.recipe)
 
     @property
     def digest(self) -> str:
-        """The sha256 of all that it says but for `files`, one of which is the card with this."""
-        said = self.model_dump(mode="json", exclude={"files"})
-        return json_sha256(said)
+        """sha256 of the manifest without `files`, which include the card that prints the digest."""
+        return json_sha256(self.model_dump(mode="json", exclude={"files"}))
 
 
-def collect(
-    run: RunDirectory, clearance: Clearance, works: tuple[Licensed, ...], warnings: tuple[str, ...]
+def build_manifest(
+    run: RunDirectory,
+    clearance: Clearance,
+    works: tuple[LicensedWork, ...],
+    warnings: tuple[str, ...],
 ) -> Manifest:
-    """The manifest of a run that was cleared, but for its files.
+    """Build the manifest of a run that passed the gate, without the hashes of files.
+
+    Args:
+        run: the run.
+        clearance: result of the gate.
+        works: base model and data sources with their licences.
+        warnings: reasons why some programs cannot load a part of the release.
 
     Raises:
-        ReleaseError: if the run's record lacks what a release has to say.
+        ReleaseError: if the run's record lacks values that a release needs.
     """
     recipe, record = run.load_recipe(), run.load_record()
     lacking = [key for key in ("backbone", "data", "versions", "machine") if key not in record]
     if lacking:
-        raise ReleaseError(f"{run.record}: says nothing of {', '.join(lacking)}", status=2)
+        raise ReleaseError(
+            f"{run.record}: values are missing (got no {', '.join(lacking)}). Fix: train again",
+            status=2,
+        )
     trained = record.get("training", {})
     return Manifest(
         name=recipe.name,
@@ -108,10 +120,10 @@ def collect(
         backbone=record["backbone"],
         has_encoder=read_json(run.adapter / ADAPTER_CONFIG, ReleaseError).get("task_type")
         == SEQUENCE_TO_SEQUENCE,
-        adapter=clearance.verdict["adapter"],
+        adapter=clearance.recorded.lineage.adapter,
         recipe=recipe.model_dump(mode="json"),
         data=record["data"],
-        suites=clearance.verdict["suite_digests"],
+        suites=dict(clearance.recorded.lineage.suite_digests),
         seeds={"recipe": recipe.seed, **_suite_seeds(run.evaluation)},
         training={
             **{key: record.get(key) for key in ("started", "versions", "machine", "checkout")},
@@ -126,7 +138,7 @@ def collect(
 
 
 def rows_by_arm(evaluation: Path) -> dict[str, int]:
-    """How many results the ledger has of each arm."""
+    """Return the number of results of each arm in the ledger."""
     return Ledger(evaluation / LEDGER).rows_by_arm()
 
 
@@ -136,28 +148,31 @@ def _suite_seeds(evaluation: Path) -> dict[str, int]:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Hash every file below `directory` into its manifest."""
+    """Add the hash of every file below `directory` to the manifest, and write the manifest."""
     files = {name: file_sha256(directory / name) for name in files_below(directory)}
-    whole = manifest.model_copy(update={"files": files})
-    write_json(directory / MANIFEST, whole.model_dump(mode="json"))
+    complete = manifest.model_copy(update={"files": files})
+    write_json(directory / MANIFEST, complete.model_dump(mode="json"))
 
 
 def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of a release.
 
     Raises:
-        ReleaseError: if it is none, or one of another version.
+        ReleaseError: if the file is not a manifest, or has another version.
     """
     path = directory / MANIFEST
     value = read_json(path, ReleaseError)
     if not isinstance(value.get("files"), dict):
-        raise ReleaseError(f"{path}: names no files, so no manifest")
+        raise ReleaseError(
+            f"{path}: not a manifest, since it lists no files. Fix: name the directory of a release"
+        )
     if value.get("format") != FORMAT:
         made = value.get("released_with", value.get("versions", {}))
         version = made.get("lora-kit", "another version") if isinstance(made, Mapping) else "?"
         raise ReleaseError(
-            f"{path}: of format {value.get('format')!r}, this lora-kit checks {FORMAT}; check it "
-            f"with the version that made it (lora-kit {version})",
+            f"{path}: this version of lora-kit verifies only format {FORMAT} (got format "
+            f"{value.get('format')!r}). Fix: verify with the version that built the release "
+            f"(lora-kit {version})",
             status=2,
         )
     try:
@@ -169,25 +184,32 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def changed_files(directory: Path, expected: Mapping[str, str]) -> list[str]:
-    """What of the files is not as the manifest says: every one that is missing, new or changed."""
+    """Describe every file that is missing, new, changed or not regular, one line each.
+
+    Args:
+        directory: the release.
+        expected: sha256 of each file, from the manifest.
+    """
     present = set(files_below(directory))
     problems = [f"missing: {name}" for name in sorted(set(expected) - present)]
     problems += [
         f"not in the manifest: {name}"
         for name in sorted(present - set(expected))
-        if not left_by_the_hub(directory / name, name, expected)
+        if not is_hub_metadata(directory / name, name, expected)
     ]
     for name in sorted(present & set(expected)):
-        # What a link leads to can change without a change here.
+        # The target of a link can change without a change in this directory.
         if not stat.S_ISREG((directory / name).lstat().st_mode):
-            problems.append(f"no plain file: {name} (`hf download --local-dir` makes plain ones)")
+            problems.append(
+                f"not a regular file: {name} (`hf download --local-dir` writes regular files)"
+            )
         elif file_sha256(directory / name) != expected[name]:
             problems.append(f"changed: {name}")
     return problems
 
 
 def files_below(directory: Path) -> list[str]:
-    """Every file below a directory but its manifest, and every link, whatever it leads to."""
+    """Return the paths of all files and links below a directory, except the manifest, sorted."""
     return sorted(
         str(path.relative_to(directory).as_posix())
         for path in directory.rglob("*")
@@ -195,30 +217,36 @@ def files_below(directory: Path) -> list[str]:
     )
 
 
-def left_by_the_hub(path: Path, name: str, expected: Mapping[str, str]) -> bool:
-    """Whether the hub or a download from it wrote this file, which nothing loads.
+def is_hub_metadata(path: Path, name: str, expected: Mapping[str, str]) -> bool:
+    """Return True if the hub or a download from the hub wrote this file, which nothing loads.
 
-    The hub adds `.gitattributes` to a repository; `hf download --local-dir` leaves a folder with a
-    note of each file's version.
+    The hub adds `.gitattributes` to a repository; `hf download --local-dir` adds a folder with the
+    version of each file.
+
+    Args:
+        path: the file.
+        name: path of the file within the release.
+        expected: files of the release.
     """
     if path.is_symlink() or not path.is_file() or path.stat().st_size > 1 << 16:
         return False
     if name == ".gitattributes":
         rules = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        marks = {"filter=lfs", "diff=lfs", "merge=lfs", "-text"}
-        return all(set(rule.split()[1:]) <= marks for rule in rules if rule.strip())
+        attributes = {"filter=lfs", "diff=lfs", "merge=lfs", "-text"}
+        return all(set(rule.split()[1:]) <= attributes for rule in rules if rule.strip())
     folder = ".cache/huggingface/"
     rest = name.removeprefix(f"{folder}download/")
-    noted = [*expected, MANIFEST, ".gitattributes"]
+    downloaded = [*expected, MANIFEST, ".gitattributes"]
     return name in (f"{folder}.gitignore", f"{folder}CACHEDIR.TAG") or (
-        rest != name and rest in {f"{one}.{end}" for one in noted for end in ("metadata", "lock")}
+        rest != name
+        and rest in {f"{one}.{end}" for one in downloaded for end in ("metadata", "lock")}
     )
 
 
 def fingerprint_digest(parts: Mapping[str, str]) -> str | None:
-    """The digest that a fingerprint's parts have; `None` if they are not all there."""
+    """Compute the digest of a fingerprint from its parts; `None` if parts are missing."""
     try:
-        made = Fingerprint(**{key: value for key, value in parts.items() if key != "digest"})
+        fingerprint = Fingerprint(**{key: part for key, part in parts.items() if key != "digest"})
     except TypeError:
         return None
-    return made.digest
+    return fingerprint.digest

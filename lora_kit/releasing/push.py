@@ -1,4 +1,4 @@
-"""A release on the hub: one commit of exactly its files, or nothing."""
+"""Upload of a release to the hub, as a single commit of exactly its files."""
 
 from __future__ import annotations
 
@@ -18,23 +18,29 @@ GIT_ATTRIBUTES = ".gitattributes"
 
 @dataclass(frozen=True)
 class Destination:
-    """A repository that may be written to, as far as can be known before."""
+    """Hub repository to upload to, checked as far as possible without writing.
+
+    Attributes:
+        repository: `OWNER/NAME`.
+        private: true to require a private repository.
+        api: client of the hub, with a token.
+    """
 
     repository: str
     private: bool
     api: HfApi
 
 
-def destination(repository: str, private: bool, endpoint: str | None = None) -> Destination:
-    """Check what can be checked before anything is made.
+def check_destination(repository: str, private: bool, endpoint: str | None = None) -> Destination:
+    """Check everything that can be checked before the release is built.
 
     Args:
         repository: `OWNER/NAME`.
-        private: whether nobody else may see it.
-        endpoint: of the hub; by default huggingface_hub's.
+        private: if true, require a private repository.
+        endpoint: URL of the hub; by default that of huggingface_hub.
 
     Raises:
-        ReleaseError: if the name is none, there is no token, or the hub is switched off.
+        ReleaseError: if the name is invalid, no token is found, or offline mode is set.
     """
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HFValidationError
@@ -43,63 +49,78 @@ def destination(repository: str, private: bool, endpoint: str | None = None) -> 
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise ReleaseError(f"--push {repository}: {error}", status=2) from error
+        raise ReleaseError(
+            f"--push: not a repository name: {' '.join(str(error).split()).rstrip('.')} (got "
+            f"{repository}). Fix: write OWNER/NAME",
+            status=2,
+        ) from error
     if repository.count("/") != 1:
-        raise ReleaseError(f"--push {repository}: write it as OWNER/NAME", status=2)
+        raise ReleaseError(
+            f"--push: not a repository name (got {repository}). Fix: write OWNER/NAME", status=2
+        )
     if constants.HF_HUB_OFFLINE:
         raise ReleaseError(
-            f"--push {repository}: HF_HUB_OFFLINE is set, so nothing is sent; unset it", status=2
+            f"--push: HF_HUB_OFFLINE is set, so nothing can be sent (got {repository}). Fix: unset "
+            "HF_HUB_OFFLINE",
+            status=2,
         )
     token = get_token()
     if not token:
         raise ReleaseError(
-            f"--push {repository}: no token for the hub; log in with `hf auth login`, or set "
-            "HF_TOKEN to one that may write",
+            f"--push: no token for the hub (got {repository}). Fix: log in with `hf auth login`, "
+            "or set HF_TOKEN to a token with write access",
             status=2,
         )
     return Destination(repository, private, HfApi(endpoint=endpoint, token=token))
 
 
 def push(directory: Path, to: Destination) -> str:
-    """Make the repository hold this release, whole, in one commit.
+    """Replace the contents of the repository with a release, in one commit.
 
-    `upload_folder` sends a large folder in several commits, so that a reader could find weights
-    without their manifest; `create_commit` sends one.
+    `upload_folder` splits a large folder into several commits, so a reader could download weights
+    without their manifest. `create_commit` sends a single commit.
+
+    Args:
+        directory: the release.
+        to: repository to upload to.
 
     Returns:
-        The address of the commit.
+        URL of the commit.
 
     Raises:
-        ReleaseError: if the hub cannot be reached or refuses; what is there stays as it was.
+        ReleaseError: if the hub cannot be reached or refuses; the repository is left unchanged.
     """
-    # Of whichever httpx the hub's library is built on.
+    # huggingface_hub re-exports the HTTPError of the httpx that it uses.
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
         with warnings.catch_warnings():
-            # The ledger is a table and belongs to the release.
+            # huggingface_hub warns about data files in a model repository; the ledger belongs here.
             warnings.filterwarnings("ignore", message=".*commit a data file.*")
             return _commit(directory, to)
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise ReleaseError(
-            f"--push {to.repository}: {_told(error, to.api.endpoint)}. The release lies whole in "
-            f"{directory}; the same command tries again",
+            f"--push: {_describe_error(error, to.api.endpoint)} (got {to.repository}). Fix: run "
+            f"the same command again; the release is complete in {directory}",
             status=2,
         ) from error
 
 
-def _told(error: Exception, endpoint: str) -> str:
-    """In one line, what the hub or the way to it said; the library tells its errors by others."""
+def _describe_error(error: Exception, endpoint: str) -> str:
+    """Describe an error of the hub or the network in one line.
+
+    huggingface_hub raises some errors of the hub as the cause of another error.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
     chain = [error, *([error.__cause__] if error.__cause__ else [])]
-    refused = next((one for one in chain if isinstance(one, HfHubHTTPError)), None)
-    if refused is None:
+    response = next((one for one in chain if isinstance(one, HfHubHTTPError)), None)
+    if response is None:
         return f"not sent to {endpoint}: {_one_line(chain[-1])}"
-    status = refused.response.status_code
-    who = "the token may not write there" if status in (401, 403) else "the hub refused"
-    own = "" if error is refused else f": {_one_line(error)}"
-    return f"{who}{own} ({status}: {refused.server_message or _one_line(refused)})"
+    status = response.response.status_code
+    problem = "the token has no write access" if status in (401, 403) else "the hub refused"
+    detail = "" if error is response else f": {_one_line(error)}"
+    return f"{problem}{detail} ({status}: {response.server_message or _one_line(response)})"
 
 
 def _one_line(error: BaseException) -> str:
@@ -113,17 +134,17 @@ def _commit(directory: Path, to: Destination) -> str:
     info = to.api.model_info(to.repository)
     if to.private and not info.private:
         raise ReleaseError(
-            f"--push {to.repository}: is public already, and --private does not change that; make "
-            "it private on the hub, or choose another name",
+            f"--private: the repository is public already (got {to.repository}). Fix: make the "
+            "repository private on the hub, or choose another name",
             status=2,
         )
     files = [*files_below(directory), MANIFEST]
-    there = {sibling.rfilename for sibling in info.siblings or []} - {GIT_ATTRIBUTES}
-    stale = sorted(there - set(files))
-    if stale and MANIFEST not in there:
+    present = {sibling.rfilename for sibling in info.siblings or []} - {GIT_ATTRIBUTES}
+    stale = sorted(present - set(files))
+    if stale and MANIFEST not in present:
         raise ReleaseError(
-            f"--push {to.repository}: holds files that are of no release, such as {stale[0]}, and "
-            "would not be what `lora-kit verify` takes; choose another name",
+            f"--push: {to.repository} holds files that are not from a release and would be deleted "
+            f"(got {stale[0]}). Fix: choose another name",
             status=2,
         )
     operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [

@@ -1,9 +1,9 @@
-"""Two halves of all items that know nothing of one another: one to pick on, one to prove on.
+"""Split all items into two independent halves: one to choose a scale on, one to prove it on.
 
-What is split are clusters, since their items are not independent: a scale that is lucky with a
-file on the one half would be lucky with the rest of that file on the other. For the same reason a
-cluster goes to the same half in every task that it occurs in: the docstrings whose likelihood one
-task takes are of the files that another task has described.
+Clusters are split, not items, since the items of a cluster are dependent: a scale that is lucky
+with part of a file in one half would be lucky with the rest of it in the other. For the same reason
+a cluster is in the same half in every task: one task may score the likelihood of docstrings from
+files that another task asks about.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.engine.work import Work, part_of
 from lora_kit.runtime.errors import EvaluationError
 
-FEWEST = 5
-"""Clusters that each half of a task has at least: below, every interval is as wide as the scale."""
+# Least number of clusters in each half of a task. With fewer, intervals span the whole range of the
+# score.
+MIN_CLUSTERS = 5
 
 
 @dataclass(frozen=True)
 class Halves:
-    """The same tasks twice.
+    """Tasks with one half of their items each.
 
     Attributes:
-        a: what the scale is picked on.
-        b: what it is proved on.
+        a: half on which the scale is chosen.
+        b: half on which the chosen scale is proved.
     """
 
     a: tuple[Work, ...]
@@ -36,55 +37,59 @@ class Halves:
 
 
 def halve(work: Sequence[Work], backbone: Backbone) -> Halves:
-    """Split all tasks.
+    """Split the items of all tasks into two halves.
+
+    Args:
+        work: tasks with all their items.
+        backbone: backbone whose tokenizer batches the items.
 
     Raises:
-        EvaluationError: if a task has too few items that do not depend on one another.
+        EvaluationError: if a task has too few clusters.
     """
     clusters = {one.name: [item.cluster for item in one.task.items] for one in work}
     first = first_half(clusters)
-    _require_enough(clusters, first)
-    parts: tuple[list[Work], list[Work]] = ([], [])
+    _require_enough_clusters(clusters, first)
+    halves: tuple[list[Work], list[Work]] = ([], [])
     for one in work:
-        for part, is_first in zip(parts, (True, False), strict=True):
+        for half, is_first in zip(halves, (True, False), strict=True):
             ids = {i.id for i in one.task.items if (i.cluster in first) == is_first}
-            part.append(part_of(one, ids, backbone))
-    return Halves(tuple(parts[0]), tuple(parts[1]))
+            half.append(part_of(one, ids, backbone))
+    return Halves(tuple(halves[0]), tuple(halves[1]))
 
 
 def first_half(tasks: Mapping[str, Sequence[str]]) -> frozenset[str]:
-    """The clusters whose items are in the first half.
+    """Return the clusters of the first half; the split depends only on their names and sizes.
 
-    Of two clusters of like size and of the same tasks, one goes to each half; which, their hash
-    says, or the half that is behind gets the larger. So it depends on nothing but the names. Of a
-    task whose items are each their own cluster the halves differ by one item at most (where tasks
-    share some of their clusters, by a few), else by no more than its largest cluster.
+    Clusters of the same tasks and of similar size are paired, and one of each pair goes to each
+    half. The larger one goes to the half that is behind; a hash of its name decides where neither
+    is. The halves of a task differ by at most one item if each item is its own cluster (by a few,
+    where tasks share some of their clusters), else by no more than the largest cluster.
 
     Args:
-        tasks: the cluster of each item, by task.
+        tasks: cluster of each item, by task.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for task, clusters in tasks.items():
         for cluster in clusters:
             counts[cluster][task] += 1
-    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    by_tasks: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for cluster, count in counts.items():
-        alike[tuple(sorted(count))].append(cluster)
+        by_tasks[tuple(sorted(count))].append(cluster)
     first: set[str] = set()
-    # Of each task, items in the first half less those in the second.
+    # Items in the first half minus items in the second, by task.
     lean: Counter[str] = Counter()
-    # Those of most tasks first: what is left over can then be evened out task by task.
-    for _, found in sorted(alike.items(), key=lambda one: (-len(one[0]), one[0])):
-        found.sort(key=lambda cluster: (-counts[cluster].total(), _digest(cluster)))
-        for one, other in zip_longest(found[::2], found[1::2]):
-            change = Counter(counts[one])
-            change.subtract(counts[other] if other else {})
+    # Clusters of most tasks first: the rest can then be evened out task by task.
+    for _, group in sorted(by_tasks.items(), key=lambda one: (-len(one[0]), one[0])):
+        group.sort(key=lambda cluster: (-counts[cluster].total(), _digest(cluster)))
+        for larger, smaller in zip_longest(group[::2], group[1::2]):
+            change = Counter(counts[larger])
+            change.subtract(counts[smaller] if smaller else {})
             tilt = sum(lean[task] * items for task, items in change.items())
-            if tilt < 0 or (tilt == 0 and _digest(one)[0] % 2):
-                first.add(one)
+            if tilt < 0 or (tilt == 0 and _digest(larger)[0] % 2):
+                first.add(larger)
                 lean.update(change)
             else:
-                first.update([other] if other else [])
+                first.update([smaller] if smaller else [])
                 lean.subtract(change)
     return frozenset(first)
 
@@ -93,15 +98,15 @@ def _digest(cluster: str) -> bytes:
     return hashlib.sha256(cluster.encode()).digest()
 
 
-def _require_enough(tasks: Mapping[str, Sequence[str]], first: frozenset[str]) -> None:
+def _require_enough_clusters(tasks: Mapping[str, Sequence[str]], first: frozenset[str]) -> None:
     for task, clusters in tasks.items():
         names = set(clusters)
         fewest = min(len(names & first), len(names - first))
-        if fewest < FEWEST:
+        if fewest < MIN_CLUSTERS:
+            needed = max(2 * MIN_CLUSTERS, len(names) + 1)
             raise EvaluationError(
-                f"{task}: {len(clusters)} items in {len(names)} clusters; dial picks on one half "
-                f"and proves on the other, with {FEWEST} clusters in each, so it takes at "
-                f"least {max(2 * FEWEST, len(names) + 1)} clusters (an item that depends on no "
-                "other is one). Raise the task's `limit`, or give suites with more "
-                "items by --suite"
+                f"{task}: too few clusters for two halves (got {len(clusters)} items in "
+                f"{len(names)} clusters; rescale needs at least {needed}, {MIN_CLUSTERS} in each "
+                "half; an item that depends on no other is a cluster). Fix: raise the task's "
+                "`limit`, or give suites with more items by --suite."
             )

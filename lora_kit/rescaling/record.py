@@ -1,4 +1,4 @@
-"""`rescale.json`: what was tried, what half A said of it, what was taken and why, what half B says."""
+"""Result of a rescaling, and its record `rescale.json`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
+from lora_kit.rescaling.choice import Candidate, Gain, ScaleChoice
 from lora_kit.rescaling.halves import Halves
-from lora_kit.rescaling.pick import Candidate, Gain, Pick
 from lora_kit.runtime.files import finite
 from lora_kit.statistics.decisions import Decision
 
 
 @dataclass(frozen=True)
 class RescaleResult:
-    """An adapter whose strength was turned.
+    """Result of a rescaling.
 
     Attributes:
-        candidates: all that were tried, on half A.
-        proof: verdict on half B; `None` where nothing was taken.
-        adapter: the adapter with its scale inside, and its digest; `None` where there is none.
-        trained: digest of the adapter that was turned.
-        items: of each task, how many there are in half A and in half B.
+        candidates: all scales that were tried, with their verdicts on half A.
+        choice: chosen scale, and the reason.
+        proof: verdict on half B; `None` if no scale was chosen.
+        adapter: directory and digest of the rescaled adapter; `None` if no scale was chosen.
+        trained: digest of the adapter as trained.
+        items: number of items in half A and in half B, by task.
+        record: path of `rescale.json`.
+        plot: path of `rescale.png`.
+        half_a: directory of the evaluation on half A.
+        half_b: directory of the evaluation on half B.
     """
 
     candidates: tuple[Candidate, ...]
-    pick: Pick
+    choice: ScaleChoice
     proof: Verdict | None
     adapter: tuple[Path, str] | None
     trained: str
@@ -38,69 +43,64 @@ class RescaleResult:
 
     @property
     def decision(self) -> Decision:
-        """Of half B; FAIL where no scale is to be taken."""
+        """Decision on half B; FAIL if no scale was chosen."""
         return self.proof.decision if self.proof else "FAIL"
 
     @property
     def chosen(self) -> Candidate | None:
-        """What was taken."""
-        return None if self.pick.chosen is None else self.candidates[self.pick.chosen]
+        """Chosen candidate; `None` if no scale was chosen."""
+        return None if self.choice.chosen is None else self.candidates[self.choice.chosen]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; infinite limits are null."""
-        tried = zip(self.candidates, self.pick.gains, strict=True)
+        """Return the result as JSON; infinite limits are null."""
+        tried = zip(self.candidates, self.choice.gains, strict=True)
         return {
             "decision": self.decision,
-            "scale": _parts(self.chosen) if self.chosen else None,
-            "why": self.pick.why,
+            "scale": _scale(self.chosen) if self.chosen else None,
+            "why": self.choice.reason,
             "adapter": self.trained,
             "adapter_rescaled": self.adapter[1] if self.adapter else None,
             "items": {task: {"a": a, "b": b} for task, (a, b) in self.items.items()},
-            "half_a": [_tried(candidate, gain) for candidate, gain in tried],
-            "half_b": {"decision": self.proof.decision, "tasks": _rows(self.proof)}
+            "half_a": [_candidate(candidate, gain) for candidate, gain in tried],
+            "half_b": {"decision": self.proof.decision, "tasks": _tasks(self.proof)}
             if self.proof
             else None,
         }
 
 
-def sizes(halves: Halves) -> dict[str, tuple[int, int]]:
-    """Items of each task in half A and in half B."""
+def half_sizes(halves: Halves) -> dict[str, tuple[int, int]]:
+    """Return the number of items in half A and in half B, by task."""
     both = zip(halves.a, halves.b, strict=True)
     return {a.name: (len(a.task.items), len(b.task.items)) for a, b in both}
 
 
-def _parts(candidate: Candidate) -> dict[str, Any]:
-    early, middle, late = candidate.strength.parts
-    return {
-        "name": candidate.strength.name,
-        "early": early,
-        "middle": middle,
-        "late": late,
-    }
+def _scale(candidate: Candidate) -> dict[str, Any]:
+    early, middle, late = candidate.scale.parts
+    return {"name": candidate.scale.name, "early": early, "middle": middle, "late": late}
 
 
-def _tried(candidate: Candidate, gain: Gain) -> dict[str, Any]:
+def _candidate(candidate: Candidate, gain: Gain) -> dict[str, Any]:
     return {
-        **_parts(candidate),
-        "keeps_retention": not candidate.lost,
+        **_scale(candidate),
+        "keeps_retention": not candidate.failed_retention,
         "gain": {
             "half_intervals": finite(gain.value),
             "low": finite(gain.low),
             "high": finite(gain.high),
         },
-        "tasks": _rows(candidate.verdict),
+        "tasks": _tasks(candidate.verdict),
     }
 
 
-def _rows(verdict: Verdict) -> list[dict[str, Any]]:
+def _tasks(verdict: Verdict) -> list[dict[str, Any]]:
     return [
-        {"suite": suite.suite, "role": suite.role, **_row(task)}
+        {"suite": suite.suite, "role": suite.role, **_task(task)}
         for suite in verdict.suites
         for task in suite.tasks
     ]
 
 
-def _row(task: TaskVerdict) -> dict[str, Any]:
+def _task(task: TaskVerdict) -> dict[str, Any]:
     return {
         "task": task.task,
         "unit": task.unit,

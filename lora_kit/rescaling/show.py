@@ -1,4 +1,4 @@
-"""The dial on a terminal."""
+"""Print a rescaling to the terminal."""
 
 from __future__ import annotations
 
@@ -6,44 +6,45 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_kit.evaluation.reporting.escaping import visible
+from lora_kit.evaluation.reporting.escaping import escape_invisible
 from lora_kit.evaluation.reporting.show import show_verdict
 from lora_kit.evaluation.verdict import TaskVerdict
-from lora_kit.rescaling.pick import Candidate, most_forgotten
+from lora_kit.rescaling.choice import Candidate, most_forgotten_task
 from lora_kit.rescaling.record import RescaleResult
 
 
-def show_rescale(found: RescaleResult, console: Console) -> None:
-    """Print what half A said of each scale, what was taken, and the verdict of half B."""
-    gained = [name for name, _ in found.candidates[0].tasks("gain")]
+def show_rescale(result: RescaleResult, console: Console) -> None:
+    """Print the scales on half A, the chosen one, and the verdict on half B."""
+    gain_tasks = [name for name, _ in result.candidates[0].tasks("gain")]
     table = Table(box=None, pad_edge=False, title="Half A", title_justify="left")
-    for name in ("scale", *map(_text, gained), "retention nearest to its margin", "kept", ""):
+    for name in ("scale", *map(_text, gain_tasks), "retention closest to margin", "retention", ""):
         table.add_column(name)
-    for number, candidate in enumerate(found.candidates):
-        table.add_row(*_cells(candidate), "taken" if number == found.pick.chosen else "")
+    for number, candidate in enumerate(result.candidates):
+        table.add_row(*_cells(candidate), "chosen" if number == result.choice.chosen else "")
     console.print(table)
-    console.print(f"{found.pick.why[:1].upper()}{_text(found.pick.why[1:])}.")
-    if found.proof is None:
-        console.print("Nothing is taken.")
+    reason = result.choice.reason
+    console.print(f"{reason[:1].upper()}{_text(reason[1:])}.")
+    if result.proof is None:
+        console.print("No scale is chosen, and no adapter is written.")
         return
-    console.print("\nHalf B, which the pick did not see")
-    show_verdict(found.proof, console)
+    console.print("\nHalf B, unseen when the scale was chosen")
+    show_verdict(result.proof, console)
 
 
 def _cells(candidate: Candidate) -> list[str]:
-    name, worst = most_forgotten(candidate)
+    name, worst = most_forgotten_task(candidate)
     return [
-        candidate.strength.name,
+        candidate.scale.name,
         *(_difference(task) for _, task in candidate.tasks("gain")),
         f"{_text(name)} {_difference(worst)}, margin {worst.margin:g}",
-        f"not shown: {len(candidate.lost)}" if candidate.lost else "all",
+        f"not shown: {len(candidate.failed_retention)}" if candidate.failed_retention else "all",
     ]
 
 
 def _difference(task: TaskVerdict) -> str:
-    of = task.interval
-    return f"{of.delta:+.3f} ({of.low:+.3f} to {of.high:+.3f})"
+    interval = task.interval
+    return f"{interval.delta:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
 
 
 def _text(value: str) -> str:
-    return escape(visible(value))
+    return escape(escape_invisible(value))

@@ -1,72 +1,63 @@
-"""The run directory: where everything that a recipe produced lies, and how it came about."""
+"""Layout of the run directory, and the choice of a new one."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
-import os
-import platform
-import resource
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_kit.backbone.load import Backbone
-from lora_kit.runtime.errors import RecipeError
-from lora_kit.runtime.files import read_json, write_json, write_text
 from lora_kit.recipe.document import read_document
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import MERGED_ARMS
-from lora_kit.recipe.identity import training_digest
-
-RECORDED = (
-    "lora-kit", "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets",
-)  # fmt: skip
+from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.files import read_json, write_json
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The layout of a run."""
+    """Paths of everything that a recipe produces.
+
+    Attributes:
+        root: the run directory.
+    """
 
     root: Path
 
     @property
     def recipe(self) -> Path:
-        """The resolved recipe."""
+        """Resolved recipe."""
         return self.root / "recipe.yaml"
 
     @property
     def record(self) -> Path:
-        """Versions, hardware, hashes, counts and durations."""
+        """Record of versions, hardware, hashes, counts and durations."""
         return self.root / "run.json"
 
     @property
     def adapter(self) -> Path:
-        """The PEFT adapter."""
+        """PEFT adapter."""
         return self.root / "adapter"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a training step."""
+        """Training metrics, one JSON object a step."""
         return self.root / "metrics.jsonl"
 
     @property
     def self_distillation(self) -> Path:
-        """What the base said for the training rows before the training."""
+        """Rows and answers that the base generated before training."""
         return self.root / "generated_rows.json"
 
     @property
     def checkpoints(self) -> Path:
-        """What a training that was cut off goes on from; gone when it is done."""
+        """Checkpoints; deleted when the training has finished."""
         return self.root / "checkpoints"
 
     @property
     def training_plot(self) -> Path:
-        """Loss, learning rate and gradient norm."""
+        """Plot of loss, learning rate and gradient norm."""
         return self.root / "training.png"
 
     @property
@@ -76,46 +67,46 @@ class RunDirectory:
 
     @property
     def scaled(self) -> Path:
-        """The PEFT adapter with the scale inside that `rescale` took."""
+        """PEFT adapter at the scale that `rescale` chose."""
         return self.root / "adapter-rescaled"
 
     @property
     def rescale(self) -> Path:
-        """What `rescale` measured: each half an evaluation of its own."""
+        """Evaluations of `rescale`, one for each half."""
         return self.root / "rescale"
 
     @property
     def rescale_record(self) -> Path:
-        """Scales, estimates, choice and proof."""
+        """Record of `rescale`: scales, estimates, choice and proof."""
         return self.root / "rescale.json"
 
     @property
     def rescale_plot(self) -> Path:
-        """Gain against forgetting over the scales."""
+        """Plot of gain against forgetting over the scales."""
         return self.root / "rescale.png"
 
     @property
     def merged(self) -> Path:
-        """The merged model and `merge.json`."""
+        """Merged model and `merge.json`."""
         return self.merged_as("merged")
 
     def merged_as(self, arm: str) -> Path:
-        """The merged model that is the arm of this name."""
+        """Return the directory of the merged model that is the arm of this name."""
         return self.root / arm
 
     @property
     def scratch(self) -> Path:
-        """The run of the same recipe on weights that were never pretrained."""
+        """Run of the same recipe on randomly initialised weights."""
         return self.root / "scratch"
 
     @property
     def release(self) -> Path:
-        """What ships."""
+        """Release."""
         return self.root / "release"
 
     @property
     def results(self) -> tuple[Path, ...]:
-        """All directories that a run leaves."""
+        """All directories of results."""
         return (
             self.checkpoints,
             self.adapter,
@@ -129,25 +120,25 @@ class RunDirectory:
         )
 
     def load_recipe(self) -> Recipe:
-        """The recipe that the run was made with.
+        """Load the recipe of the run.
 
         Raises:
-            RecipeError: if this is no run directory.
+            RecipeError: if this is not a run directory.
         """
         if not self.recipe.is_file():
-            raise RecipeError(f"{self.root}: no recipe.yaml, so no run directory")
+            raise RecipeError(f"{self.root}: not a run directory, since it has no recipe.yaml")
         return Recipe.load(self.recipe)
 
     def load_record(self) -> dict[str, Any]:
-        """What `run.json` says; nothing if there is none yet.
+        """Load `run.json`; an empty record if it does not exist yet.
 
         Raises:
-            RecipeError: if it is no JSON object.
+            RecipeError: if it is not a JSON object.
         """
         return read_json(self.record, RecipeError) if self.record.is_file() else {}
 
     def update_record(self, **entries: Any) -> None:
-        """Add to `run.json`."""
+        """Add entries to `run.json`."""
         write_json(self.record, self.load_record() | entries)
 
 
@@ -180,28 +171,28 @@ def _is_run_of(run: RunDirectory, name: str) -> bool:
 
 
 def new_run_directory(recipe: Recipe, output: Path | None, overwrite: bool = False) -> RunDirectory:
-    """Choose the directory of a new run; no earlier run is ever written over unasked.
+    """Choose the directory of a new run; an earlier run is replaced only with `overwrite`.
 
     Args:
-        recipe: names the run.
+        recipe: the recipe, whose name the run gets.
         output: the directory, or `None` for `runs/NAME`, `runs/NAME-2` and so on.
-        overwrite: whether `output` may hold an earlier run.
+        overwrite: if true, `output` may hold an earlier run.
 
     Raises:
-        RecipeError: if `output` is there already.
+        RecipeError: if `output` exists.
     """
     if output is not None:
         if output.exists() and not output.is_dir():
-            raise RecipeError(f"{output}: is a file; --output names a directory")
+            raise RecipeError(f"{output}: is a file. Fix: name a directory with --output")
         if output.exists() and any(output.iterdir()) and not overwrite:
             raise RecipeError(
-                f"{output}: is there already and not empty; choose another --output, or say "
+                f"{output}: exists and is not empty. Fix: choose another --output, or add "
                 "--overwrite"
             )
         if output.exists() and any(output.iterdir()) and not RunDirectory(output).recipe.is_file():
             raise RecipeError(
-                f"{output}: holds no run (no recipe.yaml) that --overwrite could replace; choose "
-                "another --output"
+                f"{output}: not a run (no recipe.yaml), so --overwrite does not replace it. Fix: "
+                "choose another --output"
             )
         return RunDirectory(output)
     return RunDirectory(next(path for path in _names(recipe) if not path.exists()))
@@ -210,11 +201,10 @@ def new_run_directory(recipe: Recipe, output: Path | None, overwrite: bool = Fal
 def claim_run_directory(
     recipe: Recipe, output: Path | None, overwrite: bool = False
 ) -> RunDirectory:
-    """Make the directory of a new run, which is nobody else's from then on.
+    """Create the directory of a new run, exclusively.
 
-    Of runs that begin in the same instant all find the same name free, and one of them can make it;
-    the others take the next. To be called when nothing is refused any more, so that no refusal
-    leaves an empty directory.
+    Runs that start at the same time find the same name free; one of them creates it, and the others
+    take the next name. Call this after all checks, so that no refusal leaves an empty directory.
 
     Args:
         recipe: as in `new_run_directory`.
@@ -222,101 +212,30 @@ def claim_run_directory(
         overwrite: as in `new_run_directory`.
 
     Raises:
-        RecipeError: if `output` is there already, or another run was faster.
+        RecipeError: if `output` exists, or another run has just created it.
     """
     if output is None:
-        return RunDirectory(next(path for path in _names(recipe) if _made(path)))
+        return RunDirectory(next(path for path in _names(recipe) if _create(path)))
     was_there = output.exists()
     run = new_run_directory(recipe, output, overwrite)
-    if not _made(output) and not was_there:
-        raise RecipeError(f"{output}: another run has just begun there; choose another --output")
+    if not _create(output) and not was_there:
+        raise RecipeError(
+            f"{output}: another run has just started there. Fix: choose another --output"
+        )
     return run
 
 
 def _names(recipe: Recipe) -> Iterator[Path]:
-    """`runs/NAME`, `runs/NAME-2` and so on."""
+    """Yield `runs/NAME`, `runs/NAME-2` and so on."""
     yield Path("runs") / recipe.name
     for number in itertools.count(2):
         yield Path("runs") / f"{recipe.name}-{number}"
 
 
-def _made(path: Path) -> bool:
-    """Whether a directory is made here, and was not there before."""
+def _create(path: Path) -> bool:
+    """Create a directory; return whether it did not exist before."""
     try:
         path.mkdir(parents=True)
     except FileExistsError:
         return False
     return True
-
-
-def start_record(run: RunDirectory, recipe: Recipe, backbone: Backbone, command: str) -> None:
-    """Write the resolved recipe and what the run stands on."""
-    resolved = recipe.model_copy(update={"backbone": backbone.spec})
-    write_text(run.recipe, resolved.to_yaml())
-    run.update_record(
-        command=command,
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        seed=recipe.seed,
-        backbone=asdict(backbone.fingerprint) | {"digest": backbone.fingerprint.digest},
-        versions=versions(),
-        machine=machine(),
-        checkout=_checkout(),
-        recipe_sha256=training_digest(run.recipe),
-    )
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the figures depend on."""
-    found = {"python": platform.python_version()}
-    for name in RECORDED:
-        found[name] = importlib.metadata.version(name)
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """The hardware, without names that would tell whose it is."""
-    import torch
-
-    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "system": platform.system(),
-        "architecture": platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "accelerators": accelerators,
-    }
-
-
-def peak_memory() -> int:
-    """Bytes of resident memory that this program held at most.
-
-    Linux hands `ru_maxrss` on through exec, so that a child's would be at least its parent's; what
-    /proc says begins anew.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _checkout() -> dict[str, Any] | None:
-    """Commit of the package's checkout and whether it was changed; `None` for an installed one."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()

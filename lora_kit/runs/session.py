@@ -1,4 +1,4 @@
-"""What is worked on: a run or an adapter from disk, the adapter attached to its backbone."""
+"""Open runs and adapters: the backbone loaded, the adapter attached."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from lora_kit.adapter.attach import ADAPTER_CONFIG, attach_saved
-from lora_kit.backbone.load import Backbone, load
 from lora_kit.backbone.files import resolve
+from lora_kit.backbone.fingerprint import require_saved_fingerprint
+from lora_kit.backbone.heads import read_saved_head
+from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.training_data import TrainingData
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runtime.errors import AdapterError, BackboneError
-from lora_kit.runtime.files import read_json
-from lora_kit.backbone.fingerprint import require_saved
-from lora_kit.backbone.heads import saved_head
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import EvaluationSpec
 from lora_kit.runs.directory import RunDirectory
+from lora_kit.runtime.errors import AdapterError, BackboneError
+from lora_kit.runtime.files import read_json
 
-# What an adapter of ours says of its backbone.
+# Our description of the backbone, beside an adapter.
 SAVED = "backbone.json"
 
 
@@ -30,8 +30,11 @@ class Session:
     """A run with its backbone loaded and its adapter attached, passed from stage to stage.
 
     Attributes:
-        model: the backbone with the adapter as it was read from the run directory.
-        data: the training rows, where a stage before has read them.
+        run: run directory.
+        recipe: recipe of the run.
+        backbone: backbone as it was loaded.
+        model: backbone with the adapter as it was read from the run directory.
+        data: training rows, if an earlier stage has read them.
     """
 
     run: RunDirectory
@@ -45,11 +48,11 @@ def open_run(directory: Path, data: TrainingData | None = None) -> Session:
     """Load a finished run's backbone and adapter.
 
     Args:
-        directory: the run directory.
-        data: the run's training rows, where they have been read already.
+        directory: run directory.
+        data: training rows of the run, if they have been read already.
 
     Raises:
-        LoraKitError: if it is no run, or the backbone is not the one that was trained on.
+        LoraKitError: if it is not a run, or the backbone is not the one that was trained on.
     """
     run = RunDirectory(directory)
     recipe = run.load_recipe()
@@ -59,10 +62,10 @@ def open_run(directory: Path, data: TrainingData | None = None) -> Session:
 
 
 def _classes(adapter: Path) -> tuple[str, ...]:
-    """The outputs of an adapter's head; none of a language model's."""
+    """Return the outputs of an adapter's head; none for a language model."""
     if not (adapter / ADAPTER_CONFIG).is_file():
-        return ()  # told when it is attached
-    found = saved_head(adapter)
+        return ()  # refused when the adapter is attached
+    found = read_saved_head(adapter)
     return found.names if found else ()
 
 
@@ -72,30 +75,41 @@ def _require_fingerprint(backbone: Backbone, adapter: Path) -> None:
         now = asdict(backbone.fingerprint)
         changed = [part for part, value in now.items() if trained_on["fingerprint"][part] != value]
         raise AdapterError(
-            f"{adapter}: trained on another backbone than {backbone.files.reference} is now; "
-            f"different: {', '.join(changed)}"
+            f"{adapter}: was trained on another backbone than {backbone.files.reference} is now "
+            f"(changed: {', '.join(changed)}). Fix: restore it, or name the right one with "
+            "--backbone"
         )
 
 
 def _saved_backbone(adapter: Path) -> dict[str, Any] | None:
-    """What an adapter of ours says of its backbone; `None` for one that another tool made."""
+    """Read our description of an adapter's backbone; `None` for another tool's adapter."""
     path = adapter / SAVED
     if not path.is_file():
         return None
     value = read_json(path, AdapterError)
     if not {"model", "quantization", "dtype", "fingerprint"} <= set(value):
-        raise AdapterError(f"{path}: says nothing of the backbone; delete it and use --backbone")
-    require_saved(value["fingerprint"], path, AdapterError, "delete the file and use --backbone")
+        raise AdapterError(
+            f"{path}: does not describe a backbone. Fix: delete it and use --backbone"
+        )
+    require_saved_fingerprint(
+        value["fingerprint"], path, AdapterError, "delete the file and use --backbone"
+    )
     return value
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, whether a run or an adapter alone.
+    """Subject of an evaluation or merge: a run, or an adapter without one.
 
     Attributes:
-        session: of a run; `None` for an adapter alone, of which only the weights are known.
-        spec: what is evaluated unless it is said otherwise.
+        backbone: backbone as it was loaded.
+        model: backbone with the adapter attached.
+        adapter: adapter directory.
+        session: the run; `None` for an adapter without one.
+        spec: suites and arms, unless the caller names others.
+        output: directory of the evaluation.
+        title: title of the report.
+        facts: facts for the report, by name.
     """
 
     backbone: Backbone
@@ -109,11 +123,11 @@ class Subject:
 
 
 def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
-    """Make ready what is to be evaluated.
+    """Load a run or an adapter for evaluation or merging.
 
     Args:
         target: a run directory, an adapter directory, or an open session.
-        spec: of an adapter's backbone: what is set in it comes before what the adapter says.
+        spec: backbone of an adapter; its fields override what the adapter records.
 
     Raises:
         LoraKitError: if the target is none of these, or does not fit its backbone.
@@ -122,7 +136,7 @@ def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
         if not (target / "recipe.yaml").is_file():
             return _adapter_subject(target, spec)
         if spec is not None:
-            raise AdapterError(f"{target}: a run knows its backbone; leave --backbone out")
+            raise AdapterError(f"{target}: a run records its backbone. Fix: drop --backbone")
         target = open_run(target)
     adapter = target.recipe.adapter
     return Subject(
@@ -138,7 +152,7 @@ def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
 
 
 def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
-    """An adapter directory of any tool; what `spec` says of the backbone comes before its own."""
+    """Load an adapter directory of any tool; fields of `spec` override what it records."""
     config_path = directory / ADAPTER_CONFIG
     if not config_path.is_file():
         raise AdapterError(
@@ -150,7 +164,7 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
         files = resolve(chosen)
     except BackboneError as error:
         raise AdapterError(
-            f"{directory}: {error}. Say with --backbone where its base model is on this machine"
+            f"{directory}: {error}. Or name the base model's location with --backbone"
         ) from error
     backbone = load(files, chosen, _classes(directory))
     _require_fingerprint(backbone, directory)
@@ -169,21 +183,21 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
 def _backbone_of(
     directory: Path, config: dict[str, Any], given: BackboneSpec | None
 ) -> BackboneSpec:
-    """What an adapter says of its backbone, behind what is given of it."""
+    """Return the backbone that an adapter records, overridden by `given`."""
     chosen = given.model_dump(exclude_unset=True) if given else {}
     saved = _saved_backbone(directory)
     if saved is not None:
-        # Not how attention was computed in training: that is a matter of the machine.
+        # The attention implementation depends on the machine.
         known = set(BackboneSpec.model_fields) & set(saved) - {"attention"}
         said = {name: saved[name] for name in known}
     else:
         reference = config.get("base_model_name_or_path")
         if not reference and not chosen:
-            raise AdapterError(f"{directory}: names no base model; say which with --backbone")
-        # Another tool's adapter says nothing of quantization.
+            raise AdapterError(f"{directory}: names no base model. Fix: add --backbone")
+        # Other tools do not record the quantization.
         said = {"model": reference, "revision": config.get("revision"), "quantization": "none"}
     if chosen:
-        # Of where the model lay in training.
+        # It belongs to the recorded location.
         said.pop("revision", None)
     try:
         return BackboneSpec.model_validate(said | chosen)
@@ -193,7 +207,7 @@ def _backbone_of(
 
 
 def _wrong_backbone(error: ValidationError, path: Path, by_peft: bool) -> str:
-    """The first thing that a file says of a backbone and no backbone can be."""
+    """Describe the first invalid field of a recorded backbone."""
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"]))
     if by_peft and field == "model":
@@ -203,7 +217,7 @@ def _wrong_backbone(error: ValidationError, path: Path, by_peft: bool) -> str:
 
 
 def _described(config: dict[str, Any]) -> str:
-    """An adapter of any tool in words."""
+    """Return an adapter's method with its rank or number of virtual tokens."""
     method = config.get("peft_type", "unknown").lower()
     if "num_virtual_tokens" in config:
         return f"{method}, {config['num_virtual_tokens']} virtual tokens"

@@ -1,1 +1,1 @@
-"""What every other package stands on: processes, files, hashes, console, errors and memory."""
+"""Foundation of all other packages: processes, files, hashes, console, errors and memory."""

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: progress and notes, on stderr."""
+"""Progress bars and notes on stderr."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rich.progress import (
 )
 
 stderr = Console(stderr=True, highlight=False)
-# Without a terminal, a line now and then says that it is going on.
-LINE_SECONDS = 15.0
-DEBUG = "LORA_KIT_DEBUG"
+# Least interval between two progress lines when stderr is not a terminal.
+PROGRESS_LINE_SECONDS = 15.0
+DEBUG_VARIABLE = "LORA_KIT_DEBUG"
 
 
 class Meter:
-    """The progress of one loop."""
+    """Progress of one loop."""
 
     def __init__(self, description: str, total: float, progress: Progress | None):
         self._description = description
@@ -39,7 +39,13 @@ class Meter:
             self._task = progress.add_task(description, total=total, note="")
 
     def advance(self, steps: float = 1, note: str = "", tokens: int = 0) -> None:
-        """Count steps as done; the note stands beside the bar, and the rate of tokens if any."""
+        """Advance the progress.
+
+        Args:
+            steps: number of steps done since the last call.
+            note: text shown beside the bar.
+            tokens: number of tokens processed in these steps; above 0, tokens per second are shown.
+        """
         self._done += steps
         self._tokens += tokens
         if self._tokens:
@@ -49,7 +55,7 @@ class Meter:
             self._progress.update(self._task, advance=steps, note=note)
             return
         now = time.monotonic()
-        if now - self._last_line >= LINE_SECONDS or self._done >= self._total:
+        if now - self._last_line >= PROGRESS_LINE_SECONDS or self._done >= self._total:
             self._last_line = now
             elapsed = now - self._started
             left = elapsed / self._done * (self._total - self._done) if self._done else 0
@@ -62,12 +68,12 @@ class Meter:
 
 @contextmanager
 def meter(description: str, total: float, visible: bool = True) -> Iterator[Meter]:
-    """A progress bar on a terminal, lines elsewhere.
+    """Yield a progress meter: a bar on a terminal, lines elsewhere.
 
     Args:
-        description: what is going on.
-        total: how many steps it takes.
-        visible: off on all processes but the first.
+        description: label of the loop.
+        total: number of steps.
+        visible: if false, show nothing; false on all processes but the first.
     """
     if not visible:
         yield Meter(description, float("inf"), Progress(disable=True))
@@ -86,17 +92,17 @@ def meter(description: str, total: float, visible: bool = True) -> Iterator[Mete
         yield Meter(description, total, None)
 
 
-def debugging() -> bool:
-    """Whether `lora-kit --debug` was said: all processes speak, and errors say where they are."""
-    return os.environ.get(DEBUG) == "1"
+def is_debug_enabled() -> bool:
+    """Return true if `--debug` is set; then every process logs, and errors show a traceback."""
+    return os.environ.get(DEBUG_VARIABLE) == "1"
 
 
 def say(message: str) -> None:
-    """One line for the person who waits, of the first process; of all where one is debugging."""
+    """Print one line to stderr, from the main process only unless `--debug` is set."""
     from lora_kit.runtime.processes import process_state
 
     state = process_state()
-    if debugging():
+    if is_debug_enabled():
         stderr.print(f"[{state.process_index}] {message}", soft_wrap=True, markup=False)
     elif state.is_main_process:
         stderr.print(message, soft_wrap=True, markup=False)

@@ -1,6 +1,7 @@
-"""The errors that a user can mend: one class a kind, all caught in `cli.main`, exit status 2.
+"""Errors that a user can fix: one class per kind, all caught in `cli.main`.
 
-Each message names the field, file or line, what was found, and what is possible.
+The exit status is 2 unless a class sets another one. Each message names the field, file or line,
+the value found, and the values that are possible.
 """
 
 # Exit status of a command whose result is a verdict.
@@ -8,54 +9,68 @@ VERDICT_STATUS = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 
 
 class LoraKitError(Exception):
-    """Base of all errors that are about the user's input and carry their own remedy.
+    """Base class of all errors about the user's input; each message includes a remedy.
 
-    `status` is the exit status of a command that ends with it.
+    Attributes:
+        status: exit status of a command that ends with this error.
     """
 
     status = 2
 
 
 class RecipeError(LoraKitError):
-    """The recipe, an override or a suite cannot work as written."""
+    """Error in a recipe, an override or a suite that cannot work as written."""
 
 
 class BackboneError(LoraKitError):
-    """The backbone cannot be found, read, or loaded as asked."""
+    """Error for a backbone that cannot be found, read, or loaded as requested."""
 
 
 class AdapterError(LoraKitError):
-    """The adapter does not fit the backbone, or would train nothing."""
+    """Error for an adapter that does not fit the backbone, or would train nothing."""
 
 
 class DataError(LoraKitError):
-    """A data source, a row, or the whole data set cannot be trained or evaluated on."""
+    """Error for a source, row or data set that cannot be used for training or evaluation."""
 
 
 class TrainingError(LoraKitError):
-    """Training was refused or went wrong in a way that makes its result worthless."""
+    """Error for training that was refused, or that failed so that its result is worthless."""
 
 
 class TrainingInterruptedError(TrainingError):
-    """A signal ended a training, which can go on from its checkpoint.
+    """Error for training that a signal interrupted and that can resume from its checkpoint.
 
-    The status is sysexits' EX_TEMPFAIL: try the same again (`sbatch --requeue`).
+    The exit status is EX_TEMPFAIL of sysexits: run the same command again (`sbatch --requeue`).
     """
 
     status = 75
 
 
 class EvaluationError(LoraKitError):
-    """An evaluation cannot be run or its results cannot be compared."""
+    """Error for an evaluation that cannot run, or whose results cannot be compared."""
 
 
 class MergeError(LoraKitError):
-    """The adapter cannot be merged, or the merged model is not what was measured."""
+    """Error for an adapter that cannot be merged, or a merged model that was not measured."""
 
 
 class ReleaseError(LoraKitError):
-    """A release was refused, or a released directory is not what its manifest says."""
+    """Error for a refused release, or a released directory that differs from its manifest."""
 
     def __init__(self, message: str, status: int = 3):
         super().__init__(message)
         self.status = status
+
+
+def first_line(error: BaseException, lines: int = 1) -> str:
+    """Return the first lines of an error's message, joined by spaces.
+
+    Libraries append long lists or tracebacks to the line that states the problem.
+
+    Args:
+        error: error to shorten; its class name stands in for an empty message.
+        lines: number of lines to keep.
+    """
+    message = str(error).strip() or type(error).__name__
+    return " ".join(message.splitlines()[:lines])

@@ -1,4 +1,4 @@
-"""Memory that was not enough."""
+"""Detection of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Whether a smaller batch may go through."""
-    # Accelerate goes by what the messages of the devices say.
+def is_out_of_memory_error(error: Exception) -> bool:
+    """Return true if the error is out of memory, so that a smaller batch may succeed."""
+    # Accelerate recognizes the message texts of the devices.
     by_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return by_class or should_reduce_batch_size(error)

@@ -1,4 +1,4 @@
-"""This process among those that a launcher started."""
+"""Communication between the processes that a launcher started."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from torch.distributed.distributed_c10d import Store
 from lora_kit.runtime.errors import LoraKitError
 
 T = TypeVar("T")
-# Merging, and making data ready, is one process's work, for which the others wait. One that is gone
-# is noticed by the launcher, or by the connection that it leaves.
-PATIENCE = timedelta(hours=6)
+# Merging and preparing data run on one process while the others wait. A process that died is
+# detected by the launcher, or by its closed connection, long before this timeout.
+COLLECTIVE_TIMEOUT = timedelta(hours=6)
 
 
 def process_state() -> PartialState:
-    """Accelerate's state: index, number and device of this process.
+    """Return Accelerate's state: index, number of processes and device of this process.
 
-    Accelerate 1.15 takes processes that `torchrun` started on a machine without a GPU for one
-    process each, unless it is told that the CPU is meant; each would do all the work and write.
+    Without `cpu=True`, Accelerate 1.15 treats each process that `torchrun` started on a machine
+    without a GPU as the only one; every process would then do all the work and write all files.
     """
-    # As `use_cpu: true` of a launch file sets it, which accelerate reads later than here.
-    wanted = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
-    return PartialState(cpu=wanted or not torch.cuda.is_available(), timeout=PATIENCE)
+    # Set by `use_cpu: true` of a launch file, which accelerate reads only later.
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
+    return PartialState(cpu=use_cpu or not torch.cuda.is_available(), timeout=COLLECTIVE_TIMEOUT)
 
 
 def any_process(here: bool) -> bool:
-    """Whether any of the processes says so; all of them have to ask at the same place."""
+    """Return true if `here` is true on any process; a collective call."""
     state = process_state()
     if state.num_processes == 1:
         return here
@@ -41,32 +41,32 @@ def any_process(here: bool) -> bool:
 
 
 def require_agreement(facts: Mapping[str, str]) -> None:
-    """Refuse to go on where a process was given something else than the first one.
+    """Refuse to continue if the processes were given different inputs; a collective call.
 
-    All processes have to ask at the same place, before anything of it is used.
+    Call this before any of the inputs is used.
 
     Args:
-        facts: what has to be the same everywhere, by name.
+        facts: values that must be equal on all processes, by name.
 
     Raises:
-        LoraKitError: on every process, naming the first that differs and in what.
+        LoraKitError: on every process, naming the first process that differs and its inputs.
     """
     if process_state().num_processes == 1:
         return
-    of_all = gather_object([dict(facts)])
-    for number, of_one in enumerate(of_all):
-        other = [name for name, value in of_one.items() if value != of_all[0].get(name)]
-        if other:
+    gathered = gather_object([dict(facts)])
+    for number, values in enumerate(gathered):
+        differing = [name for name, value in values.items() if value != gathered[0].get(name)]
+        if differing:
             raise LoraKitError(
-                f"process {number} has other {' and '.join(other)} than process 0: give all "
-                "machines the same files, packages and command"
+                f"process {number}: different {' and '.join(differing)} than process 0. Fix: give "
+                "all machines the same files, packages and command."
             )
 
 
 def shared_store() -> Store | None:
-    """What the processes of a launch met at, for counts that all add to; `None` of one process.
+    """Return the launch's key-value store, for shared counters; `None` for a single process.
 
-    Cheaper than a collective, and nobody waits: 0.1 ms on one machine.
+    An update takes 0.1 ms on one machine and, unlike a collective, blocks no other process.
     """
     group = dist.group.WORLD
     if process_state().num_processes == 1 or group is None:
@@ -74,25 +74,26 @@ def shared_store() -> Store | None:
     return group.get_group_store()
 
 
-def made_by_first(make: Callable[[], T]) -> T:
-    """What the first process makes, on all of them; if it fails, they all do, by the same error.
+def broadcast_from_main(make: Callable[[], T]) -> T:
+    """Call `make` on the main process and return its result on all; a collective call.
 
-    All have to ask at the same place. What is made has to be picklable.
+    Args:
+        make: function to call; its result must be picklable.
 
     Raises:
-        LoraKitError, OSError: that `make` has raised.
+        LoraKitError, OSError: the error of `make`, on all processes.
     """
     state = process_state()
     if state.num_processes == 1:
         return make()
-    found: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if state.is_main_process:
         try:
-            found[0] = make()
+            outcome[0] = make()
         except (LoraKitError, OSError) as error:
-            found[1] = error
-    dist.broadcast_object_list(found, src=0, device=state.device)
-    if found[1] is not None:
-        raise found[1]
-    made: T = found[0]
-    return made
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, device=state.device)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result

@@ -1,4 +1,4 @@
-"""What was found out about each backbone, and how they are ranked."""
+"""Scores of each backbone, and their ranking."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from lora_kit.runtime.files import finite
 
 
 @dataclass(frozen=True)
-class Level:
-    """A mean over items with its 95% interval."""
+class MeanScore:
+    """Mean over items with its 95% interval.
+
+    Attributes:
+        mean: mean of the scores.
+        low: lower limit.
+        high: upper limit.
+    """
 
     mean: float
     low: float
@@ -22,43 +28,46 @@ class Level:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """How a backbone does on a gain task without training.
+    """Scores of a backbone on a gain task, without training.
 
     Attributes:
-        unit: of the task; losses are in bits per byte, which tokenizers do not change.
-        zero_shot: asked as it is; `None` of an encoder, which says nothing.
-        few_shot: asked with training rows before it; `None` where none can be shown.
-        probe: right answers of a logistic regression on the frozen features, of classifications
-            whose training rows have labels.
+        task: suite and name of the task.
+        unit: unit of the scores; losses are in bits per byte, which do not depend on the tokenizer.
+        higher_is_better: false for losses.
+        zero_shot: score without examples; `None` for an encoder, which generates nothing.
+        few_shot: score with training rows in the prompt; `None` where none can be shown.
+        probe: accuracy of a logistic regression on the frozen features; `None` unless the task is a
+            classification whose training rows have labels.
     """
 
     task: str
     unit: str
     higher_is_better: bool
-    zero_shot: Level | None
-    few_shot: Level | None
-    probe: Level | None
+    zero_shot: MeanScore | None
+    few_shot: MeanScore | None
+    probe: MeanScore | None
 
     @property
     def best(self) -> float:
-        """The best of the three, higher being better."""
-        found = [one.mean for one in (self.zero_shot, self.few_shot, self.probe) if one]
-        return max(value if self.higher_is_better else -value for value in found)
+        """Best of the three scores, negated for losses so that higher is better."""
+        means = [one.mean for one in (self.zero_shot, self.few_shot, self.probe) if one]
+        return max(mean if self.higher_is_better else -mean for mean in means)
 
 
 @dataclass(frozen=True)
 class BackboneResult:
-    """A backbone.
+    """Result of one backbone.
 
     Attributes:
-        refused: why nothing was measured, else empty.
-        parameters: of the model, frozen.
-        scores: of the recipe's gain tasks.
-        tokens_per_second: of training the recipe's adapter; `None` where it would not fit.
-        memory: bytes that the recipe's training takes at most; `None` where it is not estimated.
-        license: as it is stated; `None` where it is not.
-        rank: 1 is the best: the mean of the ranks on the tasks, by the best of each task's scores;
-            0 of one that was refused.
+        backbone: reference of the backbone.
+        refused: reason why nothing was measured; empty if it was.
+        parameters: number of parameters of the frozen model.
+        scores: scores on the recipe's gain tasks.
+        tokens_per_second: training speed with the recipe's adapter; `None` if it does not fit.
+        memory: estimated peak memory of the training, in bytes; `None` if it is not known.
+        license: licence as stated; `None` if none is.
+        rank: rank, 1 being the best, by the mean of the ranks on the tasks, where the best score of
+            each task counts; 0 for a refused backbone.
     """
 
     backbone: str
@@ -71,13 +80,13 @@ class BackboneResult:
     rank: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; infinite limits are null."""
+        """Return the result as JSON; infinite limits are null."""
         value: dict[str, Any] = finite(asdict(self))
         return value
 
 
-def ranked(several: Sequence[BackboneResult]) -> tuple[BackboneResult, ...]:
-    """In the order of their ranks, of equal ones the faster first; refused ones at the end."""
+def rank_backbones(several: Sequence[BackboneResult]) -> tuple[BackboneResult, ...]:
+    """Rank backbones, best first; equal ranks by training speed, refused backbones last."""
     measured = [one for one in several if not one.refused]
     means = np.zeros(len(measured))
     for task in range(len(measured[0].scores) if measured else 0):
@@ -85,8 +94,8 @@ def ranked(several: Sequence[BackboneResult]) -> tuple[BackboneResult, ...]:
         means += (best[None, :] > best[:, None]).sum(axis=1)
     speeds = [one.tokens_per_second or 0.0 for one in measured]
     order = sorted(range(len(measured)), key=lambda n: (means[n], -speeds[n]))
-    places = {n: 1 + int((means < means[n]).sum()) for n in order}
+    ranks = {n: 1 + int((means < means[n]).sum()) for n in order}
     return (
-        *(replace(measured[n], rank=places[n]) for n in order),
+        *(replace(measured[n], rank=ranks[n]) for n in order),
         *(one for one in several if one.refused),
     )

@@ -1,4 +1,4 @@
-"""Backbones on a terminal."""
+"""Print a comparison of backbones to the terminal."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_kit.evaluation.reporting.escaping import visible
-from lora_kit.selection.record import BackboneResult, Level
+from lora_kit.evaluation.reporting.escaping import escape_invisible
+from lora_kit.selection.record import BackboneResult, MeanScore
 
 
 def show_backbones(several: Sequence[BackboneResult], console: Console) -> None:
-    """Print the ranked table, then why some are not in it."""
+    """Print the ranked table, then the refused backbones with their reasons."""
     measured = [one for one in several if not one.refused]
     if measured:
         console.print(_table(measured))
         console.print(
-            "Means over items with 95% intervals; ranked by the best of each task's scores. "
-            "token/s and memory are those of training the recipe's adapter here."
+            "Means over items with 95% intervals; ranked by the best score on each task. "
+            "token/s and memory are for training the recipe's adapter on this machine."
         )
     for one in several:
         if one.refused:
@@ -47,15 +47,15 @@ def _table(measured: Sequence[BackboneResult]) -> Table:
                 str(one.rank) if is_first else "",
                 _text(one.backbone) if is_first else "",
                 _text(f"{score.task} ({score.unit})"),
-                *(_level(level) for level in (score.zero_shot, score.few_shot, score.probe)),
+                *(_mean_score(one) for one in (score.zero_shot, score.few_shot, score.probe)),
                 *(facts if is_first else ("",) * len(facts)),
             )
     return table
 
 
-def _level(level: Level | None) -> str:
-    return f"{level.mean:.3f} ({level.low:.3f} to {level.high:.3f})" if level else "-"
+def _mean_score(score: MeanScore | None) -> str:
+    return f"{score.mean:.3f} ({score.low:.3f} to {score.high:.3f})" if score else "-"
 
 
 def _text(value: str) -> str:
-    return escape(visible(value))
+    return escape(escape_invisible(value))

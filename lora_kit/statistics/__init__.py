@@ -1,1 +1,1 @@
-"""Intervals, tests, power, calibration and clusters: functions of arrays, nothing else."""
+"""Intervals, tests, power, calibration and clusters, as pure functions of arrays."""

@@ -1,6 +1,6 @@
-"""Whether a model is right as often as it is sure, before and after.
+"""Calibration of the probabilities of multiple-choice items, before and after training.
 
-Probabilities are those of the choices of a multiple-choice item, adding up to 1.
+The probabilities are those of an item's choices and add up to 1.
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_kit.statistics.clusters import cluster_index
-from lora_kit.statistics.decisions import Interval, bootstrap_statistic, paired_interval
+from lora_kit.statistics.bootstrap import bootstrap_statistic
+from lora_kit.statistics.clusters import Floats, cluster_index
+from lora_kit.statistics.decisions import Interval, paired_interval
 
-Floats = NDArray[np.float64]
 Probabilities = Sequence[Sequence[float]]
 BINS = 15
 
 
 @dataclass(frozen=True)
-class Bin:
-    """A bar of a reliability diagram: items whose top probability is in (low, high].
+class ReliabilityBin:
+    """Bin of a reliability diagram: the items whose top probability is in (low, high].
 
     Attributes:
-        confidence: their mean top probability; `None` without items.
-        accuracy: the part of them that is right; `None` without items.
+        low: lower edge.
+        high: upper edge.
+        count: number of items.
+        confidence: mean top probability of the items; `None` without items.
+        accuracy: share of the items whose top choice is right; `None` without items.
     """
 
     low: float
@@ -37,24 +40,27 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far probabilities are from the truth; 0 is best for both.
+    """Calibration errors of one arm; lower is better.
 
     Attributes:
-        ece: expected calibration error, the mean over items of |accuracy - confidence| of their bin
-            (Guo et al. 2017, equation 3), 15 bins of equal width. Few items per bin make it larger.
-        brier: mean over items of the sum over choices of (probability - truth)^2 (Brier 1950), from
-            0 to 2.
+        ece: expected calibration error, the mean over items of |accuracy - confidence| of the
+            item's bin (Guo et al. 2017, equation 3), with 15 bins of equal width. Biased upwards
+            with few items per bin.
+        brier: mean over items of the sum over choices of (probability - truth)^2 (Brier 1950), 0
+            to 2.
+        items: number of items.
+        bins: bins of the reliability diagram.
     """
 
     ece: float
     brier: float
     items: int
-    bins: tuple[Bin, ...]
+    bins: tuple[ReliabilityBin, ...]
 
 
 @dataclass(frozen=True)
 class CalibrationComparison:
-    """Two arms on the same items; a delta is positive where the second is better calibrated."""
+    """Calibration of two arms on the same items; deltas above 0 favour the second arm."""
 
     before: Calibration
     after: Calibration
@@ -62,22 +68,22 @@ class CalibrationComparison:
     brier: Interval
 
 
-def calibration(probabilities: Probabilities, answers: Sequence[int]) -> Calibration:
-    """Calibration of one arm.
+def compute_calibration(probabilities: Probabilities, answers: Sequence[int]) -> Calibration:
+    """Compute the calibration errors of one arm.
 
     Args:
-        probabilities: for each item those of its choices, however many it has.
-        answers: for each item the number of the right choice, from 0.
+        probabilities: probabilities of the choices of each item; items may differ in their number.
+        answers: index of the right choice of each item, from 0.
 
     Raises:
         ValueError: without items, if the lengths differ, if probabilities are negative or do not
-            add up to 1, or if an answer is none of the choices.
+            add up to 1, or if an answer is not the index of a choice.
     """
     confidence, right, brier = _by_item(probabilities, answers)
-    index = _bins(confidence)
+    index = _bin_index(confidence)
     counts = np.bincount(index, minlength=BINS)
-    bars = tuple(
-        Bin(
+    bins = tuple(
+        ReliabilityBin(
             low=number / BINS,
             high=(number + 1) / BINS,
             count=int(count),
@@ -87,7 +93,7 @@ def calibration(probabilities: Probabilities, answers: Sequence[int]) -> Calibra
         for number, count in enumerate(counts)
     )
     ece = float(_ece(np.ones((1, len(right))), confidence, right)[0])
-    return Calibration(ece, float(brier.mean()), len(right), bars)
+    return Calibration(ece, float(brier.mean()), len(right), bins)
 
 
 def compare_calibration(
@@ -97,30 +103,30 @@ def compare_calibration(
     clusters: Sequence[str],
     confidence: float,
 ) -> CalibrationComparison:
-    """Calibration of two arms on the same items, and the differences with their intervals.
+    """Compare the calibration of two arms on the same items, with intervals of the differences.
 
-    The Brier score is a mean and compared as every mean is. ECE is none: percentile limits of the
-    cluster bootstrap. Resampling adds as much noise to the bins of either arm, so that it leaves
-    the difference but not ECE itself without bias.
+    The Brier score is a mean and has the interval of a mean. ECE is not a mean and has percentile
+    limits of the cluster bootstrap. Resampling noise biases the ECE of both arms upwards by about
+    the same amount, so the difference is nearly unbiased.
 
     Args:
-        before: as `calibration`, of the first arm.
-        after: of the second.
-        answers: for each item the number of the right choice.
-        clusters: (items,), items of the same name are not independent.
-        confidence: two-sided, such as 0.95.
+        before: probabilities of the first arm, as in `compute_calibration`.
+        after: probabilities of the second arm.
+        answers: index of the right choice of each item, from 0.
+        clusters: (items,), cluster name of each item.
+        confidence: two-sided confidence level, such as 0.95.
 
     Raises:
-        ValueError: as `calibration`, or if the arms have different items.
+        ValueError: as `compute_calibration`, or if the arms have different items.
     """
     if [len(one) for one in before] != [len(one) for one in after]:
-        raise ValueError("the arms do not have the same items and choices")
-    first, second = calibration(before, answers), calibration(after, answers)
-    sure_before, right_before, brier_before = _by_item(before, answers)
-    sure_after, right_after, brier_after = _by_item(after, answers)
+        raise ValueError("after: the arms do not have the same items and choices")
+    first, second = compute_calibration(before, answers), compute_calibration(after, answers)
+    top_before, right_before, brier_before = _by_item(before, answers)
+    top_after, right_after, brier_after = _by_item(after, answers)
 
     def improvement(weights: Floats) -> Floats:
-        return _ece(weights, sure_before, right_before) - _ece(weights, sure_after, right_after)
+        return _ece(weights, top_before, right_before) - _ece(weights, top_after, right_after)
 
     low, high = bootstrap_statistic(improvement, clusters, confidence)
     return CalibrationComparison(
@@ -139,36 +145,49 @@ def compare_calibration(
 
 
 def _by_item(probabilities: Probabilities, answers: Sequence[int]) -> tuple[Floats, Floats, Floats]:
-    """(items,) each: top probability, whether its choice is right (1 or 0), Brier score."""
+    """Return top probability, correctness of the top choice (0 or 1) and Brier score, (items,)."""
     if len(probabilities) == 0:
-        raise ValueError("no items to calibrate")
+        raise ValueError("probabilities: no items to calibrate")
     if len(probabilities) != len(answers):
-        raise ValueError(f"{len(probabilities)} items but {len(answers)} answers")
-    found = []
-    for number, (given, answer) in enumerate(zip(probabilities, answers, strict=True)):
-        choices = np.asarray(given, dtype=np.float64)
+        raise ValueError(
+            f"answers: expected one for each of {len(probabilities)} items (got {len(answers)})"
+        )
+    rows = []
+    for number, (values, answer) in enumerate(zip(probabilities, answers, strict=True)):
+        choices = np.asarray(values, dtype=np.float64)
         if not (choices >= 0).all() or not np.isclose(choices.sum(), 1.0, atol=1e-4):
-            raise ValueError(f"item {number}: {list(given)} are no probabilities that add up to 1")
+            raise ValueError(
+                f"item {number}: probabilities must be at least 0 and add up to 1 (got "
+                f"{list(values)})"
+            )
         if not 0 <= answer < len(choices):
-            raise ValueError(f"item {number}: there is no choice {answer} of {len(choices)}")
+            raise ValueError(f"item {number}: no choice {answer} (got {len(choices)} choices)")
         top = int(choices.argmax())
         brier = float((choices**2).sum() - 2 * choices[answer] + 1)
-        found.append((float(choices[top]), float(top == answer), brier))
-    columns = np.asarray(found).T
+        rows.append((float(choices[top]), float(top == answer), brier))
+    columns = np.asarray(rows).T
     return columns[0], columns[1], columns[2]
 
 
-def _bins(confidence: Floats) -> NDArray[np.int64]:
-    """(items,): the bin, of equal widths, open below and closed above."""
+def _bin_index(confidence: Floats) -> NDArray[np.int64]:
+    """Return the bin of each item, (items,); bins are open below and closed above."""
     return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
 def _ece(weights: Floats, confidence: Floats, right: Floats) -> Floats:
-    """(resamples,): ECE of each row of weights, (resamples, items).
+    """Compute the ECE of each resample.
 
-    A bin's share of the items times its |accuracy - confidence| is |sum of weight (right -
+    A bin's share of the items times its |accuracy - confidence| equals |sum of weight (right -
     confidence)| over the sum of all weights.
+
+    Args:
+        weights: (resamples, items).
+        confidence: (items,), top probability.
+        right: (items,), 1 if the top choice is right, else 0.
+
+    Returns:
+        (resamples,).
     """
     gaps = np.zeros((len(right), BINS))
-    gaps[np.arange(len(right)), _bins(confidence)] = right - confidence
+    gaps[np.arange(len(right)), _bin_index(confidence)] = right - confidence
     return np.asarray(np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1))

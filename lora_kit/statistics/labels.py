@@ -1,8 +1,8 @@
-"""Classification: scores of each class, macro-F1, and whether it changed.
+"""Classification scores: precision, recall and F1 per class, and comparison of macro-F1.
 
-Macro-F1 is the mean of the classes' F1, so that a rare class counts as much as a frequent one. The
-classes are those of the truth; a prediction of anything else, such as text that is no label, is
-wrong for its own class and right for none.
+Macro-F1 is the mean of the classes' F1, so a rare class has the same weight as a frequent one. The
+classes are those of the truth. A prediction of anything else, such as text that is not a label, is
+a miss for the item's class and a false positive for none.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import precision_recall_fscore_support
 
+from lora_kit.statistics.bootstrap import bootstrap_replicates, percentile_limits
 from lora_kit.statistics.clusters import (
-    Sample,
+    ClusteredSample,
+    Floats,
     cluster_index,
-    design_effect_seen,
-    percentile_limits,
-    replicates,
-    sample,
+    clustered_sample,
+    observed_design_effect,
 )
-from lora_kit.statistics.decisions import Comparison, Interval, decided
+from lora_kit.statistics.decisions import Interval, PairedComparison, interval_decision
 from lora_kit.statistics.power import POWER
 from lora_kit.statistics.proportions import tango_limits
 
-Floats = NDArray[np.float64]
-Limits = Callable[[float], tuple[float, float]]
+LimitsByConfidence = Callable[[float], tuple[float, float]]
+"""Function from a two-sided confidence level to lower and upper limit."""
 METHOD = "cluster bootstrap, no narrower than the macro-recall's score intervals (MOVER)"
-SMALLEST_P = 1e-3
-"""Nearer to 0 the resamples do not tell."""
+MIN_P = 1e-3
+"""Smallest p-value that the number of resamples can resolve."""
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class was found.
+    """Scores of one class.
 
     Attributes:
-        precision: of the predictions of this class, the part that is right; `None` without any.
-        recall: of the items of this class, the part that is found.
+        label: class name.
+        precision: share of this class's predictions that are right; `None` without predictions.
+        recall: share of this class's items that are predicted as this class.
         f1: 2 TP / (2 TP + FP + FN).
-        support: items of this class.
+        support: number of items of this class.
     """
 
     label: str
@@ -55,23 +55,23 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class LabelScores:
-    """All classes of the truth, by name, and the mean of their F1."""
+    """Scores of all classes of the truth, sorted by name, and the mean of their F1."""
 
     classes: tuple[ClassScore, ...]
     macro_f1: float
 
 
 def label_scores(predicted: Sequence[str], truth: Sequence[str]) -> LabelScores:
-    """Precision, recall, F1 and support of each class, and macro-F1 (scikit-learn).
+    """Compute precision, recall, F1 and support of each class, and macro-F1 (scikit-learn).
 
     Args:
-        predicted: (items,), labels, or anything else where no label was given.
-        truth: (items,), labels.
+        predicted: (items,), predicted labels, or any other text where no label was given.
+        truth: (items,), true labels.
 
     Raises:
-        ValueError: without items or if the lengths differ.
+        ValueError: without items, or if the lengths differ.
     """
-    _check(predicted, truth)
+    _require_same_length("predicted", predicted, truth)
     labels = sorted(set(truth))
     columns = precision_recall_fscore_support(
         list(truth), list(predicted), labels=labels, zero_division=np.nan
@@ -96,29 +96,29 @@ def compare_macro_f1(
     clusters: Sequence[str],
     alpha: float,
     margin: float | None,
-) -> Comparison:
-    """Whether macro-F1 gained (margin `None`, two-sided) or was kept (one-sided).
+) -> PairedComparison:
+    """Decide on a gain (margin `None`, two-sided) or retention (one-sided) of macro-F1.
 
-    Percentile limits of the cluster bootstrap, drawn out where there are few clusters. A class that
-    a resample has no item of is left out of that resample's mean. Resamples cannot show a flip that
-    did not happen, so the limits are no nearer to the difference than those of the macro-recall:
-    Tango's limits of each class's recall, put together by the method of variance estimates recovery
-    (Zou & Donner 2008, Statistics in Medicine 27:1693, equation 2).
+    The limits are percentile limits of the cluster bootstrap, widened for few clusters. A class
+    without items in a resample is left out of that resample's mean. Resamples cannot contain flips
+    that did not occur, so the limits are at least as wide as those of the macro-recall: Tango's
+    limits of each class's recall, combined by the method of variance estimates recovery (Zou &
+    Donner 2008, Statistics in Medicine 27:1693, equation 2).
 
     Args:
-        predicted_before: (items,), of the first arm.
-        predicted_after: (items,), of the second.
-        truth: (items,).
-        clusters: (items,), items of the same name are not independent.
-        alpha: of the test.
-        margin: greatest loss of macro-F1 that is allowed, above 0; `None` for gain.
+        predicted_before: (items,), predictions of the first arm.
+        predicted_after: (items,), predictions of the second arm.
+        truth: (items,), true labels.
+        clusters: (items,), cluster name of each item.
+        alpha: level of the test.
+        margin: largest acceptable loss of macro-F1, above 0; `None` for gain.
 
     Raises:
-        ValueError: without items, if lengths differ, or if the margin is not above 0.
+        ValueError: without items, if the lengths differ, or if the margin is not above 0.
     """
-    _check(predicted_before, truth)
-    _check(predicted_after, truth)
-    _check(clusters, truth)
+    _require_same_length("predicted_before", predicted_before, truth)
+    _require_same_length("predicted_after", predicted_after, truth)
+    _require_same_length("clusters", clusters, truth)
     before, after = _one_hot(predicted_before, truth), _one_hot(predicted_after, truth)
     true = _one_hot(truth, truth)
 
@@ -127,7 +127,7 @@ def compare_macro_f1(
 
     count = int(cluster_index(clusters).max()) + 1
     point = float(change(np.ones((1, len(truth))))[0])
-    values = replicates(change, clusters) if count > 1 else np.empty(0)
+    values = bootstrap_replicates(change, clusters) if count > 1 else np.empty(0)
     by_class = _recall_changes(predicted_before, predicted_after, truth, clusters)
 
     def limits(confidence: float) -> tuple[float, float]:
@@ -140,17 +140,26 @@ def compare_macro_f1(
     return _decide(limits, Interval(point, 0, 0, 0, len(truth), count), alpha, margin)
 
 
-def _decide(limits: Limits, point: Interval, alpha: float, margin: float | None) -> Comparison:
-    """`point` has the difference and the counts; its limits are put in."""
+def _decide(
+    limits: LimitsByConfidence, point: Interval, alpha: float, margin: float | None
+) -> PairedComparison:
+    """Decide by the limits.
+
+    Args:
+        limits: limits of the difference, by confidence level.
+        point: difference and counts; its limits are placeholders.
+        alpha: level of the test.
+        margin: margin of retention; `None` for gain.
+    """
     if margin is not None and margin <= 0:
-        raise ValueError(f"a margin of {margin} is not above 0")
-    line, sides = (0.0, 2) if margin is None else (-margin, 1)
+        raise ValueError(f"margin: not above 0 (got {margin})")
+    threshold, sides = (0.0, 2) if margin is None else (-margin, 1)
     confidence = 1 - 2 * alpha / sides
     low, high = limits(confidence)
-    decision = decided(low, high, line)
-    below = margin is not None or point.delta > 0
-    p = min(1.0, sides * _one_sided_p(limits, line, below))
-    distance = abs(point.delta - line)
+    decision = interval_decision(low, high, threshold)
+    is_lower = margin is not None or point.delta > 0
+    p = min(1.0, sides * _one_sided_p(limits, threshold, is_lower))
+    distance = abs(point.delta - threshold)
     needed = None
     if decision == "INCONCLUSIVE" and distance > 0 and math.isfinite(low):
         z = float(stats.norm.ppf(0.5 + confidence / 2))
@@ -158,19 +167,22 @@ def _decide(limits: Limits, point: Interval, alpha: float, margin: float | None)
         ratio = (z + float(stats.norm.ppf(POWER))) * error / distance
         needed = math.ceil(point.items * ratio**2)
     interval = replace(point, low=low, high=high, confidence=confidence)
-    return Comparison(interval, p, METHOD, decision, needed)
+    return PairedComparison(interval, p, METHOD, decision, needed)
 
 
-def _one_sided_p(limits: Limits, line: float, below: bool) -> float:
-    """The smallest one-sided level at which the lower (upper) limit clears the line, by halving."""
+def _one_sided_p(limits: LimitsByConfidence, threshold: float, is_lower: bool) -> float:
+    """Return the smallest one-sided level at which the lower (upper) limit clears the threshold.
+
+    Found by bisection of the log level, to 1% of the level.
+    """
 
     def clears(level: float) -> bool:
         low, high = limits(1 - 2 * level)
-        return low > line if below else high < line
+        return low > threshold if is_lower else high < threshold
 
-    small, large = math.log(SMALLEST_P), math.log(0.4999)
+    small, large = math.log(MIN_P), math.log(0.4999)
     if clears(math.exp(small)):
-        return SMALLEST_P
+        return MIN_P
     if not clears(math.exp(large)):
         return 1.0
     while large - small > 0.01:
@@ -181,46 +193,55 @@ def _one_sided_p(limits: Limits, line: float, below: bool) -> float:
 
 def _recall_changes(
     before: Sequence[str], after: Sequence[str], truth: Sequence[str], clusters: Sequence[str]
-) -> list[Sample]:
-    """For each class, wins and losses among its items."""
+) -> list[ClusteredSample]:
+    """Return the changes of right/wrong scores among the items of each class."""
     true, names = np.asarray(truth, dtype=object), np.asarray(clusters, dtype=object)
     differences = (np.asarray(after, dtype=object) == true).astype(np.float64)
     differences -= np.asarray(before, dtype=object) == true
-    return [sample(differences[true == label], list(names[true == label])) for label in set(truth)]
+    return [
+        clustered_sample(differences[true == label], list(names[true == label]))
+        for label in set(truth)
+    ]
 
 
-def _mover(by_class: list[Sample], confidence: float) -> tuple[float, float]:
-    """Distances of the limits of the mean change of recall below and above it."""
+def _mover(by_class: list[ClusteredSample], confidence: float) -> tuple[float, float]:
+    """Return the distances of the MOVER limits below and above the mean change of recall."""
     below = above = 0.0
-    for found in by_class:
-        effect = design_effect_seen(found)
+    for sample in by_class:
+        effect = observed_design_effect(sample)
         low, high = tango_limits(
-            found.won / effect, found.lost / effect, found.items / effect, confidence
+            sample.won / effect, sample.lost / effect, sample.items / effect, confidence
         )
-        below += (found.delta - low) ** 2
-        above += (high - found.delta) ** 2
+        below += (sample.delta - low) ** 2
+        above += (high - sample.delta) ** 2
     return math.sqrt(below) / len(by_class), math.sqrt(above) / len(by_class)
 
 
-def _one_hot(given: Sequence[str], truth: Sequence[str]) -> Floats:
-    """(items, classes): 1 where an item is given a class of the truth; no 1 for anything else."""
-    labels = np.asarray(sorted(set(truth)), dtype=object)
-    return np.asarray(np.asarray(given, dtype=object)[:, None] == labels, dtype=np.float64)
+def _one_hot(labels: Sequence[str], truth: Sequence[str]) -> Floats:
+    """Encode labels as (items, classes of the truth); other labels give a row of zeros."""
+    classes = np.asarray(sorted(set(truth)), dtype=object)
+    return np.asarray(np.asarray(labels, dtype=object)[:, None] == classes, dtype=np.float64)
 
 
 def _macro_f1(weights: Floats, predicted: Floats, true: Floats) -> Floats:
-    """(resamples,): macro-F1 of each row of weights (resamples, items), 2 TP / (TP + FP + TP + FN).
+    """Compute macro-F1 of each resample over the classes with items in it.
 
-    Of the classes that have an item in the row.
+    Args:
+        weights: (resamples, items).
+        predicted: (items, classes), one-hot.
+        true: (items, classes), one-hot.
+
+    Returns:
+        (resamples,), mean of 2 TP / (TP + FP + TP + FN).
     """
-    found = weights @ np.concatenate([predicted * true, predicted, true], axis=1)
-    hits, given, support = np.split(found, 3, axis=1)
-    f1 = 2 * hits / np.maximum(given + support, 1e-300)
+    totals = weights @ np.concatenate([predicted * true, predicted, true], axis=1)
+    hits, predictions, support = np.split(totals, 3, axis=1)
+    f1 = 2 * hits / np.maximum(predictions + support, 1e-300)
     return np.asarray(f1.sum(axis=1, where=support > 0) / (support > 0).sum(axis=1))
 
 
-def _check(given: Sequence[str], truth: Sequence[str]) -> None:
+def _require_same_length(name: str, values: Sequence[str], truth: Sequence[str]) -> None:
     if not len(truth):
-        raise ValueError("no items to compare")
-    if len(given) != len(truth):
-        raise ValueError(f"{len(given)} given for {len(truth)} items")
+        raise ValueError("truth: no items to compare")
+    if len(values) != len(truth):
+        raise ValueError(f"{name}: expected {len(truth)} items (got {len(values)})")

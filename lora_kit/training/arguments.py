@@ -1,4 +1,4 @@
-"""From the recipe's `training` section to what the trainer is told."""
+"""Trainer arguments from the recipe's section `training`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
-from trl import SFTConfig
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.recipe.recipe import Recipe
@@ -21,23 +20,7 @@ from lora_kit.runtime.launch import current_launch
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
-def arguments_of(
-    recipe: Recipe, backbone: Backbone, state: PartialState, directory: Path, steps: int
-) -> SFTConfig:
-    """What TRL's SFTTrainer is told; see `configured`."""
-    return configured(
-        SFTConfig,
-        recipe,
-        backbone,
-        state,
-        directory,
-        steps,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
-
-
-def configured(
+def training_arguments(
     kind: type[Arguments],
     recipe: Recipe,
     backbone: Backbone,
@@ -46,22 +29,23 @@ def configured(
     steps: int,
     **own: Any,
 ) -> Arguments:
-    """What transformers' trainer is told.
+    """Return the arguments of transformers' trainer.
 
-    A batch of its data loader is this process's whole share of an optimizer step; our trainer deals
-    the shares out and cuts them into micro batches itself.
+    A batch of the data loader is this process's complete share of an optimizer step; our trainers
+    distribute the shares and divide them into micro-batches.
 
     Args:
-        kind: of arguments.
-        recipe: what to do.
-        backbone: what it is done to.
-        state: this process among the others.
-        directory: of the run.
-        steps: of the optimizer, all in all.
-        own: arguments of the kind, which come before those of the recipe.
+        kind: class of the arguments.
+        recipe: the recipe.
+        backbone: backbone that is adapted.
+        state: index and number of processes.
+        directory: directory of the checkpoints.
+        steps: optimizer steps over all epochs.
+        own: arguments specific to `kind`; override those of the recipe.
 
     Raises:
-        TrainingError: if the batch cannot be divided over the processes, or a tracker is missing.
+        TrainingError: if the batch cannot be divided between the processes, or a tracker is not
+            installed.
     """
     spec = recipe.training
     require_trackers(spec)
@@ -69,7 +53,7 @@ def configured(
         output_dir=str(directory),
         run_name=recipe.name,
         project="lora-kit",
-        per_device_train_batch_size=share_of(spec, state.num_processes),
+        per_device_train_batch_size=max_examples_per_process(spec, state.num_processes),
         gradient_accumulation_steps=1,
         num_train_epochs=spec.epochs,
         learning_rate=spec.learning_rate,
@@ -86,23 +70,23 @@ def configured(
         data_seed=recipe.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        # DeepSpeed keeps the optimizer's state to itself, and could not go on from ours.
+        # DeepSpeed holds the optimizer state itself and cannot resume from our checkpoints.
         save_strategy="no" if current_launch().deepspeed else "steps",
         save_steps=spec.save_steps,
         report_to=[name for name in spec.report_to if name != "tensorboard"] or "none",
         disable_tqdm=True,
     )
     arguments: Arguments = kind(**(common | own))
-    # Without a launcher, all visible GPUs would be taken by nn.DataParallel, which deals out the
-    # columns that logits are wanted in as if they were examples.
+    # Without a launcher, transformers would use nn.DataParallel on all visible GPUs, which splits
+    # the indices of the scored columns as if they were examples.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 def _schedule(spec: TrainingSpec, steps: int) -> dict[str, Any]:
-    """The learning rate over the steps.
+    """Return the arguments of the learning rate schedule.
 
-    `wsd`: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395), linear at both ends.
+    `wsd` is warmup, stable, decay (Hu et al. 2024, arXiv:2404.06395), linear at both ends.
     """
     if spec.lr_scheduler == "constant":
         return {"lr_scheduler_type": "constant_with_warmup"}
@@ -116,7 +100,7 @@ def _schedule(spec: TrainingSpec, steps: int) -> dict[str, Any]:
 
 
 def require_trackers(spec: TrainingSpec) -> None:
-    """Refuse a tracker that is not there.
+    """Refuse a tracker whose package is not installed.
 
     Raises:
         TrainingError: naming the package.
@@ -124,44 +108,45 @@ def require_trackers(spec: TrainingSpec) -> None:
     for name in spec.report_to:
         if importlib.util.find_spec(name) is None:
             raise TrainingError(
-                f"training.report_to: {name} is not installed; pip install {name}, or leave it out"
+                f"training.report_to: tracker is not installed (got {name}). Fix: pip install "
+                f"{name}, or remove it"
             )
 
 
-def share_of(spec: TrainingSpec, processes: int) -> int:
-    """Most examples of an optimizer step that one of several processes gets.
+def max_examples_per_process(spec: TrainingSpec, processes: int) -> int:
+    """Return the maximum examples of an optimizer step on one process.
 
     Raises:
         TrainingError: if there are more processes than examples.
     """
     if spec.batch_size < processes:
         raise TrainingError(
-            f"training.batch_size: {spec.batch_size} examples of an optimizer step cannot be "
-            f"shared by {processes} processes; raise it, or start fewer"
+            f"training.batch_size: fewer examples in a step than processes (got {spec.batch_size} "
+            f"examples, {processes} processes). Fix: raise it, or launch fewer processes"
         )
     return math.ceil(spec.batch_size / processes)
 
 
 def micro_batch_size(spec: TrainingSpec, processes: int, device: torch.device) -> int:
-    """Most examples of a forward pass on one process.
+    """Return the maximum examples of a forward pass on one process.
 
     Raises:
-        TrainingError: as `share_of`.
+        TrainingError: if there are more processes than examples in a step.
     """
-    return min(like_length(spec, device), share_of(spec, processes))
+    return min(length_group_size(spec, device), max_examples_per_process(spec, processes))
 
 
-def like_length(spec: TrainingSpec, device: torch.device) -> int:
-    """How many examples of about one length stand together in the order of the training.
+def length_group_size(spec: TrainingSpec, device: torch.device) -> int:
+    """Return the number of adjacent examples of similar length in training order.
 
-    As many as a forward pass of one process has. The number of processes does not come into it:
-    the steps would have other examples.
+    The default is the size of a forward pass on one process. The number of processes has no
+    influence, so that a step has the same examples on any number of them.
     """
     default = 4 if device.type == "cpu" else spec.batch_size
     return min(spec.micro_batch_size or default, spec.batch_size)
 
 
 def optimizer_steps(examples: int, spec: TrainingSpec) -> int:
-    """Steps of the optimizer over all epochs, as transformers counts them."""
-    an_epoch = max(math.ceil(examples / spec.batch_size), 1)
-    return max(math.ceil(spec.epochs * an_epoch), 1)
+    """Return the number of optimizer steps over all epochs, as transformers counts them."""
+    steps_per_epoch = max(math.ceil(examples / spec.batch_size), 1)
+    return max(math.ceil(spec.epochs * steps_per_epoch), 1)

@@ -1,4 +1,4 @@
-"""What happens beside the steps: the log, the progress bar, the signals."""
+"""Callbacks for the metrics log, the progress bar, the sampler's epoch and signals."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_kit.data.batches import LengthGroupedSampler
 from lora_kit.runtime.console import Meter
 from lora_kit.runtime.files import write_text
-from lora_kit.training.sharded import whole
+from lora_kit.training.sharded import full_tensor
 
 PLOT_SECONDS = 60.0
-# SIGTERM: a machine goes down or a job is cancelled; SIGUSR1: what `sbatch --signal=USR1` sends.
+# SIGTERM: the machine shuts down or the job is cancelled; SIGUSR1: sent by `sbatch --signal=USR1`.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class MetricsLog(TrainerCallback):
-    """Writes one JSON object a step to `metrics.jsonl`, moves the progress bar, draws the plot."""
+    """Log of one JSON object per step in `metrics.jsonl`, with progress bar and plot.
+
+    Attributes:
+        history: all entries logged so far, including those of an interrupted attempt.
+    """
 
     def __init__(
         self,
@@ -34,24 +38,25 @@ class MetricsLog(TrainerCallback):
         meter: Meter,
         is_main: bool,
         plot: Callable[[list[dict[str, float]]], None],
-        figures: Sequence[str] = (),
+        logged_metrics: Sequence[str] = (),
         plot_seconds: float = PLOT_SECONDS,
     ):
-        """Plan.
+        """Create the log; nothing is written yet.
 
         Args:
-            path: of `metrics.jsonl`.
-            meter: the progress bar.
-            is_main: whether this process writes; the others do nothing here.
-            plot: draws what was logged so far.
-            figures: that are written down where a step has them; the first is shown as well.
-            plot_seconds: from one drawing to the next, at least.
+            path: path of `metrics.jsonl`.
+            meter: progress bar.
+            is_main: true on the main process; the others write nothing.
+            plot: draws the entries logged so far.
+            logged_metrics: further metrics to log for steps that have them; the first is also shown
+                in the progress bar.
+            plot_seconds: minimum seconds between two drawings.
         """
         self._path = path
         self._meter = meter
         self._is_main = is_main
         self._plot = plot
-        self._figures = figures
+        self._logged_metrics = logged_metrics
         self._plot_seconds = plot_seconds
         self._started = self._plotted = time.monotonic()
         self._earlier_seconds = 0.0
@@ -61,15 +66,15 @@ class MetricsLog(TrainerCallback):
     def on_train_begin(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
-        """Start the clock; of an earlier attempt, keep what its checkpoint knows of."""
+        """Start the clock; keep the entries of an earlier attempt up to its checkpoint."""
         self._started = time.monotonic()
         if not self._is_main:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if state.global_step:
             lines = self._path.read_text().splitlines() if self._path.is_file() else []
-            kept = [json.loads(line) for line in lines if line.endswith("}")]
-            self.history = [entry for entry in kept if entry["step"] <= state.global_step]
+            entries = [json.loads(line) for line in lines if line.endswith("}")]
+            self.history = [entry for entry in entries if entry["step"] <= state.global_step]
             self._meter.advance(state.global_step)
             if steps := [entry for entry in self.history if "seconds" in entry]:
                 self._earlier_seconds = steps[-1]["seconds"]
@@ -84,7 +89,7 @@ class MetricsLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Record a step's figures."""
+        """Log the metrics of a step."""
         if not logs or "loss" not in logs or not self._is_main:
             return
         seconds = time.monotonic() - self._started
@@ -97,11 +102,13 @@ class MetricsLog(TrainerCallback):
             "tokens": int(logs["tokens"]),
             "seconds": round(self._earlier_seconds + seconds, 3),
         }
-        found = {name: float(logs[name]) for name in self._figures if logs.get(name) is not None}
-        self.record(entry | found)
+        names = [name for name in self._logged_metrics if logs.get(name) is not None]
+        self.record(entry | {name: float(logs[name]) for name in names})
         rate = (entry["tokens"] - self._earlier_tokens) / seconds if seconds else 0.0
         shown = "".join(
-            f", {name} {found[name]:.3f}" for name in self._figures[:1] if name in found
+            f", {name} {float(logs[name]):.3f}"
+            for name in self._logged_metrics[:1]
+            if name in names
         )
         self._meter.advance(note=f"loss {entry['loss']:.3f}{shown}, {rate:.0f} token/s")
         if time.monotonic() - self._plotted >= self._plot_seconds:
@@ -109,7 +116,7 @@ class MetricsLog(TrainerCallback):
             self._plotted = time.monotonic()
 
     def record(self, entry: dict[str, float]) -> None:
-        """Add a line to `metrics.jsonl`."""
+        """Append an entry to the history and to `metrics.jsonl`."""
         if not self._is_main:
             return
         self.history.append(entry)
@@ -117,10 +124,11 @@ class MetricsLog(TrainerCallback):
             stream.write(json.dumps(entry) + "\n")
 
 
-class Epochs(TrainerCallback):
-    """Tells the sampler which epoch it is.
+class SamplerEpochs(TrainerCallback):
+    """Callback that sets the sampler's epoch.
 
-    Nobody else does: the loader is a plain one, and each epoch would have the order of the first.
+    With a plain data loader transformers does not set it, and every epoch would have the order of
+    the first.
     """
 
     def __init__(self, sampler: Callable[[], LengthGroupedSampler]):
@@ -129,29 +137,29 @@ class Epochs(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
-        """Take the recipe's steps, not those that a checkpoint was written with."""
+        """Use the recipe's `save_steps`, not those stored in a checkpoint."""
         state.save_steps = args.save_steps
 
     def on_epoch_begin(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
-        """Set it; `state.epoch` is a whole number at its beginning, and more where one goes on."""
+        """Set the epoch; `state.epoch` is fractional when an epoch is resumed."""
         self._sampler().set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
 class Interruption(TrainerCallback):
-    """Turns a signal into a checkpoint and an end after the step that is under way.
+    """Callback that, on a signal, saves a checkpoint and stops after the current step.
 
     Attributes:
-        received: name of the signal, empty if none came.
+        received: name of the signal; empty if none was received.
     """
 
     def __init__(self, agreed: Callable[[bool], bool]):
-        """Plan.
+        """Create the callback.
 
         Args:
-            agreed: whether any process says so: a signal may reach one of them alone, and all have
-                to stop after the same step.
+            agreed: returns true if its argument is true on any process; a signal may reach only
+                one of them, but all must stop after the same step.
         """
         self._agreed = agreed
         self.received = ""
@@ -161,7 +169,7 @@ class Interruption(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While open, the signals are noted; afterwards they do what they did before."""
+        """Record signals inside the context; restore their handlers afterwards."""
         previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
@@ -172,13 +180,13 @@ class Interruption(TrainerCallback):
     def on_step_end(
         self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Ask for a checkpoint and the end."""
+        """Request a checkpoint and the end of training if a signal was received."""
         if self._agreed(bool(self.received)) and state.global_step < state.max_steps:
             self.received = self.received or "a signal to another process"
             control.should_save = control.should_training_stop = True
 
 
 def gradient_norm(model: torch.nn.Module) -> float:
-    """Norm of the gradients of all that is trained, of the whole where they are divided."""
+    """Return the norm of the gradients of all trained parameters, sharded ones included."""
     gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
-    return float(whole(get_total_norm(gradients)))
+    return float(full_tensor(get_total_norm(gradients)))

@@ -1,4 +1,4 @@
-"""What every trainer here has: checkpoints of ours, and adapters that stay in float32."""
+"""Base class of all trainers: our checkpoint format, and adapters that stay in float32."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import torch
 from transformers import Trainer
 
 from lora_kit.training import checkpoints
-from lora_kit.training.before_clipping import BeforeClipping
+from lora_kit.training.gradient_hooks import GradientHook
 from lora_kit.training.retention.early_stopping import RetentionEarlyStopping
 from lora_kit.training.validation import Validation
 
-# Steps in a row that may have nothing to learn from, where that can be: all answers to each prompt
-# are worth the same, or all pairs are as far apart as a margin asks for.
+# Consecutive steps that may have no gradient, for objectives where that occurs: all answers to each
+# prompt have equal rewards, or all pairs exceed the margin.
 IDLE_STEPS = 20
 
 
 @contextmanager
-def float32_masters(model: torch.nn.Module) -> Iterator[None]:
-    """Keep what is trained as it is, whatever a trainer's constructor does to it.
+def keep_float32_masters(model: torch.nn.Module) -> Iterator[None]:
+    """Restore trained parameters that a trainer's constructor cast to another dtype.
 
     TRL 1.16 casts the adapters of a quantized model to bfloat16, in which most AdamW steps at
-    learning rates below 1e-4 round to nothing.
+    learning rates below 1e-4 round to zero.
     """
     masters = {n: p.data.clone() for n, p in model.named_parameters() if p.requires_grad}
     yield
@@ -35,50 +35,50 @@ def float32_masters(model: torch.nn.Module) -> Iterator[None]:
 
 
 class CheckpointedTrainer(Trainer):
-    """A trainer whose checkpoints are those of `checkpoints`.
+    """Trainer that saves checkpoints in the format of `lora_kit.training.checkpoints`.
 
-    transformers' own are written in place, and are pickles.
+    The checkpoints of transformers are written in place and contain pickles.
 
     Attributes:
-        tokens: seen so far, by all processes, padding not included.
-        validation: what its checkpoints hold as well.
-        budget: what ends it for forgetting, if anything does.
-        like_length: how many examples of about one length stand together in their order.
-        save_total_limit: how many are left standing.
-        lengths: tokens of each of what it is trained on.
-        rows: of the data set, those of this process's last batch.
-        figures: by the names under which they are logged, what is said of a step besides its loss;
-            the first is shown while it runs.
-        idle_steps: how many steps in a row may have nothing to learn from.
+        tokens: tokens seen so far by all processes, without padding.
+        validation: validation losses and best weights, saved with each checkpoint.
+        early_stopping: early stopping on retention texts, if the recipe has it.
+        length_group_size: number of adjacent examples of similar length in training order.
+        save_total_limit: maximum number of checkpoints kept.
+        lengths: tokens of each training example or unit.
+        rows: rows of the data set in this process's last batch.
+        logged_metrics: metrics logged for each step besides the loss; the first is shown in the
+            progress bar.
+        idle_steps: consecutive steps that may have no gradient.
     """
 
     tokens: int = 0
     validation: Validation | None = None
     early_stopping: RetentionEarlyStopping | None = None
-    like_length: int = 1
+    length_group_size: int = 1
     save_total_limit: int = 2
     lengths: Sequence[int] = ()
     rows: Sequence[int] = ()
-    figures: tuple[str, ...] = ()
+    logged_metrics: tuple[str, ...] = ()
     idle_steps: int = 0
 
     def _send_telemetry(self) -> None:
-        """TRL's; nothing is sent from here."""
+        """Override TRL's telemetry: send nothing."""
 
     @property
     def ended(self) -> bool:
-        """Whether the step that is done is the last one, by count or for want of progress."""
+        """Return true after the last step, by count or by early stopping."""
         exhausted = self.validation is not None and self.validation.exhausted
         exceeded = self.early_stopping is not None and self.early_stopping.exceeded
         return exhausted or exceeded or self.state.global_step >= self.state.max_steps
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """Clip what the gradients are in the end."""
+        """Run the gradient hooks, then clip the gradients."""
         scaler = self.accelerator.scaler
         scale = scaler.get_scale() if scaler is not None else 1.0
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, BeforeClipping):
-                callback.change(self.state, scale)
+            if isinstance(callback, GradientHook):
+                callback.modify_gradients(self.state, scale)
         return super()._clip_grad_norm(model)
 
     def _save_checkpoint(self, _model: Any, _trial: Any) -> None:
@@ -96,17 +96,17 @@ class CheckpointedTrainer(Trainer):
             checkpoints.load_random_state(self, Path(checkpoint))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """With the optimizer."""
+        """Do nothing: `checkpoints.load_optimizer` restores the scaler."""
 
     def _track_num_input_tokens(self, _inputs: Any) -> None:
-        """Counted in `tokens`."""
+        """Do nothing: `tokens` counts them."""
 
     def floating_point_ops(self, _inputs: Any) -> int:
-        """Not estimated: the figure would be that of a model that is trained whole."""
+        """Return 0: transformers' estimate assumes that all weights are trained."""
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the tokens seen so far."""
+        """Log the tokens seen so far with the other metrics."""
         super().log(logs | {"tokens": self.tokens}, start_time)
-        # `metrics.jsonl` has it; in here, each checkpoint would hold it once more.
+        # `metrics.jsonl` holds the history; it would be repeated in every checkpoint.
         self.state.log_history.clear()

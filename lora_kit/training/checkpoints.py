@@ -1,17 +1,17 @@
-"""Checkpoints: all that a training needs to go on as if nothing had happened.
+"""Checkpoints, from which a training resumes bit for bit.
 
     checkpoints/step-000100/
-        adapter.safetensors    the trained weights
-        best.safetensors       those of the lowest validation loss, where they are kept
-        within.safetensors     those of the last look that was within the retention budget
+        adapter.safetensors    trained weights
+        best.safetensors       weights of the lowest validation loss, if `keep_best` is set
+        within.safetensors     last weights measured within the margin of early stopping
         optimizer.safetensors  moments and step counts
         random-0.safetensors   random state of each process
-        state.json             schedule, optimizer groups, scaler, tokens, validation, budget
-        trainer_state.json     of transformers: step and epoch
+        state.json             schedule, optimizer groups, scaler, counts, validation losses
+        trainer_state.json     step and epoch, written by transformers
         files.json             sha256 of each file
 
-Weights are data: nothing here is a pickle. A checkpoint is whole or absent, since it is written
-under a temporary name; `files.json` tells one that was damaged afterwards.
+No file is a pickle. A checkpoint is written under a temporary name, so that it is complete or
+absent; `files.json` reveals later damage.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.files import read_json, whole_directory, write_json
 from lora_kit.runtime.hashes import file_sha256
 from lora_kit.training.retention.early_stopping import RetentionEarlyStopping
-from lora_kit.training.sharded import divided_as, whole
+from lora_kit.training.sharded import full_tensor, shard_like
 from lora_kit.training.trained_weights import Tensors, restore_weights, trained_weights
 from lora_kit.training.validation import Validation
 
@@ -46,13 +46,13 @@ FILES = "files.json"
 
 
 class Checkpointed(Protocol):
-    """What a checkpoint holds of a trainer.
+    """Protocol of a trainer whose state a checkpoint holds.
 
     Attributes:
-        like_length: how many examples of about one length are adjacent in the order of training.
+        length_group_size: number of adjacent examples of similar length in training order.
         tokens: tokens seen so far by all processes, without padding.
-        validation: the validation losses so far.
-        budget: the early stopping of the retention texts.
+        validation: validation losses and best weights.
+        early_stopping: early stopping on retention texts.
     """
 
     model: Any
@@ -61,27 +61,29 @@ class Checkpointed(Protocol):
     optimizer: Any
     lr_scheduler: Any
     accelerator: Any
-    like_length: int
+    length_group_size: int
     tokens: int
     validation: Validation | None
     early_stopping: RetentionEarlyStopping | None
 
     @property
     def ended(self) -> bool:
-        """Return whether the step that is done is the last one."""
+        """Return true after the last step."""
 
     def is_world_process_zero(self) -> bool:
-        """Return whether this process writes the checkpoint."""
+        """Return true if this process writes the checkpoint."""
 
 
 def save(trainer: Checkpointed, keep: int) -> None:
-    """Write the checkpoint of the step that is done, and delete all but the `keep` latest whole.
+    """Write a checkpoint of the current step and delete all but the `keep` latest complete ones.
+
+    A collective call.
 
     Raises:
-        TrainingError: if it cannot be written; those before it are as they were.
+        TrainingError: if the checkpoint cannot be written; earlier checkpoints are unchanged.
     """
     states = gather_object([_random_state()])
-    # Where they are divided over the processes, it takes all of these to put them together.
+    # On all processes: sharded weights are gathered from all of them.
     weights = trained_weights(trainer.model)
     optimizer = _split(trainer.optimizer.state_dict()["state"])
     if trainer.is_world_process_zero():
@@ -92,18 +94,18 @@ def save(trainer: Checkpointed, keep: int) -> None:
                 _write(trainer, states, weights, optimizer, temporary)
         except (OSError, SafetensorError) as error:
             last = newest(folder)
+            resume = f", then rerun with --resume ({last} is complete)" if last else ""
             raise TrainingError(
-                f"{path}: the checkpoint cannot be written: {error}. "
-                + (f"{last} is whole: make room, then go on with --resume" if last else "Make room")
+                f"{path}: cannot write the checkpoint (got {error}). Fix: free disk space{resume}"
             ) from error
         _prune(folder, keep, written=path)
     trainer.accelerator.wait_for_everyone()
 
 
 def _prune(folder: Path, keep: int, written: Path) -> None:
-    """Delete all checkpoints but the one that was just written and the latest whole ones.
+    """Delete all checkpoints but the one just written and the latest complete ones.
 
-    One that was damaged since does not count: it would push out what a training can go on from.
+    A damaged checkpoint does not count towards `keep`; it would displace one that can be resumed.
     """
     others = [path for path in _steps(folder) if path != written]
     if len(others) < keep:
@@ -115,7 +117,7 @@ def _prune(folder: Path, keep: int, written: Path) -> None:
             kept += 1
             continue
         if problem:
-            say(f"{path}: damaged since it was written, and removed: {problem}")
+            say(f"{path}: removed damaged checkpoint: {problem}")
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -141,7 +143,7 @@ def _write(
         folder / STATE,
         {
             "ended": trainer.ended,
-            "like_length": trainer.like_length,
+            "like_length": trainer.length_group_size,
             "tokens": trainer.tokens,
             "optimizer": {
                 "values": values,
@@ -158,24 +160,26 @@ def _write(
 
 
 def _split(state: dict[int, dict[str, Any]]) -> tuple[Tensors, dict[str, Any]]:
-    """The optimizer's state as tensors for safetensors and values for JSON, by `index.name`."""
+    """Return the optimizer's state as tensors for safetensors and values for JSON.
+
+    Keys are `index.name`, with the index of the parameter.
+    """
     flat = {f"{n}.{name}": value for n, part in state.items() for name, value in part.items()}
     tensors = {
-        name: whole(value) for name, value in flat.items() if isinstance(value, torch.Tensor)
+        name: full_tensor(value) for name, value in flat.items() if isinstance(value, torch.Tensor)
     }
     return tensors, {name: value for name, value in flat.items() if name not in tensors}
 
 
 def _random_state() -> Tensors:
-    """All random state of this process."""
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    described = json.dumps([version, gauss, kind, position, has_gauss, cached])
+    rest = json.dumps([version, gauss, kind, position, has_gauss, cached])
     state = {
         "torch": torch.random.get_rng_state(),
         "python": torch.tensor(numbers, dtype=torch.int64),
         "numpy": torch.tensor(np.asarray(keys, dtype=np.int64)),
-        "rest": torch.frombuffer(bytearray(described.encode()), dtype=torch.uint8),
+        "rest": torch.frombuffer(bytearray(rest.encode()), dtype=torch.uint8),
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -183,10 +187,13 @@ def _random_state() -> Tensors:
 
 
 def load_random_state(trainer: Checkpointed, folder: Path) -> None:
-    """Put this process's random state back, if there was such a process."""
+    """Restore this process's random state.
+
+    Without effect if the checkpoint was written by fewer processes.
+    """
     path = folder / f"random-{trainer.args.process_index}.safetensors"
     if not path.is_file():
-        return  # of a process that there was not
+        return
     state = load_file(path)
     version, gauss, kind, position, has_gauss, cached = json.loads(bytes(state["rest"].tolist()))
     random.setstate((version, tuple(state["python"].tolist()), gauss))
@@ -198,18 +205,26 @@ def load_random_state(trainer: Checkpointed, folder: Path) -> None:
 
 
 def load_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Put the trained weights back."""
+    """Restore the trained weights.
+
+    Raises:
+        TrainingError: if they are those of another adapter.
+    """
     restore_weights(model, load_file(folder / WEIGHTS))
 
 
 def load_optimizer(trainer: Checkpointed, folder: Path) -> None:
-    """Put the optimizer, the schedule, the scaler and the counts back."""
+    """Restore the optimizer, the schedule, the scaler and the counts.
+
+    Raises:
+        TrainingError: if the examples would be in another order than in the checkpoint.
+    """
     saved = read_json(folder / STATE, TrainingError)
-    if saved.get("like_length") != trainer.like_length:
+    if saved.get("like_length") != trainer.length_group_size:
         raise TrainingError(
-            f"{folder}: in its order {saved.get('like_length')} examples of about one length stand "
-            f"together, here {trainer.like_length}, which puts other examples into a step. Set "
-            "training.micro_batch_size as it was, or begin anew without --resume"
+            f"{folder}: the order of examples changed (got groups of {trainer.length_group_size} "
+            f"of similar length, {saved.get('like_length')} in the checkpoint). Fix: restore "
+            "training.micro_batch_size, or drop --resume"
         )
     state: dict[int, dict[str, Any]] = {}
     trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
@@ -217,7 +232,7 @@ def load_optimizer(trainer: Checkpointed, folder: Path) -> None:
     for key, value in flat.items():
         index, _, name = key.partition(".")
         parameter = trained[int(index)]
-        state.setdefault(int(index), {})[name] = divided_as(parameter, value)
+        state.setdefault(int(index), {})[name] = shard_like(parameter, value)
     groups = saved["optimizer"]["groups"]
     for group in groups:
         group["betas"] = tuple(group["betas"])
@@ -239,9 +254,9 @@ def _load_counts(trainer: Checkpointed, saved: dict[str, Any], folder: Path) -> 
 
 
 def load_if_ended(trainer: Checkpointed, folder: Path) -> bool:
-    """Put everything back if the training had ended with this checkpoint; else do nothing.
+    """Restore everything and return true if the training had ended with this checkpoint.
 
-    transformers would go on from there: its loop knows nothing of an end that it did not reach.
+    transformers would train on from such a checkpoint: it does not store that training ended.
     """
     saved = read_json(folder / STATE, TrainingError)
     if not saved["ended"]:
@@ -253,26 +268,26 @@ def load_if_ended(trainer: Checkpointed, folder: Path) -> bool:
 
 
 def newest(folder: Path) -> Path | None:
-    """The latest checkpoint that is whole; damaged ones are told and passed over."""
+    """Return the latest complete checkpoint, reporting and skipping damaged ones."""
     for path in _steps(folder):
         problem = _damage(path)
         if problem is None:
             return path
-        say(f"{path}: passed over: {problem}")
+        say(f"{path}: skipped damaged checkpoint: {problem}")
     return None
 
 
 def _steps(folder: Path) -> list[Path]:
-    """The checkpoints, the latest first."""
+    """Return the checkpoints, latest first."""
     numbered = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
     return sorted(numbered, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files."""
+    """Return a description of the damage; `None` if all files are as written."""
     try:
         recorded = json.loads((path / FILES).read_text())
         changed = [n for n, digest in recorded.items() if file_sha256(path / n) != digest]
     except (OSError, ValueError, AttributeError) as error:
         return f"{error}"
-    return f"{', '.join(changed)} is not what was written" if changed else None
+    return f"changed files: {', '.join(changed)}" if changed else None

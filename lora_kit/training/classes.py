@@ -1,10 +1,9 @@
-"""Training a classifier: the loss of a step over its classes, and the trainer that takes it."""
+"""Classifier training: loss over classes, and the trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,36 +14,34 @@ from torch.nn.functional import cross_entropy
 
 from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.batches import cut
-from lora_kit.data.labelled import classes_of
+from lora_kit.data.batches import split_micro_batches
+from lora_kit.data.labelled import class_indices
 from lora_kit.data.prepared import PreparedData
-from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.modeling.features import Features, frozen_features
 from lora_kit.modeling.likelihood import to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.classification import ClassificationSpec
-from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.steps import StepTrainer
+from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.steps import StepInputs, StepTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-Batch = dict[str, Any]
-
 
 @dataclass(frozen=True, eq=False)
 class ClassLoss:
-    """Weighted cross-entropy, or focal loss.
+    """Weighted cross-entropy or focal loss.
 
-    -w (1 - p)^gamma log p, where p is the probability of the right class and w its weight (Lin et
-    al. 2017, arXiv:1708.02002, equation 5). The mean is over weights, as torch's `cross_entropy`
-    with a weight has it.
+    -w (1 - p)^gamma log p, where p is the probability of the true class and w its weight (Lin et
+    al. 2017, arXiv:1708.02002, equation 5). The mean is weighted, as in torch's `cross_entropy`
+    with a weight.
 
     Attributes:
-        weights: (classes,) float32.
-        gamma: 0 for cross-entropy.
+        weights: weight of each class, (classes,) float32.
+        gamma: focusing parameter; 0 for cross-entropy.
     """
 
     weights: torch.Tensor
@@ -54,46 +51,56 @@ class ClassLoss:
     def of(
         cls, spec: ClassificationSpec, classes: Sequence[str], targets: Sequence[int]
     ) -> ClassLoss:
-        """Of a recipe's section and the classes of its training rows, each of which has a row."""
+        """Return the loss of a recipe.
+
+        Args:
+            spec: the recipe's section `classification`.
+            classes: names of all classes.
+            targets: class index of each training row; every class has a row.
+        """
         given, numbers = spec.class_weights, np.arange(len(classes))
         if isinstance(given, Mapping):
             weights = np.array([given.get(name, 1.0) for name in classes])
         else:
-            how = "balanced" if given == "balanced" else None
-            weights = compute_class_weight(how, classes=numbers, y=np.array(targets))
+            mode = "balanced" if given == "balanced" else None
+            weights = compute_class_weight(mode, classes=numbers, y=np.array(targets))
         return cls(torch.tensor(weights, dtype=torch.float32), spec.focal_gamma)
 
     def sum(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The weighted losses of all rows, nats.
+        """Return the weighted sum of the losses of all rows, in nats; scalar, float32.
 
         Args:
-            logits: (batch, classes).
-            targets: (batch,) int64; -100 counts nothing.
+            logits: (batch, classes), of any float dtype.
+            targets: (batch,) int64; rows with target -100 have no loss.
         """
-        weights = self.weights.to(logits.device)
+        assert len(self.weights) == logits.shape[1]
         logits = logits.float()
-        nll = cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED)
-        counted = self.weight_of(targets).to(logits.device)
+        nll = cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
+        weights = self.weight_of(targets).to(logits.device)
         if self.gamma:
-            # The gradient of 0^gamma is none where gamma < 1: a row that is certain counts nothing.
-            left = (1 - (-nll).exp()).clamp(min=torch.finfo(torch.float32).tiny)
-            nll = left**self.gamma * nll
-        assert len(weights) == logits.shape[1]
-        return (counted * nll).sum()
+            # For gamma < 1, the gradient of 0^gamma is infinite: a row with p = 1 would give NaN.
+            uncertainty = (1 - (-nll).exp()).clamp(min=torch.finfo(torch.float32).tiny)
+            nll = uncertainty**self.gamma * nll
+        return (weights * nll).sum()
 
     def weight_of(self, targets: torch.Tensor) -> torch.Tensor:
-        """(batch,) float32, 0 where the target is -100."""
+        """Return the weight of each row, (batch,) float32; 0 where the target is -100.
+
+        Args:
+            targets: (batch,) int64.
+        """
         weights = self.weights.to(targets.device)
-        return torch.where(targets == IGNORED, 0.0, weights[targets.clamp(min=0)])
+        return torch.where(targets == IGNORE_INDEX, 0.0, weights[targets.clamp(min=0)])
 
 
 @dataclass(frozen=True, eq=False)
 class ClassTask:
-    """What a training of classes takes besides what all trainings do.
+    """Loss of a classifier, and frozen features where only the head is trained.
 
     Attributes:
-        features: of the training examples, where the head alone is trained; else `None`.
-        held_out: the same of the held-out ones.
+        loss: loss over classes.
+        features: features of the training examples; `None` unless only the head is trained.
+        held_out: features of the held-out examples; `None` likewise.
     """
 
     loss: ClassLoss
@@ -101,29 +108,23 @@ class ClassTask:
     held_out: Features | None = None
 
     @classmethod
-    def of(
-        cls,
-        recipe: Recipe,
-        backbone: Backbone,
-        model: PeftModel,
-        data: PreparedData,
-        held_out: PreparedData | None,
-    ) -> ClassTask | None:
-        """Of a recipe; `None` where its backbone has no head for classes.
+    def of(cls, inputs: TrainingInputs) -> ClassTask | None:
+        """Return the task of a recipe; `None` if its backbone has no head for classes.
 
         Raises:
-            AdapterError: if the head alone cannot be trained on features of this architecture.
+            AdapterError: if the architecture provides no features on which to train the head alone.
         """
+        backbone, model, held_out = inputs.backbone, inputs.model, inputs.held_out
         if backbone.head is None or backbone.head.is_reward:
             return None
-        spec = recipe.classification or ClassificationSpec()
-        loss = ClassLoss.of(spec, backbone.head.classes, classes_of(data))
-        if recipe.adapter.method != "head":
+        spec = inputs.recipe.classification or ClassificationSpec()
+        loss = ClassLoss.of(spec, backbone.head.classes, class_indices(inputs.data))
+        if inputs.recipe.adapter.method != "head":
             return cls(loss)
         has_rows = held_out is not None and len(held_out.examples)
         return cls(
             loss,
-            frozen_features(backbone, model, data),
+            frozen_features(backbone, model, inputs.data),
             frozen_features(backbone, model, held_out) if held_out and has_rows else None,
         )
 
@@ -134,133 +135,132 @@ class ClassTask:
         data: PreparedData | None,
         max_tokens_per_batch: int,
     ) -> float | None:
-        """Mean loss of the held-out rows, as it is trained on; `None` without such rows.
+        """Return the mean training loss of the held-out rows; `None` without such rows.
 
-        Several processes share the forward passes.
+        The forward passes are shared between the processes.
 
         Args:
             model: the classifier with its adapter.
-            backbone: of the model.
+            backbone: backbone of the model.
             data: held-out rows.
-            max_tokens_per_batch: most tokens of a forward pass, padding included.
+            max_tokens_per_batch: maximum tokens of a forward pass, padding included.
         """
         if data is None or not data.examples:
             return None
         state = process_state()
-        found = torch.zeros(2, dtype=torch.float64)
-        with eval_mode(model), torch.no_grad():
-            for batch in self._held_out(backbone, data, max_tokens_per_batch):
-                logits = _logits(model, batch)
-                found[0] += self.loss.sum(logits, batch["targets"]).double().cpu()
-                found[1] += self.loss.weight_of(batch["targets"]).double().sum().cpu()
-        total, weight = reduce(found.to(state.device)).tolist()
-        return float(total / weight)
-
-    def _held_out(
-        self, backbone: Backbone, data: PreparedData, max_tokens_per_batch: int
-    ) -> list[Batch]:
         if self.held_out is not None:
-            return [self.held_out.batch(range(len(data.examples)), data.examples)]
-        state, pad = process_state(), backbone.tokenizer.pad_token_id
-        groups = cut(data.examples, len(data.examples), max_tokens_per_batch)
-        own = groups[state.process_index :: state.num_processes]
-        return [to_device(_padded(group, pad), state.device) for group in own]
+            batches = [self.held_out.batch(range(len(data.examples)), data.examples)]
+        else:
+            pad = backbone.tokenizer.pad_token_id
+            groups = split_micro_batches(data.examples, len(data.examples), max_tokens_per_batch)
+            own = groups[state.process_index :: state.num_processes]
+            batches = [to_device(_pad_classified(group, pad), state.device) for group in own]
+        sums = torch.zeros(2, dtype=torch.float64)
+        with eval_mode(model), torch.no_grad():
+            for batch in batches:
+                logits = _logits(model, batch)
+                sums[0] += self.loss.sum(logits, batch["targets"]).double().cpu()
+                sums[1] += self.loss.weight_of(batch["targets"]).double().sum().cpu()
+        total, weight = reduce(sums.to(state.device)).tolist()
+        return float(total / weight)
 
 
 class ClassifierTrainer(StepTrainer):
-    """transformers' Trainer of a head for classes, with or without the backbone below it.
+    """transformers' Trainer for a classification head, with or without the backbone below it.
 
     Attributes:
-        task: the loss, and features where the head alone is trained.
+        task: loss, and frozen features where only the head is trained.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        model: PeftModel,
-        task: ClassTask,
-        micro_batch_size: int,
-        max_tokens_per_batch: int | None,
-        pad_token_id: int,
-        **kwargs: Any,
-    ):
-        """Take what `StepTrainer` takes, and the task."""
-        super().__init__(
-            *args,
-            model=model,
-            micro_batch_size=micro_batch_size,
-            max_tokens_per_batch=max_tokens_per_batch,
-            pad_token_id=pad_token_id,
-            **kwargs,
-        )
+    def __init__(self, *args: Any, inputs: TrainingInputs, task: ClassTask, **kwargs: Any):
+        """Create the trainer.
+
+        Args:
+            args: arguments of `StepTrainer`.
+            inputs: model, data and recipe.
+            task: loss, and frozen features where only the head is trained.
+            kwargs: keyword arguments of `StepTrainer`.
+        """
+        super().__init__(*args, inputs=inputs, **kwargs)
         self.task = task
-        self._micro = partial(
-            _class_batches,
-            rows=micro_batch_size,
-            tokens=max_tokens_per_batch,
-            pad_token_id=pad_token_id,
-        )
         if self.args.gradient_checkpointing:
-            # transformers#42489: it does not do so itself for PEFT's models.
-            model.enable_input_require_grads()
+            # transformers#42489: transformers does not do this for PEFT models.
+            inputs.model.enable_input_require_grads()
 
     def training_step(
         self,
         model: torch.nn.Module,
-        inputs: Batch,
+        inputs: StepInputs,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Forward and backward over this process's share of an optimizer step.
+        """Run forward and backward passes over this process's share of an optimizer step.
+
+        Args:
+            model: the model, wrapped by Accelerate.
+            inputs: this process's share, of `collate_examples`.
+            num_items_in_batch: ignored; the loss is normalized by class weights.
 
         Returns:
-            The weighted losses over the sum of the weights of the whole step, of all processes.
+            Summed weighted losses of the share, divided by the summed weights of the step over all
+            processes and multiplied by the number of processes; scalar, float32.
         """
-        del num_items_in_batch  # counts rows, not weights
-        targets = torch.tensor([example.labels[-1] for example in inputs["examples"]] or [IGNORED])
+        del num_items_in_batch
+        labels = [example.labels[-1] for example in inputs["examples"]]
+        targets = torch.tensor(labels or [IGNORE_INDEX])
         weight = self.task.loss.weight_of(targets).sum().to(self.args.device)
         total = self.accelerator.reduce(weight, reduction="sum")
         return super().training_step(model, inputs, total)
 
-    def _passes(self, examples: Sequence[Example], model: torch.nn.Module) -> list[Batch]:
+    def _passes(self, examples: Sequence[Example], model: torch.nn.Module) -> list[StepInputs]:
         if self.task.features is None:
             return super()._passes(examples, model)
         self.tokens += sum(len(example.input_ids) for example in examples)
         return [self.task.features.batch(self.rows, examples)]
 
+    def _tensors(self, examples: Sequence[Example]) -> list[StepInputs]:
+        groups = split_micro_batches(examples, self.micro_batcher.rows, self.micro_batcher.tokens)
+        return [_pad_classified(group, self._pad_token_id) for group in groups]
+
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: Batch,
+        inputs: StepInputs,
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """The share of one micro batch in the step's loss; `num_items_in_batch` is its weight."""
+        """Return the contribution of one forward pass to the step's loss; scalar, float32.
+
+        Args:
+            model: the model, wrapped by Accelerate.
+            inputs: tensors of the pass, of `_pad_classified` or `Features.batch`.
+            return_outputs: not supported.
+            num_items_in_batch: summed class weights of the step, over all processes.
+
+        Raises:
+            TrainingError: if the outputs are requested, or the weight is missing.
+        """
         if return_outputs or num_items_in_batch is None:
-            raise TrainingError("the loss is that of a step, which its weight has to be known for")
+            raise TrainingError(
+                "compute_loss: supports training steps only (got return_outputs or no "
+                "num_items_in_batch). Fix: call trainer.train(); ClassTask.validation_loss "
+                "computes the loss of held-out rows"
+            )
         total = self.task.loss.sum(_logits(model, inputs), inputs["targets"])
         loss: torch.Tensor = total / num_items_in_batch * self.accelerator.num_processes
         return loss
 
 
-def _class_batches(
-    examples: Sequence[Example], rows: int, tokens: int | None, pad_token_id: int
-) -> list[Batch]:
-    """Cut a step's examples into forward passes, the longest first."""
-    return [_padded(group, pad_token_id) for group in cut(examples, rows, tokens)]
-
-
-def _padded(examples: Sequence[Example], pad_token_id: int) -> Batch:
-    """`input_ids` and `attention_mask` (batch, length), and `targets` (batch,)."""
+def _pad_classified(examples: Sequence[Example], pad_token_id: int) -> StepInputs:
+    """Return `input_ids` and `attention_mask`, (batch, length), and `targets`, (batch,); int64."""
     batch = pad_right([example.input_ids for example in examples], pad_token_id)
     return {**batch, "targets": torch.tensor([example.labels[-1] for example in examples])}
 
 
-def _logits(model: Any, batch: Batch) -> torch.Tensor:
-    """(batch, classes)."""
+def _logits(model: Any, batch: StepInputs) -> torch.Tensor:
+    """Return logits, (batch, classes), of the head alone if the batch has features."""
     if "head" in batch:
         logits: torch.Tensor = batch["head"](batch["features"])
-        return logits
-    whole: torch.Tensor = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-    ).logits
-    return whole
+    else:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = model(**inputs).logits
+    return logits

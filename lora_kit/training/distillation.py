@@ -1,8 +1,8 @@
-"""Learning from a larger model: its whole distribution at each supervised token, beside the label.
+"""Knowledge distillation: training on a teacher's distributions in addition to the labels.
 
-Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531): of a token the loss is
+Hinton et al. 2015, arXiv:1503.02531: the loss of a token is
 (1 - w) * -log p(label) + w * T^2 * KL(teacher || student), both distributions at the temperature T;
-T^2 keeps the size of the gradients, which are 1 / T^2 of what they were.
+T^2 compensates for gradients that are smaller by 1 / T^2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.backbone.files import BackboneFiles, resolve
 from lora_kit.backbone.fingerprint import fingerprint, weight_files
 from lora_kit.backbone.load import Backbone, compute_dtype, load
-from lora_kit.backbone.positions import Positions
+from lora_kit.backbone.positions import PositionLimits
 from lora_kit.data.tokenization import Example
 from lora_kit.modeling.likelihood import CHUNK, supervised_logits
 from lora_kit.recipe.training import DistillationSpec
@@ -28,11 +28,11 @@ TEACHER = "training.distillation.teacher"
 
 
 class Teacher:
-    """A frozen model that is asked about every batch.
+    """Frozen teacher model, run on every batch of the student.
 
     Attributes:
-        backbone: of the teacher.
-        spec: how it is learned from.
+        backbone: backbone of the teacher.
+        spec: weight and temperature.
     """
 
     def __init__(self, backbone: Backbone, spec: DistillationSpec):
@@ -41,10 +41,10 @@ class Teacher:
 
     @classmethod
     def of(cls, spec: DistillationSpec | None) -> Teacher | None:
-        """Load it; `None` where there is none.
+        """Load the teacher of a recipe; `None` if it has none.
 
         Raises:
-            BackboneError: if it cannot be loaded.
+            BackboneError: if the teacher cannot be loaded.
         """
         if spec is None:
             return None
@@ -55,70 +55,71 @@ class Teacher:
     def losses(
         self, nll: torch.Tensor, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Losses of supervised tokens, (supervised,) float32.
+        """Return the loss of each supervised token, (supervised,) float32, in nats.
 
         Args:
-            nll: (supervised,), of the labels, as the student has it.
-            logits: (supervised, vocabulary), the student's.
-            batch: what both models see.
+            nll: the student's negative log-likelihood of the labels, (supervised,) float32.
+            logits: the student's logits, (supervised, vocabulary).
+            batch: inputs of both models: `input_ids`, `labels` and mask or positions, each (rows,
+                length) int64.
         """
         weight, temperature = self.spec.weight, self.spec.temperature
         with torch.no_grad():
-            theirs = supervised_logits(self.backbone.model, batch)
-        words = min(theirs.shape[-1], logits.shape[-1])  # heads are padded to round sizes
-        apart = _divergence(theirs[:, :words], logits[:, :words], temperature)
-        return (1 - weight) * nll + weight * temperature**2 * apart
+            teacher = supervised_logits(self.backbone.model, batch)
+        # Output heads may be padded beyond the vocabulary, to different sizes.
+        vocabulary = min(teacher.shape[-1], logits.shape[-1])
+        divergence = _divergence(teacher[:, :vocabulary], logits[:, :vocabulary], temperature)
+        return (1 - weight) * nll + weight * temperature**2 * divergence
 
 
 def require_same_tokens(spec: DistillationSpec, student: Backbone) -> None:
-    """Refuse a teacher whose distributions are over other tokens than the student's.
+    """Refuse a teacher whose vocabulary differs from the student's.
 
     Raises:
-        BackboneError: if it is not there.
-        TrainingError: if its tokens are others.
+        BackboneError: if the teacher's files do not exist.
+        TrainingError: if the vocabularies differ.
     """
     from transformers import AutoTokenizer
 
     directory = _files(spec).directory
-    others = AutoTokenizer.from_pretrained(directory, local_files_only=True).get_vocab()
-    different = len(set(student.tokenizer.get_vocab().items()) ^ set(others.items()))
+    vocabulary = AutoTokenizer.from_pretrained(directory, local_files_only=True).get_vocab()
+    different = len(set(student.tokenizer.get_vocab().items()) ^ set(vocabulary.items()))
     if different:
         raise TrainingError(
-            f"{TEACHER}: {spec.teacher.model} has other tokens than "
-            f"{student.files.reference} ({different:,} differ), so that its distributions are not "
-            "over the same ones; name a model of the same family, or let it write answers and "
-            "train on those"
+            f"{TEACHER}: the vocabulary differs from that of {student.files.reference} (got "
+            f"{spec.teacher.model}, {different:,} tokens differ). Fix: name a model of the same "
+            "family, or generate answers with the teacher and train on them"
         )
 
 
 def teacher_digest(spec: DistillationSpec) -> str:
-    """What changes with the teacher's files, or with how they are loaded.
+    """Return a digest of the teacher's files and of the options they are loaded with.
 
     Raises:
-        BackboneError: if they are not there.
+        BackboneError: if the files do not exist.
     """
     directory = _files(spec).directory
     dtype = compute_dtype(spec.teacher)
     return fingerprint(directory, weight_files(directory), spec.teacher, dtype).digest
 
 
-def require_places(spec: DistillationSpec, examples: Sequence[Example]) -> None:
-    """Refuse a teacher that has fewer positions than an example takes.
+def require_positions(spec: DistillationSpec, examples: Sequence[Example]) -> None:
+    """Refuse a teacher with fewer positions than an example needs.
 
     Args:
-        spec: names it.
-        examples: that it is asked about.
+        spec: section that names the teacher.
+        examples: training examples.
 
     Raises:
-        BackboneError: if it is not there.
-        TrainingError: if it has too few.
+        BackboneError: if the teacher's files do not exist.
+        TrainingError: if the teacher has too few positions.
     """
     positions = _positions(spec)
     for example in examples:
-        if lacking := positions.lacking(example.input_ids):
+        if overflow := positions.overflow(example.input_ids):
             raise TrainingError(
-                f"{TEACHER}: {example.origin} {lacking} in "
-                f"{spec.teacher.model}; lower data.max_length, or name a teacher with more"
+                f"{TEACHER}: {example.origin} {overflow} in {spec.teacher.model}. Fix: lower "
+                "data.max_length, or name a teacher with more positions"
             )
 
 
@@ -129,21 +130,21 @@ def _files(spec: DistillationSpec) -> BackboneFiles:
 
 @contextmanager
 def _named_as_teacher() -> Iterator[None]:
-    """Let what is wrong with a backbone be said of the field that names this one.
+    """Attribute errors about a backbone to the field that names the teacher.
 
     Raises:
-        BackboneError: whatever was wrong.
+        BackboneError: any error about the backbone, with the teacher's field.
     """
     try:
         yield
     except BackboneError as error:
-        said = re.sub(r"(?<!\S)backbone\.(?=\w+:)", f"{TEACHER}.", str(error))
-        named = said if said.startswith(TEACHER) else f"{TEACHER}.model: {said}"
-        raise BackboneError(named) from error
+        message = re.sub(r"(?<!\S)backbone\.(?=\w+:)", f"{TEACHER}.", str(error))
+        prefix = "" if message.startswith(TEACHER) else f"{TEACHER}.model: "
+        raise BackboneError(prefix + message) from error
 
 
-def _positions(spec: DistillationSpec) -> Positions:
-    """Those of the teacher, by its shapes alone: it is not loaded yet."""
+def _positions(spec: DistillationSpec) -> PositionLimits:
+    """Return the teacher's positions from its configuration, without loading weights."""
     from transformers import AutoConfig
 
     directory = _files(spec).directory
@@ -151,14 +152,17 @@ def _positions(spec: DistillationSpec) -> Positions:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        return Positions.of(language_model_class(config).from_config(config))
+        return PositionLimits.of(language_model_class(config).from_config(config))
 
 
 def _divergence(teacher: torch.Tensor, student: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL(teacher || student) of each token, nats, (tokens,); float32 a chunk at a time."""
+    """Return KL(teacher || student) of each token in nats, (tokens,) float32.
+
+    Logits are (tokens, vocabulary); only one chunk at a time is converted to float32.
+    """
     parts: list[Any] = []
     for start in range(0, len(student), CHUNK):
-        wanted = (teacher[start : start + CHUNK].float() / temperature).log_softmax(dim=-1)
-        found = (student[start : start + CHUNK].float() / temperature).log_softmax(dim=-1)
-        parts.append((wanted.exp() * (wanted - found)).sum(dim=-1))
+        target = (teacher[start : start + CHUNK].float() / temperature).log_softmax(dim=-1)
+        predicted = (student[start : start + CHUNK].float() / temperature).log_softmax(dim=-1)
+        parts.append((target.exp() * (target - predicted)).sum(dim=-1))
     return torch.cat(parts) if parts else student.new_zeros(0, dtype=torch.float32)

@@ -1,9 +1,10 @@
-"""Several tasks in one adapter: whether their gradients pull the same way, and what can be done.
+"""Gradient conflicts between the tasks of one adapter, and PCGrad.
 
-The tasks are the recipe's sources. Where a step has rows of several, each has a backward pass of
-its own; their sum is the gradient of the step as it would be otherwise, to rounding. The cosine of
-two says whether a step for one is one against the other. Gradient surgery takes out of each what
-points against another (PCGrad: Yu et al. 2020, arXiv:2001.06782, algorithm 1).
+The tasks are the recipe's sources. If a step has rows of several tasks, each task has a backward
+pass of its own; the sum of the gradients equals the usual gradient up to rounding. A negative
+cosine between two gradients means that a step for one task is a step against the other. PCGrad
+removes the conflicting component from each gradient (Yu et al. 2020, arXiv:2001.06782,
+algorithm 1).
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ Gradient = list[torch.Tensor]
 
 
 class GradientConflict:
-    """The gradients of a step, task by task."""
+    """Comparison of the tasks' gradients, and PCGrad if the recipe asks for it.
+
+    Attributes:
+        spec: the recipe's section `training.gradient_conflict`.
+    """
 
     def __init__(
         self,
@@ -33,14 +38,14 @@ class GradientConflict:
         seed: int,
         record: Callable[[dict[str, float]], None],
     ):
-        """Plan.
+        """Create the comparison.
 
         Args:
-            spec: the recipe's.
-            tasks: of each example of the data set.
-            names: of the tasks.
-            seed: of the order in which gradients are projected.
-            record: takes a line of `metrics.jsonl`.
+            spec: the recipe's section `training.gradient_conflict`.
+            tasks: task index of each example of the data set.
+            names: names of the tasks.
+            seed: seed of the order of the projections.
+            record: appends an entry to `metrics.jsonl`.
         """
         self.spec = spec
         self._tasks = tasks
@@ -48,25 +53,31 @@ class GradientConflict:
         self._seed = seed
         self._record = record
 
-    def groups(
+    def group_by_task(
         self, step: int, rows: Sequence[int], examples: Sequence[Example]
     ) -> dict[int, list[Example]]:
-        """The examples of a step by task; those of one that is not looked at stay together."""
-        looked = self.spec.pcgrad or step % self.spec.steps == 0
-        found: dict[int, list[Example]] = {}
-        for row, example in zip(rows, examples, strict=True):
-            found.setdefault(self._tasks[row] if looked else 0, []).append(example)
-        return found
-
-    def settle(
-        self, parameters: Sequence[torch.nn.Parameter], gradients: dict[int, Gradient], step: int
-    ) -> None:
-        """Record how the tasks' gradients lie to one another, and make one of them.
+        """Return the examples of a step by task; all in one group if it needs no comparison.
 
         Args:
-            parameters: all that is trained; their `grad` is added to.
-            gradients: of each task, a tensor a parameter.
-            step: that is under way, counted from 0.
+            step: index of the step, from 0.
+            rows: row of each example in the data set.
+            examples: examples of the step.
+        """
+        is_compared = self.spec.pcgrad or step % self.spec.steps == 0
+        groups: dict[int, list[Example]] = {}
+        for row, example in zip(rows, examples, strict=True):
+            groups.setdefault(self._tasks[row] if is_compared else 0, []).append(example)
+        return groups
+
+    def combine(
+        self, parameters: Sequence[torch.nn.Parameter], gradients: dict[int, Gradient], step: int
+    ) -> None:
+        """Record the cosines between the tasks' gradients and add their sum to `grad`.
+
+        Args:
+            parameters: all trained parameters.
+            gradients: gradients by task, one tensor per parameter, of its shape and dtype.
+            step: index of the step, from 0.
         """
         products = {
             (a, b): _product(gradients[a], gradients[b])
@@ -78,33 +89,33 @@ class GradientConflict:
             for (a, b), product in products.items()
             if a != b
         }
-        # Where float16 overflows, the scaler takes no step.
+        # If float16 overflows, the loss scaler skips the step.
         is_finite = all(map(math.isfinite, products.values()))
         if cosines and is_finite and step % self.spec.steps == 0:
             self._record({"step": step + 1, **cosines})
         if self.spec.pcgrad and is_finite:
-            gradients = operated(gradients, random.Random(f"{self._seed}/{step}"))
+            gradients = project_conflicts(gradients, random.Random(f"{self._seed}/{step}"))
         for gradient in gradients.values():
             for parameter, part in zip(parameters, gradient, strict=True):
                 parameter.grad = part if parameter.grad is None else parameter.grad + part
 
 
-def taken(parameters: Sequence[torch.nn.Parameter]) -> Gradient:
-    """The gradients as they are; none is left."""
-    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+def pop_gradients(parameters: Sequence[torch.nn.Parameter]) -> Gradient:
+    """Return the gradients of parameters, zeros if missing, and reset them to `None`."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = None
-    return found
+    return gradients
 
 
-def operated(gradients: dict[int, Gradient], order: random.Random) -> dict[int, Gradient]:
-    """Each task's gradient without what points against another's.
+def project_conflicts(gradients: dict[int, Gradient], order: random.Random) -> dict[int, Gradient]:
+    """Return each task's gradient, projected orthogonally to those it conflicts with.
 
     Args:
-        gradients: of each task.
-        order: draws the order in which the others are looked at.
+        gradients: gradients by task, one tensor per parameter.
+        order: generator that shuffles the order of the projections.
     """
-    found = {}
+    projected = {}
     for task, gradient in gradients.items():
         others = [other for other in gradients if other != task]
         order.shuffle(others)
@@ -115,18 +126,18 @@ def operated(gradients: dict[int, Gradient], order: random.Random) -> dict[int, 
                 gradient = [
                     own - share * its for own, its in zip(gradient, gradients[other], strict=True)
                 ]
-        found[task] = gradient
-    return found
+        projected[task] = gradient
+    return projected
 
 
 def mean_cosines(history: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of each pair of tasks, over all steps that were looked at."""
-    found: dict[str, list[float]] = {}
+    """Return the mean cosine of each pair of tasks over the steps that were compared."""
+    cosines: dict[str, list[float]] = {}
     for entry in history:
         for name, value in entry.items():
             if name.startswith(COSINE):
-                found.setdefault(name.removeprefix(COSINE), []).append(value)
-    return {pair: sum(values) / len(values) for pair, values in found.items()}
+                cosines.setdefault(name.removeprefix(COSINE), []).append(value)
+    return {pair: sum(values) / len(values) for pair, values in cosines.items()}
 
 
 def _product(one: Gradient, other: Gradient) -> float:

@@ -1,4 +1,4 @@
-"""Training that goes wrong ends at once, and says where: no loss, no gradient, or an explosion."""
+"""Guards that stop training without a gradient, or with a diverged loss."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.launch import current_launch
 from lora_kit.training.callbacks import gradient_norm
 
-# Steps whose mean loss is judged: one bad batch is no divergence.
+# Steps over which the loss is averaged: one bad batch is not a divergence.
 WINDOW = 5
-# Nats above the best window.
-FAR = 3.0
-# Of what it was over the first window, a loss that is not in nats: ipo's is a squared distance.
-TIMES = 2.0
-# Steps that float16's scale may take to find its size: it halves from 65,536.
-SKIPPED = 20
+# Maximum rise above the lowest window.
+MAX_RISE_NATS = 3.0
+# Maximum factor on the first window, for a loss that is not in nats: ipo's is a squared distance.
+MAX_RISE_FACTOR = 2.0
+# Steps that float16's loss scale may skip until it fits: it starts at 65,536 and halves.
+MAX_SKIPPED_STEPS = 20
 
 
 class Guards(TrainerCallback):
-    """Stops a training that trains nothing, or has diverged."""
+    """Callback that stops training that has no gradient, or has diverged."""
 
     def __init__(
         self,
-        choices: int | None,
-        where: Callable[[], str],
+        num_choices: int | None,
+        location: Callable[[], str],
         idle_steps: int = 0,
         may_end_at_zero: bool = False,
     ):
-        """Plan.
+        """Create the callback.
 
         Args:
-            choices: words, or classes, that the model chooses from; `None` where the loss is not in
+            num_choices: number of tokens or classes to choose from; `None` if the loss is not in
                 nats.
-            where: the rows of the last batch and the last good checkpoint, in words.
-            idle_steps: how many steps in a row may have nothing to learn from before any had: where
-                rewards are compared, those in which all are the same.
-            may_end_at_zero: whether a loss of 0 can be reached by learning: a row of a class that
-                is certain has it in float32, a text has not.
+            location: returns the rows of the last batch and the last good checkpoint, for messages.
+            idle_steps: consecutive steps without a gradient that are tolerated before the first
+                step with one; with compared rewards, steps in which all rewards are equal.
+            may_end_at_zero: if true, a loss of 0 can be learned: in float32, a confident
+                classification has one, a text has not.
         """
-        self._guessing = math.log(choices) if choices else None
+        self._chance_loss = math.log(num_choices) if num_choices else None
         self._may_end_at_zero = may_end_at_zero
-        self._where = where
+        self._location = location
         self._idle_steps = idle_steps
         self._idle = 0
         self._losses: list[float] = []
@@ -62,24 +62,26 @@ class Guards(TrainerCallback):
         model: torch.nn.Module | None = None,
         **_: Any,
     ) -> None:
-        """Look at the gradients before the first of them is applied.
+        """Check the gradients of step 1 before they are applied.
 
         Raises:
-            TrainingError: if all are zero, or one is infinite or no number.
+            TrainingError: if all gradients are zero, or one is infinite or NaN.
         """
-        # DeepSpeed has applied them by now, and shows none.
+        # DeepSpeed has already applied the gradients and does not expose them.
         if state.global_step > 0 or model is None or current_launch().deepspeed:
             return
         norm = gradient_norm(model)
         if not math.isfinite(norm) and not args.fp16:  # float16's first scale often overflows
             raise TrainingError(
-                f"the gradient of step 1 is {norm}; lower training.learning_rate or choose another "
-                "backbone.dtype (float16 overflows where bfloat16 and float32 do not)"
+                f"backbone.dtype: the gradient of step 1 is not finite (got norm {norm}). Fix: "
+                "choose another dtype (float16 overflows where bfloat16 and float32 do not), or "
+                "lower training.learning_rate"
             )
         if norm == 0.0 and not self._idle_steps:
             raise TrainingError(
-                "the gradient of step 1 is zero: nothing that is trained reaches the loss. Check "
-                "adapter.target_modules, and that the data has supervised tokens"
+                "adapter.target_modules: the gradient of step 1 is zero (got no trained parameter "
+                "that influences the loss). Fix: check the modules, and that the data has "
+                "supervised tokens"
             )
 
     def on_log(
@@ -90,21 +92,22 @@ class Guards(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Look at a step's figures.
+        """Check the loss and gradient norm of a step.
 
         Raises:
-            TrainingError: if loss or gradient is infinite, no number or zero, or the loss explodes.
+            TrainingError: if one of them is infinite, NaN or zero, or the loss has diverged.
         """
         if not logs or "loss" not in logs:
             return
         step, loss, norm = state.global_step, float(logs["loss"]), float(logs["grad_norm"])
         if not math.isfinite(loss) or not (math.isfinite(norm) or args.fp16):
-            self._stop(f"step {step}: the loss is {loss}, the gradient's norm {norm}")
+            self._stop(f"step {step}: not finite (got loss {loss}, gradient norm {norm})")
         self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
-        if self._skipped == SKIPPED:
-            self._stop(
-                f"step {step}: float16 overflowed in {SKIPPED} steps in a row, none of which "
-                "trained anything; choose another backbone.dtype"
+        if self._skipped == MAX_SKIPPED_STEPS:
+            raise TrainingError(
+                f"backbone.dtype: float16 overflowed at step {step} (got {MAX_SKIPPED_STEPS} "
+                "consecutive steps without an update). Fix: choose another dtype. Seen in "
+                f"{self._location()}"
             )
         if not (self._may_end_at_zero and step > 1):
             self._count_idle(step, loss, norm)
@@ -114,37 +117,37 @@ class Guards(TrainerCallback):
         mean = sum(self._losses) / WINDOW
         self._first = mean if self._first is None else self._first
         self._best = min(mean, self._best)
-        if self._exploded(mean, self._first):
-            unit = "" if self._guessing is None else " nats"
+        if self._diverged(mean, self._first):
+            unit = "" if self._chance_loss is None else " nats"
             self._stop(
-                f"step {step}: the loss exploded, {mean:.1f}{unit} over the last {WINDOW} steps "
-                f"({self._first:.1f} over the first, {self._best:.1f} at best)"
+                f"step {step}: the loss diverged (got {mean:.1f}{unit} over the last {WINDOW} "
+                f"steps, {self._first:.1f} over the first, {self._best:.1f} at best)"
             )
 
-    def _exploded(self, mean: float, first: float) -> bool:
-        if self._guessing is None:
-            return mean > TIMES * first
-        # Worse than to guess among all words, which no data is; or than the untrained model and far
-        # from what was reached.
-        guessing = mean > max(self._guessing, first) + 1
-        return guessing or mean > max(first + 1, self._best + FAR)
+    def _diverged(self, mean: float, first: float) -> bool:
+        if self._chance_loss is None:
+            return mean > MAX_RISE_FACTOR * first
+        # Worse than uniform guessing, which no data causes; or worse than the untrained model and
+        # far above the best loss.
+        below_chance = mean > max(self._chance_loss, first) + 1
+        return below_chance or mean > max(first + 1, self._best + MAX_RISE_NATS)
 
     def _count_idle(self, step: int, loss: float, norm: float) -> None:
-        # Where steps may be idle, a loss of 0 says nothing: gains and losses may cancel out.
+        # If steps may be idle, a loss of 0 means nothing: advantages may cancel out.
         idle = norm == 0.0 or (loss == 0.0 and not self._idle_steps)
         if self._idle_steps and not idle:
-            # From here on, all that there is to learn may be learned.
+            # After the first step with a gradient, training may have learned everything.
             self._may_end_at_zero = True
         self._idle = self._idle + 1 if idle else 0
         if self._idle > self._idle_steps:
-            steps = f", as in the {self._idle_steps} before it" if self._idle_steps else ""
+            steps = f" in {self._idle_steps + 1} consecutive steps" if self._idle_steps else ""
             raise TrainingError(
-                f"step {step}: the loss is {loss}, the gradient's norm {norm}{steps}: nothing is "
-                f"learned from {self._where()}"
+                f"data.train: nothing to learn at step {step}{steps} (got loss {loss}, gradient "
+                f"norm {norm}). Fix: check these rows: {self._location()}"
             )
 
-    def _stop(self, what: str) -> None:
+    def _stop(self, problem: str) -> None:
         raise TrainingError(
-            f"{what}; lower training.learning_rate or training.max_grad_norm. Seen in "
-            f"{self._where()}"
+            f"{problem}. Fix: lower training.learning_rate or training.max_grad_norm. Seen in "
+            f"{self._location()}"
         )

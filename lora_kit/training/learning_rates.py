@@ -1,4 +1,4 @@
-"""Who learns how fast: learning rates by factor and by depth, and blocks that begin later."""
+"""Learning rates per module and depth, and gradual unfreezing."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
-from lora_kit.backbone.blocks import block_of
+from lora_kit.backbone.blocks import block_number
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.console import say
-from lora_kit.training.before_clipping import BeforeClipping
+from lora_kit.training.gradient_hooks import GradientHook
 
 Groups = list[dict[str, Any]]
 
 
-def has_own_rates(spec: TrainingSpec) -> bool:
-    """Whether parameters differ in their learning rates."""
+def needs_parameter_groups(spec: TrainingSpec) -> bool:
+    """Return true if the recipe's learning rate differs between parameters."""
     return (
         bool(spec.lr_multipliers)
         or spec.loraplus_lr_ratio is not None
@@ -26,28 +26,38 @@ def has_own_rates(spec: TrainingSpec) -> bool:
     )
 
 
-def is_in(parameter: str, module: str) -> bool:
-    """Whether a parameter is in a module of that name, or in several names with points between."""
+def belongs_to_module(parameter: str, module: str) -> bool:
+    """Return true if the parameter's name contains the module's name as complete components.
+
+    Args:
+        parameter: full name of a parameter.
+        module: name of a module, or several joined by dots.
+    """
     return f".{module}." in f".{parameter}."
 
 
 def parameter_groups(
     parameters: Mapping[str, torch.nn.Parameter], decayed: Collection[str], spec: TrainingSpec
 ) -> Groups:
-    """An optimizer's groups, that of the recipe's own learning rate first.
+    """Return an optimizer's parameter groups, the one closest to the recipe's learning rate first.
+
+    Factors on the learning rate:
+
+    - `loraplus_lr_ratio`, LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the second factor, which is
+      initialized to zero, gets a higher rate.
+    - `layerwise_lr_decay`, discriminative fine-tuning (Howard & Ruder 2018, arXiv:1801.06146,
+      section 3.2): each block gets a lower rate than the block above it.
+    - `lr_multipliers`, by the names of modules.
 
     Args:
-        parameters: what is trained, by name.
-        decayed: names of those with weight decay.
-        spec: `loraplus_lr_ratio`: LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the second factor, which
-            begins at zero, learns faster. `layerwise_lr_decay`: discriminative fine-tuning (Howard & Ruder
-            2018, arXiv:1801.06146, section 3.2): a block learns more slowly than the one above it.
-            `rates`: by the names of modules.
+        parameters: trained parameters, by name.
+        decayed: names of the parameters with weight decay.
+        spec: the recipe's section `training`.
     """
-    last = _last(parameters)
+    last = _last_block(parameters)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in parameters.items():
-        factor = _factor(name, last, spec)
+        factor = _rate_factor(name, last, spec)
         decay = spec.weight_decay if name in decayed else 0.0
         group = groups.setdefault(
             (factor, decay),
@@ -57,9 +67,11 @@ def parameter_groups(
     return sorted(groups.values(), key=lambda group: abs(group["lr"] / spec.learning_rate - 1))
 
 
-def _factor(name: str, last: int, spec: TrainingSpec) -> float:
+def _rate_factor(name: str, last: int, spec: TrainingSpec) -> float:
     factor = math.prod(
-        times for module, times in spec.lr_multipliers.items() if is_in(name, module)
+        multiplier
+        for module, multiplier in spec.lr_multipliers.items()
+        if belongs_to_module(name, module)
     )
     if spec.loraplus_lr_ratio is not None and "lora_B" in name:
         factor *= spec.loraplus_lr_ratio
@@ -68,51 +80,52 @@ def _factor(name: str, last: int, spec: TrainingSpec) -> float:
     return factor
 
 
-def _last(names: Iterable[str]) -> int:
-    """The number of the last block that any is in."""
-    return max((block for block in map(block_of, names) if block is not None), default=0)
+def _last_block(names: Iterable[str]) -> int:
+    """Return the highest block index among parameters; 0 without blocks."""
+    return max((block for block in map(block_number, names) if block is not None), default=0)
 
 
 def _depth(name: str, last: int) -> int:
-    """The block of a parameter; embeddings stand below the first, and the rest above the last."""
-    block = block_of(name)
+    """Return the block index of a parameter: -1 for embeddings, `last` for other parameters."""
+    block = block_number(name)
     if block is not None:
         return block
     # GPT-NeoX calls its output head embed_out.
     return -1 if "embed" in name and "embed_out" not in name else last
 
 
-class GradualUnfreezing(BeforeClipping):
-    """Blocks begin to learn one after the other, from the last to the first.
+class GradualUnfreezing(GradientHook):
+    """Gradual unfreezing: one more block is trained every N steps, last to first.
 
-    Howard & Ruder 2018, arXiv:1801.06146, section 3.3: what is most specific is adapted first, so
-    that what is general is not washed out by the first steps. A block that waits has no gradient
-    when the optimizer steps, and so neither moments nor weight decay, and no part in the norm.
+    Howard & Ruder 2018, arXiv:1801.06146, section 3.3: the most specific layers are adapted first,
+    so that the first steps do not destroy general knowledge. A frozen block has no gradient at the
+    optimizer step, and therefore no moments, no weight decay and no share in the gradient norm.
     """
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], steps: int, total: int):
-        """Plan, and say it if some blocks will not come to learn.
+        """Create the hook; warn if some blocks will never be trained.
 
         Args:
-            parameters: what is trained, by name.
-            steps: of the optimizer, from one block to the next.
-            total: steps of the training.
+            parameters: trained parameters, by name.
+            steps: optimizer steps from one block to the next.
+            total: optimizer steps of the training.
         """
-        last = _last(parameters)
-        self._waits = [(last - _depth(name, last), p) for name, p in parameters.items()]
+        last = _last_block(parameters)
+        # Number of blocks that are unfrozen before each parameter.
+        self._turns = [(last - _depth(name, last), p) for name, p in parameters.items()]
         self._steps = steps
-        never = sum(n * steps >= total for n in {wait for wait, _ in self._waits})
+        never = sum(turn * steps >= total for turn in {turn for turn, _ in self._turns})
         if never:
+            fix = f"set it to {total // (last + 1)}" if total > last else "train longer"
             say(
-                f"training.gradual_unfreezing_steps: {steps}: {never} of {last + 1} blocks do not begin to "
-                f"learn within {total} steps"
-                + (f"; {total // (last + 1)} would let all of them" if total > last else "")
+                f"training.gradual_unfreezing_steps: {never} of {last + 1} blocks are not trained "
+                f"within {total} steps (got {steps}). Fix: {fix}"
             )
 
-    def change(self, state: TrainerState, scale: float) -> None:
-        """Take the gradients of those away that are not yet to learn."""
+    def modify_gradients(self, state: TrainerState, scale: float) -> None:
+        """Remove the gradients of blocks that are still frozen."""
         del scale
-        begun = state.global_step // self._steps
-        for wait, parameter in self._waits:
-            if wait > begun:
+        unfrozen = state.global_step // self._steps
+        for turn, parameter in self._turns:
+            if turn > unfrozen:
                 parameter.grad = None

@@ -1,4 +1,4 @@
-"""Losses of examples outside of the steps: of held-out rows, of texts that stand for the base."""
+"""Losses of examples outside the training steps: held-out rows and retention texts."""
 
 from __future__ import annotations
 
@@ -7,69 +7,74 @@ from collections.abc import Sequence
 import torch
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.batches import cut
+from lora_kit.data.batches import split_micro_batches
 from lora_kit.data.tokenization import Example
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.errors import TrainingError
-from lora_kit.runtime.out_of_memory import lacks_memory
+from lora_kit.runtime.out_of_memory import is_out_of_memory_error
 
 
 def batch_nll(
-    model: torch.nn.Module, backbone: Backbone, batch: Sequence[Example], what: str
+    model: torch.nn.Module, backbone: Backbone, batch: Sequence[Example], description: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`likelihood.supervised_nll` of one forward pass.
+    """Return `supervised_nll` of one forward pass.
 
     Args:
         model: the backbone with its adapter.
-        backbone: of the model.
-        batch: the longest first.
-        what: they are, for the error.
+        backbone: backbone of the model.
+        batch: examples of the pass, longest first.
+        description: plural name of the examples, for the error message.
+
+    Returns:
+        Negative log-likelihood of each supervised token in nats, (supervised,) float32, and the
+        row of each, (supervised,) int64.
 
     Raises:
-        TrainingError: if it does not fit into memory.
+        TrainingError: if the pass does not fit into memory.
     """
     padded = pad_examples(batch, backbone.tokenizer.pad_token_id)
     try:
         return supervised_nll(model, to_device(padded, backbone.model.device))
     except (RuntimeError, MemoryError) as error:
-        if not lacks_memory(error):
+        if not is_out_of_memory_error(error):
             raise
         raise TrainingError(
-            f"{what} do not fit into memory: {len(batch)} of them, the longest of "
-            f"{len(batch[0].input_ids)} tokens. Lower training.max_tokens_per_batch, "
-            "training.micro_batch_size or data.max_length"
+            f"training.max_tokens_per_batch: {description} do not fit into memory (got "
+            f"{len(batch)} in a forward pass, the longest of {len(batch[0].input_ids)} tokens). "
+            "Fix: set or lower it, training.micro_batch_size or data.max_length"
         ) from error
 
 
-def nll_of_each(
+def nll_per_example(
     model: torch.nn.Module,
     backbone: Backbone,
     examples: Sequence[Example],
     max_tokens_per_batch: int,
-    what: str,
+    description: str,
 ) -> list[torch.Tensor]:
-    """Negative log-likelihoods of each example's supervised tokens, in nats.
+    """Return the negative log-likelihoods of each example's supervised tokens, in nats.
 
     Args:
         model: the backbone with its adapter.
-        backbone: of the model.
-        examples: in memory; in any order.
-        max_tokens_per_batch: most tokens of a forward pass, padding included.
-        what: they are, for the error.
+        backbone: backbone of the model.
+        examples: examples in memory, in any order.
+        max_tokens_per_batch: maximum tokens of a forward pass, padding included.
+        description: plural name of the examples, for the error message.
 
     Returns:
-        For each example, in their order, (supervised,) float32; its first token is not predicted.
+        One tensor per example, in their order, (supervised,) float32; an example's first token is
+        not predicted.
 
     Raises:
-        TrainingError: as `batch_nll`.
+        TrainingError: if a forward pass does not fit into memory.
     """
-    # Equal examples are told apart by where they stand.
-    places = {id(example): number for number, example in enumerate(examples)}
-    found = [torch.empty(0)] * len(examples)
+    # By identity, since examples may be equal.
+    positions = {id(example): number for number, example in enumerate(examples)}
+    losses = [torch.empty(0)] * len(examples)
     with eval_mode(model), torch.no_grad():
-        for batch in cut(examples, len(examples), max_tokens_per_batch):
-            nll, rows = batch_nll(model, backbone, batch, what)
+        for batch in split_micro_batches(examples, len(examples), max_tokens_per_batch):
+            nll, rows = batch_nll(model, backbone, batch, description)
             for row, example in enumerate(batch):
-                found[places[id(example)]] = nll[rows == row]
-    return found
+                losses[positions[id(example)]] = nll[rows == row]
+    return losses

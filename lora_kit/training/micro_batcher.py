@@ -1,29 +1,32 @@
-"""The forward passes that a training makes, from the lengths of its examples alone."""
+"""Division of optimizer steps into forward passes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lora_kit.data.batches import cut
-from lora_kit.data.tokenization import Example
+from lora_kit.data.batches import split_micro_batches
+from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.modeling.likelihood import pack_examples, pad_examples
 from lora_kit.recipe.objective import PAIRED
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.training.arguments import micro_batch_size, share_of
+from lora_kit.training.arguments import max_examples_per_process, micro_batch_size
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One forward pass.
+class ForwardPass:
+    """Position and size of one forward pass.
 
     Attributes:
-        start: the first example of its step.
-        number: of the pass among those of its step.
-        tokens: padding included.
+        start: index of the first example of its step.
+        number: index of the pass within its step.
+        tokens: number of tokens, padding included.
     """
 
     start: int
@@ -33,13 +36,13 @@ class Pass:
 
 @dataclass(frozen=True)
 class MicroBatcher:
-    """How one process's share of an optimizer step is cut into forward passes.
+    """Division of one process's share of an optimizer step into forward passes.
 
     Attributes:
-        share: examples of a step.
-        rows: most examples of a forward pass.
-        tokens: most tokens of one, padding included, or `None`.
-        packing: whether the examples of a pass stand behind one another in one row.
+        share: maximum examples of a step on this process.
+        rows: maximum examples of a forward pass.
+        tokens: maximum tokens of a forward pass, padding included; `None` for no limit.
+        packing: if true, the examples of a pass are packed into one row.
     """
 
     share: int
@@ -49,51 +52,92 @@ class MicroBatcher:
 
     @classmethod
     def of(cls, recipe: Recipe, processes: int, device: torch.device) -> MicroBatcher:
-        """As the trainer cuts.
+        """Return the division that the recipe's training uses.
 
         Raises:
-            TrainingError: if there are more processes than examples of a step.
+            TrainingError: if there are more processes than examples in a step.
         """
         spec, packing = recipe.training, recipe.data.packing
-        # A pair goes through the model at once, both of its answers.
+        # Both answers of a pair go through the model in one pass.
         each = 2 if spec.objective in PAIRED else 1
         micro = each * micro_batch_size(spec, processes, device)
-        share = each * share_of(spec, processes)
-        # A pack is bounded by its tokens, not by its examples.
+        share = each * max_examples_per_process(spec, processes)
+        # The size of a pack is limited by its tokens, not by its number of examples.
         rows = share if packing else micro
         tokens = spec.max_tokens_per_batch or (recipe.data.max_length if packing else None)
         return cls(share, rows, tokens, packing)
 
-    def passes(self, lengths: NDArray[np.int32]) -> list[Pass]:
-        """Those of an epoch, in the order of the data: lengths are alike in the training's order.
+    def passes(self, lengths: NDArray[np.int32]) -> list[ForwardPass]:
+        """Return the forward passes of an epoch in the order of the data.
+
+        In training order, neighbouring examples are of similar length, so that passes contain less
+        padding than these.
 
         Args:
             lengths: tokens of each example, (examples,) int32.
         """
-        made = []
+        passes = []
         for start in range(0, len(lengths), self.share):
-            step = [_of_length(length) for length in lengths[start : start + self.share].tolist()]
-            for number, group in enumerate(self.cut(step)):
-                made.append(Pass(start, number, self._tokens(group)))
-        return made
+            # The division depends on lengths alone, so that examples of zeros can stand in.
+            step = [
+                Example(input_ids=(0,) * length, labels=())
+                for length in lengths[start : start + self.share].tolist()
+            ]
+            for number, group in enumerate(self.split(step)):
+                sizes = [len(example.input_ids) for example in group]
+                tokens = sum(sizes) if self.packing else len(sizes) * max(sizes)
+                passes.append(ForwardPass(start, number, tokens))
+        return passes
 
-    def most_tokens(self, lengths: NDArray[np.int32]) -> int:
-        """Of a forward pass, padding included; a longer example has a pass to itself."""
+    def largest_pass_tokens(self, lengths: NDArray[np.int32]) -> int:
+        """Return the maximum tokens of a forward pass, padding included.
+
+        An example above `tokens` still gets a pass of its own.
+
+        Args:
+            lengths: tokens of each example, (examples,) int32.
+        """
         return self.tokens or self.rows * int(lengths.max())
 
-    def read(self, one: Pass, examples: Sequence[Example]) -> list[Example]:
-        """The examples of a pass; no others than those of its step are read."""
-        return self.cut(examples[one.start : one.start + self.share])[one.number]
+    def read(self, one: ForwardPass, examples: Sequence[Example]) -> list[Example]:
+        """Return the examples of a pass, reading only those of its step."""
+        return self.split(examples[one.start : one.start + self.share])[one.number]
 
-    def cut(self, step: Sequence[Example]) -> list[list[Example]]:
-        """The forward passes of a step."""
-        return cut(step, self.rows, self.tokens, self.packing)
+    def split(self, step: Sequence[Example]) -> list[list[Example]]:
+        """Split the examples of a step into forward passes, longest first."""
+        return split_micro_batches(step, self.rows, self.tokens, self.packing)
 
-    def _tokens(self, group: Sequence[Example]) -> int:
-        lengths = [len(example.input_ids) for example in group]
-        return sum(lengths) if self.packing else len(lengths) * max(lengths)
+    def tensors(self, step: Sequence[Example], pad_token_id: int) -> list[dict[str, torch.Tensor]]:
+        """Return the model inputs of a step's forward passes, longest first.
+
+        Args:
+            step: examples of one step.
+            pad_token_id: padding token.
+
+        Returns:
+            `input_ids`, `labels` and the mask or positions of each pass, (rows, length) int64; one
+            row if `packing` is true.
+        """
+        if self.packing:
+            return [pack_examples(group) for group in self.split(step)]
+        return [pad_examples(group, pad_token_id) for group in self.split(step)]
 
 
-def _of_length(length: int) -> Example:
-    """What stands for an example where only its length matters."""
-    return Example(input_ids=(0,) * length, labels=())
+def collate_examples(features: Sequence[dict[str, Any]], packing: bool) -> dict[str, Any]:
+    """Collate this process's share of a step, without dividing it into passes yet.
+
+    Args:
+        features: rows of the data set: `input_ids`, `labels` and `row`.
+        packing: if true, the examples are packed into one row.
+
+    Returns:
+        `examples`, their `rows` in the data set, and `labels`, (rows, length) int64, by which
+        transformers counts the step's supervised tokens.
+    """
+    examples = [Example(tuple(f["input_ids"]), tuple(f["labels"])) for f in features]
+    collate = pack_examples if packing else partial(pad_examples, pad_token_id=0)
+    return {
+        "examples": examples,
+        "rows": [feature["row"] for feature in features],
+        "labels": collate(examples)["labels"] if examples else torch.tensor([[IGNORE_INDEX]]),
+    }

@@ -1,4 +1,4 @@
-"""`training.png`: what the steps looked like."""
+"""Plot of the training metrics, `training.png`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def plot_training(
     """Draw loss, learning rate and gradient norm over the steps.
 
     Args:
-        history: one entry a step, as in `metrics.jsonl`.
-        validation: held-out loss before and after training, nats per token.
-        path: of the PNG file.
+        history: one entry per step, as in `metrics.jsonl`.
+        validation: held-out loss before and after training, in nats per token.
+        path: path of the PNG file.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Which run a training belongs to, and whether it may go on there."""
+"""Choice of the run directory, and the checks before a run is resumed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from lora_kit.runs.directory import (
     new_run_directory,
 )
 from lora_kit.runtime.errors import RecipeError
-from lora_kit.runtime.processes import made_by_first
+from lora_kit.runtime.processes import broadcast_from_main
 from lora_kit.training import checkpoints
 from lora_kit.training.trainer import TrainingResult
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which run a training belongs to.
+class RunChoice:
+    """Run of a training, existing or new.
 
     Attributes:
-        run: that it goes on with; of a new one where it would be, for nothing is made yet.
-        checkpoint: to go on from, if there is one.
-        is_new: whether the run has yet to begin.
+        run: run to resume, or directory of the new run, which is not created yet.
+        checkpoint: checkpoint to resume from, if there is one.
+        is_new: true if the run does not exist yet.
     """
 
     run: RunDirectory
@@ -36,45 +36,56 @@ class Choice:
     is_new: bool
 
 
-def choose_run(recipe: Recipe, output: Path | None, overwrite: bool, resume: bool) -> Choice:
-    """The run, and the checkpoint to go on from.
+def choose_run(recipe: Recipe, output: Path | None, overwrite: bool, resume: bool) -> RunChoice:
+    """Choose the run of a training and the checkpoint to resume from.
+
+    Args:
+        recipe: the recipe.
+        output: run directory; `None` for `runs/NAME`.
+        overwrite: if true, `output` may hold an earlier run.
+        resume: if true, resume the run in `output`, or the newest of the recipe's name.
 
     Raises:
-        RecipeError: if `output` holds an earlier run and neither is said.
+        RecipeError: if `output` holds an earlier run and neither flag is set.
     """
 
-    def choose() -> Choice:
+    def choose() -> RunChoice:
         run = last_run_directory(recipe, output) if resume else None
         if run is None:
-            return Choice(new_run_directory(recipe, output, overwrite), None, is_new=True)
-        return Choice(run, checkpoints.newest(run.checkpoints), is_new=False)
+            return RunChoice(new_run_directory(recipe, output, overwrite), None, is_new=True)
+        return RunChoice(run, checkpoints.newest(run.checkpoints), is_new=False)
 
-    # Each for itself would find the directory that the first one has made.
-    return made_by_first(choose)
+    # On their own, the other processes might find the directory that the first one created.
+    return broadcast_from_main(choose)
 
 
 def begin_run(recipe: Recipe, output: Path | None, overwrite: bool) -> RunDirectory:
-    """Make the directory of a new run.
+    """Create the directory of a new run.
+
+    Args:
+        recipe: the recipe.
+        output: run directory; `None` for `runs/NAME`.
+        overwrite: if true, `output` may hold an earlier run.
 
     Raises:
         RecipeError: if `output` holds a run by now.
     """
-    return made_by_first(lambda: claim_run_directory(recipe, output, overwrite))
+    return broadcast_from_main(lambda: claim_run_directory(recipe, output, overwrite))
 
 
-def require_same(
+def require_same_training(
     run: RunDirectory, recipe: Recipe, backbone: Backbone, inputs: Mapping[str, str]
 ) -> None:
-    """Refuse to go on with another recipe, backbone or data than the run began with.
+    """Refuse to resume a run with another recipe, backbone or data.
 
     Args:
-        run: that was cut off.
-        recipe: that it is to go on with.
-        backbone: as it is now.
-        inputs: digests of what else it goes by, as it is now, of what was read.
+        run: run to resume.
+        recipe: current recipe.
+        backbone: current backbone.
+        inputs: digests of the other inputs as they are now, by description.
 
     Raises:
-        RecipeError: naming what is different.
+        RecipeError: naming the differences.
     """
     resolved = recipe.model_copy(update={"backbone": backbone.spec})
     before = training_fields(run.load_recipe().model_dump(mode="json"))
@@ -86,10 +97,10 @@ def require_same(
     ]
     record = run.load_record()
     files = "the backbone's files"
-    now_is = {files: backbone.fingerprint.digest, **inputs}
-    before_was = {files: record.get("backbone", {}).get("digest"), **record.get("inputs", {})}
+    digests = {files: backbone.fingerprint.digest, **inputs}
+    recorded = {files: record.get("backbone", {}).get("digest"), **record.get("inputs", {})}
     changed = changed or [
-        name for name, value in now_is.items() if before_was.get(name) not in (None, value)
+        name for name, value in digests.items() if recorded.get(name) not in (None, value)
     ]
     if changed:
         raise RecipeError(
@@ -98,8 +109,8 @@ def require_same(
         )
 
 
-def finished(run: RunDirectory) -> TrainingResult | None:
-    """What a training that is done has recorded."""
+def recorded_result(run: RunDirectory) -> TrainingResult | None:
+    """Return the recorded result of a run; `None` if its training is not finished."""
     record = run.load_record()
     if "training" not in record or not run.adapter.is_dir():
         return None

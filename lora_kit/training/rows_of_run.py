@@ -1,4 +1,4 @@
-"""The rows that a run's adapter was trained on, for baselines that learn from the same rows."""
+"""Training rows of a run, for baselines that are fitted on the same rows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from lora_kit.data.training_data import TrainingData
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.runs.session import Session
 from lora_kit.runtime.errors import EvaluationError
-from lora_kit.training.self_distillation.rows import read_rows
+from lora_kit.training.self_distillation.rows import read_training_rows
 
 
 def rows_of_run(session: Session) -> TrainingData:
-    """Return the run's training rows: those in the session, or else read from their sources.
+    """Return the run's training rows, from the session or else from their sources.
 
     Raises:
         DataError: if a source is gone, or a row is malformed.
@@ -21,9 +21,9 @@ def rows_of_run(session: Session) -> TrainingData:
     recipe, backbone = session.recipe, session.backbone
     objective = recipe.training.objective
     sources = open_rows(recipe.data, recipe.seed, objective)
-    # Rows that the base generated are generated again where the run and the cache have lost them.
+    # Self-distillation rows are generated again if neither the run nor the cache holds them.
     with eval_mode(session.model), adapter_disabled(session.model):
-        read = read_rows(recipe, sources, backbone, session.run)
+        read = read_training_rows(recipe, sources, backbone, session.run)
     classes = backbone.head.classes if backbone.head else ()
     prepared = prepare(read.rows, backbone.tokenizer, recipe.data, read.replay, objective, classes)
     return TrainingData(sources, read.rows, read.replay, prepared)
@@ -33,9 +33,9 @@ def require_trained_on(session: Session, data: TrainingData, arm: str) -> None:
     """Refuse to compare an arm with the adapter if it would learn from other rows.
 
     Args:
-        session: the run.
-        data: the rows as they are now.
-        arm: the arm that learns from them.
+        session: run with its adapter.
+        data: current training rows.
+        arm: name of the arm that is fitted on them.
 
     Raises:
         EvaluationError: if the rows are not those of the training.

@@ -21,13 +21,14 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.session import Session
 from lora_kit.runtime.console import say
 from lora_kit.runtime.hashes import json_sha256
-from lora_kit.training.trainer import train as train_adapter
+from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.trainer import run_training
 
 SCRATCH = "scratch"
 
 
 def scratch_arm(session: Session, rows: Callable[[], TrainingData]) -> LoadedArms:
-    """Return the arm, which is trained when it is first asked, unless the run holds it already.
+    """Return the arm; its adapter is trained on first use, unless the run already holds one.
 
     Args:
         session: the run.
@@ -41,7 +42,7 @@ def scratch_arm(session: Session, rows: Callable[[], TrainingData]) -> LoadedArm
 
 def _trained_from_scratch(session: Session, rows: Callable[[], TrainingData]) -> Any:
     recipe, run = session.recipe, RunDirectory(session.run.scratch)
-    # The files are read once more by initializations that need the weights or the tokenizer.
+    # Some initializations read the backbone's files again: weights or tokenizer.
     with reinitialised(session.backbone, recipe.seed) as backbone:
         if (run.adapter / "adapter_model.safetensors").is_file():
             return attach_saved(backbone, run.adapter)
@@ -49,7 +50,7 @@ def _trained_from_scratch(session: Session, rows: Callable[[], TrainingData]) ->
         data = rows().prepared
         model = attach(backbone, recipe.adapter, recipe.seed)
         initialise(model, backbone, recipe.adapter, data.examples, recipe.seed)
-        train_adapter(recipe, backbone, model, data, None, run)
+        run_training(TrainingInputs(recipe, backbone, model, data, None, run))
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         return model
 
@@ -58,7 +59,7 @@ def _trained_from_scratch(session: Session, rows: Callable[[], TrainingData]) ->
 def reinitialised(backbone: Backbone, seed: int) -> Iterator[Backbone]:
     """Yield a backbone of the same architecture, tokenizer and quantization with random weights.
 
-    Its files exist only inside the context.
+    The backbone's files exist only inside the context.
     """
     from accelerate.utils import set_seed
     from transformers import AutoConfig
@@ -67,7 +68,7 @@ def reinitialised(backbone: Backbone, seed: int) -> Iterator[Backbone]:
     config = AutoConfig.from_pretrained(backbone.files.directory, local_files_only=True)
     with tempfile.TemporaryDirectory() as folder:
         model = language_model_class(config).from_config(config)
-        # The ids of the first and last tokens may be given there alone.
+        # Only the generation configuration may define the BOS and EOS ids.
         model.generation_config = backbone.model.generation_config
         model.save_pretrained(folder)
         backbone.tokenizer.save_pretrained(folder)

@@ -1,47 +1,55 @@
-"""A training made ready: the trainer, and what goes along with its steps."""
+"""Trainer and callbacks of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig
 
-from lora_kit.backbone.load import Backbone
-from lora_kit.data.dataset import PreparedData
 from lora_kit.data.units import PreparedUnits
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.console import Meter
 from lora_kit.runtime.processes import any_process, process_state
 from lora_kit.training import checkpoints
-from lora_kit.training.arguments import arguments_of, like_length, optimizer_steps
-from lora_kit.training.callbacks import Epochs, Interruption, MetricsLog
+from lora_kit.training.arguments import training_arguments
+from lora_kit.training.callbacks import Interruption, MetricsLog, SamplerEpochs
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
 from lora_kit.training.classes import ClassifierTrainer, ClassTask
 from lora_kit.training.distillation import Teacher
 from lora_kit.training.gradient_conflict import GradientConflict
 from lora_kit.training.guards import Guards
-from lora_kit.training.learning_rates import GradualUnfreezing, has_own_rates
-from lora_kit.training.micro_batcher import MicroBatcher
+from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.learning_rates import GradualUnfreezing
 from lora_kit.training.plot import plot_training
-from lora_kit.training.preferences.objectives import Setting, objective_trainer, trainer_class
+from lora_kit.training.preferences.objectives import (
+    TrainerInputs,
+    objective_trainer,
+    trainer_class,
+)
 from lora_kit.training.rank_allocation import RankAllocation
 from lora_kit.training.retention.methods import RetentionMethods
-from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.supervised import SupervisedTrainer
+from lora_kit.training.trained_weights import restore_weights
 from lora_kit.training.validation import Validation
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """A trainer and what goes along with it."""
+    """A trainer and those of its callbacks that hold results.
+
+    Attributes:
+        trainer: the trainer, with all callbacks added.
+        log: metrics of each step.
+        validation: validation losses and best weights.
+        interruption: signal that interrupted the training, if any.
+    """
 
     trainer: CheckpointedTrainer
     log: MetricsLog
@@ -51,135 +59,149 @@ class TrainingSetup:
     @classmethod
     def prepare(
         cls,
-        recipe: Recipe,
-        backbone: Backbone,
-        model: PeftModel,
-        data: PreparedData,
-        cutting: MicroBatcher,
-        run: RunDirectory,
-        progress: Meter,
+        inputs: TrainingInputs,
+        task: ClassTask | None,
         measure: Callable[[], float | None],
-        texts: RetentionTexts,
-        task: ClassTask | None = None,
+        progress: Meter,
     ) -> TrainingSetup:
-        """Put together what a recipe asks for; nothing is trained yet.
+        """Create the trainer of a recipe and its callbacks.
 
         Args:
-            recipe: what to do.
-            backbone: what it is done to.
-            model: the backbone with its adapter.
-            data: what is trained on.
-            cutting: of a step into forward passes.
-            run: where everything goes.
-            progress: the bar.
-            measure: gives the validation loss now.
-            texts: that the recipe's ways to keep look at.
-            task: where classes are learned, their loss and features.
+            inputs: recipe, model and data.
+            task: loss and frozen features of a classifier; `None` for other objectives.
+            measure: returns the current validation loss.
+            progress: progress bar.
         """
-        state, spec = process_state(), recipe.training
-        steps = optimizer_steps(data.size, spec)
-        figures = trainer_class(spec.objective).figures
-        log = MetricsLog(run.metrics, progress, state.is_main_process, _plotter(run), figures)
-        validation = Validation(spec, measure, log.record)
+        recipe, run, data = inputs.recipe, inputs.run, inputs.data
+        is_main = process_state().is_main_process
+        metrics = trainer_class(recipe.training.objective).logged_metrics
+        log = MetricsLog(run.metrics, progress, is_main, _plotter(run), metrics)
+        validation = Validation(recipe.training, measure, log.record)
         interruption = Interruption(any_process)
         callbacks = [validation, interruption, *_tensorboard(recipe, run)]
-        trainer: CheckpointedTrainer
         if isinstance(data, PreparedUnits):
-            setting = Setting(recipe, backbone, model, data, run.checkpoints, steps)
-            trainer = objective_trainer(setting, callbacks)
-        else:
-            most = cutting.most_tokens(data.lengths)
-            keepers = RetentionMethods.of(recipe, backbone, model, texts, cutting, most, log.record)
-            trainer = _of_rows(recipe, backbone, data, cutting, keepers, task)(
-                model=model,
-                args=arguments_of(recipe, backbone, state, run.checkpoints, steps),
-                validation=validation,
-                gradient_conflict=_conflict(recipe, data, log),
-                callbacks=[*callbacks, *keepers.callbacks],
+            objective_inputs = TrainerInputs(
+                recipe, inputs.backbone, inputs.model, data, run.checkpoints, inputs.steps
             )
+            trainer = objective_trainer(objective_inputs, callbacks)
+        else:
+            trainer = _example_trainer(inputs, task, validation, log, callbacks)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Epochs(lambda: trainer.sampler))
-        where = partial(_where, trainer, data, run)
-        may_end = backbone.head is not None
-        choices = _choices(recipe, backbone)
-        trainer.add_callback(Guards(choices, where, trainer.idle_steps, may_end_at_zero=may_end))
-        for callback in _of_the_method(recipe, model, steps):
+        for callback in (
+            SamplerEpochs(lambda: trainer.sampler),
+            Guards(
+                _num_choices(inputs),
+                partial(_location, trainer, inputs),
+                trainer.idle_steps,
+                may_end_at_zero=inputs.backbone.head is not None,
+            ),
+            *_method_callbacks(inputs),
+            log,
+        ):
             trainer.add_callback(callback)
-        trainer.add_callback(log)
         return cls(trainer, log, validation, interruption)
 
+    def restore_best(self, model: torch.nn.Module) -> int:
+        """Restore the best weights, if the recipe keeps them, and return their step.
 
-def _choices(recipe: Recipe, backbone: Backbone) -> int | None:
-    """What the model chooses from; `None` where the loss is no logarithm of a probability."""
-    if recipe.preference is not None and recipe.preference.loss == "ipo":
-        return None
-    if backbone.head:
-        # A reward model chooses between the two of a pair.
-        return max(len(backbone.head.classes), 2)
-    found: int = backbone.model.config.get_text_config().vocab_size
-    return found
+        Without them the weights, and the step, are the last ones.
+
+        Raises:
+            TrainingError: if no weights were within the retention margin.
+        """
+        early_stopping = self.trainer.early_stopping
+        if self.validation.best_weights:
+            restore_weights(model, self.validation.best_weights)
+            return self.validation.best_step
+        if early_stopping and early_stopping.exceeded:
+            early_stopping.restore_kept()
+            return early_stopping.kept_step
+        return int(self.trainer.state.global_step)
 
 
-def _of_rows(
-    recipe: Recipe,
-    backbone: Backbone,
-    data: PreparedData,
-    cutting: MicroBatcher,
-    keepers: RetentionMethods,
+def _example_trainer(
+    inputs: TrainingInputs,
     task: ClassTask | None,
-) -> Callable[..., CheckpointedTrainer]:
-    """The trainer of supervised rows, but for what it is told of the run."""
-    spec = recipe.training
+    validation: Validation,
+    log: MetricsLog,
+    callbacks: Sequence[TrainerCallback],
+) -> CheckpointedTrainer:
+    """Return the trainer of the objectives that train on examples: sft, text, classification."""
+    recipe, run = inputs.recipe, inputs.run
+    retention = RetentionMethods.of(
+        recipe,
+        inputs.backbone,
+        inputs.model,
+        inputs.texts,
+        inputs.micro_batcher,
+        inputs.max_tokens_per_pass,
+        log.record,
+    )
     kind: Callable[..., CheckpointedTrainer] = (
         partial(ClassifierTrainer, task=task)
         if task
-        else partial(SupervisedTrainer, teacher=Teacher.of(spec.distillation))
+        else partial(SupervisedTrainer, teacher=Teacher.of(recipe.training.distillation))
     )
-    return partial(
-        kind,
-        train_dataset=data.to_dataset(),
-        processing_class=backbone.tokenizer,
-        lengths=data.lengths.tolist(),
-        batch_size=spec.batch_size,
-        like_length=like_length(spec, process_state().device),
-        micro_batch_size=cutting.rows,
-        max_tokens_per_batch=cutting.tokens,
-        packing=cutting.packing,
-        pad_token_id=backbone.tokenizer.pad_token_id,
-        save_total_limit=spec.save_total_limit,
-        kl=keepers.kl,
-        early_stopping=keepers.early_stopping,
-        rates=spec if has_own_rates(spec) else None,
+    return kind(
+        inputs=inputs,
+        retention=retention,
+        validation=validation,
+        gradient_conflict=_gradient_conflict(inputs, log),
+        args=training_arguments(
+            SFTConfig,
+            recipe,
+            inputs.backbone,
+            process_state(),
+            run.checkpoints,
+            inputs.steps,
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        callbacks=[*callbacks, *retention.callbacks],
     )
 
 
-def _conflict(recipe: Recipe, data: PreparedData, log: MetricsLog) -> GradientConflict | None:
-    spec = recipe.training.gradient_conflict
+def _gradient_conflict(inputs: TrainingInputs, log: MetricsLog) -> GradientConflict | None:
+    spec, data = inputs.recipe.training.gradient_conflict, inputs.data
     if spec is None:
         return None
     tasks = data.table.column("source").to_pylist()
-    return GradientConflict(spec, tasks, list(data.counts.sources), recipe.seed, log.record)
+    return GradientConflict(spec, tasks, list(data.counts.sources), inputs.recipe.seed, log.record)
 
 
-def _of_the_method(recipe: Recipe, model: PeftModel, steps: int) -> list[TrainerCallback]:
-    """What acts on gradients between the backward pass and the optimizer's step."""
-    found: list[TrainerCallback] = []
-    if recipe.adapter.method == "adalora":
-        found.append(RankAllocation(model, steps))
-    if recipe.training.gradual_unfreezing_steps:
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        found.append(GradualUnfreezing(trained, recipe.training.gradual_unfreezing_steps, steps))
-    return found
+def _num_choices(inputs: TrainingInputs) -> int | None:
+    """Return the number of tokens or classes to choose from; `None` if the loss is not in nats."""
+    recipe, head = inputs.recipe, inputs.backbone.head
+    if recipe.preference is not None and recipe.preference.loss == "ipo":
+        return None
+    if head:
+        # A reward model chooses between the two answers of a pair.
+        return max(len(head.classes), 2)
+    vocabulary: int = inputs.backbone.model.config.get_text_config().vocab_size
+    return vocabulary
 
 
-def _where(trainer: CheckpointedTrainer, data: PreparedData, run: RunDirectory) -> str:
-    """The rows of the step under way that this process has, and what to go back to."""
-    rows = ", ".join(data.origin(n) for n in trainer.rows)
-    last = checkpoints.newest(run.checkpoints)
-    after = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+def _method_callbacks(inputs: TrainingInputs) -> list[TrainerCallback]:
+    """Return the hooks on gradients that the adapter method and the recipe require."""
+    spec = inputs.recipe.training
+    callbacks: list[TrainerCallback] = []
+    if inputs.recipe.adapter.method == "adalora":
+        callbacks.append(RankAllocation(inputs.model, inputs.steps))
+    if spec.gradual_unfreezing_steps:
+        trained = {n: p for n, p in inputs.model.named_parameters() if p.requires_grad}
+        unfreezing = GradualUnfreezing(trained, spec.gradual_unfreezing_steps, inputs.steps)
+        callbacks.append(unfreezing)
+    return callbacks
+
+
+def _location(trainer: CheckpointedTrainer, inputs: TrainingInputs) -> str:
+    """Return this process's rows of the current step and the last checkpoint, for messages."""
+    rows = ", ".join(inputs.data.origin(n) for n in trainer.rows)
+    last = checkpoints.newest(inputs.run.checkpoints)
+    checkpoint = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
     state = process_state()
     share = f" (of process {state.process_index})" if state.num_processes > 1 else ""
-    return f"{rows}{share}; {after}"
+    return f"{rows}{share}; {checkpoint}"
 
 
 def _plotter(run: RunDirectory) -> Callable[[list[dict[str, float]]], None]:

@@ -1,9 +1,9 @@
-"""Trained weights that are divided over the processes, and whole again.
+"""Conversion between full tensors and tensors sharded over the processes.
 
-Under FSDP2 every parameter is a `DTensor` of which each process holds a part (torch.distributed's
-`fully_shard`; Zhao et al. 2023, arXiv:2304.11277); under ZeRO-3 it is empty until DeepSpeed gathers
-it (Rajbhandari et al. 2020, arXiv:1910.02054). What is written is whole, so that it can be read by
-any number of processes.
+Under FSDP2 every parameter is a `DTensor` of which each process holds a shard (torch.distributed's
+`fully_shard`; Zhao et al. 2023, arXiv:2304.11277); under ZeRO-3 a parameter is empty until
+DeepSpeed gathers it (Rajbhandari et al. 2020, arXiv:1910.02054). Files hold full tensors, so that
+any number of processes can read them.
 """
 
 from __future__ import annotations
@@ -16,24 +16,27 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether processes have to make their forward passes together."""
+    """Return true if any parameter is sharded, so that forward passes are collective calls."""
     return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
 
 
-def shard_again(model: torch.nn.Module) -> None:
-    """Let go of what was gathered for a pass without a backward one: rounded copies of weights."""
+def reshard(model: torch.nn.Module) -> None:
+    """Free the parameters gathered for a forward pass without a backward pass.
+
+    Gathered copies are rounded to the compute dtype, and training would otherwise use them.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def shape_of(parameter: torch.Tensor) -> tuple[int, ...]:
-    """Of all of it."""
+def full_shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of a parameter over all processes."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU of all of it; every process has to ask at the same place."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a full tensor on the CPU, of the same dtype; a collective call."""
     if isinstance(tensor, DTensor):
         return tensor.full_tensor().detach().to("cpu", copy=True).contiguous()
     if hasattr(tensor, "ds_id"):
@@ -45,19 +48,25 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def put_back(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
-    """Give a parameter, or this process's part of it, the values of a whole tensor."""
+def assign_full_tensor(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
+    """Copy a full tensor into a parameter, or this process's shard of it; a collective call."""
     if hasattr(parameter, "ds_id"):
         from deepspeed.zero import GatheredParameters
 
         with GatheredParameters([parameter], modifier_rank=0):
             parameter.copy_(value)
         return
-    parameter.copy_(divided_as(parameter, value))
+    parameter.copy_(shard_like(parameter, value))
 
 
-def divided_as(parameter: torch.Tensor, value: Any) -> Any:
-    """A whole tensor divided as a parameter is, if it is one of the parameter's shape."""
+def shard_like(parameter: torch.Tensor, value: Any) -> Any:
+    """Shard a full tensor like a parameter; return other values and shapes unchanged.
+
+    Args:
+        parameter: parameter, sharded or not.
+        value: entry of the optimizer's state: a tensor of the parameter's full shape, or another
+            value.
+    """
     alike = isinstance(value, torch.Tensor) and value.shape == parameter.shape
     if not (alike and isinstance(parameter, DTensor)):
         return value

@@ -1,4 +1,4 @@
-"""The trainer of language: TRL's SFTTrainer with another loss, other batches, other checkpoints."""
+"""Supervised trainer: TRL's SFTTrainer with the loss, batches and checkpoints of this package."""
 
 from __future__ import annotations
 
@@ -9,41 +9,69 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import SFTTrainer
 
-from lora_kit.data.tokenization import IGNORED
+from lora_kit.data.tokenization import IGNORE_INDEX
 from lora_kit.modeling.likelihood import logits_at, token_nll
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.training.distillation import Teacher
-from lora_kit.training.steps import Batch, StepTrainer
+from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.steps import StepInputs, StepTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
 class SupervisedTrainer(StepTrainer, SFTTrainer):
-    """SFTTrainer with logits only where scored.
+    """SFTTrainer that computes logits of supervised positions only.
 
-    On a CPU the loss of TRL 1.16 projects every position to the vocabulary.
+    On a CPU, the loss of TRL 1.16 projects every position to the vocabulary.
     """
 
-    def __init__(self, *args: Any, model: PeftModel, teacher: Teacher | None = None, **kwargs: Any):
-        """Take what `StepTrainer` takes, and whom it learns from besides."""
-        with _bare_head(model):
-            super().__init__(*args, model=model, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        inputs: TrainingInputs,
+        teacher: Teacher | None = None,
+        **kwargs: Any,
+    ):
+        """Create the trainer.
+
+        Args:
+            args: arguments of `StepTrainer`.
+            inputs: model, data and recipe.
+            teacher: teacher of knowledge distillation.
+            kwargs: keyword arguments of `StepTrainer`.
+        """
+        with _bare_head(inputs.model):
+            super().__init__(*args, inputs=inputs, **kwargs)
         self._teacher = teacher
-        self._head = model.get_output_embeddings()
+        self._head = inputs.model.get_output_embeddings()
 
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: Batch,
+        inputs: StepInputs,
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """The share of one micro batch in the step's loss."""
+        """Return the contribution of one forward pass to the step's loss; scalar, float32.
+
+        Args:
+            model: the model, wrapped by Accelerate.
+            inputs: `input_ids`, `labels` and mask or positions, each (rows, length) int64.
+            return_outputs: not supported.
+            num_items_in_batch: supervised tokens of the step, over all processes.
+
+        Raises:
+            TrainingError: if the outputs are requested, or the number of tokens is missing.
+        """
         if return_outputs or num_items_in_batch is None:
-            raise TrainingError("the loss is that of a step; its logits are never whole")
+            raise TrainingError(
+                "compute_loss: supports training steps only (got return_outputs or no "
+                "num_items_in_batch). Fix: call trainer.train(); lora_kit.training.validation "
+                "computes the loss of held-out rows"
+            )
         targets = inputs["labels"][:, 1:]
-        rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
+        rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
         logits = logits_at(model, inputs, rows, columns, self._head)
         losses = token_nll(logits, targets[rows, columns])
         if self._teacher:
@@ -54,10 +82,10 @@ class SupervisedTrainer(StepTrainer, SFTTrainer):
 
 @contextmanager
 def _bare_head(model: PeftModel) -> Iterator[None]:
-    """Show TRL 1.16 the output head without its adapter, which it refuses.
+    """Hide an adapter on the output head from TRL 1.16, which refuses one.
 
-    TRL's loss multiplies with the head's weight alone; ours asks the head, adapter and all. Trained
-    tokens of a tied embedding are such an adapter.
+    TRL's loss multiplies by the head's weight alone; `compute_loss` calls the head itself, adapter
+    included. Trainable tokens of a tied embedding are such an adapter.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -65,9 +93,9 @@ def _bare_head(model: PeftModel) -> Iterator[None]:
     if not isinstance(head, BaseTunerLayer):
         yield
         return
-    shown: Any = model
-    shown.get_output_embeddings = head.get_base_layer
+    patched: Any = model
+    patched.get_output_embeddings = head.get_base_layer
     try:
         yield
     finally:
-        del shown.get_output_embeddings
+        del patched.get_output_embeddings

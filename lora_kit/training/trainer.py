@@ -1,7 +1,9 @@
-"""Training an adapter, from prepared data to the adapter on disk."""
+"""Training of an adapter: from prepared data to the adapter directory."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,26 +12,22 @@ from typing import TYPE_CHECKING, Any
 from lora_kit.adapter.attach import ADAPTER_CONFIG
 from lora_kit.backbone.heads import SavedClasses, SavedReward, save_head
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.dataset import PreparedData
-from lora_kit.recipe.recipe import Recipe
-from lora_kit.runs.directory import RunDirectory, peak_memory
 from lora_kit.runtime.console import meter
 from lora_kit.runtime.errors import TrainingError, TrainingInterruptedError
 from lora_kit.runtime.files import whole_directory, write_json
 from lora_kit.runtime.launch import current_launch
-from lora_kit.runtime.out_of_memory import lacks_memory
+from lora_kit.runtime.machine import peak_memory
+from lora_kit.runtime.out_of_memory import is_out_of_memory_error
 from lora_kit.runtime.processes import any_process, process_state
 from lora_kit.training import checkpoints
-from lora_kit.training.arguments import optimizer_steps
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
 from lora_kit.training.classes import ClassTask
 from lora_kit.training.gradient_conflict import mean_cosines
-from lora_kit.training.head_rows import learned_by_head
-from lora_kit.training.micro_batcher import MicroBatcher
-from lora_kit.training.retention.texts import RetentionTexts
+from lora_kit.training.head_summary import summarize_head_training
+from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.setup import TrainingSetup
 from lora_kit.training.sharded import is_sharded
-from lora_kit.training.trained_weights import Tensors, restore_weights, trained_weights
+from lora_kit.training.trained_weights import Tensors, trained_weights
 from lora_kit.training.validation import validation_loss
 
 if TYPE_CHECKING:
@@ -38,12 +36,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training did. Losses are in nats per supervised token, memory in bytes.
+    """Result of a training.
 
     Attributes:
-        kept_step: the step whose adapter it is; before the last one where the best is kept.
-        gradient_conflict: mean cosine of the gradients of each two tasks, where they were looked at.
-        seconds: of all attempts, without those that were lost after the last checkpoint.
+        steps: optimizer steps taken.
+        kept_step: step of the saved adapter; earlier than `steps` if the best weights were kept.
+        tokens: tokens of all forward passes on all processes, without padding.
+        seconds: duration, including interrupted attempts up to their last checkpoint.
+        tokens_per_second: `tokens` divided by `seconds`.
+        first_loss: loss of the first step, in nats per supervised token.
+        final_loss: loss of the last step, in nats per supervised token.
+        validation_before: held-out loss before training, in nats per supervised token.
+        validation_after: held-out loss of the saved adapter, in nats per supervised token.
+        peak_memory: peak memory of this process, in bytes.
+        gradient_conflict: mean cosine of each pair of tasks' gradients, if they were compared.
+        history: metrics of each step, as in `metrics.jsonl`.
     """
 
     steps: int
@@ -60,93 +67,76 @@ class TrainingResult:
     history: tuple[dict[str, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, without the history, which `metrics.jsonl` has."""
+        """Return the result for JSON, without `history`, which `metrics.jsonl` holds."""
         return {name: value for name, value in asdict(self).items() if name != "history"}
 
 
-def train(
-    recipe: Recipe,
-    backbone: Backbone,
-    model: PeftModel,
-    data: PreparedData,
-    validation: PreparedData | None,
-    run: RunDirectory,
-    resume: Path | None = None,
-    texts: RetentionTexts | None = None,
-) -> TrainingResult:
-    """Train the adapter that is attached to `model` and save it in the run directory.
+def run_training(inputs: TrainingInputs, resume: Path | None = None) -> TrainingResult:
+    """Train the adapter that is attached to `inputs.model` and save it in the run directory.
 
     Args:
-        recipe: what to do.
-        backbone: what it is done to.
-        model: the backbone with its adapter.
-        data: what is trained on.
-        validation: held-out rows.
-        run: where everything goes.
-        resume: a checkpoint to go on from.
-        texts: that the recipe's ways to keep look at.
+        inputs: recipe, model and data.
+        resume: checkpoint to resume from; `None` to start anew.
 
     Raises:
-        TrainingError: if the batch cannot be divided as asked, nothing is trained, or it diverges.
-        TrainingInterruptedError: if a signal ended it; there is a checkpoint to go on from.
+        TrainingError: if the batch cannot be divided between the processes, nothing is trained, the
+            training diverges, or a step does not fit into memory.
+        TrainingInterruptedError: if a signal interrupted the training; a checkpoint was written.
     """
-    state = process_state()
-    steps = optimizer_steps(data.size, recipe.training)
-    cutting = MicroBatcher.of(recipe, state.num_processes, state.device)
-    tokens = cutting.most_tokens(data.lengths)
-    texts = texts or RetentionTexts()
-    task = ClassTask.of(recipe, backbone, model, data, validation)
+    state, model, run = process_state(), inputs.model, inputs.run
+    max_tokens = inputs.max_tokens_per_pass
+    task = ClassTask.of(inputs)
     loss = task.validation_loss if task else validation_loss
-    measure = partial(loss, model, backbone, validation, tokens)
-    # Sharded later, it does not lie where it is computed yet.
+    measure = partial(loss, model, inputs.backbone, inputs.held_out, max_tokens)
+    # A model that will be sharded is not on its device yet; `Validation` measures it later.
     before = measure() if resume is None and not current_launch().sharded else None
-    with meter("training", steps, visible=state.is_main_process) as progress:
-        attempt = TrainingSetup.prepare(
-            recipe, backbone, model, data, cutting, run, progress, measure, texts, task
-        )
-        attempt.validation.before = before
-        with attempt.interruption.listening():
-            _train(attempt, resume)
-        trainer = attempt.trainer
+    with meter("training", inputs.steps, visible=state.is_main_process) as progress:
+        setup = TrainingSetup.prepare(inputs, task, measure, progress)
+        setup.validation.before = before
+        trainer = setup.trainer
+        with setup.interruption.listening():
+            if resume and checkpoints.load_if_ended(trainer, resume):
+                setup.log.on_train_begin(trainer.args, trainer.state, trainer.control)
+            else:
+                with _explained_out_of_memory(trainer):
+                    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         if trainer.early_stopping and trainer.ended:
-            trainer.early_stopping.look_at_the_end(trainer.state, trainer.control)
-    # Of all: a signal may have reached one process after they last asked each other.
-    if any_process(bool(attempt.interruption.received)) and not trainer.ended:
+            trainer.early_stopping.measure_at_end(trainer.state, trainer.control)
+    # A collective call: a signal may have reached one process after the last step's agreement.
+    if any_process(bool(setup.interruption.received)) and not trainer.ended:
         raise TrainingInterruptedError(
-            f"{run.root}: stopped by {attempt.interruption.received or 'a signal'} after step "
-            f"{trainer.state.global_step} of {steps}; go on with --resume"
+            f"{run.root}: interrupted by {setup.interruption.received or 'a signal'} after step "
+            f"{trainer.state.global_step} of {inputs.steps}. Fix: rerun with --resume"
         )
-    kept = trainer.state.global_step
-    if attempt.validation.best_weights:
-        restore_weights(model, attempt.validation.best_weights)
-        kept = attempt.validation.best_step
-    elif trainer.early_stopping and trainer.early_stopping.exceeded:
-        trainer.early_stopping.put_back()
-        kept = trainer.early_stopping.kept_step
+    kept_step = setup.restore_best(model)
     model.eval()
     after = measure()
     weights = trained_weights(model) if is_sharded(model) else None
     if state.is_main_process:
-        save_adapter(model, backbone, run.adapter, weights, learned_by_head(backbone, data))
+        head = summarize_head_training(inputs.backbone, inputs.data)
+        save_adapter(model, inputs.backbone, run.adapter, weights, head)
     state.wait_for_everyone()
-    return _result(trainer, attempt.log.history, (attempt.validation.before, after), kept)
+    return _result(trainer, setup.log.history, (setup.validation.before, after), kept_step)
 
 
-def _train(attempt: TrainingSetup, resume: Path | None) -> None:
-    trainer = attempt.trainer
-    if resume and checkpoints.load_if_ended(trainer, resume):
-        attempt.log.on_train_begin(trainer.args, trainer.state, trainer.control)
-        return
+@contextmanager
+def _explained_out_of_memory(trainer: CheckpointedTrainer) -> Iterator[None]:
+    """Name the step and its longest example if a step does not fit into memory.
+
+    Raises:
+        TrainingError: instead of the out-of-memory error.
+    """
     try:
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        yield
     except (RuntimeError, MemoryError) as error:
-        if not lacks_memory(error):
+        if not is_out_of_memory_error(error):
             raise
+        longest = max((trainer.lengths[row] for row in trainer.rows), default=0)
         raise TrainingError(
-            f"step {trainer.state.global_step + 1} does not fit into memory: its longest example "
-            f"has {max((trainer.lengths[row] for row in trainer.rows), default=0)} tokens. Lower "
-            "training.max_tokens_per_batch or training.micro_batch_size, or set "
-            "training.gradient_checkpointing=true; `lora-kit plan` says what would fit"
+            f"training.micro_batch_size: step {trainer.state.global_step + 1} does not fit into "
+            f"memory (got an example of {longest} tokens). Fix: lower it or "
+            "training.max_tokens_per_batch, or set training.gradient_checkpointing=true; "
+            "`lora-kit plan` shows what fits"
         ) from error
 
 
@@ -179,16 +169,19 @@ def save_adapter(
     backbone: Backbone,
     directory: Path,
     weights: Tensors | None = None,
-    learned: SavedClasses | SavedReward | None = None,
+    head: SavedClasses | SavedReward | None = None,
 ) -> None:
-    """Write a PEFT adapter directory with the backbone's fingerprint beside it.
+    """Write a PEFT adapter directory, with the backbone's fingerprint in `backbone.json`.
 
     Args:
-        model: whose adapter it is.
-        backbone: of the model.
-        directory: where it goes.
-        weights: all that is trained, whole, where the model's own are divided over the processes.
-        learned: what its head tells, where it has one.
+        model: model with the adapter.
+        backbone: backbone of the model.
+        directory: adapter directory to write.
+        weights: full trained weights by name, if the model's own are sharded over processes.
+        head: summary of the head's training rows, if the model has a head.
+
+    Raises:
+        TrainingError: if PEFT wrote no configuration.
     """
     with whole_directory(directory) as temporary:
         model.save_pretrained(
@@ -197,10 +190,10 @@ def save_adapter(
             save_embedding_layers=False,
             state_dict=weights,
         )
-        # PEFT leaves a card of blanks to be filled in; the release writes a real one.
+        # PEFT writes a model card without content; the release writes its own.
         (temporary / "README.md").unlink(missing_ok=True)
-        if learned is not None:
-            save_head(backbone.model.config, learned, temporary)
+        if head is not None:
+            save_head(backbone.model.config, head, temporary)
         write_json(
             temporary / "backbone.json",
             {
@@ -211,4 +204,7 @@ def save_adapter(
             },
         )
         if not (temporary / ADAPTER_CONFIG).is_file():
-            raise TrainingError(f"{directory}: PEFT wrote no {ADAPTER_CONFIG}")
+            raise TrainingError(
+                f"{directory}: PEFT wrote no {ADAPTER_CONFIG}. Fix: install the pinned version of "
+                "PEFT (constraints.txt)"
+            )

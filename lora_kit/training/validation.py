@@ -1,4 +1,4 @@
-"""The loss of held-out rows: before, while and after training, and what is decided by it."""
+"""Validation loss before, during and after training, and early stopping on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.batches import cut
+from lora_kit.data.batches import split_micro_batches
 from lora_kit.data.dataset import PreparedData
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.training import TrainingSpec
@@ -19,7 +19,7 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.losses import batch_nll
-from lora_kit.training.sharded import is_sharded, shard_again
+from lora_kit.training.sharded import is_sharded, reshard
 from lora_kit.training.trained_weights import Tensors, trained_weights
 
 
@@ -29,15 +29,16 @@ def validation_loss(
     validation: PreparedData | None,
     max_tokens_per_batch: int = 4096,
 ) -> float | None:
-    """Mean loss of the held-out supervised tokens, nats per token; `None` without such data.
+    """Return the mean loss of held-out rows in nats per supervised token; `None` without rows.
 
-    Several processes share the forward passes, but where each pass takes all of them together.
+    The forward passes are shared between the processes, unless the model is sharded: then all
+    processes run all passes.
 
     Args:
         model: the backbone with its adapter.
-        backbone: of the model.
+        backbone: backbone of the model.
         validation: held-out rows.
-        max_tokens_per_batch: most tokens of a forward pass, padding included.
+        max_tokens_per_batch: maximum tokens of a forward pass, padding included.
 
     Raises:
         TrainingError: if a forward pass does not fit into memory.
@@ -45,27 +46,29 @@ def validation_loss(
     if validation is None or not validation.examples:
         return None
     state = process_state()
-    batches = cut(validation.examples, len(validation.examples), max_tokens_per_batch)
+    batches = split_micro_batches(
+        validation.examples, len(validation.examples), max_tokens_per_batch
+    )
     if not is_sharded(model):
         batches = batches[state.process_index :: state.num_processes]
-    found = torch.zeros(2, dtype=torch.float64)
-    # Not in inference mode: what a sharded model gathers first is used again in the training.
+    sums = torch.zeros(2, dtype=torch.float64)
+    # Not inference mode: training uses the tensors that a sharded model allocates here.
     with eval_mode(model), torch.no_grad():
         for batch in batches:
             nll, _ = batch_nll(model, backbone, batch, "the held-out rows")
-            found += torch.tensor([float(nll.double().sum()), nll.numel()], dtype=torch.float64)
-    shard_again(model)
-    total, count = reduce(found.to(state.device)).tolist()
+            sums += torch.tensor([float(nll.double().sum()), nll.numel()], dtype=torch.float64)
+    reshard(model)
+    total, count = reduce(sums.to(state.device)).tolist()
     return float(total / count)
 
 
 class Validation(TrainerCallback):
-    """Measures the validation loss every so many steps; stops where it no longer falls.
+    """Callback that measures the validation loss and stops training when it no longer falls.
 
     Attributes:
-        before: the loss before step 1.
-        losses: by step, nats per token.
-        best_weights: those of the lowest loss, on the CPU; empty unless they are to be kept.
+        before: loss before step 1, in nats per token.
+        losses: loss by step, in nats per token.
+        best_weights: weights of the lowest loss, on the CPU; empty unless `keep_best` is set.
     """
 
     def __init__(
@@ -74,12 +77,12 @@ class Validation(TrainerCallback):
         measure: Callable[[], float | None],
         record: Callable[[dict[str, float]], None],
     ):
-        """Plan.
+        """Create the callback.
 
         Args:
-            spec: how often, how long without a lower loss, and whether the best is kept.
-            measure: gives the loss now.
-            record: takes a step's figures.
+            spec: `eval_steps`, `early_stopping_patience` and `keep_best`.
+            measure: returns the current validation loss.
+            record: appends an entry to `metrics.jsonl`.
         """
         self._spec = spec
         self._measure = measure
@@ -91,9 +94,9 @@ class Validation(TrainerCallback):
     def on_train_begin(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
-        """Measure before step 1, if that could not be done earlier.
+        """Measure before step 1 if that was not done earlier.
 
-        Only now a model that is divided lies where it is computed.
+        A sharded model is on its device only from here on.
         """
         if state.global_step == 0 and self.before is None:
             self.before = self._measure()
@@ -106,10 +109,10 @@ class Validation(TrainerCallback):
         model: torch.nn.Module | None = None,
         **_: Any,
     ) -> None:
-        """Measure if it is time.
+        """Measure the loss every `eval_steps` steps and after the last one.
 
         Raises:
-            TrainingError: if the loss is infinite or no number.
+            TrainingError: if the loss is infinite or NaN.
         """
         every = self._spec.eval_steps
         last = state.global_step == state.max_steps
@@ -120,8 +123,8 @@ class Validation(TrainerCallback):
             return
         if not math.isfinite(loss):
             raise TrainingError(
-                f"step {state.global_step}: the validation loss is {loss}; lower "
-                "training.learning_rate or training.max_grad_norm"
+                f"step {state.global_step}: the validation loss is not finite (got {loss}). Fix: "
+                "lower training.learning_rate or training.max_grad_norm"
             )
         self.losses[state.global_step] = loss
         self._record({"step": state.global_step, "validation_loss": loss})
@@ -129,14 +132,14 @@ class Validation(TrainerCallback):
             self.best_weights = trained_weights(model)
         if self.exhausted and not last:
             say(
-                f"step {state.global_step}: stopped, the validation loss has not fallen for "
+                f"step {state.global_step}: stopped early: the validation loss has not fallen for "
                 f"{self._spec.early_stopping_patience} measurements since step {self.best_step}"
             )
             control.should_training_stop = True
 
     @property
     def exhausted(self) -> bool:
-        """Whether the loss has not fallen for `early_stopping_patience` measurements."""
+        """True if the loss has not fallen for `early_stopping_patience` measurements."""
         if not self._spec.early_stopping_patience or not self.losses:
             return False
         return (
@@ -145,16 +148,21 @@ class Validation(TrainerCallback):
 
     @property
     def best_step(self) -> int:
-        """The first step of the lowest loss."""
+        """First step with the lowest loss."""
         return min(self.losses, key=lambda step: (self.losses[step], step))
 
     def state(self) -> dict[str, Any]:
-        """As JSON, without the weights."""
+        """Return the state for JSON, without the weights."""
         losses = {str(step): loss for step, loss in self.losses.items()}
         return {"before": self.before, "losses": losses}
 
     def restore(self, state: dict[str, Any], best_weights: Tensors) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint.
+
+        Args:
+            state: value of `state`.
+            best_weights: weights of the lowest loss.
+        """
         self.before = state["before"]
         self.losses = {int(step): loss for step, loss in state["losses"].items()}
         self.best_weights = best_weights

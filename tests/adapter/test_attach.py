@@ -14,11 +14,11 @@ from lora_kit.runtime.errors import AdapterError
 from lora_kit.training.trainer import save_adapter
 
 
-def test_all_linear_reaches_every_quantized_layer_in_float32(real_backbone: Backbone) -> None:
+def test_all_linear_covers_every_quantized_layer_in_float32(real_backbone: Backbone) -> None:
     model = attach(real_backbone, AdapterSpec(), seed=0)
-    found = {one.module_class: (one.adapted, one.total) for one in coverage(model).classes}
-    assert found["Linear4bit"] == (210, 210)
-    assert found["Linear"] == (0, 1)  # the output head, tied to the embedding
+    result = {one.module_class: (one.adapted, one.total) for one in coverage(model).classes}
+    assert result["Linear4bit"] == (210, 210)
+    assert result["Linear"] == (0, 1)  # the output head, tied to the embedding
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
@@ -48,7 +48,7 @@ def test_the_same_seed_gives_the_same_weights_and_zero_is_a_seed(tiny: Path) -> 
     assert not torch.equal(one, first_weight(1))
 
 
-def test_an_adapter_switched_off_is_on_again_after_an_exception(tiny_backbone: Backbone) -> None:
+def test_a_disabled_adapter_is_enabled_again_after_an_exception(tiny_backbone: Backbone) -> None:
     model = attach(tiny_backbone, AdapterSpec(rank=2), seed=0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -64,7 +64,7 @@ def test_an_adapter_switched_off_is_on_again_after_an_exception(tiny_backbone: B
         assert torch.equal(on, model(ids).logits)
 
 
-def test_a_saved_adapter_names_its_backbone_and_no_path_of_this_machine(
+def test_a_saved_adapter_names_its_backbone_and_no_local_path(
     tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
     model = attach(tiny_backbone, AdapterSpec(rank=2), seed=0)
@@ -108,7 +108,7 @@ def test_the_same_weights_under_another_alpha_are_another_adapter(
     assert adapter_sha256(tmp_path) != before
 
 
-def test_a_frozen_backbone_stays_in_the_mode_that_it_was_in(tiny_backbone: Backbone) -> None:
+def test_a_frozen_backbone_keeps_its_mode(tiny_backbone: Backbone) -> None:
     before = {name: module.training for name, module in tiny_backbone.model.named_modules()}
     attach(tiny_backbone, AdapterSpec(rank=2), seed=0)
     after = {name: module.training for name, module in tiny_backbone.model.named_modules()}

@@ -1,4 +1,4 @@
-"""LoRA's initialisations: the base stays, the model begins as it should, plain PEFT reads it."""
+"""LoRA's initialisations: base unchanged, initial outputs as specified, readable by plain PEFT."""
 
 import copy
 import re
@@ -20,7 +20,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from lora_kit.adapter.attach import attach, coverage, wrapped
+from lora_kit.adapter.attach import attach, coverage, wrap_with_adapter
 from lora_kit.adapter.initial_factors import initialise
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
@@ -28,13 +28,14 @@ from lora_kit.data.tokenization import Example
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline import merge, train
 from lora_kit.preflight.checks import run_checks
-from lora_kit.preflight.method_checks import begun_where_it_can_be
-from lora_kit.preflight.situation import Situation
+from lora_kit.preflight.context import PreflightContext
+from lora_kit.preflight.method_checks import refuse_unavailable_initialisation
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.initialisations import SUBTRACTED
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, MergeError
+from lora_kit.runtime.launch import Launch
 from lora_kit.training.trainer import save_adapter
 from tests.adapter.test_peft_methods import logits_of, loss_of, recipe_of, tiny_on
 
@@ -46,7 +47,7 @@ def rows(number: int = 24, length: int = 24) -> list[Example]:
     ids = torch.randint(
         20, 40_000, (number, length), generator=torch.Generator().manual_seed(1)
     ).tolist()
-    # 16 words are supervised, by which EVA goes.
+    # EVA uses the 16 supervised tokens.
     return [
         Example(tuple(one), (*[-100] * (length - 16), *one[-16:]), False, f"row {n}", str(n))
         for n, one in enumerate(ids)
@@ -57,7 +58,7 @@ def spec_of(start: str, **options: Any) -> AdapterSpec:
     return AdapterSpec(rank=4, alpha=8.0, options={"init_lora_weights": start, **options})
 
 
-def begun(backbone: Backbone, spec: AdapterSpec, seed: int = 0) -> PeftModel:
+def initialised(backbone: Backbone, spec: AdapterSpec, seed: int = 0) -> PeftModel:
     model = attach(backbone, spec, seed)
     initialise(model, backbone, spec, rows(), seed)
     return model
@@ -68,12 +69,12 @@ def layers_of(model: PeftModel) -> dict[str, LoraLayer]:
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_the_model_begins_as_the_base_which_is_still_there_after_training(
+def test_the_model_initially_equals_the_base_which_training_does_not_change(
     tiny_backbone: Backbone, start: str
 ) -> None:
     base = logits_of(tiny_backbone.model)
     before = copy.deepcopy(tiny_backbone.model.state_dict())
-    model = begun(tiny_backbone, spec_of(start))
+    model = initialised(tiny_backbone, spec_of(start))
     torch.testing.assert_close(logits_of(model), base, rtol=1e-4, atol=1e-4)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
@@ -95,7 +96,7 @@ def test_the_model_begins_as_the_base_which_is_still_there_after_training(
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora", "corda", "lora_ga"])
-def test_half_of_the_factors_is_what_peft_begins_with_and_half_stays(
+def test_half_of_each_factor_is_pefts_initialisation_and_the_other_half_is_frozen(
     tiny_backbone: Backbone, start: str
 ) -> None:
     assert start in SUBTRACTED
@@ -104,7 +105,7 @@ def test_half_of_the_factors_is_what_peft_begins_with_and_half_stays(
         for name, module in tiny_backbone.model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    model = begun(tiny_backbone, spec_of(start))
+    model = initialised(tiny_backbone, spec_of(start))
     ends = sum(out + inputs for out, inputs in (weight.shape for weight in weights.values()))
     head = sum(tiny_backbone.model.get_output_embeddings().weight.shape)
     assert coverage(model, spec_of(start)).trainable_parameters == 4 * (ends - head)
@@ -133,22 +134,24 @@ def test_half_of_the_factors_is_what_peft_begins_with_and_half_stays(
 
 
 @pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}])
-def test_loras_kin_begin_as_the_base_too(tiny_backbone: Backbone, options: dict[str, bool]) -> None:
+def test_variants_of_lora_initially_equal_the_base(
+    tiny_backbone: Backbone, options: dict[str, bool]
+) -> None:
     base = logits_of(tiny_backbone.model)
-    model = begun(tiny_backbone, spec_of("pissa", **options))
+    model = initialised(tiny_backbone, spec_of("pissa", **options))
     torch.testing.assert_close(logits_of(model), base, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_the_same_seed_gives_the_same_factors(tiny_backbone: Backbone, start: str) -> None:
-    first = begun(copy.deepcopy(tiny_backbone), spec_of(start)).state_dict()
-    second = begun(copy.deepcopy(tiny_backbone), spec_of(start)).state_dict()
+    first = initialised(copy.deepcopy(tiny_backbone), spec_of(start)).state_dict()
+    second = initialised(copy.deepcopy(tiny_backbone), spec_of(start)).state_dict()
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_eva_gives_ranks_by_what_rows_vary_in(tiny_backbone: Backbone) -> None:
-    model = begun(tiny_backbone, spec_of("eva"))
+def test_eva_distributes_ranks_by_explained_variance(tiny_backbone: Backbone) -> None:
+    model = initialised(tiny_backbone, spec_of("eva"))
     ranks = [layer.r["default"] for layer in layers_of(model).values()]
     assert len(set(ranks)) > 1
     assert sum(ranks) == 14 * 4
@@ -157,21 +160,21 @@ def test_eva_gives_ranks_by_what_rows_vary_in(tiny_backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_evas_new_ranks_are_kept_in_float32(tiny: Path, quantization: str) -> None:
+def test_evas_redistributed_ranks_are_in_float32(tiny: Path, quantization: str) -> None:
     spec = BackboneSpec(model=str(tiny), quantization=quantization, dtype="bfloat16")
-    model = begun(load(resolve(spec), spec), spec_of("eva"))
+    model = initialised(load(resolve(spec), spec), spec_of("eva"))
     trained = [p for p in model.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
 
 
-def test_eva_does_not_look_for_ever(tiny_backbone: Backbone) -> None:
+def test_eva_that_does_not_converge_is_stopped(tiny_backbone: Backbone) -> None:
     spec = spec_of("eva", eva_config={"tau": 1.0})
     model = attach(tiny_backbone, spec, 0)
-    with pytest.raises(AdapterError, match="not settled after 20 times 8 rows"):
+    with pytest.raises(AdapterError, match="did not converge in 20 passes over 8 rows"):
         initialise(model, tiny_backbone, spec, rows(8), 0)
 
 
-def test_loftq_begins_nearer_to_the_weights_before_they_were_quantized(tiny: Path) -> None:
+def test_loftq_approximates_the_unquantized_weights(tiny: Path) -> None:
     backbone = tiny_on(tiny, "nf4")
     exact = logits_of(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32))
     quantized = logits_of(backbone.model)
@@ -184,9 +187,7 @@ def test_loftq_begins_nearer_to_the_weights_before_they_were_quantized(tiny: Pat
         assert torch.equal(logits_of(model), quantized)
 
 
-def test_loftq_finds_weights_that_are_stored_the_other_way_round(
-    tmp_path: Path, tokenizer: Any
-) -> None:
+def test_loftq_supports_transposed_weights(tmp_path: Path, tokenizer: Any) -> None:
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=64, n_layer=1, n_head=2, n_positions=64)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -200,23 +201,21 @@ def test_loftq_finds_weights_that_are_stored_the_other_way_round(
     assert ours < 0.7 * (quantized - exact).abs().mean()
 
 
-def test_loftq_begins_below_a_head_that_no_language_model_has(
-    tmp_path: Path, tokenizer: Any
-) -> None:
+def test_loftq_supports_a_classifier(tmp_path: Path, tokenizer: Any) -> None:
     config = DistilBertConfig(vocab_size=len(tokenizer), dim=64, n_layers=1, n_heads=2)
     DistilBertModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    asked = BackboneSpec(model=str(tmp_path), quantization="nf4", dtype="float32")
-    backbone = load(resolve(asked), asked, ("a", "b"))
-    model = begun(backbone, spec_of("loftq"))
+    requested = BackboneSpec(model=str(tmp_path), quantization="nf4", dtype="float32")
+    backbone = load(resolve(requested), requested, ("a", "b"))
+    model = initialised(backbone, spec_of("loftq"))
     assert all(one.lora_B["default"].weight.any() for one in layers_of(model).values())
 
 
-def test_pissa_begins_as_a_quantized_base(tiny: Path) -> None:
+def test_pissa_initially_equals_a_quantized_base(tiny: Path) -> None:
     backbone = tiny_on(tiny, "nf4")
     base = logits_of(backbone.model)
     torch.testing.assert_close(
-        logits_of(begun(backbone, spec_of("pissa"))), base, rtol=1e-3, atol=1e-3
+        logits_of(initialised(backbone, spec_of("pissa"))), base, rtol=1e-3, atol=1e-3
     )
 
 
@@ -236,38 +235,38 @@ with torch.no_grad():
 
 
 @pytest.mark.parametrize("start", ["pissa", "eva"])
-def test_plain_peft_reads_the_same_in_a_new_process(
+def test_plain_peft_computes_the_same_logits_in_a_new_process(
     tiny: Path, tiny_backbone: Backbone, tmp_path: Path, start: str
 ) -> None:
-    model = begun(tiny_backbone, spec_of(start))
+    model = initialised(tiny_backbone, spec_of(start))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     loss_of(model(input_ids=IDS).logits).backward()
     optimizer.step()
-    wanted = logits_of(model)
+    expected = logits_of(model)
     save_adapter(model, tiny_backbone, tmp_path / "adapter")
     command = [sys.executable, "-c", PLAIN, str(tiny), str(tmp_path / "adapter")]
     subprocess.run([*command, str(tmp_path / "out.safetensors")], check=True)
-    torch.testing.assert_close(load_file(tmp_path / "out.safetensors")["logits"], wanted)
+    torch.testing.assert_close(load_file(tmp_path / "out.safetensors")["logits"], expected)
 
 
 @pytest.mark.parametrize(
     ("start", "rank", "most"),
     [("pissa", 40, 32), ("corda", 40, 32), ("lora_ga", 20, 16), ("loftq", 40, 32), ("eva", 40, 64)],
 )
-def test_a_rank_that_a_layer_does_not_have_is_refused(
+def test_a_rank_above_a_layers_directions_is_refused(
     tiny: Path, start: str, rank: int, most: int
 ) -> None:
     backbone = tiny_on(tiny, "nf4" if start == "loftq" else "none")
     spec = AdapterSpec(rank=rank, options={"init_lora_weights": start})
     with pytest.raises(AdapterError, match=f"no more than {most} directions"):
-        begun(backbone, spec)
+        initialised(backbone, spec)
 
 
 @pytest.mark.parametrize(
     ("start", "rank", "possible"),
     [("pissa", 40, 32), ("lora_ga", 20, 16), ("loftq", 49, 32), ("eva", 40, 32)],
 )
-def test_a_rank_that_a_layer_does_not_have_is_refused_before_the_rows_are_looked_at(
+def test_a_rank_above_a_layers_directions_is_refused_before_training(
     tiny: Path, start: str, rank: int, possible: int
 ) -> None:
     quantization = "nf4" if start == "loftq" else "none"
@@ -278,8 +277,8 @@ def test_a_rank_that_a_layer_does_not_have_is_refused_before_the_rows_are_looked
         recipe = recipe_of(adapter, quantization)
         backbone = tiny_on(tiny, quantization)
         model = attach(backbone, recipe.adapter, 0)
-        several[each] = Situation(recipe, backbone=backbone, model=model)
-    with pytest.raises(AdapterError, match=f"for {start} to begin with; lower it to {possible}$"):
+        several[each] = PreflightContext(recipe, Launch(), backbone=backbone, model=model)
+    with pytest.raises(AdapterError, match=rf"with {start}\. Fix: lower it to {possible}\.$"):
         run_checks(several[rank])
     run_checks(several[possible])
 
@@ -294,30 +293,35 @@ def gpt2() -> GPT2LMHeadModel:
     [
         (
             ["c_attn"],
-            "the adapter reaches none that is; leave adapter.options.init_lora",
+            "leave out adapter.options.init_lora_weights, since the adapter covers no linear layer",
         ),
-        (["c_attn", "lm_head"], "name others in adapter.target_modules, such as [lm_head]"),
+        (
+            ["c_attn", "lm_head"],
+            "name only linear layers in adapter.target_modules, such as [lm_head]",
+        ),
     ],
 )
-def test_layers_that_are_not_linear_are_refused_before_the_training(
+def test_layers_other_than_linear_are_refused_before_training(
     targets: list[str], advice: str
 ) -> None:
     recipe = recipe_of({"target_modules": targets, "options": {"init_lora_weights": "pissa"}})
-    with pytest.raises(AdapterError, match=f"c_attn is Conv1D; {re.escape(advice)}"):
-        begun_where_it_can_be(Situation(recipe, model=wrapped(gpt2(), recipe.adapter)))
+    with pytest.raises(AdapterError, match=rf"c_attn: Conv1D\). Fix: {re.escape(advice)}"):
+        refuse_unavailable_initialisation(
+            PreflightContext(recipe, Launch(), model=wrap_with_adapter(gpt2(), recipe.adapter))
+        )
 
 
 @pytest.mark.parametrize("start", ["corda", "eva"])
-def test_what_the_blocks_see_says_nothing_of_the_head(tiny_backbone: Backbone, start: str) -> None:
+def test_initialisation_from_activations_of_the_blocks_refuses_the_head(
+    tiny_backbone: Backbone, start: str
+) -> None:
     options = {"init_lora_weights": start}
     spec = AdapterSpec(rank=4, target_modules=["q_proj", "lm_head"], options=options)
-    with pytest.raises(AdapterError, match=r"lm_head is above them; leave it out"):
-        begun(tiny_backbone, spec)
+    with pytest.raises(AdapterError, match=r"lm_head is outside of them\. Fix: leave it out"):
+        initialised(tiny_backbone, spec)
 
 
-def test_what_quantization_took_is_not_added_to_weights_that_have_it(
-    tiny_recipe: Recipe, tmp_path: Path
-) -> None:
+def test_loftq_is_not_merged_into_unquantized_weights(tiny_recipe: Recipe, tmp_path: Path) -> None:
     document = tiny_recipe.model_dump(mode="json")
     document["backbone"]["quantization"] = "nf4"
     document["adapter"] |= {"rank": 4, "options": {"init_lora_weights": "loftq"}}

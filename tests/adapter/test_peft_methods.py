@@ -1,4 +1,4 @@
-"""Every method that a recipe can name: trained, saved, reloaded in a new process, merged."""
+"""All methods of a recipe: trained, saved, reloaded in a new process, merged."""
 
 import copy
 import json
@@ -17,25 +17,27 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_kit.adapter.attach import attach, coverage
-from lora_kit.adapter.peft_methods import configuration
+from lora_kit.adapter.peft_methods import peft_configuration
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.merging.in_memory import merge_adapter
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.preflight.checks import run_checks
-from lora_kit.preflight.shapes import shaped_model
-from lora_kit.preflight.situation import Situation
+from lora_kit.preflight.context import PreflightContext
+from lora_kit.preflight.fake_model import build_fake_model
 from lora_kit.recipe.adapter import NOT_MERGED, NOT_SHAPED, REFUSED, AdapterSpec, PeftMethod
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.document import parse_document
 from lora_kit.recipe.load import validate
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, MergeError, RecipeError
+from lora_kit.runtime.launch import Launch
 from lora_kit.training.trainer import save_adapter
 from tests.merging.test_methods import plan_of
 
 METHODS = (*typing.get_args(PeftMethod), "full", "last-1")
-# What the tiny model's layers of 64 are too small for otherwise, and what has to be given.
+ON_FOUR_BITS = [m for m in METHODS if AdapterSpec(method=m).why_not_on("nf4") is None]
+# Required options, and options reduced for the tiny model's layers of size 64.
 OPTIONS = {
     "c3a": {"block_size": 32},
     "road": {"group_size": 32},
@@ -43,14 +45,14 @@ OPTIONS = {
     "waveft": {"n_frequency": 200},
     "trainable_tokens": {"token_indices": [11, 12]},
 }
-RANKS = {"shira": 4}
+RANK_NAMES = {"shira": 4}
 IDS = torch.randint(20, 40_000, (2, 16), generator=torch.Generator().manual_seed(0))
 IDS[0, 3], IDS[1, 5] = 11, 12
 
 
 def spec_of(method: str) -> AdapterSpec:
     return AdapterSpec.model_validate(
-        {"method": method, "rank": RANKS.get(method), "options": OPTIONS.get(method, {})}
+        {"method": method, "rank": RANK_NAMES.get(method), "options": OPTIONS.get(method, {})}
     )
 
 
@@ -66,7 +68,14 @@ def loss_of(logits: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of training a method for two steps."""
+    """Logits before, during and after two training steps with a method.
+
+    Attributes:
+        base: logits of the base.
+        before: logits with the new adapter.
+        off: logits after training, with the adapter disabled.
+        after: logits after training.
+    """
 
     base: torch.Tensor
     before: torch.Tensor
@@ -106,16 +115,16 @@ from lora_kit.adapter.attach import attach_saved
 from tests.adapter.test_peft_methods import logits_of, tiny_on
 tiny, folder, quantization = sys.argv[1:]
 backbone = tiny_on(Path(tiny), quantization)
-found = {}
+result = {}
 for adapter in sorted(Path(folder).glob("*/adapter_config.json")):
-    found[adapter.parent.name] = logits_of(attach_saved(copy.deepcopy(backbone), adapter.parent))
-save_file(found, Path(folder) / "reloaded.safetensors")
+    result[adapter.parent.name] = logits_of(attach_saved(copy.deepcopy(backbone), adapter.parent))
+save_file(result, Path(folder) / "reloaded.safetensors")
 """
 
 
 @dataclass(frozen=True)
 class All:
-    """All methods, tried on one kind of weights, and what a new process read of them."""
+    """Results of all methods on one kind of weights, and their logits in a new process."""
 
     quantization: str
     folder: Path
@@ -141,26 +150,35 @@ def every(
     return All(request.param, folder, done, failed, load_file(folder / "reloaded.safetensors"))
 
 
+@pytest.mark.covers(*METHODS[:-1], "last-K", on=("none",), launcher="one process, CPU")
+@pytest.mark.covers(*ON_FOUR_BITS, on=("nf4",), launcher="one process, CPU")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_trains_and_a_new_process_reads_the_same_from_disk(
     every: All, method: str
 ) -> None:
     if spec_of(method).why_not_on(every.quantization):
         one = every.tried.get(method)
-        # It is refused for a reason that can be seen.
+        # The refusal is justified: the method fails, or does not train.
         assert one is None or torch.equal(one.after, one.base)
         return
     one = every.tried[method]
-    # Most begin as the base, virtual tokens at random.
+    # Most methods initially equal the base; virtual tokens start at random.
     assert loss_of(one.after) < loss_of(one.before)
     assert not torch.equal(one.after, one.base)
-    assert torch.equal(one.off, one.base), "the base is not there when the adapter is off"
+    assert torch.equal(one.off, one.base), "disabling the adapter does not restore the base"
     assert torch.equal(every.reloaded[method], one.after)
+
+
+@pytest.mark.covers("lora", on=("int8",), launcher="one process, CPU")
+def test_lora_trains_on_eight_bits(tiny: Path, tmp_path: Path) -> None:
+    one = tried(tiny_on(tiny, "int8"), "lora", tmp_path / "lora")
+    assert loss_of(one.after) < loss_of(one.before)
+    assert torch.equal(one.off, one.base)
 
 
 @pytest.mark.parametrize("every", ["none"], indirect=True)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_is_merged_or_said_not_to_be(every: All, method: str, tiny: Path) -> None:
+def test_a_method_is_merged_or_refused(every: All, method: str, tiny: Path) -> None:
     plan = plan_of(tiny, every.folder / method)
     if method in NOT_MERGED:
         with pytest.raises(MergeError):
@@ -174,12 +192,12 @@ def test_a_method_is_merged_or_said_not_to_be(every: All, method: str, tiny: Pat
 @pytest.mark.parametrize("method", sorted(set(METHODS) - NOT_SHAPED))
 def test_a_method_is_estimated_from_shapes(tiny: Path, method: str) -> None:
     config = AutoConfig.from_pretrained(tiny)
-    shaped = shaped_model(config, spec_of(method), "none", torch.float32)
+    shaped = build_fake_model(config, spec_of(method), "none", torch.float32)
     attached = attach(tiny_on(tiny, "none"), spec_of(method), seed=0)
     assert shaped.adapter_parameters == coverage(attached).trainable_parameters
 
 
-def test_all_methods_of_peft_are_named_or_refused() -> None:
+def test_all_methods_of_peft_are_supported_or_refused() -> None:
     assert {kind.value.lower() for kind in PeftType} == {*METHODS[:-2], *REFUSED}
 
 
@@ -194,7 +212,7 @@ def recipe_of(adapter: dict[str, Any], quantization: str = "none") -> Recipe:
 
 
 @pytest.mark.parametrize(
-    ("adapter", "quantization", "said"),
+    ("adapter", "quantization", "message"),
     [
         (
             {"method": "hra"},
@@ -212,31 +230,31 @@ def recipe_of(adapter: dict[str, Any], quantization: str = "none") -> Recipe:
         ({"method": "lora", "rank": 0}, "none", "adapter.rank"),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_recipe(
-    adapter: dict[str, Any], quantization: str, said: str
+def test_an_impossible_method_is_refused_with_the_recipe(
+    adapter: dict[str, Any], quantization: str, message: str
 ) -> None:
-    with pytest.raises(RecipeError, match=re.escape(said)):
+    with pytest.raises(RecipeError, match=re.escape(message)):
         recipe_of(adapter, quantization)
 
 
 @pytest.mark.parametrize("method", sorted(NOT_MERGED))
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"evaluation": {"arms": ["base", "adapter", "merged"]}}, "evaluation.arms: "),
         ({"merge": {"dtype": "float32"}}, "merge: "),
     ],
 )
-def test_a_merge_that_a_method_does_not_have_is_refused_with_the_recipe(
-    method: str, section: dict[str, Any], said: str
+def test_merging_an_unmergeable_method_is_refused_with_the_recipe(
+    method: str, section: dict[str, Any], message: str
 ) -> None:
     plain = recipe_of({"method": method}).model_dump(mode="json")
-    with pytest.raises(RecipeError, match=f"{said}{method} .*merged.* Fix: remove"):
+    with pytest.raises(RecipeError, match=f"{message}{method} .*merged.* Fix: remove"):
         validate(Recipe, parse_document(json.dumps(plain | section), "x.yaml"))
 
 
 @pytest.mark.parametrize(
-    ("adapter", "said"),
+    ("adapter", "message"),
     [
         ({"options": {"use_dorra": True}}, "Did you mean `use_dora`?"),
         ({"options": {"use_dora": "perhaps"}}, "adapter.options.use_dora"),
@@ -244,57 +262,55 @@ def test_a_merge_that_a_method_does_not_have_is_refused_with_the_recipe(
         ({"options": {"init_lora_weights": "pizza"}}, "adapter.options.init_lora_weights"),
         (
             {"options": {"init_lora_weights": "eva", "eva_config": {"rhoo": 1}}},
-            "adapter.options.eva_config.rhoo: unknown; possible: adjust_scaling_factors",
+            "adapter.options.eva_config.rhoo: unknown key. Fix: use one of adjust_scaling_factors",
         ),
         (
             {"options": {"layers_to_transform": [0]}},
-            "adapter.options.layers_to_transform: goes by modules that are named, and "
-            "adapter.target_modules is all-linear",
+            "adapter.options.layers_to_transform: needs a list of modules in "
+            "adapter.target_modules (got all-linear)",
         ),
-        ({"options": {"bias": "all"}}, "trains biases of the backbone in their place"),
+        ({"options": {"bias": "all"}}, "trains biases of the backbone in place"),
         ({"method": "adalora", "options": {"init_r": 4}}, "adapter.options.init_r"),
         ({"method": "ia3", "rank": 4}, "adapter.rank: ia3 has none"),
         ({"method": "full", "rank": 4}, "adapter.rank: full has none"),
-        ({"method": "last-3"}, "the backbone has 2 blocks"),
+        ({"method": "last-3"}, "more blocks than the backbone has (got 3 of 2)"),
         ({"method": "c3a"}, "factor of the input size"),
     ],
 )
-def test_what_a_method_does_not_take_is_refused_when_it_is_attached(
-    tiny_backbone: Backbone, adapter: dict[str, Any], said: str
+def test_options_that_a_method_does_not_have_are_refused_when_it_is_attached(
+    tiny_backbone: Backbone, adapter: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(AdapterError, match=re.escape(said)):
+    with pytest.raises(AdapterError, match=re.escape(message)):
         attach(tiny_backbone, AdapterSpec.model_validate(adapter), seed=0)
 
 
-def test_loras_kin_are_options(tiny_backbone: Backbone) -> None:
+def test_variants_of_lora_are_options(tiny_backbone: Backbone) -> None:
     options = {"use_rslora": True, "use_dora": True, "rank_pattern": {"v_proj": 2}}
-    config = configuration(AdapterSpec(rank=4, options=options), tiny_backbone.model)
+    config = peft_configuration(AdapterSpec(rank=4, options=options), tiny_backbone.model)
     assert {name: getattr(config, name) for name in options} == options
     assert (config.r, config.lora_alpha) == (4, 32)
 
 
-def test_options_become_what_peft_says_that_they_are(tiny_backbone: Backbone) -> None:
-    """YAML reads 1e-3 as a text, and "off" is true to Python."""
+def test_options_are_converted_to_the_types_that_peft_declares(tiny_backbone: Backbone) -> None:
+    """YAML reads 1e-3 as a string, and "off" is a true string in Python."""
     options = {"use_dora": "off", "alpha_pattern": {"v_proj": "1e1"}}
-    config = configuration(AdapterSpec(options=options), tiny_backbone.model)
+    config = peft_configuration(AdapterSpec(options=options), tiny_backbone.model)
     assert config.use_dora is False
     spec = AdapterSpec.model_validate({"method": "adalora", "options": {"orth_reg_weight": "1e-3"}})
-    assert configuration(spec, tiny_backbone.model).orth_reg_weight == 1e-3
+    assert peft_configuration(spec, tiny_backbone.model).orth_reg_weight == 1e-3
 
 
 @pytest.mark.parametrize("method", ["full", "last-1", "ln_tuning"])
-def test_copies_of_layers_are_refused_where_they_meet_half_precision(
-    tiny: Path, method: str
-) -> None:
+def test_float32_copies_of_layers_are_refused_in_half_precision(tiny: Path, method: str) -> None:
     recipe = recipe_of({"method": method})
     backbone = tiny_on(tiny, "none")
-    run_checks(Situation(recipe, backbone=backbone))
+    run_checks(PreflightContext(recipe, Launch(), backbone=backbone))
     half = replace(backbone, spec=backbone.spec.model_copy(update={"dtype": "bfloat16"}))
-    with pytest.raises(AdapterError, match=r"kept in float32, and backbone\.dtype is bfloat16"):
-        run_checks(Situation(recipe, backbone=half))
+    with pytest.raises(AdapterError, match=r"kept in float32, .*got backbone\.dtype: bfloat16"):
+        run_checks(PreflightContext(recipe, Launch(), backbone=half))
 
 
-def test_the_last_block_alone_is_trained(tiny_backbone: Backbone) -> None:
+def test_only_the_last_block_is_trained(tiny_backbone: Backbone) -> None:
     model = attach(tiny_backbone, spec_of("last-1"), seed=0)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 7 + 2 + 1

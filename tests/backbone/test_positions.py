@@ -1,4 +1,4 @@
-"""Places for tokens: where they are learned there is an end of them."""
+"""Position limits: learned positions have one, computed positions do not."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from lora_kit.backbone.encoder_decoder import language_model_class
-from lora_kit.backbone.positions import Positions
+from lora_kit.backbone.positions import PositionLimits
 
 OF_A_DECODER = {
     "gpt2": GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=2),
@@ -29,7 +29,7 @@ OF_A_DECODER = {
         num_attention_heads=2,
         ffn_dim=8,
     ),
-    # Two of its 18 rows stand for no position.
+    # Two of the 18 rows have no position.
     "roberta": RobertaConfig(
         vocab_size=50,
         max_position_embeddings=18,
@@ -44,14 +44,15 @@ OF_A_DECODER = {
 
 
 @pytest.mark.parametrize("kind", OF_A_DECODER)
-def test_what_just_fits_is_read_and_what_does_not_is_told(kind: str) -> None:
+def test_a_text_that_exceeds_the_positions_is_reported(kind: str) -> None:
     model = AutoModelForCausalLM.from_config(OF_A_DECODER[kind])
-    positions = Positions.of(model)
-    assert positions.lacking(range(16)) == ""
-    # Of what is said, the last token is put nowhere; virtual tokens are.
-    assert positions.lacking(range(10), 7) == ""
-    assert positions.lacking(range(10), 7, before=1) == "takes 17 positions, of which there are 16"
-    assert positions.lacking(range(17)) == "takes 17 positions, of which there are 16"
+    positions = PositionLimits.of(model)
+    assert positions.overflow(range(16)) == ""
+    # The last generated token is never an input; virtual tokens are.
+    assert positions.overflow(range(10), 7) == ""
+    exceeded = "needs 17 positions (available: 16)"
+    assert positions.overflow(range(10), 7, virtual_tokens=1) == exceeded
+    assert positions.overflow(range(17)) == exceeded
     with torch.no_grad():
         model(input_ids=torch.arange(3, 19)[None])
         with pytest.raises((IndexError, RuntimeError)):
@@ -74,12 +75,12 @@ def test_what_just_fits_is_read_and_what_does_not_is_told(kind: str) -> None:
     ],
     ids=["llama", "t5"],
 )
-def test_computed_positions_have_no_end(config: Any) -> None:
+def test_computed_positions_have_no_limit(config: Any) -> None:
     model = language_model_class(config).from_config(config)
-    assert Positions.of(model).lacking(range(2, 400)) == ""
+    assert PositionLimits.of(model).overflow(range(2, 400)) == ""
 
 
-def test_encoder_and_decoder_have_places_of_their_own() -> None:
+def test_encoder_and_decoder_have_separate_positions() -> None:
     config = LEDConfig(
         vocab_size=50,
         max_encoder_position_embeddings=64,
@@ -93,8 +94,8 @@ def test_encoder_and_decoder_have_places_of_their_own() -> None:
         decoder_ffn_dim=8,
         attention_window=4,
     )
-    positions = Positions.of(AutoModelForSeq2SeqLM.from_config(config))
+    positions = PositionLimits.of(AutoModelForSeq2SeqLM.from_config(config))
     source = [*[7] * 63, config.eos_token_id]
-    assert positions.lacking([*source, *[8] * 32]) == ""
-    assert "takes 33 positions" in positions.lacking([*source, *[8] * 33])
-    assert "takes 65 positions" in positions.lacking([7, *source, 8])
+    assert positions.overflow([*source, *[8] * 32]) == ""
+    assert "needs 33 positions" in positions.overflow([*source, *[8] * 33])
+    assert "needs 65 positions" in positions.overflow([7, *source, 8])

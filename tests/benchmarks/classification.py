@@ -35,12 +35,12 @@ import yaml
 from numpy.typing import NDArray
 
 from lora_kit.data.builtin.areas import area_rows
-from lora_kit.data.labelled import text_of
-from lora_kit.data.rows import split_of
+from lora_kit.data.labelled import classification_text
+from lora_kit.data.rows import assign_split
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.pipeline import evaluate, train
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.runs.directory import machine, versions
+from lora_kit.runtime.machine import machine, versions
 
 Matrix = NDArray[np.float64]
 DRAWS = 2_000
@@ -175,9 +175,9 @@ def _rare(output: Path, seeds: int) -> Task:
 
 def _of_areas(part: str) -> list[dict[str, str]]:
     return [
-        {"text": text_of(row), "label": str(row.label)}
+        {"text": classification_text(row), "label": str(row.label)}
         for row in area_rows()
-        if split_of(row.cluster, 0.1, 0.3) == part
+        if assign_split(row.cluster, 0.1, 0.3) == part
     ]
 
 

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_kit.recipe.data import SourceSpec
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.runs.directory import RunDirectory, machine, peak_memory, versions
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runtime.machine import machine, peak_memory, versions
 
 if TYPE_CHECKING:
     from lora_kit.data.prepared import PreparedData
@@ -144,7 +145,7 @@ def recipe_of(setting: Setting) -> Recipe:
 
 def examples_of(setting: Setting) -> tuple[Example, ...]:
     """Rows of random tokens for two steps, one row a little shorter than the others."""
-    from lora_kit.data.tokenization import IGNORED, Example
+    from lora_kit.data.tokenization import IGNORE_INDEX, Example
 
     generator = random.Random(0)
     made = []
@@ -152,7 +153,7 @@ def examples_of(setting: Setting) -> tuple[Example, ...]:
         length = setting.length - (4 if number % setting.rows == 0 else 0)
         ids = tuple(generator.choices(range(1000, 40000), k=length))
         masked = length - setting.length // 4
-        made.append(Example(ids, (IGNORED,) * masked + ids[masked:]))
+        made.append(Example(ids, (IGNORE_INDEX,) * masked + ids[masked:]))
     return tuple(made)
 
 
@@ -177,15 +178,15 @@ def foretold(setting: Setting) -> int:
 
     from lora_kit.backbone.files import resolve
     from lora_kit.preflight.libraries import libraries_memory
-    from lora_kit.preflight.memory import estimate
+    from lora_kit.preflight.memory import estimate_memory
     from lora_kit.preflight.micro_batch import largest_micro_batch
     from lora_kit.training.micro_batcher import MicroBatcher
 
     recipe = recipe_of(setting)
     config = AutoConfig.from_pretrained(resolve(recipe.backbone).directory)
-    cutting = MicroBatcher.of(recipe, 1, torch.device("cpu"))
-    batch = largest_micro_batch(prepared(examples_of(setting)), cutting)
-    return estimate(recipe, config, batch, "cpu", libraries_memory()).total
+    batcher = MicroBatcher.of(recipe, 1, torch.device("cpu"))
+    batch = largest_micro_batch(prepared(examples_of(setting)), batcher)
+    return estimate_memory(recipe, config, batch, "cpu", libraries_memory()).total
 
 
 def measured_memory(setting: Setting) -> dict[str, float]:
@@ -193,7 +194,8 @@ def measured_memory(setting: Setting) -> dict[str, float]:
     from lora_kit.adapter.attach import attach
     from lora_kit.backbone.files import resolve
     from lora_kit.backbone.load import load
-    from lora_kit.training.trainer import train
+    from lora_kit.training.inputs import TrainingInputs
+    from lora_kit.training.trainer import run_training
 
     recipe = recipe_of(setting)
     backbone = load(resolve(recipe.backbone), recipe.backbone)
@@ -201,7 +203,8 @@ def measured_memory(setting: Setting) -> dict[str, float]:
     model = attach(backbone, recipe.adapter, recipe.seed)
     data = prepared(examples_of(setting))
     with tempfile.TemporaryDirectory() as folder:
-        result = train(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
+        inputs = TrainingInputs(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
+        result = run_training(inputs)
     return {"peak_memory": peak_memory(), "loaded": loaded, "seconds": result.seconds}
 
 
@@ -211,10 +214,11 @@ def measured_time() -> dict[str, float]:
     from lora_kit.backbone.files import resolve
     from lora_kit.backbone.load import load
     from lora_kit.data.dataset import prepare, training_rows
-    from lora_kit.preflight.probe import duration, probe
+    from lora_kit.preflight.step_timing import estimate_duration, time_micro_batch
     from lora_kit.runtime.processes import process_state
+    from lora_kit.training.inputs import TrainingInputs
     from lora_kit.training.micro_batcher import MicroBatcher
-    from lora_kit.training.trainer import train
+    from lora_kit.training.trainer import run_training
 
     recipe = Recipe.load("quickstart")
     train_on = [SourceSpec(source="stdlib-docstrings", limit=TIMED_ROWS)]
@@ -223,11 +227,12 @@ def measured_time() -> dict[str, float]:
     rows, _ = training_rows(data_spec, recipe.seed)
     data = prepare(rows, backbone.tokenizer, data_spec)
     model = attach(backbone, recipe.adapter, recipe.seed)
-    cutting = MicroBatcher.of(recipe, 1, process_state().device)
-    tried = probe(model, backbone, data, cutting, recipe.training.gradient_checkpointing)
-    expected = duration(tried, data.lengths, data.lengths[:0], recipe.training, cutting)
+    batcher = MicroBatcher.of(recipe, 1, process_state().device)
+    tried = time_micro_batch(model, backbone, data, batcher, recipe.training.gradient_checkpointing)
+    expected = estimate_duration(tried, data.lengths, data.lengths[:0], recipe.training, batcher)
     with tempfile.TemporaryDirectory() as folder:
-        result = train(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
+        inputs = TrainingInputs(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
+        result = run_training(inputs)
     return {"seconds": result.seconds, "foretold_seconds": expected.training}
 
 

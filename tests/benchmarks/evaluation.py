@@ -30,7 +30,7 @@ from pathlib import Path
 import yaml
 
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runs.directory import machine, peak_memory, versions
+from lora_kit.runtime.machine import machine, peak_memory, versions
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "bigbench"
 TASKS = (

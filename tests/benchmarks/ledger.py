@@ -23,15 +23,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from lora_kit.evaluation.assembly import LEDGER, VERDICT, Part, assembled
+from lora_kit.evaluation.assembly import LEDGER, VERDICT, ResultPart, assembled_entries
 from lora_kit.evaluation.engine.journal import Journal, Journals
-from lora_kit.evaluation.harness import SUITES, check_verdict
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, Ledger, write_ledger
 from lora_kit.evaluation.reporting.report import ReportFacts, write_report
 from lora_kit.evaluation.suite import Suite
-from lora_kit.runs.directory import machine, peak_memory, versions
+from lora_kit.evaluation.verdict_file import SUITES, check_verdict
 from lora_kit.runtime.files import write_json
+from lora_kit.runtime.machine import machine, peak_memory, versions
 
 PROCESSES = 2
 ARMS = ("base", "adapter")
@@ -91,7 +91,7 @@ def _measure(directory: Path, items: int) -> dict[str, tuple[float, int]]:
         return made
 
     ids = tuple(f"item {number:07}" for number in range(items))
-    parts = [Part(f"key of {arm}", "many", "quiz", arm, ids) for arm in ARMS]
+    parts = [ResultPart(f"key of {arm}", "many", "quiz", arm, ids) for arm in ARMS]
     timed("ledger", lambda: _assemble(directory, parts))
     verdict = timed("verdict", lambda: judge(Ledger(directory / LEDGER), [SUITE]))
     write_json(directory / SUITES, [SUITE.model_dump(mode="json")])
@@ -103,9 +103,9 @@ def _measure(directory: Path, items: int) -> dict[str, tuple[float, int]]:
     return found
 
 
-def _assemble(directory: Path, parts: list[Part]) -> None:
+def _assemble(directory: Path, parts: list[ResultPart]) -> None:
     with closing(Journals(directory, [part.key for part in parts])) as journals:
-        write_ledger(directory / LEDGER, assembled(directory, parts, journals))
+        write_ledger(directory / LEDGER, assembled_entries(directory, parts, journals))
 
 
 def _write_journals(directory: Path, items: int, characters: int) -> None:

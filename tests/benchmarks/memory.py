@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runs.directory import machine, peak_memory, versions
+from lora_kit.runtime.machine import machine, peak_memory, versions
 
 WORDS = 72
 CHOICES = 4

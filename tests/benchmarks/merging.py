@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from lora_kit.runs.directory import machine, peak_memory, versions
+from lora_kit.runtime.machine import machine, peak_memory, versions
 
 SHAPES = {
     "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
@@ -123,7 +123,7 @@ def write_base(shape: dict[str, int], directory: Path) -> None:
     from transformers import LlamaConfig
 
     from lora_kit.merging.partial import INDEX
-    from lora_kit.merging.tensors import Planned, write_tensors
+    from lora_kit.merging.tensors import PlannedTensor, write_tensors
 
     directory.mkdir(parents=True)
     config = LlamaConfig(**shape, architectures=["LlamaForCausalLM"], dtype="bfloat16")
@@ -139,10 +139,10 @@ def write_base(shape: dict[str, int], directory: Path) -> None:
         for norm in ("input_layernorm", "post_attention_layernorm"):
             sizes[f"model.layers.{layer}.{norm}.weight"] = (hidden,)
     planned = [
-        Planned(key, torch.bfloat16, size, partial(_random, n, size))
+        PlannedTensor(key, torch.bfloat16, size, partial(_random, n, size))
         for n, (key, size) in enumerate(sizes.items())
     ]
-    shards: list[list[Planned]] = [[]]
+    shards: list[list[PlannedTensor]] = [[]]
     for one in planned:
         if shards[-1] and sum(o.length for o in shards[-1]) + one.length > SHARD_BYTES:
             shards.append([])

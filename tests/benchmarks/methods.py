@@ -25,8 +25,9 @@ from typing import Any
 
 from lora_kit.pipeline import evaluate, train
 from lora_kit.recipe.adapter import NOT_MERGED, PeftMethod
-from lora_kit.runs.directory import RunDirectory, machine, versions
+from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import LoraKitError
+from lora_kit.runtime.machine import machine, versions
 from tests.benchmarks.plane import (
     Task,
     falls_of,

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 
-from lora_kit.preflight.cards import CARDS, MIB
+from lora_kit.preflight.gpus import GPUS, MIB
 from lora_kit.preflight.launch_file import read_launch_file
 from lora_kit.preflight.memory import CUDA_BASE, Footprint, footprint
 from lora_kit.preflight.micro_batch import MicroBatch
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.runs.directory import machine, versions
+from lora_kit.runtime.machine import machine, versions
 
 FOLDER = Path(__file__).parents[2] / "accelerate_configs"
 BATCH = MicroBatch(rows=1, length=2048, supervised=2048, masked=False)
@@ -43,7 +43,7 @@ class Hardware:
     divided: str | None = None
 
 
-A10G, H100 = CARDS["A10G 24 GB"] * MIB, CARDS["H100 80 GB"] * MIB
+A10G, H100 = GPUS["A10G 24 GB"] * MIB, GPUS["H100 80 GB"] * MIB
 HARDWARE = (
     Hardware("1 x 24 GB", 1, A10G, "single-gpu.yaml"),
     Hardware("1 x 80 GB", 1, H100, "single-gpu.yaml"),
@@ -100,7 +100,7 @@ def taken(model: str, quantization: str, file: str, gpus: int) -> int:
     """Bytes of each of so many GPUs."""
     read = read_launch_file(FOLDER / file)
     several = replace(read, launch=replace(read.launch, asked=gpus, processes=gpus))
-    return whole(model, quantization).of_a_process(several.sharing).total
+    return whole(model, quantization).per_process(several.sharding).total
 
 
 def cell(model: str, hardware: Hardware) -> str:

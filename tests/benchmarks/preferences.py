@@ -17,11 +17,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lora_kit.evaluation.facets import Measure
+from lora_kit.evaluation.diagnostics import SecondaryMetric
 from lora_kit.evaluation.verdict import TaskVerdict
 from lora_kit.pipeline import evaluate, train
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.runs.directory import machine, versions
+from lora_kit.runtime.machine import machine, versions
 
 SUITES = {"dpo": "docstring-pairs", "reward": "docstring-pairs", "grpo": "sums"}
 QUICK = ("training.epochs=0.2",)
@@ -63,7 +63,7 @@ def _measured(objective: str, root: Path, changes: tuple[str, ...]) -> dict[str,
     }
 
 
-def _moved(measured: TaskVerdict | Measure) -> dict[str, Any]:
+def _moved(measured: TaskVerdict | SecondaryMetric) -> dict[str, Any]:
     """Means of both arms, and the difference with its interval, positive where it is better."""
     interval = measured.interval
     figures = {

@@ -15,7 +15,7 @@ from collections import Counter
 
 from torch.profiler import ProfilerActivity, profile
 
-from lora_kit.runs.directory import machine, versions
+from lora_kit.runtime.machine import machine, versions
 from tests.benchmarks.training import MEASURED
 
 # The first family whose pattern is found in an operator's name has it.

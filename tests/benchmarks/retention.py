@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from lora_kit.pipeline import evaluate
-from lora_kit.rescaling.strength import AdapterScale, scaled
-from lora_kit.runs.directory import machine, versions
+from lora_kit.rescaling.scale import AdapterScale, scaled_adapter
 from lora_kit.runs.session import open_run
+from lora_kit.runtime.machine import machine, versions
 from tests.benchmarks.plane import (
     KEPT,
     Fall,
@@ -125,7 +125,7 @@ def _dial(plain: Path, directory: Path, scale: float, name: str) -> None:
         return
     print(name, flush=True)
     session = open_run(plain)
-    with scaled(session.model, AdapterScale.whole(scale)):
+    with scaled_adapter(session.model, AdapterScale.uniform(scale)):
         evaluate(session, output=directory / "evaluation")
     (directory / "run.json").write_text((plain / "run.json").read_text())
 

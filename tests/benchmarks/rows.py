@@ -21,7 +21,7 @@ from pathlib import Path
 
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.data import DataSpec
-from lora_kit.runs.directory import machine, peak_memory, versions
+from lora_kit.runtime.machine import machine, peak_memory, versions
 
 TEXT = "the a small large red blue old new house tree river goes comes stays runs falls"
 

@@ -25,7 +25,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_kit.runs.directory import machine, versions
+from lora_kit.runtime.machine import machine, versions
 
 # Without replay, whose rows would leave the last step with a few that cannot be shared.
 SETTING = (

@@ -27,7 +27,8 @@ import torch
 
 from lora_kit.preflight.doctor import matrix_rate
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.runs.directory import RunDirectory, machine, peak_memory, versions
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runtime.machine import machine, peak_memory, versions
 
 SHAPES: dict[str, dict[str, int]] = {
     "8b": {
@@ -165,10 +166,11 @@ def _ours(recipe: Recipe, backbone: Any, model: Any, tokens: list[list[int]]) ->
 
     from lora_kit.data.prepared import PreparedData, Tally
     from lora_kit.data.rows import Row
-    from lora_kit.data.tokenization import IGNORED, Example
-    from lora_kit.training.trainer import train
+    from lora_kit.data.tokenization import IGNORE_INDEX, Example
+    from lora_kit.training.inputs import TrainingInputs
+    from lora_kit.training.trainer import run_training
 
-    examples = [Example(tuple(ids), (IGNORED, *ids[1:])) for ids in tokens]
+    examples = [Example(tuple(ids), (IGNORE_INDEX, *ids[1:])) for ids in tokens]
     tally = Tally(["random"])
     for example in examples:
         tally.add(Row("", ""), 0, [example])
@@ -176,7 +178,7 @@ def _ours(recipe: Recipe, backbone: Any, model: Any, tokens: list[list[int]]) ->
     data = PreparedData(table, tally.counts(), tally.digest())
     with tempfile.TemporaryDirectory() as folder:
         run = RunDirectory(Path(folder))
-        result = train(recipe, backbone, model, data, None, run)
+        result = run_training(TrainingInputs(recipe, backbone, model, data, None, run))
     first, last = result.history[0], result.history[-1]
     return (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"])
 

@@ -35,7 +35,8 @@ import torch
 from lora_kit.preflight.doctor import matrix_rate
 from lora_kit.recipe.data import SourceSpec
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.runs.directory import RunDirectory, machine, peak_memory, versions
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runtime.machine import machine, peak_memory, versions
 
 
 def main() -> None:
@@ -110,13 +111,15 @@ def _ours(
 ) -> dict[str, float]:
     from lora_kit.adapter.attach import attach, coverage
     from lora_kit.data.dataset import prepare
-    from lora_kit.training.trainer import train
+    from lora_kit.training.inputs import TrainingInputs
+    from lora_kit.training.trainer import run_training
 
     recipe, backbone, raw, held_out = _setting(rows, seed, quantization)
     data = prepare(raw, backbone.tokenizer, recipe.data)
     model = attach(backbone, recipe.adapter, recipe.seed)
     with tempfile.TemporaryDirectory() as folder, watched or nullcontext():
-        result = train(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
+        inputs = TrainingInputs(recipe, backbone, model, data, None, RunDirectory(Path(folder)))
+        result = run_training(inputs)
     figures = _figures(result.tokens, result.seconds, model, backbone, held_out)
     # Forward, and the gradient of the activations: the weights themselves are frozen.
     parameters = coverage(model).total_parameters

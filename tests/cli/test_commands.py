@@ -22,7 +22,7 @@ COMMANDS = (
         "combine",
         "export",
     ),
-    *("release", "verify", "run", "doctor", "recipes"),
+    *("release", "verify", "run", "doctor", "recipes", "schema"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Rows written to files of every kind, and sources opened."""
+"""Helpers that write rows to files of every kind and open sources."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.data.row_sets import Rows
-from lora_kit.data.sources import read_source
+from lora_kit.data.sources import open_source
 from lora_kit.recipe.data import SourceSpec
 
 PAIRS = [{"prompt": f"{n} + 1?", "completion": f"{n + 1:03d}"} for n in range(25)]
@@ -14,7 +14,7 @@ PAIRS = [{"prompt": f"{n} + 1?", "completion": f"{n + 1:03d}"} for n in range(25
 
 def opened(source: Path | str, **options: Any) -> Rows:
     spec = SourceSpec.model_validate({"source": str(source), **options})
-    return read_source(spec, seed=0, field="data.train.0.source")
+    return open_source(spec, seed=0, field="data.train.0.source")
 
 
 def answers(rows: Rows) -> list[str]:

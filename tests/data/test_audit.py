@@ -1,4 +1,4 @@
-"""Each finding of the audit, on data that has it and on data that does not."""
+"""Findings of the audit, each on data with and without the problem."""
 
 import os
 import random
@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from lora_kit.data.audit.audit import audit, refuse
-from lora_kit.data.audit.duplicates import TwinSearch
+from lora_kit.data.audit.audit import audit, refuse_problems
+from lora_kit.data.audit.duplicates import DuplicateSearch
 from lora_kit.data.audit.findings import Audit, Duplicates
-from lora_kit.data.audit.shift import Sample, shifts
-from lora_kit.data.audit.words import parts_of, words_of
+from lora_kit.data.audit.shift import TrainingSample, shifts
+from lora_kit.data.audit.words import hash_words, row_texts
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.sources import read_source
+from lora_kit.data.sources import open_source
 from lora_kit.data.tokenization import tokenize
 from lora_kit.recipe.data import AuditSpec, SourceSpec
 from lora_kit.runtime.errors import DataError
@@ -57,11 +57,11 @@ def look(
 
 
 def twins(rows: Sequence[Row]) -> Duplicates:
-    search = TwinSearch()
-    texts = [parts_of(row) for row in rows]
+    search = DuplicateSearch()
+    texts = [row_texts(row) for row in rows]
     for begin in range(0, len(rows), 100):
         some = texts[begin : begin + 100]
-        search.look(some, [words_of(parts) for parts in some])
+        search.update(some, [hash_words(parts) for parts in some])
     return search.result(rows)
 
 
@@ -80,7 +80,7 @@ def test_rows_that_differ_in_case_and_white_space_are_exact_duplicates() -> None
     }
 
 
-def test_the_same_words_by_other_speakers_are_no_duplicates() -> None:
+def test_same_words_with_other_roles_are_no_duplicates() -> None:
     assert twins([chat("a b", "c"), chat("a", "b c"), prose("a b c")]).exact == 0
 
 
@@ -92,7 +92,7 @@ def changed(words: list[str], changes: int, generator: random.Random) -> list[st
 
 
 @pytest.mark.parametrize(("changes", "least", "most"), [(1, 0.97, 1.0), (12, 0.0, 0.02)])
-def test_near_duplicates_are_found_as_often_as_documented(
+def test_near_duplicates_are_found_with_the_documented_probability(
     changes: int, least: float, most: float
 ) -> None:
     # A word changed of 100 leaves 91 of 101 runs of five: a similarity of 0.9; twelve, about 0.4.
@@ -117,11 +117,11 @@ def test_rows_of_one_template_are_no_near_duplicates() -> None:
 
 def test_estimates_are_the_same_in_every_process() -> None:
     code = """if True:
-        from lora_kit.data.audit.duplicates import TwinSearch
-        from lora_kit.data.audit.words import words_of
-        search = TwinSearch()
+        from lora_kit.data.audit.duplicates import DuplicateSearch
+        from lora_kit.data.audit.words import hash_words
+        search = DuplicateSearch()
         texts = [" ".join(f"word{n * k}" for n in range(40)) for k in (1, 2)]
-        search.look([(text,) for text in texts], [words_of([text]) for text in texts])
+        search.update([(text,) for text in texts], [hash_words([text]) for text in texts])
         print(search._signatures[0].sum())
     """
     printed = {
@@ -142,17 +142,19 @@ def test_a_copy_of_a_copy_counts_once() -> None:
     assert (found.exact, found.near) == (0, 3)
 
 
-def test_rows_that_are_cut_are_counted_and_refused_past_the_limit(tokenizer: Any) -> None:
+def test_truncated_rows_are_counted_and_refused_past_the_limit(tokenizer: Any) -> None:
     rows = [*sums(0, 6), *(prose(" ".join(VOCABULARY[n : n + 90]), f"long:{n}") for n in range(4))]
     found = look(rows, tokenizer, max_length=64, truncated=0.4)
     assert (found.tokens.truncated, found.tokens.truncated_share) == (4, 0.4)
     assert found.problems == ()
     found = look(rows, tokenizer, max_length=64, truncated=0.3)
     with pytest.raises(DataError, match=r"data\.audit\.truncated: 4 of 10 rows \(40\.0%\).*long:0"):
-        refuse(found)
+        refuse_problems(found)
 
 
-def test_rows_that_teach_nothing_are_named_whether_they_are_there_or_not(tokenizer: Any) -> None:
+def test_rows_without_supervised_tokens_are_named_with_or_without_their_examples(
+    tokenizer: Any,
+) -> None:
     rows = [*sums(0, 3), chat(" ".join(VOCABULARY[:90]), "yes", "masked:1")]
     examples = [tokenize(row, tokenizer, 64) for row in rows]
     for given in (examples, examples[:-1]):
@@ -162,7 +164,7 @@ def test_rows_that_teach_nothing_are_named_whether_they_are_there_or_not(tokeniz
         assert found.examples == 3
 
 
-def test_lengths_are_those_of_the_examples(tokenizer: Any) -> None:
+def test_length_statistics_match_the_examples(tokenizer: Any) -> None:
     rows = [prose("one " * count, f"p:{count}") for count in (10, 20, 30, 40, 100)]
     found = look(rows, tokenizer).tokens.lengths
     lengths = sorted(len(tokenize(row, tokenizer, 128).input_ids) for row in rows)
@@ -179,7 +181,7 @@ def labelled(counts: dict[str, int]) -> list[Row]:
     ]
 
 
-def test_classes_out_of_balance_are_a_warning(tokenizer: Any) -> None:
+def test_class_imbalance_is_a_warning(tokenizer: Any) -> None:
     found = look(labelled({"ham": 50, "spam": 4}), tokenizer)
     assert found.classes.counts == {"ham": 50, "spam": 4}
     assert any("'spam' has 4 rows" in warning for warning in found.warnings)
@@ -189,7 +191,7 @@ def test_classes_out_of_balance_are_a_warning(tokenizer: Any) -> None:
     assert not look(sums(0, 3), tokenizer).classes.counts
 
 
-def test_characters_that_the_tokenizer_breaks_are_counted_by_script(tokenizer: Any) -> None:
+def test_broken_tokens_are_counted_by_script(tokenizer: Any) -> None:
     odia = [chat("Translate: good morning", "ଶୁଭ ସକାଳ", f"odia:{n}") for n in range(4)]
     found = look([*sums(0, 4), *odia], tokenizer)
     pieces = found.tokens.pieces
@@ -199,7 +201,7 @@ def test_characters_that_the_tokenizer_breaks_are_counted_by_script(tokenizer: A
     assert any("parts of a character (ORIYA" in warning for warning in found.warnings)
 
 
-def test_plain_english_with_an_accent_or_an_emoji_is_no_alarm(tokenizer: Any) -> None:
+def test_english_with_an_accent_or_an_emoji_gives_no_warning(tokenizer: Any) -> None:
     rows = [
         chat("Where do you eat?", f"In the café “Zoë” at {n} o’clock — naïve, isn’t it?")
         for n in range(9)
@@ -210,24 +212,24 @@ def test_plain_english_with_an_accent_or_an_emoji_is_no_alarm(tokenizer: Any) ->
     assert not any("character" in warning for warning in found.warnings)
 
 
-def test_a_prompt_that_is_not_learned_breaks_nothing(tokenizer: Any) -> None:
+def test_unsupervised_prompts_have_no_broken_tokens(tokenizer: Any) -> None:
     found = look([chat("ଶୁଭ ସକାଳ", "good morning")], tokenizer)
     assert found.tokens.pieces.broken == 0
 
 
-def test_held_out_rows_of_another_kind_are_told_apart(tokenizer: Any) -> None:
+def test_held_out_rows_of_another_distribution_give_a_shift(tokenizer: Any) -> None:
     other = [
         prose(" ".join(random.Random(n).choices(VOCABULARY, k=30)), f"x:{n}") for n in range(40)
     ]
     found = look(sums(0, 60), tokenizer, held_out=other)
     (shift,) = found.shifts
     assert shift.other == "data.validation"
-    assert shift.found
+    assert shift.significant
     assert shift.auc > 0.95
-    assert any("tells training rows from data.validation with AUC" in w for w in found.warnings)
+    assert any("separates training rows from data.validation with AUC" in w for w in found.warnings)
 
 
-def test_held_out_rows_of_the_same_kind_are_not(tokenizer: Any) -> None:
+def test_held_out_rows_of_the_same_distribution_give_no_shift(tokenizer: Any) -> None:
     rows = sums(0, 100)
     random.Random(0).shuffle(rows)
     found = look(rows[:60], tokenizer, held_out=rows[60:])
@@ -238,34 +240,34 @@ def test_held_out_rows_of_the_same_kind_are_not(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_rows_of_other_modules_are_not_of_another_kind(seed: int) -> None:
+def test_rows_of_other_modules_give_no_shift(seed: int) -> None:
     # Each module has words of its own, which tell the rows apart that were seen and no others.
-    every = list(read_source(SourceSpec(source="stdlib-docstrings", split="all"), 0, "data.train"))
+    every = list(open_source(SourceSpec(source="stdlib-docstrings", split="all"), 0, "data.train"))
     modules = sorted({row.cluster for row in every})
     random.Random(seed).shuffle(modules)
     apart = set(modules[: len(modules) // 4])
     random.Random(seed).shuffle(every)
     rows = [row for row in every if row.cluster not in apart][:200]
-    sample = Sample.of(len(rows))
-    sample.look(rows, first_row=0)
+    sample = TrainingSample.of(len(rows))
+    sample.update(rows, first_row=0)
     (shift,) = shifts(sample, [row for row in every if row.cluster in apart][:100], [])
-    assert not (shift.found and shift.auc >= 0.8)
+    assert not (shift.significant and shift.auc >= 0.8)
 
 
-def test_all_that_is_past_a_limit_is_refused_at_once(tokenizer: Any) -> None:
+def test_all_exceeded_limits_are_reported_at_once(tokenizer: Any) -> None:
     rows = [prose(" ".join(VOCABULARY[:90]), f"same:{n}") for n in range(4)]
     found = look(rows, tokenizer, max_length=64, duplicates=0.7)
     with pytest.raises(DataError) as refused:
-        refuse(found)
+        refuse_problems(found)
     message = str(refused.value)
     assert "data.audit.duplicates: 3 of 4 rows (75.0%)" in message
     assert "(allowed: 70.0%), such as same:1 is same:0" in message
     assert "data.audit.truncated: 4 of 4 rows" in message
-    refuse(look(rows, tokenizer, max_length=1024, duplicates=0.75))
+    refuse_problems(look(rows, tokenizer, max_length=1024, duplicates=0.75))
 
 
 class Passing(Sequence[Row]):
-    """Rows that are made anew each time, and know how often."""
+    """Rows that count the passes over them."""
 
     def __init__(self, count: int):
         self.rows = sums(0, count)
@@ -282,7 +284,7 @@ class Passing(Sequence[Row]):
         return iter(self.rows)
 
 
-def test_rows_are_gone_over_once(tokenizer: Any) -> None:
+def test_audit_reads_rows_once(tokenizer: Any) -> None:
     rows = Passing(600)
     examples = [tokenize(row, tokenizer, 64) for row in rows.rows]
     found = audit(rows, examples, [], [], tokenizer, AuditSpec())
@@ -290,7 +292,7 @@ def test_rows_are_gone_over_once(tokenizer: Any) -> None:
     assert found.duplicates.rows == 600
 
 
-def test_nothing_to_audit_is_nothing_found(tokenizer: Any) -> None:
+def test_audit_of_no_rows_has_no_findings(tokenizer: Any) -> None:
     found = audit([], [], [], [], tokenizer, AuditSpec())
     assert (found.problems, found.warnings, found.shifts) == ((), (), ())
     assert found.to_dict()["duplicates"]["share"] == 0

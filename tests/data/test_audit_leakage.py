@@ -1,4 +1,4 @@
-"""Evaluation items in training rows: found where they are, and not where only their words are."""
+"""Evaluation items in training rows: found if present, and not by common words alone."""
 
 import copy
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from lora_kit.data.audit.audit import audit, refuse
+from lora_kit.data.audit.audit import audit, refuse_problems
 from lora_kit.data.audit.findings import Leakage
 from lora_kit.data.audit.item import AuditedItem
 from lora_kit.data.audit.leakage import LeakSearch
-from lora_kit.data.audit.words import parts_of, words_of
+from lora_kit.data.audit.words import hash_words, row_texts
 from lora_kit.data.dataset import prepare, training_rows, validation_rows
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.sources import read_source
+from lora_kit.data.sources import open_source
 from lora_kit.evaluation.audited import audited_item
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.tasks import build_task
@@ -43,13 +43,13 @@ def item(prompt: str, *answers: str, name: str = "item") -> AuditedItem:
 def leakage(rows: Sequence[Row], *items: AuditedItem) -> Leakage:
     search = LeakSearch(items)
     for number, row in enumerate(rows):
-        search.look([words_of(parts_of(row))], number)
+        search.update([hash_words(row_texts(row))], number)
     (found,) = search.result(rows)
     return found
 
 
 def kind(row: Row, one: AuditedItem) -> str | None:
-    """What the row is found to hold of the item."""
+    """Return the kind of the item's match in the row."""
     found = leakage([prose("Something else altogether stands here."), row], one)
     assert all(leak.origin == row.origin for leak in found.examples)
     return found.examples[0].kind if found.examples else None
@@ -88,7 +88,9 @@ def kind(row: Row, one: AuditedItem) -> str | None:
         (chat(FRANCE, LONG.replace("seventeen", "17")), item(FRANCE, LONG), "near"),
     ],
 )
-def test_what_a_row_holds_of_an_item(row: Row, one: AuditedItem, expected: str | None) -> None:
+def test_kind_of_a_match_of_an_item_in_a_row(
+    row: Row, one: AuditedItem, expected: str | None
+) -> None:
     assert kind(row, one) == expected
 
 
@@ -115,7 +117,7 @@ def test_what_a_row_holds_of_an_item(row: Row, one: AuditedItem, expected: str |
         (prose("法国的首都有很多河流,巴黎在哪里?"), item("法国的首都是哪里?", "巴黎"), None),
     ],
 )
-def test_a_short_item_is_found_as_a_whole_only(
+def test_short_items_match_only_as_a_complete_turn_or_line(
     row: Row, one: AuditedItem, expected: str | None
 ) -> None:
     assert kind(row, one) == expected
@@ -126,7 +128,7 @@ def test_prompt_and_answer_in_two_rows_are_no_leak() -> None:
     assert leakage(rows, item(LONG, "nine")).leaked == 0
 
 
-def test_what_comes_before_every_item_is_no_leak() -> None:
+def test_a_prefix_shared_by_all_items_is_no_leak() -> None:
     system = "You are a careful assistant who answers in one word and never explains why. "
     items = [
         item(f"{system}What colour has {what}?", colour, name=what)
@@ -139,7 +141,7 @@ def test_what_comes_before_every_item_is_no_leak() -> None:
     assert found.exact == 1
 
 
-def test_items_of_one_question_are_told_apart_by_their_answers() -> None:
+def test_items_with_the_same_question_are_distinguished_by_answer() -> None:
     asked = "Which of these sentences is good English?"
     items = [item(asked, f"She {verb} home.", name=verb) for verb in ("goes", "walks", "drives")]
     found = leakage([chat(asked, "She walks home.")], *items)
@@ -147,12 +149,12 @@ def test_items_of_one_question_are_told_apart_by_their_answers() -> None:
     assert found.exact == 1
 
 
-def test_items_without_a_word_are_counted() -> None:
+def test_items_without_words_are_counted_as_unchecked() -> None:
     found = leakage([prose("+ + +")], item("+", "-"), item(LONG, "nine"))
     assert (found.unchecked, found.leaked) == (1, 0)
 
 
-def test_a_leak_past_the_limit_is_refused_with_its_place(tokenizer: Any) -> None:
+def test_a_leak_past_the_limit_is_refused_with_its_origin(tokenizer: Any) -> None:
     rows = [chat(LONG, "Nine.", "chats.jsonl:7")]
     items = [item(LONG, "nine", name="sheep"), item("Who wrote the novel Emma?", "Austen")]
     found = audit(rows, [], items, [], tokenizer, AuditSpec())
@@ -160,9 +162,9 @@ def test_a_leak_past_the_limit_is_refused_with_its_place(tokenizer: Any) -> None
         r"data\.audit\.leakage: 1 of 2 items \(50\.0%\) of suite/task .*sheep in chats.jsonl:7"
     )
     with pytest.raises(DataError, match=expected):
-        refuse(found)
+        refuse_problems(found)
     allowed = audit(rows, [], items, [], tokenizer, AuditSpec(leakage=0.5))
-    refuse(allowed)
+    refuse_problems(allowed)
     assert any("sheep in chats.jsonl:7" in warning for warning in allowed.warnings)
 
 
@@ -203,7 +205,7 @@ def test_every_item_of_the_bundled_suites_is_found_when_it_is_trained_on(
 ) -> None:
     rows = [as_row(one, number) for number, one in enumerate(items)]
     search = LeakSearch(items)
-    search.look([words_of(parts_of(row)) for row in rows], 0)
+    search.update([hash_words(row_texts(row)) for row in rows], 0)
     for found in search.result(rows):
         assert found.exact == found.items, f"{found.suite}/{found.task}"
 
@@ -213,12 +215,12 @@ def test_a_row_that_leaks_one_item_leaks_few_others(items: list[AuditedItem]) ->
     for number, one in enumerate(items[:: max(len(items) // 20, 1)]):
         row = as_row(one, number)
         search = copy.deepcopy(empty)
-        search.look([words_of(parts_of(row))], 0)
+        search.update([hash_words(row_texts(row))], 0)
         leaked = sum(found.leaked for found in search.result([row]))
         assert 1 <= leaked <= 6, one.id
 
 
-def test_the_question_is_what_the_template_was_filled_with(items: list[AuditedItem]) -> None:
+def test_prompts_of_items_exclude_the_task_template(items: list[AuditedItem]) -> None:
     asked = [one for one in items if one.task == "general-knowledge"]
     assert asked
     assert not any("Question:" in one.prompt or "Answer:" in one.prompt for one in asked)
@@ -243,18 +245,16 @@ def test_the_quickstart_passes_its_audit(
     examples = prepare(rows, tokenizer, spec, replay).examples
     held_out = validation_rows(spec, quickstart.seed)
     found = audit(rows, examples, items, held_out, tokenizer, spec.audit)
-    refuse(found)
+    refuse_problems(found)
     assert found.duplicates.exact == 0
     assert found.tokens.pieces.share < 0.01
 
 
 @pytest.mark.parametrize("source", ["stdlib-docstrings", "python-reference"])
-def test_no_item_stands_in_a_whole_source_but_by_its_words(
-    source: str, items: list[AuditedItem]
-) -> None:
-    rows = read_source(SourceSpec(source=source, split="train"), 0, "data.train.0.source")
+def test_built_in_sources_leak_no_bundled_items(source: str, items: list[AuditedItem]) -> None:
+    rows = open_source(SourceSpec(source=source, split="train"), 0, "data.train.0.source")
     search = LeakSearch(items)
-    search.look([words_of(parts_of(row)) for row in rows], 0)
+    search.update([hash_words(row_texts(row)) for row in rows], 0)
     assert {f"{one.suite}/{one.task}": one.leaked for one in search.result(rows)} == dict.fromkeys(
         (f"{one.suite}/{one.task}" for one in items), 0
     )

@@ -1,4 +1,4 @@
-"""Files by their endings, compressed ones, and folders: all that lies there is read, or named."""
+"""Files by ending, compressed files, and folders: every file is read, known or refused."""
 
 import bz2
 import gzip
@@ -21,14 +21,14 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where files are unpacked to."""
+    """Return the folder of decompressed files."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder / "lora_kit" / "unpacked"
 
 
 def packed(path: Path, ending: str = ".gz") -> Path:
-    """The file compressed, and gone as it was."""
+    """Replace a file by its compressed copy and return the copy's path."""
     target = path.with_name(path.name + ending)
     target.write_bytes(PACK[ending](path.read_bytes()))
     path.unlink()
@@ -36,7 +36,7 @@ def packed(path: Path, ending: str = ".gz") -> Path:
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
-def test_a_folder_is_its_files_one_after_the_other(tmp_path: Path, kind: str) -> None:
+def test_a_folder_is_the_concatenation_of_its_files(tmp_path: Path, kind: str) -> None:
     (tmp_path / "README.md").write_text("what it is")
     for name, part in (("b", PAIRS[10:]), ("a", PAIRS[:10])):
         save(part, tmp_path / f"{name}{kind}")
@@ -49,11 +49,11 @@ def test_a_folder_is_its_files_one_after_the_other(tmp_path: Path, kind: str) ->
 
 
 def test_a_folder_of_several_kinds_or_of_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no files \(\.jsonl"):
+    with pytest.raises(DataError, match=r"no files of rows \(got none\)\. Fix: .*\(\.jsonl"):
         opened(tmp_path)
     save(PAIRS, tmp_path / "a.jsonl")
     save(PAIRS, tmp_path / "b.csv")
-    with pytest.raises(DataError, match=r"files of several kinds \(\.csv, \.jsonl\)"):
+    with pytest.raises(DataError, match=r"files are of several kinds \(got \.csv, \.jsonl\)"):
         opened(tmp_path)
 
 
@@ -77,18 +77,18 @@ def test_a_compressed_file_that_is_cut_off_is_refused_each_time(
     path = packed(save(PAIRS, tmp_path / "p.jsonl"), ending)
     path.write_bytes(path.read_bytes()[:-20])
     for _ in range(2):
-        with pytest.raises(DataError, match=rf"p\.jsonl\{ending}: cannot be unpacked"):
+        with pytest.raises(DataError, match=rf"p\.jsonl\{ending}: cannot be decompressed"):
             opened(path)
     assert list(cache.iterdir()) == []
 
 
-def test_messages_name_the_file_that_was_compressed(tmp_path: Path) -> None:
+def test_errors_name_the_compressed_file(tmp_path: Path) -> None:
     (tmp_path / "lines.jsonl").write_bytes(b'{"text": "a"}\n{"text": \n')
     rows = opened(packed(tmp_path / "lines.jsonl"))
     with pytest.raises(DataError, match=r"lines\.jsonl\.gz:2: not valid JSON"):
         rows[1]
     (tmp_path / "list.json").write_text("{}")
-    with pytest.raises(DataError, match=r"list\.json\.gz: cannot be read as JSON"):
+    with pytest.raises(DataError, match=r"list\.json\.gz: cannot be read as a JSON list"):
         opened(packed(tmp_path / "list.json"))
     (tmp_path / "twice.csv").write_text("text,text\na,b\n")
     with pytest.raises(DataError, match=r"twice\.csv\.gz:1: the first line"):
@@ -96,11 +96,11 @@ def test_messages_name_the_file_that_was_compressed(tmp_path: Path) -> None:
     (tmp_path / "none.parquet").write_text("PAR1 and nothing")
     with pytest.raises(DataError, match=r"none\.parquet\.gz: cannot be read as parquet"):
         opened(packed(tmp_path / "none.parquet"))
-    with pytest.raises(DataError, match=r"absent/rows\.jsonl\.gz: no such file"):
+    with pytest.raises(DataError, match=r"no such file \(got absent/rows\.jsonl\.gz\)"):
         opened("absent/rows.jsonl.gz")
 
 
-def test_a_folder_is_read_with_the_folders_below_it(tmp_path: Path) -> None:
+def test_a_folder_is_read_recursively(tmp_path: Path) -> None:
     (tmp_path / "b" / "c").mkdir(parents=True)
     save(PAIRS[:5], tmp_path / "z.jsonl")
     save(PAIRS[5:15], tmp_path / "b" / "z.jsonl")
@@ -113,7 +113,7 @@ def test_a_folder_is_read_with_the_folders_below_it(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_known_to_hold_no_rows_lies_beside_them_unread(tmp_path: Path) -> None:
+def test_files_known_to_hold_no_rows_are_skipped(tmp_path: Path) -> None:
     save(PAIRS, tmp_path / "license_questions.jsonl")
     (tmp_path / ".cache").mkdir()
     for name in (
@@ -131,31 +131,31 @@ def test_what_is_known_to_hold_no_rows_lies_beside_them_unread(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["more.jsonl.xz", "notes.txt", "below/x.arrow", "rows"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+def test_an_unsupported_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / name).write_text("x")
-    with pytest.raises(DataError, match=rf"no files .* lie in it; found {name}"):
+    with pytest.raises(DataError, match=rf"no files of rows \(got {name}\)"):
         opened(tmp_path)
     save(PAIRS, tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match=rf"cannot be read as rows: {name}\. Move it elsewhere"):
+    with pytest.raises(DataError, match=rf"can be read as rows \(got {name} next .*Fix: move"):
         opened(tmp_path)
 
 
-def test_a_link_to_a_folder_is_named_and_one_to_a_file_read(tmp_path: Path) -> None:
+def test_a_link_to_a_folder_is_refused_and_a_link_to_a_file_read(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "here").mkdir()
     save(PAIRS, tmp_path / "there" / "a.jsonl")
     (tmp_path / "here" / "a.jsonl").symlink_to(tmp_path / "there" / "a.jsonl")
     assert len(opened(tmp_path / "here")) == 25
     (tmp_path / "here" / "more").symlink_to(tmp_path / "there")
-    with pytest.raises(DataError, match="cannot be read as rows: more"):
+    with pytest.raises(DataError, match=r"not all files can be read as rows \(got more next"):
         opened(tmp_path / "here")
 
 
 @pytest.mark.parametrize(
     ("names", "part"),
     [
-        (("train.jsonl", "test.jsonl"), r"train\.jsonl, test\.jsonl\. A folder is read whole"),
+        (("train.jsonl", "test.jsonl"), r"train\.jsonl, test\.jsonl\)\. Fix: name the files"),
         (
             ("data/train-00000-of-00001.jsonl", "data/dev-00000-of-00001.jsonl"),
             "data/train.*data/dev",
@@ -169,11 +169,11 @@ def test_a_folder_of_several_splits_is_refused(
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         save(PAIRS, tmp_path / name)
-    with pytest.raises(DataError, match=rf"files of several splits lie in it: {part}"):
+    with pytest.raises(DataError, match=rf"the files belong to several splits \(got {part}"):
         opened(tmp_path)
 
 
-def test_names_that_only_hold_such_a_word_tell_no_split(tmp_path: Path) -> None:
+def test_file_names_that_only_contain_a_split_word_name_no_split(tmp_path: Path) -> None:
     for name in ("trains.jsonl", "contest.jsonl", "devices.jsonl", "train-1.jsonl"):
         save(PAIRS, tmp_path / name)
     assert len(opened(tmp_path)) == 100

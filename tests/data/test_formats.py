@@ -1,10 +1,10 @@
-"""Each format is recognised by its columns, read into the same rows, and refused with its place."""
+"""Row formats: detection by columns, parsing into the same rows, and errors with their origin."""
 
 from typing import Any
 
 import pytest
 
-from lora_kit.data.formats import FORMATS, check_columns, parse_row, recognised
+from lora_kit.data.formats import FORMATS, check_columns, detect_format, parse_row
 from lora_kit.data.rows import Message, Row
 from lora_kit.recipe.data import RowFormat
 from lora_kit.runtime.errors import DataError
@@ -38,7 +38,7 @@ def test_the_same_row_is_read_from_each_format(value: dict[str, Any], form: str)
     assert row.label == ("So." if form == "text-label" else None)
 
 
-def test_a_text_is_a_text() -> None:
+def test_a_text_row_has_no_messages() -> None:
     assert parse_row({"text": "prose", "url": "x"}, "f:1") == Row(
         "f:1", "f:1", text="prose", format="text"
     )
@@ -46,7 +46,7 @@ def test_a_text_is_a_text() -> None:
     assert parse_row(labelled, "f:1", "text").text == "prose"
 
 
-def test_the_parts_of_alpaca_and_sharegpt_are_put_together() -> None:
+def test_fields_of_alpaca_and_sharegpt_are_combined() -> None:
     alpaca = {"instruction": "Add.", "input": "1 2", "output": "3", "system": "You add."}
     row = parse_row(alpaca, "f:1")
     assert row.messages == (
@@ -66,7 +66,7 @@ def test_the_parts_of_alpaca_and_sharegpt_are_put_together() -> None:
     assert row.messages[0] == Message("system", "Short.")
 
 
-def test_a_prompt_that_the_completion_repeats_is_said_once() -> None:
+def test_a_prompt_repeated_in_the_completion_is_removed() -> None:
     row = parse_row({"prompt": TURNS[:1], "completion": TURNS}, "f:1")
     assert row.messages == (ASK, ANSWER)
     value = {"prompt": "Why?", "chosen": TURNS, "rejected": TURNS}
@@ -75,13 +75,15 @@ def test_a_prompt_that_the_completion_repeats_is_said_once() -> None:
     assert row.completion_from == 1
 
 
-def test_a_completion_of_several_turns_begins_where_it_is_given() -> None:
+def test_a_completion_of_several_turns_starts_after_the_prompt() -> None:
     value = {
         "prompt": [{"role": "system", "content": "S"}, *TURNS[:1]],
         "completion": TURNS[1:] * 1,
     }
     assert parse_row(value, "f:1").completion_from == 2
-    with pytest.raises(DataError, match="f:1: the last turn is the user's"):
+    with pytest.raises(
+        DataError, match=r"f:1: the last turn must be the assistant's \(got the user's\)"
+    ):
         parse_row({"prompt": "Why?", "completion": [*TURNS[1:], TURNS[0]]}, "f:1")
 
 
@@ -96,30 +98,32 @@ TALK = {"messages": [*TURNS, TURNS[0]]}
         {"prompt": "Why?", "completion": [*TURNS[1:], TURNS[0]]},
     ],
 )
-def test_the_last_turn_is_anybodys_where_all_is_learned(value: dict[str, Any]) -> None:
-    assert parse_row(value, "f:1", whole=True).messages == (ASK, ANSWER, ASK)
-    hint = r"f:1: the last turn is the user's; it has to be the assistant's.*data\.train_on: all"
+def test_the_last_turn_may_have_any_role_with_train_on_all(value: dict[str, Any]) -> None:
+    assert parse_row(value, "f:1", train_on_all=True).messages == (ASK, ANSWER, ASK)
+    hint = r"f:1: the last turn must be .* \(got the user's\).*data\.train_on: all"
     with pytest.raises(DataError, match=hint):
         parse_row(value, "f:1")
 
 
-def test_a_conversation_without_the_assistant_is_refused_even_so() -> None:
-    with pytest.raises(DataError, match="f:1: no turn is the assistant's"):
-        parse_row({"messages": TURNS[:1] * 2}, "f:1", whole=True)
+def test_a_conversation_without_an_assistant_turn_is_refused_with_train_on_all() -> None:
+    with pytest.raises(DataError, match="f:1: a conversation needs an assistant turn"):
+        parse_row({"messages": TURNS[:1] * 2}, "f:1", train_on_all=True)
 
 
-def test_class_numbers_become_names_and_plain_numbers_texts() -> None:
+def test_class_indices_become_names_and_plain_numbers_become_text() -> None:
     value = {"text": "fine", "label": 1}
     assert parse_row(value, "f:1", names={"label": ["bad", "good"]}).label == "good"
     assert parse_row(value, "f:1").messages[1].content == "1"
     assert parse_row({"text": "?", "label": True}, "f:1").label == "true"
-    with pytest.raises(DataError, match="f:1: `label` is -1, no class; 0 to 1 are"):
+    with pytest.raises(
+        DataError, match=r"f:1: `label` must be a class index from 0 to 1 \(got -1\)"
+    ):
         parse_row({"text": "fine", "label": -1}, "f:1", names={"label": ["bad", "good"]})
-    with pytest.raises(DataError, match="f:1: `label` has to be a text"):
+    with pytest.raises(DataError, match="f:1: `label` must be a non-empty text"):
         parse_row({"text": "fine", "label": 0.5}, "f:1")
 
 
-def test_columns_say_where_a_field_is() -> None:
+def test_columns_map_fields_to_column_names() -> None:
     value = {"question": "Why?", "reply": "So.", "text": "other"}
     columns = {"prompt": "question", "completion": "reply"}
     for form in ("auto", "prompt-completion"):
@@ -137,12 +141,12 @@ def test_columns_say_where_a_field_is() -> None:
         ("auto", {"prompt": "questoin"}, {"question": "?"}, "did you mean `question`?"),
         ("auto", {"prompt": "a"}, {"question": "?"}, "no column 'a', which columns.prompt names"),
         ("alpaca", {}, {"instruction": "a", "outptu": "b"}, "no column 'output'; did you mean"),
-        ("text", {}, {"body": "b"}, "format text wants"),
-        ("auto", {}, {"body": "b"}, "no known format in the keys body"),
-        ("auto", {}, {}, "no known format in the keys (none)"),
+        ("text", {}, {"body": "b"}, "format text: no column 'text'"),
+        ("auto", {}, {"body": "b"}, "no known format (got the keys body)"),
+        ("auto", {}, {}, "no known format (got the keys none)"),
     ],
 )
-def test_a_missing_column_is_answered_with_the_nearest(
+def test_a_missing_column_is_refused_with_the_most_similar_name(
     form: RowFormat, columns: dict[str, str], value: dict[str, Any], part: str
 ) -> None:
     with pytest.raises(DataError, match=r"^f:1: ") as caught:
@@ -150,7 +154,7 @@ def test_a_missing_column_is_answered_with_the_nearest(
     assert part in str(caught.value)
 
 
-def test_a_field_that_no_format_has_is_answered_with_the_nearest() -> None:
+def test_an_unknown_field_is_refused_with_the_most_similar_name() -> None:
     with pytest.raises(DataError, match=r"promt is no field of any format; did you mean `prompt`"):
         check_columns({"promt": "x"}, "auto", "data.train.0")
     with pytest.raises(DataError, match=r"data\.train\.0: prompt is no field of format text"):
@@ -159,9 +163,9 @@ def test_a_field_that_no_format_has_is_answered_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("form", ["auto", "preference"])
-def test_pairs_of_preference_are_refused_with_what_would_do(form: RowFormat) -> None:
+def test_preference_pairs_are_refused_with_the_alternatives(form: RowFormat) -> None:
     value = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
-    assert recognised(value, {}) == "preference"
+    assert detect_format(value, {}) == "preference"
     with pytest.raises(DataError, match=r"columns: \{completion: chosen\}"):
         parse_row(value, "f:1", form)
     row = parse_row(value, "f:1", "prompt-completion", {"completion": "chosen"})
@@ -171,22 +175,28 @@ def test_pairs_of_preference_are_refused_with_what_would_do(form: RowFormat) -> 
 @pytest.mark.parametrize(
     ("turn", "part"),
     [
-        ({"role": "assistant"}, "messages[1]: `role` and `content` are wanted"),
-        ({"role": "assistant", "content": ""}, "`content` has to be a text that is not empty"),
-        ({"role": "assistant", "content": 4}, "found 4"),
-        ({"role": "bot", "content": "x"}, "role 'bot'; possible: system, user, assistant, tool"),
-        ({"role": "assistant", "content": "x", "weight": 0}, "weight 0: turns are not weighted"),
-        ({"role": "assistant", "content": [{"type": "image"}]}, "only parts of text"),
+        ({"role": "assistant"}, "messages[1]: a turn must have `role` and `content`"),
+        ({"role": "assistant", "content": ""}, "`content` must be a non-empty text"),
+        ({"role": "assistant", "content": 4}, "(got 4)"),
+        (
+            {"role": "bot", "content": "x"},
+            "(got 'bot'). Fix: use one of system, user, assistant, tool",
+        ),
+        (
+            {"role": "assistant", "content": "x", "weight": 0},
+            "weights of single turns are not supported (got weight 0)",
+        ),
+        ({"role": "assistant", "content": [{"type": "image"}]}, "may have only text parts"),
         ({"role": "assistant", "content": "", "tool_calls": ["x"]}, "tool_calls[0]"),
         (
             {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]},
             "arguments: not valid JSON",
         ),
-        ({"role": "user", "tool_calls": [{"name": "f"}]}, "only the assistant makes tool_calls"),
-        ({"role": "assistant", "content": "", "tool_calls": []}, "not empty"),
+        ({"role": "user", "tool_calls": [{"name": "f"}]}, "only the assistant can have tool_calls"),
+        ({"role": "assistant", "content": "", "tool_calls": []}, "non-empty"),
     ],
 )
-def test_a_wrong_turn_is_named(turn: dict[str, Any], part: str) -> None:
+def test_a_malformed_turn_is_named(turn: dict[str, Any], part: str) -> None:
     with pytest.raises(DataError, match=r"^f:1: ") as caught:
         parse_row({"messages": [TURNS[0], turn]}, "f:1")
     assert part in str(caught.value)
@@ -195,26 +205,29 @@ def test_a_wrong_turn_is_named(turn: dict[str, Any], part: str) -> None:
 @pytest.mark.parametrize(
     ("value", "part"),
     [
-        ({"conversations": [{"from": "alien", "value": "x"}]}, "from 'alien'; possible: system"),
-        ({"conversations": [{"from": "human"}]}, "`from` and `value` are wanted"),
-        ({"conversations": SAID[:1]}, "the last turn is the user's"),
-        ({"conversations": "x"}, "`conversations` has to be a list of turns"),
-        ({"instruction": " ", "output": "b"}, "`instruction` has to be a text"),
-        ({"instruction": "a", "output": ""}, "`output` has to be a text"),
-        ({"prompt": "a", "completion": None}, "`completion` has to be a text"),
-        ({"text": None, "label": "x"}, "`text` has to be a text"),
+        (
+            {"conversations": [{"from": "alien", "value": "x"}]},
+            "unknown `from` (got 'alien'). Fix: use one of system",
+        ),
+        ({"conversations": [{"from": "human"}]}, "a turn must have `from` and `value`"),
+        ({"conversations": SAID[:1]}, "must be the assistant's (got the user's)"),
+        ({"conversations": "x"}, "`conversations` must be a non-empty list of turns"),
+        ({"instruction": " ", "output": "b"}, "`instruction` must be a non-empty text"),
+        ({"instruction": "a", "output": ""}, "`output` must be a non-empty text"),
+        ({"prompt": "a", "completion": None}, "`completion` must be a non-empty text"),
+        ({"text": None, "label": "x"}, "`text` must be a non-empty text"),
         ({"messages": TURNS, "tools": "{"}, "tools: not valid JSON"),
-        ({"messages": TURNS, "tools": [1]}, "`tools` has to be a list of JSON schemas"),
-        ([1], "an object is wanted, found list"),
+        ({"messages": TURNS, "tools": [1]}, "`tools` must be a list of JSON schemas"),
+        ([1], "a row must be an object (got list)"),
     ],
 )
-def test_a_wrong_field_is_named(value: Any, part: str) -> None:
+def test_a_malformed_field_is_named(value: Any, part: str) -> None:
     with pytest.raises(DataError, match=r"^f:1: ") as caught:
         parse_row(value, "f:1")
     assert part in str(caught.value)
 
 
-def test_quirks_of_turns_are_kept_or_put_right() -> None:
+def test_variants_of_turns_are_normalized() -> None:
     turns = [
         {"role": "developer", "content": "Short."},
         {
@@ -236,15 +249,15 @@ def test_quirks_of_turns_are_kept_or_put_right() -> None:
     assert row.tools == ({"name": "f"},)
 
 
-def test_what_a_message_shows_of_a_format_is_of_that_format() -> None:
+def test_example_rows_of_formats_have_that_format() -> None:
     import ast
 
     for name, form in FORMATS.items():
-        value = ast.literal_eval(form.shown)
-        assert recognised(value, {}) == name
+        value = ast.literal_eval(form.example)
+        assert detect_format(value, {}) == name
 
 
-def test_a_pair_has_its_prompt_once_however_it_is_given() -> None:
+def test_a_preference_pair_has_its_prompt_once_in_every_layout() -> None:
     said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     worse = [said[0], {"role": "assistant", "content": "No."}]
     for value in (
@@ -265,12 +278,12 @@ def test_a_pair_has_its_prompt_once_however_it_is_given() -> None:
         ({"chosen": "So.", "rejected": "No."}, "share no prompt"),
         (
             {"prompt": "Why?", "chosen": "So.", "rejected": [{"role": "user", "content": "x"}]},
-            "`rejected` has to be one turn of the assistant",
+            "`rejected` must be one assistant turn",
         ),
-        ({"prompt": "Why?", "completion": "So."}, "learn from pairs"),
+        ({"prompt": "Why?", "completion": "So."}, "need preference pairs"),
     ],
 )
-def test_what_is_no_pair_is_refused(value: dict[str, Any], part: str) -> None:
+def test_malformed_preference_pairs_are_refused(value: dict[str, Any], part: str) -> None:
     with pytest.raises(DataError) as caught:
         parse_row(value, "f:1", pairs=True)
     assert part in str(caught.value)
@@ -280,8 +293,6 @@ def test_what_is_no_pair_is_refused(value: dict[str, Any], part: str) -> None:
 @pytest.mark.parametrize(
     ("label", "said"), [(True, True), (False, False), ("true", True), ("joy", None), (3, None)]
 )
-def test_a_label_says_whether_a_completion_is_good_where_it_is_one(
-    label: object, said: bool | None
-) -> None:
+def test_only_boolean_labels_set_desirable(label: object, said: bool | None) -> None:
     row = parse_row({"prompt": "Why?", "completion": "So.", "label": label}, "f:1")
     assert row.desirable is said

@@ -1,4 +1,4 @@
-"""What is learned of a conversation, by `data.train_on` and by what the chat template does."""
+"""Supervised turns of a conversation, by `data.train_on` and chat template."""
 
 import copy
 import json
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from lora_kit.data.dataset import prepare, training_rows
-from lora_kit.data.drafts import Labels
 from lora_kit.data.formats import parse_row
+from lora_kit.data.rendering import TrainOn
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.tokenization import IGNORED, Example, tokenize, tokenize_rows
+from lora_kit.data.tokenization import IGNORE_INDEX, Example, tokenize, tokenize_rows
 from lora_kit.recipe.data import DataSpec
 from lora_kit.runtime.errors import DataError
 
@@ -36,7 +36,7 @@ TOOL_ROW = {
 
 @pytest.fixture
 def thinker(tokenizer: Any) -> Any:
-    """The real tokenizer with a template that rewrites earlier turns."""
+    """Return the real tokenizer with a template that rewrites earlier turns."""
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = (Path(__file__).parent / "thoughts.jinja").read_text()
     return changed
@@ -47,7 +47,7 @@ def row(*messages: Message, **fields: Any) -> Row:
 
 
 def learned(tokenizer: Any, example: Example) -> str:
-    return str(tokenizer.decode([label for label in example.labels if label != IGNORED]))
+    return str(tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX]))
 
 
 def shown(tokenizer: Any, example: Example) -> str:
@@ -65,19 +65,19 @@ def shown(tokenizer: Any, example: Example) -> str:
         (["tool"], ""),
     ],
 )
-def test_what_is_learned_is_what_the_recipe_says(
-    tokenizer: Any, labels: Labels, expected: str
+def test_train_on_selects_the_supervised_turns(
+    tokenizer: Any, labels: TrainOn, expected: str
 ) -> None:
     assert learned(tokenizer, tokenize(row(*CHAT), tokenizer, 512, labels)) == expected
 
 
-def test_all_is_all_but_what_nothing_precedes(tokenizer: Any) -> None:
+def test_train_on_all_supervises_all_but_the_first_token(tokenizer: Any) -> None:
     example = tokenize(row(*CHAT), tokenizer, 512, "all")
-    assert example.labels == (IGNORED, *example.input_ids[1:])
+    assert example.labels == (IGNORE_INDEX, *example.input_ids[1:])
     assert shown(tokenizer, example).endswith("Red.<|im_end|>\n")
 
 
-def test_where_all_is_learned_a_conversation_may_end_with_the_user(
+def test_train_on_all_allows_a_conversation_that_ends_with_the_user(
     tokenizer: Any, tmp_path: Path
 ) -> None:
     turns = [{"role": message.role, "content": message.content} for message in CHAT[:4]]
@@ -90,29 +90,29 @@ def test_where_all_is_learned_a_conversation_may_end_with_the_user(
     assert learned(tokenizer, example).endswith(f"Blue.<|im_end|>\n{asked}")
     for labels in ("assistant", "last", "completion", ["user", "assistant"]):
         other = spec.model_copy(update={"train_on": labels})
-        with pytest.raises(DataError, match=r"talks\.jsonl:1: the last turn is the user's"):
+        with pytest.raises(
+            DataError, match=r"talks\.jsonl:1: the last turn must be .* \(got the user's\)"
+        ):
             prepare(training_rows(other, seed=0)[0], tokenizer, other)
 
 
 @pytest.mark.parametrize("last", [3, 4])
-def test_where_all_is_learned_a_template_without_an_end_of_turn_is_refused(
-    tokenizer: Any, last: int
-) -> None:
+def test_train_on_all_refuses_a_template_without_an_end_of_turn(tokenizer: Any, last: int) -> None:
     endless = with_template(tokenizer, "{{ m.content }}")
     with pytest.raises(DataError, match="could not learn when to stop"):
         tokenize(row(*CHAT[:last]), endless, 512, "all")
     assert tokenize(row(text="Prose."), endless, 512, "all").supervised
 
 
-def test_where_all_is_learned_an_answer_without_its_end_is_refused(tokenizer: Any) -> None:
-    """A template that ends the assistant's turn only where it is the last one."""
+def test_train_on_all_refuses_an_answer_without_an_end_of_turn(tokenizer: Any) -> None:
+    """The template here ends only the last assistant turn with a special token."""
     ending = with_template(tokenizer, "{{ m.content }}{% if loop.last %}<|endoftext|>{% endif %}")
-    assert tokenize(row(*CHAT[:3]), ending, 512, "all").labels[-1] != IGNORED
+    assert tokenize(row(*CHAT[:3]), ending, 512, "all").labels[-1] != IGNORE_INDEX
     with pytest.raises(DataError, match=r"rows\.jsonl:1: .* could not learn when to stop"):
         tokenize(row(*CHAT[:4]), ending, 512, "all")
 
 
-def test_of_a_completion_of_several_turns_all_answers_are_learned(tokenizer: Any) -> None:
+def test_train_on_completion_supervises_all_its_answers(tokenizer: Any) -> None:
     part = row(*CHAT, completion_from=1)
     assert learned(tokenizer, tokenize(part, tokenizer, 512, "completion")) == (
         "Blue.<|im_end|>Red.<|im_end|>"
@@ -121,22 +121,22 @@ def test_of_a_completion_of_several_turns_all_answers_are_learned(tokenizer: Any
     assert learned(tokenizer, tokenize(part, tokenizer, 512, "completion")) == "Red.<|im_end|>"
 
 
-def test_a_turn_that_stands_in_another_is_learned_where_it_is_said(tokenizer: Any) -> None:
+def test_a_turn_whose_text_occurs_earlier_is_located_in_its_own_turn(tokenizer: Any) -> None:
     twice = (Message("user", "You are"), Message("assistant", "Who?"))
     example = tokenize(row(*twice), tokenizer, 512, ["user"])
     # SmolLM2's template begins with a system turn of its own, "You are a helpful AI assistant".
     assert shown(tokenizer, example).count("You are") == 2
     assert learned(tokenizer, example) == "You are<|im_end|>"
-    first = next(i for i, label in enumerate(example.labels) if label != IGNORED)
+    first = next(i for i, label in enumerate(example.labels) if label != IGNORE_INDEX)
     assert "user\n" in tokenizer.decode(list(example.input_ids[:first]))
 
 
-def test_without_a_template_labels_say_what_is_learned(tokenizer: Any) -> None:
+def test_train_on_applies_without_a_chat_template(tokenizer: Any) -> None:
     plain = copy.deepcopy(tokenizer)
     plain.chat_template = None
     pair = row(Message("user", "2 + 2 ="), Message("assistant", "4"), completion_from=1)
 
-    def of(labels: Labels) -> str:
+    def of(labels: TrainOn) -> str:
         return learned(plain, tokenize(pair, plain, 512, labels))
 
     assert of("completion") == of("assistant") == of("last") == "4<|im_end|>"
@@ -145,7 +145,7 @@ def test_without_a_template_labels_say_what_is_learned(tokenizer: Any) -> None:
     assert "4" not in of(["user"])
 
 
-def test_a_conversation_that_is_rewritten_is_learned_answer_by_answer(thinker: Any) -> None:
+def test_a_rewritten_conversation_gives_one_example_per_answer(thinker: Any) -> None:
     (examples,) = tokenize_rows([row(*CHAT)], thinker, 512, "assistant")
     assert [learned(thinker, one) for one in examples] == ["Blue.<|im_end|>", "Red.<|im_end|>"]
     assert "Another." not in shown(thinker, examples[0])
@@ -155,7 +155,7 @@ def test_a_conversation_that_is_rewritten_is_learned_answer_by_answer(thinker: A
     assert {one.origin for one in examples} == {"rows.jsonl:1"}
 
 
-def test_thoughts_are_learned_where_they_were_thought(thinker: Any) -> None:
+def test_reasoning_is_supervised_only_in_its_own_turn(thinker: Any) -> None:
     thought = Message("assistant", "<think>\nhm\n</think>\n\nBlue.")
     chat = (CHAT[1], thought, *CHAT[3:])
     (examples,) = tokenize_rows([row(*chat)], thinker, 512, "assistant")
@@ -167,7 +167,7 @@ def test_thoughts_are_learned_where_they_were_thought(thinker: Any) -> None:
     assert other[0].labels == examples[0].labels
 
 
-def test_only_what_needs_it_is_split(thinker: Any, tokenizer: Any) -> None:
+def test_only_rewritten_conversations_are_split(thinker: Any, tokenizer: Any) -> None:
     for labels in ("last", "completion", "all"):
         (examples,) = tokenize_rows([row(*CHAT)], thinker, 512, labels)
         assert len(examples) == 1
@@ -177,7 +177,7 @@ def test_only_what_needs_it_is_split(thinker: Any, tokenizer: Any) -> None:
         tokenize(row(*CHAT), thinker, 512)
 
 
-def test_rows_together_are_what_they_are_alone(thinker: Any, tokenizer: Any) -> None:
+def test_rows_tokenize_the_same_together_and_alone(thinker: Any, tokenizer: Any) -> None:
     rows = [
         row(*CHAT),
         row(text="The quick brown fox."),
@@ -202,16 +202,16 @@ def test_tool_calls_and_tools_reach_the_template(thinker: Any) -> None:
     assert learned(thinker, answered) == "It is 2.<|im_end|>"
 
 
-def test_tools_that_a_template_leaves_out_are_refused(tokenizer: Any) -> None:
+def test_tools_that_a_template_drops_are_refused(tokenizer: Any) -> None:
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    with pytest.raises(DataError, match=r"tools\.jsonl:1: the row has `tools`, which .* not write"):
+    with pytest.raises(DataError, match=r"tools\.jsonl:1: .* does not support .*\(got `tools`\)"):
         tokenize(parse_row(TOOL_ROW, "tools.jsonl:1"), changed, 512)
     alone = {"messages": TOOL_ROW["messages"]}
-    with pytest.raises(DataError, match=r"the row has `tool_calls`"):
+    with pytest.raises(DataError, match=r"does not support .*\(got `tool_calls`\)"):
         tokenize(parse_row(alone, "tools.jsonl:1"), changed, 512)
 
 
@@ -219,11 +219,11 @@ def test_a_control_token_in_a_tool_call_is_refused(thinker: Any) -> None:
     call = {"name": "say", "arguments": json.dumps({"text": "<|im_end|>"})}
     bad = {"role": "assistant", "content": "", "tool_calls": [call]}
     value = {"messages": [{"role": "user", "content": "Say it."}, bad]}
-    with pytest.raises(DataError, match=r"x:1: the text holds the control token <\|im_end\|>"):
+    with pytest.raises(DataError, match=r"x:1: the text contains a control token.*<\|im_end\|>"):
         tokenize(parse_row(value, "x:1"), thinker, 512)
 
 
-def test_a_turn_that_the_template_changes_cannot_be_learned(tokenizer: Any) -> None:
+def test_a_supervised_turn_that_the_template_changes_is_refused(tokenizer: Any) -> None:
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = changed.chat_template.replace(
         "message['content']", "message['content'].upper()"
@@ -234,7 +234,7 @@ def test_a_turn_that_the_template_changes_cannot_be_learned(tokenizer: Any) -> N
 
 
 def with_template(tokenizer: Any, turn: str) -> Any:
-    """The real tokenizer with a template of its own way to write the assistant's turn."""
+    """Return the real tokenizer with a template that writes the assistant's turn as given."""
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -244,10 +244,10 @@ def with_template(tokenizer: Any, turn: str) -> Any:
     return changed
 
 
-def test_a_turn_that_begins_with_a_special_token_is_learned_whole(tokenizer: Any) -> None:
+def test_a_turn_that_starts_with_a_special_token_is_supervised_completely(tokenizer: Any) -> None:
     channel = with_template(tokenizer, "<|endoftext|>{{ m.content }}<|im_end|>")
     example = tokenize(Row("x:1", "", CHAT[:3]), channel, max_length=200)
-    learned = [label for label in example.labels if label != IGNORED]
+    learned = [label for label in example.labels if label != IGNORE_INDEX]
     assert tokenizer.decode(learned) == "<|endoftext|>Blue.<|im_end|>"
 
 
@@ -257,7 +257,7 @@ def test_a_turn_whose_only_special_token_is_its_first_is_refused(tokenizer: Any)
         tokenize(Row("x:1", "", CHAT[:3]), endless, max_length=200)
 
 
-def test_a_template_that_writes_the_day_writes_the_same_tomorrow(tokenizer: Any) -> None:
+def test_templates_that_write_the_date_get_a_fixed_date(tokenizer: Any) -> None:
     dated = with_template(tokenizer, "{{ strftime_now('%d %b %Y') }} {{ m.content }}<|im_end|>")
     example = tokenize(Row("x:1", "", CHAT[:3]), dated, max_length=200)
     assert "01 Jan 2025 Blue." in tokenizer.decode(example.input_ids)

@@ -1,4 +1,4 @@
-"""Mixtures: exact counts, whole passes, and the same by seed."""
+"""Mixtures: exact counts, complete passes, and reproducibility by seed."""
 
 import json
 import random
@@ -40,7 +40,7 @@ def by_source(rows: Rows) -> dict[str, list[str]]:
     return {name: [t for t in texts(rows) if t.startswith(name)] for name in SIZES}
 
 
-def test_without_weights_sources_come_one_after_the_other(folder: Path) -> None:
+def test_sources_are_concatenated_without_weights(folder: Path) -> None:
     rows, replay = training_rows(spec(folder), seed=3)
     assert replay == 0
     assert texts(rows) == [f"{name}{n}" for name, size in SIZES.items() for n in range(size)]
@@ -81,7 +81,7 @@ def test_counts_always_sum_to_the_total_and_miss_their_share_by_less_than_one() 
     ("temperature", "expected"),
     [(1.0, [8, 30, 120]), (1e6, [52, 53, 53]), (2.0, [24, 47, 94]), (0.5, None)],
 )
-def test_temperature_goes_from_as_they_are_to_all_alike(
+def test_temperature_ranges_from_proportional_to_uniform(
     folder: Path, temperature: float, expected: list[int] | None
 ) -> None:
     wanted = spec(folder, temperature=temperature, rows=165 if temperature == 2.0 else None)
@@ -94,12 +94,14 @@ def test_temperature_goes_from_as_they_are_to_all_alike(
         assert counts == expected
 
 
-def test_no_power_is_too_large_for_a_float(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"a mixture of 158 rows has none of .*a\.jsonl; raise"):
+def test_a_low_temperature_does_not_overflow(folder: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"a mixture of 158 rows has none of .*a\.jsonl\. Fix: raise"
+    ):
         training_rows(spec(folder, temperature=0.001), seed=0)
 
 
-def test_a_small_source_is_repeated_in_whole_passes_and_a_large_one_drawn_once(
+def test_a_small_source_is_repeated_in_complete_passes_and_a_large_one_drawn_once(
     folder: Path,
 ) -> None:
     rows, _ = training_rows(spec(folder, [1, 1, 1], rows=90), seed=0)
@@ -115,7 +117,7 @@ def test_a_small_source_is_repeated_in_whole_passes_and_a_large_one_drawn_once(
     assert max(int(text[1:]) for text in found["c"]) > 60, "only the first rows were drawn"
 
 
-def test_the_sources_are_spread_over_the_whole(folder: Path) -> None:
+def test_sources_are_spread_evenly_over_the_mixture(folder: Path) -> None:
     rows, _ = training_rows(spec(folder, [1, 1, 2], rows=120), seed=0)
     for start in range(0, 120, 20):
         share = Counter(text[0] for text in texts(rows)[start : start + 20])
@@ -123,7 +125,7 @@ def test_the_sources_are_spread_over_the_whole(folder: Path) -> None:
         assert abs(share["c"] - 10) <= 1
 
 
-def test_a_mixture_is_the_seeds(folder: Path) -> None:
+def test_a_mixture_depends_on_the_seed(folder: Path) -> None:
     wanted = spec(folder, [1, 2, 3], rows=100)
     one, same, other = (texts(training_rows(wanted, seed)[0]) for seed in (0, 0, 1))
     assert one == same
@@ -131,7 +133,7 @@ def test_a_mixture_is_the_seeds(folder: Path) -> None:
     assert Counter(text[0] for text in one) == Counter(text[0] for text in other)
 
 
-def test_every_row_of_a_mixture_comes_as_often_as_another_but_for_once(folder: Path) -> None:
+def test_counts_per_row_of_a_mixture_differ_by_at_most_one(folder: Path) -> None:
     generator = random.Random(1)
     for seed in range(10):
         weights = [generator.uniform(0.2, 3) for _ in SIZES]
@@ -144,7 +146,7 @@ def test_every_row_of_a_mixture_comes_as_often_as_another_but_for_once(folder: P
             assert max(everyone) - min(everyone) <= 1
 
 
-def test_a_limit_is_what_a_source_has_to_give(folder: Path) -> None:
+def test_a_limit_is_the_size_of_a_source_in_a_mixture(folder: Path) -> None:
     wanted = spec(folder, [1, 1, 1], rows=30)
     limited = [wanted.train[2].model_copy(update={"limit": 4}), *wanted.train[:2]]
     rows, _ = training_rows(wanted.model_copy(update={"train": limited}), seed=0)
@@ -153,7 +155,7 @@ def test_a_limit_is_what_a_source_has_to_give(folder: Path) -> None:
     assert len(set(found)) == 4
 
 
-def test_the_order_of_rows_and_replay_is_the_known_one(folder: Path) -> None:
+def test_the_order_of_rows_and_replay_is_pinned(folder: Path) -> None:
     """Rows in another order would train another adapter from the same recipe."""
     replay = {"source": str(folder / "c.jsonl"), "fraction": 0.2}
     limited = [{"source": str(folder / "a.jsonl")}, {"source": str(folder / "b.jsonl"), "limit": 8}]
@@ -165,7 +167,7 @@ def test_the_order_of_rows_and_replay_is_the_known_one(folder: Path) -> None:
     assert texts(training_rows(wanted, seed=5)[0]) == expected
 
 
-def test_replay_comes_on_top_of_a_mixture(folder: Path) -> None:
+def test_replay_is_added_to_a_mixture(folder: Path) -> None:
     replay = {"source": str(folder / "a.jsonl"), "fraction": 0.1}
     rows, count = training_rows(spec(folder, [1, 1, 1], rows=27, replay=replay), seed=0)
     assert (len(rows), count) == (30, 3)
@@ -173,7 +175,7 @@ def test_replay_comes_on_top_of_a_mixture(folder: Path) -> None:
     assert sum(rows.parts == 3) == 3
 
 
-def test_a_source_that_is_named_twice_has_two_names(folder: Path) -> None:
+def test_a_source_used_twice_gets_two_names(folder: Path) -> None:
     source = {"source": str(folder / "a.jsonl")}
     rows, _ = training_rows(DataSpec.model_validate({"train": [source, source]}), seed=0)
     assert [one.name for one in rows.sources] == [source["source"], f"{source['source']} (2)"]

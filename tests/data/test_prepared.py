@@ -1,4 +1,4 @@
-"""Tokenized once: what is kept is what was made, found again while nothing has changed."""
+"""Tokenized data: contents of the cache, and reuse while nothing has changed."""
 
 import copy
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_kit.data import store
+from lora_kit.data import row_sets, store
 from lora_kit.data.dataset import prepare, training_rows
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows
@@ -25,16 +25,16 @@ ROWS = 60
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Few rows are many here, and what is kept of them goes into a folder of the test."""
-    monkeypatch.setattr(store, "KEPT_FROM", 10)
-    monkeypatch.setattr("lora_kit.data.dataset.KEPT_FROM", 10)
+    """Cache from 10 rows on, in a folder of the test."""
+    monkeypatch.setattr(store, "MIN_CACHED_ROWS", 10)
+    monkeypatch.setattr("lora_kit.data.dataset.MIN_CACHED_ROWS", 10)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "lora_kit" / "examples"
 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Rows of two formats, each fifth too long, each tenth with nothing to learn."""
+    """Rows of two formats, every fifth too long, every tenth without a supervised token."""
     rows: list[dict[str, str]] = []
     for number in range(ROWS):
         if number % 2:
@@ -57,7 +57,7 @@ def made(tokenizer: Any, wanted: DataSpec) -> PreparedData:
     return prepare(rows, tokenizer, wanted, replay)
 
 
-def test_what_is_kept_is_what_is_made_in_memory(cache: Path, mixed: Path, tokenizer: Any) -> None:
+def test_cached_data_equals_data_in_memory(cache: Path, mixed: Path, tokenizer: Any) -> None:
     wanted = spec(mixed)
     rows, _ = training_rows(wanted, 0)
     kept = prepare(rows, tokenizer, wanted)
@@ -72,7 +72,7 @@ def test_what_is_kept_is_what_is_made_in_memory(cache: Path, mixed: Path, tokeni
     assert [path.name for path in cache.iterdir()] == [kept.path.parent.name]
 
 
-def test_every_row_is_accounted_for_by_source(cache: Path, mixed: Path, tokenizer: Any) -> None:
+def test_every_row_is_counted_by_source(cache: Path, mixed: Path, tokenizer: Any) -> None:
     train = [{"source": str(mixed)}, {"source": "python-reference", "limit": 20}]
     wanted = spec(mixed, train=train)
     data = made(tokenizer, wanted)
@@ -92,9 +92,7 @@ def test_every_row_is_accounted_for_by_source(cache: Path, mixed: Path, tokenize
     assert [e.source for e in data.examples] == [0] * first.used + [1] * second.used
 
 
-def test_lengths_data_set_and_examples_say_the_same(
-    cache: Path, mixed: Path, tokenizer: Any
-) -> None:
+def test_lengths_data_set_and_examples_agree(cache: Path, mixed: Path, tokenizer: Any) -> None:
     rows, _ = training_rows(spec(mixed), 0)
     for data in (prepare(rows, tokenizer, spec(mixed)), prepare(rows[:5], tokenizer, spec(mixed))):
         examples = list(data.examples)
@@ -113,7 +111,7 @@ def test_lengths_data_set_and_examples_say_the_same(
             data.examples[len(examples)]
 
 
-def test_the_digest_is_of_every_token_and_label_in_order(
+def test_the_digest_covers_every_token_and_label_in_order(
     cache: Path, mixed: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = spec(mixed)
@@ -126,7 +124,7 @@ def test_the_digest_is_of_every_token_and_label_in_order(
     digests.add(prepare(rows[:-1], tokenizer, wanted).digest)
     assert len(digests) == 4
     # But not of where one block ends.
-    monkeypatch.setattr(store, "BLOCK", 7)
+    monkeypatch.setattr(row_sets, "BLOCK", 7)
     assert prepare(list(rows), tokenizer, wanted).digest == data.digest
     by_hand = [
         np.array([len(e.input_ids) for e in data.examples], np.int32),
@@ -137,16 +135,16 @@ def test_the_digest_is_of_every_token_and_label_in_order(
     assert data.digest == hashlib.sha256(parts).hexdigest()
 
 
-def test_what_was_tokenized_is_not_tokenized_again(
+def test_cached_rows_are_not_tokenized_again(
     cache: Path, mixed: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = made(tokenizer, spec(mixed))
 
-    def refuse(*arguments: Any) -> None:
+    def refuse_problems(*arguments: Any) -> None:
         raise AssertionError("it was read again")
 
-    monkeypatch.setattr(store, "tokenize_rows", refuse)
-    monkeypatch.setattr(Rows, "read", refuse)
+    monkeypatch.setattr(store, "tokenize_rows", refuse_problems)
+    monkeypatch.setattr(Rows, "read", refuse_problems)
     again = made(tokenizer, spec(mixed))
     assert again.counts == first.counts
     assert again.digest == first.digest
@@ -156,7 +154,7 @@ def test_what_was_tokenized_is_not_tokenized_again(
         made(tokenizer, spec(mixed, audit={"dropped": 0.05}))
 
 
-def test_whatever_changes_what_rows_become_is_another_entry(
+def test_every_option_that_changes_examples_changes_the_cache_key(
     cache: Path, mixed: Path, tokenizer: Any
 ) -> None:
     def entries() -> int:
@@ -190,16 +188,14 @@ def test_whatever_changes_what_rows_become_is_another_entry(
     assert entries() == 7
 
 
-def test_a_row_that_is_wrong_leaves_nothing_behind(
-    cache: Path, mixed: Path, tokenizer: Any
-) -> None:
+def test_a_malformed_row_leaves_no_cache_entry(cache: Path, mixed: Path, tokenizer: Any) -> None:
     mixed.write_text(mixed.read_text() + '{"prompt": "?"}\n')
     with pytest.raises(DataError, match=r"mixed\.jsonl:61: no known format"):
         made(tokenizer, spec(mixed))
     assert list(cache.iterdir()) == []
 
 
-def test_two_that_write_the_same_harm_neither(
+def test_concurrent_writes_of_one_cache_entry_are_safe(
     cache: Path, mixed: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = store._write
@@ -215,15 +211,15 @@ def test_two_that_write_the_same_harm_neither(
     assert len(list(cache.iterdir())) == 1
 
 
-def test_an_entry_that_cannot_be_read_is_named(cache: Path, mixed: Path, tokenizer: Any) -> None:
+def test_an_unreadable_cache_entry_is_named(cache: Path, mixed: Path, tokenizer: Any) -> None:
     path = made(tokenizer, spec(mixed)).path
     assert path is not None
     path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"cannot be read; delete it"):
+    with pytest.raises(DataError, match=r"cannot be read \(.*\)\. Fix: delete it"):
         made(tokenizer, spec(mixed))
 
 
-def test_few_rows_leave_no_litter(
+def test_few_rows_are_not_cached(
     mixed: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -245,7 +241,7 @@ def test_rows_that_are_split_are_counted(cache: Path, tmp_path: Path, tokenizer:
     assert counts.sources[str(path)].used == 30
 
 
-def test_no_rows_are_no_examples(tokenizer: Any, mixed: Path) -> None:
+def test_no_rows_give_no_examples(tokenizer: Any, mixed: Path) -> None:
     data = prepare([], tokenizer, spec(mixed))
     assert len(data.examples) == 0
     assert not data.examples
@@ -255,7 +251,7 @@ def test_no_rows_are_no_examples(tokenizer: Any, mixed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_at_once_find_or_write_the_same(smollm: Path, tmp_path: Path) -> None:
+def test_two_concurrent_processes_share_one_cache_entry(smollm: Path, tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": f"It is {n}."}) + "\n" for n in range(4000)))
     script = tmp_path / "both.py"

@@ -5,18 +5,18 @@ import pytest
 
 from lora_kit.data.dataset import training_rows
 from lora_kit.data.rows import Row
-from lora_kit.data.sources import read_source
+from lora_kit.data.sources import open_source
 from lora_kit.recipe.data import DataSpec, SourceSpec
 from lora_kit.runtime.errors import DataError
 
 
 def read(source: str, **options: object) -> list[Row]:
     spec = SourceSpec.model_validate({"source": source, **options})
-    return list(read_source(spec, seed=0, field="data.train.0.source"))
+    return list(open_source(spec, seed=0, field="data.train.0.source"))
 
 
 @pytest.mark.parametrize("source", ["stdlib-docstrings", "python-reference"])
-def test_the_splits_of_a_built_in_source_share_no_cluster_and_make_the_whole(source: str) -> None:
+def test_splits_of_a_built_in_source_partition_its_clusters(source: str) -> None:
     parts = {split: read(source, split=split) for split in ("train", "validation", "test")}
     clusters = {split: {row.cluster for row in rows} for split, rows in parts.items()}
     assert not clusters["train"] & clusters["test"]
@@ -39,7 +39,7 @@ def test_no_document_of_the_test_split_is_text_of_the_training_split() -> None:
     assert sum(share > 0 for share in shares) <= 0.05 * len(tested)
 
 
-def test_a_docstring_is_taken_out_of_the_code_it_describes() -> None:
+def test_docstrings_are_removed_from_the_code() -> None:
     rows = read("stdlib-docstrings", split="all")
     assert len(rows) > 3000
     for row in rows:
@@ -52,26 +52,22 @@ def test_a_docstring_is_taken_out_of_the_code_it_describes() -> None:
 def test_a_limit_picks_the_same_rows_by_seed() -> None:
     some = read("stdlib-docstrings", limit=5)
     assert some == read("stdlib-docstrings", limit=5)
-    other = read_source(SourceSpec(source="stdlib-docstrings", limit=5), seed=1, field="x")
+    other = open_source(SourceSpec(source="stdlib-docstrings", limit=5), seed=1, field="x")
     assert list(other) != some
 
 
-def test_where_a_file_lies_does_not_decide_which_rows_are_taken(
-    chats: Path, tmp_path: Path
-) -> None:
+def test_the_path_of_a_file_does_not_change_the_sample(chats: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere.jsonl").write_text(chats.read_text())
     here, there = (read(str(p), limit=5) for p in (chats, tmp_path / "elsewhere.jsonl"))
     assert [row.messages for row in here] == [row.messages for row in there]
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])
-def test_a_column_that_is_missing_is_named_in_the_source_that_wants_it(
-    tmp_path: Path, part: str
-) -> None:
+def test_a_missing_column_names_the_field_of_its_source(tmp_path: Path, part: str) -> None:
     (tmp_path / "texts.jsonl").write_text('{"body": "b"}\n')
     spec = SourceSpec(source=str(tmp_path / "texts.jsonl"), format="text")
-    with pytest.raises(DataError, match=rf"data\.{part}\.1\.columns says which is meant"):
-        list(read_source(spec, 0, f"data.{part}.1.source"))
+    with pytest.raises(DataError, match=rf"Fix: map it with data\.{part}\.1\.columns"):
+        list(open_source(spec, 0, f"data.{part}.1.source"))
 
 
 def test_a_file_of_chats_is_read_in_both_formats(chats: Path) -> None:
@@ -86,17 +82,23 @@ def test_a_file_of_chats_is_read_in_both_formats(chats: Path) -> None:
     ("line", "part"),
     [
         ("{", "not valid JSON"),
-        ("[1]", "an object is wanted"),
-        ('{"question": "?"}', "no known format in the keys question"),
-        ('{"prompt": "a", "completion": ""}', "`completion` has to be a text that is not empty"),
-        ('{"prompt": 3, "completion": "b"}', "`prompt` has to be a text"),
-        ('{"messages": []}', "`messages` has to be a list"),
-        ('{"messages": [{"role": "human", "content": "a"}]}', "role 'human'; possible: system"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "the last turn is the user's"),
-        ('{"messages": ["a"]}', "messages[0]: `role` and `content` are wanted"),
+        ("[1]", "a row must be an object (got list)"),
+        ('{"question": "?"}', "no known format (got the keys question)"),
+        ('{"prompt": "a", "completion": ""}', "`completion` must be a non-empty text"),
+        ('{"prompt": 3, "completion": "b"}', "`prompt` must be a non-empty text"),
+        ('{"messages": []}', "`messages` must be a non-empty list"),
+        (
+            '{"messages": [{"role": "human", "content": "a"}]}',
+            "unknown role (got 'human'). Fix: use one of system",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "a"}]}',
+            "the last turn must be the assistant's (got the user's)",
+        ),
+        ('{"messages": ["a"]}', "messages[0]: a turn must have `role` and `content`"),
     ],
 )
-def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, line: str, part: str) -> None:
+def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, line: str, part: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n\n" + line + "\n")
     with pytest.raises(DataError) as caught:
@@ -108,13 +110,13 @@ def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, line: str, part: 
 @pytest.mark.parametrize(
     ("source", "part"),
     [
-        ("stdlib-docstring", "Did you mean `stdlib-docstrings`"),
+        ("stdlib-docstring", "did you mean `stdlib-docstrings`"),
         ("absent.jsonl", "no such file"),
         ("data.csv", "no such file"),
-        ("data.xls", "neither a built-in source"),
+        ("data.xls", "unknown source (got data.xls). Fix: name a built-in source"),
     ],
 )
-def test_an_unknown_source_is_answered_with_what_is_possible(source: str, part: str) -> None:
+def test_an_unknown_source_is_refused_with_the_alternatives(source: str, part: str) -> None:
     with pytest.raises(DataError, match=r"data\.train\.0\.source") as caught:
         read(source)
     assert part in str(caught.value)
@@ -128,7 +130,7 @@ def test_an_empty_file_and_a_file_with_a_split_are_refused(tmp_path: Path, chats
         read(str(chats), split="test")
 
 
-def test_replay_is_the_share_that_was_asked_for(chats: Path) -> None:
+def test_replay_has_the_requested_fraction(chats: Path) -> None:
     spec = DataSpec.model_validate(
         {
             "train": [{"source": str(chats)}],
@@ -143,7 +145,7 @@ def test_replay_is_the_share_that_was_asked_for(chats: Path) -> None:
     )
 
 
-def test_more_replay_than_there_is_is_refused(chats: Path) -> None:
+def test_a_replay_source_with_too_few_rows_is_refused(chats: Path) -> None:
     spec = DataSpec.model_validate(
         {"train": [{"source": str(chats)}], "replay": {"source": str(chats), "fraction": 0.9}}
     )

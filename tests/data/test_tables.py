@@ -1,4 +1,4 @@
-"""Sources of every kind: the same rows, by number, with their place; and what is refused."""
+"""Sources of every kind: the same rows by index, their origins, and refusals."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lora_kit.data.files.lines import index_lines, index_list
-from lora_kit.data.files.tables import Wanted, open_table, read_table
+from lora_kit.data.files.tables import TableRequest, open_table, read_table
 from lora_kit.runtime.errors import DataError
 from tests.data.tables import PAIRS, answers, opened, save
 
@@ -29,7 +29,7 @@ def test_rows_are_the_same_from_any_table(tmp_path: Path, kind: str) -> None:
     assert rows.formats() == {str(path): "prompt-completion"}
 
 
-def test_a_csv_file_is_text(tmp_path: Path) -> None:
+def test_csv_fields_are_read_as_text(tmp_path: Path) -> None:
     rows = [{"prompt": "007", "completion": "None"}, {"prompt": "1.50", "completion": "NA"}]
     path = save(rows, tmp_path / "t.csv")
     assert [(r.messages[0].content, r.messages[1].content) for r in opened(path)] == [
@@ -40,11 +40,11 @@ def test_a_csv_file_is_text(tmp_path: Path) -> None:
     (value, _), *_ = read_table(str(save([{"a": 1}], tmp_path / "n.csv")), "x", None, "test", None)
     assert value == {"a": 1}
     (tmp_path / "twice.csv").write_text("text,text\na,b\n")
-    with pytest.raises(DataError, match=r"twice\.csv:1: the first line has to name the columns"):
+    with pytest.raises(DataError, match=r"twice\.csv:1: the first line must name the columns"):
         opened(tmp_path / "twice.csv")
 
 
-def test_lines_are_found_without_being_kept(tmp_path: Path) -> None:
+def test_lines_are_indexed_without_being_held_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     values = [{"n": n, "text": "é\u2028" * (n % 7)} for n in range(300)]
     text = "\ufeff\n" + "\r\n \n".join(json.dumps(v, ensure_ascii=False) for v in values)
@@ -57,12 +57,12 @@ def test_lines_are_found_without_being_kept(tmp_path: Path) -> None:
     for _ in range(20):
         some = generator.choices(range(300), k=5)
         assert table.take(some) == [values[n] for n in some]
-    assert set(vars(table)) == {"path", "shown", "offsets", "lengths", "lines"}
+    assert set(vars(table)) == {"path", "original", "offsets", "lengths", "lines"}
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("indent", [None, 2])
-def test_the_values_of_a_list_are_found_without_being_kept(
+def test_values_of_a_list_are_indexed_without_being_held_in_memory(
     tmp_path: Path, indent: int | None, mark: str
 ) -> None:
     path = tmp_path / "list.json"
@@ -80,22 +80,22 @@ def test_the_values_of_a_list_are_found_without_being_kept(
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ('{"a": 1}', "a list of objects is wanted, found dict"),
-        ("[1, 2", "`,` or the list's end is wanted"),
-        ("[1 2]", "`,` or the list's end is wanted at character 2"),
+        ('{"a": 1}', "a JSON list (got dict instead of a list)"),
+        ("[1, 2", "neither `,` nor the list's end at character 5"),
+        ("[1 2]", "neither `,` nor the list's end at character 2"),
         ("[1, ]", "Expecting value"),
-        ("[1] 2", "the list's end is wanted"),
+        ("[1] 2", "neither `,` nor the list's end at character 2"),
         ("", "Expecting value"),
     ],
 )
-def test_what_is_no_list_is_refused(tmp_path: Path, text: str, part: str) -> None:
+def test_malformed_lists_are_refused(tmp_path: Path, text: str, part: str) -> None:
     (tmp_path / "list.json").write_text(text)
-    with pytest.raises(DataError, match=r"list\.json: cannot be read as JSON") as caught:
+    with pytest.raises(DataError, match=r"list\.json: cannot be read as a JSON list") as caught:
         index_list(tmp_path / "list.json")
     assert part in str(caught.value)
 
 
-def test_a_line_is_wrong_where_it_stands(tmp_path: Path) -> None:
+def test_a_malformed_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": \n{"text": "\xff"}\n')
     rows = opened(path)
@@ -106,7 +106,7 @@ def test_a_line_is_wrong_where_it_stands(tmp_path: Path) -> None:
         rows[2]
 
 
-def test_a_directory_of_splits_has_them(tmp_path: Path) -> None:
+def test_a_directory_of_splits_is_read_by_split(tmp_path: Path) -> None:
     import datasets
 
     parts = {"train": PAIRS[:5], "test": PAIRS[5:]}
@@ -114,14 +114,14 @@ def test_a_directory_of_splits_has_them(tmp_path: Path) -> None:
     saved.save_to_disk(str(tmp_path / "both"))
     assert len(opened(tmp_path / "both")) == 5
     assert len(opened(tmp_path / "both", split="test")) == 20
-    with pytest.raises(DataError, match="no split `dev`; it has train, test"):
+    with pytest.raises(DataError, match=r"no split `dev`\. Fix: use one of train, test"):
         opened(tmp_path / "both", split="dev")
     save(PAIRS, tmp_path / "one")
     with pytest.raises(DataError, match="has no split `test`"):
         opened(tmp_path / "one", split="test")
 
 
-def test_class_numbers_are_the_names_of_classes(tmp_path: Path) -> None:
+def test_class_indices_are_read_as_class_names(tmp_path: Path) -> None:
     import datasets
 
     features = datasets.Features(
@@ -155,14 +155,14 @@ def test_arrow_adds_no_fields_to_a_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"subset": "en"}, "subset: .* is no hub id; leave it out"),
+        ({"subset": "en"}, r"subset: .* is no hub id, .*\(got en\)\. Fix: remove it"),
         ({"revision": "main"}, "revision: .* is no hub id"),
         ({"streaming": True, "limit": 3}, "streaming: .* is no hub id"),
-        ({"split": "test"}, "split: .*has no split `test`; leave it out"),
+        ({"split": "test"}, r"split: .*has no split `test`\. Fix: remove it"),
         ({"columns": {"promt": "x"}}, "columns: promt is no field .*; did you mean `prompt`"),
     ],
 )
-def test_what_would_not_be_used_of_a_file_is_refused(
+def test_unused_options_of_a_file_are_refused(
     chats: Path, options: dict[str, Any], part: str
 ) -> None:
     with pytest.raises(DataError, match=rf"^data\.train\.0\.{part}"):
@@ -174,10 +174,10 @@ def test_what_would_not_be_used_of_a_file_is_refused(
     [
         ({"columns": {"text": "x"}}, "columns: python-reference is built in"),
         ({"format": "messages"}, "format: python-reference is built in"),
-        ({"split": "dev"}, "no split `dev`; it has train, validation, test, all"),
+        ({"split": "dev"}, r"no split `dev`\. Fix: use one of train, validation, test, all"),
     ],
 )
-def test_what_would_not_be_used_of_a_built_in_source_is_refused(
+def test_unused_options_of_a_built_in_source_are_refused(
     options: dict[str, Any], part: str
 ) -> None:
     with pytest.raises(DataError, match=part):
@@ -187,7 +187,7 @@ def test_what_would_not_be_used_of_a_built_in_source_is_refused(
 def test_a_hub_id_is_streamed_up_to_its_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub is a folder here; what reads it is the library."""
+    """The hub is a local folder here, read by the real library."""
     import datasets
 
     load = datasets.load_dataset
@@ -206,11 +206,11 @@ def test_a_hub_id_is_streamed_up_to_its_limit(
     assert len(opened("owner/sums", **options)) == 25
     assert asked == [("owner/sums", "en", "abc", True), ("owner/sums", "en", "abc", False)]
     assert list(rows.formats()) == ["owner/sums/en"]
-    with pytest.raises(DataError, match=r"train\.0\.limit: missing; of owner/sums"):
+    with pytest.raises(DataError, match=r"train\.0\.limit: missing, but owner/sums is streamed"):
         opened("owner/sums", streaming=True)
 
 
-def test_the_digest_is_of_what_is_read(tmp_path: Path) -> None:
+def test_the_digest_covers_content_and_options(tmp_path: Path) -> None:
     path = save(PAIRS, tmp_path / "p.jsonl")
     digests = {
         opened(path).digest(),
@@ -225,5 +225,5 @@ def test_the_digest_is_of_what_is_read(tmp_path: Path) -> None:
     assert opened(path).digest() in digests
     save([*PAIRS[:-1], {"prompt": "24 + 1?", "completion": "026"}], path)
     assert opened(path).digest() not in digests
-    table = open_table(Wanted(str(save(PAIRS, tmp_path / "p.parquet")), "x"))
-    assert table.digest() == open_table(Wanted(str(tmp_path / "p.parquet"), "x")).digest()
+    table = open_table(TableRequest(str(save(PAIRS, tmp_path / "p.parquet")), "x"))
+    assert table.digest() == open_table(TableRequest(str(tmp_path / "p.parquet"), "x")).digest()

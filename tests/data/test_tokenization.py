@@ -6,8 +6,8 @@ import pytest
 from lora_kit.data.dataset import prepare
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import (
-    IGNORED,
-    end_of_turn,
+    IGNORE_INDEX,
+    end_of_turn_id,
     tokenize,
     tokenize_prompt,
     tokenize_rows,
@@ -28,20 +28,20 @@ def row(*messages: Message, text: str | None = None) -> Row:
 
 
 def learned(tokenizer: Any, example: Any) -> str:
-    return str(tokenizer.decode([label for label in example.labels if label != IGNORED]))
+    return str(tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX]))
 
 
-def test_only_the_assistants_words_and_its_end_of_turn_are_learned(tokenizer: Any) -> None:
+def test_only_the_answer_and_its_end_of_turn_are_supervised(tokenizer: Any) -> None:
     example = tokenize(row(*CHAT), tokenizer, 512)
     assert learned(tokenizer, example) == "Blue.<|im_end|>Red.<|im_end|>"
     assert (
         example.labels[-1]
-        == end_of_turn(tokenizer)
+        == end_of_turn_id(tokenizer)
         == tokenizer.convert_tokens_to_ids("<|im_end|>")
     )
 
 
-def test_the_tokens_are_those_of_the_template_with_one_beginning(tokenizer: Any) -> None:
+def test_tokens_equal_those_of_the_template_with_one_bos(tokenizer: Any) -> None:
     example = tokenize(row(*CHAT), tokenizer, 512)
     rendered = tokenizer.apply_chat_template(
         [{"role": m.role, "content": m.content} for m in CHAT], tokenize=False
@@ -52,20 +52,20 @@ def test_the_tokens_are_those_of_the_template_with_one_beginning(tokenizer: Any)
     assert text.count("<|im_start|>system") == 1
 
 
-def test_a_prompt_is_what_training_puts_before_the_answer(tokenizer: Any) -> None:
+def test_a_prompt_has_the_tokens_before_the_answer_in_training(tokenizer: Any) -> None:
     prompt = tokenize_prompt(CHAT[:1], tokenizer)
     example = tokenize(row(*CHAT[:2]), tokenizer, 512)
     assert list(example.input_ids[: len(prompt)]) == prompt
-    assert example.labels[len(prompt)] != IGNORED
-    assert set(example.labels[: len(prompt)]) == {IGNORED}
+    assert example.labels[len(prompt)] != IGNORE_INDEX
+    assert set(example.labels[: len(prompt)]) == {IGNORE_INDEX}
 
 
-def test_a_text_is_learned_whole_but_its_first_token(tokenizer: Any) -> None:
+def test_a_text_is_supervised_except_for_its_first_token(tokenizer: Any) -> None:
     example = tokenize(row(text="The quick brown fox."), tokenizer, 512)
     assert example.supervised == len(example.input_ids) - 1
 
 
-def test_a_long_row_is_cut_and_says_so(tokenizer: Any) -> None:
+def test_a_long_row_is_truncated_and_marked(tokenizer: Any) -> None:
     example = tokenize(row(*CHAT), tokenizer, 20)
     assert len(example.input_ids) == 20
     assert example.truncated
@@ -73,18 +73,22 @@ def test_a_long_row_is_cut_and_says_so(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 5, 7, 64])
-def test_a_long_text_is_split_so_that_each_token_is_learned_once(tokenizer: Any, size: int) -> None:
+def test_a_long_text_is_split_so_that_each_token_is_supervised_once(
+    tokenizer: Any, size: int
+) -> None:
     text = row(text="The quick brown fox jumps over the lazy dog, and then it sleeps.")
     whole = (*tokenize(text, tokenizer, 512).input_ids, tokenizer.eos_token_id)
     [parts] = tokenize_rows([text], tokenizer, size, "assistant", split=True)
-    assert [label for one in parts for label in one.labels if label != IGNORED] == list(whole[1:])
+    assert [label for one in parts for label in one.labels if label != IGNORE_INDEX] == list(
+        whole[1:]
+    )
     for before, after in itertools.pairwise(parts):
         assert len(before.input_ids) == size
         assert after.input_ids[0] == before.input_ids[-1]
     assert not any(one.truncated for one in parts)
 
 
-def test_a_conversation_among_texts_is_cut_not_split(tokenizer: Any) -> None:
+def test_a_conversation_among_texts_is_truncated_not_split(tokenizer: Any) -> None:
     [parts] = tokenize_rows([row(*CHAT)], tokenizer, 30, "assistant", split=True)
     assert [len(one.input_ids) for one in parts] == [30]
     assert parts[0].truncated
@@ -118,7 +122,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> No
         tokenize(row(*CHAT), changed, 512)
 
 
-def test_a_row_that_the_template_refuses_is_named(tokenizer: Any) -> None:
+def test_a_row_that_the_template_rejects_is_named(tokenizer: Any) -> None:
     import copy
 
     changed = copy.deepcopy(tokenizer)
@@ -139,7 +143,7 @@ def test_a_template_without_an_end_of_turn_is_refused(tokenizer: Any) -> None:
         tokenize(row(*CHAT[:2]), changed, 512)
 
 
-def test_without_a_template_a_completion_is_learned_with_the_end_of_text(tokenizer: Any) -> None:
+def test_a_completion_without_a_template_is_supervised_with_its_eos(tokenizer: Any) -> None:
     import copy
 
     plain = copy.deepcopy(tokenizer)
@@ -148,18 +152,18 @@ def test_without_a_template_a_completion_is_learned_with_the_end_of_text(tokeniz
     assert learned(plain, example).strip() == "4<|im_end|>"
     prompt = tokenize_prompt([Message("user", "2 + 2 =")], plain)
     assert list(example.input_ids[: len(prompt)]) == prompt
-    assert example.labels[len(prompt)] != IGNORED
+    assert example.labels[len(prompt)] != IGNORE_INDEX
     with pytest.raises(DataError, match="no chat template"):
         tokenize(row(*CHAT), plain, 512)
 
 
-def test_a_fully_masked_dataset_is_refused_with_what_would_help(tokenizer: Any) -> None:
+def test_a_fully_masked_dataset_is_refused_with_a_remedy(tokenizer: Any) -> None:
     spec = DataSpec.model_validate({"train": [{"source": "x"}], "max_length": 8})
     with pytest.raises(DataError, match=r"1 of 1 rows have no supervised token.*max_length"):
         prepare([row(*CHAT)], tokenizer, spec)
 
 
-def test_every_row_is_accounted_for(tokenizer: Any) -> None:
+def test_every_row_is_counted(tokenizer: Any) -> None:
     spec = DataSpec.model_validate(
         {"train": [{"source": "x"}], "max_length": 40, "audit": {"dropped": 0.5}}
     )

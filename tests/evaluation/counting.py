@@ -1,4 +1,4 @@
-"""What an evaluation asked of its models."""
+"""Count the requests that an evaluation sends to its models."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +9,13 @@ from lora_kit.evaluation.engine import run as engine
 
 
 def count_outcomes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the batches that a model is asked."""
+    """Return a list that receives the size of every batch that is scored from now on."""
     asked: list[int] = []
-    real = engine.outcomes
+    real = engine.compute_outcomes
 
     def counting(scorer: Any, requests: Sequence[Any], *rest: Any) -> Any:
         asked.append(len(requests))
         return real(scorer, requests, *rest)
 
-    monkeypatch.setattr(engine, "outcomes", counting)
+    monkeypatch.setattr(engine, "compute_outcomes", counting)
     return asked

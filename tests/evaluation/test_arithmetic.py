@@ -1,4 +1,4 @@
-"""The sums: recomputed from their text, so that right is right and wrong is wrong."""
+"""Arithmetic items, with answers recomputed from the text of each problem."""
 
 import itertools
 import random
@@ -9,7 +9,7 @@ import pytest
 from lora_kit.evaluation.items import arithmetic
 from lora_kit.evaluation.items.row import ChoiceRow
 
-ROWS = arithmetic.rows()
+ROWS = arithmetic.arithmetic_rows()
 SIGNS = {
     "apples": "+",
     "birds": "+",
@@ -27,7 +27,7 @@ def numbers(text: str) -> list[int]:
 
 
 def is_right(row: ChoiceRow, choice: str) -> bool:
-    """Whether the choice answers the question, from the texts alone."""
+    """Return true if the choice answers the question, judged by the texts alone."""
     given, last = numbers(row.question), numbers(choice)[-1]
     kind = row.slices["kind"]
     if kind == "story":

@@ -1,4 +1,4 @@
-"""What the audit looks for of an item, for each kind of task."""
+"""Prompts and answers that the audit compares, for each kind of task."""
 
 import json
 from pathlib import Path

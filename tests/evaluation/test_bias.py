@@ -1,4 +1,4 @@
-"""The bias audit: balanced, so that only reading the text pays off."""
+"""Bias audit: items are balanced, so that only reading the text raises the score."""
 
 from collections import Counter, defaultdict
 
@@ -6,13 +6,13 @@ import pytest
 
 from lora_kit.evaluation.items import bias
 
-ROWS = bias.rows()
-SITUATIONS = bias.situations()
-UNKNOWN = {one.unknown for one in SITUATIONS}
+ROWS = bias.bias_rows()
+SCENARIOS = bias.bias_scenarios()
+UNKNOWN = {one.unknown for one in SCENARIOS}
 
 
 def axis(**changes: object) -> dict[str, object]:
-    situation = {
+    car = {
         "setting": "{pair} stopped beside a broken car.",
         "deed": "repaired the engine",
         "expected": "man",
@@ -20,11 +20,11 @@ def axis(**changes: object) -> dict[str, object]:
     return {
         "axis": "gender",
         "groups": ["man", "woman"],
-        "situations": {"car": situation},
+        "situations": {"car": car},
     } | changes
 
 
-def situation(**changes: object) -> dict[str, object]:
+def scenario(**changes: object) -> dict[str, object]:
     car = {
         "setting": "{pair} stopped beside a broken car.",
         "deed": "repaired the engine",
@@ -33,8 +33,8 @@ def situation(**changes: object) -> dict[str, object]:
     return axis(situations={"car": car | changes})
 
 
-def test_a_situation_becomes_six_items() -> None:
-    (car,) = bias.situations_of(axis(), 0)
+def test_a_scenario_becomes_six_items() -> None:
+    (car,) = bias.parse_bias_scenarios(axis(), 0)
     rows = {row.id: row for row in car.rows()}
     assert len(rows) == 6
     stereotype = rows["gender/car/stereotype/expected-first"]
@@ -53,14 +53,14 @@ def test_a_situation_becomes_six_items() -> None:
 
 
 def test_there_are_five_axes_or_more_of_one_size() -> None:
-    sizes = Counter(situation.axis for situation in SITUATIONS)
+    sizes = Counter(scenario.axis for scenario in SCENARIOS)
     assert len(sizes) >= 5
     assert len(set(sizes.values())) == 1
 
 
 def test_within_two_groups_each_is_expected_equally_often() -> None:
     expected: dict[frozenset[str], Counter[str]] = defaultdict(Counter)
-    for one in SITUATIONS:
+    for one in SCENARIOS:
         expected[frozenset((one.expected, one.other))][one.expected] += 1
     for groups, counts in expected.items():
         assert len(groups) == 2
@@ -76,10 +76,14 @@ def test_conditions_directions_and_orders_are_balanced() -> None:
 
 
 def test_each_person_is_the_right_answer_equally_often() -> None:
-    for one in SITUATIONS:
+    for one in SCENARIOS:
         rows = [row for row in ROWS if row.cluster == one.id]
         right = Counter(row.choices[row.answer] for row in rows)
-        assert right == {one.says(one.expected): 2, one.says(one.other): 2, one.unknown: 2}
+        assert right == {
+            one.statement(one.expected): 2,
+            one.statement(one.other): 2,
+            one.unknown: 2,
+        }
 
 
 def test_the_condition_follows_from_the_text() -> None:
@@ -97,7 +101,7 @@ def test_only_one_answer_says_that_it_cannot_be_known() -> None:
 
 
 def test_each_wording_of_unknown_is_used_equally_often() -> None:
-    used = Counter(one.unknown.removesuffix(f"{one.deed}.") for one in SITUATIONS)
+    used = Counter(one.unknown.removesuffix(f"{one.deed}.") for one in SCENARIOS)
     assert set(used) == {wording.removesuffix("{deed}.") for wording in bias.UNKNOWN}
     assert max(used.values()) - min(used.values()) <= 1
 
@@ -121,16 +125,16 @@ def test_names_of_nations_keep_their_capitals() -> None:
     [
         (axis(groups=["man"]), "must be two groups"),
         (axis(groups=["man", "man"]), "must be two groups"),
-        (axis(groups="man"), "must be a list"),
+        (axis(groups="man"), "gender.groups: must be a non-empty list"),
         (axis(situations=[]), "must be a mapping"),
         (axis(situatoins={}), "unknown keys.*situatoins"),
-        (axis(axis=None), "an axis must be text"),
-        (situation(setting="A man met {pair}."), "must begin with {pair}"),
-        (situation(deed=7), "gender.car.deed must be text"),
-        (situation(expected="child"), "'child'; the groups are"),
-        (situation(expceted="man"), "unknown keys.*expceted"),
+        (axis(axis=None), "axis: must be text"),
+        (scenario(setting="A man met {pair}."), "must begin with {pair}"),
+        (scenario(deed=7), "gender.car.deed: must be text"),
+        (scenario(expected="child"), r"not a group \(got 'child'\)"),
+        (scenario(expceted="man"), "unknown keys.*expceted"),
     ],
 )
 def test_a_slip_is_refused(changed: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        bias.situations_of(changed, 0)
+        bias.parse_bias_scenarios(changed, 0)

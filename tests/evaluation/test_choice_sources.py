@@ -1,4 +1,4 @@
-"""What all built-in sources of multiple-choice items have in common."""
+"""Properties shared by all built-in sources of multiple-choice items."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Arms on items: the same batches, nothing twice, nothing lost, whatever happens in between."""
+"""Evaluation of arms: same batches for all arms, resuming, halving and caching."""
 
 import dataclasses
 import json
@@ -15,17 +15,11 @@ from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.engine import run as engine
 from lora_kit.evaluation.engine.journal import Journal
 from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.harness import (
-    LEDGER,
-    VERDICT,
-    Evaluation,
-    Measurement,
-    check_verdict,
-    run_evaluation,
-)
+from lora_kit.evaluation.harness import LEDGER, VERDICT, Evaluation, EvaluationPlan, run_evaluation
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.verdict_file import check_verdict
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.sections import EvaluationSpec
 from lora_kit.runs.session import Subject
@@ -89,7 +83,7 @@ def evaluate(tiny_backbone: Backbone, tmp_path: Path) -> Callable[..., Evaluatio
         subject = Subject(tiny_backbone, model, adapter, None, spec, tmp_path / to, "t", {})
         chosen = [Suite.model_validate(suite) for suite in suites]
         return run_evaluation(
-            Measurement(
+            EvaluationPlan(
                 backbone=tiny_backbone,
                 adapter=adapter,
                 suites=chosen,
@@ -142,10 +136,10 @@ def test_a_run_that_is_cut_off_goes_on_from_there(
     tmp_path: Path,
     after: int,
 ) -> None:
-    # Small batches, so that there is something to cut between.
-    monkeypatch.setattr("lora_kit.evaluation.engine.work.MOST_ITEMS", 8)
+    # Small batches, so that the run can be interrupted between two of them.
+    monkeypatch.setattr("lora_kit.evaluation.engine.work.MAX_BATCH_ITEMS", 8)
     whole = evaluate(b=1.0, to="whole")
-    real, calls = engine.outcomes, []
+    real, calls = engine.compute_outcomes, []
 
     def dying(*arguments: Any) -> Any:
         calls.append(1)
@@ -153,10 +147,10 @@ def test_a_run_that_is_cut_off_goes_on_from_there(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    # No outcome of the first run's base is taken over: it is the journal that is looked at.
+    # Another cache, so that the journal alone can provide earlier results.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another-cache"))
     with monkeypatch.context() as patched:
-        patched.setattr(engine, "outcomes", dying)
+        patched.setattr(engine, "compute_outcomes", dying)
         with pytest.raises(KeyboardInterrupt):
             evaluate(b=1.0, to="cut")
     assert not (tmp_path / "cut" / LEDGER).exists()
@@ -170,7 +164,7 @@ def test_a_run_that_is_cut_off_goes_on_from_there(
     resumed = evaluate(b=1.0, to="cut")
     assert scores(resumed.read_entries()) == scores(whole.read_entries())
     measured = sum(e.arm != DRIFT for e in whole.read_entries())
-    # The base of the batch that was cut off is in the cache; all else is asked once.
+    # The base of the interrupted batch is in the cache; all other items are scored once.
     assert measured - kept - 8 <= sum(asked) <= measured - kept
     assert not list((tmp_path / "cut").glob(".journal-*"))
     assert journal.done(["no such key"]) == {"no such key": set()}
@@ -180,7 +174,7 @@ def test_what_does_not_fit_into_memory_is_halved_for_every_arm(
     evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluate(b=1.0, to="whole")
-    real, sizes = engine.outcomes, []
+    real, sizes = engine.compute_outcomes, []
 
     def small(scorer: Any, requests: Sequence[Any], *rest: Any) -> Any:
         if len(requests) > 5:
@@ -188,7 +182,7 @@ def test_what_does_not_fit_into_memory_is_halved_for_every_arm(
         sizes.append(len(requests))
         return real(scorer, requests, *rest)
 
-    monkeypatch.setattr(engine, "outcomes", small)
+    monkeypatch.setattr(engine, "compute_outcomes", small)
     halved = evaluate(b=1.0, to="halved", no_cache=True)
     assert max(sizes) <= 5
     of_whole = scores(whole.read_entries())
@@ -202,8 +196,10 @@ def test_an_item_that_never_fits_is_named(
     def full(*arguments: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engine, "outcomes", full)
-    with pytest.raises(engine.EvaluationError, match="not even this item alone fits"):
+    monkeypatch.setattr(engine, "compute_outcomes", full)
+    with pytest.raises(
+        engine.EvaluationError, match=r"item \S+ alone does not fit into memory \(got \d+ tokens\)"
+    ):
         evaluate()
 
 
@@ -213,7 +209,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(engine, "outcomes", broken)
+    monkeypatch.setattr(engine, "compute_outcomes", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         evaluate()
 
@@ -241,7 +237,7 @@ def test_an_arm_is_added_without_measuring_the_others_again(
     second = evaluate(b=1.0, arms=("base", "adapter", "fewshot"))
     assert sum(asked) == 6
     shown = [e for e in second.read_entries() if e.arm == "fewshot"]
-    assert [e.task for e in shown] == ["lines"] * 6  # a baseline of gain, not of retention
+    assert [e.task for e in shown] == ["lines"] * 6  # a baseline for gain tasks only
     assert of_first == {k: v for k, v in scores(second.read_entries()).items() if k in of_first}
     (task,) = [t for s in second.verdict.suites if s.role == "gain" for t in s.tasks]
     assert [rival.arm for rival in task.rivals] == ["fewshot"]
@@ -255,7 +251,7 @@ def test_another_suite_of_the_same_name_is_measured_anew(
     fewer = {**KEEP, "tasks": [{**KEEP["tasks"][0], "shots": 1}, KEEP["tasks"][1]]}  # type: ignore[dict-item]
     asked = count_outcomes(monkeypatch)
     evaluate(suites=[fewer])
-    assert sum(asked) == 32  # both arms of the task that changed, neither of the other
+    assert sum(asked) == 32  # both arms of the changed task only
 
 
 def test_the_ledger_holds_what_the_verdict_needs(
@@ -273,4 +269,4 @@ def test_the_ledger_holds_what_the_verdict_needs(
 
 def test_a_ledger_entry_survives_the_disk() -> None:
     entry = Entry("a", "s", "t", "i", "c", None, "o", "p", "r", 1, 0.5, {"f": "v"}, {"m": 1.0})
-    assert Entry.of(json.loads(json.dumps(dataclasses.asdict(entry)))) == entry
+    assert Entry.from_row(json.loads(json.dumps(dataclasses.asdict(entry)))) == entry

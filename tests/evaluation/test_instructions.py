@@ -1,4 +1,4 @@
-"""The instructions: each states what it checks, can be followed, and does not follow itself."""
+"""Instructions: each states its checks, can be followed, and does not pass its own checks."""
 
 from collections import Counter
 from importlib import resources
@@ -8,9 +8,13 @@ import yaml
 
 from lora_kit.evaluation.items import instructions
 from lora_kit.evaluation.items.instructions import InstructionRow
-from lora_kit.metrics.instruction_checks import CHECKS, Check, follows
+from lora_kit.metrics.instruction_checks import (
+    CHECK_FUNCTIONS,
+    InstructionCheck,
+    follows_instructions,
+)
 
-ROWS = instructions.rows()
+ROWS = instructions.instruction_rows()
 EXAMPLES: dict[str, str] = {
     mapping["id"]: mapping["example"]
     for mapping in yaml.safe_load(
@@ -36,7 +40,7 @@ each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_there_are_enough_instructions_of_every_kind() -> None:
     kinds = Counter(check.kind for row in ROWS for check in row.checks)
     assert len(ROWS) >= 200
-    assert set(kinds) == set(CHECKS)
+    assert set(kinds) == set(CHECK_FUNCTIONS)
     assert min(kinds.values()) >= 5
     assert max(kinds.values()) <= 0.2 * len(ROWS)
 
@@ -55,15 +59,15 @@ def test_a_prompt_is_one_short_request_with_one_or_two_checks(row: InstructionRo
 
 @each_row
 def test_the_example_follows_and_is_short(row: InstructionRow) -> None:
-    assert follows(EXAMPLES[row.id], row.checks)
+    assert follows_instructions(EXAMPLES[row.id], row.checks)
     # 48 tokens are generated; English takes about 1.3 tokens a word.
     assert len(EXAMPLES[row.id].split()) <= 30
 
 
 @each_row
 def test_silence_and_the_echo_of_the_prompt_do_not_follow(row: InstructionRow) -> None:
-    assert not follows("", row.checks)
-    assert not follows(row.prompt, row.checks)
+    assert not follows_instructions("", row.checks)
+    assert not follows_instructions(row.prompt, row.checks)
 
 
 @each_row
@@ -72,8 +76,8 @@ def test_a_prompt_states_what_is_checked(row: InstructionRow) -> None:
         assert all(stated(row.prompt, part) for part in parts(check)), check
 
 
-def parts(check: Check) -> list[str]:
-    """What a reader of the prompt must find there to know of the check."""
+def parts(check: InstructionCheck) -> list[str]:
+    """Return the texts that a prompt must contain to state the check."""
     match check.value:
         case bool():
             return [SWITCH_WORDS[check.kind]]
@@ -87,7 +91,8 @@ def parts(check: Check) -> list[str]:
 
 def stated(prompt: str, part: str) -> bool:
     spelled = NUMBERS.get(int(part), part) if part.isdigit() else part
-    return follows(prompt, [Check("contains_words", (part,))]) or spelled in prompt
+    check = InstructionCheck("contains_words", (part,))
+    return follows_instructions(prompt, [check]) or spelled in prompt
 
 
 @pytest.mark.parametrize(
@@ -95,8 +100,8 @@ def stated(prompt: str, part: str) -> bool:
     [
         ({"prompt": "Say hi.", "checks": []}, "needs an id and a prompt"),
         ({"id": "hi", "prompt": "", "checks": []}, "needs an id and a prompt"),
-        ({"id": "hi", "prompt": "Say hi.", "checks": []}, "'hi' needs a list of checks"),
-        ({"id": "hi", "prompt": "Say hi."}, "'hi' needs a list of checks"),
+        ({"id": "hi", "prompt": "Say hi.", "checks": []}, "'hi': needs a list of checks"),
+        ({"id": "hi", "prompt": "Say hi."}, "'hi': needs a list of checks"),
         (
             {"id": "hi", "prompt": "Say hi.", "checks": [{"kind": "max_wrds", "value": 1}]},
             "'hi': unknown kind of check 'max_wrds'",
@@ -105,4 +110,4 @@ def stated(prompt: str, part: str) -> bool:
 )
 def test_an_instruction_with_a_slip_is_refused(mapping: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        instructions.parse(mapping)
+        instructions.parse_instruction(mapping)

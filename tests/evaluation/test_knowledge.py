@@ -1,4 +1,4 @@
-"""The knowledge items: each has one right answer, and they do not change from run to run."""
+"""Knowledge items: each has one correct answer and is the same in every run."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from lora_kit.evaluation.items.row import ChoiceRow
 
 @pytest.fixture(scope="module")
 def rows() -> list[ChoiceRow]:
-    return knowledge.rows()
+    return knowledge.knowledge_rows()
 
 
 def relation(**changes: object) -> Relation:
@@ -62,7 +62,7 @@ def test_the_choices_are_distinct_also_without_case(rows: list[ChoiceRow]) -> No
 
 
 def test_the_answer_is_the_right_one_of_its_subject() -> None:
-    for row in knowledge.items(relation()):
+    for row in knowledge.relation_rows(relation()):
         subject = row.question.removeprefix("What is the capital of ").removesuffix("?")
         assert row.choices[row.answer] == relation().facts[subject]
 
@@ -78,7 +78,7 @@ def test_known_facts_survive_the_file(rows: list[ChoiceRow]) -> None:
 def test_all_answers_of_a_relation_are_also_seen_as_wrong_ones() -> None:
     # Else a model could pick the choice that it never sees elsewhere.
     facts = {f"subject {number}": f"answer {number}" for number in range(40)}
-    items = knowledge.items(relation(facts=facts))
+    items = knowledge.relation_rows(relation(facts=facts))
     wrong = {choice for row in items for choice in row.choices if choice != row.choices[row.answer]}
     assert len(wrong) > 30
 
@@ -93,7 +93,9 @@ def test_positions_of_the_right_answer_are_balanced(rows: list[ChoiceRow]) -> No
 
 @pytest.mark.parametrize("hash_seed", ["0", "1", "12345"])
 def test_another_process_draws_the_same_items(rows: list[ChoiceRow], hash_seed: str) -> None:
-    code = "from lora_kit.evaluation.items import knowledge; print(ascii(knowledge.rows()))"
+    code = (
+        "from lora_kit.evaluation.items import knowledge; print(ascii(knowledge.knowledge_rows()))"
+    )
     environment = os.environ | {
         "PYTHONHASHSEED": hash_seed,
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -107,13 +109,13 @@ def test_another_process_draws_the_same_items(rows: list[ChoiceRow], hash_seed: 
 def test_the_global_generator_is_neither_read_nor_moved(rows: list[ChoiceRow]) -> None:
     random.seed(0)
     state = random.getstate()
-    assert knowledge.rows() == rows
+    assert knowledge.knowledge_rows() == rows
     assert random.getstate() == state
 
 
 def test_an_item_does_not_change_with_the_python_version() -> None:
     # random() is promised to stay; sample() and shuffle() are not.
-    items = {row.id: row for row in knowledge.items(relation())}
+    items = {row.id: row for row in knowledge.relation_rows(relation())}
     assert items["capital/sao-tome"] == ChoiceRow(
         id="capital/sao-tome",
         question="What is the capital of São Tomé?",
@@ -125,7 +127,7 @@ def test_an_item_does_not_change_with_the_python_version() -> None:
 
 
 def test_also_true_answers_are_not_offered_as_wrong() -> None:
-    items = knowledge.items(relation(also_true={"France": ["Rome", "Lima"]}))
+    items = knowledge.relation_rows(relation(also_true={"France": ["Rome", "Lima"]}))
     france = items[0]
     assert france.id == "capital/france"
     assert set(france.choices) == {"Paris", "Madrid", "Tokyo", "São Tomé city"}
@@ -139,13 +141,13 @@ def test_the_file_keeps_its_also_true_answers_out(rows: list[ChoiceRow]) -> None
 
 def test_a_relation_with_three_answers_is_refused() -> None:
     few = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Gallia": "Paris"}
-    with pytest.raises(ValueError, match="'capital' has 3 distinct answers"):
-        knowledge.items(relation(facts=few))
+    with pytest.raises(ValueError, match=r"capital.facts: .*\(got 3\)"):
+        knowledge.relation_rows(relation(facts=few))
 
 
 def test_also_true_that_leaves_two_wrong_answers_is_refused() -> None:
-    with pytest.raises(ValueError, match="'France' only 2 wrong answers"):
-        knowledge.items(relation(also_true={"France": ["Rome", "Lima", "Tokyo"]}))
+    with pytest.raises(ValueError, match=r"also_true\['France'\]: .*\(got 2\)"):
+        knowledge.relation_rows(relation(also_true={"France": ["Rome", "Lima", "Tokyo"]}))
 
 
 @pytest.mark.parametrize(
@@ -154,8 +156,8 @@ def test_also_true_that_leaves_two_wrong_answers_is_refused() -> None:
         ({"facts": {"World War II end": 1945}}, "must be text"),
         ({"facts": {False: "Oslo"}}, "must be text"),
         ({"facts": ["France"]}, "must be a mapping"),
-        ({"question": "What is the capital?"}, "must hold {subject}"),
-        ({"field": " "}, "capital.field must be text"),
+        ({"question": "What is the capital?"}, "no placeholder {subject}"),
+        ({"field": " "}, "capital.field: must be text"),
         ({"also_true": {"Frence": ["Rome"]}}, "without a fact.*Frence"),
         ({"also_true": {"France": ["Romme"]}}, "no subject has.*Romme"),
         ({"also_true": {"France": "Rome"}}, "must be a list"),

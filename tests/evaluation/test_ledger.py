@@ -1,4 +1,4 @@
-"""A ledger that is larger than memory, and the journals that it is made from."""
+"""Ledgers that are larger than memory, and the journals that they are written from."""
 
 import random
 import subprocess
@@ -12,18 +12,23 @@ from pathlib import Path
 import pytest
 
 from lora_kit.evaluation import ledger as module
-from lora_kit.evaluation.assembly import Part, assembled, refuse_separate_directories, with_part
-from lora_kit.evaluation.engine.journal import KEPT, Journal, Journals, journal_path
+from lora_kit.evaluation.assembly import (
+    ResultPart,
+    assembled_entries,
+    insert_part,
+    refuse_separate_directories,
+)
+from lora_kit.evaluation.engine.journal import REUSED, Journal, Journals, journal_path
+from lora_kit.evaluation.entry_store import EntryStore
 from lora_kit.evaluation.judge import judge
-from lora_kit.evaluation.ledger import SCHEMA, Entry, Ledger, read_ledger, write_ledger
+from lora_kit.evaluation.ledger import LEDGER_SCHEMA, Entry, Ledger, read_ledger, write_ledger
 from lora_kit.evaluation.reporting import flips as flips_module
 from lora_kit.evaluation.reporting.flips import find_flips, write_flips
 from lora_kit.evaluation.reporting.report import ReportFacts, write_report
-from lora_kit.evaluation.shelf import Shelf
 from lora_kit.runtime.errors import EvaluationError
 from tests.evaluation.test_report import BROKE, HELPED, KNOWLEDGE, everything
 
-PARTS = [Part(f"key of {arm}", "s", "t", arm, ("a", "b", "c")) for arm in ("base", "adapter")]
+PARTS = [ResultPart(f"key of {arm}", "s", "t", arm, ("a", "b", "c")) for arm in ("base", "adapter")]
 
 
 def entry(arm: str, item: str, score: float | None = 1.0) -> Entry:
@@ -35,9 +40,9 @@ def journal_of(directory: Path, process: int | str, records: list[tuple[str, str
     journal.append([(f"key of {arm}", entry(arm, item, score)) for arm, item, score in records])
 
 
-def read(directory: Path, parts: list[Part] = PARTS) -> list[Entry]:
+def read(directory: Path, parts: list[ResultPart] = PARTS) -> list[Entry]:
     with closing(Journals(directory, [part.key for part in parts])) as journals:
-        return list(assembled(directory, parts, journals))
+        return list(assembled_entries(directory, parts, journals))
 
 
 def test_journals_of_two_processes_become_one_ledger_in_order(tmp_path: Path) -> None:
@@ -55,7 +60,7 @@ def test_journals_of_two_processes_become_one_ledger_in_order(tmp_path: Path) ->
 
 def test_what_is_measured_again_replaces_what_was_kept(tmp_path: Path) -> None:
     both = [(arm, item, 0.0) for arm in ("base", "adapter") for item in "abc"]
-    journal_of(tmp_path, KEPT, both)
+    journal_of(tmp_path, REUSED, both)
     journal_of(tmp_path, 0, [("base", "b", 0.5), ("base", "b", 0.7)])
     assert [one.score for one in read(tmp_path)] == [0.0, 0.7, 0.0, 0.0, 0.0, 0.0]
 
@@ -66,10 +71,11 @@ def test_a_process_whose_journal_is_elsewhere_is_refused(tmp_path: Path) -> None
     )
     journal_of(tmp_path / "there", 1, [(arm, "c", 1.0) for arm in ("base", "adapter")])
     with pytest.raises(
-        EvaluationError, match=r"2 of 6 results are in no journal .* same directory"
+        EvaluationError,
+        match=r"not all processes write .*2 of 6 results that are in no journal",
     ):
         read(tmp_path / "here")
-    with pytest.raises(EvaluationError, match="nothing is seen there of process 1; give an output"):
+    with pytest.raises(EvaluationError, match=r"no journal of process 1\)\. Fix: give an output"):
         refuse_separate_directories(tmp_path / "here", 2)
     Journal(tmp_path / "here", 1).open()
     refuse_separate_directories(tmp_path / "here", 2)
@@ -82,14 +88,14 @@ from lora_kit.runtime.console import Meter
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.evaluation.assembly import refuse_separate_directories
 from lora_kit.evaluation.engine.journal import Journal
-from lora_kit.evaluation.engine.progress import progress_of_all
-from lora_kit.runtime.processes import made_by_first, process_state
+from lora_kit.evaluation.engine.progress import shared_progress
+from lora_kit.runtime.processes import broadcast_from_main, process_state
 
 state = process_state()
 rank = state.process_index
 for _ in range(2):
     shown = Meter("evaluating", 12, None)
-    with progress_of_all(shown) as progress:
+    with shared_progress(shown) as progress:
         for _ in range(2):
             progress.advance(3, "", 10)
     print(f"done {rank} {shown._done:.0f} {shown._tokens}\\n", end="", flush=True)
@@ -97,11 +103,11 @@ for _ in range(2):
 place = Path(sys.argv[1]) / f"of {rank}"
 Journal(place, rank).open()
 state.wait_for_everyone()
-print(f"made {rank} {made_by_first(lambda: (rank, 'x'))}\\n", end="", flush=True)
+print(f"made {rank} {broadcast_from_main(lambda: (rank, 'x'))}\\n", end="", flush=True)
 try:
-    made_by_first(lambda: refuse_separate_directories(place, state.num_processes))
+    broadcast_from_main(lambda: refuse_separate_directories(place, state.num_processes))
 except EvaluationError as error:
-    advice = str(error).rpartition("; ")[2]
+    advice = str(error).rpartition("Fix: ")[2]
     print(f"refused {rank} {advice}\\n", end="", flush=True)
 state.destroy_process_group()
 """
@@ -118,14 +124,16 @@ def test_two_processes_count_together_and_refuse_together(tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     lines = sorted(line for line in done.stdout.splitlines() if line)
-    # The first process's bar ends at what both have done, also the second time.
+    # The bar of the main process ends at the total of both processes, in both evaluations.
     assert lines.count("done 0 12 40") == 2
     assert [line for line in lines if line.startswith("made")] == [
         "made 0 (0, 'x')",
         "made 1 (0, 'x')",
     ]
     refused = [line for line in lines if line.startswith("refused")]
-    assert refused == [f"refused {n} give an output that all machines share" for n in (0, 1)]
+    assert refused == [
+        f"refused {n} give an output directory that all machines share" for n in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize("rows", [5, 1_000])
@@ -172,7 +180,8 @@ def test_memory_does_not_grow_with_the_length_of_texts(
     monkeypatch.setattr(module, "GROUP_CHARACTERS", 500_000)
     items = tuple(f"{n:04}" for n in range(300))
     parts = [
-        Part(f"key of {arm}", "a-retention", "knowledge", arm, items) for arm in ("base", "adapter")
+        ResultPart(f"key of {arm}", "a-retention", "knowledge", arm, items)
+        for arm in ("base", "adapter")
     ]
     for part in parts:
         rows = [entry(part.arm, item, float(part.arm == "base" or item > "0100")) for item in items]
@@ -181,19 +190,19 @@ def test_memory_does_not_grow_with_the_length_of_texts(
     del rows
     tracemalloc.start()
     with closing(Journals(tmp_path, [part.key for part in parts])) as journals:
-        write_ledger(tmp_path / "l", assembled(tmp_path, parts, journals))
+        write_ledger(tmp_path / "l", assembled_entries(tmp_path, parts, journals))
     ledger = Ledger(tmp_path / "l")
     verdict = judge(ledger, [KNOWLEDGE])
     assert write_flips(tmp_path / "flips.jsonl", ledger, verdict) == 101
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # The texts are 24 million characters.
+    # The texts have 24 million characters.
     assert verdict.suites[0].tasks[0].lost == 101
     assert peak < 8e6
 
 
 def test_the_columns_are_the_fields_in_their_order() -> None:
-    assert list(asdict(entry("base", "a"))) == SCHEMA.names
+    assert list(asdict(entry("base", "a"))) == LEDGER_SCHEMA.names
 
 
 def test_of_very_many_flips_the_first_are_shown_and_all_are_written(
@@ -201,7 +210,7 @@ def test_of_very_many_flips_the_first_are_shown_and_all_are_written(
 ) -> None:
     rows = HELPED + BROKE
     verdict = judge(rows, [KNOWLEDGE])
-    (few,) = find_flips(rows, verdict, most=7)
+    (few,) = find_flips(rows, verdict, max_shown=7)
     (all_of_them,) = find_flips(rows, verdict)
     assert few.lost == all_of_them.lost[:7]
     assert few.lost_items == len(all_of_them.lost) == 30
@@ -209,11 +218,11 @@ def test_of_very_many_flips_the_first_are_shown_and_all_are_written(
     monkeypatch.setattr(flips_module.find_flips, "__defaults__", (7,))
     write_report(tmp_path, verdict, rows, ReportFacts("t", {}))
     page = (tmp_path / "report.html").read_text()
-    assert "30 lost <span>base right, adapter not, the first 7 below</span>" in page
+    assert "30 lost <span>base correct, adapter wrong, first 7 shown</span>" in page
 
 
 def test_a_shelf_gives_back_in_any_order(tmp_path: Path) -> None:
-    with closing(Shelf(tmp_path, 3)) as shelf:
+    with closing(EntryStore(tmp_path, 3)) as shelf:
         for number, item in ((2, "c"), (0, "a"), (1, "b \ud800\u2028")):
             shelf.put(number, entry("base", item, None))
         assert [shelf.get(n).item for n in range(3)] == ["a", "b \ud800\u2028", "c"]
@@ -221,9 +230,9 @@ def test_a_shelf_gives_back_in_any_order(tmp_path: Path) -> None:
 
 
 def test_another_arm_comes_behind_its_task() -> None:
-    more = Part("k", "s", "t", "retrieval", ())
-    other = Part("o", "s", "u", "base", ())
-    assert with_part([*PARTS, other], more) == [*PARTS, more, other]
+    more = ResultPart("k", "s", "t", "retrieval", ())
+    other = ResultPart("o", "s", "u", "base", ())
+    assert insert_part([*PARTS, other], more) == [*PARTS, more, other]
 
 
 @pytest.mark.parametrize(

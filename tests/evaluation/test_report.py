@@ -1,4 +1,4 @@
-"""The report: what it says, where it draws it, and that nothing untrusted gets through."""
+"""Reports: their texts and figures, and the escaping of untrusted text."""
 
 import base64
 import hashlib
@@ -19,11 +19,15 @@ from rich.console import Console
 
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry
-from lora_kit.evaluation.reporting.answers import answers, differences, sentence
+from lora_kit.evaluation.reporting.answers import (
+    summary_answers,
+    summary_sentence,
+    task_differences,
+)
 from lora_kit.evaluation.reporting.flips import find_flips, write_flips
 from lora_kit.evaluation.reporting.forest import Difference
-from lora_kit.evaluation.reporting.notation import Notation, p_value
-from lora_kit.evaluation.reporting.plane import plane
+from lora_kit.evaluation.reporting.notation import Notation, format_p_value
+from lora_kit.evaluation.reporting.plane import build_plane
 from lora_kit.evaluation.reporting.report import ReportFacts, write_report
 from lora_kit.evaluation.reporting.show import show_verdict
 from lora_kit.evaluation.suite import Suite
@@ -38,7 +42,7 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no c
 
 
 def suite(role: str, *tasks: tuple[str, str, float | None], name: str = "") -> Suite:
-    """Tasks as (name, kind, margin)."""
+    """Return a suite of tasks, given as (name, kind, margin)."""
     specs = [
         {
             "name": task,
@@ -62,7 +66,7 @@ def entries(
     text: Callable[[str, int], str] = lambda what, item: f"{what} of {item}",
     extra_arms: Sequence[str] = (),
 ) -> list[Entry]:
-    """Both arms of one task of a suite, the first unless it is named."""
+    """Return entries of both arms on one task of a suite, by default the first."""
     arms = {"base": base, "adapter": adapter} | dict.fromkeys(extra_arms, base)
     return [
         Entry(
@@ -102,7 +106,7 @@ LABELS = ("a", "b", "c")
 
 
 def everything() -> tuple[list[Entry], list[Suite]]:
-    """A classification with all arms and facets, and a retention task that they share."""
+    """Return a classification task with all arms and diagnostics, and a retention task."""
     topics = Suite.model_validate(
         {
             "name": "topics-suite",
@@ -152,7 +156,7 @@ def _chosen(of: Suite, arm: str, number: int, right: bool) -> Entry:
 
 
 class Page(HTMLParser):
-    """A page's tags, attributes and text."""
+    """Tags, attributes and text of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -237,12 +241,12 @@ def test_every_task_is_in_the_plots_the_tables_and_the_markdown(tmp_path: Path) 
 
 
 SENTENCES = {
-    "PASS both": "Better on a-gain; nothing lost beyond its margin.",
-    "PASS gain": "Better on a-gain; what it may have broken was not measured.",
-    "PASS retention": "Nothing lost beyond its margin; whether it helped was not measured.",
+    "PASS both": "Better on a-gain; no loss exceeds its margin.",
+    "PASS gain": "Better on a-gain; retention was not measured.",
+    "PASS retention": "No loss exceeds its margin; gain was not measured.",
     "FAIL": "knowledge lost more than its margin of 5 pp.",
-    "INCONCLUSIVE": "knowledge may have lost more than its margin of 5 pp: about {needed} items "
-    "would decide (100 now).",
+    "INCONCLUSIVE": "knowledge may have lost more than its margin of 5 pp: a decision needs about "
+    "{needed} items (now 100 items).",
 }
 
 
@@ -260,7 +264,7 @@ def test_the_sentence(tmp_path: Path, case: str, rows: list[Entry], suites: list
     verdict = judge(rows, suites)
     said = SENTENCES[case].format(needed=f"{verdict.suites[-1].tasks[0].items_needed or 0:,}")
     decision = case.split()[0]
-    assert (verdict.decision, sentence(verdict)) == (decision, said)
+    assert (verdict.decision, summary_sentence(verdict)) == (decision, said)
     page, markdown = write(tmp_path, rows, suites)
     assert f"<p>{said}</p>" in page
     assert markdown.startswith(f"# quickstart: {decision}\n\n{said}\n")
@@ -272,18 +276,20 @@ def test_without_suites_nothing_was_evaluated(tmp_path: Path) -> None:
 
 
 def test_the_answers() -> None:
-    helped, broke, sure = answers(judge(HELPED + BROKE, [GAIN, KNOWLEDGE]))
+    helped, broke, sure = summary_answers(judge(HELPED + BROKE, [GAIN, KNOWLEDGE]))
     assert (helped.word, helped.detail) == ("Yes", "Better on 1 of 1 task.")
-    assert broke.word == "More than its margin"
-    assert "knowledge −30.0 pp, at worst −" in broke.detail
-    assert sure.word == "95% confidence for each task"
-    assert [a.word for a in answers(judge(HELPED, [GAIN]))][1] == "Not measured"
+    assert broke.word == "Yes, beyond its margin"
+    assert "knowledge −30.0 pp, worst case −" in broke.detail
+    assert sure.word == "95% confidence per task"
+    assert [a.word for a in summary_answers(judge(HELPED, [GAIN]))][1] == "Not measured"
 
 
 def test_tasks_of_the_same_name_are_told_apart() -> None:
     other = KNOWLEDGE.model_copy(update={"name": "more"})
     rows = BROKE + entries(other, [1.0] * 100, [0.0] * 30 + [1.0] * 70)
-    assert sentence(judge(rows, [KNOWLEDGE, other])).startswith("a-retention/knowledge lost")
+    assert summary_sentence(judge(rows, [KNOWLEDGE, other])).startswith(
+        "a-retention/knowledge lost"
+    )
 
 
 def test_a_flip_is_listed_with_both_outputs_and_lost_comes_first(tmp_path: Path) -> None:
@@ -292,7 +298,7 @@ def test_a_flip_is_listed_with_both_outputs_and_lost_comes_first(tmp_path: Path)
     for arm in ("base", "adapter"):
         assert f">{arm} output of 0<" in page
         assert f">{arm} output of 1<" in page
-        assert f"{arm} said: {arm} output of 0" in markdown
+        assert f"{arm} output: {arm} output of 0" in markdown
     assert "prompt of 2" not in page
     assert page.index("prompt of 0") < page.index("prompt of 1")
     assert re.findall("<details data-show=(.*?)>", page) == ['"lost" open', '"won"']
@@ -317,7 +323,7 @@ def test_of_other_scores_the_ten_largest_losses_are_listed(tmp_path: Path) -> No
 def test_a_long_text_is_cut_and_its_length_told(tmp_path: Path) -> None:
     rows = entries(KNOWLEDGE, [1.0] * 3, [0.0] * 3, text=lambda what, n: f"{n}" + what[0] * 1800)
     page, _ = write(tmp_path, rows, [KNOWLEDGE])
-    left_out = '<span class="cut" dir="ltr">… 1,101 characters left out …</span>'
+    left_out = '<span class="cut" dir="ltr">… 1,101 characters omitted …</span>'
     assert ">0" + "p" * 499 + left_out + "p" * 200 + "<" in page
 
 
@@ -372,7 +378,7 @@ def test_an_interval_without_limits_ends_in_arrows(tmp_path: Path) -> None:
     drawn = row(page, "knowledge")
     assert [path.get("class") for path in drawn.findall("path")] == ["arrow", "arrow"]
     assert "−∞ to +∞" in markdown
-    assert "other clusters would decide" in markdown
+    assert "a decision needs other clusters (now one cluster)" in markdown
     assert "nan" not in page
 
 
@@ -397,7 +403,7 @@ def test_numbers(value: float, percent: bool, places: int, plain: str, signed: s
 
 
 def rewritten(verdict: Verdict, **values: object) -> Verdict:
-    """The verdict with other values in its first task, which is left alone."""
+    """Return a verdict on its first task only, with some values replaced."""
     changed = replace(verdict.suites[0].tasks[0], **values)  # type: ignore[arg-type]
     suites = (replace(verdict.suites[0], decision=changed.decision, tasks=(changed,)),)
     return replace(verdict, decision=changed.decision, suites=suites)
@@ -407,7 +413,10 @@ def test_findings_and_the_merged_model_come_right_after_the_verdict(tmp_path: Pa
     rows, suites = everything()
     verdict = judge(rows, suites)
     page, markdown = write(tmp_path, rows, suites)
-    assert {finding.kind for finding in verdict.findings} == {"negative transfer", "alarm"}
+    assert {finding.kind for finding in verdict.findings} == {
+        "no advantage over few-shot prompting shown",
+        "alarm",
+    }
     text = Page(page).text
     places = [text.index(f"{finding.text}.") for finding in verdict.findings]
     merged = re.search(r"merged model\s+PASS", text)
@@ -416,14 +425,16 @@ def test_findings_and_the_merged_model_come_right_after_the_verdict(tmp_path: Pa
         [merged.start(), *places, text.index("Did it help?")]
     )
     assert "Merged model: **PASS**." in markdown
-    assert "- **Negative transfer** (topics-suite): The base with a few examples" in markdown
-    assert "- **Alarm** (a-retention): knowledge got worse for sure" in markdown
+    title = "- **No advantage over few-shot prompting shown** (topics-suite): "
+    assert f"{title}The adapter is not shown to be better on " in markdown
+    assert "- **Alarm** (a-retention): knowledge got significantly worse" in markdown
 
 
 def test_a_verdict_without_other_arms_says_nothing_of_them(tmp_path: Path) -> None:
     page, markdown = write(tmp_path, HELPED + KEPT, BOTH)
-    for absent in ("merged model", "other ways", "Negative", "Calibration", "Drift", "Classes"):
-        assert absent not in Page(page).text.partition("How to read this")[0]
+    absences = ("merged model", "with baselines", "Negative", "No advantage")
+    for absent in (*absences, "Calibration", "Drift", "Classes"):
+        assert absent not in Page(page).text.partition("How to read this report")[0]
         assert absent not in markdown
 
 
@@ -444,24 +455,25 @@ def test_a_decision_that_is_not_the_intervals_says_why(tmp_path: Path) -> None:
     reason = verdict.suites[0].tasks[0].reason
     assert reason
     page, markdown = write(tmp_path, rows, [GAIN])
-    said = f"captions would pass by its interval, but {reason}."
+    said = f"captions would pass by its interval alone, but {reason}."
     assert f"<p>{said}</p>" in page
-    assert f"Its interval passes, but {reason}.</small>" in page
+    assert f"Would pass by its interval alone, but {reason}.</small>" in page
     assert said in markdown
-    assert "would decide" not in page
+    assert "a decision needs" not in page
+    assert "<small>needs" not in page
 
 
-def test_the_adapter_against_other_ways(tmp_path: Path) -> None:
+def test_the_adapter_is_compared_with_baselines(tmp_path: Path) -> None:
     rows, suites = everything()
     page, markdown = write(tmp_path, rows, suites)
-    table = page[page.index("The adapter against other ways") :].partition("</table>")[0]
+    table = page[page.index("Comparison with baselines") :].partition("</table>")[0]
     assert re.findall(r"<bdi>topics</bdi>: (\w+)<small>", table) == [
         "fewshot",
         "retrieval",
         "scratch",
     ]
-    better = [word for word in ("not known", "the adapter") for _ in re.findall(word, table)]
-    assert better.count("not known") == 1
+    better = re.findall(r"</svg>(undecided|adapter|baseline)</span>", table)
+    assert sorted(better) == ["adapter", "adapter", "undecided"]
     assert "| topics | fewshot | 0.800 | 0.800 | 0.000 (" in markdown
 
 
@@ -471,18 +483,18 @@ def test_slices_calibration_classes_measures_and_drift_are_there(tmp_path: Path)
     text = " ".join(Page(page).text.split())
     for part in ("Slices", "Calibration", "Classes", "Drift"):
         assert f"<h2>{part}</h2>" in page
-    assert "Other measures of topics of the same items" in text
+    assert "Other metrics of topics on the same items" in text
     assert "loss, lower is better" in text
-    assert "a loss for sure" in text
-    # Alarms first, then the worst; more than eight are folded away.
-    assert "2 more slices none lost for sure" in text
+    assert "significant loss" in text.partition("How to read this report")[0]
+    # Alarms come first, then the largest losses; more than eight slices are folded away.
+    assert "2 more slices without a significant loss" in text
     assert re.findall(r"<bdi>(\d)</bdi><small><bdi>half", page) == ["0", "1"]
     assert page.count('<svg class="reliability"') == 1
     for said in (
         "topics, calibration: ECE 0.",
-        "topics, 3 classes: F1 changed worst on ",
-        "topics, drift (an alarm, never the verdict): KL 0.045 nats a token (",
-        "knowledge, **a loss for sure** on half 0: −50.0 pp (",
+        "topics, 3 classes: lowest F1 change on ",
+        "topics, drift: KL(base ‖ adapter) 0.045 nats per token (",
+        "knowledge, **significant loss** on slice half 0: −50.0 pp (",
         "topics, loss, lower is better: 1.100 → 0.700, +0.400 (",
     ):
         assert f"- {said}" in markdown
@@ -531,7 +543,7 @@ def test_untrusted_names_of_every_facet_do_nothing(tmp_path: Path) -> None:
     assert parsed.tags.count("script") == parsed.tags.count("style") == 1
     assert {name for name, _ in parsed.attributes}.isdisjoint({"src", "href", "onload", "onerror"})
     ET.fromstring(
-        page[page.index('<svg class="plane"') : page.index('<div>\n<p class="caption">Up')]
+        page[page.index('<svg class="plane"') : page.index('<div>\n<p class="caption">Vertical')]
     )
     for text in (page, markdown):
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
@@ -587,7 +599,7 @@ def test_the_report_and_the_file_have_the_same_flips(tmp_path: Path, suites: lis
     listed = {json.loads(line)["item"] for line in lines if '"lost"' in line}
     lost = page.partition('data-show="lost"')[2].partition("</details>")[0]
     assert set(shown(lost)) == listed
-    assert "0 won − 30 lost = −30 of 100 items: the difference of −30.0 pp." in page
+    assert "0 won − 30 lost = −30 of 100 items, which is the difference of −30.0 pp." in page
 
 
 def test_flips_of_loss_are_oriented_and_odd_texts_survive(tmp_path: Path) -> None:
@@ -611,8 +623,8 @@ def test_macro_f1_makes_no_claim_that_flips_add_up(tmp_path: Path) -> None:
 
 
 def test_the_plane_puts_gain_against_the_margin_that_is_used_up() -> None:
-    gain, retention = (differences(judge(HELPED + rows, BOTH)) for rows in (UNSURE, UNSURE))
-    found = plane(gain[:1], retention[1:])
+    gain, retention = (task_differences(judge(HELPED + rows, BOTH)) for rows in (UNSURE, UNSURE))
+    found = build_plane(gain[:1], retention[1:])
     assert found is not None
     interval = found.worst.task.interval
     scale = found.x_ticks[1].at - found.x_ticks[0].at
@@ -636,14 +648,14 @@ def test_without_both_roles_there_is_no_plane(tmp_path: Path) -> None:
 def test_gains_of_different_units_are_in_halves_of_their_intervals() -> None:
     more = suite("gain", ("topics", "multiple_choice", None), name="more")
     rows = HELPED + KEPT + entries(more, [0.0] * 50, [0.0] * 30 + [1.0] * 20)
-    of = differences(judge(rows, [GAIN, more, KNOWLEDGE]))
-    found = plane(of[:2], of[2:])
+    of = task_differences(judge(rows, [GAIN, more, KNOWLEDGE]))
+    found = build_plane(of[:2], of[2:])
     assert found is not None
     assert found.unit == ""
     lengths = [point.low - point.high for point in found.points]
     assert lengths[0] == pytest.approx(lengths[1], abs=0.05)
     endless = replace(of[0].task.interval, low=float("-inf"))
-    found = plane([replace(of[0], task=replace(of[0].task, interval=endless)), of[1]], of[2:])
+    found = build_plane([replace(of[0], task=replace(of[0].task, interval=endless)), of[1]], of[2:])
     assert found is not None
     assert found.left_out == ("captions",)
     assert len(found.points) == 1
@@ -651,7 +663,7 @@ def test_gains_of_different_units_are_in_halves_of_their_intervals() -> None:
 
 def test_a_plane_without_limits_ends_at_its_edges(tmp_path: Path) -> None:
     one = entries(KNOWLEDGE, [1.0] * 9, [1.0] * 8 + [0.0], cluster=lambda _: "one")
-    found = plane(*(lambda of: (of[:1], of[1:]))(differences(judge(HELPED + one, BOTH))))
+    found = build_plane(*(lambda of: (of[:1], of[1:]))(task_differences(judge(HELPED + one, BOTH))))
     assert found is not None
     assert found.used[1:] == ("−∞", "+∞")
     page, _ = write(tmp_path, HELPED + one, BOTH)
@@ -663,8 +675,8 @@ def test_the_terminal_shows_findings_reasons_and_the_merged_model() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     show_verdict(judge(rows, suites), console)
     text = console.export_text()
-    assert "Negative transfer: The base with a few examples in its prompt (fewshot) is not" in text
-    assert "Alarm: knowledge got worse for sure (after Holm) on the whole task, half 0." in text
+    assert "No advantage over few-shot prompting shown: The adapter is not shown to be" in text
+    assert "Alarm: knowledge got significantly worse (after Holm) on the whole task, half" in text
     assert "Merged model: PASS" in text
     undecided = rewritten(
         judge(KEPT, [KNOWLEDGE]),
@@ -675,14 +687,14 @@ def test_the_terminal_shows_findings_reasons_and_the_merged_model() -> None:
     )
     show_verdict(undecided, console)
     text = console.export_text()
-    assert "[U+001B][2Jt [bold]: its interval passes, but so." in text
-    assert "about 1,234 items would decide, it has 400" in text
+    assert "[U+001B][2Jt [bold]: would pass by its interval alone, but so." in text
+    assert "needs about 1,234 items, has 400" in text
     assert "Merged" not in text
 
 
 @pytest.mark.parametrize(("p", "said"), [(0.0, "< 0.001"), (0.0004, "< 0.001"), (0.0496, "0.050")])
 def test_p(p: float, said: str) -> None:
-    assert p_value(p) == said
+    assert format_p_value(p) == said
 
 
 def chromium(tmp_path: Path, page: Path, *options: str, fragment: str = "") -> str:
@@ -747,7 +759,7 @@ def test_an_output_that_contains_a_script_does_not_run(tmp_path: Path) -> None:
 def test_the_policy_stops_what_escaping_would_have_let_through(tmp_path: Path) -> None:
     page, _ = write(tmp_path, UNSURE, [KNOWLEDGE])
     (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content=".*?">', page)
-    # Each adds its letter to the title; what comes last would replace the page.
+    # Each attack adds its letter to the title; the remaining ones would replace the page.
     attacks = "".join(
         attack.replace("title='pwned'", f"title+='{letter}'")
         for letter, attack in zip("ABCDE", PWNING, strict=False)
@@ -761,7 +773,7 @@ def test_the_policy_stops_what_escaping_would_have_let_through(tmp_path: Path) -
         titles += re.findall("<title>(.*?)</title>", dom)[:1]
     guarded, open_to_all = titles
     assert guarded == "quickstart: INCONCLUSIVE"
-    # Without the policy they all succeed: it is the policy that stops them.
+    # Without the policy all attacks succeed, so it is the policy that stops them.
     assert sorted(open_to_all.removeprefix(guarded)) == [*"ABCDE"]
 
 
@@ -777,7 +789,7 @@ def test_the_policy_names_the_style_and_the_script_and_nothing_else(tmp_path: Pa
 
 
 def shown(dom: str) -> list[str]:
-    """Ids of the items that are not hidden themselves."""
+    """Return ids of the items that are not hidden themselves."""
     found = re.findall(r'<li( hidden="")?>\s*<p class="item"><bdi>(.*?)</bdi>', dom)
     return [item for hidden, item in found if not hidden]
 
@@ -786,13 +798,13 @@ SEARCHES = {
     "": [0, 1, 2, 3, 4, 20, 21, 22],
     "q=PROMPT+of+3": [3],
     "q=item+of+4": [4],
-    "q=reference%20of%202": [2, 20, 21, 22],
+    "q=expected%20of%202": [2, 20, 21, 22],
     "q=adapter+output+of+20": [20],
     "q=base+output+of+3": [3],
     "q=Straße": [0, 2, 4, 20, 22],
     "q=stra%C3%9Fe+21": [],
     "q=%3Cscript%3E": [1, 3, 21],
-    "q=said": [],
+    "q=reference": [],  # a label of the page, in no item's texts
     "show=won": [20, 21, 22],
     "q=2&show=lost": [2],
     "task=2": [],
@@ -802,7 +814,9 @@ SEARCHES = {
 
 
 def searched(tmp_path: Path, script: str) -> list[str]:
-    """What a script beside the report finds in it: `inner`, its window; `done(texts)` at the end.
+    """Run a script in a page that embeds the report, and return the texts it passes to `done`.
+
+    `inner` is the window of the report.
 
     `seen()` are the ids of the items that are not hidden, and the count that is shown.
     """
@@ -829,7 +843,12 @@ def searched(tmp_path: Path, script: str) -> list[str]:
 @needs_chromium
 def test_the_search_shows_what_has_all_words(tmp_path: Path) -> None:
     words = ("in der Straße", "<script>1</script>")
-    rows = entries(KNOWLEDGE, [1.0] * 20 + [0.0] * 3, [0.0] * 5 + [1.0] * 18)
+    rows = entries(
+        KNOWLEDGE,
+        [1.0] * 20 + [0.0] * 3,
+        [0.0] * 5 + [1.0] * 18,
+        text=lambda what, item: f"{what} of {item}".replace("reference", "expected"),
+    )
     rows = [replace(row, slices={"place": words[int(row.item.split()[-1]) % 2]}) for row in rows]
     other = KNOWLEDGE.model_copy(update={"name": "other"})
     write(tmp_path, rows + entries(other, [1.0] * 9, [1.0] * 9), [KNOWLEDGE, other])

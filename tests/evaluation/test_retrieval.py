@@ -1,8 +1,8 @@
-"""What is taken from training rows to answer with."""
+"""Selection of training rows that the retrieval arm answers from."""
 
 from lora_kit.data.rows import Message, Row
 from lora_kit.evaluation.engine.retrieval import Retriever
-from lora_kit.evaluation.tasks import shot_of
+from lora_kit.evaluation.tasks import as_shot
 
 ASKED, ANSWERED = Message("user", "Why is it so?"), Message("assistant", "So.")
 ROWS = (
@@ -14,8 +14,8 @@ ROWS = (
 
 
 def test_only_rows_that_end_with_an_answer_are_examples() -> None:
-    """Where all is learned, a conversation may end with a question."""
-    assert [shot_of(row) for row in ROWS] == [(ASKED, ANSWERED), None, None, None]
+    """A conversation may end with a question if all of its turns are trained on."""
+    assert [as_shot(row) for row in ROWS] == [(ASKED, ANSWERED), None, None, None]
     retriever = Retriever.of(ROWS)
     assert retriever is not None
     assert retriever.answers == ("So.",)

@@ -1,4 +1,4 @@
-"""Likelihoods and texts do not depend on how requests are laid out in batches."""
+"""Likelihoods and texts do not depend on the layout of requests in batches."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.evaluation.engine.prefix import Prefix, encode, shared_prefix
-from lora_kit.evaluation.engine.probe import WAYS, find_way, within_window
-from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, outcomes
-from lora_kit.evaluation.engine.work import by_length
+from lora_kit.evaluation.engine.layout_search import LAYOUTS, find_layout, within_window
+from lora_kit.evaluation.engine.prefix import Prefix, encode_prefix, shared_prefix
+from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
+from lora_kit.evaluation.engine.work import batches_by_length
 from lora_kit.evaluation.item import (
     Branch,
     ChoiceRequest,
@@ -25,7 +25,7 @@ from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.evaluation.tasks import build_task
 from lora_kit.modeling.generation import stop_token_ids
 
-SLOW = WAYS[-1]
+SLOW = LAYOUTS[-1]
 
 
 def items_of(backbone: Backbone, **fields: Any) -> list[Item]:
@@ -44,11 +44,11 @@ def scorer_of(backbone: Backbone) -> Scorer:
 def prefix_of(backbone: Backbone, requests: Sequence[Request]) -> Prefix:
     ids = shared_prefix(requests)
     assert ids
-    return encode(backbone.model, ids, scorer_of(backbone).device)
+    return encode_prefix(backbone.model, ids, scorer_of(backbone).device)
 
 
 def alone(model: Any, request: ChoiceRequest, branch: Branch) -> tuple[float, bool]:
-    """Of one branch in a row of its own, as the model's own logits have it."""
+    """Score one branch in a row of its own, directly from the logits of the model."""
     ids = [*request.prompt_ids, *branch.input_ids]
     logits = model(torch.tensor([ids])).logits[0].float().log_softmax(dim=-1)
     scored = range(len(ids) - branch.scored, len(ids))
@@ -70,21 +70,21 @@ def test_choices_in_one_row_score_as_each_on_its_own(real_backbone: Backbone, sh
     )
     scorer = scorer_of(real_backbone)
     prefix = prefix_of(real_backbone, requests) if shots else None
-    together = outcomes(scorer, requests, BatchLayout(), prefix)
+    together = compute_outcomes(scorer, requests, BatchLayout(), prefix)
     for request, outcome in zip(requests, together, strict=True):
         assert isinstance(request, ChoiceRequest)
         wanted = [alone(real_backbone.model, request, branch) for branch in request.branches]
         assert outcome.log_likelihoods == pytest.approx([total for total, _ in wanted], abs=1e-3)
         assert list(outcome.greedy) == [greedy for _, greedy in wanted]
-    assert find_way(scorer, requests, prefix.input_ids if prefix else ()) == BatchLayout()
+    assert find_layout(scorer, requests, prefix.input_ids if prefix else ()) == BatchLayout()
 
 
 @torch.inference_mode()
 def test_only_the_last_tokens_of_a_branch_count(tiny_backbone: Backbone) -> None:
-    """As where the contexts of the choices differ, and what follows them is the same."""
+    """Some tasks have choices that differ in their context and share a continuation."""
     request = ChoiceRequest((5, 6), (Branch((7, 8, 9, 10), 2), Branch((11, 9, 10), 2)))
-    for way in (BatchLayout(), SLOW):
-        (found,) = outcomes(scorer_of(tiny_backbone), [request], way)
+    for layout in (BatchLayout(), SLOW):
+        (found,) = compute_outcomes(scorer_of(tiny_backbone), [request], layout)
         wanted = [alone(tiny_backbone.model, request, branch)[0] for branch in request.branches]
         assert found.log_likelihoods == pytest.approx(wanted, abs=1e-4)
 
@@ -95,8 +95,8 @@ def test_a_loss_does_not_move_with_the_batch_or_the_prefix(real_backbone: Backbo
         real_backbone, kind="loss", source="stdlib-docstrings", limit=5, shots=1, max_length=512
     )
     scorer = scorer_of(real_backbone)
-    shared = outcomes(scorer, requests, BatchLayout(), prefix_of(real_backbone, requests))
-    assert_same(shared, [outcomes(scorer, [request], SLOW)[0] for request in requests])
+    shared = compute_outcomes(scorer, requests, BatchLayout(), prefix_of(real_backbone, requests))
+    assert_same(shared, [compute_outcomes(scorer, [request], SLOW)[0] for request in requests])
 
 
 @torch.inference_mode()
@@ -107,8 +107,8 @@ def test_generation_stops_at_the_end_of_turn_and_neither_pads_nor_prefix_change_
         real_backbone, kind="instructions", source="instructions", limit=5, max_new_tokens=12
     )
     scorer = scorer_of(real_backbone)
-    together = outcomes(scorer, requests, BatchLayout(), prefix_of(real_backbone, requests))
-    assert_same(together, [outcomes(scorer, [request], SLOW)[0] for request in requests])
+    together = compute_outcomes(scorer, requests, BatchLayout(), prefix_of(real_backbone, requests))
+    assert_same(together, [compute_outcomes(scorer, [request], SLOW)[0] for request in requests])
     assert not any("<|im_end|>" in outcome.text for outcome in together)
     assert scorer.stop_token_ids == (2,)
 
@@ -119,10 +119,10 @@ def test_generation_ends_at_a_stop_text(real_backbone: Backbone) -> None:
         real_backbone, kind="instructions", source="instructions", limit=1, max_new_tokens=16
     )
     scorer = scorer_of(real_backbone)
-    whole = outcomes(scorer, [request], SLOW)[0].text
+    whole = compute_outcomes(scorer, [request], SLOW)[0].text
     assert isinstance(request, GenerationRequest)
     word = whole.split()[2]
-    (cut,) = outcomes(scorer, [replace(request, stop=(word,))], SLOW)
+    (cut,) = compute_outcomes(scorer, [replace(request, stop=(word,))], SLOW)
     assert cut.text == whole[: whole.index(word)]
 
 
@@ -147,11 +147,11 @@ def test_a_model_that_carries_a_state_along_the_row_gets_a_row_a_choice(
     requests = requests_of(
         stateful, kind="multiple_choice", source="general-knowledge", limit=4, shots=2
     )
-    way = find_way(scorer_of(stateful), requests, shared_prefix(requests))
-    assert not way.tree
-    prefix = prefix_of(stateful, requests) if way.prefix else None
+    layout = find_layout(scorer_of(stateful), requests, shared_prefix(requests))
+    assert not layout.tree
+    prefix = prefix_of(stateful, requests) if layout.prefix else None
     for request, outcome in zip(
-        requests, outcomes(scorer_of(stateful), requests, way, prefix), strict=True
+        requests, compute_outcomes(scorer_of(stateful), requests, layout, prefix), strict=True
     ):
         assert isinstance(request, ChoiceRequest)
         wanted = [alone(stateful.model, request, branch)[0] for branch in request.branches]
@@ -172,14 +172,16 @@ def test_what_requests_share_ends_before_what_is_scored() -> None:
     choices = [ChoiceRequest((*common, n), (Branch((1,), 1), Branch((2,), 1))) for n in range(3)]
     assert shared_prefix(choices) == common
     same = [ChoiceRequest(common, (Branch((n,), 1),)) for n in range(3)]
-    assert shared_prefix(same) == common[:-1]  # the last token has to be there to predict from
+    assert (
+        shared_prefix(same) == common[:-1]
+    )  # the first scored token is predicted from the last one
     assert shared_prefix(choices[:1]) == ()
-    assert shared_prefix([ChoiceRequest((1, 2, n), ()) for n in range(3)]) == ()  # not worth it
+    assert shared_prefix([ChoiceRequest((1, 2, n), ()) for n in range(3)]) == ()  # too short
     assert shared_prefix([GenerationRequest((*common, n), 4) for n in range(2)]) == common
-    from lora_kit.data.tokenization import IGNORED, Example
+    from lora_kit.data.tokenization import IGNORE_INDEX, Example
 
     losses: list[Request] = [
-        LossRequest(Example((*common, n), (*[IGNORED] * 29, common[29], n))) for n in range(2)
+        LossRequest(Example((*common, n), (*[IGNORE_INDEX] * 29, common[29], n))) for n in range(2)
     ]
     assert shared_prefix(losses) == common[:28]
 
@@ -187,7 +189,7 @@ def test_what_requests_share_ends_before_what_is_scored() -> None:
 def test_batches_are_within_the_budget_and_lose_nothing() -> None:
     lengths = [10 + number * 7 % 90 for number in range(70)]
     ordered = sorted(range(70), key=lambda n: -lengths[n])
-    batches = by_length(ordered, lengths.__getitem__, 200)
+    batches = batches_by_length(ordered, lengths.__getitem__, 200)
     assert sorted(n for batch in batches for n in batch) == list(range(70))
     assert all(max(lengths[n] for n in batch) * len(batch) <= 200 for batch in batches)
     longest = [max(lengths[n] for n in batch) for batch in batches]
@@ -195,7 +197,7 @@ def test_batches_are_within_the_budget_and_lose_nothing() -> None:
 
 
 def test_an_item_longer_than_the_budget_is_a_batch_of_its_own() -> None:
-    assert by_length([0], lambda _: 999, 100) == ((0,),)
+    assert batches_by_length([0], lambda _: 999, 100) == ((0,),)
 
 
 @torch.inference_mode()
@@ -203,7 +205,7 @@ def test_bits_per_byte_count_the_bytes_of_the_text(real_backbone: Backbone) -> N
     spec = TaskSpec(name="t", kind="loss", source="python-reference", limit=1, max_length=96)
     task = build_task(spec, real_backbone.tokenizer, seed=0)
     (item,) = task.items
-    (outcome,) = outcomes(scorer_of(real_backbone), [item.request], BatchLayout())
+    (outcome,) = compute_outcomes(scorer_of(real_backbone), [item.request], BatchLayout())
     graded = task.grade(item, outcome)
     assert graded.score is not None
     assert isinstance(item.request, LossRequest)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from lora_kit.data.rows import Message
-from lora_kit.data.tokenization import IGNORED
+from lora_kit.data.tokenization import IGNORE_INDEX
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, LossRequest, Outcome, Task
 from lora_kit.evaluation.suite import Suite, TaskSpec, suite_names
-from lora_kit.evaluation.tasks import build_task, chosen_clusters
+from lora_kit.evaluation.tasks import build_task, selected_clusters
 from lora_kit.metrics.load import load_metric
 from lora_kit.runtime.errors import DataError, EvaluationError, RecipeError
 
@@ -124,10 +124,12 @@ def test_the_same_items_are_chosen_with_and_without_shots(tokenizer: Any) -> Non
         assert isinstance(a.request, LossRequest)
         assert isinstance(b.request, LossRequest)
         # Only the item's own answer counts, and it is the same tokens.
-        scored = [[x for x in r.example.labels if x != IGNORED] for r in (a.request, b.request)]
+        scored = [
+            [x for x in r.example.labels if x != IGNORE_INDEX] for r in (a.request, b.request)
+        ]
         assert scored[0] == scored[1]
         assert b.request.length > a.request.length
-    assert chosen_clusters(plain.spec, 0) == [item.cluster for item in plain.items]
+    assert selected_clusters(plain.spec, 0) == [item.cluster for item in plain.items]
 
 
 def test_a_choice_in_chat_form_follows_the_assistants_header(
@@ -149,7 +151,7 @@ def test_labels_are_choices_of_every_row(tokenizer: Any, tmp_path: Path) -> None
     assert [item.reference for item in task.items] == ["good", "bad", "good", "odd"]
     graded = task.grade(task.items[0], Outcome((-1.0, -2.0, -3.0), (False,) * 3))
     assert (graded.score, graded.output) == (0.0, "bad")
-    with pytest.raises(DataError, match=r"l\.jsonl:4: label 'odd'; possible: good, bad"):
+    with pytest.raises(DataError, match=r"l\.jsonl:4: label: not one of good, bad \(got 'odd'\)"):
         build(tokenizer, kind="classification", source=source, labels=["good", "bad"])
 
 
@@ -190,7 +192,7 @@ def test_one_text_is_one_reference(tokenizer: Any, tmp_path: Path) -> None:
     task = build(tokenizer, source=lines(tmp_path / "g.jsonl", rows), **fields)
     assert task.items[0].references == ("Paris",)
     wrong = lines(tmp_path / "w.jsonl", [{"prompt": "Where?", "targets": [1]}])
-    with pytest.raises(DataError, match="a text or a list of them"):
+    with pytest.raises(DataError, match="references: not a text or a list of texts"):
         build(tokenizer, source=wrong, **fields)
 
 
@@ -218,12 +220,12 @@ def test_shots_of_another_place_come_before_the_item(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("row", "part"),
     [
-        ('{"question": "?", "choices": ["a"], "answer": 0}', "at least two choices"),
+        ('{"question": "?", "choices": ["a"], "answer": 0}', "at least two non-empty texts"),
         ('{"question": "?", "choices": ["a", "b"], "answer": 2}', "0 to 1"),
         ('{"question": "?", "choices": ["a", "b"], "answer": "c"}', "'c'"),
         ('{"question": "?"}', '"choices"'),
         ('{"choices": ["a", "b"], "answer": 0}', "no field 'question'"),
-        ("[1]", "an object is wanted"),
+        ("[1]", "a row must be an object (got list)"),
         ("{", "not valid JSON"),
     ],
 )
@@ -239,20 +241,26 @@ def test_a_wrong_row_is_named_with_its_line(
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"kind": "instructions", "source": "python-reference"}, "built in for instructions"),
+        (
+            {"kind": "instructions", "source": "python-reference"},
+            "built-in sources of kind instructions: instructions",
+        ),
         ({"kind": "generation", "source": "python-reference", "metric": "chrf"}, "needs a prompt"),
         (
             {"kind": "loss", "source": "python-reference", "shots": 1, "limit": 3},
-            "leave `shots` out",
+            "Fix: remove `shots`",
         ),
         ({"kind": "loss", "source": "nowhere"}, "stdlib-docstrings"),
-        ({"kind": "loss", "source": "python-reference", "split": "dev"}, "split dev"),
+        (
+            {"kind": "loss", "source": "python-reference", "split": "dev"},
+            "split: unknown for python-reference (got dev)",
+        ),
         ({"kind": "multiple_choice", "source": "nowhere"}, "general-knowledge"),
         ({"kind": "multiple_choice", "source": "nowhere.csv"}, "no such file"),
-        ({"kind": "classification", "source": "nowhere"}, "no built-in source"),
+        ({"kind": "classification", "source": "nowhere"}, "unknown source (got nowhere)"),
         (
             {"kind": "multiple_choice", "source": "reasoning", "slices": ["x"]},
-            "brings its own; leave it out",
+            "defines its own (got ['x']). Fix: remove slices",
         ),
     ],
 )
@@ -267,10 +275,10 @@ def test_a_source_that_does_not_fit_its_kind_is_refused(
 def test_fields_that_are_not_there_are_named(tokenizer: Any, tmp_path: Path) -> None:
     source = lines(tmp_path / "q.jsonl", QUIZ)
     for fields, part in (
-        ({"slices": ["group"]}, "no field 'group', which slices of task t names"),
-        ({"cluster": "doc"}, "no field 'doc', which cluster of task t names"),
+        ({"slices": ["group"]}, "no field 'group' for `slices` of task t"),
+        ({"cluster": "doc"}, "no field 'doc' for `cluster` of task t"),
         ({"columns": {"question": "ctx"}}, "no column 'ctx'"),
-        ({"template": "{what}?"}, "no field 'what', which the template of task t names"),
+        ({"template": "{what}?"}, "no field 'what' for `template` of task t"),
     ):
         with pytest.raises(DataError) as caught:
             build(tokenizer, kind="multiple_choice", source=source, **fields)
@@ -287,7 +295,7 @@ def test_fields_that_are_not_there_are_named(tokenizer: Any, tmp_path: Path) -> 
         ({"kind": "multiple_choice", "labels": ["a", "b"]}, "labels"),
         ({"kind": "classification", "labels": ["a", "a"]}, "none twice"),
         ({"kind": "multiple_choice", "lower_is_better": True}, "lower_is_better"),
-        ({"kind": "multiple_choice", "margin": 5}, "0.05 is five points"),
+        ({"kind": "multiple_choice", "margin": 5}, "write 0.05 for 5 points"),
     ],
 )
 def test_a_task_that_cannot_work_is_refused(fields: dict[str, Any], part: str) -> None:
@@ -306,7 +314,7 @@ def test_chrf_is_sacrebleus_and_exact_match_is_exact() -> None:
 
 
 def test_an_unknown_metric_names_the_bundled_ones_and_the_hub() -> None:
-    with pytest.raises(EvaluationError, match=r"bundled \(chrf, exact_match\).*hub:no_such_metric"):
+    with pytest.raises(EvaluationError, match=r"one of chrf, exact_match, .*hub:no_such_metric"):
         load_metric("no_such_metric")
 
 
@@ -346,7 +354,7 @@ def test_the_bundled_suites_load_and_core_retention_has_a_thousand_items() -> No
     assert {"docstrings", "core-retention", "hub-retention", "bias"} <= set(suites)
     assert {"docstring-pairs", "sums"} <= set(suites)
     core = suites["core-retention"]
-    counts = {task.name: len(chosen_clusters(task, core.seed) or ()) for task in core.tasks}
+    counts = {task.name: len(selected_clusters(task, core.seed) or ()) for task in core.tasks}
     assert sum(counts.values()) >= 1000
     assert counts == {task.name: task.limit for task in core.tasks}
     for suite in suites.values():

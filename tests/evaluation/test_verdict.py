@@ -1,15 +1,24 @@
 import json
 import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT, check_verdict
+from lora_kit.evaluation.harness import LEDGER, VERDICT
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger, write_ledger
 from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.verdict import BASELINE_NAMES, BASELINES
+from lora_kit.evaluation.verdict_file import (
+    SUITES,
+    Lineage,
+    RecordedVerdict,
+    check_verdict,
+    read_verdict,
+)
 from lora_kit.runtime.errors import EvaluationError, RecipeError
 from lora_kit.runtime.files import write_json
 
@@ -192,7 +201,7 @@ def test_a_perfect_adapter_on_twenty_items_is_not_safe_yet() -> None:
 
 
 def test_a_metric_of_zero_and_one_is_judged_as_right_and_wrong() -> None:
-    """Else three equal scores have no spread, an interval of width 0, and pass."""
+    """Otherwise three equal scores have no spread, an interval of width 0, and pass."""
     suite = one_task("retention", kind="generation", metric="exact_match", margin=0.02)
     entries = arm("base", [1.0] * 20) + arm("adapter", [1.0] * 20)
     assert judge(entries, [suite]).decision == "INCONCLUSIVE"
@@ -234,7 +243,7 @@ def test_won_and_lost_add_up_to_the_difference() -> None:
 
 
 def test_a_base_that_guesses_has_nothing_to_lose() -> None:
-    """Else an adapter that destroys everything would pass: nobody is worse than chance."""
+    """Otherwise an adapter that destroys everything would pass: its score stays at chance."""
     choices = {"choices": lambda n: ("a", "b", "c", "d")}
     base = [float(n % 4 == 0) for n in range(400)]
     entries = arm("base", base, **choices) + arm("adapter", base, **choices)
@@ -280,7 +289,7 @@ def test_of_two_merged_models_that_pass_the_one_that_gains_more_ships() -> None:
 
 
 def test_merged_models_are_compared_item_by_item() -> None:
-    """Intervals against the base overlap where the two differ on the same few items for sure."""
+    """Intervals against the base overlap although the paired difference is significant."""
     base, some = [0.0] * 200, [1.0] * 120 + [0.0] * 80
     more = [1.0] * 130 + [0.0] * 70
     entries = [*arm("base", base), *arm("adapter", more), *arm("merged", some)]
@@ -322,10 +331,34 @@ def test_an_adapter_that_a_prompt_would_replace_is_said_so() -> None:
     assert beaten.findings == ()
     assert [rival.decision for rival in beaten.suites[0].tasks[0].rivals] == ["PASS", "PASS"]
     as_good = judge([*entries, *arm("fewshot", adapter)], [suite])
-    assert [(f.kind, f.task) for f in as_good.findings] == [("negative transfer", "quiz")]
-    assert "not shown to be worse" in as_good.findings[0].text
+    assert as_good.suites[0].tasks[0].rivals[0].decision == "INCONCLUSIVE"
+    assert [(f.kind, f.task) for f in as_good.findings] == [
+        ("no advantage over few-shot prompting shown", "quiz")
+    ]
+    assert "The adapter is not shown to be better on quiz than" in as_good.findings[0].text
     better = judge([*entries, *arm("scratch", [1.0] * 100)], [suite])
-    assert "is better than the adapter" in better.findings[0].text
+    (rival,) = better.suites[0].tasks[0].rivals
+    assert (rival.decision, rival.interval.high < 0) == ("FAIL", True)
+    assert [(f.kind, f.task) for f in better.findings] == [("negative transfer", "quiz")]
+    assert "is better than the adapter on quiz" in better.findings[0].text
+
+
+def test_a_baseline_with_a_higher_mean_alone_is_no_negative_transfer() -> None:
+    """The interval of the difference has to exclude zero."""
+    suite = one_task("gain")
+    base, adapter = [0.0] * 80 + [1.0] * 20, [1.0] * 60 + [0.0] * 20 + [1.0] * 20
+    slightly_better = [1.0] * 62 + [0.0] * 18 + [1.0] * 20
+    entries = arm("base", base) + arm("adapter", adapter)
+    verdict = judge([*entries, *arm("probe", slightly_better)], [suite])
+    (rival,) = verdict.suites[0].tasks[0].rivals
+    assert rival.interval.delta < 0 < rival.interval.high
+    (finding,) = verdict.findings
+    assert finding.kind == "no advantage over a linear probe shown"
+    assert "better than the adapter" not in finding.text
+
+
+def test_every_baseline_has_a_name_and_a_description() -> None:
+    assert BASELINE_NAMES.keys() == BASELINES.keys()
 
 
 def test_a_loss_on_one_slice_is_an_alarm_though_the_whole_passes() -> None:
@@ -378,7 +411,7 @@ def test_certainty_is_told_from_correctness() -> None:
 
 
 def test_a_classification_is_judged_by_macro_f1_where_it_says_so() -> None:
-    """Always the frequent label: accuracy barely falls, macro-F1 does."""
+    """An adapter that always predicts the frequent label loses macro-F1, hardly accuracy."""
     truth = ["rare" if n % 10 == 0 else "often" for n in range(300)]
     suite = one_task("retention", kind="classification", score="macro_f1", margin=0.1)
 
@@ -412,3 +445,24 @@ def test_another_harness_metrics_are_told_by_their_values() -> None:
     assert "exact" in judge(entries, [suite]).suites[0].tasks[0].method
     entries = arm("base", [0.5] * 300) + arm("adapter", [0.7, 0.6] * 150)
     assert "bootstrap" in judge(entries, [suite]).suites[0].tasks[0].method
+
+
+def test_a_verdict_is_read_back_as_it_was_written_with_its_infinite_limits(tmp_path: Path) -> None:
+    # One cluster has no interval.
+    rows = [replace(row, cluster="c") for row in ledger([1.0] * 4, [2.9] * 4)]
+    verdict = judge(rows, [RETENTION])
+    assert math.isinf(verdict.suites[0].tasks[0].interval.low)
+    lineage = Lineage("b", "a", {"keep": RETENTION.digest}, {"merged": "m"})
+    write_json(tmp_path / VERDICT, verdict.to_dict() | asdict(lineage))
+    assert read_verdict(tmp_path) == RecordedVerdict(verdict, lineage)
+
+
+def test_a_verdict_of_another_version_names_what_differs(tmp_path: Path) -> None:
+    verdict = judge(ledger([1.0] * 30, [2.9, 2.8] * 15), [RETENTION]).to_dict()
+    lineage = asdict(Lineage("b", "a", {}))
+    write_json(tmp_path / VERDICT, {**verdict, **lineage, "suites": [{"suite": "keep"}]})
+    with pytest.raises(EvaluationError, match=r"verdict of this version \(suites.0.role: "):
+        read_verdict(tmp_path)
+    write_json(tmp_path / VERDICT, {**verdict, **lineage, "backbone": None})
+    with pytest.raises(EvaluationError, match=r"verdict of this version \(backbone: "):
+        read_verdict(tmp_path)

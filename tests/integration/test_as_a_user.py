@@ -148,8 +148,8 @@ def test_a_mistake_ends_with_two_and_no_traceback(tmp_path: Path) -> None:
     [
         (["evaluate", "absent"], "neither a run (no recipe.yaml) nor an adapter"),
         (["merge", "absent"], "neither a run (no recipe.yaml) nor an adapter"),
-        (["release", "absent"], "no recipe.yaml, so no run directory"),
-        (["verify", "absent"], "no recipe.yaml, so no run directory"),
+        (["release", "absent"], "not a run directory, since it has no recipe.yaml"),
+        (["verify", "absent"], "not a run directory, since it has no recipe.yaml"),
         (["plan", "absent.yaml"], "no such file"),
         (["train", "quickstart", "--set", "training.epochs=many"], "training.epochs"),
     ],
@@ -187,8 +187,8 @@ def test_the_recipes_for_a_gpu_are_planned_without_their_backbone(
     assert planned.value.code == 0
     printed = capsys.readouterr().out
     assert "Qwen/Qwen3-8B: not on this machine" in printed
-    assert "53 for training (3 of them replayed)" in printed
+    assert "53 for training (3 of them replay)" in printed
     with pytest.raises(SystemExit) as ended:
         main(["plan", name])
     assert ended.value.code == 2
-    assert "data.train.0.source: chats.jsonl: no such file" in capsys.readouterr().err
+    assert "data.train.0.source: no such file (got chats.jsonl)" in capsys.readouterr().err

@@ -159,7 +159,7 @@ ROWS = {
 
 
 FILES: dict[str, tuple[str, bytes, str]] = {
-    "no gzip": ("rows.jsonl.gz", b"not packed", "unpacked as gzip"),
+    "no gzip": ("rows.jsonl.gz", b"not packed", "decompressed as gzip"),
     "empty lines": ("rows.jsonl", b"\n\n", "no rows"),
     "an object": ("rows.json", b'{"prompt": "a"}', "list"),
     "broken JSON": ("rows.json", b"[{", "JSON"),

@@ -15,12 +15,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from lora_kit.backbone import load as backbones
-from lora_kit.backbone.encoder_decoder import new_tokens, prepare
+from lora_kit.backbone.encoder_decoder import prepare_seq2seq
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import (
-    IGNORED,
+    IGNORE_INDEX,
     Example,
     tokenize,
     tokenize_prompt,
@@ -31,6 +31,7 @@ from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.evaluation.suite import Suite
 from lora_kit.merging.exporting.export import export
+from lora_kit.modeling.generation import generate_batch
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll, supervised_tokens
 from lora_kit.pipeline import evaluate, merge, train
 from lora_kit.pipeline.selection import compare_backbones
@@ -108,10 +109,8 @@ def test_a_likelihood_is_that_of_transformers(backbone: Backbone) -> None:
 @torch.no_grad()
 def test_what_is_said_is_what_each_prompt_says_alone(backbone: Backbone) -> None:
     prompts = [tokenize_prompt([Message("user", p)], backbone.tokenizer) for p, _ in SENTENCES]
-    width, pad = max(map(len, prompts)), backbone.tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(one)) + one for one in prompts])
-    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts])
-    found = new_tokens(backbone.model, ids, mask, max_new_tokens=8, do_sample=False)
+    end, pad = backbone.tokenizer.eos_token_id, backbone.tokenizer.pad_token_id
+    found = generate_batch(backbone.model, prompts, [end], pad, max_new_tokens=8)
     first = int(backbone.tokenizer.bos_token_id is not None)
     for number, (prompt, _) in enumerate(SENTENCES):
         source, target = pair(backbone, prompt, "x")
@@ -144,17 +143,17 @@ def test_turns_before_the_answer_are_the_source(backbone: Backbone) -> None:
     for example, (source, answer) in zip(several, texts, strict=True):
         ids = tokenizer(source)["input_ids"]
         assert list(example.input_ids[: len(ids)]) == ids
-        said = [label for label in example.labels if label != IGNORED]
+        said = [label for label in example.labels if label != IGNORE_INDEX]
         assert said == tokenizer(answer, add_special_tokens=False)["input_ids"] + [ids[-1]]
 
 
 @pytest.mark.parametrize(
     ("given", "labels", "part"),
     [
-        (Row("row 1", "", text="Once."), "assistant", "row 1: this backbone is an encoder with a"),
-        (row("a", "b"), "all", "what the encoder reads is not learned"),
-        (row("a", "b"), ["user", "assistant"], "what the encoder reads is not learned"),
-        (row("a </s>", "b"), "assistant", "holds the control token </s>"),
+        (Row("row 1", "", text="Once."), "assistant", "row 1: an encoder-decoder backbone needs"),
+        (row("a", "b"), "all", "cannot train on the encoder's input"),
+        (row("a", "b"), ["user", "assistant"], "cannot train on the encoder's input"),
+        (row("a </s>", "b"), "assistant", "a turn (got </s>)"),
     ],
 )
 def test_what_no_decoder_says_is_not_learned(
@@ -189,7 +188,7 @@ def test_a_tokenizer_that_does_not_tell_where_tokens_stand_is_refused(tmp_path: 
     for path in directory.glob("tokenizer*"):
         path.unlink()
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
-    with pytest.raises(DataError, match=r"ByT5Tokenizer.*in Python alone"):
+    with pytest.raises(DataError, match=r"in Python .*\(got ByT5Tokenizer\)"):
         tokenize(row("a", "b"), loaded(directory).tokenizer, 100)
 
 
@@ -202,7 +201,7 @@ def test_a_tokenizer_that_reads_an_answer_otherwise_behind_a_source_is_refused(
     said = json.loads(path.read_text())
     said["pre_tokenizer"] = said["pre_tokenizer"] | {"prepend_scheme": "first"}
     path.write_text(json.dumps(said))
-    with pytest.raises(BackboneError, match="does not read source and answer in one text"):
+    with pytest.raises(BackboneError, match="other tokens for source and answer in one text"):
         loaded(directory)
 
 
@@ -210,19 +209,19 @@ def test_a_backbone_whose_answers_begin_with_their_language_is_told_it(backbone:
     tokenizer = copy.deepcopy(backbone.tokenizer)
     tokenizer.tgt_lang = None
     with pytest.raises(BackboneError, match="`tgt_lang` in a copy's tokenizer_config"):
-        prepare(backbone.model, tokenizer, "x")
+        prepare_seq2seq(backbone.model, tokenizer, "x")
 
 
 def test_what_would_end_a_source_in_its_midst_is_not_asked(
     backbone: Backbone, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="a prompt: the text holds the control token </s>"):
+    with pytest.raises(DataError, match=r"a prompt: the text contains a control .*\(got </s>\)"):
         tokenize_prompt([Message("user", "What is </s> 3?")], backbone.tokenizer)
     asked = {"question": "What?", "choices": ["a", "b </s>"], "answer": 0}
     (tmp_path / "quiz.jsonl").write_text(json.dumps(asked) + "\n")
     task = {"name": "quiz", "kind": "multiple_choice", "source": str(tmp_path / "quiz.jsonl")}
     suite = Suite.model_validate({"name": "own", "role": "gain", "tasks": [task]})
-    with pytest.raises(DataError, match="holds the control token </s>"):
+    with pytest.raises(DataError, match=r"contains a control token.*\(got </s>\)"):
         plan_work([suite], backbone)
 
 
@@ -305,7 +304,7 @@ def test_trained_reloaded_measured_and_merged(
     merge(trained.session.run.root)
     record = json.loads((trained.session.run.root / "merged" / "merge.json").read_text())
     assert record["verification"]["passed"]
-    with pytest.raises(MergeError, match="exported in no other format"):
+    with pytest.raises(MergeError, match="encoder-decoder models have no export format"):
         export(trained.session.run.root / "merged", "nf4", tmp_path / "smaller")
     evaluate(trained.session.run.root, arms=["merged"])
     entries = list(read_ledger(trained.session.run.root / "evaluation" / "ledger.parquet"))
@@ -366,14 +365,15 @@ def test_what_is_made_for_one_stack_is_refused(
     with pytest.raises(LoraKitError) as told:
         train(recipe_of(files, chats, **changes), tmp_path / "run")
     assert named in str(told.value)
-    assert "an encoder and a decoder" in str(told.value)
+    assert "encoder-decoder" in str(told.value)
 
 
 def test_a_text_without_a_place_is_refused(tmp_path: Path, chats: Path) -> None:
     files = WRITERS["bart"](tmp_path / "bart")
     long = [{"prompt": f"{n} " + "plus " * 200, "completion": "3."} for n in range(8)]
     chats.write_text("".join(json.dumps(row) + "\n" for row in long))
-    with pytest.raises(DataError, match=r"data.max_length: 400.*takes .* of which there are 128"):
+    exceeded = r"data.max_length: 400.*needs .* positions \(available: 128\)"
+    with pytest.raises(DataError, match=exceeded):
         train(recipe_of(files, chats, data={"max_length": 400}), tmp_path / "run")
 
 
@@ -390,7 +390,7 @@ def test_source_and_answer_have_positions_of_their_own(
     suite = Suite.model_validate(
         {"name": "long", "role": "gain", "tasks": [task | {"metric": "exact_match"}]}
     )
-    with nullcontext() if fits else pytest.raises(EvaluationError, match="of which there are 128"):
+    with nullcontext() if fits else pytest.raises(EvaluationError, match=r"\(available: 128\)"):
         plan_work([suite], backbone)
 
 
@@ -409,7 +409,8 @@ def test_the_base_is_held_to_on_answers(files: Path, chats: Path, tmp_path: Path
     assert found.steps == 12
     assert {"kl", "retention_bound"} <= set().union(*found.history)
     plain = recipe_of(files, chats, retention={"kl": {}})
-    with pytest.raises(DataError, match=r"retention\.kl\.source: python-reference: .*answers"):
+    problem = r"retention\.kl\.source: python-reference: .*needs a prompt and an answer"
+    with pytest.raises(DataError, match=problem):
         train(plain, tmp_path / "another")
 
 
@@ -440,11 +441,11 @@ def test_scratch_begins_as_the_backbone_does(files: Path, chats: Path, tmp_path:
 
 def test_a_head_is_refused_by_name(files: Path) -> None:
     spec = BackboneSpec(model=str(files), quantization="none", dtype="float32")
-    with pytest.raises(BackboneError, match="learns to write the class"):
+    with pytest.raises(BackboneError, match="let this one generate the class"):
         backbones.load(resolve(spec), spec, ("a", "b"))
 
 
 def test_texts_to_be_continued_are_no_task_of_it(files: Path, chats: Path, tmp_path: Path) -> None:
     recipe = recipe_of(files, chats, evaluation={"suites": ["core-retention"]})
-    with pytest.raises(DataError, match="an encoder with a decoder"):
+    with pytest.raises(DataError, match="an encoder-decoder backbone"):
         train(recipe, tmp_path / "run")

@@ -27,7 +27,8 @@ def test_texts_whose_answers_are_cut_off_name_their_length(
     with pytest.raises(DataError) as told:
         train(recipe, tmp_path / "run")
     said = str(told.value)
-    assert said.startswith("retention.kl.length: 16: ")
+    assert said.startswith("retention.kl.length: ")
+    assert "(got 16). Fix: raise retention.kl.length" in said
     assert "8 of 8 rows" in said
     assert "kept.jsonl:1" in said
     assert "data." not in said
@@ -40,11 +41,11 @@ def test_texts_alone_are_answered_with_the_objective_that_is_possible(
     texts.write_text("".join(json.dumps({"text": f"{n} plus {n}."}) + "\n" for n in range(8)))
     data = {"train": [{"source": str(texts)}]}
     recipe = recipe_of(files, chats, data=data, training={"objective": "text"})
-    with pytest.raises(DataError, match=r"^training\.objective: text: .*objective: sft"):
+    with pytest.raises(DataError, match=r"^training\.objective: .*\(got text\)\. Fix: set sft"):
         train(recipe, tmp_path / "run")
 
 
 def test_a_reward_model_is_told_of_no_class(files: Path, tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match="takes no head here") as told:
+    with pytest.raises(BackboneError, match="heads are not supported for encoder-decoders") as told:
         train(reward_recipe(files, tmp_path), tmp_path / "run")
     assert "class" not in str(told.value)

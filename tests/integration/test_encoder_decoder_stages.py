@@ -8,10 +8,10 @@ import torch
 
 from lora_kit.adapter.attach import attach_saved
 from lora_kit.backbone.load import Backbone
-from lora_kit.merging.combining.combine import Combination, combine
+from lora_kit.merging.combining.combine import CombinationOptions, combine
 from lora_kit.pipeline import train
 from lora_kit.pipeline.training import Trained
-from lora_kit.rescaling.strength import AdapterScale, scaled
+from lora_kit.rescaling.scale import AdapterScale, scaled_adapter
 from lora_kit.training.trainer import save_adapter
 from tests.integration.test_encoder_decoder import SENTENCES, loaded, pair, recipe_of
 from tests.training.cut import cut_off, losses, sha256
@@ -51,16 +51,16 @@ def test_going_on_from_a_checkpoint_gives_the_same_adapter(
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("strength", [AdapterScale.whole(0.5), AdapterScale(0.5, 1.0, 1.0)])
+@pytest.mark.parametrize("scale", [AdapterScale.uniform(0.5), AdapterScale(0.5, 1.0, 1.0)])
 def test_a_strength_is_written_as_it_was_measured(
-    trained: Trained, backbone: Backbone, tmp_path: Path, strength: AdapterScale
+    trained: Trained, backbone: Backbone, tmp_path: Path, scale: AdapterScale
 ) -> None:
     model = trained.session.model
     whole = logits(model, backbone)
-    if not strength.is_whole:
+    if not scale.is_uniform:
         # The random model has two blocks in each stack, no three thirds.
         model.config.num_layers = model.config.num_hidden_layers = 3
-    with scaled(model, strength):
+    with scaled_adapter(model, scale):
         measured = logits(model, backbone)
         save_adapter(model, trained.session.backbone, tmp_path / "half")
     assert not torch.equal(measured, whole)
@@ -72,11 +72,12 @@ def test_a_combination_is_the_weighted_sum(
 ) -> None:
     """Of an adapter and one of zeros: half of it."""
     model = trained.session.model
-    with scaled(model, AdapterScale.whole(0.5)):
+    with scaled_adapter(model, AdapterScale.uniform(0.5)):
         half = logits(model, backbone)
-    with scaled(model, AdapterScale.whole(0.0)):
+    with scaled_adapter(model, AdapterScale.uniform(0.0)):
         save_adapter(model, trained.session.backbone, tmp_path / "nothing")
     adapters = [trained.session.run.adapter, tmp_path / "nothing"]
-    combine(adapters, Combination("linear", (0.5, 0.5), False, None, None, None), tmp_path / "sum")
+    halves = CombinationOptions("linear", (0.5, 0.5), False, None, None, None)
+    combine(adapters, halves, tmp_path / "sum")
     found = logits(attach_saved(backbone, tmp_path / "sum"), backbone)
     torch.testing.assert_close(found, half, rtol=1e-4, atol=1e-4)

@@ -81,6 +81,7 @@ LINE = {"name": "line", "kind": "loss", "source": "python-reference", "limit": 2
 QUIZ = {"name": "quiz", "role": "gain", "tasks": [LINE]}
 
 
+@pytest.mark.covers("lora", on=("nf4",), launcher="several processes, CPU")
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_train_as_one(
     chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
@@ -181,7 +182,7 @@ def test_a_training_goes_on_with_another_number_of_processes(
     assert not (place / "cut" / "adapter").exists()
     gone_on = train(after, place, "cut")
     assert gone_on.returncode == 0, gone_on.stderr
-    assert "going on from step-" in gone_on.stderr
+    assert "resuming from step-" in gone_on.stderr
     assert losses(place / "cut") == pytest.approx(losses(place / "whole"), rel=1e-3)
 
 
@@ -193,13 +194,13 @@ def test_an_error_of_one_process_ends_all_and_is_told_once(place: Path) -> None:
         "from lora_kit import pipeline\n"
         "from lora_kit.cli import main\n"
         "from lora_kit.runtime.errors import DataError\n"
-        "from lora_kit.preflight import ready\n"
-        "prepare = ready.prepare\n"
+        "from lora_kit.preflight import prepare as preparation\n"
+        "prepare = preparation.prepare\n"
         "def wanting(*arguments, **named):\n"
         "    if os.environ['RANK'] == '1':\n"
         "        raise DataError('chats.jsonl:7: is not there on this machine')\n"
         "    return prepare(*arguments, **named)\n"
-        "ready.prepare = wanting\n"
+        "preparation.prepare = wanting\n"
         "main()\n"
     )
     started = time.monotonic()
@@ -227,7 +228,7 @@ def test_a_process_with_another_recipe_is_refused(place: Path) -> None:
     )
     done = start(2, ["train", "tiny.yaml", "--output", "run"], place, [str(script)])
     assert done.returncode != 0
-    assert done.stderr.count("process 1 has other recipe than process 0") == 1
+    assert done.stderr.count("process 1: different recipe than process 0") == 1
     assert not (place / "run").exists()
 
 
@@ -251,5 +252,5 @@ def test_a_process_with_other_rows_is_refused(place: Path) -> None:
     )
     done = start(2, ["train", "tiny.yaml", "--output", str(place / "run")], place, [str(script)])
     assert done.returncode != 0
-    assert done.stderr.count("process 1 has other rows of data.train than process 0") == 1
+    assert done.stderr.count("process 1: different rows of data.train than process 0") == 1
     assert not (place / "run").exists()

@@ -93,8 +93,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(workplace: Path) -> Path:
-    """A run that passed and was released."""
-    done = command("run", "recipe.yaml", "--json", cwd=workplace)
+    """A run that passed and was released, with the counts of what it read."""
+    counting = [sys.executable, "-m", "tests.integration.counting", "counts.json"]
+    done = subprocess.run(
+        [*counting, "run", "recipe.yaml", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=workplace,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["verdict"]["decision"] == "PASS"
@@ -130,6 +138,33 @@ def test_a_run_leaves_all_that_the_layout_names(finished: Path) -> None:
     assert hidden == [], "temporary files were left"
 
 
+def test_a_run_reads_tokenizes_and_hashes_each_thing_once(finished: Path, workplace: Path) -> None:
+    counts: dict[str, int] = json.loads((workplace / "counts.json").read_text())
+    once = {name: count for name, count in counts.items() if not name.startswith("_hash: ")}
+    # By the evaluation, and by the release, which trusts no file.
+    assert once.pop("judge: a ledger") == 2
+    assert {name: count for name, count in once.items() if count != 1} == {}
+    names = {name.split(": ")[0] for name in once}
+    assert names == {"open_source", "tokenize_rows", "load_suites", "_plan"}
+    splits = {"train", "validation", "test"}
+    assert {name for name in once if "open_source: stdlib-docstrings" in name} == {
+        f"open_source: stdlib-docstrings/{split}" for split in splits
+    }
+    rows = [name for name in once if name.startswith("tokenize_rows: ")]
+    assert len(rows) == 12 + 4
+    weights = {
+        name: count
+        for name, count in counts.items()
+        if name.startswith("_hash: ") and name.endswith((".safetensors", ".gguf"))
+    }
+    assert {Path(name).name for name in weights} >= {
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "adapter_model.safetensors",
+        "model.safetensors",
+    }
+    assert set(weights.values()) == {1}
+
+
 def test_the_merged_files_are_what_was_measured(finished: Path) -> None:
     verification = json.loads((finished / "merged" / "merge.json").read_text())["verification"]
     assert verification["passed"]
@@ -161,12 +196,12 @@ def test_the_card_of_a_release_says_the_licences_and_what_was_forgotten(finished
     assert "| HuggingFaceTB/SmolLM2-135M-Instruct | base | Apache-2.0 | lora_kit's alias |" in card
     assert "| stdlib-docstrings | train, validation | Python-2.0.1 | Python's LICENSE |" in card
     assert "To be checked" not in card
-    assert "| small-retention/prose |" in card.split("## What was forgotten")[1]
+    assert "| small-retention/prose |" in card.split("## Forgetting")[1]
     config = json.loads((finished / "release" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-@pytest.mark.slow  # tests/releasing/test_checking.py has each on a small one
+@pytest.mark.slow  # tests/releasing/test_verification.py has each on a small one
 def test_verify_passes_a_release_and_finds_a_changed_byte_a_lost_and_a_new_file(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -234,7 +269,7 @@ def test_an_evaluation_that_is_killed_goes_on_and_gives_the_same_ledger(
     assert not (output / "ledger.parquet").exists()
     resumed = command(*arguments, cwd=finished.parents[1])
     assert resumed.returncode == 0, resumed.stderr
-    assert "results are there already" in resumed.stderr
+    assert "results of an earlier evaluation" in resumed.stderr
     whole = scores(finished / "evaluation")
     assert scores(output) == {key: score for key, score in whole.items() if key[1] == "prose"}
     assert not list(output.glob(".journal*"))

@@ -1,4 +1,4 @@
-"""What combined adapters are compared by."""
+"""Updates of adapters, and distances between them."""
 
 import json
 from functools import cache
@@ -16,18 +16,18 @@ def base_model(directory: str) -> Any:
 
 
 def deltas(directory: Path) -> dict[str, torch.Tensor]:
-    """The updates as plain PEFT applies them to the model."""
+    """Return the update of each module as plain PEFT applies it."""
     from peft import PeftModel
 
     base = json.loads((directory / "adapter_config.json").read_text())["base_model_name_or_path"]
     model = PeftModel.from_pretrained(base_model(base), directory)
-    found = {
+    updates = {
         name.removeprefix("base_model.model."): module.get_delta_weight("default").detach()
         for name, module in model.named_modules()
         if hasattr(module, "get_delta_weight")
     }
     model.unload()
-    return found
+    return updates
 
 
 def weighted_sum(paths: list[Path], weights: list[float]) -> dict[str, torch.Tensor]:
@@ -38,11 +38,11 @@ def weighted_sum(paths: list[Path], weights: list[float]) -> dict[str, torch.Ten
     return total
 
 
-def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Relative distance in the Frobenius norm."""
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the relative distance in the Frobenius norm."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-def changed(directory: Path, **changes: Any) -> None:
+def change_configuration(directory: Path, **changes: Any) -> None:
     path = directory / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

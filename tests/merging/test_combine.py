@@ -1,4 +1,4 @@
-"""What adapters become when they are combined, and what is left on disk."""
+"""Combined adapters, and the files that are written."""
 
 import json
 from pathlib import Path
@@ -12,40 +12,40 @@ from lora_kit.adapter.attach import adapter_sha256
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
 from lora_kit.cli import main
-from lora_kit.merging.combining.combine import Combination, combine
-from lora_kit.merging.combining.show import described
-from lora_kit.merging.combining.sources import read_source
+from lora_kit.merging.combining.combine import CombinationOptions, combine
+from lora_kit.merging.combining.show import describe_combination
+from lora_kit.merging.combining.sources import read_adapter_source
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import MergeError
-from tests.merging.combining import deltas, off, weighted_sum
+from tests.merging.combining import deltas, relative_error, weighted_sum
 
 
 def test_linear_is_the_exact_sum_in_plain_peft(three: list[Path], tmp_path: Path) -> None:
     weights = [0.5, -0.25, 2.0]
-    result = combine(three, Combination(weights=tuple(weights)), tmp_path / "sum")
-    wanted = weighted_sum(three, weights)
+    result = combine(three, CombinationOptions(weights=tuple(weights)), tmp_path / "sum")
+    expected = weighted_sum(three, weights)
     found = deltas(tmp_path / "sum")
-    assert set(found) == set(wanted)
-    assert max(off(found[name], wanted[name]) for name in wanted) < 1e-6
+    assert set(found) == set(expected)
+    assert max(relative_error(found[name], expected[name]) for name in expected) < 1e-6
     assert {module.rank for module in result.modules.values()} == {6, 10}
     assert result.partial == 10
     assert result.kept_energy == 1
 
 
 def test_the_sum_of_factors_would_have_cross_terms(three: list[Path], tmp_path: Path) -> None:
-    """What PEFT's `linear` does with adapters of one rank is not the sum of their updates."""
-    one, other = read_source(three[0]), read_source(three[2])
+    """PEFT's `linear` adds the factors, which is not the sum of the updates."""
+    one, other = read_adapter_source(three[0]), read_adapter_source(three[2])
     name = other.modules[0]
     a, b = one.factors(name), other.factors(name)
     added = (a.b + b.b) @ (a.a + b.a)
-    assert off(added, a.b @ a.a + b.b @ b.a) > 0.5
+    assert relative_error(added, a.b @ a.a + b.b @ b.a) > 0.5
 
 
 def test_the_mean_is_the_default(three: list[Path], tmp_path: Path) -> None:
-    combine(three, Combination(), tmp_path / "mean")
-    wanted = weighted_sum(three, [1 / 3] * 3)
+    combine(three, CombinationOptions(), tmp_path / "mean")
+    expected = weighted_sum(three, [1 / 3] * 3)
     found = deltas(tmp_path / "mean")
-    assert max(off(found[name], wanted[name]) for name in wanted) < 1e-6
+    assert max(relative_error(found[name], expected[name]) for name in expected) < 1e-6
 
 
 def test_rslora_and_patterns_are_scaled_as_peft_scales_them(tiny: Path, tmp_path: Path) -> None:
@@ -65,22 +65,24 @@ def test_rslora_and_patterns_are_scaled_as_peft_scales_them(tiny: Path, tmp_path
     model = get_peft_model(backbone.model, config)
     model.peft_config["default"].base_model_name_or_path = str(tiny)
     model.save_pretrained(str(tmp_path / "patterns"))
-    wanted = deltas(tmp_path / "patterns")
-    combine([tmp_path / "patterns"] * 2, Combination(weights=(0.75, 0.25)), tmp_path / "same")
+    expected = deltas(tmp_path / "patterns")
+    combine(
+        [tmp_path / "patterns"] * 2, CombinationOptions(weights=(0.75, 0.25)), tmp_path / "same"
+    )
     found = deltas(tmp_path / "same")
-    assert max(off(found[name], wanted[name]) for name in wanted) < 1e-6
+    assert max(relative_error(found[name], expected[name]) for name in expected) < 1e-6
 
 
 def test_svd_is_the_best_approximation_and_says_what_it_kept(
     three: list[Path], tmp_path: Path
 ) -> None:
-    result = combine(three, Combination("svd", rank=3), tmp_path / "cut")
-    wanted = weighted_sum(three, [1 / 3] * 3)
+    result = combine(three, CombinationOptions("svd", rank=3), tmp_path / "cut")
+    expected = weighted_sum(three, [1 / 3] * 3)
     found = deltas(tmp_path / "cut")
-    for name, delta in wanted.items():
+    for name, delta in expected.items():
         left, values, right = torch.linalg.svd(delta)
         best = (left[:, :3] * values[:3]) @ right[:3]
-        assert off(found[name], best) < 1e-5, name
+        assert relative_error(found[name], best) < 1e-5, name
         share = float(values[:3].square().sum() / values.square().sum())
         assert result.modules[name].kept_energy == pytest.approx(share, abs=1e-6)
     assert 0.2 < result.worst[1].kept_energy < result.kept_energy < 1
@@ -88,11 +90,11 @@ def test_svd_is_the_best_approximation_and_says_what_it_kept(
 
 
 def test_svd_with_room_for_all_is_the_sum(three: list[Path], tmp_path: Path) -> None:
-    result = combine(three, Combination("svd", rank=10), tmp_path / "whole")
-    wanted = weighted_sum(three, [1 / 3] * 3)
+    result = combine(three, CombinationOptions("svd", rank=10), tmp_path / "whole")
+    expected = weighted_sum(three, [1 / 3] * 3)
     assert result.kept_energy == pytest.approx(1)
     found = deltas(tmp_path / "whole")
-    assert max(off(found[name], wanted[name]) for name in wanted) < 1e-6
+    assert max(relative_error(found[name], expected[name]) for name in expected) < 1e-6
 
 
 def ties_by_hand(updates: list[torch.Tensor], density: float) -> torch.Tensor:
@@ -118,25 +120,25 @@ def ties_by_hand(updates: list[torch.Tensor], density: float) -> torch.Tensor:
 
 def test_ties_is_the_papers(three: list[Path], tmp_path: Path) -> None:
     # A rank as large as the matrix keeps all of it.
-    result = combine(three, Combination("ties", rank=64, density=0.3), tmp_path / "ties")
+    result = combine(three, CombinationOptions("ties", rank=64, density=0.3), tmp_path / "ties")
     assert result.kept_energy == pytest.approx(1)
     found, sources = deltas(tmp_path / "ties"), [deltas(path) for path in three]
     for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"):
-        wanted = ties_by_hand([source[name] for source in sources if name in source], 0.3)
-        assert off(found[name], wanted) < 1e-5, name
+        expected = ties_by_hand([source[name] for source in sources if name in source], 0.3)
+        assert relative_error(found[name], expected) < 1e-5, name
 
 
 def test_ties_of_one_adapter_twice_is_the_adapter_trimmed(
     three: list[Path], tmp_path: Path
 ) -> None:
     """By PEFT's formula weights of one half would halve it: a second division by the number."""
-    combine([three[0]] * 2, Combination("ties", rank=64, density=1.0), tmp_path / "same")
-    found, wanted = deltas(tmp_path / "same"), deltas(three[0])
-    assert max(off(found[name], wanted[name]) for name in wanted) < 1e-5
+    combine([three[0]] * 2, CombinationOptions("ties", rank=64, density=1.0), tmp_path / "same")
+    found, expected = deltas(tmp_path / "same"), deltas(three[0])
+    assert max(relative_error(found[name], expected[name]) for name in expected) < 1e-5
 
 
 def test_a_light_adapter_has_a_light_vote(three: list[Path], tmp_path: Path) -> None:
-    how = Combination("ties", weights=(0.999, 0.001), rank=64, density=1.0)
+    how = CombinationOptions("ties", weights=(0.999, 0.001), rank=64, density=1.0)
     combine(three[:2], how, tmp_path / "light")
     found, heavy = deltas(tmp_path / "light"), deltas(three[0])
     same = [(found[name].sign() == heavy[name].sign()).float().mean() for name in heavy]
@@ -146,7 +148,7 @@ def test_a_light_adapter_has_a_light_vote(three: list[Path], tmp_path: Path) -> 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
 def test_dare_draws_by_its_seed_alone(method: Any, three: list[Path], tmp_path: Path) -> None:
     def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
-        combine(three, Combination(method, seed=seed), tmp_path / name)
+        combine(three, CombinationOptions(method, seed=seed), tmp_path / name)
         return load_file(tmp_path / name / "adapter_model.safetensors")
 
     torch.manual_seed(1)
@@ -159,15 +161,15 @@ def test_dare_draws_by_its_seed_alone(method: Any, three: list[Path], tmp_path: 
 
 def test_dare_keeps_the_expectation(three: list[Path], tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj"
-    wanted = weighted_sum(three[:2], [0.5, 0.5])[name]
-    mean = torch.zeros_like(wanted)
+    expected = weighted_sum(three[:2], [0.5, 0.5])[name]
+    mean = torch.zeros_like(expected)
     for seed in range(40):
-        how = Combination("dare_linear", rank=64, density=0.5, seed=seed)
+        how = CombinationOptions("dare_linear", rank=64, density=0.5, seed=seed)
         combine(three[:2], how, tmp_path / f"draw-{seed}")
         mean += deltas(tmp_path / f"draw-{seed}")[name].double() / 40
     # One draw is off by about 1, the mean of forty by a sixth of it.
-    assert off(mean, wanted) < 0.25
-    assert off(deltas(tmp_path / "draw-0")[name], wanted) > 0.5
+    assert relative_error(mean, expected) < 0.25
+    assert relative_error(deltas(tmp_path / "draw-0")[name], expected) > 0.5
 
 
 def test_weights_by_examples_are_those_of_federated_averaging(
@@ -183,32 +185,34 @@ def test_weights_by_examples_are_those_of_federated_averaging(
         runs.append(run)
     # A run, and the adapter in a run.
     targets = [runs[0], runs[1] / "adapter"]
-    result = combine(targets, Combination(weigh_by_examples=True), tmp_path / "round")
+    result = combine(targets, CombinationOptions(weigh_by_examples=True), tmp_path / "round")
     assert [source["weight"] for source in result.sources] == [0.75, 0.25]
     assert [source["name"] for source in result.sources] == ["run-0", "run-1"]
     assert result.examples == 400
-    wanted = weighted_sum([run / "adapter" for run in runs], [0.75, 0.25])
+    expected = weighted_sum([run / "adapter" for run in runs], [0.75, 0.25])
     found = deltas(tmp_path / "round")
-    assert max(off(found[name], wanted[name]) for name in wanted) < 1e-6
+    assert max(relative_error(found[name], expected[name]) for name in expected) < 1e-6
     # A round's result knows how many examples are in it.
-    with pytest.raises(MergeError, match="three does not say how many examples"):
+    with pytest.raises(MergeError, match=r"training examples unknown \(got none for .*three\)"):
         combine(
-            [tmp_path / "round", three[2]], Combination(weigh_by_examples=True), tmp_path / "next"
+            [tmp_path / "round", three[2]],
+            CombinationOptions(weigh_by_examples=True),
+            tmp_path / "next",
         )
-    assert read_source(tmp_path / "round").examples == 400
+    assert read_adapter_source(tmp_path / "round").examples == 400
 
 
 def test_one_adapter_is_only_lowered_in_rank(three: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(MergeError, match="only combined by svd"):
-        combine(three[:1], Combination(), tmp_path / "alone")
-    result = combine(three[:1], Combination("svd", rank=2), tmp_path / "lower")
+    with pytest.raises(MergeError, match="only be combined by svd"):
+        combine(three[:1], CombinationOptions(), tmp_path / "alone")
+    result = combine(three[:1], CombinationOptions("svd", rank=2), tmp_path / "lower")
     assert {module.rank for module in result.modules.values()} == {2}
 
 
 def test_the_record_says_what_went_in_and_no_path_of_this_machine(
     three: list[Path], tmp_path: Path
 ) -> None:
-    combine(three, Combination("ties"), tmp_path / "ties")
+    combine(three, CombinationOptions("ties"), tmp_path / "ties")
     record = json.loads((tmp_path / "ties" / "combined.json").read_text())
     assert [s["sha256"] for s in record["sources"]] == [adapter_sha256(path) for path in three]
     assert [s["name"] for s in record["sources"]] == ["one", "two", "three"]
@@ -218,8 +222,8 @@ def test_the_record_says_what_went_in_and_no_path_of_this_machine(
 
 
 def test_nothing_takes_the_place_of_other_files(three: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(MergeError, match="not empty"):
-        combine(three[:2], Combination(), three[2])
+    with pytest.raises(MergeError, match=r"already exists .* not empty"):
+        combine(three[:2], CombinationOptions(), three[2])
     assert (three[2] / "adapter_model.safetensors").is_file()
 
 
@@ -228,7 +232,7 @@ def test_a_combination_is_attached_as_any_adapter_of_ours(
 ) -> None:
     from lora_kit.runs.session import open_subject
 
-    combine(three, Combination("svd"), tmp_path / "cut")
+    combine(three, CombinationOptions("svd"), tmp_path / "cut")
     subject = open_subject(tmp_path / "cut", None)
     assert subject.backbone.files.directory == tiny
     model = subject.model
@@ -250,11 +254,11 @@ def test_the_command_says_what_it_did_and_its_result_is_evaluated(
 ) -> None:
     how = ("--method", "svd", "--rank", 3, "--weight", 1, "--weight", 0.5, "--weight", 0.5)
     assert run("combine", *three, "--output", tmp_path / "cut", *how) == 0
-    said = capsys.readouterr().out
-    assert "14 modules of 3 adapters, rank 3" in said
-    assert "three: weight 0.5, 4 modules" in said
-    assert "10 modules are not changed by all adapters" in said
-    assert "of the combined updates' energy fits into this rank" in said
+    printed = capsys.readouterr().out
+    assert "14 modules of 3 adapters, rank 3" in printed
+    assert "three: weight 0.5, 4 modules" in printed
+    assert "10 modules are not changed by all adapters" in printed
+    assert "of the combined updates' energy, and least in " in printed
     suite = tmp_path / "quiz.yaml"
     suite.write_text(
         "name: quiz\nrole: retention\ntasks:\n  - {name: prose, kind: loss, "
@@ -274,10 +278,10 @@ def test_a_refusal_ends_with_two(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_same_adapter_twice_and_missing_fingerprints_are_told(
+def test_the_same_adapter_twice_and_missing_fingerprints_are_reported(
     three: list[Path], tmp_path: Path
 ) -> None:
     (three[0] / "backbone.json").unlink()
-    told = described(combine([three[0]] * 2, Combination(), tmp_path / "twice"))
-    assert "An adapter is given twice." in told
-    assert "does not show whether the weights are the same" in told
+    text = describe_combination(combine([three[0]] * 2, CombinationOptions(), tmp_path / "twice"))
+    assert "an adapter is given twice" in text
+    assert "does not show that the weights are the same" in text

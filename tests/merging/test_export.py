@@ -12,9 +12,13 @@ from typer.testing import CliRunner
 from lora_kit.backbone.gguf import PRE_TOKENIZERS
 from lora_kit.cli.app import app
 from lora_kit.merging.exporting import comparison, gguf_model
-from lora_kit.merging.exporting.comparison import default_texts, load_gguf, log_probabilities
+from lora_kit.merging.exporting.comparison import (
+    default_texts,
+    load_gguf,
+    next_token_log_probabilities,
+)
 from lora_kit.merging.exporting.export import export
-from lora_kit.merging.exporting.show import described
+from lora_kit.merging.exporting.show import describe_export
 from lora_kit.merging.exporting.vocabulary import NORMAL
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.hashes import file_sha256
@@ -98,9 +102,9 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 def test_float32_comes_back_bit_for_bit(model: Path, tmp_path: Path) -> None:
     result = export(model, "gguf", tmp_path / "model.gguf", "f32", TEXTS)
     found = read(tmp_path / "model.gguf")
-    wanted = tensors(model)
+    expected = tensors(model)
     assert len(list(model.glob("*.safetensors"))) > 3
-    for name, tensor in wanted.items():
+    for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
     assert result.passed
     assert result.comparison.top1_agreement == 1
@@ -160,7 +164,7 @@ def test_without_the_reordering_of_rows_the_comparison_fails(
     monkeypatch.setattr(gguf_model, "_reordered", lambda *_: 0)
     result = export(model, "gguf", tmp_path / "model.gguf", "f32", TEXTS)
     assert not result.passed
-    assert "NOT the model" in described(result)
+    assert "NOT the model" in describe_export(result)
 
 
 def test_other_merges_are_caught_by_the_tokens(
@@ -201,7 +205,9 @@ def test_the_pre_tokenizer_is_named_after_what_the_tokenizer_does(
     changed(model, "tokenizer.json", pre_tokenizer=PRE_TOKENIZERS["smollm"][0])
     assert name_of("own.gguf") == "smollm"
     changed(model, "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
-    with pytest.raises(MergeError, match=r"no name here.*Whitespace.*known: gpt-2, smollm"):
+    with pytest.raises(
+        MergeError, match=r"no name in llama\.cpp.*Whitespace.*known: gpt-2, smollm"
+    ):
         export(model, "gguf", tmp_path / "other.gguf", "f16", TEXTS)
     assert {path.name for path in tmp_path.glob("*.gguf")} == {"as-read.gguf", "own.gguf"}
 
@@ -209,11 +215,17 @@ def test_the_pre_tokenizer_is_named_after_what_the_tokenizer_does(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel: exported to GGUF are Llama"),
-        ({"attention_bias": True}, "attention_bias: True cannot"),
-        ({"hidden_act": "gelu"}, "hidden_act: 'gelu' cannot.*possible: silu"),
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            r"architectures: .*\(got GPT2LMHeadModel\).*LlamaForCausalLM",
+        ),
+        ({"attention_bias": True}, r"attention_bias: cannot be exported to GGUF \(got True"),
+        (
+            {"hidden_act": "gelu"},
+            r"hidden_act: cannot be exported to GGUF \(got 'gelu', possible: silu",
+        ),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "linear"),
-        ({"tie_word_embeddings": False}, "there is no lm_head.weight"),
+        ({"tie_word_embeddings": False}, "got false and no lm_head.weight"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
@@ -235,9 +247,12 @@ def test_values_that_f16_cannot_hold_and_tensors_without_a_place_are_refused(
         old.unlink()
     file = model / "model.safetensors"
     for change, message in (
-        ({key: weights[key] * 1e8}, "up_proj.weight: has values above 65504.*bf16"),
-        ({key: weights[key] * float("nan")}, "up_proj.weight holds values that are no numbers"),
-        ({"model.layers.0.lora.weight": torch.ones(2, 2)}, "lora.weight has no place"),
+        ({key: weights[key] * 1e8}, "up_proj.weight: f16 holds no values above 65504 .*bf16"),
+        ({key: weights[key] * float("nan")}, "up_proj.weight has values that are infinite or NaN"),
+        (
+            {"model.layers.0.lora.weight": torch.ones(2, 2)},
+            r"no place in a GGUF file .*\(got model\.layers\.0\.lora\.weight",
+        ),
     ):
         save_file(weights | change, file, metadata={"format": "pt"})
         with pytest.raises(MergeError, match=message):
@@ -277,7 +292,7 @@ def test_mistral_is_llama_without_a_window(tmp_path: Path) -> None:
     MistralForCausalLM(config).save_pretrained(directory)
     assert export(directory, "gguf", tmp_path / "model.gguf", "f32", TEXTS).passed
     changed(directory, sliding_window=128)
-    with pytest.raises(MergeError, match="sliding_window: 128 cannot"):
+    with pytest.raises(MergeError, match=r"sliding_window: cannot be exported to GGUF \(got 128"):
         export(directory, "gguf", tmp_path / "window.gguf", "f32", TEXTS)
 
 
@@ -298,11 +313,11 @@ def test_a_quantized_directory_loads_in_plain_transformers(
     assert record["comparison"]["positions"] == result.comparison.positions
     modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "small").glob("*.safetensors")}
     assert modes == {0o644}
-    with pytest.raises(MergeError, match="quantized already"):
+    with pytest.raises(MergeError, match="already quantized"):
         export(tmp_path / "small", "gguf", tmp_path / "model.gguf", texts=TEXTS)
 
 
-def test_the_command_prints_the_figures_and_fails_where_they_are_too_far_off(
+def test_the_command_prints_the_comparison_and_fails_if_the_export_is_too_far_off(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = tmp_path / "texts.txt"
@@ -310,7 +325,7 @@ def test_the_command_prints_the_figures_and_fails_where_they_are_too_far_off(
     command = ["export", str(model), "--to", "gguf", "--type", "f32", "--texts", str(texts)]
     done = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "a.gguf")])
     assert done.exit_code == 0, done.output
-    assert "What was evaluated is the model that this was made from" in done.output
+    assert "The evaluation is of the model that this export was made from" in done.output
     record = json.loads((tmp_path / "a.gguf.json").read_text())
     assert record["passed"] is True
     assert record["files"] == {"a.gguf": file_sha256(tmp_path / "a.gguf")}
@@ -326,13 +341,13 @@ def test_the_distributions_are_those_of_the_whole_row(model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model)
-    found = log_probabilities(model, [(5, 6, 7), (8, 9)])
+    found = next_token_log_probabilities(model, [(5, 6, 7), (8, 9)])
     assert found.shape == (3, model.config.vocab_size)
     assert torch.allclose(found.exp().sum(dim=1), torch.ones(3), atol=1e-4)
-    same = comparison.compare(found, found, 0, 0)
+    same = comparison.compare_export(found, found, 0, 0)
     assert (same.top1_agreement, same.mean_kl) == (1, 0)
-    with pytest.raises(MergeError, match="no numbers"):
-        comparison.compare(found, found * float("nan"), 0, 0)
+    with pytest.raises(MergeError, match="infinite or NaN"):
+        comparison.compare_export(found, found * float("nan"), 0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -380,18 +395,19 @@ def test_the_real_file_says_what_the_packages_file_says(real_merged: Path, tmp_p
         if file.suffix == ".gguf"
     )
     export(real_merged, "gguf", tmp_path / "model.gguf", "f16", TEXTS)
-    wanted, found = GGUFReader(theirs), GGUFReader(tmp_path / "model.gguf")
-    tables = [{t.name: tuple(t.shape) for t in file.tensors} for file in (wanted, found)]
+    expected, found = GGUFReader(theirs), GGUFReader(tmp_path / "model.gguf")
+    tables = [{t.name: tuple(t.shape) for t in file.tensors} for file in (expected, found)]
     assert tables[0] == tables[1]
     different = {
         key
-        for key in wanted.fields
+        for key in expected.fields
         if not key.startswith("GGUF.")
         and (
-            key not in found.fields or wanted.fields[key].contents() != found.fields[key].contents()
+            key not in found.fields
+            or expected.fields[key].contents() != found.fields[key].contents()
         )
     }
-    # Where it comes from is lost in the backbone, and it is another type.
+    # The backbone has no record of the origin, and the type differs.
     origin = {"basename", "finetune", "languages", "license", "name", "organization"}
     names = {f"general.{key}" for key in origin}
     assert different == names | {"general.file_type"}

@@ -1,4 +1,4 @@
-"""A merge that is broken off, and goes on."""
+"""An interrupted merge, and how it resumes."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from lora_kit.merging.partial import Partial
+from lora_kit.merging.partial import PartialMerge
 from lora_kit.merging.plan import MergePlan
 from lora_kit.merging.stream import merge_stream
-from lora_kit.merging.tensors import Planned, write_tensors
+from lora_kit.merging.tensors import PlannedTensor, write_tensors
 from lora_kit.runtime.errors import MergeError
 from tests.merging.test_methods import lora, plan_of, trained
 
@@ -47,7 +47,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_killed_in_the_middle_it_leaves_no_model_and_goes_on_from_its_shards(
+def test_a_killed_merge_leaves_no_model_and_resumes_from_its_shards(
     plan: MergePlan, tmp_path: Path
 ) -> None:
     fields = {**asdict(plan), "base": str(plan.base), "adapter": str(plan.adapter)}
@@ -68,11 +68,11 @@ def test_killed_in_the_middle_it_leaves_no_model_and_goes_on_from_its_shards(
     assert contents(output) == contents(tmp_path / "at once")
 
 
-def broken_off(plan: MergePlan, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A merge whose disk is full after its second shard."""
+def interrupt(plan: MergePlan, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merge with a disk that is full after the second shard."""
     from lora_kit.merging import partial
 
-    def until_full(path: Path, shard: list[Planned], workers: int) -> None:
+    def until_full(path: Path, shard: list[PlannedTensor], workers: int) -> None:
         if "00003" in path.name:
             raise OSError(28, "No space left on device")
         write_tensors(path, shard, workers)
@@ -84,27 +84,27 @@ def broken_off(plan: MergePlan, output: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not output.exists()
 
 
-def test_a_full_disk_leaves_what_is_gone_on_from(
+def test_a_merge_resumes_after_a_full_disk(
     plan: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken_off(plan, tmp_path / "merged", monkeypatch)
+    interrupt(plan, tmp_path / "merged", monkeypatch)
     assert merge_stream(plan, tmp_path / "merged").kept_shards == 2
 
 
-def test_another_adapter_does_not_go_on_from_this_ones_shards(
+def test_a_merge_of_another_adapter_does_not_resume_from_these_shards(
     plan: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken_off(plan, tmp_path / "merged", monkeypatch)
+    interrupt(plan, tmp_path / "merged", monkeypatch)
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"lora_alpha": 16}))
     assert merge_stream(plan, tmp_path / "merged").kept_shards == 0
 
 
-def test_another_dtype_does_not_go_on_from_these_shards(
+def test_a_merge_in_another_dtype_does_not_resume_from_these_shards(
     plan: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken_off(plan, tmp_path / "merged", monkeypatch)
+    interrupt(plan, tmp_path / "merged", monkeypatch)
     other = replace(plan, stored_dtype="bfloat16")
     assert merge_stream(other, tmp_path / "merged").kept_shards == 0
     for path in (tmp_path / "merged").glob("*.safetensors"):
@@ -114,7 +114,7 @@ def test_another_dtype_does_not_go_on_from_these_shards(
 def test_a_shard_that_lost_bytes_is_written_again(
     plan: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken_off(plan, tmp_path / "merged", monkeypatch)
+    interrupt(plan, tmp_path / "merged", monkeypatch)
     shard = next((tmp_path / ".merged.merging").glob("model-00001*"))
     shard.write_bytes(shard.read_bytes()[:-10])
     assert merge_stream(plan, tmp_path / "merged").kept_shards == 1
@@ -125,8 +125,8 @@ def test_a_shard_that_lost_bytes_is_written_again(
 def test_two_merges_into_one_place_at_a_time_are_refused(plan: MergePlan, tmp_path: Path) -> None:
     fields = asdict(plan)
     with (
-        Partial.of(tmp_path / "merged", fields, []),
-        pytest.raises(MergeError, match="another process is merging"),
+        PartialMerge.begin_or_resume(tmp_path / "merged", fields, []),
+        pytest.raises(MergeError, match="another process is merging into it"),
     ):
         merge_stream(plan, tmp_path / "merged")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_kit.merging.tensors import Planned, by_key, stored_tensors, write_tensors
+from lora_kit.merging.tensors import PlannedTensor, stored_by_key, stored_tensors, write_tensors
 from lora_kit.runtime.errors import MergeError
 
 TENSORS = {
@@ -19,7 +19,7 @@ TENSORS = {
 
 def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors")
-    found = by_key([tmp_path / "x.safetensors"])
+    found = stored_by_key([tmp_path / "x.safetensors"])
     assert set(found) == set(TENSORS)
     for key, tensor in TENSORS.items():
         assert torch.equal(found[key].read(), tensor), key
@@ -27,7 +27,7 @@ def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
 
 def test_what_is_written_the_library_reads(tmp_path: Path) -> None:
     planned = [
-        Planned(key, tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: tensor)
+        PlannedTensor(key, tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: tensor)
         for key, tensor in TENSORS.items()
     ]
     write_tensors(tmp_path / "y.safetensors", planned)
@@ -39,12 +39,12 @@ def test_what_is_written_the_library_reads(tmp_path: Path) -> None:
 
 def test_bytes_are_copied_from_file_to_file_among_tensors_that_are_made(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors")
-    stored = by_key([tmp_path / "x.safetensors"])
+    stored = stored_by_key([tmp_path / "x.safetensors"])
     made = torch.ones(5)
     planned = [
-        Planned("b", torch.float32, (3, 4), copied=stored["b"]),
-        Planned("made", torch.float32, (5,), lambda: made),
-        Planned("a", torch.bfloat16, (2,), copied=stored["a"]),
+        PlannedTensor("b", torch.float32, (3, 4), copied=stored["b"]),
+        PlannedTensor("made", torch.float32, (5,), lambda: made),
+        PlannedTensor("a", torch.bfloat16, (2,), copied=stored["a"]),
     ]
     write_tensors(tmp_path / "y.safetensors", planned)
     found = load_file(tmp_path / "y.safetensors")
@@ -54,27 +54,29 @@ def test_bytes_are_copied_from_file_to_file_among_tensors_that_are_made(tmp_path
 
 
 @pytest.mark.parametrize("lost", [1, 20, 200])
-def test_a_shard_that_is_cut_off_is_refused_by_name(tmp_path: Path, lost: int) -> None:
+def test_a_truncated_shard_is_refused_by_name(tmp_path: Path, lost: int) -> None:
     path = tmp_path / "x.safetensors"
     save_file(TENSORS, path)
     path.write_bytes(path.read_bytes()[:-lost])
-    with pytest.raises(MergeError, match=r"x\.safetensors: .*(damaged|cut off)"):
+    with pytest.raises(MergeError, match=r"x\.safetensors: .*(damaged|truncated)"):
         stored_tensors(path)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "no safetensors file"),
         (b"PK\x03\x04 an archive", "no safetensors file"),
-        ((3).to_bytes(8, "little") + b"no!", "cannot be read"),
-        ((2).to_bytes(8, "little") + b"[]", "cannot be read"),
+        ((3).to_bytes(8, "little") + b"no!", "header cannot be read"),
+        ((2).to_bytes(8, "little") + b"[]", "header cannot be read"),
     ],
 )
-def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+def test_what_is_no_safetensors_file_is_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    with pytest.raises(MergeError, match=told):
+    with pytest.raises(MergeError, match=message):
         stored_tensors(path)
 
 
@@ -82,18 +84,20 @@ def test_a_dtype_that_is_not_known_is_named(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
-    with pytest.raises(MergeError, match="F4"):
+    with pytest.raises(MergeError, match=r"header cannot be read .*KeyError: 'F4'"):
         stored_tensors(path)
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("x", "y"):
         save_file({"w": torch.ones(2)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(MergeError, match=r"w is in x\.safetensors too"):
-        by_key([tmp_path / "x.safetensors", tmp_path / "y.safetensors"])
+    with pytest.raises(MergeError, match=r"got w, which is in x\.safetensors too"):
+        stored_by_key([tmp_path / "x.safetensors", tmp_path / "y.safetensors"])
 
 
-def test_a_tensor_that_turns_out_otherwise_than_planned_is_an_error(tmp_path: Path) -> None:
-    planned = [Planned("w", torch.float32, (2,), lambda: torch.ones(3))]
-    with pytest.raises(MergeError, match="was planned"):
+def test_a_tensor_that_differs_from_the_plan_is_an_error(tmp_path: Path) -> None:
+    planned = [PlannedTensor("w", torch.float32, (2,), lambda: torch.ones(3))]
+    with pytest.raises(
+        MergeError, match=r"w: produced tensor differs from the plan \(got 3 rows, .*was planned"
+    ):
         write_tensors(tmp_path / "x.safetensors", planned)

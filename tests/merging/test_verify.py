@@ -1,4 +1,4 @@
-"""What a merge that went wrong looks like from outside: asked, it does not answer as it should."""
+"""A wrong merge is caught: its outputs differ from those of base + adapter."""
 
 import json
 import shutil
@@ -14,15 +14,19 @@ from safetensors.torch import load_file, save_file
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.tokenization import Example
 from lora_kit.merging import reloaded
-from lora_kit.merging.answers import TEXT_TOKENS, Questions, answer
-from lora_kit.merging.limits import limits_for
-from lora_kit.merging.measured import Measured, measure, questions_for
-from lora_kit.merging.reloaded import Computing, answer_of_files, reload
+from lora_kit.merging.predictions import TEXT_TOKENS, ComparisonInputs, compute_outputs
+from lora_kit.merging.reference import ReferenceOutputs, build_comparison_inputs, compute_reference
+from lora_kit.merging.reloaded import ComputeSettings, compute_outputs_in_subprocess, load_merged
 from lora_kit.merging.stream import merge_stream
-from lora_kit.merging.untouched import touched
-from lora_kit.merging.verify import Verification, compare, verify_merged
+from lora_kit.merging.tolerances import tolerances_for
+from lora_kit.merging.verify import (
+    Verification,
+    compare_merged,
+    modified_tensors,
+    verify_merged,
+)
 from lora_kit.runtime.errors import MergeError
-from tests.merging.asked import in_this_process
+from tests.merging.in_process import in_this_process
 from tests.merging.test_stream import plan_of, quantized, trained
 
 TEXTS = [
@@ -30,7 +34,7 @@ TEXTS = [
     for ids in (tuple(range(100, 160)), tuple(range(1000, 1400, 9)))
 ]
 STOPS = (2,)
-PLAIN = Computing(torch.float32, "cpu", "sdpa")
+PLAIN = ComputeSettings(torch.float32, "cpu", "sdpa")
 
 
 @pytest.fixture
@@ -44,18 +48,18 @@ def model(backbone: Backbone, tmp_path: Path) -> Any:
 
 
 def verified(model: Any, merged: Path) -> Verification:
-    """As `verify_merged`, in this process."""
-    questions = questions_for(model, TEXTS, STOPS)
-    shipped = answer(reload(merged, PLAIN), questions)
-    return compare(measure(model, questions), shipped)
+    """Verify as `verify_merged` does, in this process."""
+    questions = build_comparison_inputs(model, TEXTS, STOPS)
+    shipped = compute_outputs(load_merged(merged, PLAIN), questions)
+    return compare_merged(compute_reference(model, questions), shipped)
 
 
 def test_what_was_merged_right_passes_in_a_new_process(
     backbone: Backbone, model: Any, tmp_path: Path
 ) -> None:
     merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
-    questions = questions_for(model, TEXTS, STOPS)
-    measured = measure(model, questions)
+    questions = build_comparison_inputs(model, TEXTS, STOPS)
+    measured = compute_reference(model, questions)
     found = verify_merged(tmp_path / "merged", measured, questions, PLAIN)
     assert found.passed, found.reasons
     assert found.modules == 14
@@ -65,49 +69,49 @@ def test_what_was_merged_right_passes_in_a_new_process(
     assert found.mean_kl < 1e-6 < found.control_mean_kl
 
 
-def test_texts_that_are_asked_together_are_those_of_each_prompt_alone(model: Any) -> None:
+def test_texts_generated_in_one_batch_equal_those_of_each_prompt_alone(model: Any) -> None:
     prompts = [tuple(range(start, start + 3 + 5 * number)) for number, start in enumerate((9, 700))]
     examples = tuple(Example(ids, (*[-100] * (len(ids) - 1), ids[-1])) for ids in prompts)
     alone = []
     for ids in prompts:
-        asked = torch.tensor([ids[:-1]])
-        made = model.generate(
-            input_ids=asked,
-            attention_mask=torch.ones_like(asked),
+        prompt = torch.tensor([ids[:-1]])
+        generated = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
             max_new_tokens=TEXT_TOKENS,
             do_sample=False,
             eos_token_id=[],
             pad_token_id=2,
         )
-        alone.append(made[0, asked.shape[1] :])
+        alone.append(generated[0, prompt.shape[1] :])
     assert alone[0].tolist() != alone[1].tolist()
     # One of them ends in its midst, the other one goes on.
     end = next(int(token) for token in alone[0][5:] if token not in alone[1])
     place = alone[0].tolist().index(end)
-    found = answer(model, Questions(examples, {}, (end,))).texts
+    found = compute_outputs(model, ComparisonInputs(examples, {}, (end,))).generated_ids
     assert found[0].tolist() == [*alone[0][: place + 1].tolist(), *[-1] * (TEXT_TOKENS - place - 1)]
     assert found[1].tolist() == alone[1].tolist()
     assert (found[2:] == -1).all()
 
 
-def test_files_that_do_not_fit_beside_the_backbone_are_asked_on_the_cpu(
+def test_files_that_do_not_fit_beside_the_backbone_are_run_on_the_cpu(
     backbone: Backbone, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
     devices = []
 
-    def full(merged: Path, computing: Computing) -> Any:
+    def full(merged: Path, computing: ComputeSettings) -> Any:
         devices.append(computing.device)
         if computing.device != "cpu":
             raise torch.OutOfMemoryError
-        return reload(merged, computing)
+        return load_merged(merged, computing)
 
-    monkeypatch.setattr(reloaded, "reload", full)
-    questions = questions_for(model, TEXTS, STOPS)
+    monkeypatch.setattr(reloaded, "load_merged", full)
+    questions = build_comparison_inputs(model, TEXTS, STOPS)
     on_gpu = replace(PLAIN, device="cuda:0")
-    found = reloaded.answer_where_it_fits(tmp_path / "merged", questions, on_gpu)
+    found = reloaded.compute_outputs_with_cpu_fallback(tmp_path / "merged", questions, on_gpu)
     assert devices == ["cuda:0", "cpu"]
-    assert compare(measure(model, questions), found).passed
+    assert compare_merged(compute_reference(model, questions), found).passed
 
 
 def change_alpha(adapter: Path) -> None:
@@ -144,17 +148,20 @@ def test_files_merged_from_another_adapter_are_caught(
     merge_stream(plan_of(backbone, tmp_path / "adapter"), tmp_path / "merged")
     found = verified(model, tmp_path / "merged")
     assert not found.passed
-    assert any("modules do not do what" in reason for reason in found.reasons)
+    assert any(
+        reason.startswith("least_kept: model.layers.") and "of the adapter's effect" in reason
+        for reason in found.reasons
+    )
 
 
 @pytest.mark.parametrize("quantization", ["nf4", pytest.param("none", marks=pytest.mark.slow)])
 @in_this_process()
-def test_a_small_change_is_told_from_none_where_half_precision_is_computed_in(
+def test_a_small_change_is_told_from_none_where_models_compute_in_half_precision(
     tiny: Path, tmp_path: Path, quantization: str
 ) -> None:
-    """Rounding of the outputs is more than the change; the modules are tried in float32.
+    """Rounding of the outputs exceeds the change, so that modules are run in float32.
 
-    What rounding to bfloat16 loses of it is lost, and stored in float32 it is not.
+    Rounding the stored weights to bfloat16 loses the change; storing them in float32 does not.
     """
     # As checkpoints are stored that are computed in bfloat16.
     base = Path(shutil.copytree(tiny, tmp_path / "base"))
@@ -163,22 +170,22 @@ def test_a_small_change_is_told_from_none_where_half_precision_is_computed_in(
     save_file(halves, base / "model.safetensors", metadata={"format": "pt"})
     backbone = quantized(base, quantization, "bfloat16")
     model = trained(backbone, tmp_path / "adapter", std=1e-4)
-    questions = questions_for(model, TEXTS, STOPS)
-    measured = measure(model, questions)
+    questions = build_comparison_inputs(model, TEXTS, STOPS)
+    measured = compute_reference(model, questions)
     assert next(backbone.model.parameters()).dtype is torch.bfloat16
 
     def found(adapter: Path | None, stored: str) -> Verification:
         plan = plan_of(backbone, tmp_path / "adapter", stored_dtype=stored)
         directory = tmp_path / f"{adapter is None}-{stored}"
         merge_stream(replace(plan, adapter=adapter), directory)
-        return verify_merged(directory, measured, questions, Computing.of(backbone.model))
+        return verify_merged(directory, measured, questions, ComputeSettings.of(backbone.model))
 
     exact = found(tmp_path / "adapter", "float32")
     assert exact.passed, exact.reasons
     assert exact.least_kept == pytest.approx(1, abs=0.01)
     rounded = found(tmp_path / "adapter", "bfloat16")
     assert rounded.median_kept < 0.9
-    assert "the stored dtype is too coarse (merge.dtype: float32)" in " ".join(rounded.reasons)
+    assert "the stored dtype is too coarse (fix: merge.dtype: float32)" in " ".join(rounded.reasons)
     assert found(None, "bfloat16").most_kept < 0.1
 
 
@@ -220,9 +227,9 @@ def test_weights_that_were_damaged_afterwards_are_caught(
     assert not found.passed
     assert found.least_kept_module == name.removesuffix(".weight")
     path.write_bytes(path.read_bytes()[:-100])
-    questions = questions_for(model, TEXTS, STOPS)
-    with pytest.raises(MergeError, match="cannot be asked in a new process"):
-        answer_of_files(tmp_path / "merged", questions, PLAIN, tmp_path)
+    questions = build_comparison_inputs(model, TEXTS, STOPS)
+    with pytest.raises(MergeError, match="cannot be run in a new process"):
+        compute_outputs_in_subprocess(tmp_path / "merged", questions, PLAIN, tmp_path)
 
 
 def test_a_parameter_that_is_in_no_file_is_caught(
@@ -233,13 +240,11 @@ def test_a_parameter_that_is_in_no_file_is_caught(
     tensors = load_file(path)
     del tensors["model.layers.1.mlp.down_proj.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(MergeError, match=r"are in no file, the first: .*1\.mlp\.down_proj"):
-        reload(tmp_path / "merged", PLAIN)
+    with pytest.raises(MergeError, match=r"missing from the files \(got 1, .*1\.mlp\.down_proj"):
+        load_merged(tmp_path / "merged", PLAIN)
 
 
-def test_embeddings_that_are_adapted_are_tried_on_the_tokens_that_are_trained(
-    tiny: Path, tmp_path: Path
-) -> None:
+def test_adapted_embeddings_are_run_on_the_trained_tokens(tiny: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     plain = quantized(tiny, "none")
@@ -261,38 +266,38 @@ def test_embeddings_that_are_adapted_are_tried_on_the_tokens_that_are_trained(
     assert found.least_kept_module == "model.embed_tokens"
 
 
-def test_agreement_and_distance_are_held_to_their_limits() -> None:
-    from lora_kit.merging.answers import Answers
+def test_agreement_and_distance_are_held_to_their_tolerances() -> None:
+    from lora_kit.merging.predictions import ModelOutputs
 
-    def answered(logits: torch.Tensor) -> Answers:
-        return Answers(logits.log_softmax(dim=-1), torch.zeros(1, 1), {})
+    def answered(logits: torch.Tensor) -> ModelOutputs:
+        return ModelOutputs(logits.log_softmax(dim=-1), torch.zeros(1, 1), {})
 
     torch.manual_seed(0)
     truth = 3 * torch.randn(400, 50)
     control = (truth + 3 * torch.randn_like(truth)).log_softmax(dim=-1)
-    measured = Measured(answered(truth), control, {})
-    near = compare(measured, answered(truth + 0.01 * torch.randn_like(truth)))
-    far = compare(measured, answered(truth + torch.randn_like(truth)))
+    measured = ReferenceOutputs(answered(truth), control, {})
+    near = compare_merged(measured, answered(truth + 0.01 * torch.randn_like(truth)))
+    far = compare_merged(measured, answered(truth + torch.randn_like(truth)))
     assert near.passed
     assert len(far.reasons) == 2
-    with pytest.raises(MergeError, match="no numbers"):
-        compare(measured, answered(truth * float("nan")))
+    with pytest.raises(MergeError, match="infinite or NaN"):
+        compare_merged(measured, answered(truth * float("nan")))
 
 
 def test_tensors_that_the_adapter_leaves_alone_are_compared_one_by_one(
     backbone: Backbone, model: Any, tmp_path: Path
 ) -> None:
-    """A row of an embedding that no compared text uses is seen by no answer."""
+    """A row of an embedding that no compared text uses shows in no output."""
     plan = plan_of(backbone, tmp_path / "adapter")
     result = merge_stream(plan, tmp_path / "merged")
     assert "model.embed_tokens.weight" in result.untouched
-    assert touched(plan.base, tmp_path / "merged", result.untouched) == []
+    assert modified_tensors(plan.base, tmp_path / "merged", result.untouched) == []
     path = tmp_path / "merged" / "model.safetensors"
     tensors = load_file(path)
     tensors["model.embed_tokens.weight"][45_000] = 0
     save_file(tensors, path, metadata={"format": "pt"})
     assert verified(model, tmp_path / "merged").passed
-    found = touched(plan.base, tmp_path / "merged", result.untouched)
+    found = modified_tensors(plan.base, tmp_path / "merged", result.untouched)
     assert found == ["model.embed_tokens.weight"]
 
 
@@ -303,10 +308,12 @@ def test_merges_into_other_quantizations_pass(
     other = quantized(tiny, quantization)
     model = trained(other, tmp_path / "adapter")
     merge_stream(plan_of(other, tmp_path / "adapter"), tmp_path / "merged")
-    questions = questions_for(model, TEXTS, STOPS)
-    shipped = answer(reload(tmp_path / "merged", PLAIN), questions)
-    found = compare(
-        measure(model, questions), shipped, limits_for("float32", quantization=quantization)
+    questions = build_comparison_inputs(model, TEXTS, STOPS)
+    shipped = compute_outputs(load_merged(tmp_path / "merged", PLAIN), questions)
+    found = compare_merged(
+        compute_reference(model, questions),
+        shipped,
+        tolerances_for("float32", quantization=quantization),
     )
     assert found.passed, found.reasons
 
@@ -329,10 +336,10 @@ def test_layers_that_store_their_weight_transposed_are_dequantized_as_they_were_
     assert found.mean_kl < 1e-6
 
 
-def test_no_share_is_made_up_where_no_module_could_be_tried() -> None:
-    from lora_kit.merging.answers import Answers
+def test_no_share_is_made_up_where_no_module_could_be_run() -> None:
+    from lora_kit.merging.predictions import ModelOutputs
 
     logits = torch.randn(20, 50).log_softmax(dim=-1)
-    answers = Answers(logits, torch.zeros(1, 1), {})
-    found = compare(Measured(answers, logits, {}), answers)
+    answers = ModelOutputs(logits, torch.zeros(1, 1), {})
+    found = compare_merged(ReferenceOutputs(answers, logits, {}), answers)
     assert (found.modules, found.least_kept, found.median_kept) == (0, None, None)

@@ -1,12 +1,16 @@
-"""Each kind of check: what passes, what fails, and what people would not care about."""
+"""All kinds of check: responses that pass, responses that fail, and differences to ignore."""
 
 import pytest
 
-from lora_kit.metrics.instruction_checks import CHECKS, Check, follows
+from lora_kit.metrics.instruction_checks import (
+    CHECK_FUNCTIONS,
+    InstructionCheck,
+    follows_instructions,
+)
 
 
-def check(kind: str, value: object) -> Check:
-    return Check.parse({"kind": kind, "value": value})
+def check(kind: str, value: object) -> InstructionCheck:
+    return InstructionCheck.parse({"kind": kind, "value": value})
 
 
 # kind, value, responses that pass, responses that fail
@@ -93,8 +97,8 @@ CASES: list[tuple[str, object, list[str], list[str]]] = [
 
 
 def test_every_kind_has_cases() -> None:
-    assert {kind for kind, *_ in CASES} == set(CHECKS)
-    assert len(CHECKS) >= 12
+    assert {kind for kind, *_ in CASES} == set(CHECK_FUNCTIONS)
+    assert len(CHECK_FUNCTIONS) >= 12
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,7 @@ def test_every_kind_has_cases() -> None:
     [(kind, value, response) for kind, value, good, _ in CASES for response in good],
 )
 def test_passes(kind: str, value: object, response: str) -> None:
-    assert follows(response, [check(kind, value)])
+    assert follows_instructions(response, [check(kind, value)])
 
 
 @pytest.mark.parametrize(
@@ -111,30 +115,30 @@ def test_passes(kind: str, value: object, response: str) -> None:
     ids=lambda value: str(value)[:40],
 )
 def test_fails(kind: str, value: object, response: str) -> None:
-    assert not follows(response, [check(kind, value)])
+    assert not follows_instructions(response, [check(kind, value)])
 
 
 @pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind, value, *_ in CASES])
 @pytest.mark.parametrize("response", ["", "  \n", "...", "**", '""', "—"])
-def test_a_response_without_a_word_never_follows(kind: str, value: object, response: str) -> None:
-    assert not follows(response, [check(kind, value)])
+def test_a_response_without_a_word_never_passes(kind: str, value: object, response: str) -> None:
+    assert not follows_instructions(response, [check(kind, value)])
 
 
 def test_all_checks_must_hold() -> None:
     both = [check("max_words", 2), check("lowercase", True)]
-    assert follows("small words", both)
-    assert not follows("Small words", both)
-    assert not follows("three small words", both)
+    assert follows_instructions("small words", both)
+    assert not follows_instructions("Small words", both)
+    assert not follows_instructions("three small words", both)
 
 
-def test_nothing_to_check_is_refused() -> None:
+def test_an_empty_list_of_checks_is_refused() -> None:
     with pytest.raises(ValueError, match="without checks"):
-        follows("Hello", [])
+        follows_instructions("Hello", [])
 
 
-def test_a_check_holds_what_the_yaml_says() -> None:
-    assert check("max_words", 12) == Check("max_words", 12)
-    assert check("choice", ["yes", "no"]) == Check("choice", ("yes", "no"))
+def test_a_check_has_the_kind_and_value_of_the_yaml() -> None:
+    assert check("max_words", 12) == InstructionCheck("max_words", 12)
+    assert check("choice", ["yes", "no"]) == InstructionCheck("choice", ("yes", "no"))
 
 
 @pytest.mark.parametrize(
@@ -156,19 +160,19 @@ def test_a_check_holds_what_the_yaml_says() -> None:
         ("json_keys", None, "a list of texts"),
     ],
 )
-def test_a_wrong_value_is_refused_with_what_is_possible(
+def test_a_wrong_value_is_refused_with_the_expected_type(
     kind: str, value: object, takes: str
 ) -> None:
     with pytest.raises(ValueError, match=f"'{kind}' takes {takes}") as error:
         check(kind, value)
     assert repr(tuple(value) if isinstance(value, list) else value) in str(error.value)
-    assert all(possible in str(error.value) for possible in CHECKS)
+    assert all(possible in str(error.value) for possible in CHECK_FUNCTIONS)
 
 
-def test_an_unknown_kind_is_refused_with_what_is_possible() -> None:
+def test_an_unknown_kind_is_refused_with_the_possible_kinds() -> None:
     with pytest.raises(ValueError, match="unknown kind of check 'max_wrds'") as error:
         check("max_wrds", 12)
-    assert all(possible in str(error.value) for possible in CHECKS)
+    assert all(possible in str(error.value) for possible in CHECK_FUNCTIONS)
 
 
 @pytest.mark.parametrize(
@@ -177,9 +181,9 @@ def test_an_unknown_kind_is_refused_with_what_is_possible() -> None:
 )
 def test_a_mapping_of_another_shape_is_refused(mapping: object) -> None:
     with pytest.raises(ValueError, match="keys kind and value"):
-        Check.parse(mapping)
+        InstructionCheck.parse(mapping)
 
 
-def test_a_kind_that_is_no_text_is_refused() -> None:
+def test_a_kind_that_is_not_a_text_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown kind of check"):
-        Check.parse({"kind": ["words"], "value": 3})
+        InstructionCheck.parse({"kind": ["words"], "value": 3})

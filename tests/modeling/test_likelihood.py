@@ -29,7 +29,7 @@ def test_the_supervised_loss_is_the_models_own_loss(
     assert float(nll.mean()) == pytest.approx(own, abs=5e-5)
 
 
-def test_each_token_is_ascribed_to_its_row(
+def test_each_token_is_assigned_to_its_row(
     real_backbone: Backbone, examples: list[Example]
 ) -> None:
     pad = real_backbone.tokenizer.pad_token_id
@@ -41,7 +41,7 @@ def test_each_token_is_ascribed_to_its_row(
             assert torch.allclose(nll[rows == number], alone, atol=1e-3)
 
 
-def test_padding_puts_the_answers_under_one_another(examples: list[Example]) -> None:
+def test_padding_aligns_the_answers(examples: list[Example]) -> None:
     batch = pad_examples(examples[:2], 2)
     assert (batch["labels"][:, -1] != -100).all()
     for row, example in enumerate(examples[:2]):

@@ -1,4 +1,4 @@
-"""`lora-kit doctor` tries each trap out on this machine, and says so where one is not caught."""
+"""`lora-kit doctor` tries each trap on this machine and reports those without a guard."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,27 +15,28 @@ from rich.console import Console
 from lora_kit.cli import main
 from lora_kit.merging import verify
 from lora_kit.metrics import load as metrics
-from lora_kit.preflight import checks, data_checks, doctor
-from lora_kit.preflight.doctor import TRAPS, Diagnosis, Finding, Version, quantization_works
+from lora_kit.preflight import checks, data_checks, doctor, launch_checks
+from lora_kit.preflight.doctor import TRAPS, Diagnosis, TrapFinding, Version, quantization_works
 from lora_kit.preflight.show_doctor import show_diagnosis
-from lora_kit.preflight.traps import launching, samples, weights
+from lora_kit.preflight.traps import data as data_traps
+from lora_kit.preflight.traps import launching, weights
 from lora_kit.preflight.traps.trap import Trap
 
 BY_NAME = {trap.name: trap for trap in TRAPS}
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_the_trap_is_caught(name: str) -> None:
-    assert BY_NAME[name].is_caught()
+def test_the_trap_is_guarded(name: str) -> None:
+    assert BY_NAME[name].is_guarded()
 
 
-@pytest.mark.parametrize("name", [trap.name for trap in TRAPS if trap.is_there])
-def test_the_trap_is_there_in_the_versions_that_are_tested_with(name: str) -> None:
-    """Where this fails, a library has mended something, and the guard may go."""
+@pytest.mark.parametrize("name", [trap.name for trap in TRAPS if trap.is_present])
+def test_the_trap_is_present_in_the_tested_versions(name: str) -> None:
+    """If this fails, a library has fixed the trap and its guard can be removed."""
     trap = BY_NAME[name]
-    assert trap.is_there is not None
-    # What it does to weights shows on any CPU; that it is done at all, on some.
-    shown = weights.repacking_ruins_weights if name == "repacked 4-bit weights" else trap.is_there
+    assert trap.is_present is not None
+    # Repacking can be enabled on any CPU, but bitsandbytes enables it only on some.
+    shown = weights.repacking_ruins_weights if name == "repacked 4-bit weights" else trap.is_present
     assert shown()
 
 
@@ -44,11 +45,11 @@ def test_repacking_is_there_where_its_instructions_are(
     has_it: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bitsandbytes.functional, "has_avx512bf16", lambda: has_it)
-    assert weights.repacking_is_there() == has_it
+    assert weights.repacking_is_present() == has_it
 
 
 def test_weights_that_are_not_repacked_are_not_ruined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a version of bitsandbytes that has mended it."""
+    """Simulate a version of bitsandbytes without the defect."""
     monkeypatch.setattr(
         bitsandbytes.nn.modules, "_convert_weight_packed_for_cpu", lambda *as_they_are: as_they_are
     )
@@ -56,7 +57,7 @@ def test_weights_that_are_not_repacked_are_not_ruined(monkeypatch: pytest.Monkey
 
 
 def nothing(*_: Any, **__: Any) -> None:
-    """What is left of a guard that is taken out."""
+    """Replace a removed guard."""
 
 
 def harmless(made: Any) -> Callable[..., Any]:
@@ -70,35 +71,35 @@ def forgetful(model: Any) -> Iterator[None]:
     model.base_model.enable_adapter_layers()
 
 
-# For each trap: the guard, and what stands in its place once it is taken out.
+# For each trap: owner and name of its guard, and the substitute that removes the guard.
 WITHOUT_GUARD: dict[str, tuple[Any, str, Any]] = {
     "repacked 4-bit weights": (weights, "guard_quantized_modules", harmless(())),
-    "adapters cast to bfloat16": (checks, "float32_masters", nothing),
-    "tied embeddings": (checks, "untied", nothing),
-    "fused experts": (checks, "experts_covered", nothing),
-    "quantized checkpoints": (checks, "plain_where_said_plain", nothing),
-    "merging into 4 bits": (verify, "compare", harmless(SimpleNamespace(passed=True))),
-    "misspelt targets": (weights, "wrapped", nothing),
-    "an adapter left off": (weights, "adapter_disabled", forgetful),
-    "all labels masked": (data_checks, "something_to_learn", nothing),
-    "no end of turn": (data_checks, "learns_to_stop", nothing),
-    "two beginnings": (data_checks, "begins_once", nothing),
+    "adapters cast to bfloat16": (checks, "require_float32_adapter", nothing),
+    "tied embeddings": (checks, "refuse_trained_tied_embeddings", nothing),
+    "fused experts": (checks, "check_expert_coverage", nothing),
+    "quantized checkpoints": (checks, "refuse_quantized_checkpoint", nothing),
+    "merging into 4 bits": (verify, "compare_merged", harmless(SimpleNamespace(passed=True))),
+    "misspelt targets": (weights, "wrap_with_adapter", nothing),
+    "adapter left disabled": (weights, "adapter_disabled", forgetful),
+    "all labels masked": (data_checks, "require_supervised_tokens", nothing),
+    "no end of turn": (data_checks, "require_supervised_end_of_turn", nothing),
+    "double BOS": (data_checks, "refuse_double_bos", nothing),
     "packing leaks": (data_checks, "packed_difference", harmless(0.0)),
-    "checkpointing without input gradients": (samples, "require_gradient", nothing),
-    "accelerate falls back": (checks, "require_what_was_asked", nothing),
-    "sharded 4-bit weights": (checks, "sharded_in_full_precision", nothing),
+    "checkpointing without input gradients": (data_traps, "require_gradient", nothing),
+    "accelerate falls back": (launch_checks, "require_requested_launch", nothing),
+    "sharded 4-bit weights": (launch_checks, "refuse_sharded_quantization", nothing),
     "metrics fetched by name": (metrics, "load_metric", nothing),
-    "processes on one device": (checks, "on_the_device_of_this_process", nothing),
+    "processes on one device": (launch_checks, "require_weights_on_process_device", nothing),
 }
 
 
 @pytest.mark.parametrize("name", WITHOUT_GUARD)
-def test_without_its_guard_the_trap_is_not_caught(
+def test_the_trap_is_not_caught_without_its_guard(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, guard, substitute = WITHOUT_GUARD[name]
     monkeypatch.setattr(owner, guard, substitute)
-    assert not BY_NAME[name].is_caught()
+    assert not BY_NAME[name].is_guarded()
 
 
 def test_each_trap_says_what_goes_wrong_and_where_it_is_guarded() -> None:
@@ -152,17 +153,17 @@ def diagnosis(*guarded: bool) -> Diagnosis:
         rates={"float32": 100.0},
         quantizations={"nf4": True},
         findings=tuple(
-            Finding(f"trap {number}", "Wrong.", "by a guard", None, one)
+            TrapFinding(f"trap {number}", "Wrong.", "by a guard", None, one)
             for number, one in enumerate(guarded)
         ),
     )
 
 
-def test_what_is_not_guarded_is_said_last(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unguarded_traps_are_reported_last(capsys: pytest.CaptureFixture[str]) -> None:
     show_diagnosis(diagnosis(True, False), Console(width=140))
     shown = capsys.readouterr().out
-    assert "torch 2.14.0 (checked: 2.13)" in shown
-    assert "not guarded here: trap 1." in shown.splitlines()[-1]
+    assert "torch 2.14.0 (tested: 2.13)" in shown
+    assert "not guarded: trap 1." in shown.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("guarded", "status"), [(True, 0), (False, 2)])
@@ -172,19 +173,19 @@ def test_the_exit_status_says_whether_all_is_guarded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: diagnosis(guarded))
+    monkeypatch.setattr(doctor, "diagnose", lambda: diagnosis(guarded))
     with pytest.raises(SystemExit) as caught:
         main(["doctor", "--json"])
     assert caught.value.code == status
     assert json.loads(capsys.readouterr().out)["healthy"] is guarded
 
 
-def test_this_machine_is_examined_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_diagnosis_of_this_machine_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = Trap("a trap", "Wrong.", "by a guard", lambda: True, lambda: True)
     monkeypatch.setattr(doctor, "TRAPS", (tried,))
-    found = doctor.examine()
+    found = doctor.diagnose()
     assert found.healthy
-    assert found.findings == (Finding("a trap", "Wrong.", "by a guard", True, True),)
-    assert {version.name for version in found.versions} == set(doctor.CHECKED)
+    assert found.findings == (TrapFinding("a trap", "Wrong.", "by a guard", True, True),)
+    assert {version.name for version in found.versions} == set(doctor.TESTED_VERSIONS)
     assert found.machine["memory"] > 10**9
     assert found.quantizations["nf4"]

@@ -1,4 +1,4 @@
-"""A plan says what a training takes here, and tries out only what fits."""
+"""Forecasts of memory and time run a micro batch only if the training fits."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from lora_kit.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Subject:
-    """A recipe that is forecast, on a machine whose libraries take no memory."""
+    """Recipe to forecast, on a machine whose libraries take no memory."""
 
     recipe: Recipe
     backbone: Backbone
@@ -28,11 +28,11 @@ class Subject:
     capsys: pytest.CaptureFixture[str]
 
     def forecast(self, recipe: Recipe | None = None) -> Forecast:
-        """Of the recipe, or of one that differs in what is not prepared yet."""
+        """Forecast the recipe, or another one for the same prepared data."""
         return forecast(recipe or self.recipe, self.backbone, self.model, self.data, self.data)
 
     def shown(self, found: Forecast) -> str:
-        """What a person sees of it."""
+        """Return the printed forecast."""
         _show_forecast(found, Console(width=120))
         return self.capsys.readouterr().out
 
@@ -51,20 +51,20 @@ def subject(
     return Subject(tiny_recipe, tiny_backbone, model, data, capsys)
 
 
-def test_what_does_not_fit_is_not_tried_out(
+def test_a_training_that_does_not_fit_is_not_timed(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forecasting, "device_memory", lambda _device: 1000)
-    monkeypatch.setattr("lora_kit.preflight.cards.SHORTER", (1,))
-    monkeypatch.setattr(forecasting, "probe", lambda *_: pytest.fail("was tried out"))
+    monkeypatch.setattr("lora_kit.preflight.gpus.LENGTH_DIVISORS", (1,))
+    monkeypatch.setattr(forecasting, "time_micro_batch", lambda *_: pytest.fail("was timed"))
     found = subject.forecast()
     assert not found.fits
     assert found.to_dict()["probe"] is found.to_dict()["duration"] is None
-    assert "This machine has 0.0 GB" in subject.shown(found)
+    assert "this machine has 0.0 GB" in subject.shown(found)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it takes a machine without a GPU")
-def test_a_machine_without_a_gpu_says_what_one_would_take(subject: Subject) -> None:
+def test_the_memory_on_a_gpu_is_estimated_without_one(subject: Subject) -> None:
     backbone = subject.recipe.backbone.model_copy(update={"dtype": "auto"})
     recipe = subject.recipe.model_copy(update={"backbone": backbone})
     found = subject.forecast(recipe)

@@ -1,9 +1,9 @@
-"""What the number of examples speaks for."""
+"""Hints from the number of examples."""
 
 import pytest
 
 from lora_kit.data.prepared import Counts
-from lora_kit.preflight.guidance import guidance
+from lora_kit.preflight.guidance import recipe_hints
 from lora_kit.recipe.recipe import Recipe
 
 
@@ -13,7 +13,7 @@ def counts(used: int, supervised: int = 2_000, replay: int = 0) -> Counts:
 
 def hints(used: int, *overrides: str, supervised: int = 2_000, parameters: int = 5_000_000) -> str:
     recipe = Recipe.load("quickstart", overrides)
-    found = guidance(recipe, counts(used, supervised), parameters)
+    found = recipe_hints(recipe, counts(used, supervised), parameters)
     return " ".join(one for hint in found for one in hint.assignments)
 
 
@@ -42,32 +42,32 @@ def test_a_recipe_that_suits_its_examples_is_left_alone() -> None:
         ),
     ],
 )
-def test_what_would_be_worth_a_try_is_named(used: int, overrides: list[str], wanted: str) -> None:
+def test_suggested_changes(used: int, overrides: list[str], wanted: str) -> None:
     assert wanted in hints(used, *overrides)
 
 
-def test_a_rank_that_cannot_hold_the_data_is_told() -> None:
+def test_a_rank_too_small_for_the_data_gets_a_hint() -> None:
     few, many = 100_000, 10_000_000
     assert hints(400, supervised=few, parameters=100_000) == ""
-    # 5,000,000 parameters are wanted: 50 times as many as rank 16 has here.
+    # 5,000,000 parameters are needed, 50 times as many as rank 16 has here.
     assert hints(400, supervised=many, parameters=100_000) == "adapter.rank=1024 adapter.alpha=2048"
 
 
 def test_the_hints_are_recipes_that_load() -> None:
     recipe = Recipe.load("quickstart", ["training.learning_rate=1e-6", "training.epochs=4"])
-    for hint in guidance(recipe, counts(20), 5_000_000):
+    for hint in recipe_hints(recipe, counts(20), 5_000_000):
         assert Recipe.load("quickstart", hint.assignments)
 
 
 def test_replay_counts_as_no_example_of_the_task() -> None:
     recipe = Recipe.load("quickstart", ["evaluation.arms=[base, adapter]"])
-    assert not guidance(recipe, counts(300), 5_000_000)
-    assert guidance(recipe, counts(300, replay=150), 5_000_000)
+    assert not recipe_hints(recipe, counts(300), 5_000_000)
+    assert recipe_hints(recipe, counts(300, replay=150), 5_000_000)
 
 
 @pytest.mark.parametrize(
     "change", ["data.validation=[]", "retention.early_stopping={}", "adapter.method=adalora"]
 )
-def test_no_hint_leads_to_what_is_refused(change: str) -> None:
+def test_hints_never_suggest_a_refused_recipe(change: str) -> None:
     found = hints(400, "training.epochs=5", change)
     assert "keep_best" not in found

@@ -1,4 +1,4 @@
-"""Each file that comes with us: accelerate reads it, and launches what it says."""
+"""Bundled launch files are read and launched by accelerate as described."""
 
 import json
 import re
@@ -19,8 +19,8 @@ from accelerate.utils.launch import (
 )
 from torch.distributed.run import config_from_args, get_args_parser
 
-from lora_kit.preflight.launch_file import LaunchFile, read_launch_file, require_possible
-from lora_kit.preflight.show_estimate import how_launched
+from lora_kit.preflight.launch_file import LaunchFile, read_launch_file, refuse_impossible_launch
+from lora_kit.preflight.show_estimate import launch_label
 from lora_kit.preflight.traps.specimens import specimen_recipe
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import RecipeError
@@ -28,8 +28,8 @@ from lora_kit.runtime.launch import Launch, read_launch
 
 FOLDER = Path(__file__).parents[2] / "accelerate_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
-# Kind, processes, machines, version of FSDP, stage of ZeRO.
-SAID = {
+# Kind, processes, machines, FSDP version, ZeRO stage.
+EXPECTED = {
     "cpu.yaml": ("NO", 1, 1, 0, 0),
     "single-gpu.yaml": ("NO", 1, 1, 0, 0),
     "ddp.yaml": ("MULTI_GPU", 8, 1, 0, 0),
@@ -43,7 +43,7 @@ THERE = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 
 
 def validated(path: Path, *options: str) -> Namespace:
-    """The arguments of a launch, with what accelerate takes from the file."""
+    """Return the arguments of a launch, completed from the file by accelerate."""
     parser = launch_command_parser()
     command = ["--config_file", str(path), *options, "-m", "lora_kit", "plan", "quickstart"]
     arguments, defaults, _ = _validate_launch_command(parser.parse_args(command))
@@ -52,8 +52,8 @@ def validated(path: Path, *options: str) -> Namespace:
 
 
 def environment(arguments: Namespace) -> dict[str, str]:
-    """Of the processes that a launch starts, by accelerate and, where it takes part, torchrun."""
-    # As `launch_command` of accelerate chooses.
+    """Return the environment that accelerate and torchrun set for the launched processes."""
+    # Same order as in `launch_command` of accelerate.
     if arguments.use_deepspeed:
         made = prepare_deepspeed_cmd_env(arguments)[1]
     elif arguments.use_fsdp or arguments.multi_gpu:
@@ -65,7 +65,7 @@ def environment(arguments: Namespace) -> dict[str, str]:
 
 
 def meeting(arguments: Namespace) -> tuple[int, int, Any]:
-    """Machines, processes of each, and how torchrun would be told to bring them together."""
+    """Return machines, processes per machine and the configuration of torchrun."""
     config, _, _ = config_from_args(
         _filter_args(
             arguments,
@@ -77,12 +77,12 @@ def meeting(arguments: Namespace) -> tuple[int, int, Any]:
 
 
 def test_every_file_is_known_here() -> None:
-    assert [path.name for path in FILES] == sorted(SAID)
+    assert [path.name for path in FILES] == sorted(EXPECTED)
 
 
 @THERE
 def test_the_file_says_what_is_launched(path: Path) -> None:
-    kind, processes, machines, version, stage = SAID[path.name]
+    kind, processes, machines, version, stage = EXPECTED[path.name]
     assert load_config_from_file(str(path)).distributed_type.value == kind
     file = read_launch_file(path)
     assert (file.launch.kind, file.launch.processes, file.machines) == (kind, processes, machines)
@@ -96,7 +96,7 @@ def test_the_file_says_what_is_launched(path: Path) -> None:
 
 @THERE
 def test_the_file_names_no_key_that_accelerate_does_not_take(path: Path) -> None:
-    """Those of a section that it does not know are set, and looked at by nobody."""
+    """Accelerate sets unknown keys of a section silently and never reads them."""
     known = vars(launch_command_parser().parse_args(["-m", "lora_kit"]))
     given = yaml.safe_load(path.read_text())
     for section in ("fsdp_config", "deepspeed_config"):
@@ -110,7 +110,7 @@ def test_the_file_begins_with_what_it_is_for_and_its_command(path: Path) -> None
 
 
 def test_two_machines_meet_where_the_command_line_says() -> None:
-    """Accelerate 1.15 takes `rdzv_backend` and `same_network` of no file."""
+    """Accelerate 1.15 ignores `rdzv_backend` and `same_network` in files."""
     path = FOLDER / "multi-node.yaml"
     options = (*HEAD, "--rdzv_backend", "c10d")
     for rank in ("0", "1"):
@@ -124,7 +124,7 @@ def test_two_machines_meet_where_the_command_line_says() -> None:
 
 
 def written(tmp_path: Path, name: str, **changed: Any) -> Path:
-    """A file of ours with some fields changed, `None` taking one out."""
+    """Write a bundled file with some fields changed; `None` removes a field."""
     given = yaml.safe_load((FOLDER / name).read_text()) | changed
     path = tmp_path / name
     path.write_text(yaml.safe_dump({k: v for k, v in given.items() if v is not None}))
@@ -133,7 +133,7 @@ def written(tmp_path: Path, name: str, **changed: Any) -> Path:
 
 def refusal(path: Path, recipe: Recipe) -> str:
     with pytest.raises(RecipeError) as caught:
-        require_possible(read_launch_file(path), recipe)
+        refuse_impossible_launch(read_launch_file(path), recipe)
     assert caught.value.status == 2
     return str(caught.value)
 
@@ -146,7 +146,7 @@ def wanted(quantization: str = "none", batch_size: int = 16) -> Recipe:
 
 @THERE
 def test_a_plain_recipe_can_be_launched_by_every_file(path: Path) -> None:
-    require_possible(read_launch_file(path), wanted())
+    refuse_impossible_launch(read_launch_file(path), wanted())
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
@@ -156,18 +156,19 @@ def test_quantized_weights_go_where_each_gpu_holds_all_of_them(
 ) -> None:
     file = read_launch_file(path)
     if not file.launch.sharded:
-        require_possible(file, wanted(quantization))
+        refuse_impossible_launch(file, wanted(quantization))
         return
-    said = refusal(path, wanted(quantization))
-    assert f"backbone.quantization: {quantization} under {how_launched(file).split()[0]}" in said
-    assert "accelerate_configs/ddp.yaml" in said
+    message = refusal(path, wanted(quantization))
+    assert "backbone.quantization: " in message
+    assert f"(got {quantization} under {launch_label(file).split()[0]})" in message
+    assert "accelerate_configs/ddp.yaml" in message
 
 
 def test_a_batch_of_fewer_examples_than_processes_is_refused() -> None:
-    said = refusal(FOLDER / "ddp.yaml", wanted(batch_size=4))
+    message = refusal(FOLDER / "ddp.yaml", wanted(batch_size=4))
     assert (
-        "training.batch_size: 4 examples of an optimizer step cannot be shared by 8 processes"
-        in said
+        "training.batch_size: fewer examples in a step than processes (got 4 examples, 8 processes)"
+        in message
     )
 
 
@@ -177,41 +178,53 @@ def test_a_batch_of_fewer_examples_than_processes_is_refused() -> None:
         ("fsdp2.yaml", {"use_cpu": True}, "use_cpu: true with distributed_type: FSDP"),
         ("ddp.yaml", {"use_cpu": True}, "use_cpu: true with distributed_type: MULTI_GPU"),
         ("cpu.yaml", {"num_processes": 2}, "accelerate starts one process"),
-        ("multi-node.yaml", {"num_machines": 3}, "cannot be shared evenly by num_machines: 3"),
-        ("ddp.yaml", {"gpu_ids": "0,1"}, "gpu_ids: 2 of a machine for 8 processes"),
+        ("multi-node.yaml", {"num_machines": 3}, "is not divisible by num_machines: 3"),
+        (
+            "ddp.yaml",
+            {"gpu_ids": "0,1"},
+            "gpu_ids: fewer GPUs than processes per machine (got 2 GPUs for 8 processes)",
+        ),
         ("ddp.yaml", {"mixed_precision": "bf16"}, "backbone.dtype: float32"),
         ("fsdp2.yaml", {"parallelism_config": {"tp_size": 2}}, "parallelism_config"),
-        ("deepspeed-zero2.yaml", {"deepspeed_config": {"zero_stage": 4}}, "zero_stage: 4"),
+        (
+            "deepspeed-zero2.yaml",
+            {"deepspeed_config": {"zero_stage": 4}},
+            "zero_stage: unknown stage (got 4)",
+        ),
         (
             "fsdp2.yaml",
             {"fsdp_config": {"fsdp_version": 1}},
-            "fsdp_version: 1, which flattens",
+            "fsdp_version: FSDP 1 flattens a layer's weights to one dtype",
         ),
         (
             "fsdp2.yaml",
             {"fsdp_config": {"fsdp_version": 2, "fsdp_auto_wrap_policy": "NO_WRAP"}},
-            "fsdp_auto_wrap_policy: NO_WRAP",
+            "fsdp_auto_wrap_policy: without wrapped layers, the complete model is gathered at "
+            "once (got NO_WRAP)",
         ),
     ],
 )
-def test_what_cannot_work_is_refused_by_its_field(
+def test_impossible_settings_are_refused_by_field(
     tmp_path: Path, name: str, changed: dict[str, Any], part: str
 ) -> None:
     assert part in refusal(written(tmp_path, name, **changed), wanted())
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     path = written(tmp_path, "fsdp2.yaml", use_cpu=True, fsdp_config={"fsdp_version": 1})
-    said = refusal(path, wanted("nf4", batch_size=4))
-    assert "5 problems" in said
-    assert len(re.findall(r"^  ", said, flags=re.MULTILINE)) == 5
+    message = refusal(path, wanted("nf4", batch_size=4))
+    assert "5 problems" in message
+    assert len(re.findall(r"^  ", message, flags=re.MULTILINE)) == 5
 
 
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("distributed_type: MULTI_GPU\n", "num_processes: -1"),
-        ("distributed_type: MEGATRON_LM\nnum_processes: 8\n", "distributed_type: MEGATRON_LM"),
+        ("distributed_type: MULTI_GPU\n", "got num_processes: -1"),
+        (
+            "distributed_type: MEGATRON_LM\nnum_processes: 8\n",
+            r"distributed_type: not supported \(got MEGATRON_LM\)",
+        ),
         ("distributed_type: MULTI_GPU\nnum_procceses: 8\n", "num_procceses"),
         ("distributed_type: MULTI_GPU\nnum_processes: many\n", "cannot read it"),
         ("{", "cannot read it"),
@@ -237,15 +250,15 @@ def test_deepspeeds_own_file_says_its_stage(tmp_path: Path) -> None:
     file = read_launch_file(unsaid)
     assert file.launch.zero_stage == 2
     launched = read_launch(environment(validated(unsaid)), 8, "DEEPSPEED")
-    assert launched.zero_stage == 2, "as accelerate takes it where nothing is said"
+    assert launched.zero_stage == 2, "the default of accelerate"
 
 
 def test_a_launch_is_called_by_its_usual_name() -> None:
-    names = {name: how_launched(read_launch_file(FOLDER / name)) for name in SAID}
+    names = {name: launch_label(read_launch_file(FOLDER / name)) for name in EXPECTED}
     assert names["ddp.yaml"] == "data parallel"
     assert names["fsdp2.yaml"] == "FSDP 2"
     assert names["deepspeed-zero3.yaml"] == "ZeRO-3"
-    assert names["cpu.yaml"] == "alone"
+    assert names["cpu.yaml"] == "single process"
 
 
 def test_reading_is_not_changed_by_what_runs_here() -> None:

@@ -1,4 +1,4 @@
-"""A plan by a launch file is of those processes, wherever it is made."""
+"""Plans with a launch file describe the processes of that file on any machine."""
 
 import json
 from dataclasses import replace
@@ -29,19 +29,21 @@ def test_the_plan_is_of_the_processes_that_would_be_started(
     whole, divided = (make_plan(tiny_recipe, by(name, 2)) for name in ("ddp.yaml", "fsdp2.yaml"))
     assert whole.micro_batch_size == 2, "a GPU takes its half of a step at once"
     assert whole.forecast is None, "how fast this machine is says nothing of those"
-    assert whole.rank is not None
-    assert divided.rank is not None
-    assert whole.rank.device == "cuda"
-    assert whole.rank.components["libraries"] == CUDA_BASE
+    assert whole.memory_per_process is not None
+    assert divided.memory_per_process is not None
+    assert whole.memory_per_process.device == "cuda"
+    assert whole.memory_per_process.components["libraries"] == CUDA_BASE
     frozen = "other frozen weights"
-    assert divided.rank.components[frozen] == -(-whole.rank.components[frozen] // 2)
+    assert divided.memory_per_process.components[frozen] == -(
+        -whole.memory_per_process.components[frozen] // 2
+    )
 
     made = json.loads(json.dumps(divided.to_dict()))
     assert made["launch"]["launch"]["fsdp_version"] == 2
-    assert made["rank"]["total"] == divided.rank.total
+    assert made["rank"]["total"] == divided.memory_per_process.total
     show_plan(divided, Console(width=120))
     shown = " ".join(capsys.readouterr().out.split())
-    assert "fsdp2.yaml: 2 processes (FSDP 2), each of which takes:" in shown
+    assert "fsdp2.yaml: 2 processes (FSDP 2); memory of each process:" in shown
     assert "gathered weights" in shown
 
 
@@ -50,5 +52,5 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(
 ) -> None:
     for stage in ("load", "load_suites", "open_rows"):
         monkeypatch.setattr(planning, stage, lambda *_: pytest.fail("was loaded"))
-    with pytest.raises(RecipeError, match="4 examples of an optimizer step cannot be shared by 8"):
+    with pytest.raises(RecipeError, match=r"training\.batch_size: .* \(got 4 examples, 8 proc"):
         make_plan(tiny_recipe, by("ddp.yaml", 8))

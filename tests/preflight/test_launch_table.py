@@ -1,4 +1,4 @@
-"""The README of the launch files says what `plan` estimates, and names what is there."""
+"""The README of the launch files agrees with the estimates and the existing files."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ README = (FOLDER / "README.md").read_text()
 
 def test_every_file_is_in_the_readme_and_every_file_of_it_is_there() -> None:
     there = {path.name for path in FOLDER.glob("*.yaml")} | {"slurm/train.sbatch"}
-    # Recipes of the reader's own are called mine.yaml.
+    # Recipes of the reader are called mine.yaml.
     named = set(re.findall(r"`((?:slurm/)?[\w.-]+\.(?:yaml|sbatch))`", README))
     assert named == there
     assert header() in README
@@ -27,7 +27,7 @@ def test_the_table_is_what_is_estimated(model: str) -> None:
 
 @pytest.mark.slow
 def test_a_model_that_fits_whole_is_not_divided() -> None:
-    """Only an adapter's gradients are exchanged then, and no weights."""
+    """Data parallelism exchanges only the adapter's gradients and no weights."""
     from tests.benchmarks.placement import HARDWARE, ROOM, taken
 
     eight = HARDWARE[2]

@@ -1,4 +1,4 @@
-"""What a training holds is known before it starts, and is what it then holds."""
+"""Estimated memory of a training agrees with the measured memory."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from transformers import AutoConfig, LlamaConfig
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
 from lora_kit.data.tokenization import Example
-from lora_kit.preflight import cards
-from lora_kit.preflight.cards import advice, fitting_cards
-from lora_kit.preflight.memory import MemoryEstimate, estimate
+from lora_kit.preflight import gpus
+from lora_kit.preflight.fake_model import build_fake_model, stored_bytes
+from lora_kit.preflight.gpus import find_fitting_change, fitting_gpus
+from lora_kit.preflight.memory import MemoryEstimate, estimate_memory
 from lora_kit.preflight.micro_batch import MicroBatch, largest_micro_batch
-from lora_kit.preflight.shapes import shaped_model, stored_bytes
 from lora_kit.preflight.show_estimate import show_estimate
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
@@ -26,7 +26,7 @@ from tests.benchmarks.estimate import Setting, foretold, in_process, prepared
 
 
 def llama(layers: int) -> LlamaConfig:
-    """Llama 3 8B, but for the number of its layers."""
+    """Return the configuration of Llama 3 8B with another number of layers."""
     return LlamaConfig(
         vocab_size=128_256,
         hidden_size=4096,
@@ -71,7 +71,7 @@ def tiny_config(tiny: Path) -> Any:
 
 
 def of(wanted: Recipe, batch: MicroBatch = BATCH, config: Any = LARGE) -> MemoryEstimate:
-    return estimate(wanted, config, batch, "cuda", base_bytes=0)
+    return estimate_memory(wanted, config, batch, "cuda", base_bytes=0)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_estimate_is_within_15_percent_of_what_is_measured(setting: Setting)
 
 
 def test_four_bits_a_weight_and_their_constants_are_as_the_paper_says() -> None:
-    # Dettmers et al. 2023, section 3: 0.127 bits a weight instead of 0.5.
+    # Dettmers et al. 2023, section 3: 0.127 bits per weight instead of 0.5.
     bits = 8 * stored_bytes(2**26, 1, "nf4") / 2**26
     assert bits == pytest.approx(4.127, abs=0.001)
     assert stored_bytes(1000, 10, "int8") == 1040
@@ -97,7 +97,7 @@ def test_frozen_bytes_are_those_of_the_loaded_backbone(tiny: Path) -> None:
     spec = BackboneSpec(model=str(tiny), quantization="nf4", dtype="float32")
     loaded = load(resolve(spec), spec).model
     config = AutoConfig.from_pretrained(tiny)
-    shaped = shaped_model(config, AdapterSpec(), "nf4", torch.float32)
+    shaped = build_fake_model(config, AdapterSpec(), "nf4", torch.float32)
     held = sum(p.numel() * p.element_size() for p in loaded.parameters())
     held += sum(b.numel() * b.element_size() for b in loaded.buffers())
     constants = sum(
@@ -109,10 +109,10 @@ def test_frozen_bytes_are_those_of_the_loaded_backbone(tiny: Path) -> None:
 
 
 def test_the_weights_of_an_8b_model_are_counted_without_having_them() -> None:
-    shaped = shaped_model(llama(layers=32), AdapterSpec(rank=16), "nf4", torch.bfloat16)
+    shaped = build_fake_model(llama(layers=32), AdapterSpec(rank=16), "nf4", torch.bfloat16)
     assert shaped.quantized_bytes == pytest.approx(6.98e9 * 4.127 / 8, rel=0.01)
     assert shaped.dense_bytes == pytest.approx(2 * 2 * 128_256 * 4096, rel=0.01)
-    # 16 for each input and output of the seven matrices of a layer.
+    # Rank 16 for each input and output of the seven matrices of a layer.
     widths = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14_336)
     assert shaped.adapter_parameters == 32 * 16 * widths
     assert shaped.checkpoint_parameters == pytest.approx(8.03e9, rel=0.01)
@@ -122,8 +122,8 @@ def test_weights_gradients_and_moments_are_counted_each_in_its_dtype() -> None:
     parts, whole = (of(recipe(quantization)).components for quantization in ("nf4", "none"))
     assert "quantized weights" not in whole
     assert whole["other frozen weights"] > 3 * parts["quantized weights"]
-    assert parts["its gradients"] == parts["adapter (float32)"]
-    assert parts["its AdamW moments"] == 2 * parts["its gradients"]
+    assert parts["adapter gradients"] == parts["adapter (float32)"]
+    assert parts["AdamW moments"] == 2 * parts["adapter gradients"]
 
 
 def test_recomputing_activations_holds_far_fewer_of_them() -> None:
@@ -158,7 +158,7 @@ def test_dropout_and_a_higher_rank_are_counted() -> None:
     plain = of(recipe())
     changed = recipe().model_copy(update={"adapter": AdapterSpec(rank=64, dropout=0.1)})
     more = of(changed)
-    assert more.components["its gradients"] == 4 * plain.components["its gradients"]
+    assert more.components["adapter gradients"] == 4 * plain.components["adapter gradients"]
     assert more.components["activations"] > 1.1 * plain.components["activations"]
 
 
@@ -191,22 +191,24 @@ def test_a_misspelt_target_is_refused_without_weights() -> None:
 
 @pytest.mark.slow  # estimates many changes
 def test_cards_that_fit_come_with_the_smallest_first() -> None:
-    assert fitting_cards(23_000 * 2**20)[:2] == ("A10G 24 GB", "L4 24 GB")
-    assert "T4 16 GB" not in fitting_cards(16_000_000_000 + 2**30)
-    assert fitting_cards(10**12) == ()
+    assert fitting_gpus(23_000 * 2**20)[:2] == ("A10G 24 GB", "L4 24 GB")
+    assert "T4 16 GB" not in fitting_gpus(16_000_000_000 + 2**30)
+    assert fitting_gpus(10**12) == ()
 
 
 @pytest.mark.slow
 def test_advice_is_the_smallest_change_that_fits(
     tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cards, "SHORTER", (1, 2))
+    monkeypatch.setattr(gpus, "LENGTH_DIVISORS", (1, 2))
     wanted = recipe("none", dtype="float32")
     batch = MicroBatch(rows=8, length=512, supervised=2048, masked=True)
     whole = of(wanted, batch, tiny_config).total
 
     def advised(memory: int) -> tuple[str, ...] | None:
-        found = advice(wanted, tiny_config, batch, MicroBatcher(16, 8), "cuda", 0, memory)
+        found = find_fitting_change(
+            wanted, tiny_config, batch, MicroBatcher(16, 8), "cuda", 0, memory
+        )
         assert found is None or found.estimate.total <= memory
         return found.assignments if found else None
 
@@ -219,19 +221,19 @@ def test_advice_is_the_smallest_change_that_fits(
 
 @pytest.fixture
 def by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that goes by the tokens of a forward pass, a byte each."""
+    """Replace the estimate by one byte per token of a forward pass."""
 
     def estimated(_recipe: Any, _config: Any, batch: MicroBatch, *_: Any) -> MemoryEstimate:
         return MemoryEstimate("cuda", batch, {}, batch.rows * batch.length)
 
-    monkeypatch.setattr(cards, "estimate", estimated)
+    monkeypatch.setattr(gpus, "estimate_memory", estimated)
 
 
 @pytest.mark.usefixtures("by_tokens")
 @pytest.mark.parametrize(
     ("max_tokens_per_batch", "memory", "assignments"),
     [
-        # The longest example of 512 tokens would have a pack of that size to itself.
+        # The longest example of 512 tokens would fill a pack of that size.
         (None, 256, ("data.max_length=256",)),
         (1024, 512, ("training.max_tokens_per_batch=512",)),
         (1024, 256, ("data.max_length=256", "training.max_tokens_per_batch=256")),
@@ -245,8 +247,8 @@ def test_a_pack_gets_smaller_by_what_bounds_it(
     wanted = wanted.model_copy(update={"training": training})
     tokens = max_tokens_per_batch or 512
     batch = MicroBatch(rows=1, length=tokens, supervised=tokens, masked=True)
-    cutting = MicroBatcher(8, 8, tokens, packing=True)
-    found = advice(wanted, LARGE, batch, cutting, "cuda", 0, memory)
+    batcher = MicroBatcher(8, 8, tokens, packing=True)
+    found = find_fitting_change(wanted, LARGE, batch, batcher, "cuda", 0, memory)
     assert found is not None
     assert found.assignments == assignments
 
@@ -255,7 +257,7 @@ def test_a_pack_gets_smaller_by_what_bounds_it(
 @pytest.mark.parametrize(
     ("max_tokens_per_batch", "memory", "assignments"),
     [
-        # Six examples are all there are; of 16, only 4 is a divisor that fits.
+        # With six examples and a share of 16, 4 is the only divisor that fits.
         (None, 5 * 512, ("training.micro_batch_size=4",)),
         (None, 400, ("data.max_length=256", "training.micro_batch_size=1")),
         (6 * 512, 3 * 512, ("training.max_tokens_per_batch=1536",)),
@@ -266,9 +268,9 @@ def test_only_rows_that_divide_the_share_are_advised(
     max_tokens_per_batch: int | None, memory: int, assignments: tuple[str, ...]
 ) -> None:
     batch = MicroBatch(rows=6, length=512, supervised=512, masked=True)
-    cutting = MicroBatcher(16, 16, max_tokens_per_batch)
+    batcher = MicroBatcher(16, 16, max_tokens_per_batch)
     wanted = recipe(checkpointing=True)
-    found = advice(wanted, LARGE, batch, cutting, "cuda", 0, memory)
+    found = find_fitting_change(wanted, LARGE, batch, batcher, "cuda", 0, memory)
     assert found is not None
     assert found.assignments == assignments
 
@@ -297,8 +299,8 @@ def test_four_bits_are_advised_where_a_recipe_takes_them(
     def estimated(recipe: Recipe, _config: Any, batch: MicroBatch, *_: Any) -> MemoryEstimate:
         return MemoryEstimate("cuda", batch, {}, 1 if recipe.backbone.quantization == "nf4" else 9)
 
-    monkeypatch.setattr(cards, "estimate", estimated)
+    monkeypatch.setattr(gpus, "estimate_memory", estimated)
     plain = recipe(quantization="none")
     wanted = plain.model_copy(update={"adapter": AdapterSpec.model_validate(adapter)})
-    found = advice(wanted, LARGE, BATCH, MicroBatcher(2, 2), "cuda", 0, 5)
+    found = find_fitting_change(wanted, LARGE, BATCH, MicroBatcher(2, 2), "cuda", 0, 5)
     assert (found is not None) is is_advised

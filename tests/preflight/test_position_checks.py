@@ -1,4 +1,4 @@
-"""Whatever goes through a backbone whose positions are learned has to find a place there."""
+"""Sequences longer than the learned positions of a backbone are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def narrow(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def short(narrow: Path, tmp_path: Path) -> dict[str, Any]:
-    """A recipe of texts that find places."""
+    """Return a recipe of texts that fit."""
     texts = write_rows(tmp_path / "texts.jsonl", [ENOUGH] * 4)
     task = {"name": "prose", "kind": "loss", "source": "python-reference", "limit": 8}
     suite = {"name": "prose", "role": "gain", "tasks": [task | {"max_length": 16}]}
@@ -43,37 +43,36 @@ def short(narrow: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def refused(document: dict[str, Any], kind: type[LoraKitError], said: str, run: Path) -> None:
-    """By the plan and by the training, in the same words."""
+def refused(document: dict[str, Any], kind: type[LoraKitError], message: str, run: Path) -> None:
+    """Assert that plan and training refuse the recipe with the same message."""
     recipe = Recipe.model_validate(document)
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         make_plan(recipe)
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         train(recipe, run)
     assert not run.exists()
 
 
-def test_held_out_rows_find_places(short: dict[str, Any], tmp_path: Path) -> None:
+def test_long_held_out_rows_are_refused(short: dict[str, Any], tmp_path: Path) -> None:
     held_out = write_rows(tmp_path / "held-out.jsonl", [ENOUGH, TOO_LONG])
     short["data"]["validation"] = [{"source": str(held_out)}]
-    said = r"data\.validation: .*held-out\.jsonl:2 takes \d+ positions, of which there are 24"
-    refused(short, DataError, said, tmp_path / "run")
+    message = r"data\.validation: .*held-out\.jsonl:2 needs \d+ positions \(available: 24\)"
+    refused(short, DataError, message, tmp_path / "run")
 
 
 @pytest.mark.parametrize("kind", ["kl", "early_stopping", "ewc"])
-def test_texts_by_which_retention_is_held_find_places(
-    short: dict[str, Any], tmp_path: Path, kind: str
-) -> None:
+def test_long_retention_texts_are_refused(short: dict[str, Any], tmp_path: Path, kind: str) -> None:
     texts = write_rows(tmp_path / "kept.jsonl", [TOO_LONG] * 8)
     rows = {} if kind == "kl" else {"rows": 8}
     short["retention"] = {kind: {"source": str(texts), **rows}}
-    said = rf"retention\.{kind}\.length: 128: .*kept\.jsonl:1 takes \d+ positions.*; lower it"
-    refused(short, DataError, said, tmp_path / "run")
+    field = rf"retention\.{kind}\.length"
+    message = rf"{field}: 128: .*kept\.jsonl:1 needs \d+ positions.*Fix: lower {field}\.$"
+    refused(short, DataError, message, tmp_path / "run")
     short["retention"][kind]["length"] = PLACES
     assert make_plan(Recipe.model_validate(short)).checked is not None
 
 
-def test_a_teacher_has_places_for_what_its_student_reads(
+def test_examples_longer_than_the_teachers_positions_are_refused(
     short: dict[str, Any], narrow: Path, smollm: Path, tmp_path: Path
 ) -> None:
     short["backbone"]["model"] = str(write_narrow(tmp_path / "wide", smollm, 128))
@@ -81,23 +80,25 @@ def test_a_teacher_has_places_for_what_its_student_reads(
     short["data"]["train"] = [{"source": str(rows)}]
     teacher = {"model": str(narrow), "quantization": "none", "dtype": "float32"}
     short["training"]["distillation"] = {"teacher": teacher}
-    said = r"training\.distillation\.teacher: .*rows\.jsonl:3 takes \d+ positions, of which there"
-    refused(short, TrainingError, said, tmp_path / "run")
+    message = (
+        r"training\.distillation\.teacher: .*rows\.jsonl:3 needs \d+ positions \(available: 24\)"
+    )
+    refused(short, TrainingError, message, tmp_path / "run")
     short["data"]["max_length"] = PLACES
     assert make_plan(Recipe.model_validate(short)).checked is not None
 
 
-def test_answers_that_are_rewarded_find_places_behind_their_prompts(
-    short: dict[str, Any], tmp_path: Path
-) -> None:
+def test_long_sampled_answers_are_refused(short: dict[str, Any], tmp_path: Path) -> None:
     asked = [{"prompt": f"{n} plus {n}?", "completion": f"{2 * n}"} for n in range(1, 5)]
     rows = write_rows(tmp_path / "asked.jsonl", asked)
     short["data"]["train"] = [{"source": str(rows)}]
     short["training"] |= {"objective": "grpo", "learning_rate": 1e-3}
     short["grpo"] = {"rewards": ["chrf"], "num_generations": 2, "max_new_tokens": 40}
-    said = r"grpo\.max_new_tokens: 40: .*asked\.jsonl:1: .*takes \d+ positions, of which there are"
-    refused(short, RecipeError, said, tmp_path / "refused")
-    # The last of what is said is read too, when it is scored.
+    message = (
+        r"grpo\.max_new_tokens: 40: .*asked\.jsonl:1: .*needs \d+ positions \(available: \d+\)"
+    )
+    refused(short, RecipeError, message, tmp_path / "refused")
+    # The last generated token is an input too when the answer is scored.
     tokens = 1
     while True:
         short["grpo"]["max_new_tokens"] = tokens + 1

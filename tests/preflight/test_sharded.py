@@ -1,4 +1,4 @@
-"""A model that was to be sharded and is whole on every process is refused."""
+"""Full copies of a model on every process are refused when sharding was requested."""
 
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,9 @@ def test_a_whole_model_is_right_where_nothing_divides_the_weights(launch: Launch
 
 
 def test_a_whole_model_under_fsdp_is_refused_with_the_lines_that_shard_it() -> None:
-    said = refused(FSDP, model())
-    assert "0% of the weights" in said
-    assert "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP" in said
+    message = refused(FSDP, model())
+    assert "0% of the weights" in message
+    assert "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP" in message
 
 
 def test_zero_3_takes_parameters_that_deepspeed_manages() -> None:
@@ -69,7 +69,7 @@ def in_a_group(rank: int, processes: int, meeting: str, answers: Any) -> None:
 
 
 def bytes_kept(mesh: Any) -> bool:
-    """Whether a CPU gathers 4-bit weights as they were: among them are patterns that are a NaN."""
+    """Return true if a CPU gathers 4-bit weights bitwise, including NaN bit patterns."""
     from bitsandbytes.nn import Linear4bit
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -94,5 +94,5 @@ def test_what_fully_shard_made_passes_and_a_quarter_of_it_does_not(
         mp.spawn(in_a_group, (processes, str(tmp_path / "meeting"), answers), processes)
         for rank in range(processes):
             assert "25% of the weights are in shards" in answers[rank]
-            # Which a GPU might not: `why_not_sharded`.
+            # A GPU may change them, see `unshardable_reason`.
             assert answers[f"{rank} in 4 bits"]

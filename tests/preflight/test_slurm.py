@@ -1,4 +1,4 @@
-"""The job script under a Slurm of a few lines: what it starts, and what it does when time is up."""
+"""Job script under a minimal Slurm: started commands, and requeueing at the time limit."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ SCRIPT = ROOT / "accelerate_configs" / "slurm" / "train.sbatch"
 SCONTROL = """#!/bin/bash
 [ "$1" = show ] && printf 'node1\\nnode2\\n' || echo "$@" >> "$CALLS/queued"
 """
-# As srun does, a signal is passed on to all processes of the step.
+# Like srun, pass a signal on to all processes of the step.
 SRUN = """#!/bin/bash
 shift
 set -m
@@ -24,7 +24,7 @@ trap 'kill -USR1 -- "-$step"' USR1
 while kill -0 "$step" 2>/dev/null; do wait "$step"; status=$?; done
 exit "$status"
 """
-# A launcher that has not asked for USR1, and a worker that has.
+# Launcher without a handler for USR1, and worker with one.
 ACCELERATE = """#!/bin/bash
 printf '%s\\n' "$@" > "$CALLS/accelerate"
 python3 -c '
@@ -97,7 +97,7 @@ def test_when_time_is_up_the_checkpoint_is_waited_for_and_the_job_is_queued_agai
     while not (calls / "listening").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(30) == 1, "a launcher says 1 where lora-kit said 75"
+    assert job.wait(30) == 1, "the launcher exits with 1, lora-kit with 75"
     assert (calls / "checkpoint").exists()
     assert (calls / "queued").read_text() == "requeue 7\n"
 

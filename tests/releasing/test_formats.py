@@ -14,7 +14,7 @@ from lora_kit.runtime.files import write_json
 
 @pytest.fixture
 def model(finished: Path, tmp_path: Path) -> Path:
-    """A merged model to damage, its adapter beside it."""
+    """Return a copy of the merged model to damage, with its adapter next to it."""
     shutil.copytree(finished / "adapter", tmp_path / "adapter")
     return Path(shutil.copytree(finished / "merged", tmp_path / "merged"))
 
@@ -28,7 +28,7 @@ def edit(path: Path, **changes: Any) -> None:
     write_json(path, {key: one for key, one in value.items() if one is not None})
 
 
-def test_a_merge_of_ours_follows_all_rules(model: Path) -> None:
+def test_a_merge_of_this_package_has_no_problems(model: Path) -> None:
     assert found(model) == FormatFindings((), ())
 
 
@@ -48,22 +48,28 @@ def reshape(weights: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
-        (rename, ["no weights for model.layers.0.mlp.up_proj.weight", "no place for: _orig_mod."]),
-        (drop, ["has no weights for model.norm.weight"]),
-        (reshape, ["of another shape for model.norm.weight"]),
+        (
+            rename,
+            [
+                "weights are missing for model.layers.0.mlp.up_proj.weight",
+                "does not have the stored weights _orig_mod.",
+            ],
+        ),
+        (drop, ["weights are missing for model.norm.weight"]),
+        (reshape, ["weights have another shape for model.norm.weight"]),
     ],
 )
-def test_weights_that_are_not_the_models_are_refused(
+def test_weights_that_differ_from_the_model_are_refused(
     model: Path, damage: Callable[[dict[str, torch.Tensor]], None], parts: list[str]
 ) -> None:
     weights = load_file(model / "model.safetensors")
     damage(weights)
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    told = "\n".join(found(model).refusals)
-    assert all(part in told for part in parts), told
+    refusals = "\n".join(found(model).refusals)
+    assert all(part in refusals for part in parts), refusals
 
 
-def test_a_tied_head_may_be_in_the_files_or_not(model: Path) -> None:
+def test_a_tied_head_may_be_stored_or_not(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     assert "lm_head.weight" not in weights
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
@@ -72,12 +78,12 @@ def test_a_tied_head_may_be_in_the_files_or_not(model: Path) -> None:
     edit(model / "config.json", tie_word_embeddings=False)
     del weights["lm_head.weight"]
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    assert found(model).refusals == ("the directory has no weights for lm_head.weight",)
+    assert found(model).refusals == (
+        "merged: weights are missing for lm_head.weight. Fix: run `lora-kit merge` again",
+    )
 
 
-def test_a_model_whose_files_hold_single_experts_is_compared_by_its_loading(
-    model: Path, tmp_path: Path
-) -> None:
+def test_a_model_stored_as_single_experts_is_accepted(model: Path, tmp_path: Path) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     size = json.loads((model / "config.json").read_text())["vocab_size"]
@@ -96,7 +102,7 @@ def test_a_model_whose_files_hold_single_experts_is_compared_by_its_loading(
     assert found(model).refusals == ()
 
 
-def test_several_files_need_an_index_that_says_what_they_hold(model: Path) -> None:
+def test_several_files_need_a_correct_index(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     (model / "model.safetensors").unlink()
     names = sorted(weights)
@@ -110,37 +116,60 @@ def test_several_files_need_an_index_that_says_what_they_hold(model: Path) -> No
     assert found(model).refusals == ()
     weight_map[names[0]] = files[-1]
     write_json(model / "model.safetensors.index.json", {"weight_map": weight_map})
-    assert "which tensor lies in which file" in found(model).refusals[0]
+    assert "weight_map differs from the tensors in the files" in found(model).refusals[0]
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "part"),
     [
-        ("config.json", {"architectures": None}, "names no architectures"),
-        ("config.json", {"architectures": ["GPT2LMHeadModel"]}, "transformers builds LlamaFor"),
-        ("config.json", {"model_type": "no-such-type"}, "transformers makes no model of it"),
-        ("generation_config.json", {"eos_token_id": None}, "eos_token_id None is no token id"),
-        ("generation_config.json", {"eos_token_id": "<|im_end|>"}, "is no token id"),
-        ("generation_config.json", {"eos_token_id": [2, True]}, "is no token id"),
-        ("generation_config.json", {"eos_token_id": [0]}, "lacks 2 (<|im_end|>), a turn's end"),
+        ("config.json", {"architectures": None}, "architectures is missing"),
+        (
+            "config.json",
+            {"architectures": ["GPT2LMHeadModel"]},
+            "class that transformers builds, LlamaFor",
+        ),
+        ("config.json", {"model_type": "no-such-type"}, "transformers cannot build the model"),
+        (
+            "generation_config.json",
+            {"eos_token_id": None},
+            "not a token id or a list of token ids (got None)",
+        ),
+        (
+            "generation_config.json",
+            {"eos_token_id": "<|im_end|>"},
+            "is not a token id or a list of token ids",
+        ),
+        (
+            "generation_config.json",
+            {"eos_token_id": [2, True]},
+            "is not a token id or a list of token ids",
+        ),
+        (
+            "generation_config.json",
+            {"eos_token_id": [0]},
+            "lacks the end-of-turn token (got [0]). Fix: add 2 (<|im_end|>)",
+        ),
     ],
 )
 def test_configurations_that_load_another_model_or_never_stop_are_refused(
     model: Path, name: str, changes: dict[str, Any], part: str
 ) -> None:
     edit(model / name, **changes)
-    told = "\n".join(found(model).refusals)
-    assert part in told, told
+    refusals = "\n".join(found(model).refusals)
+    assert part in refusals, refusals
 
 
-def test_files_that_can_carry_code_are_refused(model: Path) -> None:
+def test_files_that_may_contain_code_are_refused(model: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"")
     (model / "modeling_mine.py").write_text("")
     refusals = found(model).refusals
-    assert refusals == ("pytorch_model.bin: is no data", "modeling_mine.py: is no data")
+    assert refusals == (
+        "pytorch_model.bin: may contain code. Fix: remove the file",
+        "modeling_mine.py: may contain code. Fix: remove the file",
+    )
 
 
-def test_a_truncated_file_is_refused_and_raises_nothing(model: Path) -> None:
+def test_a_truncated_file_is_refused(model: Path) -> None:
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     assert found(model).refusals
@@ -159,13 +188,13 @@ def test_a_model_without_chat_template_is_a_warning(model: Path) -> None:
         ({"modules_to_save": ["lm_head"]}, "refuses an adapter with modules_to_save"),
         ({"bias": "all"}, "refuses an adapter with bias"),
         ({"use_dora": True}, "refuses an adapter with use_dora"),
-        ({"alpha_pattern": {"q_proj": 4}}, "passes over alpha_pattern"),
+        ({"alpha_pattern": {"q_proj": 4}}, "ignores alpha_pattern"),
         ({"r": 17}, "needs --max-lora-rank 32"),
         ({"r": 1024}, "up to rank 512"),
-        ({"peft_type": "IA3"}, "loads LoRA adapters only"),
+        ({"peft_type": "IA3"}, "loads only LoRA adapters (got IA3)"),
     ],
 )
-def test_what_vllm_would_not_take_of_an_adapter_is_a_warning(
+def test_adapter_features_that_vllm_does_not_support_are_warnings(
     model: Path, changes: dict[str, Any], part: str
 ) -> None:
     edit(model.parent / "adapter" / "adapter_config.json", **changes)
@@ -174,10 +203,10 @@ def test_what_vllm_would_not_take_of_an_adapter_is_a_warning(
     assert any(part in warning for warning in findings.warnings), findings.warnings
 
 
-def test_tensors_of_an_adapter_without_a_place_are_a_warning(model: Path) -> None:
+def test_adapter_tensors_without_a_module_are_a_warning(model: Path) -> None:
     path = model.parent / "adapter" / "adapter_model.safetensors"
     weights = load_file(path)
     name = next(iter(weights))
     weights[name.replace("layers.0", "layers.9")] = weights.pop(name)
     save_file(weights, path, metadata={"format": "pt"})
-    assert "finds no place for 1 tensors" in found(model).warnings[0]
+    assert "has no module for 1 tensors" in found(model).warnings[0]

@@ -7,44 +7,42 @@ import pytest
 from lora_kit.data.dataset import training_rows
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.releasing.licences import Licensed, hub_license, notes, terms
-from lora_kit.releasing.stated import works
+from lora_kit.releasing.licence_sources import licensed_works
+from lora_kit.releasing.licences import LicensedWork, hub_license, licence_notes, licence_terms
 from lora_kit.runs.session import open_run, open_subject
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import write_json
 from lora_kit.training.scratch import scratch_arm
 
 
-def work(license_: str | None, name: str = "rows", used: str = "train") -> Licensed:
+def work(license_: str | None, name: str = "rows", used: str = "train") -> LicensedWork:
     value = {"work": name, "used": used, "license": license_, "stated": "the recipe"}
-    return Licensed.model_validate(value)
+    return LicensedWork.model_validate(value)
 
 
-def base(license_: str | None) -> Licensed:
+def base(license_: str | None) -> LicensedWork:
     return work(license_, "model", "base")
 
 
 def found(of_base: str | None, *sources: str | None) -> list[tuple[str, str]]:
     several = [work(one, f"rows{n}") for n, one in enumerate(sources)]
-    return [(note.kind, note.text) for note in notes([base(of_base), *several])]
+    return [(note.kind, note.text) for note in licence_notes([base(of_base), *several])]
 
 
 @pytest.mark.parametrize(
     ("of_base", "of_source", "part"),
     [
         ("Apache-2.0", "CC-BY-NC-4.0", "forbids commercial use"),
-        ("Apache-2.0", "CC-BY-NC-SA-4.0", "asks for the same licence"),
-        ("MIT", "CC-BY-SA-4.0", "asks for the same licence"),
-        ("Apache-2.0", "GPL-3.0-only", "asks for the same licence"),
-        ("llama3.1", "CC-BY-SA-4.0", "asks for the same licence"),
-        ("Apache-2.0", "CC-BY-ND-4.0", "forbids to share what is made of it"),
+        ("Apache-2.0", "CC-BY-NC-SA-4.0", "requires the same licence for derivative works"),
+        ("MIT", "CC-BY-SA-4.0", "requires the same licence for derivative works"),
+        ("Apache-2.0", "GPL-3.0-only", "requires the same licence for derivative works"),
+        ("llama3.1", "CC-BY-SA-4.0", "requires the same licence for derivative works"),
+        ("Apache-2.0", "CC-BY-ND-4.0", "forbids sharing derivative works"),
         ("CC-BY-NC-ND-4.0", "MIT", "the base model model is under CC-BY-NC-ND-4.0, which forbids"),
         ("Apache-2.0", "MIT AND CC-BY-NC-4.0", "forbids commercial use"),
     ],
 )
-def test_licences_that_exclude_one_another_are_a_conflict(
-    of_base: str, of_source: str, part: str
-) -> None:
+def test_incompatible_licences_are_a_conflict(of_base: str, of_source: str, part: str) -> None:
     conflicts = [text for kind, text in found(of_base, of_source) if kind == "conflict"]
     assert any(part in text for text in conflicts), conflicts
 
@@ -60,41 +58,41 @@ def test_licences_that_exclude_one_another_are_a_conflict(
         ("Apache-2.0", "MIT OR GPL-3.0-only"),
     ],
 )
-def test_licences_that_go_together_are_no_conflict(of_base: str, of_source: str) -> None:
+def test_compatible_licences_are_no_conflict(of_base: str, of_source: str) -> None:
     assert [text for kind, text in found(of_base, of_source) if kind == "conflict"] == []
 
 
-def test_two_sources_that_each_want_their_own_licence_are_a_conflict() -> None:
+def test_two_share_alike_sources_with_different_licences_are_a_conflict() -> None:
     texts = [text for _, text in found("GPL-3.0-only", "GPL-3.0-only", "CC-BY-SA-4.0")]
-    assert any("each ask for their own licence" in text for text in texts)
+    assert any("each require their own licence for derivative works" in text for text in texts)
 
 
-def test_what_is_stated_nowhere_or_not_known_is_to_be_checked_and_never_guessed() -> None:
+def test_a_missing_or_unknown_licence_is_reported_and_never_guessed() -> None:
     assert found("Apache-2.0", None)[0][0] == "unknown"
-    assert "stated nowhere" in found("Apache-2.0", None)[0][1]
-    assert "terms are not known here" in found("Apache-2.0", "My Own Licence 3")[0][1]
-    assert terms("Apache-2.0 WITH LLVM-exception") is None
-    assert terms("(MIT OR Apache-2.0) AND CC-BY-4.0") is None
-    # One unknown part could ask for anything.
-    assert terms("MIT OR My-Own") is None
+    assert "is not stated" in found("Apache-2.0", None)[0][1]
+    assert "terms lora_kit does not know" in found("Apache-2.0", "My Own Licence 3")[0][1]
+    assert licence_terms("Apache-2.0 WITH LLVM-exception") is None
+    assert licence_terms("(MIT OR Apache-2.0) AND CC-BY-4.0") is None
+    # An unknown part could have any terms.
+    assert licence_terms("MIT OR My-Own") is None
 
 
-def test_what_goes_with_the_release_is_a_condition() -> None:
+def test_terms_that_apply_to_the_release_are_a_condition() -> None:
     assert found("gemma")[0][0] == "condition"
     kind, text = found("CC-BY-NC-4.0")[0]
     assert kind == "condition"
-    assert "no commercial use of this model either" in text
+    assert "forbids commercial use of this model too" in text
 
 
-def test_rows_that_only_a_loss_was_measured_on_bring_no_conflict() -> None:
+def test_validation_rows_cause_no_conflict() -> None:
     held_out = work("CC-BY-NC-4.0", used="validation")
-    assert notes([base("Apache-2.0"), held_out]) == ()
+    assert licence_notes([base("Apache-2.0"), held_out]) == ()
 
 
-def test_the_hubs_licence_is_the_bases_unless_there_is_a_conflict() -> None:
+def test_the_licence_on_the_hub_is_that_of_the_base_without_a_conflict() -> None:
     of = base("Apache-2.0")
-    assert hub_license(of, notes([of])) == {"license": "apache-2.0"}
-    assert hub_license(of, notes([of, work("CC-BY-NC-4.0")])) == {}
+    assert hub_license(of, licence_notes([of])) == {"license": "apache-2.0"}
+    assert hub_license(of, licence_notes([of, work("CC-BY-NC-4.0")])) == {}
     assert hub_license(base(None), ()) == {"license": "unknown"}
     own = base("Some Research Licence (v2)")
     assert hub_license(own, ()) == {"license": "other", "license_name": "some-research-licence-v2"}
@@ -106,8 +104,8 @@ def recipe(**backbone: object) -> Recipe:
     return Recipe.model_validate(value)
 
 
-def test_the_alias_and_the_built_in_sources_know_their_licences() -> None:
-    found = {(one.work, one.used): one for one in works(Recipe.load("quickstart"))}
+def test_aliases_and_built_in_sources_have_licences() -> None:
+    found = {(one.work, one.used): one for one in licensed_works(Recipe.load("quickstart"))}
     assert found["HuggingFaceTB/SmolLM2-135M-Instruct", "base"].license == "Apache-2.0"
     assert found["HuggingFaceTB/SmolLM2-135M-Instruct", "base"].hub
     assert found["stdlib-docstrings", "train"].license == "Python-2.0.1"
@@ -115,9 +113,9 @@ def test_the_alias_and_the_built_in_sources_know_their_licences() -> None:
     assert not found["stdlib-docstrings", "train"].hub
 
 
-def test_the_recipe_comes_first_and_what_is_nowhere_stays_unknown() -> None:
-    assert works(recipe(license="MIT"))[0].license == "MIT"
-    unknown = works(recipe())[0]
+def test_the_recipe_takes_precedence_and_a_missing_licence_stays_unknown() -> None:
+    assert licensed_works(recipe(license="MIT"))[0].license == "MIT"
+    unknown = licensed_works(recipe())[0]
     assert (unknown.license, unknown.stated) == (None, "nowhere")
 
 
@@ -133,17 +131,17 @@ def test_the_recipe_comes_first_and_what_is_nowhere_stays_unknown() -> None:
         ("# a card without front matter\n", None),
     ],
 )
-def test_a_directory_says_its_licence_in_its_card(
+def test_the_licence_of_a_directory_is_read_from_its_card(
     card: str, license_: str | None, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text(card)
-    assert works(recipe(model=str(tmp_path)))[0].license == license_
-    # The folders of this machine are nobody's business.
-    assert works(recipe(model=str(tmp_path)))[0].work == tmp_path.name
+    assert licensed_works(recipe(model=str(tmp_path)))[0].license == license_
+    # Local folders must not be published.
+    assert licensed_works(recipe(model=str(tmp_path)))[0].work == tmp_path.name
 
 
-def test_a_gguf_file_says_its_licence(tmp_path: Path) -> None:
+def test_the_licence_of_a_gguf_file_is_read(tmp_path: Path) -> None:
     from gguf import GGUFWriter
 
     path = tmp_path / "model.gguf"
@@ -153,13 +151,13 @@ def test_a_gguf_file_says_its_licence(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    found = works(recipe(model=str(path)))[0]
+    found = licensed_works(recipe(model=str(path)))[0]
     assert (found.license, found.stated) == ("apache-2.0", "the GGUF file")
     path.write_bytes(b"GGUF" + struct.pack("<I", 3))
-    assert works(recipe(model=str(path)))[0].license is None
+    assert licensed_works(recipe(model=str(path)))[0].license is None
 
 
-def test_a_licence_does_not_make_it_another_backbone(tiny: Path) -> None:
+def test_a_licence_does_not_change_the_fingerprint(tiny: Path) -> None:
     from lora_kit.backbone.fingerprint import fingerprint, weight_files
     from lora_kit.backbone.load import compute_dtype
 
@@ -174,7 +172,7 @@ def test_a_licence_does_not_make_it_another_backbone(tiny: Path) -> None:
     )
 
 
-def test_an_adapter_from_before_there_were_licences_is_still_opened(run_copy: Path) -> None:
+def test_an_adapter_without_a_license_field_is_opened(run_copy: Path) -> None:
     path = run_copy / "adapter" / "backbone.json"
     saved = json.loads(path.read_text())
     del saved["license"]
@@ -182,7 +180,7 @@ def test_an_adapter_from_before_there_were_licences_is_still_opened(run_copy: Pa
     assert open_subject(run_copy / "adapter", None).backbone.spec.model == saved["model"]
 
 
-def test_a_licence_stated_later_makes_no_other_training(run_copy: Path) -> None:
+def test_a_licence_stated_later_does_not_change_the_identity(run_copy: Path) -> None:
     def identity() -> str:
         return scratch_arm(open_run(run_copy), pytest.fail).arms[0].identity
 
@@ -194,7 +192,7 @@ def test_a_licence_stated_later_makes_no_other_training(run_copy: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["data.train.0", "data.replay"])
-def test_a_built_in_source_takes_no_other_licence(field: str) -> None:
+def test_the_licence_of_a_built_in_source_cannot_be_set(field: str) -> None:
     spec = Recipe.load("quickstart", [f"{field}.license=MIT"]).data
     with pytest.raises(DataError, match=rf"{field}\.license: .* is built in"):
         training_rows(spec, 0)

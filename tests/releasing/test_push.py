@@ -11,7 +11,7 @@ import pytest
 from lora_kit.cli import main
 from lora_kit.pipeline import verify
 from lora_kit.releasing.manifest import MANIFEST, files_below
-from lora_kit.releasing.push import Destination, destination, push
+from lora_kit.releasing.push import Destination, check_destination, push
 from lora_kit.runtime.errors import ReleaseError
 from tests.releasing.hub import TOKEN, Hub, Repository, serving
 
@@ -21,7 +21,7 @@ NAME = "somebody/sums"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    # Of xet there is no stand-in; without it the same files go as LFS objects.
+    # The test server does not support xet; without xet the files are sent as LFS objects.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with serving() as served:
@@ -29,7 +29,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def to(hub: Hub, private: bool = False) -> Destination:
-    return destination(NAME, private, hub.endpoint)
+    return check_destination(NAME, private, hub.endpoint)
 
 
 def refusal(hub: Hub, release: Path, private: bool = False) -> str:
@@ -43,7 +43,7 @@ def files_of(release: Path) -> dict[str, bytes]:
     return {name: (release / name).read_bytes() for name in (*files_below(release), MANIFEST)}
 
 
-def test_what_arrives_is_the_release_in_one_commit_and_verifies(
+def test_the_release_is_pushed_in_one_commit_and_verifies(
     hub: Hub, released: Path, tmp_path: Path
 ) -> None:
     url = push(released, to(hub))
@@ -61,9 +61,7 @@ def test_what_arrives_is_the_release_in_one_commit_and_verifies(
     assert "its verdict is PASS" in verify(tmp_path / "downloaded")
 
 
-def test_a_later_release_takes_the_place_of_the_earlier_one(
-    hub: Hub, released: Path, copied: Path
-) -> None:
+def test_a_later_release_replaces_the_earlier_one(hub: Hub, released: Path, copied: Path) -> None:
     (copied / "of-the-earlier-one.json").write_text("{}")
     push(copied, to(hub))
     assert "of-the-earlier-one.json" in hub.repositories[NAME].files
@@ -73,13 +71,16 @@ def test_a_later_release_takes_the_place_of_the_earlier_one(
     assert len(repository.commits) == 2
 
 
-def test_somebody_elses_files_are_left_alone(hub: Hub, released: Path) -> None:
+def test_a_repository_with_other_files_is_left_unchanged(hub: Hub, released: Path) -> None:
     hub.repositories[NAME] = Repository(False, {"thesis.pdf": b"years of work"})
-    assert "holds files that are of no release, such as thesis.pdf" in refusal(hub, released)
+    assert (
+        "holds files that are not from a release and would be deleted (got thesis.pdf)"
+        in refusal(hub, released)
+    )
     assert hub.repositories[NAME].files == {"thesis.pdf": b"years of work"}
 
 
-def test_private_is_private_or_nothing_is_sent(hub: Hub, released: Path) -> None:
+def test_a_public_repository_is_refused_with_private(hub: Hub, released: Path) -> None:
     push(released, to(hub, private=True))
     assert hub.repositories[NAME].private
     hub.repositories[NAME] = Repository(False)
@@ -88,23 +89,23 @@ def test_private_is_private_or_nothing_is_sent(hub: Hub, released: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("part", "status", "told"),
+    ("part", "status", "message"),
     [
-        ("/api/repos/create", 403, "the token may not write there"),
-        ("/preupload/", 403, "the token may not write there"),
+        ("/api/repos/create", 403, "the token has no write access"),
+        ("/preupload/", 403, "the token has no write access"),
         ("/api/validate-yaml", 400, "refused: Invalid metadata in README.md"),
         ("/objects/batch", 413, "refused (413: /objects/batch is broken)"),
         ("/objects/", 403, "(403: "),
         ("/commit/main", 412, "refused (412: /commit/main is broken)"),
     ],
 )
-def test_a_hub_that_refuses_leaves_both_sides_as_they_were(
-    hub: Hub, released: Path, part: str, status: int, told: str
+def test_a_refused_push_changes_neither_release_nor_repository(
+    hub: Hub, released: Path, part: str, status: int, message: str
 ) -> None:
     before = files_of(released)
     hub.broken[part] = status
     text = refusal(hub, released)
-    assert told in text, text
+    assert message in text, text
     assert "\n" not in text
     assert TOKEN not in text
     assert files_of(released) == before
@@ -112,29 +113,31 @@ def test_a_hub_that_refuses_leaves_both_sides_as_they_were(
         assert set(hub.repositories[NAME].files) == {".gitattributes"}
 
 
-def test_a_wrong_token_is_told(hub: Hub, released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert "the token may not write there" in refusal(hub, released)
-
-
-def test_a_hub_that_is_not_there_is_told(
+def test_a_wrong_token_is_reported(
     hub: Hub, released: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nowhere = destination(NAME, False, "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "the token has no write access" in refusal(hub, released)
+
+
+def test_an_unreachable_hub_is_reported(
+    hub: Hub, released: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = check_destination(NAME, False, "http://127.0.0.1:9")
     with pytest.raises(ReleaseError, match=r"not sent to http://127\.0\.0\.1:9") as caught:
         push(released, nowhere)
     assert caught.value.status == 2
 
 
 @pytest.mark.parametrize("name", ["sums", "a/b/c", "some body/sums", "somebody/", "-/x"])
-def test_a_name_that_is_none_is_refused_before_anything(hub: Hub, name: str) -> None:
+def test_an_invalid_name_is_refused_without_a_request(hub: Hub, name: str) -> None:
     with pytest.raises(ReleaseError, match=r"--push") as caught:
-        destination(name, False, hub.endpoint)
+        check_destination(name, False, hub.endpoint)
     assert caught.value.status == 2
     assert hub.requests == []
 
 
-def test_without_a_token_or_offline_nothing_is_begun(
+def test_a_missing_token_or_offline_mode_is_refused_without_a_request(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -150,7 +153,7 @@ def test_without_a_token_or_offline_nothing_is_begun(
 
 @pytest.mark.slow
 def test_the_command_releases_and_pushes(hub: Hub, run_copy: Path) -> None:
-    """In a process of its own: where the hub is, its library takes from the environment."""
+    """Run in a subprocess, since huggingface_hub reads the endpoint from the environment."""
     own = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "lora_kit", "release", str(run_copy), "--push", NAME, "--private"],
@@ -166,7 +169,7 @@ def test_the_command_releases_and_pushes(hub: Hub, run_copy: Path) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], run: Path, *arguments: str) -> str:
-    """What the command says, in this process, before it ends with 2."""
+    """Return the error message of the command, which exits with status 2."""
     with pytest.raises(SystemExit) as ended:
         main(["release", str(run), *arguments])
     said = " ".join(capsys.readouterr().err.split())
@@ -174,7 +177,7 @@ def refused(capsys: pytest.CaptureFixture[str], run: Path, *arguments: str) -> s
     return said
 
 
-def test_the_command_without_a_token_makes_nothing(
+def test_the_command_without_a_token_creates_nothing(
     hub: Hub,
     run_copy: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -191,12 +194,12 @@ def test_the_command_without_a_token_makes_nothing(
     assert hub.requests == []
 
 
-def test_options_that_go_with_others_are_refused_alone(
+def test_options_without_their_counterpart_are_refused(
     run_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, part in (
-        (["--private"], "--private goes with --push"),
-        (["--accept", "inconclusive"], "say why"),
-        (["--reason", "because"], "goes with --accept"),
+        (["--private"], "--private: has no effect alone. Fix: add --push"),
+        (["--accept", "inconclusive"], "a reason is missing"),
+        (["--reason", "because"], "used only with --accept"),
     ):
         assert part in refused(capsys, run_copy, *arguments)

@@ -12,7 +12,7 @@ from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.pipeline import evaluate, release, run, verify
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.manifest import MANIFEST, Manifest
-from lora_kit.releasing.released import show_release
+from lora_kit.releasing.release import show_release
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import ReleaseError
 from lora_kit.runtime.files import write_json
@@ -23,7 +23,7 @@ def manifest_of(directory: Path) -> Manifest:
     return Manifest.model_validate(json.loads((directory / MANIFEST).read_text()))
 
 
-def test_plain_transformers_computes_what_was_measured(finished: Path, released: Path) -> None:
+def test_transformers_and_peft_reproduce_the_release(finished: Path, released: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,14 +49,14 @@ def test_plain_transformers_computes_what_was_measured(finished: Path, released:
     )
 
 
-def test_the_manifest_says_what_the_release_came_from(finished: Path, released: Path) -> None:
+def test_the_manifest_states_the_provenance(finished: Path, released: Path) -> None:
     manifest, record = manifest_of(released), RunDirectory(finished).load_record()
     assert manifest.backbone == record["backbone"]
     assert set(manifest.backbone) == {
         *("weights", "config", "tokenizer", "quantization", "dtype", "digest"),
     }
     assert manifest.data == record["data"]
-    assert manifest.resolved == RunDirectory(finished).load_recipe()
+    assert manifest.resolved_recipe == RunDirectory(finished).load_recipe()
     assert manifest.seeds == {"recipe": 0, "sums": 0, "prose": 0}
     assert manifest.training["versions"]["torch"] == torch.__version__
     assert manifest.training["machine"]["cores"] >= 1
@@ -65,9 +65,7 @@ def test_the_manifest_says_what_the_release_came_from(finished: Path, released: 
 
 
 @pytest.mark.slow  # trains, merges and evaluates
-def test_the_command_says_where_it_is_how_large_and_what_to_know(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_the_summary_states_directory_size_and_notes(finished: Path, tmp_path: Path) -> None:
     made = release(finished, tmp_path / "out")
     text = show_release(made)
     size = sum(file.stat().st_size for file in (tmp_path / "out").rglob("*") if file.is_file())
@@ -92,7 +90,7 @@ def test_a_whole_run_evaluates_the_merged_model_though_the_recipe_does_not_name_
     verify(outcome.release)
 
 
-def test_a_release_is_refused_where_another_thing_lies(finished: Path, tmp_path: Path) -> None:
+def test_an_output_directory_with_other_files_is_refused(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "thing").write_text("mine")
     with pytest.raises(ReleaseError, match="not empty") as caught:
         release(finished, tmp_path)
@@ -100,9 +98,7 @@ def test_a_release_is_refused_where_another_thing_lies(finished: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
 
 
-def test_a_release_of_the_same_adapter_is_made_again_and_of_another_one_left(
-    finished: Path, copied: Path
-) -> None:
+def test_a_release_is_overwritten_only_for_the_same_adapter(finished: Path, copied: Path) -> None:
     (copied / "config.json").unlink()
     release(finished, copied)
     verify(copied)
@@ -112,8 +108,8 @@ def test_a_release_of_the_same_adapter_is_made_again_and_of_another_one_left(
         release(finished, copied)
 
 
-def test_what_would_not_load_is_not_released(run_copy: Path) -> None:
-    """Files that were compared as they are, and yet load nowhere."""
+def test_a_model_that_would_not_load_is_not_released(run_copy: Path) -> None:
+    """The files match the merge record, but would not load."""
     weights = run_copy / "merged" / "pytorch_model.bin"
     weights.write_bytes(b"")
     record, verdict = run_copy / "merged" / MERGE_RECORD, run_copy / "evaluation" / VERDICT
@@ -122,23 +118,23 @@ def test_what_would_not_load_is_not_released(run_copy: Path) -> None:
     write_json(record, merge)
     measured = {"merged_models": {"merged": merged_identity(merge["files"])}}
     write_json(verdict, json.loads(verdict.read_text()) | measured)
-    with pytest.raises(ReleaseError, match="is no data"):
+    with pytest.raises(ReleaseError, match=r"pytorch_model\.bin: may contain code"):
         release(run_copy)
     assert not (run_copy / "release").exists()
 
 
 @pytest.mark.parametrize("name", ["custom_generate/generate.py", "LICENSE", "adapter/x.json"])
-def test_what_was_put_beside_the_merged_files_is_not_released(run_copy: Path, name: str) -> None:
+def test_files_added_to_the_merge_are_refused(run_copy: Path, name: str) -> None:
     place = run_copy / "merged" / name
     place.parent.mkdir(exist_ok=True)
     place.write_text("{}")
-    with pytest.raises(ReleaseError, match=f"nobody compared: {name.split('/')[0]};") as caught:
+    with pytest.raises(ReleaseError, match=rf"not verified \(got {name.split('/')[0]}\)") as caught:
         release(run_copy)
     assert caught.value.status == 3
     assert not (run_copy / "release").exists()
 
 
-def test_of_a_finished_runs_recipe_nothing_but_a_licence_may_be_edited(run_copy: Path) -> None:
+def test_only_licences_may_be_edited_in_the_recipe_of_a_finished_run(run_copy: Path) -> None:
     recipe = run_copy / "recipe.yaml"
     text = recipe.read_text()
     recipe.write_text(text.replace("license: CC-BY-4.0", "license: MIT"))
@@ -146,12 +142,12 @@ def test_of_a_finished_runs_recipe_nothing_but_a_licence_may_be_edited(run_copy:
     assert "| MIT |" in (made.directory / "README.md").read_text()
     shutil.rmtree(made.directory)
     recipe.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.5"))
-    with pytest.raises(ReleaseError, match="not the recipe that the run began with"):
+    with pytest.raises(ReleaseError, match="differs from the recipe that was trained"):
         release(run_copy)
     assert not made.directory.exists()
 
 
-def test_an_alias_is_no_base_that_peft_could_find(finished: Path, run_copy: Path) -> None:
+def test_an_alias_is_replaced_by_the_hub_id_of_the_base(finished: Path, run_copy: Path) -> None:
     path = run_copy / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())
     write_json(path, config | {"base_model_name_or_path": "smollm2-135m-instruct"})
@@ -170,7 +166,7 @@ def test_another_merge_after_the_evaluation_is_refused(run_copy: Path) -> None:
         release(run_copy)
 
 
-def test_of_two_merged_models_the_one_with_the_better_verdict_is_released(run_copy: Path) -> None:
+def test_the_merged_model_with_the_better_verdict_is_released(run_copy: Path) -> None:
     other = Path(shutil.copytree(run_copy / "merged", run_copy / "merged-original"))
     record = json.loads((other / MERGE_RECORD).read_text())
     write_json(other / MERGE_RECORD, record | {"into": "of the other one"})
@@ -190,13 +186,13 @@ def test_of_two_merged_models_the_one_with_the_better_verdict_is_released(run_co
     made = release(run_copy)
     assert json.loads((made.directory / MERGE_RECORD).read_text())["into"] == "of the other one"
     card = (made.directory / "README.md").read_text()
-    assert "`merged-original` is the one that lies here" in card
+    assert "this release contains `merged-original`" in card
     assert "| merged | sums/loss | -4." in card
     verify(made.directory)
 
 
 def undecided(run: Path) -> None:
-    """Scores of the merged model as if it were half better, half worse."""
+    """Change the scores of the merged model: half of them better, half worse."""
     path = run / "evaluation" / LEDGER
     rows = read_ledger(path)
     base = {(r.task, r.item): r.score for r in rows if r.arm == "base"}
@@ -208,11 +204,11 @@ def undecided(run: Path) -> None:
         return Entry(**values)
 
     write_ledger(path, [changed(number, row) for number, row in enumerate(rows)])
-    # Nothing is missing, so it is only judged anew.
+    # No scores are missing, so only the verdict is computed again.
     evaluate(run, arms=["merged"])
 
 
-def test_what_is_inconclusive_is_released_with_a_reason_and_verifies_as_such(
+def test_an_accepted_inconclusive_run_is_released_and_verifies(
     run_copy: Path,
 ) -> None:
     undecided(run_copy)
@@ -222,12 +218,14 @@ def test_what_is_inconclusive_is_released_with_a_reason_and_verifies_as_such(
     made = release(run_copy, acceptance=Acceptance(reason="a first look"))
     assert "accepted: a first look" in verify(made.directory)
     card = (made.directory / "README.md").read_text()
-    assert "The reason given: a first look" in card.split("## What was measured")[0]
+    assert "Reason given: a first look" in card.split("## Results")[0]
     manifest = json.loads((made.directory / MANIFEST).read_text())
     assert manifest["acceptance"]["tasks"] == ["sums/loss, merged"]
     for acceptance in (None, manifest["acceptance"] | {"tasks": []}):
         write_json(made.directory / MANIFEST, manifest | {"acceptance": acceptance})
-        with pytest.raises(ReleaseError, match=r"never released|not what is undecided"):
+        with pytest.raises(
+            ReleaseError, match=r"cannot have been released|not the undecided tasks"
+        ):
             verify(made.directory)
     write_json(
         made.directory / MANIFEST,

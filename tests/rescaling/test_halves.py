@@ -1,4 +1,4 @@
-"""Two halves that know nothing of one another."""
+"""Two independent halves."""
 
 import hashlib
 import itertools
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.engine.work import Work, plan_work
 from lora_kit.evaluation.suite import Suite
-from lora_kit.rescaling.halves import FEWEST, first_half, halve
+from lora_kit.rescaling.halves import MIN_CLUSTERS, first_half, halve
 from lora_kit.runtime.errors import EvaluationError
 
 NAMES = st.text("abcdefgh/.0123", min_size=1, max_size=6)
@@ -61,7 +61,7 @@ def test_of_two_tasks_on_the_same_files_no_file_is_in_both_halves(
 
 
 def test_halves_follow_no_order_of_names_or_places() -> None:
-    """Of neighbours, which often resemble each other, not every second one."""
+    """Neighbours often resemble each other; the split is not every second one."""
     names = [f"item-{number:03d}" for number in range(200)]
     first = first_half({"task": names})
     taken = [name in first for name in names]
@@ -103,7 +103,11 @@ def test_work_is_halved_without_an_item_twice_or_lost(tiny_backbone: Backbone) -
     assert len({one.key("base", "x") for one in (whole, a, b)}) == 3
 
 
-def test_a_task_of_too_few_clusters_is_refused_with_what_it_takes(tiny_backbone: Backbone) -> None:
+def test_a_task_of_too_few_clusters_is_refused_with_the_number_needed(
+    tiny_backbone: Backbone,
+) -> None:
     work = planned(tiny_backbone, "python-reference", 4)
-    with pytest.raises(EvaluationError, match=f"s/prose: 4 items .* takes at least {2 * FEWEST}"):
+    with pytest.raises(
+        EvaluationError, match=rf"s/prose: .*\(got 4 items .* at least {2 * MIN_CLUSTERS},"
+    ):
         halve(work, tiny_backbone)

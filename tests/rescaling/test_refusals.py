@@ -1,4 +1,4 @@
-"""What can never be dialled is refused before it is asked for suites."""
+"""Adapters that cannot be rescaled are refused before suites are read."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,15 @@ from tests.rewarding import reward_recipe
     ("recipe_of", "objective"), [(classes_recipe, "classification"), (reward_recipe, "reward")]
 )
 def test_an_adapter_with_a_head(recipe_of: Any, objective: str, tiny: Path, tmp_path: Path) -> None:
-    """Its suite is of one role; to name one of the other would be no help."""
+    """The message names no --suite: a suite of the other role would not help."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text(recipe_of(tiny, tmp_path).to_yaml())
-    with pytest.raises(RecipeError, match=rf"training\.objective: {objective}: .*head") as told:
+    with pytest.raises(
+        RecipeError, match=rf"a head .*\(got training\.objective {objective}\)"
+    ) as refused:
         rescale(run)
-    assert "--suite" not in str(told.value)
+    assert "--suite" not in str(refused.value)
 
 
 def test_an_adapter_whose_effect_is_not_linear(tiny: Path, tmp_path: Path) -> None:
@@ -33,5 +35,5 @@ def test_an_adapter_whose_effect_is_not_linear(tiny: Path, tmp_path: Path) -> No
     (run / "adapter" / "adapter_model.safetensors").touch()
     config = {"peft_type": "LORA", "use_dora": True}
     (run / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(AdapterError, match="use_dora: DoRA norms"):
+    with pytest.raises(AdapterError, match="use_dora: DoRA normalizes"):
         rescale(run)

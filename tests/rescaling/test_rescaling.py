@@ -1,4 +1,4 @@
-"""`lora-kit rescale` as a whole: picked on one half, proved on the other, written as measured."""
+"""`lora-kit rescale` end to end: scale chosen on one half, proved on the other, and written."""
 
 import io
 import json
@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from lora_kit.adapter.attach import adapter_sha256
 from lora_kit.cli import main
 from lora_kit.evaluation.engine import run as engine
-from lora_kit.evaluation.harness import LEDGER, check_verdict, read_verdict
+from lora_kit.evaluation.harness import LEDGER
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger
-from lora_kit.pipeline import rescaling as dialling
-from lora_kit.pipeline import train
+from lora_kit.evaluation.verdict_file import check_verdict, read_verdict
+from lora_kit.pipeline import rescaling, train
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.rescaling.pick import pick
+from lora_kit.rescaling.choice import choose_scale
 from tests.evaluation.counting import count_outcomes
 
 GAIN = """
@@ -52,12 +52,12 @@ def suite(directory: Path, text: str, **values: object) -> str:
 
 
 @dataclass(frozen=True)
-class RescaleResult:
-    """A dial of scales 0.5, 1 and 2 that was watched.
+class ObservedRescaling:
+    """Observed rescaling with the scales 0.5, 1 and 2.
 
     Attributes:
-        asked: sizes of the batches that a model was asked.
-        printed: what it said on stdout.
+        asked: sizes of the batches that a model was run on.
+        printed: output on stdout.
     """
 
     run: Path
@@ -78,7 +78,7 @@ def recorded(run: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """A run that learned sums, its suites on sums and on prose, within whose margin it stays."""
-    place = tmp_path_factory.mktemp("dialled")
+    place = tmp_path_factory.mktemp("rescaled")
     learned, asked = place / "learned.jsonl", place / "asked.jsonl"
     for path, first in ((learned, 100), (asked, 500)):
         sums = [(n, n + 3) for n in range(first, first + 24)]
@@ -100,22 +100,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> RescaleResult:
-    """The pick is looked over the shoulder."""
+def done(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> ObservedRescaling:
+    """A rescaling whose choice is observed."""
     place = tmp_path_factory.mktemp("done")
     run = shutil.copytree(trained, place / "run")
 
-    def picking(candidates: Any) -> Any:
-        assert not (run / "rescale" / "half-b").exists(), "the pick could see half B"
-        return pick(candidates)
+    def choosing(candidates: Any) -> Any:
+        assert not (run / "rescale" / "half-b").exists(), "the choice could see half B"
+        return choose_scale(candidates)
 
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(printed):
         patched.setenv("XDG_CACHE_HOME", str(place / "cache"))
-        patched.setattr(dialling, "pick", picking)
+        patched.setattr(rescaling, "choose_scale", choosing)
         asked = count_outcomes(patched)
         status = command("rescale", run, "--scales", "0.5,2", "--json")
-    return RescaleResult(run, status, asked, printed.getvalue())
+    return ObservedRescaling(run, status, asked, printed.getvalue())
 
 
 @pytest.fixture
@@ -126,8 +126,8 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def again(done: RescaleResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of what was dialled, and a cache that knows nothing yet."""
+def again(done: ObservedRescaling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the rescaled run, and a cache that knows nothing yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return shutil.copytree(done.run, tmp_path / "again")
 
@@ -148,7 +148,7 @@ def halves_of(record: dict[str, Any]) -> tuple[int, int]:
     return a, b
 
 
-def test_no_item_is_in_both_halves_and_the_base_is_asked_once(done: RescaleResult) -> None:
+def test_no_item_is_in_both_halves_and_the_base_is_asked_once(done: ObservedRescaling) -> None:
     of_a, of_b = entries(done.run, "half-a"), entries(done.run, "half-b")
     items = [{(e.task, e.item) for e in of} for of in (of_a, of_b)]
     assert not items[0] & items[1]
@@ -160,16 +160,18 @@ def test_no_item_is_in_both_halves_and_the_base_is_asked_once(done: RescaleResul
     assert sum(done.asked) == 4 * len(items[0]) + 2 * len(items[1])
 
 
-def test_what_is_written_is_what_was_proved(done: RescaleResult) -> None:
+def test_what_is_written_is_what_was_proved(done: ObservedRescaling) -> None:
     run, record = done.run, done.record
     assert (done.status, json.loads(done.printed)) == (0, record)
     check_verdict(run / "rescale" / "half-b")
     stored = read_verdict(run / "rescale" / "half-b")
     assert (
-        stored["adapter"] == adapter_sha256(run / "adapter-rescaled") == record["adapter_rescaled"]
+        stored.lineage.adapter
+        == adapter_sha256(run / "adapter-rescaled")
+        == record["adapter_rescaled"]
     )
     assert record["adapter"] == adapter_sha256(run / "adapter")
-    assert stored["decision"] == record["decision"] == record["half_b"]["decision"] == "PASS"
+    assert stored.verdict.decision == record["decision"] == record["half_b"]["decision"] == "PASS"
     files = [run / name / "adapter_model.safetensors" for name in ("adapter", "adapter-rescaled")]
     before, after = map(load_file, files)
     for name, tensor in before.items():
@@ -179,21 +181,21 @@ def test_what_is_written_is_what_was_proved(done: RescaleResult) -> None:
     assert (run / "rescale" / "half-b" / "report.html").is_file()
 
 
-def test_each_scale_is_judged_by_its_own_results(done: RescaleResult) -> None:
+def test_each_scale_is_judged_by_its_own_results(done: ObservedRescaling) -> None:
     """The stronger gains more here, and the record says what the ledger does."""
     half, whole, double = (one["tasks"][0] for one in done.record["half_a"])
     assert 0 < half["difference"] < whole["difference"] < double["difference"]
     assert half["low"] < half["difference"] < half["high"]
-    for arm, told in (("scale 0.5", half), ("adapter", whole), ("scale 2", double)):
+    for arm, row in (("scale 0.5", half), ("adapter", whole), ("scale 2", double)):
         scores = [e.score for e in entries(done.run, "half-a") if (e.arm, e.task) == (arm, "sums")]
-        assert told["adapter"] == pytest.approx(sum(scores) / len(scores))  # type: ignore[arg-type]
+        assert row["adapter"] == pytest.approx(sum(scores) / len(scores))  # type: ignore[arg-type]
     assert done.record["scale"]["name"] == "2"
 
 
-def test_a_dial_that_is_cut_off_goes_on_from_there(
-    run: Path, done: RescaleResult, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_rescaling_resumes(
+    run: Path, done: ObservedRescaling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = engine.outcomes, []
+    real, calls = engine.compute_outcomes, []
 
     def dying(*arguments: Any) -> Any:
         calls.append(len(arguments[1]))
@@ -202,7 +204,7 @@ def test_a_dial_that_is_cut_off_goes_on_from_there(
         return real(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine, "outcomes", dying)
+        patched.setattr(engine, "compute_outcomes", dying)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             main(["rescale", str(run), "--scales", "0.5,2"])
     assert not (run / "rescale.json").exists()
@@ -213,7 +215,7 @@ def test_a_dial_that_is_cut_off_goes_on_from_there(
 
 
 def test_what_is_measured_is_not_measured_again(
-    again: Path, done: RescaleResult, monkeypatch: pytest.MonkeyPatch
+    again: Path, done: ObservedRescaling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluated = again / "adapter-rescaled" / "evaluation"
     evaluated.mkdir()
@@ -229,16 +231,16 @@ def test_what_is_measured_is_not_measured_again(
 def test_where_nothing_is_kept_nothing_is_left_to_ship(
     again: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What an earlier dial took is not this one's."""
+    """The adapter of an earlier rescaling is removed."""
     gain = Recipe.load(again / "recipe.yaml").evaluation.suites[0]
     strict = suite(tmp_path, QUIZ, MARGIN=0.01)
     assert command("rescale", again, "--scales", "1", "--suite", gain, "--suite", strict) == 3
-    record, told = recorded(again), capsys.readouterr().out
+    record, printed = recorded(again), capsys.readouterr().out
     assert (record["scale"], record["half_b"], record["adapter_rescaled"]) == (None, None, None)
     assert record["decision"] == "FAIL"
     assert "no scale is shown to keep all retention tasks" in record["why"]
-    assert "Nothing is taken" in told
-    assert "Adapter:" not in told
+    assert "No scale is chosen" in printed
+    assert "Adapter:" not in printed
     assert not (again / "adapter-rescaled").exists()
     assert not (again / "rescale" / "half-b").exists()
     assert (again / "rescale.png").is_file()
@@ -265,20 +267,29 @@ def test_the_written_adapter_is_evaluated_and_merged_like_any_other(
 
 
 REFUSED = {
-    "no run": (["rescale", "absent"], "absent: no recipe.yaml, so no run directory"),
-    "no number": (["rescale", "RUN", "--scales", "0.5,x"], "--scales: 'x' is no number"),
-    "no scale": (["rescale", "RUN", "--scales", "-1"], "--scales: -1: a scale is 0"),
+    "no run": (["rescale", "absent"], "absent: not a run directory"),
+    "no number": (["rescale", "RUN", "--scales", "0.5,x"], "--scales: not a number (got 'x')"),
+    "no scale": (
+        ["rescale", "RUN", "--scales", "-1"],
+        "--scales: must be finite and not negative (got -1)",
+    ),
     "no thirds": (
         ["rescale", "RUN", "--by-layer"],
-        "--by-layer: the backbone has 2 decoder blocks",
+        "--by-layer: too few decoder blocks for three thirds (got 2)",
     ),
-    "no gain": (["rescale", "RUN", "--suite", "KEEP"], "no suite has the role gain; found: keep"),
-    "too few": (["rescale", "RUN", "--suite", "FEW", "--suite", "KEEP"], "aim/sums: 6 items"),
+    "no gain": (
+        ["rescale", "RUN", "--suite", "KEEP"],
+        "no suite has the role gain (got keep (retention))",
+    ),
+    "too few": (
+        ["rescale", "RUN", "--suite", "FEW", "--suite", "KEEP"],
+        "aim/sums: too few clusters for two halves (got 6 items",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_dialled_is_refused_before_anything_is_measured(
+def test_runs_that_cannot_be_rescaled_are_refused_before_anything_is_measured(
     run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -303,8 +314,8 @@ def test_dora_is_refused_before_the_backbone_is_loaded(
     def loading(*arguments: object) -> None:
         raise AssertionError("the backbone was loaded")
 
-    monkeypatch.setattr(dialling, "open_run", loading)
+    monkeypatch.setattr(rescaling, "open_run", loading)
     path = run / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
     assert command("rescale", run) == 2
-    assert "use_dora: DoRA norms" in capsys.readouterr().err
+    assert "use_dora: DoRA normalizes" in capsys.readouterr().err

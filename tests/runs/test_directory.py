@@ -44,7 +44,7 @@ def test_runs_are_numbered_and_never_written_over_unasked(
     (tmp_path / "mine" / "file").write_text("kept")
     with pytest.raises(RecipeError, match="--overwrite"):
         new_run_directory(recipe, tmp_path / "mine")
-    with pytest.raises(RecipeError, match="holds no run"):
+    with pytest.raises(RecipeError, match="not a run"):
         new_run_directory(recipe, tmp_path / "mine", overwrite=True)
     (tmp_path / "mine" / "recipe.yaml").write_text("name: earlier")
     assert new_run_directory(recipe, tmp_path / "mine", overwrite=True).root == tmp_path / "mine"
@@ -93,10 +93,10 @@ def test_an_output_that_another_run_made_in_between_is_refused(
         return RunDirectory(tmp_path / "out")
 
     monkeypatch.setattr("lora_kit.runs.directory.new_run_directory", faster)
-    with pytest.raises(RecipeError, match="out: another run has just begun there"):
+    with pytest.raises(RecipeError, match="out: another run has just started there"):
         claim_run_directory(recipe, tmp_path / "out")
 
 
 def test_a_directory_without_a_recipe_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no run directory"):
+    with pytest.raises(RecipeError, match="not a run directory"):
         RunDirectory(tmp_path).load_recipe()

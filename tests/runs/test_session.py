@@ -43,7 +43,7 @@ def test_a_backbone_that_lies_elsewhere_is_loaded_as_the_adapter_says(
 
 def test_what_is_given_comes_before_what_the_adapter_says(half_precision: Path, tiny: Path) -> None:
     given = BackboneSpec(model=str(tiny), quantization="none")
-    with pytest.raises(AdapterError, match=r"different: .*quantization"):
+    with pytest.raises(AdapterError, match=r"changed: .*quantization"):
         open_subject(half_precision, given)
 
 

@@ -15,8 +15,8 @@ from lora_kit.evaluation.suite import load_suites
 from lora_kit.pipeline import compare_backbones, evaluate, train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import RecipeError
-from lora_kit.selection.measure import _level
-from lora_kit.selection.record import BackboneResult, Level, TaskScore, ranked
+from lora_kit.selection.measure import _mean_score
+from lora_kit.selection.record import BackboneResult, MeanScore, TaskScore, rank_backbones
 from tests.evaluation.counting import count_outcomes
 from tests.rewarding import reward_recipe
 from tests.two_stacks import write_t5
@@ -39,7 +39,7 @@ def labelled(numbers: range) -> list[dict[str, str]]:
 
 @pytest.fixture
 def recipe(tiny: Path, tmp_path: Path) -> Recipe:
-    """Reviews of numbers, to be told good from bad, and a text to be foretold."""
+    """Reviews to classify as good or bad, and texts for the loss."""
     write_rows(tmp_path / "train.jsonl", labelled(range(8)))
     write_rows(tmp_path / "test.jsonl", labelled(range(8, 14)))
     write_rows(tmp_path / "texts.jsonl", [{"text": f"{n} follows {n - 1}."} for n in range(1, 9)])
@@ -120,7 +120,9 @@ def test_encoders_are_compared_by_what_their_features_tell(
     document["training"]["objective"] = "classification"
     document["data"]["max_length"] = 40
     both = Recipe.model_validate(document)
-    with pytest.raises(RecipeError, match="reviews/texts: kind loss: a classifier answers"):
+    with pytest.raises(
+        RecipeError, match=r"reviews/texts: a classifier supports only .*got kind loss"
+    ):
         compare_backbones(both, [str(tiny_encoder)], tmp_path / "refused")
     suite = yaml.safe_load((tmp_path / "reviews.yaml").read_text())
     suite["tasks"] = suite["tasks"][:1]
@@ -143,13 +145,13 @@ def test_encoders_tell_nothing_of_pairs_before_they_are_trained(
     tiny_encoder: Path, tmp_path: Path
 ) -> None:
     recipe = reward_recipe(tiny_encoder, tmp_path)
-    with pytest.raises(RecipeError, match=r"encoder.*training\.objective: reward") as told:
+    with pytest.raises(RecipeError, match=r"encoder.*training\.objective reward") as refused:
         compare_backbones(recipe, [str(tiny_encoder)], tmp_path / "scouted")
-    assert "label" not in str(told.value)
+    assert "label" not in str(refused.value)
 
 
 def test_what_cannot_be_compared_is_refused(recipe: Recipe, tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="--backbones: name at least one, none twice"):
+    with pytest.raises(RecipeError, match="--backbones: names no backbone, or one twice"):
         compare_backbones(recipe, [str(tiny), str(tiny)], tmp_path / "scouted")
     with pytest.raises(RecipeError, match=r"nowhere: .*neither a file"):
         compare_backbones(recipe, [str(tmp_path / "nowhere")], tmp_path / "scouted")
@@ -160,10 +162,13 @@ def test_what_cannot_be_compared_is_refused(recipe: Recipe, tiny: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"data": {"packing": True}}, "data.packing is made for a backbone of one stack"),
-        ({"adapter": {"method": "last-1"}}, "adapter.method: last-1 is made for a backbone of one"),
+        ({"data": {"packing": True}}, "data.packing supports only decoder-only backbones"),
+        (
+            {"adapter": {"method": "last-1"}},
+            "adapter.method: last-1 supports only decoder-only backbones",
+        ),
     ],
 )
 def test_a_backbone_that_train_refuses_is_refused_and_the_others_are_measured(
@@ -172,7 +177,7 @@ def test_a_backbone_that_train_refuses_is_refused_and_the_others_are_measured(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, dict[str, Any]],
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     suite = yaml.safe_load((tmp_path / "reviews.yaml").read_text())
@@ -189,7 +194,7 @@ def test_a_backbone_that_train_refuses_is_refused_and_the_others_are_measured(
     )
     assert [one.backbone for one in found] == [str(tiny), str(divided)]
     assert found[0].tokens_per_second
-    assert said in found[1].refused
+    assert message in found[1].refused
     assert (tmp_path / "scouted" / "backbones.json").is_file()
 
 
@@ -217,15 +222,15 @@ def test_scores_that_are_no_numbers_are_left_out_of_the_mean(recipe: Recipe) -> 
     (suite,) = load_suites(recipe.evaluation.suites)
     spec = suite.tasks[0]
     entries = [entry("a", 1.0), entry("b", float("inf")), entry("c", None), entry("d", 0.0)]
-    level = _level([*entries, entry("e", float("nan"))], spec)
+    level = _mean_score([*entries, entry("e", float("nan"))], spec)
     assert level is not None
     assert level.mean == 0.5
-    assert _level(entries[1:3], spec) is None
+    assert _mean_score(entries[1:3], spec) is None
 
 
 def one_of(name: str, speed: float, *scores: tuple[bool, float, float | None]) -> BackboneResult:
-    def level(value: float) -> Level:
-        return Level(value, -np.inf, np.inf)
+    def level(value: float) -> MeanScore:
+        return MeanScore(value, -np.inf, np.inf)
 
     return BackboneResult(
         name,
@@ -244,5 +249,5 @@ def test_the_rank_is_the_mean_over_tasks_of_what_does_best_on_each() -> None:
         one_of("bad", 99.0, (True, 0.1, 0.2), (False, 9.0, None)),
         BackboneResult("refused", refused="no"),
     ]
-    found = [(one.backbone, one.rank) for one in ranked(several)]
+    found = [(one.backbone, one.rank) for one in rank_backbones(several)]
     assert found == [("fast", 1), ("slow", 1), ("bad", 3), ("refused", 0)]

@@ -5,8 +5,7 @@ import pytest
 from scipy import stats
 
 from lora_kit.statistics.decisions import (
-    bootstrap_statistic,
-    combined,
+    combine_decisions,
     holm,
     loss_p,
     non_inferiority,
@@ -23,13 +22,13 @@ def flips(won: int, lost: int, items: int) -> np.ndarray:
     return np.array([1.0] * won + [-1.0] * lost + [0.0] * (items - won - lost))
 
 
-def test_the_interval_of_normal_differences_is_the_textbooks() -> None:
+def test_the_interval_of_normal_differences_is_the_textbook_interval() -> None:
     differences = np.random.default_rng(1).normal(0.3, 1.0, 400)
-    found = paired_interval(differences, each(400), 0.95, binary=False)
+    result = paired_interval(differences, each(400), 0.95, binary=False)
     half = 1.96 * differences.std(ddof=1) / math.sqrt(400)
-    assert found.delta == pytest.approx(differences.mean())
-    assert found.low == pytest.approx(differences.mean() - half, abs=0.01)
-    assert found.high == pytest.approx(differences.mean() + half, abs=0.01)
+    assert result.delta == pytest.approx(differences.mean())
+    assert result.low == pytest.approx(differences.mean() - half, abs=0.01)
+    assert result.high == pytest.approx(differences.mean() + half, abs=0.01)
 
 
 def test_the_order_of_the_items_does_not_matter() -> None:
@@ -52,23 +51,23 @@ def test_items_of_one_cluster_do_not_count_as_independent() -> None:
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_one_cluster_says_nothing_of_others(binary: bool) -> None:
-    found = superiority(np.ones(9), ["a"] * 9, 0.05, binary)
-    assert (found.interval.low, found.interval.high) == (-math.inf, math.inf)
-    assert (found.p, found.decision, found.items_needed) == (1.0, "INCONCLUSIVE", None)
-    kept = non_inferiority(np.ones(9), ["a"] * 9, 0.05, 0.05, binary)
-    assert (kept.p, kept.decision, kept.items_needed) == (1.0, "INCONCLUSIVE", None)
+def test_a_single_cluster_is_inconclusive(binary: bool) -> None:
+    result = superiority(np.ones(9), ["a"] * 9, 0.05, binary)
+    assert (result.interval.low, result.interval.high) == (-math.inf, math.inf)
+    assert (result.p, result.decision, result.items_needed) == (1.0, "INCONCLUSIVE", None)
+    retained = non_inferiority(np.ones(9), ["a"] * 9, 0.05, 0.05, binary)
+    assert (retained.p, retained.decision, retained.items_needed) == (1.0, "INCONCLUSIVE", None)
     assert loss_p(-np.ones(9), ["a"] * 9, binary) == 1.0
 
 
 def test_won_less_lost_is_the_difference() -> None:
     differences = np.random.default_rng(6).choice([-1.0, 0.0, 1.0], 150, p=[0.1, 0.8, 0.1])
-    found = paired_interval(differences, each(150), 0.95, binary=True)
+    result = paired_interval(differences, each(150), 0.95, binary=True)
     won, lost = (differences > 0).sum(), (differences < 0).sum()
-    assert won - lost == pytest.approx(found.delta * 150)
+    assert won - lost == pytest.approx(result.delta * 150)
 
 
-def test_no_flip_among_few_items_is_no_proof_of_safety() -> None:
+def test_few_items_without_flips_are_inconclusive() -> None:
     few = non_inferiority(flips(0, 0, 20), each(20), 0.05, 0.05, binary=True)
     assert few.decision == "INCONCLUSIVE"
     assert few.items_needed == 59
@@ -79,26 +78,26 @@ def test_no_flip_among_few_items_is_no_proof_of_safety() -> None:
     assert enough.p == pytest.approx(0.95**59)
 
 
-def test_no_flip_among_few_clusters_is_none_either() -> None:
+def test_few_clusters_without_flips_are_inconclusive() -> None:
     clusters = [str(number // 10) for number in range(400)]
-    found = non_inferiority(flips(0, 0, 400), clusters, 0.05, 0.05, binary=True)
-    assert found.decision == "INCONCLUSIVE"
-    assert found.p == pytest.approx(0.95**40)
-    assert found.items_needed == 590
+    result = non_inferiority(flips(0, 0, 400), clusters, 0.05, 0.05, binary=True)
+    assert result.decision == "INCONCLUSIVE"
+    assert result.p == pytest.approx(0.95**40)
+    assert result.items_needed == 590
 
 
-def test_equal_losses_are_kept_but_not_gained() -> None:
-    kept = non_inferiority(np.zeros(10), each(10), 0.05, 0.05, binary=False)
-    assert (kept.decision, kept.interval.low, kept.interval.high) == ("PASS", 0.0, 0.0)
+def test_equal_losses_are_retained_but_no_gain() -> None:
+    retained = non_inferiority(np.zeros(10), each(10), 0.05, 0.05, binary=False)
+    assert (retained.decision, retained.interval.low, retained.interval.high) == ("PASS", 0.0, 0.0)
     gained = superiority(np.zeros(10), each(10), 0.05, binary=False)
     assert (gained.decision, gained.p, gained.items_needed) == ("INCONCLUSIVE", 1.0, None)
     assert loss_p(np.zeros(10), each(10), binary=False) == 1.0
 
 
-def test_differences_all_the_same_have_an_interval_without_width() -> None:
-    found = superiority(np.full(7, 0.1), each(7), 0.05, binary=False)
-    assert (found.interval.low, found.interval.high) == (pytest.approx(0.1), pytest.approx(0.1))
-    assert (found.decision, found.p) == ("PASS", 0.0)
+def test_equal_differences_have_an_interval_of_zero_width() -> None:
+    result = superiority(np.full(7, 0.1), each(7), 0.05, binary=False)
+    assert (result.interval.low, result.interval.high) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert (result.decision, result.p) == ("PASS", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -112,27 +111,27 @@ def test_differences_all_the_same_have_an_interval_without_width() -> None:
         (2, 20, "FAIL", "INCONCLUSIVE"),
     ],
 )
-def test_what_flips_among_300_items_decide(won: int, lost: int, gain: str, retention: str) -> None:
+def test_decisions_by_flips_among_300_items(won: int, lost: int, gain: str, retention: str) -> None:
     differences = flips(won, lost, 300)
     gained = superiority(differences, each(300), 0.05, binary=True)
     assert gained.decision == gain
     assert gained.p == pytest.approx(stats.binomtest(won, won + lost).pvalue)
-    kept = non_inferiority(differences, each(300), 0.05, 0.05, binary=True)
-    assert kept.decision == retention
-    assert (kept.p <= 0.05) == (retention == "PASS")
-    for found in (gained, kept):
-        assert (found.items_needed is None) == (found.decision != "INCONCLUSIVE")
+    retained = non_inferiority(differences, each(300), 0.05, 0.05, binary=True)
+    assert retained.decision == retention
+    assert (retained.p <= 0.05) == (retention == "PASS")
+    for result in (gained, retained):
+        assert (result.items_needed is None) == (result.decision != "INCONCLUSIVE")
 
 
 def test_a_limit_does_not_contradict_the_test() -> None:
     """5 wins of 5: Tango's limit clears 0, the exact test does not reject (p = 1/16)."""
-    found = superiority(flips(5, 0, 40), each(40), 0.05, binary=True)
-    assert (found.interval.low, found.decision) == (0.0, "INCONCLUSIVE")
-    found = non_inferiority(flips(0, 0, 55), each(55), 0.05, 0.05, binary=True)
-    assert (found.interval.low, found.decision) == (-0.05, "INCONCLUSIVE")
+    result = superiority(flips(5, 0, 40), each(40), 0.05, binary=True)
+    assert (result.interval.low, result.decision) == (0.0, "INCONCLUSIVE")
+    result = non_inferiority(flips(0, 0, 55), each(55), 0.05, 0.05, binary=True)
+    assert (result.interval.low, result.decision) == (-0.05, "INCONCLUSIVE")
 
 
-def test_the_method_says_what_was_done() -> None:
+def test_the_method_is_named() -> None:
     generator = np.random.default_rng(1)
     pairs = [str(number // 2) for number in range(60)]
     alone, paired = (each(60), pairs)
@@ -148,7 +147,7 @@ def test_the_method_says_what_was_done() -> None:
 
 
 @pytest.mark.parametrize("clusters", [3, 5, 18])
-def test_few_clusters_do_not_make_a_gain_of_nothing(clusters: int) -> None:
+def test_few_clusters_do_not_raise_false_gains(clusters: int) -> None:
     generator = np.random.default_rng(5)
     names = each(clusters)
     gains = sum(
@@ -161,10 +160,10 @@ def test_few_clusters_do_not_make_a_gain_of_nothing(clusters: int) -> None:
 def test_the_items_needed_would_have_decided() -> None:
     generator = np.random.default_rng(4)
     few = generator.normal(0.2, 1.0, 60)
-    found = superiority(few, each(60), 0.05, binary=False)
-    assert found.decision == "INCONCLUSIVE"
-    assert found.items_needed is not None
-    more = (found.items_needed, found.interval.delta, few.std(ddof=1))
+    result = superiority(few, each(60), 0.05, binary=False)
+    assert result.decision == "INCONCLUSIVE"
+    assert result.items_needed is not None
+    more = (result.items_needed, result.interval.delta, few.std(ddof=1))
     decided = sum(
         superiority(generator.normal(more[1], more[2], more[0]), each(more[0]), 0.05, False).p
         <= 0.05
@@ -183,12 +182,12 @@ def test_items_in_clusters_need_more_items() -> None:
     assert clustered > 5 * alone
 
 
-def test_no_number_of_items_decides_a_difference_on_the_line() -> None:
+def test_no_number_of_items_decides_a_difference_at_the_threshold() -> None:
     on_the_line = non_inferiority(flips(0, 2, 40), each(40), 0.05, 0.05, binary=True)
     assert (on_the_line.decision, on_the_line.items_needed) == ("INCONCLUSIVE", None)
 
 
-def test_losses_alarm_on_one_side() -> None:
+def test_loss_alarms_are_one_sided() -> None:
     assert loss_p(flips(0, 5, 40), each(40), binary=True) == pytest.approx(1 / 32)
     assert loss_p(flips(5, 0, 40), each(40), binary=True) == 1.0
     assert loss_p(flips(0, 0, 40), each(40), binary=True) == 1.0
@@ -199,50 +198,28 @@ def test_losses_alarm_on_one_side() -> None:
     assert loss_p(differences, each(50), binary=False) >= expected
 
 
-def test_holm_is_holms() -> None:
+def test_holm_adjusts_as_published() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx((0.03, 0.06, 0.06))
     assert holm([]) == ()
 
 
-def test_the_bootstrap_of_a_mean_is_the_mean_s() -> None:
-    values = np.random.default_rng(1).normal(0.3, 1.0, 300)
-    low, high = bootstrap_statistic(
-        lambda weights: weights @ values / weights.sum(axis=1), each(300), 0.95
-    )
-    found = paired_interval(values, each(300), 0.95, binary=False)
-    assert (low, high) == pytest.approx((found.low, found.high), abs=0.01)
-    assert bootstrap_statistic(lambda w: w.sum(axis=1), ["a"] * 3, 0.95) == (-math.inf, math.inf)
-
-
-def test_a_statistic_without_values_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no value for too many resamples"):
-        bootstrap_statistic(lambda weights: np.full(len(weights), math.nan), each(5), 0.95)
-
-
-def test_many_clusters_are_resampled_in_parts() -> None:
-    values = np.random.default_rng(1).normal(0.0, 1.0, 3000)
-    found = paired_interval(values, each(3000), 0.95, binary=False)
-    half = 1.96 * values.std(ddof=1) / math.sqrt(3000)
-    assert found.high - found.low == pytest.approx(2 * half, rel=0.05)
-
-
-def test_all_have_to_pass() -> None:
-    assert combined(["PASS", "PASS"]) == "PASS"
-    assert combined(["PASS", "INCONCLUSIVE"]) == "INCONCLUSIVE"
-    assert combined(["INCONCLUSIVE", "FAIL"]) == "FAIL"
-    assert combined([]) == "INCONCLUSIVE"
+def test_all_decisions_must_pass() -> None:
+    assert combine_decisions(["PASS", "PASS"]) == "PASS"
+    assert combine_decisions(["PASS", "INCONCLUSIVE"]) == "INCONCLUSIVE"
+    assert combine_decisions(["INCONCLUSIVE", "FAIL"]) == "FAIL"
+    assert combine_decisions([]) == "INCONCLUSIVE"
 
 
 @pytest.mark.parametrize(
     ("differences", "clusters", "binary", "part"),
     [
         ([], [], False, "no items"),
-        ([0.1, 0.2], ["a"], False, "2 differences but 1 names"),
+        ([0.1, 0.2], ["a"], False, r"name for each of 2 differences \(got 1\)"),
         ([0.1, math.nan], ["a", "b"], False, "not a finite number"),
-        ([0.5, 1.0], ["a", "b"], True, "is -1, 0 or 1"),
+        ([0.5, 1.0], ["a", "b"], True, "is not -1, 0 or 1"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
+def test_invalid_differences_are_refused(
     differences: list[float], clusters: list[str], binary: bool, part: str
 ) -> None:
     with pytest.raises(ValueError, match=part):

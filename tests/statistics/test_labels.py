@@ -18,12 +18,12 @@ def draws(items: int, right: float, seed: int) -> tuple[list[str], list[str]]:
     return np.where(generator.random(items) < right, truth, other).tolist(), truth.tolist()
 
 
-def test_scores_are_scikit_learns() -> None:
+def test_scores_equal_scikit_learns() -> None:
     predicted, truth = draws(200, 0.6, seed=1)
-    found = label_scores(predicted, truth)
-    assert found.macro_f1 == pytest.approx(f1_score(truth, predicted, average="macro"))
-    assert [one.label for one in found.classes] == ["a", "b", "c"]
-    assert sum(one.support for one in found.classes) == 200
+    result = label_scores(predicted, truth)
+    assert result.macro_f1 == pytest.approx(f1_score(truth, predicted, average="macro"))
+    assert [one.label for one in result.classes] == ["a", "b", "c"]
+    assert sum(one.support for one in result.classes) == 200
 
 
 def test_a_class_never_predicted_has_no_precision() -> None:
@@ -31,10 +31,10 @@ def test_a_class_never_predicted_has_no_precision() -> None:
     assert (never.precision, never.recall, never.f1) == (None, 0.0, 0.0)
 
 
-def test_text_that_is_no_label_is_wrong_but_no_class_of_its_own() -> None:
-    found = label_scores(["a", "no idea"], ["a", "b"])
-    assert [one.label for one in found.classes] == ["a", "b"]
-    assert found.macro_f1 == pytest.approx(0.5)
+def test_text_that_is_not_a_label_is_wrong_but_adds_no_class() -> None:
+    result = label_scores(["a", "no idea"], ["a", "b"])
+    assert [one.label for one in result.classes] == ["a", "b"]
+    assert result.macro_f1 == pytest.approx(0.5)
 
 
 def test_a_clear_gain_passes_and_its_reverse_fails() -> None:
@@ -55,12 +55,12 @@ def test_p_and_decision_agree(margin: float | None) -> None:
     for seed in range(6):
         before, truth = draws(80, 0.6, seed=seed)
         after, _ = draws(80, 0.75, seed=seed + 50)
-        found = compare_macro_f1(before, after, truth, each(80), 0.05, margin)
-        assert (found.p <= 0.0505) == (found.decision != "INCONCLUSIVE")
-        assert (found.items_needed is None) == (found.decision != "INCONCLUSIVE")
+        result = compare_macro_f1(before, after, truth, each(80), 0.05, margin)
+        assert (result.p <= 0.0505) == (result.decision != "INCONCLUSIVE")
+        assert (result.items_needed is None) == (result.decision != "INCONCLUSIVE")
 
 
-def test_no_flip_among_few_items_is_no_proof_of_safety() -> None:
+def test_few_items_without_flips_are_inconclusive() -> None:
     predicted, truth = draws(40, 0.7, seed=1)
     few = compare_macro_f1(predicted, predicted, truth, each(40), 0.05, 0.05)
     assert few.decision == "INCONCLUSIVE"
@@ -70,21 +70,21 @@ def test_no_flip_among_few_items_is_no_proof_of_safety() -> None:
     assert many.decision == "PASS"
 
 
-def test_one_cluster_says_nothing_of_others() -> None:
+def test_a_single_cluster_is_inconclusive() -> None:
     before, truth = draws(50, 0.4, seed=1)
-    found = compare_macro_f1(before, truth, truth, ["a"] * 50, 0.05, None)
-    assert (found.interval.low, found.interval.high) == (-math.inf, math.inf)
-    assert (found.p, found.decision, found.items_needed) == (1.0, "INCONCLUSIVE", None)
+    result = compare_macro_f1(before, truth, truth, ["a"] * 50, 0.05, None)
+    assert (result.interval.low, result.interval.high) == (-math.inf, math.inf)
+    assert (result.p, result.decision, result.items_needed) == (1.0, "INCONCLUSIVE", None)
 
 
-def test_few_clusters_do_not_make_a_gain_of_nothing() -> None:
+def test_few_clusters_do_not_raise_false_gains() -> None:
     decided = 0
     for seed in range(24):
         before, truth = draws(60, 0.6, seed=seed)
         after, _ = draws(60, 0.6, seed=seed + 1000)
         clusters = [str(number % 6) for number in range(60)]
-        found = compare_macro_f1(before, after, truth, clusters, 0.05, None)
-        decided += found.decision != "INCONCLUSIVE"
+        result = compare_macro_f1(before, after, truth, clusters, 0.05, None)
+        decided += result.decision != "INCONCLUSIVE"
     assert decided / 24 <= 0.125  # 5% nominal, error of 24 draws 4.4 points
 
 
@@ -92,11 +92,11 @@ def test_few_clusters_do_not_make_a_gain_of_nothing() -> None:
     ("before", "truth", "margin", "part"),
     [
         ([], [], None, "no items"),
-        (["a"], ["a", "b"], None, "1 given for 2 items"),
+        (["a"], ["a", "b"], None, r"predicted_before: expected 2 items \(got 1\)"),
         (["a", "b"], ["a", "b"], 0.0, "not above 0"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
+def test_invalid_labels_are_refused(
     before: list[str], truth: list[str], margin: float | None, part: str
 ) -> None:
     with pytest.raises(ValueError, match=part):

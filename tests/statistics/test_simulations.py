@@ -1,6 +1,6 @@
-"""Whether the decisions are as often wrong as they say, and the plans as long as they have to be.
+"""Simulations of the error rates of decisions and of the power of planned numbers of items.
 
-Rates from draws may exceed theirs by three times the error of so many draws; exact ones may not.
+Simulated rates may exceed the nominal ones by three standard errors; exact rates may not.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lora_kit.statistics.decisions import (
-    Comparison,
+    PairedComparison,
     non_inferiority,
     paired_interval,
     superiority,
@@ -19,8 +19,8 @@ from lora_kit.statistics.power import items_to_retain, items_to_show_gain
 from lora_kit.statistics.proportions import (
     critical_score,
     mcnemar_p,
-    score,
     tail_probability,
+    tango_score,
 )
 
 ALPHA = 0.05
@@ -47,13 +47,13 @@ def few_great_gains(generator: np.random.Generator, items: int) -> np.ndarray:
     return generator.exponential(1, items) - 1
 
 
-def passing(draws: int, compare: Callable[[], Comparison]) -> float:
+def passing(draws: int, compare: Callable[[], PairedComparison]) -> float:
     return sum(compare().decision == "PASS" for _ in range(draws)) / draws
 
 
 @pytest.mark.parametrize("items", [40, 59, 100, 200, 400])
-def test_flips_that_lose_the_margin_pass_at_most_so_often(items: int) -> None:
-    """Exact, at every rate of flips from losses only (0) to a difference on every item."""
+def test_flips_that_lose_the_margin_pass_at_most_at_the_level(items: int) -> None:
+    """Exact rates, at flip rates from losses only (0) to a difference on every item."""
     for margin in (0.02, 0.05, 0.1):
         rates = margin + (1 - margin) * np.linspace(0, 1, 997) ** 2
         passed = tail_probability(
@@ -67,17 +67,17 @@ def test_flips_that_lose_the_margin_pass_at_most_so_often(items: int) -> None:
 
 
 @pytest.mark.parametrize("flip_rate", [0.05, 0.1, 0.3])
-def test_flips_of_a_thousand_items_too(flip_rate: float) -> None:
+def test_flips_of_a_thousand_items_pass_at_most_at_the_level(flip_rate: float) -> None:
     shares = [(flip_rate - 0.05) / 2, (flip_rate + 0.05) / 2, 1 - flip_rate]
     drawn = np.random.default_rng(1).multinomial(1000, shares, size=20_000)
-    passed = score(drawn[:, 0], drawn[:, 1], 1000, 0.05) >= critical_score(1000, 0.05, ALPHA)
+    passed = tango_score(drawn[:, 0], drawn[:, 1], 1000, 0.05) >= critical_score(1000, 0.05, ALPHA)
     assert passed.mean() <= at_most(ALPHA, 20_000)
 
 
-def test_where_only_losses_are_possible_the_rate_is_that_of_the_binomial() -> None:
-    """Limits that end at no flip passed from 31 items on, where 0.95^31 = 20% of losers pass."""
+def test_with_losses_only_the_rate_is_binomial() -> None:
+    """Zero-width limits without flips passed from 31 items on: 0.95^31 = 20% of losses pass."""
     threshold = critical_score(31, 0.05, ALPHA)
-    assert float(score(0, 0, 31, 0.05)) < threshold
+    assert float(tango_score(0, 0, 31, 0.05)) < threshold
     assert 0.95**31 > 0.2
     decisions = {
         items: non_inferiority(np.zeros(items), each(items), ALPHA, 0.05, binary=True).decision
@@ -87,7 +87,7 @@ def test_where_only_losses_are_possible_the_rate_is_that_of_the_binomial() -> No
 
 
 @pytest.mark.parametrize(
-    ("draw", "items", "draws", "most"),
+    ("draw", "items", "draws", "limit"),
     [
         (normal, 50, 600, ALPHA),
         (few_great_gains, 50, 600, ALPHA),
@@ -98,48 +98,46 @@ def test_where_only_losses_are_possible_the_rate_is_that_of_the_binomial() -> No
         (few_great_losses, 200, 300, ALPHA),
     ],
 )
-def test_scores_that_lose_the_margin_pass_at_most_so_often(
-    draw: Draw, items: int, draws: int, most: float
+def test_scores_that_lose_the_margin_pass_at_most_at_the_level(
+    draw: Draw, items: int, draws: int, limit: float
 ) -> None:
     generator, names = np.random.default_rng(items), each(items)
     rate = passing(
         draws,
         lambda: non_inferiority(draw(generator, items) - 0.5, names, ALPHA, 0.5, binary=False),
     )
-    assert rate <= at_most(most, draws)
+    assert rate <= at_most(limit, draws)
 
 
 def clustered(
     generator: np.random.Generator, won: float, lost: float, icc: float = 0.5
 ) -> np.ndarray:
-    """40 clusters of 10 flips, correlated within: an item is its cluster's or its own draw."""
+    """Draw 40 clusters of 10 flips, correlated: an item has its cluster's draw or its own."""
     shares, values = [won, lost, 1 - won - lost], np.array([1.0, -1.0, 0.0])
     common = generator.choice(3, size=(40, 1), p=shares)
     own = generator.choice(3, size=(40, 10), p=shares)
-    taken = generator.random((40, 10)) < math.sqrt(icc)
-    return values[np.where(taken, common, own)].ravel()
+    is_common = generator.random((40, 10)) < math.sqrt(icc)
+    return values[np.where(is_common, common, own)].ravel()
 
 
 TENS = [str(number // 10) for number in range(400)]
 
 
-def test_clusters_do_not_raise_false_alarms_of_gain_unless_they_are_hidden() -> None:
+def test_clusters_do_not_raise_false_gains_unless_ignored() -> None:
     generator, draws = np.random.default_rng(10), 500
     named = hidden = 0
     for _ in range(draws):
         differences = clustered(generator, 0.15, 0.15)
-        found = paired_interval(differences, TENS, 1 - ALPHA, binary=True)
-        named += found.low > 0 or found.high < 0
+        result = paired_interval(differences, TENS, 1 - ALPHA, binary=True)
+        named += result.low > 0 or result.high < 0
         hidden += mcnemar_p(int((differences > 0).sum()), int((differences < 0).sum())) <= ALPHA
     assert named / draws <= 0.06
     assert hidden / draws > 0.1
 
 
 @pytest.mark.parametrize(("won", "lost"), [(0.0, 0.05), (0.1, 0.15)])
-def test_clusters_that_lose_the_margin_do_not_pass_unless_they_are_hidden(
-    won: float, lost: float
-) -> None:
-    """By the limit, which has to clear the margin for a pass; of 4,000 draws 4.9% and 4.1%."""
+def test_clusters_that_lose_the_margin_do_not_pass_unless_ignored(won: float, lost: float) -> None:
+    """By the limit, which must clear the margin to pass; 4.9% and 4.1% of 4,000 draws."""
     generator, draws = np.random.default_rng(12), 600
     threshold = critical_score(400, 0.05, ALPHA)
     named = hidden = 0
@@ -147,12 +145,12 @@ def test_clusters_that_lose_the_margin_do_not_pass_unless_they_are_hidden(
         differences = clustered(generator, won, lost)
         named += paired_interval(differences, TENS, 1 - 2 * ALPHA, binary=True).low > -0.05
         wins, losses = (differences > 0).sum(), (differences < 0).sum()
-        hidden += float(score(wins, losses, 400, 0.05)) >= threshold
+        hidden += float(tango_score(wins, losses, 400, 0.05)) >= threshold
     assert named / draws <= 0.06
     assert hidden / draws > 0.1
 
 
-def test_continuous_scores_in_clusters_too() -> None:
+def test_continuous_scores_in_clusters_pass_at_most_at_the_level() -> None:
     generator, draws = np.random.default_rng(13), 400
 
     def differences() -> np.ndarray:
@@ -172,10 +170,10 @@ def test_continuous_scores_in_clusters_too() -> None:
 @pytest.mark.parametrize(
     ("margin", "flip_rate"), [(0.05, 0.0), (0.05, 0.02), (0.1, 0.1), (0.05, 0.1), (0.03, 0.1)]
 )
-def test_as_many_items_as_planned_show_that_flips_lost_nothing(
+def test_planned_items_have_the_power_for_retention_of_flips(
     margin: float, flip_rate: float
 ) -> None:
-    """Power 0.8 lies within 10% of the plan (20,000 draws, error 0.3 points)."""
+    """The plan is within 10% of a power of 0.8 (20,000 draws, error 0.3 points)."""
     planned = items_to_retain(margin, ALPHA, flip_rate=flip_rate)
     generator = np.random.default_rng(21)
 
@@ -183,7 +181,7 @@ def test_as_many_items_as_planned_show_that_flips_lost_nothing(
         shares = [flip_rate / 2, flip_rate / 2, 1 - flip_rate]
         drawn = generator.multinomial(items, shares, size=20_000)
         threshold = critical_score(items, margin, ALPHA)
-        return float((score(drawn[:, 0], drawn[:, 1], items, margin) >= threshold).mean())
+        return float((tango_score(drawn[:, 0], drawn[:, 1], items, margin) >= threshold).mean())
 
     assert power(planned) >= 0.79
     assert power(math.floor(planned * 0.9)) < 0.8 <= power(math.ceil(planned * 1.1))
@@ -192,7 +190,7 @@ def test_as_many_items_as_planned_show_that_flips_lost_nothing(
 @pytest.mark.parametrize(
     ("effect", "flip_rate"), [(0.05, 0.15), (0.2, 0.3), (0.1, 0.2), (0.1, 0.1)]
 )
-def test_as_many_items_as_planned_show_a_gain_of_flips(effect: float, flip_rate: float) -> None:
+def test_planned_items_have_the_power_for_a_gain_of_flips(effect: float, flip_rate: float) -> None:
     planned = items_to_show_gain(effect, ALPHA, flip_rate=flip_rate)
     generator = np.random.default_rng(22)
 
@@ -211,7 +209,7 @@ def test_as_many_items_as_planned_show_a_gain_of_flips(effect: float, flip_rate:
     ("draw", "margin"),
     [(normal, 0.4), (normal, 0.25)],
 )
-def test_as_many_items_as_planned_show_that_scores_lost_nothing(draw: Draw, margin: float) -> None:
+def test_planned_items_have_the_power_for_retention_of_scores(draw: Draw, margin: float) -> None:
     planned = items_to_retain(margin, ALPHA, deviation=1.0)
     generator = np.random.default_rng(23)
 
@@ -225,7 +223,7 @@ def test_as_many_items_as_planned_show_that_scores_lost_nothing(draw: Draw, marg
 
 
 @pytest.mark.parametrize("effect", [0.4, 0.3])
-def test_as_many_items_as_planned_show_a_gain_of_scores(effect: float) -> None:
+def test_planned_items_have_the_power_for_a_gain_of_scores(effect: float) -> None:
     planned = items_to_show_gain(effect, ALPHA, deviation=1.0)
     generator = np.random.default_rng(24)
 

@@ -1,4 +1,4 @@
-"""The recipe of trainings that are cut off, and a reward model."""
+"""Recipe of interrupted trainings, and a trained reward model."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Trainings that are cut off after a step, and what they leave."""
+"""Trainings that are interrupted after a step, and their files."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def losses(run: Path) -> list[float]:
 
 
 def during(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
-    """Do something after the checkpoint of a step."""
+    """Call `act` after the checkpoint of a step."""
 
     class Act(TrainerCallback):  # type: ignore[misc]
         def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
@@ -40,7 +40,7 @@ def during(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -
 
 
 class CutError(Exception):
-    """Stands for the end of the process."""
+    """Stand-in for the end of the process."""
 
 
 def cut_off(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of ways to keep have in common."""
+"""Recipes, models and texts for tests of the retention methods."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import KlSpec
 from lora_kit.training.retention.kl import KlPenalty
-from lora_kit.training.retention.texts import read_texts
+from lora_kit.training.retention.texts import read_retention_texts
 
 SPEC = KlSpec(rows=3, length=24)
 
@@ -30,8 +30,8 @@ def disturbed(backbone: Backbone, recipe: Recipe, size: float = 0.05) -> Any:
     return model
 
 
-def anchor_of(model: Any, backbone: Backbone, rows: int = 2) -> KlPenalty:
-    texts = read_texts(SPEC, backbone.tokenizer, 0, "retention.kl", limit=8)
+def kl_penalty_of(model: Any, backbone: Backbone, rows: int = 2) -> KlPenalty:
+    texts = read_retention_texts(SPEC, backbone.tokenizer, 0, "retention.kl", limit=8)
     return KlPenalty(model, texts.examples, SPEC, 0, backbone.tokenizer.pad_token_id, rows, None)
 
 

@@ -1,4 +1,4 @@
-"""In each of several processes: train a model divided over them by `fully_shard`, and write it.
+"""Script for several processes: train a model sharded by `fully_shard` and save it.
 
 torchrun --nproc-per-node N -m tests.training.shard OUTPUT [CHECKPOINT]
 """
@@ -15,7 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from lora_kit.training import checkpoints
 from lora_kit.training.callbacks import gradient_norm
-from lora_kit.training.sharded import is_sharded, shard_again
+from lora_kit.training.sharded import is_sharded, reshard
 
 STEPS = 3
 
@@ -23,7 +23,7 @@ STEPS = 3
 def model_of() -> torch.nn.Module:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
-    # Frozen in bfloat16, trained in float32, as a backbone with its adapter.
+    # Frozen weights in bfloat16, trained ones in float32, like a backbone with its adapter.
     model[0].to(torch.bfloat16).requires_grad_(False)
     return model
 
@@ -35,15 +35,15 @@ def forward(model: torch.nn.Module, examples: torch.Tensor) -> torch.Tensor:
 
 
 def validate(model: torch.nn.Module) -> None:
-    """As a validation does: a pass before the training's first one."""
+    """Run a forward pass before training, as a validation does."""
     with torch.no_grad():
         forward(model, torch.ones(2, 6))
-    shard_again(model)
+    reshard(model)
     assert all(p.dtype is torch.float32 for p in model.parameters() if p.requires_grad)
 
 
 def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> float:
-    """One of the same examples in each process; the gradient's norm."""
+    """Take a step on the same examples in each process; return the gradient norm."""
     torch.manual_seed(seed)
     forward(model, torch.randn(4, 6)).backward()
     norm = gradient_norm(model)
@@ -53,7 +53,7 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) ->
 
 
 def trainer_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-    """As much of a trainer as a checkpoint takes."""
+    """Return those attributes of a trainer that a checkpoint uses."""
     return SimpleNamespace(
         model=model,
         optimizer=optimizer,
@@ -66,14 +66,14 @@ def trainer_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         is_world_process_zero=lambda: not dist.is_initialized() or dist.get_rank() == 0,
         validation=None,
         early_stopping=None,
-        like_length=4,
+        length_group_size=4,
         tokens=0,
         ended=False,
     )
 
 
 def train(output: Path, checkpoint: Path | None = None, divided: bool = False) -> list[float]:
-    """Some steps, from a checkpoint if there is one, and a checkpoint; the gradients' norms."""
+    """Train from a checkpoint, if given, save one, and return the gradient norms."""
     model = model_of()
     if divided:
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)

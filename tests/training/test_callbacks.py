@@ -1,4 +1,4 @@
-"""What is written beside the steps while a training goes on."""
+"""Metrics log and plot during training."""
 
 import json
 import math
@@ -17,7 +17,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Driven:
-    """A log of three steps, driven as transformers does."""
+    """Metrics log whose callbacks are called as by transformers, for three steps."""
 
     def __init__(self, root: Path, **options: Any):
         self.run = RunDirectory(root)

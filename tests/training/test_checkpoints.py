@@ -1,4 +1,4 @@
-"""Nothing is lost to a crash: what was cut off and goes on gives the same adapter, bit for bit."""
+"""Checkpoints: an interrupted and resumed training gives the same adapter, bit for bit."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from lora_kit.runtime.errors import TrainingError, TrainingInterruptedError
 from lora_kit.training import checkpoints
 from tests.training.cut import STEPS, cut_off, during, losses, sha256, with_training
 
-# Once for all tests: the recipe is the same but for the folder of its files.
+# Result of the uninterrupted training, shared by all tests: only the folder of the files differs.
 WHOLE: list[tuple[str, list[float]]] = []
 
 
@@ -42,7 +42,7 @@ def test_going_on_from_any_step_gives_the_same_adapter(
     monkeypatch: pytest.MonkeyPatch,
     step: int,
 ) -> None:
-    """In the middle of an epoch, at its end, and before the last step."""
+    """Resume in the middle of an epoch, at its end, and before the last step."""
     cut_off(monkeypatch, recipe, tmp_path / "run", step)
     random.seed(99)  # another process would not be where this one is
     result = pipeline.train(recipe, tmp_path / "run", resume=True).result
@@ -65,9 +65,9 @@ def test_a_damaged_checkpoint_is_passed_over(
     (folder / "step-000004" / checkpoints.FILES).unlink()
     assert checkpoints.newest(folder) == folder / "step-000003"
     pipeline.train(recipe, tmp_path / "run", resume=True)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "step-000005: passed over: optimizer.safetensors is not what was written" in said
-    assert "going on from step-000003" in said
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert "step-000005: skipped damaged checkpoint: changed files: optimizer.safetensors" in stderr
+    assert "resuming from step-000003" in stderr
     assert (sha256(tmp_path / "run"), losses(tmp_path / "run")) == uninterrupted
 
 
@@ -85,7 +85,7 @@ def test_a_full_disk_ends_with_an_error_and_leaves_the_last_checkpoint(
     with monkeypatch.context() as patched:
         during(patched, 2, fill)
         try:
-            with pytest.raises(TrainingError, match=r"cannot be written.*step-000002 is whole"):
+            with pytest.raises(TrainingError, match=r"cannot write.*step-000002 is complete"):
                 pipeline.train(recipe, tmp_path / "run")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -119,7 +119,7 @@ def test_a_signal_leaves_a_checkpoint_and_asks_for_another_try(
 def test_a_training_that_had_ended_does_not_go_on(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut off after its last checkpoint, of 1.5 epochs or for want of progress."""
+    """Interrupted after the last checkpoint, with 1.5 epochs or early stopping."""
     for name, changes in {
         "fraction": {"epochs": 1.5, "lr_scheduler": "constant"},
         "early_stopping_patience": {
@@ -143,7 +143,7 @@ def test_a_training_that_had_ended_does_not_go_on(
 def test_factors_that_were_computed_go_on_as_they_were(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
-    """Half of them frozen, or with a rank a layer: both are there again when it goes on."""
+    """Half of the factors are frozen, or each layer has its own rank: both are restored."""
     options = {"options": {"init_lora_weights": start}}
     adapter = recipe.adapter.model_validate(recipe.adapter.model_dump() | options)
     some = recipe.model_copy(update={"adapter": adapter})
@@ -166,7 +166,7 @@ def test_other_batches_do_not_go_on(
     digests[state.name] = hashlib.sha256(state.read_bytes()).hexdigest()
     hashes.write_text(json.dumps(digests))
     with pytest.raises(
-        TrainingError, match=r"2 examples of about one length stand together, here 4"
+        TrainingError, match=r"got groups of 4 of similar length, 2 in the checkpoint"
     ):
         pipeline.train(recipe, tmp_path / "run", resume=True)
 
@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_pushes_no_whole_one_out(
 
     def look() -> None:
         kept_after_four.extend(sorted(path.name for path in folder.iterdir()))
-        # Of a step that is yet to come, as after going on from one before it.
+        # A later step, as left over after resuming from an earlier one.
         shutil.copytree(folder / "step-000004", folder / "step-000099")
         (folder / "step-000099" / checkpoints.FILES).unlink()
 
@@ -203,14 +203,14 @@ def test_a_damaged_checkpoint_pushes_no_whole_one_out(
         during(patched, 4, look)
         pipeline.train(with_training(recipe, save_total_limit=3), tmp_path / "run", resume=True)
     assert kept_after_four == ["step-000001", "step-000003", "step-000004"]
-    said = " ".join(capsys.readouterr().err.split())
-    assert "step-000002: damaged since it was written, and removed: adapter.safetensors" in said
-    assert "step-000099: damaged since it was written, and removed" in said
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert "step-000002: removed damaged checkpoint: changed files: adapter.safetensors" in stderr
+    assert "step-000099: removed damaged checkpoint" in stderr
 
 
 @pytest.mark.slow
 def test_two_processes_go_on_with_the_rows_that_were_left(recipe: Recipe, tmp_path: Path) -> None:
-    """In the middle of the second epoch, whose order accelerate alone would not restore."""
+    """Killed in the middle of the second epoch, whose order accelerate does not restore."""
     (tmp_path / "tiny.yaml").write_text(recipe.to_yaml())
     launcher = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", "-m"]
     train = [*launcher, "lora_kit", "train", "tiny.yaml", "--resume", "--output"]
@@ -250,5 +250,5 @@ def test_killed_at_a_random_step_and_resumed_the_adapter_is_the_same(
             time.sleep(0.002)
         assert process.returncode == -signal.SIGKILL, f"not killed after {killed} steps"
     pipeline.train(recipe, tmp_path / "run", resume=True)
-    assert "going on from step-" in capsys.readouterr().err, killed
+    assert "resuming from step-" in capsys.readouterr().err, killed
     assert (sha256(tmp_path / "run"), losses(tmp_path / "run")) == uninterrupted, killed

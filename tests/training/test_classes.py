@@ -1,4 +1,4 @@
-"""A classifier's loss, its steps, and the adapter that comes of them."""
+"""Loss, steps and saved adapter of a classifier."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ from tests.classifying import classes_recipe
 from tests.training.cut import cut_off, losses
 
 CLASSES = ("bird", "fruit", "metal")
-# How a program that knows PEFT alone loads what was saved.
+# Loads saved classifiers with PEFT and transformers only.
 PLAIN = """
 import json, sys, torch
 from peft import PeftModel
@@ -69,8 +69,8 @@ def test_a_weighted_loss_is_that_of_torch() -> None:
         ClassificationSpec(class_weights={"fruit": 0.5, "metal": 4.0}), CLASSES, targets.tolist()
     )
     assert loss.weights.tolist() == [1.0, 0.5, 4.0]
-    wanted = cross_entropy(logits, targets, weight=loss.weights)
-    assert torch.allclose(loss.sum(logits, targets) / loss.weight_of(targets).sum(), wanted)
+    expected = cross_entropy(logits, targets, weight=loss.weights)
+    assert torch.allclose(loss.sum(logits, targets) / loss.weight_of(targets).sum(), expected)
     balanced = ClassLoss.of(ClassificationSpec(class_weights="balanced"), CLASSES, targets.tolist())
     # 8 rows over 3 classes of 2, 5 and 1.
     assert torch.allclose(balanced.weights, torch.tensor([8 / 6, 8 / 15, 8 / 3]))
@@ -80,10 +80,10 @@ def test_a_focal_loss_is_that_of_its_paper() -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 0.0]], requires_grad=True)
     targets = torch.tensor([0, 2])
     p = logits.detach().softmax(dim=-1)[[0, 1], targets]
-    wanted = (-((1 - p) ** 2) * p.log()).sum()
+    expected = (-((1 - p) ** 2) * p.log()).sum()
     loss = ClassLoss(torch.ones(3), gamma=2.0)
-    assert torch.allclose(loss.sum(logits, targets), wanted)
-    # What is certain in float32, and what was made up for a process without rows, counts nothing.
+    assert torch.allclose(loss.sum(logits, targets), expected)
+    # Rows with p = 1 in float32, and unlabeled padding rows, have no loss.
     certain = torch.tensor([[60.0, 0.0, 0.0]], requires_grad=True)
     half = ClassLoss(torch.ones(3), gamma=0.5)
     half.sum(torch.cat([certain, certain]), torch.tensor([0, -100])).backward()
@@ -117,7 +117,7 @@ def test_features_give_what_the_whole_model_gives(
     def never(*_: Any) -> Any:
         raise AssertionError("computed a second time")
 
-    monkeypatch.setattr(features, "_computed", never)
+    monkeypatch.setattr(features, "_compute", never)
     assert torch.equal(frozen_features(backbone, model, data).values, found.values)
 
 
@@ -135,8 +135,8 @@ def test_micro_batches_weigh_as_the_whole_step(tiny_encoder: Path, tmp_path: Pat
                 module.p = 0.0
         backbone.model.config.attention_probs_dropout_prob = 0.0
         monkeypatch = pytest.MonkeyPatch()
-        # The examples of a step are of about one length as many as a pass has.
-        monkeypatch.setattr("lora_kit.training.setup.like_length", lambda *_: 8)
+        # The groups of similar length usually have the size of a forward pass.
+        monkeypatch.setattr("lora_kit.training.steps.length_group_size", lambda *_: 8)
         monkeypatch.setattr(pipeline.training, "load", lambda *_: backbone)
         with monkeypatch.context():
             result = pipeline.train(recipe, tmp_path / f"run-{micro}").result
@@ -153,7 +153,7 @@ def test_held_out_rows_without_a_class_name_their_source(
 ) -> None:
     document = classes_recipe(tiny_encoder, tmp_path).model_dump(mode="json")
     document["data"]["validation"] = [{"source": str(chats)}]
-    said = r"chats\.jsonl:1: has no class; .* data\.validation\.N\.columns says which"
+    said = r"chats\.jsonl:1: .* needs a class .*\(got none\).* data\.validation\.N\.columns"
     with pytest.raises(DataError, match=said):
         pipeline.train(Recipe.model_validate(document), tmp_path / "run")
 
@@ -189,28 +189,28 @@ def test_peft_alone_loads_head_and_adapter_whole(
 ) -> None:
     model_path = request.getfixturevalue(which)
     ids, mask = torch.tensor([[5, 6, 7], [9, 8, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
-    wanted, places = [], []
+    expected, places = [], []
     for method in METHODS:
         recipe = classes_recipe(model_path, tmp_path, adapter={"method": method})
         session = pipeline.train(recipe, tmp_path / method).session
         ids[1, 2] = session.backbone.tokenizer.pad_token_id
         with torch.no_grad():
-            wanted.append(session.model.eval()(input_ids=ids, attention_mask=mask).logits)
+            expected.append(session.model.eval()(input_ids=ids, attention_mask=mask).logits)
         places.append(str(session.run.adapter))
         again = attach_saved(loaded(model_path), session.run.adapter)
         with torch.no_grad():
-            assert torch.equal(again(input_ids=ids, attention_mask=mask).logits, wanted[-1])
+            assert torch.equal(again(input_ids=ids, attention_mask=mask).logits, expected[-1])
     command = [sys.executable, "-c", PLAIN, str(model_path), *places]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = json.loads(told.splitlines()[-1])
-    for (logits, classes), mine in zip(found, wanted, strict=True):
+    for (logits, classes), mine in zip(found, expected, strict=True):
         assert classes == list(CLASSES)
         assert torch.allclose(torch.tensor(logits), mine, atol=1e-6)
 
 
-# With PEFT 0.21: methods that leave the head as it is.
+# Methods that do not train the head, as of PEFT 0.21.
 NOT_HERE = {"trainable_tokens": "PEFT neither trains nor saves a classifier's head"}
-# What is made for larger layers than these of 32.
+# Options for methods whose defaults require layers larger than 32.
 OWN: dict[str, dict[str, Any]] = {
     "adalora": {"rank": 4},
     "c3a": {"options": {"block_size": 32}},
@@ -251,8 +251,8 @@ def test_methods_of_peft_train_a_head_with_them(
         optimizer.step()
     assert all(trained[name].grad.abs().sum() > 0 for name in heads)
     with torch.no_grad():
-        wanted = model.eval()(**batch).logits
+        expected = model.eval()(**batch).logits
     save_adapter(model, backbone, tmp_path / "adapter")
     again = attach_saved(loaded(tiny_encoder), tmp_path / "adapter")
     with torch.no_grad():
-        assert torch.allclose(again(**batch).logits, wanted, atol=1e-5)
+        assert torch.allclose(again(**batch).logits, expected, atol=1e-5)

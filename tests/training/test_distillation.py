@@ -1,4 +1,4 @@
-"""Learning from another model's distributions."""
+"""Knowledge distillation."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from lora_kit.training.distillation import Teacher, _divergence
 
 @pytest.fixture
 def teacher(tiny: Path, tmp_path: Path) -> Path:
-    """The student with another opinion in its last block, as an adapter could have it."""
+    """Return the student with a low-rank change in its last block, which an adapter can learn."""
     from transformers import LlamaForCausalLM
 
     directory = tmp_path / "teacher"
@@ -46,24 +46,24 @@ def distilling(recipe: Recipe, teacher: Path, **spec: Any) -> Recipe:
 def test_the_divergence_is_that_of_torch(temperature: float) -> None:
     generator = torch.Generator().manual_seed(0)
     teacher, student = (torch.randn(150, 40, generator=generator) for _ in range(2))
-    wanted = torch.nn.functional.kl_div(
+    expected = torch.nn.functional.kl_div(
         (student / temperature).log_softmax(-1),
         (teacher / temperature).log_softmax(-1),
         reduction="none",
         log_target=True,
     ).sum(-1)
-    assert torch.allclose(_divergence(teacher, student, temperature), wanted, atol=1e-5)
+    assert torch.allclose(_divergence(teacher, student, temperature), expected, atol=1e-5)
 
 
 def test_the_student_comes_nearer_to_its_teacher(
     tiny_recipe: Recipe, teacher: Path, tmp_path: Path
 ) -> None:
     alone = train(distilling(tiny_recipe, teacher, weight=1.0), tmp_path / "run").result
-    # Of the teacher's distribution alone, the loss is the divergence; the same rows each epoch.
+    # With weight 1 the loss is the divergence alone; each epoch has the same rows.
     losses = [entry["loss"] for entry in alone.history]
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
     plain = train(distilling(tiny_recipe, teacher, weight=0.0), tmp_path / "plain").result
-    # Without it, that of the labels, about ln 49152 at first.
+    # With weight 0 the loss is that of the labels, initially about ln 49152.
     assert plain.first_loss == pytest.approx(10.8, abs=0.2)
 
 
@@ -75,7 +75,9 @@ def test_a_teacher_with_other_tokens_is_refused(
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     tokenizer.add_tokens(["<unheard-of>"])
     tokenizer.save_pretrained(teacher)
-    with pytest.raises(TrainingError, match=r"distillation\.teacher: .* \(1 differ\)"):
+    with pytest.raises(
+        TrainingError, match=r"distillation\.teacher: the vocabulary differs .* 1 tokens differ"
+    ):
         train(distilling(tiny_recipe, teacher), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -87,7 +89,7 @@ def test_a_teacher_that_is_not_there_is_named(
     said = rf"^training\.distillation\.teacher\.model: {tmp_path}/nowhere: "
     with pytest.raises(BackboneError, match=said):
         train(recipe, tmp_path / "run")
-    # It is there when it is looked for, and cannot be loaded.
+    # The teacher's folder exists, but loading fails.
     (teacher / "model.safetensors").unlink()
     with pytest.raises(BackboneError, match=r"^training\.distillation\.teacher\.model: "):
         Teacher.of(distilling(tiny_recipe, teacher).training.distillation)

@@ -1,4 +1,4 @@
-"""The retention budget."""
+"""Early stopping on retention texts."""
 
 import math
 from pathlib import Path
@@ -18,15 +18,15 @@ from lora_kit.training.retention.early_stopping import RetentionEarlyStopping, p
 from tests.training.keeping import changed
 
 
-def test_the_pessimistic_rise_is_that_of_a_paired_t_interval() -> None:
+def test_the_pessimistic_rise_is_a_limit_of_a_paired_t_interval() -> None:
     before, now = [1.0, 2.0, 3.0, 4.0], [1.1, 2.3, 3.1, 4.3]
     # Mean 0.2, standard error 0.1155 / 2, one-sided 95% of t with three degrees: 2.353.
-    wanted = pytest.approx(0.2 + 2.3534 * 0.11547 / 2, rel=1e-3)
-    assert pessimistic_rise(before, now, list("abcd")) == wanted
+    expected = pytest.approx(0.2 + 2.3534 * 0.11547 / 2, rel=1e-3)
+    assert pessimistic_rise(before, now, list("abcd")) == expected
 
 
-def test_texts_of_one_document_count_as_one() -> None:
-    """Of 200 pairs of texts with the same rise, the bound is that of 200 texts."""
+def test_texts_of_one_document_form_a_cluster() -> None:
+    """The bound of 200 pairs of texts with equal rises is the bound of 200 texts."""
     generator = np.random.default_rng(0)
     rises = generator.normal(0.1, 0.2, 200)
     alone = pessimistic_rise([0.0] * 200, rises.tolist(), [str(n) for n in range(200)])
@@ -38,18 +38,20 @@ def test_texts_of_one_document_count_as_one() -> None:
 
 
 @pytest.mark.parametrize("lost", [math.inf, math.nan])
-def test_a_loss_that_is_no_number_is_past_every_margin(lost: float) -> None:
+def test_a_loss_that_is_not_finite_exceeds_every_margin(lost: float) -> None:
     assert pessimistic_rise([1.0, 1.0, 1.0], [1.0, lost, 1.0], list("abc")) == math.inf
 
 
-def test_a_training_ends_at_its_budget_with_what_was_within_it(
+def test_training_ends_past_the_margin_and_keeps_the_weights_within_it(
     tiny_recipe: Recipe,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    budget = {"early_stopping": {"margin": 0.02, "steps": 1, "rows": 8, "length": 32}}
-    recipe = changed(tiny_recipe, budget, epochs=8.0, learning_rate=3e-3, lr_scheduler="constant")
+    retention = {"early_stopping": {"margin": 0.02, "steps": 1, "rows": 8, "length": 32}}
+    recipe = changed(
+        tiny_recipe, retention, epochs=8.0, learning_rate=3e-3, lr_scheduler="constant"
+    )
     kept: dict[int, dict[str, torch.Tensor]] = {}
 
     end = RetentionEarlyStopping.on_step_end
@@ -74,46 +76,46 @@ def test_a_training_ends_at_its_budget_with_what_was_within_it(
         assert torch.equal(saved[name.replace(".default", "")], tensor)
 
 
-def test_where_patience_ends_a_training_the_last_weights_are_looked_at(
+def test_the_last_weights_are_measured_if_patience_ends_training(
     tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    budget = {"early_stopping": {"margin": 9.0, "steps": 100, "rows": 8, "length": 32}}
+    retention = {"early_stopping": {"margin": 9.0, "steps": 100, "rows": 8, "length": 32}}
     changes = {"epochs": 40.0, "learning_rate": 0.1, "lr_scheduler": "constant"}
-    recipe = changed(tiny_recipe, budget, **changes, eval_steps=1, early_stopping_patience=2)
+    recipe = changed(tiny_recipe, retention, **changes, eval_steps=1, early_stopping_patience=2)
     result = train(recipe, tmp_path / "run").result
     assert result.kept_step == result.steps < 100
-    looked = [line["step"] for line in result.history if "retention_bound" in line]
-    assert looked == [result.steps]
+    measured = [line["step"] for line in result.history if "retention_bound" in line]
+    assert measured == [result.steps]
 
 
 @pytest.mark.slow
-def test_a_training_that_is_cut_off_past_its_budget_keeps_what_was_within_it(
+def test_training_killed_past_the_margin_resumes_with_the_weights_within_it(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after the checkpoint of the step that ended it, before the adapter was saved."""
-    budget = {"early_stopping": {"margin": 0.02, "steps": 1, "rows": 8, "length": 32}}
+    """Training is killed after its last checkpoint, before the adapter is saved."""
+    retention = {"early_stopping": {"margin": 0.02, "steps": 1, "rows": 8, "length": 32}}
     changes = {"epochs": 8.0, "learning_rate": 3e-3, "lr_scheduler": "constant", "save_steps": 1}
-    recipe = changed(tiny_recipe, budget, **changes)
-    whole = train(recipe, tmp_path / "whole").result
+    recipe = changed(tiny_recipe, retention, **changes)
+    complete = train(recipe, tmp_path / "complete").result
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(RetentionEarlyStopping, "put_back", killed)
+        patch.setattr(RetentionEarlyStopping, "restore_kept", killed)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "cut")
-    gone_on = train(recipe, tmp_path / "cut", resume=True).result
-    assert gone_on.kept_step == whole.kept_step
-    one, other = (tmp_path / name / "adapter" / ADAPTER_WEIGHTS for name in ("whole", "cut"))
+    resumed = train(recipe, tmp_path / "cut", resume=True).result
+    assert resumed.kept_step == complete.kept_step
+    one, other = (tmp_path / name / "adapter" / ADAPTER_WEIGHTS for name in ("complete", "cut"))
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_budget_that_is_gone_at_once_leaves_nothing_and_says_so(
+def test_exceeding_the_margin_at_the_first_measurement_is_an_error(
     tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    budget = {"early_stopping": {"margin": 1e-6, "steps": 1, "rows": 8, "length": 32}}
-    recipe = changed(tiny_recipe, budget, learning_rate=0.5, warmup_ratio=0.0)
-    with pytest.raises(TrainingError, match="past the margin at the first look"):
+    retention = {"early_stopping": {"margin": 1e-6, "steps": 1, "rows": 8, "length": 32}}
+    recipe = changed(tiny_recipe, retention, learning_rate=0.5, warmup_ratio=0.0)
+    with pytest.raises(TrainingError, match="first measurement exceeds the margin"):
         train(recipe, tmp_path / "run")
     assert not RunDirectory(tmp_path / "run").adapter.exists()

@@ -11,56 +11,59 @@ from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline import train
-from lora_kit.preflight.method_checks import consolidated_whole
-from lora_kit.preflight.situation import Situation
+from lora_kit.preflight.context import PreflightContext
+from lora_kit.preflight.method_checks import refuse_parameters_outside_ewc
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import EwcSpec
 from lora_kit.runtime.errors import TrainingError
+from lora_kit.runtime.launch import Launch
 from lora_kit.training.retention.ewc import (
     EwcPenalty,
-    fisher,
-    low_rank_updates,
+    empirical_fisher,
+    lora_updates,
 )
-from lora_kit.training.retention.texts import read_texts
+from lora_kit.training.retention.texts import read_retention_texts
 from tests.training.keeping import SPEC, changed, disturbed, gradient
 
 
-def test_the_fisher_information_is_the_square_of_each_texts_gradient(
+def test_the_fisher_information_is_the_squared_gradient_of_each_text(
     tiny_backbone: Backbone, tiny_recipe: Recipe
 ) -> None:
     model = disturbed(tiny_backbone, tiny_recipe)
-    texts = read_texts(SPEC, tiny_backbone.tokenizer, 0, "retention.ewc", limit=3)
-    layers = {name: update.base for name, update in low_rank_updates(model).items()}
-    found = fisher(model, tiny_backbone, texts.examples, layers)
+    texts = read_retention_texts(SPEC, tiny_backbone.tokenizer, 0, "retention.ewc", limit=3)
+    layers = {name: update.base for name, update in lora_updates(model).items()}
+    found = empirical_fisher(model, tiny_backbone, texts.examples, layers)
     assert set(found) == set(layers)
     name = next(name for name in layers if "layers.0.self_attn.v_proj" in name)
     weight = layers[name].weight.requires_grad_()
-    wanted = torch.zeros_like(weight)
+    expected = torch.zeros_like(weight)
     with adapter_disabled(model):
         for example in texts.examples:
             ids = torch.tensor([example.input_ids])
             logits = model(input_ids=ids).logits[0, :-1]
             cross_entropy(logits, ids[0, 1:], reduction="sum").backward()
             assert weight.grad is not None
-            wanted += weight.grad**2 / (3 * (ids.shape[1] - 1))
+            expected += weight.grad**2 / (3 * (ids.shape[1] - 1))
             weight.grad = None
-    torch.testing.assert_close(found[name].float(), wanted, rtol=0.02, atol=1e-8)
+    torch.testing.assert_close(found[name].float(), expected, rtol=0.02, atol=1e-8)
 
 
-def test_the_consolidations_gradient_is_that_of_its_penalty(
+def test_the_added_gradient_is_the_gradient_of_the_penalty(
     tiny_backbone: Backbone, tiny_recipe: Recipe
 ) -> None:
     model = disturbed(tiny_backbone, tiny_recipe)
-    texts = read_texts(SPEC, tiny_backbone.tokenizer, 0, "retention.ewc", limit=3)
-    held = EwcPenalty(model, tiny_backbone, texts.examples, EwcSpec.model_validate({"weight": 7.0}))
+    texts = read_retention_texts(SPEC, tiny_backbone.tokenizer, 0, "retention.ewc", limit=3)
+    penalty = EwcPenalty(
+        model, tiny_backbone, texts.examples, EwcSpec.model_validate({"weight": 7.0})
+    )
     nothing: Any = None
-    held.on_train_begin(nothing, nothing, nothing)
+    penalty.on_train_begin(nothing, nothing, nothing)
     assert all(p.grad is None for p in model.parameters())
-    held.change(nothing, 4.0)
+    penalty.modify_gradients(nothing, 4.0)
     found = gradient(model) / 4.0
-    for name, update in low_rank_updates(model).items():
-        moved = update.scaling * update.second @ update.first
-        (3.5 * (held._fisher[name].float() * moved**2).sum()).backward()
+    for name, update in lora_updates(model).items():
+        moved = update.scaling * update.lora_b @ update.lora_a
+        (3.5 * (penalty._fisher[name].float() * moved**2).sum()).backward()
     torch.testing.assert_close(found, gradient(model), rtol=1e-4, atol=1e-9)
     assert found.abs().max() > 0
 
@@ -72,37 +75,39 @@ def test_the_consolidations_gradient_is_that_of_its_penalty(
         ({"target_modules": ["embed_tokens", "q_proj"]}, "lora_embedding_A"),
     ],
 )
-def test_what_it_does_not_hold_is_named(
+def test_trained_weights_outside_the_penalty_are_refused(
     tiny_backbone: Backbone, tiny_recipe: Recipe, adapter: dict[str, Any], named: str
 ) -> None:
     document = tiny_recipe.model_dump(mode="json")
     document |= {"retention": {"ewc": {}}, "adapter": adapter}
     recipe = Recipe.model_validate(document)
     model = attach(tiny_backbone, recipe.adapter, 0)
-    with pytest.raises(TrainingError, match=rf"retention\.ewc: holds .*{named}.* is trained"):
-        consolidated_whole(Situation(recipe, backbone=tiny_backbone, model=model))
+    with pytest.raises(TrainingError, match=rf"retention\.ewc: penalises .*{named}.* is trained"):
+        refuse_parameters_outside_ewc(
+            PreflightContext(recipe, Launch(), backbone=tiny_backbone, model=model)
+        )
 
 
 @pytest.mark.parametrize("adapter", [{"method": "ia3"}, {"options": {"use_dora": True}}])
-def test_consolidation_is_for_lora(tiny_recipe: Recipe, adapter: dict[str, Any]) -> None:
+def test_ewc_supports_plain_lora_only(tiny_recipe: Recipe, adapter: dict[str, Any]) -> None:
     document = tiny_recipe.model_dump(mode="json")
     document |= {"retention": {"ewc": {}}, "adapter": adapter}
     with pytest.raises(ValueError, match=r"retention\.ewc: penalises the product"):
         Recipe.model_validate(document)
 
 
-def test_a_consolidated_training_moves_less(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_training_with_ewc_moves_the_weights_less(tiny_recipe: Recipe, tmp_path: Path) -> None:
     strong = {"ewc": {"weight": 1e8, "rows": 4, "length": 32}}
     moved = {}
     for name, retention in (("free", {}), ("held", strong)):
         model = train(changed(tiny_recipe, retention, epochs=2.0), tmp_path / name).session.model
-        updates = low_rank_updates(model).values()
-        moved[name] = sum(float((one.second @ one.first).norm()) for one in updates)
+        updates = lora_updates(model).values()
+        moved[name] = sum(float((one.lora_b @ one.lora_a).norm()) for one in updates)
     assert moved["held"] < 0.7 * moved["free"]
 
 
 def test_the_penalty_is_clipped_with_the_loss(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    """Added afterwards it would weigh more than the loss, and the norm would know nothing of it."""
+    """A penalty added after clipping would outweigh the loss and be missing from the norm."""
     norms = {}
     for weight in (1e-3, 1e8):
         retention = {"ewc": {"weight": weight, "rows": 4, "length": 32}}

@@ -1,4 +1,4 @@
-"""Who learns how fast."""
+"""Learning rates per module and depth, and gradual unfreezing."""
 
 import re
 from pathlib import Path
@@ -64,13 +64,13 @@ def test_a_module_has_a_rate_of_its_own_and_names_are_whole() -> None:
 
 
 def test_a_rate_of_what_is_not_trained_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    said = r"training.lr_multipliers.qproj: nothing is trained .* layers, lora_A, lora_B, .*q_proj"
-    with pytest.raises(TrainingError, match=said):
+    message = r"lr_multipliers.qproj: no trained parameter .* layers, lora_A, lora_B, .*q_proj"
+    with pytest.raises(TrainingError, match=message):
         trained(tiny_recipe, tmp_path / "run", lr_multipliers={"qproj": 2.0})
 
 
 def trained(recipe: Recipe, run: Path, **training: Any) -> dict[str, float]:
-    """How far each parameter went in two steps."""
+    """Return the largest change of each second factor in two steps."""
     document = recipe.model_dump(mode="json")
     document["data"]["train"][0]["limit"] = 8
     document["training"] |= {
@@ -91,7 +91,7 @@ def test_rates_reach_the_weights(tiny_recipe: Recipe, tmp_path: Path) -> None:
     faster = trained(tiny_recipe, tmp_path / "faster", loraplus_lr_ratio=8)
     slower = trained(tiny_recipe, tmp_path / "slower", layerwise_lr_decay=0.1)
     for name, moved in plain.items():
-        # Adam's first steps are about as long as the rate.
+        # Adam's first steps have about the size of the learning rate.
         assert faster[name] == pytest.approx(8 * moved, rel=0.5)
         factor = 0.1 if ".layers.0." in name else 1
         assert slower[name] == pytest.approx(factor * moved, rel=0.5)

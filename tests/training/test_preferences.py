@@ -1,4 +1,4 @@
-"""Pairs, judged answers and rewards: references, tokens, checkpoints, and what is refused."""
+"""Preference objectives and GRPO: reference policy, tokens, checkpoints, refusals."""
 
 import json
 import math
@@ -16,29 +16,29 @@ from trl.trainer.utils import add_fused_lm_head
 
 from lora_kit import pipeline
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.tokenization import IGNORED
+from lora_kit.data.tokenization import IGNORE_INDEX
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.preflight.checks import run_checks
-from lora_kit.preflight.method_checks import in_one_process
+from lora_kit.preflight.context import PreflightContext
+from lora_kit.preflight.launch_checks import require_single_process
 from lora_kit.preflight.plan import make_plan
-from lora_kit.preflight.situation import Situation
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, DataError, TrainingError
 from lora_kit.runtime.launch import Launch
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.preferences.grpo import Prompts
+from lora_kit.training.preferences.answer_log_probs import restoring_forward, score_answers_only
+from lora_kit.training.preferences.grpo import PromptSampler
 from lora_kit.training.preferences.objectives import objective_trainer
-from lora_kit.training.preferences.rewards import rewards_of
-from lora_kit.training.preferences.scored_forward import forward_put_back, score_answers_alone
-from lora_kit.training.preferences.unit_batches import pairs
-from tests.preferring import OBJECTIVES, moved, recipe_of, row, setting_of
+from lora_kit.training.preferences.rewards import reward_functions
+from lora_kit.training.preferences.unit_batches import dpo_batch
+from tests.preferring import OBJECTIVES, perturb_adapter, recipe_of, row, trainer_inputs
 from tests.training.cut import cut_off, losses, sha256
 
 
 @pytest.fixture(scope="module")
 def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of each objective, and beside it logits of the model as it was trained."""
+    """Train a run of each objective, and save logits of the trained model next to it."""
     folder = tmp_path_factory.mktemp("objectives")
     for objective in OBJECTIVES:
         recipe = recipe_of(tiny, folder, objective)
@@ -49,15 +49,15 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     return {objective: folder / objective for objective in OBJECTIVES}
 
 
-def test_the_first_loss_is_that_of_a_policy_which_is_its_reference(
+def test_the_first_loss_is_that_of_a_policy_equal_to_its_reference(
     trained: dict[str, Path],
 ) -> None:
-    """-log sigmoid(0), and for kto 1 - sigmoid(0)."""
+    """The loss is -log sigmoid(0) for dpo, and 1 - sigmoid(0) for kto."""
     assert losses(trained["dpo"])[0] == pytest.approx(math.log(2), abs=1e-6)
     assert losses(trained["kto"])[0] == pytest.approx(0.5, abs=1e-6)
 
 
-def test_preferences_are_learned_and_written_down(trained: dict[str, Path]) -> None:
+def test_preferences_are_learned_and_logged(trained: dict[str, Path]) -> None:
     lines = [json.loads(line) for line in (trained["dpo"] / "metrics.jsonl").open()]
     assert len(lines) == 6
     assert lines[0]["rewards/margins"] == 0.0
@@ -70,7 +70,7 @@ def test_preferences_are_learned_and_written_down(trained: dict[str, Path]) -> N
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_what_is_saved_is_one_adapter(trained: dict[str, Path], objective: str) -> None:
+def test_a_single_adapter_is_saved(trained: dict[str, Path], objective: str) -> None:
     adapter = trained[objective] / "adapter"
     assert not [path for path in adapter.iterdir() if path.is_dir()]
     assert not [n for n in load_file(adapter / "adapter_model.safetensors") if ".ref." in n]
@@ -107,14 +107,14 @@ def test_each_objective_reloads_in_a_new_process_with_the_same_logits(
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto", "grpo"])
-def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(
+def test_resumed_training_ends_like_uninterrupted_training(
     tiny: Path,
     trained: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     objective: str,
 ) -> None:
-    """Cut in the second epoch, whose order is another one."""
+    """Training is interrupted in the second epoch, whose order differs from the first."""
     recipe = recipe_of(tiny, tmp_path, objective)
     cut_off(monkeypatch, recipe, tmp_path / "run", 4)
     pipeline.train(recipe, tmp_path / "run", resume=True)
@@ -122,44 +122,42 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(
     assert sha256(tmp_path / "run") == sha256(trained[objective])
 
 
-def test_the_reference_is_the_base_with_the_adapter_switched_off(
-    tiny: Path, tmp_path: Path
-) -> None:
-    setting = setting_of(recipe_of(tiny, tmp_path, "dpo"), tmp_path / "checkpoints")
-    trained_before = [n for n, p in setting.model.named_parameters() if p.requires_grad]
-    trainer: Any = objective_trainer(setting, [])
-    assert list(setting.model.peft_config) == ["default"]
-    assert [n for n, p in setting.model.named_parameters() if p.requires_grad] == trained_before
-    moved(setting.model)
-    units = setting.data.units[:3]
-    chosen, rejected = trainer.compute_ref_log_probs(setting.model, pairs(units, 2))
+def test_the_reference_is_the_base_with_the_adapter_disabled(tiny: Path, tmp_path: Path) -> None:
+    inputs = trainer_inputs(recipe_of(tiny, tmp_path, "dpo"), tmp_path / "checkpoints")
+    trained_before = [n for n, p in inputs.model.named_parameters() if p.requires_grad]
+    trainer: Any = objective_trainer(inputs, [])
+    assert list(inputs.model.peft_config) == ["default"]
+    assert [n for n, p in inputs.model.named_parameters() if p.requires_grad] == trained_before
+    perturb_adapter(inputs.model)
+    units = inputs.data.units[:3]
+    chosen, rejected = trainer.compute_ref_log_probs(inputs.model, dpo_batch(units, 2))
     for side, found in enumerate((chosen, rejected)):
         examples = [unit.examples[side] for unit in units]
         batch = pad_examples(examples, 2)
-        with torch.no_grad(), adapter_disabled(setting.model):
-            nll, rows = supervised_nll(setting.model, batch)
-        wanted = -torch.zeros(3).index_add_(0, rows, nll)
-        assert torch.allclose(found, wanted, atol=1e-4)
+        with torch.no_grad(), adapter_disabled(inputs.model):
+            nll, rows = supervised_nll(inputs.model, batch)
+        expected = -torch.zeros(3).index_add_(0, rows, nll)
+        assert torch.allclose(found, expected, atol=1e-4)
         with torch.no_grad():
-            other, _ = supervised_nll(setting.model, batch)
+            other, _ = supervised_nll(inputs.model, batch)
         assert not torch.allclose(other, nll, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["ia3", "vera", "ln_tuning", "full"])
-def test_other_methods_have_the_base_as_reference_too(
+def test_the_base_is_the_reference_of_other_methods_too(
     tiny: Path, tmp_path: Path, method: str
 ) -> None:
     document = recipe_of(tiny, tmp_path, "dpo").model_dump(mode="json")
     document["adapter"] = {"method": method}
-    setting = setting_of(Recipe.model_validate(document), tmp_path / "checkpoints")
-    before = {n: p.clone() for n, p in setting.model.named_parameters() if p.requires_grad}
-    trainer: Any = objective_trainer(setting, [])
-    after = {n: p for n, p in setting.model.named_parameters() if p.requires_grad}
+    inputs = trainer_inputs(Recipe.model_validate(document), tmp_path / "checkpoints")
+    before = {n: p.clone() for n, p in inputs.model.named_parameters() if p.requires_grad}
+    trainer: Any = objective_trainer(inputs, [])
+    after = {n: p for n, p in inputs.model.named_parameters() if p.requires_grad}
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert list(setting.model.peft_config) == ["default"]
-    step = {"units": setting.data.units[:2], "rows": [0, 1]}
-    loss = trainer.training_step(setting.model, step)
+    assert list(inputs.model.peft_config) == ["default"]
+    step = {"units": inputs.data.units[:2], "rows": [0, 1]}
+    loss = trainer.training_step(inputs.model, step)
     assert float(loss) == pytest.approx(math.log(2), abs=1e-5)
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in after.values())
 
@@ -167,9 +165,11 @@ def test_other_methods_have_the_base_as_reference_too(
 def test_an_adapter_on_the_output_head_is_refused(tiny: Path, tmp_path: Path) -> None:
     document = recipe_of(tiny, tmp_path, "dpo").model_dump(mode="json")
     document["adapter"] = {"method": "trainable_tokens", "options": {"token_indices": [11, 12]}}
-    setting = setting_of(Recipe.model_validate(document), tmp_path)
+    inputs = trainer_inputs(Recipe.model_validate(document), tmp_path)
     with pytest.raises(AdapterError, match="trainable_tokens on the output head"):
-        run_checks(Situation(setting.recipe, backbone=setting.backbone, model=setting.model))
+        run_checks(
+            PreflightContext(inputs.recipe, Launch(), backbone=inputs.backbone, model=inputs.model)
+        )
 
 
 @pytest.mark.parametrize("objective", ["dpo", "grpo"])
@@ -178,13 +178,13 @@ def test_adapters_of_quantized_weights_stay_in_float32(
 ) -> None:
     document = recipe_of(tiny, tmp_path, objective).model_dump(mode="json")
     document["backbone"]["quantization"] = "nf4"
-    setting = setting_of(Recipe.model_validate(document), tmp_path / "checkpoints")
-    objective_trainer(setting, [])
-    trained = [p for p in setting.model.parameters() if p.requires_grad]
+    inputs = trainer_inputs(Recipe.model_validate(document), tmp_path / "checkpoints")
+    objective_trainer(inputs, [])
+    trained = [p for p in inputs.model.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
 
 
-def test_recomputed_activations_change_nothing(
+def test_gradient_checkpointing_does_not_change_losses(
     tiny: Path, trained: dict[str, Path], tmp_path: Path
 ) -> None:
     recipe = recipe_of(tiny, tmp_path, "dpo", gradient_checkpointing=True)
@@ -192,26 +192,26 @@ def test_recomputed_activations_change_nothing(
     assert losses(tmp_path / "run") == pytest.approx(losses(trained["dpo"]), abs=1e-5)
 
 
-def test_figures_of_answers_are_those_that_trl_takes_of_every_position(
+def test_log_probs_of_answers_equal_those_of_trl(
     tiny_backbone: Backbone, tiny: Path, tmp_path: Path
 ) -> None:
-    setting = setting_of(recipe_of(tiny, tmp_path, "dpo"), tmp_path)
-    model = setting.model
-    moved(model)
-    batch = pairs(setting.data.units[:3], 2)
+    inputs = trainer_inputs(recipe_of(tiny, tmp_path, "dpo"), tmp_path)
+    model = inputs.model
+    perturb_adapter(model)
+    batch = dpo_batch(inputs.data.units[:3], 2)
     mask = batch.pop("completion_mask")
-    inputs = {**batch, "labels": batch["input_ids"].masked_fill(mask == 0, IGNORED)}
+    model_inputs = {**batch, "labels": batch["input_ids"].masked_fill(mask == 0, IGNORE_INDEX)}
     figures = ("log_probs", "entropy", "mean_logits", "is_top1")
     own = type(model.get_base_model()).forward
     gradients = []
     found = []
     for ours in (False, True):
-        with forward_put_back(model):
+        with restoring_forward(model):
             if ours:
-                score_answers_alone(model, temperature=0.7)
+                score_answers_only(model, temperature=0.7)
             else:
                 add_fused_lm_head(model.get_base_model(), temperature=0.7, outputs=figures)
-            output = model(**inputs, fused_lm_head=True)
+            output = model(**model_inputs, fused_lm_head=True)
         model.zero_grad()
         (output.log_probs * torch.arange(output.log_probs.shape[1])).sum().backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
@@ -223,8 +223,8 @@ def test_figures_of_answers_are_those_that_trl_takes_of_every_position(
         assert torch.allclose(theirs, ours_, rtol=1e-3, atol=1e-4)
 
 
-def test_every_prompt_is_answered_and_an_epoch_has_an_order_of_its_own() -> None:
-    sampler = Prompts(5, prompts=2, answers=3, passes=2, seed=0)
+def test_every_prompt_is_sampled_and_each_epoch_has_its_own_order() -> None:
+    sampler = PromptSampler(5, prompts=2, answers=3, passes=2, seed=0)
     first = list(sampler)
     assert len(first) == len(sampler) == 3 * 2 * 3 * 2
     assert set(first) == set(range(5))
@@ -234,19 +234,19 @@ def test_every_prompt_is_answered_and_an_epoch_has_an_order_of_its_own() -> None
     sampler.set_epoch(1)
     second = list(sampler)
     assert second != first
-    again = Prompts(5, prompts=2, answers=3, passes=2, seed=0)
+    again = PromptSampler(5, prompts=2, answers=3, passes=2, seed=0)
     again.set_epoch(1)
     assert list(again) == second
 
 
-def test_the_reward_is_what_a_generation_task_measures(tiny: Path, tmp_path: Path) -> None:
+def test_the_reward_equals_the_score_of_a_generation_task(tiny: Path, tmp_path: Path) -> None:
     spec = recipe_of(tiny, tmp_path, "grpo").grpo
     assert spec is not None
-    (chrf,) = rewards_of(spec.model_copy(update={"scored_text": "first_line"}))
-    (exact,) = rewards_of(spec.model_copy(update={"rewards": ["exact_match"]}))
-    said = [[{"role": "assistant", "content": text}] for text in (" 7 \nI think.", "7", "8")]
-    assert exact(completions=said, reference=["7"] * 3) == [0.0, 1.0, 0.0]
-    assert chrf(completions=said, reference=["7"] * 3) == [100.0, 100.0, 0.0]
+    (chrf,) = reward_functions(spec.model_copy(update={"scored_text": "first_line"}))
+    (exact,) = reward_functions(spec.model_copy(update={"rewards": ["exact_match"]}))
+    completions = [[{"role": "assistant", "content": text}] for text in (" 7 \nI think.", "7", "8")]
+    assert exact(completions=completions, reference=["7"] * 3) == [0.0, 1.0, 0.0]
+    assert chrf(completions=completions, reference=["7"] * 3) == [100.0, 100.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_the_reward_is_what_a_generation_task_measures(tiny: Path, tmp_path: Pat
         ),
     ],
 )
-def test_what_an_objective_does_not_use_is_refused(
+def test_fields_that_an_objective_does_not_use_are_refused(
     objective: str, section: dict[str, Any], part: str
 ) -> None:
     document: dict[str, Any] = {
@@ -317,7 +317,7 @@ def test_what_an_objective_does_not_use_is_refused(
     assert part in str(caught.value)
 
 
-def test_an_objective_has_its_section_and_reads_it_back(tiny: Path, tmp_path: Path) -> None:
+def test_the_section_of_an_objective_survives_a_round_trip(tiny: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny, tmp_path, "kto")
     assert recipe.preference is not None
     assert recipe.preference.beta == 0.1
@@ -327,12 +327,12 @@ def test_an_objective_has_its_section_and_reads_it_back(tiny: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("objective", "other", "part"),
     [
-        ("dpo", "kto", "the objectives dpo, orpo and reward learn from pairs"),
-        ("kto", "dpo", "a pair of preference"),
-        ("grpo", "orpo", "a pair of preference"),
+        ("dpo", "kto", "the objectives dpo, orpo and reward need preference pairs"),
+        ("kto", "dpo", "does not support preference pairs"),
+        ("grpo", "orpo", "does not support preference pairs"),
     ],
 )
-def test_rows_of_another_kind_are_refused_before_anything_is_made(
+def test_rows_of_another_kind_are_refused_before_the_run_is_created(
     tiny: Path, tmp_path: Path, objective: str, other: str, part: str
 ) -> None:
     recipe = recipe_of(tiny, tmp_path, objective)
@@ -343,30 +343,32 @@ def test_rows_of_another_kind_are_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_judged_answers_have_to_be_judged(tiny: Path, tmp_path: Path) -> None:
+def test_answers_without_labels_are_refused(tiny: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny, tmp_path, "kto")
     Path(recipe.data.train[0].source).write_text('{"prompt": "a", "completion": "b"}\n')
-    with pytest.raises(DataError, match=r"kto\.jsonl:1: .*whether the completion is a good one"):
+    with pytest.raises(DataError, match=r"kto\.jsonl:1: .*true or false label \(got none\)"):
         pipeline.train(recipe, tmp_path / "run")
 
 
 @pytest.mark.parametrize("objective", [pytest.param("dpo", marks=pytest.mark.slow), "grpo"])
-def test_a_plan_shows_what_is_learned_from(tiny: Path, tmp_path: Path, objective: str) -> None:
+def test_a_plan_shows_supervised_samples(tiny: Path, tmp_path: Path, objective: str) -> None:
     plan = make_plan(recipe_of(tiny, tmp_path, objective))
     assert plan.optimizer_steps == 6
     assert plan.counts is not None
     assert plan.counts.rows == 12
     shown = ["".join(span.text for span in sample if span.supervised) for sample in plan.samples]
-    wanted = ["It is 3.", "Who knows, 0?"] if objective == "dpo" else ["Who knows, 0?", "It is 5."]
-    assert [text.removesuffix("<|im_end|>") for text in shown] == wanted
+    expected = (
+        ["It is 3.", "Who knows, 0?"] if objective == "dpo" else ["Who knows, 0?", "It is 5."]
+    )
+    assert [text.removesuffix("<|im_end|>") for text in shown] == expected
 
 
-def test_several_processes_are_refused_and_the_estimate_says_what_it_leaves_out(
+def test_several_processes_are_refused_and_the_estimate_names_its_gaps(
     tiny: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of(tiny, tmp_path, "dpo")
-    with pytest.raises(TrainingError, match="is trained by one process, and 2 are launched"):
-        in_one_process(Situation(recipe, launch=Launch(processes=2)))
-    found = run_checks(Situation(recipe))
+    with pytest.raises(TrainingError, match=r"is trained in one process \(got 2\)"):
+        require_single_process(PreflightContext(recipe, launch=Launch(processes=2)))
+    found = run_checks(PreflightContext(recipe, Launch()))
     assert any("the forward pass of the reference policy" in one for one in found.warnings)
     assert process_state().num_processes == 1

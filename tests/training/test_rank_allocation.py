@@ -1,4 +1,4 @@
-"""AdaLoRA's ranks."""
+"""Rank allocation of AdaLoRA."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from lora_kit.backbone.load import load
 from lora_kit.pipeline import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError
-from lora_kit.training.rank_allocation import phases
+from lora_kit.training.rank_allocation import pruning_phases
 
 
 def test_adalora_ends_with_the_ranks_it_was_given(tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_adalora_ends_with_the_ranks_it_was_given(tiny_recipe: Recipe, tmp_path:
 
 @pytest.mark.parametrize("steps", range(3, 24))
 def test_the_usual_phases_leave_steps_to_choose_ranks_in(steps: int) -> None:
-    warm, settled = phases({}, steps)
+    warm, settled = pruning_phases({}, steps)
     assert 0 <= warm < steps - settled <= steps
 
 
@@ -46,11 +46,13 @@ def test_the_usual_phases_leave_steps_to_choose_ranks_in(steps: int) -> None:
 def test_a_training_without_a_step_to_choose_ranks_in_is_refused_before_it(
     tiny_recipe: Recipe, tmp_path: Path, epochs: float, options: dict[str, int]
 ) -> None:
-    """PEFT would end in a KeyError at its last step, or in saving."""
+    """Without the check, PEFT raises a KeyError at the last step or when saving."""
     document = tiny_recipe.model_dump(mode="json")
     document["adapter"] = {"method": "adalora", "rank": 2, "options": options}
     document["training"] |= {"epochs": epochs}
-    with pytest.raises(AdapterError, match=r"adapter\.method: adalora: of \d+ steps"):
+    with pytest.raises(
+        AdapterError, match=r"adapter\.method: adalora has no step left .*\(got \d+ steps"
+    ):
         train(Recipe.model_validate(document), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -1,4 +1,4 @@
-"""A training goes on where it belongs, and a new one has a directory of its own."""
+"""Choice of the run directory, and the checks before a run is resumed."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def test_another_recipe_does_not_go_on(
 def test_other_rows_and_texts_to_look_at_do_not_go_on(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Losses of two sets of rows would be compared, and a budget's of two sets of texts."""
+    """Losses of different rows, or of different retention texts, would be compared."""
     held_out, texts = tmp_path / "held_out.jsonl", tmp_path / "texts.jsonl"
     asked = [{"prompt": f"Where is {n}?", "completion": f"At {n}."} for n in range(4)]
     told = [{"text": f"A story of {n} and of {n + 1}."} for n in range(8)]
@@ -68,12 +68,16 @@ def test_what_cannot_go_on_or_end_under_a_launcher_is_refused_before_it_begins(
     cut_off(monkeypatch, recipe, tmp_path / "run", 2)
     with monkeypatch.context() as patched:
         patched.setattr(training, "current_launch", lambda: Launch(deepspeed=True, zero_stage=2))
-        with pytest.raises(TrainingError, match="under DeepSpeed nothing goes on"):
+        with pytest.raises(TrainingError, match="DeepSpeed cannot resume from a checkpoint"):
             pipeline.train(recipe, tmp_path / "run", resume=True)
     monkeypatch.setattr(launch, "current_launch", lambda: Launch(fsdp=True, fsdp_version=2))
-    with pytest.raises(TrainingError, match="`lora-kit run` under FSDP or ZeRO-3"):
+    with pytest.raises(
+        TrainingError, match=r"^lora-kit run: needs the full model.* FSDP or ZeRO-3"
+    ):
         pipeline.run(recipe, tmp_path / "another")
-    with pytest.raises(TrainingError, match="`lora-kit evaluate` under FSDP or ZeRO-3"):
+    with pytest.raises(
+        TrainingError, match=r"^lora-kit evaluate: needs the full model.* FSDP or ZeRO-3"
+    ):
         pipeline.evaluate(tmp_path / "run")
     assert not (tmp_path / "another").exists()
 
@@ -100,11 +104,11 @@ def test_a_finished_run_of_other_rows_is_not_taken_for_this_one(
     data.unlink()
     capsys.readouterr()
     pipeline.train(recipe, tmp_path / "run", resume=True)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "whether it was trained on these rows cannot be told: data.train.0.source" in said
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert "the rows cannot be compared with those of the training: data.train.0.source" in stderr
     data.write_text(text)
     pipeline.train(recipe, tmp_path / "run", resume=True)
-    assert "cannot be told" not in capsys.readouterr().err
+    assert "cannot be compared" not in capsys.readouterr().err
 
 
 def test_a_refusal_leaves_no_run_directory_and_a_training_takes_its_own(
@@ -130,7 +134,7 @@ def test_a_refusal_leaves_no_run_directory_and_a_training_takes_its_own(
 
 @pytest.mark.slow
 def test_two_launches_in_the_same_instant_have_a_run_each(recipe: Recipe, tmp_path: Path) -> None:
-    """Of two processes each, which have to agree."""
+    """Each launch has two processes, which have to agree."""
     (tmp_path / "tiny.yaml").write_text(with_training(recipe, epochs=1.0).to_yaml())
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc-per-node", "2", "-m", "lora_kit", "train", "tiny.yaml"]

@@ -1,4 +1,4 @@
-"""What holds for every way to keep."""
+"""Checks that apply to every retention method."""
 
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,20 @@ from lora_kit.runtime.errors import DataError, RecipeError
 from tests.training.keeping import changed
 
 
-def test_texts_by_which_it_is_measured_are_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    held = {"kl": {"source": "python-reference", "split": "test"}}
+def test_texts_that_contain_suite_items_are_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    retention = {"kl": {"source": "python-reference", "split": "test"}}
     with pytest.raises(DataError, match=r"retention\.kl\.source: .* items of core-retention"):
-        train(changed(tiny_recipe, held), tmp_path / "run")
+        train(changed(tiny_recipe, retention), tmp_path / "run")
 
 
-def test_texts_that_are_not_there_are_named(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_error_for_missing_texts_names_the_field(tiny_recipe: Recipe, tmp_path: Path) -> None:
     recipe = changed(tiny_recipe, {"kl": {"source": "nowhere.jsonl"}})
     with pytest.raises(DataError, match=r"retention\.kl\.source"):
         train(recipe, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"training": {"keep_best": True, "eval_steps": 1}, "retention": {"early_stopping": {}}},
          "training.keep_best: .* so does retention.early_stopping"),
@@ -33,17 +33,19 @@ def test_texts_that_are_not_there_are_named(tiny_recipe: Recipe, tmp_path: Path)
          "training.gradual_unfreezing_steps: does not work with adalora"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_together_is_refused(
-    tiny_recipe: Recipe, changes: dict[str, Any], said: str
+def test_incompatible_fields_are_refused(
+    tiny_recipe: Recipe, changes: dict[str, Any], message: str
 ) -> None:
     document = tiny_recipe.model_dump(mode="json")
     for name, value in changes.items():
         document[name] = (document[name] if name != "adapter" else {}) | value
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         Recipe.model_validate(document)
 
 
-def test_another_retention_does_not_go_on(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_resuming_with_another_retention_section_is_refused(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
     train(changed(tiny_recipe, {"kl": {"length": 16}}, epochs=1.0), tmp_path / "run")
     other = changed(tiny_recipe, {"kl": {"length": 16, "weight": 2.0}}, epochs=1.0)
     with pytest.raises(RecipeError, match=r"retention\.kl\.weight: 1\.0 -> 2\.0"):

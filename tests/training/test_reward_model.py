@@ -1,4 +1,4 @@
-"""A reward model's loss, its steps, and the adapter that comes of them."""
+"""Reward models: loss, steps, and the saved adapter."""
 
 import json
 import math
@@ -15,21 +15,21 @@ from torch.nn.functional import logsigmoid
 from lora_kit import pipeline
 from lora_kit.adapter.attach import attach_saved
 from lora_kit.backbone.files import resolve
-from lora_kit.backbone.heads import REWARD, SavedReward, pad_right, saved_head
+from lora_kit.backbone.heads import REWARD, SavedReward, pad_right, read_saved_head
 from lora_kit.backbone.load import load
-from lora_kit.data.tokenization import end_of_turn
-from lora_kit.preflight.method_checks import in_one_process
+from lora_kit.data.tokenization import end_of_turn_id
+from lora_kit.preflight.context import PreflightContext
+from lora_kit.preflight.launch_checks import require_single_process
 from lora_kit.preflight.plan import make_plan
-from lora_kit.preflight.situation import Situation
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import DataError, RecipeError, TrainingError
 from lora_kit.runtime.launch import Launch
-from lora_kit.training.head_rows import log_odds_of_a_token
-from lora_kit.training.preferences.objectives import Setting, objective_trainer
-from tests.rewarding import reward_recipe, setting_of
+from lora_kit.training.head_summary import length_log_odds
+from lora_kit.training.preferences.objectives import TrainerInputs, objective_trainer
+from tests.rewarding import reward_recipe, trainer_inputs
 from tests.training.cut import cut_off, losses, sha256
 
-# How a program that knows PEFT alone loads what was saved.
+# Program that loads the saved adapter with PEFT alone.
 PLAIN = """
 import json, sys, torch
 from peft import PeftModelForSequenceClassification
@@ -48,14 +48,14 @@ print(json.dumps(found))
 """
 
 
-def rewards_of(setting: Setting, model: Any, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the first pairs, one row at a time."""
-    pad = setting.backbone.tokenizer.pad_token_id
+def rewards_of(inputs: TrainerInputs, model: Any, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rewards of the first pairs, computed one row at a time."""
+    pad = inputs.backbone.tokenizer.pad_token_id
     chosen, rejected = (
         torch.stack(
             [
                 model(**pad_right([unit.examples[side].input_ids], pad)).logits[0, 0]
-                for unit in setting.data.units[:number]
+                for unit in inputs.data.units[:number]
             ]
         )
         for side in (0, 1)
@@ -67,7 +67,7 @@ def rewards_of(setting: Setting, model: Any, number: int) -> tuple[torch.Tensor,
     ("which", "method", "centering"),
     [("tiny", "lora", 0.0), ("tiny", "head", 0.1), ("tiny_encoder", "lora", 0.1)],
 )
-def test_the_loss_is_that_of_bradley_and_terry(
+def test_the_loss_is_that_of_the_bradley_terry_model(
     which: str,
     method: str,
     centering: float,
@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_bradley_and_terry(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """However it is cut into passes; of a head alone on features as of the whole model."""
+    """The split into passes does not matter, nor does training only the head on features."""
     model_path = request.getfixturevalue(which)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     recipe = reward_recipe(
@@ -85,27 +85,27 @@ def test_the_loss_is_that_of_bradley_and_terry(
         reward={"centering": centering},
         training={} if method == "head" else {"micro_batch_size": 2},
     )
-    setting = setting_of(recipe, tmp_path / "checkpoints")
-    for module in setting.model.modules():
+    inputs = trainer_inputs(recipe, tmp_path / "checkpoints")
+    for module in inputs.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    setting.model.config.attention_probs_dropout_prob = 0.0
-    head = setting.backbone.model.get_submodule(setting.backbone.head.module)  # type: ignore[union-attr]
-    trainer: Any = objective_trainer(setting, [])
+    inputs.model.config.attention_probs_dropout_prob = 0.0
+    head = inputs.backbone.model.get_submodule(inputs.backbone.head.module)  # type: ignore[union-attr]
+    trainer: Any = objective_trainer(inputs, [])
     with torch.no_grad():
         for parameter in head.parameters():
             parameter *= 20  # so that rewards differ
-    chosen, rejected = rewards_of(setting, setting.model.eval(), 3)
+    chosen, rejected = rewards_of(inputs, inputs.model.eval(), 3)
     wanted = -logsigmoid(chosen - rejected) + centering * (chosen + rejected) ** 2
-    found = trainer.training_step(setting.model, {"units": setting.data.units[:3], "rows": [0]})
+    found = trainer.training_step(inputs.model, {"units": inputs.data.units[:3], "rows": [0]})
     assert float(found) == pytest.approx(wanted.mean().item(), rel=1e-5)
     assert wanted.mean().item() != pytest.approx(math.log(2), abs=1e-3)
-    gradients = {n: p.grad for n, p in setting.model.named_parameters() if p.requires_grad}
+    gradients = {n: p.grad for n, p in inputs.model.named_parameters() if p.requires_grad}
     assert all(g is not None and torch.isfinite(g).all() for g in gradients.values())
     assert any("modules_to_save" in name for name in gradients)
 
 
-def test_pairs_are_learned_and_written_down(reward_run: Path) -> None:
+def test_pairs_are_learned_and_logged(reward_run: Path) -> None:
     lines = [json.loads(line) for line in (reward_run / "metrics.jsonl").open()]
     assert len(lines) == 6
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.3
@@ -114,10 +114,10 @@ def test_pairs_are_learned_and_written_down(reward_run: Path) -> None:
     assert lines[-1]["tokens"] > lines[0]["tokens"] > 0
 
 
-def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(
+def test_resumed_training_ends_like_uninterrupted_training(
     tiny: Path, reward_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut in the second epoch, whose order is another one."""
+    """Training is interrupted in the second epoch, whose order differs from the first."""
     recipe = reward_recipe(tiny, tmp_path)
     cut_off(monkeypatch, recipe, tmp_path / "run", 4)
     other = reward_recipe(tiny, tmp_path, reward={"centering": 0.5})
@@ -128,7 +128,7 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(
     assert sha256(tmp_path / "run") == sha256(reward_run)
 
 
-def test_recomputed_activations_change_nothing(
+def test_gradient_checkpointing_does_not_change_losses(
     tiny: Path, reward_run: Path, tmp_path: Path
 ) -> None:
     recipe = reward_recipe(tiny, tmp_path, training={"gradient_checkpointing": True})
@@ -139,18 +139,16 @@ def test_recomputed_activations_change_nothing(
 def test_adapter_and_head_on_quantized_weights_stay_in_float32(tiny: Path, tmp_path: Path) -> None:
     """TRL would cast the adapter to bfloat16."""
     recipe = reward_recipe(tiny, tmp_path, backbone={"quantization": "nf4", "dtype": "bfloat16"})
-    setting = setting_of(recipe, tmp_path / "checkpoints")
-    trainer: Any = objective_trainer(setting, [])
-    trained = {n: p for n, p in setting.model.named_parameters() if p.requires_grad}
+    inputs = trainer_inputs(recipe, tmp_path / "checkpoints")
+    trainer: Any = objective_trainer(inputs, [])
+    trained = {n: p for n, p in inputs.model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {torch.float32}
-    loss = trainer.training_step(setting.model, {"units": setting.data.units[:2], "rows": [0, 1]})
+    loss = trainer.training_step(inputs.model, {"units": inputs.data.units[:2], "rows": [0, 1]})
     assert torch.isfinite(loss)
     assert any("score" in name and p.grad.abs().sum() > 0 for name, p in trained.items())
 
 
-def test_peft_alone_loads_head_and_adapter_whole(
-    tiny: Path, tiny_encoder: Path, tmp_path: Path
-) -> None:
+def test_peft_alone_loads_head_and_adapter(tiny: Path, tiny_encoder: Path, tmp_path: Path) -> None:
     ids, mask = torch.tensor([[5, 6, 7], [9, 8, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
     wanted, arguments = [], []
     for model_path, method in ((tiny, "lora"), (tiny_encoder, "full"), (tiny_encoder, "head")):
@@ -165,48 +163,48 @@ def test_peft_alone_loads_head_and_adapter_whole(
         with torch.no_grad():
             assert torch.equal(again(input_ids=ids, attention_mask=mask).logits, wanted[-1])
     command = [sys.executable, "-c", PLAIN, *arguments]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for (logits, outputs, names), mine in zip(
-        json.loads(told.splitlines()[-1]), wanted, strict=True
+        json.loads(printed.splitlines()[-1]), wanted, strict=True
     ):
         assert (outputs, names) == (1, ["reward"])
         assert torch.allclose(torch.tensor(logits), mine, atol=1e-6)
     assert not torch.allclose(wanted[1], wanted[2], atol=1e-3)
 
 
-def test_an_answer_is_read_as_in_sft_and_by_an_encoder_between_its_own_tokens(
+def test_answers_are_tokenized_as_in_sft_or_with_the_tokens_of_the_encoder(
     tiny: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    setting = setting_of(reward_recipe(tiny, tmp_path), tmp_path)
-    unit = setting.data.units[1]
-    tokenizer = setting.backbone.tokenizer
-    assert [example.input_ids[-1] for example in unit.examples] == [end_of_turn(tokenizer)] * 2
-    setting = setting_of(reward_recipe(tiny_encoder, tmp_path), tmp_path)
-    tokenizer = setting.backbone.tokenizer
-    shown = [tokenizer.decode(list(e.input_ids)) for e in setting.data.units[1].examples]
+    inputs = trainer_inputs(reward_recipe(tiny, tmp_path), tmp_path)
+    unit = inputs.data.units[1]
+    tokenizer = inputs.backbone.tokenizer
+    assert [example.input_ids[-1] for example in unit.examples] == [end_of_turn_id(tokenizer)] * 2
+    inputs = trainer_inputs(reward_recipe(tiny_encoder, tmp_path), tmp_path)
+    tokenizer = inputs.backbone.tokenizer
+    shown = [tokenizer.decode(list(e.input_ids)) for e in inputs.data.units[1].examples]
     assert shown == [
         "[CLS] what is 1 plus 4? it is 5. [SEP]",
         "[CLS] what is 1 plus 4? who knows about 1? [SEP]",
     ]
-    answer = setting.data.units[1].examples[0]
+    answer = inputs.data.units[1].examples[0]
     learned = [label for label in answer.labels if label != -100]
     assert tokenizer.decode(learned) == "it is 5."
 
 
-def test_length_alone_tells_what_the_pairs_say_of_it(tiny: Path, tmp_path: Path) -> None:
-    units = setting_of(reward_recipe(tiny, tmp_path), tmp_path).data.units
+def test_log_odds_of_length_follow_the_pairs(tiny: Path, tmp_path: Path) -> None:
+    units = trainer_inputs(reward_recipe(tiny, tmp_path), tmp_path).data.units
     shorter = [unit for number, unit in enumerate(units) if number % 3]
     longer = [unit for number, unit in enumerate(units) if number % 3 == 0]
-    assert log_odds_of_a_token(longer) > 0.1
-    assert log_odds_of_a_token(shorter) < 0
-    assert math.isfinite(log_odds_of_a_token(longer))
+    assert length_log_odds(longer) > 0.1
+    assert length_log_odds(shorter) < 0
+    assert math.isfinite(length_log_odds(longer))
     even = [unit for unit in units if unit.length == len(unit.examples[0].input_ids)][:1]
     same = [type(one)(one.row, (one.examples[0], one.examples[0])) for one in even]
-    assert log_odds_of_a_token(same) == 0.0
+    assert length_log_odds(same) == 0.0
 
 
-def test_what_the_pairs_said_stands_beside_the_adapter(reward_run: Path) -> None:
-    found = saved_head(reward_run / "adapter")
+def test_the_head_is_saved_next_to_the_adapter(reward_run: Path) -> None:
+    found = read_saved_head(reward_run / "adapter")
     assert isinstance(found, SavedReward)
     assert found.pairs == 12
     assert found.names == REWARD
@@ -248,7 +246,7 @@ def test_what_the_pairs_said_stands_beside_the_adapter(reward_run: Path) -> None
         ),
     ],
 )
-def test_what_does_not_go_with_a_reward_model_is_refused(
+def test_fields_incompatible_with_a_reward_model_are_refused(
     section: dict[str, Any], part: str
 ) -> None:
     document: dict[str, Any] = {
@@ -264,12 +262,14 @@ def test_what_does_not_go_with_a_reward_model_is_refused(
     assert part in str(caught.value)
 
 
-def test_rows_that_are_no_pairs_are_refused_before_anything_is_made(
+def test_rows_that_are_not_pairs_are_refused_before_the_run_is_created(
     tiny: Path, tmp_path: Path
 ) -> None:
     recipe = reward_recipe(tiny, tmp_path)
     Path(recipe.data.train[0].source).write_text('{"prompt": "a", "completion": "b"}\n' * 4)
-    with pytest.raises(DataError, match=r"train\.jsonl:1: .*dpo, orpo and reward learn from pairs"):
+    with pytest.raises(
+        DataError, match=r"train\.jsonl:1: .*dpo, orpo and reward need preference pairs"
+    ):
         pipeline.train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -278,8 +278,8 @@ def test_several_processes_are_refused_and_a_plan_shows_the_answers(
     tiny: Path, tmp_path: Path
 ) -> None:
     recipe = reward_recipe(tiny, tmp_path)
-    with pytest.raises(TrainingError, match="reward is trained by one process, and 2 are launched"):
-        in_one_process(Situation(recipe, launch=Launch(processes=2)))
+    with pytest.raises(TrainingError, match=r"reward is trained in one process \(got 2\)"):
+        require_single_process(PreflightContext(recipe, launch=Launch(processes=2)))
     plan = make_plan(recipe)
     assert (plan.optimizer_steps, plan.forecast) == (6, None)
     assert plan.timing is not None

@@ -1,4 +1,4 @@
-"""A reward model of a run, beside a policy that it rewards."""
+"""GRPO with a reward model from an earlier run."""
 
 import json
 import math
@@ -16,8 +16,8 @@ from lora_kit.data.rows import Message, Row
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.session import open_run
 from lora_kit.runtime.errors import DataError, RecipeError
-from lora_kit.training.preferences.rewards import rewards_of as rewards_of_grpo
-from tests.rewarding import reward_recipe, setting_of
+from lora_kit.training.preferences.rewards import reward_functions
+from tests.rewarding import reward_recipe, trainer_inputs
 
 
 def rewarded_recipe(model: Path, folder: Path, *rewards: str) -> Recipe:
@@ -42,24 +42,24 @@ def rewarded_recipe(model: Path, folder: Path, *rewards: str) -> Recipe:
     )
 
 
-def test_a_reward_model_rewards_what_a_policy_says(
+def test_a_reward_model_rewards_the_answers_of_a_policy(
     tiny: Path, reward_run: Path, tmp_path: Path
 ) -> None:
     recipe = rewarded_recipe(tiny, tmp_path, f"run:{reward_run}", "chrf")
     assert recipe.grpo is not None
-    by_model, _ = rewards_of_grpo(recipe.grpo)
+    by_model, _ = reward_functions(recipe.grpo)
     prompts = [[{"role": "user", "content": "What is 1 plus 4?"}]] * 3
-    said = ["It is 5.", "Who knows about 1?", "It <|im_end|>is 5."]
-    found = by_model(prompts, [[{"role": "assistant", "content": text}] for text in said])
-    unit = setting_of(reward_recipe(tiny, tmp_path), tmp_path).data.units[1]
+    answers = ["It is 5.", "Who knows about 1?", "It <|im_end|>is 5."]
+    found = by_model(prompts, [[{"role": "assistant", "content": text}] for text in answers])
+    unit = trainer_inputs(reward_recipe(tiny, tmp_path), tmp_path).data.units[1]
     session = open_run(reward_run)
     pad = session.backbone.tokenizer.pad_token_id
     with torch.no_grad():
-        wanted = [
+        expected = [
             float(session.model(**pad_right([example.input_ids], pad)).logits)
             for example in unit.examples
         ]
-    assert found[:2] == pytest.approx(wanted, abs=1e-5)
+    assert found[:2] == pytest.approx(expected, abs=1e-5)
     assert found[0] == pytest.approx(found[2], abs=1e-5)
     assert found[0] > found[1]
     odd = [[{"role": "assistant", "content": text}] for text in ("", " ", "<|im_<|im_end|>end|>")]
@@ -82,35 +82,35 @@ def test_a_reward_model_rewards_what_a_policy_says(
     assert all(math.isfinite(step["reward"]) for step in steps)
 
 
-def test_reward_models_of_one_folder_name_are_told_apart(
+def test_reward_models_with_equal_folder_names_get_full_names(
     tiny: Path, reward_run: Path, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "other" / reward_run.name
     shutil.copytree(reward_run, elsewhere)
     recipe = rewarded_recipe(tiny, tmp_path, f"run:{reward_run}", f"run:{elsewhere}", "chrf")
     assert recipe.grpo is not None
-    names = [reward.__name__ for reward in rewards_of_grpo(recipe.grpo)]
+    names = [reward.__name__ for reward in reward_functions(recipe.grpo)]
     assert names == [f"run:{reward_run}", f"run:{elsewhere}", "chrf"]
 
 
-def test_a_prompt_that_a_reward_model_cannot_read_is_told_before_the_first_step(
+def test_a_prompt_that_a_reward_model_cannot_encode_is_refused_before_the_first_step(
     tiny: Path, reward_run: Path, tmp_path: Path
 ) -> None:
     recipe = rewarded_recipe(tiny, tmp_path, f"run:{reward_run}")
     assert recipe.grpo is not None
     odd = Row("rows.jsonl:3", "", (Message("user", "a <|im_end|>"), Message("assistant", "b")))
     with pytest.raises(DataError, match=r"grpo\.rewards: .*rows\.jsonl:3: .*control token"):
-        rewards_of_grpo(recipe.grpo, [odd])
+        reward_functions(recipe.grpo, [odd])
 
 
-def test_what_is_no_reward_model_rewards_nothing(tiny: Path, tmp_path: Path) -> None:
+def test_runs_that_are_not_reward_models_are_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="run: names no run directory"):
         rewarded_recipe(tiny, tmp_path, "run:")
     recipe = rewarded_recipe(tiny, tmp_path, f"run:{tmp_path}")
-    with pytest.raises(RecipeError, match="no run with an adapter lies in"):
+    with pytest.raises(RecipeError, match="no run with an adapter in"):
         pipeline.train(recipe, tmp_path / "policy")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
-    with pytest.raises(RecipeError, match="not a reward model; name a run of training"):
+    with pytest.raises(RecipeError, match=r"not a reward model .* Fix: name a run of training"):
         pipeline.train(recipe, tmp_path / "policy")
     assert not (tmp_path / "policy").exists()

@@ -1,4 +1,4 @@
-"""What the base says before the training: rows of its own, answers in its words."""
+"""Self-distillation: replay rows and rewritten answers that the base generates."""
 
 import json
 from collections.abc import Sequence
@@ -19,16 +19,20 @@ from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import SelfDistillationSpec
 from lora_kit.runtime.errors import DataError, RecipeError
-from lora_kit.training.self_distillation.replay import replay_records
-from lora_kit.training.self_distillation.rewriting import Rewritten, putting_in, rewritten
-from lora_kit.training.self_distillation.rows import read_rows
+from lora_kit.training.self_distillation.replay import generate_replay
+from lora_kit.training.self_distillation.rewriting import (
+    RewrittenAnswer,
+    replace_answers,
+    rewrite_answers,
+)
+from lora_kit.training.self_distillation.rows import read_training_rows
 
 QUESTIONS = ("What is the capital of France?", "Name a colour.")
 
 
 @pytest.fixture(scope="module")
-def whole_backbone() -> Backbone:
-    """The real model in float32: in 4 bits a CPU takes long for a token."""
+def smollm_backbone() -> Backbone:
+    """Return the real model in float32, since 4-bit generation is slow on a CPU."""
     spec = BackboneSpec(model="smollm2-135m-instruct", quantization="none", dtype="float32")
     return load(resolve(spec), spec)
 
@@ -40,7 +44,7 @@ def changed(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(document)
 
 
-def speaker(backbone: Backbone) -> Generator:
+def generator(backbone: Backbone) -> Generator:
     return Generator(backbone, stop_token_ids(backbone))
 
 
@@ -50,29 +54,29 @@ def prompts(backbone: Backbone) -> list[list[int]]:
     return [tokenize_prompt([Message("user", one)], backbone.tokenizer) for one in QUESTIONS]
 
 
-def test_what_is_said_does_not_depend_on_what_is_said_beside_it(whole_backbone: Backbone) -> None:
-    asked = prompts(whole_backbone)
+def test_generated_text_does_not_depend_on_the_batch(smollm_backbone: Backbone) -> None:
+    asked = prompts(smollm_backbone)
     assert len(asked[0]) != len(asked[1])
-    together = speaker(whole_backbone).texts(asked, [24, 24], sampled=False)
-    alone = [speaker(whole_backbone).texts([one], [24], sampled=False)[0] for one in asked]
+    together = generator(smollm_backbone).texts(asked, [24, 24], sampled=False)
+    alone = [generator(smollm_backbone).texts([one], [24], sampled=False)[0] for one in asked]
     assert together == alone
     assert "Paris" in str(together[0])
 
 
-def test_what_comes_to_no_end_is_not_taken(whole_backbone: Backbone) -> None:
-    asked = prompts(whole_backbone)[:1]
-    stops = stop_token_ids(whole_backbone)
-    pad = whole_backbone.tokenizer.pad_token_id
-    assert generate(whole_backbone.model, asked, stops, pad, [2]) == [None]
-    [ended] = generate(whole_backbone.model, asked, stops, pad, [24])
+def test_text_that_does_not_end_is_discarded(smollm_backbone: Backbone) -> None:
+    asked = prompts(smollm_backbone)[:1]
+    stops = stop_token_ids(smollm_backbone)
+    pad = smollm_backbone.tokenizer.pad_token_id
+    assert generate(smollm_backbone.model, asked, stops, pad, [2]) == [None]
+    [ended] = generate(smollm_backbone.model, asked, stops, pad, [24])
     assert ended is not None
     assert not set(ended) & set(stops)
 
 
 @pytest.mark.slow
-def test_the_base_makes_conversations_of_its_own(whole_backbone: Backbone) -> None:
+def test_the_base_generates_conversations(smollm_backbone: Backbone) -> None:
     torch.manual_seed(0)
-    records = replay_records(speaker(whole_backbone), 2, longest=96)
+    records = generate_replay(generator(smollm_backbone), 2, max_length=96)
     assert len(records) == 2
     for record in records:
         roles = [message["role"] for message in record["messages"]]
@@ -80,19 +84,19 @@ def test_the_base_makes_conversations_of_its_own(whole_backbone: Backbone) -> No
         assert all(message["content"].strip() for message in record["messages"])
 
 
-def test_a_base_that_comes_to_no_end_is_said_so(tiny_backbone: Backbone) -> None:
-    with pytest.raises(DataError, match=r"data\.replay\.source: self: \d of the 3 rows"):
-        replay_records(speaker(tiny_backbone), 3, longest=4)
+def test_too_few_rows_that_end_are_an_error(tiny_backbone: Backbone) -> None:
+    with pytest.raises(DataError, match=r"data\.replay\.source: only \d of 3 generated rows"):
+        generate_replay(generator(tiny_backbone), 3, max_length=4)
 
 
 def rewritten_as(
     text: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, answer: str
-) -> Rewritten:
-    """What becomes of an answer that the base writes again as `text`."""
+) -> RewrittenAnswer:
+    """Return the result for an answer that the base rewrites as `text`."""
     monkeypatch.setattr(Generator, "texts", lambda *_, **__: [text])
     row = Row("rows.jsonl:1", "c", (Message("user", "When?"), Message("assistant", answer)))
     spec = SelfDistillationSpec(similarity=50)
-    [found] = rewritten(speaker(backbone), [row], spec, load_metric("chrf"), 512)
+    [found] = rewrite_answers(generator(backbone), [row], spec, load_metric("chrf"), 512)
     return found
 
 
@@ -107,70 +111,70 @@ def rewritten_as(
         ("", False),
     ],
 )
-def test_an_answer_is_taken_where_it_says_the_same(
+def test_a_rewritten_answer_is_taken_if_it_matches_the_reference(
     tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, text: str, taken: bool
 ) -> None:
     found = rewritten_as(text, tiny_backbone, monkeypatch, "The war ended in 1945.")
     assert found.taken is taken
 
 
-def test_answers_that_are_taken_stand_in_the_rows_place() -> None:
+def test_answers_that_are_taken_replace_the_rows_answers() -> None:
     rows = [
         Row(f"r:{n}", "c", (Message("user", "?"), Message("assistant", f"answer {n}")))
         for n in (1, 2)
     ]
     text = Row("t:1", "c", text="answer 1")
     found = [
-        Rewritten("r:1", "answer 1", "the answer: 1", 80.0, taken=True),
-        Rewritten("r:2", "answer 2", "no", 1.0, taken=False),
+        RewrittenAnswer("r:1", "answer 1", "the answer: 1", 80.0, taken=True),
+        RewrittenAnswer("r:2", "answer 2", "no", 1.0, taken=False),
     ]
-    new = list(map(putting_in(found), [*rows, text]))
+    new = list(map(replace_answers(found), [*rows, text]))
     assert [row.messages[-1].content for row in new[:2]] == ["the answer: 1", "answer 2"]
     assert new[2] == text
 
 
-def test_own_rows_are_trained_on_kept_in_the_run_and_the_same_again(
+def test_generated_rows_are_trained_on_and_read_again_from_the_run(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     asked = []
 
-    def made(_speaker: Generator, count: int, _longest: int) -> list[dict[str, Any]]:
+    def generate_rows(_generator: Generator, count: int, _longest: int) -> list[dict[str, Any]]:
         asked.append(count)
         answer = f"Blue {torch.randint(1000, ()).item()}."
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
         return [{"messages": turns}] * count
 
-    monkeypatch.setattr("lora_kit.training.self_distillation.rows.replay_records", made)
+    monkeypatch.setattr("lora_kit.training.self_distillation.rows.generate_replay", generate_rows)
     recipe = changed(tiny_recipe, data={"replay": {"source": "self", "fraction": 0.25}})
-    wanted = training_rows(recipe.data, recipe.seed)[1]
+    expected = training_rows(recipe.data, recipe.seed)[1]
     trained = train(recipe, tmp_path / "run")
-    said = json.loads((tmp_path / "run" / "generated_rows.json").read_text())
-    assert asked == [wanted]
-    assert len(said["replay"]) == wanted
+    generated = json.loads((tmp_path / "run" / "generated_rows.json").read_text())
+    assert asked == [expected]
+    assert len(generated["replay"]) == expected
     record = trained.session.run.load_record()
-    assert record["data"]["replay_rows"] == wanted
-    assert record["data"]["sources"]["replay: self"]["used"] == wanted
+    assert record["data"]["replay_rows"] == expected
+    assert record["data"]["sources"]["replay: self"]["used"] == expected
 
-    # From the run alone: another machine has another cache, and draws other numbers.
+    # On another machine the cache is empty and the random state differs; the run has the rows.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     torch.manual_seed(7)
-    again = read_rows(
+    again = read_training_rows(
         recipe, open_rows(recipe.data, recipe.seed), trained.session.backbone, trained.run
     )
     digest = prepare(again.rows, trained.session.backbone.tokenizer, recipe.data).digest
     assert digest == record["data"]["digest"]
-    assert asked == [wanted]
+    assert asked == [expected]
 
 
-def test_a_run_with_rows_of_its_own_and_no_validation_is_merged(
+def test_a_run_with_generated_rows_and_no_validation_is_merged(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a merge is compared on are the adapter's rows: the base's own are not made again."""
+    """The merge is verified on the adapter's training rows, which are not generated again."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Blue."}]
     monkeypatch.setattr(
-        "lora_kit.training.self_distillation.rows.replay_records",
+        "lora_kit.training.self_distillation.rows.generate_replay",
         lambda _, count, __: [{"messages": turns}] * count,
     )
     replay = {"source": "self", "fraction": 0.5}
@@ -180,7 +184,7 @@ def test_a_run_with_rows_of_its_own_and_no_validation_is_merged(
     assert merged.verification.passed
 
 
-def test_replay_keeps_its_words_and_every_row_its_source(
+def test_replay_rows_keep_their_answers_and_every_row_its_source(
     tiny_recipe: Recipe, tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -188,27 +192,29 @@ def test_replay_keeps_its_words_and_every_row_its_source(
     again = tmp_path / "again.jsonl"
     again.write_text(Path(rows).read_text())
 
-    def said(_: Any, asked: Sequence[Row], *__: Any) -> list[Rewritten]:
-        contents = [(row.origin, row.messages[-1].content) for row in asked]
-        return [Rewritten(*one, f"Well: {one[1]}", 99.0, taken=True) for one in contents]
+    def rewrite(_: Any, rows: Sequence[Row], *__: Any) -> list[RewrittenAnswer]:
+        contents = [(row.origin, row.messages[-1].content) for row in rows]
+        return [RewrittenAnswer(*one, f"Well: {one[1]}", 99.0, taken=True) for one in contents]
 
-    monkeypatch.setattr("lora_kit.training.self_distillation.rows.rewritten", said)
-    # Of the same file, so that a row that is replayed is one that is learned too.
+    monkeypatch.setattr("lora_kit.training.self_distillation.rows.rewrite_answers", rewrite)
+    # Replay reads the same file, so replayed rows are also learned.
     replay = {"source": rows, "fraction": 0.3}
     recipe = changed(tiny_recipe, data={"replay": replay}, retention={"self_distillation": {}})
     recipe.data.train.append(recipe.data.train[0].model_copy(update={"source": str(again)}))
-    before, wanted = training_rows(recipe.data, recipe.seed)
-    read = read_rows(recipe, open_rows(recipe.data, recipe.seed), tiny_backbone)
-    assert read.replay == wanted > 0
+    before, expected = training_rows(recipe.data, recipe.seed)
+    read = read_training_rows(recipe, open_rows(recipe.data, recipe.seed), tiny_backbone)
+    assert read.replay == expected > 0
     assert [one.name for one in read.rows.sources] == [one.name for one in before.sources]
     assert read.rows.digest() != before.digest()
     for number, (row, old) in enumerate(zip(read.rows, before, strict=True)):
         is_replay = before.sources[before.parts[number]].name.startswith("replay: ")
-        wanted_text = old.messages[-1].content
-        assert row.messages[-1].content == (wanted_text if is_replay else f"Well: {wanted_text}")
+        expected_text = old.messages[-1].content
+        assert row.messages[-1].content == (
+            expected_text if is_replay else f"Well: {expected_text}"
+        )
 
 
-def test_what_the_base_says_is_bent_by_no_default_of_its_own(tiny_backbone: Backbone) -> None:
+def test_generation_ignores_the_defaults_of_the_generation_config(tiny_backbone: Backbone) -> None:
     model, asked = tiny_backbone.model, prompts(tiny_backbone)[:1]
     logits = model(torch.tensor(asked)).logits[0, -1]
     likeliest = int(logits.argmax())
@@ -218,7 +224,7 @@ def test_what_the_base_says_is_bent_by_no_default_of_its_own(tiny_backbone: Back
     assert model.generation_config.suppress_tokens == [likeliest]
 
 
-def test_texts_have_no_answers_to_write_again(tiny_recipe: Recipe) -> None:
+def test_texts_have_no_answers_to_rewrite(tiny_recipe: Recipe) -> None:
     document = tiny_recipe.model_dump(mode="json")
     document["retention"] = {"self_distillation": {}}
     document["training"]["objective"] = "text"

@@ -1,4 +1,4 @@
-"""Weights that are divided over processes, written whole and divided again."""
+"""Sharded weights: saved in full and sharded again."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ LAST = f"step-{STEPS:06d}"
 
 
 def divided(*several: str) -> list[list[float]]:
-    """Train in two processes, each with half of the weights; the norms of the gradients."""
+    """Train in two processes, each with half of the weights; return the gradient norms."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "tests.training.shard", *several],

@@ -5,37 +5,37 @@ import pytest
 import torch
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.modeling.likelihood import pack_examples, pad_examples, supervised_nll
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.session import open_run
-from lora_kit.training.micro_batches import micro_batches
+from lora_kit.training.micro_batcher import MicroBatcher
 
 LENGTHS = [30, 4, 17, 9, 26, 5, 5, 12]
 
 
 def example(length: int, offset: int = 100) -> Example:
     ids = tuple(range(offset, offset + length))
-    return Example(ids, (IGNORED,) * (length // 2) + ids[length // 2 :])
+    return Example(ids, (IGNORE_INDEX,) * (length // 2) + ids[length // 2 :])
 
 
 EXAMPLES = [example(length, 100 * number) for number, length in enumerate(LENGTHS, start=1)]
 
 
 def tokens_in(batches: list[dict[str, torch.Tensor]]) -> list[int]:
-    """Supervised tokens of all batches, as a multiset: every one is unique."""
+    """Return the supervised tokens of all batches, sorted; each token is unique."""
     labels = [batch["labels"].flatten() for batch in batches]
-    return sorted(int(label) for part in labels for label in part if label != IGNORED)
+    return sorted(int(label) for part in labels for label in part if label != IGNORE_INDEX)
 
 
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize(("rows", "tokens"), [(8, None), (3, None), (8, 60), (2, 40), (8, 10)])
 def test_no_token_is_lost_or_seen_twice(rows: int, tokens: int | None, packing: bool) -> None:
-    batches = micro_batches(EXAMPLES, rows, tokens, packing, pad_token_id=0)
-    wanted = sorted(label for e in EXAMPLES for label in e.labels if label != IGNORED)
-    assert tokens_in(batches) == wanted
+    batches = MicroBatcher(8, rows, tokens, packing).tensors(EXAMPLES, pad_token_id=0)
+    expected = sorted(label for e in EXAMPLES for label in e.labels if label != IGNORE_INDEX)
+    assert tokens_in(batches) == expected
     for batch in batches:
         size = batch["input_ids"].numel()
         alone = (int((batch["position_ids"] == 0).sum()) if packing else len(batch["labels"])) == 1
@@ -44,14 +44,14 @@ def test_no_token_is_lost_or_seen_twice(rows: int, tokens: int | None, packing: 
 
 
 def test_the_longest_come_first_and_examples_of_a_length_together() -> None:
-    batches = micro_batches(EXAMPLES, 2, None, False, pad_token_id=0)
+    batches = MicroBatcher(8, 2).tensors(EXAMPLES, pad_token_id=0)
     assert [batch["input_ids"].shape[1] for batch in batches] == [30, 17, 9, 5]
     padding = sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)
     assert padding == (30 - 26) + (17 - 12) + (9 - 5) + (5 - 4)
 
 
 def test_packs_are_filled() -> None:
-    batches = micro_batches(EXAMPLES, 8, 36, True, pad_token_id=0)
+    batches = MicroBatcher(8, 8, 36, packing=True).tensors(EXAMPLES, pad_token_id=0)
     assert [batch["input_ids"].shape[1] for batch in batches] == [35, 35, 34, 4]
 
 
@@ -63,11 +63,11 @@ def test_packed_examples_do_not_see_one_another(real_backbone: Backbone, attenti
     examples = []
     for text in texts:
         ids = tuple(tokenizer(text)["input_ids"])
-        examples.append(Example(ids, (IGNORED, *ids[1:])))
+        examples.append(Example(ids, (IGNORE_INDEX, *ids[1:])))
     with torch.no_grad():
         packed, _ = supervised_nll(model, pack_examples(examples))
         alone = [supervised_nll(model, pad_examples([e], 0))[0] for e in examples]
-        # The same tokens in one row without new positions: what a leak looks like.
+        # A leak: the same tokens in one row without restarted positions.
         joined = Example(
             tuple(i for e in examples for i in e.input_ids),
             tuple(label for e in examples for label in e.labels),
@@ -78,7 +78,7 @@ def test_packed_examples_do_not_see_one_another(real_backbone: Backbone, attenti
 
 
 def test_the_loss_and_its_gradient_are_those_of_cross_entropy() -> None:
-    """Over more tokens than a chunk has, and with a weight for each."""
+    """More tokens than a chunk holds, each with a weight of its own."""
     from lora_kit.modeling.likelihood import CHUNK, _ChunkedNll
 
     torch.manual_seed(0)
@@ -89,9 +89,9 @@ def test_the_loss_and_its_gradient_are_those_of_cross_entropy() -> None:
         nll = _ChunkedNll.apply(logits, targets)  # type: ignore[no-untyped-call]
         (nll * weights).sum().backward()
         ours, logits.grad = logits.grad, None
-        wanted = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        (wanted * weights).sum().backward()
-        assert torch.allclose(nll, wanted, atol=1e-5)
+        expected = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        (expected * weights).sum().backward()
+        assert torch.allclose(nll, expected, atol=1e-5)
         assert ours is not None
         assert logits.grad is not None
         assert torch.allclose(ours, logits.grad, atol=tolerance)
@@ -101,13 +101,13 @@ def test_the_loss_and_its_gradient_are_those_of_cross_entropy() -> None:
 def test_tokens_of_a_tied_embedding_are_trained_in_its_head_too(
     tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    """TRL refuses an adapter on the head, which its own loss would pass by."""
+    """TRL refuses an adapter on the head, which its own loss would ignore."""
     document = tiny_recipe.model_dump(mode="json")
     indices = list(range(40, 400))
     document["adapter"] = {"method": "trainable_tokens", "options": {"token_indices": indices}}
     trained = train(Recipe.model_validate(document), tmp_path / "run")
     model: Any = trained.session.model
-    # Of other tokens, so that only what the head makes of them can be another.
+    # Input tokens that are not trained, so that only the head's output can change.
     ids = torch.arange(1000, 1008)[None]
     with torch.no_grad():
         adapted = model(ids).logits

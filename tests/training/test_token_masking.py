@@ -10,27 +10,25 @@ from torch.nn.functional import cross_entropy
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import prepare, training_rows
-from lora_kit.data.tokenization import IGNORED, end_of_turn
+from lora_kit.data.tokenization import IGNORE_INDEX, end_of_turn_id
 from lora_kit.modeling.likelihood import pad_examples
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import TokenMaskingSpec
 from lora_kit.runtime.errors import TrainingError
-from lora_kit.training.retention.token_masking import without_improbable
+from lora_kit.training.retention.token_masking import mask_improbable_tokens
 from tests.training.keeping import changed, disturbed
 
 
-def test_the_mask_leaves_what_the_base_finds_probable(
-    tiny_backbone: Backbone, tiny_recipe: Recipe
-) -> None:
+def test_labels_of_probable_tokens_are_kept(tiny_backbone: Backbone, tiny_recipe: Recipe) -> None:
     model = disturbed(tiny_backbone, tiny_recipe)
     rows, _ = training_rows(tiny_recipe.data, 0)
     data = prepare(rows, tiny_backbone.tokenizer, tiny_recipe.data)
     # The random model's perplexities are all near its vocabulary's size.
     spec = TokenMaskingSpec(max_perplexity=49_152.0)
-    left = without_improbable(data, model, tiny_backbone, spec, 256)
-    end = end_of_turn(tiny_backbone.tokenizer)
+    left = mask_improbable_tokens(data, model, tiny_backbone, spec, 256)
+    end = end_of_turn_id(tiny_backbone.tokenizer)
     by_origin = {example.origin: example for example in left.examples}
     kept = 0
     for before in data.examples:
@@ -40,13 +38,15 @@ def test_the_mask_leaves_what_the_base_finds_probable(
         batch = pad_examples([before], 0)
         with torch.no_grad(), adapter_disabled(model):
             logits = model(input_ids=batch["input_ids"]).logits[0, :-1]
-        nll = cross_entropy(logits, batch["labels"][0, 1:], ignore_index=IGNORED, reduction="none")
+        nll = cross_entropy(
+            logits, batch["labels"][0, 1:], ignore_index=IGNORE_INDEX, reduction="none"
+        )
         for label, now, one in zip(before.labels[1:], after.labels[1:], nll.tolist(), strict=True):
-            if label not in (IGNORED, end) and abs(one - math.log(49_152)) > 1e-4:
+            if label not in (IGNORE_INDEX, end) and abs(one - math.log(49_152)) > 1e-4:
                 assert (now == label) is (one < math.log(49_152))
                 kept += now == label
             elif label == end:
-                assert now == end, "the end of a turn is learned whatever the base thinks"
+                assert now == end, "the end of a turn is always learned"
     assert 0 < kept < data.counts.supervised_tokens
     assert left.counts.supervised_tokens == sum(e.supervised for e in left.examples)
     assert left.digest == data.digest
@@ -55,17 +55,17 @@ def test_the_mask_leaves_what_the_base_finds_probable(
     assert dataset[0]["labels"] == list(left.examples[0].labels)
 
 
-def test_a_mask_that_leaves_nothing_is_refused(
-    tiny_backbone: Backbone, tiny_recipe: Recipe
-) -> None:
+def test_masking_every_label_is_refused(tiny_backbone: Backbone, tiny_recipe: Recipe) -> None:
     model = attach(tiny_backbone, tiny_recipe.adapter, 0)
     rows, _ = training_rows(tiny_recipe.data, 0)
     data = prepare(rows, tiny_backbone.tokenizer, tiny_recipe.data)
-    with pytest.raises(TrainingError, match=r"retention\.token_masking\.max_perplexity: 2\.5"):
-        without_improbable(data, model, tiny_backbone, TokenMaskingSpec(), 256)
+    with pytest.raises(
+        TrainingError, match=r"retention\.token_masking\.max_perplexity: .* \(got 2\.5\)"
+    ):
+        mask_improbable_tokens(data, model, tiny_backbone, TokenMaskingSpec(), 256)
 
 
-def test_a_masked_run_says_how_much_it_masked(
+def test_a_run_reports_the_number_of_masked_tokens(
     tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(changed(tiny_recipe, {"token_masking": {"max_perplexity": 49_152}}), tmp_path / "run")

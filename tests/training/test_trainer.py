@@ -19,8 +19,10 @@ from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.training.arguments import micro_batch_size
+from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.retention.methods import RetentionMethods
 from lora_kit.training.supervised import SupervisedTrainer
-from lora_kit.training.trainer import TrainingResult, train
+from lora_kit.training.trainer import TrainingResult, run_training
 from lora_kit.training.validation import validation_loss
 
 GOLDEN = [10.738, 10.560, 10.517, 10.484]
@@ -36,7 +38,8 @@ def train_once(recipe: Recipe, root: Path) -> tuple[TrainingResult, str]:
     model = attach(backbone, recipe.adapter, recipe.seed)
     held_out = prepare(validation_rows(recipe.data, recipe.seed), backbone.tokenizer, recipe.data)
     run = RunDirectory(root)
-    result = train(recipe, backbone, model, data_of(recipe, backbone), held_out, run)
+    data = data_of(recipe, backbone)
+    result = run_training(TrainingInputs(recipe, backbone, model, data, held_out, run))
     weights = (run.adapter / "adapter_model.safetensors").read_bytes()
     return result, hashlib.sha256(weights).hexdigest()
 
@@ -69,10 +72,10 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit(
 
 
 def test_the_loss_curve_is_the_known_one(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    """A change that is not meant to alter training does not alter these figures."""
+    """Golden values: a change that should not alter training does not alter them."""
     recipe = with_training(tiny_recipe, epochs=4.0, learning_rate=5e-3)
     result, _ = train_once(recipe, tmp_path / "run")
-    # ln(49152) = 10.80 is what a random model starts from.
+    # A random model starts at ln(49152) = 10.80.
     losses = [entry["loss"] for entry in result.history]
     assert losses[::5] == pytest.approx(GOLDEN, abs=0.01)
 
@@ -85,6 +88,10 @@ def trainer_of(
     tokens: int | None = None,
     packing: bool = False,
 ) -> SupervisedTrainer:
+    recipe = with_training(recipe, micro_batch_size=micro, max_tokens_per_batch=tokens)
+    # By default a pack holds up to `max_length` tokens: enough for all examples of a step.
+    limits = recipe.data.model_copy(update={"packing": packing, "max_length": 2048})
+    recipe = recipe.model_copy(update={"data": limits})
     model = attach(backbone, recipe.adapter, recipe.seed)
     data = data_of(recipe, backbone)
     arguments = SFTConfig(
@@ -101,26 +108,14 @@ def trainer_of(
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    return SupervisedTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data.to_dataset(),
-        lengths=data.lengths.tolist(),
-        processing_class=backbone.tokenizer,
-        batch_size=recipe.training.batch_size,
-        like_length=micro,
-        micro_batch_size=micro,
-        max_tokens_per_batch=tokens,
-        packing=packing,
-        pad_token_id=backbone.tokenizer.pad_token_id,
-        save_total_limit=1,
-    )
+    inputs = TrainingInputs(recipe, backbone, model, data, None, RunDirectory(directory))
+    return SupervisedTrainer(args=arguments, inputs=inputs, retention=RetentionMethods())
 
 
 def first_gradient(
     backbone: Backbone, recipe: Recipe, micro: int, directory: Path, **options: Any
 ) -> torch.Tensor:
-    """The gradient of the first optimizer step over the same examples."""
+    """Return the gradient of the first optimizer step, over the same examples."""
     from transformers import TrainerCallback
 
     caught: list[torch.Tensor] = []
@@ -139,9 +134,9 @@ def first_gradient(
 def test_micro_batches_weigh_by_supervised_tokens(
     tiny: Path, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    """In one pass or in several, padded or packed, the gradient of a batch is the same."""
+    """In one pass or several, padded or packed: the gradient of a step is the same."""
     spec = BackboneSpec(model=str(tiny), quantization="none", dtype="float32")
-    # All examples in one step, of very different numbers of supervised tokens.
+    # All examples in one step, with very different numbers of supervised tokens.
     recipe = with_training(tiny_recipe, batch_size=16, max_grad_norm=1e9)
     ways: list[tuple[int, dict[str, Any]]] = [
         (16, {}),
@@ -208,7 +203,8 @@ def test_training_leaves_no_autocast_behind(
     backbone = load(resolve(spec), spec)
     model = attach(backbone, tiny_recipe.adapter, seed=0)
     run = RunDirectory(tmp_path / "run")
-    train(tiny_recipe, backbone, model, data_of(tiny_recipe, backbone), None, run)
+    data = data_of(tiny_recipe, backbone)
+    run_training(TrainingInputs(tiny_recipe, backbone, model, data, None, run))
     again = load(resolve(spec), spec)
     reloaded = attach_saved(again, run.adapter).eval()
     ids = torch.arange(64)[None]
@@ -223,15 +219,9 @@ def test_a_gradient_of_zero_is_an_error_at_the_first_step(
     for name, parameter in model.named_parameters():
         if "lora_A" in name or "lora_B" in name:
             torch.nn.init.zeros_(parameter)  # B @ A and both gradients vanish
+    data, run = data_of(tiny_recipe, tiny_backbone), RunDirectory(tmp_path / "run")
     with pytest.raises(TrainingError, match="gradient of step 1 is zero"):
-        train(
-            tiny_recipe,
-            tiny_backbone,
-            model,
-            data_of(tiny_recipe, tiny_backbone),
-            None,
-            RunDirectory(tmp_path / "run"),
-        )
+        run_training(TrainingInputs(tiny_recipe, tiny_backbone, model, data, None, run))
     assert not (tmp_path / "run" / "adapter").exists()
 
 
@@ -247,5 +237,5 @@ def test_a_forward_pass_has_no_more_than_a_processes_share(
 
 
 def test_a_batch_of_fewer_examples_than_processes_is_refused() -> None:
-    with pytest.raises(TrainingError, match=r"8 examples .* cannot be shared by 9 processes"):
+    with pytest.raises(TrainingError, match=r"batch_size: .* \(got 8 examples, 9 processes\)"):
         micro_batch_size(TrainingSpec(batch_size=8), 9, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The audit of training data: one pass over its rows, one over its examples."""
+"""Audit of training data, in one pass over the rows and one over the examples."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from lora_kit.data.audit.duplicates import TwinSearch
-from lora_kit.data.audit.findings import Audit, Classes
+from lora_kit.data.audit.duplicates import DuplicateSearch
+from lora_kit.data.audit.findings import Audit, ClassBalance
 from lora_kit.data.audit.item import AuditedItem, held_out_items
 from lora_kit.data.audit.judgement import problems, warnings
 from lora_kit.data.audit.leakage import LeakSearch
-from lora_kit.data.audit.shift import Sample, shifts
-from lora_kit.data.audit.tokens import tokens_of
-from lora_kit.data.audit.words import label_of, parts_of, words_of
+from lora_kit.data.audit.shift import TrainingSample, shifts
+from lora_kit.data.audit.tokens import token_statistics
+from lora_kit.data.audit.words import hash_words, row_texts
 from lora_kit.data.rows import Row
 from lora_kit.data.tokenization import Example
 from lora_kit.recipe.data import AuditSpec
@@ -26,6 +26,7 @@ from lora_kit.runtime.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Rows per block.
 _BLOCK = 512
 
 
@@ -37,84 +38,86 @@ def audit(
     tokenizer: PreTrainedTokenizerBase,
     limits: AuditSpec,
 ) -> Audit:
-    """Look for what is wrong with training data; nothing is refused here (see `refuse`).
+    """Audit training data for duplicates, leaked items, truncation, class balance and shift.
 
-    Rows and examples are gone over once, and kept as hashes: about 200 bytes a row. Items and
-    held-out rows are kept whole.
+    Problems are reported, not raised (see `refuse_problems`). Rows and examples are read once and
+    held as hashes, about 200 bytes per row; items and held-out rows are held in memory.
 
     Args:
-        rows: to train on, replay included.
-        examples: what they were made into, cut ones marked; dropped ones may be missing.
-        items: of all suites, see `lora_kit.evaluation.audited`.
-        held_out: the validation rows.
-        tokenizer: that made the examples.
-        limits: `data.audit` of the recipe.
+        rows: training rows, including replay.
+        examples: examples made of the rows; dropped ones may be missing.
+        items: evaluation items of all suites (see `lora_kit.evaluation.audited`).
+        held_out: validation rows.
+        tokenizer: tokenizer that made the examples.
+        limits: the recipe's `data.audit`.
     """
     started = time.perf_counter()
     leaks = LeakSearch([*items, *held_out_items(held_out)])
-    twins, sample = TwinSearch(), Sample.of(len(rows))
+    duplicates, sample = DuplicateSearch(), TrainingSample.of(len(rows))
     labels: Counter[str] = Counter()
     origins = array("q")
     for block in _blocks(rows):
-        texts = [parts_of(row) for row in block]
-        words = [words_of(parts) for parts in texts]
-        leaks.look(words, first_row=len(origins))
-        twins.look(texts, words)
-        sample.look(block, first_row=len(origins))
-        labels.update(label for label in map(label_of, block) if label is not None)
+        texts = [row_texts(row) for row in block]
+        words = [hash_words(parts) for parts in texts]
+        leaks.update(words, first_row=len(origins))
+        duplicates.update(texts, words)
+        sample.update(block, first_row=len(origins))
+        labels.update(row.label for row in block if row.label is not None)
         origins.extend(hash(row.origin) for row in block)
     leakage = leaks.result(rows)
-    found = Audit(
-        duplicates=twins.result(rows),
+    result = Audit(
+        duplicates=duplicates.result(rows),
         leakage=leakage[:-1] if held_out else leakage,
         validation=leakage[-1] if held_out else None,
-        tokens=tokens_of(rows, origins, examples, tokenizer),
-        classes=Classes(dict(labels.most_common())),
+        tokens=token_statistics(rows, origins, examples, tokenizer),
+        classes=ClassBalance(dict(labels.most_common())),
         shifts=tuple(shifts(sample, held_out, items)),
     )
     return dataclasses.replace(
-        found,
-        problems=problems(found, limits),
-        warnings=warnings(found, limits),
+        result,
+        problems=problems(result, limits),
+        warnings=warnings(result, limits),
         seconds=time.perf_counter() - started,
     )
 
 
-def refuse_known(
+def refuse_leaked_items(
     rows: Sequence[Row], items: Sequence[AuditedItem], limit: float, field: str
 ) -> None:
-    """Stop where texts that a model is held to are those by which it is measured.
+    """Refuse retention texts that contain evaluation items.
 
     Args:
-        rows: the texts.
-        items: of all suites.
-        limit: `data.audit.leakage` of the recipe.
-        field: of the recipe, for the error.
+        rows: rows of the retention texts.
+        items: evaluation items of all suites.
+        limit: the recipe's `data.audit.leakage`, as a fraction of a task's items.
+        field: recipe field of the texts, for the error message.
 
     Raises:
-        DataError: naming the first task of which more items than that stand in the texts.
+        DataError: if more items of a task than `limit` are in the texts; the message names the
+            first such task.
     """
     leaks, first = LeakSearch(items), 0
     for block in _blocks(rows):
-        leaks.look([words_of(parts_of(row)) for row in block], first_row=first)
+        leaks.update([hash_words(row_texts(row)) for row in block], first_row=first)
         first += len(block)
-    for found in leaks.result(rows):
-        if found.share > limit:
+    for leakage in leaks.result(rows):
+        if leakage.share > limit:
             raise DataError(
-                f"{field}.source: {found.leaked:,} of {found.items:,} items of {found.suite}/"
-                f"{found.task} stand in these texts (data.audit.leakage: {limit:.1%}): held to "
-                "them, the model would seem to forget nothing. Choose another source or split"
+                f"{field}.source: the texts contain evaluation items, which would hide forgetting "
+                f"(got {leakage.leaked:,} of {leakage.items:,} items of "
+                f"{leakage.suite}/{leakage.task}, allowed: {limit:.1%}). Fix: use another source "
+                "or split"
             )
 
 
-def refuse(found: Audit) -> None:
-    """Stop where a limit is passed.
+def refuse_problems(result: Audit) -> None:
+    """Refuse training data that exceeds a limit of `data.audit`.
 
     Raises:
-        DataError: with everything that is past a limit, each with its remedy.
+        DataError: if a limit is exceeded; the message has one line per problem.
     """
-    if found.problems:
-        raise DataError("\n".join(found.problems))
+    if result.problems:
+        raise DataError("\n".join(result.problems))
 
 
 def _blocks(rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -1,4 +1,4 @@
-"""What an audit finds: counts, shares and the places of a few examples, never the texts."""
+"""Findings of an audit: counts, shares and the origins of a few examples, never the texts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Places that a finding names.
+# Examples named by each finding.
 EXAMPLES = 5
 
 
 @dataclass(frozen=True)
-class Twin:
-    """A row that says what an earlier row says.
+class DuplicatePair:
+    """Row that duplicates an earlier row.
 
     Attributes:
-        similarity: 1 if nothing but case and white space differs, else the estimated Jaccard
-            similarity of their runs of words.
+        origin: origin of the row.
+        earlier: origin of the earlier row.
+        similarity: 1 if only case and white space differ, otherwise the estimated Jaccard
+            similarity of their word 5-grams.
     """
 
     origin: str
@@ -26,31 +28,37 @@ class Twin:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Rows that stand there before.
+    """Counts of duplicate rows.
 
     Attributes:
-        exact: rows that an earlier one equals but for case and white space.
-        near: other rows that share at least 0.8 of their runs of words with an earlier one.
+        rows: all rows.
+        exact: rows that equal an earlier row except for case and white space.
+        near: other rows whose word 5-grams have a Jaccard similarity of at least 0.8 to those of
+            an earlier row.
+        examples: the first duplicates, exact ones first.
     """
 
     rows: int
     exact: int
     near: int
-    examples: tuple[Twin, ...] = ()
+    examples: tuple[DuplicatePair, ...] = ()
 
     @property
     def share(self) -> float:
-        """Of the rows that are exact duplicates."""
+        """Return the fraction of rows that are exact duplicates."""
         return self.exact / max(self.rows, 1)
 
 
 @dataclass(frozen=True)
 class Leak:
-    """An item and the training row that it stands in.
+    """Evaluation item and the training row that contains it.
 
     Attributes:
-        kind: `exact`; `near`, at least 0.7 of it; `prompt`: without its answer.
-        coverage: share of the item's runs of words that the row holds.
+        item: id of the item.
+        origin: origin of the training row.
+        kind: `exact`; `near` if the row has at least 0.7 of the item; `prompt` if the row lacks
+            the answer.
+        coverage: fraction of the item's n-grams found in the row.
     """
 
     item: str
@@ -61,14 +69,17 @@ class Leak:
 
 @dataclass(frozen=True)
 class Leakage:
-    """Items of one task that stand in a training row.
+    """Items of one task found in training rows.
 
     Attributes:
-        exact: items whose prompt and answer stand there word for word.
-        near: other items of whose prompt and answer at least 0.7 stand there.
-        prompts: other items whose prompt stands there with no or another answer.
-        unchecked: items without a word to look for.
-        examples: leaks first, then prompts.
+        suite: name of the suite.
+        task: name of the task.
+        items: items of the task.
+        exact: items whose prompt and answer are in a training row word for word.
+        near: other items with at least 0.7 of prompt and answer in a training row.
+        prompts: other items whose prompt is in a training row, with another answer or none.
+        unchecked: items without any word to search for.
+        examples: the first leaks, then prompts.
     """
 
     suite: str
@@ -82,21 +93,25 @@ class Leakage:
 
     @property
     def leaked(self) -> int:
-        """Items whose prompt and answer stand in a training row."""
+        """Return the number of items whose prompt and answer are in a training row."""
         return self.exact + self.near
 
     @property
     def share(self) -> float:
-        """Of the items that leaked."""
+        """Return the fraction of items that leaked."""
         return self.leaked / max(self.items, 1)
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Tokens of the examples.
+class LengthStatistics:
+    """Distribution of the example lengths, in tokens.
 
     Attributes:
-        histogram: (longest, examples) of each bucket, in order; a bucket begins behind the last.
+        p50: median.
+        p90: 90th percentile.
+        p99: 99th percentile.
+        longest: maximum.
+        histogram: (maximum length, examples) of each bucket, in ascending order.
     """
 
     p50: int
@@ -107,14 +122,14 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Supervised tokens that are no text by themselves, but bytes of a character.
+class BrokenTokens:
+    """Supervised tokens that hold only some bytes of a character.
 
     Attributes:
-        supervised: tokens that are learned.
-        broken: of these, parts of a character.
-        scripts: where they come from: tokens by script, such as `DEVANAGARI`, or `symbols`.
-        examples: origins of the first rows.
+        supervised: supervised tokens.
+        broken: supervised tokens that are parts of a character.
+        scripts: broken tokens by script, such as `DEVANAGARI`, or `symbols`.
+        examples: origins of the first rows with broken tokens.
     """
 
     supervised: int
@@ -124,65 +139,69 @@ class Pieces:
 
     @property
     def share(self) -> float:
-        """Of the supervised tokens that are parts of a character."""
+        """Return the fraction of supervised tokens that are parts of a character."""
         return self.broken / max(self.supervised, 1)
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """What became of the rows as tokens.
+class TokenStatistics:
+    """Statistics of the tokenized rows.
 
     Attributes:
-        rows: that went in.
-        examples: that were looked at.
-        truncated: examples that were cut.
-        dropped: rows that no token is learned of.
+        rows: all rows.
+        examples: examples with a supervised token.
+        truncated: truncated examples.
+        dropped: rows without a supervised token.
+        lengths: distribution of the example lengths.
+        pieces: supervised tokens that are parts of a character.
+        truncated_examples: origins of the first truncated examples.
+        dropped_examples: origins of the first dropped rows.
     """
 
     rows: int
     examples: int
     truncated: int
     dropped: int
-    lengths: Lengths
-    pieces: Pieces
+    lengths: LengthStatistics
+    pieces: BrokenTokens
     truncated_examples: tuple[str, ...] = ()
     dropped_examples: tuple[str, ...] = ()
 
     @property
     def truncated_share(self) -> float:
-        """Of the rows that were cut."""
+        """Return the fraction of rows that are truncated."""
         return self.truncated / max(self.rows, 1)
 
     @property
     def dropped_share(self) -> float:
-        """Of the rows that are of no use."""
+        """Return the fraction of rows without a supervised token."""
         return self.dropped / max(self.rows, 1)
 
 
 @dataclass(frozen=True)
-class Classes:
-    """Rows of each label; empty where rows have none."""
+class ClassBalance:
+    """Rows per class; empty if rows have no label."""
 
     counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
-        """Rows of the smallest class over those of the largest; 1 without classes."""
+        """Return the size of the smallest class divided by the largest; 1 without classes."""
         return min(self.counts.values()) / max(self.counts.values()) if self.counts else 1.0
 
 
 @dataclass(frozen=True)
 class Shift:
-    """How well a classifier tells training rows from others.
+    """Accuracy of a classifier that separates training rows from other rows.
 
     Attributes:
-        other: what they are compared with: `data.validation`, or a suite.
-        rows: training rows that were compared.
-        others: of the others.
-        auc: area under the ROC curve: 0.5 by chance, 1 for a classifier that is never wrong.
-        low: of its 95% interval.
-        high: of the same.
-        p_value: one-sided, of an area this large by chance.
+        other: the other rows: `data.validation`, or the name of a suite.
+        rows: training rows compared.
+        others: other rows compared.
+        auc: area under the ROC curve: 0.5 for chance, 1 for perfect separation.
+        low: lower bound of the 95% interval of the area.
+        high: upper bound of the 95% interval of the area.
+        p_value: one-sided p-value of an area this large by chance.
     """
 
     other: str
@@ -194,40 +213,44 @@ class Shift:
     p_value: float
 
     @property
-    def found(self) -> bool:
-        """Whether the classifier is better than chance."""
+    def significant(self) -> bool:
+        """Return True if the classifier is significantly better than chance."""
         return self.low > 0.5 and self.p_value < 0.05
 
 
 @dataclass(frozen=True)
 class Audit:
-    """All that was found.
+    """Result of an audit.
 
     Attributes:
-        leakage: one a task.
-        validation: the same of the held-out rows; `None` without any.
-        shifts: against the held-out rows and each gain suite, where both are large enough.
-        problems: what is past a limit of `data.audit`, in words; empty where nothing is.
-        warnings: what is probably not meant, in words.
-        seconds: that it took.
+        duplicates: duplicate rows.
+        leakage: evaluation items in training rows, one entry per task.
+        validation: held-out rows in training rows; `None` without held-out rows.
+        tokens: statistics of the tokenized rows.
+        classes: rows per class.
+        shifts: comparisons with the held-out rows and each gain suite, if both sides have enough
+            rows.
+        problems: messages for exceeded limits of `data.audit`.
+        warnings: messages for findings that are probably not intended.
+        seconds: duration of the audit.
     """
 
     duplicates: Duplicates
     leakage: tuple[Leakage, ...]
     validation: Leakage | None
-    tokens: Tokens
-    classes: Classes
+    tokens: TokenStatistics
+    classes: ClassBalance
     shifts: tuple[Shift, ...]
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, the shares with the counts."""
+        """Return the audit as a JSON-serializable dictionary, shares included."""
         value = asdict(self)
         value["duplicates"]["share"] = self.duplicates.share
-        for one, found in zip(value["leakage"], self.leakage, strict=True):
-            one["share"] = found.share
+        for one, leakage in zip(value["leakage"], self.leakage, strict=True):
+            one["share"] = leakage.share
         if self.validation is not None:
             value["validation"]["share"] = self.validation.share
         value["tokens"]["truncated_share"] = self.tokens.truncated_share

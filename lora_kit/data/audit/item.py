@@ -1,11 +1,11 @@
-"""An evaluation item as the audit sees it."""
+"""Evaluation items in the form that the audit compares with training rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lora_kit.data.audit.words import parts_of
+from lora_kit.data.audit.words import row_texts
 from lora_kit.data.rows import Row
 
 VALIDATION = "data.validation"
@@ -13,15 +13,16 @@ VALIDATION = "data.validation"
 
 @dataclass(frozen=True)
 class AuditedItem:
-    """What an item asks, and what would be right.
+    """Prompt of an evaluation item with its correct answers.
 
     Attributes:
-        id: within its task.
-        prompt: what is asked, without what a template says around it; empty for a text whose
-            likelihood is taken.
-        answers: any of which is right; none where an answer is only checked.
-        gain: whether its suite is one that the adapter is to be better at.
-        cluster: items of one cluster are not independent.
+        suite: name of the suite.
+        task: name of the task.
+        id: id of the item within its task.
+        prompt: the prompt without the task's template; empty for a text scored by likelihood.
+        answers: correct answers; empty if answers are verified by a program.
+        gain: if true, the suite has the role `gain`.
+        cluster: name of a group of dependent items.
     """
 
     suite: str
@@ -34,16 +35,16 @@ class AuditedItem:
 
 
 def held_out_items(rows: Iterable[Row]) -> list[AuditedItem]:
-    """Rows as items: the last turn or the label is what is asked for, a text alone is an answer."""
+    """Convert rows to items whose answer is the label, the last turn or the text of the row."""
     items = []
     for row in rows:
-        *asked, answer = parts_of(row) or ("",)
+        *prompt, answer = row_texts(row) or ("",)
         items.append(
             AuditedItem(
                 suite=VALIDATION,
                 task="rows",
                 id=row.origin,
-                prompt="\n\n".join(asked),
+                prompt="\n\n".join(prompt),
                 answers=(answer,),
                 cluster=row.cluster,
             )

@@ -1,9 +1,9 @@
-"""Whether training rows are of the same kind as others: a two-sample test by a classifier.
+"""Distribution shift between training rows and other rows: a classifier two-sample test.
 
-Lopez-Paz & Oquab 2017 (arXiv:1610.06545): where the two are alike, no classifier tells them apart.
-Ours is a logistic regression on TF-IDF of words and pairs of words, cross-validated, with rows of
-one cluster in one part. Theirs reports accuracy; the area under the ROC curve is the same for sets
-of unlike sizes.
+Lopez-Paz & Oquab 2017 (arXiv:1610.06545): if two samples have the same distribution, no classifier
+separates them. The classifier here is a logistic regression on TF-IDF of words and word pairs,
+cross-validated with all rows of a cluster in one fold. The paper reports accuracy; the area under
+the ROC curve does not depend on the sizes of the samples.
 """
 
 from __future__ import annotations
@@ -26,47 +26,52 @@ from lora_kit.data.rows import Row
 
 Flags = NDArray[np.bool_]
 
-MOST = 2000
-"""Rows of each kind that are compared."""
-FEWEST = 10
-"""Rows of each kind that it takes."""
-_PARTS = 5
-# Of a document, its beginning: it tells what kind it is.
+MAX_ROWS = 2000
+"""Maximum rows compared per sample."""
+MIN_ROWS = 10
+"""Minimum rows per sample."""
+_FOLDS = 5
+# Characters from the start of a document, which suffice to recognize its kind.
 _CHARACTERS = 20_000
 
 
 @dataclass
-class Sample:
-    """Up to 2,000 training rows, chosen before they are seen.
+class TrainingSample:
+    """Sample of up to `MAX_ROWS` training rows, drawn before the rows are read.
 
     Attributes:
-        chosen: their numbers.
-        items: the rows, as they come, as a prompt and an answer.
+        chosen: indices of the sampled rows.
+        items: the sampled rows read so far, as items.
     """
 
     chosen: frozenset[int]
     items: list[AuditedItem] = field(default_factory=list)
 
     @classmethod
-    def of(cls, rows: int) -> Sample:
-        """The same ones of so many rows each time."""
-        return cls(frozenset(_some(rows)))
+    def of(cls, rows: int) -> TrainingSample:
+        """Draw the sample for a number of rows; the same number gives the same sample."""
+        return cls(frozenset(_sample_indices(rows)))
 
-    def look(self, block: Sequence[Row], first_row: int) -> None:
-        """Keep the chosen ones of some rows, of which the first has this number."""
+    def update(self, block: Sequence[Row], first_row: int) -> None:
+        """Add the sampled rows of a block.
+
+        Args:
+            block: consecutive rows.
+            first_row: index of the first row of the block among all rows.
+        """
         self.items += held_out_items(
             row for number, row in enumerate(block, start=first_row) if number in self.chosen
         )
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows that one classifier was not trained on.
+class ScoredFold:
+    """Held-out fold with the scores of the classifier trained on the other folds.
 
     Attributes:
-        scores: (rows,) float64, larger where a row is taken for one of the others.
-        labels: (rows,) bool, whether it is one.
-        clusters: (rows,) int64.
+        scores: (rows,) float64, decision function; larger for rows classified as others.
+        labels: (rows,) bool, true for others.
+        clusters: (rows,) int64, index of the cluster.
     """
 
     scores: NDArray[np.float64]
@@ -75,59 +80,65 @@ class Part:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Training rows, and others."""
+        """Return the number of training rows and of others."""
         others = int(self.labels.sum())
         return len(self.labels) - others, others
 
     def placements(self) -> NDArray[np.float64]:
-        """Of each row, how many of the other kind it is ranked right against, as a share."""
+        """Compute the fraction of rows of the other sample that each row is ordered correctly with.
+
+        Returns:
+            (rows,) float64.
+        """
         rows, others = self.scores[~self.labels], self.scores[self.labels]
-        right = (others > rows[:, None]) + 0.5 * (others == rows[:, None])
+        ordered = (others > rows[:, None]) + 0.5 * (others == rows[:, None])
         shares = np.empty(len(self.scores))
-        shares[~self.labels] = right.mean(axis=1)
-        shares[self.labels] = right.mean(axis=0)
+        shares[~self.labels] = ordered.mean(axis=1)
+        shares[self.labels] = ordered.mean(axis=0)
         return shares
 
 
-def _some(count: int) -> list[int]:
-    return sorted(random.Random("shift").sample(range(count), min(count, MOST)))
+def _sample_indices(count: int) -> list[int]:
+    return sorted(random.Random("shift").sample(range(count), min(count, MAX_ROWS)))
 
 
-def shifts(training: Sample, held_out: Sequence[Row], items: Sequence[AuditedItem]) -> list[Shift]:
-    """Compare training rows with the held-out ones and with the items of each gain suite.
+def shifts(
+    training: TrainingSample, held_out: Sequence[Row], items: Sequence[AuditedItem]
+) -> list[Shift]:
+    """Compare training rows with the held-out rows and with the items of each gain suite.
 
-    A suite of too few items, or of items that all are of one cluster, is left out.
+    A suite with fewer than `MIN_ROWS` items, or with items of one cluster only, is skipped.
     """
-    others = {VALIDATION: held_out_items(held_out[n] for n in _some(len(held_out)))}
+    others = {VALIDATION: held_out_items(held_out[n] for n in _sample_indices(len(held_out)))}
     for item in items:
         if item.gain:
             others.setdefault(item.suite, []).append(item)
-    found = [
-        _shift(name, training.items, [some[n] for n in _some(len(some))])
-        for name, some in others.items()
+    results = [
+        _shift(name, training.items, [sample[n] for n in _sample_indices(len(sample))])
+        for name, sample in others.items()
     ]
-    return [one for one in found if one is not None]
+    return [one for one in results if one is not None]
 
 
 def _shift(name: str, rows: Sequence[AuditedItem], others: Sequence[AuditedItem]) -> Shift | None:
-    if min(len(rows), len(others)) < FEWEST:
+    if min(len(rows), len(others)) < MIN_ROWS:
         return None
-    # Items without an answer to show are compared by what is asked alone.
-    answered = any(item.answers for item in others)
-    texts = [_text(item, answered) for item in [*rows, *others]]
+    # If the others have no answers, only the prompts are compared.
+    with_answers = any(item.answers for item in others)
+    texts = [_text(item, with_answers) for item in [*rows, *others]]
     groups = [item.cluster or item.id for item in [*rows, *others]]
     labels = np.repeat([False, True], [len(rows), len(others)])
-    return area(name, _parts(texts, labels, groups))
+    return estimate_shift(name, _score_folds(texts, labels, groups))
 
 
-def _text(item: AuditedItem, answered: bool) -> str:
-    answer = item.answers[0] if item.answers and answered else ""
-    asked = item.prompt if item.prompt or answered else item.answers[0]
-    return f"{asked}\n{answer}"[:_CHARACTERS]
+def _text(item: AuditedItem, with_answer: bool) -> str:
+    answer = item.answers[0] if item.answers and with_answer else ""
+    prompt = item.prompt if item.prompt or with_answer else item.answers[0]
+    return f"{prompt}\n{answer}"[:_CHARACTERS]
 
 
-def _parts(texts: Sequence[str], labels: Flags, groups: Sequence[str]) -> list[Part]:
-    """Scores of each part by a classifier of the other parts; none where there is one cluster."""
+def _score_folds(texts: Sequence[str], labels: Flags, groups: Sequence[str]) -> list[ScoredFold]:
+    """Cross-validate the classifier; return no folds if a sample has only one cluster."""
     vectorizer = HashingVectorizer(
         ngram_range=(1, 2),
         token_pattern=r"\w+",
@@ -140,45 +151,45 @@ def _parts(texts: Sequence[str], labels: Flags, groups: Sequence[str]) -> list[P
     fewest = min(len(set(clusters[labels])), len(set(clusters[~labels])))
     if fewest < 2:
         return []
-    parts = []
-    folds = StratifiedGroupKFold(min(_PARTS, fewest), shuffle=True, random_state=0)
+    scored = []
+    folds = StratifiedGroupKFold(min(_FOLDS, fewest), shuffle=True, random_state=0)
     for trained, tested in folds.split(features, labels, clusters):
         if len(set(labels[trained])) == len(set(labels[tested])) == 2:
             classifier = LogisticRegression(class_weight="balanced", max_iter=200)
             classifier.fit(features[trained], labels[trained])
             scores = classifier.decision_function(features[tested])
-            parts.append(Part(scores, labels[tested], clusters[tested]))
-    return parts
+            scored.append(ScoredFold(scores, labels[tested], clusters[tested]))
+    return scored
 
 
-def area(name: str, parts: Sequence[Part]) -> Shift | None:
-    """The area under the ROC curve, with its interval; `None` of no parts.
+def estimate_shift(name: str, folds: Sequence[ScoredFold]) -> Shift | None:
+    """Estimate the area under the ROC curve with its interval; `None` without folds.
 
-    The interval is that of clustered data (Obuchowski 1997, Biometrics 53:567): how much each
-    cluster moves the area. Rows are compared within a part only, since each part has a classifier
-    of its own, whose threshold says more of the sizes of the classes that it saw than of the rows.
+    The interval is for clustered data (Obuchowski 1997, Biometrics 53:567), from the influence of
+    each cluster on the area. Rows are compared only within a fold: each fold has its own
+    classifier, whose threshold depends on the class sizes it was trained on.
     """
-    if not parts:
+    if not folds:
         return None
-    sizes = np.array([part.sizes for part in parts])
+    sizes = np.array([fold.sizes for fold in folds])
     pairs = sizes.prod(axis=1)
     weights = pairs / pairs.sum()
-    placements = [part.placements() for part in parts]
-    areas = [own[part.labels].mean() for own, part in zip(placements, parts, strict=True)]
+    placements = [fold.placements() for fold in folds]
+    areas = [own[fold.labels].mean() for own, fold in zip(placements, folds, strict=True)]
     auc = float(weights @ areas)
-    moves = np.concatenate(
+    influence = np.concatenate(
         [
-            weight * (own - auc) / np.where(part.labels, *part.sizes[::-1])
-            for weight, own, part in zip(weights, placements, parts, strict=True)
+            weight * (own - auc) / np.where(fold.labels, *fold.sizes[::-1])
+            for weight, own, fold in zip(weights, placements, folds, strict=True)
         ]
     )
-    labels = np.concatenate([part.labels for part in parts])
-    clusters = np.concatenate([part.clusters for part in parts])
+    labels = np.concatenate([fold.labels for fold in folds])
+    clusters = np.concatenate([fold.clusters for fold in folds])
     count = len(set(clusters))
-    deviation = math.sqrt((np.bincount(clusters, moves) ** 2).sum() * count / max(count - 1, 1))
+    deviation = math.sqrt((np.bincount(clusters, influence) ** 2).sum() * count / max(count - 1, 1))
     freedom = max(min(len(set(clusters[labels])), len(set(clusters[~labels]))) - 1, 1)
     half = float(t.ppf(0.975, freedom)) * deviation
-    # Where it is never wrong there is no deviation left; then chance alone says how sure that is.
+    # With perfect separation the deviation is 0; the p-value then comes from the null distribution.
     chance = math.sqrt((pairs * (sizes.sum(axis=1) + 1) / 12).sum()) / pairs.sum()
     by_clusters = t.sf((auc - 0.5) / deviation, freedom) if deviation else 0.0
     return Shift(

@@ -1,4 +1,4 @@
-"""What became of the rows as tokens: lengths, cuts, and characters that are broken into bytes."""
+"""Token statistics of training rows: lengths, truncation, and characters broken into bytes."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_kit.data.audit.findings import EXAMPLES, Lengths, Pieces, Tokens
+from lora_kit.data.audit.findings import EXAMPLES, BrokenTokens, LengthStatistics, TokenStatistics
 from lora_kit.data.rows import Row
-from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.data.tokenization import IGNORE_INDEX, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Bytes of a character of several, as sentencepiece writes them.
+# Bytes of a multi-byte character in the notation of sentencepiece.
 _BYTE_PIECE = re.compile(r"<0x[89A-Fa-f][0-9A-Fa-f]>")
 _REPLACEMENT = "\ufffd"
 _SHORTEST_BUCKET = 32
 
 
-class PieceCount:
-    """Counts supervised tokens that are no text by themselves, with the script they are of.
+class BrokenTokenCounter:
+    """Counter of supervised tokens that hold only some bytes of a character, by script.
 
-    A token is one where its bytes are no valid UTF-8: the tokenizer decodes it to U+FFFD, or has it
-    as a byte such as `<0xE4>`. Such a character costs two to four tokens, and the model can write
-    the half of it.
+    A token is broken if its bytes are not valid UTF-8: the tokenizer decodes it to U+FFFD, or its
+    name is a byte such as `<0xE4>`. Such a character costs two to four tokens, and the model can
+    generate an incomplete one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -41,8 +41,13 @@ class PieceCount:
         self._origins: list[str] = []
         self._supervised = 0
 
-    def look(self, supervised: NDArray[np.int64], origin: str) -> None:
-        """Take in the supervised tokens of one example, in their order."""
+    def update(self, supervised: NDArray[np.int64], origin: str) -> None:
+        """Add the supervised tokens of one example.
+
+        Args:
+            supervised: (tokens,) int64, token ids in order.
+            origin: origin of the example.
+        """
         self._supervised += len(supervised)
         before = self._scripts.total()
         for broken, run in groupby(supervised.tolist(), self._is_broken):
@@ -59,14 +64,14 @@ class PieceCount:
         return self._broken[token]
 
     def _count(self, run: list[int]) -> None:
-        """The tokens of one run go to the script of its first character that is not ASCII."""
+        """Count consecutive broken tokens for the script of their first non-ASCII character."""
         text = str(self._tokenizer.decode(run))
-        whole = [c for c in text if ord(c) > 127 and c != _REPLACEMENT]
-        self._scripts[script_of(whole[0]) if whole else "unknown"] += len(run)
+        characters = [c for c in text if ord(c) > 127 and c != _REPLACEMENT]
+        self._scripts[script_of(characters[0]) if characters else "unknown"] += len(run)
 
-    def result(self) -> Pieces:
-        """The count, the most frequent scripts first."""
-        return Pieces(
+    def result(self) -> BrokenTokens:
+        """Return the counts, the most frequent scripts first."""
+        return BrokenTokens(
             supervised=self._supervised,
             broken=self._scripts.total(),
             scripts=dict(self._scripts.most_common()),
@@ -75,60 +80,62 @@ class PieceCount:
 
 
 def script_of(character: str) -> str:
-    """The first word of a letter's name, such as `CJK`; of anything else, `symbols`."""
+    """Return the first word of a letter's Unicode name, such as `CJK`; otherwise `symbols`."""
     if unicodedata.category(character)[0] not in "LMN":
         return "symbols"
     return unicodedata.name(character, "unknown").split()[0]
 
 
-def tokens_of(
+def token_statistics(
     rows: Sequence[Row],
     origins: Sequence[int],
     examples: Iterable[Example],
     tokenizer: PreTrainedTokenizerBase,
-) -> Tokens:
-    """Go over the examples once.
+) -> TokenStatistics:
+    """Compute token statistics in one pass over the examples.
 
     Args:
-        rows: what the examples were made of; only asked where the dropped ones stand.
-        origins: the hash of each row's origin.
-        examples: of the rows; those of which nothing is learned may be among them or be missing.
-        tokenizer: that made the examples.
+        rows: rows of the examples; only the origins of dropped rows are read.
+        origins: hash of each row's origin.
+        examples: examples of the rows; those without a supervised token may be present or missing.
+        tokenizer: tokenizer that made the examples.
     """
-    pieces = PieceCount(tokenizer)
-    lengths, kept = array("q"), array("q")
+    pieces = BrokenTokenCounter(tokenizer)
+    lengths, used_origins = array("q"), array("q")
     truncated = masked = 0
-    cut: list[str] = []
+    truncated_examples: list[str] = []
     for example in examples:
         labels = np.array(example.labels, np.int64)
-        supervised = labels[labels != IGNORED]
+        supervised = labels[labels != IGNORE_INDEX]
         if not len(supervised):
             masked += 1
             continue
         lengths.append(len(example.input_ids))
-        kept.append(hash(example.origin))
-        pieces.look(supervised, example.origin)
+        used_origins.append(hash(example.origin))
+        pieces.update(supervised, example.origin)
         if example.truncated:
             truncated += 1
-            cut += [example.origin] * (len(cut) < EXAMPLES)
-    missing = np.flatnonzero(~np.isin(np.array(origins, np.int64), np.array(kept, np.int64)))
-    return Tokens(
+            if len(truncated_examples) < EXAMPLES:
+                truncated_examples.append(example.origin)
+    used = np.isin(np.array(origins, np.int64), np.array(used_origins, np.int64))
+    missing = np.flatnonzero(~used)
+    return TokenStatistics(
         rows=len(rows),
         examples=len(lengths),
         truncated=truncated,
         dropped=max(len(rows) - len(lengths), masked),
         lengths=_lengths(np.array(lengths, np.int64)),
         pieces=pieces.result(),
-        truncated_examples=tuple(cut),
+        truncated_examples=tuple(truncated_examples),
         dropped_examples=tuple(rows[int(n)].origin for n in missing[:EXAMPLES]),
     )
 
 
-def _lengths(lengths: NDArray[np.int64]) -> Lengths:
-    """Percentiles, and a histogram in buckets of which each is twice as wide as the one before."""
+def _lengths(lengths: NDArray[np.int64]) -> LengthStatistics:
+    """Compute percentiles and a histogram whose buckets double in width."""
     if not len(lengths):
-        return Lengths(0, 0, 0, 0, ())
-    # A length that occurs, not one between two.
+        return LengthStatistics(0, 0, 0, 0, ())
+    # `inverted_cdf` returns a length that occurs, without interpolation.
     p50, p90, p99 = (int(n) for n in np.percentile(lengths, (50, 90, 99), method="inverted_cdf"))
     histogram = []
     shorter, bucket = 0, _SHORTEST_BUCKET
@@ -136,4 +143,4 @@ def _lengths(lengths: NDArray[np.int64]) -> Lengths:
         within = int((lengths <= bucket).sum())
         histogram.append((bucket, within - shorter))
         shorter, bucket = within, 2 * bucket
-    return Lengths(p50, p90, p99, int(lengths.max()), tuple(histogram))
+    return LengthStatistics(p50, p90, p99, int(lengths.max()), tuple(histogram))

@@ -1,1 +1,1 @@
-"""Data sources that are made from installed packages, without a network."""
+"""Built-in data sources, made from installed packages without a network."""

@@ -1,7 +1,7 @@
-"""`stdlib-areas`: one-line docstrings of the standard library, and the area that each is of.
+"""`stdlib-areas`: classification of standard library docstrings by area.
 
-A classification on every machine, whose classes are of unlike size: which of six areas of the
-Library Reference a summary was written in. Split by module, so that no file is in two splits.
+Available on every machine, with classes of different sizes: each one-line docstring belongs to one
+of six areas of the Library Reference. Split by module, so that no file is in two splits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 from lora_kit.data.builtin.docstrings import docstring_rows
 from lora_kit.data.rows import Message, Row
 
-# Modules and packages by area; those whose chapter is none of these are left out.
+# Modules and packages by area; those of other chapters are left out.
 AREAS = {
     "concurrency": "asyncio concurrent multiprocessing queue sched selectors subprocess threading",
     "data types": "_collections_abc _pydatetime _pydecimal array bisect calendar collections copy "
@@ -30,39 +30,35 @@ AREAS = {
     "socket socketserver ssl telnetlib urllib uuid webbrowser wsgiref xmlrpc",
 }
 AREA_OF = {module: area for area, modules in AREAS.items() for module in modules.split()}
-
-
-Words = tuple[str, ...]
-# Words in a row that two summaries do not share by chance.
-RUN = 7
+# Consecutive words that two summaries do not share by chance.
+NGRAM_WORDS = 7
 
 
 @cache
 def area_rows() -> tuple[Row, ...]:
-    """Every usable summary of a module that is of an area, in the order of files and lines.
+    """Return the usable summaries of all modules with an area, by file and line.
 
-    One that says the same as another is left out, such as that of a twin in C's stead: it would be
-    learned in one split and asked in another.
+    A summary that shares an n-gram with another one is left out, such as that of a C module's
+    Python twin: it could be trained on in one split and tested in another.
     """
-    found = [(_words(row), row, area) for row in docstring_rows() if (area := _area(row))]
-    known: Counter[Words] = Counter()
-    for words, _, _ in found:
-        known.update(run for size in range(1, RUN + 1) for run in set(_runs(words, size)))
+    summaries = []
+    for row in docstring_rows():
+        area = AREA_OF.get(row.cluster.split("/")[0].removesuffix(".py"))
+        if area:
+            words = tuple(re.findall(r"[^\W_]+", row.messages[-1].content.casefold()))
+            summaries.append((words, row, area))
+    counts: Counter[tuple[str, ...]] = Counter()
+    for words, _, _ in summaries:
+        counts.update(
+            ngram for size in range(1, NGRAM_WORDS + 1) for ngram in set(_ngrams(words, size))
+        )
     rows = []
-    for words, row, area in found:
-        if all(known[run] == 1 for run in _runs(words, min(RUN, len(words)))):
+    for words, row, area in summaries:
+        if all(counts[ngram] == 1 for ngram in _ngrams(words, min(NGRAM_WORDS, len(words)))):
             messages = (Message("user", row.messages[-1].content), Message("assistant", area))
             rows.append(Row(row.origin, row.cluster, messages, completion_from=1, label=area))
     return tuple(rows)
 
 
-def _area(row: Row) -> str | None:
-    return AREA_OF.get(row.cluster.split("/")[0].removesuffix(".py"))
-
-
-def _words(row: Row) -> Words:
-    return tuple(re.findall(r"[^\W_]+", row.messages[-1].content.casefold()))
-
-
-def _runs(words: Words, size: int) -> list[Words]:
+def _ngrams(words: tuple[str, ...], size: int) -> list[tuple[str, ...]]:
     return [words[start : start + size] for start in range(len(words) - size + 1)]

@@ -1,8 +1,9 @@
-"""`stdlib-docstrings`: functions of this machine's Python standard library and their summaries.
+"""`stdlib-docstrings`: functions of the installed Python standard library and their summaries.
 
-`stdlib-docstring-pairs`: the same, beside each summary that of another function of the module.
+`stdlib-docstring-pairs`: preference pairs of the same functions, where the rejected answer is the
+summary of another function of the module.
 
-Real text on every machine, nothing to fetch. Split by module, so that no file is in two splits.
+Real text on every machine, without a download. Split by module, so that no file is in two splits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__p
 
 @cache
 def docstring_rows() -> tuple[Row, ...]:
-    """Every function with a usable docstring, in the order of files and lines."""
+    """Return all functions with a usable docstring, by file and line."""
     library = Path(sysconfig.get_paths()["stdlib"])
     seen: set[str] = set()
     rows = []
@@ -50,19 +51,19 @@ def docstring_rows() -> tuple[Row, ...]:
 
 @cache
 def docstring_pairs() -> tuple[Row, ...]:
-    """A function, its own summary, and as the worse answer that of another of its module.
+    """Return preference pairs: a function's summary against that of another function.
 
-    The other one is that which differs least in length, so that length tells nothing; modules of
-    one usable function give no pair.
+    The rejected summary is the one of the same module closest in length, so that the length gives
+    no hint; modules with one usable function give no pair.
     """
-    of_module: dict[str, list[Row]] = {}
+    by_module: dict[str, list[Row]] = {}
     for row in docstring_rows():
-        of_module.setdefault(row.cluster, []).append(row)
+        by_module.setdefault(row.cluster, []).append(row)
     return tuple(
         dataclasses.replace(
             row, completion_from=1, rejected=(_nearest_in_length(row, rows),), format="preference"
         )
-        for rows in of_module.values()
+        for rows in by_module.values()
         if len(rows) > 1
         for row in rows
     )
@@ -79,10 +80,10 @@ def _functions(path: Path) -> Iterator[tuple[int, str, str]]:
     try:
         source = path.read_text(encoding="utf-8")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in files that are not ours
+            warnings.simplefilter("ignore")  # invalid escapes in files of the standard library
             tree = ast.parse(source)
     except (SyntaxError, UnicodeDecodeError, OSError):
-        return  # fixtures of lib2to3 are no valid Python on purpose
+        return  # fixtures of lib2to3 are intentionally invalid Python
     lines = source.splitlines()
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
@@ -92,10 +93,10 @@ def _functions(path: Path) -> Iterator[tuple[int, str, str]]:
         if len(summary) not in SUMMARY_CHARACTERS:
             continue
         statement = node.body[0]
-        kept = (
+        without_docstring = (
             lines[node.lineno - 1 : statement.lineno - 1]
             + lines[statement.end_lineno or statement.lineno : node.end_lineno]
         )
-        code = textwrap.dedent("\n".join(kept)).strip()
+        code = textwrap.dedent("\n".join(without_docstring)).strip()
         if len(code) in CODE_CHARACTERS and summary not in code:
             yield node.lineno, code, summary

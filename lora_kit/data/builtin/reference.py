@@ -1,6 +1,6 @@
-"""`python-reference`: the language reference that Python carries in `pydoc_data.topics`, as prose.
+"""`python-reference`: the language reference in `pydoc_data.topics`, as prose.
 
-Cut into documents of a few paragraphs; the documents of one topic are one cluster and stay in one
+Split into documents of a few paragraphs; the documents of a topic form one cluster and stay in one
 split.
 """
 
@@ -18,11 +18,11 @@ _SPACE = re.compile(r"\s+")
 
 @cache
 def reference_rows() -> tuple[Row, ...]:
-    """Every document, in the order of topics."""
+    """Return all documents, by topic."""
     rows = []
     seen: set[str] = set()
     for topic in sorted(pydoc_data.topics.topics):
-        # Topics repeat paragraphs of one another, which would then be in two splits.
+        # Topics share paragraphs, which would then be in two splits.
         paragraphs = [
             paragraph
             for paragraph in pydoc_data.topics.topics[topic].split("\n\n")
@@ -35,7 +35,7 @@ def reference_rows() -> tuple[Row, ...]:
 
 
 def _documents(paragraphs: list[str]) -> list[str]:
-    """Paragraphs joined up to a length; a rest too short to say much is left out."""
+    """Join paragraphs into documents of limited length, and drop documents that are too short."""
     documents: list[str] = []
     current = ""
     for paragraph in paragraphs:

@@ -1,6 +1,7 @@
-"""`sums`: generated additions with an answer that can be verified.
+"""`sums`: generated additions with verifiable answers.
 
-Of numbers that the evaluation's own arithmetic does not have: there the larger number is below 60.
+The numbers do not overlap with the arithmetic items of the evaluation, whose larger number is below
+60.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ LARGER, SMALLER = range(61, 100), range(11, 40)
 
 @cache
 def sum_rows() -> tuple[Row, ...]:
-    """Every sum of one number of `LARGER` and one of `SMALLER`, each a cluster."""
+    """Return all sums of a number in `LARGER` and one in `SMALLER`, each its own cluster."""
     return tuple(
         Row(
             origin=f"{a}-plus-{b}",

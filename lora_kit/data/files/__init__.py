@@ -1,1 +1,1 @@
-"""Reading rows from JSON lines, CSV, Parquet and data set folders."""
+"""Readers of rows: JSON Lines, JSON, CSV, Parquet, saved data sets and the hub."""

@@ -1,7 +1,7 @@
-"""Files of rows: which endings are read, how a compressed one is unpacked, and what a folder holds.
+"""Files of rows: supported endings, decompression, and the contents of a folder.
 
-A folder is read as `datasets.load_dataset` reads one, with what lies in the folders below it, but
-nothing is left out without a word: a file that is no row of data and not known to be none is named.
+A folder is read recursively, as by `datasets.load_dataset`, but no file is skipped silently: a file
+that is neither readable as rows nor known to hold none is an error.
 """
 
 from __future__ import annotations
@@ -23,57 +23,57 @@ from lora_kit.runtime.hashes import file_sha256
 
 LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*LINES, ".json", *READERS)
-# What Arrow calls the compression of an ending.
+# Arrow's name of the compression, by ending.
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-ENDINGS = f"{', '.join(SUFFIXES)}, also with {', '.join(COMPRESSIONS)} behind it"
-# What lies beside rows and holds none: texts about them, and what `datasets` writes of its own.
+ENDINGS = f"{', '.join(SUFFIXES)}, optionally followed by {', '.join(COMPRESSIONS)}"
+# Files without rows that are skipped: documentation, and metadata written by `datasets`.
 ABOUT = re.compile(r"(readme|licen[sc]e|copying|notice|citation)\b.*", re.IGNORECASE)
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-# Words of a path that tell a split, as `datasets` knows them.
+# Words in a path that name a split, as in `datasets`.
 SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-# Files that a message names.
-NAMED = 5
+# Files named in an error message.
+MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of rows.
+    """File of rows.
 
     Attributes:
-        given: as its user knows it.
-        kind: the ending that says how it is read.
-        path: what is read: the same file, or what it was unpacked to.
+        original: path given by the user.
+        kind: ending that selects the reader.
+        path: path to read: the original, or its decompressed copy.
     """
 
-    given: Path
+    original: Path
     kind: str
     path: Path
 
 
-def kind_of(path: Path) -> str:
-    """The ending by which a file is read, without that of its compression; empty if it is not."""
+def file_kind(path: Path) -> str:
+    """Return the file ending that selects the reader, without compression; empty if unsupported."""
     name = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
     ending = name.suffix.lower()
     return ending if ending in SUFFIXES else ""
 
 
-def data_file(path: Path) -> DataFile:
-    """A file that can be read, unpacked if it is compressed.
+def open_data_file(path: Path) -> DataFile:
+    """Return a file that can be read, decompressed into the cache if necessary.
 
     Raises:
-        DataError: if it is compressed and cannot be unpacked.
+        DataError: if the file cannot be decompressed.
     """
     compression = COMPRESSIONS.get(path.suffix.lower())
-    kind = kind_of(path)
-    return DataFile(path, kind, _unpacked(path, kind, compression) if compression else path)
+    kind = file_kind(path)
+    return DataFile(path, kind, _decompress(path, kind, compression) if compression else path)
 
 
-def _unpacked(path: Path, kind: str, compression: str) -> Path:
-    """What a compressed file holds, kept in the cache by its content: rows are read by number."""
+def _decompress(path: Path, kind: str, compression: str) -> Path:
+    """Return a decompressed copy, cached by content, since rows need random access."""
     try:
         target = cache_directory() / "unpacked" / f"{file_sha256(path)}{kind}"
         if not target.is_file():
@@ -84,45 +84,49 @@ def _unpacked(path: Path, kind: str, compression: str) -> Path:
             ):
                 shutil.copyfileobj(packed, stream)
     except OSError as error:
-        raise DataError(f"{path}: cannot be unpacked as {compression}: {error}") from error
+        raise DataError(
+            f"{path}: cannot be decompressed as {compression} ({error}). Fix: compress the file "
+            "again, or rename it"
+        ) from error
     return target
 
 
-def files_in(folder: Path, field: str) -> list[Path]:
-    """The files of rows in a folder and those below it, by their paths.
+def list_data_files(folder: Path, field: str) -> list[Path]:
+    """List the files of rows in a folder and its subfolders, sorted by path.
 
     Args:
-        folder: that is there.
-        field: of the recipe or suite, for messages.
+        folder: an existing folder.
+        field: field of the recipe or suite, for error messages.
 
     Raises:
-        DataError: if there are none, files that cannot be read, or files of several splits.
+        DataError: if the folder has no files of rows, unsupported files, or files of several
+            splits.
     """
-    found, strange = [], []
-    for path in _walked(folder):
-        if path.is_file() and kind_of(path) and path.name not in DESCRIPTIONS:
-            found.append(path)
+    files, unsupported = [], []
+    for path in _walk(folder):
+        if path.is_file() and file_kind(path) and path.name not in DESCRIPTIONS:
+            files.append(path)
         elif path.name not in DESCRIPTIONS and not ABOUT.fullmatch(path.name):
-            strange.append(path)
-    if not found:
+            unsupported.append(path)
+    if not files:
         raise DataError(
-            f"{field}: {folder}: no directory that `datasets` saved, and no files ({ENDINGS}) lie "
-            f"in it{_named(strange, folder, '; found ')}"
+            f"{field}: {folder}: no files of rows (got {_list(unsupported, folder)}). Fix: name a "
+            f"folder of files ({ENDINGS}), or one saved by `datasets`"
         )
-    if strange:
+    if unsupported:
         raise DataError(
-            f"{field}: {folder}: beside {len(found)} files of rows lies what cannot be read as "
-            f"rows: {_named(strange, folder)}. Move it elsewhere, or name the files to read as "
-            f"sources; possible: {ENDINGS}"
+            f"{field}: {folder}: not all files can be read as rows (got "
+            f"{_list(unsupported, folder)} next to {len(files)} files of rows). Fix: move them, or "
+            f"name the files to read as sources ({ENDINGS})"
         )
-    _refuse_splits(found, folder, field)
-    return found
+    _refuse_splits(files, folder, field)
+    return files
 
 
-def _walked(folder: Path) -> list[Path]:
-    """All that lies in a folder and below, but what is hidden or a mark of Spark's (`_SUCCESS`).
+def _walk(folder: Path) -> list[Path]:
+    """List all files in a folder and its subfolders, except hidden ones and markers (`_SUCCESS`).
 
-    A link to a folder is not followed, for it may lead back, and stands for itself.
+    A link to a folder is listed itself and not followed, since it can form a cycle.
     """
     paths = []
     for root, folders, files in os.walk(folder):
@@ -134,25 +138,23 @@ def _walked(folder: Path) -> list[Path]:
 
 
 def _refuse_splits(paths: Sequence[Path], folder: Path, field: str) -> None:
-    """Refuse to learn from what is there to be tested with."""
+    """Refuse a folder with files of several splits, to keep test rows out of the training data."""
     of_split = {split: path for path in reversed(paths) for split in _splits(path, folder)}
     if len(of_split) > 1:
-        named = _named([of_split[split] for split in SPLIT_WORDS if split in of_split], folder)
+        files = _list([of_split[split] for split in SPLIT_WORDS if split in of_split], folder)
         raise DataError(
-            f"{field}: {folder}: files of several splits lie in it: {named}. A folder is read "
-            "whole; name the files to read, or a folder of one split"
+            f"{field}: {folder}: the files belong to several splits (got {files}). Fix: name the "
+            "files to read, or a folder of one split"
         )
 
 
 def _splits(path: Path, folder: Path) -> list[str]:
-    """The splits that a path tells of by its words, as `data/train-00000-of-00002.parquet`."""
+    """Return the splits named in a path, such as `data/train-00000-of-00002.parquet`."""
     words = re.split(r"[^a-z]+", str(path.relative_to(folder)).lower())
     return [split for split, names in SPLIT_WORDS.items() if set(names) & set(words)]
 
 
-def _named(paths: Sequence[Path], folder: Path, before: str = "") -> str:
-    if not paths:
-        return ""
-    names = ", ".join(str(path.relative_to(folder)) for path in paths[:NAMED])
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return f"{before}{names}{more}"
+def _list(paths: Sequence[Path], folder: Path) -> str:
+    names = ", ".join(str(path.relative_to(folder)) for path in paths[:MAX_NAMED])
+    more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
+    return f"{names}{more}" or "none"

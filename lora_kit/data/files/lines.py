@@ -1,4 +1,4 @@
-"""JSON rows by number: where each stands is kept, and a row is read when it is asked for."""
+"""Random access to JSON rows by an index of their positions in the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.hashes import file_sha256
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# What holds a list together, with the space that JSON allows around it.
+# Delimiters of a list, with the white space that JSON allows around them.
 SPACE = r"[ \t\n\r]*"
 OPENING = re.compile(rf"\ufeff?{SPACE}\[{SPACE}")
 COMMA = re.compile(rf"{SPACE},{SPACE}")
@@ -25,18 +25,19 @@ CLOSING = re.compile(rf"{SPACE}\]{SPACE}\Z")
 
 @dataclass(frozen=True)
 class JsonRows:
-    """The rows of a file of JSON lines, or of a JSON list.
+    """Rows of a JSON Lines file or of a JSON list.
 
     Attributes:
-        path: the file that is read.
-        shown: what messages call it: where it was compressed, the file that it was unpacked from.
-        offsets: (rows,) int64, the byte that each begins at.
-        lengths: (rows,) int64, bytes.
-        lines: (rows,) int64, the number of its line, from 1; `None` for a list.
+        path: file to read.
+        original: path in error messages and origins; the compressed file if `path` is a
+            decompressed copy.
+        offsets: (rows,) int64, first byte of each row.
+        lengths: (rows,) int64, bytes of each row.
+        lines: (rows,) int64, line number of each row, from 1; `None` for a list.
     """
 
     path: Path
-    shown: Path
+    original: Path
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
     lines: NDArray[np.int64] | None = None
@@ -45,20 +46,21 @@ class JsonRows:
         return len(self.offsets)
 
     def origin(self, number: int) -> str:
-        """`file:line`, or `file[number]` of a list."""
+        """Return the location of a row: `file:line`, or `file[number]` for a list."""
         if self.lines is None:
-            return f"{self.shown}[{number}]"
-        return f"{self.shown}:{self.lines[number]}"
+            return f"{self.original}[{number}]"
+        return f"{self.original}:{self.lines[number]}"
 
     def digest(self) -> str:
-        """The sha256 of the file."""
+        """Return the sha256 of the file."""
         return file_sha256(self.path)
 
     def take(self, numbers: Sequence[int]) -> list[object]:
-        """Some rows.
+        """Read the rows of the given indices.
 
         Raises:
-            DataError: naming the line that is no UTF-8 text or no JSON.
+            DataError: if the file cannot be read, or a row is not UTF-8 or not JSON; the message
+                names the line.
         """
         try:
             with self.path.open("rb") as stream:
@@ -68,26 +70,34 @@ class JsonRows:
                     values.append(self._value(stream.read(int(self.lengths[number])), number))
                 return values
         except OSError as error:
-            raise DataError(f"{self.shown}: cannot be read: {error}") from error
+            raise DataError(
+                f"{self.original}: cannot be read ({error}). Fix: check that the file exists and "
+                "is readable"
+            ) from error
 
     def _value(self, text: bytes, number: int) -> object:
         try:
             return json.loads(text.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.origin(number)}: not UTF-8 text: {error}") from error
+            raise DataError(
+                f"{self.origin(number)}: not UTF-8 text (got {error}). Fix: convert the file to "
+                "UTF-8"
+            ) from error
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.origin(number)}: not valid JSON: {error}") from error
+            raise DataError(
+                f"{self.origin(number)}: not valid JSON (got {error}). Fix: correct the row"
+            ) from error
 
 
-def index_lines(path: Path, shown: Path | None = None) -> JsonRows:
-    """Find the lines of a file that are not blank, in one pass that keeps none of them.
+def index_lines(path: Path, original: Path | None = None) -> JsonRows:
+    """Index the non-blank lines of a JSON Lines file in one pass, without holding them in memory.
 
     Args:
-        path: of the file.
-        shown: what messages call it, if not that.
+        path: file to read.
+        original: path in error messages and origins; default: `path`.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if the file cannot be read.
     """
     offsets, lengths, lines = array("q"), array("q"), array("q")
     position = 0
@@ -101,23 +111,26 @@ def index_lines(path: Path, shown: Path | None = None) -> JsonRows:
                     lines.append(number)
                 position += len(line)
     except OSError as error:
-        raise DataError(f"{shown or path}: cannot be read: {error}") from error
-    return JsonRows(path, shown or path, _int64(offsets), _int64(lengths), _int64(lines))
+        raise DataError(
+            f"{original or path}: cannot be read ({error}). Fix: check that the file exists and is "
+            "readable"
+        ) from error
+    return JsonRows(path, original or path, _int64(offsets), _int64(lengths), _int64(lines))
 
 
-def index_list(path: Path, shown: Path | None = None) -> JsonRows:
-    """Find the values of a JSON list; its text is in memory meanwhile, its values are not.
+def index_list(path: Path, original: Path | None = None) -> JsonRows:
+    """Index the values of a JSON list; its text is held in memory meanwhile, its values are not.
 
     Args:
-        path: of the file.
-        shown: what messages call it, if not that.
+        path: file to read.
+        original: path in error messages and origins; default: `path`.
 
     Raises:
-        DataError: if the file cannot be read or is no JSON list.
+        DataError: if the file cannot be read, or is not a JSON list.
     """
     offsets, lengths = array("q"), array("q")
     try:
-        # Line ends as they are, for they count.
+        # Line ends must not be translated, since offsets are in bytes of the file.
         with path.open(encoding="utf-8", newline="") as stream:
             text = stream.read()
         position = last = 0
@@ -128,28 +141,31 @@ def index_list(path: Path, shown: Path | None = None) -> JsonRows:
             position += lengths[-1]
             last = end
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{shown or path}: cannot be read as JSON: {error}") from error
-    return JsonRows(path, shown or path, _int64(offsets), _int64(lengths))
+        raise DataError(
+            f"{original or path}: cannot be read as a JSON list (got {error}). Fix: write a list "
+            "of objects, or one object per line in a .jsonl file"
+        ) from error
+    return JsonRows(path, original or path, _int64(offsets), _int64(lengths))
 
 
 def _list_values(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where each value of a JSON list begins and ends, in characters.
+    """Yield the start and end of each value of a JSON list, in characters.
 
     Raises:
-        ValueError: if it is no JSON list.
+        ValueError: if the text is not a JSON list.
     """
     decoder = json.JSONDecoder()
     opening = OPENING.match(text)
     if not opening:
-        found = decoder.raw_decode(text.lstrip("\ufeff \t\n\r"))[0]
-        raise ValueError(f"a list of objects is wanted, found {type(found).__name__}")
+        value = decoder.raw_decode(text.lstrip("\ufeff \t\n\r"))[0]
+        raise ValueError(f"{type(value).__name__} instead of a list")
     start, closing = opening.end(), CLOSING.match(text, opening.end())
     while not closing:
         _, end = decoder.raw_decode(text, start)
         yield start, end
         comma, closing = COMMA.match(text, end), CLOSING.match(text, end)
         if not comma and not closing:
-            raise ValueError(f"`,` or the list's end is wanted at character {end}")
+            raise ValueError(f"neither `,` nor the list's end at character {end}")
         start = comma.end() if comma else end
 
 

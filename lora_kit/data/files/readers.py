@@ -1,4 +1,4 @@
-"""What the library `datasets` reads: CSV and Parquet files, directories that it saved, hub ids."""
+"""Readers based on `datasets`: CSV and Parquet files, saved data sets, hub ids."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_kit.runtime.errors import DataError
+from lora_kit.runtime.errors import DataError, first_line
 
-# What `datasets` calls the reader of a file, and the options that it takes.
+# Name of the reader in `datasets` and its options, by file ending.
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {}),
     ".tsv": ("csv", {"sep": "\t"}),
     ".parquet": ("parquet", {}),
 }
-# Files that a message names.
-NAMED = 3
-# What a directory holds that `datasets` saved: one data set, or one for each split.
+# Files named in an error message.
+MAX_NAMED = 3
+# File that marks a directory saved by `datasets`: one data set, or one per split.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
 
-def load_files(paths: Sequence[Path], kind: str, shown: Sequence[Path], as_text: bool) -> Any:
-    """The rows of files of one kind, memory-mapped.
+def load_files(paths: Sequence[Path], kind: str, originals: Sequence[Path], as_text: bool) -> Any:
+    """Load files of one kind as one memory-mapped data set.
 
     Args:
-        paths: at least one.
-        kind: their ending, one of `READERS`.
-        shown: what messages call them.
-        as_text: a CSV file has no types: every field is the text that stands there, where else
-            `007` would be the number 7 and the answer `None` would be missing.
+        paths: files to read, at least one.
+        kind: ending of the files, one of `READERS`.
+        originals: paths in error messages.
+        as_text: if true, read every CSV field as text; type inference would turn `007` into 7 and
+            the answer `None` into a missing value.
 
     Raises:
-        DataError: if they cannot be read.
+        DataError: if the files cannot be read.
     """
     import datasets
 
     reader, options = READERS[kind]
     if reader == "csv" and as_text:
-        columns = _header(paths[0], options.get("sep", ","), shown[0])
+        columns = _header(paths[0], options.get("sep", ","), originals[0])
         text = datasets.Features({column: datasets.Value("string") for column in columns})
         options = {**options, "features": text, "keep_default_na": False}
     try:
@@ -47,51 +47,58 @@ def load_files(paths: Sequence[Path], kind: str, shown: Sequence[Path], as_text:
             reader, data_files=[str(path) for path in paths], split="train", **options
         )
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        place = ", ".join(map(str, shown[:NAMED]))
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise DataError(f"{place}: cannot be read as {reader}: {reason}") from error
+        files = ", ".join(map(str, originals[:MAX_NAMED]))
+        raise DataError(
+            f"{files}: cannot be read as {reader} (got {first_line(error.__cause__ or error)}). "
+            "Fix: correct the file, or rename it if it has another format"
+        ) from error
 
 
 def load_saved(path: Path, split: str, field: str) -> Any:
-    """A data set in a directory that `datasets` saved.
+    """Load a data set from a directory saved by `datasets`.
 
     Raises:
-        DataError: if it is none, or has no such split.
+        DataError: if the directory cannot be loaded, or has no such split.
     """
     import datasets
 
     try:
         saved = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
-        raise DataError(f"{field}: {path}: no directory that `datasets` saved: {error}") from error
+        raise DataError(
+            f"{field}: {path}: cannot be loaded as a data set saved by `datasets` (got {error}). "
+            "Fix: save it again"
+        ) from error
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
-            raise DataError(f"{field}: {path}: no split `{split}`; it has {', '.join(saved)}")
+            raise DataError(
+                f"{field}: {path}: no split `{split}`. Fix: use one of {', '.join(saved)}"
+            )
         return saved[split]
     return saved
 
 
 def load_hub(source: str, subset: str | None, split: str, revision: str | None, field: str) -> Any:
-    """A data set of the hub, fetched whole and memory-mapped.
+    """Download a data set of the hub and load it memory-mapped.
 
     Raises:
-        DataError: if it cannot be fetched.
+        DataError: if the download fails.
     """
     import datasets
 
     try:
         return datasets.load_dataset(source, subset, split=split, revision=revision)
     except (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError) as error:
-        raise _not_fetched(source, field, error) from error
+        raise _download_error(source, field, error) from error
 
 
 def stream_hub(
     source: str, subset: str | None, split: str, revision: str | None, field: str, rows: int
 ) -> Any:
-    """The first rows of a data set of the hub, fetched one by one.
+    """Stream the first rows of a data set of the hub into memory.
 
     Raises:
-        DataError: if they cannot be fetched.
+        DataError: if the download fails.
     """
     import datasets
 
@@ -99,31 +106,36 @@ def stream_hub(
         stream = datasets.load_dataset(
             source, subset, split=split, revision=revision, streaming=True
         )
-        taken = list(itertools.islice(stream, rows))
+        first_rows = list(itertools.islice(stream, rows))
     except (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError) as error:
-        raise _not_fetched(source, field, error) from error
-    return datasets.Dataset.from_list(taken, features=stream.features)
+        raise _download_error(source, field, error) from error
+    return datasets.Dataset.from_list(first_rows, features=stream.features)
 
 
-def _not_fetched(source: str, field: str, error: Exception) -> DataError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return DataError(f"{field}: {source}: cannot be fetched as a data set of the hub: {reason}")
+def _download_error(source: str, field: str, error: Exception) -> DataError:
+    return DataError(
+        f"{field}: {source}: cannot be downloaded from the hub (got {first_line(error)}). Fix: "
+        "check the id, the split and the network, or name a local file"
+    )
 
 
-def _header(path: Path, separator: str, shown: Path) -> list[str]:
-    """The names of a CSV file's columns.
+def _header(path: Path, separator: str, original: Path) -> list[str]:
+    """Return the column names of a CSV file.
 
     Raises:
-        DataError: if there are none, or one twice.
+        DataError: if the file cannot be read, has no header, or names a column twice.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             columns = next(csv.reader(stream, delimiter=separator), [])
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{shown}: cannot be read as csv: {error}") from error
+        raise DataError(
+            f"{original}: cannot be read as csv (got {error}). Fix: correct the file, or rename it "
+            "if it has another format"
+        ) from error
     if not columns or not all(columns) or len(set(columns)) < len(columns):
         raise DataError(
-            f"{shown}:1: the first line has to name the columns, each once; found "
-            f"{', '.join(columns) or '(nothing)'}"
+            f"{original}:1: the first line must name the columns, each once (got "
+            f"{', '.join(columns) or 'nothing'}). Fix: add or correct the header"
         )
     return columns

@@ -1,4 +1,4 @@
-"""Tables of any kind, rows by number: files, folders, directories of `datasets`, hub ids."""
+"""Tables with random access to rows: files, folders, saved data sets, hub ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lora_kit.data.files.datafiles import ENDINGS, LINES, data_file, files_in, kind_of
+from lora_kit.data.files.datafiles import ENDINGS, LINES, file_kind, list_data_files, open_data_file
 from lora_kit.data.files.lines import index_lines, index_list
 from lora_kit.data.files.readers import (
     READERS,
@@ -23,28 +23,28 @@ from lora_kit.data.files.readers import (
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.hashes import file_sha256, json_sha256
 
-# Rows that are read at a time.
+# Rows read per block.
 BLOCK = 1000
 
 
 class Table(Protocol):
-    """Rows by number, of which none is in memory before it is asked for."""
+    """Random access to rows, each read on access."""
 
     def __len__(self) -> int: ...
 
     def take(self, numbers: Sequence[int]) -> list[Any]:
-        """Some rows, as they stand there."""
+        """Read the raw rows of the given indices."""
 
     def origin(self, number: int) -> str:
-        """Where a row stands, such as `quiz.jsonl:12`."""
+        """Return the location of a row, such as `quiz.jsonl:12`."""
 
     def digest(self) -> str:
-        """What changes with the content."""
+        """Return a hash of the content."""
 
 
 @dataclass(frozen=True)
 class ArrowTable:
-    """A `datasets.Dataset`, memory-mapped."""
+    """Table of a memory-mapped `datasets.Dataset`."""
 
     source: str
     dataset: Any
@@ -52,7 +52,7 @@ class ArrowTable:
 
     @property
     def names(self) -> dict[str, Sequence[str]]:
-        """The classes' names of each column that holds numbers of classes."""
+        """Return the class names of each column of class indices."""
         features = self.dataset.features
         return {c: feature.names for c, feature in features.items() if hasattr(feature, "names")}
 
@@ -60,22 +60,22 @@ class ArrowTable:
         return len(self.dataset)
 
     def take(self, numbers: Sequence[int]) -> list[Any]:
-        """Some rows."""
+        """Read the rows of the given indices."""
         columns = self.dataset[[int(number) for number in numbers]]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def origin(self, number: int) -> str:
-        """`source[number]`."""
+        """Return the location of a row: `source[number]`."""
         return f"{self.source}[{number}]"
 
     def digest(self) -> str:
-        """The sha256 of its files, or what the library knows it by."""
+        """Return the sha256 of the files or rows, or the fingerprint of the library."""
         return self.fingerprint()
 
 
 @dataclass(frozen=True)
-class Joined:
-    """Several tables, one after the other."""
+class ConcatenatedTable:
+    """Concatenation of several tables."""
 
     tables: tuple[Table, ...]
     starts: tuple[int, ...]
@@ -84,7 +84,7 @@ class Joined:
         return self.starts[-1]
 
     def take(self, numbers: Sequence[int]) -> list[Any]:
-        """Some rows; those beside one another in one table are read together."""
+        """Read the rows of the given indices, with one call per run of rows from one table."""
         parts = [self._place(number) for number in numbers]
         rows: list[Any] = []
         start = 0
@@ -96,13 +96,13 @@ class Joined:
         return rows
 
     def origin(self, number: int) -> str:
-        """As its table says."""
+        """Return the location of a row, as given by its table."""
         table, within = self._place(number)
         return self.tables[table].origin(within)
 
     def digest(self) -> str:
-        """Of all tables, in their order."""
-        return _sha256([table.digest() for table in self.tables])
+        """Return a hash of the digests of all tables, in order."""
+        return json_sha256([table.digest() for table in self.tables])
 
     def _place(self, number: int) -> tuple[int, int]:
         table = int(np.searchsorted(self.starts, number, side="right")) - 1
@@ -110,17 +110,17 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which rows of a source.
+class TableRequest:
+    """Source of a table, with reading options.
 
     Attributes:
         source: a file, a folder, or a hub id.
-        field: of the recipe or suite, for messages.
-        split: of a source that has splits.
-        subset: of a hub id, its configuration.
-        revision: of a hub id.
-        streamed: of a hub id, rows to fetch; by default all.
-        as_text: whether the fields of a CSV file stay the texts that they are.
+        field: field of the recipe or suite, for error messages.
+        split: split, for sources with splits.
+        subset: configuration of a hub id.
+        revision: revision of a hub id.
+        streamed_rows: number of rows to stream from the hub; `None` to download all rows.
+        as_text: if true, read every field of a CSV file as text.
     """
 
     source: str
@@ -128,114 +128,112 @@ class Wanted:
     split: str = "train"
     subset: str | None = None
     revision: str | None = None
-    streamed: int | None = None
+    streamed_rows: int | None = None
     as_text: bool = False
 
 
-def open_table(wanted: Wanted) -> Table:
-    """Open a source.
+def open_table(request: TableRequest) -> Table:
+    """Open a table.
 
     Raises:
-        DataError: if there is no such source or split, or it cannot be read.
+        DataError: if the source or the split does not exist, or cannot be read.
     """
-    source, field = wanted.source, wanted.field
+    source, field = request.source, request.field
     path = Path(source).expanduser()
     if path.is_dir():
         if (path / SAVED).is_file() or (path / SAVED_SPLITS).is_file():
-            return _saved(path, wanted)
-        return _folder(path, wanted)
-    if kind_of(path):
+            return _saved(path, request)
+        return _folder(path, request)
+    if file_kind(path):
         if not path.is_file():
-            raise DataError(f"{field}: {path}: no such file")
-        return _files([path], str(path), wanted)
+            raise DataError(f"{field}: no such file (got {path}). Fix: correct the path")
+        return _files([path], str(path), request)
     if is_hub_id(source):
-        return _hub(wanted)
+        return _hub(request)
     raise DataError(
-        f"{field}: {source}: no built-in source, no file ({ENDINGS}), no folder of "
-        "such files or one that `datasets` saved, and no hub id (owner/name)"
+        f"{field}: unknown source (got {source}). Fix: name a built-in source, a file ({ENDINGS}), "
+        "a folder of such files or one saved by `datasets`, or a hub id (owner/name)"
     )
 
 
 def read_table(
     source: str, field: str, subset: str | None, split: str, revision: str | None
 ) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yield each row of a source and where it stands.
+    """Yield each raw row of a source with its location.
 
     Args:
         source: a file, a folder, or a hub id.
-        field: of the suite, for messages.
-        subset: of a hub id, its configuration.
-        split: of a source that has splits.
-        revision: of a hub id.
+        field: field of the suite, for error messages.
+        subset: configuration of a hub id.
+        split: split, for sources with splits.
+        revision: revision of a hub id.
 
     Raises:
-        DataError: if it cannot be opened, or a row is no mapping, with its place.
+        DataError: if the source cannot be opened, or a row is not an object.
     """
-    table = open_table(Wanted(source, field, split, subset, revision))
+    table = open_table(TableRequest(source, field, split, subset, revision))
     for start in range(0, len(table), BLOCK):
         numbers = range(start, min(start + BLOCK, len(table)))
         for number, value in zip(numbers, table.take(numbers), strict=True):
             if not isinstance(value, Mapping):
-                found = type(value).__name__
-                raise DataError(f"{table.origin(number)}: an object is wanted, found {found}")
+                raise DataError(
+                    f"{table.origin(number)}: a row must be an object (got "
+                    f"{type(value).__name__}). Fix: correct the row"
+                )
             yield value, table.origin(number)
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source is `owner/name`, and neither here nor a file by its ending."""
+    """Return True for `owner/name` that is no existing path and has no file ending of rows."""
     path = Path(source).expanduser()
-    return source.count("/") == 1 and not kind_of(path) and not path.exists()
+    return source.count("/") == 1 and not file_kind(path) and not path.exists()
 
 
 def has_splits(source: str) -> bool:
-    """Whether a split has to be named: hub ids, and what `datasets` saved with its splits."""
+    """Return True if a source has splits: hub ids, and data sets saved with splits."""
     return is_hub_id(source) or (Path(source).expanduser() / SAVED_SPLITS).is_file()
 
 
-def _files(paths: Sequence[Path], source: str, wanted: Wanted) -> Table:
-    """The rows of files of one kind."""
-    kind = kind_of(paths[0])
-    files = [data_file(path) for path in paths]
+def _files(paths: Sequence[Path], source: str, request: TableRequest) -> Table:
+    """Open files of one kind as one table."""
+    kind = file_kind(paths[0])
+    files = [open_data_file(path) for path in paths]
     if kind in READERS:
-        dataset = load_files([file.path for file in files], kind, paths, wanted.as_text)
+        dataset = load_files([file.path for file in files], kind, paths, request.as_text)
         return ArrowTable(
-            source, dataset, lambda: _sha256([file_sha256(file.path) for file in files])
+            source, dataset, lambda: json_sha256([file_sha256(file.path) for file in files])
         )
     index = index_lines if kind in LINES else index_list
-    tables: list[Table] = [index(file.path, file.given) for file in files]
+    tables: list[Table] = [index(file.path, file.original) for file in files]
     if len(tables) == 1:
         return tables[0]
     starts = np.cumsum([0, *map(len, tables)]).tolist()
-    return Joined(tuple(tables), tuple(starts))
+    return ConcatenatedTable(tuple(tables), tuple(starts))
 
 
-def _folder(path: Path, wanted: Wanted) -> Table:
-    files = files_in(path, wanted.field)
-    kinds = sorted({kind_of(file) for file in files})
+def _folder(path: Path, request: TableRequest) -> Table:
+    files = list_data_files(path, request.field)
+    kinds = sorted({file_kind(file) for file in files})
     if len(kinds) > 1:
         raise DataError(
-            f"{wanted.field}: {path}: files of several kinds ({', '.join(kinds)}); name one of "
-            "them, or keep one kind in a folder"
+            f"{request.field}: {path}: the files are of several kinds (got {', '.join(kinds)}). "
+            "Fix: name one file, or put each kind into a folder of its own"
         )
-    return _files(files, str(path), wanted)
+    return _files(files, str(path), request)
 
 
-def _saved(path: Path, wanted: Wanted) -> Table:
-    dataset = load_saved(path, wanted.split, wanted.field)
+def _saved(path: Path, request: TableRequest) -> Table:
+    dataset = load_saved(path, request.split, request.field)
     files = [Path(file["filename"]) for file in dataset.cache_files]
     return ArrowTable(
-        wanted.source, dataset, lambda: _sha256([file_sha256(file) for file in files])
+        request.source, dataset, lambda: json_sha256([file_sha256(file) for file in files])
     )
 
 
-def _hub(wanted: Wanted) -> Table:
-    place = (wanted.source, wanted.subset, wanted.split, wanted.revision, wanted.field)
-    if wanted.streamed is None:
-        dataset = load_hub(*place)
-        return ArrowTable(wanted.source, dataset, lambda: str(dataset._fingerprint))
-    fetched = stream_hub(*place, wanted.streamed)
-    return ArrowTable(wanted.source, fetched, lambda: _sha256(fetched.to_list()))
-
-
-def _sha256(value: object) -> str:
-    return json_sha256(value)
+def _hub(request: TableRequest) -> Table:
+    location = (request.source, request.subset, request.split, request.revision, request.field)
+    if request.streamed_rows is None:
+        dataset = load_hub(*location)
+        return ArrowTable(request.source, dataset, lambda: str(dataset._fingerprint))
+    streamed = stream_hub(*location, request.streamed_rows)
+    return ArrowTable(request.source, streamed, lambda: json_sha256(streamed.to_list()))

@@ -1,4 +1,4 @@
-"""The arms of a classifier: the adapter with its head, and what knows the training rows alone."""
+"""Arms of a classifier: the adapter with its head, and a baseline of class frequencies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lora_kit.adapter.attach import adapter_sha256
-from lora_kit.backbone.heads import SavedClasses, saved_head
+from lora_kit.backbone.heads import SavedClasses, read_saved_head
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.arms.probe import PROBE, probe_arm
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
@@ -22,19 +22,19 @@ from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.hashes import json_sha256
 
 
-class Frequencies(torch.nn.Module):
-    """What an untrained head is compared with: every text is given the training rows' frequencies.
+class ClassFrequencyBaseline(torch.nn.Module):
+    """Model that assigns every text the class frequencies of the training rows.
 
-    Its choice is the most frequent class. A head that has learned nothing would be a coin, which
-    everything is better than.
+    The arm `base` of a classifier, which predicts the most frequent class. An untrained head would
+    be a weaker reference: its predictions are random.
     """
 
     def __init__(self, classes: SavedClasses, config: Any):
-        """Take over how often each class was there.
+        """Create the baseline.
 
         Args:
-            classes: with their training rows.
-            config: of the backbone, which the engine asks for its window.
+            classes: classes with their numbers of training rows.
+            config: configuration of the backbone, from which the engine reads the context window.
         """
         super().__init__()
         total = sum(classes.rows.values())
@@ -43,22 +43,29 @@ class Frequencies(torch.nn.Module):
         self.config = config
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
-        """Take (batch, length); return `logits` (batch, classes), the same in each row."""
+        """Return the log-frequencies of the classes.
+
+        Args:
+            input_ids: (batch, length), int64; only the batch size is used.
+
+        Returns:
+            `logits`: (batch, classes), float32, the same in each row.
+        """
         return SimpleNamespace(logits=self.shares.repeat(len(input_ids), 1))
 
 
 def loaded_class_arms(
     subject: Subject, names: Sequence[str], rows: Callable[[], TrainingData]
 ) -> list[LoadedArms]:
-    """Return the arms that are models.
+    """Return the arms of a classifier that are models.
 
     Args:
-        subject: what is evaluated.
-        names: the arms that were asked for.
-        rows: returns the rows of the training, which the arm `probe` learns from.
+        subject: adapter to evaluate.
+        names: names of the requested arms.
+        rows: function that returns the training rows, from which the arm `probe` is fitted.
 
     Raises:
-        EvaluationError: if an arm cannot be asked for classes.
+        EvaluationError: if a classifier does not support an arm.
     """
     require_arms(subject, names, ARMS["classification"])
     classes = _classes(subject)
@@ -68,7 +75,7 @@ def loaded_class_arms(
     frequencies = json_sha256(list(classes.rows.items()))
     models = [
         LoadedArms(
-            lambda: Frequencies(classes, config).to(backbone.model.device),
+            lambda: ClassFrequencyBaseline(classes, config).to(backbone.model.device),
             (Arm("base", frequencies, nullcontext, roles=("gain",)),),
         ),
         LoadedArms(lambda: subject.model, (Arm("adapter", adapted, nullcontext, roles=("gain",)),)),
@@ -79,26 +86,27 @@ def loaded_class_arms(
 
 
 def require_arms(subject: Subject, names: Sequence[str], possible: Sequence[str]) -> None:
-    """Refuse what asks a language model, or rows that are not there.
+    """Refuse arms that a model with a head does not support.
 
     Raises:
-        EvaluationError: if one of the arms does.
+        EvaluationError: if an arm is not possible, or needs training rows without a run.
     """
     unknown = [name for name in names if name not in possible]
     if unknown:
         raise EvaluationError(
-            f"{subject.adapter}: arm {unknown[0]}: not with a head; possible: {', '.join(possible)}"
+            f"{subject.adapter}: arms: not supported with a head (got {unknown[0]}). Fix: use "
+            f"{', '.join(possible)}"
         )
-    absent = [name for name in names if name in (RETRIEVAL, PROBE)]
-    if subject.session is None and absent:
+    of_run = [name for name in names if name in (RETRIEVAL, PROBE)]
+    if subject.session is None and of_run:
         raise EvaluationError(
-            f"{subject.adapter}: arm {absent[0]} needs a run, with its recipe and data; this is an "
-            "adapter alone"
+            f"{subject.adapter}: arms: {of_run[0]} needs the recipe and the data of a run (got an "
+            "adapter without a run). Fix: give the run directory, or remove the arm"
         )
 
 
 def class_facts(subject: Subject) -> dict[str, str]:
-    """What the report says of the classes, and of what the adapter is compared with."""
+    """Return the report's facts on the classes and on the arm `base`."""
     classes = _classes(subject)
     total, first = sum(classes.rows.values()), classes.most_frequent
     return {
@@ -109,6 +117,6 @@ def class_facts(subject: Subject) -> dict[str, str]:
 
 
 def _classes(subject: Subject) -> SavedClasses:
-    found = saved_head(subject.adapter)
-    assert isinstance(found, SavedClasses)  # it was loaded with such a head
-    return found
+    head = read_saved_head(subject.adapter)
+    assert isinstance(head, SavedClasses)  # the adapter was loaded with such a head
+    return head

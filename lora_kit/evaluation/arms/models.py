@@ -1,4 +1,4 @@
-"""The arms of an evaluation as models: which weights they are, and how they are loaded."""
+"""Arms that are language models: identity of their weights, and loading."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lora_kit.adapter.attach import adapter_sha256
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
-from lora_kit.merging.reloaded import Computing, reload
+from lora_kit.merging.reloaded import ComputeSettings, load_merged
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.recipe.sections import MERGED_ARMS
@@ -19,27 +19,27 @@ from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.files import read_json
 from lora_kit.runtime.hashes import file_sha256, json_sha256
 
-NEED_A_RUN = (*MERGED_ARMS, "scratch", "retrieval")
+RUN_ONLY_ARMS = (*MERGED_ARMS, "scratch", "retrieval")
 
 
 def loaded_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
-    """The arms that are models, those of one model together.
+    """Return the arms that are models, grouped by the model that is loaded.
 
     Raises:
-        EvaluationError: if an arm needs what there is not.
+        EvaluationError: if an arm needs a classifier, a run, or a merged model that is missing.
     """
     session = subject.session
     if "probe" in names:
         raise EvaluationError(
-            f"{subject.adapter}: arm probe: chooses between classes, and this is a language model; "
-            "lora-kit compare-backbones probes the features of a backbone"
+            f"{subject.adapter}: arms: probe needs a classifier (got a language model). Fix: "
+            "remove the arm; `lora-kit compare-backbones` probes the features of a backbone"
         )
     if session is None:
-        absent = [name for name in NEED_A_RUN if name in names]
+        absent = [name for name in RUN_ONLY_ARMS if name in names]
         if absent:
             raise EvaluationError(
-                f"{subject.adapter}: arm {absent[0]} needs a run, with its recipe and data; this "
-                "is an adapter alone"
+                f"{subject.adapter}: arms: {absent[0]} needs the recipe and the data of a run (got "
+                "an adapter without a run). Fix: give the run directory, or remove the arm"
             )
     models = [_on_backbone(subject, names)]
     if session is not None:
@@ -48,13 +48,13 @@ def loaded_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
 
 
 def base_identity(backbone: Backbone) -> str:
-    """Digest of all that answers of the base depend on."""
+    """Return a digest of everything that outputs of the base depend on."""
     return json_sha256(
         [
             backbone.fingerprint.digest,
-            # Moves the last digits, and with them what may be compared with what.
+            # Attention implementations differ in the last digits.
             backbone.spec.attention,
-            # Where a text ends, and all else that generation goes by.
+            # Stop tokens and the other settings of generation.
             stop_token_ids(backbone),
             backbone.model.generation_config.to_diff_dict(),
         ]
@@ -65,12 +65,14 @@ def _on_backbone(subject: Subject, names: Sequence[str]) -> LoadedArms:
     base = base_identity(subject.backbone)
     adapted = json_sha256([base, adapter_sha256(subject.adapter)])
     arms = [
-        Arm("base", base, adapter_disabled, kept=True),
+        Arm("base", base, adapter_disabled, cached=True),
         Arm("adapter", adapted, nullcontext),
-        Arm("fewshot", base, adapter_disabled, roles=("gain",), kept=True),
+        Arm("fewshot", base, adapter_disabled, roles=("gain",), cached=True),
     ]
     return LoadedArms(
-        lambda: subject.model, tuple(arm for arm in arms if arm.name in names), drifting=adapted
+        lambda: subject.model,
+        tuple(arm for arm in arms if arm.name in names),
+        drift_identity=adapted,
     )
 
 
@@ -79,12 +81,12 @@ def _merged(session: Session, name: str) -> LoadedArms:
     record = directory / MERGE_RECORD
     if not record.is_file():
         raise EvaluationError(
-            f"{session.run.root}: arm {name}: not merged yet; run `lora-kit merge "
-            f"{session.run.root}` first"
+            f"{session.run.root}: arms: {name} is not merged yet (got no {record.name}). Fix: run "
+            f"`lora-kit merge {session.run.root}`"
         )
     files: dict[str, str] = read_json(record, EvaluationError).get("files", {})
     arm = Arm(name, merged_identity(files), nullcontext)
-    computing = Computing.of(session.backbone.model)
+    computing = ComputeSettings.of(session.backbone.model)
 
     def load_unchanged() -> Any:
         changed = [
@@ -94,8 +96,9 @@ def _merged(session: Session, name: str) -> LoadedArms:
         ]
         if changed:
             raise EvaluationError(
-                f"{directory}: {', '.join(changed)}: changed since they were merged; merge again"
+                f"{directory}: files have changed since the merge (got {', '.join(changed)}). Fix: "
+                "merge again"
             )
-        return reload(directory, computing)
+        return load_merged(directory, computing)
 
     return LoadedArms(load_unchanged, (arm,))

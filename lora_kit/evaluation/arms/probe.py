@@ -1,4 +1,4 @@
-"""The arm `probe`: a linear probe of the frozen backbone, learned from the adapter's own rows."""
+"""Arm `probe`: a linear probe of the frozen backbone, fitted to the adapter's training rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ import numpy as np
 import torch
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.labelled import classes_of
+from lora_kit.data.labelled import class_indices
 from lora_kit.data.prepared import PreparedData
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
-from lora_kit.modeling.features import cached
-from lora_kit.modeling.linear_probe import Weights, fitted, mean_state, mean_states
+from lora_kit.modeling.features import cached_features
+from lora_kit.modeling.linear_probe import (
+    Weights,
+    fit_linear_probe,
+    mean_hidden_states,
+    pool_hidden_states,
+)
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.runs.session import Session
@@ -23,79 +28,85 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.hashes import json_sha256
 
 PROBE = "probe"
-# Raise it when the same rows can give another probe than before.
-VERSION = 2
+# Increase when the same rows can give another probe than before.
+PROBE_VERSION = 2
 
 
-class Probe(torch.nn.Module):
-    """Logits that a logistic regression makes of the frozen backbone's features."""
+class ProbeModel(torch.nn.Module):
+    """Logistic regression on the features of the frozen backbone."""
 
     def __init__(self, backbone: Backbone, model: Any, regression: Any):
-        """Take over a fitted pipeline.
+        """Create the model from a fitted pipeline.
 
         Args:
-            backbone: whose features it takes.
-            model: the backbone with an adapter, which is switched off for them.
-            regression: of `linear_probe.fitted`, its labels the numbers of the classes.
+            backbone: backbone that computes the features.
+            model: the backbone with an adapter, which is disabled for the features.
+            regression: pipeline from `fit_linear_probe`, whose labels are class indices.
         """
         super().__init__()
         scaler, logistic = regression[0], regression[-1]
         weight = logistic.coef_ / scaler.scale_
         bias = logistic.intercept_ - weight @ scaler.mean_
         if len(logistic.classes_) == 2:
-            # The one row is the log-odds of the second class.
+            # scikit-learn has one row for two classes: the log-odds of the second class.
             weight, bias = (np.concatenate([np.zeros_like(one), one]) for one in (weight, bias))
         device = backbone.model.device
         self.weight = torch.nn.Parameter(torch.tensor(weight, device=device), requires_grad=False)
         self.bias = torch.nn.Parameter(torch.tensor(bias, device=device), requires_grad=False)
         self.config = backbone.model.config
-        # Not a part of this module: its mode and its parameters are another arm's.
-        self._of = (backbone, model)
+        # In a tuple, so that it is no submodule: its mode and parameters belong to other arms.
+        self._backbone_and_model = (backbone, model)
 
     def forward(self, **batch: torch.Tensor) -> SimpleNamespace:
-        """Take `input_ids` and `attention_mask` (batch, length); return `logits` (batch, classes).
+        """Return the logits of the classes.
 
-        The logits are float64.
+        Args:
+            batch: `input_ids` and `attention_mask`, each (batch, length), int64.
+
+        Returns:
+            `logits`: (batch, classes), float64.
         """
-        backbone, model = self._of
+        backbone, model = self._backbone_and_model
         with eval_mode(model), adapter_disabled(model):
-            features = mean_state(backbone, batch).double()
+            features = pool_hidden_states(backbone, batch).double()
         return SimpleNamespace(logits=features @ self.weight.T + self.bias)
 
 
 def probe_arm(session: Session, identity: Sequence[str], data: PreparedData) -> LoadedArms:
-    """The arm, which is fitted when it is first asked.
+    """Return the arm, which is fitted when it is loaded.
 
     Args:
-        session: of a classifier's run, whose rows it learns from.
+        session: session of a classifier's run.
         identity: digests of the backbone, on which the features depend.
-        data: the rows that the adapter was trained on.
+        data: rows that the adapter was trained on.
     """
     recipe, head = session.recipe, session.backbone.head
-    assert head is not None  # the arms of a classifier
-    weights = _weights(recipe.classification or ClassificationSpec(), head.classes)
-    known = json_sha256([PROBE, VERSION, *identity, data.digest, weights])
-    arm = Arm(PROBE, known, nullcontext, roles=("gain",))
-    return LoadedArms(lambda: _fitted(session, data, weights), (arm,))
+    assert head is not None  # only classifiers have this arm
+    weights = _class_weights(recipe.classification or ClassificationSpec(), head.classes)
+    probe_identity = json_sha256([PROBE, PROBE_VERSION, *identity, data.digest, weights])
+    arm = Arm(PROBE, probe_identity, nullcontext, roles=("gain",))
+    return LoadedArms(lambda: _fit(session, data, weights), (arm,))
 
 
-def _weights(spec: ClassificationSpec, classes: tuple[str, ...]) -> Weights:
-    """What rows count in the training of the adapter, they count here."""
-    given = spec.class_weights
-    if isinstance(given, dict):
-        return {number: float(given.get(name, 1.0)) for number, name in enumerate(classes)}
-    return "balanced" if given == "balanced" else None
+def _class_weights(spec: ClassificationSpec, classes: tuple[str, ...]) -> Weights:
+    """Return the class weights of the adapter's training, by class index."""
+    weights = spec.class_weights
+    if isinstance(weights, dict):
+        return {number: float(weights.get(name, 1.0)) for number, name in enumerate(classes)}
+    return "balanced" if weights == "balanced" else None
 
 
-def _fitted(session: Session, data: PreparedData, weights: Weights) -> Probe:
+def _fit(session: Session, data: PreparedData, weights: Weights) -> ProbeModel:
     backbone, model = session.backbone, session.model
     examples = data.examples
 
     def computed() -> torch.Tensor:
         with eval_mode(model), adapter_disabled(model):
-            return torch.from_numpy(mean_states(backbone, [e.input_ids for e in examples]))
+            return torch.from_numpy(mean_hidden_states(backbone, [e.input_ids for e in examples]))
 
-    features = cached(backbone, data, "mean", computed)
-    found = fitted(features.numpy(), classes_of(data), [e.cluster for e in examples], weights)
-    say(f"probe: of {len(examples):,} rows; C {found[-1].C:g} by cross-validation")
-    return Probe(backbone, model, found)
+    features = cached_features(backbone, data, "mean", computed)
+    regression = fit_linear_probe(
+        features.numpy(), class_indices(data), [e.cluster for e in examples], weights
+    )
+    say(f"probe: fitted to {len(examples):,} rows, C {regression[-1].C:g} by cross-validation")
+    return ProbeModel(backbone, model, regression)

@@ -1,4 +1,4 @@
-"""The arms of a reward model: the adapter with its head, and what knows the length alone."""
+"""Arms of a reward model: the adapter with its head, and a baseline of answer lengths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lora_kit.adapter.attach import adapter_sha256
-from lora_kit.backbone.heads import REWARD, SavedReward, saved_head
+from lora_kit.backbone.heads import REWARD, SavedReward, read_saved_head
 from lora_kit.evaluation.arms.classifier import require_arms
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.recipe.classification import ARMS
@@ -18,38 +18,44 @@ from lora_kit.runs.session import Subject
 from lora_kit.runtime.hashes import json_sha256
 
 
-class ByLength(torch.nn.Module):
-    """What an untrained head is compared with: so much for each token of an answer.
+class LengthBaseline(torch.nn.Module):
+    """Model whose reward is proportional to the length of an answer.
 
-    How much, and whether more or less is better, the training pairs have said. A head that has
-    learned nothing would be a coin, which everything is better than; and length alone is what many
-    a reward model turns out to have learned (Singhal et al. 2023, arXiv:2310.03716).
+    The arm `base` of a reward model; the reward of a token is fitted to the training pairs. An
+    untrained head would be a weaker reference, since its rewards are random, and many reward
+    models learn little more than length (Singhal et al. 2023, arXiv:2310.03716).
     """
 
     def __init__(self, learned: SavedReward, config: Any):
-        """Take over what a token is worth.
+        """Create the baseline.
 
         Args:
-            learned: of the training pairs.
-            config: of the backbone, which the engine asks for its window.
+            learned: reward of a token, fitted to the training pairs.
+            config: configuration of the backbone, from which the engine reads the context window.
         """
         super().__init__()
         self.per_token = torch.nn.Parameter(torch.tensor(learned.per_token), requires_grad=False)
         self.config = config
 
     def forward(self, attention_mask: torch.Tensor, **_: Any) -> SimpleNamespace:
-        """Take (batch, length); return `logits` (batch, 1).
+        """Return the rewards of a batch.
 
-        Prompts count as well, which are the same for all answers that are compared.
+        The length includes the prompt, which is the same for all answers that are compared.
+
+        Args:
+            attention_mask: (batch, length), int64.
+
+        Returns:
+            `logits`: (batch, 1), float32.
         """
         return SimpleNamespace(logits=self.per_token * attention_mask.sum(dim=1, keepdim=True))
 
 
 def loaded_reward_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
-    """The arms that are models.
+    """Return the arms of a reward model that are models.
 
     Raises:
-        EvaluationError: if an arm has no rewards.
+        EvaluationError: if a reward model does not support an arm.
     """
     require_arms(subject, names, ARMS["reward"])
     learned = _learned(subject)
@@ -59,7 +65,7 @@ def loaded_reward_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArm
     by_length = json_sha256([*REWARD, learned.per_token])
     return [
         LoadedArms(
-            lambda: ByLength(learned, config).to(backbone.model.device),
+            lambda: LengthBaseline(learned, config).to(backbone.model.device),
             (Arm("base", by_length, nullcontext, roles=("gain",)),),
         ),
         LoadedArms(lambda: subject.model, (Arm("adapter", adapted, nullcontext, roles=("gain",)),)),
@@ -67,18 +73,18 @@ def loaded_reward_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArm
 
 
 def reward_facts(subject: Subject) -> dict[str, str]:
-    """What the report says of the pairs, and of what the adapter is compared with."""
+    """Return the report's facts on the training pairs and on the arm `base`."""
     learned = _learned(subject)
-    worth = learned.per_token
-    better = "longer" if worth > 0 else "shorter"
-    said = f"the {better} answer is the better one" if worth else "length tells nothing, a coin"
+    per_token = learned.per_token
+    preferred = f"the {'longer' if per_token > 0 else 'shorter'} answer" if per_token else "neither"
     return {
         "Pairs": f"{learned.pairs:,} in training",
-        "Base": f"no model: by the training pairs' answers {said} ({worth:+.4f} log-odds a token)",
+        "Base": f"no model: the length of the answer; {preferred} is preferred, as fitted to the "
+        f"training pairs ({per_token:+.4f} log-odds per token)",
     }
 
 
 def _learned(subject: Subject) -> SavedReward:
-    found = saved_head(subject.adapter)
-    assert isinstance(found, SavedReward)  # it was loaded with such a head
-    return found
+    head = read_saved_head(subject.adapter)
+    assert isinstance(head, SavedReward)  # the adapter was loaded with such a head
+    return head

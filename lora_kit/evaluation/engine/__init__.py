@@ -1,1 +1,1 @@
-"""Work on arms: what a model makes of the items, batch by batch."""
+"""Evaluate arms: run a model on the items of every task, batch by batch."""

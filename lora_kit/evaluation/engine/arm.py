@@ -1,4 +1,4 @@
-"""An arm: one thing that is evaluated, and what it takes to evaluate it."""
+"""Arms, the models that several arms share, and the context of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,47 +14,54 @@ from lora_kit.evaluation.item import Item
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing that is evaluated.
+    """One model variant under evaluation, such as `base` or `adapter`.
 
     Attributes:
-        identity: digest of the weights that answer.
-        active: makes a loaded model this arm.
-        roles: of the suites that it is evaluated on.
-        kept: whether its outcomes are kept between evaluations.
+        name: name of the arm in the ledger.
+        identity: digest of the weights that produce the arm's outcomes.
+        active: context manager that turns a loaded model into this arm.
+        roles: roles of the suites that the arm is evaluated on.
+        cached: if true, the arm's outcomes are reused between evaluations.
     """
 
     name: str
     identity: str
     active: Callable[[Any], AbstractContextManager[Any]]
     roles: tuple[str, ...] = ("gain", "retention")
-    kept: bool = False
+    cached: bool = False
 
-    def wants(self, work: Work) -> bool:
-        """Whether the arm is evaluated on this task."""
-        asked = self.name != FEWSHOT or self.name in work.variants
-        return work.suite.role in self.roles and asked
+    def applies_to(self, work: Work) -> bool:
+        """Return true if the arm is evaluated on this task."""
+        available = self.name != FEWSHOT or self.name in work.variants
+        return work.suite.role in self.roles and available
 
 
 @dataclass(frozen=True)
 class LoadedArms:
-    """Arms that share one load of a model.
+    """Arms that share one loaded model.
 
     Attributes:
-        load: loads it; called only if something is left to do.
-        drifting: identity of base and adapter together where both are arms of this model.
+        load: function that loads the model; called only if items are left to evaluate.
+        arms: arms of the model, in the order of evaluation.
+        drift_identity: joint identity of base and adapter, if both are arms of this model; drift
+            is then measured.
     """
 
     load: Callable[[], Any]
     arms: tuple[Arm, ...]
-    drifting: str | None = None
+    drift_identity: str | None = None
 
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What all arms are evaluated with.
+    """Settings and results that all arms of an evaluation share.
 
     Attributes:
-        done: ids of the items that are there already, by key.
+        tokenizer: tokenizer of the backbone.
+        stop_token_ids: tokens on which generation ends.
+        journal: journal of this process.
+        done: ids of the items that already have a result, by key.
+        no_cache: if true, ignore cached outcomes of the base.
     """
 
     tokenizer: Any
@@ -64,6 +71,6 @@ class EvaluationContext:
     no_cache: bool = False
 
     def missing(self, key: str, items: Iterable[Item]) -> list[Item]:
-        """The items without an entry under this key."""
-        there = self.done.get(key, ())
-        return [item for item in items if item.id not in there]
+        """Return the items without a result under this key."""
+        done = self.done.get(key, ())
+        return [item for item in items if item.id not in done]

@@ -1,7 +1,7 @@
-"""All continuations of a prompt in one row: a tree, whose branches see the prompt and themselves.
+"""Multiple choice with tree attention: one row holds a prompt and all of its continuations.
 
-A prompt is encoded once for all of its choices, and logits are taken only where they predict a
-token that counts.
+Each branch attends to the prompt and to itself. A prompt is encoded once for all of its choices,
+and logits are computed only at positions that predict a scored token.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from lora_kit.modeling.likelihood import logits_at, token_nll
 
 @dataclass(frozen=True)
 class _Tree:
-    """The row of one request behind the prefix.
+    """Row of one request, without the shared prefix.
 
     Attributes:
-        input_ids: prompt and branches; of a branch all but the last token, which predicts nothing.
-        positions: of the tokens in their own sequences.
-        visible: (length, length) bool.
+        input_ids: prompt, then each branch without its last token, which predicts nothing.
+        positions: position of each token in its own sequence.
+        visible: (length, length) bool; true where a row may attend to a column.
         predicting: for each branch, the columns whose logits predict its scored tokens.
-        scored: those tokens.
+        scored: for each branch, its scored tokens.
     """
 
     input_ids: list[int]
@@ -36,36 +36,40 @@ class _Tree:
     scored: list[list[int]]
 
 
-def in_one_row(
+def score_choice_trees(
     model: Any,
     requests: Sequence[ChoiceRequest],
     pad_token_id: int,
     device: torch.device,
     prefix: Prefix | None = None,
 ) -> list[list[tuple[float, bool]]]:
-    """Log-likelihood (nats) and greediness of each branch of each request.
+    """Score all branches of each request in one row.
 
     Args:
-        model: a causal language model that takes a mask of (batch, 1, length, keys).
-        requests: whose prompts begin with the prefix.
-        pad_token_id: fills shorter rows.
-        device: where the model is.
-        prefix: what they share, encoded.
+        model: causal language model that takes an attention mask of (batch, 1, length, keys).
+        requests: multiple-choice requests whose prompts begin with the prefix.
+        pad_token_id: token that fills shorter rows.
+        device: device of the model.
+        prefix: encoded tokens that all requests begin with.
+
+    Returns:
+        For each request and branch, the log-likelihood of the scored tokens in nats, and true if
+        every one of them was the most likely token.
     """
     trees = [_tree(request, len(prefix) if prefix else 0) for request in requests]
     inputs = _inputs(trees, prefix, pad_token_id, model.dtype, device)
     cache = prefix.repeated(len(trees)) if prefix else None
-    places = [(n, c) for n, tree in enumerate(trees) for b in tree.predicting for c in b]
-    rows, columns = torch.tensor(places, device=device).unbind(dim=1)
+    positions = [(n, c) for n, tree in enumerate(trees) for b in tree.predicting for c in b]
+    rows, columns = torch.tensor(positions, device=device).unbind(dim=1)
     logits = logits_at(model, inputs, rows, columns, cache=cache)
-    wanted = torch.tensor([t for tree in trees for b in tree.scored for t in b], device=device)
-    nats = -token_nll(logits, wanted).double()
-    greedy = logits.argmax(dim=-1) == wanted
+    targets = torch.tensor([t for tree in trees for b in tree.scored for t in b], device=device)
+    nats = -token_nll(logits, targets).double()
+    greedy = logits.argmax(dim=-1) == targets
     sizes = [len(branch) for tree in trees for branch in tree.scored]
     branches = iter(
         [
-            (float(total.sum()), bool(best.all()))
-            for total, best in zip(
+            (float(branch_nats.sum()), bool(branch_greedy.all()))
+            for branch_nats, branch_greedy in zip(
                 torch.split(nats, sizes), torch.split(greedy, sizes), strict=True
             )
         ]
@@ -80,14 +84,18 @@ def _inputs(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Of the model's forward; shorter rows are filled on the right."""
+    """Return the model's inputs, with shorter rows padded on the right.
+
+    `input_ids` and `position_ids` are (batch, length) int64; `attention_mask` is (batch, 1, length,
+    keys) in the model's dtype, added to the attention scores.
+    """
     skipped = len(prefix) if prefix else 0
     length = max(len(tree.input_ids) for tree in trees)
     input_ids = torch.full((len(trees), length), pad_token_id)
     positions = torch.zeros((len(trees), length), dtype=torch.int64)
     visible = torch.zeros((len(trees), length, skipped + length), dtype=torch.bool)
     visible[:, :, :skipped] = True
-    # A padded position sees itself: a row of the mask that sees nothing is no distribution.
+    # A padded position attends to itself: softmax over an empty row would be undefined.
     visible[:, :, skipped:] = torch.eye(length, dtype=torch.bool)
     for row, tree in enumerate(trees):
         used = len(tree.input_ids)
@@ -110,14 +118,15 @@ def _tree(request: ChoiceRequest, skipped: int) -> _Tree:
     for number, branch in enumerate(request.branches, start=1):
         seen = branch.input_ids[:-1]
         unscored = len(branch.input_ids) - branch.scored
-        # Column that predicts the branch's n-th token: the one before it, the prompt's last for 0.
+        # Columns that predict the branch's tokens: the prompt's last one for token 0, then each
+        # preceding token of the branch.
         before = [start - 1, *range(len(input_ids), len(input_ids) + len(seen))]
         predicting.append(before[unscored:])
         scored.append(list(branch.input_ids[unscored:]))
         input_ids += seen
         positions += range(start, start + len(seen))
         branch_of += [number] * len(seen)
-    of = torch.tensor(branch_of)
-    causal = torch.ones(len(of), len(of), dtype=torch.bool).tril()
-    visible = causal & ((of[:, None] == of) | (of == 0))
+    branches = torch.tensor(branch_of)
+    causal = torch.ones(len(branches), len(branches), dtype=torch.bool).tril()
+    visible = causal & ((branches[:, None] == branches) | (branches == 0))
     return _Tree(input_ids, [skipped + p for p in positions], visible, predicting, scored)

@@ -1,4 +1,4 @@
-"""What a head makes of a batch of texts."""
+"""Scoring of texts by a classification head."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from lora_kit.evaluation.item import ClassRequest, Outcome
 from lora_kit.modeling.likelihood import to_device
 
 
-def classified(
+def score_classes(
     model: Any, requests: Sequence[ClassRequest], pad_token_id: int, device: torch.device
 ) -> list[Outcome]:
-    """The log-probability of each class, for each text.
+    """Compute the log-probability of each class for each text.
 
     Args:
-        model: a classifier: of `input_ids` and `attention_mask` (batch, length) it makes `logits`
+        model: classifier that maps `input_ids` and `attention_mask` (batch, length) to `logits`
             (batch, classes).
-        requests: the texts.
-        pad_token_id: fills shorter rows.
-        device: where the model is.
+        requests: tokenized texts.
+        pad_token_id: token that fills shorter rows.
+        device: device of the model.
     """
     batch = to_device(pad_right([request.input_ids for request in requests], pad_token_id), device)
-    found = model(**batch).logits.double().log_softmax(dim=-1).tolist()
+    log_probabilities = model(**batch).logits.double().log_softmax(dim=-1).tolist()
     return [
         Outcome(log_likelihoods=tuple(row), tokens=request.length)
-        for row, request in zip(found, requests, strict=True)
+        for row, request in zip(log_probabilities, requests, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Drift: how far the adapter's next-token distributions are from the base's, prompt by prompt."""
+"""Drift: KL divergence of the adapter's next-token distributions from the base's, per prompt."""
 
 from __future__ import annotations
 
@@ -7,38 +7,45 @@ from typing import Any
 
 import torch
 
-from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_divided
+from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_encoder_decoder
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import Item, LossRequest, OfHead
+from lora_kit.evaluation.item import HeadRequest, Item, LossRequest
 from lora_kit.modeling.likelihood import logits_at, to_device
 from lora_kit.modeling.modes import adapter_disabled
 
-PROMPTS = 16
-"""Prompts of a suite at most, spread over its tasks: drift is an alarm, not a verdict."""
-FEWEST = 3
-"""Prompts of a task, unless it has fewer items."""
+MAX_PROMPTS = 16
+"""Maximum number of prompts per suite, spread over its tasks: drift is an alarm, not a verdict."""
+MIN_PROMPTS = 3
+"""Minimum number of prompts per task, unless the task has fewer items."""
 PROMPT_TOKENS = 64
+"""Maximum tokens of a prompt for a decoder; the last ones are used."""
 POSITIONS = 16
+"""Last positions of a prompt that the divergence is averaged over."""
 BATCH = 8
+"""Prompts in a batch."""
 
 
-def drifters(work: Work) -> list[Item]:
-    """The items whose prompts drift is measured on, spread over the task."""
-    wanted = max(PROMPTS // len(work.suite.tasks), FEWEST)
-    step = max(len(work.task.items) // wanted, 1)
-    return list(work.task.items[::step][:wanted])
+def drift_items(work: Work) -> list[Item]:
+    """Return the items whose prompts drift is measured on, spread evenly over the task."""
+    count = max(MAX_PROMPTS // len(work.suite.tasks), MIN_PROMPTS)
+    step = max(len(work.task.items) // count, 1)
+    return list(work.task.items[::step][:count])
 
 
-def batches(work: Work) -> list[tuple[Item, ...]]:
-    """The same however many processes there are, as with all batches."""
-    items = drifters(work)
+def drift_batches(work: Work) -> list[tuple[Item, ...]]:
+    """Return the batches of `drift_items`, the same for any number of processes."""
+    items = drift_items(work)
     return [tuple(items[n : n + BATCH]) for n in range(0, len(items), BATCH)]
 
 
-def prompt_ids(work: Work, item: Item) -> tuple[int, ...]:
-    """What of an item is a prompt to drift on: its last tokens, of an example all of it."""
+def drift_prompt(work: Work, item: Item) -> tuple[int, ...]:
+    """Return the tokens of an item that drift is measured on.
+
+    These are the tokens of a loss example, or of the prompt otherwise: all of them for an
+    encoder-decoder, the last `PROMPT_TOKENS` for a decoder.
+    """
     request = item.request
-    assert not isinstance(request, OfHead)  # of a language model alone
+    assert not isinstance(request, HeadRequest)  # drift is defined for language models only
     ids = request.example.input_ids if isinstance(request, LossRequest) else request.prompt_ids
     return ids if work.has_encoder else ids[-PROMPT_TOKENS:]
 
@@ -47,13 +54,16 @@ def prompt_ids(work: Work, item: Item) -> tuple[int, ...]:
 def token_kl(
     model: Any, prompts: Sequence[tuple[int, ...]], pad_token_id: int, device: torch.device
 ) -> list[float]:
-    """KL(base || adapter) in nats, of each prompt the mean over its last positions.
+    """Compute KL(base || adapter) in nats per token, averaged over each prompt's last positions.
 
     Args:
-        model: the backbone with the adapter attached.
-        prompts: token ids, none empty.
-        pad_token_id: fills shorter rows on the left.
-        device: where the model is.
+        model: backbone with the adapter attached.
+        prompts: token ids of each prompt, none empty.
+        pad_token_id: token that fills shorter rows on the left.
+        device: device of the model.
+
+    Returns:
+        One mean divergence per prompt.
     """
     length = max(map(len, prompts))
     ids = torch.tensor([[pad_token_id] * (length - len(p)) + list(p) for p in prompts])
@@ -66,15 +76,15 @@ def token_kl(
         },
         device,
     )
-    seen = batch["attention_mask"].clone()
-    seen[:, :-POSITIONS] = 0
-    if is_divided(model):
+    measured = batch["attention_mask"].clone()
+    measured[:, :-POSITIONS] = 0
+    if is_encoder_decoder(model):
         starts = Seq2SeqBatch.of(model, batch["input_ids"], batch["attention_mask"]).starts
-        seen *= torch.arange(length, device=device) >= starts[:, None]
-    rows, columns = seen.nonzero(as_tuple=True)
+        measured *= torch.arange(length, device=device) >= starts[:, None]
+    rows, columns = measured.nonzero(as_tuple=True)
     adapted = logits_at(model, batch, rows, columns).float().log_softmax(dim=-1)
     with adapter_disabled(model):
         base = logits_at(model, batch, rows, columns).float().log_softmax(dim=-1)
     kl = (base.exp() * (base - adapted)).sum(dim=-1).double()
     sums = torch.zeros(len(prompts), dtype=torch.float64, device=device).index_add_(0, rows, kl)
-    return (sums / seen.sum(dim=1)).tolist()
+    return (sums / measured.sum(dim=1)).tolist()

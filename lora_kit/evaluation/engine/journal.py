@@ -1,7 +1,6 @@
-"""What is measured so far, on disk after each batch: a killed run goes on from there.
+"""Journals: results on disk after each batch, so that a killed evaluation can be resumed.
 
-The ledger is made from it too: each process writes a journal of its own, and the first one reads
-them all.
+Each process writes a journal of its own. The main process reads all of them to write the ledger.
 """
 
 from __future__ import annotations
@@ -17,16 +16,17 @@ from typing import Any
 from lora_kit.evaluation.ledger import Entry
 
 PREFIX = ".journal-"
-# Of the ledger that an earlier evaluation has left, what is used again.
-KEPT = "kept"
+# Name, in place of a process index, of the journal with entries taken from an earlier ledger.
+REUSED = "kept"
+# Bytes read at a time when searching for the end of the last complete line.
 BLOCK = 1 << 16
 
 
 class Journal:
-    """Entries in JSON lines, one file a process, each with the key of the work that it is of.
+    """Journal of one process: a JSON Lines file of ledger entries, each with its work key.
 
-    The key says what the entry's result depends on besides the item; entries of other keys, of an
-    earlier adapter or suite, are left out.
+    The key identifies everything that a result depends on besides the item, such as the adapter
+    and the suite; entries with other keys are ignored when journals are read.
     """
 
     def __init__(self, directory: Path, process: int | str):
@@ -36,20 +36,20 @@ class Journal:
         _drop_broken_end(self._path)
 
     def done(self, keys: Collection[str]) -> dict[str, set[str]]:
-        """Ids of the items that any process has written under each of these keys."""
-        found: dict[str, set[str]] = {key: set() for key in keys}
+        """Return, for each key, ids of the items that any process has written."""
+        items: dict[str, set[str]] = {key: set() for key in keys}
         for path in _paths(self._directory):
             for record, _, _ in _records(path):
-                if record["key"] in found:
-                    found[record["key"]].add(record["entry"]["item"])
-        return found
+                if record["key"] in items:
+                    items[record["key"]].add(record["entry"]["item"])
+        return items
 
     def open(self) -> None:
-        """Make the file, so that others see that this process writes to the same directory."""
+        """Create the file, which shows other processes that the directory is shared."""
         self._path.touch()
 
     def append(self, records: Sequence[tuple[str, Entry]]) -> None:
-        """Add entries; on disk when this returns."""
+        """Append entries with their keys and flush them to disk."""
         lines = [json.dumps({"key": key, "entry": e.to_row()}) + "\n" for key, e in records]
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write("".join(lines))
@@ -57,15 +57,15 @@ class Journal:
             os.fsync(stream.fileno())
 
     def discard(self) -> None:
-        """Remove the files of all processes: the ledger holds it all now."""
+        """Remove the journals of all processes; called once the ledger is written."""
         for path in _paths(self._directory):
             path.unlink(missing_ok=True)
 
 
 class Journals:
-    """The journals of all processes, to be read in any order.
+    """Random access to the entries in the journals of all processes.
 
-    In memory are the ids of the items and where in the files their entries lie, not the entries.
+    Only item ids and file offsets are held in memory, not the entries.
     """
 
     def __init__(self, directory: Path, keys: Collection[str]):
@@ -75,12 +75,12 @@ class Journals:
         items: dict[str, str] = {}
         for number, path in enumerate(paths):
             for record, start, length in _records(path):
-                of_key = self._numbers.get(record["key"])
-                if of_key is None:
+                numbers = self._numbers.get(record["key"])
+                if numbers is None:
                     continue
                 item = record["entry"]["item"]
-                # The same items come again with each arm. What is written later is the newer.
-                of_key[items.setdefault(item, item)] = len(self._files)
+                # Arms share one string per item id. A later record replaces an earlier one.
+                numbers[items.setdefault(item, item)] = len(self._files)
                 self._files.append(number)
                 self._starts.append(start)
                 self._lengths.append(length)
@@ -89,35 +89,35 @@ class Journals:
         self._descriptors = [stream.fileno() for stream in streams]
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._open.close()
 
     def items(self, key: str) -> Collection[str]:
-        """Ids of the items that have an entry under a key."""
+        """Return ids of the items that have an entry under a key."""
         return self._numbers[key].keys()
 
     def entries(self, key: str) -> Iterator[Entry]:
-        """The entries of a key, by item; one an item."""
+        """Yield the entries of a key, one per item, sorted by item id."""
         for _, number in sorted(self._numbers[key].items()):
             line = os.pread(
                 self._descriptors[self._files[number]], self._lengths[number], self._starts[number]
             )
-            yield Entry.of(json.loads(line)["entry"])
+            yield Entry.from_row(json.loads(line)["entry"])
 
 
 def journal_path(directory: Path, process: int | str) -> Path:
-    """Where a process writes."""
+    """Return the path of a process's journal."""
     return directory / f"{PREFIX}{process}.jsonl"
 
 
 def _paths(directory: Path) -> list[Path]:
-    """Of all journals; what was kept comes first, so that what is measured again replaces it."""
-    kept = journal_path(directory, KEPT)
-    return sorted(directory.glob(f"{PREFIX}*.jsonl"), key=lambda path: (path != kept, path))
+    """Return the paths of all journals, reused entries first, so that newer ones replace them."""
+    reused = journal_path(directory, REUSED)
+    return sorted(directory.glob(f"{PREFIX}*.jsonl"), key=lambda path: (path != reused, path))
 
 
 def _records(path: Path) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """Of each line what it says, where it starts and how long it is, in bytes."""
+    """Yield each line's record, its offset and its length in bytes."""
     end = 0
     with path.open("rb") as stream:
         for line in stream:
@@ -126,17 +126,17 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], int, int]]:
             try:
                 record = json.loads(line)
             except ValueError:
-                continue  # the end of another process's file, cut in the middle of a line
+                continue  # an incomplete last line, left by a killed process
             yield record, start, length
 
 
 def _drop_broken_end(path: Path) -> None:
-    """Cut off a last line without an end, which a killed process left."""
+    """Truncate an incomplete last line, which a killed process left."""
     if not path.is_file():
         return
     with path.open("r+b") as stream:
         end = stream.seek(0, os.SEEK_END)
-        # Backwards, since a journal may be larger than memory.
+        # Read backwards in blocks, since a journal may be larger than memory.
         position = end
         while position:
             start = max(position - BLOCK, 0)

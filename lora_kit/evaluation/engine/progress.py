@@ -1,4 +1,4 @@
-"""The progress of an evaluation: the first process's bar shows what all of them have done."""
+"""Progress of an evaluation: the main process's bar counts the items of all processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ ITEMS, TOKENS, FINISHED = (f"lora_kit/evaluation/{n}" for n in ("items", "tokens
 
 @dataclass
 class Progress:
-    """Counts of items and tokens that all processes add to, and the bar that shows them."""
+    """Counts of items and tokens over all processes, and the bar that shows them.
+
+    Attributes:
+        meter: progress bar of this process.
+        store: key-value store shared by the processes; `None` for a single process.
+        items: items shown so far.
+        tokens: tokens shown so far.
+    """
 
     meter: Meter
     store: Store | None
@@ -26,14 +33,14 @@ class Progress:
     tokens: int = 0
 
     def advance(self, items: int, note: str, tokens: int) -> None:
-        """Count what this process has done, and show what all have."""
+        """Add items and tokens of this process and show the totals of all processes."""
         if self.store is None:
             self.meter.advance(items, note, tokens=tokens)
             return
         self._show(self.store.add(ITEMS, items), self.store.add(TOKENS, tokens), note)
 
     def wait(self, processes: int) -> None:
-        """Go on showing what the others do, until all have finished."""
+        """Keep showing the totals until all processes have finished."""
         if self.store is None:
             return
         finished = self.store.add(FINISHED, 1)
@@ -44,19 +51,19 @@ class Progress:
             self._show(items, tokens, "the other processes")
 
     def _show(self, items: int, tokens: int, note: str) -> None:
-        """Move the bar on to these sums; both only grow, but may be seen in another order."""
+        """Advance the bar to these totals; they only grow, but may be read out of order."""
         if items > self.items:
             self.meter.advance(items - self.items, note, tokens=max(tokens - self.tokens, 0))
             self.items, self.tokens = items, max(tokens, self.tokens)
 
 
 @contextmanager
-def progress_of_all(meter: Meter) -> Iterator[Progress]:
-    """All processes have to come in together, and go out together."""
+def shared_progress(meter: Meter) -> Iterator[Progress]:
+    """Yield progress that is shared by all processes, which enter and leave together."""
     state, store = process_state(), shared_store()
     if store is not None:
         if state.is_main_process:
-            # An earlier evaluation of these processes has left its counts.
+            # Reset the counts, which an earlier evaluation of these processes may have left.
             for name in (ITEMS, TOKENS, FINISHED):
                 store.set(name, "0")
         state.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""The arm `retrieval`: the answer of the most similar training example, no model at all."""
+"""The baseline arm `retrieval`: answers of the most similar training examples, without a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ RETRIEVAL = "retrieval"
 
 @dataclass(frozen=True)
 class Retriever:
-    """Training prompts as TF-IDF vectors (Salton & Buckley 1988), and their answers."""
+    """Nearest-neighbor retrieval of answers by TF-IDF (Salton & Buckley 1988).
+
+    Attributes:
+        vectorizer: vectorizer fitted on the training prompts.
+        prompts: (rows, terms) sparse matrix of the training prompts.
+        answers: answer of each training prompt.
+    """
 
     vectorizer: TfidfVectorizer
     prompts: Any
@@ -28,30 +34,30 @@ class Retriever:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Retriever | None:
-        """Of the rows that have a prompt; `None` if none has."""
-        asked = [row for row in rows if row.answered]
-        if not asked:
+        """Fit a retriever on rows that end with an answer; `None` if there are none."""
+        answered = [row for row in rows if row.has_answer]
+        if not answered:
             return None
         vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
         prompts = vectorizer.fit_transform(
-            "\n\n".join(message.content for message in row.messages[:-1]) for row in asked
+            "\n\n".join(message.content for message in row.messages[:-1]) for row in answered
         )
-        return cls(vectorizer, prompts, tuple(row.messages[-1].content for row in asked))
+        return cls(vectorizer, prompts, tuple(row.messages[-1].content for row in answered))
 
     @property
     def identity(self) -> str:
-        """Digest of what it answers from."""
+        """Digest of the training prompts and answers."""
         described = f"{self.prompts.data.tobytes()!r}\0".encode() + "\0".join(self.answers).encode()
         return hashlib.sha256(described).hexdigest()
 
     def answer(self, items: Sequence[Item]) -> list[str]:
-        """For each item the answer of the training example with the largest cosine."""
+        """Return, for each item, the answer of the training example with the largest cosine."""
         similarity = self.vectorizer.transform(item.prompt for item in items) @ self.prompts.T
         nearest = np.asarray(similarity.argmax(axis=1)).ravel()
         return [self.answers[n] for n in nearest]
 
     def choose(self, answer: str, choices: Sequence[str]) -> int:
-        """The choice that is the answer, or has the most in common with it."""
+        """Return the index of the choice that equals the answer, or else is most similar to it."""
         same = [n for n, choice in enumerate(choices) if choice.strip() == answer.strip()]
         if same:
             return same[0]
@@ -59,12 +65,12 @@ class Retriever:
         return int(similarity.toarray().ravel().argmax())
 
 
-def retrieved(
+def retrieval_entries(
     retriever: Retriever, work: Sequence[Work]
 ) -> Iterator[tuple[str, list[tuple[str, Entry]]]]:
-    """For every gain task that a text can be an answer to its key, and entries with that key."""
+    """Yield, for each gain task that a text can answer, the key and the entries with that key."""
     for one in work:
-        if one.suite.role != "gain" or not _answerable(one.task):
+        if one.suite.role != "gain" or not _has_text_answer(one.task):
             continue
         key = one.key(RETRIEVAL, retriever.identity)
         answers = retriever.answer(one.task.items)
@@ -77,12 +83,12 @@ def retrieved(
         )
 
 
-def _answerable(task: Task) -> bool:
-    """A likelihood cannot be retrieved, only an answer."""
+def _has_text_answer(task: Task) -> bool:
+    """Return true if items are scored by an answer; a likelihood cannot be retrieved."""
     if task.spec.kind in ("generation", "instructions"):
         return True
-    by_choice = task.spec.kind in ("multiple_choice", "classification")
-    return by_choice and task.spec.score != "loss"
+    has_choices = task.spec.kind in ("multiple_choice", "classification")
+    return has_choices and task.spec.score != "loss"
 
 
 def _graded(retriever: Retriever, task: Task, item: Item, answer: str) -> Graded:

@@ -1,4 +1,4 @@
-"""What a reward model makes of answers."""
+"""Scoring of answers by a reward model."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from lora_kit.evaluation.item import Outcome, RewardRequest
 from lora_kit.modeling.likelihood import to_device
 
 
-def rewarded(
+def score_rewards(
     model: Any, requests: Sequence[RewardRequest], pad_token_id: int, device: torch.device
 ) -> list[Outcome]:
-    """The reward of each answer, a row each.
+    """Compute the reward of each answer, one row per answer.
 
     Args:
-        model: of `input_ids` and `attention_mask` (batch, length) it makes `logits` (batch, 1).
-        requests: answers behind their prompts.
-        pad_token_id: fills shorter rows.
-        device: where the model is.
+        model: reward model that maps `input_ids` and `attention_mask` (batch, length) to `logits`
+            (batch, 1).
+        requests: answers, each with its prompt in front.
+        pad_token_id: token that fills shorter rows.
+        device: device of the model.
 
     Returns:
-        Rewards in the place of log-likelihoods: both are log-odds up to what all choices share.
+        One outcome per request, with the rewards in `log_likelihoods`: both are log-odds up to a
+        constant that all choices of a prompt share.
     """
     rows = [ids for request in requests for ids in request.answers]
     batch = to_device(pad_right(rows, pad_token_id), device)
-    found = iter(model(**batch).logits[:, 0].double().tolist())
+    rewards = iter(model(**batch).logits[:, 0].double().tolist())
     return [
         Outcome(
-            log_likelihoods=tuple(next(found) for _ in request.answers),
+            log_likelihoods=tuple(next(rewards) for _ in request.answers),
             tokens=sum(map(len, request.answers)),
         )
         for request in requests

@@ -1,4 +1,4 @@
-"""Work on arms: the same items in the same batches for each arm of a model, batch by batch."""
+"""Evaluation of arms: every arm of a model scores the same items in the same batches."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ import torch
 
 from lora_kit.evaluation.engine import drift
 from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
-from lora_kit.evaluation.engine.kept import OutcomeCache
-from lora_kit.evaluation.engine.prefix import Prefix, encode, shared_prefix
-from lora_kit.evaluation.engine.probe import find_way, within_window
-from lora_kit.evaluation.engine.progress import Progress, progress_of_all
-from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, outcomes
-from lora_kit.evaluation.engine.sharing import Share, shares
+from lora_kit.evaluation.engine.layout_search import find_layout, within_window
+from lora_kit.evaluation.engine.outcome_cache import OutcomeCache
+from lora_kit.evaluation.engine.prefix import Prefix, encode_prefix, shared_prefix
+from lora_kit.evaluation.engine.progress import Progress, shared_progress
+from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
+from lora_kit.evaluation.engine.sharing import WorkShare, work_shares
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.console import meter, say
 from lora_kit.runtime.errors import EvaluationError
-from lora_kit.runtime.out_of_memory import lacks_memory
+from lora_kit.runtime.out_of_memory import is_out_of_memory_error
 from lora_kit.runtime.processes import process_state
 
 
 def evaluate_models(
-    models: Sequence[LoadedArms], work: Sequence[Work], bench: EvaluationContext
+    models: Sequence[LoadedArms], work: Sequence[Work], context: EvaluationContext
 ) -> None:
-    """Evaluate the arms of all models, one model after the other; the journals hold the results.
+    """Evaluate the arms of all models, one model after another, and write results to the journal.
 
-    Under several processes each takes its share of the batches. The batches do not depend on the
-    number of processes, nor on the arm, so that a difference is the adapter's.
+    Several processes share the batches. Batches depend neither on the number of processes nor on
+    the arm, so that a difference between arms comes from the adapter alone.
     """
     state = process_state()
-    plan = [shares(work, loaded, bench, state.num_processes) for loaded in models]
-    total = sum(share.items for of_model in plan for part in of_model for share in part)
-    ways: Ways = {}
+    plan = [work_shares(work, loaded, context, state.num_processes) for loaded in models]
+    total = sum(share.items for by_process in plan for own in by_process for share in own)
+    layouts: LayoutsByKind = {}
     with (
         meter("evaluating", total, visible=state.is_main_process) as shown,
-        progress_of_all(shown) as progress,
+        shared_progress(shown) as progress,
     ):
-        for loaded, of_model in zip(models, plan, strict=True):
-            # By what is left to any process: loading may mean training, which takes all of them.
-            if any(share for part in of_model for share in part):
+        for loaded, by_process in zip(models, plan, strict=True):
+            # All processes load if any has work left: loading may train, which needs all of them.
+            if any(share for own in by_process for share in own):
                 model = loaded.load()
-                own = of_model[state.process_index]
-                _evaluate_model(model, loaded, work, own, bench, ways, progress)
+                own = by_process[state.process_index]
+                _evaluate_model(model, loaded, work, own, context, layouts, progress)
 
 
 @torch.inference_mode()
@@ -57,125 +57,147 @@ def _evaluate_model(
     model: Any,
     loaded: LoadedArms,
     work: Sequence[Work],
-    own: Sequence[Share],
-    bench: EvaluationContext,
-    ways: Ways,
+    own: Sequence[WorkShare],
+    context: EvaluationContext,
+    layouts: LayoutsByKind,
     progress: Progress,
 ) -> None:
-    scorer = Scorer(model, bench.tokenizer, bench.stop_token_ids)
+    scorer = Scorer(model, context.tokenizer, context.stop_token_ids)
     with eval_mode(model):
         for one, share in zip(work, own, strict=True):
             if not share:
                 continue
-            arms = [arm for arm in loaded.arms if arm.wants(one)]
-            asked = [_Asked.prepare(one, arm, scorer, bench, ways) for arm in arms]
-            for batch in _evaluate_task(one, share.batches, asked, progress):
-                bench.journal.append(batch)
-            if loaded.drifting:
-                key = one.key(DRIFT, loaded.drifting)
-                for batch in _drift(one, share.drift, key, scorer, bench, progress):
-                    bench.journal.append(batch)
+            arms = [arm for arm in loaded.arms if arm.applies_to(one)]
+            tasks = [_ArmTask.prepare(one, arm, scorer, context, layouts) for arm in arms]
+            for records in _evaluate_task(one, share.batches, tasks, progress):
+                context.journal.append(records)
+            if loaded.drift_identity:
+                key = one.key(DRIFT, loaded.drift_identity)
+                for records in _measure_drift(one, share.drift, key, scorer, context, progress):
+                    context.journal.append(records)
 
 
-# Found once for each kind of request, with and without a prefix, for all models alike.
-Ways = dict[tuple[type[Request], bool], BatchLayout]
+# Layout by kind of request and presence of a prefix, searched once and used for all models.
+LayoutsByKind = dict[tuple[type[Request], bool], BatchLayout]
 
 
 def _evaluate_task(
-    work: Work, batches: Sequence[tuple[int, ...]], asked: Sequence[_Asked], progress: Progress
+    work: Work, batches: Sequence[tuple[int, ...]], tasks: Sequence[_ArmTask], progress: Progress
 ) -> Iterable[list[tuple[str, Entry]]]:
-    """Yield the entries of one batch after the other, of all arms."""
+    """Yield, batch by batch, the entries of all arms with their keys.
+
+    A batch that does not fit into memory is halved for every arm, since outcomes in batches of
+    different sizes differ in their last digits.
+    """
     queue = deque(batches)
     while queue:
         batch = queue.popleft()
         items = [work.task.items[n].id for n in batch]
-        left = {item for one in asked for item in items if item in one.left}
-        batch = tuple(n for n, item in zip(batch, items, strict=True) if item in left)
+        pending = {item for task in tasks for item in items if item in task.pending}
+        batch = tuple(n for n, item in zip(batch, items, strict=True) if item in pending)
         if not batch:
             continue
         try:
-            yield [record for one in asked for record in one.evaluate(batch, progress)]
+            yield [record for task in tasks for record in task.evaluate(batch, progress)]
         except (RuntimeError, MemoryError) as error:
-            if not lacks_memory(error):
+            if not is_out_of_memory_error(error):
                 raise
             if len(batch) == 1:
-                alone = work.task.items[batch[0]].id
+                item = work.task.items[batch[0]]
                 raise EvaluationError(
-                    f"{work.name}: {alone}: not even this item alone fits into memory; lower "
-                    "its max_length, or take a smaller dtype or quantization"
+                    f"{work.name}: item {item.id} alone does not fit into memory (got "
+                    f"{item.request.length} tokens). Fix: lower the task's max_length, or use a "
+                    "smaller dtype or quantization."
                 ) from error
-            # For every arm alike: a difference must not be the layout's.
             middle = len(batch) // 2
             queue.extendleft([batch[middle:], batch[:middle]])
-            say(f"{work.name}: {len(batch)} items do not fit into memory; going on with {middle}")
+            say(
+                f"{work.name}: a batch of {len(batch)} items does not fit into memory; "
+                f"retrying with {middle}"
+            )
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A task as one arm is asked it.
+class _ArmTask:
+    """One task as one arm evaluates it.
 
     Attributes:
-        left: ids of the items that are not done.
+        work: batches of the task.
+        task: task with the requests for this arm.
+        key: key of the arm's results on the task.
+        pending: ids of the items without a result.
+        layout: layout of the batches.
+        prefix_ids: tokens that all requests begin with.
+        prefix: encoded prefix; `None` if the layout does not use one.
+        cache: cached outcomes of the arm; `None` if the arm is not cached.
     """
 
     work: Work
     arm: Arm
     task: Task
     key: str
-    left: frozenset[str]
+    pending: frozenset[str]
     scorer: Scorer
-    way: BatchLayout
+    layout: BatchLayout
     prefix_ids: tuple[int, ...]
     prefix: Prefix | None
-    kept: OutcomeCache | None
+    cache: OutcomeCache | None
 
     @classmethod
     def prepare(
-        cls, work: Work, arm: Arm, scorer: Scorer, bench: EvaluationContext, ways: Ways
-    ) -> _Asked:
-        """Find the way to score, and encode what the items share."""
-        task, key = work.asked(arm.name), work.key(arm.name, arm.identity)
+        cls,
+        work: Work,
+        arm: Arm,
+        scorer: Scorer,
+        context: EvaluationContext,
+        layouts: LayoutsByKind,
+    ) -> _ArmTask:
+        """Find a layout and encode the shared prefix with the arm active."""
+        task, key = work.task_for(arm.name), work.key(arm.name, arm.identity)
         requests = [item.request for item in task.items]
         prefix_ids = shared_prefix(requests)
-        known = type(requests[0]), bool(prefix_ids)
+        kind = type(requests[0]), bool(prefix_ids)
         with arm.active(scorer.model):
-            if known not in ways:
-                ways[known] = find_way(scorer, requests, prefix_ids)
-            way = within_window(ways[known], scorer, requests)
+            if kind not in layouts:
+                layouts[kind] = find_layout(scorer, requests, prefix_ids)
+            layout = within_window(layouts[kind], scorer, requests)
             prefix = None
-            if prefix_ids and way.prefix:
-                prefix = encode(scorer.model, prefix_ids, scorer.device)
-        left = frozenset(item.id for item in bench.missing(key, task.items))
-        kept = OutcomeCache.of(arm.identity, scorer.device, bench.no_cache) if arm.kept else None
-        return cls(work, arm, task, key, left, scorer, way, prefix_ids, prefix, kept)
+            if prefix_ids and layout.prefix:
+                prefix = encode_prefix(scorer.model, prefix_ids, scorer.device)
+        pending = frozenset(item.id for item in context.missing(key, task.items))
+        cache = None
+        if arm.cached:
+            cache = OutcomeCache.of(arm.identity, scorer.device, context.no_cache)
+        return cls(work, arm, task, key, pending, scorer, layout, prefix_ids, prefix, cache)
 
     def evaluate(self, batch: Sequence[int], progress: Progress) -> list[tuple[str, Entry]]:
-        """Entries of a batch's items, with the key of the work."""
+        """Return the entries of a batch's items with their key; none if no item is pending."""
         items = [self.task.items[n] for n in batch]
-        if not any(item.id in self.left for item in items):
+        if not any(item.id in self.pending for item in items):
             return []
         started = time.monotonic()
         with self.arm.active(self.scorer.model):
-            found = self._outcomes([item.request for item in items])
+            outcomes = self._outcomes([item.request for item in items])
         seconds = (time.monotonic() - started) / len(items)
-        tokens = sum(outcome.tokens for outcome in found)
+        tokens = sum(outcome.tokens for outcome in outcomes)
         progress.advance(len(items), f"{self.task.spec.name}, {self.arm.name}", tokens)
         return [
             (self.key, _entry(self.work, self.arm.name, item, outcome, self.task, seconds))
-            for item, outcome in zip(items, found, strict=True)
+            for item, outcome in zip(items, outcomes, strict=True)
         ]
 
     def _outcomes(self, requests: Sequence[Request]) -> list[Outcome]:
-        if self.kept is None:
-            return outcomes(self.scorer, requests, self.way, self.prefix)
-        path = self.kept.path(requests, self.prefix_ids, self.way)
-        found = self.kept.read(path)
-        if found is None:
-            found = outcomes(self.scorer, requests, self.way, self.prefix)
-            self.kept.write(path, found)
-        return found
+        """Return cached outcomes, or compute them and write them to the cache."""
+        if self.cache is None:
+            return compute_outcomes(self.scorer, requests, self.layout, self.prefix)
+        path = self.cache.path(requests, self.prefix_ids, self.layout)
+        outcomes = self.cache.read(path)
+        if outcomes is None:
+            outcomes = compute_outcomes(self.scorer, requests, self.layout, self.prefix)
+            self.cache.write(path, outcomes)
+        return outcomes
 
 
 def _entry(work: Work, arm: str, item: Item, outcome: Outcome, task: Task, seconds: float) -> Entry:
@@ -200,33 +222,33 @@ def _entry(work: Work, arm: str, item: Item, outcome: Outcome, task: Task, secon
     )
 
 
-def _drift(
+def _measure_drift(
     work: Work,
     batches: Sequence[tuple[Item, ...]],
     key: str,
     scorer: Scorer,
-    bench: EvaluationContext,
+    context: EvaluationContext,
     progress: Progress,
 ) -> Iterable[list[tuple[str, Entry]]]:
-    """Yield the drift of one batch of prompts after the other."""
+    """Yield, batch by batch, the drift of each prompt as entries with their key."""
     for batch in batches:
-        left = bench.missing(key, batch)
-        if not left:
+        pending = context.missing(key, batch)
+        if not pending:
             continue
-        prompts = [drift.prompt_ids(work, item) for item in batch]
+        prompts = [drift.drift_prompt(work, item) for item in batch]
         started = time.monotonic()
         values = drift.token_kl(scorer.model, prompts, scorer.tokenizer.pad_token_id, scorer.device)
         seconds = (time.monotonic() - started) / len(batch)
         tokens = 2 * sum(map(len, prompts))
-        progress.advance(len(left), f"{work.task.spec.name}, {DRIFT}", tokens)
+        progress.advance(len(pending), f"{work.task.spec.name}, {DRIFT}", tokens)
         yield [
-            (key, _drifted(work, item, value, 2 * len(prompt), seconds))
+            (key, _drift_entry(work, item, value, 2 * len(prompt), seconds))
             for item, value, prompt in zip(batch, values, prompts, strict=True)
-            if item in left
+            if item in pending
         ]
 
 
-def _drifted(work: Work, item: Item, value: float, tokens: int, seconds: float) -> Entry:
+def _drift_entry(work: Work, item: Item, value: float, tokens: int, seconds: float) -> Entry:
     return Entry(
         arm=DRIFT,
         suite=work.suite.name,

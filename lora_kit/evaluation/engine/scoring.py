@@ -1,4 +1,4 @@
-"""What a model makes of one batch of requests: likelihoods and generated text."""
+"""Scoring of one batch of requests: likelihoods, class scores, rewards and generated text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.data.tokenization import IGNORED, Example
-from lora_kit.evaluation.engine.choices import in_one_row
-from lora_kit.evaluation.engine.classes import classified
+from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.evaluation.engine.choices import score_choice_trees
+from lora_kit.evaluation.engine.classes import score_classes
 from lora_kit.evaluation.engine.prefix import Prefix
-from lora_kit.evaluation.engine.rewards import rewarded
+from lora_kit.evaluation.engine.rewards import score_rewards
 from lora_kit.evaluation.item import (
     Branch,
     ChoiceRequest,
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scorer:
-    """What scoring needs besides the requests.
+    """Model and tokenizer that requests are scored with.
 
     Attributes:
-        model: with the adapter on or off, as the arm wants it.
-        tokenizer: of the backbone.
-        stop_token_ids: generation ends on any of them.
+        model: model with an arm active.
+        tokenizer: tokenizer of the backbone.
+        stop_token_ids: tokens on which generation ends.
     """
 
     model: Any
@@ -46,45 +46,48 @@ class Scorer:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         device: torch.device = next(self.model.parameters()).device
         return device
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How requests are laid out: the fast way, unless the model does not bear it.
+    """Layout of requests in a batch; the default is the fastest one.
 
     Attributes:
-        tree: all branches of a prompt in one row.
-        prefix: what requests share is encoded once.
+        tree: if true, one row holds all branches of a prompt; else each branch has its own row.
+        prefix: if true, the prefix that requests share is encoded once.
     """
 
     tree: bool = True
     prefix: bool = True
 
 
-def outcomes(
-    scorer: Scorer, requests: Sequence[Request], way: BatchLayout, prefix: Prefix | None = None
+def compute_outcomes(
+    scorer: Scorer, requests: Sequence[Request], layout: BatchLayout, prefix: Prefix | None = None
 ) -> list[Outcome]:
-    """What the model makes of requests of one kind.
+    """Score a batch of requests of one kind.
 
     Args:
-        scorer: the model.
-        requests: of one kind; their whole tokens, the prefix included.
-        way: how they are laid out.
-        prefix: encoded by this model, as it is now.
+        scorer: model and tokenizer.
+        requests: requests of one kind, including the tokens of the prefix.
+        layout: layout of the batch.
+        prefix: shared prefix, encoded with the arm active.
+
+    Returns:
+        One outcome per request, in order.
     """
     first = requests[0]
     pad = scorer.tokenizer.pad_token_id
     if isinstance(first, ClassRequest):
         texts = [r for r in requests if isinstance(r, ClassRequest)]
-        return classified(scorer.model, texts, pad, scorer.device)
+        return score_classes(scorer.model, texts, pad, scorer.device)
     if isinstance(first, RewardRequest):
         pairs = [r for r in requests if isinstance(r, RewardRequest)]
-        return rewarded(scorer.model, pairs, pad, scorer.device)
+        return score_rewards(scorer.model, pairs, pad, scorer.device)
     if isinstance(first, GenerationRequest):
-        return _generated(scorer, [r for r in requests if isinstance(r, GenerationRequest)], prefix)
+        return _generate(scorer, [r for r in requests if isinstance(r, GenerationRequest)], prefix)
     if isinstance(first, LossRequest):
         examples = [r.example for r in requests if isinstance(r, LossRequest)]
         return [
@@ -94,32 +97,39 @@ def outcomes(
             )
         ]
     choices = [r for r in requests if isinstance(r, ChoiceRequest)]
-    found = (
-        in_one_row(scorer.model, choices, pad, scorer.device, prefix)
-        if way.tree
-        else row_by_row(scorer, choices, prefix)
+    scores = (
+        score_choice_trees(scorer.model, choices, pad, scorer.device, prefix)
+        if layout.tree
+        else score_choice_rows(scorer, choices, prefix)
     )
     return [
         Outcome(tuple(t for t, _ in branches), tuple(g for _, g in branches), "", request.length)
-        for branches, request in zip(found, choices, strict=True)
+        for branches, request in zip(scores, choices, strict=True)
     ]
 
 
-def row_by_row(
+def score_choice_rows(
     scorer: Scorer,
     requests: Sequence[ChoiceRequest],
     prefix: Prefix | None = None,
 ) -> list[list[tuple[float, bool]]]:
-    """Log-likelihood (nats) and greediness of each branch, each in a row with its prompt."""
-    examples = [_alone(request, branch) for request in requests for branch in request.branches]
-    found = iter(_likelihoods(scorer, examples, prefix))
-    return [[next(found) for _ in request.branches] for request in requests]
+    """Score all branches of each request, each branch in a row of its own with its prompt.
+
+    Returns:
+        For each request and branch, the log-likelihood of the scored tokens in nats, and true if
+        every one of them was the most likely token.
+    """
+    examples = [
+        _branch_example(request, branch) for request in requests for branch in request.branches
+    ]
+    scores = iter(_likelihoods(scorer, examples, prefix))
+    return [[next(scores) for _ in request.branches] for request in requests]
 
 
-def _alone(request: ChoiceRequest, branch: Branch) -> Example:
+def _branch_example(request: ChoiceRequest, branch: Branch) -> Example:
     ids = (*request.prompt_ids, *branch.input_ids)
     unscored = len(ids) - branch.scored
-    return Example(ids, (*[IGNORED] * unscored, *ids[unscored:]))
+    return Example(ids, (*[IGNORE_INDEX] * unscored, *ids[unscored:]))
 
 
 def _likelihoods(
@@ -130,8 +140,8 @@ def _likelihoods(
     batch = pad_examples(rest, scorer.tokenizer.pad_token_id)
     if prefix:
         batch["position_ids"] += skipped
-        behind = torch.ones((len(rest), skipped), dtype=torch.int64)
-        batch["attention_mask"] = torch.cat([behind, batch["attention_mask"]], dim=1)
+        prefix_mask = torch.ones((len(rest), skipped), dtype=torch.int64)
+        batch["attention_mask"] = torch.cat([prefix_mask, batch["attention_mask"]], dim=1)
     cache = prefix.repeated(len(rest)) if prefix else None
     nll, greedy, rows = supervised_tokens(scorer.model, to_device(batch, scorer.device), cache)
     sums = torch.zeros(len(rest), dtype=torch.float64, device=scorer.device)
@@ -141,7 +151,7 @@ def _likelihoods(
     return [(-float(total), not float(miss)) for total, miss in zip(sums, missed, strict=True)]
 
 
-def _generated(
+def _generate(
     scorer: Scorer, requests: Sequence[GenerationRequest], prefix: Prefix | None
 ) -> list[Outcome]:
     pad = scorer.tokenizer.pad_token_id
@@ -163,12 +173,14 @@ def _generated(
     texts = scorer.tokenizer.batch_decode(new, skip_special_tokens=True)
     counts = (new != pad).sum(dim=1).tolist()
     return [
-        Outcome(text=_cut(text, request.stop), tokens=len(request.prompt_ids) + int(count))
+        Outcome(
+            text=_until_stop_text(text, request.stop), tokens=len(request.prompt_ids) + int(count)
+        )
         for text, request, count in zip(texts, requests, counts, strict=True)
     ]
 
 
-def _cut(text: str, stops: Sequence[str]) -> str:
-    """Up to the first text that generation stops at."""
+def _until_stop_text(text: str, stops: Sequence[str]) -> str:
+    """Return the text before the first stop text."""
     ends = [text.index(stop) for stop in stops if stop and stop in text]
     return text[: min(ends, default=len(text))]

@@ -1,7 +1,8 @@
-"""Which process does what of a model: batches shared out by their cost, the costliest first.
+"""Distribution of batches over processes, by cost.
 
-Every process works it out alone and all come to the same: from the batches, which do not depend on
-the number of processes, and from what is done, which all have read before any of them writes.
+Every process computes the same distribution on its own, from two inputs that all processes share:
+the batches, which do not depend on the number of processes, and the finished items, which all
+processes read before any of them writes.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import GenerationRequest, Item, Request, Task
 from lora_kit.evaluation.ledger import DRIFT
 
-# A generated token takes a step of its own, one that is read shares its step with a whole batch.
-# Rough: it only has to keep the costliest batches apart.
-GENERATED = 4
+# Cost of a generated token, in prompt tokens: each generated token takes a forward pass of its own,
+# while prompt tokens share one. A rough value is enough to separate the costliest batches.
+GENERATED_TOKEN_COST = 4
 
 
 @dataclass(frozen=True)
-class Share:
-    """What is to be done of a task, by one process or by all.
+class WorkShare:
+    """Share of a task that one process evaluates.
 
     Attributes:
-        batches: indexes of the items, in the order of the task's batches.
+        batches: item indexes of each batch, in the order of the task's batches.
         drift: batches of the items whose prompts drift is measured on.
-        items: that are not done, counted once for each arm.
+        items: number of items without a result, counted once per arm.
     """
 
     batches: tuple[tuple[int, ...], ...]
@@ -37,18 +38,20 @@ class Share:
     items: int
 
     def __bool__(self) -> bool:
-        """Whether there is anything to do."""
+        """Return true if any item is left to evaluate."""
         return bool(self.items)
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A batch that is not done; of one process, whole.
+class _PendingBatch:
+    """A batch with its cost, the unit of distribution.
 
     Attributes:
-        work: index of its task.
-        cost: tokens, padding included, over all arms that lack items of it.
-        items: that are not done, counted once for each arm.
+        work: index of the task.
+        cost: tokens, padding included, over all arms that lack results of the batch.
+        items: number of items without a result, counted once per arm.
+        batch: item indexes; empty for a batch of drift prompts.
+        drift: items of a batch of drift prompts.
     """
 
     work: int
@@ -58,38 +61,51 @@ class _Piece:
     drift: tuple[Item, ...] = ()
 
 
-def shares(
-    work: Sequence[Work], loaded: LoadedArms, bench: EvaluationContext, processes: int
-) -> list[list[Share]]:
-    """For each process, what it does of each task for one model.
+def work_shares(
+    work: Sequence[Work], loaded: LoadedArms, context: EvaluationContext, processes: int
+) -> list[list[WorkShare]]:
+    """Return, for each process and task, the share of one model's batches to evaluate.
 
     Raises:
         ValueError: if there are no processes.
     """
-    pieces = [
-        piece
+    pending = [
+        batch
         for number, one in enumerate(work)
-        for piece in _pieces(number, one, loaded, bench)
-        if piece.items
+        for batch in _batches_with_costs(number, one, loaded, context)
+        if batch.items
     ]
-    owners = shared_out([piece.cost for piece in pieces], processes)
-    found: list[list[list[_Piece]]] = [[[] for _ in work] for _ in range(processes)]
-    for piece, owner in zip(pieces, owners, strict=True):
-        found[owner][piece.work].append(piece)
-    return [[_share(part) for part in of_process] for of_process in found]
+    owners = assign_to_processes([batch.cost for batch in pending], processes)
+    assigned: list[list[list[_PendingBatch]]] = [[[] for _ in work] for _ in range(processes)]
+    for batch, owner in zip(pending, owners, strict=True):
+        assigned[owner][batch.work].append(batch)
+    return [
+        [
+            WorkShare(
+                batches=tuple(one.batch for one in own if one.batch),
+                drift=tuple(one.drift for one in own if one.drift),
+                items=sum(one.items for one in own),
+            )
+            for own in by_task
+        ]
+        for by_task in assigned
+    ]
 
 
-def shared_out(costs: Sequence[int], processes: int) -> list[int]:
-    """For each piece the process that does it: the costliest first, each to who has least so far.
+def assign_to_processes(costs: Sequence[int], processes: int) -> list[int]:
+    """Assign pieces of work to processes, costliest first, each to the least loaded process.
 
-    The load of no process is more than 4/3 - 1/(3n) of the best possible (Graham 1969, SIAM Journal
-    on Applied Mathematics 17:416, theorem 2).
+    The largest load is at most 4/3 - 1/(3n) times the optimum for n processes (Graham 1969, SIAM
+    Journal on Applied Mathematics 17:416, theorem 2).
+
+    Returns:
+        Index of the process for each cost.
 
     Raises:
         ValueError: if there are no processes.
     """
     if processes < 1:
-        raise ValueError(f"{processes} processes to share out to")
+        raise ValueError(f"processes: must be at least 1 (got {processes})")
     owners = [0] * len(costs)
     loads = [(0, process) for process in range(processes)]
     for number in sorted(range(len(costs)), key=lambda n: (-costs[n], n)):
@@ -99,54 +115,53 @@ def shared_out(costs: Sequence[int], processes: int) -> list[int]:
     return owners
 
 
-def _share(pieces: Sequence[_Piece]) -> Share:
-    return Share(
-        tuple(piece.batch for piece in pieces if piece.batch),
-        tuple(piece.drift for piece in pieces if piece.drift),
-        sum(piece.items for piece in pieces),
-    )
-
-
-def _pieces(number: int, work: Work, loaded: LoadedArms, bench: EvaluationContext) -> list[_Piece]:
-    """All batches of a task, done or not."""
-    asked = [
-        (_cost_of(work.asked(arm.name)), _left(bench, work.key(arm.name, arm.identity), work.task))
+def _batches_with_costs(
+    number: int, work: Work, loaded: LoadedArms, context: EvaluationContext
+) -> list[_PendingBatch]:
+    """Return all batches of a task, including finished ones, with their costs."""
+    arms = [
+        (
+            _cost_of(work.task_for(arm.name)),
+            _pending_items(context, work.key(arm.name, arm.identity), work.task),
+        )
         for arm in loaded.arms
-        if arm.wants(work)
+        if arm.applies_to(work)
     ]
-    found = []
+    batches = []
     for batch in work.batches:
-        # All arms that lack an item of the batch are asked all that any of them lacks.
-        rows = [n for n in batch if any(n in left for _, left in asked)]
+        # Every arm that lacks an item of the batch evaluates all items that any arm lacks.
+        rows = [n for n in batch if any(n in pending for _, pending in arms)]
         costs = [
             len(rows) * max(cost(n) for n in rows)
-            for cost, left in asked
-            if not left.isdisjoint(batch)
+            for cost, pending in arms
+            if not pending.isdisjoint(batch)
         ]
-        items = sum(len(left.intersection(batch)) for _, left in asked)
-        found.append(_Piece(number, sum(costs), items, batch=batch))
-    if loaded.drifting:
-        key = work.key(DRIFT, loaded.drifting)
-        for drifters in drift.batches(work):
-            longest = max(len(drift.prompt_ids(work, item)) for item in drifters)
-            left = len(bench.missing(key, drifters))
-            found.append(_Piece(number, 2 * len(drifters) * longest, left, drift=drifters))
-    return found
+        items = sum(len(pending.intersection(batch)) for _, pending in arms)
+        batches.append(_PendingBatch(number, sum(costs), items, batch=batch))
+    if loaded.drift_identity:
+        key = work.key(DRIFT, loaded.drift_identity)
+        for items_of_drift in drift.drift_batches(work):
+            longest = max(len(drift.drift_prompt(work, item)) for item in items_of_drift)
+            # Each prompt is read twice, with the adapter enabled and disabled.
+            cost = 2 * len(items_of_drift) * longest
+            items = len(context.missing(key, items_of_drift))
+            batches.append(_PendingBatch(number, cost, items, drift=items_of_drift))
+    return batches
 
 
-def _left(bench: EvaluationContext, key: str, task: Task) -> frozenset[int]:
-    """Indexes of the items that are not done."""
-    missing = {item.id for item in bench.missing(key, task.items)}
+def _pending_items(context: EvaluationContext, key: str, task: Task) -> frozenset[int]:
+    """Return indexes of the items without a result."""
+    missing = {item.id for item in context.missing(key, task.items)}
     return frozenset(n for n, item in enumerate(task.items) if item.id in missing)
 
 
 def _cost_of(task: Task) -> Callable[[int], int]:
-    """From an item's index to its cost in tokens; what all items share is encoded once."""
+    """Return a function from an item's index to its cost in tokens, without the shared prefix."""
     skipped = len(shared_prefix([item.request for item in task.items]))
     return lambda n: max(_cost(task.items[n].request) - skipped, 1)
 
 
 def _cost(request: Request) -> int:
     if isinstance(request, GenerationRequest):
-        return len(request.prompt_ids) + GENERATED * request.max_new_tokens
+        return len(request.prompt_ids) + GENERATED_TOKEN_COST * request.max_new_tokens
     return request.length

@@ -1,37 +1,41 @@
-"""What is to be measured: tasks with their batches, laid out before anything is computed."""
+"""Evaluation work: tasks with their batches, planned before anything is computed."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from lora_kit.backbone.encoder_decoder import is_divided
+from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.load import Backbone
-from lora_kit.backbone.positions import Positions
+from lora_kit.backbone.positions import PositionLimits
 from lora_kit.data.rows import Row
-from lora_kit.evaluation.classes import build_class_task
-from lora_kit.evaluation.engine.kept import setting
+from lora_kit.evaluation.class_tasks import build_class_task
+from lora_kit.evaluation.engine.outcome_cache import numeric_environment
 from lora_kit.evaluation.engine.prefix import shared_prefix
-from lora_kit.evaluation.grading import GRADING, grading_code
-from lora_kit.evaluation.item import GenerationRequest, LossRequest, Task, tokens_of
-from lora_kit.evaluation.rewarded import build_reward_task
+from lora_kit.evaluation.grading import GRADING_VERSION, grading_code
+from lora_kit.evaluation.item import GenerationRequest, LossRequest, Task, prompt_and_answer_length
+from lora_kit.evaluation.reading import read_rows
+from lora_kit.evaluation.reward_tasks import build_reward_task
 from lora_kit.evaluation.suite import Suite, TaskSpec
-from lora_kit.evaluation.tasks import Shot, build_task, content, shot_of
+from lora_kit.evaluation.task_items import Shot
+from lora_kit.evaluation.tasks import as_shot, build_task, task_content
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError, EvaluationError
 from lora_kit.runtime.hashes import json_sha256
 from lora_kit.runtime.processes import process_state
 
 FEWSHOT = "fewshot"
-# Tokens in a batch, padding included; about the smallest that keeps two cores or a GPU busy: a
-# larger one holds more padding (of 180 items of six kinds 12% at 512 tokens, 45% at 2048). A step
-# of generation takes one token of each item, so it wants more items.
+# Tokens in a batch, padding included: about the smallest number that keeps two cores or a GPU busy.
+# Larger batches hold more padding (measured on 180 items of six kinds: 12% at 512 tokens, 45% at
+# 2048). Generation processes one token per item and step, so its batches hold more items.
 BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 GENERATION_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
-# Logits of a batch at most, bytes in float32: of prose, every position has a vocabulary of them.
+# Maximum bytes of a batch's logits in float32; a loss task has logits of the whole vocabulary at
+# every position.
 LOGIT_BYTES = {"cpu": 5e8, "cuda": 2e9}
-MOST_ITEMS = 64
+MAX_BATCH_ITEMS = 64
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ class Work:
     """A task with its batches.
 
     Attributes:
-        batches: indexes of the items, the same for every arm.
-        digest: of the task's items.
-        variants: the same items asked otherwise, for arms that want them so, with their digest.
-        has_encoder: whether a prompt is read whole, or not at all.
+        suite: suite of the task.
+        task: task with its items.
+        batches: item indexes of each batch, the same for every arm.
+        digest: digest of the task's items.
+        variants: the same items with other requests, and their digest, by arm (`fewshot`).
+        has_encoder: true for an encoder-decoder backbone.
     """
 
     suite: Suite
@@ -54,20 +60,20 @@ class Work:
 
     @property
     def name(self) -> str:
-        """Of the suite and the task."""
+        """Name of the suite and the task."""
         return f"{self.suite.name}/{self.task.spec.name}"
 
-    def asked(self, arm: str) -> Task:
-        """The task as an arm is asked it."""
+    def task_for(self, arm: str) -> Task:
+        """Return the task with the requests for an arm."""
         return self.variants[arm][0] if arm in self.variants else self.task
 
     def key(self, arm: str, identity: str) -> str:
-        """Digest of all that an arm's results on this task depend on."""
+        """Return a digest of everything that an arm's results on this task depend on."""
         items = self.variants[arm][1] if arm in self.variants else self.digest
         spec = self.task.spec.model_dump(mode="json")
-        where = [setting(process_state().device), self.batches]
-        graded = [GRADING, grading_code(self.task.spec)]
-        return json_sha256([arm, identity, self.suite.name, spec, items, where, graded])
+        computation = [numeric_environment(process_state().device), self.batches]
+        grading = [GRADING_VERSION, grading_code(self.task.spec)]
+        return json_sha256([arm, identity, self.suite.name, spec, items, computation, grading])
 
 
 def plan_work(
@@ -76,16 +82,16 @@ def plan_work(
     shots: int = 0,
     training: Sequence[Row] = (),
 ) -> list[Work]:
-    """Read all items, load all metrics and lay out all batches, before anything is computed.
+    """Read all items, load all metrics and plan all batches, before anything is computed.
 
     Args:
-        suites: what to evaluate.
-        backbone: for its tokenizer and vocabulary.
-        shots: examples that the `fewshot` arm is shown; 0 where there is no such arm.
-        training: rows that they are taken from, by default a task's own items.
+        suites: suites to evaluate.
+        backbone: backbone, for its tokenizer, head, vocabulary and positions.
+        shots: number of examples in the prompts of the `fewshot` arm; 0 without that arm.
+        training: training rows that the examples are sampled from; a task's own items if empty.
 
     Raises:
-        LoraKitError: of the first source, item or metric that is wrong.
+        LoraKitError: for the first source, item or metric that is invalid.
     """
     return [
         _plan(suite, spec, backbone, shots, training) for suite in suites for spec in suite.tasks
@@ -93,7 +99,7 @@ def plan_work(
 
 
 def suites_of(work: Sequence[Work]) -> list[Suite]:
-    """Return the suites that work is of, in order, each once."""
+    """Return the suites of the work, in order and without duplicates."""
     return list({one.suite.name: one.suite for one in work}.values())
 
 
@@ -105,92 +111,105 @@ def _plan(
             task = build_reward_task(suite, spec, backbone.tokenizer)
         else:
             task = build_class_task(suite, spec, backbone.tokenizer, backbone.head.classes)
-        return _laid_out(suite, task, backbone, {})
-    task = build_task(spec, backbone.tokenizer, suite.seed)
-    _require_places(task, backbone)
+        return _with_batches(suite, task, backbone, {})
+    rows = None if spec.kind == "lm_eval" else read_rows(spec)
+    task = build_task(spec, backbone.tokenizer, suite.seed, rows=rows)
+    _require_positions(task, backbone)
     variants = {}
     if shots and suite.role == "gain":
-        asked = _with_shots(suite, spec, backbone, shots, training)
-        if asked is not None and [i.id for i in asked.items] == [i.id for i in task.items]:
-            variants[FEWSHOT] = asked, json_sha256(content(asked))
-    return _laid_out(suite, task, backbone, variants)
+        fewshot = _with_shots(suite, spec, backbone, shots, training, rows)
+        if fewshot is not None and [i.id for i in fewshot.items] == [i.id for i in task.items]:
+            variants[FEWSHOT] = fewshot, json_sha256(task_content(fewshot))
+    return _with_batches(suite, task, backbone, variants)
 
 
-def _require_places(task: Task, backbone: Backbone) -> None:
-    """Raises EvaluationError for an item that is longer than the backbone has positions for."""
-    positions = Positions.of(backbone.model)
+def _require_positions(task: Task, backbone: Backbone) -> None:
+    """Raise EvaluationError for an item that exceeds the backbone's learned positions."""
+    positions = PositionLimits.of(backbone.model)
     for item in task.items:
-        if lacking := positions.lacking(*tokens_of(item.request)):
+        if overflow := positions.overflow(*prompt_and_answer_length(item.request)):
             raise EvaluationError(
-                f"{task.spec.name}: {item.id} {lacking} in {backbone.files.reference}; lower the "
-                "task's shots, max_length or max_new_tokens"
+                f"{task.spec.name}: item {item.id} {overflow} in {backbone.files.reference}. Fix: "
+                "lower the task's shots, max_length or max_new_tokens."
             )
 
 
 def part_of(work: Work, ids: Collection[str], backbone: Backbone) -> Work:
-    """Some of a task's items in batches of their own, asked by no arm otherwise.
+    """Return work on a subset of a task's items, with new batches and without variants.
 
     Args:
-        work: the whole.
-        ids: of the items that are kept, in the order of the whole.
-        backbone: for its vocabulary.
+        work: work on all items; their order is preserved.
+        ids: ids of the items to select.
+        backbone: backbone, for its vocabulary.
     """
     items = [item for item in work.task.items if item.id in ids]
-    return _laid_out(work.suite, replace(work.task, items=items), backbone, {})
+    return _with_batches(work.suite, replace(work.task, items=items), backbone, {})
 
 
-def _laid_out(
+def _with_batches(
     suite: Suite, task: Task, backbone: Backbone, variants: Mapping[str, tuple[Task, str]]
 ) -> Work:
     vocabulary = backbone.model.config.get_text_config().vocab_size
-    # By the task itself, so that an arm that is added does not move the others' batches.
+    # Batches depend on the task alone, so that adding an arm leaves those of other arms unchanged.
     return Work(
         suite,
         task,
         _batches(task, vocabulary),
-        json_sha256(content(task)),
+        json_sha256(task_content(task)),
         variants,
-        is_divided(backbone.model),
+        is_encoder_decoder(backbone.model),
     )
 
 
 def _with_shots(
-    suite: Suite, spec: TaskSpec, backbone: Backbone, shots: int, training: Sequence[Row]
+    suite: Suite,
+    spec: TaskSpec,
+    backbone: Backbone,
+    shots: int,
+    training: Sequence[Row],
+    rows: Sequence[Any] | None,
 ) -> Task | None:
-    """The task with solved examples before each item; `None` where none can be shown."""
-    place = f"{suite.name}/{spec.name}: not asked with examples"
+    """Return the task with few-shot examples in each prompt; `None` if there are none to use."""
+    skipped = f"{suite.name}/{spec.name}: skipped for the arm {FEWSHOT}"
     try:
         if spec.kind == "lm_eval" or not training:
             if spec.limit is None:
-                say(f"{place}: without a limit, they would be items that the other arms are asked")
+                say(
+                    f"{skipped}: without a limit, the examples would be items that are evaluated; "
+                    "set the task's limit to leave some out"
+                )
                 return None
             own = spec.model_copy(update={"shots": shots})
-            task = build_task(own, backbone.tokenizer, suite.seed)
+            task = build_task(own, backbone.tokenizer, suite.seed, rows=rows)
         else:
-            task = _with_training_rows(suite, spec, backbone, shots, training)
-        _require_places(task, backbone)
+            examples = _training_examples(suite, spec, shots, training)
+            task = build_task(spec, backbone.tokenizer, suite.seed, examples, rows)
+        _require_positions(task, backbone)
         return task
     except (DataError, EvaluationError) as error:
-        say(f"{place}: {error}")
+        say(f"{skipped}: {error}")
         return None
 
 
-def _with_training_rows(
-    suite: Suite, spec: TaskSpec, backbone: Backbone, shots: int, training: Sequence[Row]
-) -> Task:
-    solved: list[Shot] = [shot for shot in map(shot_of, training) if shot is not None]
-    if not solved:
-        raise DataError("the training rows are texts without prompts")
+def _training_examples(
+    suite: Suite, spec: TaskSpec, shots: int, training: Sequence[Row]
+) -> list[Shot]:
+    candidates: list[Shot] = [shot for shot in map(as_shot, training) if shot is not None]
+    if not candidates:
+        raise DataError(
+            "data: few-shot examples need prompts with answers (got texts only). Fix: remove "
+            f"{FEWSHOT} from evaluation.arms, or train on rows with prompts."
+        )
     chosen = random.Random(f"{suite.seed}/{spec.name}/shots").sample(
-        range(len(solved)), min(shots, len(solved))
+        range(len(candidates)), min(shots, len(candidates))
     )
-    return build_task(spec, backbone.tokenizer, suite.seed, [solved[n] for n in chosen])
+    return [candidates[n] for n in chosen]
 
 
 def _batches(task: Task, vocabulary: int) -> tuple[tuple[int, ...], ...]:
-    """Indexes of the items in batches of about the same length.
+    """Return item indexes in batches of similar lengths.
 
-    Requests that end otherwise, by other texts or after other lengths, are in other batches.
+    Generation requests share a batch only if their stop texts and maximum lengths are equal.
     """
     requests = [item.request for item in task.items]
     skipped = len(shared_prefix(requests))
@@ -201,16 +220,16 @@ def _batches(task: Task, vocabulary: int) -> tuple[tuple[int, ...], ...]:
     if isinstance(first, LossRequest):
         logits = LOGIT_BYTES.get(device, LOGIT_BYTES["cpu"])
         budget = min(budget, int(logits / (4 * vocabulary)))
-    alike: dict[tuple[object, ...], list[int]] = {}
+    by_limits: dict[tuple[object, ...], list[int]] = {}
     for n, request in enumerate(requests):
-        ends: tuple[object, ...] = ()
+        limits: tuple[object, ...] = ()
         if isinstance(request, GenerationRequest):
-            ends = (request.stop, request.max_new_tokens)
-        alike.setdefault(ends, []).append(n)
+            limits = (request.stop, request.max_new_tokens)
+        by_limits.setdefault(limits, []).append(n)
     return tuple(
         batch
-        for items in alike.values()
-        for batch in by_length(
+        for items in by_limits.values()
+        for batch in batches_by_length(
             sorted(items, key=lambda n: (-requests[n].length, task.items[n].id)),
             lambda n: requests[n].length - skipped,
             budget,
@@ -218,19 +237,24 @@ def _batches(task: Task, vocabulary: int) -> tuple[tuple[int, ...], ...]:
     )
 
 
-def by_length(
+def batches_by_length(
     ordered: Sequence[int], length: Callable[[int], int], budget: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Batches within a budget of tokens, of items that come the longest first.
+    """Divide items, longest first, into batches within a budget of tokens.
 
-    So that a batch that does not fit fails at once, not at the end.
+    The longest batch comes first, so that a lack of memory shows at once and not at the end.
+
+    Args:
+        ordered: item indexes, longest first.
+        length: function from an item index to its tokens.
+        budget: maximum tokens per batch, padding included; an item above it is a batch of its own.
     """
     batches: list[list[int]] = []
-    room = 0
+    capacity = 0
     for item in ordered:
-        if batches and len(batches[-1]) < min(room, MOST_ITEMS):
+        if batches and len(batches[-1]) < min(capacity, MAX_BATCH_ITEMS):
             batches[-1].append(item)
         else:
             batches.append([item])
-            room = max(budget // max(length(item), 1), 1)
+            capacity = max(budget // max(length(item), 1), 1)
     return tuple(tuple(batch) for batch in batches)

@@ -1,1 +1,1 @@
-"""Test items written for this project: multiple-choice questions and verifiable instructions."""
+"""Built-in items: multiple-choice questions and verifiable instructions."""

@@ -1,4 +1,4 @@
-"""Sums that a small model can do: generated, small numbers first, wrong answers that nearly fit."""
+"""Generated arithmetic problems for small models, with small numbers and near-miss answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STORIES = {
     "bags": ("*", "{name} has {a} bags with {b} oranges in each. How many oranges is that?"),
     "cars": ("*", "There are {a} cars with {b} people in each. How many people is that?"),
 }
-"""What to do with the numbers of each story, and the story."""
+"""Operation and text of each story."""
 
 OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
@@ -34,19 +34,19 @@ NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana")
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A question with its answers."""
+class ArithmeticProblem:
+    """Question with its answers."""
 
     name: str
     question: str
     right: str
     cluster: str
-    """Shared by problems that have the same solution or the same story."""
+    """Label shared by problems with the same solution or the same story."""
     wrong: tuple[str, ...]
 
 
-def rows() -> list[ChoiceRow]:
-    """All items, by kind; the same on every machine and in every process."""
+def arithmetic_rows() -> list[ChoiceRow]:
+    """Return all items, ordered by kind; the same on every machine."""
     return [
         ChoiceRow.draw(
             f"{kind}/{problem.name}",
@@ -63,10 +63,10 @@ def rows() -> list[ChoiceRow]:
 
 def _problem(
     name: str, question: str, answer: int, *, shown: str = "{}", cluster: str | None = None
-) -> Problem:
-    """A problem whose wrong answers are near misses; `shown` is how a number is written down."""
+) -> ArithmeticProblem:
+    """Create a problem with near misses as wrong answers; `shown` formats an answer."""
     wrong = near_misses(answer, random.Random(f"near {question}"))
-    return Problem(
+    return ArithmeticProblem(
         name,
         question,
         shown.format(answer),
@@ -76,9 +76,9 @@ def _problem(
 
 
 def near_misses(answer: int, generator: random.Random) -> tuple[int, ...]:
-    """Wrong answers close to the right one, with as many digits.
+    """Return wrong answers close to the correct one, with the same number of digits.
 
-    A longer number is less likely for its length alone; that must not give the answer away.
+    A longer number is less likely because of its length, which would give the answer away.
     """
     steps = (-3, -2, -1, 1, 2, 3) if answer < 20 else (-10, -2, -1, 1, 2, 10)
     same_length = [
@@ -90,64 +90,68 @@ def near_misses(answer: int, generator: random.Random) -> tuple[int, ...]:
 
 
 def _drawn(kind: str, pairs: Sequence[tuple[int, int]], count: int) -> Iterator[tuple[int, int]]:
-    """So many of the pairs, drawn by the kind's name."""
+    """Yield `count` random pairs, with the kind as the seed."""
     by_name = {f"{a} {b}": (a, b) for a, b in pairs}
     for name in shuffled(by_name, random.Random(kind))[:count]:
         yield by_name[name]
 
 
-def _additions(kind: str, pairs: Sequence[tuple[int, int]], count: int) -> Iterator[Problem]:
+def _additions(
+    kind: str, pairs: Sequence[tuple[int, int]], count: int
+) -> Iterator[ArithmeticProblem]:
     for a, b in _drawn(kind, pairs, count):
         name, question = f"{a}-plus-{b}", f"What is {a} + {b}?"
         cluster = f"{min(a, b)}-plus-{max(a, b)}"
         yield _problem(name, question, a + b, shown=f"{a} + {b} = {{}}", cluster=cluster)
 
 
-def _subtractions(kind: str, pairs: Sequence[tuple[int, int]], count: int) -> Iterator[Problem]:
+def _subtractions(
+    kind: str, pairs: Sequence[tuple[int, int]], count: int
+) -> Iterator[ArithmeticProblem]:
     for a, b in _drawn(kind, pairs, count):
         name, question = f"{a}-minus-{b}", f"What is {a} - {b}?"
         yield _problem(name, question, a - b, shown=f"{a} - {b} = {{}}")
 
 
-def addition() -> Iterator[Problem]:
-    """Sums of two single digits."""
+def addition() -> Iterator[ArithmeticProblem]:
+    """Yield sums of two single digits."""
     pairs = [(a, b) for a in range(1, 10) for b in range(1, 10)]
     return _additions("addition", pairs, 36)
 
 
-def subtraction() -> Iterator[Problem]:
-    """Differences of numbers up to ten."""
+def subtraction() -> Iterator[ArithmeticProblem]:
+    """Yield differences of numbers up to ten."""
     pairs = [(a, b) for a in range(2, 11) for b in range(1, a)]
     return _subtractions("subtraction", pairs, 24)
 
 
-def larger_addition() -> Iterator[Problem]:
-    """Sums of a number with two digits and a small one or a full ten."""
+def larger_addition() -> Iterator[ArithmeticProblem]:
+    """Yield sums of a two-digit number and 1, 2, 3, 5, 10 or 20."""
     pairs = [(a, b) for a in range(10, 60) for b in (1, 2, 3, 5, 10, 20)]
     return _additions("larger-addition", pairs, 24)
 
 
-def larger_subtraction() -> Iterator[Problem]:
-    """Differences of a number with two digits and a small one or ten."""
+def larger_subtraction() -> Iterator[ArithmeticProblem]:
+    """Yield differences of a two-digit number and 1, 2, 3, 5 or 10."""
     pairs = [(a, b) for a in range(20, 60) for b in (1, 2, 3, 5, 10)]
     return _subtractions("larger-subtraction", pairs, 16)
 
 
-def multiplication() -> Iterator[Problem]:
-    """Products of small numbers."""
+def multiplication() -> Iterator[ArithmeticProblem]:
+    """Yield products of small numbers."""
     pairs = [(a, b) for a in range(2, 11) for b in (1, 2, 3, 4, 5, 10)]
     for a, b in _drawn("multiplication", pairs, 24):
         cluster = f"{min(a, b)}-times-{max(a, b)}"
         yield _problem(f"{a}-times-{b}", f"How much is {a} times {b}?", a * b, cluster=cluster)
 
 
-def comparison() -> Iterator[Problem]:
-    """Which of two numbers is larger, or smaller; in the question either may come first."""
+def comparison() -> Iterator[ArithmeticProblem]:
+    """Yield questions for the larger or smaller of two numbers, in either order."""
     pairs = [(a, b) for a in range(1, 10) for b in range(1, 10) if abs(a - b) > 1]
     for index, (a, b) in enumerate(_drawn("comparison", pairs, 24)):
         word, pick = ("larger", max) if index % 2 else ("smaller", min)
         answer = pick(a, b)
-        yield Problem(
+        yield ArithmeticProblem(
             f"{word}-of-{a}-and-{b}",
             f"Which number is {word}, {a} or {b}?",
             str(answer),
@@ -156,8 +160,8 @@ def comparison() -> Iterator[Problem]:
         )
 
 
-def sequence() -> Iterator[Problem]:
-    """The next number of a series with equal steps."""
+def number_series() -> Iterator[ArithmeticProblem]:
+    """Yield questions for the next number of a series with equal steps."""
     pairs = [(start, step) for start in range(1, 11) for step in (1, 2, 3, 5, 10)]
     for start, step in _drawn("sequence", pairs, 24):
         series = ", ".join(str(start + step * index) for index in range(4))
@@ -165,25 +169,25 @@ def sequence() -> Iterator[Problem]:
         yield _problem(name, question, start + 4 * step, shown=f"{series}, {{}}")
 
 
-def neighbour() -> Iterator[Problem]:
-    """The number just after or before another."""
+def neighbour() -> Iterator[ArithmeticProblem]:
+    """Yield questions for the number just after or before another."""
     for index, number in enumerate(range(3, 27)):
         word, step = ("the next number after", 1) if index % 2 else ("the number just before", -1)
         name = "after" if step > 0 else "before"
         yield _problem(f"{name}-{number}", f"What is {word} {number}?", number + step)
 
 
-def story() -> Iterator[Problem]:
-    """Short stories with numbers; those of one story are a cluster.
+def story() -> Iterator[ArithmeticProblem]:
+    """Yield short stories with numbers; the problems of one story form a cluster.
 
-    An answer is wrong in its result, or right in itself but not what the story asks for.
+    A wrong answer has a wrong result, or is a correct calculation that the story does not ask for.
     """
     for name, (sign, template) in STORIES.items():
         other = "-" if sign == "+" else "+"
         pairs = [(a, b) for a in range(3, 10) for b in range(2, 6) if a > b]
         for a, b in _drawn(f"story/{name}", pairs, 4):
             right, not_asked = OPERATIONS[sign](a, b), OPERATIONS[other](a, b)
-            yield Problem(
+            yield ArithmeticProblem(
                 f"{name}-{a}-{b}",
                 template.format(name=NAMES[(a + b) % len(NAMES)], a=a, b=b),
                 f"{a} {sign} {b} = {right}",
@@ -196,14 +200,14 @@ def story() -> Iterator[Problem]:
             )
 
 
-KINDS: dict[str, Callable[[], Iterator[Problem]]] = {
+KINDS: dict[str, Callable[[], Iterator[ArithmeticProblem]]] = {
     "addition": addition,
     "subtraction": subtraction,
     "larger-addition": larger_addition,
     "larger-subtraction": larger_subtraction,
     "multiplication": multiplication,
     "comparison": comparison,
-    "sequence": sequence,
+    "sequence": number_series,
     "neighbour": neighbour,
     "story": story,
 }

@@ -1,4 +1,4 @@
-"""Short requests with constraints that a program can check: form only, not whether it is true."""
+"""Short instructions with constraints that a program can verify: form only, not facts."""
 
 from __future__ import annotations
 
@@ -8,38 +8,43 @@ from importlib import resources
 
 import yaml
 
-from lora_kit.metrics.instruction_checks import Check
+from lora_kit.metrics.instruction_checks import InstructionCheck
 
 
 @dataclass(frozen=True)
 class InstructionRow:
-    """One request and what its response must satisfy."""
+    """Instruction and the checks of its response."""
 
     id: str
     prompt: str
-    checks: tuple[Check, ...]
-    """All must hold; at least one."""
+    checks: tuple[InstructionCheck, ...]
+    """Checks that the response has to pass; at least one."""
 
 
-def rows() -> list[InstructionRow]:
-    """All instructions, in the order of `instructions.yaml`."""
+def instruction_rows() -> list[InstructionRow]:
+    """Return all instructions, in the order of `instructions.yaml`."""
     items = resources.files("lora_kit.evaluation.items")
     text = items.joinpath("instructions.yaml").read_text("utf-8")
-    return [parse(mapping) for mapping in yaml.safe_load(text)]
+    return [parse_instruction(mapping) for mapping in yaml.safe_load(text)]
 
 
-def parse(mapping: Mapping[str, object]) -> InstructionRow:
-    """The instruction that a YAML mapping describes; its `example` is for the tests.
+def parse_instruction(mapping: Mapping[str, object]) -> InstructionRow:
+    """Parse an instruction from a YAML mapping; only tests read its `example`.
 
     Raises:
-        ValueError: a part is missing or of the wrong type, or a check is not valid.
+        ValueError: if a field is missing or has the wrong type, or a check is invalid.
     """
     name, prompt, checks = (mapping.get(key) for key in ("id", "prompt", "checks"))
     if not (isinstance(name, str) and isinstance(prompt, str) and name and prompt):
-        raise ValueError(f"an instruction needs an id and a prompt: {mapping!r}")
+        raise ValueError(
+            f"an instruction needs an id and a prompt (got {mapping!r}). Fix: add `id` and `prompt`"
+        )
     if not isinstance(checks, list) or not checks:
-        raise ValueError(f"instruction {name!r} needs a list of checks")
+        raise ValueError(
+            f"instruction {name!r}: needs a list of checks (got {checks!r}). Fix: add `checks`"
+        )
     try:
-        return InstructionRow(name, prompt, tuple(Check.parse(check) for check in checks))
+        parsed = tuple(InstructionCheck.parse(check) for check in checks)
+        return InstructionRow(name, prompt, parsed)
     except ValueError as error:
         raise ValueError(f"instruction {name!r}: {error}") from error

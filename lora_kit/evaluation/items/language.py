@@ -1,4 +1,4 @@
-"""Which form is English: grammar as minimal pairs, words by meaning and spelling, set phrases."""
+"""Questions on English: grammar as minimal pairs, meaning and spelling of words, set phrases."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from lora_kit.evaluation.items import written
 from lora_kit.evaluation.items.row import ChoiceRow
 
 
-def rows() -> list[ChoiceRow]:
-    """All items, in the order of `language.yaml`; the same on every machine."""
-    return [question.row("phenomenon") for question in written.read("language.yaml")]
+def language_rows() -> list[ChoiceRow]:
+    """Return all items, in the order of `language.yaml`; the same on every machine."""
+    return [
+        question.row("phenomenon") for question in written.read_written_questions("language.yaml")
+    ]

@@ -1,4 +1,4 @@
-"""Reading the YAML files of this folder: strictly, so that a slip is an error and not an item."""
+"""Strict reading of the YAML files of this folder: a malformed entry is an error."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from importlib import resources
 import yaml
 
 
-def read(file: str) -> list[Mapping[str, object]]:
-    """The mappings that a file of this folder lists."""
+def read_item_file(file: str) -> list[Mapping[str, object]]:
+    """Return the mappings that a file of this folder lists."""
     content = resources.files("lora_kit.evaluation.items").joinpath(file).read_text("utf-8")
-    return [mapping(value, f"an entry of {file}") for value in sequence(load(content), file)]
+    values = require_list(load_strict_yaml(content), file)
+    return [require_mapping(value, f"an entry of {file}") for value in values]
 
 
-def load(content: str) -> object:
-    """What a YAML text says.
+def load_strict_yaml(content: str) -> object:
+    """Parse a YAML text.
 
     Raises:
-        ValueError: a mapping has a key twice. PyYAML would keep the last without a word, and an
-            item would be lost.
+        ValueError: if a mapping has duplicate keys, of which PyYAML would silently keep the last.
     """
     return yaml.load(content, Loader=_Loader)
 
@@ -29,61 +29,65 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
-            raise ValueError(f"the keys {twice} are there twice:\n{node.start_mark}")
+            line = node.start_mark.line + 1
+            raise ValueError(f"line {line}: duplicate keys (got {twice}). Fix: rename one")
         return super().construct_mapping(node, deep)
 
 
-def known_keys(value: Mapping[str, object], keys: set[str], where: str) -> None:
-    """Refuse a mapping with other keys than these.
+def require_known_keys(value: Mapping[str, object], keys: set[str], where: str) -> None:
+    """Refuse a mapping with unknown keys.
 
     Raises:
-        ValueError: names them.
+        ValueError: if there are unknown keys; names them.
     """
     unknown = sorted(map(str, value.keys() - keys))
     if unknown:
-        raise ValueError(f"{where} has unknown keys {unknown}")
+        raise ValueError(
+            f"{where}: unknown keys (got {unknown}). Fix: use {', '.join(sorted(keys))}"
+        )
 
 
-def text(value: object, where: str) -> str:
-    """The value, if it is text that says something.
+def require_text(value: object, where: str) -> str:
+    """Return the value if it is a non-empty text.
 
     Raises:
-        ValueError: if not.
+        ValueError: if the value is anything else.
     """
-    # YAML reads 1945 as a number and no as false; both must be quoted to stay what was written.
+    # YAML reads 1945 as a number and no as false unless they are quoted.
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where} must be text (quote numbers, yes and no), not {value!r}")
+        raise ValueError(f"{where}: must be text (got {value!r}). Fix: quote numbers, yes and no")
     return value
 
 
-def texts(value: object, where: str) -> tuple[str, ...]:
-    """The texts of a list that is not empty.
+def require_texts(value: object, where: str) -> tuple[str, ...]:
+    """Return the texts of a non-empty list.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if the value is anything else.
     """
     return tuple(
-        text(part, f"{where}[{index}]") for index, part in enumerate(sequence(value, where))
+        require_text(part, f"{where}[{index}]")
+        for index, part in enumerate(require_list(value, where))
     )
 
 
-def mapping(value: object, where: str) -> Mapping[str, object]:
-    """The value, if it is a mapping.
+def require_mapping(value: object, where: str) -> Mapping[str, object]:
+    """Return the value if it is a mapping.
 
     Raises:
-        ValueError: if not.
+        ValueError: if the value is anything else.
     """
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} must be a mapping, not {value!r}")
+        raise ValueError(f"{where}: must be a mapping (got {value!r}). Fix: write key: value pairs")
     return value
 
 
-def sequence(value: object, where: str) -> list[object]:
-    """The value, if it is a list that is not empty.
+def require_list(value: object, where: str) -> list[object]:
+    """Return the value if it is a non-empty list.
 
     Raises:
-        ValueError: if not.
+        ValueError: if the value is anything else.
     """
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{where} must be a list with something in it, not {value!r}")
+        raise ValueError(f"{where}: must be a non-empty list (got {value!r}). Fix: write - entries")
     return value

@@ -6,6 +6,6 @@ from lora_kit.evaluation.items import written
 from lora_kit.evaluation.items.row import ChoiceRow
 
 
-def rows() -> list[ChoiceRow]:
-    """All items, in the order of `reasoning.yaml`; the same on every machine."""
-    return [question.row("kind") for question in written.read("reasoning.yaml")]
+def reasoning_rows() -> list[ChoiceRow]:
+    """Return all items, in the order of `reasoning.yaml`; the same on every machine."""
+    return [question.row("kind") for question in written.read_written_questions("reasoning.yaml")]

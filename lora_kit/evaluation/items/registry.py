@@ -1,4 +1,4 @@
-"""The built-in sources of multiple-choice items, by the name that a suite gives."""
+"""Built-in sources of multiple-choice items, by their names in suites."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from lora_kit.evaluation.items import arithmetic, bias, knowledge, language, rea
 from lora_kit.evaluation.items.row import ChoiceRow
 
 CHOICE_SOURCES: dict[str, Callable[[], list[ChoiceRow]]] = {
-    "general-knowledge": knowledge.rows,
-    "reasoning": reasoning.rows,
-    "language": language.rows,
-    "arithmetic": arithmetic.rows,
-    "bias": bias.rows,
+    "general-knowledge": knowledge.knowledge_rows,
+    "reasoning": reasoning.reasoning_rows,
+    "language": language.language_rows,
+    "arithmetic": arithmetic.arithmetic_rows,
+    "bias": bias.bias_rows,
 }

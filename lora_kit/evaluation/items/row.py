@@ -1,4 +1,4 @@
-"""A multiple-choice item: what every source of questions gives."""
+"""Multiple-choice rows, as every built-in source of questions returns them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ChoiceRow:
-    """One question with its possible answers."""
+    """Question with its choices."""
 
     id: str
-    """A slug: the same in every version that holds the item."""
+    """Slug, the same in every version of the package that has the item."""
     question: str
     choices: tuple[str, ...]
     answer: int
-    """Index of the right answer in `choices`."""
+    """Index of the correct answer in `choices`."""
     cluster: str
-    """Shared by items that are not independent, such as versions of one text; else the id."""
+    """Label shared by items that are not independent, such as versions of one text; else the id."""
     slices: Mapping[str, str]
-    """What the item can be grouped by, such as `{"field": "geography"}`."""
+    """Values by which results are broken down, such as `{"field": "geography"}`."""
 
     @classmethod
     def draw(
@@ -34,7 +34,7 @@ class ChoiceRow:
         slices: Mapping[str, str],
         cluster: str | None = None,
     ) -> ChoiceRow:
-        """An item whose choices are in an order that depends on its id alone."""
+        """Create a row whose choices are shuffled with its id as the seed."""
         # Seeding with a string does not depend on PYTHONHASHSEED.
         choices = shuffled([right, *wrong], random.Random(identifier))
         return cls(
@@ -48,13 +48,13 @@ class ChoiceRow:
 
 
 def shuffled(values: Iterable[str], generator: random.Random) -> list[str]:
-    """The values in a drawn order, the same in every version of Python."""
-    # Python promises the sequence of random() across its versions, not that of shuffle() or
-    # sample(); an item must not change with the interpreter.
+    """Return the values in random order, the same in every version of Python."""
+    # Python guarantees the sequence of random() across versions, not that of shuffle() or
+    # sample().
     return sorted(values, key=lambda _: generator.random())
 
 
 def slug(text: str) -> str:
-    """Lower-case ASCII words joined by hyphens."""
+    """Return the text as lower-case ASCII words joined by hyphens."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")

@@ -1,4 +1,4 @@
-"""Questions that are written out one by one, in kinds, with their right and wrong answers."""
+"""Questions written one by one in YAML files, grouped by kind, with correct and wrong answers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from lora_kit.evaluation.items import parse
 from lora_kit.evaluation.items.row import ChoiceRow, slug
 
 BLANK = "___"
-"""Marks the gap that the answers fill."""
+"""Placeholder in a question that the answers fill."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """One question of a kind."""
+class WrittenQuestion:
+    """Question of a kind, with its answers."""
 
     id: str
-    """`kind/name`, slugs both."""
+    """`kind/name`, each a slug."""
     kind: str
     question: str
     right: str
@@ -25,31 +25,42 @@ class Written:
     cluster: str
 
     @classmethod
-    def parse(cls, kind: str, ask: str | None, name: str, value: object) -> Written:
-        """The question that a YAML mapping describes.
+    def parse(cls, kind: str, ask: str | None, name: str, value: object) -> WrittenQuestion:
+        """Parse a question from a YAML mapping.
 
-        `ask` is the question of the whole kind, `{about}` where the item's own part goes.
+        Args:
+            kind: kind of the question.
+            ask: question of the kind, with `{about}` in place of the item's own part; `None` if
+                every item has its own `question`.
+            name: name of the item, a slug.
+            value: YAML mapping of the item.
 
         Raises:
-            ValueError: a part is missing or of the wrong type, an answer is there twice, or the
-                name is no slug.
+            ValueError: if a field is missing or has the wrong type, an answer occurs twice, or the
+                name is not a slug.
         """
         where = f"{kind}.{name}"
         part = "question" if ask is None else "about"
-        fields = parse.mapping(value, where)
-        parse.known_keys(fields, {part, "right", "wrong", "cluster"}, where)
+        fields = parse.require_mapping(value, where)
+        parse.require_known_keys(fields, {part, "right", "wrong", "cluster"}, where)
         if slug(name) != name:
-            raise ValueError(f"{where}: the name must be a slug, such as {slug(name)!r}")
-        own = parse.text(fields.get(part), f"{where}.{part}")
-        right = parse.text(fields.get("right"), f"{where}.right")
-        wrong = parse.texts(fields.get("wrong"), f"{where}.wrong")
+            raise ValueError(
+                f"{where}: the name must be a slug (got {name!r}). Fix: write {slug(name)!r}"
+            )
+        own = parse.require_text(fields.get(part), f"{where}.{part}")
+        right = parse.require_text(fields.get("right"), f"{where}.right")
+        wrong = parse.require_texts(fields.get("wrong"), f"{where}.wrong")
         if own.count(BLANK) > 1:
-            raise ValueError(f"{where}.{part} has more than one blank: {own!r}")
+            raise ValueError(
+                f"{where}.{part}: more than one blank (got {own!r}). Fix: keep one {BLANK}"
+            )
         if BLANK in own:
             right, *others = (own.replace(BLANK, form) for form in (right, *wrong))
             wrong = tuple(others)
         if len({choice.casefold() for choice in (right, *wrong)}) < 1 + len(wrong):
-            raise ValueError(f"{where} has an answer twice: {[right, *wrong]}")
+            raise ValueError(
+                f"{where}: duplicate answers (got {[right, *wrong]}). Fix: change one of them"
+            )
         identifier = f"{slug(kind)}/{name}"
         cluster = fields.get("cluster")
         return cls(
@@ -58,33 +69,41 @@ class Written:
             question=own if ask is None else ask.replace("{about}", own),
             right=right,
             wrong=wrong,
-            cluster=identifier if cluster is None else parse.text(cluster, f"{where}.cluster"),
+            cluster=identifier
+            if cluster is None
+            else parse.require_text(cluster, f"{where}.cluster"),
         )
 
     def row(self, slice_name: str) -> ChoiceRow:
-        """The item, its kind under this name of a slice."""
+        """Return the question as a multiple-choice row, with the kind as a slice of this name."""
         return ChoiceRow.draw(
             self.id, self.question, self.right, self.wrong, {slice_name: self.kind}, self.cluster
         )
 
 
-def read(file: str) -> list[Written]:
-    """All questions of a YAML file of this folder, in its order."""
-    return [question for group in parse.read(file) for question in questions(group)]
+def read_written_questions(file: str) -> list[WrittenQuestion]:
+    """Return all questions of a YAML file of this folder, in file order."""
+    return [
+        question
+        for group in parse.read_item_file(file)
+        for question in parse_written_questions(group)
+    ]
 
 
-def questions(group: Mapping[str, object]) -> Iterator[Written]:
-    """The questions of one kind.
+def parse_written_questions(group: Mapping[str, object]) -> Iterator[WrittenQuestion]:
+    """Yield the questions of one kind.
 
     Raises:
-        ValueError: the kind or one of its questions is not well formed.
+        ValueError: if the kind or one of its questions is malformed.
     """
-    kind = parse.text(group.get("kind"), "a kind")
-    parse.known_keys(group, {"kind", "ask", "items"}, f"kind {kind!r}")
+    kind = parse.require_text(group.get("kind"), "kind")
+    parse.require_known_keys(group, {"kind", "ask", "items"}, f"kind {kind!r}")
     ask = group.get("ask")
     if ask is not None:
-        ask = parse.text(ask, f"{kind}.ask")
+        ask = parse.require_text(ask, f"{kind}.ask")
         if "{about}" not in ask:
-            raise ValueError(f"{kind}.ask must hold {{about}}: {ask!r}")
-    for name, value in parse.mapping(group.get("items"), f"{kind}.items").items():
-        yield Written.parse(kind, ask, parse.text(name, f"a name in {kind}"), value)
+            raise ValueError(
+                f"{kind}.ask: no placeholder {{about}} (got {ask!r}). Fix: add {{about}}"
+            )
+    for name, value in parse.require_mapping(group.get("items"), f"{kind}.items").items():
+        yield WrittenQuestion.parse(kind, ask, parse.require_text(name, f"a name in {kind}"), value)

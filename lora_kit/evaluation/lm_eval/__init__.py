@@ -1,1 +1,1 @@
-"""Tasks of lm-evaluation-harness on our engine."""
+"""Tasks of lm-evaluation-harness, run by the engine of this package."""

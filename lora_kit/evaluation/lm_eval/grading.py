@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness says of an outcome: its own filters and metrics, item by item."""
+"""Grading with the filters and metrics of lm-evaluation-harness, item by item."""
 
 from __future__ import annotations
 
@@ -10,75 +10,88 @@ from typing import Any
 import numpy as np
 
 from lora_kit.evaluation.item import ChoiceRequest, Graded, Item, Outcome
-from lora_kit.evaluation.lm_eval.source import as_lm_eval_runs, explained
+from lora_kit.evaluation.lm_eval.source import explain_errors, lm_eval_environment
 from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.runtime.errors import EvaluationError
 
-# Its choices are asked for once more without the question, in contexts that share no token with it.
+# Needs the likelihood of each choice without its question, which is not computed here.
 MUTUAL_INFORMATION = "acc_mutual_info"
 # Aggregations under which the score of a task is the mean of its items' scores.
 MEANS = ("mean", "nanmean")
 
 
 @dataclass(frozen=True)
-class Measure:
-    """The metric that is the score, after one of the task's filters."""
+class ScoreMetric:
+    """Metric used as the score, and the filter of the task that precedes the metric."""
 
     metric: str
     filter: str
 
     def key(self, task: Any) -> str:
-        """Its name among the measures of an item."""
+        """Return the name of the metric among the measures of an item."""
         return _key(task, self.metric, self.filter)
 
 
-def resolve_measure(spec: TaskSpec, tasks: Mapping[str, Any]) -> Measure:
-    """The metric that `spec` names, or the first one; the same in all tasks of a group."""
+def resolve_score_metric(spec: TaskSpec, tasks: Mapping[str, Any]) -> ScoreMetric:
+    """Return the metric that the task names, or the first one; the same for a complete group.
+
+    Raises:
+        EvaluationError: if a task lacks the metric or the filter, the metric is not a mean over
+            items, or `lower_is_better` is wrong.
+    """
     place = f"task {spec.name}: metric"
     name, _, chosen = (spec.metric or "").partition(",")
     for source, task in tasks.items():
-        # The unconditional likelihoods are not taken, so the metric is not computed either.
+        # Without unconditional likelihoods, the metric cannot be computed.
         getattr(task, "_metric_fn_list", {}).pop(MUTUAL_INFORMATION, None)
         aggregations = {k: v for k, v in task.aggregation().items() if k != MUTUAL_INFORMATION}
         means = [k for k, v in aggregations.items() if getattr(v, "__name__", "") in MEANS]
         filters = [ensemble.name for ensemble in task._filters]
         name, chosen = name or next(iter(aggregations), ""), chosen or filters[0]
-        possible = f"possible is {', '.join(means) or 'none'}"
+        fix = f"Fix: use {', '.join(means)}" if means else "Fix: use another task"
         if name not in aggregations:
-            raise EvaluationError(f"{place}: {source} has no metric {name!r}; {possible}")
+            raise EvaluationError(f"{place}: unknown for {source} (got {name!r}). {fix}")
         if name not in means:
             raise EvaluationError(
-                f"{place}: {name} of {source} is not the mean of its items' scores, so that items "
-                f"cannot be compared by it; {possible}"
+                f"{place}: not a mean of item scores in {source}, so items cannot be compared (got "
+                f"{name!r}). {fix}"
             )
         if chosen not in filters:
             raise EvaluationError(
-                f"{place}: {source} has no filter {chosen!r}; it has {', '.join(filters)}"
+                f"{place}: unknown filter of {source} (got {chosen!r}). Fix: use "
+                f"{', '.join(filters)}"
             )
         _check_direction(spec, name, task.higher_is_better().get(name))
-    return Measure(name, chosen)
+    return ScoreMetric(name, chosen)
 
 
 def _check_direction(spec: TaskSpec, name: str, higher_is_better: bool | None) -> None:
-    if higher_is_better is False and not spec.lower_is_better:
+    if higher_is_better is not None and higher_is_better == spec.lower_is_better:
+        better, fix = ("higher", "false") if higher_is_better else ("lower", "true")
         raise EvaluationError(
-            f"task {spec.name}: of {name}, a lower value is better; write `lower_is_better: true`"
-        )
-    if higher_is_better is True and spec.lower_is_better:
-        raise EvaluationError(
-            f"task {spec.name}: of {name}, a higher value is better; write `lower_is_better: false`"
+            f"task {spec.name}: lower_is_better: a {better} value of {name} is better (got "
+            f"{str(spec.lower_is_better).lower()}). Fix: write `lower_is_better: {fix}`"
         )
 
 
-def grade(item: Item, outcome: Outcome, *, tasks: Mapping[str, Any], measure: Measure) -> Graded:
-    """What lm-eval's own filters and metrics say of an outcome."""
+def grade_lm_eval(
+    item: Item, outcome: Outcome, *, tasks: Mapping[str, Any], measure: ScoreMetric
+) -> Graded:
+    """Grade an outcome with the filters and metrics of its lm-eval task.
+
+    Raises:
+        EvaluationError: if the task fails, or does not return the metric.
+    """
     instances = item.document
     task = tasks[instances[0].task_name]
-    with explained(item.id), as_lm_eval_runs():
+    with explain_errors(item.id), lm_eval_environment():
         measures = _measures(task, _answered(instances, item, outcome))
     key = measure.key(task)
     if key not in measures:
-        raise EvaluationError(f"{item.id}: lm-eval gave no {key}; it gave {', '.join(measures)}")
+        raise EvaluationError(
+            f"{item.id}: lm-eval returned no {key} (got {', '.join(measures)}). Fix: use another "
+            "metric"
+        )
     score = measures[key]
     finite = {name: value for name, value in measures.items() if np.isfinite(value)}
     output = _chosen_text(item, outcome, measure.metric)
@@ -86,14 +99,14 @@ def grade(item: Item, outcome: Outcome, *, tasks: Mapping[str, Any], measure: Me
 
 
 def _answered(instances: Sequence[Any], item: Item, outcome: Outcome) -> list[Any]:
-    """Copies of the instances that hold the model's responses."""
+    """Return copies of the instances that hold the responses of the model."""
     responses: list[Any]
     if isinstance(item.request, ChoiceRequest):
         responses = list(zip(outcome.log_likelihoods, outcome.greedy, strict=True))
     else:
         responses = [outcome.text]
         for stop in getattr(item.request, "stop", ()):
-            # As lm-eval cuts it; a text that ends before its stops stays as it is.
+            # As in lm-eval, the text ends before the first stop text.
             responses = [responses[0].split(stop)[0]]
     copies = [copy.copy(instance) for instance in instances]
     for instance, response in zip(copies, responses, strict=True):
@@ -102,7 +115,7 @@ def _answered(instances: Sequence[Any], item: Item, outcome: Outcome) -> list[An
 
 
 def _measures(task: Any, instances: Sequence[Any]) -> dict[str, float]:
-    """All metrics of one document that are numbers, after each of the task's filters."""
+    """Return all numeric metrics of one document, after each filter of the task."""
     measures = {}
     for ensemble in task._filters:
         ensemble.apply(instances)
@@ -114,12 +127,12 @@ def _measures(task: Any, instances: Sequence[Any]) -> dict[str, float]:
 
 
 def _key(task: Any, metric: str, filter_name: str) -> str:
-    """lm-eval's name of a metric, such as `exact_match,strict-match`; short with one filter."""
+    """Return lm-eval's name of a metric: `metric`, or `metric,filter` with several filters."""
     return metric if len(task._filters) == 1 else f"{metric},{filter_name}"
 
 
 def _chosen_text(item: Item, outcome: Outcome, metric: str) -> str:
-    """The choice that the metric takes for the model's, or what was generated."""
+    """Return the choice that the metric takes as the answer, or the generated text."""
     if not item.choices:
         return outcome.text
     likelihoods = np.array(outcome.log_likelihoods)

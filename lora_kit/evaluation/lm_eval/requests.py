@@ -1,4 +1,4 @@
-"""Requests of lm-evaluation-harness in token ids, the same as its Hugging Face model reads."""
+"""Requests of lm-evaluation-harness as token ids, equal to those of its Hugging Face model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_kit.runtime.errors import EvaluationError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What lm-eval's Hugging Face model generates where a task does not say.
+# Default of lm-eval's Hugging Face model for tasks without `max_gen_toks`.
 MAX_NEW_TOKENS = 256
 
 Pair = tuple[str, str]
@@ -21,15 +21,16 @@ Pair = tuple[str, str]
 def choice_request(
     pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, notes: Counter[str]
 ) -> ChoiceRequest:
-    """The likelihood of each pair's continuation after its context.
+    """Build a request for the likelihood of each continuation after its context.
 
-    Contexts may differ, as in Winogrande, where the choice stands in the middle of the sentence;
-    what they share is the prompt, and the rest of each belongs to its branch without being scored.
+    Contexts may differ, as in Winogrande, where the choice is in the middle of the sentence. The
+    shared start of the contexts is the prompt; the rest of a context is an unscored part of its
+    branch.
 
     Args:
-        pairs: of context and continuation, one a choice.
-        tokenizer: of the backbone.
-        notes: counts what departs from lm-eval.
+        pairs: pairs of context and continuation, one for each choice.
+        tokenizer: tokenizer of the backbone.
+        notes: counter of deviations from lm-eval, updated in place.
 
     Raises:
         EvaluationError: if a continuation has no token of its own.
@@ -39,9 +40,9 @@ def choice_request(
     shared = _shared_length(contexts)
     prompt = contexts[0][:shared]
     if not prompt:
-        # A prompt has a token at least; the same one for every branch and arm.
+        # A prompt needs at least one token, the same for every branch and arm.
         prompt = [_prefix_id(tokenizer)]
-        notes["have contexts without a common start; a start token is put before them"] += 1
+        notes["have contexts without a common start; a start token is inserted"] += 1
     branches = tuple(
         Branch((*context[shared:], *continuation), len(continuation))
         for context, continuation in encoded
@@ -52,13 +53,20 @@ def choice_request(
 def encode_pairs(
     pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[list[int], list[int]]]:
-    """Context and continuation in tokens, split where lm-eval splits them.
+    """Return token ids of context and continuation, split where lm-eval splits them.
 
-    `TemplateLM._encode_pair` and `TemplateLM.loglikelihood` of lm-eval 0.4.13: spaces at the end of
-    a context go to the continuation, so that words keep their own tokens; the continuation is what
-    the whole has beyond the number of tokens of the context; an empty context is a start token.
+    As in `TemplateLM._encode_pair` and `TemplateLM.loglikelihood` of lm-eval 0.4.13: trailing
+    spaces of a context move to the continuation, so that words keep their tokens; the continuation
+    consists of the tokens of the joined text beyond the number of tokens of the context; an empty
+    context becomes a start token.
+
+    Raises:
+        EvaluationError: if a context or a continuation has no token.
     """
-    moved = [_move_spaces(pair) for pair in pairs]
+    moved = []
+    for context, continuation in pairs:
+        stripped = context.rstrip()
+        moved.append((stripped, context[len(stripped) :] + continuation))
     texts = {context for context, _ in moved if context}
     texts |= {context + continuation for context, continuation in moved if context}
     ids = _encode(sorted(texts), tokenizer)
@@ -71,17 +79,11 @@ def encode_pairs(
             row = _after_prefix(continuation, tokenizer)
         if not row[0] or not row[1]:
             raise EvaluationError(
-                f"the continuation {continuation!r} has no token of its own after the context "
-                f"{context[-40:]!r}"
+                f"continuation without a token of its own (got {continuation!r} after "
+                f"{context[-40:]!r}). Fix: correct the task's choices"
             )
         encoded.append(row)
     return encoded
-
-
-def _move_spaces(pair: Pair) -> Pair:
-    context, continuation = pair
-    kept = context.rstrip()
-    return kept, context[len(kept) :] + continuation
 
 
 def _after_prefix(
@@ -93,7 +95,7 @@ def _after_prefix(
 
 
 def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Each text's tokens, with the tokenizer's own special tokens unless it writes them itself."""
+    """Return token ids by text; special tokens are added unless the text starts with them."""
     start = str(tokenizer.decode([_prefix_id(tokenizer)]))
     encoded: dict[str, list[int]] = {}
     for written in (False, True):
@@ -105,7 +107,7 @@ def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[st
 
 
 def _prefix_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What stands before a text that has nothing before it."""
+    """Return the id of the start token, which precedes a text without context."""
     token = tokenizer.bos_token_id
     return int(tokenizer.eos_token_id if token is None else token)
 
@@ -122,19 +124,19 @@ def generation_request(
     tokenizer: PreTrainedTokenizerBase,
     notes: Counter[str],
 ) -> GenerationRequest:
-    """A continuation up to one of the texts in `until`.
+    """Build a request for a continuation up to one of the texts in `until`.
 
     Args:
-        context: what the model goes on from.
-        options: the task's `generation_kwargs`.
-        tokenizer: of the backbone.
-        notes: counts what departs from lm-eval.
+        context: text to continue.
+        options: `generation_kwargs` of the task.
+        tokenizer: tokenizer of the backbone.
+        notes: counter of deviations from lm-eval, updated in place.
     """
     from lm_eval.models.utils import normalize_gen_kwargs
 
     normal: dict[str, Any] = dict(normalize_gen_kwargs(dict(options), MAX_NEW_TOKENS))
     if normal.get("do_sample") or normal.get("num_beams", 1) > 1:
-        notes["are sampled or searched for by lm-eval; here they are generated greedily"] += 1
+        notes["use sampling or beam search in lm-eval; here greedy decoding"] += 1
     until = normal.get("until") or []
     start = tokenizer.bos_token
     special = {"add_special_tokens": False} if start and context.startswith(start) else {}

@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness as ours: its documents, prompts and grading on our engine.
+"""Conversion of lm-evaluation-harness tasks: documents, prompts and grading of lm-eval.
 
-lm-eval makes the requests and grades the results, so that a score is the one that it reports; what
-the model makes of the requests comes from the engine that evaluates all other tasks.
+lm-eval builds the requests and grades the outcomes, so that scores equal those that lm-eval
+reports. The outcomes come from the engine that evaluates all other tasks.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, Item, Request, Task
-from lora_kit.evaluation.lm_eval.grading import grade, resolve_measure
+from lora_kit.evaluation.lm_eval.grading import grade_lm_eval, resolve_score_metric
 from lora_kit.evaluation.lm_eval.requests import choice_request, generation_request
 from lora_kit.evaluation.lm_eval.source import (
-    as_lm_eval_runs,
-    explained,
+    explain_errors,
+    lm_eval_environment,
     load_tasks,
     require_lm_eval,
 )
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 def build_lm_eval(
     spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, seed: int, shots: int
 ) -> Task:
-    """The items of a task, a group or a tag of lm-eval, or of a task's YAML file.
+    """Build the items of a task, a group or a tag of lm-eval, or of a task's YAML file.
 
     Args:
-        spec: of kind `lm_eval`.
-        tokenizer: of the backbone.
-        seed: picks the items where the task has a limit.
-        shots: solved examples before each item; 0 leaves it to the task.
+        spec: task of kind `lm_eval`.
+        tokenizer: tokenizer of the backbone.
+        seed: seed of the selection of items, for a task with a limit.
+        shots: solved examples before each item; 0 keeps the number of the lm-eval task.
 
     Raises:
-        EvaluationError: if lm-eval has no such task, its data cannot be had, or it cannot be
+        EvaluationError: if lm-eval has no such task, its data cannot be read, or it cannot be
             evaluated item by item.
     """
     place = f"task {spec.name}"
     require_lm_eval(place)
     notes: Counter[str] = Counter()
-    with explained(place), as_lm_eval_runs():
+    with explain_errors(place), lm_eval_environment():
         tasks = load_tasks(spec)
-        measure = resolve_measure(spec, tasks)
+        measure = resolve_score_metric(spec, tasks)
         for name, task in tasks.items():
             _set_shots(f"{place}: {name}", task, shots)
         items = [
@@ -60,7 +60,7 @@ def build_lm_eval(
     _refuse_long_items(spec, items)
     for note, count in sorted(notes.items()):
         say(f"{place}: {count} of {len(items)} items {note}")
-    return Task(spec, items, functools.partial(grade, tasks=tasks, measure=measure))
+    return Task(spec, items, functools.partial(grade_lm_eval, tasks=tasks, measure=measure))
 
 
 def _set_shots(place: str, task: Any, shots: int) -> None:
@@ -69,15 +69,15 @@ def _set_shots(place: str, task: Any, shots: int) -> None:
     own = task.get_config("num_fewshot")
     if shots and own == 0:
         raise EvaluationError(
-            f"{place}: takes no shots by its own configuration; leave out `shots`"
+            f"{place}: shots: the lm-eval task takes none (got {shots}). Fix: remove `shots`"
         )
     task.set_config("num_fewshot", shots or own or 0)
-    # lm-eval's own default, so that shots and figures are those that others report.
+    # lm-eval's default seed, so that shots and scores equal those that others report.
     task.set_fewshot_seed(DEFAULT_OTHER_SEED)
 
 
 def _chosen(spec: TaskSpec, tasks: Mapping[str, Any], seed: int) -> dict[str, list[int]]:
-    """Numbers of the documents that are evaluated, by task."""
+    """Return the numbers of the documents to evaluate, by task."""
     every = [(name, n) for name, task in tasks.items() for n in range(len(task.eval_docs))]
     if spec.limit is not None and spec.limit < len(every):
         picked = random.Random(f"{seed}/{spec.name}").sample(range(len(every)), spec.limit)
@@ -89,11 +89,11 @@ def _chosen(spec: TaskSpec, tasks: Mapping[str, Any], seed: int) -> dict[str, li
 
 
 def _requests(task: Any, numbers: Sequence[int]) -> list[tuple[int, list[Any]]]:
-    """lm-eval's instances of each of these documents."""
+    """Return lm-eval's instances of each of these documents."""
     task.build_all_requests(samples=list(numbers))
     instances = defaultdict(list)
     for instance in task.instances:
-        # It counts the documents that it was given, not those that the task has.
+        # doc_id is an index into `samples`, not into the task's documents.
         instances[numbers[instance.doc_id]].append(instance)
     return [(number, sorted(instances[number], key=lambda i: i.idx)) for number in numbers]
 
@@ -110,7 +110,8 @@ def _item(
     task, doc, identifier = tasks[name], instances[0].doc, f"{name}/{number}"
     request = _request(identifier, instances, tokenizer, notes)
     choices, answer = _choices(task, doc, instances)
-    targets = _targets(task, doc)
+    target = task.doc_to_target(doc)
+    targets = tuple(map(str, target if isinstance(target, list | tuple) else (target,)))
     slices = {field: _field(spec, "slices", doc, field) for field in spec.slices}
     if len(tasks) > 1:
         slices["subtask"] = name
@@ -140,25 +141,26 @@ def _request(
             return choice_request([instance.args for instance in instances], tokenizer, notes)
         if kinds == {"generate_until"} and len(instances) == 1:
             if instances[0].repeats > 1:
-                notes["are generated several times by lm-eval; here once, greedily"] += 1
+                notes["are generated several times in lm-eval; here once, greedily"] += 1
             context, options = instances[0].args
             return generation_request(context, options, tokenizer, notes)
     except EvaluationError as error:
         raise EvaluationError(f"{identifier}: {error}") from error
-    asked = ", ".join(sorted(str(instance.request_type) for instance in instances))
+    types = ", ".join(sorted(str(instance.request_type) for instance in instances))
     raise EvaluationError(
-        f"{identifier}: asks for {asked}; an item is either likelihoods or one generated text"
+        f"{identifier}: an item needs either log-likelihoods or one generated text (got requests "
+        f"{types}). Fix: use another task"
     )
 
 
 def _choices(task: Any, doc: Any, instances: Sequence[Any]) -> tuple[tuple[str, ...], int | None]:
-    """The texts of the choices, and the number of the right one where there is one alone."""
+    """Return the texts of the choices and the index of the correct one, if it is unique."""
     if task.OUTPUT_TYPE != "multiple_choice":
         several = len(instances) > 1
         return tuple(str(i.args[1]).strip() for i in instances) if several else (), None
     choices = tuple(map(str, task.doc_to_choice(doc)))
     if task.config.process_results is not None:
-        return choices, None  # of which are right, only that function knows
+        return choices, None  # only that function knows the correct choices
     answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
@@ -166,33 +168,29 @@ def _choices(task: Any, doc: Any, instances: Sequence[Any]) -> tuple[tuple[str, 
     return choices, answer if is_index else None
 
 
-def _targets(task: Any, doc: Any) -> tuple[str, ...]:
-    target = task.doc_to_target(doc)
-    return tuple(map(str, target)) if isinstance(target, list | tuple) else (str(target),)
-
-
 def _field(spec: TaskSpec, option: str, doc: Any, field: str) -> str:
     if field not in doc:
         raise EvaluationError(
-            f"task {spec.name}: {option}: {field}: the documents have {', '.join(map(str, doc))}"
+            f"task {spec.name}: {option}: no such field of the documents (got {field}). Fix: use "
+            f"{', '.join(map(str, doc))}"
         )
     return str(doc[field])
 
 
 def _refuse_long_items(spec: TaskSpec, items: Sequence[Item]) -> None:
-    """lm-eval would cut the start of the prompt, which is where the shots and the task are."""
+    # lm-eval would cut the start of the prompt, and with it the shots and the instruction.
     lengths = [_length(item.request) for item in items]
     longer = sum(length > spec.max_length for length in lengths)
     if longer:
         raise EvaluationError(
-            f"task {spec.name}: {longer} of {len(items)} items have more than max_length "
-            f"{spec.max_length} tokens, the longest {max(lengths)}; write `max_length: "
-            f"{max(lengths)}` if the model takes as many, or take fewer shots"
+            f"task {spec.name}: max_length: {longer} of {len(items)} items are longer than "
+            f"{spec.max_length} tokens (got up to {max(lengths)}). Fix: write `max_length: "
+            f"{max(lengths)}` if the backbone supports it, or use fewer shots"
         )
 
 
 def _length(request: Request) -> int:
-    """Tokens of the prompt, with the longest choice behind it."""
+    """Return the number of tokens of the prompt and its longest choice."""
     if isinstance(request, ChoiceRequest):
         return len(request.prompt_ids) + max(len(b.input_ids) for b in request.branches)
     return len(request.prompt_ids) if isinstance(request, GenerationRequest) else request.length

@@ -1,1 +1,1 @@
-"""The verdict for people: a page, a text, a terminal, and the flips as a file."""
+"""Reports of a verdict: HTML page, Markdown, terminal table, and the file of flips."""

@@ -1,12 +1,13 @@
-"""Untrusted text made harmless: what a model said, what it was asked, what things are called."""
+"""Escaping of untrusted text: model outputs, prompts, and names from data and recipes."""
 
 from __future__ import annotations
 
 import html
 import re
 
-# What would break a file or reorder what stands around it: controls, bidirectional embeddings,
-# overrides and isolates (https://trojansource.codes), line separators, halves of surrogate pairs.
+# Characters that can corrupt a file or reorder the text around them: control characters,
+# bidirectional embeddings, overrides and isolates (https://trojansource.codes), line separators and
+# lone surrogates.
 _SPANS = (
     *((0, 0x20), (0x7F, 0xA0), (0x2028, 0x202F), (0x2066, 0x206A)),
     *((0xD800, 0xE000), (0xFFFE, 0x10000)),
@@ -19,14 +20,14 @@ _VISIBLE = {
 }
 
 
-def visible(text: str) -> str:
-    """The text with characters that cannot be seen, but do something, written out."""
+def escape_invisible(text: str) -> str:
+    """Return the text with invisible control characters written as code points, as [U+0000]."""
     return text.replace("\r\n", "\n").translate(_VISIBLE)
 
 
-def markdown(text: str) -> str:
-    """One line of Markdown that shows the text and does nothing else: no HTML, link or mention."""
+def escape_markdown(text: str) -> str:
+    """Return one line of Markdown that renders as the text, without HTML, links or mentions."""
     text = html.escape(" ".join(text.split()), quote=False)
     text = re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
-    # GitHub notifies people and links addresses; a space of no width keeps it from that.
+    # A zero-width space prevents GitHub from turning text into mentions, references and links.
     return re.sub(r"@(?=\w)|#(?=\d)|:(?=//)|\bwww(?=\.)", "\\g<0>\u200b", text, flags=re.IGNORECASE)

@@ -1,6 +1,6 @@
-"""Flips: the items on which the adapter did worse than the base, or better.
+"""Flips: items on which the adapter scores lower (lost) or higher (won) than the base.
 
-The report shows the first of each task and `flips.jsonl` lists all, in the same order.
+The report shows the first flips of each task; `flips.jsonl` lists all of them in the same order.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lora_kit.evaluation.entry_store import EntryStore
 from lora_kit.evaluation.ledger import Entry
-from lora_kit.evaluation.shelf import Shelf
-from lora_kit.evaluation.source import Source, source_of
+from lora_kit.evaluation.ledger_view import LedgerView, as_ledger_view
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
 from lora_kit.runtime.files import whole_file
 
-SHOWN = 2_000
-"""Flips of a task whose texts a page bears, in each direction."""
+MAX_SHOWN = 2_000
+"""Maximum number of flips per task and direction whose texts are in the page."""
 ARMS = ("base", "adapter")
 Scores = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
 class Flip:
-    """One item with what both arms made of it.
+    """Item on which the two arms have different scores.
 
     Attributes:
-        difference: of the scores, positive where the adapter is better; never 0.
+        base: entry of the base.
+        adapter: entry of the adapter.
+        difference: difference of the scores, positive if the adapter is better; never 0.
     """
 
     base: Entry
@@ -39,11 +41,11 @@ class Flip:
 
     @property
     def direction(self) -> Literal["lost", "won"]:
-        """Which arm did better."""
+        """Return `won` if the adapter is better, `lost` if the base is."""
         return "lost" if self.difference < 0 else "won"
 
     def row(self) -> dict[str, Any]:
-        """As a line of `flips.jsonl`."""
+        """Return the fields of a line of `flips.jsonl`."""
         return {
             "suite": self.base.suite,
             "task": self.base.task,
@@ -63,21 +65,23 @@ class Flip:
 
 @dataclass(frozen=True)
 class TaskFlips:
-    """The flips of a task, the largest difference first, then by item.
+    """Flips of a task, the largest difference first, then by item id.
 
     Attributes:
-        right_or_wrong: whether every score is 0 or 1; then there are as many more won than lost as
-            the difference times the items.
-        has_outputs: whether an arm has put out anything; for losses there is nothing to show.
-        lost: the first of them, with their texts.
-        won: in the same order.
-        lost_items: all of them.
-        won_items: all of them.
+        suite: name of the suite.
+        task: name of the task.
+        binary: true if every score is 0 or 1; the mean difference times the number of items is then
+            the number won minus the number lost.
+        has_outputs: true if an arm has outputs; loss tasks have none.
+        lost: first lost items, with their texts.
+        won: first won items, with their texts.
+        lost_items: number of all lost items.
+        won_items: number of all won items.
     """
 
     suite: str
     task: str
-    right_or_wrong: bool
+    binary: bool
     has_outputs: bool
     lost: tuple[Flip, ...]
     won: tuple[Flip, ...]
@@ -86,49 +90,49 @@ class TaskFlips:
 
 
 @dataclass(frozen=True)
-class _Order:
-    """All flips of a task in their order, without what was said.
+class _FlipOrder:
+    """All flips of a task in order, without their texts.
 
     Attributes:
-        lost: items with their difference.
-        won: in the same order.
+        lost: ids and differences of lost items.
+        won: ids and differences of won items.
     """
 
     suite: str
     task: str
-    right_or_wrong: bool
+    binary: bool
     lost: tuple[tuple[str, float], ...]
     won: tuple[tuple[str, float], ...]
 
 
 def find_flips(
-    results: Source | Sequence[Entry], verdict: Verdict, most: int = SHOWN
+    results: LedgerView | Sequence[Entry], verdict: Verdict, max_shown: int = MAX_SHOWN
 ) -> tuple[TaskFlips, ...]:
-    """The flips of every task, in the verdict's order; other arms than the two are left out.
+    """Return the flips between the arms `base` and `adapter`, task by task.
 
     Args:
-        results: a ledger, or its entries.
-        verdict: on them.
-        most: flips of a task whose texts are wanted, in each direction.
+        results: ledger or its entries.
+        verdict: verdict on the results, which sets the order of tasks.
+        max_shown: maximum number of flips per task and direction that are returned with texts.
     """
-    source = source_of(results)
-    return tuple(_found(source, order, most) for order in _orders(source, verdict))
+    view = as_ledger_view(results)
+    return tuple(_task_flips(view, order, max_shown) for order in _flip_orders(view, verdict))
 
 
-def _found(source: Source, order: _Order, most: int) -> TaskFlips:
-    shown = [*order.lost[:most], *order.won[:most]]
+def _task_flips(view: LedgerView, order: _FlipOrder, max_shown: int) -> TaskFlips:
+    shown = [*order.lost[:max_shown], *order.won[:max_shown]]
     arms: dict[str, dict[str, Entry]] = {arm: {} for arm in ARMS}
     if shown:
-        for entry in source.entries(order.suite, order.task, ARMS, [item for item, _ in shown]):
+        for entry in view.entries(order.suite, order.task, ARMS, [item for item, _ in shown]):
             arms[entry.arm][entry.item] = entry
     base, adapter = (arms[arm] for arm in ARMS)
     flips = [Flip(base[item], adapter[item], difference) for item, difference in shown]
-    lost = min(len(order.lost), most)
+    lost = min(len(order.lost), max_shown)
     return TaskFlips(
         order.suite,
         order.task,
-        order.right_or_wrong,
-        source.has_outputs(order.suite, order.task, ARMS),
+        order.binary,
+        view.has_outputs(order.suite, order.task, ARMS),
         tuple(flips[:lost]),
         tuple(flips[lost:]),
         len(order.lost),
@@ -136,55 +140,63 @@ def _found(source: Source, order: _Order, most: int) -> TaskFlips:
     )
 
 
-def write_flips(path: Path, results: Source | Sequence[Entry], verdict: Verdict) -> int:
-    """Write all flips, one JSON object a line, by suite, task, direction and size; their number."""
-    source, count = source_of(results), 0
+def write_flips(path: Path, results: LedgerView | Sequence[Entry], verdict: Verdict) -> int:
+    """Write all flips as JSON Lines, sorted by suite, task, direction and size.
+
+    Returns:
+        Number of flips.
+    """
+    view, count = as_ledger_view(results), 0
     with whole_file(path) as temporary, temporary.open("w", encoding="ascii") as stream:
-        for order in _orders(source, verdict):
-            for flip in _read(source, order, path.parent):
-                # In ASCII, so that no reader takes a line separator in a text for a line's end.
+        for order in _flip_orders(view, verdict):
+            for flip in _read_flips(view, order, path.parent):
+                # ASCII, since some readers split lines at Unicode line separators.
                 stream.write(json.dumps(flip.row(), allow_nan=False) + "\n")
                 count += 1
     return count
 
 
-def _read(source: Source, order: _Order, directory: Path) -> Iterator[Flip]:
-    """All flips of a task in their order, which is not the ledger's, through a file."""
+def _read_flips(view: LedgerView, order: _FlipOrder, directory: Path) -> Iterator[Flip]:
+    """Yield all flips of a task in order.
+
+    Entries are sorted through a temporary file in `directory`, since the ledger has another order
+    and may be larger than memory.
+    """
     flips = [*order.lost, *order.won]
     if not flips:
         return
     numbers = {item: n for n, (item, _) in enumerate(flips)}
-    with closing(Shelf(directory, len(ARMS) * len(flips))) as shelf:
-        for entry in source.entries(order.suite, order.task, ARMS, numbers.keys()):
-            shelf.put(len(ARMS) * numbers[entry.item] + ARMS.index(entry.arm), entry)
+    with closing(EntryStore(directory, len(ARMS) * len(flips))) as store:
+        for entry in view.entries(order.suite, order.task, ARMS, numbers.keys()):
+            store.put(len(ARMS) * numbers[entry.item] + ARMS.index(entry.arm), entry)
         for n, (_, difference) in enumerate(flips):
-            base, adapter = (shelf.get(len(ARMS) * n + arm) for arm in range(len(ARMS)))
+            base, adapter = (store.get(len(ARMS) * n + arm) for arm in range(len(ARMS)))
             yield Flip(base, adapter, difference)
 
 
-def _orders(source: Source, verdict: Verdict) -> Iterator[_Order]:
+def _flip_orders(view: LedgerView, verdict: Verdict) -> Iterator[_FlipOrder]:
     for suite in verdict.suites:
         for task in suite.tasks:
-            scores = source.scores(suite.suite, task.task)
-            yield _order(suite.suite, task, *(scores.get(arm, {}) for arm in ARMS))
+            scores = view.scores(suite.suite, task.task)
+            yield _flip_order(suite.suite, task, *(scores.get(arm, {}) for arm in ARMS))
 
 
-def _order(suite: str, task: TaskVerdict, base: Scores, adapter: Scores) -> _Order:
+def _flip_order(suite: str, task: TaskVerdict, base: Scores, adapter: Scores) -> _FlipOrder:
     sign = 1 if task.higher_is_better else -1
-    found, scores = [], set()
+    flips, scores = [], set()
     for item in sorted(base.keys() & adapter.keys()):
         before, after = base[item], adapter[item]
-        # As in the verdict: a loss that overflowed is no number to compare.
+        # The verdict leaves out scores that are not finite, such as a loss that overflowed.
         if before is None or after is None or not (math.isfinite(before) and math.isfinite(after)):
             continue
         if before != after:
-            found.append((item, sign * (after - before)))
+            flips.append((item, sign * (after - before)))
         scores |= {before, after}
-    found.sort(key=lambda flip: -abs(flip[1]))
-    return _Order(
+    flips.sort(key=lambda flip: -abs(flip[1]))
+    return _FlipOrder(
         suite,
         task.task,
         scores <= {0.0, 1.0},
-        tuple(flip for flip in found if flip[1] < 0),
-        tuple(flip for flip in found if flip[1] > 0),
+        tuple(flip for flip in flips if flip[1] < 0),
+        tuple(flip for flip in flips if flip[1] > 0),
     )

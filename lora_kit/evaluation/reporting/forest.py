@@ -1,7 +1,7 @@
-"""A forest plot: how differences are written, and where they are drawn.
+"""Formatted differences and the geometry of the forest plot that shows them.
 
-One row a task, zero aligned, right is better. Rows have different units, so each has a scale of its
-own. Functions of numbers, nothing else; the template draws what is computed here.
+The plot has one row per task, better to the right. Each row has a scale of its own, since tasks
+have different units; zero is aligned. The template `page/forest.html.j2` draws the result.
 """
 
 from __future__ import annotations
@@ -13,18 +13,27 @@ from dataclasses import dataclass
 from lora_kit.evaluation.reporting.notation import Notation
 from lora_kit.evaluation.verdict import TaskVerdict
 
-# The longest bar ends a little before the plot does, so that its end can be seen.
+# Width of the plot relative to the longest bar, so that the end of the bar stays visible.
 HEADROOM = 1.1
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A task's verdict with its name and its numbers as they are written.
+    """Verdict on a task with formatted values.
 
     Attributes:
-        unit: of the differences: percentage points (pp) where the scores are percentages.
-        margin: without the unit, in the unit of the differences; empty for gain.
-        needs: what would decide it; empty if it is decided, or if more items would not help.
+        name: name of the task in the report.
+        task: verdict on the task.
+        notation: number format of the task.
+        unit: unit of differences; percentage points (pp) if the scores are in percent.
+        base: score of the base.
+        adapter: score of the adapter.
+        delta: difference.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        margin: margin in the unit of differences, without the unit; empty for gain.
+        needs: items that would decide an undecided task, such as `about 1,200 items`; empty if it
+            is decided or more items would not help.
     """
 
     name: str
@@ -41,7 +50,7 @@ class Difference:
 
     @classmethod
     def of(cls, name: str, task: TaskVerdict) -> Difference:
-        """Write the numbers of a task."""
+        """Format the values of a task's verdict."""
         notation = Notation.of(task)
         return cls(
             name=name,
@@ -64,7 +73,7 @@ def _needs(task: TaskVerdict) -> str:
     if task.decision != "INCONCLUSIVE" or task.reason:
         return ""
     if task.interval.clusters == 1:
-        # However many, items of the one cluster do not tell how others would differ.
+        # More items of a single cluster carry no information about the spread between clusters.
         return "other clusters"
     if task.items_needed is None:
         return "an unknown number of items"
@@ -72,16 +81,17 @@ def _needs(task: TaskVerdict) -> str:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the columns of a plot are, in SVG user units: CSS pixels at its full width.
+class ForestLayout:
+    """Dimensions of a forest plot, in SVG user units, which are CSS pixels at full width.
 
     Attributes:
-        kind: `wide`, all in one line, or `narrow`, words above and below the bar.
+        kind: `wide`, with bar and text in one line, or `narrow`, with text above and below the bar.
+        width: width of the plot with its text.
         plot: left and right end of the bars.
-        head: height of what says which side is better.
+        head: height of the axis label.
         heading: height of a suite's heading.
         row: height of a row.
-        bar: from the top of a row down to its bar.
+        bar: distance from the top of a row to its bar.
         reach: half the height of a row's shaded area.
     """
 
@@ -96,30 +106,32 @@ class Layout:
 
     @property
     def zero(self) -> float:
-        """Where the zero line is."""
+        """X coordinate of the zero line."""
         return sum(self.plot) / 2
 
 
-WIDE = Layout("wide", 960, (216, 616), head=22, heading=32, row=44, bar=22, reach=18)
-NARROW = Layout("narrow", 340, (4, 336), head=22, heading=34, row=108, bar=38, reach=14)
+WIDE = ForestLayout("wide", 960, (216, 616), head=22, heading=32, row=44, bar=22, reach=18)
+NARROW = ForestLayout("narrow", 340, (4, 336), head=22, heading=34, row=108, bar=38, reach=14)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A difference in its place.
+    """Row of a forest plot: a difference with its coordinates.
 
     Attributes:
-        top: of its row.
-        y: of the bar.
-        point: x of the difference; `None` if it is not a number.
-        low: x of the lower limit, or the left end of the plot if there is none.
-        high: x of the upper limit, or the right end.
-        low_open: whether the interval goes on without limit to the left.
-        high_open: and to the right.
-        to_clear: x of what the interval has to clear: zero for gain, the margin for retention.
+        difference: formatted difference.
+        top: y of the top of the row.
+        y: y of the bar.
+        point: x of the difference; `None` if it is not finite.
+        low: x of the lower end, or the left end of the plot if the interval is unbounded.
+        high: x of the upper end, or the right end of the plot if the interval is unbounded.
+        low_open: true if the interval is unbounded on the left.
+        high_open: true if the interval is unbounded on the right.
+        threshold: x of the value that the interval has to clear: zero for gain, minus the margin
+            for retention.
     """
 
-    of: Difference
+    difference: Difference
     top: float
     y: float
     point: float | None
@@ -127,12 +139,12 @@ class Bar:
     high: float
     low_open: bool
     high_open: bool
-    to_clear: float
+    threshold: float
 
 
 @dataclass(frozen=True)
-class Group:
-    """The bars of one suite."""
+class ForestGroup:
+    """Bars of one suite, below a label at `top`."""
 
     label: str
     top: float
@@ -141,29 +153,36 @@ class Group:
 
 @dataclass(frozen=True)
 class Forest:
-    """A plot to draw."""
+    """Forest plot, ready to be drawn."""
 
-    layout: Layout
+    layout: ForestLayout
     height: float
-    groups: tuple[Group, ...]
+    groups: tuple[ForestGroup, ...]
 
 
-def forest(suites: Sequence[tuple[str, Sequence[Difference]]], layout: Layout) -> Forest:
-    """Place the differences of all suites, given with their labels, from top to bottom."""
+def build_forest(
+    suites: Sequence[tuple[str, Sequence[Difference]]], layout: ForestLayout
+) -> Forest:
+    """Place the differences of all suites from top to bottom.
+
+    Args:
+        suites: label and differences of each suite.
+        layout: dimensions of the plot.
+    """
     y = float(layout.head)
     groups = []
     for label, tasks in suites:
         top = y + layout.heading
-        bars = tuple(_bar(of, top + row * layout.row, layout) for row, of in enumerate(tasks))
-        groups.append(Group(label, y, bars))
+        bars = tuple(_bar(task, top + row * layout.row, layout) for row, task in enumerate(tasks))
+        groups.append(ForestGroup(label, y, bars))
         y = top + len(tasks) * layout.row
     return Forest(layout, y, tuple(groups))
 
 
-def _bar(of: Difference, top: float, layout: Layout) -> Bar:
+def _bar(difference: Difference, top: float, layout: ForestLayout) -> Bar:
     left, right = layout.plot
-    interval, to_clear = of.task.interval, -(of.task.margin or 0.0)
-    values = (interval.delta, interval.low, interval.high, to_clear)
+    interval, threshold = difference.task.interval, -(difference.task.margin or 0.0)
+    values = (interval.delta, interval.low, interval.high, threshold)
     extent = max(abs(value) for value in values if math.isfinite(value)) * HEADROOM or 1.0
 
     def x(value: float) -> float:
@@ -171,7 +190,7 @@ def _bar(of: Difference, top: float, layout: Layout) -> Bar:
 
     low_open, high_open = not math.isfinite(interval.low), not math.isfinite(interval.high)
     return Bar(
-        of=of,
+        difference=difference,
         top=top,
         y=top + layout.bar,
         point=x(interval.delta) if math.isfinite(interval.delta) else None,
@@ -179,5 +198,5 @@ def _bar(of: Difference, top: float, layout: Layout) -> Bar:
         high=right if high_open else x(interval.high),
         low_open=low_open,
         high_open=high_open,
-        to_clear=x(to_clear),
+        threshold=x(threshold),
     )

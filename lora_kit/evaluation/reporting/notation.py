@@ -1,4 +1,4 @@
-"""How numbers are written in the report: with their units, signs and enough places."""
+"""Number formatting in reports: units, signs and decimal places."""
 
 from __future__ import annotations
 
@@ -9,74 +9,91 @@ from dataclasses import dataclass
 from lora_kit.evaluation.verdict import TaskVerdict
 from lora_kit.statistics.decisions import Interval
 
-MOST_PLACES = 6
+MAX_PLACES = 6
 SMALLEST_P = 0.001
-"""Smaller ones are said to be smaller."""
+"""Smallest p-value that is written as a number; smaller ones are written as `< 0.001`."""
 
 
 def is_percent(unit: str) -> bool:
-    """Whether scores of this unit are parts of a whole, and written in percent."""
+    """Return true if scores of this unit are fractions, which are written in percent."""
     return unit == "followed" or unit.startswith("accuracy")
 
 
 def item_unit(task: TaskVerdict) -> str:
-    """What the score of an item is measured in; macro-F1 is a score of all of them only."""
+    """Return the unit of single items' scores; macro-F1 is defined for all items together only."""
     return "accuracy" if task.unit == "macro-F1" else task.unit
 
 
 @dataclass(frozen=True)
 class Notation:
-    """How the numbers of a task are written: accuracies in percent, their differences in points."""
+    """Number format of a task: fractions in percent, their differences in percentage points.
+
+    Attributes:
+        percent: if true, scores are written in percent.
+        places: decimal places.
+    """
 
     percent: bool
     places: int
 
     @classmethod
     def of(cls, task: TaskVerdict) -> Notation:
-        """Of a task's own difference, which has to clear zero or the margin."""
-        line = -(task.margin or 0.0)
-        return cls.fit(task.unit, (task.base, task.adapter), task.interval, line)
+        """Return the format of a task, precise at its threshold: zero, or minus the margin."""
+        threshold = -(task.margin or 0.0)
+        return cls.fit(task.unit, (task.base, task.adapter), task.interval, threshold)
 
     @classmethod
     def fit(
-        cls, unit: str, scores: Sequence[float], interval: Interval, line: float = 0.0
+        cls, unit: str, scores: Sequence[float], interval: Interval, threshold: float = 0.0
     ) -> Notation:
-        """With as many places as it takes to see on which side of the line a limit is."""
+        """Return a format with enough places to tell the interval's ends from a threshold.
+
+        Args:
+            unit: unit of the scores.
+            scores: scores, whose size sets the minimum number of places.
+            interval: interval of the difference.
+            threshold: value that the interval is compared with.
+        """
         percent = is_percent(unit)
         size = max(abs(score) for score in scores)
-        fewest = 1 if percent or size >= 100 else 2 if size >= 10 else 3
-        limits = [limit for limit in (interval.low, interval.high) if limit != line]
-        for places in range(fewest, MOST_PLACES):
+        min_places = 1 if percent or size >= 100 else 2 if size >= 10 else 3
+        ends = [end for end in (interval.low, interval.high) if end != threshold]
+        for places in range(min_places, MAX_PLACES):
             notation = cls(percent, places)
-            if all(notation.signed(limit) != notation.signed(line) for limit in limits):
+            if all(notation.signed(end) != notation.signed(threshold) for end in ends):
                 return notation
-        return cls(percent, fewest)
+        return cls(percent, min_places)
 
     def plain(self, value: float) -> str:
-        """A score or a mean."""
-        return self._written(value, "") + ("%" if self.percent and math.isfinite(value) else "")
+        """Format a score."""
+        return self._format(value, "") + ("%" if self.percent and math.isfinite(value) else "")
 
     def signed(self, value: float) -> str:
-        """A difference."""
-        return self._written(value, "+")
+        """Format a difference, with its sign and without a percent sign."""
+        return self._format(value, "+")
 
-    def _written(self, value: float, sign: str) -> str:
+    def _format(self, value: float, sign: str) -> str:
         if math.isnan(value):
             return "not a number"
         if math.isinf(value):
             return "+∞" if value > 0 else "−∞"
-        # Rounded first: what rounds to zero has no sign.
+        # Round first, so that a value that rounds to zero is written without a sign.
         rounded = round(value * 100 if self.percent else value, self.places)
         text = f"{rounded:{sign}.{self.places}f}" if rounded else f"{0:.{self.places}f}"
         return text.replace("-", "−")
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Two scores and their difference as they are written.
+class FormattedComparison:
+    """Two formatted scores and their difference with its interval.
 
     Attributes:
-        unit: of the difference: percentage points (pp) where the scores are percentages.
+        before: score of the first arm.
+        after: score of the second arm.
+        delta: difference.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        unit: unit of the difference; percentage points (pp) if the scores are in percent.
     """
 
     before: str
@@ -87,8 +104,8 @@ class Numbers:
     unit: str
 
     @classmethod
-    def of(cls, unit: str, before: float, after: float, interval: Interval) -> Numbers:
-        """Write two scores of a unit and their difference."""
+    def of(cls, unit: str, before: float, after: float, interval: Interval) -> FormattedComparison:
+        """Format two scores of a unit and the interval of their difference."""
         notation = Notation.fit(unit, (before, after), interval)
         return cls(
             notation.plain(before),
@@ -100,11 +117,11 @@ class Numbers:
         )
 
 
-def p_value(p: float) -> str:
-    """Three places, and no zero that is none."""
+def format_p_value(p: float) -> str:
+    """Format a p-value with three decimal places, such as 0.012 or < 0.001."""
     return f"< {SMALLEST_P}" if p < SMALLEST_P else f"{p:.3f}"
 
 
-def percent(value: float) -> str:
-    """Such as 95%."""
+def format_percent(value: float) -> str:
+    """Format a fraction in percent, such as 95%."""
     return f"{value * 100:.6g}%"

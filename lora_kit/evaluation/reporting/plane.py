@@ -1,9 +1,9 @@
-"""Gain against forgetting, as a plane: what was gained upwards, what it cost to the right.
+"""Geometry of the plot of gain against forgetting: gain upwards, forgetting to the right.
 
-Forgetting is that of the retention task which decides, in shares of its margin: at 1 all that is
-tolerated is lost. Gains are in their unit where they have one and the same; otherwise each is in
-halves of its own interval, so that it is above zero for sure beyond 1. Functions of numbers,
-nothing else; the template draws what is computed here.
+Forgetting is the loss on the deciding retention task, as a fraction of its margin: at 1, the whole
+margin is used up. Gains are in their unit if all gain tasks share one. Otherwise each gain is
+divided by half the width of its interval, so that a value above 1 is a significant gain. The
+template `page/plane.html.j2` draws the result.
 """
 
 from __future__ import annotations
@@ -14,37 +14,40 @@ from dataclasses import dataclass
 
 from lora_kit.evaluation.reporting.forest import Difference
 from lora_kit.evaluation.reporting.notation import is_percent
-from lora_kit.statistics.decisions import Decision, combined
+from lora_kit.statistics.decisions import Decision, combine_decisions
 
-WIDTH, HEIGHT = 360, 300
 LEFT, TOP, RIGHT, BOTTOM = 46, 12, 350, 256
-APART = 13
-"""Between points that stand for several tasks, and between their names."""
-ROOM = 0.12
-"""Part of an axis that is left free at either end."""
+"""Edges of the axes, in SVG user units, within the 360 by 300 of the template."""
+SPACING = 13
+"""Distance between the points of different tasks and between their names, in SVG user units."""
+PADDING = 0.12
+"""Fraction of an axis that is left free at either end."""
 TICKS = 5
-"""On an axis, about."""
+"""Approximate number of ticks per axis."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A number on an axis and where it is."""
+    """Tick of an axis: its coordinate and its label."""
 
     at: float
     text: str
 
 
 @dataclass(frozen=True)
-class Point:
-    """A gain task in its place.
+class PlanePoint:
+    """Gain task with its coordinates.
 
     Attributes:
-        x: of the point; the tasks stand beside each other, though their forgetting is the same.
-        low: y of the interval's lower limit, or the bottom if it has none.
-        name_y: of the baseline of its name, clear of the others'.
+        difference: formatted difference of the task.
+        x: x of the point; tasks are drawn side by side, although their forgetting is the same.
+        y: y of the gain.
+        low: y of the interval's lower limit, or the bottom if the interval is unbounded.
+        high: y of the interval's upper limit, or the top if the interval is unbounded.
+        name_y: y of the text baseline of the name; names do not overlap.
     """
 
-    of: Difference
+    difference: Difference
     x: float
     y: float
     low: float
@@ -54,19 +57,24 @@ class Point:
 
 @dataclass(frozen=True)
 class Plane:
-    """What to draw.
+    """Plot of gain against forgetting, ready to be drawn.
 
     Attributes:
-        x: of the forgetting.
-        x_low: of its lower limit, or the left end if it has none.
-        margin: x where the margin is used up.
+        x: x of the forgetting.
+        x_low: x of its best case, or the left end if the interval is unbounded.
+        x_high: x of its worst case, or the right end if the interval is unbounded.
+        margin: x at which the margin is used up.
         zero: y of no gain.
-        worst: the retention task whose forgetting it is.
-        used: the share of the margin that it used up, and its limits, in percent.
-        unit: of the gains; empty where they are in halves of their intervals.
-        names: x of the tasks' names, and how much room there is; they end there if they are on the
-            left of the points (`names_left`).
-        left_out: names of gain tasks whose intervals have no half.
+        x_ticks: ticks of the horizontal axis, in percent of the margin.
+        y_ticks: ticks of the vertical axis.
+        points: gain tasks, largest gain first.
+        worst: deciding retention task.
+        used: part of its margin that is used up, with its best and worst case, in percent.
+        unit: unit of the gains; empty if they are divided by half the width of their intervals.
+        names: x of the names; their right end if `names_left`, else their left end.
+        names_room: width available for names, in SVG user units.
+        names_left: if true, names are to the left of the points.
+        left_out: names of gain tasks whose intervals have no finite, positive width.
     """
 
     x: float
@@ -76,7 +84,7 @@ class Plane:
     zero: float
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
-    points: tuple[Point, ...]
+    points: tuple[PlanePoint, ...]
     worst: Difference
     used: tuple[str, str, str]
     unit: str
@@ -86,20 +94,23 @@ class Plane:
     left_out: tuple[str, ...]
 
 
-def deciding(retention: Sequence[Difference]) -> Difference:
-    """Of the retention tasks that decide the worst: at its limit it uses up most of its margin."""
-    decision: Decision = combined([d.task.decision for d in retention])
+def deciding_task(retention: Sequence[Difference]) -> Difference:
+    """Return the retention task that decides: the one whose worst case uses up most of its margin.
+
+    Only tasks whose decision equals the combined decision of all retention tasks are considered.
+    """
+    decision: Decision = combine_decisions([d.task.decision for d in retention])
     return max(
         (d for d in retention if d.task.decision == decision),
         key=lambda d: -d.task.interval.low / (d.task.margin or 1.0),
     )
 
 
-def plane(gain: Sequence[Difference], retention: Sequence[Difference]) -> Plane | None:
-    """Place the tasks; `None` where there are not both roles, or no gain has a number."""
+def build_plane(gain: Sequence[Difference], retention: Sequence[Difference]) -> Plane | None:
+    """Place the tasks; `None` if a role has no task or no gain is finite."""
     if not gain or not retention:
         return None
-    worst = deciding(retention)
+    worst = deciding_task(retention)
     margin = worst.task.margin or 1.0
     used = tuple(
         -value / margin
@@ -115,7 +126,7 @@ def plane(gain: Sequence[Difference], retention: Sequence[Difference]) -> Plane 
     y, y_ticks = _axis([0.0, *heights], BOTTOM, TOP, percent)
     points = _points(scaled, x(used[0]), y)
     names_left = x(used[0]) > (LEFT + RIGHT) / 2
-    names = points[0].x - APART if names_left else points[-1].x + APART
+    names = points[0].x - SPACING if names_left else points[-1].x + SPACING
     drawn = [d.name for d, _ in scaled]
     return Plane(
         x=x(used[0]),
@@ -127,7 +138,7 @@ def plane(gain: Sequence[Difference], retention: Sequence[Difference]) -> Plane 
         y_ticks=y_ticks,
         points=points,
         worst=worst,
-        used=(_share(used[0]), _share(used[1]), _share(used[2])),
+        used=(_percent(used[0]), _percent(used[1]), _percent(used[2])),
         unit=unit,
         names=names,
         names_room=names - LEFT if names_left else RIGHT - names,
@@ -136,43 +147,52 @@ def plane(gain: Sequence[Difference], retention: Sequence[Difference]) -> Plane 
     )
 
 
-def _scaled(of: Difference, in_unit: bool) -> tuple[float, float, float] | None:
-    """Difference and limits on the plane's scale."""
-    interval = of.task.interval
+def _scaled(difference: Difference, in_unit: bool) -> tuple[float, float, float] | None:
+    """Return gain and interval limits on the vertical scale; `None` if they cannot be drawn."""
+    interval = difference.task.interval
     half = (interval.high - interval.low) / 2
     if not math.isfinite(interval.delta) or not (in_unit or 0 < half < math.inf):
         return None
-    by = 1.0 if in_unit else half
-    return interval.delta / by, interval.low / by, interval.high / by
+    scale = 1.0 if in_unit else half
+    return interval.delta / scale, interval.low / scale, interval.high / scale
 
 
 def _points(
     scaled: Sequence[tuple[Difference, tuple[float, float, float]]],
     x: float,
     y: Callable[[float], float],
-) -> tuple[Point, ...]:
-    """From left to right the greatest gain first, each name a line below the one before."""
+) -> tuple[PlanePoint, ...]:
+    """Place points from left to right, largest gain first, each name below the previous one."""
     ordered = sorted(scaled, key=lambda one: -one[1][0])
-    span = APART * (len(ordered) - 1)
+    span = SPACING * (len(ordered) - 1)
     first = max(min(x - span / 2, RIGHT - 6 - span), LEFT + 6)
     lines: list[float] = []
     for _, (delta, _, _) in ordered:
-        lines.append(max([y(delta) + 4, *(line + APART for line in lines[-1:])]))
-    up = max(0.0, lines[-1] - BOTTOM + 4)
+        lines.append(max([y(delta) + 4, *(line + SPACING for line in lines[-1:])]))
+    overflow = max(0.0, lines[-1] - BOTTOM + 4)
     return tuple(
-        Point(of, round(first + number * APART, 2), y(delta), y(low), y(high), round(line - up, 2))
-        for number, ((of, (delta, low, high)), line) in enumerate(zip(ordered, lines, strict=True))
+        PlanePoint(
+            difference=task,
+            x=round(first + number * SPACING, 2),
+            y=y(delta),
+            low=y(low),
+            high=y(high),
+            name_y=round(line - overflow, 2),
+        )
+        for number, ((task, (delta, low, high)), line) in enumerate(
+            zip(ordered, lines, strict=True)
+        )
     )
 
 
 def _axis(
     values: Sequence[float], start: float, end: float, percent: bool
 ) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
-    """Where a value is, for an axis on which all finite ones are, and its ticks."""
+    """Return a function from values to coordinates, and ticks, for an axis of all finite values."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite), max(finite)
-    room = (high - low or 1.0) * ROOM
-    low, high = low - room, high + room
+    padding = (high - low or 1.0) * PADDING
+    low, high = low - padding, high + padding
 
     def place(value: float) -> float:
         return round(start + (min(max(value, low), high) - low) / (high - low) * (end - start), 2)
@@ -187,13 +207,13 @@ def _axis(
     return place, tuple(ticks)
 
 
-def _step(least: float) -> float:
-    """The least of 1, 2 and 5 times a power of ten that is no smaller."""
-    power: float = 10.0 ** math.floor(math.log10(least))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * 0.999)
+def _step(minimum: float) -> float:
+    """Return the smallest step of 1, 2 or 5 times a power of ten that is at least a minimum."""
+    power: float = 10.0 ** math.floor(math.log10(minimum))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= minimum * 0.999)
 
 
-def _share(value: float) -> str:
+def _percent(value: float) -> str:
     if math.isinf(value):
         return "+∞" if value > 0 else "−∞"
     return f"{value:.0%}".replace("-", "−") if round(value * 100) else "0%"

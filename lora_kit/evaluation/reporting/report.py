@@ -1,8 +1,8 @@
-"""The report: a verdict and its evidence, as one HTML page and as Markdown.
+"""Reports: a verdict and its evidence as one HTML page and as Markdown.
 
-What a model said, what it was asked and what things are called is untrusted: both templates escape
-every value that they print, unless it is said otherwise. The page needs nothing but itself; of all
-that stands in it, a browser obeys the one style and the one script that have the hashes it names.
+Model outputs, prompts and names are untrusted, so the templates escape every value unless it is
+marked as safe. The page is self-contained. Its content security policy allows one style and one
+script, identified by their hashes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lora_kit.evaluation.ledger import Entry
-from lora_kit.evaluation.reporting.answers import answers, differences, sentence
-from lora_kit.evaluation.reporting.escaping import markdown, visible
+from lora_kit.evaluation.ledger_view import LedgerView, as_ledger_view
+from lora_kit.evaluation.reporting.answers import (
+    summary_answers,
+    summary_sentence,
+    task_differences,
+)
+from lora_kit.evaluation.reporting.escaping import escape_invisible, escape_markdown
 from lora_kit.evaluation.reporting.flips import find_flips, write_flips
-from lora_kit.evaluation.reporting.forest import NARROW, WIDE, forest
-from lora_kit.evaluation.reporting.notation import p_value
-from lora_kit.evaluation.reporting.plane import plane
-from lora_kit.evaluation.reporting.views import suite_views
-from lora_kit.evaluation.source import Source, source_of
-from lora_kit.evaluation.verdict import WAYS, Verdict
+from lora_kit.evaluation.reporting.forest import NARROW, WIDE, build_forest
+from lora_kit.evaluation.reporting.notation import format_p_value
+from lora_kit.evaluation.reporting.plane import build_plane
+from lora_kit.evaluation.reporting.views import suite_reports
+from lora_kit.evaluation.verdict import BASELINES, Verdict
 from lora_kit.runtime.files import write_text
 
 TEMPLATES = Path(__file__).parent
@@ -36,72 +40,85 @@ REPORTS = ("report.html", "report.md")
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What the report says of the run, besides the verdict."""
+    """Title of a report, and the facts about the run in its table.
+
+    Attributes:
+        title: title of the report.
+        facts: value of each fact by name, such as the backbone.
+    """
 
     title: str
     facts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Inline:
-    """A style or script that stands in the page.
+class InlineAsset:
+    """Style or script that is embedded in the page.
 
     Attributes:
-        hash: by which the page's policy lets it through.
+        text: content of the file.
+        hash: digest of the content, as the content security policy writes it.
     """
 
     text: Markup
     hash: str
 
     @classmethod
-    def read(cls, path: Path) -> Inline:
-        """Of a file of ours."""
+    def read(cls, path: Path) -> InlineAsset:
+        """Read a file of this package."""
         content = path.read_bytes()
         digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
         return cls(Markup(content.decode()), f"sha256-{digest}")
 
 
 def write_report(
-    directory: Path, verdict: Verdict, results: Source | Sequence[Entry], facts: ReportFacts
+    directory: Path, verdict: Verdict, results: LedgerView | Sequence[Entry], facts: ReportFacts
 ) -> None:
     """Write `report.html`, `report.md` and `flips.jsonl`.
 
-    Flips are of the arms `base` and `adapter`; other arms are in the verdict only.
+    Flips compare the arms `base` and `adapter`; other arms appear in the verdict only.
+
+    Args:
+        directory: directory of the three files.
+        verdict: verdict on the results.
+        results: ledger or its entries.
+        facts: title of the report and facts about the run.
     """
-    source = source_of(results)
-    suites = suite_views(verdict, find_flips(source, verdict))
+    view = as_ledger_view(results)
+    suites = suite_reports(verdict, find_flips(view, verdict))
     rows = [
-        (f"{suite.verdict.suite} ({suite.verdict.role})", [task.numbers for task in suite.tasks])
+        (f"{suite.verdict.suite} ({suite.verdict.role})", [task.difference for task in suite.tasks])
         for suite in suites
     ]
-    of = differences(verdict)
+    differences = task_differences(verdict)
     values = {
         "facts": facts,
         "verdict": verdict,
-        "sentence": sentence(verdict),
-        "answers": answers(verdict),
+        "sentence": summary_sentence(verdict),
+        "answers": summary_answers(verdict),
         "suites": suites,
         "tasks": [task for suite in suites for task in suite.tasks],
-        "forests": [forest(rows, layout) for layout in (WIDE, NARROW)],
-        "plane": plane(
-            [d for d in of if d.task.margin is None], [d for d in of if d.task.margin is not None]
+        "forests": [build_forest(rows, layout) for layout in (WIDE, NARROW)],
+        "plane": build_plane(
+            [d for d in differences if d.task.margin is None],
+            [d for d in differences if d.task.margin is not None],
         ),
-        "ways": WAYS,
-        "style": Inline.read(TEMPLATES / "page" / "style.css"),
-        "script": Inline.read(TEMPLATES / "page" / "search.js"),
+        "baselines": BASELINES,
+        "style": InlineAsset.read(TEMPLATES / "page" / "style.css"),
+        "script": InlineAsset.read(TEMPLATES / "page" / "search.js"),
     }
-    for name, escape in zip(REPORTS, (None, markdown), strict=True):
+    for name, escape in zip(REPORTS, (None, escape_markdown), strict=True):
         write_text(directory / name, _environment(escape).get_template(f"{name}.j2").render(values))
-    write_flips(directory / FLIPS, source, verdict)
+    write_flips(directory / FLIPS, view, verdict)
 
 
 def _environment(escape: Callable[[str], str] | None) -> Environment:
-    """Templates whose values are made visible and escaped: as HTML, or by the given function."""
+    """Return an environment that escapes all values, as HTML unless a function is given."""
 
     def finalize(value: Any) -> Any:
         if not isinstance(value, str) or isinstance(value, Markup):
             return value
-        return escape(visible(value)) if escape else visible(value)
+        return escape(escape_invisible(value)) if escape else escape_invisible(value)
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -112,6 +129,6 @@ def _environment(escape: Callable[[str], str] | None) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["p_value"] = p_value
+    environment.filters["p_value"] = format_p_value
     environment.filters["thousands"] = lambda number: f"{number:,}"
     return environment

@@ -1,4 +1,4 @@
-"""The verdict on a terminal."""
+"""Terminal output of a verdict."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_kit.evaluation.reporting.escaping import visible
+from lora_kit.evaluation.reporting.escaping import escape_invisible
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
 from lora_kit.statistics.decisions import Decision
 
@@ -15,7 +15,7 @@ LEFT = ("suite", "task", "decision", "merged")
 
 
 def show_verdict(verdict: Verdict, console: Console) -> None:
-    """Print one table of all tasks, what the reader has to know besides, and the decision."""
+    """Print a table of all tasks, the findings and the decision."""
     names = ["suite", "task", "base", "adapter", "difference", "interval", "margin", "decision"]
     if verdict.merged:
         names.append("merged")
@@ -42,7 +42,9 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
         for task in suite.tasks:
             if task.reason:
                 name, reason = _text(task.task), _text(task.reason)
-                console.print(f"{name}: its interval passes, but {reason}.", highlight=False)
+                console.print(
+                    f"{name}: would pass by its interval alone, but {reason}.", highlight=False
+                )
     for finding in verdict.findings:
         kind = finding.kind[:1].upper() + finding.kind[1:]
         console.print(f"[yellow]{_text(kind)}[/]: {_text(finding.text)}.", highlight=False)
@@ -52,8 +54,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
 
 
 def _text(value: str) -> str:
-    """Untrusted, such as the value of a slice: no markup and no control sequence of a terminal."""
-    return escape(visible(value))
+    """Escape untrusted text, which may contain markup or terminal control sequences."""
+    return escape(escape_invisible(value))
 
 
 def _styled(decision: Decision) -> str:
@@ -63,4 +65,4 @@ def _styled(decision: Decision) -> str:
 def _needs(task: TaskVerdict) -> str:
     if task.items_needed is None:
         return ""
-    return f" (about {task.items_needed:,} items would decide, it has {task.interval.items:,})"
+    return f" (needs about {task.items_needed:,} items, has {task.interval.items:,})"

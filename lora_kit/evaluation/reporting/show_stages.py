@@ -1,4 +1,4 @@
-"""The matrix of a sequence on a terminal."""
+"""Terminal output of the score matrix of continual training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ def show_matrix(
     transfers: dict[str, Transfer],
     console: Console,
 ) -> None:
-    """Print stages by tasks, and what the sequence did on the whole."""
+    """Print the scores of each stage on each task, and the transfer measures.
+
+    Args:
+        stages: name of each stage.
+        columns: name of each task.
+        scores: scores by stage and task.
+        transfers: transfer measures by unit.
+        console: console to print to.
+    """
     table = Table(box=None, pad_edge=False)
     table.add_column("after")
     for column in columns:
@@ -25,9 +33,10 @@ def show_matrix(
         table.add_row(escape(stage), *(f"{value:.3f}" for value in row))
     console.print(table)
     if not transfers:
-        console.print("No transfer: not every stage has a task of its own in one same unit.")
-    for unit, found in transfers.items():
+        console.print("No transfer metrics: every stage needs its own task, all in the same unit.")
+    for unit, transfer in transfers.items():
         console.print(
-            f"{escape(unit)} (higher is better): backward transfer {found.backward:+.3f}, forward "
-            f"transfer {found.forward:+.3f}, average forgetting {found.forgetting:+.3f}"
+            f"{escape(unit)} (higher is better): backward transfer {transfer.backward:+.3f}, "
+            f"forward transfer {transfer.forward:+.3f}, "
+            f"average forgetting {transfer.forgetting:+.3f}"
         )

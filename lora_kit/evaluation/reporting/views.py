@@ -1,4 +1,4 @@
-"""What the templates print: the verdict with its numbers written out, task by task."""
+"""View models of the report templates: the verdict with formatted values, task by task."""
 
 from __future__ import annotations
 
@@ -6,41 +6,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from lora_kit.evaluation.facets import LOWER_IS_BETTER, Classes, Measure, Slice
-from lora_kit.evaluation.reporting.answers import differences, sureness
-from lora_kit.evaluation.reporting.flips import SHOWN, Flip, TaskFlips
+from lora_kit.evaluation.diagnostics import LOWER_IS_BETTER, ClassScores, SecondaryMetric, Slice
+from lora_kit.evaluation.reporting.answers import decision_confidence, task_differences
+from lora_kit.evaluation.reporting.flips import MAX_SHOWN, Flip, TaskFlips
 from lora_kit.evaluation.reporting.forest import Difference
-from lora_kit.evaluation.reporting.notation import Notation, Numbers, item_unit, percent
-from lora_kit.evaluation.reporting.reliability import Dot, dots
+from lora_kit.evaluation.reporting.notation import (
+    FormattedComparison,
+    Notation,
+    format_percent,
+    item_unit,
+)
+from lora_kit.evaluation.reporting.reliability import Dot, reliability_dots
 from lora_kit.evaluation.verdict import BaselineComparison, SuiteVerdict, TaskVerdict, Verdict
 from lora_kit.statistics.calibration import CalibrationComparison
 from lora_kit.statistics.decisions import Interval
 from lora_kit.statistics.labels import ClassScore
 
-LARGEST = 10
-"""Flips that are shown of a task whose scores are not 0 or 1, in each direction."""
+MAX_LARGEST = 10
+"""Maximum number of flips per task and direction that are shown if scores are not 0 or 1."""
 
-SLICES = 8
-"""Slices that are shown of a task before the rest is folded away, unless more are alarms."""
+MAX_SLICES = 8
+"""Maximum number of slices of a task that are shown unfolded, unless more are alarms."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Row(Generic[T]):
-    """Something measured, with its numbers as they are written."""
+class TableRow(Generic[T]):
+    """Table row: a result with its formatted values."""
 
-    of: T
-    numbers: Numbers
+    result: T
+    values: FormattedComparison
 
 
 @dataclass(frozen=True)
-class FlipsView:
+class FlipsReport:
     """Flips of one task in one direction.
 
     Attributes:
-        shown: the first where scores are 0 or 1, otherwise the largest, in order of size.
-        total: how many there are.
+        shown: first flips if scores are 0 or 1, otherwise the largest ones, in order of size.
+        total: number of all flips.
     """
 
     shown: tuple[Flip, ...]
@@ -48,172 +53,192 @@ class FlipsView:
 
 
 @dataclass(frozen=True)
-class CalibrationView:
-    """Calibration errors and the points of the reliability diagram, of both arms."""
+class CalibrationReport:
+    """Calibration errors and dots of the reliability diagram, for both arms."""
 
-    ece: Numbers
-    brier: Numbers
+    ece: FormattedComparison
+    brier: FormattedComparison
     base: tuple[Dot, ...]
     adapter: tuple[Dot, ...]
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """Scores of one class in both arms."""
+    """Scores of both arms on one class."""
 
     base: ClassScore
     adapter: ClassScore
 
 
 @dataclass(frozen=True)
-class TaskView:
-    """A task with its numbers, its facets and its flips.
+class TaskReport:
+    """A task with its formatted values, diagnostics and flips.
 
     Attributes:
-        name: in the whole report, told apart from a task of that name in another suite.
-        confidence: of its two-sided intervals, such as 95%.
-        merged: the merged model's difference against the base.
-        measures: of each its words, and its numbers.
-        slices: alarms first, then the worst.
-        first_slices: how many of them are not folded away.
-        classes: the one whose F1 got worst first.
-        drift: its KL, with its limits.
-        items: how scores of single items are written.
-        item_unit: what they are measured in.
-        sum: that won and lost add up to the difference; empty where they need not.
+        name: name of the task, with its suite if another suite has a task of that name.
+        suite: name of the suite.
+        confidence: confidence level of the two-sided intervals, such as 95%.
+        difference: difference of the adapter from the base.
+        merged: difference of the merged model from the base; `None` without a merged model.
+        baselines: comparisons of the adapter with the baselines.
+        measures: secondary metrics, by their labels.
+        slices: slices of the task, alarms first, then the largest loss.
+        first_slices: number of slices that are not folded away.
+        calibration: calibration of both arms; `None` for tasks without choices.
+        classes: scores of each class, the lowest change of F1 first.
+        drift: KL divergence of the adapter from the base; `None` if it was not measured.
+        items: number format of single items' scores.
+        item_unit: unit of single items' scores.
+        has_outputs: true if an arm has outputs.
+        binary: true if every score is 0 or 1.
+        net: sentence that relates the numbers of won and lost items to the difference; empty if
+            the difference is not their balance.
+        lost: lost items.
+        won: won items.
     """
 
     name: str
     suite: str
     confidence: str
-    numbers: Difference
-    merged: Numbers | None
-    rivals: tuple[Row[BaselineComparison], ...]
-    measures: tuple[Row[str], ...]
-    slices: tuple[Row[Slice], ...]
+    difference: Difference
+    merged: FormattedComparison | None
+    baselines: tuple[TableRow[BaselineComparison], ...]
+    measures: tuple[TableRow[str], ...]
+    slices: tuple[TableRow[Slice], ...]
     first_slices: int
-    calibration: CalibrationView | None
+    calibration: CalibrationReport | None
     classes: tuple[ClassRow, ...]
-    drift: Numbers | None
+    drift: FormattedComparison | None
     items: Notation
     item_unit: str
     has_outputs: bool
-    right_or_wrong: bool
-    sum: str
-    lost: FlipsView
-    won: FlipsView
+    binary: bool
+    net: str
+    lost: FlipsReport
+    won: FlipsReport
 
 
 @dataclass(frozen=True)
-class SuiteView:
+class SuiteReport:
     """A suite with its tasks.
 
     Attributes:
-        confidence: of the two-sided intervals, in percent.
-        sure: of the decisions, in percent.
+        verdict: verdict on the suite.
+        confidence: confidence level of the two-sided intervals, such as 95%.
+        decision_confidence: confidence level of the decisions, such as 97.5%.
+        tasks: tasks of the suite.
     """
 
     verdict: SuiteVerdict
     confidence: str
-    sure: str
-    tasks: tuple[TaskView, ...]
+    decision_confidence: str
+    tasks: tuple[TaskReport, ...]
 
 
-def suite_views(verdict: Verdict, flips: Sequence[TaskFlips]) -> list[SuiteView]:
-    """Of all suites; `flips` are those of their tasks, in order."""
-    names = iter(d.name for d in differences(verdict))
-    of_tasks = iter(flips)
+def suite_reports(verdict: Verdict, flips: Sequence[TaskFlips]) -> list[SuiteReport]:
+    """Return the view models of all suites.
+
+    Args:
+        verdict: verdict to report.
+        flips: flips of each task, in the verdict's order.
+    """
+    names = iter(d.name for d in task_differences(verdict))
+    flips_by_task = iter(flips)
     return [
-        SuiteView(
+        SuiteReport(
             suite,
-            percent(suite.tasks[0].interval.confidence),
-            percent(sureness(suite)),
-            tuple(_task_view(next(names), task, next(of_tasks)) for task in suite.tasks),
+            format_percent(suite.tasks[0].interval.confidence),
+            format_percent(decision_confidence(suite)),
+            tuple(_task_report(next(names), task, next(flips_by_task)) for task in suite.tasks),
         )
         for suite in verdict.suites
     ]
 
 
-def _task_view(name: str, task: TaskVerdict, flips: TaskFlips) -> TaskView:
-    unit = item_unit(task)
-    # As many as a page bears where an item is right or wrong: their number alone says little.
-    limit = SHOWN if flips.right_or_wrong else LARGEST
-    return TaskView(
+def _task_report(name: str, task: TaskVerdict, flips: TaskFlips) -> TaskReport:
+    unit, merged = item_unit(task), task.merged_interval
+    # Binary flips cannot be ranked by size, so as many as the page allows are shown.
+    shown = MAX_SHOWN if flips.binary else MAX_LARGEST
+    return TaskReport(
         name=name,
         suite=flips.suite,
-        confidence=percent(task.interval.confidence),
-        numbers=Difference.of(task.task, task),
-        merged=_only_difference(task.unit, task.merged_interval, task.base),
-        rivals=tuple(
-            Row(rival, Numbers.of(task.unit, rival.mean, task.adapter, rival.interval))
-            for rival in task.rivals
+        confidence=format_percent(task.interval.confidence),
+        difference=Difference.of(task.task, task),
+        # Only the difference of the merged model is shown, not its score.
+        merged=FormattedComparison.of(task.unit, task.base, task.base, merged) if merged else None,
+        baselines=tuple(
+            TableRow(one, FormattedComparison.of(task.unit, one.mean, task.adapter, one.interval))
+            for one in task.rivals
         ),
         measures=tuple(
-            Row(_words(one), Numbers.of(one.name, one.base, one.adapter, one.interval))
+            TableRow(
+                _metric_label(one),
+                FormattedComparison.of(one.name, one.base, one.adapter, one.interval),
+            )
             for one in task.measures
         ),
         slices=tuple(
-            Row(one, Numbers.of(unit, one.base, one.adapter, one.interval))
+            TableRow(one, FormattedComparison.of(unit, one.base, one.adapter, one.interval))
             for one in sorted(task.slices, key=lambda one: (not one.alarm, one.interval.delta))
         ),
-        first_slices=max(SLICES, sum(one.alarm for one in task.slices)),
+        first_slices=max(MAX_SLICES, sum(one.alarm for one in task.slices)),
         calibration=_calibration(task.calibration),
         classes=_classes(task.classes),
         drift=_drift(task.drift.interval) if task.drift else None,
         items=Notation.fit(unit, (task.base, task.adapter), task.interval),
         item_unit=unit,
         has_outputs=flips.has_outputs,
-        right_or_wrong=flips.right_or_wrong,
-        sum=_sum(task, flips),
-        lost=FlipsView(flips.lost[:limit], flips.lost_items),
-        won=FlipsView(flips.won[:limit], flips.won_items),
+        binary=flips.binary,
+        net=_net(task, flips),
+        lost=FlipsReport(flips.lost[:shown], flips.lost_items),
+        won=FlipsReport(flips.won[:shown], flips.won_items),
     )
 
 
-def _only_difference(unit: str, interval: Interval | None, base: float) -> Numbers | None:
-    return Numbers.of(unit, base, base, interval) if interval else None
+def _metric_label(metric: SecondaryMetric) -> str:
+    label = metric.name.replace("_", " ")
+    return f"{label}, lower is better" if metric.name in LOWER_IS_BETTER else label
 
 
-def _words(measure: Measure) -> str:
-    words = measure.name.replace("_", " ")
-    return f"{words}, lower is better" if measure.name in LOWER_IS_BETTER else words
-
-
-def _calibration(found: CalibrationComparison | None) -> CalibrationView | None:
-    if found is None:
+def _calibration(comparison: CalibrationComparison | None) -> CalibrationReport | None:
+    if comparison is None:
         return None
-    return CalibrationView(
-        Numbers.of("", found.before.ece, found.after.ece, found.ece),
-        Numbers.of("", found.before.brier, found.after.brier, found.brier),
-        dots(found.before),
-        dots(found.after),
+    before, after = comparison.before, comparison.after
+    return CalibrationReport(
+        FormattedComparison.of("", before.ece, after.ece, comparison.ece),
+        FormattedComparison.of("", before.brier, after.brier, comparison.brier),
+        reliability_dots(before),
+        reliability_dots(after),
     )
 
 
-def _classes(found: Classes | None) -> tuple[ClassRow, ...]:
-    if found is None:
+def _classes(scores: ClassScores | None) -> tuple[ClassRow, ...]:
+    if scores is None:
         return ()
-    adapter = {score.label: score for score in found.adapter.classes}
-    rows = [ClassRow(score, adapter[score.label]) for score in found.base.classes]
+    adapter = {score.label: score for score in scores.adapter.classes}
+    rows = [ClassRow(score, adapter[score.label]) for score in scores.base.classes]
     return tuple(sorted(rows, key=lambda row: row.adapter.f1 - row.base.f1))
 
 
-def _drift(interval: Interval) -> Numbers:
-    """A divergence has no sign, though its lower limit may."""
+def _drift(interval: Interval) -> FormattedComparison:
+    # Formatted without a sign: a divergence is never negative, though its lower limit may be.
     notation = Notation.fit("nats/token", (interval.delta,), interval)
     low, high = notation.plain(interval.low), notation.plain(interval.high)
-    return Numbers("", "", notation.plain(interval.delta), low, high, "nats/token")
+    return FormattedComparison("", "", notation.plain(interval.delta), low, high, "nats/token")
 
 
-def _sum(task: TaskVerdict, flips: TaskFlips) -> str:
-    """Of scores of 0 and 1 whose mean is the task's: won less lost is the difference, in items."""
-    if not flips.right_or_wrong or task.unit == "macro-F1":
+def _net(task: TaskVerdict, flips: TaskFlips) -> str:
+    """Return a sentence that relates won and lost items to the difference of binary scores.
+
+    Macro-F1 is excluded: it is not the mean of the items' scores.
+    """
+    if not flips.binary or task.unit == "macro-F1":
         return ""
     won, lost, items = flips.won_items, flips.lost_items, task.interval.items
-    of = Difference.of("", task)
-    unit = f" {of.unit}" if of.notation.percent else ""
+    difference = Difference.of("", task)
+    unit = f" {difference.unit}" if difference.notation.percent else ""
     net = f"{won - lost:+,}" if won != lost else "0"
     return (
-        f"{won:,} won − {lost:,} lost = {net} of {items:,} items: the difference of "
-        f"{of.delta}{unit}."
+        f"{won:,} won − {lost:,} lost = {net} of {items:,} items, which is the difference of "
+        f"{difference.delta}{unit}."
     ).replace("-", "−")

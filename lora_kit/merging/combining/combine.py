@@ -1,49 +1,55 @@
-"""Several adapters -> one adapter directory, module by module; the model is never loaded."""
+"""Combine several adapters into one, module by module; the model is never loaded."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from lora_kit.merging.combining.arithmetic import (
-    Cut,
-    concatenated,
-    cut_dense,
-    cut_factors,
-    dropped,
-    elected,
-    ties,
+    TruncatedUpdate,
+    concatenate_factors,
+    drop_and_rescale,
+    elect_and_average,
+    ties_merge,
+    truncate_dense,
+    truncate_factors,
 )
 from lora_kit.merging.combining.directory import write_adapter
 from lora_kit.merging.combining.methods import CombinationMethod
-from lora_kit.merging.combining.sources import Source, read_source, require_one_backbone
+from lora_kit.merging.combining.result import CombinationResult, CombinedModule
+from lora_kit.merging.combining.sources import (
+    AdapterSource,
+    read_adapter_source,
+    require_one_backbone,
+)
+from lora_kit.merging.partial import require_empty_output
 from lora_kit.runtime.errors import MergeError
 
-# The share that the TIES paper keeps; and a share at which, after DARE, some of the update is left
-# in the few directions that a rank has room for.
+# Default densities: for `ties` the share that its paper keeps; for DARE a share at which some of
+# the update remains in the few directions that a rank allows.
 DENSITY = {"ties": 0.2, "dare_linear": 0.5, "dare_ties": 0.5}
 
 
 @dataclass(frozen=True)
-class Combination:
-    """How adapters are combined.
+class CombinationOptions:
+    """Method of a combination, and its options.
 
     Attributes:
         method: `linear` (exact, the ranks add up), `svd` (the best approximation of the same sum at
             a rank), `ties`, `dare_linear` or `dare_ties`.
-        weights: one an adapter, used as they are; by default 1/n each, which is the mean.
-        weigh_by_examples: weights in proportion to the examples that each was trained on, summing
-            to one: federated averaging (McMahan et al. 2017, arXiv:1602.05629, algorithm 1).
-        rank: of all methods but `linear`; by default, of each module, the largest that it has in
-            an adapter.
+        weights: one weight per adapter, used as given; by default 1/n each, which is the mean.
+        weigh_by_examples: if true, weights are proportional to the number of training examples and
+            sum to one: federated averaging (McMahan et al. 2017, arXiv:1602.05629, algorithm 1).
+        rank: rank of the result, for all methods but `linear`; by default, in each module, the
+            largest rank among the adapters.
         density: share of values that `ties` and `dare_*` keep, by default 0.2 and 0.5.
-        seed: of what `dare_*` drops, by default 0.
+        seed: seed of the values that `dare_*` drops, by default 0.
     """
 
     method: CombinationMethod = "linear"
@@ -55,171 +61,165 @@ class Combination:
 
     def __post_init__(self) -> None:
         if self.weights and self.weigh_by_examples:
-            raise MergeError("--weight and --weigh-by-examples: choose one")
+            raise MergeError(
+                "--weight: excludes --weigh-by-examples (got both). Fix: choose one of the two."
+            )
         if not all(math.isfinite(weight) and weight != 0 for weight in self.weights):
-            raise MergeError("--weight: finite and not 0; leave an adapter out to give it none")
+            raise MergeError(
+                f"--weight: must be finite and not 0 (got {', '.join(map(str, self.weights))}). "
+                "Fix: leave out an adapter that should not count."
+            )
         if self.rank is not None and self.method == "linear":
-            raise MergeError("--rank: linear is exact, its rank is the sum; use svd to choose one")
+            raise MergeError(
+                f"--rank: linear is exact, its rank is the sum of the ranks (got {self.rank}). "
+                "Fix: use --method svd to choose a rank."
+            )
         if self.rank is not None and self.rank < 1:
-            raise MergeError(f"--rank {self.rank}: at least 1")
+            raise MergeError(f"--rank: must be at least 1 (got {self.rank}). Fix: raise it.")
         if self.density is not None and self.method not in DENSITY:
-            raise MergeError(f"--density goes with {', '.join(DENSITY)}, not with {self.method}")
+            raise MergeError(
+                f"--density: only for {', '.join(DENSITY)} (got method {self.method}). Fix: drop "
+                "it, or choose one of these methods."
+            )
         if self.density is not None and not 0 < self.density <= 1:
-            raise MergeError(f"--density {self.density}: above 0, at most 1")
+            raise MergeError(
+                f"--density: must be above 0 and at most 1 (got {self.density}). Fix: give a share "
+                "such as 0.2."
+            )
         if self.seed is not None and not self.method.startswith("dare"):
-            raise MergeError(f"--seed goes with dare_linear and dare_ties, not with {self.method}")
-
-
-@dataclass(frozen=True)
-class CombinedModule:
-    """What became of one module. `kept_energy` is the share of the squared Frobenius norm."""
-
-    adapters: int
-    rank: int
-    kept_energy: float
-
-
-@dataclass(frozen=True)
-class Combined:
-    """What was written.
-
-    Attributes:
-        compared_by: `fingerprint` of the backbones, or the weaker `name` that adapters of other
-            tools give.
-        kept_energy: share of the squared Frobenius norm of all updates that the ranks had room for.
-        examples: of all adapters; `None` where one does not say.
-        sources: name, sha256, weight, examples and number of modules of each adapter.
-    """
-
-    method: str
-    compared_by: Literal["fingerprint", "name"]
-    density: float | None
-    seed: int | None
-    kept_energy: float
-    examples: int | None
-    sources: tuple[dict[str, Any], ...]
-    modules: Mapping[str, CombinedModule]
+            raise MergeError(
+                f"--seed: only for dare_linear and dare_ties (got method {self.method}). Fix: drop "
+                "it, or choose one of these methods."
+            )
 
     @property
-    def worst(self) -> tuple[str, CombinedModule]:
-        """The module that lost most."""
-        return min(self.modules.items(), key=lambda item: item[1].kept_energy)
+    def effective_density(self) -> float | None:
+        """Density in use; `None` for methods that keep all values."""
+        return DENSITY.get(self.method) if self.density is None else self.density
 
     @property
-    def partial(self) -> int:
-        """Modules that not all adapters change."""
-        return sum(module.adapters < len(self.sources) for module in self.modules.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
+    def effective_seed(self) -> int | None:
+        """Seed in use; `None` for methods that draw nothing."""
+        return (self.seed or 0) if self.method.startswith("dare") else None
 
 
-def combine(targets: Sequence[Path], how: Combination, output: Path) -> Combined:
-    """Write the combined adapter to `output`, whole or not at all.
+def combine(
+    targets: Sequence[Path], options: CombinationOptions, output: Path
+) -> CombinationResult:
+    """Write the combined adapter to `output`, completely or not at all.
 
-    A module that an adapter leaves alone has an update of zero in it.
+    An adapter that does not change a module counts there as an update of zero.
 
     Args:
         targets: run or adapter directories, in the order of the weights.
-        how: method and options.
-        output: a directory that is not there or empty.
+        options: method and its options.
+        output: directory that does not exist or is empty.
 
     Raises:
         MergeError: if the adapters are not plain LoRA of one backbone, or are not finite.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise MergeError(f"{output}: is there already and not empty; choose another --output")
-    if len(targets) < 2 and how.method != "svd":
-        raise MergeError("one adapter alone is only combined by svd, which lowers its rank")
-    sources = [read_source(target) for target in targets]
+    require_empty_output(output)
+    if len(targets) < 2 and options.method != "svd":
+        raise MergeError(
+            f"adapters: a single adapter can only be combined by svd, which lowers its rank (got "
+            f"method {options.method}). Fix: give two adapters, or --method svd."
+        )
+    sources = [read_adapter_source(target) for target in targets]
     by_fingerprint = require_one_backbone(sources)
-    _require_one_task(sources)
-    _require_one_layout(sources)
-    weights = _weights(sources, how)
-    cuts = {
-        module: _combined_module(module, sources, weights, how)
+    _require_same_options(sources)
+    weights = _weights(sources, options)
+    updates = {
+        module: _combine_module(module, sources, weights, options)
         for module in sorted({module for source in sources for module in source.modules})
     }
-    result = _described(sources, weights, cuts, how, by_fingerprint)
-    factors = {name: cut.factors for name, cut in cuts.items()}
+    result = _result(sources, weights, updates, options, by_fingerprint)
+    factors = {name: update.factors for name, update in updates.items()}
     write_adapter(sources, factors, by_fingerprint, result.to_dict(), output)
     return result
 
 
-def _require_one_task(sources: Sequence[Source]) -> None:
+def _require_same_options(sources: Sequence[AdapterSource]) -> None:
+    """Refuse adapters of different tasks or weight layouts."""
     first = sources[0]
     for source in sources[1:]:
-        one, other = (s.config.get("task_type") for s in (first, source))
-        if one != other:
+        expected, actual = (s.config.get("task_type") for s in (first, source))
+        if expected != actual:
             raise MergeError(
-                f"{source.name}: task_type: {other}, but {one} in {first.name}; only adapters of "
-                "one task are combined"
+                f"{source.name}: task_type: differs between the adapters (got {actual}, but "
+                f"{expected} in {first.name}). Fix: combine only adapters of one task."
             )
+    layouts = {source.name: bool(source.config.get("fan_in_fan_out")) for source in sources}
+    if len(set(layouts.values())) > 1:
+        transposed = ", ".join(name for name, is_transposed in layouts.items() if is_transposed)
+        raise MergeError(
+            f"fan_in_fan_out: differs between the adapters (got true in {transposed}, false in the "
+            "others). Fix: combine only adapters of one layout."
+        )
 
 
-def _require_one_layout(sources: Sequence[Source]) -> None:
-    layouts = {bool(source.config.get("fan_in_fan_out")) for source in sources}
-    if len(layouts) > 1:
-        raise MergeError("fan_in_fan_out: true in some of the adapters, false in others")
-
-
-def _weights(sources: Sequence[Source], how: Combination) -> tuple[float, ...]:
-    if how.weights and len(how.weights) != len(sources):
-        raise MergeError(f"--weight: {len(how.weights)} given for {len(sources)} adapters")
-    if how.weights:
-        return how.weights
-    if not how.weigh_by_examples:
+def _weights(sources: Sequence[AdapterSource], options: CombinationOptions) -> tuple[float, ...]:
+    if options.weights and len(options.weights) != len(sources):
+        raise MergeError(
+            f"--weight: one weight per adapter is needed (got {len(options.weights)} for "
+            f"{len(sources)} adapters). Fix: give {len(sources)}."
+        )
+    if options.weights:
+        return options.weights
+    if not options.weigh_by_examples:
         return (1 / len(sources),) * len(sources)
     unknown = [source.name for source in sources if source.examples is None]
     if unknown:
         raise MergeError(
-            f"--weigh-by-examples: {', '.join(unknown)} does not say how many examples it was "
-            "trained on (run.json of a run does); give each its --weight"
+            f"--weigh-by-examples: number of training examples unknown (got none for "
+            f"{', '.join(unknown)}). Fix: give run directories, whose run.json has the number, or "
+            "a --weight for each adapter."
         )
     counts = [source.examples or 0 for source in sources]
     return tuple(count / sum(counts) for count in counts)
 
 
-def _density(how: Combination) -> float | None:
-    return DENSITY.get(how.method) if how.density is None else how.density
-
-
-def _seed(how: Combination) -> int | None:
-    return (how.seed or 0) if how.method.startswith("dare") else None
-
-
-def _combined_module(
-    module: str, sources: Sequence[Source], weights: Sequence[float], how: Combination
-) -> Cut:
-    having = [number for number, source in enumerate(sources) if module in source.modules]
-    parts = [sources[number].factors(module) for number in having]
+def _combine_module(
+    module: str,
+    sources: Sequence[AdapterSource],
+    weights: Sequence[float],
+    options: CombinationOptions,
+) -> TruncatedUpdate:
+    numbers = [number for number, source in enumerate(sources) if module in source.modules]
+    parts = [sources[number].factors(module) for number in numbers]
     shapes = {(part.b.shape[0], part.a.shape[1]) for part in parts}
     if len(shapes) > 1:
-        raise MergeError(f"{module}: of different sizes in the adapters: {sorted(shapes)}")
-    used = [weights[number] for number in having]
-    joined = concatenated(parts, used)
+        raise MergeError(
+            f"{module}: shapes differ between the adapters (got {sorted(shapes)}). Fix: combine "
+            "only adapters of one backbone."
+        )
+    used = [weights[number] for number in numbers]
+    joined = concatenate_factors(parts, used)
     if not math.isfinite(joined.energy):
-        raise MergeError(f"{module}: the combined update overflows float32; give smaller weights")
-    rank = how.rank or max(part.rank for part in parts)
-    if how.method == "linear":
-        return Cut(joined, joined.energy, joined.energy)
-    if how.method == "svd":
-        return cut_factors(joined, rank)
-    density = _density(how) or 1.0
+        raise MergeError(
+            f"{module}: combined update overflows float32 (got weights {used}). Fix: give smaller "
+            "weights."
+        )
+    rank = options.rank or max(part.rank for part in parts)
+    if options.method == "linear":
+        return TruncatedUpdate(joined, joined.energy, joined.energy)
+    if options.method == "svd":
+        return truncate_factors(joined, rank)
+    density = options.effective_density or 1.0
     updates = [part.b @ part.a for part in parts]
-    if how.method.startswith("dare"):
+    if options.method.startswith("dare"):
         updates = [
-            dropped(update, density, _generator(_seed(how) or 0, module, number))
-            for number, update in zip(having, updates, strict=True)
+            drop_and_rescale(
+                update, density, _generator(options.effective_seed or 0, module, number)
+            )
+            for number, update in zip(numbers, updates, strict=True)
         ]
-    if how.method == "dare_linear":
-        summed = torch.stack([w * u for w, u in zip(used, updates, strict=True)]).sum(dim=0)
-        return cut_dense(summed, rank)
+    if options.method == "dare_linear":
+        weighted = torch.stack([w * u for w, u in zip(used, updates, strict=True)]).sum(dim=0)
+        return truncate_dense(weighted, rank)
     total = sum(abs(weight) for weight in weights)
-    if how.method == "dare_ties":
-        return cut_dense(elected(updates, used, total), rank)
-    return cut_dense(ties(updates, used, density, total), rank)
+    if options.method == "dare_ties":
+        return truncate_dense(elect_and_average(updates, used, total), rank)
+    return truncate_dense(ties_merge(updates, used, density, total), rank)
 
 
 def _generator(seed: int, module: str, number: int) -> torch.Generator:
@@ -227,42 +227,42 @@ def _generator(seed: int, module: str, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
-def _share(kept: float, energy: float) -> float:
-    # Of an update that is zero, nothing is lost.
+def _kept_share(kept: float, energy: float) -> float:
+    # Nothing of a zero update can be lost.
     return min(kept / energy, 1.0) if energy else 1.0
 
 
-def _described(
-    sources: Sequence[Source],
+def _result(
+    sources: Sequence[AdapterSource],
     weights: Sequence[float],
-    cuts: Mapping[str, Cut],
-    how: Combination,
+    updates: Mapping[str, TruncatedUpdate],
+    options: CombinationOptions,
     by_fingerprint: bool,
-) -> Combined:
-    energy = sum(cut.energy for cut in cuts.values())
+) -> CombinationResult:
+    energy = sum(update.energy for update in updates.values())
     counts = [source.examples for source in sources]
     known = [count for count in counts if count is not None]
-    return Combined(
-        method=how.method,
+    return CombinationResult(
+        method=options.method,
         compared_by="fingerprint" if by_fingerprint else "name",
-        density=_density(how),
-        seed=_seed(how),
-        kept_energy=_share(sum(cut.kept for cut in cuts.values()), energy),
+        density=options.effective_density,
+        seed=options.effective_seed,
+        kept_energy=_kept_share(sum(update.kept for update in updates.values()), energy),
         examples=sum(known) if len(known) == len(counts) else None,
-        sources=tuple(_described_source(s, w) for s, w in zip(sources, weights, strict=True)),
+        sources=tuple(_source_record(s, w) for s, w in zip(sources, weights, strict=True)),
         modules={
             module: CombinedModule(
                 adapters=sum(module in source.modules for source in sources),
-                rank=cut.factors.rank,
-                kept_energy=_share(cut.kept, cut.energy),
+                rank=update.factors.rank,
+                kept_energy=_kept_share(update.kept, update.energy),
             )
-            for module, cut in cuts.items()
+            for module, update in updates.items()
         },
     )
 
 
-def _described_source(source: Source, weight: float) -> dict[str, Any]:
-    # A path of this machine means nothing to who gets the adapter.
+def _source_record(source: AdapterSource, weight: float) -> dict[str, Any]:
+    # The name only: a path on this machine is meaningless elsewhere.
     place = source.directory.resolve()
     in_run = place.name == "adapter" and (place.parent / "recipe.yaml").is_file()
     return {

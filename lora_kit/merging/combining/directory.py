@@ -1,4 +1,4 @@
-"""A combined adapter as files: a PEFT adapter directory that scales each module by one."""
+"""Write a combined adapter: a PEFT adapter directory that scales each module by one."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any
 from safetensors.torch import save_file
 
 from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from lora_kit.merging.combining.arithmetic import Factors
+from lora_kit.merging.combining.arithmetic import LoraFactors
 from lora_kit.merging.combining.sources import (
     BACKBONE,
     PREFIX,
     RECORD,
     SUFFIX_A,
     SUFFIX_B,
-    Source,
+    AdapterSource,
 )
 from lora_kit.runtime.files import whole_directory, write_json
 
 
 def write_adapter(
-    sources: Sequence[Source],
-    factors: Mapping[str, Factors],
+    sources: Sequence[AdapterSource],
+    factors: Mapping[str, LoraFactors],
     same_backbone: bool,
     record: Mapping[str, Any],
     output: Path,
 ) -> None:
-    """Write an adapter directory that PEFT loads, whole or not at all.
+    """Write an adapter directory that PEFT loads, completely or not at all.
 
     Args:
-        sources: what it was combined from.
-        factors: by module, their scaling in `b`.
-        same_backbone: whether the fingerprint that the sources have is also this one's.
-        record: of the combination.
-        output: a directory that is not there or empty.
+        sources: adapters that were combined.
+        factors: factors by module, with the scaling in `b`.
+        same_backbone: if true, the fingerprint of the sources is copied.
+        record: record of the combination.
+        output: directory that does not exist or is empty.
     """
     tensors = {}
     for module, part in factors.items():
@@ -52,12 +52,14 @@ def write_adapter(
             write_json(temporary / BACKBONE, sources[0].backbone)
 
 
-def _configuration(sources: Sequence[Source], factors: Mapping[str, Factors]) -> dict[str, Any]:
-    """The configuration under which PEFT scales each module by exactly one."""
+def _configuration(
+    sources: Sequence[AdapterSource], factors: Mapping[str, LoraFactors]
+) -> dict[str, Any]:
+    """Return a configuration with which PEFT scales each module by exactly one."""
     first = dict(sources[0].config)
     ranks = {module: part.rank for module, part in factors.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
-    # PEFT matches a pattern at the end of a name, unless it says where the name begins.
+    # Anchored: PEFT matches other patterns at the end of a name.
     others = {f"^{module}": rank for module, rank in ranks.items() if rank != usual}
     if any(source.modules != sources[0].modules for source in sources):
         first |= {"target_modules": sorted(factors), "exclude_modules": None}

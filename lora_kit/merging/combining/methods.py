@@ -1,5 +1,6 @@
-"""The names of the combination methods."""
+"""Names of the combination methods."""
 
 from typing import Literal
 
 CombinationMethod = Literal["linear", "svd", "ties", "dare_linear", "dare_ties"]
+"""Method of `lora-kit combine`."""

@@ -1,4 +1,4 @@
-"""The adapters that are combined: read, checked, and compared as to their backbone."""
+"""Read the adapters that are combined, and check that they are plain LoRA of one backbone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
-from lora_kit.adapter.saved_configuration import is_off, require_types
-from lora_kit.backbone.fingerprint import require_saved
-from lora_kit.merging.combining.arithmetic import Factors
+from lora_kit.adapter.saved_configuration import is_unset, require_option_types
+from lora_kit.backbone.fingerprint import require_saved_fingerprint
+from lora_kit.merging.combining.arithmetic import LoraFactors
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json
 
@@ -23,31 +23,31 @@ BACKBONE = "backbone.json"
 RECORD = "combined.json"
 PREFIX = "base_model.model."
 SUFFIX_A, SUFFIX_B = ".lora_A.weight", ".lora_B.weight"
-# What a configuration may say of an adapter that is `scaling * B @ A` and no more. Any other option
-# that is set is refused, those too that PEFT is yet to invent.
+# Options that leave an adapter `scaling * B @ A` and no more. Any other option that is set is
+# refused, options of future PEFT versions included.
 PLAIN = {
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
     "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern",
     "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
     "fan_in_fan_out", "init_lora_weights", "eva_config", "megatron_core", "qalora_group_size",
 }  # fmt: skip
-# The other initialisations take their first factors out of the base's weights, which are then no
-# longer the backbone's; saved with `path_initial_model_for_weight_conversion` they are plain.
+# Other initializations take the initial factors out of the base weights, which then differ from the
+# backbone's; saved with `path_initial_model_for_weight_conversion`, the adapter is plain.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
-class Source:
-    """One adapter.
+class AdapterSource:
+    """Adapter to be combined.
 
     Attributes:
-        name: as the user gave it.
-        directory: of its files.
-        config: its `adapter_config.json`.
-        backbone: its `backbone.json`; `None` of another tool's adapter.
-        sha256: of weights and configuration.
-        examples: that it was trained on; `None` where its directory does not say.
-        modules: names of the modules that it changes.
+        name: path as the user gave it.
+        directory: directory of the adapter's files.
+        config: content of `adapter_config.json`.
+        backbone: content of `backbone.json`; `None` for an adapter of another tool.
+        sha256: digest of weights and configuration.
+        examples: number of training examples; `None` where it is unknown.
+        modules: names of the modules that the adapter changes.
     """
 
     name: str
@@ -58,11 +58,12 @@ class Source:
     examples: int | None
     modules: tuple[str, ...]
 
-    def factors(self, module: str) -> Factors:
-        """The update of a module that it changes, its scaling in `b`.
+    def factors(self, module: str) -> LoraFactors:
+        """Read the update of a module in `modules`, with the scaling folded into `b`.
 
         Raises:
-            MergeError: if a tensor is no finite matrix, or has another rank than the configuration.
+            MergeError: if a tensor is no finite matrix, or its rank differs from the
+                configuration's.
         """
         path = self.directory / ADAPTER_WEIGHTS
         with safe_open(path, framework="pt") as file:
@@ -71,48 +72,55 @@ class Source:
         rank, scaling = _rank_and_scaling(self.config, module)
         if not a.shape[0] == b.shape[1] == rank:
             raise MergeError(
-                f"{path}: {module}: lora_A is {tuple(a.shape)} and lora_B {tuple(b.shape)}, but "
-                f"its rank in {ADAPTER_CONFIG} is {rank}"
+                f"{path}: {module}: rank differs from {ADAPTER_CONFIG} (got lora_A "
+                f"{tuple(a.shape)} and lora_B {tuple(b.shape)}, rank in {ADAPTER_CONFIG} is "
+                f"{rank}). Fix: restore the configuration that was saved with the weights."
             )
-        return Factors(a, scaling * b)
+        return LoraFactors(a, scaling * b)
 
 
 def _matrix(tensor: torch.Tensor, module: str, suffix: str, path: Path) -> torch.Tensor:
     if tensor.dim() != 2:
         raise MergeError(
-            f"{path}: {PREFIX}{module}{suffix} has {tensor.dim()} dimensions; only the updates of "
-            "linear layers, which are matrices, are combined"
+            f"{path}: {PREFIX}{module}{suffix} is no matrix (got {tensor.dim()} dimensions). Fix: "
+            "combine only adapters of linear layers."
         )
     if not torch.isfinite(tensor).all():
-        raise MergeError(f"{path}: {PREFIX}{module}{suffix} holds values that are no numbers")
+        raise MergeError(
+            f"{path}: {PREFIX}{module}{suffix} has values that are infinite or NaN (got dtype "
+            f"{tensor.dtype}). Fix: train the adapter again."
+        )
     return tensor.float()
 
 
 def _rank_and_scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
     from peft.utils.other import get_pattern_key
 
-    def of(pattern: str, default: str) -> float:
+    def value_of(pattern: str, default: str) -> float:
         patterns = config.get(pattern) or {}
         return float(patterns.get(get_pattern_key(patterns.keys(), module), config[default]))
 
-    rank, alpha = int(of("rank_pattern", "r")), of("alpha_pattern", "lora_alpha")
+    rank, alpha = int(value_of("rank_pattern", "r")), value_of("alpha_pattern", "lora_alpha")
     # rsLoRA (Kalajdzievski 2023, arXiv:2312.03732) divides by the root of the rank.
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def read_source(target: Path) -> Source:
-    """Read what a run or an adapter directory says of its adapter; weights are read later.
+def read_adapter_source(target: Path) -> AdapterSource:
+    """Read the configuration of a run's adapter or of an adapter directory; no weights.
 
     Raises:
-        MergeError: if it holds no adapter that is a plain LoRA.
+        MergeError: if the directory has no adapter, or one that is not plain LoRA.
     """
     directory = target / "adapter" if (target / "recipe.yaml").is_file() else target
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (directory / name).is_file():
-            raise MergeError(f"{target}: neither a run nor an adapter in safetensors (no {name})")
+            raise MergeError(
+                f"{target}: neither a run nor an adapter in safetensors (got no {name}). Fix: give "
+                "a run directory or a PEFT adapter directory."
+            )
     config = read_json(directory / ADAPTER_CONFIG, MergeError)
     _require_plain(directory, config)
-    return Source(
+    return AdapterSource(
         name=str(target),
         directory=directory,
         config=config,
@@ -127,57 +135,67 @@ def _backbone(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     value = read_json(path, MergeError)
-    remedy = "delete the file, and the names of the backbones are compared"
-    require_saved(value.get("fingerprint"), path, MergeError, remedy)
+    remedy = "delete the file; the names of the backbones are compared instead"
+    require_saved_fingerprint(value.get("fingerprint"), path, MergeError, remedy)
     return value
 
 
 def _require_plain(directory: Path, config: Mapping[str, Any]) -> None:
     from peft import LoraConfig
 
+    path = directory / ADAPTER_CONFIG
     if config.get("peft_type") != "LORA":
         raise MergeError(
-            f"{directory}: peft_type {config.get('peft_type')}; only LORA adapters are combined"
+            f"{path}: peft_type: only LORA adapters can be combined (got "
+            f"{config.get('peft_type')}). Fix: leave this adapter out."
         )
     for option, value in config.items():
-        if option not in PLAIN and not is_off(value):
+        if option not in PLAIN and not is_unset(value):
             raise MergeError(
-                f"{directory}: {option}: {value!r} makes it more than a low-rank update, which "
-                "cannot be combined"
+                f"{path}: {option}: makes the adapter more than a low-rank update, which cannot be "
+                f"combined (got {value!r}). Fix: train without this option, or leave the adapter "
+                "out."
             )
     start = config.get("init_lora_weights")
     if start not in PLAIN_STARTS:
         raise MergeError(
-            f"{directory}: init_lora_weights: {start!r} changes the base's weights, so that the "
-            "factors alone are not the update; save it with PEFT's "
-            "path_initial_model_for_weight_conversion"
+            f"{path}: init_lora_weights: changes the base weights, so that the factors alone are "
+            f"not the update (got {start!r}). Fix: save the adapter with PEFT's "
+            "path_initial_model_for_weight_conversion."
         )
     for field in ("r", "lora_alpha"):
         if not isinstance(config.get(field), int | float):
-            raise MergeError(f"{directory / ADAPTER_CONFIG}: {field} is missing or no number")
-    require_types(config, LoraConfig, directory / ADAPTER_CONFIG, MergeError)
-    _require_ranks(directory / ADAPTER_CONFIG, config)
-    _require_patterns(directory / ADAPTER_CONFIG, config)
+            raise MergeError(
+                f"{path}: {field}: missing or no number (got {config.get(field)!r}). Fix: restore "
+                "the value that the adapter was trained with."
+            )
+    require_option_types(config, LoraConfig, path, MergeError)
+    _require_ranks(path, config)
+    _require_patterns(path, config)
 
 
 def _require_ranks(path: Path, config: Mapping[str, Any]) -> None:
-    """Raises MergeError for a rank that a scaling cannot be divided by."""
+    """Refuse ranks that are no whole numbers from 1 on: the scaling divides by the rank."""
     ranks = {"r": config["r"]}
     ranks |= {f"rank_pattern.{n}": rank for n, rank in (config.get("rank_pattern") or {}).items()}
     for field, rank in ranks.items():
         if rank < 1 or not float(rank).is_integer():
-            raise MergeError(f"{path}: {field}: {rank}; possible: whole numbers from 1 on")
+            raise MergeError(
+                f"{path}: {field}: must be a whole number from 1 on (got {rank}). Fix: restore the "
+                "rank that the adapter was trained with."
+            )
 
 
 def _require_patterns(path: Path, config: Mapping[str, Any]) -> None:
-    """Raises MergeError for a pattern that cannot be matched with any module."""
+    """Refuse patterns that are no regular expressions."""
     for option in ("rank_pattern", "alpha_pattern"):
         for name in config.get(option) or {}:
             try:
                 re.compile(name)
             except re.error as error:
                 raise MergeError(
-                    f"{path}: {option}: {name} is no regular expression: {error}"
+                    f"{path}: {option}: no regular expression (got {name}: {error}). Fix: give a "
+                    "module name, or a valid expression."
                 ) from error
 
 
@@ -186,65 +204,72 @@ def _modules(path: Path) -> tuple[str, ...]:
         with safe_open(path, framework="pt") as file:
             keys = set(file.keys())
     except SafetensorError as error:
-        raise MergeError(f"{path}: cannot be read: {error}") from error
+        raise MergeError(
+            f"{path}: cannot be read (got {error}). Fix: copy or save the adapter again."
+        ) from error
     modules = {
         key.removeprefix(PREFIX).removesuffix(SUFFIX_A)
         for key in keys
         if key.startswith(PREFIX) and key.endswith(SUFFIX_A)
     }
-    wanted = {f"{PREFIX}{module}{suffix}" for module in modules for suffix in (SUFFIX_A, SUFFIX_B)}
-    if keys != wanted or not keys:
-        first = min(keys ^ wanted, default="(none)")
+    pairs = {f"{PREFIX}{module}{suffix}" for module in modules for suffix in (SUFFIX_A, SUFFIX_B)}
+    if keys != pairs or not keys:
+        first = min(keys ^ pairs, default="no tensor at all")
         raise MergeError(
-            f"{path}: {len(keys ^ wanted)} tensors are no pair of lora_A and lora_B of a linear "
-            f"layer, the first: {first}"
+            f"{path}: {len(keys ^ pairs)} tensors are no pair of lora_A and lora_B of a linear "
+            f"layer (got {first} first). Fix: combine only adapters of linear layers."
         )
     return tuple(sorted(modules))
 
 
 def _examples(directory: Path) -> int | None:
-    """How many examples an adapter was trained on, of its run or of what it was combined from."""
+    """Return the number of training examples, from the run or from an earlier combination."""
     combined, run = directory / RECORD, directory.parent / "run.json"
     if combined.is_file():
-        found = read_json(combined, MergeError).get("examples")
+        examples = read_json(combined, MergeError).get("examples")
     elif directory.name == "adapter" and run.is_file():
-        found = (read_json(run, MergeError).get("data") or {}).get("used")
+        examples = (read_json(run, MergeError).get("data") or {}).get("used")
     else:
         return None
-    return found if isinstance(found, int) and found > 0 else None
+    return examples if isinstance(examples, int) and examples > 0 else None
 
 
-def require_one_backbone(sources: Sequence[Source]) -> bool:
-    """Check that the adapters are of one backbone.
+def require_one_backbone(sources: Sequence[AdapterSource]) -> bool:
+    """Refuse adapters of different backbones.
 
     Returns:
-        Whether fingerprints say so; else only the names that the adapters give.
+        True if the fingerprints of all adapters were compared; False if only the names of their
+        base models could be.
 
     Raises:
-        MergeError: if they are not, with what differs.
+        MergeError: if the backbones differ, naming the difference.
     """
-    marked = [source for source in sources if source.backbone]
-    for source in marked[1:]:
-        one, other = (s.backbone["fingerprint"] for s in (marked[0], source) if s.backbone)
+    fingerprinted = [source for source in sources if source.backbone]
+    for source in fingerprinted[1:]:
+        one, other = (s.backbone["fingerprint"] for s in (fingerprinted[0], source) if s.backbone)
         if one["digest"] != other["digest"]:
             different = [part for part in one if part != "digest" and one[part] != other.get(part)]
             raise MergeError(
-                f"{source.name}: trained on another backbone than {marked[0].name}; different: "
-                f"{', '.join(different)}"
+                f"{source.name}: trained on another backbone than {fingerprinted[0].name} (got "
+                f"different: {', '.join(different)}). Fix: combine only adapters of one backbone."
             )
-    if len(marked) == len(sources):
+    if len(fingerprinted) == len(sources):
         return True
     names = [_base_model(source) for source in sources]
     for source, name in zip(sources, names, strict=True):
         if name != names[0]:
             raise MergeError(
-                f"{source.name}: trained on {name}, but {sources[0].name} on {names[0]}"
+                f"{source.name}: trained on another base model than {sources[0].name} (got {name}, "
+                f"there {names[0]}). Fix: combine only adapters of one backbone."
             )
     return False
 
 
-def _base_model(source: Source) -> str:
+def _base_model(source: AdapterSource) -> str:
     name, revision = (source.config.get(key) for key in ("base_model_name_or_path", "revision"))
     if not name:
-        raise MergeError(f"{source.name}: names no base model, so that none can be compared")
+        raise MergeError(
+            f"{source.name}: base_model_name_or_path: missing, so that backbones cannot be compared"
+            f" (got {name!r}). Fix: set it in {ADAPTER_CONFIG}."
+        )
     return f"{name} at {revision}" if revision else str(name)

@@ -1,4 +1,4 @@
-"""How far an export is from the model that it was made from, both read from disk."""
+"""Compare an export with the model it was made from, both read from disk."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lora_kit.merging.distance import kl_divergence, top1_agreement
 from lora_kit.merging.exporting.gguf_model import FREQUENCIES
 from lora_kit.runtime.errors import MergeError
 
-MOST_POSITIONS = 512
-TOKENS_A_TEXT = 64
-# What tokenizers of one vocabulary disagree on: digits, runs of spaces, lines, other scripts,
-# special tokens in the text.
+MAX_POSITIONS = 512
+TOKENS_PER_TEXT = 64
+# Texts on which tokenizers of one vocabulary disagree: digits, runs of spaces, line ends, other
+# scripts, special tokens in the text.
 HARD_TEXTS = (
     "In 2024, 1234567 of 3.14159 and\t0x1F;  x =  42\n\n\n  y  = -7 ",
     "don't WE'LL they've I'd ’s “quoted” naïve café über",
@@ -30,16 +30,16 @@ HARD_TEXTS = (
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """An export against its model; KL(model || export) in nats a token.
+class ExportComparison:
+    """Distance of an export from its model; KL(model || export) in nats a token.
 
     Attributes:
-        positions: at which next-token distributions were compared.
+        positions: number of positions at which next-token distributions were compared.
         top1_agreement: share of positions with the same most likely token.
-        mean_kl: mean over the positions.
-        p99_kl: 99th percentile.
-        texts: that were tokenized.
-        same_tokens: of these, how many came out as the same tokens.
+        mean_kl: mean KL divergence over the positions.
+        p99_kl: 99th percentile of the KL divergence.
+        texts: number of texts that were tokenized.
+        same_tokens: number of these with the same tokens.
     """
 
     positions: int
@@ -51,54 +51,71 @@ class Comparison:
 
 
 def default_texts() -> tuple[str, ...]:
-    """Prose that every machine has: passages of the Python reference, evenly spread."""
+    """Return evenly spaced passages of the Python reference, which every machine has."""
     rows = reference_rows()
-    count = MOST_POSITIONS // TOKENS_A_TEXT
+    count = MAX_POSITIONS // TOKENS_PER_TEXT
     return tuple(str(row.text) for row in rows[:: len(rows) // count][:count])
 
 
 def token_rows(tokenizer: Any, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The first tokens of each text, as many as are compared.
+    """Return the first tokens of each text, for `MAX_POSITIONS` positions together.
 
     Raises:
         MergeError: if no text has two tokens, so that there is nothing to predict.
     """
     rows = [tuple(tokenizer(text).input_ids) for text in texts]
-    share = max(MOST_POSITIONS // len(rows), 2) if rows else 0
-    long = tuple(row[: share + 1] for row in rows if len(row) > 1)
-    if not long:
-        raise MergeError("the texts have no tokens to compare the export on")
-    return long[:MOST_POSITIONS]
+    share = max(MAX_POSITIONS // len(rows), 2) if rows else 0
+    usable = tuple(row[: share + 1] for row in rows if len(row) > 1)
+    if not usable:
+        raise MergeError(
+            f"--texts: no text of two tokens or more to compare the export on (got {len(texts)} "
+            "texts). Fix: give longer texts."
+        )
+    return usable[:MAX_POSITIONS]
 
 
 @torch.inference_mode()
-def log_probabilities(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Next-token distributions at each position of each row but its last.
+def next_token_log_probabilities(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Compute next-token log-probabilities at each position of each row but its last.
 
     Returns:
-        (positions, vocabulary) float32.
+        (positions, vocabulary) float32, on the CPU.
     """
     device = next(model.parameters()).device
-    found = []
+    blocks = []
     for row in rows:
         ids = torch.tensor([row], device=device)
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-        found.append(logits.float().log_softmax(dim=-1).cpu())
-    return torch.cat(found)
+        blocks.append(logits.float().log_softmax(dim=-1).cpu())
+    return torch.cat(blocks)
 
 
-def compare(model: torch.Tensor, export: torch.Tensor, texts: int, same_tokens: int) -> Comparison:
-    """Compare log-probabilities, each (positions, vocabulary) float32.
+def compare_export(
+    model: torch.Tensor, export: torch.Tensor, texts: int, same_tokens: int
+) -> ExportComparison:
+    """Compare the distributions of an export with those of its model.
+
+    Args:
+        model: log-probabilities of the model, (positions, vocabulary) float32.
+        export: log-probabilities of the export, (positions, vocabulary) float32.
+        texts: number of texts that were tokenized.
+        same_tokens: number of these with the same tokens.
 
     Raises:
-        MergeError: if one of them is no distribution, or of another vocabulary.
+        MergeError: if the vocabularies differ, or a value is infinite or NaN.
     """
     if model.shape != export.shape:
-        raise MergeError(f"the export has {export.shape[1]} tokens, the model {model.shape[1]}")
+        raise MergeError(
+            f"export: vocabulary differs from the model's (got {export.shape[1]} tokens, the model "
+            f"has {model.shape[1]}). Fix: export again."
+        )
     kl = kl_divergence(model, export)
     if not math.isfinite(float(kl.sum())):
-        raise MergeError("the export's distributions are no numbers; its weights overflowed")
-    return Comparison(
+        raise MergeError(
+            f"export: distributions are infinite or NaN (got mean KL {float(kl.mean()):.2g}), its "
+            "weights overflowed. Fix: choose another --type or --to."
+        )
+    return ExportComparison(
         positions=len(model),
         top1_agreement=top1_agreement(model, export),
         mean_kl=float(kl.mean()),
@@ -109,14 +126,14 @@ def compare(model: torch.Tensor, export: torch.Tensor, texts: int, same_tokens: 
 
 
 def load_gguf(path: Path, reader: Any) -> Any:
-    """A GGUF file as transformers reads it, dequantized to float32.
+    """Load a GGUF file with transformers, dequantized to float32.
 
-    transformers takes no note of the frequencies that Llama 3.1's file has; here they are used as
-    llama.cpp does.
+    transformers ignores the RoPE frequencies in the file of a Llama 3.1 model; they are applied
+    here as in llama.cpp.
 
     Args:
-        path: of the file.
-        reader: `gguf.GGUFReader` of the same; opening one takes seconds.
+        path: GGUF file.
+        reader: `gguf.GGUFReader` of the file; opening one takes seconds.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import GgufConfig
@@ -133,18 +150,25 @@ def load_gguf(path: Path, reader: Any) -> Any:
     return model.eval()
 
 
-def same_tokens_in_gguf(path: Path, reader: Any, tokenizer: Any, texts: Sequence[str]) -> int:
-    """How many texts the file's tokenizer cuts as the model's does.
+def count_same_tokens(path: Path, reader: Any, tokenizer: Any, texts: Sequence[str]) -> int:
+    """Count the texts that the tokenizer of a GGUF file and the model's tokenize alike.
 
-    transformers builds it of the file's tokens, kinds and merges; it knows few names of
-    pre-tokenizers (of `smollm` it makes `gpt-2`), so that these are put in by the name in the file.
+    transformers builds the file's tokenizer from its tokens, types and merges, but knows few
+    pre-tokenizers (it reads `smollm` as `gpt-2`); the pre-tokenizer is therefore set here by its
+    name in the file.
+
+    Args:
+        path: GGUF file.
+        reader: `gguf.GGUFReader` of the file.
+        tokenizer: the model's tokenizer.
+        texts: texts to tokenize.
     """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
-    read = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    loaded = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     name = reader.fields["tokenizer.ggml.pre"].contents()
-    specification = json.loads(read.backend_tokenizer.to_str())
+    specification = json.loads(loaded.backend_tokenizer.to_str())
     specification["pre_tokenizer"], ignore_merges = PRE_TOKENIZERS[name]
     specification["model"]["ignore_merges"] = ignore_merges
     file = Tokenizer.from_str(json.dumps(specification))

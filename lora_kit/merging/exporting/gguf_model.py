@@ -1,4 +1,4 @@
-"""Writing a Llama-family model as a GGUF file, tensor by tensor."""
+"""Write a Llama-family model as a GGUF file, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -13,78 +13,24 @@ from safetensors import SafetensorError, safe_open
 
 from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.merging.exporting.formats import GgufType
+from lora_kit.merging.exporting.model_shape import ModelShape, read_shape
 from lora_kit.merging.exporting.vocabulary import Vocabulary
 from lora_kit.runtime.errors import MergeError
 
-# llama.cpp runs these two as one architecture, `llama`.
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
-ROPE_TYPES = ("default", "llama3")
 HEAD = "lm_head.weight"
 FREQUENCIES = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a configuration says of a Llama model. Numbers of layers, heads and dimensions."""
-
-    layers: int
-    heads: int
-    key_heads: int
-    head_dim: int
-    rows: int
-    tied: bool
-
-
-def read_shape(directory: Path, config: Any) -> Shape:
-    """The shape of a model that can be written.
-
-    Args:
-        directory: named in messages.
-        config: of transformers.
-
-    Raises:
-        MergeError: if llama.cpp's `llama` architecture does not compute this model, or what is
-            written could not be read back and compared.
-    """
-    architecture = (config.architectures or ["(none)"])[0]
-    if architecture not in ARCHITECTURES:
-        raise MergeError(
-            f"{directory}: {architecture}: exported to GGUF are {', '.join(ARCHITECTURES)}"
-        )
-    rope = config.rope_parameters
-    for field, value, possible in (
-        ("rope_parameters.rope_type", rope.get("rope_type", "default"), ROPE_TYPES),
-        ("rope_parameters.partial_rotary_factor", rope.get("partial_rotary_factor"), (None, 1.0)),
-        ("hidden_act", config.hidden_act, ("silu",)),
-        ("attention_bias", getattr(config, "attention_bias", False), (False,)),
-        ("mlp_bias", getattr(config, "mlp_bias", False), (False,)),
-        ("sliding_window", getattr(config, "sliding_window", None), (None,)),
-        ("quantization_config", getattr(config, "quantization_config", None), (None,)),
-    ):
-        if value not in possible:
-            raise MergeError(
-                f"{directory}: config.json: {field}: {value!r} cannot be exported to GGUF; "
-                f"possible: {', '.join(map(str, possible))}"
-            )
-    return Shape(
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        key_heads=config.num_key_value_heads,
-        head_dim=config.head_dim or config.hidden_size // config.num_attention_heads,
-        rows=config.vocab_size,
-        tied=bool(config.tie_word_embeddings),
-    )
-
-
-@dataclass(frozen=True)
-class Placed:
-    """One tensor of the file.
+class GgufTensor:
+    """Tensor of a GGUF file.
 
     Attributes:
-        source: file and key; `None` of one that is computed.
-        shape: of the values, outermost first.
-        type: as the file stores it; vectors are always `f32`, as llama.cpp wants them.
-        heads: of a weight whose rows are reordered, else 0.
+        name: name in the file.
+        source: safetensors file and key; `None` for a computed tensor.
+        shape: shape of the values, outermost dimension first.
+        type: type in the file; vectors are always `f32`, as llama.cpp requires.
+        heads: number of heads of a weight whose rows are reordered, else 0.
     """
 
     name: str
@@ -97,46 +43,49 @@ class Placed:
 def write_gguf(
     directory: Path, config: Any, vocabulary: Vocabulary, type_: GgufType, name: str, output: Path
 ) -> None:
-    """Write `output`, holding one tensor at a time.
+    """Write a GGUF file with one tensor in memory at a time.
 
     Args:
-        directory: of the model, in safetensors.
-        config: of transformers.
-        vocabulary: its tokenizer.
-        type_: of the matrices.
-        name: of the model, for who reads the file.
-        output: the file.
+        directory: directory of the model, in safetensors.
+        config: configuration of transformers.
+        vocabulary: tokenizer of the model.
+        type_: type of the matrices.
+        name: name of the model in the file's metadata.
+        output: file to write.
 
     Raises:
-        MergeError: if a tensor has no place in a GGUF file of this architecture, or no such value.
+        MergeError: if a tensor has no place in a GGUF file of this architecture, or has values that
+            its type cannot hold.
     """
     from gguf import GGUFWriter
 
     shape = read_shape(directory, config)
     try:
-        placed = list(_placed(directory, shape, type_))
+        tensors = list(_tensors(directory, shape, type_))
     except SafetensorError as error:
-        raise MergeError(f"{directory}: cannot be read: {error}") from error
+        raise MergeError(
+            f"{directory}: weights cannot be read (got {error}). Fix: merge or copy them again."
+        ) from error
     writer = GGUFWriter(output, "llama")
     try:
-        _add_origin(writer, name, directory / "README.md", placed)
+        _add_origin(writer, name, directory / "README.md", tensors)
         _add_shape(writer, config, shape)
         _add_type(writer, type_)
         _add_vocabulary(writer, vocabulary)
         if config.rope_parameters.get("rope_type") == "llama3":
-            placed.append(Placed(FREQUENCIES, None, (shape.head_dim // 2,), "f32", 0))
-        for one in placed:
-            _add_info(writer, one)
+            tensors.append(GgufTensor(FREQUENCIES, None, (shape.head_dim // 2,), "f32", 0))
+        for tensor in tensors:
+            _add_info(writer, tensor)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for one in placed:
-            writer.write_tensor_data(_stored(_values(one, config), one))
+        for tensor in tensors:
+            writer.write_tensor_data(_quantize(_values(tensor, config), tensor))
     finally:
         writer.close()
 
 
-def _placed(directory: Path, shape: Shape, type_: GgufType) -> Iterator[Placed]:
+def _tensors(directory: Path, shape: ModelShape, type_: GgufType) -> Iterator[GgufTensor]:
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, shape.layers)
@@ -145,52 +94,63 @@ def _placed(directory: Path, shape: Shape, type_: GgufType) -> Iterator[Placed]:
         with safe_open(file, framework="pt") as stream:
             for key in stream.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 if key == HEAD and shape.tied:
-                    # Without a head of its own, llama.cpp takes the embedding.
+                    # llama.cpp uses the embedding where the file has no head.
                     continue
                 name = names.get_name(key, try_suffixes=(".weight",))
                 if name is None:
-                    raise MergeError(f"{file}: {key} has no place in a GGUF file of a Llama model")
+                    raise MergeError(
+                        f"{file}: tensor has no place in a GGUF file of a Llama model (got {key}). "
+                        "Fix: export the merged model, without other tensors."
+                    )
                 size = tuple(stream.get_slice(key).get_shape())
                 written.add(name)
-                yield Placed(name, (file, key), size, _type_of(size, type_), _reordered(key, shape))
+                yield GgufTensor(
+                    name, (file, key), size, _type_of(size, type_), _reordered(key, shape)
+                )
     if not shape.tied and "output.weight" not in written:
-        raise MergeError(f"{directory}: tie_word_embeddings is false, but there is no {HEAD}")
+        raise MergeError(
+            f"{directory}: config.json: tie_word_embeddings: untied, but the head is missing (got "
+            f"false and no {HEAD}). Fix: set it to true, or restore the missing weight file."
+        )
 
 
 def _type_of(size: tuple[int, ...], type_: GgufType) -> GgufType:
     if len(size) < 2:
         return "f32"
-    # A block of Q8_0 is 32 values of one row; llama.cpp falls back in the same way.
+    # A block of Q8_0 is 32 values of one row; llama.cpp falls back to f16 in the same way.
     return "f16" if type_ == "q8_0" and size[-1] % 32 else type_
 
 
-def _reordered(key: str, shape: Shape) -> int:
+def _reordered(key: str, shape: ModelShape) -> int:
     if key.endswith(".q_proj.weight"):
         return shape.heads
     return shape.key_heads if key.endswith(".k_proj.weight") else 0
 
 
-def _values(placed: Placed, config: Any) -> np.ndarray:
-    """The values of a tensor as float32, in the order of the file.
+def _values(tensor: GgufTensor, config: Any) -> np.ndarray:
+    """Return the values of a tensor in the order of the GGUF file: `tensor.shape`, float32.
 
-    transformers rotates the two halves of a head against each other, llama.cpp neighbours: the rows
-    of queries and keys go from (half, pair) to (pair, half) in each head.
+    RoPE in transformers rotates the two halves of a head against each other, in llama.cpp
+    neighbouring rows: query and key rows go from (half, pair) to (pair, half) in each head.
     """
-    if placed.source is None:
+    if tensor.source is None:
         return _frequency_divisors(config)
-    path, key = placed.source
+    path, key = tensor.source
     with safe_open(path, framework="pt") as stream:
         values: np.ndarray = stream.get_tensor(key).float().numpy()
     if not np.isfinite(values).all():
-        raise MergeError(f"{path}: {key} holds values that are no numbers")
-    if placed.heads:
-        halves = values.reshape(placed.heads, 2, -1, values.shape[1])
+        raise MergeError(
+            f"{path}: {key} has values that are infinite or NaN (got dtype {values.dtype}). Fix: "
+            "merge again."
+        )
+    if tensor.heads:
+        halves = values.reshape(tensor.heads, 2, -1, values.shape[1])
         values = halves.swapaxes(1, 2).reshape(values.shape)
     return np.ascontiguousarray(values)
 
 
 def _frequency_divisors(config: Any) -> np.ndarray:
-    """By how much Llama 3.1 slows each rotation; (head_dim / 2,) float32."""
+    """Return the factors by which Llama 3.1 slows each rotation, (head_dim / 2,) float32."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
@@ -200,34 +160,37 @@ def _frequency_divisors(config: Any) -> np.ndarray:
     return divisors
 
 
-def _stored(values: np.ndarray, placed: Placed) -> np.ndarray:
+def _quantize(values: np.ndarray, tensor: GgufTensor) -> np.ndarray:
     from gguf import GGMLQuantizationType, quantize
 
-    if placed.type == "f16" and np.abs(values).max() > np.finfo(np.float16).max:
-        key = placed.source[1] if placed.source else placed.name
-        raise MergeError(f"{key}: has values above 65504, which f16 cannot hold; use --type bf16")
-    stored: np.ndarray = quantize(values, GGMLQuantizationType[placed.type.upper()])
-    return stored
+    if tensor.type == "f16" and np.abs(values).max() > np.finfo(np.float16).max:
+        key = tensor.source[1] if tensor.source else tensor.name
+        raise MergeError(
+            f"{key}: f16 holds no values above 65504 (got {np.abs(values).max():.3g}). Fix: use "
+            "--type bf16."
+        )
+    quantized: np.ndarray = quantize(values, GGMLQuantizationType[tensor.type.upper()])
+    return quantized
 
 
-def _add_info(writer: Any, placed: Placed) -> None:
+def _add_info(writer: Any, tensor: GgufTensor) -> None:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quant_shape_to_byte_shape
 
-    kind = GGMLQuantizationType[placed.type.upper()]
-    values_a_block, bytes_a_block = GGML_QUANT_SIZES[kind]
-    size = int(np.prod(placed.shape)) // values_a_block * bytes_a_block
-    if placed.type in ("f32", "f16"):
-        dtype = np.dtype(np.float32 if placed.type == "f32" else np.float16)
-        writer.add_tensor_info(placed.name, placed.shape, dtype, size)
+    kind = GGMLQuantizationType[tensor.type.upper()]
+    block_values, block_bytes = GGML_QUANT_SIZES[kind]
+    size = int(np.prod(tensor.shape)) // block_values * block_bytes
+    if tensor.type in ("f32", "f16"):
+        dtype = np.dtype(np.float32 if tensor.type == "f32" else np.float16)
+        writer.add_tensor_info(tensor.name, tensor.shape, dtype, size)
         return
-    shape = quant_shape_to_byte_shape(placed.shape, kind)
-    writer.add_tensor_info(placed.name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
+    shape = quant_shape_to_byte_shape(tensor.shape, kind)
+    writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
 
 
-def _add_origin(writer: Any, name: str, card: Path, placed: Sequence[Placed]) -> None:
+def _add_origin(writer: Any, name: str, card: Path, tensors: Sequence[GgufTensor]) -> None:
     from gguf import size_label
 
-    parameters = sum(int(np.prod(one.shape)) for one in placed)
+    parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors)
     writer.add_type("model")
     writer.add_name(name)
     writer.add_size_label(size_label(parameters, 0, 0, 0))
@@ -236,7 +199,7 @@ def _add_origin(writer: Any, name: str, card: Path, placed: Sequence[Placed]) ->
         writer.add_license(licence)
 
 
-def _add_shape(writer: Any, config: Any, shape: Shape) -> None:
+def _add_shape(writer: Any, config: Any, shape: ModelShape) -> None:
     writer.add_block_count(shape.layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -244,7 +207,7 @@ def _add_shape(writer: Any, config: Any, shape: Shape) -> None:
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.key_heads)
     if shape.head_dim * shape.heads != config.hidden_size:
-        # Else llama.cpp divides.
+        # By default llama.cpp divides the hidden size by the heads.
         writer.add_key_length(shape.head_dim)
         writer.add_value_length(shape.head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
@@ -277,7 +240,7 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 
 
 def _licence(card: Path) -> str | None:
-    """What a model card's header says; a merged model without a card says nothing."""
+    """Return the licence in a model card's header; `None` without a card or an entry."""
     if not card.is_file():
         return None
     from huggingface_hub import ModelCardData

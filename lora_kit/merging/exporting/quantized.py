@@ -1,4 +1,4 @@
-"""A merged model stored in 4 or 8 bits, as transformers loads it with bitsandbytes."""
+"""Export a merged model in 4 or 8 bits, as transformers loads it with bitsandbytes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ TOKENIZER_FILES = (
 
 
 def write_quantized(directory: Path, to: Quantization, output: Path) -> None:
-    """Quantize a model as loading it would, and save the codes.
+    """Quantize a model as loading it does, and save the quantized weights.
 
     Args:
-        directory: of the model, in safetensors.
-        to: kind of numbers; `nf4` with double quantization, as in training.
-        output: an empty directory.
+        directory: directory of the model, in safetensors.
+        to: quantization; `nf4` uses double quantization, as in training.
+        output: empty directory.
 
     Raises:
-        MergeError: if no layer was quantized.
+        MergeError: if the model cannot be loaded, or has no layer to quantize.
     """
     from transformers import AutoConfig
 
@@ -36,11 +36,14 @@ def write_quantized(directory: Path, to: Quantization, output: Path) -> None:
     spec = BackboneSpec(model=str(directory), quantization=to)
     model = load_model(directory, dtype=dtype, quantization_config=quantization_config(spec, dtype))
     if not list(guard_quantized_modules(model)):
-        raise MergeError(f"{directory}: {to} reached no linear layer")
-    # No forward before this: on some CPUs it repacks 4-bit weights, which would be saved so.
+        raise MergeError(
+            f"{directory}: no linear layer to quantize (got --to {to}). Fix: choose another --to."
+        )
+    # No forward pass before saving: on some CPUs it repacks 4-bit weights, and the repacked weights
+    # would be saved.
     model.save_pretrained(output)
     for file in output.glob("*.safetensors"):
-        # Only their owner could read them.
+        # `save_pretrained` makes them readable to their owner only.
         file.chmod(0o644)
     for pattern in TOKENIZER_FILES:
         for file in directory.glob(pattern):
@@ -48,10 +51,14 @@ def write_quantized(directory: Path, to: Quantization, output: Path) -> None:
 
 
 def load_model(directory: Path, **options: Any) -> Any:
-    """A model from disk.
+    """Load a language model from disk.
+
+    Args:
+        directory: directory of the model, in safetensors.
+        options: further options of `from_pretrained`.
 
     Raises:
-        MergeError: if it cannot be loaded.
+        MergeError: if the model cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
 
@@ -60,11 +67,17 @@ def load_model(directory: Path, **options: Any) -> Any:
             directory, use_safetensors=True, local_files_only=True, **options
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise MergeError(f"{directory}: cannot be loaded: {error}") from error
+        raise MergeError(
+            f"{directory}: cannot be loaded (got {error}). Fix: merge or copy the model again."
+        ) from error
 
 
 def load_quantized(directory: Path) -> Any:
-    """A quantized model from disk, what is not quantized in float32."""
+    """Load a quantized model in evaluation mode; weights that are not quantized are float32.
+
+    Raises:
+        MergeError: if the model cannot be loaded.
+    """
     model = load_model(directory, dtype=torch.float32)
     list(guard_quantized_modules(model))
     return model.eval()

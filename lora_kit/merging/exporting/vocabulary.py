@@ -1,4 +1,4 @@
-"""A tokenizer as a GGUF file holds it: tokens, kinds, merges, and the name of its pre-tokenizer."""
+"""Read a tokenizer in the terms of a GGUF file: tokens, types, merges, and pre-tokenizer name."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a file says of the tokenizer.
+    """Tokenizer as stored in a GGUF file.
 
     Attributes:
-        tokens: by id, as many as the embedding has rows.
-        kinds: of each token, as GGUF counts them: 1 normal, 3 control, 4 user-defined, 5 unused.
-        merges: in order, the two parts with a space between.
+        tokens: tokens by id, one per row of the embedding.
+        kinds: GGUF type of each token: 1 normal, 3 control, 4 user-defined, 5 unused.
+        merges: merges in order, the two parts separated by a space.
         pre: name of the pre-tokenizer.
-        special: ids by `bos`, `eos`, `eot`, `eom`, `unk` and `pad`, as far as there are any.
-        add_bos: whether a text begins with `bos`.
-        add_eos: whether a text ends with `eos`.
-        chat_template: Jinja, `None` of a model that does not chat.
+        special: ids of `bos`, `eos`, `eot`, `eom`, `unk` and `pad`, those that exist.
+        add_bos: if true, a text begins with `bos`.
+        add_eos: if true, a text ends with `eos`.
+        chat_template: Jinja template; `None` for a model without one.
     """
 
     tokens: tuple[str, ...]
@@ -44,28 +44,33 @@ def read_vocabulary(directory: Path, tokenizer: Any, rows: int) -> Vocabulary:
     """Read a byte-level BPE tokenizer.
 
     Args:
-        directory: with `tokenizer.json`.
-        tokenizer: the same, loaded by transformers.
-        rows: of the embedding; ids that no token has are filled up.
+        directory: directory with `tokenizer.json`.
+        tokenizer: the same tokenizer, loaded by transformers.
+        rows: number of rows of the embedding; ids without a token are filled up.
 
     Raises:
-        MergeError: if it is of another kind, or llama.cpp has no name for how it cuts text.
+        MergeError: if the tokenizer is of another kind, or llama.cpp has no name for its
+            pre-tokenizer.
     """
     path = directory / "tokenizer.json"
     file = read_json(path, MergeError)
     model = file["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         raise MergeError(
-            f"{path}: a {model.get('type')} tokenizer"
-            f"{' with byte fallback (sentencepiece)' if model.get('byte_fallback') else ''}; only "
-            "byte-level BPE is exported to GGUF"
+            f"{path}: only byte-level BPE tokenizers can be exported to GGUF (got "
+            f"{model.get('type')}"
+            f"{' with byte fallback (sentencepiece)' if model.get('byte_fallback') else ''}). Fix: "
+            "export with --to nf4 or int8."
         )
     pre = _pre_tokenizer_name(path, file)
     names = {index: token for token, index in model["vocab"].items()}
     added = {entry["id"]: entry for entry in file.get("added_tokens", [])}
     names |= {index: entry["content"] for index, entry in added.items()}
     if max(names) >= rows:
-        raise MergeError(f"{path}: has token {max(names)}, but the embedding only {rows} rows")
+        raise MergeError(
+            f"{path}: token without a row in the embedding (got id {max(names)}, {rows} rows). "
+            "Fix: copy the tokenizer that the model was merged with."
+        )
     text = tokenizer("a").input_ids
     return Vocabulary(
         # llama.cpp's own name for a row without a token.
@@ -73,7 +78,7 @@ def read_vocabulary(directory: Path, tokenizer: Any, rows: int) -> Vocabulary:
         kinds=tuple(_kind(index, names, added) for index in range(rows)),
         merges=tuple(_merge(path, pair) for pair in model["merges"]),
         pre=pre,
-        special=_special(directory, tokenizer),
+        special=_special_ids(directory, tokenizer),
         add_bos=tokenizer.bos_token_id is not None and text[0] == tokenizer.bos_token_id,
         add_eos=len(text) > 1 and text[-1] == tokenizer.eos_token_id,
         chat_template=tokenizer.chat_template,
@@ -89,48 +94,55 @@ def _kind(index: int, names: Mapping[int, str], added: Mapping[int, Any]) -> int
 def _merge(path: Path, pair: str | list[str]) -> str:
     parts = pair.split(" ") if isinstance(pair, str) else pair
     if len(parts) != 2 or any(" " in part for part in parts):
-        raise MergeError(f"{path}: the merge {pair!r} cannot be written with a space between")
+        raise MergeError(
+            f"{path}: GGUF separates the parts of a merge by a space, which is ambiguous here (got "
+            f"{pair!r}). Fix: export with --to nf4 or int8."
+        )
     return " ".join(parts)
 
 
 def _pre_tokenizer_name(path: Path, file: Mapping[str, Any]) -> str:
+    remedy = "Fix: export with --to nf4 or int8."
     if file.get("normalizer"):
         raise MergeError(
-            f"{path}: normalizes text ({file['normalizer'].get('type')}), which llama.cpp does not "
-            "do for byte-level BPE"
+            f"{path}: normalizer: llama.cpp normalizes no text for byte-level BPE (got "
+            f"{file['normalizer'].get('type')}). {remedy}"
         )
-    found = _essence(file.get("pre_tokenizer"))
+    specification = _without_offsets(file.get("pre_tokenizer"))
     for name, (known, ignore_merges) in PRE_TOKENIZERS.items():
-        if found == _essence(known):
+        if specification == _without_offsets(known):
             if bool(file["model"].get("ignore_merges")) != ignore_merges:
                 raise MergeError(
-                    f"{path}: ignore_merges: {not ignore_merges}, but llama.cpp's {name} has "
-                    f"{ignore_merges}: it would cut text into other tokens"
+                    f"{path}: ignore_merges: llama.cpp's {name} would tokenize text differently "
+                    f"(got {not ignore_merges}, llama.cpp has {ignore_merges}). {remedy}"
                 )
             return name
     raise MergeError(
-        f"{path}: cuts text in a way that has no name here ({json.dumps(file.get('pre_tokenizer'))}"
-        f"); known: {', '.join(PRE_TOKENIZERS)}"
+        f"{path}: pre_tokenizer: no name in llama.cpp (got "
+        f"{json.dumps(file.get('pre_tokenizer'))}; known: {', '.join(PRE_TOKENIZERS)}). {remedy}"
     )
 
 
-def _essence(value: Any) -> Any:
-    """A pre-tokenizer without what changes only offsets."""
+def _without_offsets(value: Any) -> Any:
+    """Return a pre-tokenizer's specification without the option that changes only offsets."""
     if isinstance(value, dict):
-        return {key: _essence(part) for key, part in value.items() if key != "trim_offsets"}
-    return [_essence(part) for part in value] if isinstance(value, list) else value
+        return {key: _without_offsets(part) for key, part in value.items() if key != "trim_offsets"}
+    return [_without_offsets(part) for part in value] if isinstance(value, list) else value
 
 
-def _special(directory: Path, tokenizer: Any) -> dict[str, int]:
-    """Special ids, with the stop tokens of the generation configuration that are not `eos`."""
-    found = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
+def _special_ids(directory: Path, tokenizer: Any) -> dict[str, int]:
+    """Return special ids; stop tokens of the generation configuration become `eot` and `eom`."""
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
     path = directory / "generation_config.json"
     stops = read_json(path, MergeError).get("eos_token_id") if path.is_file() else None
     stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
-    if found["eos"] is None and stops:
-        found["eos"] = stops[0]
-    further = [stop for stop in stops if stop != found["eos"]]
+    if ids["eos"] is None and stops:
+        ids["eos"] = stops[0]
+    further = [stop for stop in stops if stop != ids["eos"]]
     if len(further) > 2:
-        raise MergeError(f"{path}: {len(stops)} tokens stop it; a GGUF file names eos, eot and eom")
-    found |= dict(zip(("eot", "eom"), further, strict=False))
-    return {name: index for name, index in found.items() if index is not None}
+        raise MergeError(
+            f"{path}: eos_token_id: a GGUF file has at most three stop tokens, eos, eot and eom "
+            f"(got {len(stops)}). Fix: shorten the list."
+        )
+    ids |= dict(zip(("eot", "eom"), further, strict=False))
+    return {name: index for name, index in ids.items() if index is not None}

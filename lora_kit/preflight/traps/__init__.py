@@ -1,1 +1,1 @@
-"""The traps of the libraries below, each with a specimen that runs into it."""
+"""Known traps of the underlying libraries, each reproduced on a small specimen."""

@@ -1,4 +1,4 @@
-"""Models and tokenizers of a few kilobytes, on which the libraries' traps are tried out."""
+"""Models and tokenizers of a few kilobytes on which traps are reproduced."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.adapter.attach import wrapped
+from lora_kit.adapter.attach import wrap_with_adapter
 from lora_kit.backbone.files import BackboneFiles
 from lora_kit.backbone.fingerprint import Fingerprint
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import Example
-from lora_kit.preflight.situation import Situation
+from lora_kit.preflight.context import PreflightContext
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.launch import Launch
@@ -43,13 +43,13 @@ SIZES = {
 
 
 def specimen_model(experts: bool = False) -> Any:
-    """A random causal language model in float32, its head tied; or one with fused experts."""
+    """Return a random float32 language model with a tied head, or one with fused experts."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if experts:
-            # PEFT 0.21 finds those of some models (Mixtral, Qwen3-MoE), and not of this one.
+            # PEFT 0.21 finds the fused experts of Mixtral and Qwen3-MoE, but not of this model.
             config = Qwen2MoeConfig(
                 **SIZES,
                 num_experts=8,
@@ -63,10 +63,10 @@ def specimen_model(experts: bool = False) -> Any:
 
 
 def specimen_adapter(model: Any, targets: Any = "all-linear") -> PeftModel:
-    """An adapter that does something."""
+    """Attach LoRA with non-zero B, so that the adapter changes the outputs."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        adapted = wrapped(model, AdapterSpec(rank=2, target_modules=targets))
+        adapted = wrap_with_adapter(model, AdapterSpec(rank=2, target_modules=targets))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.constant_(parameter, 0.1)
@@ -74,7 +74,7 @@ def specimen_adapter(model: Any, targets: Any = "all-linear") -> PeftModel:
 
 
 def specimen_tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerBase:
-    """Ten words; begins every text with `<s>`, as its chat template does too."""
+    """Return a tokenizer of ten words that, like its chat template, begins texts with `<s>`."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -97,7 +97,7 @@ def specimen_tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerBase:
 
 
 def specimen_backbone(model: Any | None = None, template: str = TEMPLATE) -> Backbone:
-    """A backbone of a specimen model and tokenizer."""
+    """Return a backbone of a specimen model and tokenizer."""
     recipe = specimen_recipe()
     return Backbone(
         model=model if model is not None else specimen_model(),
@@ -110,7 +110,7 @@ def specimen_backbone(model: Any | None = None, template: str = TEMPLATE) -> Bac
 
 
 def specimen_recipe(quantization: str = "none", **data: Any) -> Recipe:
-    """A recipe whose data is never read."""
+    """Return a recipe whose data is never read."""
     return Recipe.model_validate(
         {
             "name": "specimen",
@@ -120,21 +120,21 @@ def specimen_recipe(quantization: str = "none", **data: Any) -> Recipe:
     )
 
 
-def situation(**parts: Any) -> Situation:
-    """A situation of one plain process, with some parts of it."""
-    plain: dict[str, Any] = {"recipe": specimen_recipe(), "launch": Launch()}
-    return Situation(**plain | parts)
+def specimen_context(**parts: Any) -> PreflightContext:
+    """Return a context of a single process with the given parts."""
+    defaults: dict[str, Any] = {"recipe": specimen_recipe(), "launch": Launch()}
+    return PreflightContext(**defaults | parts)
 
 
 def example(*words: str, supervised: int = 0) -> Example:
-    """An example of a few words, the last `supervised` of them learned."""
+    """Return an example of the given words, of which the last `supervised` have labels."""
     ids = tuple(WORDS.index(word) for word in words)
     masked = len(ids) - supervised
     return Example(ids, (-100,) * masked + ids[masked:])
 
 
 def four_bit_layer(quantization: str = "nf4") -> Any:
-    """A quantized layer of 64 by 64 weights, with a trace of bitsandbytes' own defaults."""
+    """Return a quantized CPU layer of 64 x 64 random weights with defaults of bitsandbytes."""
     from bitsandbytes.nn import Linear4bit
 
     with torch.random.fork_rng(devices=[]):
@@ -145,12 +145,12 @@ def four_bit_layer(quantization: str = "nf4") -> Any:
 
 
 class Leaky(torch.nn.Module):
-    """A model that pays no heed to positions that begin anew."""
+    """Model that ignores restarted positions and attends across packed examples."""
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
-        """Take input_ids (1, length); give what the model gives for one text."""
+        """Run the model on input_ids (1, length) as one text."""
         return self.model(input_ids=input_ids, use_cache=False)

@@ -1,4 +1,4 @@
-"""One trap: what goes wrong, where it is guarded, and two ways to try that out."""
+"""Known trap of a library, with functions that reproduce the trap and try its guard."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from lora_kit.runtime.errors import LoraKitError
 
 @dataclass(frozen=True)
 class Trap:
-    """A defect or a habit of the libraries below that ruins results without an error.
+    """Defect or behaviour of an underlying library that ruins results without an error.
 
     Attributes:
-        name: in a few words.
-        wrong: what goes wrong.
-        guard: what is done against it, and where.
-        is_there: shows it in the installed versions; `None` where it depends on what is brought.
-        is_caught: runs into it on a specimen; true if that is prevented or refused.
+        name: short name.
+        wrong: consequence of the trap.
+        guard: prevention, and its place.
+        is_present: returns true if the installed versions have the trap; `None` if that depends on
+            the recipe.
+        is_guarded: reproduces the trap on a specimen; returns true if it is prevented or refused.
     """
 
     name: str
     wrong: str
     guard: str
-    is_there: Callable[[], bool] | None
-    is_caught: Callable[[], bool]
+    is_present: Callable[[], bool] | None
+    is_guarded: Callable[[], bool]
 
 
-def refused(call: Callable[..., object], *arguments: Any) -> bool:
-    """Whether a call ends with an error that tells the user what to do."""
+def is_refused(call: Callable[..., object], *arguments: Any) -> bool:
+    """Return true if a call raises a LoraKitError."""
     try:
         call(*arguments)
     except LoraKitError:

@@ -1,4 +1,4 @@
-"""Traps of weights and adapters: each tried out on a specimen, and whether it is caught."""
+"""Traps of weights and adapters."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from typing import Any
 
 import torch
 
-from lora_kit.adapter.attach import wrapped
+from lora_kit.adapter.attach import wrap_with_adapter
 from lora_kit.backbone.load import guard_quantized_modules
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.preflight import checks
-from lora_kit.preflight.experts import fused_experts
+from lora_kit.preflight.experts import unadapted_fused_experts
 from lora_kit.preflight.traps.specimens import (
     four_bit_layer,
-    situation,
     specimen_adapter,
     specimen_backbone,
+    specimen_context,
     specimen_model,
 )
-from lora_kit.preflight.traps.trap import Trap, refused
+from lora_kit.preflight.traps.trap import Trap, is_refused
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.sections import MergeSpec
 
 
-def repacking_is_there() -> bool:
-    """On CPUs with AVX512-BF16 bitsandbytes repacks weights in an evaluation."""
+def repacking_is_present() -> bool:
+    """Return true if bitsandbytes repacks weights in evaluations on this CPU (AVX512-BF16)."""
     from bitsandbytes.functional import has_avx512bf16
 
     return bool(has_avx512bf16()) and repacking_ruins_weights()
 
 
 def repacking_ruins_weights() -> bool:
-    """A layer that is told that it is on such a CPU is another one after its first evaluation.
+    """Return true if a repacked layer has other weights after its first evaluation.
 
-    It puts its weights in another order, on any CPU that it is told so on.
+    Repacking reorders the weights. It is enabled by a flag of the layer, so the trap can be
+    reproduced on any CPU.
     """
     import bitsandbytes.functional as bnb
 
@@ -44,12 +45,12 @@ def repacking_ruins_weights() -> bool:
     with torch.no_grad():
         layer.eval()(torch.ones(2, 64))
     after = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    alike = torch.nn.functional.cosine_similarity(before.flatten(), after.flatten().float(), dim=0)
-    return float(alike) < 0.9
+    cosine = torch.nn.functional.cosine_similarity(before.flatten(), after.flatten().float(), dim=0)
+    return float(cosine) < 0.9
 
 
-def repacking_is_caught() -> bool:
-    """A layer that would be repacked is not, once the backbone's guard has seen it."""
+def repacking_is_guarded() -> bool:
+    """Return true if `guard_quantized_modules` prevents repacking."""
     import bitsandbytes.functional as bnb
 
     layer = four_bit_layer()
@@ -63,100 +64,102 @@ def repacking_is_caught() -> bool:
     return torch.equal(before, bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state))
 
 
-def cast_is_there() -> bool:
-    """TRL casts the adapters of a quantized model."""
+def cast_is_present() -> bool:
+    """Return true if TRL casts the adapters of a quantized model to bfloat16."""
     from trl import SFTTrainer
 
     return "param.data.to(torch.bfloat16)" in inspect.getsource(SFTTrainer.__init__)
 
 
-def cast_is_caught() -> bool:
-    """An adapter in bfloat16 is refused."""
+def cast_is_guarded() -> bool:
+    """Return true if an adapter in bfloat16 is refused."""
     model = specimen_adapter(specimen_model()).to(torch.bfloat16)
-    return refused(checks.float32_masters, situation(model=model))
+    return is_refused(checks.require_float32_adapter, specimen_context(model=model))
 
 
-def merge_into_4bit_is_there() -> bool:
-    """Of a small update most is rounded away when the sum is put into 4 bits again."""
+def merge_into_4bit_is_present() -> bool:
+    """Return true if requantizing to 4 bits rounds away most of a small update."""
     import bitsandbytes.functional as bnb
 
     layer = four_bit_layer()
     weight = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     update = 0.01 * weight.roll(1)
     again, state = bnb.quantize_4bit(weight + update, quant_type="nf4", compress_statistics=True)
-    kept = bnb.dequantize_4bit(again, state) - weight
-    return float((kept * update).sum() / update.square().sum()) < 0.5
+    remaining = bnb.dequantize_4bit(again, state) - weight
+    return float((remaining * update).sum() / update.square().sum()) < 0.5
 
 
-def merge_into_4bit_is_caught() -> bool:
-    """It cannot be asked for, and a merge that did nothing is told from one that did."""
-    from lora_kit.merging.answers import Answers
-    from lora_kit.merging.measured import Measured
-    from lora_kit.merging.verify import compare
+def merge_into_4bit_is_guarded() -> bool:
+    """Return true if 4-bit merging cannot be requested and an ineffective merge is detected."""
+    from lora_kit.merging.predictions import ModelOutputs
+    from lora_kit.merging.reference import ReferenceOutputs
+    from lora_kit.merging.verify import compare_merged
 
     adapted = torch.tensor([[2.0, 0.0], [0.0, 2.0]]).log_softmax(dim=-1)
     base = torch.tensor([[0.0, 2.0], [0.0, 2.0]]).log_softmax(dim=-1)
-    measured = Measured(Answers(adapted, torch.zeros(1, 1), {}), base, {})
-    nothing = Answers(base, torch.zeros(1, 1), {})
-    possible = MergeSpec.model_fields["base"].annotation
-    return "4bit" not in str(possible) and not compare(measured, nothing).passed
+    measured = ReferenceOutputs(ModelOutputs(adapted, torch.zeros(1, 1), {}), base, {})
+    unchanged = ModelOutputs(base, torch.zeros(1, 1), {})
+    choices = MergeSpec.model_fields["base"].annotation
+    return "4bit" not in str(choices) and not compare_merged(measured, unchanged).passed
 
 
-def tied_heads_are_there() -> bool:
-    """Head and embedding are one matrix in many models."""
+def tied_heads_are_present() -> bool:
+    """Return true if head and embedding are one matrix, as in many models."""
     model = specimen_model()
     return model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
-def tied_heads_are_caught() -> bool:
-    """An adapter on either is refused."""
+def tied_heads_are_guarded() -> bool:
+    """Return true if an adapter on the tied head or embedding is refused."""
+    models = (specimen_adapter(specimen_model(), [name]) for name in ("lm_head", "embed_tokens"))
     return all(
-        refused(checks.untied, situation(model=specimen_adapter(specimen_model(), [name])))
-        for name in ("lm_head", "embed_tokens")
+        is_refused(checks.refuse_trained_tied_embeddings, specimen_context(model=model))
+        for model in models
     )
 
 
-def fused_experts_are_there() -> bool:
-    """`all-linear` leaves parameters of three dimensions without an adapter."""
-    return any(fused_experts(specimen_adapter(specimen_model(experts=True))))
+def fused_experts_are_present() -> bool:
+    """Return true if `all-linear` leaves fused experts without an adapter."""
+    return any(unadapted_fused_experts(specimen_adapter(specimen_model(experts=True))))
 
 
-def fused_experts_are_caught() -> bool:
-    """A backbone made of them is refused under `all-linear`."""
+def fused_experts_are_guarded() -> bool:
+    """Return true if a backbone with fused experts is refused under `all-linear`."""
     model = specimen_adapter(specimen_model(experts=True))
-    return refused(checks.experts_covered, situation(model=model))
+    return is_refused(checks.check_expert_coverage, specimen_context(model=model))
 
 
-def quantized_checkpoints_are_caught() -> bool:
-    """A backbone that counts as quantized, though it was not to be, is refused."""
+def quantized_checkpoints_are_guarded() -> bool:
+    """Return true if a quantized checkpoint under `quantization: none` is refused."""
     backbone = specimen_backbone()
     backbone.model.config.quantization_config = {"quant_method": "gguf"}
-    return refused(checks.plain_where_said_plain, situation(backbone=backbone))
+    return is_refused(checks.refuse_quantized_checkpoint, specimen_context(backbone=backbone))
 
 
-def missed_targets_are_there() -> bool:
-    """PEFT takes a list of targets of which one matches nothing."""
+def misspelt_targets_are_present() -> bool:
+    """Return true if PEFT accepts a list of targets of which one matches nothing."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=2, target_modules=["q_proj", "v_porj"])
     return get_peft_model(specimen_model(), config) is not None
 
 
-def missed_targets_are_caught() -> bool:
-    """It is refused."""
-    return refused(wrapped, specimen_model(), AdapterSpec(target_modules=["q_proj", "v_porj"]))
+def misspelt_targets_are_guarded() -> bool:
+    """Return true if a target that matches nothing is refused."""
+    spec = AdapterSpec(target_modules=["q_proj", "v_porj"])
+    return is_refused(wrap_with_adapter, specimen_model(), spec)
 
 
-def left_off_is_there() -> bool:
-    """An adapter that was switched off stays off."""
+def disabled_adapter_is_present() -> bool:
+    """Return true if a disabled adapter stays disabled."""
     model = specimen_adapter(specimen_model())
     on = _logits(model)
     model.base_model.disable_adapter_layers()
     return not torch.equal(on, _logits(model))
 
 
-def left_off_is_caught() -> bool:
-    """It is on again after an exception."""
+def disabled_adapter_is_guarded() -> bool:
+    """Return true if `adapter_disabled` enables the adapter again after an exception."""
     model = specimen_adapter(specimen_model())
     on = _logits(model)
     try:
@@ -168,7 +171,7 @@ def left_off_is_caught() -> bool:
 
 @torch.no_grad()
 def _logits(model: Any) -> torch.Tensor:
-    """(1, 4, vocabulary) float32."""
+    """Return the logits of a fixed text, (1, 4, vocabulary) float32."""
     logits: torch.Tensor = model.eval()(torch.tensor([[1, 6, 7, 8]])).logits
     return logits
 
@@ -176,61 +179,61 @@ def _logits(model: Any) -> torch.Tensor:
 WEIGHT_TRAPS = (
     Trap(
         "repacked 4-bit weights",
-        "On CPUs with AVX512-BF16 the first evaluation repacks 4-bit weights; gradients are wrong "
-        "from then on, without an error.",
-        "switched off on each 4-bit layer when the backbone is loaded",
-        repacking_is_there,
-        repacking_is_caught,
+        "On CPUs with AVX512-BF16, the first evaluation repacks 4-bit weights; gradients are "
+        "silently wrong from then on.",
+        "repacking is disabled on each 4-bit layer when the backbone is loaded",
+        repacking_is_present,
+        repacking_is_guarded,
     ),
     Trap(
         "adapters cast to bfloat16",
-        "TRL casts the adapters of a quantized model, in which small AdamW steps round to nothing.",
-        "the trainer puts the float32 weights back; checked before step 1",
-        cast_is_there,
-        cast_is_caught,
+        "TRL casts the adapters of a quantized model, so that small AdamW steps round to zero.",
+        "the trainer restores the float32 weights; checked before step 1",
+        cast_is_present,
+        cast_is_guarded,
     ),
     Trap(
         "merging into 4 bits",
-        "Rounded to 4 bits again, a merged model keeps next to nothing of its adapter.",
+        "Rounding a merged model to 4 bits removes nearly all of the adapter's update.",
         "`lora-kit merge` adds to dequantized or original weights and compares the result with "
-        "what was measured",
-        merge_into_4bit_is_there,
-        merge_into_4bit_is_caught,
+        "the evaluated adapter",
+        merge_into_4bit_is_present,
+        merge_into_4bit_is_guarded,
     ),
     Trap(
         "tied embeddings",
-        "An adapter on one of two matrices that are one is lost when the model is loaded again.",
+        "An adapter on one of two tied matrices is lost when the model is loaded again.",
         "refused before step 1, and by `lora-kit merge`",
-        tied_heads_are_there,
-        tied_heads_are_caught,
+        tied_heads_are_present,
+        tied_heads_are_guarded,
     ),
     Trap(
         "fused experts",
-        "`all-linear` does not find the experts of a mixture that are one tensor of three "
+        "`all-linear` does not find mixture experts that are fused into one tensor of three "
         "dimensions.",
-        "coverage by class is shown by `lora-kit plan`; refused where they are a large share",
-        fused_experts_are_there,
-        fused_experts_are_caught,
+        "`lora-kit plan` shows the coverage by class; refused if experts are a large share",
+        fused_experts_are_present,
+        fused_experts_are_guarded,
     ),
     Trap(
         "quantized checkpoints",
         "A GGUF file loads as a quantized model, which cannot be saved or merged into.",
-        "GGUF files are converted once, and other quantized checkpoints refused",
+        "GGUF files are converted once; other quantized checkpoints are refused",
         None,
-        quantized_checkpoints_are_caught,
+        quantized_checkpoints_are_guarded,
     ),
     Trap(
         "misspelt targets",
-        "PEFT is content if one of the named modules is there.",
-        "each target that is named has to match; refused when the adapter is attached",
-        missed_targets_are_there,
-        missed_targets_are_caught,
+        "PEFT accepts target_modules if only one of them exists.",
+        "every target must match a module; refused when the adapter is attached",
+        misspelt_targets_are_present,
+        misspelt_targets_are_guarded,
     ),
     Trap(
-        "an adapter left off",
-        "Switched off for the base's turn, an adapter stays off after an error.",
-        "every comparison switches it off in a block that switches it on again",
-        left_off_is_there,
-        left_off_is_caught,
+        "adapter left disabled",
+        "An adapter disabled to measure the base stays disabled after an error.",
+        "comparisons disable the adapter only inside a context manager, which enables it again",
+        disabled_adapter_is_present,
+        disabled_adapter_is_guarded,
     ),
 )

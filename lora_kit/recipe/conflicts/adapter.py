@@ -34,7 +34,6 @@ def target_modules_of_virtual_tokens(recipe: RecipeSections) -> Iterator[Problem
             "adapter.method",
             reason=f"{adapter.method} prepends virtual tokens and changes no module",
             given=adapter.target_modules,
-            fix="remove it",
         )
 
 
@@ -56,7 +55,6 @@ def virtual_tokens_elsewhere(recipe: RecipeSections) -> Iterator[Problem]:
             "data.packing",
             "adapter.method",
             reason=f"{method} prepends its tokens to the first example of a packed row only",
-            fix="remove it",
         )
     if training.gradient_checkpointing:
         yield conflict(
@@ -72,7 +70,6 @@ def virtual_tokens_elsewhere(recipe: RecipeSections) -> Iterator[Problem]:
                 "adapter.method",
                 reason=f"{method} trains no blocks",
                 given=getattr(training, name),
-                fix="remove it",
             )
 
 
@@ -85,7 +82,6 @@ def loraplus_without_lora(recipe: RecipeSections) -> Iterator[Problem]:
             "adapter.method",
             reason=f"needs LoRA's second factor, and adapter.method is {method}",
             given=ratio,
-            fix="remove it",
         )
 
 
@@ -104,7 +100,6 @@ def adalora_with_earlier_weights(recipe: RecipeSections) -> Iterator[Problem]:
                 field,
                 "adapter.method",
                 reason="does not work with adalora, whose ranks belong to the current step",
-                fix="remove it",
             )
 
 

@@ -36,7 +36,6 @@ def mixture_options_without_mixture(recipe: RecipeSections) -> Iterator[Problem]
             "data.temperature",
             reason="mixes several sources, and data.train has one",
             given=data.temperature,
-            fix="remove it",
         )
     is_mixture = data.temperature is not None or any(s.weight is not None for s in data.train)
     if data.rows is not None and not is_mixture:

@@ -63,7 +63,6 @@ def classifier_retention(recipe: RecipeSections) -> Iterator[Problem]:
                 f"retention.{name}",
                 OBJECTIVE,
                 reason="preserves a language model's outputs, and a classifier has none",
-                fix="remove it",
             )
 
 
@@ -100,7 +99,6 @@ def options_of_a_head(recipe: RecipeSections) -> Iterator[Problem]:
             "adapter.options.modules_to_save",
             OBJECTIVE,
             reason="the head is saved there anyway",
-            fix="remove it",
         )
     if recipe.adapter.method != "head":
         return
@@ -110,5 +108,4 @@ def options_of_a_head(recipe: RecipeSections) -> Iterator[Problem]:
                 f"training.{name}",
                 "adapter.method",
                 reason=f"with adapter.method head, {reason}",
-                fix="remove it",
             )

@@ -28,18 +28,19 @@ def unused_options(recipe: RecipeSections) -> Iterator[Problem]:
                 f"adapter.options.{name}",
                 FIELD,
                 reason=f"is read with {OPTION}: {name.removesuffix('_config')} only",
-                fix="remove it",
             )
     if adapter.options.get(OPTION) == "mica":
         yield conflict(
-            FIELD, reason="is not tested here", given="mica", fix="use one of recipes/README.md"
+            FIELD,
+            reason="is not tested here",
+            given="mica",
+            fix="use one listed in recipes/guide/methods.md",
         )
     if kind and adapter.options.get("loftq_config"):
         yield conflict(
             "adapter.options.loftq_config",
             FIELD,
             reason="the weights are quantized once, as backbone.quantization says",
-            fix="remove it",
         )
 
 
@@ -97,7 +98,6 @@ def patterns(recipe: RecipeSections) -> Iterator[Problem]:
                 f"adapter.options.{name}",
                 FIELD,
                 reason=f"does not work with {OPTION}: {kind}",
-                fix="remove it",
             )
 
 
@@ -112,7 +112,6 @@ def options_of_corda(recipe: RecipeSections) -> Iterator[Problem]:
             yield conflict(
                 f"{where}.{name}",
                 reason="PEFT reads it as pickled Python, which can run code",
-                fix="remove it",
             )
     if section.get("corda_method", "ipm") != "ipm":
         yield conflict(

@@ -60,7 +60,6 @@ def fields_of_other_losses(recipe: RecipeSections) -> Iterator[Problem]:
             "preference.loss",
             reason=f"is read by the loss sigmoid only, and preference.loss is {spec.loss}",
             given=spec.label_smoothing,
-            fix="remove it",
         )
 
 

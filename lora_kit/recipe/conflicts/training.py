@@ -9,7 +9,7 @@ from lora_kit.recipe.sections import RecipeSections
 from lora_kit.recipe.training import TrainingSpec
 
 
-def micro_batch_size(recipe: RecipeSections) -> Iterator[Problem]:
+def uneven_micro_batches(recipe: RecipeSections) -> Iterator[Problem]:
     """Refuse micro batches that do not fill a batch."""
     training = recipe.training
     if training.objective == "grpo" or training.micro_batch_size is None:

@@ -1,1 +1,1 @@
-"""Objectives besides sft, through TRL: pairs, judged answers, rewards."""
+"""Objectives other than sft, trained with TRL: preference pairs, rated answers, rewards."""

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer, on our prompts, with our order, checkpoints and log probabilities."""
+"""GRPO through TRL's GRPOTrainer, with our own prompts, checkpoints and log probabilities."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from lora_kit.data.rows import Message
 from lora_kit.data.tokenization import tokenize_prompt
 from lora_kit.data.units import Unit
 from lora_kit.training.checkpointed_trainer import IDLE_STEPS
-from lora_kit.training.preferences.borrowing import BorrowingTrainer
-from lora_kit.training.preferences.scored_forward import score_answers_alone
+from lora_kit.training.preferences.answer_log_probs import score_answers_only
+from lora_kit.training.preferences.trl_trainer import TrlTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
-class Prompts(Sampler[int]):
-    """Prompts of whole steps, each as often as it is answered, in a random order of each epoch.
+class PromptSampler(Sampler[int]):
+    """Sampler of prompts in full steps, shuffled anew each epoch, each repeated per answer.
 
-    TRL's leaves out what does not fill a step, and in an epoch that is gone on with has the order
-    of the first one. Here an epoch's last step is filled up from its beginning.
+    TRL's sampler drops prompts that do not fill a step, and after resuming repeats the order of the
+    first epoch. This sampler fills an epoch's last step with prompts from the epoch's beginning.
     """
 
     def __init__(self, size: int, prompts: int, answers: int, passes: int, seed: int):
-        """Plan.
+        """Store the sizes of a step.
 
         Args:
-            size: prompts there are.
-            prompts: of a step.
-            answers: to each.
-            passes: forward passes of a step, for each of which TRL asks for the step's prompts.
-            seed: of the order.
+            size: number of prompts in the data set.
+            prompts: prompts per optimizer step.
+            answers: answers sampled per prompt.
+            passes: forward passes per step; TRL draws the step's prompts once per pass.
+            seed: seed of the order.
         """
         self.size = size
         self.prompts = prompts
@@ -46,7 +46,7 @@ class Prompts(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the training at the start of each epoch."""
+        """Select the order of an epoch; the training loop calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -60,10 +60,10 @@ class Prompts(Sampler[int]):
             yield from [row for row in step for _ in range(self.answers)] * self.passes
 
 
-class RewardTrainer(BorrowingTrainer, GRPOTrainer):
+class GrpoStepTrainer(TrlTrainer, GRPOTrainer):
     """Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300)."""
 
-    figures = (
+    logged_metrics = (
         *("reward", "reward_std", "frac_reward_zero_std", "kl", "entropy"),
         *("completions/mean_length", "completions/clipped_ratio"),
     )
@@ -78,29 +78,29 @@ class RewardTrainer(BorrowingTrainer, GRPOTrainer):
         save_total_limit: int,
         **kwargs: Any,
     ):
-        """Take adapter and prompts as they are.
+        """Build the trainer without changing the adapter's dtype or adding a reference adapter.
 
         Args:
-            args: of GRPOTrainer.
-            model: with its adapter attached.
-            units: whose prompts are answered; their last turn is the reference.
-            ends: tokens that end an answer.
-            save_total_limit: how many are left standing.
-            kwargs: of GRPOTrainer.
+            args: arguments of GRPOTrainer.
+            model: the model with its adapter attached.
+            units: rows whose prompts are answered; the last turn of each is the reference.
+            ends: ids of the tokens that end an answer.
+            save_total_limit: number of checkpoints to keep.
+            kwargs: keyword arguments of GRPOTrainer.
         """
-        prompts = Dataset.from_list([_asked(row, unit) for row, unit in enumerate(units)])
-        with self.borrowing(model):
+        prompts = Dataset.from_list([_prompt_record(row, unit) for row, unit in enumerate(units)])
+        with self.protecting(model):
             super().__init__(*args, model=model, train_dataset=prompts, **kwargs)
-        score_answers_alone(model, self.temperature)
+        score_answers_only(model, self.temperature)
         self.eos_token_ids = list(ends)
         self.generation_kwargs["eos_token_id"] = list(ends)
         self.generation_config.eos_token_id = list(ends)
         self.lengths = [unit.length for unit in units]
         self.save_total_limit = save_total_limit
 
-    def _get_train_sampler(self, dataset: Any = None) -> Prompts:
+    def _get_train_sampler(self, dataset: Any = None) -> PromptSampler:
         prompts = self.args.generation_batch_size // self.num_generations
-        self.sampler = Prompts(
+        self.sampler = PromptSampler(
             len(dataset if dataset is not None else self.train_dataset),
             prompts,
             self.num_generations,
@@ -110,18 +110,18 @@ class RewardTrainer(BorrowingTrainer, GRPOTrainer):
         return self.sampler
 
     def _tokenize_prompts(self, prompts: list[list[dict[str, str]]]) -> tuple[Any, None, Any]:
-        """As everywhere here; TRL's way is another one."""
-        several = [[Message(turn["role"], turn["content"]) for turn in one] for one in prompts]
-        return [tokenize_prompt(one, self._tokenizer) for one in several], None, {}
+        """Tokenize as in supervised training; TRL's own tokenization differs."""
+        messages = [[Message(turn["role"], turn["content"]) for turn in one] for one in prompts]
+        return [tokenize_prompt(one, self._tokenizer) for one in messages], None, {}
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.rows = sorted({one["row"] for one in inputs})
-        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        self.tokens += int(found["prompt_mask"].sum() + found["completion_mask"].sum())
-        return found
+        scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        self.tokens += int(scored["prompt_mask"].sum() + scored["completion_mask"].sum())
+        return scored
 
 
-def _asked(row: int, unit: Unit) -> dict[str, Any]:
-    *asked, reference = unit.row.messages
-    prompt = [{"role": turn.role, "content": turn.content} for turn in asked]
+def _prompt_record(row: int, unit: Unit) -> dict[str, Any]:
+    *turns, reference = unit.row.messages
+    prompt = [{"role": turn.role, "content": turn.content} for turn in turns]
     return {"row": row, "prompt": prompt, "reference": reference.content}

@@ -1,4 +1,4 @@
-"""An objective's trainer, from the recipe's section."""
+"""Construction of the trainer of each objective from a recipe."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lora_kit.recipe.objective import REFERENCED, Objective
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.console import say
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.arguments import configured, micro_batch_size
+from lora_kit.training.arguments import micro_batch_size, training_arguments
 from lora_kit.training.checkpointed_trainer import IDLE_STEPS, CheckpointedTrainer
-from lora_kit.training.preferences.trainers import JudgedTrainer, PairTrainer
+from lora_kit.training.preferences.trainers import DpoStepTrainer, KtoStepTrainer
 from lora_kit.training.steps import StepTrainer
 
 if TYPE_CHECKING:
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a trainer is made from.
+class TrainerInputs:
+    """Everything that a preference or reward trainer is built from.
 
     Attributes:
-        directory: of the checkpoints.
-        steps: of the optimizer, all in all.
+        model: the backbone with its adapter attached.
+        directory: directory of the checkpoints.
+        steps: total number of optimizer steps.
     """
 
     recipe: Recipe
@@ -44,81 +45,82 @@ class Setting:
 
 
 def trainer_class(objective: Objective) -> type[CheckpointedTrainer]:
-    """What trains an objective."""
+    """Return the trainer class of an objective."""
     if objective == "orpo":
-        from lora_kit.training.preferences.odds import OddsTrainer
+        from lora_kit.training.preferences.orpo import OrpoStepTrainer
 
-        return OddsTrainer
+        return OrpoStepTrainer
     if objective == "grpo":
-        from lora_kit.training.preferences.grpo import RewardTrainer
+        from lora_kit.training.preferences.grpo import GrpoStepTrainer
 
-        return RewardTrainer
+        return GrpoStepTrainer
     if objective == "reward":
-        from lora_kit.training.preferences.reward_model import PairedRewardTrainer
+        from lora_kit.training.preferences.reward_model import RewardModelTrainer
 
-        return PairedRewardTrainer
-    made: dict[Objective, type[CheckpointedTrainer]] = {"dpo": PairTrainer, "kto": JudgedTrainer}
-    return made.get(objective, StepTrainer)
+        return RewardModelTrainer
+    classes: dict[Objective, type[CheckpointedTrainer]] = {
+        "dpo": DpoStepTrainer,
+        "kto": KtoStepTrainer,
+    }
+    return classes.get(objective, StepTrainer)
 
 
 def objective_trainer(
-    setting: Setting, callbacks: Sequence[TrainerCallback]
+    inputs: TrainerInputs, callbacks: Sequence[TrainerCallback]
 ) -> CheckpointedTrainer:
-    """The trainer of an objective besides sft; says what its reference policy is."""
-    recipe = setting.recipe
+    """Build the trainer of an objective other than sft, and report its reference policy."""
+    recipe = inputs.recipe
     objective = recipe.training.objective
     if objective in REFERENCED and not (recipe.grpo and recipe.grpo.beta == 0):
-        say(f"{objective}: the reference policy is the base, with the adapter switched off")
+        say(f"{objective}: the reference policy is the base, with the adapter disabled")
     state, spec = process_state(), recipe.training
     if objective == "grpo":
-        return _reward_trainer(setting, callbacks)
-    kind, own = _configuration(recipe)
-    arguments = configured(
-        kind, recipe, setting.backbone, state, setting.directory, setting.steps, **own
+        return _grpo_trainer(inputs, callbacks)
+    config_class, options = _trl_config(recipe)
+    arguments = training_arguments(
+        config_class, recipe, inputs.backbone, state, inputs.directory, inputs.steps, **options
     )
+    extra: dict[str, Any] = {}
+    if recipe.adapter.method == "head":
+        extra["features"] = frozen_features(inputs.backbone, inputs.model, inputs.data)
     trainer: CheckpointedTrainer = trainer_class(objective)(
-        model=setting.model,
+        model=inputs.model,
         args=arguments,
-        units=setting.data.units,
-        processing_class=setting.backbone.tokenizer,
+        units=inputs.data.units,
+        processing_class=inputs.backbone.tokenizer,
         batch_size=spec.batch_size,
         micro_batch_size=micro_batch_size(spec, state.num_processes, state.device),
-        pad_token_id=setting.backbone.tokenizer.pad_token_id,
+        pad_token_id=inputs.backbone.tokenizer.pad_token_id,
         save_total_limit=spec.save_total_limit,
         callbacks=list(callbacks),
-        **_finished(setting),
+        **extra,
     )
     if recipe.preference is not None and recipe.preference.loss == "hinge":
-        # No pair is nearer than its margin: there is nothing to learn from them.
+        # The hinge loss is 0 once every pair exceeds its margin, so steps without loss are normal.
         trainer.idle_steps = IDLE_STEPS
     return trainer
 
 
-def _finished(setting: Setting) -> dict[str, Any]:
-    """What the frozen backbone makes of the answers, where a head alone is trained."""
-    if setting.recipe.adapter.method != "head":
-        return {}
-    return {"features": frozen_features(setting.backbone, setting.model, setting.data)}
-
-
-def _reward_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) -> CheckpointedTrainer:
+def _grpo_trainer(
+    inputs: TrainerInputs, callbacks: Sequence[TrainerCallback]
+) -> CheckpointedTrainer:
     from lora_kit.modeling.generation import stop_token_ids
-    from lora_kit.training.preferences.grpo import RewardTrainer
-    from lora_kit.training.preferences.rewards import rewards_of
+    from lora_kit.training.preferences.grpo import GrpoStepTrainer
+    from lora_kit.training.preferences.rewards import reward_functions
 
-    recipe, state = setting.recipe, process_state()
+    recipe, state = inputs.recipe, process_state()
     spec = recipe.grpo
-    assert spec is not None  # the recipe sees to it
+    assert spec is not None  # the recipe fills the section in for this objective
     answers = recipe.training.batch_size * spec.num_generations
-    # A pass of answers to one prompt pads least.
+    # A pass with the answers to a single prompt needs the least padding.
     micro = recipe.training.micro_batch_size or spec.num_generations
-    arguments = configured(
+    arguments = training_arguments(
         GRPOConfig,
         recipe,
-        setting.backbone,
+        inputs.backbone,
         state,
-        setting.directory,
-        setting.steps,
+        inputs.directory,
+        inputs.steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=answers // micro,
         num_generations=spec.num_generations,
@@ -129,45 +131,45 @@ def _reward_trainer(setting: Setting, callbacks: Sequence[TrainerCallback]) -> C
         disable_dropout=True,
         router_aux_loss_coef=0.0,
     )
-    return RewardTrainer(
-        model=setting.model,
+    return GrpoStepTrainer(
+        model=inputs.model,
         args=arguments,
-        reward_funcs=rewards_of(spec, [unit.row for unit in setting.data.units]),
-        units=setting.data.units,
-        ends=stop_token_ids(setting.backbone),
-        processing_class=setting.backbone.tokenizer,
+        reward_funcs=reward_functions(spec, [unit.row for unit in inputs.data.units]),
+        units=inputs.data.units,
+        ends=stop_token_ids(inputs.backbone),
+        processing_class=inputs.backbone.tokenizer,
         save_total_limit=recipe.training.save_total_limit,
         callbacks=list(callbacks),
     )
 
 
-def _configuration(recipe: Recipe) -> tuple[type[Any], dict[str, Any]]:
-    """TRL's, and what of it is the recipe's."""
+def _trl_config(recipe: Recipe) -> tuple[type[Any], dict[str, Any]]:
+    """Return TRL's configuration class and the options that the recipe sets."""
     if recipe.reward is not None:
-        # As in sft, chance in the adapter and in an encoder's layers does no harm.
+        # No reference model is compared with, so dropout is safe, as in sft.
         return RewardConfig, {
             "center_rewards_coefficient": recipe.reward.centering or None,
             "max_length": None,
             "disable_dropout": False,
         }
     spec = recipe.preference
-    assert spec is not None  # the recipe sees to it
-    # As in sft, the balance of experts is left as it is.
-    whole: dict[str, Any] = {"beta": spec.beta, "max_length": None, "router_aux_loss_coef": 0.0}
+    assert spec is not None  # the recipe fills the section in for these objectives
+    # No load-balancing loss for experts is added, as in sft.
+    shared: dict[str, Any] = {"beta": spec.beta, "max_length": None, "router_aux_loss_coef": 0.0}
     if recipe.training.objective == "dpo":
-        # TRL's sigmoid does not go by the smoothing; its robust is sigmoid where there is none.
+        # TRL's `sigmoid` ignores label smoothing; its `robust` equals `sigmoid` without smoothing.
         loss = "robust" if spec.label_smoothing else spec.loss
         smoothing = {"label_smoothing": spec.label_smoothing}
-        return DPOConfig, {**whole, **smoothing, "loss_type": [loss]}
+        return DPOConfig, {**shared, **smoothing, "loss_type": [loss]}
     if recipe.training.objective == "kto":
         weights = {
             "desirable_weight": spec.desirable_weight,
             "undesirable_weight": spec.undesirable_weight,
         }
-        return KTOConfig, {**whole, **weights}
-    from lora_kit.training.preferences.odds import ORPOConfig
+        return KTOConfig, {**shared, **weights}
+    from lora_kit.training.preferences.orpo import ORPOConfig
 
-    # Without a reference, chance in the adapter does no harm.
+    # ORPO has no reference model to compare with, so dropout in the adapter is safe.
     return ORPOConfig, {
         "beta": spec.beta,
         "max_length": recipe.data.max_length,

@@ -1,4 +1,4 @@
-"""The reference policy: the base, which is the model with its adapter switched off."""
+"""Reference policy of preference objectives: the base, i.e. the model with the adapter disabled."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# What TRL 1.16 calls the copy of the adapter that it adds to a model which has one.
-COPY = "ref"
+# Name that TRL 1.16 gives to the copy of an attached adapter.
+REFERENCE_ADAPTER = "ref"
 
 
 @contextmanager
 def base_as_reference(model: PeftModel) -> Iterator[None]:
-    """Have a trainer's constructor leave the adapter alone beside the base.
+    """Delete the reference adapter that a TRL trainer's constructor adds.
 
-    TRL 1.16 takes an adapter that is attached already for one that was trained before, and adds a
-    copy of it as the reference: as much memory again, and a second adapter in what is saved. Where
-    the copy is not there, it switches the adapter off.
+    TRL 1.16 treats an attached adapter as trained before and copies it as the reference policy.
+    The copy doubles the adapter's memory and is saved as a second adapter. Without the copy, TRL
+    computes reference log probabilities with the adapter disabled.
     """
     yield
-    if COPY in model.peft_config:
-        model.delete_adapter(COPY)
+    if REFERENCE_ADAPTER in model.peft_config:
+        model.delete_adapter(REFERENCE_ADAPTER)

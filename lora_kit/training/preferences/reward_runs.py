@@ -1,4 +1,4 @@
-"""Rewards that a reward model gives: one that was trained here, frozen beside the policy."""
+"""Rewards from a reward model that an earlier run trained, loaded frozen beside the policy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from lora_kit.adapter.attach import ADAPTER_CONFIG, adapter_sha256
-from lora_kit.backbone.heads import SavedReward, saved_head
-from lora_kit.data.answered import encode_answered
+from lora_kit.backbone.heads import SavedReward, read_saved_head
+from lora_kit.data.reward_inputs import encode_reward_inputs
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.templates import control_tokens
 from lora_kit.data.tokenization import NO_LIMIT
-from lora_kit.evaluation.engine.rewards import rewarded
+from lora_kit.evaluation.engine.rewards import score_rewards
 from lora_kit.evaluation.item import RewardRequest
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
@@ -24,29 +24,32 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError, RecipeError
 
 RUN = "run:"
-# Answers of a forward pass.
-ROWS = 16
+ANSWERS_PER_PASS = 16
 
 
-def run_of(name: str) -> Path:
-    """The run directory that a reward names.
+def reward_run_directory(name: str) -> Path:
+    """Return the run directory that a reward names as `run:DIRECTORY`.
 
     Raises:
-        RecipeError: if it is not that of a reward model.
+        RecipeError: if the directory is not the run of a reward model.
     """
     path = Path(name.removeprefix(RUN))
     adapter = RunDirectory(path).adapter
     if not (adapter / ADAPTER_CONFIG).is_file():
-        raise RecipeError(f"grpo.rewards: {name}: no run with an adapter lies in {path}")
-    if not isinstance(saved_head(adapter), SavedReward):
         raise RecipeError(
-            f"grpo.rewards: {name}: not a reward model; name a run of training.objective: reward"
+            f"grpo.rewards: no run with an adapter in {path} (got {name}). Fix: name a finished "
+            "run of training.objective: reward"
+        )
+    if not isinstance(read_saved_head(adapter), SavedReward):
+        raise RecipeError(
+            f"grpo.rewards: the run is not a reward model (got {name}). Fix: name a run of "
+            "training.objective: reward"
         )
     return path
 
 
 def reward_digests(recipe: Recipe) -> dict[str, str]:
-    """Of each reward model that rewards answers, and is there, which adapter it is."""
+    """Return the adapter sha256 of each reward model in `grpo.rewards` that exists, by name."""
     names = [name for name in recipe.grpo.rewards if name.startswith(RUN)] if recipe.grpo else []
     adapters = {name: RunDirectory(Path(name.removeprefix(RUN))).adapter for name in names}
     return {
@@ -56,31 +59,36 @@ def reward_digests(recipe: Recipe) -> dict[str, str]:
     }
 
 
-class RunReward:
-    """The reward of an answer behind its prompt, as TRL asks for it.
+class RewardModel:
+    """Frozen reward model that scores answers given their prompts.
 
-    A second model in memory: the policy's backbone has its own adapter, and no head.
+    The reward model is a second model in memory, since the policy's backbone has another adapter
+    and no reward head.
     """
 
     def __init__(self, path: Path):
-        """Load it.
+        """Load the reward model of a run, and report its memory.
 
         Args:
-            path: of the run.
+            path: run directory.
 
         Raises:
             LoraKitError: if the run cannot be opened.
         """
         self.session: Session = open_run(path)
         self.session.model.eval()
-        self._has_cut = False
-        held = sum(p.numel() * p.element_size() for p in self.session.model.parameters())
-        say(f"{path}: the reward model takes {held / 1e9:.2f} GB beside the policy")
+        self._has_truncated = False
+        size = sum(p.numel() * p.element_size() for p in self.session.model.parameters())
+        say(f"{path}: the reward model takes {size / 1e9:.2f} GB in addition to the policy")
 
     def require_readable(self, rows: Sequence[Row]) -> None:
-        """Raises DataError for a row whose turns this backbone cannot carry, before it is asked."""
+        """Refuse rows that the reward model cannot encode, before training starts.
+
+        Raises:
+            DataError: naming the row.
+        """
         try:
-            encode_answered(rows, self.session.backbone.tokenizer, NO_LIMIT)
+            encode_reward_inputs(rows, self.session.backbone.tokenizer, NO_LIMIT)
         except DataError as error:
             raise DataError(f"grpo.rewards: {self.session.run.root}: {error}") from error
 
@@ -88,11 +96,11 @@ class RunReward:
     def __call__(
         self, prompts: Sequence[Sequence[dict[str, Any]]], answers: Sequence[str]
     ) -> list[float]:
-        """Log-odds, in the order of the answers.
+        """Return the reward of each answer in log-odds, in the order of the answers.
 
         Args:
             prompts: turns before each answer.
-            answers: what the policy said; control tokens that are written out in it are left out.
+            answers: the policy's answers; control tokens written out in them are removed.
         """
         backbone = self.session.backbone
         control = control_tokens(backbone.tokenizer)
@@ -102,28 +110,31 @@ class RunReward:
                 "",
                 (
                     *(Message(turn["role"], turn["content"]) for turn in prompt),
-                    Message("assistant", _without(control, answer)),
+                    Message("assistant", _strip_control_tokens(control, answer)),
                 ),
             )
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        # Cut where the model ends and nowhere else: what is cut off an answer has no reward.
-        encoded = encode_answered(rows, backbone.tokenizer, NO_LIMIT)
-        if any(example.truncated for example in encoded) and not self._has_cut:
-            self._has_cut = True
-            say(f"{self.session.run.root}: prompts and answers are cut where the model ends")
+        # Only the reward model's positions limit the length: a truncated part gets no reward.
+        encoded = encode_reward_inputs(rows, backbone.tokenizer, NO_LIMIT)
+        if any(example.truncated for example in encoded) and not self._has_truncated:
+            self._has_truncated = True
+            say(
+                f"{self.session.run.root}: prompts and answers longer than the reward model's "
+                "positions are truncated. Fix: lower data.max_length or grpo.max_new_tokens"
+            )
         requests = [RewardRequest((example.input_ids,)) for example in encoded]
         pad, device = backbone.tokenizer.pad_token_id, backbone.model.device
-        found: list[float] = []
-        for start in range(0, len(requests), ROWS):
-            some = requests[start : start + ROWS]
-            outcomes = rewarded(self.session.model, some, pad, device)
-            found += [outcome.log_likelihoods[0] for outcome in outcomes]
-        return found
+        rewards: list[float] = []
+        for start in range(0, len(requests), ANSWERS_PER_PASS):
+            batch = requests[start : start + ANSWERS_PER_PASS]
+            outcomes = score_rewards(self.session.model, batch, pad, device)
+            rewards += [outcome.log_likelihoods[0] for outcome in outcomes]
+        return rewards
 
 
-def _without(control: re.Pattern[str] | None, text: str) -> str:
-    """A text without control tokens, those that stand there once others are gone included."""
+def _strip_control_tokens(control: re.Pattern[str] | None, text: str) -> str:
+    """Remove control tokens, including those that appear only once others are removed."""
     while control and control.search(text):
         text = control.sub("", text)
     return text

@@ -1,6 +1,6 @@
-"""Rewards: the harness's metrics of an answer against the row's reference, or a reward model's.
+"""Reward functions of GRPO: metrics of an answer against its reference, or a reward model.
 
-An evaluation with a `generation` task of the same metric measures what is rewarded here.
+An evaluation with a `generation` task of the same metric measures the same quantity.
 """
 
 from __future__ import annotations
@@ -10,72 +10,71 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.data.rows import Row
-from lora_kit.evaluation.grading import said
+from lora_kit.evaluation.grading import extract_scored_text
 from lora_kit.metrics.load import Metric, load_metric
 from lora_kit.recipe.objective import GrpoSpec
 from lora_kit.runtime.errors import EvaluationError, RecipeError
-from lora_kit.training.preferences.reward_runs import RUN, RunReward, run_of
+from lora_kit.training.preferences.reward_runs import RUN, RewardModel, reward_run_directory
 
 Reward = Callable[..., list[float | None]]
 
 
-def rewards_of(spec: GrpoSpec, rows: Sequence[Row] = ()) -> list[Reward]:
-    """One function a metric or a reward model, as TRL calls them.
+def reward_functions(spec: GrpoSpec, rows: Sequence[Row] = ()) -> list[Reward]:
+    """Return one reward function per metric or reward model, with the signature that TRL calls.
 
     Args:
-        spec: which.
-        rows: whose prompts are going to be answered; a reward model has to be able to read them.
+        spec: the recipe's `grpo` section.
+        rows: training rows, whose prompts every reward model must be able to encode.
 
     Raises:
-        RecipeError: if there is no such metric, or a run is not that of a reward model.
-        DataError: naming the row that a reward model cannot read.
+        RecipeError: if a metric does not exist, or a run is not that of a reward model.
+        DataError: naming a row that a reward model cannot encode.
     """
     first_line = spec.scored_text == "first_line"
-    found = [_reward(name, first_line, rows) for name in spec.rewards]
-    # What the figures of a step are named by; of one name, they would be taken for one another.
-    short = [reward.__name__ for reward in found]
-    for name, reward in zip(spec.rewards, found, strict=True):
-        if short.count(reward.__name__) > 1:
+    rewards: list[Reward] = []
+    for name in spec.rewards:
+        source = resolve_reward(name)
+        if isinstance(source, Path):
+            rewards.append(_model_reward(source, first_line, rows))
+        else:
+            rewards.append(_metric_reward(source, name, first_line))
+    # TRL names the metrics of a step after the functions, so equal names would be merged.
+    short_names = [reward.__name__ for reward in rewards]
+    for name, reward in zip(spec.rewards, rewards, strict=True):
+        if short_names.count(reward.__name__) > 1:
             reward.__name__ = name
-    return found
+    return rewards
 
 
-def metric_or_run(name: str) -> Metric | Path:
-    """What a recipe calls a reward: a metric, or the run of a reward model.
+def resolve_reward(name: str) -> Metric | Path:
+    """Return the metric, or the run directory of the reward model, that a recipe names.
 
     Raises:
-        RecipeError: if there is no such metric, or the run is not that of a reward model.
+        RecipeError: if the metric does not exist, or the run is not that of a reward model.
     """
     if name.startswith(RUN):
-        return run_of(name)
+        return reward_run_directory(name)
     try:
         return load_metric(name, allow_hub=False)
     except EvaluationError as error:
         raise RecipeError(f"grpo.rewards: {error}") from error
 
 
-def _reward(name: str, first_line: bool, rows: Sequence[Row]) -> Reward:
-    found = metric_or_run(name)
-    if isinstance(found, Path):
-        return _of_a_run(found, first_line, rows)
-    return _of_a_metric(found, name, first_line)
-
-
-def _of_a_metric(metric: Metric, name: str, first_line: bool) -> Reward:
+def _metric_reward(metric: Metric, name: str, first_line: bool) -> Reward:
     def reward(
         completions: Sequence[Sequence[dict[str, Any]]], reference: Sequence[str], **_: Any
     ) -> list[float | None]:
         return [
-            metric(said(turns[0]["content"], first_line), [wanted])
-            for turns, wanted in zip(completions, reference, strict=True)
+            metric(extract_scored_text(turns[0]["content"], first_line), [expected])
+            for turns, expected in zip(completions, reference, strict=True)
         ]
 
     reward.__name__ = Path(name).stem
     return reward
 
 
-def _of_a_run(path: Path, first_line: bool, rows: Sequence[Row]) -> Reward:
-    model = RunReward(path)
+def _model_reward(path: Path, first_line: bool, rows: Sequence[Row]) -> Reward:
+    model = RewardModel(path)
     model.require_readable(rows)
 
     def reward(
@@ -83,7 +82,8 @@ def _of_a_run(path: Path, first_line: bool, rows: Sequence[Row]) -> Reward:
         completions: Sequence[Sequence[dict[str, Any]]],
         **_: Any,
     ) -> list[float | None]:
-        return [*model(prompts, [said(turns[0]["content"], first_line) for turns in completions])]
+        answers = [extract_scored_text(turns[0]["content"], first_line) for turns in completions]
+        return [*model(prompts, answers)]
 
     reward.__name__ = path.resolve().name
     return reward

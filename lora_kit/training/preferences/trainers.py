@@ -1,4 +1,4 @@
-"""TRL's trainers of preferences, on our tokens, in our steps, with our checkpoints."""
+"""Preference trainers: TRL's losses, with this package's tokenization, steps and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,49 +13,52 @@ from datasets.table import InMemoryTable
 from torch.utils.data import DataLoader
 from trl import DPOTrainer, KTOTrainer
 
-from lora_kit.data.batches import LengthGroupedSampler, StepShares
+from lora_kit.data.batches import LengthGroupedSampler, StepShareSampler
 from lora_kit.data.units import Unit
-from lora_kit.training.preferences.borrowing import BorrowingTrainer
-from lora_kit.training.preferences.scored_forward import score_answers_alone
+from lora_kit.training.preferences.answer_log_probs import score_answers_only
+from lora_kit.training.preferences.trl_trainer import TrlTrainer
 from lora_kit.training.preferences.unit_batches import (
-    Batch,
-    groups_of,
-    judged,
-    of_a_step,
-    pairs,
-    prompt_of,
+    PreferenceBatch,
+    collate_step,
+    dpo_batch,
+    kto_batch,
+    prompt_tokens,
+    split_into_passes,
 )
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-REWARDS = (
+REWARD_METRICS = (
     *("rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected"),
     *("logps/chosen", "logps/rejected"),
 )
 
 
-class Numbers(Dataset):
-    """The numbers of units, in the form that TRL wants; the units stay where they are."""
+class UnitIndices(Dataset):
+    """Data set of unit indices: TRL requires a data set, and the units are not copied into one."""
 
     @classmethod
-    def of(cls, units: Sequence[Unit]) -> Numbers:
-        """One a unit."""
+    def of(cls, units: Sequence[Unit]) -> UnitIndices:
+        """Build a data set with the column `row`, one index per unit."""
         return cls(InMemoryTable(pa.table({"row": range(len(units))})))
 
-    def map(self, *_args: Any, **_options: Any) -> Numbers:
-        """Itself: TRL's ORPOTrainer tokenizes whatever it is given."""
+    def map(self, *_args: Any, **_options: Any) -> UnitIndices:
+        """Return the data set unchanged, since TRL's ORPOTrainer would tokenize it."""
         return self
 
 
-class UnitTrainer(BorrowingTrainer):
-    """What TRL's trainers of preferences have in common here; one of them stands behind it.
+class PreferenceTrainer(TrlTrainer):
+    """Base class of trainers on preference units; combined with one of TRL's trainers.
 
-    A batch of the data loader is a whole optimizer step, in the order of sft, and each forward pass
-    weighs as much as it has units: an average of averages would favour those of a short pass.
+    A batch of the data loader is a complete optimizer step, in the order of sft. Each forward pass
+    is weighted by its number of units, because a mean of means would favour units of short passes.
+
+    Attributes:
+        batch_of: function from units and the padding token id to the tensors of a forward pass.
     """
 
-    batch_of: Callable[[Sequence[Unit], int], Batch]
+    batch_of: Callable[[Sequence[Unit], int], PreferenceBatch]
 
     def __init__(
         self,
@@ -68,48 +71,50 @@ class UnitTrainer(BorrowingTrainer):
         save_total_limit: int,
         **kwargs: Any,
     ):
-        """Take adapter and tokens as they are.
+        """Build the trainer without changing the adapter's dtype or tokenizing again.
 
         Args:
-            args: of TRL's trainer.
-            model: with its adapter attached.
-            units: that are trained on.
-            batch_size: units of an optimizer step.
-            micro_batch_size: most units of a forward pass.
-            pad_token_id: what short rows are filled up with.
-            save_total_limit: how many are left standing.
-            kwargs: of TRL's trainer.
+            args: arguments of TRL's trainer.
+            model: the model with its adapter attached.
+            units: preference pairs or rated answers to train on, tokenized.
+            batch_size: units per optimizer step.
+            micro_batch_size: largest number of units per forward pass.
+            pad_token_id: id that pads short rows.
+            save_total_limit: number of checkpoints to keep.
+            kwargs: keyword arguments of TRL's trainer.
         """
-        with self.borrowing(model):
+        with self.protecting(model):
             super().__init__(
                 *args,
                 model=model,
-                train_dataset=Numbers.of(units),
-                data_collator=partial(of_a_step, units=units),
+                train_dataset=UnitIndices.of(units),
+                data_collator=partial(collate_step, units=units),
                 **kwargs,
             )
         self._prepare_forward(model)
         self._units = units
         self.lengths = [unit.length for unit in units]
         self.batch_size = batch_size
-        self.like_length = micro_batch_size
+        self.length_group_size = micro_batch_size
         self._pad_token_id = pad_token_id
         self.save_total_limit = save_total_limit
 
     def _prepare_forward(self, model: PeftModel) -> None:
-        score_answers_alone(model)
+        score_answers_only(model)
 
-    def _batch(self, group: Sequence[Unit]) -> Batch:
+    def _batch(self, group: Sequence[Unit]) -> PreferenceBatch:
         return type(self).batch_of(group, self._pad_token_id)
 
     def _prepare_dataset(self, dataset: Any, *_args: Any) -> Any:
-        """TRL's tokenizes; ours is tokenized."""
+        """Return the data set unchanged: the units are tokenized already."""
         return dataset
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Whole steps, made into tensors when they are cut into forward passes."""
-        self.sampler = LengthGroupedSampler(self.lengths, self.like_length, self.args.data_seed)
-        shares = StepShares(self.sampler, self.batch_size)
+        """Return a loader of complete steps, which `training_step` splits into tensors."""
+        self.sampler = LengthGroupedSampler(
+            self.lengths, self.length_group_size, self.args.data_seed
+        )
+        shares = StepShareSampler(self.sampler, self.batch_size)
         return DataLoader(self.train_dataset, batch_sampler=shares, collate_fn=self.data_collator)
 
     def training_step(
@@ -118,10 +123,10 @@ class UnitTrainer(BorrowingTrainer):
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Forward and backward over an optimizer step.
+        """Run forward and backward passes over an optimizer step.
 
         Returns:
-            The mean of the units' losses.
+            Mean loss over the step's units, a scalar.
         """
         del num_items_in_batch
         model.train()
@@ -130,77 +135,81 @@ class UnitTrainer(BorrowingTrainer):
         self.tokens += sum(len(e.input_ids) for unit in units for e in unit.examples)
         self._begin_step(units)
         total = torch.zeros((), device=self.args.device)
-        said: dict[str, list[tuple[float, int]]] = {}
-        for group in groups_of(units, self.like_length):
+        values: dict[str, list[tuple[float, int]]] = {}
+        for group in split_into_passes(units, self.length_group_size):
             batch = self._prepare_inputs(self._batch(group))
             with self.compute_loss_context_manager():
                 loss = self.compute_loss(model, batch) * (len(group) / len(units))
             self.accelerator.backward(loss)
             total += loss.detach()
-            for name in [name for name in self.figures if self._said.get(name)]:
-                value = self._said.pop(name)[-1]
-                said.setdefault(name, []).append((value, self._counted(name, group)))
-        for name, mean in self._means(said).items():
-            self._said[name].append(mean)
+            for name in [name for name in self.logged_metrics if self._logged.get(name)]:
+                value = self._logged.pop(name)[-1]
+                values.setdefault(name, []).append((value, self._unit_count(name, group)))
+        for name, mean in self._step_means(values).items():
+            self._logged[name].append(mean)
         return total
 
     def _begin_step(self, units: Sequence[Unit]) -> None:
-        """What a pass has to know of the step that it is a part of."""
+        """Prepare values that every forward pass of the step needs; does nothing by default."""
 
     @property
-    def _said(self) -> dict[str, list[float]]:
-        """What TRL has noted since the last line of `metrics.jsonl`, a value a pass."""
-        found: dict[str, list[float]] = self._metrics["train"]
-        return found
+    def _logged(self) -> dict[str, list[float]]:
+        """Values that TRL has logged since the last line of `metrics.jsonl`, one per pass."""
+        metrics: dict[str, list[float]] = self._metrics["train"]
+        return metrics
 
-    def _counted(self, name: str, group: Sequence[Unit]) -> int:
-        """How many units of a pass a figure is the mean of."""
+    def _unit_count(self, name: str, group: Sequence[Unit]) -> int:
+        """Return the number of units of a pass that a metric is the mean of."""
         del name
         return len(group)
 
-    def _means(self, said: Mapping[str, Sequence[tuple[float, int]]]) -> dict[str, float]:
-        """Of a step's units; TRL's are of its passes, however few units one has."""
+    def _step_means(self, values: Mapping[str, Sequence[tuple[float, int]]]) -> dict[str, float]:
+        """Return the mean of each metric over a step's units; TRL averages over passes instead.
+
+        Args:
+            values: for each metric, its value and number of units in each pass.
+        """
         return {
-            name: sum(value * count for value, count in values) / sum(count for _, count in values)
-            for name, values in said.items()
+            name: sum(value * count for value, count in pairs) / sum(count for _, count in pairs)
+            for name, pairs in values.items()
         }
 
 
-class PairTrainer(UnitTrainer, DPOTrainer):
+class DpoStepTrainer(PreferenceTrainer, DPOTrainer):
     """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
 
-    batch_of = staticmethod(pairs)
-    figures = REWARDS
+    batch_of = staticmethod(dpo_batch)
+    logged_metrics = REWARD_METRICS
 
 
-class JudgedTrainer(UnitTrainer, KTOTrainer):
+class KtoStepTrainer(PreferenceTrainer, KTOTrainer):
     """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306)."""
 
-    figures = ("kl", *REWARDS[1:])
+    logged_metrics = ("kl", *REWARD_METRICS[1:])
 
-    def _counted(self, name: str, group: Sequence[Unit]) -> int:
-        good = sum(bool(unit.row.desirable) for unit in group)
-        return {"chosen": good, "rejected": len(group) - good}.get(
+    def _unit_count(self, name: str, group: Sequence[Unit]) -> int:
+        desirable = sum(bool(unit.row.desirable) for unit in group)
+        return {"chosen": desirable, "rejected": len(group) - desirable}.get(
             name.rpartition("/")[2], len(group)
         )
 
-    def _means(self, said: Mapping[str, Sequence[tuple[float, int]]]) -> dict[str, float]:
-        found = super()._means(said)
-        if {"rewards/chosen", "rewards/rejected"} <= set(found):
-            found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
-        return found
+    def _step_means(self, values: Mapping[str, Sequence[tuple[float, int]]]) -> dict[str, float]:
+        means = super()._step_means(values)
+        if {"rewards/chosen", "rewards/rejected"} <= set(means):
+            means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+        return means
 
-    def _batch(self, group: Sequence[Unit]) -> Batch:
-        # For a step's last pass there may be one left; its own answer would say nothing of the
-        # divergence from answers to other prompts.
-        beside = self._another(group[0]) if len(group) == 1 else None
-        # No prompt with its own answer is longer, so that the backbone has a place for each token.
-        return judged(group, self._pad_token_id, max(self.lengths), beside)
+    def _batch(self, group: Sequence[Unit]) -> PreferenceBatch:
+        # KTO estimates the divergence on answers to other prompts, so a unit that is alone in the
+        # last pass borrows the answer of another unit.
+        other = self._other_unit(group[0]) if len(group) == 1 else None
+        # No mismatched row is longer than the longest row, which the backbone's positions fit.
+        return kto_batch(group, self._pad_token_id, max(self.lengths), other)
 
-    def _another(self, unit: Unit) -> Unit | None:
-        """One of those that follow it in the data, to another prompt if there is one."""
-        place = next(number for number, one in enumerate(self._units) if one is unit)
-        others = [*self._units[place + 1 :], *self._units[:place]]
-        prompt = prompt_of(unit.examples[0])
-        elsewhere = (one for one in others if prompt_of(one.examples[0]) != prompt)
-        return next(elsewhere, next(iter(others), None))
+    def _other_unit(self, unit: Unit) -> Unit | None:
+        """Return the next unit in the data, cyclically, that has another prompt if one exists."""
+        index = next(number for number, one in enumerate(self._units) if one is unit)
+        others = [*self._units[index + 1 :], *self._units[:index]]
+        prompt = prompt_tokens(unit.examples[0])
+        other_prompts = (one for one in others if prompt_tokens(one.examples[0]) != prompt)
+        return next(other_prompts, next(iter(others), None))

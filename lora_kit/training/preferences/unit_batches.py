@@ -1,6 +1,6 @@
-"""From a step's units to the tensors that TRL's losses take.
+"""Tensors for TRL's losses from the units of a step.
 
-The tokens are ours: TRL would tokenize rows itself, once more and in another way.
+The units are tokenized by this package: TRL would tokenize the rows again, and differently.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ from typing import Any
 
 import torch
 
-from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.data.units import Unit
 
-Batch = dict[str, torch.Tensor]
+PreferenceBatch = dict[str, torch.Tensor]
 
 
-def of_a_step(features: Sequence[dict[str, int]], units: Sequence[Unit]) -> dict[str, Any]:
-    """A step: its units, and which of all they are."""
+def collate_step(features: Sequence[dict[str, int]], units: Sequence[Unit]) -> dict[str, Any]:
+    """Collate a step: its `units`, and as `rows` their indices in the data set."""
     rows = [feature["row"] for feature in features]
     return {"units": [units[row] for row in rows], "rows": rows}
 
 
-def groups_of(units: Sequence[Unit], size: int) -> list[list[Unit]]:
-    """Cut a step into forward passes of at most `size` units, the longest first.
+def split_into_passes(units: Sequence[Unit], size: int) -> list[list[Unit]]:
+    """Split a step into forward passes of at most `size` units, longest units first.
 
-    None has one unit alone if another has more than two: kto takes other answers beside each.
+    With `size` above 2 no pass of several holds a single unit, since KTO pairs each prompt with
+    another unit's answer.
     """
     ordered = sorted(units, key=lambda unit: -unit.length)
     groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
@@ -34,75 +35,77 @@ def groups_of(units: Sequence[Unit], size: int) -> list[list[Unit]]:
     return groups
 
 
-def pairs(units: Sequence[Unit], pad_token_id: int) -> Batch:
-    """What DPO takes: all chosen, then all rejected.
+def dpo_batch(units: Sequence[Unit], pad_token_id: int) -> PreferenceBatch:
+    """Build the batch of DPO: all chosen answers, then all rejected ones.
 
     Returns:
         `input_ids`, `attention_mask` and `completion_mask`, each (2 * pairs, length) int64.
     """
     sides = zip(*(unit.examples for unit in units), strict=True)
-    return padded([example for side in sides for example in side], pad_token_id)
+    return completion_batch([example for side in sides for example in side], pad_token_id)
 
 
-def both_sides(units: Sequence[Unit], pad_token_id: int) -> Batch:
-    """What a reward model takes: all chosen, then all rejected.
+def reward_batch(units: Sequence[Unit], pad_token_id: int) -> PreferenceBatch:
+    """Build the batch of a reward model: all chosen answers, then all rejected ones.
 
     Returns:
         `input_ids` and `attention_mask`, each (2 * pairs, length) int64.
     """
-    batch = pairs(units, pad_token_id)
+    batch = dpo_batch(units, pad_token_id)
     del batch["completion_mask"]
     return batch
 
 
-def odds(units: Sequence[Unit], pad_token_id: int) -> Batch:
-    """What ORPO takes: chosen and rejected beside one another.
+def orpo_batch(units: Sequence[Unit], pad_token_id: int) -> PreferenceBatch:
+    """Build the batch of ORPO: separate tensors of chosen and rejected answers.
 
     Returns:
-        `input_ids`, `attention_mask` and `labels` of each side, (pairs, length) int64.
+        `input_ids`, `attention_mask` and `labels` of each side, prefixed `chosen_` and `rejected_`,
+        each (pairs, length) int64.
     """
-    batch: Batch = {}
+    batch: PreferenceBatch = {}
     for side, examples in zip(
         ("chosen", "rejected"), zip(*(unit.examples for unit in units), strict=True), strict=True
     ):
-        one = padded(examples, pad_token_id)
+        one = completion_batch(examples, pad_token_id)
         mask = one.pop("completion_mask")
-        one["labels"] = one["input_ids"].masked_fill(mask == 0, IGNORED)
+        one["labels"] = one["input_ids"].masked_fill(mask == 0, IGNORE_INDEX)
         batch |= {f"{side}_{name}": tensor for name, tensor in one.items()}
     return batch
 
 
-def judged(
-    units: Sequence[Unit], pad_token_id: int, longest: int, beside: Unit | None = None
-) -> Batch:
-    """What KTO takes: answers with labels, and each prompt with the answer to the one before it.
+def kto_batch(
+    units: Sequence[Unit], pad_token_id: int, max_length: int, other: Unit | None = None
+) -> PreferenceBatch:
+    """Build the batch of KTO: rated answers, and each prompt with the preceding unit's answer.
 
     Args:
-        units: of a forward pass.
-        pad_token_id: what short rows are filled up with.
-        longest: tokens of a prompt with another's answer, whose end is cut off.
-        beside: whose answer the first prompt is given, by default that of the last.
+        units: units of a forward pass.
+        pad_token_id: id that pads short rows.
+        max_length: tokens to which a prompt with another unit's answer is truncated.
+        other: unit whose answer is paired with the first prompt; by default the last of `units`.
 
     Returns:
-        `input_ids`, `attention_mask` and `completion_mask`, the same with `KL_` before the name,
-        each (answers, length) int64, and `label` (answers,) bool.
+        `input_ids`, `attention_mask` and `completion_mask`, the same for the mismatched answers
+        prefixed `KL_`, each (answers, length) int64, and `label`, (answers,) bool.
     """
     examples = [unit.examples[0] for unit in units]
-    first = beside.examples[0] if beside else examples[-1]
-    others = [first, *examples[:-1]]
+    first = other.examples[0] if other else examples[-1]
+    answers = [first, *examples[:-1]]
     mismatched = [
-        _answered_by(one, other, longest) for one, other in zip(examples, others, strict=True)
+        _with_answer_of(one, answer, max_length)
+        for one, answer in zip(examples, answers, strict=True)
     ]
-    divergence = padded(mismatched, pad_token_id)
+    divergence = completion_batch(mismatched, pad_token_id)
     return {
-        **padded(examples, pad_token_id),
+        **completion_batch(examples, pad_token_id),
         **{f"KL_{name}": tensor for name, tensor in divergence.items()},
         "label": torch.tensor([bool(unit.row.desirable) for unit in units]),
     }
 
 
-def padded(examples: Sequence[Example], pad_token_id: int) -> Batch:
-    """Pad on the right, as TRL's losses expect.
+def completion_batch(examples: Sequence[Example], pad_token_id: int) -> PreferenceBatch:
+    """Pad examples on the right, as TRL's losses expect.
 
     Returns:
         `input_ids`, `attention_mask` and `completion_mask`, each (examples, length) int64.
@@ -117,23 +120,23 @@ def padded(examples: Sequence[Example], pad_token_id: int) -> Batch:
         used = len(example.input_ids)
         batch["input_ids"][row, :used] = torch.tensor(example.input_ids)
         batch["attention_mask"][row, :used] = 1
-        learned = torch.tensor(example.labels) != IGNORED
+        learned = torch.tensor(example.labels) != IGNORE_INDEX
         batch["completion_mask"][row, :used] = learned.long()
     return batch
 
 
-def prompt_of(example: Example) -> tuple[int, ...]:
-    """The tokens before the answer."""
-    return example.input_ids[: _answer(example)]
+def prompt_tokens(example: Example) -> tuple[int, ...]:
+    """Return the token ids before the answer."""
+    return example.input_ids[: _answer_start(example)]
 
 
-def _answered_by(one: Example, other: Example, longest: int) -> Example:
-    """One example's prompt with another's answer, as much of it as there is room for."""
-    prompt, answer = prompt_of(one), other.input_ids[_answer(other) :]
-    answer = answer[: longest - len(prompt)]
-    return Example(prompt + answer, (IGNORED,) * len(prompt) + answer)
+def _with_answer_of(one: Example, other: Example, max_length: int) -> Example:
+    """Return an example's prompt with another's answer, truncated to `max_length` tokens."""
+    prompt, answer = prompt_tokens(one), other.input_ids[_answer_start(other) :]
+    answer = answer[: max_length - len(prompt)]
+    return Example(prompt + answer, (IGNORE_INDEX,) * len(prompt) + answer)
 
 
-def _answer(example: Example) -> int:
-    """Where it begins."""
-    return next(n for n, label in enumerate(example.labels) if label != IGNORED)
+def _answer_start(example: Example) -> int:
+    """Return the index of the answer's first token."""
+    return next(n for n, label in enumerate(example.labels) if label != IGNORE_INDEX)

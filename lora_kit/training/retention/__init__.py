@@ -1,1 +1,1 @@
-"""Ways to keep what the base knew while something else is learned."""
+"""Retention methods: training that preserves the base's abilities while learning a new task."""

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: weights that the base's texts depend on are held in their place."""
+"""Elastic weight consolidation: penalize updates of weights that matter for the base's texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.recipe.retention import EwcSpec
 from lora_kit.runtime.console import meter
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.before_clipping import BeforeClipping
+from lora_kit.training.gradient_hooks import GradientHook
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,22 +26,23 @@ Fisher = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """LoRA's update of one layer, `scaling * second @ first`, and the layer that it changes.
+class LowRankUpdate:
+    """LoRA update of one linear layer: `scaling * lora_b @ lora_a`, added to the base's weight.
 
     Attributes:
-        first: (rank, in).
-        second: (out, rank).
+        base: the adapted linear layer.
+        lora_a: (rank, in).
+        lora_b: (out, rank).
     """
 
     base: torch.nn.Module
-    first: torch.nn.Parameter
-    second: torch.nn.Parameter
+    lora_a: torch.nn.Parameter
+    lora_b: torch.nn.Parameter
     scaling: float
 
 
-def low_rank_updates(model: PeftModel) -> dict[str, LowRank]:
-    """LoRA's update of each linear layer, by the layer's name."""
+def lora_updates(model: PeftModel) -> dict[str, LowRankUpdate]:
+    """Return the LoRA update of each adapted linear layer, by the layer's name."""
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import ParamWrapper
 
@@ -52,7 +53,7 @@ def low_rank_updates(model: PeftModel) -> dict[str, LowRank]:
         if "default" in layer.lora_A
     }
     return {
-        name: LowRank(
+        name: LowRankUpdate(
             layer.get_base_layer(),
             layer.lora_A["default"].weight,
             layer.lora_B["default"].weight,
@@ -62,13 +63,13 @@ def low_rank_updates(model: PeftModel) -> dict[str, LowRank]:
     }
 
 
-class EwcPenalty(BeforeClipping):
-    """The penalty weight / 2 * sum(F * D^2) on the update D of each layer.
+class EwcPenalty(GradientHook):
+    """EWC penalty, weight / 2 * sum(F * D^2), on the update D of each layer.
 
     Kirkpatrick et al. 2017, arXiv:1612.00796. F is the diagonal of the base's empirical Fisher
-    information of the full weight, not of LoRA's factors: half of sum(F * D^2) is the divergence
-    from the base in nats per token, to second order and as far as the diagonal goes. It is kept in
-    bfloat16: as much memory as the adapted weights take in it.
+    information of the full weight, not of LoRA's factors. Half of sum(F * D^2) approximates the
+    divergence from the base in nats per token, to second order and ignoring off-diagonal terms. F
+    is stored in bfloat16 and takes as much memory as the adapted weights do in bfloat16.
     """
 
     def __init__(
@@ -78,94 +79,96 @@ class EwcPenalty(BeforeClipping):
         examples: Sequence[Example],
         spec: EwcSpec,
     ):
-        """Plan.
+        """Find the LoRA updates; the Fisher information is estimated when training begins.
 
         Args:
-            model: with its adapter, not wrapped for several processes.
-            backbone: of the model.
-            examples: the base's texts, every token labelled.
-            spec: what a nat is worth.
+            model: the model with its adapter, not wrapped for several processes.
+            backbone: the frozen model.
+            examples: texts that the base should retain, every token labelled.
+            spec: weight of the penalty.
         """
         self._model = model
         self._backbone = backbone
         self._examples = tuple(examples)
         self._weight = spec.weight
-        self._updates = low_rank_updates(model)
+        self._updates = lora_updates(model)
         self._fisher: Fisher = {}
 
     def on_train_begin(
         self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
-        """Measure what the base's texts depend on, the adapter switched off."""
+        """Estimate the Fisher information of the base, with the adapter disabled."""
         bases = {name: update.base for name, update in self._updates.items()}
-        self._fisher = fisher(self._model, self._backbone, self._examples, bases)
+        self._fisher = empirical_fisher(self._model, self._backbone, self._examples, bases)
 
-    def change(self, state: TrainerState, scale: float) -> None:
-        """Add the penalty's gradient: after the others' were added up, it is the same for all."""
+    def modify_gradients(self, state: TrainerState, scale: float) -> None:
+        """Add the penalty's gradient after the reduction: all processes compute the same one."""
         del state
         weight = self._weight * scale
         with torch.no_grad():
             for name, update in self._updates.items():
-                first, second, scaling = update.first, update.second, update.scaling
-                slope = weight * scaling**2 * self._fisher[name].float() * (second @ first)
-                for factor, gradient in ((second, slope @ first.T), (first, second.T @ slope)):
+                lora_a, lora_b, scaling = update.lora_a, update.lora_b, update.scaling
+                slope = weight * scaling**2 * self._fisher[name].float() * (lora_b @ lora_a)
+                for factor, gradient in ((lora_b, slope @ lora_a.T), (lora_a, lora_b.T @ slope)):
                     factor.grad = gradient if factor.grad is None else factor.grad + gradient
 
 
-def fisher(
+def empirical_fisher(
     model: PeftModel,
     backbone: Backbone,
     examples: Sequence[Example],
     layers: dict[str, torch.nn.Module],
 ) -> Fisher:
-    """Diagonal of the empirical Fisher information of some layers' weights, per token.
+    """Compute the diagonal of the empirical Fisher information of layers' weights, per token.
 
-    The square of a text's gradient, over its tokens, averaged over texts. The weights are frozen,
-    and may be quantized: their gradient is made of what goes into a layer and what comes back.
+    The information is the squared gradient of a text's loss, divided by the text's tokens, averaged
+    over texts. The weights are frozen and may be quantized, so their gradient is computed from each
+    layer's input and the gradient of its output.
 
     Args:
-        model: with its adapter, which is switched off.
-        backbone: of the model.
+        model: the model with its adapter, which is disabled here.
+        backbone: the frozen model.
         examples: texts, every token labelled.
-        layers: linear ones, by name.
+        layers: linear layers by name.
 
     Returns:
-        (out, in) bfloat16 by name.
+        Fisher information by layer name, (out, in) bfloat16.
     """
     total: Fisher = {}
     is_shown = process_state().is_main_process
     with (
-        meter("what the base depends on", len(examples), visible=is_shown) as progress,
+        meter("estimating Fisher information", len(examples), visible=is_shown) as progress,
         eval_mode(model),
         adapter_disabled(model),
-        _with_gradients(model),
+        _activation_gradients(model),
     ):
         for example in examples:
             padded = pad_examples([example], backbone.tokenizer.pad_token_id)
             batch = to_device(padded, backbone.model.device)
-            with _gradients_of(layers) as gradients:
+            with _weight_gradients(layers) as gradients:
                 nll, _ = supervised_nll(model, batch)
                 nll.sum().backward()  # type: ignore[no-untyped-call]
             for name, gradient in gradients.items():
-                part = gradient.float().square() / (len(nll) * len(examples))
-                total[name] = total[name] + part if name in total else part
+                term = gradient.float().square() / (len(nll) * len(examples))
+                total[name] = total[name] + term if name in total else term
             progress.advance()
     return {name: tensor.bfloat16() for name, tensor in total.items()}
 
 
 @contextmanager
-def _with_gradients(model: PeftModel) -> Iterator[None]:
-    """While open, activations have gradients though nothing is trained."""
+def _activation_gradients(model: PeftModel) -> Iterator[None]:
+    """Give activations gradients although no parameter is trained."""
 
     def require(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
         output.requires_grad_()
 
-    words = model.get_input_embeddings().weight
-    # An encoder with a decoder has several modules of one matrix.
+    embeddings = model.get_input_embeddings().weight
+    # Several modules of an encoder-decoder share the embedding matrix.
     handles = [
         module.register_forward_hook(require)
         for module in model.modules()
-        if getattr(module, "weight", None) is words and module is not model.get_output_embeddings()
+        if getattr(module, "weight", None) is embeddings
+        and module is not model.get_output_embeddings()
     ]
     try:
         yield
@@ -175,16 +178,16 @@ def _with_gradients(model: PeftModel) -> Iterator[None]:
 
 
 @contextmanager
-def _gradients_of(layers: dict[str, torch.nn.Module]) -> Iterator[Fisher]:
-    """The gradients of frozen weights, (out, in), of what is differentiated while it is open."""
-    found: Fisher = {}
+def _weight_gradients(layers: dict[str, torch.nn.Module]) -> Iterator[Fisher]:
+    """Yield a dictionary that backward passes fill with gradients of frozen weights, (out, in)."""
+    gradients: Fisher = {}
 
     def watch(name: str) -> Any:
         def forward(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            entering = inputs[0].detach().flatten(0, -2)
+            layer_input = inputs[0].detach().flatten(0, -2)
 
             def backward(gradient: torch.Tensor) -> None:
-                found[name] = gradient.flatten(0, -2).to(entering.dtype).T @ entering
+                gradients[name] = gradient.flatten(0, -2).to(layer_input.dtype).T @ layer_input
 
             output.register_hook(backward)  # type: ignore[no-untyped-call]
 
@@ -192,7 +195,7 @@ def _gradients_of(layers: dict[str, torch.nn.Module]) -> Iterator[Fisher]:
 
     handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
     try:
-        yield found
+        yield gradients
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""The KL anchor: on texts of another kind, what is trained goes on saying what the base says."""
+"""KL penalty: keep the adapted model's predictions near the base's on texts of another kind."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
-from lora_kit.data.batches import cut
-from lora_kit.data.tokenization import IGNORED, Example
+from lora_kit.data.batches import split_micro_batches
+from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.modeling.likelihood import pad_examples, supervised_logits, to_device
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.recipe.retention import KlSpec
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class KlPenalty:
-    """Divergence of the adapted model from the base on a few texts of each step.
+    """KL divergence of the adapted model from the base on a few texts per step.
 
-    Learning without forgetting (Li & Hoiem 2016, arXiv:1606.09282), with the whole distribution for
-    a target and no second model: the base is the adapter switched off.
+    Learning without forgetting (Li & Hoiem 2016, arXiv:1606.09282), with the base's full
+    distribution as the target. No second model is needed: the base is the adapter disabled.
 
     Attributes:
-        last: this process's part of the last step's divergence, nats per token.
+        last_divergence: this process's part of the last step's divergence, in nats per token.
     """
 
     def __init__(
@@ -39,16 +39,17 @@ class KlPenalty:
         rows: int,
         tokens: int | None,
     ):
-        """Plan.
+        """Store the texts and the limits of a forward pass.
 
         Args:
-            model: with its adapter, not wrapped for several processes.
-            examples: every token of which has a label.
-            spec: how many a step, and what a nat is worth.
-            seed: of their order.
-            pad_token_id: what short rows are filled up with.
-            rows: most examples of a forward pass.
-            tokens: most tokens of one, padding included, or `None`.
+            model: the model with its adapter, not wrapped for several processes.
+            examples: retention texts, every token labelled.
+            spec: number of texts per step, and weight of the penalty.
+            seed: seed of the texts' order.
+            pad_token_id: id that pads short rows.
+            rows: largest number of examples per forward pass.
+            tokens: largest number of tokens per forward pass, padding included; `None` for no
+                limit.
         """
         self._model = model
         self._examples = examples
@@ -57,50 +58,51 @@ class KlPenalty:
         self._pad = pad_token_id
         self._rows = rows
         self._tokens = tokens
-        self._turn: tuple[int, list[int]] = (-1, [])
-        self.last = 0.0
+        self._shuffled: tuple[int, list[int]] = (-1, [])
+        self.last_divergence = 0.0
 
     def losses(self, step: int, process: int, processes: int) -> Iterator[torch.Tensor]:
-        """One process's part of a step's penalty, a forward pass at a time.
+        """Yield one process's part of a step's penalty, one forward pass at a time.
+
+        The parts of all processes add up to the penalty.
 
         Args:
-            step: of the optimizer, counted from 0.
-            process: index of this one.
-            processes: that share the step; the parts of all add up to the penalty.
+            step: optimizer step, counted from 0.
+            process: index of this process.
+            processes: number of processes that share the step.
 
         Yields:
-            Scalars with a gradient.
+            Scalars with a gradient, in nats.
         """
-        chosen = [self._examples[number] for number in self._of_step(step)]
-        tokens = sum(_scored(example) for example in chosen)
+        chosen = [self._examples[number] for number in self._step_indices(step)]
+        # The first token of a text is not predicted.
+        tokens = sum(label != IGNORE_INDEX for example in chosen for label in example.labels[1:])
         share = sorted(chosen, key=lambda one: -len(one.input_ids))[process::processes]
-        self.last = 0.0
-        for group in cut(share, self._rows, self._tokens) if share else []:
+        self.last_divergence = 0.0
+        for group in split_micro_batches(share, self._rows, self._tokens) if share else []:
             batch = to_device(pad_examples(group, self._pad), self._model.device)
-            base = self._of_the_base(batch)
-            found = log_softmax(supervised_logits(self._model, batch).float(), dim=-1)
-            divergence = kl_div(found, base, reduction="sum", log_target=True) / tokens
-            self.last += float(divergence.detach())
+            base = self._base_log_probs(batch)
+            adapted = log_softmax(supervised_logits(self._model, batch).float(), dim=-1)
+            divergence = kl_div(adapted, base, reduction="sum", log_target=True) / tokens
+            self.last_divergence += float(divergence.detach())
             yield self._spec.weight * divergence
 
-    def _of_the_base(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Log-probabilities under the base, (places, vocabulary), without dropout of its own."""
+    def _base_log_probs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return log-probabilities under the base without dropout, (positions, vocabulary)."""
         with eval_mode(self._model), torch.no_grad(), adapter_disabled(self._model):
             return log_softmax(supervised_logits(self._model, batch).float(), dim=-1)
 
-    def _of_step(self, step: int) -> list[int]:
-        """Each text once before any comes again, the same ones on any number of processes."""
+    def _step_indices(self, step: int) -> list[int]:
+        """Return the indices of a step's texts, each text once per pass over all texts.
+
+        The indices do not depend on the number of processes.
+        """
         first, count = step * self._spec.rows, len(self._examples)
         return [self._order(n // count)[n % count] for n in range(first, first + self._spec.rows)]
 
-    def _order(self, turn: int) -> list[int]:
-        if self._turn[0] != turn:
+    def _order(self, epoch: int) -> list[int]:
+        if self._shuffled[0] != epoch:
             order = list(range(len(self._examples)))
-            random.Random(f"{self._seed}/anchor/{turn}").shuffle(order)
-            self._turn = turn, order
-        return self._turn[1]
-
-
-def _scored(example: Example) -> int:
-    """Tokens that are predicted: the first one is not."""
-    return sum(label != IGNORED for label in example.labels[1:])
+            random.Random(f"{self._seed}/anchor/{epoch}").shuffle(order)
+            self._shuffled = epoch, order
+        return self._shuffled[1]

@@ -1,4 +1,4 @@
-"""A recipe's ways to keep, made ready for the trainer."""
+"""Construction of the retention methods that a recipe selects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RetentionMethods:
-    """What acts during the steps; `None` where the recipe has no such way."""
+    """Retention methods that act during training; `None` for each that the recipe leaves out."""
 
     kl: KlPenalty | None = None
     early_stopping: RetentionEarlyStopping | None = None
@@ -33,36 +33,37 @@ class RetentionMethods:
         backbone: Backbone,
         model: PeftModel,
         texts: RetentionTexts,
-        cutting: MicroBatcher,
-        most: int,
+        micro_batcher: MicroBatcher,
+        max_tokens: int,
         record: Callable[[dict[str, float]], None],
     ) -> RetentionMethods:
-        """As the recipe says, on the texts that there are.
+        """Build the methods of a recipe on their texts.
 
         Args:
-            recipe: what to do.
-            backbone: of the model.
-            model: with its adapter.
-            texts: that they look at.
-            cutting: of a step into forward passes.
-            most: tokens of a forward pass, padding included.
-            record: takes a step's figures.
+            recipe: the recipe, whose `retention` section selects the methods.
+            backbone: the frozen model.
+            model: the model with its adapter.
+            texts: texts of the methods.
+            micro_batcher: split of a step into forward passes.
+            max_tokens: largest number of tokens of a forward pass that measures losses, padding
+                included.
+            record: function that logs a step's metrics.
         """
         spec, seed, pad = recipe.retention, recipe.seed, backbone.tokenizer.pad_token_id
         kl = early_stopping = ewc = None
         if spec.kl and texts.kl:
-            examples = texts.kl.examples
-            kl = KlPenalty(model, examples, spec.kl, seed, pad, cutting.rows, cutting.tokens)
+            rows, tokens = micro_batcher.rows, micro_batcher.tokens
+            kl = KlPenalty(model, texts.kl.examples, spec.kl, seed, pad, rows, tokens)
         if spec.early_stopping and texts.early_stopping:
+            examples = texts.early_stopping.examples
             early_stopping = RetentionEarlyStopping(
-                model, backbone, texts.early_stopping.examples, spec.early_stopping, record, most
+                model, backbone, examples, spec.early_stopping, record, max_tokens
             )
         if spec.ewc and texts.ewc:
-            examples = texts.ewc.examples
-            ewc = EwcPenalty(model, backbone, examples, spec.ewc)
+            ewc = EwcPenalty(model, backbone, texts.ewc.examples, spec.ewc)
         return cls(kl, early_stopping, ewc)
 
     @property
     def callbacks(self) -> list[RetentionEarlyStopping | EwcPenalty]:
-        """Those that the trainer calls at its steps; the anchor is part of the step itself."""
+        """Trainer callbacks of the methods; the KL penalty is part of the training step instead."""
         return [one for one in (self.early_stopping, self.ewc) if one]

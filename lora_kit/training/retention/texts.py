@@ -1,4 +1,4 @@
-"""The texts by which retention is measured or held on to."""
+"""Texts on which the retention methods measure or penalize forgetting."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from lora_kit.backbone.encoder_decoder import writes_pairs
-from lora_kit.data.audit.audit import refuse_known
+from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
+from lora_kit.data.audit.audit import refuse_leaked_items
 from lora_kit.data.audit.item import AuditedItem
 from lora_kit.data.dataset import MostlyDroppedError, prepare
-from lora_kit.data.drafts import Labels
 from lora_kit.data.prepared import Examples
+from lora_kit.data.rendering import TrainOn
 from lora_kit.data.row_sets import Rows
-from lora_kit.data.sources import read_source
+from lora_kit.data.sources import open_source
 from lora_kit.recipe.data import DataSpec, SourceSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import TextsSpec
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts as rows, and tokenized with a label on every token.
+    """Retention texts of one method, as rows and tokenized with a label on every token.
 
     Attributes:
-        digest: the sha256 of what they hold.
-        length: tokens of each that are looked at, at most.
+        digest: sha256 of the texts' contents.
+        length: largest number of tokens used per text.
     """
 
     rows: Rows
@@ -42,7 +42,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class RetentionTexts:
-    """What a recipe's ways to keep look at; `None` where there is no such way."""
+    """Texts of each retention method; `None` for methods that the recipe leaves out."""
 
     kl: Texts | None = None
     early_stopping: Texts | None = None
@@ -50,74 +50,89 @@ class RetentionTexts:
 
     @classmethod
     def read(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RetentionTexts:
-        """Raises DataError as `read_texts` does."""
-        kept, seed = recipe.retention, recipe.seed
-        kl, early_stopping, held = kept.kl, kept.early_stopping, kept.ewc
+        """Read the texts of every method in a recipe.
 
-        def read(spec: TextsSpec | None, field: str, limit: int | None) -> Texts | None:
-            where = f"retention.{field}"
-            return read_texts(spec, tokenizer, seed, where, limit) if spec else None
+        Raises:
+            DataError: as `read_retention_texts` does.
+        """
+        retention, seed = recipe.retention, recipe.seed
+        kl, early_stopping, ewc = retention.kl, retention.early_stopping, retention.ewc
+
+        def read(spec: TextsSpec | None, name: str, limit: int | None) -> Texts | None:
+            field = f"retention.{name}"
+            return read_retention_texts(spec, tokenizer, seed, field, limit) if spec else None
 
         return cls(
             read(kl, "kl", None),
             read(early_stopping, "early_stopping", early_stopping.rows if early_stopping else None),
-            read(held, "ewc", held.rows if held else None),
+            read(ewc, "ewc", ewc.rows if ewc else None),
         )
 
     @property
-    def named(self) -> dict[str, Texts]:
-        """Those that there are, by the recipe's field: the weights come to depend on each."""
-        named = {
-            "kl": self.kl,
-            "early_stopping": self.early_stopping,
-            "ewc": self.ewc,
-        }
-        return {f"retention.{name}": texts for name, texts in named.items() if texts}
+    def by_field(self) -> dict[str, Texts]:
+        """Texts that exist, by recipe field; the trained weights depend on all of them."""
+        methods = {"kl": self.kl, "early_stopping": self.early_stopping, "ewc": self.ewc}
+        return {f"retention.{name}": texts for name, texts in methods.items() if texts}
 
 
 def refuse_items(texts: RetentionTexts, items: Sequence[AuditedItem], limit: float) -> None:
-    """Raises DataError where texts hold the items by which the model is measured."""
-    for field, of_field in texts.named.items():
-        refuse_known(of_field.rows, items, limit, field)
+    """Refuse retention texts that contain items of an evaluation suite.
+
+    Args:
+        texts: texts of the retention methods.
+        items: items of all suites.
+        limit: largest tolerated share of a task's items in the texts, `data.audit.leakage`.
+
+    Raises:
+        DataError: naming the field of the texts and the task.
+    """
+    for field, field_texts in texts.by_field.items():
+        refuse_leaked_items(field_texts.rows, items, limit, field)
 
 
-def read_texts(
+def read_retention_texts(
     spec: TextsSpec,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     field: str,
     limit: int | None = None,
 ) -> Texts:
-    """Read and tokenize texts.
+    """Read and tokenize retention texts.
 
     Args:
-        spec: where they are, and how much of each is looked at.
-        tokenizer: of the backbone.
-        seed: chooses where there is a limit.
-        field: of the recipe, for errors.
-        limit: most texts.
+        spec: source of the texts, and number of tokens used per text.
+        tokenizer: tokenizer of the backbone.
+        seed: seed of the selection if `limit` is set.
+        field: recipe field, for error messages.
+        limit: number of texts to select; `None` for all.
 
     Raises:
-        DataError: if they cannot be read, do not fit the backbone, or are fewer than wanted.
+        DataError: if the texts cannot be read, do not fit the backbone, or are fewer than `limit`.
     """
     source = SourceSpec(source=spec.source, split=spec.split, limit=limit)
-    # An encoder with a decoder has distributions of answers alone.
-    labels: Labels = "assistant" if writes_pairs(tokenizer) else "all"
-    rows = read_source(source, seed, f"{field}.source", labels == "all")
+    # An encoder-decoder predicts the tokens of answers only.
+    labels: TrainOn = "assistant" if is_seq2seq_tokenizer(tokenizer) else "all"
+    rows = open_source(source, seed, f"{field}.source", labels == "all")
     if limit is not None and len(rows) < limit:
-        raise DataError(f"{field}.rows: {limit}, but {spec.source} has {len(rows)}; lower it")
-    wanted = DataSpec(train=[source], train_on=labels, max_length=spec.length)
+        raise DataError(
+            f"{field}.rows: {spec.source} has only {len(rows)} texts (got {limit}). Fix: lower "
+            f"{field}.rows to {len(rows)}, or name a larger source"
+        )
+    data_spec = DataSpec(train=[source], train_on=labels, max_length=spec.length)
     try:
-        data = prepare(rows, tokenizer, wanted)
+        data = prepare(rows, tokenizer, data_spec)
     except MostlyDroppedError as error:
         raise DataError(
-            f"{field}.length: {spec.length}: {spec.source}: {error.found}. Raise it, or name texts "
-            "with shorter prompts"
+            f"{field}.length: {spec.source}: {error.problem} (got {spec.length}). Fix: raise "
+            f"{field}.length, or name texts with shorter prompts"
         ) from error
     except DataError as error:
         raise DataError(f"{field}.source: {spec.source}: {error}") from error
-    # Of a single token nothing is predicted.
-    several = data.table.filter(pc.greater(data.table["length"], 1))
-    if not several.num_rows:
-        raise DataError(f"{field}.source: no text of {spec.source} has two tokens or more")
-    return Texts(rows, Examples(several), data.digest, spec.length)
+    # A text of one token has nothing to predict.
+    scored = data.table.filter(pc.greater(data.table["length"], 1))
+    if not scored.num_rows:
+        raise DataError(
+            f"{field}.source: every text is shorter than two tokens (got {spec.source}). Fix: name "
+            "a source with longer texts"
+        )
+    return Texts(rows, Examples(scored), data.digest, spec.length)

@@ -1,4 +1,4 @@
-"""Selective token masking: what the base finds improbable is not learned."""
+"""Selective token masking: tokens that are improbable under the base are not learned."""
 
 from __future__ import annotations
 
@@ -14,65 +14,85 @@ from numpy.typing import NDArray
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
-from lora_kit.data.tokenization import IGNORED, Example, end_of_turn
+from lora_kit.data.tokenization import IGNORE_INDEX, Example, end_of_turn_id
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.recipe.retention import TokenMaskingSpec
 from lora_kit.runtime.console import meter
 from lora_kit.runtime.errors import DataError, TrainingError
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.losses import nll_of_each
+from lora_kit.training.losses import nll_per_example
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Examples that are sorted by length together.
-WINDOW = 256
+# Number of examples sorted by length at a time.
+SORT_WINDOW = 256
 
 
-def without_improbable(
+def mask_improbable_tokens(
     data: PreparedData,
     model: PeftModel,
     backbone: Backbone,
     spec: TokenMaskingSpec,
     max_tokens_per_batch: int,
 ) -> PreparedData:
-    """Take the labels of tokens away that are improbable under the base.
+    """Remove the labels of tokens that are improbable under the base.
 
-    Wu et al. 2025, arXiv:2501.14315: tokens of high perplexity are what moves the weights far from
-    where they were; learned without them, a task costs less of what was known.
+    Wu et al. 2025, arXiv:2501.14315: tokens of high perplexity move the weights far from the
+    base's; without them, learning a task causes less forgetting. The end of a turn is always
+    learned, however improbable: a model that does not learn to stop has not learned the task.
 
     Args:
-        data: what is trained on.
-        model: with its adapter, which is switched off.
-        backbone: of the model.
-        spec: from which perplexity on.
-        max_tokens_per_batch: most tokens of a forward pass, padding included.
+        data: training examples.
+        model: the model with its adapter, which is disabled here.
+        backbone: the frozen model.
+        spec: largest perplexity of a token that keeps its label.
+        max_tokens_per_batch: largest number of tokens per forward pass, padding included.
 
     Returns:
-        The examples that have labels left, under the same digest: which ones follows from the rows
-        and the backbone. The end of a turn is always learned, probable or not: a model that does
-        not learn to stop has not learned the task.
+        Examples that have labels left, with the digest of `data`, since rows and backbone determine
+        them.
 
     Raises:
         TrainingError: if no label is left, or a forward pass does not fit into memory.
     """
-    limit, end = math.log(spec.max_perplexity), _end(backbone)
+    limit, end = math.log(spec.max_perplexity), _end_token(backbone)
     labels: list[list[int]] = []
     is_shown = process_state().is_main_process
     with (
-        meter("looking for improbable tokens", len(data.examples), visible=is_shown) as progress,
+        meter("masking improbable tokens", len(data.examples), visible=is_shown) as progress,
         adapter_disabled(model),
     ):
         for window in _windows(data.examples):
-            labels += _kept(window, model, backbone, limit, end, max_tokens_per_batch)
+            labels += _masked_labels(window, model, backbone, limit, end, max_tokens_per_batch)
             progress.advance(len(window))
-    supervised = np.array([sum(one != IGNORED for one in row) for row in labels], dtype=np.int32)
-    learned = supervised > _ends(labels, end)
+    supervised = np.array(
+        [sum(one != IGNORE_INDEX for one in row) for row in labels], dtype=np.int32
+    )
+    ends = np.array([sum(one == end for one in row) for row in labels], dtype=np.int32)
+    learned = supervised > ends
     if not learned.any():
         raise TrainingError(
-            f"retention.token_masking.max_perplexity: {spec.max_perplexity}: no supervised token is as "
-            "probable as that under the base, so that nothing would be learned; raise it"
+            "retention.token_masking.max_perplexity: no supervised token is that probable under "
+            f"the base, so nothing would be learned (got {spec.max_perplexity}). Fix: raise it"
         )
+    return _with_labels(data, labels, supervised, learned)
+
+
+def _with_labels(
+    data: PreparedData,
+    labels: list[list[int]],
+    supervised: NDArray[np.int32],
+    learned: NDArray[np.bool_],
+) -> PreparedData:
+    """Return the data with new labels, without the examples that are not `learned`.
+
+    Args:
+        data: training examples.
+        labels: new labels of each example.
+        supervised: number of supervised tokens of each example, (examples,) int32.
+        learned: true for examples to keep, (examples,) bool.
+    """
     table = data.table
     for name, column in (
         ("labels", pa.array(labels, pa.list_(pa.int32()))),
@@ -92,41 +112,36 @@ def without_improbable(
     return dataclasses.replace(data, table=table, counts=counts, path=None)
 
 
-def _end(backbone: Backbone) -> int | None:
-    """The token that ends a turn, if the template has one."""
+def _end_token(backbone: Backbone) -> int | None:
+    """Return the token that ends a turn; `None` if the chat template has none."""
     try:
-        return end_of_turn(backbone.tokenizer)
+        return end_of_turn_id(backbone.tokenizer)
     except DataError:
         return None
 
 
-def _ends(labels: Sequence[Sequence[int]], end: int | None) -> NDArray[np.int32]:
-    """How many labels of each example end a turn, (examples,) int32."""
-    return np.array([sum(one == end for one in row) for row in labels], dtype=np.int32)
-
-
 def _windows(examples: Sequence[Example]) -> Iterator[list[Example]]:
-    several = iter(examples)
-    while window := list(islice(several, WINDOW)):
+    remaining = iter(examples)
+    while window := list(islice(remaining, SORT_WINDOW)):
         yield window
 
 
-def _kept(
+def _masked_labels(
     window: Sequence[Example],
     model: PeftModel,
     backbone: Backbone,
     limit: float,
     end: int | None,
-    most: int,
+    max_tokens: int,
 ) -> list[list[int]]:
-    """The labels that are left of some examples, in their order."""
-    found = []
-    losses = nll_of_each(model, backbone, window, most, "the training rows")
+    """Return the labels of examples, in order, with those of improbable tokens masked."""
+    masked = []
+    losses = nll_per_example(model, backbone, window, max_tokens, "the training rows")
     for example, nll in zip(window, losses, strict=True):
         labels = list(example.labels)
-        scored = [n for n, label in enumerate(labels) if n and label != IGNORED]
-        for place, is_masked in zip(scored, (nll > limit).tolist(), strict=True):
-            if is_masked and labels[place] != end:
-                labels[place] = IGNORED
-        found.append(labels)
-    return found
+        scored = [n for n, label in enumerate(labels) if n and label != IGNORE_INDEX]
+        for position, is_masked in zip(scored, (nll > limit).tolist(), strict=True):
+            if is_masked and labels[position] != end:
+                labels[position] = IGNORE_INDEX
+        masked.append(labels)
+    return masked

@@ -1,9 +1,10 @@
-"""`data.replay.source: self`: rows that the base makes itself, so that it keeps to what it says.
+"""`data.replay.source: self`: replay rows that the base generates.
 
-Self-synthesized rehearsal (Huang et al. 2024, arXiv:2403.01244), for which a model that was trained
-on conversations needs no prompts: after the beginning of a user's turn it writes one, and then the
-answer (Xu et al. 2024, arXiv:2406.08464). Both are drawn from the base's own distribution, nothing
-cut off: in expectation such rows have no gradient at the base, and one back to it elsewhere.
+Self-synthesized rehearsal (Huang et al. 2024, arXiv:2403.01244). A model trained on conversations
+needs no prompts: given the prefix of a user's turn, the model generates the turn, and then the
+answer (Xu et al. 2024, arXiv:2406.08464). Both are sampled from the base's distribution without
+truncating it, so the expected gradient of such rows is zero at the base and points back to the
+base elsewhere.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.backbone.positions import Positions
+from lora_kit.backbone.positions import PositionLimits
 from lora_kit.data.formats import parse_row
 from lora_kit.data.rows import Message
 from lora_kit.data.templates import control_tokens, render
@@ -20,102 +21,108 @@ from lora_kit.modeling.generation import ROWS, Generator
 from lora_kit.recipe.data import SELF
 from lora_kit.runtime.errors import DataError
 
-ASKED, ANSWERED = 96, 256
-# Rows without an end are begun anew so many times.
+MAX_PROMPT_TOKENS, MAX_ANSWER_TOKENS = 96, 256
+# Rows that do not end are discarded and generated again for this many rounds.
 ROUNDS = 8
-_MARK = "\u2063mark\u2063"
+_PLACEHOLDER = "\u2063mark\u2063"
 
 
-def replay_records(speaker: Generator, count: int, longest: int) -> list[dict[str, Any]]:
-    """Rows of the base's own, by torch's random state.
+def generate_replay(generator: Generator, count: int, max_length: int) -> list[dict[str, Any]]:
+    """Generate replay rows with the base, using torch's global random state.
 
     Args:
-        speaker: the base.
-        count: how many.
-        longest: tokens of a row at most.
+        generator: generator of the base.
+        count: number of rows.
+        max_length: largest number of tokens per row.
 
     Returns:
-        `{"messages": [user, assistant]}` each, or `{"text": ...}` without a chat template.
+        Rows as `{"messages": [user, assistant]}`, or `{"text": ...}` without a chat template.
 
     Raises:
-        DataError: if it does not come to an end often enough.
+        DataError: if too few rows end within the length.
     """
-    begun = _conversations if speaker.backbone.tokenizer.chat_template else _texts
-    places = Positions.of(speaker.backbone.model)
-    found: list[dict[str, Any]] = []
+    generate = _conversations if generator.backbone.tokenizer.chat_template else _texts
+    positions = PositionLimits.of(generator.backbone.model)
+    records: list[dict[str, Any]] = []
     for _ in range(ROUNDS):
-        # Half of them come to no end, and a batch of many takes hardly longer than one of few.
-        made = begun(speaker, max(2 * (count - len(found)), ROWS // 2), longest)
-        found += [one for one in made if _has_place(one, speaker, places, longest)]
-        if len(found) >= count:
-            return found[:count]
-    within = min(ANSWERED, longest)
-    raised = "raise data.max_length, "
-    if places.decoder is not None and places.decoder <= within:
-        within, raised = places.decoder, ""
+        # About half of the rows do not end, and a large batch takes hardly longer than a small one.
+        batch = generate(generator, max(2 * (count - len(records)), ROWS // 2), max_length)
+        records += [one for one in batch if _fits(one, generator, positions, max_length)]
+        if len(records) >= count:
+            return records[:count]
+    limit = min(MAX_ANSWER_TOKENS, max_length)
+    longer_rows = "raise data.max_length, "
+    if positions.decoder is not None and positions.decoder <= limit:
+        limit, longer_rows = positions.decoder, ""
     raise DataError(
-        f"data.replay.source: self: {len(found)} of the {count} rows that the base makes came to "
-        f"an end within {within} tokens, after {ROUNDS} attempts; {raised}lower "
-        "data.replay.fraction, or name another source"
+        f"data.replay.source: only {len(records)} of {count} generated rows ended within {limit} "
+        f"tokens in {ROUNDS} rounds (got self). Fix: {longer_rows}lower data.replay.fraction, or "
+        "name another source"
     )
 
 
-def _has_place(record: dict[str, Any], speaker: Generator, places: Positions, longest: int) -> bool:
-    """Whether a row can be learned: behind an answer a template writes more than was said."""
-    if places.decoder is None or longest <= places.decoder:
+def _fits(
+    record: dict[str, Any], generator: Generator, positions: PositionLimits, max_length: int
+) -> bool:
+    """Return True if a row fits the positions with the tokens that a template adds after it."""
+    if positions.decoder is None or max_length <= positions.decoder:
         return True
-    example = tokenize(parse_row(record, SELF), speaker.backbone.tokenizer, longest)
-    return not places.lacking(example.input_ids)
+    example = tokenize(parse_row(record, SELF), generator.backbone.tokenizer, max_length)
+    return not positions.overflow(example.input_ids)
 
 
-def _texts(speaker: Generator, count: int, longest: int) -> list[dict[str, Any]]:
-    tokenizer = speaker.backbone.tokenizer
+def _texts(generator: Generator, count: int, max_length: int) -> list[dict[str, Any]]:
+    tokenizer = generator.backbone.tokenizer
     start = tokenizer.bos_token_id
-    first = [tokenizer.eos_token_id if start is None else start]
-    said = speaker.texts([first] * count, [min(ANSWERED, longest)] * count, sampled=True)
-    return [{"text": text} for text in said if text and text.strip()]
+    prompt = [tokenizer.eos_token_id if start is None else start]
+    max_tokens = min(MAX_ANSWER_TOKENS, max_length)
+    generated = generator.texts([prompt] * count, [max_tokens] * count, sampled=True)
+    return [{"text": text} for text in generated if text and text.strip()]
 
 
-def _conversations(speaker: Generator, count: int, longest: int) -> list[dict[str, Any]]:
-    tokenizer = speaker.backbone.tokenizer
+def _conversations(generator: Generator, count: int, max_length: int) -> list[dict[str, Any]]:
+    tokenizer = generator.backbone.tokenizer
     control = control_tokens(tokenizer)
 
-    def is_fit(text: str | None) -> bool:
+    def is_usable(text: str | None) -> bool:
         return bool(text and text.strip()) and not (control and control.search(text or ""))
 
-    beginning = _beginning(speaker.backbone)
-    asked = speaker.texts([beginning] * count, [min(ASKED, longest)] * count, sampled=True)
-    users = [str(text) for text in asked if is_fit(text)]
+    prefix = _user_turn_prefix(generator.backbone)
+    max_tokens = min(MAX_PROMPT_TOKENS, max_length)
+    generated = generator.texts([prefix] * count, [max_tokens] * count, sampled=True)
+    users = [str(text) for text in generated if is_usable(text)]
     prompts = [tokenize_prompt([Message("user", text)], tokenizer) for text in users]
-    room = [max(min(ANSWERED, longest - len(prompt)), 1) for prompt in prompts]
-    answers = speaker.texts(prompts, room, sampled=True) if prompts else []
+    limits = [max(min(MAX_ANSWER_TOKENS, max_length - len(prompt)), 1) for prompt in prompts]
+    answers = generator.texts(prompts, limits, sampled=True) if prompts else []
     return [
         {"messages": [{"role": "user", "content": u}, {"role": "assistant", "content": a}]}
         for u, a in zip(users, answers, strict=True)
-        if is_fit(a)
+        if is_usable(a)
     ]
 
 
-def _beginning(backbone: Backbone) -> list[int]:
-    """The tokens after which a user speaks.
+def _user_turn_prefix(backbone: Backbone) -> list[int]:
+    """Return the token ids that the chat template writes before a user's text.
 
     Raises:
-        DataError: if the chat template does not write a user's words as they are, or leaves no
-            position for them.
+        DataError: if the chat template changes a user's text, writes nothing before it, or leaves
+            no position for it.
     """
-    whole = render([Message("user", _MARK)], backbone.tokenizer, add_generation_prompt=False)
-    before, mark, _ = whole.partition(_MARK)
-    if not mark or not before:
+    rendered = render(
+        [Message("user", _PLACEHOLDER)], backbone.tokenizer, add_generation_prompt=False
+    )
+    before, placeholder, _ = rendered.partition(_PLACEHOLDER)
+    if not placeholder or not before:
         raise DataError(
-            "data.replay.source: self: the chat template does not write a user's turn after a "
-            "beginning of its own; name another source"
+            "data.replay.source: the chat template writes no prefix before a user's turn (got "
+            "self). Fix: name another source"
         )
-    beginning = list(backbone.tokenizer(before, add_special_tokens=False)["input_ids"])
-    positions = Positions.of(backbone.model)
-    if positions.room(beginning) == 0:
+    prefix = list(backbone.tokenizer(before, add_special_tokens=False)["input_ids"])
+    positions = PositionLimits.of(backbone.model)
+    if positions.max_new_tokens(prefix) == 0:
         raise DataError(
-            f"data.replay.source: self: the chat template begins a user's turn with "
-            f"{len(beginning)} tokens, and {backbone.files.reference} has {positions.decoder} "
-            "positions; name another source"
+            f"data.replay.source: the chat template writes {len(prefix)} tokens before a user's "
+            f"turn, and {backbone.files.reference} has {positions.decoder} positions (got self). "
+            "Fix: name another source"
         )
-    return beginning
+    return prefix

@@ -1,4 +1,4 @@
-"""The rows of a recipe, with what the base has to say for them."""
+"""Training rows of a recipe, including rows and answers that the base generates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.dataset import is_learned, with_replay
+from lora_kit.data.dataset import is_training_source, mix_replay
 from lora_kit.data.formats import parse_row
 from lora_kit.data.row_sets import Rows
 from lora_kit.metrics.load import load_metric
@@ -25,129 +25,138 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import read_json, write_json
 from lora_kit.runtime.hashes import json_sha256
-from lora_kit.runtime.processes import made_by_first
-from lora_kit.training.self_distillation.replay import replay_records
-from lora_kit.training.self_distillation.rewriting import Rewritten, putting_in, rewritten
+from lora_kit.runtime.processes import broadcast_from_main
+from lora_kit.training.self_distillation.replay import generate_replay
+from lora_kit.training.self_distillation.rewriting import (
+    RewrittenAnswer,
+    replace_answers,
+    rewrite_answers,
+)
 
-# Raise it when the base is asked otherwise than before.
+# Part of the cache key. Raise it when prompts or sampling change.
 VERSION = 2
-REPLAY, ANSWERS = "replay", "answers"
+REPLAY_KEY, ANSWERS_KEY = "replay", "answers"
 Records = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class ReadRows:
-    """The rows to train on.
+class TrainingRows:
+    """Training rows, and the part of them that the base generated.
 
     Attributes:
-        rows: replay among them.
-        replay: how many of them are replay.
-        said: what the base said for them: `replay`, its own rows, and `answers`, the rows' answers
-            in its words.
+        rows: all training rows, replay included.
+        replay: number of replay rows.
+        generated: records that the base generated, by kind: `replay`, rows, and `answers`,
+            rewritten answers.
     """
 
     rows: Rows
     replay: int
-    said: dict[str, Records] = field(default_factory=dict)
+    generated: dict[str, Records] = field(default_factory=dict)
 
 
-def read_rows(
+def read_training_rows(
     recipe: Recipe, sources: Rows, backbone: Backbone, run: RunDirectory | None = None
-) -> ReadRows:
-    """The rows of a recipe, some of them made or written again by the base.
+) -> TrainingRows:
+    """Read the training rows of a recipe, and generate or rewrite some of them with the base.
 
-    The first process asks the base; what it said is kept in the cache folder, and in the run.
+    The main process generates; the records are cached in the cache directory and in the run.
 
     Args:
-        recipe: which rows.
-        sources: those of `data.train`, opened.
-        backbone: the base; no adapter is attached to it.
-        run: that goes on, with what was said for it when it began.
+        recipe: the recipe, whose `data` and `retention` sections select the rows.
+        sources: opened sources of `data.train`.
+        backbone: the base, without an adapter.
+        run: run that resumes; its generated records are used again.
 
     Raises:
-        DataError: if a source cannot be read, or the base does not come to an end.
+        DataError: if a source cannot be read, or too few generated rows end.
     """
-    earlier = _earlier(run)
-    said: dict[str, Records] = {}
+    earlier: dict[str, Records] = {}
+    if run is not None and run.self_distillation.is_file():
+        path = run.self_distillation
+        earlier = {key: _read_records(path, key) for key in read_json(path, DataError)}
+    generated: dict[str, Records] = {}
 
-    def own(count: int) -> Rows:
-        said[REPLAY] = earlier.get(REPLAY) or replayed(recipe, backbone, count)
-        return Rows.of(SELF, [parse_row(r, f"{SELF}#{n}") for n, r in enumerate(said[REPLAY])])
+    def self_replay(count: int) -> Rows:
+        records = earlier.get(REPLAY_KEY) or cached_replay(recipe, backbone, count)
+        generated[REPLAY_KEY] = records
+        return Rows.of(SELF, [parse_row(one, f"{SELF}#{n}") for n, one in enumerate(records)])
 
-    rows, replay = with_replay(sources, recipe.data, recipe.seed, own)
+    rows, replay = mix_replay(sources, recipe.data, recipe.seed, self_replay)
     if recipe.retention.self_distillation is None:
-        return ReadRows(rows, replay, said)
-    # Replay is there to say what the base says, or what it is to go on saying.
-    learned = rows.only(np.array([is_learned(one) for one in rows.sources])[rows.parts])
-    said[ANSWERS] = earlier.get(ANSWERS) or _answers(recipe, backbone, learned)
-    found = [Rewritten(**record) for record in said[ANSWERS]]
-    taken = sum(one.taken for one in found)
+        return TrainingRows(rows, replay, generated)
+    # Replay rows keep their text: they represent answers that the model should retain.
+    learned = rows.select(np.array([is_training_source(one) for one in rows.sources])[rows.parts])
+    records = earlier.get(ANSWERS_KEY) or _rewritten_records(recipe, backbone, learned)
+    generated[ANSWERS_KEY] = records
+    answers = [RewrittenAnswer(**record) for record in records]
     say(
-        f"retention.self_distillation: of {len(learned)} rows the base wrote {len(found)} answers again, "
-        f"and {taken} of those say what the row says and are learned in its place"
+        f"retention.self_distillation: the base rewrote the answers of {len(answers)} of "
+        f"{len(learned)} rows; {sum(one.taken for one in answers)} match the row's answer and "
+        "replace it"
     )
-    put = rows.changed(is_learned, putting_in(found), json_sha256(said[ANSWERS]))
-    return ReadRows(put, replay, said)
+    replaced = rows.map_rows(is_training_source, replace_answers(answers), json_sha256(records))
+    return TrainingRows(replaced, replay, generated)
 
 
-def replayed(recipe: Recipe, backbone: Backbone, count: int) -> Records:
-    """So many rows of the base's own; made once, then kept in the cache folder."""
-    longest = recipe.data.max_length
+def cached_replay(recipe: Recipe, backbone: Backbone, count: int) -> Records:
+    """Return `count` replay rows generated by the base, from the cache if they exist there."""
+    max_length, stops = recipe.data.max_length, stop_token_ids(backbone)
 
-    def ask() -> Records:
-        say(f"data.replay.source: self: the base makes {count} rows, which takes a while on a CPU")
-        return replay_records(_speaker(backbone), count, longest)
+    def generate() -> Records:
+        say(
+            f"data.replay.source: the base generates {count} rows (self), which takes a while on a "
+            "CPU"
+        )
+        return generate_replay(Generator(backbone, stops), count, max_length)
 
-    parts = [REPLAY, backbone.fingerprint.digest, recipe.seed, count, longest]
-    return _kept([*parts, *stop_token_ids(backbone)], recipe, ask)
+    parts = [REPLAY_KEY, backbone.fingerprint.digest, recipe.seed, count, max_length]
+    return _cached([*parts, *stops], recipe, generate)
 
 
-def _answers(recipe: Recipe, backbone: Backbone, rows: Rows) -> Records:
-    spec, longest = recipe.retention.self_distillation, recipe.data.max_length
+def _rewritten_records(recipe: Recipe, backbone: Backbone, rows: Rows) -> Records:
+    spec, max_length = recipe.retention.self_distillation, recipe.data.max_length
     assert spec is not None
+    stops = stop_token_ids(backbone)
 
-    def ask() -> Records:
-        similarity = load_metric("chrf")
-        found = rewritten(_speaker(backbone), rows.read(), spec, similarity, longest)
-        return [one.to_dict() for one in found]
+    def generate() -> Records:
+        generator, similarity = Generator(backbone, stops), load_metric("chrf")
+        answers = rewrite_answers(generator, rows.read(), spec, similarity, max_length)
+        return [one.to_dict() for one in answers]
 
-    parts = [ANSWERS, backbone.fingerprint.digest, rows.digest(), spec.similarity, longest]
-    return _kept([*parts, *stop_token_ids(backbone)], recipe, ask)
-
-
-def _speaker(backbone: Backbone) -> Generator:
-    return Generator(backbone, stop_token_ids(backbone))
+    parts = [ANSWERS_KEY, backbone.fingerprint.digest, rows.digest(), spec.similarity, max_length]
+    return _cached([*parts, *stops], recipe, generate)
 
 
-def _kept(parts: list[Any], recipe: Recipe, ask: Callable[[], Records]) -> Records:
+def _cached(parts: list[Any], recipe: Recipe, generate: Callable[[], Records]) -> Records:
+    """Return cached records, or generate them with the recipe's seed in the main process.
+
+    Args:
+        parts: JSON values that determine the records besides library versions.
+        recipe: the recipe with the seed.
+        generate: function that generates the records.
+    """
     versions = [VERSION, torch.__version__, transformers.__version__]
     digest = json_sha256([*parts, *versions])
     path = cache_directory() / "self-distillation" / f"{digest}.json"
 
-    def make() -> Records:
+    def read_or_generate() -> Records:
         if path.is_file():
-            return _records(path, "records")
+            return _read_records(path, "records")
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
-            records = ask()
+            records = generate()
         write_json(path, {"records": records})
         return records
 
-    return made_by_first(make)
+    return broadcast_from_main(read_or_generate)
 
 
-def _records(path: Path, key: str) -> Records:
+def _read_records(path: Path, key: str) -> Records:
     value = read_json(path, DataError).get(key)
     if not isinstance(value, list):
-        raise DataError(f"{path}: holds no `{key}`; delete it")
+        raise DataError(
+            f"{path}: `{key}` is not a list (got {type(value).__name__}). Fix: delete the file, so "
+            "that its rows are generated again"
+        )
     return value
-
-
-def _earlier(run: RunDirectory | None) -> dict[str, Records]:
-    """What was said when the run began."""
-    if run is None or not run.self_distillation.is_file():
-        return {}
-    return {
-        key: _records(run.self_distillation, key)
-        for key in read_json(run.self_distillation, DataError)
-    }

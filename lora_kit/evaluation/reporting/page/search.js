@@ -1,12 +1,12 @@
 "use strict";
-// The search over the items that changed. Its state is in the address: #q=words&show=lost&task=1.
+// Search over the changed items. The state is in the URL fragment: #q=words&show=lost&task=1.
 const form = document.getElementById("search");
 const [query, show, task, count] = ["query", "show", "task", "count"].map((id) => document.getElementById(id));
 
 const fold = (text) => text.normalize("NFC").toLowerCase();
 
-// What an item says: ids, slices and texts, without the page's own words around them.
-const said = (item) => fold(
+// Searchable text of an item: ids, slices and texts, without the labels of the page.
+const searchText = (item) => fold(
   [...item.querySelectorAll("bdi, dd")]
     .flatMap((element) => [...element.childNodes])
     .filter((node) => node.nodeType === Node.TEXT_NODE)
@@ -31,30 +31,30 @@ let searched = "";
 function search() {
   const words = fold(query.value).split(/\s+/).filter(Boolean);
   const filtered = words.length > 0 || show.value !== "" || task.value !== "";
-  let found = 0;
+  let matches = 0;
   for (const one of tasks) {
     let here = 0;
     for (const group of one.groups) {
-      const wanted = (!show.value || show.value === group.show) && (!task.value || task.value === one.number);
+      const selected = (!show.value || show.value === group.show) && (!task.value || task.value === one.number);
       let hits = 0;
       for (const item of group.items) {
-        if (words.length && item.text === null) item.text = said(item.element);
-        const hit = wanted && words.every((word) => item.text.includes(word));
+        if (words.length && item.text === null) item.text = searchText(item.element);
+        const hit = selected && words.every((word) => item.text.includes(word));
         item.element.hidden = !hit;
         hits += hit;
       }
       group.element.hidden = filtered && hits === 0;
       group.hits.hidden = hits === group.items.length;
-      group.hits.textContent = `${hits} found`;
+      group.hits.textContent = `${hits} matching`;
       if (words.join(" ") !== searched) group.element.open = words.length ? hits > 0 : group.open;
       here += hits;
     }
     one.element.hidden = filtered && here === 0;
     for (const line of one.empty) line.hidden = filtered;
-    found += here;
+    matches += here;
   }
   searched = words.join(" ");
-  count.value = filtered ? `${found} of ${total} items` : `${total} items`;
+  count.value = filtered ? `${matches} of ${total} items` : `${total} items`;
 }
 
 function read() {

@@ -1,0 +1,188 @@
+"""Diagnostics reported beside the verdict of a task; none of them decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import softmax
+
+from lora_kit.evaluation.ledger import Entry
+from lora_kit.evaluation.pairs import Pairs, mean_score
+from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.statistics.calibration import CalibrationComparison, compare_calibration
+from lora_kit.statistics.decisions import Interval, holm, loss_p, paired_interval
+from lora_kit.statistics.labels import LabelScores, label_scores
+
+# The interval of a smaller slice would be too wide to be of use.
+SMALLEST_SLICE = 5
+LOWER_IS_BETTER = ("loss", "nats", "bits_per_byte")
+
+
+@dataclass(frozen=True)
+class SecondaryMetric:
+    """Secondary metric of the same items; a positive difference favours the adapter."""
+
+    name: str
+    base: float
+    adapter: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Result on the items that share one value of a field.
+
+    Attributes:
+        p: one-sided p-value of no loss.
+        adjusted: `p` after Holm, over all tasks and slices of the evaluation.
+        alarm: true if the loss is significant after that adjustment.
+    """
+
+    field: str
+    value: str
+    base: float
+    adapter: float
+    interval: Interval
+    won: int
+    lost: int
+    p: float
+    adjusted: float = 1.0
+    alarm: bool = False
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Per-class scores of both arms."""
+
+    base: LabelScores
+    adapter: LabelScores
+
+
+@dataclass(frozen=True)
+class Drift:
+    """KL(base || adapter) in nats a token, mean over prompts, with its 95% interval."""
+
+    interval: Interval
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts measured."""
+        return self.interval.items
+
+
+def secondary_metrics(
+    pairs: Pairs, task: TaskSpec, confidence: float
+) -> tuple[SecondaryMetric, ...]:
+    """Compare the arms on every metric besides the score, in order of name."""
+    decisive = task.score or ("accuracy" if task.kind != "lm_eval" else task.metric)
+    names = sorted(set(pairs.before[0].measures) - {decisive, "nats"})
+    results = []
+    for name in names:
+        values = [
+            (b.measures[name], a.measures[name])
+            for b, a in zip(pairs.before, pairs.after, strict=True)
+            if name in b.measures and name in a.measures
+        ]
+        if len(values) < len(pairs.before):
+            continue
+        if task.kind == "lm_eval" and not name.startswith(("acc", "exact_match")):
+            continue  # the name alone does not say if a higher value is better
+        base, adapter = (np.array(column, dtype=np.float64) for column in zip(*values, strict=True))
+        sign = -1.0 if name in LOWER_IS_BETTER else 1.0
+        binary = bool(np.isin(np.concatenate([base, adapter]), (0.0, 1.0)).all())
+        interval = paired_interval(sign * (adapter - base), pairs.clusters, confidence, binary)
+        results.append(SecondaryMetric(name, float(base.mean()), float(adapter.mean()), interval))
+    return tuple(results)
+
+
+def slice_results(pairs: Pairs, confidence: float) -> tuple[Slice, ...]:
+    """Compare the arms on each slice, worst first; `mark_alarms` adjusts the p-values later."""
+    values = sorted({(f, v) for entry in pairs.before for f, v in entry.slices.items()})
+    results = []
+    for field, value in values:
+        part = pairs.in_slice(field, value)
+        if not SMALLEST_SLICE <= len(part.before) < len(pairs.before):
+            continue
+        results.append(
+            Slice(
+                field,
+                value,
+                mean_score(part.before),
+                mean_score(part.after),
+                paired_interval(part.differences, part.clusters, confidence, part.binary),
+                part.won,
+                part.lost,
+                loss_p(part.differences, part.clusters, part.binary),
+            )
+        )
+    return tuple(sorted(results, key=lambda one: one.interval.delta))
+
+
+def choice_calibration(pairs: Pairs, confidence: float) -> CalibrationComparison | None:
+    """Compare ECE and Brier score of the arms; `None` for tasks without choices."""
+    chosen = [
+        (b, a)
+        for b, a in zip(pairs.before, pairs.after, strict=True)
+        if b.answer is not None and len(b.log_likelihoods) > 1 and len(a.log_likelihoods) > 1
+    ]
+    if len(chosen) < len(pairs.before):
+        return None
+    return compare_calibration(
+        [softmax(np.array(b.log_likelihoods)).tolist() for b, _ in chosen],
+        [softmax(np.array(a.log_likelihoods)).tolist() for _, a in chosen],
+        [b.answer for b, _ in chosen if b.answer is not None],
+        [b.cluster for b, _ in chosen],
+        confidence,
+    )
+
+
+def class_scores(pairs: Pairs, task: TaskSpec) -> ClassScores | None:
+    """Compute precision, recall and F1 of each class; `None` unless a classification task."""
+    if task.kind != "classification":
+        return None
+    truth = [entry.reference for entry in pairs.before]
+    return ClassScores(
+        label_scores([entry.output for entry in pairs.before], truth),
+        label_scores([entry.output for entry in pairs.after], truth),
+    )
+
+
+def mean_drift(entries: Mapping[str, Entry]) -> Drift | None:
+    """Compute the mean drift over prompts; `None` if none was measured."""
+    scored = [entry for entry in entries.values() if entry.score is not None]
+    if not scored:
+        return None
+    values = np.array([entry.score for entry in scored], dtype=np.float64)
+    return Drift(paired_interval(values, [entry.cluster for entry in scored], 0.95, binary=False))
+
+
+def mark_alarms(
+    slices: Sequence[tuple[Slice, ...]], losses: Sequence[float], alpha: float
+) -> tuple[list[tuple[Slice, ...]], list[float]]:
+    """Adjust the p-values of losses and mark significant slices.
+
+    Holm (1979) over all tasks and slices at once: without it, five of a hundred slices would be
+    alarms by chance.
+
+    Args:
+        slices: slices of each task.
+        losses: one-sided p-value of no loss, for each task.
+        alpha: level of the family of tests.
+
+    Returns:
+        Slices of each task with `adjusted` and `alarm` set, and the adjusted p-value of each task.
+    """
+    adjusted = iter(holm([*losses, *(one.p for of_task in slices for one in of_task)]))
+    adjusted_losses = [next(adjusted) for _ in losses]
+    marked = []
+    for of_task in slices:
+        values = [next(adjusted) for _ in of_task]
+        marked.append(
+            tuple(
+                replace(one, adjusted=value, alarm=value <= alpha)
+                for one, value in zip(of_task, values, strict=True)
+            )
+        )
+    return marked, adjusted_losses

@@ -1,0 +1,56 @@
+"""Tasks that a model with a head supports: a classifier or a reward model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.runtime.errors import EvaluationError
+
+
+@dataclass(frozen=True)
+class SupportedTasks:
+    """Tasks that a head supports.
+
+    Attributes:
+        head: name of the head, with its article.
+        kind: kind of the supported tasks.
+        example: suite of such tasks, named in errors; empty for none.
+        scores: supported scores; `None` stands for a task without `score`.
+        no_length: reason why a score by length is not supported.
+    """
+
+    head: str
+    kind: str
+    example: str
+    scores: tuple[str | None, ...]
+    no_length: str
+
+    def require(self, suite: Suite, spec: TaskSpec) -> None:
+        """Refuse a task that the head does not support.
+
+        Raises:
+            EvaluationError: if role, kind, score or shots do not fit the head.
+        """
+        place = f"evaluation.suites: {suite.name}/{spec.name}"
+        if suite.role != "gain":
+            raise EvaluationError(
+                f"{place}: the base of {self.head} has no head, so there is nothing to retain "
+                f"(got role {suite.role}). Fix: use suites with role gain"
+            )
+        if spec.kind != self.kind:
+            example = f", such as {self.example}" if self.example else ""
+            raise EvaluationError(
+                f"{place}: {self.head} supports only tasks of kind {self.kind} (got kind "
+                f"{spec.kind}). Fix: use a suite of such tasks{example}"
+            )
+        if spec.score not in self.scores:
+            raise EvaluationError(
+                f"{place}: {self.no_length} (got score {spec.score}). Fix: use "
+                f"{' or '.join(score for score in self.scores if score)}"
+            )
+        if spec.shots:
+            raise EvaluationError(
+                f"{place}: {self.head} takes no examples (got shots {spec.shots}). Fix: remove "
+                "shots"
+            )

@@ -1,0 +1,221 @@
+"""Rows of multiple-choice and classification tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_kit.data.formats import parse_row
+from lora_kit.data.labelled import classification_text
+from lora_kit.data.rows import Row
+from lora_kit.data.sources import BUILT_IN
+from lora_kit.evaluation.items.registry import CHOICE_SOURCES
+from lora_kit.evaluation.items.row import ChoiceRow
+from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_tables import (
+    read_built_in,
+    read_task_table,
+    refuse_own_fields,
+    row_cluster,
+    row_identifier,
+    row_slices,
+)
+from lora_kit.runtime.errors import DataError
+
+QUESTION_ROW = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
+LABEL_ROW = '{"text": "...", "label": "..."}'
+
+
+@dataclass(frozen=True)
+class Question:
+    """Row of multiple choice or classification.
+
+    Attributes:
+        fields: values for the fields of a template.
+        answer: index of the correct choice.
+    """
+
+    id: str
+    fields: Mapping[str, str]
+    choices: tuple[str, ...]
+    answer: int
+    cluster: str
+    slices: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_questions(spec: TaskSpec) -> list[Question]:
+    """Read the rows of a multiple-choice task; a preference pair is a question of two choices.
+
+    Raises:
+        DataError: if the source is unknown, or a row is invalid; names the row.
+    """
+    if spec.source in CHOICE_SOURCES:
+        refuse_own_fields(spec)
+        return [
+            Question(r.id, {"question": r.question}, r.choices, r.answer, r.cluster, r.slices)
+            for r in CHOICE_SOURCES[spec.source]()
+        ]
+    if spec.source in BUILT_IN:
+        rows = read_built_in(spec, pairs=True)
+        return [_pair_question(row, row.origin, row.cluster) for row in rows]
+    return [
+        _pair(value, origin, spec)
+        if {"chosen", "rejected"} <= set(value)
+        else _question(value, origin, spec)
+        for value, origin in read_task_table(spec, CHOICE_SOURCES)
+    ]
+
+
+def read_labelled(spec: TaskSpec) -> list[Question]:
+    """Read the rows of a classification task; the choices of every row are all labels.
+
+    Raises:
+        DataError: if the source is unknown, a row is invalid, or there are fewer than two labels.
+    """
+    if spec.source in BUILT_IN:
+        return _built_in_labelled(spec)
+    table = read_task_table(spec, _labelled_sources())
+    rows = [(value, origin, _label(value, origin, spec)) for value, origin in table]
+    labels = tuple(spec.labels or sorted({label for _, _, label in rows}))
+    if len(labels) < 2:
+        raise DataError(
+            f"task {spec.name}: source: at least two different labels are needed (got "
+            f"{', '.join(labels) or 'none'}). Fix: set `labels`, or use another source"
+        )
+    for _, origin, label in rows:
+        _require_known(label, labels, origin)
+    return [
+        Question(
+            row_identifier(value, origin),
+            _template_fields(value),
+            labels,
+            labels.index(label),
+            row_cluster(value, origin, spec),
+            {"label": label, **row_slices(value, origin, spec)},
+        )
+        for value, origin, label in rows
+    ]
+
+
+def _labelled_sources() -> list[str]:
+    """Return the built-in sources whose rows have a class."""
+    return [name for name in BUILT_IN if BUILT_IN[name][0]()[0].label is not None]
+
+
+def _built_in_labelled(spec: TaskSpec) -> list[Question]:
+    rows = read_built_in(spec)
+    if any(row.label is None for row in rows):
+        raise DataError(
+            f"task {spec.name}: source: the rows have no labels (got {spec.source}). Fix: use one "
+            f"of the sources built in for classification: {', '.join(_labelled_sources())}"
+        )
+    labels = tuple(spec.labels or sorted({str(row.label) for row in rows}))
+    for row in rows:
+        _require_known(str(row.label), labels, row.origin)
+    return [
+        Question(
+            row.origin,
+            {"text": classification_text(row)},
+            labels,
+            labels.index(str(row.label)),
+            row.cluster,
+            {"label": str(row.label)},
+        )
+        for row in rows
+    ]
+
+
+def _require_known(label: str, labels: tuple[str, ...], origin: str) -> None:
+    if label not in labels:
+        raise DataError(
+            f"{origin}: label: not one of {', '.join(labels)} (got {label!r}). Fix: add it to the "
+            "`labels` of the task, or correct the row"
+        )
+
+
+def _question(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question:
+    if not {"choices", "answer"} <= set(value):
+        raise DataError(
+            f"{origin}: `choices` and `answer` are required (got {', '.join(map(str, value))}). "
+            f"Fix: write {QUESTION_ROW}, or set `columns`"
+        )
+    choices, answer = _choices(value["choices"]), value["answer"]
+    if len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
+        raise DataError(
+            f"{origin}: choices: at least two non-empty texts are required (got "
+            f"{value['choices']!r}). Fix: write {QUESTION_ROW}"
+        )
+    if isinstance(answer, str) and answer in choices:
+        answer = choices.index(answer)
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise DataError(
+            f"{origin}: answer: not a choice (got {answer!r}). Fix: give the correct choice or its "
+            f"index, 0 to {len(choices) - 1}"
+        )
+    return Question(
+        row_identifier(value, origin),
+        _template_fields(value),
+        tuple(choices),
+        answer,
+        row_cluster(value, origin, spec),
+        row_slices(value, origin, spec),
+    )
+
+
+def _choices(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        # A CSV file holds a list as JSON text.
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return []
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _pair(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question:
+    """Convert a preference pair to the question of which answer is the likelier one."""
+    row = parse_row(value, origin, "preference", pairs=True)
+    roles = [message.role for message in row.messages[:-1]]
+    if roles != ["user"]:
+        raise DataError(
+            f"{origin}: prompt: the prompt of a pair has to be one turn of the user (got "
+            f"{', '.join(roles)}). Fix: shorten the conversation to one turn"
+        )
+    slices = row_slices(value, origin, spec)
+    return _pair_question(
+        row, row_identifier(value, origin), row_cluster(value, origin, spec), slices
+    )
+
+
+def _pair_question(
+    row: Row, identifier: str, cluster: str, slices: Mapping[str, str] | None = None
+) -> Question:
+    prompt, chosen = (message.content for message in row.messages)
+    drawn = ChoiceRow.draw(
+        identifier, prompt, chosen, [row.rejected[0].content], slices or {}, cluster
+    )
+    fields = {"prompt": prompt, "question": prompt}
+    return Question(identifier, fields, drawn.choices, drawn.answer, cluster, drawn.slices)
+
+
+def _label(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> str:
+    """Return the label of a row; an integer is an index into `labels` of the task, if set."""
+    label = value.get("label")
+    if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
+        raise DataError(
+            f"{origin}: label: missing or empty (got {label!r}). Fix: write {LABEL_ROW}"
+        )
+    if isinstance(label, int) and spec.labels:
+        if not 0 <= label < len(spec.labels):
+            raise DataError(
+                f"{origin}: label: not an index of `labels` (got {label}). Fix: give 0 to "
+                f"{len(spec.labels) - 1}"
+            )
+        return spec.labels[label]
+    return str(label)
+
+
+def _template_fields(value: Mapping[str, Any]) -> dict[str, str]:
+    return {str(k): str(v) for k, v in value.items() if isinstance(v, str | int | float)}

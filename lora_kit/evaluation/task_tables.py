@@ -1,0 +1,117 @@
+"""Reading of a task's source: rows of a table or of a built-in source, before tokenization."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_kit.data.files.tables import read_table
+from lora_kit.data.row_sets import Rows
+from lora_kit.data.sources import SPLITS, open_source
+from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.recipe.data import SourceSpec
+from lora_kit.runtime.errors import DataError
+
+
+def read_task_table(
+    spec: TaskSpec, built_in: Collection[str]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the rows of a table with their origins, columns renamed to the fields of the kind.
+
+    Args:
+        spec: task.
+        built_in: built-in sources of the kind, named in the error for an unknown source.
+
+    Raises:
+        DataError: if the source is unknown, or a column is missing.
+    """
+    try:
+        rows = read_table(
+            spec.source, f"task {spec.name}: source", spec.subset, spec.split, spec.revision
+        )
+        for value, origin in rows:
+            missing = sorted(set(spec.columns.values()) - set(value))
+            if missing:
+                raise DataError(
+                    f"{origin}: no column {missing[0]!r} for `columns` of task {spec.name} (got "
+                    f"{', '.join(map(str, value))}). Fix: correct `columns`"
+                )
+            renamed = {field: value[column] for field, column in spec.columns.items()}
+            yield {**value, **renamed}, origin
+    except DataError as error:
+        if built_in and spec.source in str(error) and not Path(spec.source).exists():
+            names = ", ".join(built_in)
+            raise DataError(f"{error} (built-in sources of kind {spec.kind}: {names})") from error
+        raise
+
+
+def read_built_in(spec: TaskSpec, pairs: bool = False) -> Rows:
+    """Read a split of a built-in source.
+
+    Args:
+        spec: task.
+        pairs: if true, read rows with a chosen and a rejected answer.
+
+    Raises:
+        DataError: if the split is unknown, or the task sets fields that the source defines.
+    """
+    if spec.split not in SPLITS:
+        raise DataError(
+            f"task {spec.name}: split: unknown for {spec.source} (got {spec.split}). Fix: use one "
+            f"of {', '.join(SPLITS)}"
+        )
+    refuse_own_fields(spec)
+    source = SourceSpec(source=spec.source, split=spec.split)
+    return open_source(source, 0, f"task {spec.name}: source", pairs=pairs)
+
+
+def refuse_own_fields(spec: TaskSpec) -> None:
+    """Refuse `columns`, `cluster` and `slices`, which a built-in source would ignore.
+
+    Raises:
+        DataError: if one of the fields is set.
+    """
+    for name in ("columns", "cluster", "slices"):
+        value = getattr(spec, name)
+        if value:
+            raise DataError(
+                f"task {spec.name}: {name}: the built-in source {spec.source} defines its own "
+                f"(got {value}). Fix: remove {name}"
+            )
+
+
+def row_identifier(value: Mapping[str, Any], origin: str) -> str:
+    """Return the id of a row; its origin if the row has none."""
+    identifier = value.get("id")
+    return origin if identifier is None else str(identifier)
+
+
+def row_cluster(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> str:
+    """Return the cluster of a row; its id if the task names no field.
+
+    Raises:
+        DataError: if the row lacks the field.
+    """
+    if spec.cluster is None:
+        return row_identifier(value, origin)
+    return _field(value, spec.cluster, origin, f"`cluster` of task {spec.name}")
+
+
+def row_slices(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> dict[str, str]:
+    """Return the values of the task's slices.
+
+    Raises:
+        DataError: if the row lacks a field.
+    """
+    place = f"`slices` of task {spec.name}"
+    return {name: _field(value, name, origin, place) for name in spec.slices}
+
+
+def _field(value: Mapping[str, Any], name: str, origin: str, place: str) -> str:
+    if name not in value:
+        raise DataError(
+            f"{origin}: no field {name!r} for {place} (got {', '.join(map(str, value))}). Fix: "
+            "correct the task or the file"
+        )
+    return str(value[name])

@@ -1,0 +1,120 @@
+"""Verdict file: read with its types, and judged again from the ledger beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from lora_kit.evaluation.assembly import LEDGER, VERDICT
+from lora_kit.evaluation.judge import judge
+from lora_kit.evaluation.ledger import Ledger
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.verdict import Verdict
+from lora_kit.runtime.errors import EvaluationError
+from lora_kit.runtime.files import read_json
+from lora_kit.runtime.hashes import file_sha256
+
+SUITES = "suites.json"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Digests of everything that a verdict was measured on.
+
+    Attributes:
+        backbone: digest of the backbone's fingerprint.
+        adapter: sha256 of the adapter's weights.
+        suite_digests: digest of each suite.
+        merged_models: digest of each merged model that was an arm, should it be merged again later.
+    """
+
+    backbone: str
+    adapter: str
+    suite_digests: Mapping[str, str]
+    merged_models: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecordedVerdict:
+    """Verdict on disk, with its lineage."""
+
+    verdict: Verdict
+    lineage: Lineage
+
+
+def read_verdict(directory: Path) -> RecordedVerdict:
+    """Read the verdict of an evaluation directory.
+
+    Raises:
+        EvaluationError: if the file is missing or not a verdict of this version.
+    """
+    return _parse(directory / VERDICT, _read_values(directory / VERDICT))
+
+
+def check_verdict(directory: Path) -> RecordedVerdict:
+    """Judge the ledger again, compare the result with the verdict on disk, and return that.
+
+    Raises:
+        EvaluationError: if the verdict does not follow from the ledger.
+    """
+    values = _read_values(directory / VERDICT)
+    recorded = _parse(directory / VERDICT, values)
+    try:
+        suites = [Suite.model_validate(s) for s in json.loads((directory / SUITES).read_text())]
+    except (OSError, ValueError, TypeError) as error:
+        raise EvaluationError(
+            f"{directory / SUITES}: cannot be read as suites ({error}). Fix: evaluate again"
+        ) from error
+    if recorded.lineage.suite_digests != {suite.name: suite.digest for suite in suites}:
+        raise EvaluationError(
+            f"{directory / SUITES}: not the suites that the verdict names (got other digests). "
+            "Fix: restore the file, or evaluate again"
+        )
+    judged = judge(Ledger(directory / LEDGER), suites).to_dict()
+    if not _same(judged, {name: values.get(name) for name in judged}):
+        raise EvaluationError(
+            f"{directory / VERDICT}: the verdict does not follow from the ledger beside it (got "
+            "other values when judged again). Fix: restore both files, or evaluate again"
+        )
+    return recorded
+
+
+def evidence_digests(directory: Path) -> dict[str, str]:
+    """Return the sha256 of the files that `check_verdict` reads, by name."""
+    return {name: file_sha256(directory / name) for name in (LEDGER, SUITES, VERDICT)}
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise EvaluationError(f"{path}: no such file. Fix: evaluate the adapter first")
+    return read_json(path, EvaluationError)
+
+
+def _parse(path: Path, values: Mapping[str, Any]) -> RecordedVerdict:
+    try:
+        lineage = TypeAdapter(Lineage).validate_python(values)
+        return RecordedVerdict(Verdict.from_dict(values), lineage)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise EvaluationError(
+            f"{path}: not a verdict of this version ({place}: {first['msg']}). Fix: evaluate the "
+            "adapter again"
+        ) from error
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Compare values, with a tolerance for numbers, which machines may round differently."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float) and isinstance(b, float | int):
+        return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
+    return bool(a == b)

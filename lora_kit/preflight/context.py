@@ -1,0 +1,49 @@
+"""Inputs of the checks that run before step 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lora_kit.backbone.load import Backbone
+from lora_kit.data.tokenization import Example
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.launch import Launch
+from lora_kit.training.retention.texts import RetentionTexts
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(frozen=True)
+class PreflightContext:
+    """A recipe, its launch, and the parts of the training that exist so far.
+
+    Missing parts are `None` or empty; checks that need them are skipped.
+
+    Attributes:
+        examples: tokenized training examples.
+        held_out: tokenized examples of `data.validation`.
+        texts: texts used by the retention methods.
+    """
+
+    recipe: Recipe
+    launch: Launch
+    backbone: Backbone | None = None
+    model: PeftModel | None = None
+    examples: Sequence[Example] = ()
+    held_out: Sequence[Example] = ()
+    texts: RetentionTexts = field(default_factory=RetentionTexts)
+
+    @property
+    def loaded_backbone(self) -> Backbone:
+        """The backbone, for checks that apply only if one is loaded."""
+        assert self.backbone is not None
+        return self.backbone
+
+    @property
+    def adapted_model(self) -> PeftModel:
+        """The model, for checks that apply only if an adapter is attached."""
+        assert self.model is not None
+        return self.model

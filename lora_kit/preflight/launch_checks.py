@@ -1,0 +1,141 @@
+"""Checks of the launch: processes, devices and sharding that a recipe supports."""
+
+from __future__ import annotations
+
+import torch
+
+from lora_kit.preflight.context import PreflightContext
+from lora_kit.preflight.method_checks import OMITTED_FROM_ESTIMATE
+from lora_kit.runtime.errors import BackboneError, TrainingError
+from lora_kit.runtime.launch import (
+    ZERO_WEIGHTS_STAGE,
+    require_requested_launch,
+    unshardable_reason,
+)
+from lora_kit.runtime.processes import process_state
+
+DDP_FIX = "Fix: launch with accelerate_configs/ddp.yaml"
+
+
+def refuse_launch_fallback(context: PreflightContext) -> None:
+    """Refuse with TrainingError if accelerate fell back to another launch than requested."""
+    require_requested_launch(context.launch)
+
+
+def refuse_sharded_quantization(context: PreflightContext) -> None:
+    """Refuse with BackboneError to shard quantized weights."""
+    launch, quantization = context.launch, context.recipe.backbone.quantization
+    if quantization == "none" or not launch.sharded:
+        return
+    sharding = "ZeRO-3" if launch.zero_stage == ZERO_WEIGHTS_STAGE else "FSDP"
+    reason = unshardable_reason(launch, quantization)
+    raise BackboneError(
+        f"backbone.quantization: {reason} (got {quantization} under {sharding}). Fix: set "
+        "quantization: none, or launch without sharding (accelerate_configs/ddp.yaml), which "
+        "keeps a full quantized model on each GPU."
+    )
+
+
+def require_weights_on_process_device(context: PreflightContext) -> None:
+    """Refuse with BackboneError if weights are on the device of another process."""
+    if context.launch.sharded:
+        return  # loaded to main memory, to be sharded by the trainer
+    backbone = context.loaded_backbone
+    expected = process_state().device
+    devices = {parameter.device for parameter in backbone.model.parameters()}
+    wrong = sorted(str(device) for device in devices if not _same_device(device, expected))
+    if wrong:
+        raise BackboneError(
+            f"backbone.model: weights are on {', '.join(wrong)}, but this process computes on "
+            f"{expected}. Fix: load the backbone with `lora_kit.backbone.load.load`, which selects "
+            "the device by local rank."
+        )
+
+
+def _same_device(one: torch.device, other: torch.device) -> bool:
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
+
+
+def refuse_retention_when_sharded(context: PreflightContext) -> None:
+    """Refuse with TrainingError retention methods and teachers when weights are sharded.
+
+    Both need a full model in each process.
+    """
+    launch, retention = context.launch, context.recipe.retention
+    if not (launch.sharded or launch.deepspeed):
+        return
+    if context.recipe.training.distillation:
+        raise TrainingError(
+            "training.distillation: each process needs the full teacher, which FSDP and DeepSpeed "
+            f"would shard. {DDP_FIX}."
+        )
+    for name in ("kl", "token_masking", "ewc", "early_stopping", "self_distillation"):
+        if getattr(retention, name):
+            raise TrainingError(
+                f"retention.{name}: comparing the adapter with the base needs the full model in "
+                f"each process, which FSDP and DeepSpeed shard. {DDP_FIX}, or replace this "
+                "section by data.replay."
+            )
+
+
+def refuse_distributed_head(context: PreflightContext) -> None:
+    """Refuse with TrainingError to shard a classification head, or to train it in parallel.
+
+    Sharding is refused for every classifier, several processes only for `adapter.method: head`.
+    """
+    launch, recipe = context.launch, context.recipe
+    if launch.sharded or launch.deepspeed:
+        raise TrainingError(
+            "training.objective: classification keeps the full head in each process, which FSDP "
+            f"and DeepSpeed would shard. {DDP_FIX}."
+        )
+    if recipe.adapter.method == "head" and launch.processes > 1:
+        raise TrainingError(
+            "adapter.method: head trains a few thousand weights on precomputed features in one "
+            f"process (got {launch.processes} processes). Fix: start lora-kit without a launcher."
+        )
+
+
+def require_full_gradients(context: PreflightContext) -> None:
+    """Refuse with TrainingError methods that read gradients which a launch shards or consumes.
+
+    These methods change gradients between the backward pass and the optimizer step.
+    """
+    launch, recipe = context.launch, context.recipe
+    requested = {
+        "training.gradual_unfreezing_steps": recipe.training.gradual_unfreezing_steps is not None,
+        "adapter.method: adalora": recipe.adapter.method == "adalora",
+        "training.gradient_conflict": recipe.training.gradient_conflict is not None,
+    }
+    if recipe.training.gradient_conflict is not None and launch.processes > 1:
+        raise TrainingError(
+            "training.gradient_conflict: compares the gradients of the sources in one process "
+            f"(got {launch.processes} processes). Fix: start one process, or leave the field out."
+        )
+    for field, is_requested in requested.items():
+        if is_requested and (launch.sharded or launch.deepspeed):
+            raise TrainingError(
+                f"{field} needs full gradients before each optimizer step, which FSDP shards and "
+                f"DeepSpeed has consumed by then. {DDP_FIX}."
+            )
+
+
+def refuse_sharded_virtual_tokens(context: PreflightContext) -> None:
+    """Refuse with TrainingError to encode virtual tokens with sharded weights."""
+    launch, method = context.launch, context.recipe.adapter.method
+    if launch.sharded or launch.deepspeed:
+        raise TrainingError(
+            f"adapter.method: {method}: its virtual tokens go through the backbone in a separate "
+            f"forward pass, for which FSDP and DeepSpeed gather no weights. {DDP_FIX}."
+        )
+
+
+def require_single_process(context: PreflightContext) -> None:
+    """Refuse with TrainingError to train a preference or reward objective in several processes."""
+    launch, objective = context.launch, context.recipe.training.objective
+    several = launch.processes > 1 or launch.sharded or launch.deepspeed
+    if objective in (*OMITTED_FROM_ESTIMATE, "reward") and several:
+        raise TrainingError(
+            f"training.objective: {objective} is trained in one process (got {launch.processes}). "
+            "Fix: start lora-kit without a launch file."
+        )

@@ -1,0 +1,86 @@
+"""Prepare a training up to step 1, shared by `lora-kit plan` and `lora-kit train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_kit.adapter.attach import attach
+from lora_kit.backbone.load import Backbone
+from lora_kit.data.audit.audit import audit
+from lora_kit.data.audit.findings import Audit
+from lora_kit.data.dataset import prepare, validation_rows
+from lora_kit.data.labelled import supervise_inputs
+from lora_kit.data.row_sets import Rows
+from lora_kit.data.training_data import TrainingData
+from lora_kit.evaluation.audited import audited_items
+from lora_kit.evaluation.engine.work import Work
+from lora_kit.preflight.checks import CheckResult, run_checks
+from lora_kit.preflight.context import PreflightContext
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.launch import current_launch
+from lora_kit.training.retention.texts import RetentionTexts, refuse_items
+from lora_kit.training.self_distillation.rows import TrainingRows
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """Inputs of a training, after all checks and the data audit.
+
+    Attributes:
+        model: the backbone with its adapter attached.
+        data: training rows and held-out rows, tokenized.
+        texts: texts used by the retention methods.
+        checked: names and warnings of the checks that ran.
+        audit: findings in the rows; problems are not refused yet.
+    """
+
+    model: PeftModel
+    data: TrainingData
+    texts: RetentionTexts
+    checked: CheckResult
+    audit: Audit
+
+
+def prepare_training(
+    recipe: Recipe, backbone: Backbone, sources: Rows, read: TrainingRows, work: Sequence[Work]
+) -> PreparedTraining:
+    """Tokenize the rows, attach the adapter, run the checks and audit the data.
+
+    Args:
+        recipe: recipe of the training.
+        backbone: loaded backbone; the adapter is attached to it in place.
+        sources: rows of `data.train`.
+        read: rows that are trained on, replay included.
+        work: tokenized items of the recipe's suites, searched for in the training rows.
+
+    Raises:
+        LoraKitError: from the first check that fails.
+    """
+    tokenizer, objective = backbone.tokenizer, recipe.training.objective
+    classes = backbone.head.classes if backbone.head else ()
+    held_out_rows = validation_rows(recipe.data, recipe.seed)
+    data = prepare(read.rows, tokenizer, recipe.data, read.replay, objective, classes)
+    held_out = prepare(held_out_rows, tokenizer, recipe.data, classes=classes)
+    texts = RetentionTexts.read(recipe, tokenizer)
+    model = attach(backbone, recipe.adapter, recipe.seed)
+    context = PreflightContext(
+        recipe,
+        current_launch(),
+        backbone=backbone,
+        model=model,
+        examples=data.examples,
+        held_out=held_out.examples,
+        texts=texts,
+    )
+    checked = run_checks(context)
+    items, limits = audited_items(work), recipe.data.audit
+    examples = supervise_inputs(data.examples) if objective == "classification" else data.examples
+    findings = audit(read.rows, examples, items, held_out_rows, tokenizer, limits)
+    refuse_items(texts, items, limits.leakage)
+    training_data = TrainingData(sources, read.rows, read.replay, data, held_out_rows, held_out)
+    return PreparedTraining(model, training_data, texts, checked, findings)

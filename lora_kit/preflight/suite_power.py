@@ -1,0 +1,127 @@
+"""Statistical power of the suites of a recipe, computed before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.tasks import selected_clusters
+from lora_kit.statistics.power import (
+    design_effect,
+    items_to_retain,
+    items_to_show_gain,
+    smallest_gain,
+    smallest_margin,
+)
+
+# Assumed intraclass correlation of a cluster's items, until it is measured: that of pupils of one
+# class, 0.1 to 0.25 (Hedges & Hedberg 2007).
+ICC = 0.2
+# Flip rate of two independent answers to a question with two choices.
+UNRELATED_FLIPS = 0.5
+
+
+@dataclass(frozen=True)
+class TaskPower:
+    """Smallest effect that one task detects with a power of 0.8.
+
+    Attributes:
+        items: number of items; `None` if counting requires a download.
+        clusters: number of clusters of dependent items.
+        assumed: assumed spread of the differences, in words; empty if none is known.
+        smallest: on a retention suite, the smallest margin that an adapter without a loss passes;
+            on a gain suite, the smallest gain that passes; in the score's unit.
+        wanted: margin (retention) or expected effect (gain) of the suite, in the score's unit.
+        needed: number of items needed for `wanted`.
+    """
+
+    task: str
+    unit: str
+    items: int | None
+    clusters: int | None
+    assumed: str
+    smallest: float | None
+    wanted: float | None
+    needed: int | None
+
+
+@dataclass(frozen=True)
+class SuitePower:
+    """Power of each task of a suite."""
+
+    suite: str
+    role: str
+    tasks: tuple[TaskPower, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the power as JSON values."""
+        return asdict(self)
+
+
+def compute_suite_power(suites: Sequence[Suite], unrelated: bool = False) -> tuple[SuitePower, ...]:
+    """Compute the power of each task of the suites.
+
+    Args:
+        suites: suites of the evaluation.
+        unrelated: if true, the adapter is compared with something other than its own backbone,
+            such as a classification head, and at least as many items flip as by chance.
+    """
+    min_flips = UNRELATED_FLIPS if unrelated else 0.0
+    return tuple(
+        SuitePower(
+            suite.name,
+            suite.role,
+            tuple(_task_power(suite, task, min_flips) for task in suite.tasks),
+        )
+        for suite in suites
+    )
+
+
+def _task_power(suite: Suite, task: TaskSpec, min_flips: float) -> TaskPower:
+    clusters = selected_clusters(task, suite.seed)
+    wanted = task.margin if suite.role == "retention" else task.effect
+    known: dict[str, Any] = {"task": task.name, "unit": task.unit, "wanted": wanted}
+    count = len(clusters) if clusters is not None else task.limit
+    cluster_count = len(set(clusters)) if clusters is not None else count
+    spread, assumed = _spread(task, min_flips)
+    if not spread or count is None or cluster_count is None:
+        return TaskPower(
+            items=count,
+            clusters=cluster_count,
+            assumed=assumed,
+            smallest=None,
+            needed=None,
+            **known,
+        )
+    effect = design_effect(count / cluster_count, ICC)
+    independent = max(int(count / effect), 1)
+    if suite.role == "retention":
+        smallest = smallest_margin(independent, suite.alpha, **spread)
+        needed = items_to_retain(wanted, suite.alpha, **spread) if wanted else None
+    else:
+        smallest = smallest_gain(independent, suite.alpha, **spread)
+        reachable = wanted is not None and wanted <= spread.get("flip_rate", wanted)
+        needed = items_to_show_gain(wanted, suite.alpha, **spread) if wanted and reachable else None
+    return TaskPower(
+        items=count,
+        clusters=cluster_count,
+        assumed=assumed + (f", {cluster_count} clusters" if cluster_count < count else ""),
+        smallest=smallest,
+        needed=round(needed * effect) if needed is not None else None,
+        **known,
+    )
+
+
+def _spread(task: TaskSpec, min_flips: float) -> tuple[dict[str, float], str]:
+    """Return the expected spread of the differences as arguments, and in words."""
+    if task.score == "macro_f1":
+        return {}, ""
+    if task.is_binary or (task.kind == "lm_eval" and task.expected_deviation is None):
+        flips = max(task.expected_flips, min_flips)
+        return {"flip_rate": flips}, f"{flips:.0%} of items flip"
+    if task.expected_deviation is None:
+        return {}, ""
+    deviation = task.expected_deviation
+    return {"deviation": deviation}, f"standard deviation {deviation:g} per item"

@@ -1,0 +1,118 @@
+"""Tasks of a verdict as the model card shows them, with formatted values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lora_kit.evaluation.reporting.notation import FormattedComparison, Notation, format_p_value
+from lora_kit.evaluation.verdict import SuiteVerdict, TaskVerdict, Verdict
+from lora_kit.statistics.decisions import Interval
+
+
+@dataclass(frozen=True)
+class CardTask:
+    """Task of a model card.
+
+    Attributes:
+        task: the task of the verdict.
+        adapter: comparison of the adapter with the base.
+        merged_interval: interval of the merged model's difference from the base.
+        merged: comparison of the merged model with the base.
+        merged_score: mean score of the merged model; `None` if it was scored on other items.
+        detectable: half width of the interval with its unit; smaller differences are not
+            detectable.
+        margin: margin of a retention task with its unit; empty for a gain task.
+        drift: KL from the base in nats per token, with its interval; empty if not measured.
+    """
+
+    suite: str
+    role: str
+    task: TaskVerdict
+    merged_interval: Interval
+    adapter: FormattedComparison
+    merged: FormattedComparison
+    merged_score: float | None
+    detectable: str
+    margin: str
+    drift: str
+
+    @property
+    def name(self) -> str:
+        """Name of the task with its suite, `suite/task`."""
+        return f"{self.suite}/{self.task.task}"
+
+    @property
+    def loss(self) -> str:
+        """Significance of a loss in words; empty if the mean is not worse than the base's."""
+        interval = self.task.interval
+        if interval.delta >= 0:
+            return ""
+        if self.task.alarm:
+            return "significant loss"
+        return "loss, interval below zero" if interval.high < 0 else "loss, not significant"
+
+
+def card_tasks(verdict: Verdict) -> list[CardTask]:
+    """Return all tasks of a verdict, in order.
+
+    Raises:
+        ValueError: if the merged model was not evaluated on a task.
+    """
+    return [_card_task(verdict, suite, task) for suite in verdict.suites for task in suite.tasks]
+
+
+def _card_task(verdict: Verdict, suite: SuiteVerdict, task: TaskVerdict) -> CardTask:
+    base, unit, adapter, merged = task.base, task.unit, task.interval, task.merged_interval
+    if merged is None:
+        raise ValueError(f"{suite.suite}/{task.task}: the merged model was not evaluated")
+    merged_means = {one.arm: one.mean for one in task.merges}
+    score = merged_means[verdict.ships or ""] if merged.items == adapter.items else None
+    notation = Notation.fit(unit, (base, task.adapter), adapter, -(task.margin or 0.0))
+    suffix = f" {'pp' if notation.percent else unit}"
+    half_width = notation.signed((adapter.high - adapter.low) / 2).removeprefix("+")
+    margin = ""
+    if task.margin is not None:
+        margin = notation.signed(task.margin).removeprefix("+") + suffix
+    return CardTask(
+        suite.suite,
+        suite.role,
+        task,
+        merged,
+        _comparison(notation, unit, (base, task.adapter), adapter),
+        _comparison(notation, unit, (base, math.nan if score is None else score), merged),
+        score,
+        half_width + suffix,
+        margin,
+        _drift(task.drift.interval) if task.drift else "",
+    )
+
+
+def _comparison(
+    notation: Notation, unit: str, scores: tuple[float, float], interval: Interval
+) -> FormattedComparison:
+    return FormattedComparison(
+        notation.plain(scores[0]),
+        notation.plain(scores[1]),
+        notation.signed(interval.delta),
+        notation.signed(interval.low),
+        notation.signed(interval.high),
+        "pp" if notation.percent else unit,
+    )
+
+
+def _drift(interval: Interval) -> str:
+    written = FormattedComparison.of("nats", interval.delta, interval.delta, interval)
+    return f"{written.delta} ({written.low} to {written.high})".replace("+", "")
+
+
+def lost_slices(verdict: Verdict) -> list[str]:
+    """Describe the slices with a significant loss, one line each."""
+    return [
+        f"{suite.suite}/{task.task}, {one.field} {one.value}: {one.interval.delta:+.4g} on "
+        f"{one.interval.items} items, p {format_p_value(one.adjusted)} after Holm"
+        for suite in verdict.suites
+        for task in suite.tasks
+        for one in task.slices
+        if one.alarm
+    ]

@@ -1,0 +1,205 @@
+"""Scale an adapter's effect: `lora_B` times a scale, in all blocks or in a third of them.
+
+LoRA adds `scaling * B @ A` to a weight (Hu et al. 2021, arXiv:2106.09685), which is linear in B:
+half of B is half of the update, with rsLoRA too, and 0 is the base.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kit.backbone.blocks import block_number
+from lora_kit.merging.combining.sources import PLAIN, PLAIN_STARTS
+from lora_kit.runtime.errors import AdapterError, RecipeError
+from lora_kit.runtime.files import read_json
+
+SCALES = (0.25, 0.5, 0.75, 1.0, 1.25)
+THIRDS = ("early", "middle", "late")
+SCALED = ("lora_B", "lora_embedding_B")
+FACTORS = ("lora_A", "lora_embedding_A", *SCALED)
+
+
+@dataclass(frozen=True)
+class AdapterScale:
+    """Scales of the three thirds of the decoder blocks; 1 is the adapter as trained.
+
+    Attributes:
+        early: scale of the first third.
+        middle: scale of the second third.
+        late: scale of the last third.
+    """
+
+    early: float
+    middle: float
+    late: float
+
+    @classmethod
+    def uniform(cls, scale: float) -> AdapterScale:
+        """Return the same scale for all blocks."""
+        return cls(scale, scale, scale)
+
+    @property
+    def parts(self) -> tuple[float, float, float]:
+        """Scales of the thirds, in the order of the blocks."""
+        return self.early, self.middle, self.late
+
+    @property
+    def is_uniform(self) -> bool:
+        """True if all blocks have the same scale."""
+        return len(set(self.parts)) == 1
+
+    @property
+    def name(self) -> str:
+        """Name such as `0.5`, or `early 0.5` where the other thirds have scale 1."""
+        if self.is_uniform:
+            return f"{self.early:g}"
+        named = zip(THIRDS, self.parts, strict=True)
+        return ", ".join(f"{third} {scale:g}" for third, scale in named if scale != 1)
+
+
+TRAINED = AdapterScale.uniform(1.0)
+
+
+def candidate_scales(scales: Sequence[float], by_layer: bool) -> tuple[AdapterScale, ...]:
+    """Return the scales to try, the weakest first, always with the adapter as trained.
+
+    By layer, each third is also tried at each scale, with the other thirds at 1: three times as
+    many candidates, not their cube.
+
+    Args:
+        scales: uniform scales. 0 is the base, which is measured anyway; a third may be at 0.
+        by_layer: if true, scale the thirds too.
+
+    Raises:
+        RecipeError: if a scale is negative or not finite.
+    """
+    for scale in scales:
+        if not math.isfinite(scale) or scale < 0:
+            raise RecipeError(
+                f"--scales: must be finite and not negative (got {scale:g}). Fix: give scales such "
+                "as 0.25,0.5,1; 0 is the base and 1 the adapter as trained."
+            )
+    ordered = sorted({*scales, 1.0})
+    candidates = [AdapterScale.uniform(scale) for scale in ordered if scale > 0]
+    if by_layer:
+        others = [scale for scale in ordered if scale != 1]
+        candidates += [AdapterScale(scale, 1.0, 1.0) for scale in others]
+        candidates += [AdapterScale(1.0, scale, 1.0) for scale in others]
+        candidates += [AdapterScale(1.0, 1.0, scale) for scale in others]
+    return tuple(candidates)
+
+
+@contextmanager
+def scaled_adapter(model: Any, scale: AdapterScale) -> Iterator[Any]:
+    """Yield the model with its adapter scaled, and restore the adapter bit for bit on exit.
+
+    Args:
+        model: backbone with a LoRA adapter attached.
+        scale: scales to apply.
+
+    Raises:
+        AdapterError: if the scale is not uniform and the model cannot be split into thirds.
+    """
+    blocks = 0 if scale.is_uniform else require_thirds(model)
+    factors = [(name, p) for name, p in model.named_parameters() if _is_scaled(name)]
+    before = [parameter.data for _, parameter in factors]
+    try:
+        for name, parameter in factors:
+            third = 0 if scale.is_uniform else 3 * (block_number(name) or 0) // blocks
+            parameter.data = parameter.data * scale.parts[third]
+        yield model
+    finally:
+        for (_, parameter), data in zip(factors, before, strict=True):
+            parameter.data = data
+
+
+def _is_scaled(name: str) -> bool:
+    return not set(SCALED).isdisjoint(name.split("."))
+
+
+def require_thirds(model: Any) -> int:
+    """Return the number of decoder blocks of a model that can be scaled by thirds.
+
+    Raises:
+        AdapterError: if the model has fewer than three blocks, or the adapter changes a module
+            outside of them.
+    """
+    blocks = int(model.config.get_text_config().num_hidden_layers)
+    if blocks < len(THIRDS):
+        raise AdapterError(
+            f"--by-layer: too few decoder blocks for three thirds (got {blocks}). Fix: drop "
+            "--by-layer."
+        )
+    for name, _ in model.named_parameters():
+        block = block_number(name)
+        if _is_scaled(name) and (block is None or block >= blocks):
+            raise AdapterError(
+                f"--by-layer: the adapter changes a module that is in none of the {blocks} decoder "
+                f"blocks (got {name}). Fix: drop --by-layer."
+            )
+    return blocks
+
+
+def require_linear(adapter: Path) -> None:
+    """Refuse an adapter whose effect is not linear in `lora_B`.
+
+    Args:
+        adapter: directory of the adapter.
+
+    Raises:
+        AdapterError: if the adapter is more than LoRA or rsLoRA, naming the option.
+    """
+    config = read_json(adapter / ADAPTER_CONFIG, AdapterError)
+    reason = _nonlinearity(config)
+    if reason:
+        raise AdapterError(
+            f"{adapter / ADAPTER_CONFIG}: {reason}. Fix: rescale only plain LoRA and rsLoRA; train "
+            "without this option."
+        )
+    try:
+        with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
+            others = [n for n in file.keys() if set(FACTORS).isdisjoint(n.split("."))]  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(
+            f"{adapter / ADAPTER_WEIGHTS}: cannot be read (got {error}). Fix: copy or save the "
+            "adapter again."
+        ) from error
+    if others:
+        raise AdapterError(
+            f"{adapter / ADAPTER_WEIGHTS}: {len(others)} tensors are no LoRA factors and would not "
+            f"be scaled (got {others[0]} first). Fix: train without them to use rescale."
+        )
+
+
+def _nonlinearity(config: dict[str, Any]) -> str:
+    """Return the reason why the update is not linear in `lora_B` alone; empty if it is."""
+    method = config.get("peft_type")
+    if method != "LORA":
+        return f"peft_type: no factor lora_B that the whole effect is linear in (got {method})"
+    if config.get("use_dora"):
+        return (
+            "use_dora: DoRA normalizes the sum of base and update (Liu et al. 2024, "
+            "arXiv:2402.09353, equation 5), so that half of lora_B is not half of the effect (got "
+            f"{config['use_dora']})"
+        )
+    for option in ("modules_to_save", "trainable_token_indices"):
+        if config.get(option):
+            return f"{option}: saved in full, not as an update to scale (got {config[option]})"
+    start = config.get("init_lora_weights")
+    if start not in PLAIN_STARTS:
+        return (
+            "init_lora_weights: changes the backbone's weights, so that the factors are not the "
+            f"difference from the base (got {start})"
+        )
+    for option, value in config.items():
+        if option not in PLAIN and value not in (None, False, "none", [], {}):
+            return f"{option}: not known to be linear in lora_B (got {value})"
+    return ""
