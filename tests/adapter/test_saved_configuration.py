@@ -20,7 +20,7 @@ from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runs.session import open_subject
 from lora_kit.runtime.errors import AdapterError, MergeError
 from lora_kit.training.trainer import save_adapter
-from tests.merging.combining import changed
+from tests.merging.combining import change_configuration
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def with_backbone(adapter: Path, **changes: Any) -> None:
 def test_a_configuration_that_peft_would_misread_is_refused(
     saved: Path, changes: dict[str, Any], message: str
 ) -> None:
-    changed(saved, **changes)
+    change_configuration(saved, **changes)
     message = f"{saved / 'adapter_config.json'}: {message}"
     with pytest.raises(AdapterError, match=re.escape(message)):
         open_subject(saved, None)
@@ -88,7 +88,7 @@ def test_a_configuration_that_peft_would_misread_is_refused(
 def test_a_configuration_that_does_not_fit_the_backbone_is_refused(
     saved: Path, changes: dict[str, Any], message: str
 ) -> None:
-    changed(saved, **changes)
+    change_configuration(saved, **changes)
     with pytest.raises(AdapterError, match=re.escape(message)):
         open_subject(saved, None)
 
@@ -106,7 +106,7 @@ def test_a_configuration_that_does_not_fit_the_backbone_is_refused(
     ],
 )
 def test_options_without_effect_are_accepted(saved: Path, changes: dict[str, Any]) -> None:
-    changed(saved, **changes)
+    change_configuration(saved, **changes)
     read_configuration(saved / "adapter_config.json", AdapterError)
 
 
@@ -178,7 +178,7 @@ def test_another_tools_adapter_without_a_valid_backbone_is_refused(
     saved: Path, changes: dict[str, Any], message: str
 ) -> None:
     (saved / "backbone.json").unlink()
-    changed(saved, **changes)
+    change_configuration(saved, **changes)
     with pytest.raises(
         AdapterError, match=re.escape(f"{saved / 'adapter_config.json'}: {message}")
     ):

@@ -144,7 +144,7 @@ def write_base(shape: dict[str, int], directory: Path) -> None:
     ]
     shards: list[list[PlannedTensor]] = [[]]
     for one in planned:
-        if shards[-1] and sum(o.length for o in shards[-1]) + one.length > SHARD_BYTES:
+        if shards[-1] and sum(o.nbytes for o in shards[-1]) + one.nbytes > SHARD_BYTES:
             shards.append([])
         shards[-1].append(one)
     weight_map = {}
