@@ -1,0 +1,1 @@
+"""The run directory, its record, and the open session."""
