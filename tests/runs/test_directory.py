@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_kit.runtime.errors import RecipeError
-from lora_kit.runtime.files import whole_directory, whole_file
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory, claim_run_directory, new_run_directory
+from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.files import whole_directory, whole_file
 
 
 def test_a_file_that_was_not_finished_is_not_there_and_the_old_one_stays(tmp_path: Path) -> None:
