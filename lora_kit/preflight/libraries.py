@@ -12,13 +12,19 @@ def libraries_memory() -> int:
     """Return the bytes that Python and the libraries of a training hold on this machine.
 
     Measured in a separate process, which takes as long as importing the libraries.
+
+    Raises:
+        RuntimeError: if the libraries cannot be imported.
     """
+    # Captured: what libraries print as they are imported is not for the user.
     completed = subprocess.run(
         [sys.executable, "-m", "lora_kit.preflight.libraries"],
-        stdout=subprocess.PIPE,
-        check=True,
+        capture_output=True,
+        check=False,
         text=True,
     )
+    if completed.returncode:
+        raise RuntimeError(f"the libraries of a training cannot be imported: {completed.stderr}")
     return int(completed.stdout.split()[-1])
 
 
