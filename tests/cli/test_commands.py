@@ -26,7 +26,7 @@ COMMANDS = (
 )
 
 
-def no_cache(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Python in a process that has imported nothing yet."""
     return subprocess.run(
         [sys.executable, *arguments],
@@ -52,14 +52,14 @@ def test_a_mistake_in_a_recipe_is_told_before_the_libraries_are_loaded() -> None
         "        raise AssertionError(command)\n"
         "print(*sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))\n"
     )
-    done = no_cache("-c", script)
+    done = run_python("-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("training.epochs") == 3, done.stderr
     assert done.stdout.split() == []
 
 
 def test_the_help_lists_the_commands_in_the_order_of_the_work() -> None:
-    done = no_cache("-m", "lora_kit", "--help")
+    done = run_python("-m", "lora_kit", "--help")
     assert done.returncode == 0, done.stderr
     _, _, listed = done.stdout.partition(" Commands ")
     assert re.findall(r"^│ ([\w-]+) ", listed, flags=re.MULTILINE) == list(COMMANDS)
@@ -89,8 +89,8 @@ def test_what_one_process_does_needs_no_others_to_meet(tmp_path: Path) -> None:
 
 def test_debugging_says_where_an_error_comes_from() -> None:
     plain, debugged = (
-        no_cache("-m", "lora_kit", "plan", "nope"),
-        no_cache("-m", "lora_kit", "--debug", "plan", "nope"),
+        run_python("-m", "lora_kit", "plan", "nope"),
+        run_python("-m", "lora_kit", "--debug", "plan", "nope"),
     )
     assert (plain.returncode, debugged.returncode) == (2, 2)
     assert "Traceback" not in plain.stderr
