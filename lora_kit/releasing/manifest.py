@@ -34,7 +34,7 @@ CARD = "README.md"
 RECIPE = "recipe.yaml"
 EVALUATION = "evaluation"
 ADAPTER = "adapter"
-FORMAT = 4
+FORMAT = 5
 """Version of the manifest and the card. Raise it when the contents of a release or the text of its
 card change, so that a release of another version is not mistaken for a manipulated one."""
 
@@ -42,7 +42,7 @@ card change, so that a release of another version is not mistaken for a manipula
 class Manifest(Section):
     """Provenance and file hashes of a release."""
 
-    format: Literal[4] = 4
+    format: Literal[5] = 5
     """Version of the manifest and the card."""
     name: str
     """Name of the recipe."""

@@ -326,7 +326,7 @@ def test_an_unknown_file_in_the_manifest_is_detected(copied: Path, name: str) ->
         ('{"files": ["a"]}', "not a manifest, since it lists no files", 3),
         ('{"files": {}, "format": 2, "released_with": {"lora-kit": "0.1"}}', "lora-kit 0.1", 2),
         ('{"files": {}, "format": 1, "versions": {"lora-kit": "0.0.9"}}', "lora-kit 0.0.9", 2),
-        ('{"files": {}, "format": 4}', "name: Field required", 3),
+        ('{"files": {}, "format": 5}', "name: Field required", 3),
     ],
 )
 def test_an_invalid_manifest_is_refused(tmp_path: Path, text: str, part: str, status: int) -> None:
