@@ -9,6 +9,9 @@ from typing import Any
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.tasks import selected_clusters
 from lora_kit.statistics.power import (
+    Deviation,
+    FlipRate,
+    Spread,
     design_effect,
     items_to_retain,
     items_to_show_gain,
@@ -86,7 +89,7 @@ def _task_power(suite: Suite, task: TaskSpec, min_flips: float) -> TaskPower:
     count = len(clusters) if clusters is not None else task.limit
     cluster_count = len(set(clusters)) if clusters is not None else count
     spread, assumed = _spread(task, min_flips)
-    if not spread or count is None or cluster_count is None:
+    if spread is None or count is None or cluster_count is None:
         return TaskPower(
             items=count,
             clusters=cluster_count,
@@ -98,12 +101,12 @@ def _task_power(suite: Suite, task: TaskSpec, min_flips: float) -> TaskPower:
     effect = design_effect(count / cluster_count, ICC)
     independent = max(int(count / effect), 1)
     if suite.role == "retention":
-        smallest = smallest_margin(independent, suite.alpha, **spread)
-        needed = items_to_retain(wanted, suite.alpha, **spread) if wanted else None
+        smallest = smallest_margin(independent, suite.alpha, spread)
+        needed = items_to_retain(wanted, suite.alpha, spread) if wanted else None
     else:
-        smallest = smallest_gain(independent, suite.alpha, **spread)
-        reachable = wanted is not None and wanted <= spread.get("flip_rate", wanted)
-        needed = items_to_show_gain(wanted, suite.alpha, **spread) if wanted and reachable else None
+        smallest = smallest_gain(independent, suite.alpha, spread)
+        reachable = wanted is not None and (isinstance(spread, Deviation) or wanted <= spread.share)
+        needed = items_to_show_gain(wanted, suite.alpha, spread) if wanted and reachable else None
     return TaskPower(
         items=count,
         clusters=cluster_count,
@@ -114,14 +117,14 @@ def _task_power(suite: Suite, task: TaskSpec, min_flips: float) -> TaskPower:
     )
 
 
-def _spread(task: TaskSpec, min_flips: float) -> tuple[dict[str, float], str]:
-    """Return the expected spread of the differences as arguments, and in words."""
+def _spread(task: TaskSpec, min_flips: float) -> tuple[Spread | None, str]:
+    """Return the expected spread of the differences, and in words; `None` if it is unknown."""
     if task.score == "macro_f1":
-        return {}, ""
+        return None, ""
     if task.is_binary or (task.kind == "lm_eval" and task.expected_deviation is None):
         flips = max(task.expected_flips, min_flips)
-        return {"flip_rate": flips}, f"{flips:.0%} of items flip"
+        return FlipRate(flips), f"{flips:.0%} of items flip"
     if task.expected_deviation is None:
-        return {}, ""
+        return None, ""
     deviation = task.expected_deviation
-    return {"deviation": deviation}, f"standard deviation {deviation:g} per item"
+    return Deviation(deviation), f"standard deviation {deviation:g} per item"

@@ -35,7 +35,13 @@ from lora_kit.statistics.clusters import (
     robust_p,
     swap_arms,
 )
-from lora_kit.statistics.power import items_to_retain, items_to_show_gain
+from lora_kit.statistics.power import (
+    Deviation,
+    FlipRate,
+    Spread,
+    items_to_retain,
+    items_to_show_gain,
+)
 from lora_kit.statistics.proportions import exact_p, mcnemar_p, score_p, tango_limits
 
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
@@ -289,24 +295,19 @@ def _items_needed(
     sample: ClusteredSample, confidence: float, margin: float | None, binary: bool
 ) -> int:
     """Return the items that decide at the observed difference, in its direction."""
+    spread: Spread
     if binary:
         scale = sample.items / _effective_counts(sample, binary)[2]
-        flip_rate, deviation = (sample.won + sample.lost) / sample.items, None
+        spread = FlipRate((sample.won + sample.lost) / sample.items)
     else:
         # Planned in clusters, so that the degrees of freedom are those of the clusters.
         scale = sample.items / sample.clusters
-        flip_rate, deviation = None, sample.error * math.sqrt(sample.clusters)
+        spread = Deviation(sample.error * math.sqrt(sample.clusters))
     if margin is None:
-        independent = items_to_show_gain(
-            sample.delta, 1 - confidence, deviation=deviation, flip_rate=flip_rate
-        )
+        independent = items_to_show_gain(sample.delta, 1 - confidence, spread)
     else:
         side = 1 if sample.delta > -margin else -1
         independent = items_to_retain(
-            side * margin,
-            0.5 - confidence / 2,
-            deviation=deviation,
-            flip_rate=flip_rate,
-            delta=side * sample.delta,
+            side * margin, 0.5 - confidence / 2, spread, delta=side * sample.delta
         )
     return max(math.ceil(independent * scale), sample.items + 1)

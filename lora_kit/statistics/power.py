@@ -3,15 +3,14 @@
 The tests are those of `decisions` with each item its own cluster: two-sided for gain, one-sided for
 retention. For items in clusters, multiply by `design_effect`.
 
-The spread of the differences is given in one of two ways. For right/wrong scores, `flip_rate` is
-the share of items that only one arm gets right; for other scores, `deviation` is the standard
-deviation of the items' differences, in the score's unit.
+The spread of the differences is a `FlipRate` for right/wrong scores, a `Deviation` for others.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -28,6 +27,37 @@ EXACT_GAIN_ITEMS = 4_000
 """Largest number of items for which the power of gain is computed exactly (a faster test)."""
 NORMAL_ITEMS = 2_000
 """Smallest number of items for which the normal distribution replaces t."""
+
+
+@dataclass(frozen=True)
+class FlipRate:
+    """Share of items that only one arm gets right, for right/wrong scores."""
+
+    share: float
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a share outside 0 to 1."""
+        self.require_at_least(0.0)
+
+    def require_at_least(self, effect: float) -> None:
+        """Raise ValueError if the flips cannot make up an effect."""
+        if not effect - 1e-12 <= self.share <= 1:
+            raise ValueError(f"flip_rate: not between {effect} and 1 (got {self.share})")
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Standard deviation of the items' differences, in the score's unit, for other scores."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a negative deviation."""
+        if self.value < 0:
+            raise ValueError(f"deviation: negative (got {self.value})")
+
+
+Spread = FlipRate | Deviation
 
 
 def design_effect(cluster_size: float, icc: float) -> float:
@@ -50,14 +80,7 @@ def design_effect(cluster_size: float, icc: float) -> float:
     return 1 + (cluster_size - 1) * icc
 
 
-def items_to_show_gain(
-    effect: float,
-    alpha: float,
-    power: float = POWER,
-    *,
-    deviation: float | None = None,
-    flip_rate: float | None = None,
-) -> int:
+def items_to_show_gain(effect: float, alpha: float, spread: Spread, power: float = POWER) -> int:
     """Return the number of items with which a two-sided test detects a true gain.
 
     Right/wrong scores: the smallest n near Connor's (1987, Biometrics 43:207) at which the exact
@@ -66,22 +89,19 @@ def items_to_show_gain(
     Args:
         effect: true difference; its sign does not matter.
         alpha: level of the two-sided test.
+        spread: spread of the differences.
         power: probability of detecting the gain.
-        deviation: standard deviation of the differences, for scores that are not right/wrong.
-        flip_rate: share of flips, for right/wrong scores; at least the effect.
 
     Raises:
-        ValueError: if the effect is 0 or above the flip rate, or if not exactly one spread is
-            given.
+        ValueError: if the effect is 0 or above the flip rate.
     """
     effect = abs(effect)
     if effect == 0:
         raise ValueError("effect: no number of items shows a gain of 0")
-    if _one_spread(deviation, flip_rate, effect) == "deviation":
-        assert deviation is not None
-        return _t_items(effect, deviation, alpha, power, "two-sided")
-    assert flip_rate is not None
-    flips = flip_rate
+    if isinstance(spread, Deviation):
+        return _t_items(effect, spread.value, alpha, power, "two-sided")
+    spread.require_at_least(effect)
+    flips = spread.share
     z, z_power = float(stats.norm.isf(alpha / 2)), float(stats.norm.ppf(power))
     connor = (z * math.sqrt(flips) + z_power * math.sqrt(flips - effect**2)) ** 2 / effect**2
     # The exact test is discrete and needs about 1 / effect more items.
@@ -92,13 +112,7 @@ def items_to_show_gain(
 
 
 def items_to_retain(
-    margin: float,
-    alpha: float,
-    power: float = POWER,
-    *,
-    deviation: float | None = None,
-    flip_rate: float | None = None,
-    delta: float = 0.0,
+    margin: float, alpha: float, spread: Spread, power: float = POWER, delta: float = 0.0
 ) -> int:
     """Return the number of items with which a one-sided test shows a loss below the margin.
 
@@ -111,23 +125,20 @@ def items_to_retain(
     Args:
         margin: largest acceptable loss.
         alpha: level of the one-sided test.
+        spread: spread of the differences; without flips, the result is the number of items from
+            which an adapter passes.
         power: probability of passing.
-        deviation: standard deviation of the differences, for scores that are not right/wrong.
-        flip_rate: share of wins and losses together, for right/wrong scores; with 0, the result is
-            the number of items from which an adapter without flips passes.
         delta: true difference.
 
     Raises:
-        ValueError: if delta is not above -margin or exceeds the flip rate, or if not exactly one
-            spread is given.
+        ValueError: if delta is not above -margin or exceeds the flip rate.
     """
     if delta <= -margin:
         raise ValueError(f"delta: not above -margin (got {delta} with a margin of {margin})")
-    if _one_spread(deviation, flip_rate, abs(delta)) == "deviation":
-        assert deviation is not None
-        return _t_items(margin + delta, deviation, alpha, power, "larger")
-    assert flip_rate is not None
-    flips = flip_rate
+    if isinstance(spread, Deviation):
+        return _t_items(margin + delta, spread.value, alpha, power, "larger")
+    spread.require_at_least(abs(delta))
+    flips = spread.share
     start = math.ceil(_score_items(margin, alpha, power, flips, delta))
     return _smallest_items(
         start,
@@ -137,14 +148,7 @@ def items_to_retain(
     )
 
 
-def smallest_gain(
-    items: int,
-    alpha: float,
-    power: float = POWER,
-    *,
-    deviation: float | None = None,
-    flip_rate: float | None = None,
-) -> float | None:
+def smallest_gain(items: int, alpha: float, spread: Spread, power: float = POWER) -> float | None:
     """Return the smallest true gain that a number of items can show.
 
     See `items_to_show_gain` for the arguments.
@@ -153,11 +157,9 @@ def smallest_gain(
         Gain in the score's unit; `None` with a single item, or if the items show no gain even when
         all flips are wins.
     """
-    if _one_spread(deviation, flip_rate, 0.0) == "deviation":
-        assert deviation is not None
-        return _t_effect(items, deviation, alpha, power, "two-sided")
-    assert flip_rate is not None
-    flips = flip_rate
+    if isinstance(spread, Deviation):
+        return _t_effect(items, spread.value, alpha, power, "two-sided")
+    flips = spread.share
     if _gain_power(items, flips, alpha, flips) < power:
         return None
     return float(
@@ -167,14 +169,7 @@ def smallest_gain(
     )
 
 
-def smallest_margin(
-    items: int,
-    alpha: float,
-    power: float = POWER,
-    *,
-    deviation: float | None = None,
-    flip_rate: float | None = None,
-) -> float | None:
+def smallest_margin(items: int, alpha: float, spread: Spread, power: float = POWER) -> float | None:
     """Return the smallest margin for which an adapter without a loss passes retention.
 
     See `items_to_retain` for the arguments.
@@ -183,11 +178,9 @@ def smallest_margin(
         Margin in the score's unit, to 5e-4 for right/wrong scores; `None` with a single item of
         another score, which passes no margin.
     """
-    if _one_spread(deviation, flip_rate, 0.0) == "deviation":
-        assert deviation is not None
-        return _t_effect(items, deviation, alpha, power, "larger")
-    assert flip_rate is not None
-    flips = flip_rate
+    if isinstance(spread, Deviation):
+        return _t_effect(items, spread.value, alpha, power, "larger")
+    flips = spread.share
 
     def is_too_small(margin: float) -> bool:
         if items > EXACT_RETENTION_ITEMS:
@@ -199,20 +192,6 @@ def smallest_margin(
         middle = (low + high) / 2
         low, high = (middle, high) if is_too_small(middle) else (low, middle)
     return high
-
-
-def _one_spread(
-    deviation: float | None, flip_rate: float | None, effect: float
-) -> Literal["deviation", "flip_rate"]:
-    if deviation is not None and flip_rate is None:
-        if deviation < 0:
-            raise ValueError(f"deviation: negative (got {deviation})")
-        return "deviation"
-    if flip_rate is None or deviation is not None:
-        raise ValueError("deviation, flip_rate: give either a deviation or a flip rate")
-    if not effect - 1e-12 <= flip_rate <= 1:
-        raise ValueError(f"flip_rate: not between {effect} and 1 (got {flip_rate})")
-    return "flip_rate"
 
 
 def _smallest_items(
@@ -274,8 +253,7 @@ def _t_items(
 ) -> int:
     if deviation == 0:
         return 2
-    z = float(stats.norm.isf(alpha / 2 if alternative == "two-sided" else alpha))
-    normal = ((z + float(stats.norm.ppf(power))) * deviation / effect) ** 2
+    normal = (_normal_distance(alpha, power, alternative) * deviation / effect) ** 2
     items = max(2, math.ceil(normal))
     while items < NORMAL_ITEMS and _t_power(items, effect / deviation, alpha, alternative) < power:
         items += 1
@@ -290,13 +268,18 @@ def _t_effect(
     if deviation == 0:
         return 0.0
     if items >= NORMAL_ITEMS:
-        z = float(stats.norm.isf(alpha / 2 if alternative == "two-sided" else alpha))
-        return (z + float(stats.norm.ppf(power))) * deviation / math.sqrt(items)
+        return _normal_distance(alpha, power, alternative) * deviation / math.sqrt(items)
     return deviation * float(
         optimize.brentq(
             lambda effect: _t_power(items, effect, alpha, alternative) - power, 1e-9, 100.0
         )
     )
+
+
+def _normal_distance(alpha: float, power: float, alternative: Alternative) -> float:
+    """Return z_alpha + z_power, the effect in standard errors that a z test shows."""
+    z = float(stats.norm.isf(alpha / 2 if alternative == "two-sided" else alpha))
+    return z + float(stats.norm.ppf(power))
 
 
 def _t_power(items: int, effect: float, alpha: float, alternative: Alternative) -> float:

@@ -15,7 +15,7 @@ from lora_kit.statistics.decisions import (
     paired_interval,
     superiority,
 )
-from lora_kit.statistics.power import items_to_retain, items_to_show_gain
+from lora_kit.statistics.power import Deviation, FlipRate, items_to_retain, items_to_show_gain
 from lora_kit.statistics.proportions import (
     critical_score,
     mcnemar_p,
@@ -174,7 +174,7 @@ def test_planned_items_have_the_power_for_retention_of_flips(
     margin: float, flip_rate: float
 ) -> None:
     """The plan is within 10% of a power of 0.8 (20,000 draws, error 0.3 points)."""
-    planned = items_to_retain(margin, ALPHA, flip_rate=flip_rate)
+    planned = items_to_retain(margin, ALPHA, FlipRate(flip_rate))
     generator = np.random.default_rng(21)
 
     def power(items: int) -> float:
@@ -191,7 +191,7 @@ def test_planned_items_have_the_power_for_retention_of_flips(
     ("effect", "flip_rate"), [(0.05, 0.15), (0.2, 0.3), (0.1, 0.2), (0.1, 0.1)]
 )
 def test_planned_items_have_the_power_for_a_gain_of_flips(effect: float, flip_rate: float) -> None:
-    planned = items_to_show_gain(effect, ALPHA, flip_rate=flip_rate)
+    planned = items_to_show_gain(effect, ALPHA, FlipRate(flip_rate))
     generator = np.random.default_rng(22)
 
     def power(items: int) -> float:
@@ -210,7 +210,7 @@ def test_planned_items_have_the_power_for_a_gain_of_flips(effect: float, flip_ra
     [(normal, 0.4), (normal, 0.25)],
 )
 def test_planned_items_have_the_power_for_retention_of_scores(draw: Draw, margin: float) -> None:
-    planned = items_to_retain(margin, ALPHA, deviation=1.0)
+    planned = items_to_retain(margin, ALPHA, Deviation(1.0))
     generator = np.random.default_rng(23)
 
     def power(items: int) -> float:
@@ -224,7 +224,7 @@ def test_planned_items_have_the_power_for_retention_of_scores(draw: Draw, margin
 
 @pytest.mark.parametrize("effect", [0.4, 0.3])
 def test_planned_items_have_the_power_for_a_gain_of_scores(effect: float) -> None:
-    planned = items_to_show_gain(effect, ALPHA, deviation=1.0)
+    planned = items_to_show_gain(effect, ALPHA, Deviation(1.0))
     generator = np.random.default_rng(24)
 
     def power(items: int) -> float:
