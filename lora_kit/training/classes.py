@@ -22,7 +22,6 @@ from lora_kit.modeling.features import Features, frozen_features
 from lora_kit.modeling.likelihood import to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.classification import ClassificationSpec
-from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs, StepTrainer
@@ -221,33 +220,14 @@ class ClassifierTrainer(StepTrainer):
         groups = split_micro_batches(examples, self.micro_batcher.rows, self.micro_batcher.tokens)
         return [_pad_classified(group, self._pad_token_id) for group in groups]
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: StepInputs,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Return the contribution of one forward pass to the step's loss; scalar, float32.
+    def summed_loss(self, model: torch.nn.Module, inputs: StepInputs) -> torch.Tensor:
+        """Return the summed weighted losses of one forward pass; scalar, float32.
 
         Args:
             model: the model, wrapped by Accelerate.
             inputs: tensors of the pass, of `_pad_classified` or `Features.batch`.
-            return_outputs: not supported.
-            num_items_in_batch: summed class weights of the step, over all processes.
-
-        Raises:
-            TrainingError: if the outputs are requested, or the weight is missing.
         """
-        if return_outputs or num_items_in_batch is None:
-            raise TrainingError(
-                "compute_loss: supports training steps only (got return_outputs or no "
-                "num_items_in_batch). Fix: call trainer.train(); ClassTask.validation_loss "
-                "computes the loss of held-out rows"
-            )
-        total = self.task.loss.sum(_logits(model, inputs), inputs["targets"])
-        loss: torch.Tensor = total / num_items_in_batch * self.accelerator.num_processes
-        return loss
+        return self.task.loss.sum(_logits(model, inputs), inputs["targets"])
 
 
 def _pad_classified(examples: Sequence[Example], pad_token_id: int) -> StepInputs:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from lora_kit.data.batches import LengthGroupedSampler, StepShareSampler
 from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.launch import current_launch, require_sharded
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.arguments import length_group_size
@@ -142,6 +143,38 @@ class StepTrainer(CheckpointedTrainer):
         if self.gradient_conflict is None:
             return self._backward(model, examples, num_items_in_batch)
         return self._backward_by_task(self.gradient_conflict, model, examples, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: StepInputs,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return the contribution of one forward pass to the step's loss; scalar, float32.
+
+        Args:
+            model: the model, wrapped by Accelerate.
+            inputs: tensors of the pass, as `summed_loss` takes them.
+            return_outputs: not supported.
+            num_items_in_batch: divisor of the summed losses of the step, over all processes.
+
+        Raises:
+            TrainingError: if the outputs are requested, or the divisor is missing.
+        """
+        if return_outputs or num_items_in_batch is None:
+            raise TrainingError(
+                "compute_loss: supports training steps only (got return_outputs or no "
+                "num_items_in_batch). Fix: call trainer.train(); lora_kit.training.validation "
+                "computes the loss of held-out rows"
+            )
+        total = self.summed_loss(model, inputs) / num_items_in_batch
+        loss: torch.Tensor = total * self.accelerator.num_processes
+        return loss
+
+    def summed_loss(self, model: torch.nn.Module, inputs: StepInputs) -> torch.Tensor:
+        """Return the summed losses of one forward pass; scalar, float32."""
+        raise NotImplementedError
 
     def _backward_by_task(
         self,

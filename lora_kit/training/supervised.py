@@ -11,7 +11,6 @@ from trl import SFTTrainer
 
 from lora_kit.data.tokenization import IGNORE_INDEX
 from lora_kit.modeling.likelihood import logits_at, token_nll
-from lora_kit.runtime.errors import TrainingError
 from lora_kit.training.distillation import Teacher
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs, StepTrainer
@@ -46,38 +45,20 @@ class SupervisedTrainer(StepTrainer, SFTTrainer):
         self._teacher = teacher
         self._head = inputs.model.get_output_embeddings()
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: StepInputs,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Return the contribution of one forward pass to the step's loss; scalar, float32.
+    def summed_loss(self, model: torch.nn.Module, inputs: StepInputs) -> torch.Tensor:
+        """Return the summed losses of the supervised tokens of one forward pass; scalar, float32.
 
         Args:
             model: the model, wrapped by Accelerate.
             inputs: `input_ids`, `labels` and mask or positions, each (rows, length) int64.
-            return_outputs: not supported.
-            num_items_in_batch: supervised tokens of the step, over all processes.
-
-        Raises:
-            TrainingError: if the outputs are requested, or the number of tokens is missing.
         """
-        if return_outputs or num_items_in_batch is None:
-            raise TrainingError(
-                "compute_loss: supports training steps only (got return_outputs or no "
-                "num_items_in_batch). Fix: call trainer.train(); lora_kit.training.validation "
-                "computes the loss of held-out rows"
-            )
         targets = inputs["labels"][:, 1:]
         rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
         logits = logits_at(model, inputs, rows, columns, self._head)
         losses = token_nll(logits, targets[rows, columns])
         if self._teacher:
             losses = self._teacher.losses(losses, logits, inputs)
-        loss: torch.Tensor = losses.sum() / num_items_in_batch * self.accelerator.num_processes
-        return loss
+        return losses.sum()
 
 
 @contextmanager

@@ -77,7 +77,12 @@ def retrieval_entries(
         yield (
             key,
             [
-                (key, _entry(one, item, _graded(retriever, one.task, item, answer)))
+                (
+                    key,
+                    one.entry(
+                        RETRIEVAL, item, _graded(retriever, one.task, item, answer), Outcome()
+                    ),
+                )
                 for item, answer in zip(one.task.items, answers, strict=True)
             ],
         )
@@ -96,22 +101,3 @@ def _graded(retriever: Retriever, task: Task, item: Item, answer: str) -> Graded
         return task.grade(item, Outcome(text=answer))
     chosen = retriever.choose(answer, item.choices)
     return Graded(float(chosen == item.answer), item.choices[chosen])
-
-
-def _entry(work: Work, item: Item, graded: Graded) -> Entry:
-    return Entry(
-        arm=RETRIEVAL,
-        suite=work.suite.name,
-        task=work.task.spec.name,
-        item=item.id,
-        cluster=item.cluster,
-        score=graded.score,
-        output=graded.output,
-        prompt=item.prompt,
-        reference=item.reference,
-        tokens=0,
-        seconds=0.0,
-        slices=item.slices,
-        choices=item.choices,
-        answer=item.answer,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from lora_kit.evaluation.engine.progress import Progress, shared_progress
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.engine.sharing import WorkShare, work_shares
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import Item, Outcome, Request, Task
+from lora_kit.evaluation.item import Graded, Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.console import meter, say
@@ -184,7 +184,12 @@ class _ArmTask:
         tokens = sum(outcome.tokens for outcome in outcomes)
         progress.advance(len(items), f"{self.task.spec.name}, {self.arm.name}", tokens)
         return [
-            (self.key, _entry(self.work, self.arm.name, item, outcome, self.task, seconds))
+            (
+                self.key,
+                self.work.entry(
+                    self.arm.name, item, self.task.grade(item, outcome), outcome, seconds
+                ),
+            )
             for item, outcome in zip(items, outcomes, strict=True)
         ]
 
@@ -198,28 +203,6 @@ class _ArmTask:
             outcomes = compute_outcomes(self.scorer, requests, self.layout, self.prefix)
             self.cache.write(path, outcomes)
         return outcomes
-
-
-def _entry(work: Work, arm: str, item: Item, outcome: Outcome, task: Task, seconds: float) -> Entry:
-    graded = task.grade(item, outcome)
-    return Entry(
-        arm=arm,
-        suite=work.suite.name,
-        task=task.spec.name,
-        item=item.id,
-        cluster=item.cluster,
-        score=graded.score,
-        output=graded.output,
-        prompt=item.prompt,
-        reference=item.reference,
-        tokens=outcome.tokens,
-        seconds=seconds,
-        slices=item.slices,
-        measures=graded.measures,
-        log_likelihoods=outcome.log_likelihoods if item.choices else (),
-        choices=item.choices,
-        answer=item.answer,
-    )
 
 
 def _measure_drift(
@@ -249,17 +232,6 @@ def _measure_drift(
 
 
 def _drift_entry(work: Work, item: Item, value: float, tokens: int, seconds: float) -> Entry:
-    return Entry(
-        arm=DRIFT,
-        suite=work.suite.name,
-        task=work.task.spec.name,
-        item=item.id,
-        cluster=item.cluster,
-        score=value,
-        output="",
-        prompt=item.prompt,
-        reference="",
-        tokens=tokens,
-        seconds=seconds,
-        slices=item.slices,
-    )
+    # Drift is of the prompt: there is no answer to show.
+    asked = replace(item, reference="", choices=(), answer=None)
+    return work.entry(DRIFT, asked, Graded(value, ""), Outcome(tokens=tokens), seconds)

@@ -15,7 +15,16 @@ from lora_kit.evaluation.class_tasks import build_class_task
 from lora_kit.evaluation.engine.outcome_cache import numeric_environment
 from lora_kit.evaluation.engine.prefix import shared_prefix
 from lora_kit.evaluation.grading import GRADING_VERSION, grading_code
-from lora_kit.evaluation.item import GenerationRequest, LossRequest, Task, prompt_and_answer_length
+from lora_kit.evaluation.item import (
+    GenerationRequest,
+    Graded,
+    Item,
+    LossRequest,
+    Outcome,
+    Task,
+    prompt_and_answer_length,
+)
+from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.reading import read_rows
 from lora_kit.evaluation.reward_tasks import build_reward_task
 from lora_kit.evaluation.suite import Suite, TaskSpec
@@ -66,6 +75,37 @@ class Work:
     def task_for(self, arm: str) -> Task:
         """Return the task with the requests for an arm."""
         return self.variants[arm][0] if arm in self.variants else self.task
+
+    def entry(
+        self, arm: str, item: Item, graded: Graded, outcome: Outcome, seconds: float = 0.0
+    ) -> Entry:
+        """Return an arm's result on an item as an entry of the ledger.
+
+        Args:
+            arm: arm that answered.
+            item: item of this work.
+            graded: grade of the outcome.
+            outcome: what the arm computed.
+            seconds: time of the batch divided by its items.
+        """
+        return Entry(
+            arm=arm,
+            suite=self.suite.name,
+            task=self.task.spec.name,
+            item=item.id,
+            cluster=item.cluster,
+            score=graded.score,
+            output=graded.output,
+            prompt=item.prompt,
+            reference=item.reference,
+            tokens=outcome.tokens,
+            seconds=seconds,
+            slices=item.slices,
+            measures=graded.measures,
+            log_likelihoods=outcome.log_likelihoods if item.choices else (),
+            choices=item.choices,
+            answer=item.answer,
+        )
 
     def key(self, arm: str, identity: str) -> str:
         """Return a digest of everything that an arm's results on this task depend on."""
