@@ -28,7 +28,7 @@ from lora_kit.runs.session import Session, open_run
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError, TrainingError
 from lora_kit.runtime.files import write_json
-from lora_kit.runtime.launch import current_launch
+from lora_kit.runtime.launch import Launch, current_launch
 from lora_kit.runtime.machine import versions
 from lora_kit.runtime.processes import process_state, require_agreement
 from lora_kit.training.distillation import teacher_digest
@@ -93,7 +93,8 @@ def train(
     """
     require_agreement({"recipe": recipe.to_yaml(), "versions of packages": str(versions())})
     chosen = choose_run(recipe, output, overwrite, resume)
-    if chosen.checkpoint and current_launch().deepspeed:
+    launch = current_launch()
+    if chosen.checkpoint and launch.deepspeed:
         raise TrainingError(
             f"{chosen.run.root}: DeepSpeed cannot resume from a checkpoint. Fix: launch with "
             "accelerate_configs/ddp.yaml or fsdp2.yaml, or drop --resume"
@@ -101,7 +102,7 @@ def train(
     done = None if chosen.is_new else recorded_result(chosen.run)
     if done:
         return _trained_already(chosen.run, recipe, done)
-    begun = _begun(recipe, None if chosen.is_new else chosen.run)
+    begun = _begun(recipe, launch, None if chosen.is_new else chosen.run)
     ready, backbone, data = begun.ready, begun.backbone, begun.data
     if not chosen.is_new:
         require_same_training(chosen.run, recipe, backbone, begun.inputs)
@@ -156,11 +157,12 @@ class _Begun:
     inputs: dict[str, str]
 
 
-def _begun(recipe: Recipe, earlier: RunDirectory | None) -> _Begun:
+def _begun(recipe: Recipe, launch: Launch, earlier: RunDirectory | None) -> _Begun:
     """Read and check everything before step 1.
 
     Args:
         recipe: the recipe.
+        launch: launch of this training.
         earlier: the run that is resumed, if any.
 
     Raises:
@@ -173,7 +175,7 @@ def _begun(recipe: Recipe, earlier: RunDirectory | None) -> _Begun:
     shots = recipe.evaluation.shots if FEWSHOT in recipe.evaluation.arms else 0
     work = plan_work(suites, backbone, shots, sources if shots else ())
     read = read_training_rows(recipe, sources, backbone, earlier)
-    ready = prepare_training(recipe, backbone, sources, read, work)
+    ready = prepare_training(recipe, launch, backbone, sources, read, work)
     for warning in ready.checked.warnings:
         say(warning)
     refuse_problems(ready.audit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +48,9 @@ from lora_kit.preflight.position_checks import (
     require_example_positions,
     require_teacher_positions,
 )
-from lora_kit.runtime.errors import AdapterError, BackboneError, TrainingError
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import AdapterError, BackboneError, LoraKitError, TrainingError
+from lora_kit.runtime.launch import Launch
 
 # Largest share of the backbone's weights in fused experts without an adapter that `all-linear`
 # tolerates.
@@ -90,6 +92,17 @@ def run_checks(context: PreflightContext) -> CheckResult:
         names=tuple(check.name for check in applicable),
         warnings=tuple(warning for warning in warnings if warning),
     )
+
+
+def launch_problems(recipe: Recipe, launch: Launch) -> Iterator[str]:
+    """Yield every reason why a launch cannot train a recipe; needs no backbone."""
+    context = PreflightContext(recipe, launch)
+    for check in LAUNCH_CHECKS:
+        if check.applies(context):
+            try:
+                check.run(context)
+            except LoraKitError as error:
+                yield str(error)
 
 
 def refuse_repacked_weights(context: PreflightContext) -> None:
@@ -225,34 +238,38 @@ def _with_packing(context: PreflightContext) -> bool:
     return _with_model(context) and _with_examples(context) and context.recipe.data.packing
 
 
+# What a launch can do with a recipe, whatever the backbone.
+LAUNCH_CHECKS = (
+    PreflightCheck("sharding", _always, refuse_sharded_quantization),
+    PreflightCheck("retention", _always, refuse_retention_when_sharded),
+    PreflightCheck("initialisation", _always, refuse_unavailable_initialisation),
+    PreflightCheck("full gradients", _always, require_full_gradients),
+    PreflightCheck("virtual tokens", _with_virtual_tokens, refuse_sharded_virtual_tokens),
+    PreflightCheck("single process", _always, require_single_process),
+    PreflightCheck("classification head", _with_classes, refuse_distributed_head),
+)
 CHECKS = (
     PreflightCheck("launch", _always, refuse_launch_fallback),
-    PreflightCheck("sharding", _always, refuse_sharded_quantization),
+    *LAUNCH_CHECKS,
     PreflightCheck("device", _with_backbone, require_weights_on_process_device),
     PreflightCheck("repacking", _with_backbone, refuse_repacked_weights),
     PreflightCheck("quantized checkpoint", _with_backbone, refuse_quantized_checkpoint),
     PreflightCheck("float32 adapter", _with_model, require_float32_adapter),
     PreflightCheck("tied embeddings", _with_model, refuse_trained_tied_embeddings),
     PreflightCheck("experts", _with_model, check_expert_coverage),
-    PreflightCheck("retention", _always, refuse_retention_when_sharded),
-    PreflightCheck("initialisation", _always, refuse_unavailable_initialisation),
     PreflightCheck("lr_multipliers", _with_model, refuse_unmatched_lr_multipliers),
     PreflightCheck("ewc", _with_model, refuse_parameters_outside_ewc),
-    PreflightCheck("full gradients", _always, require_full_gradients),
     PreflightCheck("adalora steps", _with_examples, require_adalora_steps),
     PreflightCheck("layer copies", _with_backbone, require_float32_for_layer_copies),
     PreflightCheck("window", _with_backbone_and_virtual_tokens, require_window_for_virtual_tokens),
-    PreflightCheck("virtual tokens", _with_virtual_tokens, refuse_sharded_virtual_tokens),
     PreflightCheck("encoder-decoder", _with_encoder_decoder, refuse_unsupported_on_encoder_decoder),
     PreflightCheck("teacher vocabulary", _with_backbone, require_teacher_vocabulary),
     PreflightCheck("merging", _always, warn_if_not_mergeable),
     PreflightCheck("substituted estimate", _always, warn_of_substituted_estimate),
-    PreflightCheck("single process", _always, require_single_process),
     PreflightCheck("output head", _with_model, refuse_adapted_output_head),
     PreflightCheck("rewards", _with_rewards, require_known_rewards),
     PreflightCheck("trackers", _with_trackers, require_installed_trackers),
     PreflightCheck("partial estimate", _always, warn_of_partial_estimate),
-    PreflightCheck("classification head", _with_classes, refuse_distributed_head),
     PreflightCheck("supervised tokens", _with_examples, require_supervised_tokens),
     PreflightCheck("positions", _with_examples, require_example_positions),
     PreflightCheck("answer positions", _with_examples, require_answer_positions),

@@ -62,7 +62,7 @@ def refuse_retention_when_sharded(context: PreflightContext) -> None:
     Both need a full model in each process.
     """
     launch, retention = context.launch, context.recipe.retention
-    if not (launch.sharded or launch.deepspeed):
+    if not launch.partitioned:
         return
     if context.recipe.training.distillation:
         raise TrainingError(
@@ -84,7 +84,7 @@ def refuse_distributed_head(context: PreflightContext) -> None:
     Sharding is refused for every classifier, several processes only for `adapter.method: head`.
     """
     launch, recipe = context.launch, context.recipe
-    if launch.sharded or launch.deepspeed:
+    if launch.partitioned:
         raise TrainingError(
             "training.objective: classification keeps the full head in each process, which FSDP "
             f"and DeepSpeed would shard. {DDP_FIX}."
@@ -113,7 +113,7 @@ def require_full_gradients(context: PreflightContext) -> None:
             f"(got {launch.processes} processes). Fix: start one process, or leave the field out."
         )
     for field, is_requested in requested.items():
-        if is_requested and (launch.sharded or launch.deepspeed):
+        if is_requested and launch.partitioned:
             raise TrainingError(
                 f"{field} needs full gradients before each optimizer step, which FSDP shards and "
                 f"DeepSpeed has consumed by then. {DDP_FIX}."
@@ -123,7 +123,7 @@ def require_full_gradients(context: PreflightContext) -> None:
 def refuse_sharded_virtual_tokens(context: PreflightContext) -> None:
     """Refuse with TrainingError to encode virtual tokens with sharded weights."""
     launch, method = context.launch, context.recipe.adapter.method
-    if launch.sharded or launch.deepspeed:
+    if launch.partitioned:
         raise TrainingError(
             f"adapter.method: {method}: its virtual tokens go through the backbone in a separate "
             f"forward pass, for which FSDP and DeepSpeed gather no weights. {DDP_FIX}."
@@ -133,7 +133,7 @@ def refuse_sharded_virtual_tokens(context: PreflightContext) -> None:
 def require_single_process(context: PreflightContext) -> None:
     """Refuse with TrainingError to train a preference or reward objective in several processes."""
     launch, objective = context.launch, context.recipe.training.objective
-    several = launch.processes > 1 or launch.sharded or launch.deepspeed
+    several = launch.processes > 1 or launch.partitioned
     if objective in (*OMITTED_FROM_ESTIMATE, "reward") and several:
         raise TrainingError(
             f"training.objective: {objective} is trained in one process (got {launch.processes}). "

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from lora_kit.preflight.context import PreflightContext
-from lora_kit.preflight.launch_checks import refuse_sharded_quantization
+from lora_kit.preflight.checks import launch_problems
 from lora_kit.preflight.sharding import Sharding
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import LoraKitError, RecipeError
@@ -210,7 +209,4 @@ def _recipe_problems(file: LaunchFile, recipe: Recipe) -> Iterator[str]:
         micro_batch_size(recipe.training, file.launch.processes, file.device)
     except LoraKitError as error:
         yield str(error)
-    try:
-        refuse_sharded_quantization(PreflightContext(recipe, file.launch))
-    except LoraKitError as error:
-        yield str(error)
+    yield from launch_problems(recipe, file.launch)

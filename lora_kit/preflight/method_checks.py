@@ -27,7 +27,7 @@ def refuse_unavailable_initialisation(context: PreflightContext) -> None:
     if kind is None:
         return
     field = f"adapter.options.{OPTION}: {kind}"
-    if launch.sharded or launch.deepspeed:
+    if launch.partitioned:
         raise AdapterError(
             f"{field} needs full weight matrices, which FSDP and DeepSpeed shard. Fix: launch with "
             "accelerate_configs/ddp.yaml."
@@ -142,7 +142,7 @@ def refuse_unsupported_on_encoder_decoder(context: PreflightContext) -> None:
         "data.packing": recipe.data.packing,
         "data.replay.source: self": replay is not None and replay.source == SELF,
         "retention.self_distillation": recipe.retention.self_distillation is not None,
-        "FSDP or DeepSpeed": launch.sharded or launch.deepspeed,
+        "FSDP or DeepSpeed": launch.partitioned,
     }
     for setting, is_requested in requested.items():
         if is_requested:

@@ -42,6 +42,7 @@ from lora_kit.recipe.data import SELF
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import BackboneError
+from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.arguments import micro_batch_size, optimizer_steps
 from lora_kit.training.self_distillation.rows import TrainingRows, read_training_rows
@@ -182,7 +183,9 @@ def _on_backbone(
     launch_file: LaunchFile | None,
 ) -> dict[str, Any]:
     """Return the fields of `Plan` that need a backbone; attach the adapter to it in place."""
-    prepared = prepare_training(recipe, backbone, *training, plan_work(suites, backbone))
+    launch = launch_file.launch if launch_file else current_launch()
+    work = plan_work(suites, backbone)
+    prepared = prepare_training(recipe, launch, backbone, *training, work)
     data, covered = prepared.data.prepared, coverage(prepared.model, recipe.adapter)
     return {
         "optimizer_steps": optimizer_steps(data.size, recipe.training),

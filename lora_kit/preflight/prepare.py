@@ -19,7 +19,7 @@ from lora_kit.evaluation.engine.work import Work
 from lora_kit.preflight.checks import CheckResult, run_checks
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.runtime.launch import current_launch
+from lora_kit.runtime.launch import Launch
 from lora_kit.training.retention.texts import RetentionTexts, refuse_items
 from lora_kit.training.self_distillation.rows import TrainingRows
 
@@ -47,12 +47,18 @@ class PreparedTraining:
 
 
 def prepare_training(
-    recipe: Recipe, backbone: Backbone, sources: Rows, read: TrainingRows, work: Sequence[Work]
+    recipe: Recipe,
+    launch: Launch,
+    backbone: Backbone,
+    sources: Rows,
+    read: TrainingRows,
+    work: Sequence[Work],
 ) -> PreparedTraining:
     """Tokenize the rows, attach the adapter, run the checks and audit the data.
 
     Args:
         recipe: recipe of the training.
+        launch: launch of the training, which need not be that of this process.
         backbone: loaded backbone; the adapter is attached to it in place.
         sources: rows of `data.train`.
         read: rows that are trained on, replay included.
@@ -70,7 +76,7 @@ def prepare_training(
     model = attach(backbone, recipe.adapter, recipe.seed)
     context = PreflightContext(
         recipe,
-        current_launch(),
+        launch,
         backbone=backbone,
         model=model,
         examples=data.examples,

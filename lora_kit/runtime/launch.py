@@ -52,6 +52,11 @@ class Launch:
         """True if each process holds only a share of the weights."""
         return self.fsdp or self.zero_stage == ZERO_WEIGHTS_STAGE
 
+    @property
+    def partitioned(self) -> bool:
+        """True if FSDP or DeepSpeed owns weights, gradients or the optimizer's state."""
+        return self.fsdp or self.deepspeed
+
 
 def current_launch() -> Launch:
     """Return the launch that this process belongs to."""

@@ -78,9 +78,9 @@ def test_checks_without_their_inputs_are_skipped() -> None:
         "retention",
         "initialisation",
         "full gradients",
+        "single process",
         "merging",
         "substituted estimate",
-        "single process",
         "partial estimate",
     )
 

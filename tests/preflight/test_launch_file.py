@@ -19,11 +19,13 @@ from accelerate.utils.launch import (
 )
 from torch.distributed.run import config_from_args, get_args_parser
 
+from lora_kit.preflight.checks import run_checks
+from lora_kit.preflight.context import PreflightContext
 from lora_kit.preflight.launch_file import LaunchFile, read_launch_file, refuse_impossible_launch
 from lora_kit.preflight.show_estimate import launch_label
 from lora_kit.preflight.traps.specimens import specimen_recipe
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.errors import LoraKitError, RecipeError
 from lora_kit.runtime.launch import Launch, read_launch
 
 FOLDER = Path(__file__).parents[2] / "accelerate_configs"
@@ -162,6 +164,29 @@ def test_quantized_weights_go_where_each_gpu_holds_all_of_them(
     assert "backbone.quantization: " in message
     assert f"(got {quantization} under {launch_label(file).split()[0]})" in message
     assert "accelerate_configs/ddp.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "part"),
+    [
+        ("retention", {"kl": {"source": "python-reference"}}, "retention.kl: "),
+        ("adapter", {"method": "adalora"}, "adapter.method: adalora needs full gradients"),
+        ("adapter", {"method": "prompt_tuning", "options": {"num_virtual_tokens": 4}}, "virtual"),
+        ("adapter", {"options": {"init_lora_weights": "pissa"}}, "init_lora_weights: pissa"),
+        ("preference", {}, "training.objective: dpo is trained in one process"),
+    ],
+)
+@pytest.mark.parametrize("name", ["fsdp2.yaml", "deepspeed-zero2.yaml"])
+def test_what_training_would_refuse_under_the_launch_is_refused_by_the_plan(
+    name: str, section: str, value: dict[str, Any], part: str
+) -> None:
+    document = wanted().model_dump(mode="json", exclude_unset=True) | {section: value}
+    if section == "preference":
+        document["training"] = {"objective": "dpo"}
+    recipe = Recipe.model_validate(document)
+    assert part in refusal(FOLDER / name, recipe)
+    with pytest.raises(LoraKitError, match=re.escape(part)):
+        run_checks(PreflightContext(recipe, read_launch_file(FOLDER / name).launch))
 
 
 def test_a_batch_of_fewer_examples_than_processes_is_refused() -> None:

@@ -85,7 +85,7 @@ class Work:
             arm: arm that answered.
             item: item of this work.
             graded: grade of the outcome.
-            outcome: what the arm computed.
+            outcome: result of the requests of the arm.
             seconds: time of the batch divided by its items.
         """
         return Entry(
