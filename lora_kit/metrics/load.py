@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def load_metric(name: str, allow_hub: bool = True) -> Metric:
 def _single_score(name: str, result: Any) -> float | None:
     key = Path(name).stem
     value = result.get(key, result.get("score")) if isinstance(result, dict) else result
-    if not isinstance(value, int | float):
+    if not isinstance(value, Real):
         raise EvaluationError(
             f"metric {name}: its result has neither `{key}` nor `score` as a number (got "
             f"{result!r:.80}). Fix: use a metric that returns a single score."

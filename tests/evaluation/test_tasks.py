@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lora_kit.data.rows import Message
@@ -322,6 +323,24 @@ def test_a_metric_of_the_hub_is_asked_for_by_that_word(monkeypatch: pytest.Monke
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(EvaluationError, match="hub:no_such_metric: `evaluate` cannot load it"):
         load_metric("hub:no_such_metric")
+
+
+@pytest.mark.parametrize("value", ["np.float32(0.5)", "np.int64(3)", "np.float64(0.25)", "2"])
+def test_a_score_of_any_numeric_type_is_taken(value: str, tmp_path: Path) -> None:
+    module = tmp_path / "half.py"
+    module.write_text(
+        "import datasets\nimport evaluate\nimport numpy as np\n"
+        "TEXT = datasets.Value('string')\n"
+        "class Half(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        features = datasets.Features({'predictions': TEXT, 'references': TEXT})\n"
+        "        return evaluate.MetricInfo('', '', features=features)\n"
+        "    def _compute(self, predictions, references):\n"
+        f"        return {{'half': {value}}}\n"
+    )
+    score = load_metric(str(module))("a", ["b"])
+    assert type(score) is float
+    assert score == eval(value, {"np": np})
 
 
 def test_a_pair_is_a_question_whose_order_of_choices_gives_nothing_away(

@@ -93,9 +93,9 @@ def grade_lm_eval(
             "metric"
         )
     score = measures[key]
-    finite = {name: value for name, value in measures.items() if np.isfinite(value)}
+    others = {name: v for name, v in measures.items() if name != key and np.isfinite(v)}
     output = _chosen_text(item, outcome, measure.metric)
-    return Graded(float(score) if np.isfinite(score) else None, output, finite)
+    return Graded(float(score) if np.isfinite(score) else None, output, others)
 
 
 def _answered(instances: Sequence[Any], item: Item, outcome: Outcome) -> list[Any]:
