@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
+
 from lora_kit.adapter.attach import adapter_sha256
 from lora_kit.merging.tensors import PlannedTensor, stored_tensors, write_tensors
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import replace_directory, write_json
 from lora_kit.runtime.hashes import json_sha256
 
-INDEX = "model.safetensors.index.json"
 # Largest number of tensors made at a time, and of bytes of their float32 sums together.
 MAX_WORKERS, MAX_SUM_BYTES = 4, 2**29
 # Differs after each start of the machine: a power failure may have cost bytes of a file that was
@@ -147,7 +148,7 @@ class PartialMerge:
         if len(shards) > 1:
             total = sum(one.nbytes for one in planned)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            write_json(self.path / INDEX, index)
+            write_json(self.path / SAFETENSORS_INDEX_FILE, index)
         return reused
 
     def finish(self) -> None:

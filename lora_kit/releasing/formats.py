@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 
 from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.data.tokenization import end_of_turn_id
-from lora_kit.runtime.errors import DataError, ReleaseError
+from lora_kit.merging.tensors import stored_by_key
+from lora_kit.runtime.errors import DataError, MergeError, ReleaseError
 from lora_kit.runtime.files import read_json
 
-INDEX = "model.safetensors.index.json"
 # Files that can contain code, or could be loaded in place of the safetensors weights.
 UNSAFE_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py", "*.h5", "*.msgpack")
 # vLLM loads adapters up to rank 16 unless `--max-lora-rank` is set to a higher value of the list.
@@ -70,7 +70,7 @@ def check_formats(directory: Path, adapter: Path) -> FormatFindings:
                 "--chat-template"
             )
         warnings += adapter_warnings(adapter, shapes)
-    except (ReleaseError, OSError, SafetensorError) as error:
+    except (ReleaseError, MergeError, OSError) as error:
         refusals.append(str(error))
     return FormatFindings(tuple(refusals), tuple(warnings))
 
@@ -83,33 +83,29 @@ def _stored_shapes(directory: Path) -> Shapes:
 
     Raises:
         ReleaseError: if index and files disagree.
+        MergeError: if a file cannot be read, or two files hold the same tensor.
     """
-    files = {path.name: _shapes(path) for path in sorted(directory.glob("*.safetensors"))}
+    files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise ReleaseError(
             f"{directory.name}: no weights in safetensors. Fix: run `lora-kit merge` again"
         )
-    stored = {key: name for name, shapes in files.items() for key in shapes}
-    if len(stored) < sum(len(shapes) for shapes in files.values()):
-        raise ReleaseError(
-            f"{directory.name}: a tensor is stored in two files. Fix: run `lora-kit merge` again"
-        )
-    if (directory / INDEX).is_file():
-        if read_json(directory / INDEX, ReleaseError).get("weight_map") != stored:
+    stored = stored_by_key(files)
+    index = directory / SAFETENSORS_INDEX_FILE
+    if index.is_file():
+        if read_json(index, ReleaseError).get("weight_map") != {
+            key: tensor.path.name for key, tensor in stored.items()
+        }:
             raise ReleaseError(
-                f"{INDEX}: weight_map differs from the tensors in the files. Fix: run `lora-kit "
-                "merge` again"
+                f"{index.name}: weight_map differs from the tensors in the files. Fix: run "
+                "`lora-kit merge` again"
             )
-    elif list(files) != ["model.safetensors"]:
+    elif [file.name for file in files] != ["model.safetensors"]:
         raise ReleaseError(
-            f"{', '.join(files)}: several files need {INDEX}. Fix: run `lora-kit merge` again"
+            f"{', '.join(file.name for file in files)}: several files need {index.name}. Fix: run "
+            "`lora-kit merge` again"
         )
-    return {key: shape for shapes in files.values() for key, shape in shapes.items()}
-
-
-def _shapes(path: Path) -> Shapes:
-    with safe_open(path, framework="pt") as stream:
-        return {key: tuple(stream.get_slice(key).get_shape()) for key in stream.keys()}  # noqa: SIM118
+    return {key: tensor.shape for key, tensor in stored.items()}
 
 
 def _weight_problems(directory: Path, stored: Shapes) -> Iterator[str]:
@@ -262,8 +258,8 @@ def adapter_warnings(adapter: Path, model: Mapping[str, tuple[int, ...]]) -> Ite
         sufficient = next(step for step in VLLM_RANKS if step >= rank)
         yield f"vLLM needs --max-lora-rank {sufficient} for the adapter (rank {rank})"
     modules = {key.removesuffix(".weight") for key in model}
-    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as stream:
-        matches = {key: ADAPTER_KEY.fullmatch(key) for key in stream.keys()}  # noqa: SIM118
+    keys = stored_by_key([adapter / ADAPTER_WEIGHTS])
+    matches = {key: ADAPTER_KEY.fullmatch(key) for key in keys}
     unmatched = [key for key, match in matches.items() if match is None or match[1] not in modules]
     if unmatched:
         yield (

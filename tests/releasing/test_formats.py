@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,20 @@ def test_a_truncated_file_is_refused(model: Path) -> None:
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     assert found(model).refusals
+
+
+def test_weights_larger_than_memory_are_checked(model: Path) -> None:
+    numbers = 2**40
+    header = {"huge": {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}}
+    text = json.dumps(header).encode()
+    path = model / "model-00002.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, path.stat().st_size + 4 * numbers)  # sparse
+    stored = dict.fromkeys(load_file(model / "model.safetensors"), "model.safetensors")
+    write_json(model / "model.safetensors.index.json", {"weight_map": stored | {"huge": path.name}})
+    assert found(model).refusals == (
+        "merged: the model does not have the stored weights huge. Fix: run `lora-kit merge` again",
+    )
 
 
 def test_a_model_without_chat_template_is_a_warning(model: Path) -> None:
