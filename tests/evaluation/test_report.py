@@ -30,8 +30,10 @@ from lora_kit.evaluation.reporting.notation import Notation, format_p_value
 from lora_kit.evaluation.reporting.plane import build_plane
 from lora_kit.evaluation.reporting.report import ReportFacts, write_report
 from lora_kit.evaluation.reporting.show import show_verdict
+from lora_kit.evaluation.reporting.show_continual import show_matrix
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
+from lora_kit.statistics.transfer import Transfer
 
 EVIL = (
     "<script>alert(1)</script> ]]> \"'&amp; \x00\x1b[31m\x9b \u202egnp.exe\u2066 "
@@ -690,6 +692,14 @@ def test_the_terminal_shows_findings_reasons_and_the_merged_model() -> None:
     assert "[U+001B][2Jt [bold]: would pass by its interval alone, but so." in text
     assert "needs about 1,234 items, has 400" in text
     assert "Merged" not in text
+
+
+def test_names_of_stages_and_tasks_are_escaped_for_the_terminal() -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    transfer = Transfer(0.0, 0.0, 0.0, 0.0, (0.0,))
+    show_matrix(("\x1b[2Jone",), ("[red]t",), ((0.5,),), {"\x9b[bold]": transfer}, console)
+    text = console.export_text()
+    assert all(name in text for name in ("[U+001B][2Jone", "[red]t", "[U+009B][bold]"))
 
 
 @pytest.mark.parametrize(("p", "said"), [(0.0, "< 0.001"), (0.0004, "< 0.001"), (0.0496, "0.050")])

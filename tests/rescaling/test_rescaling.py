@@ -318,4 +318,4 @@ def test_dora_is_refused_before_the_backbone_is_loaded(
     path = run / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
     assert command("rescale", run) == 2
-    assert "use_dora: DoRA normalizes" in capsys.readouterr().err
+    assert "use_dora: makes the adapter more" in capsys.readouterr().err

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import re
 
+from rich.markup import escape
+
 # Characters that can corrupt a file or reorder the text around them: control characters,
 # bidirectional embeddings, overrides and isolates (https://trojansource.codes), line separators and
 # lone surrogates.
@@ -23,6 +25,11 @@ _VISIBLE = {
 def escape_invisible(text: str) -> str:
     """Return the text with invisible control characters written as code points, as [U+0000]."""
     return text.replace("\r\n", "\n").translate(_VISIBLE)
+
+
+def escape_terminal(text: str) -> str:
+    """Return the text as rich prints it, without its markup and control sequences."""
+    return escape(escape_invisible(text))
 
 
 def escape_markdown(text: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
-from lora_kit.adapter.saved_configuration import is_unset, require_option_types
+from lora_kit.adapter.saved_configuration import plain_lora_problem, require_option_types
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
 from lora_kit.merging.combining.arithmetic import LoraFactors
 from lora_kit.runtime.errors import MergeError
@@ -23,17 +23,6 @@ BACKBONE = "backbone.json"
 RECORD = "combined.json"
 PREFIX = "base_model.model."
 SUFFIX_A, SUFFIX_B = ".lora_A.weight", ".lora_B.weight"
-# Options that leave an adapter `scaling * B @ A` and no more. Any other option that is set is
-# refused, options of future PEFT versions included.
-PLAIN = {
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
-    "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern",
-    "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "fan_in_fan_out", "init_lora_weights", "eva_config", "megatron_core", "qalora_group_size",
-}  # fmt: skip
-# Other initializations take the initial factors out of the base weights, which then differ from the
-# backbone's; saved with `path_initial_model_for_weight_conversion`, the adapter is plain.
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -144,24 +133,9 @@ def _require_plain(directory: Path, config: Mapping[str, Any]) -> None:
     from peft import LoraConfig
 
     path = directory / ADAPTER_CONFIG
-    if config.get("peft_type") != "LORA":
+    if problem := plain_lora_problem(config):
         raise MergeError(
-            f"{path}: peft_type: only LORA adapters can be combined (got "
-            f"{config.get('peft_type')}). Fix: leave this adapter out."
-        )
-    for option, value in config.items():
-        if option not in PLAIN and not is_unset(value):
-            raise MergeError(
-                f"{path}: {option}: makes the adapter more than a low-rank update, which cannot be "
-                f"combined (got {value!r}). Fix: train without this option, or leave the adapter "
-                "out."
-            )
-    start = config.get("init_lora_weights")
-    if start not in PLAIN_STARTS:
-        raise MergeError(
-            f"{path}: init_lora_weights: changes the base weights, so that the factors alone are "
-            f"not the update (got {start!r}). Fix: save the adapter with PEFT's "
-            "path_initial_model_for_weight_conversion."
+            f"{path}: {problem}. Fix: combine only plain LoRA and rsLoRA; leave this adapter out."
         )
     for field in ("r", "lora_alpha"):
         if not isinstance(config.get(field), int | float):
