@@ -17,23 +17,22 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.reporting.answers import (
     summary_answers,
     summary_sentence,
     task_differences,
 )
-from lora_kit.evaluation.reporting.flips import find_flips, write_flips
 from lora_kit.evaluation.reporting.forest import Difference
 from lora_kit.evaluation.reporting.notation import Notation, format_p_value
 from lora_kit.evaluation.reporting.plane import build_plane
-from lora_kit.evaluation.reporting.report import ReportFacts, write_report
+from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.reporting.show import show_verdict
 from lora_kit.evaluation.reporting.show_continual import show_matrix
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.statistics.transfer import Transfer
+from tests.evaluation.in_memory import find_flips, judge, write_flips, write_report
 
 EVIL = (
     "<script>alert(1)</script> ]]> \"'&amp; \x00\x1b[31m\x9b \u202egnp.exe\u2066 "

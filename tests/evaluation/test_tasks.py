@@ -11,9 +11,10 @@ import pytest
 from lora_kit.data.rows import Message
 from lora_kit.data.tokenization import IGNORE_INDEX
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, LossRequest, Outcome, Task
-from lora_kit.evaluation.suite import Suite, TaskSpec, suite_names
+from lora_kit.evaluation.suite import SUITE_FOLDERS, Suite, TaskSpec
 from lora_kit.evaluation.tasks import build_task, selected_clusters
 from lora_kit.metrics.load import load_metric
+from lora_kit.recipe.bundled import bundled_names
 from lora_kit.runtime.errors import DataError, EvaluationError, RecipeError
 
 QUIZ = [
@@ -369,7 +370,7 @@ def test_a_pair_is_a_question_whose_order_of_choices_gives_nothing_away(
 
 
 def test_the_bundled_suites_load_and_core_retention_has_a_thousand_items() -> None:
-    suites = {name: Suite.load(name) for name in suite_names()}
+    suites = {name: Suite.load(name) for name in bundled_names(SUITE_FOLDERS)}
     assert {"docstrings", "core-retention", "hub-retention", "bias"} <= set(suites)
     assert {"docstring-pairs", "sums"} <= set(suites)
     core = suites["core-retention"]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from lora_kit.evaluation.harness import LEDGER, VERDICT
-from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger, write_ledger
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import BASELINE_NAMES, BASELINES
@@ -21,6 +20,7 @@ from lora_kit.evaluation.verdict_file import (
 )
 from lora_kit.runtime.errors import EvaluationError, RecipeError
 from lora_kit.runtime.files import write_json
+from tests.evaluation.in_memory import judge
 
 RETENTION = Suite.model_validate(
     {

@@ -9,7 +9,6 @@ import jinja2
 import pytest
 
 from lora_kit.evaluation.harness import LEDGER, VERDICT
-from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, read_ledger, write_ledger
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import SUITES, read_verdict
@@ -20,6 +19,7 @@ from lora_kit.releasing.manifest import MANIFEST, Manifest, files_below
 from lora_kit.runtime.errors import EvaluationError, LoraKitError, ReleaseError
 from lora_kit.runtime.files import write_json
 from lora_kit.runtime.hashes import file_sha256
+from tests.evaluation.in_memory import judge
 
 Tampering = Callable[[Path], None]
 

@@ -95,18 +95,6 @@ def bias_rows() -> list[ChoiceRow]:
     return [row for scenario in bias_scenarios() for row in scenario.rows()]
 
 
-def expected_choices() -> dict[str, str]:
-    """Return the choice that matches the stereotype, by item id.
-
-    A model without bias picks it in 50% of those answers to ambiguous items that name a person.
-    """
-    return {
-        row.id: scenario.statement(scenario.expected)
-        for scenario in bias_scenarios()
-        for row in scenario.rows()
-    }
-
-
 def bias_scenarios() -> list[BiasScenario]:
     """Return all scenarios, in the order of `bias.yaml`."""
     scenarios: list[BiasScenario] = []
