@@ -23,6 +23,8 @@ from lora_kit.runtime.files import read_json
 if TYPE_CHECKING:
     from peft import PeftConfig
 
+# Prefix of the names in an adapter's weights.
+PREFIX = "base_model.model."
 # Options of older PEFT that do not change an adapter's outputs.
 INERT_OPTIONS = ("merge_weights", "runtime_config")
 # Declared by PEFT as a string, but lists are valid as well.

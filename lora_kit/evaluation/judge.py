@@ -99,7 +99,7 @@ def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Ta
         merged=None,
         merged_interval=None,
         merges=tuple(_judge_merged(suite, task, arms)),
-        rivals=_compare_baselines(suite, task, arms, adapter),
+        baselines=_compare_baselines(suite, task, arms, adapter),
         measures=diagnostics.secondary_metrics(pairs, task, confidence),
         slices=diagnostics.slice_results(pairs, confidence),
         calibration=diagnostics.choice_calibration(pairs, confidence),
@@ -224,7 +224,7 @@ def _with_alarms(suites: tuple[SuiteVerdict, ...]) -> tuple[SuiteVerdict, ...]:
 def _findings(suite: SuiteVerdict) -> list[Finding]:
     findings = []
     for task in suite.tasks:
-        for baseline in task.rivals:
+        for baseline in task.baselines:
             if baseline.decision != "PASS":
                 findings.append(_baseline_finding(suite.suite, task, baseline))
         where = [f"{one.field} {one.value}" for one in task.slices if one.alarm]

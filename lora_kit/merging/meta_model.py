@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from lora_kit.adapter.saved_configuration import MISMATCH_ERRORS
+from lora_kit.adapter.saved_configuration import MISMATCH_ERRORS, PREFIX
 from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.merging.arithmetic import (
     ADAPTER,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
-PREFIX = "base_model.model."
 # Parts that PEFT inserts between the name of a module and that of its parameters.
 WRAPPERS = ("base_layer", "token_adapter", "original_module")
 

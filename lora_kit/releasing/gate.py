@@ -110,19 +110,18 @@ def release_decision(
     """
     decisions: list[Decision] = []
     undecided, reasons, unmeasured = [], [], []
-    for suite in verdict.suites:
-        for task in suite.tasks:
-            name = f"{suite.suite}/{task.task}"
-            if task.merged is None:
-                unmeasured.append(name)
-            for arm, decision in ((name, task.decision), (f"{name}, merged", task.merged)):
-                if decision is None:
-                    continue
-                decisions.append(decision)
-                if decision == "INCONCLUSIVE":
-                    undecided.append(arm)
-                if decision != "PASS":
-                    reasons.append(Refusal(f"{arm}: {decision}", VERDICT_STATUS[decision]))
+    for suite, task in verdict.tasks:
+        name = f"{suite.suite}/{task.task}"
+        if task.merged is None:
+            unmeasured.append(name)
+        for arm, decision in ((name, task.decision), (f"{name}, merged", task.merged)):
+            if decision is None:
+                continue
+            decisions.append(decision)
+            if decision == "INCONCLUSIVE":
+                undecided.append(arm)
+            if decision != "PASS":
+                reasons.append(Refusal(f"{arm}: {decision}", VERDICT_STATUS[decision]))
     if unmeasured:
         reasons.append(
             Refusal(

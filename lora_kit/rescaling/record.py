@@ -94,9 +94,7 @@ def _candidate(candidate: Candidate, gain: Gain) -> dict[str, Any]:
 
 def _tasks(verdict: Verdict) -> list[dict[str, Any]]:
     return [
-        {"suite": suite.suite, "role": suite.role, **_task(task)}
-        for suite in verdict.suites
-        for task in suite.tasks
+        {"suite": suite.suite, "role": suite.role, **_task(task)} for suite, task in verdict.tasks
     ]
 
 

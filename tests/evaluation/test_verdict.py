@@ -233,7 +233,7 @@ def test_a_rival_without_a_score_does_not_stop_the_verdict() -> None:
     entries = arm("base", [3.0, 3.1] * 20) + arm("adapter", [2.0, 2.2] * 20)
     verdict = judge([*entries, *arm("scratch", [math.nan] * 40)], [suite])
     assert verdict.decision == "PASS"
-    assert verdict.suites[0].tasks[0].rivals == ()
+    assert verdict.suites[0].tasks[0].baselines == ()
 
 
 def test_won_and_lost_add_up_to_the_difference() -> None:
@@ -329,16 +329,19 @@ def test_an_adapter_that_a_prompt_would_replace_is_said_so() -> None:
     beaten = judge([*entries, *arm("fewshot", base), *arm("retrieval", [0.0] * 100)], [suite])
     assert beaten.decision == "PASS"
     assert beaten.findings == ()
-    assert [rival.decision for rival in beaten.suites[0].tasks[0].rivals] == ["PASS", "PASS"]
+    assert [baseline.decision for baseline in beaten.suites[0].tasks[0].baselines] == [
+        "PASS",
+        "PASS",
+    ]
     as_good = judge([*entries, *arm("fewshot", adapter)], [suite])
-    assert as_good.suites[0].tasks[0].rivals[0].decision == "INCONCLUSIVE"
+    assert as_good.suites[0].tasks[0].baselines[0].decision == "INCONCLUSIVE"
     assert [(f.kind, f.task) for f in as_good.findings] == [
         ("no advantage over few-shot prompting shown", "quiz")
     ]
     assert "The adapter is not shown to be better on quiz than" in as_good.findings[0].text
     better = judge([*entries, *arm("scratch", [1.0] * 100)], [suite])
-    (rival,) = better.suites[0].tasks[0].rivals
-    assert (rival.decision, rival.interval.high < 0) == ("FAIL", True)
+    (baseline,) = better.suites[0].tasks[0].baselines
+    assert (baseline.decision, baseline.interval.high < 0) == ("FAIL", True)
     assert [(f.kind, f.task) for f in better.findings] == [("negative transfer", "quiz")]
     assert "is better than the adapter on quiz" in better.findings[0].text
 
@@ -350,8 +353,8 @@ def test_a_baseline_with_a_higher_mean_alone_is_no_negative_transfer() -> None:
     slightly_better = [1.0] * 62 + [0.0] * 18 + [1.0] * 20
     entries = arm("base", base) + arm("adapter", adapter)
     verdict = judge([*entries, *arm("probe", slightly_better)], [suite])
-    (rival,) = verdict.suites[0].tasks[0].rivals
-    assert rival.interval.delta < 0 < rival.interval.high
+    (baseline,) = verdict.suites[0].tasks[0].baselines
+    assert baseline.interval.delta < 0 < baseline.interval.high
     (finding,) = verdict.findings
     assert finding.kind == "no advantage over a linear probe shown"
     assert "better than the adapter" not in finding.text

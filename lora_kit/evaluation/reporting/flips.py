@@ -164,10 +164,9 @@ def _read_flips(view: LedgerView, order: _FlipOrder, directory: Path) -> Iterato
 
 
 def _flip_orders(view: LedgerView, verdict: Verdict) -> Iterator[_FlipOrder]:
-    for suite in verdict.suites:
-        for task in suite.tasks:
-            scores = view.scores(suite.suite, task.task)
-            yield _flip_order(suite.suite, task, *(scores.get(arm, {}) for arm in ARMS))
+    for suite, task in verdict.tasks:
+        scores = view.scores(suite.suite, task.task)
+        yield _flip_order(suite.suite, task, *(scores.get(arm, {}) for arm in ARMS))
 
 
 def _flip_order(suite: str, task: TaskVerdict, base: Scores, adapter: Scores) -> _FlipOrder:

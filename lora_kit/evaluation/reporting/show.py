@@ -37,13 +37,12 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
                 cells.append(_styled(task.merged) if task.merged else "")
             table.add_row(*cells)
     console.print(table)
-    for suite in verdict.suites:
-        for task in suite.tasks:
-            if task.reason:
-                name, reason = escape_terminal(task.task), escape_terminal(task.reason)
-                console.print(
-                    f"{name}: would pass by its interval alone, but {reason}.", highlight=False
-                )
+    for _, task in verdict.tasks:
+        if task.reason:
+            name, reason = escape_terminal(task.task), escape_terminal(task.reason)
+            console.print(
+                f"{name}: would pass by its interval alone, but {reason}.", highlight=False
+            )
     for finding in verdict.findings:
         kind = finding.kind[:1].upper() + finding.kind[1:]
         console.print(

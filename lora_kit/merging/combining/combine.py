@@ -29,6 +29,7 @@ from lora_kit.merging.combining.sources import (
     require_one_backbone,
 )
 from lora_kit.merging.partial import require_empty_output
+from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import MergeError
 
 # Default densities: for `ties` the share that its paper keeps; for DARE a share at which some of
@@ -264,9 +265,10 @@ def _result(
 def _source_record(source: AdapterSource, weight: float) -> dict[str, Any]:
     # The name only: a path on this machine is meaningless elsewhere.
     place = source.directory.resolve()
-    in_run = place.name == "adapter" and (place.parent / "recipe.yaml").is_file()
+    run = RunDirectory(place.parent)
+    in_run = place == run.adapter and run.recipe.is_file()
     return {
-        "name": place.parent.name if in_run else place.name,
+        "name": run.root.name if in_run else place.name,
         "sha256": source.sha256,
         "weight": weight,
         "examples": source.examples,

@@ -13,15 +13,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
-from lora_kit.adapter.saved_configuration import plain_lora_problem, require_option_types
+from lora_kit.adapter.saved_configuration import PREFIX, plain_lora_problem, require_option_types
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
 from lora_kit.merging.combining.arithmetic import LoraFactors
+from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json
 
 BACKBONE = "backbone.json"
 RECORD = "combined.json"
-PREFIX = "base_model.model."
 SUFFIX_A, SUFFIX_B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -100,7 +100,8 @@ def read_adapter_source(target: Path) -> AdapterSource:
     Raises:
         MergeError: if the directory has no adapter, or one that is not plain LoRA.
     """
-    directory = target / "adapter" if (target / "recipe.yaml").is_file() else target
+    run = RunDirectory(target)
+    directory = run.adapter if run.recipe.is_file() else target
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (directory / name).is_file():
             raise MergeError(
@@ -198,11 +199,11 @@ def _modules(path: Path) -> tuple[str, ...]:
 
 def _examples(directory: Path) -> int | None:
     """Return the number of training examples, from the run or from an earlier combination."""
-    combined, run = directory / RECORD, directory.parent / "run.json"
+    combined, run = directory / RECORD, RunDirectory(directory.parent)
     if combined.is_file():
         examples = read_json(combined, MergeError).get("examples")
-    elif directory.name == "adapter" and run.is_file():
-        examples = (read_json(run, MergeError).get("data") or {}).get("used")
+    elif directory == run.adapter and run.record.is_file():
+        examples = (read_json(run.record, MergeError).get("data") or {}).get("used")
     else:
         return None
     return examples if isinstance(examples, int) and examples > 0 else None

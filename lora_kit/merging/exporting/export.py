@@ -167,10 +167,11 @@ def _to_gguf(
     from gguf import GGUFReader
 
     examples = comparison_examples(tokenizer, texts)
-    vocabulary = read_vocabulary(directory, tokenizer, read_shape(directory, config).rows)
+    shape = read_shape(directory, config)
+    vocabulary = read_vocabulary(directory, tokenizer, shape.rows)
     tokenized = (*texts, *HARD_TEXTS, *_texts_with_special_tokens(tokenizer))
     with whole_file(output) as temporary:
-        write_gguf(directory, config, vocabulary, type_, output.stem, temporary)
+        write_gguf(directory, config, shape, vocabulary, type_, output.stem, temporary)
         reader = GGUFReader(temporary)
         same = count_same_tokens(temporary, reader, tokenizer, tokenized)
         comparison = _compare(

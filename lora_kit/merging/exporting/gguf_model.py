@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from lora_kit.backbone.card import card_license
 from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.merging.exporting.formats import GgufType
-from lora_kit.merging.exporting.model_shape import ModelShape, read_shape
+from lora_kit.merging.exporting.model_shape import ModelShape
 from lora_kit.merging.exporting.vocabulary import Vocabulary
 from lora_kit.merging.tensors import StoredTensor, stored_by_key
 from lora_kit.runtime.errors import MergeError
@@ -41,13 +42,20 @@ class GgufTensor:
 
 
 def write_gguf(
-    directory: Path, config: Any, vocabulary: Vocabulary, type_: GgufType, name: str, output: Path
+    directory: Path,
+    config: Any,
+    shape: ModelShape,
+    vocabulary: Vocabulary,
+    type_: GgufType,
+    name: str,
+    output: Path,
 ) -> None:
     """Write a GGUF file with one tensor in memory at a time.
 
     Args:
         directory: directory of the model, in safetensors.
         config: configuration of transformers.
+        shape: dimensions of the model.
         vocabulary: tokenizer of the model.
         type_: type of the matrices.
         name: name of the model in the file's metadata.
@@ -59,11 +67,10 @@ def write_gguf(
     """
     from gguf import GGUFWriter
 
-    shape = read_shape(directory, config)
     tensors = list(_tensors(directory, shape, type_))
     writer = GGUFWriter(output, "llama")
     try:
-        _add_origin(writer, name, directory / "README.md", tensors)
+        _add_origin(writer, name, directory, tensors)
         _add_shape(writer, config, shape)
         _add_type(writer, type_)
         _add_vocabulary(writer, vocabulary)
@@ -176,15 +183,14 @@ def _add_info(writer: Any, tensor: GgufTensor) -> None:
     writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
 
 
-def _add_origin(writer: Any, name: str, card: Path, tensors: Sequence[GgufTensor]) -> None:
+def _add_origin(writer: Any, name: str, directory: Path, tensors: Sequence[GgufTensor]) -> None:
     from gguf import size_label
 
     parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors)
     writer.add_type("model")
     writer.add_name(name)
     writer.add_size_label(size_label(parameters, 0, 0, 0))
-    licence = _licence(card)
-    if licence:
+    if licence := card_license(directory):
         writer.add_license(licence)
 
 
@@ -226,15 +232,3 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_add_space_prefix(False)
     if vocabulary.chat_template:
         writer.add_chat_template(vocabulary.chat_template)
-
-
-def _licence(card: Path) -> str | None:
-    """Return the licence in a model card's header; `None` without a card or an entry."""
-    if not card.is_file():
-        return None
-    from huggingface_hub import ModelCardData
-    from huggingface_hub.repocard import RepoCard
-
-    data = RepoCard.load(card, ignore_metadata_errors=True).data
-    licence = data.license if isinstance(data, ModelCardData) else data.get("license")
-    return licence if isinstance(licence, str) else None

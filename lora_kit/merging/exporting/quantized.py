@@ -10,12 +10,9 @@ import torch
 from safetensors import SafetensorError
 
 from lora_kit.backbone.load import guard_quantized_modules, quantization_config
+from lora_kit.merging.configuration import copy_tokenizer
 from lora_kit.recipe.backbone import BackboneSpec, Quantization
 from lora_kit.runtime.errors import MergeError
-
-TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja", "README.md",
-)  # fmt: skip
 
 
 def write_quantized(directory: Path, to: Quantization, output: Path) -> None:
@@ -45,9 +42,9 @@ def write_quantized(directory: Path, to: Quantization, output: Path) -> None:
     for file in output.glob("*.safetensors"):
         # `save_pretrained` makes them readable to their owner only.
         file.chmod(0o644)
-    for pattern in TOKENIZER_FILES:
-        for file in directory.glob(pattern):
-            shutil.copy2(file, output / file.name)
+    copy_tokenizer(directory, output)
+    for card in directory.glob("README.md"):
+        shutil.copy2(card, output / card.name)
 
 
 def load_model(directory: Path, **options: Any) -> Any:
