@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_kit.backbone.load import Backbone
+from lora_kit.data.labelled import classification_text
 from lora_kit.data.rows import Row
 from lora_kit.evaluation.arms.models import base_identity
 from lora_kit.evaluation.assembly import result_parts
@@ -142,11 +143,11 @@ def _probe(one: Work, backbone: Backbone, known: Sequence[Row]) -> MeanScore | N
     """Score a linear probe; `None` if the training rows have fewer than two classes."""
     spec = one.task.spec
     rows = [row for row in known if row.label and row.messages]
-    labelled = [(row.messages[0].content, str(row.label)) for row in rows]
+    if len({row.label for row in rows}) < 2:
+        return None
+    labelled = [(classification_text(row), str(row.label)) for row in rows]
     questions = {question.id: question for question in read_labelled(spec)}
     tested = [questions[item.id] for item in one.task.items]
-    if len({label for _, label in labelled}) < 2:
-        return None
     texts = [(_text(question, spec), question.choices[question.answer]) for question in tested]
     clusters = [row.cluster for row in rows]
     correct = score_linear_probe(backbone, labelled, texts, spec.max_length, clusters)

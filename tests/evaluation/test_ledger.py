@@ -19,9 +19,9 @@ from lora_kit.evaluation.assembly import (
     refuse_separate_directories,
 )
 from lora_kit.evaluation.engine.journal import REUSED, Journal, Journals, journal_path
-from lora_kit.evaluation.entry_store import EntryStore
 from lora_kit.evaluation.ledger import LEDGER_SCHEMA, Entry, Ledger, read_ledger, write_ledger
 from lora_kit.evaluation.reporting import flips as flips_module
+from lora_kit.evaluation.reporting.entry_store import EntryStore
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.runtime.errors import EvaluationError
 from tests.evaluation.in_memory import find_flips, judge, write_flips, write_report

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_kit.evaluation.entry_store import EntryStore
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.ledger_view import LedgerView
+from lora_kit.evaluation.reporting.entry_store import EntryStore
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
 from lora_kit.runtime.files import whole_file
 
