@@ -85,8 +85,8 @@ class Verification:
     def to_dict(self) -> dict[str, Any]:
         """Return the verification as JSON, with the tolerances that it was held to."""
         limits = {
-            "most_share_of_control": MAX_SHARE_OF_CONTROL,
-            "kept_by_half": MEDIAN_KEPT,
+            "max_share_of_control": MAX_SHARE_OF_CONTROL,
+            "median_kept": MEDIAN_KEPT,
             "kept": KEPT,
             "computed": COMPUTED,
         }

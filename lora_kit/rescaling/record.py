@@ -57,7 +57,7 @@ class RescaleResult:
         return {
             "decision": self.decision,
             "scale": _scale(self.chosen) if self.chosen else None,
-            "why": self.choice.reason,
+            "reason": self.choice.reason,
             "adapter": self.trained,
             "adapter_rescaled": self.adapter[1] if self.adapter else None,
             "items": {task: {"a": a, "b": b} for task, (a, b) in self.items.items()},
