@@ -69,7 +69,7 @@ def check_verdict(directory: Path) -> RecordedVerdict:
         suites = [Suite.model_validate(s) for s in json.loads((directory / SUITES).read_text())]
     except (OSError, ValueError, TypeError) as error:
         raise EvaluationError(
-            f"{directory / SUITES}: cannot be read as suites ({error}). Fix: evaluate again"
+            f"{directory / SUITES}: cannot be read as suites (got {error}). Fix: evaluate again"
         ) from error
     if recorded.lineage.suite_digests != {suite.name: suite.digest for suite in suites}:
         raise EvaluationError(
@@ -92,7 +92,9 @@ def evidence_digests(directory: Path) -> dict[str, str]:
 
 def _read_values(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise EvaluationError(f"{path}: no such file. Fix: evaluate the adapter first")
+        raise EvaluationError(
+            f"{path}: no verdict (got no such file). Fix: evaluate the adapter first"
+        )
     return read_json(path, EvaluationError)
 
 
@@ -104,8 +106,8 @@ def _parse(path: Path, values: Mapping[str, Any]) -> RecordedVerdict:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise EvaluationError(
-            f"{path}: not a verdict of this version ({place}: {first['msg']}). Fix: evaluate the "
-            "adapter again"
+            f"{path}: not a verdict of this version (got {place}: {first['msg']}). Fix: evaluate "
+            "the adapter again"
         ) from error
 
 

@@ -46,7 +46,7 @@ def load_metric(name: str, allow_hub: bool = True) -> Metric:
         module = evaluate.load(name.removeprefix(HUB), keep_in_memory=True)
     except (OSError, ImportError, ValueError) as error:
         raise EvaluationError(
-            f"metric {name}: `evaluate` cannot load it ({error}). Fix: correct the name, or "
+            f"metric {name}: `evaluate` cannot load it (got {error}). Fix: correct the name, or "
             "install the packages that the module needs."
         ) from error
     # Some metrics take one reference per item, others a list of references.

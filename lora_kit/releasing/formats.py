@@ -88,7 +88,8 @@ def _stored_shapes(directory: Path) -> Shapes:
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise ReleaseError(
-            f"{directory.name}: no weights in safetensors. Fix: run `lora-kit merge` again"
+            f"{directory.name}: no weights in safetensors (got no file). Fix: run `lora-kit merge` "
+            "again"
         )
     stored = stored_by_key(files)
     index = directory / SAFETENSORS_INDEX_FILE
@@ -102,8 +103,8 @@ def _stored_shapes(directory: Path) -> Shapes:
             )
     elif [file.name for file in files] != ["model.safetensors"]:
         raise ReleaseError(
-            f"{', '.join(file.name for file in files)}: several files need {index.name}. Fix: run "
-            "`lora-kit merge` again"
+            f"{directory.name}: files other than model.safetensors need {index.name} (got "
+            f"{', '.join(file.name for file in files)}). Fix: run `lora-kit merge` again"
         )
     return {key: tensor.shape for key, tensor in stored.items()}
 
@@ -138,13 +139,13 @@ def _weight_problems(directory: Path, stored: Shapes) -> Iterator[str]:
     unknown = sorted(set(stored) - set(shapes))
     reshaped = [key for key in sorted(set(stored) & set(shapes)) if stored[key] != shapes[key]]
     for problem, keys in (
-        ("weights are missing for", missing),
+        ("weights are missing", missing),
         ("the model does not have the stored weights", unknown),
-        ("weights have another shape for", reshaped),
+        ("weights have another shape", reshaped),
     ):
         if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            yield f"{directory.name}: {problem} {keys[0]}{more}. Fix: run `lora-kit merge` again"
+            got = keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+            yield f"{directory.name}: {problem} (got {got}). Fix: run `lora-kit merge` again"
 
 
 def _meta_model(directory: Path) -> Any:
@@ -158,8 +159,8 @@ def _meta_model(directory: Path) -> Any:
             return language_model_class(config).from_config(config)
     except (OSError, ValueError, KeyError) as error:
         raise ReleaseError(
-            f"config.json: transformers cannot build the model: {error}. Fix: restore config.json "
-            "from the merge"
+            f"config.json: transformers cannot build the model (got {error}). Fix: restore "
+            "config.json from the merge"
         ) from error
 
 
@@ -181,8 +182,8 @@ def _generation_problems(directory: Path) -> Iterator[str]:
     path = directory / "generation_config.json"
     if not path.is_file():
         yield (
-            "generation_config.json: the file is missing, so generation stops at config.json's "
-            "eos_token_id. Fix: run `lora-kit merge` again"
+            "generation_config.json: missing, so that generation stops at config.json's "
+            "eos_token_id (got no file). Fix: run `lora-kit merge` again"
         )
         return
     value = read_json(path, ReleaseError).get("eos_token_id")
@@ -216,7 +217,7 @@ def _tokenizer(directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ReleaseError(
-            f"{directory.name}: transformers cannot load the tokenizer: {error}. Fix: run "
+            f"{directory.name}: transformers cannot load the tokenizer (got {error}). Fix: run "
             "`lora-kit merge` again"
         ) from error
 

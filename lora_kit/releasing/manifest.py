@@ -164,7 +164,8 @@ def read_manifest(directory: Path) -> Manifest:
     value = read_json(path, ReleaseError)
     if not isinstance(value.get("files"), dict):
         raise ReleaseError(
-            f"{path}: not a manifest, since it lists no files. Fix: name the directory of a release"
+            f"{path}: files: not a list of files with hashes (got {value.get('files')!r:.80}). "
+            "Fix: name the directory of a release"
         )
     if value.get("format") != FORMAT:
         made = value.get("released_with", value.get("versions", {}))
@@ -180,7 +181,10 @@ def read_manifest(directory: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise ReleaseError(f"{path}: {field}: {first['msg']}") from error
+        raise ReleaseError(
+            f"{path}: {field}: {first['msg']} (got {first['input']!r:.80}). Fix: download the "
+            "release again"
+        ) from error
 
 
 def changed_files(directory: Path, expected: Mapping[str, str]) -> list[str]:

@@ -88,12 +88,13 @@ def _refuse_undecided(directory: Path, manifest: Manifest, verdict: Verdict) -> 
     decision, undecided, _ = release_decision(verdict, str(directory))
     if decision is None:
         raise ReleaseError(
-            f"{directory}: the merged model was not evaluated on every task. {REMEDY}"
+            f"{directory}: the merged model was not evaluated on every task (got no decision). "
+            f"{REMEDY}"
         )
     if manifest.decision != decision:
         raise ReleaseError(
-            f"{directory}: the verdict is {decision}, but the manifest says {manifest.decision}. "
-            f"{REMEDY}"
+            f"{directory / MANIFEST}: decision: differs from the verdict's {decision} (got "
+            f"{manifest.decision}). {REMEDY}"
         )
     acceptance = manifest.acceptance
     if decision == "FAIL" or (decision == "INCONCLUSIVE" and acceptance is None):

@@ -88,7 +88,7 @@ def test_an_adapter_that_breaks_down_on_an_item_does_not_pass(broken: float | No
 
 def test_arms_on_different_items_are_not_compared() -> None:
     rows = ledger([1.0] * 10, [2.9] * 10)[:-1]
-    with pytest.raises(EvaluationError, match=r"keep/prose.*same items \(10 and 9\)"):
+    with pytest.raises(EvaluationError, match=r"keep/prose.*same items \(got 10 and 9\)"):
         judge(rows, [RETENTION])
 
 
@@ -464,8 +464,8 @@ def test_a_verdict_of_another_version_names_what_differs(tmp_path: Path) -> None
     verdict = judge(ledger([1.0] * 30, [2.9, 2.8] * 15), [RETENTION]).to_dict()
     lineage = asdict(Lineage("b", "a", {}))
     write_json(tmp_path / VERDICT, {**verdict, **lineage, "suites": [{"suite": "keep"}]})
-    with pytest.raises(EvaluationError, match=r"verdict of this version \(suites.0.role: "):
+    with pytest.raises(EvaluationError, match=r"verdict of this version \(got suites.0.role: "):
         read_verdict(tmp_path)
     write_json(tmp_path / VERDICT, {**verdict, **lineage, "backbone": None})
-    with pytest.raises(EvaluationError, match=r"verdict of this version \(backbone: "):
+    with pytest.raises(EvaluationError, match=r"verdict of this version \(got backbone: "):
         read_verdict(tmp_path)
