@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lora_kit.evaluation.items import parse
+from lora_kit.evaluation.items.parse import read_item_file
 from lora_kit.metrics.instruction_checks import InstructionCheck
 
 
@@ -21,7 +21,7 @@ class InstructionRow:
 
 def instruction_rows() -> list[InstructionRow]:
     """Return all instructions, in the order of `instructions.yaml`."""
-    return [parse_instruction(mapping) for mapping in parse.read_item_file("instructions.yaml")]
+    return [parse_instruction(mapping) for mapping in read_item_file("instructions.yaml")]
 
 
 def parse_instruction(mapping: Mapping[str, object]) -> InstructionRow:
