@@ -48,7 +48,7 @@ def merge_in_memory(plan: MergePlan, output: Path) -> MergeResult:
     started = time.monotonic()
     require_empty_output(output)
     if plan.adapter is None:
-        raise MergeError("adapter: nothing to merge (got None). Fix: give an adapter directory.")
+        raise MergeError("adapter: nothing to merge (got None). Fix: give an adapter directory")
     numbers = sum(tensor.nbytes // tensor.dtype.itemsize for tensor in _stored(plan.base))
     method = adapter_configuration(plan.adapter).peft_type.value
     say(
@@ -109,5 +109,5 @@ def _merge_and_unload(model: PeftModel, adapter: Path) -> Any:
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
         raise MergeError(
             f"{adapter}: PEFT cannot merge it (got {type(error).__name__}: {error}). Fix: release "
-            "it as an adapter."
+            "it as an adapter"
         ) from error

@@ -37,7 +37,7 @@ def require_empty_output(output: Path) -> None:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise MergeError(
             f"{output}: already exists (got a file, or a directory that is not empty). "
-            "Fix: choose another --output."
+            "Fix: choose another --output"
         )
 
 
@@ -59,7 +59,7 @@ def require_disk_space(output: Path, weight_bytes: int) -> None:
     if free < needed:
         raise MergeError(
             f"{output}: disk too small (got {free / 1e9:.1f} GB free, "
-            f"{needed / 1e9:.1f} GB are needed). Fix: free space, or choose another --output."
+            f"{needed / 1e9:.1f} GB are needed). Fix: free space, or choose another --output"
         )
 
 
@@ -105,7 +105,7 @@ class PartialMerge:
             except OSError as error:
                 raise MergeError(
                     f"{output}: another process is merging into it (got a locked {path})."
-                    " Fix: wait for it, or choose another --output."
+                    " Fix: wait for it, or choose another --output"
                 ) from error
             digest = _digest(plan, files)
             digest_file = path / "plan"

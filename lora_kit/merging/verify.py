@@ -148,7 +148,7 @@ def compare_merged(
     if not math.isfinite(mean + control_kl + sum(kept.values())):
         raise MergeError(
             f"merged model: outputs are infinite or NaN (got mean KL {mean:.2g}), its weights "
-            "overflowed. Fix: set merge.dtype to float32."
+            "overflowed. Fix: set merge.dtype to float32"
         )
     lowest = min(kept, key=lambda name: kept[name], default="")
     generated = reference.adapted.generated_ids

@@ -40,14 +40,14 @@ def load_metric(name: str, allow_hub: bool = True) -> Metric:
         raise EvaluationError(
             f"metric {name}: neither bundled nor a path to a module. Fix: use one of "
             f"{', '.join(sorted(BUNDLED))}, or the path of an `evaluate` module"
-            f"{hint if allow_hub else ''}."
+            f"{hint if allow_hub else ''}"
         )
     try:
         module = evaluate.load(name.removeprefix(HUB), keep_in_memory=True)
     except (OSError, ImportError, ValueError) as error:
         raise EvaluationError(
             f"metric {name}: `evaluate` cannot load it (got {error}). Fix: correct the name, or "
-            "install the packages that the module needs."
+            "install the packages that the module needs"
         ) from error
     # Some metrics take one reference per item, others a list of references.
     features = module.features[0] if isinstance(module.features, list) else module.features
@@ -67,7 +67,7 @@ def _single_score(name: str, result: Any) -> float | None:
     if not isinstance(value, Real):
         raise EvaluationError(
             f"metric {name}: its result has neither `{key}` nor `score` as a number (got "
-            f"{result!r:.80}). Fix: use a metric that returns a single score."
+            f"{result!r:.80}). Fix: use a metric that returns a single score"
         )
     # NaN is a metric without a value for the item: counted as missing, never as 0.
     return None if math.isnan(value) else float(value)

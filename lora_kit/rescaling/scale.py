@@ -85,7 +85,7 @@ def candidate_scales(scales: Sequence[float], by_layer: bool) -> tuple[AdapterSc
         if not math.isfinite(scale) or scale < 0:
             raise RecipeError(
                 f"--scales: must be finite and not negative (got {scale:g}). Fix: give scales such "
-                "as 0.25,0.5,1; 0 is the base and 1 the adapter as trained."
+                "as 0.25,0.5,1; 0 is the base and 1 the adapter as trained"
             )
     ordered = sorted({*scales, 1.0})
     candidates = [AdapterScale.uniform(scale) for scale in ordered if scale > 0]
@@ -136,14 +136,14 @@ def require_thirds(model: Any) -> int:
     if blocks < len(THIRDS):
         raise AdapterError(
             f"--by-layer: too few decoder blocks for three thirds (got {blocks}). Fix: drop "
-            "--by-layer."
+            "--by-layer"
         )
     for name, _ in model.named_parameters():
         block = block_number(name)
         if _is_scaled(name) and (block is None or block >= blocks):
             raise AdapterError(
                 f"--by-layer: the adapter changes a module that is in none of the {blocks} decoder "
-                f"blocks (got {name}). Fix: drop --by-layer."
+                f"blocks (got {name}). Fix: drop --by-layer"
             )
     return blocks
 
@@ -161,7 +161,7 @@ def require_linear(adapter: Path) -> None:
     if problem := plain_lora_problem(config):
         raise AdapterError(
             f"{adapter / ADAPTER_CONFIG}: {problem}. Fix: rescale only plain LoRA and rsLoRA; "
-            "train without this option."
+            "train without this option"
         )
     try:
         with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
@@ -169,10 +169,10 @@ def require_linear(adapter: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise AdapterError(
             f"{adapter / ADAPTER_WEIGHTS}: cannot be read (got {error}). Fix: copy or save the "
-            "adapter again."
+            "adapter again"
         ) from error
     if others:
         raise AdapterError(
             f"{adapter / ADAPTER_WEIGHTS}: {len(others)} tensors are no LoRA factors and would not "
-            f"be scaled (got {others[0]} first). Fix: train without them to use rescale."
+            f"be scaled (got {others[0]} first). Fix: train without them to use rescale"
         )

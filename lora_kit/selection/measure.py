@@ -90,7 +90,7 @@ def probe_scores(
             classes = {row.label for row in known if row.label and row.messages}
             raise EvaluationError(
                 f"{one.name}: an encoder is compared by a linear probe, which needs two classes "
-                f"(got {len(classes)}). Fix: give training rows with labels of two classes or more."
+                f"(got {len(classes)}). Fix: give training rows with labels of two classes or more"
             )
         scores.append(TaskScore(one.name, spec.unit, spec.higher_is_better, None, None, probe))
     return tuple(scores)
@@ -109,7 +109,7 @@ def _task_score(
     if zero_shot is None:
         raise EvaluationError(
             f"{one.name}: no item has a finite score (got {len(one.task.items)} items). Fix: set "
-            "backbone.dtype to float32."
+            "backbone.dtype to float32"
         )
     return TaskScore(
         one.name,

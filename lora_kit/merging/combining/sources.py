@@ -63,7 +63,7 @@ class AdapterSource:
             raise MergeError(
                 f"{path}: {module}: rank differs from {ADAPTER_CONFIG} (got lora_A "
                 f"{tuple(a.shape)} and lora_B {tuple(b.shape)}, rank in {ADAPTER_CONFIG} is "
-                f"{rank}). Fix: restore the configuration that was saved with the weights."
+                f"{rank}). Fix: restore the configuration that was saved with the weights"
             )
         return LoraFactors(a, scaling * b)
 
@@ -72,12 +72,12 @@ def _matrix(tensor: torch.Tensor, module: str, suffix: str, path: Path) -> torch
     if tensor.dim() != 2:
         raise MergeError(
             f"{path}: {PREFIX}{module}{suffix} is no matrix (got {tensor.dim()} dimensions). Fix: "
-            "combine only adapters of linear layers."
+            "combine only adapters of linear layers"
         )
     if not torch.isfinite(tensor).all():
         raise MergeError(
             f"{path}: {PREFIX}{module}{suffix} has values that are infinite or NaN (got dtype "
-            f"{tensor.dtype}). Fix: train the adapter again."
+            f"{tensor.dtype}). Fix: train the adapter again"
         )
     return tensor.float()
 
@@ -106,7 +106,7 @@ def read_adapter_source(target: Path) -> AdapterSource:
         if not (directory / name).is_file():
             raise MergeError(
                 f"{target}: neither a run nor an adapter in safetensors (got no {name}). Fix: give "
-                "a run directory or a PEFT adapter directory."
+                "a run directory or a PEFT adapter directory"
             )
     config = read_json(directory / ADAPTER_CONFIG, MergeError)
     _require_plain(directory, config)
@@ -136,13 +136,13 @@ def _require_plain(directory: Path, config: Mapping[str, Any]) -> None:
     path = directory / ADAPTER_CONFIG
     if problem := plain_lora_problem(config):
         raise MergeError(
-            f"{path}: {problem}. Fix: combine only plain LoRA and rsLoRA; leave this adapter out."
+            f"{path}: {problem}. Fix: combine only plain LoRA and rsLoRA; leave this adapter out"
         )
     for field in ("r", "lora_alpha"):
         if not isinstance(config.get(field), int | float):
             raise MergeError(
                 f"{path}: {field}: missing or no number (got {config.get(field)!r}). Fix: restore "
-                "the value that the adapter was trained with."
+                "the value that the adapter was trained with"
             )
     require_option_types(config, LoraConfig, path, MergeError)
     _require_ranks(path, config)
@@ -157,7 +157,7 @@ def _require_ranks(path: Path, config: Mapping[str, Any]) -> None:
         if rank < 1 or not float(rank).is_integer():
             raise MergeError(
                 f"{path}: {field}: must be a whole number from 1 on (got {rank}). Fix: restore the "
-                "rank that the adapter was trained with."
+                "rank that the adapter was trained with"
             )
 
 
@@ -170,7 +170,7 @@ def _require_patterns(path: Path, config: Mapping[str, Any]) -> None:
             except re.error as error:
                 raise MergeError(
                     f"{path}: {option}: no regular expression (got {name}: {error}). Fix: give a "
-                    "module name, or a valid expression."
+                    "module name, or a valid expression"
                 ) from error
 
 
@@ -180,7 +180,7 @@ def _modules(path: Path) -> tuple[str, ...]:
             keys = set(file.keys())
     except SafetensorError as error:
         raise MergeError(
-            f"{path}: cannot be read (got {error}). Fix: copy or save the adapter again."
+            f"{path}: cannot be read (got {error}). Fix: copy or save the adapter again"
         ) from error
     modules = {
         key.removeprefix(PREFIX).removesuffix(SUFFIX_A)
@@ -192,7 +192,7 @@ def _modules(path: Path) -> tuple[str, ...]:
         first = min(keys ^ pairs, default="no tensor at all")
         raise MergeError(
             f"{path}: {len(keys ^ pairs)} tensors are no pair of lora_A and lora_B of a linear "
-            f"layer (got {first} first). Fix: combine only adapters of linear layers."
+            f"layer (got {first} first). Fix: combine only adapters of linear layers"
         )
     return tuple(sorted(modules))
 
@@ -226,7 +226,7 @@ def require_one_backbone(sources: Sequence[AdapterSource]) -> bool:
             different = [part for part in one if part != "digest" and one[part] != other.get(part)]
             raise MergeError(
                 f"{source.name}: trained on another backbone than {fingerprinted[0].name} (got "
-                f"different: {', '.join(different)}). Fix: combine only adapters of one backbone."
+                f"different: {', '.join(different)}). Fix: combine only adapters of one backbone"
             )
     if len(fingerprinted) == len(sources):
         return True
@@ -235,7 +235,7 @@ def require_one_backbone(sources: Sequence[AdapterSource]) -> bool:
         if name != names[0]:
             raise MergeError(
                 f"{source.name}: trained on another base model than {sources[0].name} (got {name}, "
-                f"there {names[0]}). Fix: combine only adapters of one backbone."
+                f"there {names[0]}). Fix: combine only adapters of one backbone"
             )
     return False
 
@@ -245,6 +245,6 @@ def _base_model(source: AdapterSource) -> str:
     if not name:
         raise MergeError(
             f"{source.name}: base_model_name_or_path: missing, so that backbones cannot be compared"
-            f" (got {name!r}). Fix: set it in {ADAPTER_CONFIG}."
+            f" (got {name!r}). Fix: set it in {ADAPTER_CONFIG}"
         )
     return f"{name} at {revision}" if revision else str(name)

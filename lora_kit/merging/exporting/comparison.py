@@ -70,7 +70,7 @@ def comparison_examples(tokenizer: Any, texts: Sequence[str]) -> tuple[Example, 
     if not usable:
         raise MergeError(
             f"--texts: no text of two tokens or more to compare the export on (got {len(texts)} "
-            "texts). Fix: give longer texts."
+            "texts). Fix: give longer texts"
         )
     return tuple(Example(row, row) for row in usable)
 
@@ -92,13 +92,13 @@ def compare_export(
     if model.shape != export.shape:
         raise MergeError(
             f"export: vocabulary differs from the model's (got {export.shape[1]} tokens, the model "
-            f"has {model.shape[1]}). Fix: export again."
+            f"has {model.shape[1]}). Fix: export again"
         )
     kl = kl_divergence(model, export)
     if not math.isfinite(float(kl.sum())):
         raise MergeError(
             f"export: distributions are infinite or NaN (got mean KL {float(kl.mean()):.2g}), its "
-            "weights overflowed. Fix: choose another --type or --to."
+            "weights overflowed. Fix: choose another --type or --to"
         )
     return ExportComparison(
         positions=len(model),

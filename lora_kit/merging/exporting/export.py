@@ -115,21 +115,21 @@ def export(
         MergeError: if the model cannot be exported; nothing is written then.
     """
     if type_ is not None and to != "gguf":
-        raise MergeError(f"--type: only for --to gguf (got --to {to}). Fix: drop --type.")
+        raise MergeError(f"--type: only for --to gguf (got --to {to}). Fix: drop --type")
     if output.exists():
         raise MergeError(
-            f"{output}: already exists (got a file or directory). Fix: choose another --output."
+            f"{output}: already exists (got a file or directory). Fix: choose another --output"
         )
     config, tokenizer = _open(directory)
     if config.is_encoder_decoder:
         raise MergeError(
             f"{directory}: encoder-decoder models have no export format (got "
-            f"{config.model_type}). Fix: use the directory itself; AutoModelForSeq2SeqLM loads it."
+            f"{config.model_type}). Fix: use the directory itself; AutoModelForSeq2SeqLM loads it"
         )
     if getattr(config, "quantization_config", None):
         raise MergeError(
             f"{directory}: model is already quantized (got a quantization_config). Fix: export the "
-            "merged model."
+            "merged model"
         )
     texts = texts or default_texts()
     if to == "gguf":
@@ -190,7 +190,7 @@ def _open(directory: Path) -> tuple[Any, Any]:
     if not (directory / "config.json").is_file():
         raise MergeError(
             f"{directory}: no model directory (got no config.json). Fix: give the directory of a "
-            "merged model."
+            "merged model"
         )
     weight_files(directory)
     try:
@@ -199,7 +199,7 @@ def _open(directory: Path) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         raise MergeError(
             f"{directory}: configuration or tokenizer cannot be read (got {error}). Fix: merge or "
-            "copy the model again."
+            "copy the model again"
         ) from error
 
 
@@ -228,7 +228,7 @@ def _compare(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MergeError(
             f"{directory}: export cannot be read back (got {error}). Fix: choose another --type or "
-            "--to."
+            "--to"
         ) from error
     return compare_export(expected, predict_log_probabilities(export, examples), texts, same_tokens)
 

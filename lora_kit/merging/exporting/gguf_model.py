@@ -100,7 +100,7 @@ def _tensors(directory: Path, shape: ModelShape, type_: GgufType) -> Iterator[Gg
         if name is None:
             raise MergeError(
                 f"{stored.path}: tensor has no place in a GGUF file of a Llama model (got {key}). "
-                "Fix: export the merged model, without other tensors."
+                "Fix: export the merged model, without other tensors"
             )
         written.add(name)
         size = stored.shape
@@ -108,7 +108,7 @@ def _tensors(directory: Path, shape: ModelShape, type_: GgufType) -> Iterator[Gg
     if not shape.tied and "output.weight" not in written:
         raise MergeError(
             f"{directory}: config.json: tie_word_embeddings: untied, but the head is missing (got "
-            f"false and no {HEAD}). Fix: set it to true, or restore the missing weight file."
+            f"false and no {HEAD}). Fix: set it to true, or restore the missing weight file"
         )
 
 
@@ -137,7 +137,7 @@ def _values(tensor: GgufTensor, config: Any) -> np.ndarray:
     if not np.isfinite(values).all():
         raise MergeError(
             f"{tensor.source.path}: {tensor.source.key} has values that are infinite or NaN (got "
-            f"dtype {values.dtype}). Fix: merge again."
+            f"dtype {values.dtype}). Fix: merge again"
         )
     if tensor.heads:
         halves = values.reshape(tensor.heads, 2, -1, values.shape[1])
@@ -163,7 +163,7 @@ def _quantize(values: np.ndarray, tensor: GgufTensor) -> np.ndarray:
         key = tensor.source.key if tensor.source else tensor.name
         raise MergeError(
             f"{key}: f16 holds no values above 65504 (got {np.abs(values).max():.3g}). Fix: use "
-            "--type bf16."
+            "--type bf16"
         )
     quantized: np.ndarray = quantize(values, GGMLQuantizationType[tensor.type.upper()])
     return quantized

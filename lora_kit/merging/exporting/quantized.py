@@ -34,7 +34,7 @@ def write_quantized(directory: Path, to: Quantization, output: Path) -> None:
     model = load_model(directory, dtype=dtype, quantization_config=quantization_config(spec, dtype))
     if not list(guard_quantized_modules(model)):
         raise MergeError(
-            f"{directory}: no linear layer to quantize (got --to {to}). Fix: choose another --to."
+            f"{directory}: no linear layer to quantize (got --to {to}). Fix: choose another --to"
         )
     # No forward pass before saving: on some CPUs it repacks 4-bit weights, and the repacked weights
     # would be saved.
@@ -65,7 +65,7 @@ def load_model(directory: Path, **options: Any) -> Any:
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise MergeError(
-            f"{directory}: cannot be loaded (got {error}). Fix: merge or copy the model again."
+            f"{directory}: cannot be loaded (got {error}). Fix: merge or copy the model again"
         ) from error
 
 
