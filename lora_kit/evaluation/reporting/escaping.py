@@ -33,7 +33,7 @@ def escape_invisible(text: str) -> str:
 
 
 def escape_terminal(text: str) -> str:
-    """Return the text as rich prints it, without its markup and control sequences."""
+    """Return the text with the markup of rich and control characters escaped."""
     return escape(escape_invisible(text))
 
 
