@@ -230,7 +230,7 @@ def test_the_head_is_saved_next_to_the_adapter(reward_run: Path) -> None:
         ),
         (
             {"training": {"max_tokens_per_batch": 99}},
-            "training.max_tokens_per_batch: works with the objectives sft, text and classification only",
+            "training.max_tokens_per_batch: works with the objectives sft, text and",
         ),
         ({"preference": {}}, "preference: is read by the objectives dpo, kto and orpo only"),
         ({"classification": {}}, "classification: is read by the objective classification only"),
