@@ -11,7 +11,7 @@ import yaml
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.diagnostics import secondary_metrics
-from lora_kit.evaluation.engine.scoring import _until_stop_text
+from lora_kit.evaluation.engine.scoring import until_stop_text
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, Item, Outcome, Task
 from lora_kit.evaluation.lm_eval.requests import encode_pairs
@@ -283,7 +283,7 @@ def test_a_generation_ends_at_the_stops_of_the_task(tokenizer: Any, write: Write
         tuple(tokenizer("What is 2 + 3?")["input_ids"]), 7, ("\n", "What")
     )
     assert item.references == ("5",)
-    text = _until_stop_text("5\nWhat is 3 + 3?", item.request.stop)
+    text = until_stop_text("5\nWhat is 3 + 3?", item.request.stop)
     assert task.grade(item, Outcome(text=text)).score == 1
     graded = task.grade(item, Outcome(text="It is 5. What"))
     assert graded.score == 0
