@@ -74,9 +74,9 @@ class AuditSpec(Section):
     leakage: Share = 0.0
     """Share of the items of any evaluation task whose prompt and answer occur in a training row."""
     truncated: Share = 0.25
-    """Share of the rows that are truncated at `max_length`."""
+    """Share of the examples that are truncated at `max_length`."""
     dropped: Share = 0.1
-    """Share of the rows that are dropped because no supervised token is left."""
+    """Share of the examples that are dropped because no supervised token is left."""
 
 
 class DataSpec(Section):

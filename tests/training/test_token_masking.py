@@ -49,6 +49,10 @@ def test_labels_of_probable_tokens_are_kept(tiny_backbone: Backbone, tiny_recipe
                 assert now == end, "the end of a turn is always learned"
     assert 0 < kept < data.counts.supervised_tokens
     assert left.counts.supervised_tokens == sum(e.supervised for e in left.examples)
+    assert left.counts.truncated == sum(e.truncated for e in left.examples)
+    for name in ("rows", "used", "dropped", "truncated", "tokens"):
+        of_sources = sum(getattr(one, name) for one in left.counts.sources.values())
+        assert of_sources == getattr(left.counts, name)
     assert left.digest == data.digest
     dataset = left.to_dataset()
     assert dataset["row"] == list(range(left.counts.used))
