@@ -9,7 +9,7 @@ import yaml
 
 from lora_kit.backbone.files import ALIASES, package_file, resolve
 from lora_kit.data.files.tables import is_hub_id
-from lora_kit.data.sources import BUILT_IN_LICENSES
+from lora_kit.data.sources import BUILT_IN
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.data import SELF, ReplaySpec, SourceSpec
 from lora_kit.recipe.recipe import Recipe
@@ -80,8 +80,8 @@ def _source(spec: SourceSpec | ReplaySpec | TextsSpec, used: str) -> LicensedWor
     license_: str | None
     if spec.license is not None:
         license_, stated = spec.license, IN_RECIPE
-    elif spec.source in BUILT_IN_LICENSES:
-        license_, stated = BUILT_IN_LICENSES[spec.source]
+    elif spec.source in BUILT_IN:
+        license_, stated = BUILT_IN[spec.source].license
     else:
         license_, stated = _front_matter_license(Path(spec.source).expanduser())
     return LicensedWork.model_validate(
@@ -90,7 +90,7 @@ def _source(spec: SourceSpec | ReplaySpec | TextsSpec, used: str) -> LicensedWor
             "used": used,
             "license": license_,
             "stated": stated,
-            "hub": spec.source not in BUILT_IN_LICENSES and is_hub_id(spec.source),
+            "hub": spec.source not in BUILT_IN and is_hub_id(spec.source),
         }
     )
 

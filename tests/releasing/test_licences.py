@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_kit.data.dataset import training_rows
+from lora_kit.data.sources import BUILT_IN
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.releasing.licence_sources import licensed_works
@@ -102,6 +103,15 @@ def recipe(**backbone: object) -> Recipe:
     value = Recipe.load("quickstart").model_dump(mode="json")
     value["backbone"] |= {"model": "nobody/knows-this-model-at-all", **backbone}
     return Recipe.model_validate(value)
+
+
+@pytest.mark.parametrize("source", BUILT_IN)
+def test_every_built_in_source_has_a_licence(source: str) -> None:
+    value = recipe().model_dump(mode="json")
+    value["data"]["train"] = [{"source": source}]
+    (work,) = [one for one in licensed_works(Recipe.model_validate(value)) if one.used == "train"]
+    assert work.license in ("Python-2.0.1", "Apache-2.0")
+    assert not work.hub
 
 
 def test_aliases_and_built_in_sources_have_licences() -> None:
