@@ -6,14 +6,13 @@ token outside of the vocabulary.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.runtime.errors import AdapterError
+from lora_kit.runtime.errors import AdapterError, did_you_mean
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -116,8 +115,7 @@ def _unknown_name(option: str, requested: str, names: Sequence[str]) -> str:
     kind, parts = ("parameter", 2) if option == PARAMETERS else ("module", 1)
     indices = {part for name in names for part in name.split(".") if part.isdigit()}
     known = sorted({".".join(name.split(".")[-parts:]) for name in names} - indices)
-    close = difflib.get_close_matches(requested, known, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
+    hint = did_you_mean(requested, known)
     return f"no {kind} is called {requested}.{hint} Fix: use one of {', '.join(known)}."
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import typing
@@ -17,7 +16,7 @@ from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.heads import peft_task_type
 from lora_kit.recipe.adapter import VIRTUAL, VIRTUAL_TOKENS, AdapterSpec
 from lora_kit.recipe.initialisations import OPTION, as_attached, given_sections, initialisation_of
-from lora_kit.runtime.errors import AdapterError
+from lora_kit.runtime.errors import AdapterError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -177,11 +176,10 @@ def _convert_options(spec: AdapterSpec, fields: set[str], kind: type) -> dict[st
     values: dict[str, Any] = {}
     for name, value in spec.options.items():
         if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
             raise AdapterError(
                 f"adapter.options.{name}: not an option of {spec.method} in PEFT, or a field of "
-                f"`adapter` itself.{hint} Fix: use one of {', '.join(sorted(fields))}."
+                f"`adapter` itself.{did_you_mean(name, fields)} Fix: use one of "
+                f"{', '.join(sorted(fields))}."
             )
         # PEFT's class declares only one of PiSSA's names.
         is_initialisation = name == OPTION and initialisation_of(spec) is not None

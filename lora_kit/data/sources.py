@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import random
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +15,8 @@ from lora_kit.data.builtin.areas import area_rows
 from lora_kit.data.builtin.docstrings import docstring_pairs, docstring_rows
 from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.builtin.sums import sum_rows
-from lora_kit.data.files.datafiles import ENDINGS, file_kind
-from lora_kit.data.files.tables import (
-    ArrowTable,
-    Table,
-    TableRequest,
-    has_splits,
-    is_hub_id,
-    open_table,
-)
+from lora_kit.data.files.readers import TableRequest
+from lora_kit.data.files.tables import ArrowTable, Table, has_splits, is_hub_id, open_table
 from lora_kit.data.formats import check_columns, parse_row
 from lora_kit.data.row_sets import Rows, RowSource
 from lora_kit.data.rows import Row, Split, assign_split
@@ -167,17 +159,10 @@ def _table_source(spec: SourceSpec, field: str, train_on_all: bool, pairs: bool)
 
 
 def _open_spec(spec: SourceSpec, field: str) -> Table:
-    path = Path(spec.source).expanduser()
-    if not path.is_dir() and not file_kind(path) and not is_hub_id(spec.source):
-        near = difflib.get_close_matches(spec.source, BUILT_IN, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        raise DataError(
-            f"{field}: unknown source (got {spec.source}){hint}. Fix: name a built-in source "
-            f"({', '.join(BUILT_IN)}), a file ({ENDINGS}), a folder or a hub id (owner/name)"
-        )
     if not is_hub_id(spec.source):
         _refuse_unused(spec, field, ("subset", "revision", "streaming"), "no hub id")
-    if not has_splits(spec.source) and spec.split not in ("train", "all"):
+    is_local = Path(spec.source).expanduser().exists()
+    if is_local and not has_splits(spec.source) and spec.split not in ("train", "all"):
         raise DataError(
             f"{_sibling(field, 'split')}: {spec.source} is a file or a folder and has no split "
             f"`{spec.split}`. Fix: remove it"
@@ -196,6 +181,7 @@ def _open_spec(spec: SourceSpec, field: str) -> Table:
             spec.revision,
             spec.limit if spec.streaming else None,
             as_text=True,
+            built_in=tuple(BUILT_IN),
         )
     )
 

@@ -44,8 +44,8 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import BackboneError
 from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.arguments import micro_batch_size, optimizer_steps
 from lora_kit.training.self_distillation.rows import TrainingRows, read_training_rows
+from lora_kit.training.step_sizes import micro_batch_size, optimizer_steps
 
 SAMPLES = 2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import types
 import typing
 from collections.abc import Collection, Sequence
@@ -15,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from lora_kit.recipe.document import Document, FieldPath, dotted
 from lora_kit.recipe.problem import Problem
 from lora_kit.recipe.section import Section
-from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.errors import RecipeError, did_you_mean
 
 Model = TypeVar("Model", bound=Section)
 
@@ -149,9 +148,8 @@ def _describe(model: type[Section], document: Document, detail: dict[str, Any]) 
     kind, message = detail["type"], str(detail["msg"]).removeprefix("Value error, ")
     if kind == "extra_forbidden":
         known = _known_keys(model, path[:-1])
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`? " if near else ""
-        return f"{place}: unknown key; {hint}Possible here: {', '.join(known)}"
+        hint = did_you_mean(str(detail["loc"][-1]), known)
+        return f"{place}: unknown key.{hint} Possible here: {', '.join(known)}"
     if kind == "missing":
         return f"{place}: missing. Fix: add it"
     message = message.replace("Input should be", "must be", 1).replace("Input should", "must", 1)

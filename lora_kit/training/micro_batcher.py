@@ -16,7 +16,7 @@ from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.modeling.likelihood import pack_examples, pad_examples
 from lora_kit.recipe.objective import PAIRED
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.training.arguments import max_examples_per_process, micro_batch_size
+from lora_kit.training.step_sizes import max_examples_per_process, micro_batch_size
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.launch import current_launch, require_sharded
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.arguments import length_group_size
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer, keep_float32_masters
 from lora_kit.training.gradient_conflict import GradientConflict, pop_gradients
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.learning_rates import needs_parameter_groups, parameter_groups
 from lora_kit.training.micro_batcher import collate_examples
-from lora_kit.training.retention.methods import RetentionMethods
+from lora_kit.training.retention_methods import RetentionMethods
 from lora_kit.training.sharded import is_sharded
+from lora_kit.training.step_sizes import length_group_size
 from lora_kit.training.validation import Validation
 
 # Collated share of a step (`examples`, `rows`, `labels`), or the tensors of one forward pass.

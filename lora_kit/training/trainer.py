@@ -25,6 +25,7 @@ from lora_kit.training.classes import ClassTask
 from lora_kit.training.gradient_conflict import mean_cosines
 from lora_kit.training.head_summary import summarize_head_training
 from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.preferences.answer_log_probs import restoring_forward
 from lora_kit.training.setup import TrainingSetup
 from lora_kit.training.sharded import is_sharded
 from lora_kit.training.trained_weights import Tensors, trained_weights
@@ -90,7 +91,10 @@ def run_training(inputs: TrainingInputs, resume: Path | None = None) -> Training
     measure = partial(loss, model, inputs.backbone, inputs.held_out, max_tokens)
     # A model that will be sharded is not on its device yet; `Validation` measures it later.
     before = measure() if resume is None and not current_launch().sharded else None
-    with meter("training", inputs.steps, visible=state.is_main_process) as progress:
+    with (
+        restoring_forward(model),
+        meter("training", inputs.steps, visible=state.is_main_process) as progress,
+    ):
         setup = TrainingSetup.prepare(inputs, task, measure, progress)
         setup.validation.before = before
         trainer = setup.trainer

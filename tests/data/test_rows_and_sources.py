@@ -110,7 +110,7 @@ def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, line: str, pa
 @pytest.mark.parametrize(
     ("source", "part"),
     [
-        ("stdlib-docstring", "did you mean `stdlib-docstrings`"),
+        ("stdlib-docstring", "Did you mean `stdlib-docstrings`"),
         ("absent.jsonl", "no such file"),
         ("data.csv", "no such file"),
         ("data.xls", "unknown source (got data.xls). Fix: name a built-in source"),

@@ -52,10 +52,10 @@ def test_ten_mistakes_are_told_at_once_each_with_its_line_and_remedy(tmp_path: P
     for part in (
         "line 3, seed: given twice, first on line 2. Fix: keep one",
         "line 1, name: names a directory (got 'my run'). Fix: use letters, digits",
-        "line 6, backbone.quantisation: unknown key; did you mean `quantization`?",
+        "line 6, backbone.quantisation: unknown key. Did you mean `quantization`?",
         "line 7, backbone.dtype: must be 'auto', 'bfloat16', 'float16' or 'float32'",
         "line 9, adapter.rank: must be a number (got True)",
-        "line 10, adapter.alfa: unknown key; did you mean `alpha`?",
+        "line 10, adapter.alfa: unknown key. Did you mean `alpha`?",
         "line 11, adapter.target_modules: names no module (got ['q_proj', '']). Fix: name",
         "line 13, data.train: must be a valid list",
         "line 15, training.learning_rate: must be a valid number",

@@ -32,6 +32,7 @@ from lora_kit.training.preferences.grpo import PromptSampler
 from lora_kit.training.preferences.objectives import objective_trainer
 from lora_kit.training.preferences.rewards import reward_functions
 from lora_kit.training.preferences.unit_batches import dpo_batch
+from lora_kit.training.trainer import save_adapter
 from tests.preferring import OBJECTIVES, perturb_adapter, recipe_of, row, trainer_inputs
 from tests.training.cut import cut_off, losses, sha256
 
@@ -120,6 +121,22 @@ def test_resumed_training_ends_like_uninterrupted_training(
     pipeline.train(recipe, tmp_path / "run", resume=True)
     assert losses(tmp_path / "run") == losses(trained[objective])
     assert sha256(tmp_path / "run") == sha256(trained[objective])
+
+
+def test_the_model_is_unpatched_if_the_training_had_ended_before(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tiny, tmp_path, "dpo")
+    cut_off(monkeypatch, recipe, tmp_path / "run", 6)
+    saved: list[bool] = []
+
+    def save(model: Any, *rest: Any) -> None:
+        saved.append("forward" in vars(model.get_base_model()))
+        save_adapter(model, *rest)
+
+    monkeypatch.setattr("lora_kit.training.trainer.save_adapter", save)
+    pipeline.train(recipe, tmp_path / "run", resume=True)
+    assert saved == [False]
 
 
 def test_the_reference_is_the_base_with_the_adapter_disabled(tiny: Path, tmp_path: Path) -> None:

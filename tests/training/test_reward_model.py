@@ -25,7 +25,8 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import DataError, RecipeError, TrainingError
 from lora_kit.runtime.launch import Launch
 from lora_kit.training.head_summary import length_log_odds
-from lora_kit.training.preferences.objectives import TrainerInputs, objective_trainer
+from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.preferences.objectives import objective_trainer
 from tests.rewarding import reward_recipe, trainer_inputs
 from tests.training.cut import cut_off, losses, sha256
 
@@ -48,7 +49,9 @@ print(json.dumps(found))
 """
 
 
-def rewards_of(inputs: TrainerInputs, model: Any, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+def rewards_of(
+    inputs: TrainingInputs, model: Any, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the rewards of the first pairs, computed one row at a time."""
     pad = inputs.backbone.tokenizer.pad_token_id
     chosen, rejected = (

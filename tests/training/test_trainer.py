@@ -18,9 +18,9 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import TrainingError
-from lora_kit.training.arguments import micro_batch_size
 from lora_kit.training.inputs import TrainingInputs
-from lora_kit.training.retention.methods import RetentionMethods
+from lora_kit.training.retention_methods import RetentionMethods
+from lora_kit.training.step_sizes import micro_batch_size
 from lora_kit.training.supervised import SupervisedTrainer
 from lora_kit.training.trainer import TrainingResult, run_training
 from lora_kit.training.validation import validation_loss
