@@ -10,11 +10,12 @@ import yaml
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import prepare
 from lora_kit.data.units import PreparedUnits
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.training.inputs import TrainingInputs
+from tests.training_rows import training_rows
 
 OBJECTIVES = ("dpo", "kto", "orpo", "grpo")
 

@@ -10,11 +10,12 @@ from lora_kit.adapter.attach import attach
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import REWARD
 from lora_kit.backbone.load import load
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import prepare
 from lora_kit.data.units import PreparedUnits
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.training.inputs import TrainingInputs
+from tests.training_rows import training_rows
 
 
 def write_pairs(path: Path, count: int, start: int = 0) -> Path:

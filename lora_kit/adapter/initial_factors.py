@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from lora_kit.adapter.initialized_layers import DEFAULT_ADAPTER, layers_to_initialize
-from lora_kit.adapter.peft_methods import requested_configuration
+from lora_kit.adapter.initialized_layers import layers_to_initialize
+from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER, requested_configuration
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.tokenization import Example
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device

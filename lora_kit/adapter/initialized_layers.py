@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from lora_kit.adapter.peft_methods import requested_configuration
+from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER, requested_configuration
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.initialisations import OPTION
 from lora_kit.runtime.errors import AdapterError
@@ -15,9 +15,6 @@ from lora_kit.runtime.errors import AdapterError
 if TYPE_CHECKING:
     from peft import EvaConfig, LoraConfig, PeftModel
     from peft.tuners.lora import LoraLayer
-
-# PEFT's name for a single adapter.
-DEFAULT_ADAPTER = "default"
 
 
 def layers_to_initialize(model: PeftModel, spec: AdapterSpec, kind: str) -> dict[str, LoraLayer]:

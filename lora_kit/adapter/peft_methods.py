@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftConfig
 
+# PEFT's name for a single adapter.
+DEFAULT_ADAPTER = "default"
 # PEFT's names of the fields `rank`, `alpha` and `dropout`, which differ between methods.
 RANK_NAMES = ("r", "subspace_rank", "effective_rank")
 ALPHA_NAMES = ("lora_alpha", "alpha")

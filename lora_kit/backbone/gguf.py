@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +72,6 @@ def convert_gguf(path: Path) -> Path:
         return target
     with shared_directory(target) as temporary:
         _convert(path, temporary)
-        (temporary / "source.json").write_text(json.dumps({"gguf": path.name, "sha256": digest}))
     return target
 
 

@@ -15,7 +15,7 @@ from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.backbone.heads import REWARD
 from lora_kit.data.labelled import count_classes, encode_labelled_rows
 from lora_kit.data.mixture import mix
-from lora_kit.data.prepared import Counts, PreparedData
+from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows, RowSource, concatenate_rows
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import open_source
@@ -37,17 +37,6 @@ if TYPE_CHECKING:
 
 # Prefix of the name of a replay source.
 REPLAY = "replay: "
-__all__ = [
-    "Counts",
-    "PreparedData",
-    "is_training_source",
-    "mix_replay",
-    "open_rows",
-    "prepare",
-    "training_classes",
-    "training_rows",
-    "validation_rows",
-]
 
 
 class MostlyDroppedError(DataError):
@@ -109,15 +98,6 @@ def mix_replay(
     random.Random(f"{seed}/replay").shuffle(order)
     shuffled = np.frombuffer(order, dtype=np.int64)
     return Rows(both.sources, both.parts[shuffled], both.numbers[shuffled]), count
-
-
-def training_rows(spec: DataSpec, seed: int, objective: Objective = "sft") -> tuple[Rows, int]:
-    """Return the rows to train on and the number of replay rows among them.
-
-    Raises:
-        DataError: as `open_rows` and `mix_replay`.
-    """
-    return mix_replay(open_rows(spec, seed, objective), spec, seed)
 
 
 def _replay_rows(
@@ -196,7 +176,7 @@ def prepare(
     while sources, recipe and tokenizer stay the same.
 
     Args:
-        rows: rows of `training_rows` or `validation_rows`, or any others.
+        rows: rows of `mix_replay` or `validation_rows`, or any others.
         tokenizer: tokenizer of the backbone.
         spec: the recipe's `data` section.
         replay_rows: number of replay rows among `rows`, for the record.

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from lora_kit.data import row_sets, store
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import prepare
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.recipe.data import DataSpec
 from lora_kit.runtime.errors import DataError
+from tests.training_rows import training_rows
 
 ROWS = 60
 
@@ -260,10 +261,10 @@ def test_two_concurrent_processes_share_one_cache_entry(smollm: Path, tmp_path: 
     script.write_text(
         "import sys\n"
         "from transformers import AutoTokenizer\n"
-        "from lora_kit.data.dataset import prepare, training_rows\n"
+        "from lora_kit.data.dataset import open_rows, prepare\n"
         "from lora_kit.recipe.recipe import DataSpec\n"
         "spec = DataSpec.model_validate({'train': [{'source': sys.argv[1]}]})\n"
-        "rows, _ = training_rows(spec, 0)\n"
+        "rows = open_rows(spec, 0)\n"
         "data = prepare(rows, AutoTokenizer.from_pretrained(sys.argv[2]), spec)\n"
         "print(len(data.examples), data.digest, data.path)\n"
     )

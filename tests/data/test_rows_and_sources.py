@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_kit.data.dataset import training_rows
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import open_source
 from lora_kit.recipe.data import DataSpec, SourceSpec
 from lora_kit.runtime.errors import DataError
+from tests.training_rows import training_rows
 
 
 def read(source: str, **options: object) -> list[Row]:

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lora_kit.data.dataset import training_rows
 from lora_kit.recipe.recipe import Recipe, recipe_names
 from lora_kit.runtime.errors import DataError, RecipeError
+from tests.training_rows import training_rows
 
 GOOD = """
 name: mine

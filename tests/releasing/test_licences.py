@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from lora_kit.data.dataset import training_rows
 from lora_kit.data.sources import BUILT_IN
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
@@ -14,6 +13,7 @@ from lora_kit.runs.session import open_run, open_subject
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import write_json
 from lora_kit.training.scratch import scratch_arm
+from tests.training_rows import training_rows
 
 
 def work(license_: str | None, name: str = "rows", used: str = "train") -> LicensedWork:

@@ -16,7 +16,7 @@ from lora_kit.backbone import load as backbones
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import prepare
 from lora_kit.data.prepared import PreparedData
 from lora_kit.modeling import features
 from lora_kit.modeling.features import frozen_features
@@ -29,6 +29,7 @@ from lora_kit.training.classes import ClassLoss
 from lora_kit.training.trainer import save_adapter
 from tests.classifying import classes_recipe
 from tests.training.cut import cut_off, losses
+from tests.training_rows import training_rows
 
 CLASSES = ("bird", "fruit", "metal")
 # Loads saved classifiers with PEFT and transformers only.
