@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +16,7 @@ from lora_kit.adapter.name_checks import (
     require_target_modules,
 )
 from lora_kit.adapter.peft_methods import peft_configuration
+from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.adapter.saved_configuration import (
     MISMATCH_ERRORS,
     read_configuration,
@@ -29,14 +28,9 @@ from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.initialisations import SUBTRACTED, initialisation_of
 from lora_kit.runtime.errors import AdapterError, first_line
-from lora_kit.runtime.files import read_json
-from lora_kit.runtime.hashes import file_sha256
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -129,33 +123,6 @@ def wrap_with_adapter(
             parameter.data = parameter.data.float()
     add_virtual_tokens(adapted)
     return adapted
-
-
-# Configuration keys that state the origin of an adapter and do not change its outputs.
-PROVENANCE_KEYS = (
-    "base_model_name_or_path",
-    "revision",
-    "peft_version",
-    "inference_mode",
-    "auto_mapping",
-)
-
-
-def adapter_sha256(directory: Path) -> str:
-    """Return the sha256 of an adapter's weights and configuration, in hexadecimal.
-
-    The configuration counts since the same weights with another alpha are another adapter.
-    """
-    config = read_json(directory / ADAPTER_CONFIG, AdapterError)
-    hashed = {
-        # PEFT writes sets as lists, in an order that varies.
-        name: sorted(value) if isinstance(value, list) else value
-        for name, value in config.items()
-        if name not in PROVENANCE_KEYS
-    }
-    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode())
-    digest.update(file_sha256(directory / ADAPTER_WEIGHTS).encode())
-    return digest.hexdigest()
 
 
 def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftConfig
 
-# PEFT's name for a single adapter.
+# PEFT's name of an adapter that is attached without one.
 DEFAULT_ADAPTER = "default"
 # PEFT's names of the fields `rank`, `alpha` and `dropout`, which differ between methods.
 RANK_NAMES = ("r", "subspace_rank", "effective_rank")

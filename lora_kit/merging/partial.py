@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_kit.adapter.attach import adapter_sha256
+from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.merging.tensors import PlannedTensor, stored_tensors, write_tensors
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import replace_directory, write_json

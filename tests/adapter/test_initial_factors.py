@@ -22,6 +22,7 @@ from transformers import (
 
 from lora_kit.adapter.attach import attach, coverage, wrap_with_adapter
 from lora_kit.adapter.initial_factors import initialise
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.tokenization import Example
@@ -36,7 +37,6 @@ from lora_kit.recipe.initialisations import SUBTRACTED
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, MergeError
 from lora_kit.runtime.launch import Launch
-from lora_kit.training.trainer import save_adapter
 from tests.adapter.test_peft_methods import logits_of, loss_of, recipe_of, tiny_on
 
 IDS = torch.randint(20, 40_000, (2, 16), generator=torch.Generator().manual_seed(0))

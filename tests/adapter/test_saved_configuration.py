@@ -12,6 +12,7 @@ from peft import AdaLoraConfig, LoraConfig, __version__
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from lora_kit.adapter.attach import attach
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.adapter.saved_configuration import read_configuration
 from lora_kit.backbone.load import Backbone
 from lora_kit.merging.methods import adapter_configuration
@@ -19,7 +20,6 @@ from lora_kit.recipe.adapter import AdapterSpec, PeftMethod
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runs.session import open_subject
 from lora_kit.runtime.errors import AdapterError, MergeError
-from lora_kit.training.trainer import save_adapter
 from tests.merging.combining import change_configuration
 
 

@@ -262,7 +262,7 @@ def test_two_concurrent_processes_share_one_cache_entry(smollm: Path, tmp_path: 
         "import sys\n"
         "from transformers import AutoTokenizer\n"
         "from lora_kit.data.dataset import open_rows, prepare\n"
-        "from lora_kit.recipe.recipe import DataSpec\n"
+        "from lora_kit.recipe.data import DataSpec\n"
         "spec = DataSpec.model_validate({'train': [{'source': sys.argv[1]}]})\n"
         "rows = open_rows(spec, 0)\n"
         "data = prepare(rows, AutoTokenizer.from_pretrained(sys.argv[2]), spec)\n"

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lora_kit import pipeline
+from lora_kit.adapter.saved import SavedReward, read_saved_head
 from lora_kit.backbone.files import resolve
-from lora_kit.backbone.heads import REWARD, SavedReward, pad_right, read_saved_head
+from lora_kit.backbone.heads import REWARD, pad_right
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.dataset import prepare
 from lora_kit.data.units import PreparedUnits

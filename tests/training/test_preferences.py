@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from trl.trainer.utils import add_fused_lm_head
 
 from lora_kit import pipeline
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.tokenization import IGNORE_INDEX
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll
@@ -32,7 +33,6 @@ from lora_kit.training.preferences.grpo import PromptSampler
 from lora_kit.training.preferences.objectives import objective_trainer
 from lora_kit.training.preferences.rewards import reward_functions
 from lora_kit.training.preferences.unit_batches import dpo_batch
-from lora_kit.training.trainer import save_adapter
 from tests.preferring import OBJECTIVES, perturb_adapter, recipe_of, row, trainer_inputs
 from tests.training.cut import cut_off, losses, sha256
 

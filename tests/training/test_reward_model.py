@@ -14,8 +14,9 @@ from torch.nn.functional import logsigmoid
 
 from lora_kit import pipeline
 from lora_kit.adapter.attach import attach_saved
+from lora_kit.adapter.saved import SavedReward, read_saved_head
 from lora_kit.backbone.files import resolve
-from lora_kit.backbone.heads import REWARD, SavedReward, pad_right, read_saved_head
+from lora_kit.backbone.heads import REWARD, pad_right
 from lora_kit.backbone.load import load
 from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.preflight.context import PreflightContext
