@@ -84,7 +84,7 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
         if not any(parameter.requires_grad for parameter in head.parameters()):
             raise AdapterError(
                 f"adapter.method: {spec.method}: PEFT neither trains nor saves a classifier's head "
-                "with this method, so the head would keep its random weights. Fix: use lora."
+                "with this method, so the head would keep its random weights. Fix: use lora"
             )
     return model
 
@@ -116,7 +116,7 @@ def wrap_with_adapter(
     except (ValueError, TypeError, NotImplementedError) as error:
         raise AdapterError(
             f"adapter: {spec.method}: PEFT refuses the configuration ({first_line(error, 3)}). "
-            "Fix: change the options or the target modules."
+            "Fix: change the options or the target modules"
         ) from error
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -142,7 +142,7 @@ def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:
             raise AdapterError(
                 f"{directory}: bias: {config.bias}: PEFT trains biases of the backbone in place, "
                 "so disabling the adapter does not restore the base, and the adapter cannot be "
-                "compared with it. Fix: train an adapter with bias: none."
+                "compared with it. Fix: train an adapter with bias: none"
             )
     return attached
 
@@ -166,7 +166,7 @@ def load_adapter(base: torch.nn.Module, reference: str, directory: Path) -> Peft
         if not (directory / name).is_file():
             raise AdapterError(
                 f"{directory}: no {name}. Fix: name an adapter directory, with {ADAPTER_CONFIG} "
-                f"and {ADAPTER_WEIGHTS} as written by PEFT's save_pretrained."
+                f"and {ADAPTER_WEIGHTS} as written by PEFT's save_pretrained"
             )
     path = directory / ADAPTER_CONFIG
     config = read_configuration(path, AdapterError)
@@ -178,13 +178,13 @@ def load_adapter(base: torch.nn.Module, reference: str, directory: Path) -> Peft
     except MISMATCH_ERRORS as error:
         raise AdapterError(
             f"{directory}: this adapter does not fit {reference} ({first_line(error, 3)}). Fix: "
-            "name the backbone that it was trained on."
+            "name the backbone that it was trained on"
         ) from error
     unloaded = _unloaded_keys(model, directory)
     if unloaded:
         raise AdapterError(
             f"{directory}: {len(unloaded)} tensors of the adapter match no module of {reference} "
-            f"(first: {unloaded[0]}). Fix: name the backbone that it was trained on."
+            f"(first: {unloaded[0]}). Fix: name the backbone that it was trained on"
         )
     add_virtual_tokens(model)
     return model
@@ -248,7 +248,7 @@ def coverage(model: PeftModel, spec: AdapterSpec | None = None) -> Coverage:
     if not adapted:
         raise AdapterError(
             "adapter.target_modules: no module has an adapter, so nothing would be trained. Fix: "
-            "name modules of the backbone, or use all-linear."
+            "name modules of the backbone, or use all-linear"
         )
     trainable, parameters = model.get_nb_trainable_parameters()
     if spec is not None and initialisation_of(spec) in SUBTRACTED:

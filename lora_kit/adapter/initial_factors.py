@@ -142,7 +142,7 @@ def _initialise_eva(model: PeftModel, batches: _RowBatches) -> None:
             raise AdapterError(
                 f"adapter.options.{OPTION}: eva did not converge in {MAX_PASSES} passes over "
                 f"{sum(map(len, batches.parts))} rows. Fix: lower adapter.rank, eva_config.rho or "
-                "eva_config.tau, or add rows."
+                "eva_config.tau, or add rows"
             )
         _forward(model, batch)
 

@@ -175,13 +175,13 @@ def read_saved_head(adapter: Path) -> SavedClasses | SavedReward | None:
     if not path.is_file():
         raise AdapterError(
             f"{adapter}: an adapter with a head (SEQ_CLS) without {CLASSES} or {PAIRS}, which name "
-            "its outputs. Fix: restore the file, or evaluate an adapter trained by lora-kit."
+            "its outputs. Fix: restore the file, or evaluate an adapter trained by lora-kit"
         )
     rows = read_json(path, AdapterError).get("training_rows")
     if not isinstance(rows, dict) or not rows or not all(isinstance(n, int) for n in rows.values()):
         raise AdapterError(
             f"{path}: training_rows must be a number of rows for each class (got {rows!r:.80}). "
-            "Fix: restore the file from the run that trained the adapter."
+            "Fix: restore the file from the run that trained the adapter"
         )
     return SavedClasses(rows)
 
@@ -192,6 +192,6 @@ def _saved_reward(path: Path) -> SavedReward:
     if not isinstance(pairs, int) or not isinstance(per_token, float | int):
         raise AdapterError(
             f"{path}: pairs must be a whole number and per_token a number (got {pairs!r:.40} and "
-            f"{per_token!r:.40}). Fix: restore the file from the run that trained the adapter."
+            f"{per_token!r:.40}). Fix: restore the file from the run that trained the adapter"
         )
     return SavedReward(pairs, float(per_token))

@@ -83,12 +83,12 @@ def prepare_head(
     if module is None:
         raise BackboneError(
             f"backbone.model: PEFT saves only heads named {' or '.join(HEAD_NAMES)}, and "
-            f"{type(model).__name__} has neither. Fix: choose another backbone."
+            f"{type(model).__name__} has neither. Fix: choose another backbone"
         )
     if tokenizer.pad_token_id is None:
         raise BackboneError(
             "backbone.model: its tokenizer has neither a padding nor an end token. Fix: set "
-            "pad_token in a copy's tokenizer_config.json."
+            "pad_token in a copy's tokenizer_config.json"
         )
     # A decoder's head finds the last token of a row by the padding token.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -114,7 +114,7 @@ def _convert_to_float32(model: torch.nn.Module, name: str) -> None:
     ):
         raise BackboneError(
             f"backbone.quantization: the checkpoint has no weights for {name}, which would be "
-            "quantized with random weights and never trained. Fix: set quantization: none."
+            "quantized with random weights and never trained. Fix: set quantization: none"
         )
     part.float()
     for module in part.modules():

@@ -17,7 +17,7 @@ from lora_kit.runtime.errors import AdapterError
         (
             {"method": "trainable_tokens"},
             "adapter.options.token_indices: names no token, so no embedding would be trained. "
-            "Fix: use token ids from 0 to 49151.",
+            "Fix: use token ids from 0 to 49151",
         ),
         (
             {"method": "trainable_tokens", "options": {"token_indices": [5, 999_999]}},

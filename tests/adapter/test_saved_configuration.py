@@ -78,7 +78,7 @@ def test_a_configuration_that_peft_would_misread_is_refused(
         (
             {"trainable_token_indices": [999_999]},
             "adapter_config.json: trainable_token_indices: 999999 is not a token of this backbone. "
-            "Fix: use token ids from 0 to 49151.",
+            "Fix: use token ids from 0 to 49151",
         ),
         ({"rank_pattern": {"(": 4}}, "does not fit"),
         ({"r": 0}, "does not fit"),
