@@ -13,6 +13,7 @@ QUESTIONS = {"What", "Of", "Whether", "How"}
 OPENINGS = QUESTIONS | {"It", "Its", "They", "Them", "Those", "These", "That"}
 # Entries of `Args:`, `Attributes:`, `Returns:`: a name and its description.
 ENTRY = re.compile(r"^ {4,}\w+: (\w+)", re.MULTILINE)
+CODE = sorted(path for folder in ("lora_kit", "tests") for path in (ROOT / folder).rglob("*.py"))
 PAGES = ("README.md", "recipes/**/*.md", "eval/*.md", "accelerate_configs/*.md")
 
 
@@ -24,9 +25,7 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value.value
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "lora_kit").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_docstrings_open_with_a_verb_or_a_noun(path: Path) -> None:
     odd = []
     for line, text in docstrings(path):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from lora_kit.recipe.section import Factors, NotNegative, Section
+from lora_kit.recipe.section import Distinct, Factors, NotNegative, Section
 
 # Arms that work with a head; the others need a language model, or merge one.
 ARMS = {
@@ -28,7 +28,7 @@ NOT_OF_A_HEAD = {
 class ClassificationSpec(Section):
     """A classification head on top of the backbone."""
 
-    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    labels: Annotated[Distinct[str], Field(min_length=2)] | None = None
     """Classes in the order of the head's outputs. Default: those of the training rows, sorted."""
     class_weights: Literal["none", "balanced"] | Factors = "none"
     """Weight of a row in the loss, by its class. `none`: 1; `balanced`: rows / (classes * rows of
@@ -44,10 +44,3 @@ class ClassificationSpec(Section):
             given = self.class_weights
             return {number: float(given.get(name, 1.0)) for number, name in enumerate(classes)}
         return "balanced" if self.class_weights == "balanced" else None
-
-    @field_validator("labels")
-    @classmethod
-    def _require_distinct_labels(cls, labels: list[str] | None) -> list[str] | None:
-        if labels is not None and len(set(labels)) < len(labels):
-            raise ValueError("a class is named twice. Fix: name each once")
-        return labels

@@ -324,8 +324,8 @@ def test_a_run_and_another_tools_adapter_are_planned_trained_and_evaluated(
     outcome = pipeline.run(recipe, tmp_path / "run")
     assert {suite.suite for suite in outcome.verdict.suites} == {"keep"}
     assert outcome.release is None
-    assert "an adapter of prefix_tuning is not merged" in outcome.refusal
-    with pytest.raises(ReleaseError, match="an adapter of prefix_tuning is not merged"):
+    assert "an adapter of prefix_tuning cannot be merged" in outcome.refusal
+    with pytest.raises(ReleaseError, match="an adapter of prefix_tuning cannot be merged"):
         pipeline.release(tmp_path / "run")
 
     model = get_peft_model(
