@@ -153,7 +153,7 @@ NO_FINGERPRINT = (
         (
             {"fingerprint": {}},
             f"{NO_FINGERPRINT}, tokenizer, quantization, dtype, digest). Fix: delete the file and "
-            "use --backbone.",
+            "use --backbone",
         ),
         ({"fingerprint": {"digest": "x"}}, NO_FINGERPRINT),
         ({"fingerprint": "digest"}, "no valid fingerprint of the backbone"),
