@@ -70,7 +70,7 @@ def read_configuration(path: Path, error: type[LoraKitError]) -> PeftConfig:
     try:
         return PeftConfig.from_pretrained(str(path.parent))
     except (ValueError, TypeError, KeyError) as problem:
-        raise error(f"{path}: {problem}. Fix: correct the file.") from problem
+        raise error(f"{path}: {problem}. Fix: correct the file") from problem
 
 
 def require_known_options(config: PeftConfig, path: Path, error: type[LoraKitError]) -> None:
@@ -95,7 +95,7 @@ def require_known_options(config: PeftConfig, path: Path, error: type[LoraKitErr
             raise error(
                 f"{path}: {name}: {value!r} is an option that {config.peft_type.value} does not "
                 f"have in PEFT {peft.__version__}, which would ignore it{writer}. Fix: train the "
-                "adapter again with this PEFT, or remove the option if it has no effect."
+                "adapter again with this PEFT, or remove the option if it has no effect"
             )
 
 
@@ -131,7 +131,7 @@ def _config_class(peft_type: Any, path: Path, error: type[LoraKitError]) -> type
     if not isinstance(peft_type, str) or peft_type not in known:
         raise error(
             f"{path}: peft_type: {peft_type!r} is not a method of PEFT {peft.__version__}. Fix: "
-            f"use one of {', '.join(sorted(known))}, or another version of PEFT."
+            f"use one of {', '.join(sorted(known))}, or another version of PEFT"
         )
     return known[peft_type]
 
@@ -166,7 +166,7 @@ def require_option_types(
         except ValidationError as problem:
             expected = problem.errors()[0]["msg"]
             raise error(
-                f"{path}: {name}: {value!r}: {expected}. Fix: correct the value."
+                f"{path}: {name}: {value!r}: {expected}. Fix: correct the value"
             ) from problem
 
 

@@ -60,7 +60,7 @@ def require_saved_fingerprint(
     if missing:
         raise error(
             f"{path}: no valid fingerprint of the backbone (missing or not a text in "
-            f"`fingerprint`: {', '.join(missing)}). Fix: {remedy}."
+            f"`fingerprint`: {', '.join(missing)}). Fix: {remedy}"
         )
 
 
@@ -81,12 +81,12 @@ def weight_files(directory: Path) -> list[Path]:
     if missing and index.is_file():
         raise BackboneError(
             f"{index}: names files that do not exist (first: {missing[0]}). Fix: complete the "
-            "download or the copy."
+            "download or the copy"
         )
     if missing or not files:
         raise BackboneError(
             f"{directory}: no model.safetensors; other formats can contain code and are not "
-            "loaded. Fix: convert the weights, for example with save_pretrained."
+            "loaded. Fix: convert the weights, for example with save_pretrained"
         )
     return files
 

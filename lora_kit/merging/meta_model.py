@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER
+from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.adapter.saved_configuration import MISMATCH_ERRORS, PREFIX
 from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.merging.arithmetic import (
-    ADAPTER,
     ReadParameter,
     ReadRows,
     add_lora_update,
@@ -220,8 +220,10 @@ def _attach(model: PreTrainedModel, config: PeftConfig, adapter: Path) -> Any:
                     f"{path}: tensor has values that are infinite or NaN (got {name}). Fix: train "
                     "again"
                 )
-        attached = get_peft_model(model, config, ADAPTER, low_cpu_mem_usage=True)
-        report = set_peft_model_state_dict(attached, weights, ADAPTER, low_cpu_mem_usage=True)
+        attached = get_peft_model(model, config, DEFAULT_ADAPTER, low_cpu_mem_usage=True)
+        report = set_peft_model_state_dict(
+            attached, weights, DEFAULT_ADAPTER, low_cpu_mem_usage=True
+        )
     except MISMATCH_ERRORS as error:
         short = " ".join(str(error).strip().splitlines()[:3])
         raise MergeError(
@@ -273,7 +275,7 @@ def _collect_changes(attached: Any, meta: MetaModel) -> None:
     for full, module in attached.named_modules():
         name = bare_name(full)
         if isinstance(module, ModulesToSaveWrapper):
-            for inner, parameter in module.modules_to_save[ADAPTER].named_parameters():
+            for inner, parameter in module.modules_to_save[DEFAULT_ADAPTER].named_parameters():
                 meta.replaced[f"{name}.{inner}"] = parameter.data
         elif isinstance(module, ParamWrapper):
             meta.layers.setdefault(f"{name}.{module.parameter_name}", []).append(module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_kit.adapter.attach import ADAPTER_CONFIG
+from lora_kit.adapter.saved import ADAPTER_CONFIG
 from lora_kit.adapter.saved_configuration import read_configuration, require_known_options
 from lora_kit.runtime.errors import MergeError
 

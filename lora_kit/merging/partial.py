@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 
-from lora_kit.adapter.attach import adapter_sha256
+from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.merging.tensors import PlannedTensor, stored_tensors, write_tensors
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import replace_directory, write_json

@@ -16,7 +16,7 @@ from typing import Any
 
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 
-from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.merging.tensors import stored_by_key

@@ -8,7 +8,7 @@ from typing import Literal
 from lora_kit.backbone.card import card_license, license_name
 from lora_kit.backbone.files import ALIASES, package_file, resolve
 from lora_kit.data.files.tables import is_hub_id
-from lora_kit.data.sources import BUILT_IN_LICENSES
+from lora_kit.data.sources import BUILT_IN
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.data import ReplaySpec, SourceSpec
 from lora_kit.recipe.outside import named_models, named_sources
@@ -80,8 +80,8 @@ def _source(spec: SourceSpec | ReplaySpec | TextsSpec, used: str) -> LicensedWor
     license_: str | None
     if spec.license is not None:
         license_, stated = spec.license, IN_RECIPE
-    elif spec.source in BUILT_IN_LICENSES:
-        license_, stated = BUILT_IN_LICENSES[spec.source]
+    elif spec.source in BUILT_IN:
+        license_, stated = BUILT_IN[spec.source].license
     else:
         license_, stated = _card_license(Path(spec.source).expanduser())
     return LicensedWork.model_validate(
@@ -90,7 +90,7 @@ def _source(spec: SourceSpec | ReplaySpec | TextsSpec, used: str) -> LicensedWor
             "used": used,
             "license": license_,
             "stated": stated,
-            "hub": spec.source not in BUILT_IN_LICENSES and is_hub_id(spec.source),
+            "hub": spec.source not in BUILT_IN and is_hub_id(spec.source),
         }
     )
 

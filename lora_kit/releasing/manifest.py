@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from lora_kit.adapter.attach import ADAPTER_CONFIG
+from lora_kit.adapter.saved import ADAPTER_CONFIG
 from lora_kit.backbone.encoder_decoder import SEQUENCE_TO_SEQUENCE
 from lora_kit.backbone.fingerprint import Fingerprint
 from lora_kit.evaluation.assembly import LEDGER

@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from lora_kit.adapter.attach import adapter_sha256
+from lora_kit.adapter.saved import BACKBONE, adapter_sha256
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.evaluation.verdict_file import RecordedVerdict, check_verdict, read_verdict
 from lora_kit.merging.record import MERGE_RECORD, recorded_merge_failures
@@ -142,7 +142,7 @@ def _other_digests(
     directory: Path, manifest: Manifest, recorded: RecordedVerdict, merge: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield files whose backbone or adapter is not the manifest's."""
-    of_adapter = read_json(directory / ADAPTER / "backbone.json", ReleaseError)
+    of_adapter = read_json(directory / ADAPTER / BACKBONE, ReleaseError)
     backbones = {
         "its own parts": fingerprint_digest(manifest.backbone),
         "the verdict": recorded.lineage.backbone,

@@ -245,7 +245,7 @@ def test_a_wrong_row_is_named_with_its_line(
     [
         (
             {"kind": "instructions", "source": "python-reference"},
-            "built-in sources of kind instructions: instructions",
+            "name a built-in source (instructions), a file",
         ),
         ({"kind": "generation", "source": "python-reference", "metric": "chrf"}, "needs a prompt"),
         (

@@ -127,7 +127,7 @@ def test_what_is_no_ledger_is_told(tmp_path: Path) -> None:
         ("role: gain", "takes no `margin`"),
         ("role: keep", "role"),
         ("alpha: 2", "alpha"),
-        ("taks: []", "did you mean `tasks`"),
+        ("taks: []", "Did you mean `tasks`"),
     ],
 )
 def test_a_suite_that_cannot_work_is_refused(tmp_path: Path, change: str, part: str) -> None:

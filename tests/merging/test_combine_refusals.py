@@ -7,13 +7,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lora_kit.adapter.attach import attach
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
 from lora_kit.merging.combining.combine import CombinationOptions, combine
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import MergeError
-from lora_kit.training.trainer import save_adapter
 from tests.merging.combining import change_configuration
 
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_kit.adapter.attach import attach
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.merging.dequantize import dequantized
@@ -20,7 +21,6 @@ from lora_kit.merging.stream import merge_stream
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import MergeError
-from lora_kit.training.trainer import save_adapter
 
 
 def trained(backbone: Backbone, directory: Path, std: float = 0.02, **options: Any) -> Any:

@@ -135,8 +135,9 @@ def test_a_binary_probe_has_one_logit_row_for_the_second_class(
 
 
 def _known(recipe: Recipe, backbone: object) -> tuple[np.ndarray, list[int], list[str]]:
-    from lora_kit.data.dataset import prepare, training_rows
+    from lora_kit.data.dataset import prepare
     from lora_kit.data.labelled import class_indices
+    from tests.training_rows import training_rows
 
     rows, _ = training_rows(recipe.data, recipe.seed)
     classes = ("bird", "fruit", "metal")

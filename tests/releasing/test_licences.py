@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_kit.backbone.card import card_license
-from lora_kit.data.dataset import training_rows
+from lora_kit.data.sources import BUILT_IN
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.outside import named_outside
 from lora_kit.recipe.recipe import Recipe
@@ -15,6 +15,7 @@ from lora_kit.runs.session import open_run, open_subject
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import write_json
 from lora_kit.training.scratch import scratch_arm
+from tests.training_rows import training_rows
 
 
 def work(license_: str | None, name: str = "rows", used: str = "train") -> LicensedWork:
@@ -140,6 +141,15 @@ def recipe(**backbone: object) -> Recipe:
     value = Recipe.load("quickstart").model_dump(mode="json")
     value["backbone"] |= {"model": "nobody/knows-this-model-at-all", **backbone}
     return Recipe.model_validate(value)
+
+
+@pytest.mark.parametrize("source", BUILT_IN)
+def test_every_built_in_source_has_a_licence(source: str) -> None:
+    value = recipe().model_dump(mode="json")
+    value["data"]["train"] = [{"source": source}]
+    (work,) = [one for one in licensed_works(Recipe.model_validate(value)) if one.used == "train"]
+    assert work.license in ("Python-2.0.1", "Apache-2.0")
+    assert not work.hub
 
 
 def test_aliases_and_built_in_sources_have_licences() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from lora_kit.adapter.attach import adapter_sha256
+from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.cli import main
 from lora_kit.evaluation.engine import run as engine
 from lora_kit.evaluation.harness import LEDGER

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_kit.adapter.attach import adapter_sha256, attach_saved, wrap_with_adapter
+from lora_kit.adapter.attach import attach_saved, wrap_with_adapter
+from lora_kit.adapter.saved import adapter_sha256, save_adapter
 from lora_kit.backbone import load as backbones
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone
@@ -24,7 +25,6 @@ from lora_kit.rescaling.scale import (
     scaled_adapter,
 )
 from lora_kit.runtime.errors import AdapterError, RecipeError
-from lora_kit.training.trainer import save_adapter
 
 IDS = torch.tensor([[1, 50, 600, 7000, 80]])
 

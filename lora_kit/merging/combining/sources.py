@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
+from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BACKBONE, adapter_sha256
 from lora_kit.adapter.saved_configuration import PREFIX, plain_lora_problem, require_option_types
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
 from lora_kit.merging.combining.arithmetic import LoraFactors
@@ -20,7 +20,6 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json
 
-BACKBONE = "backbone.json"
 RECORD = "combined.json"
 SUFFIX_A, SUFFIX_B = ".lora_A.weight", ".lora_B.weight"
 
