@@ -9,11 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from lora_kit.adapter.attach import ADAPTER_CONFIG, attach_saved
+from lora_kit.adapter.peft_methods import RANK_NAMES
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
 from lora_kit.backbone.heads import read_saved_head
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.training_data import TrainingData
+from lora_kit.recipe.adapter import describe_method
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import EvaluationSpec
@@ -217,8 +219,7 @@ def _wrong_backbone(error: ValidationError, path: Path, by_peft: bool) -> str:
 
 
 def _described(config: dict[str, Any]) -> str:
-    """Return an adapter's method with its rank or number of virtual tokens."""
-    method = config.get("peft_type", "unknown").lower()
-    if "num_virtual_tokens" in config:
-        return f"{method}, {config['num_virtual_tokens']} virtual tokens"
-    return f"{method}, rank {config.get('r', '?')}"
+    """Return the method of a saved configuration with its rank or number of virtual tokens."""
+    # AdaLoRA reduces its ranks to `target_r` and does not read `r`.
+    rank = next((config[name] for name in ("target_r", *RANK_NAMES) if name in config), None)
+    return describe_method(config["peft_type"].lower(), rank, config.get("num_virtual_tokens", 0))

@@ -324,8 +324,8 @@ def test_a_run_and_another_tools_adapter_are_planned_trained_and_evaluated(
     outcome = pipeline.run(recipe, tmp_path / "run")
     assert {suite.suite for suite in outcome.verdict.suites} == {"keep"}
     assert outcome.release is None
-    assert "an adapter of prefix_tuning is not merged" in outcome.refusal
-    with pytest.raises(ReleaseError, match="an adapter of prefix_tuning is not merged"):
+    assert "an adapter of prefix_tuning cannot be merged" in outcome.refusal
+    with pytest.raises(ReleaseError, match="an adapter of prefix_tuning cannot be merged"):
         pipeline.release(tmp_path / "run")
 
     model = get_peft_model(
@@ -390,6 +390,13 @@ def test_fields_of_layer_methods_are_refused(
         (
             {"adapter": {"target_modules": ["q_proj"]}},
             "prepends virtual tokens and changes no module",
+        ),
+        *(
+            (
+                {"adapter": {"options": {"num_virtual_tokens": count}}},
+                rf"adapter.options.num_virtual_tokens: must be a .* 1 \(got {count}\)\. Fix: set",
+            )
+            for count in ("abc", None, 0, 1.5, True)
         ),
         ({"data": {"packing": True}}, "data.packing: prefix_tuning prepends its tokens"),
         ({"training": {"gradient_checkpointing": True}}, "training.gradient_checkpointing: "),

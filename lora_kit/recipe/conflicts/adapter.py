@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_kit.recipe.adapter import VIRTUAL
+from lora_kit.recipe.adapter import VIRTUAL, VIRTUAL_TOKENS
 from lora_kit.recipe.problem import Problem, conflict
 from lora_kit.recipe.sections import RecipeSections
 
@@ -34,6 +34,20 @@ def target_modules_of_virtual_tokens(recipe: RecipeSections) -> Iterator[Problem
             "adapter.method",
             reason=f"{adapter.method} prepends virtual tokens and changes no module",
             given=adapter.target_modules,
+        )
+
+
+def number_of_virtual_tokens(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse a number of virtual tokens that is no whole number from 1 on."""
+    adapter = recipe.adapter
+    count = adapter.options.get("num_virtual_tokens", VIRTUAL_TOKENS)
+    if adapter.method in VIRTUAL and (type(count) is not int or count < 1):
+        yield conflict(
+            "adapter.options.num_virtual_tokens",
+            "adapter.method",
+            reason="must be a whole number, at least 1",
+            given=count,
+            fix=f"set a number such as {VIRTUAL_TOKENS}",
         )
 
 
