@@ -8,8 +8,9 @@ import typer
 
 from lora_kit.cli.libraries import quiet_libraries
 from lora_kit.cli.options import JsonOption, NoCacheOption, OutputOption, RunArgument, SuiteOption
-from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
+from lora_kit.cli.output import print_json, print_text, stdout
 from lora_kit.runtime.errors import VERDICT_STATUS, RecipeError
+from lora_kit.runtime.launcher import is_main_process
 
 
 def rescale_command(

@@ -16,8 +16,9 @@ from lora_kit.cli.options import (
     ResumeOption,
     SetOption,
 )
-from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
+from lora_kit.cli.output import print_json, print_text, stdout
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.launcher import is_main_process
 
 if TYPE_CHECKING:
     from lora_kit.training.trainer import TrainingResult

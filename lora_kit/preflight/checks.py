@@ -16,7 +16,7 @@ from lora_kit.preflight.data_checks import (
     require_supervised_end_of_turn,
     require_supervised_tokens,
 )
-from lora_kit.preflight.experts import count_backbone_weights, unadapted_fused_experts
+from lora_kit.preflight.experts import unadapted_fused_experts
 from lora_kit.preflight.launch_checks import (
     refuse_distributed_head,
     refuse_launch_fallback,
@@ -168,10 +168,11 @@ def check_expert_coverage(context: PreflightContext) -> str | None:
     Fused experts are parameters of three dimensions, which `nn.Linear` targeting does not find.
     """
     missed = sum(size for _, size in unadapted_fused_experts(context.adapted_model))
-    total = count_backbone_weights(context.adapted_model)
-    if missed <= MAX_UNADAPTED_SHARE * total:
+    trained, parameters = context.adapted_model.get_nb_trainable_parameters()
+    frozen = parameters - trained
+    if missed <= MAX_UNADAPTED_SHARE * frozen:
         return None
-    problem = f"{missed / total:.0%} of the weights are fused experts, which get no adapter"
+    problem = f"{missed / frozen:.0%} of the weights are fused experts, which get no adapter"
     spec = context.recipe.adapter
     if spec.virtual_tokens:
         return None  # virtual tokens adapt no weight

@@ -11,10 +11,9 @@ import torch
 
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.files import read_json
+from lora_kit.runtime.launcher import USE_CPU, WORLD_SIZES, is_flag_set, launcher_numbers
 from lora_kit.runtime.processes import process_state
 
-# Number of processes, as set by torchrun, Intel MPI, Open MPI and MVAPICH.
-WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 MULTIPLE = 2
 # ZeRO 1 shards the optimizer's state, 2 also the gradients, 3 also the weights (Rajbhandari et al.
 # 2020, arXiv:1910.02054, section 5).
@@ -75,17 +74,14 @@ def read_launch(environment: Mapping[str, str], processes: int, kind: str) -> La
     Raises:
         TrainingError: if DeepSpeed's own configuration cannot be read.
     """
-    sizes = [
-        int(environment[name])
-        for name in WORLD_SIZE_VARIABLES
-        if environment.get(name, "").isdigit()
-    ]
     # `accelerate launch --cpu --num_processes 2` starts one process and sets a rendezvous address.
-    rendezvous = "ACCELERATE_USE_CPU" in environment and "MASTER_ADDR" in environment
-    deepspeed = _is_set(environment, "ACCELERATE_USE_DEEPSPEED")
-    fsdp = _is_set(environment, "ACCELERATE_USE_FSDP")
+    rendezvous = USE_CPU in environment and "MASTER_ADDR" in environment
+    deepspeed = is_flag_set(environment, "ACCELERATE_USE_DEEPSPEED")
+    fsdp = is_flag_set(environment, "ACCELERATE_USE_FSDP")
     return Launch(
-        asked=max(sizes, default=MULTIPLE if rendezvous else 1),
+        asked=max(
+            launcher_numbers(environment, WORLD_SIZES), default=MULTIPLE if rendezvous else 1
+        ),
         fsdp=fsdp,
         fsdp_version=int(environment.get("FSDP_VERSION", "1")) if fsdp else 0,
         deepspeed=deepspeed,
@@ -93,10 +89,6 @@ def read_launch(environment: Mapping[str, str], processes: int, kind: str) -> La
         processes=processes,
         kind=kind,
     )
-
-
-def _is_set(environment: Mapping[str, str], name: str) -> bool:
-    return environment.get(name, "false").lower() in ("true", "1")
 
 
 def _zero_stage(environment: Mapping[str, str]) -> int:
