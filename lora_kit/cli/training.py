@@ -46,8 +46,8 @@ def plan_command(
         print_json(plan.to_dict())
     elif is_main_process():
         show_plan(plan, stdout())
-    if plan.audit:
-        refuse_problems(plan.audit)
+    if plan.on_backbone:
+        refuse_problems(plan.on_backbone.audit)
 
 
 def train_command(
