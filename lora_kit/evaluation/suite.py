@@ -180,7 +180,7 @@ class Suite(Section):
     """Purpose of the suite, shown in the report."""
     alpha: Annotated[Positive, Field(lt=0.5)] = 0.05
     """Significance level of a task: two-sided for gain, one-sided for retention."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed that picks the items of a task with a `limit`, and the shots."""
     tasks: list[TaskSpec] = Field(min_length=1)
     """Tasks, all of which have to pass."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import difflib
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from lora_kit.recipe.section import Count, Fraction, Positive, Section
 
@@ -50,6 +51,7 @@ PeftMethod = Literal[
     "waveft",
 ]
 Method = PeftMethod | Literal["full", "head"] | Annotated[str, Field(pattern=r"^last-[1-9][0-9]*$")]
+METHODS = (*get_args(PeftMethod), "full", "head")
 # Methods that change no layer, but prepend virtual tokens to the text.
 VIRTUAL = ("prefix_tuning", "prompt_tuning", "p_tuning")
 # Methods of PEFT 0.21 that a recipe cannot name, and why.
@@ -106,7 +108,7 @@ class AdapterSpec(Section):
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Names of the modules to adapt, or `all-linear`: every linear layer but the output head (for
     methods that adapt other modules: those)."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, JsonValue] = Field(default_factory=dict)
     """The method's own options, by PEFT's names, such as `{use_dora: true}`."""
 
     @model_validator(mode="before")
@@ -123,6 +125,11 @@ class AdapterSpec(Section):
         if isinstance(method, str) and method in REFUSED:
             reason, remedy = REFUSED[method]
             raise ValueError(f"{method} {reason}. Fix: {remedy}")
+        if isinstance(method, str) and method not in METHODS and not method.startswith("last-"):
+            near = difflib.get_close_matches(method, METHODS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            known = ", ".join(METHODS)
+            raise ValueError(f"unknown method{hint}. Fix: use one of {known} or last-K")
         return method
 
     @field_validator("target_modules")
@@ -152,7 +159,8 @@ class AdapterSpec(Section):
         """Number of virtual tokens before the text; 0 for methods without them."""
         if self.method not in VIRTUAL:
             return 0
-        return int(self.options.get("num_virtual_tokens", VIRTUAL_TOKENS))
+        count = self.options.get("num_virtual_tokens")
+        return count if isinstance(count, int) else VIRTUAL_TOKENS
 
     def describe(self) -> str:
         """Return the method with its rank or number of virtual tokens."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from lora_kit.recipe.section import Factors, NotNegative, Section
+from lora_kit.recipe.section import Distinct, Factors, NotNegative, Section
 
 # Arms that work with a head; the others need a language model, or merge one.
 ARMS = {
@@ -27,7 +27,7 @@ NOT_OF_A_HEAD = {
 class ClassificationSpec(Section):
     """A classification head on top of the backbone."""
 
-    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    labels: Annotated[Distinct[str], Field(min_length=2)] | None = None
     """Classes in the order of the head's outputs. Default: those of the training rows, sorted."""
     class_weights: Literal["none", "balanced"] | Factors = "none"
     """Weight of a row in the loss, by its class. `none`: 1; `balanced`: rows / (classes * rows of
@@ -36,10 +36,3 @@ class ClassificationSpec(Section):
     focal_gamma: NotNegative = 0.0
     """Focal loss: weight (1 - p)^gamma of a row whose class has probability p, which lowers the
     weight of easy rows (Lin et al. 2017, arXiv:1708.02002); 0: cross-entropy, usually 2."""
-
-    @field_validator("labels")
-    @classmethod
-    def _require_distinct_labels(cls, labels: list[str] | None) -> list[str] | None:
-        if labels is not None and len(set(labels)) < len(labels):
-            raise ValueError("a class is named twice. Fix: name each once")
-        return labels

@@ -112,6 +112,21 @@ def dotted(path: Sequence[str | int]) -> str:
     return ".".join(str(part) for part in path)
 
 
+def key_of(node: Any, part: str | int) -> Any:
+    """Return the key of a mapping that is written as a field's name, or an entry's index."""
+    # YAML reads the key 1 as a number, and a name has it as text.
+    if isinstance(node, dict):
+        return next((known for known in node if str(known) == str(part)), part)
+    return part
+
+
+def has_field(node: Any, part: str | int) -> bool:
+    """Return whether a mapping has a key, or a list an index."""
+    if isinstance(node, list):
+        return isinstance(part, int) and part < len(node)
+    return isinstance(node, dict) and key_of(node, part) in node
+
+
 def override(document: Document, assignment: str) -> Document:
     """Return the document with one field set by `path.to.field=value`, the value read as YAML.
 
@@ -129,7 +144,10 @@ def override(document: Document, assignment: str) -> Document:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"--set {assignment}: the value is not valid YAML") from error
     changed, path = _assign(document.value, name.strip().split("."), value, name)
-    return replace(document, value=changed, overridden=(*document.overridden, path))
+    # The fields below it that the file names are gone, with their lines.
+    lines = {place: at for place, at in document.lines.items() if place[: len(path)] != path}
+    overridden = (*document.overridden, path)
+    return replace(document, value=changed, lines=lines, overridden=overridden)
 
 
 def _assign(node: Any, parts: Sequence[str], value: object, name: str) -> tuple[Any, FieldPath]:
@@ -140,12 +158,10 @@ def _assign(node: Any, parts: Sequence[str], value: object, name: str) -> tuple[
     if node is None:
         node = {}
     if isinstance(node, dict):
-        # YAML reads the key 1 as a number, and `--set` gives it as text.
-        key = next((known for known in node if str(known) == head), head)
+        key = key_of(node, head)
         inner, path = _assign(node.get(key), rest, value, name)
         return {**node, key: inner}, (head, *path)
-    if isinstance(node, list) and head.isdigit() and int(head) < len(node):
-        index = int(head)
+    if head.isdigit() and has_field(node, index := int(head)):
         inner, path = _assign(node[index], rest, value, name)
         return [*node[:index], inner, *node[index + 1 :]], (index, *path)
     found = (

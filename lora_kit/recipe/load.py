@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import copy
 import difflib
-import types
-import typing
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from lora_kit.recipe.document import Document, FieldPath, dotted
+from lora_kit.recipe.document import Document, FieldPath, dotted, has_field, key_of
 from lora_kit.recipe.problem import Problem
-from lora_kit.recipe.section import Section
+from lora_kit.recipe.section import Section, inner_section
 from lora_kit.runtime.errors import RecipeError
 
 Model = TypeVar("Model", bound=Section)
 
 CONFLICTS = "conflicts"
 LONGEST_VALUE = 60
+# Words of pydantic's messages.
+PLAIN_ENGLISH = {
+    "Input should": "must",
+    "a valid dictionary": "a mapping",
+    "a valid integer": "an integer",
+    "a valid ": "a ",
+}
 
 
 def conflicts_error(problems: Collection[Problem]) -> PydanticCustomError:
@@ -43,8 +48,8 @@ def validate(model: type[Model], document: Document) -> Model:
         instance = model.model_validate(document.value)
     except ValidationError as error:
         details = _details(error)
-        own = [detail for detail in details if detail["type"] != CONFLICTS]
-        problems += [_describe(model, document, one) for one in own if not _is_echo(one, own)]
+        own = _by_field(document, details)
+        problems += [_describe(model, document, path, same) for path, same in own.items()]
         problems += [
             _describe_conflict(document, problem)
             for problem in (_conflicts(details) or _conflicts_of_the_rest(model, document, own))
@@ -67,12 +72,17 @@ def _conflicts(details: Collection[dict[str, Any]]) -> list[Problem]:
 
 
 def _conflicts_of_the_rest(
-    model: type[Section], document: Document, details: Collection[dict[str, Any]]
+    model: type[Section], document: Document, paths: Collection[FieldPath]
 ) -> list[Problem]:
-    """Return the conflicts between the fields that are valid."""
-    invalid = {path for detail in details if (path := _field_path(detail["loc"]))}
+    """Return the conflicts between the fields that are valid.
+
+    Args:
+        model: model of the document.
+        document: the document.
+        paths: invalid fields.
+    """
     # Without one of its entries, a list counts the others otherwise than the document.
-    invalid |= {path[:-1] for path in invalid if isinstance(path[-1], int)}
+    invalid = {path[:-1] if isinstance(path[-1], int) else path for path in paths if path}
     rest = copy.deepcopy(document.value)
     for path in sorted(invalid, key=dotted, reverse=True):
         _remove(rest, path)
@@ -102,15 +112,11 @@ def _with_placeholder(node: Any, parts: Sequence[str], value: Any) -> Any:
 def _remove(node: Any, path: FieldPath) -> None:
     """Delete a field in place; nothing happens where it is missing."""
     for part in path[:-1]:
-        inside = isinstance(node, dict) and part in node
-        inside = inside or (isinstance(node, list) and isinstance(part, int) and part < len(node))
-        if not inside:
+        if not has_field(node, part):
             return
-        node = node[part]
-    if isinstance(node, dict):
-        node.pop(path[-1], None)
-    elif isinstance(node, list) and isinstance(path[-1], int) and path[-1] < len(node):
-        del node[path[-1]]
+        node = node[key_of(node, part)]
+    if has_field(node, path[-1]):
+        del node[key_of(node, path[-1])]
 
 
 def _path_of(name: str) -> FieldPath:
@@ -123,18 +129,28 @@ def _overlap(one: FieldPath, other: FieldPath) -> bool:
     return one[:length] == other[:length]
 
 
-def _is_echo(detail: dict[str, Any], details: list[dict[str, Any]]) -> bool:
-    # A field that takes a word or a list reports a failure for each form; the first says enough.
-    place = _field_path(detail["loc"])
-    same = [other for other in details if _field_path(other["loc"]) == place]
-    return len(same) > 1 and detail["loc"] != same[0]["loc"]
+def _by_field(
+    document: Document, details: Sequence[dict[str, Any]]
+) -> dict[FieldPath, list[dict[str, Any]]]:
+    """Return the errors of single fields; a field that takes several forms has one for each."""
+    found: dict[FieldPath, list[dict[str, Any]]] = {}
+    for detail in details:
+        if detail["type"] != CONFLICTS:
+            found.setdefault(_field_path(document.value, detail), []).append(detail)
+    # Where an entry of a list is wrong, that the field is no word either says nothing.
+    inside = {path[:end] for path in found for end in range(len(path))}
+    return {path: same for path, same in found.items() if path not in inside}
 
 
-def _field_path(location: tuple[str | int, ...]) -> FieldPath:
-    # Pydantic appends the name of a union's member, which is no field of the document.
-    return tuple(
-        part for part in location if isinstance(part, int) or part.replace("_", "").isalnum()
-    )
+def _field_path(value: Any, detail: dict[str, Any]) -> FieldPath:
+    """Return the field of an error, without the names of a union's members in its location."""
+    path: list[str | int] = []
+    for part in detail["loc"]:
+        if has_field(value, part):
+            path.append(str(part) if isinstance(value, dict) else part)
+            value = value[key_of(value, part)]
+    missing = detail["loc"][-1:] if detail["type"] == "missing" else ()
+    return (*path, *missing)
 
 
 def _describe_conflict(document: Document, problem: Problem) -> str:
@@ -143,24 +159,40 @@ def _describe_conflict(document: Document, problem: Problem) -> str:
     return f"{next((place for place in places if place), '')}{problem.describe()}"
 
 
-def _describe(model: type[Section], document: Document, detail: dict[str, Any]) -> str:
-    path = _field_path(detail["loc"])
+def _describe(
+    model: type[Section], document: Document, path: FieldPath, details: Sequence[dict[str, Any]]
+) -> str:
+    """Return the message of a field: its place, the problem of each form, value and remedy."""
     place = document.place(path) + (dotted(path) or "the document")
-    kind, message = detail["type"], str(detail["msg"]).removeprefix("Value error, ")
-    if kind == "extra_forbidden":
+    first = details[0]
+    if first["type"] in ("extra_forbidden", "invalid_key"):
         known = _known_keys(model, path[:-1])
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`? " if near else ""
         return f"{place}: unknown key; {hint}Possible here: {', '.join(known)}"
-    if kind == "missing":
+    if first["type"] == "missing":
         return f"{place}: missing. Fix: add it"
-    message = message.replace("Input should be", "must be", 1).replace("Input should", "must", 1)
-    given = repr(detail.get("input"))
+    problems: list[str] = []
+    remedies: list[str] = []
+    for detail in details:
+        problem, _, remedy = _message(detail).partition(". Fix: ")
+        problems.append(problem.removeprefix("must be ") if problems else problem)
+        remedies += [f". Fix: {remedy}"] if remedy else []
+    given = repr(first.get("input"))
     if len(given) > LONGEST_VALUE:
         given = given[: LONGEST_VALUE - 3] + "..."
-    problem, _, remedy = message.partition(". Fix: ")
-    fix = f". Fix: {remedy}" if remedy else ""
-    return f"{place}: {problem[0].lower()}{problem[1:]} (got {given}){fix}"
+    return f"{place}: {' or '.join(dict.fromkeys(problems))} (got {given}){''.join(remedies[:1])}"
+
+
+def _message(detail: dict[str, Any]) -> str:
+    """Return pydantic's message in the form that our own have."""
+    if detail["type"] == "too_short":
+        return f"must have at least {detail['ctx']['min_length']} entries"
+    text = str(detail["msg"]).removeprefix("Value error, ")
+    text = text.partition(", unable to parse")[0].partition(" or instance of")[0]
+    for theirs, ours in PLAIN_ENGLISH.items():
+        text = text.replace(theirs, ours, 1)
+    return text[0].lower() + text[1:]
 
 
 def _known_keys(model: type[Section], path: FieldPath) -> list[str]:
@@ -169,16 +201,5 @@ def _known_keys(model: type[Section], path: FieldPath) -> list[str]:
         if isinstance(part, int) or current is None:
             continue
         info = current.model_fields.get(part)
-        current = _section_of(info.annotation) if info else None
+        current = inner_section(info.annotation)[0] if info else None
     return list(current.model_fields) if current else []
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    if typing.get_origin(annotation) in (list, tuple, typing.Union, types.UnionType, Annotated):
-        for argument in typing.get_args(annotation):
-            found = _section_of(argument)
-            if found is not None:
-                return found
-    return None

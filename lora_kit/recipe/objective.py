@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from lora_kit.recipe.section import Count, Fraction, NotNegative, Positive, Section
+from lora_kit.recipe.section import Count, Distinct, Fraction, NotNegative, Positive, Section
 
 Objective = Literal["sft", "text", "dpo", "kto", "orpo", "reward", "grpo", "classification"]
 # Objectives that train on pairs of a chosen and a rejected answer.
@@ -29,7 +29,7 @@ class PreferenceSpec(Section):
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """dpo: `sigmoid` (Rafailov et al. 2023, arXiv:2305.18290), `hinge` (Zhao et al. 2023,
     arXiv:2305.10425) or `ipo` (Azar et al. 2023, arXiv:2310.12036)."""
-    label_smoothing: Fraction = Field(default=0.0, lt=0.5)
+    label_smoothing: Annotated[Fraction, Field(lt=0.5)] = 0.0
     """dpo with loss sigmoid: assumed share of pairs that are labelled the wrong way round; the loss
     is then unbiased under such labels (Chowdhury et al. 2024, arXiv:2403.00409, equation 12)."""
     desirable_weight: Positive = 1.0
@@ -53,13 +53,13 @@ class RewardSpec(Section):
 class GrpoSpec(Section):
     """Learning from rewards of generated answers (Shao et al. 2024, arXiv:2402.03300)."""
 
-    rewards: list[str] = Field(default=["exact_match"], min_length=1)
+    rewards: Distinct[str] = Field(default=["exact_match"], min_length=1)
     """Metrics of an answer against the row's completion, as in a `generation` task: bundled
     (`exact_match`, `chrf`) or the path of an `evaluate` module; `run:PATH`: the reward model of a
     run directory, in log-odds, loaded beside the policy. The reward is their sum."""
     scored_text: Literal["whole", "first_line"] = "whole"
     """Part of the answer that the metrics score, as in a `generation` task."""
-    num_generations: Count = Field(default=8, ge=2)
+    num_generations: Annotated[Count, Field(ge=2)] = 8
     """Answers to each prompt, which are compared with one another."""
     max_new_tokens: Count = 48
     """Largest number of tokens of an answer."""
@@ -74,8 +74,6 @@ class GrpoSpec(Section):
     @field_validator("rewards")
     @classmethod
     def _require_local_code(cls, rewards: list[str]) -> list[str]:
-        if len(set(rewards)) < len(rewards):
-            raise ValueError("a reward is named twice. Fix: name each once")
         if "run:" in rewards:
             raise ValueError("run: names no run directory. Fix: write run:PATH")
         if any(name.startswith("hub:") for name in rewards):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import types
@@ -13,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from lora_kit.recipe.section import Section
+from lora_kit.recipe.section import Section, inner_section
 
 RECIPE_INTRODUCTION = """\
 # Recipe reference
@@ -35,7 +36,14 @@ This page is generated: `lora-kit schema suite --markdown > eval/REFERENCE.md`.
 """
 
 NAMES = {str: "text", int: "integer", float: "number", bool: "true or false"}
-BOUNDS = {Ge: ("ge", ">="), Gt: ("gt", ">"), Le: ("le", "<="), Lt: ("lt", "<")}
+BOUNDS: dict[type, str] = {
+    Ge: ">= {:,}",
+    Gt: "> {:,}",
+    Le: "<= {:,}",
+    Lt: "< {:,}",
+    MinLen: "at least {} long",
+    MaxLen: "at most {} long",
+}
 # Choices that are listed in the table; longer lists are named in the field's text or in the schema.
 LISTED = 12
 
@@ -71,7 +79,7 @@ def _section(model: type[Section], path: str) -> Iterator[str]:
         meaning = _one_line(field.description or _doc_of(field.annotation))
         yield f"| `{name}` | {_cell(_type(field))} | {_default(field)} | {_cell(meaning)} |"
     for name, field in model.model_fields.items():
-        inner, is_list = _inner_section(field.annotation)
+        inner, is_list = inner_section(field.annotation)
         if inner is not None:
             place = f"{path}.{name}" if path else name
             # A section that stands in two places is described once.
@@ -80,7 +88,7 @@ def _section(model: type[Section], path: str) -> Iterator[str]:
 
 
 def _doc_of(annotation: Any) -> str:
-    inner, _ = _inner_section(annotation)
+    inner, _ = inner_section(annotation)
     return inspect.cleandoc(inner.__doc__ or "").split("\n\n")[0] if inner else ""
 
 
@@ -90,17 +98,6 @@ def _one_line(text: str) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def _inner_section(annotation: Any) -> tuple[type[Section] | None, bool]:
-    """Return the section that a field holds, and whether the field is a list of sections."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation, False
-    for argument in typing.get_args(annotation):
-        inner, is_list = _inner_section(argument)
-        if inner is not None:
-            return inner, is_list or typing.get_origin(annotation) is list
-    return None, False
 
 
 def _type(field: FieldInfo) -> str:
@@ -130,17 +127,10 @@ def _type_name(annotation: Any, metadata: Any = ()) -> str:
 
 
 def _bounds(metadata: Any) -> Iterator[str]:
-    for one in metadata:
-        inner = getattr(one, "metadata", None)
-        if isinstance(one, FieldInfo) and inner:
-            yield from _bounds(inner)
-        for kind, (attribute, sign) in BOUNDS.items():
-            if isinstance(one, kind):
-                yield f"{sign} {getattr(one, attribute):,}"
-        if isinstance(one, MinLen):
-            yield f"at least {one.min_length} long"
-        if isinstance(one, MaxLen):
-            yield f"at most {one.max_length} long"
+    several = [part for one in metadata for part in getattr(one, "metadata", (one,))]
+    # Of two bounds of one kind, the last holds.
+    for kind, bound in {type(one): one for one in several if type(one) in BOUNDS}.items():
+        yield BOUNDS[kind].format(*dataclasses.astuple(bound))
 
 
 def _default(field: FieldInfo) -> str:

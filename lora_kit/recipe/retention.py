@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from lora_kit.recipe.data import LicenseName
-from lora_kit.recipe.section import Count, Positive, Section
+from lora_kit.recipe.section import Count, NotNegative, Positive, Section
 
 
 class TextsSpec(Section):
@@ -17,7 +17,7 @@ class TextsSpec(Section):
     """As in `data.train`; every token of a row is used, prompt and answer."""
     split: str = "train"
     """As in `data.train`. Texts that contain items of an evaluation suite are refused."""
-    length: Count = Field(default=128, ge=2)
+    length: Annotated[Count, Field(ge=2)] = 128
     """Tokens of each text, from its beginning."""
     license: LicenseName | None = None
     """As in `data.train`."""
@@ -35,7 +35,7 @@ class KlSpec(TextsSpec):
 class TokenMaskingSpec(Section):
     """Removal of labels from tokens that the base finds improbable."""
 
-    max_perplexity: Positive = Field(default=2.5, gt=1)
+    max_perplexity: Annotated[Positive, Field(gt=1)] = 2.5
     """Supervised tokens with a higher perplexity under the base get no label. 2.5 keeps tokens with
     a probability of at least 0.4."""
 
@@ -43,7 +43,7 @@ class TokenMaskingSpec(Section):
 class SelfDistillationSpec(Section):
     """Answers that the base rewrites, trained on in place of the rows' own."""
 
-    similarity: Annotated[float, Field(ge=0, le=100)] = 50.0
+    similarity: Annotated[NotNegative, Field(le=100)] = 50.0
     """Smallest chrF (0 to 100) between the rewritten and the row's answer. Below it, or where the
     numbers differ, the row's own answer is used."""
 
@@ -55,7 +55,7 @@ class EarlyStoppingSpec(TextsSpec):
     """Largest tolerated rise of the texts' loss, in nats per token."""
     steps: Count = 20
     """Optimizer steps between two measurements."""
-    rows: Count = Field(default=32, ge=8)
+    rows: Annotated[Count, Field(ge=8)] = 32
     """Texts that are measured."""
 
 

@@ -15,7 +15,7 @@ from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.data import DataSpec
 from lora_kit.recipe.objective import PREFERENCE, GrpoSpec, PreferenceSpec, RewardSpec
 from lora_kit.recipe.retention import RetentionSpec
-from lora_kit.recipe.section import Count, Positive, Section, Whole
+from lora_kit.recipe.section import Count, Distinct, Positive, Section, Whole
 from lora_kit.recipe.training import TrainingSpec
 
 MergeBase = Literal["dequantized", "original", "both"]
@@ -30,9 +30,9 @@ MERGED_ARMS = ("merged", "merged-original")
 class EvaluationSpec(Section):
     """Suites and arms of the evaluation."""
 
-    suites: list[str] = Field(default_factory=lambda: ["core-retention"])
+    suites: Distinct[str] = Field(default_factory=lambda: ["core-retention"], min_length=1)
     """Bundled suites by name, or paths of suite files."""
-    arms: list[ArmName] = Field(default=["base", "adapter"])
+    arms: Distinct[ArmName] = Field(default=["base", "adapter"])
     """Models and baselines that answer the items. `base` and `adapter` are required. `merged`: the
     merged model as it is on disk, required for a release and added by `run` (`merged-original` with
     `merge.base: both`: merged into the checkpoint's weights). On gain suites only: `fewshot`: the
@@ -48,18 +48,7 @@ class EvaluationSpec(Section):
     def _require_both_arms(cls, arms: list[str]) -> list[str]:
         if not {"base", "adapter"} <= set(arms):
             raise ValueError("a verdict compares `base` with `adapter`. Fix: name both")
-        if len(set(arms)) < len(arms):
-            raise ValueError("an arm is named twice. Fix: name each once")
         return arms
-
-    @field_validator("suites")
-    @classmethod
-    def _require_suites(cls, suites: list[str]) -> list[str]:
-        if not suites:
-            raise ValueError("names no suite. Fix: name at least one")
-        if len(set(suites)) < len(suites):
-            raise ValueError("a suite is named twice. Fix: name each once")
-        return suites
 
 
 class MergeSpec(Section):

@@ -64,7 +64,7 @@ def checked(**changes: Any) -> Recipe:
             r"adapter\.method: head needs objective classification",
         ),
         ({"classification": {"labels": ["a"]}}, r"classification\.labels"),
-        ({"classification": {"labels": ["a", "b", "a"]}}, "a class is named twice"),
+        ({"classification": {"labels": ["a", "b", "a"]}}, "names a twice"),
         ({"classification": {"focal_gamma": -1}}, r"classification\.focal_gamma"),
         ({"classification": {"class_weights": {"a": 0}}}, r"classification\.class_weights"),
         ({"classification": {"class_weights": "rare"}}, r"classification\.class_weights"),

@@ -45,6 +45,54 @@ def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("adapter: {method: lorra}", "line 5, adapter.method: unknown method; did you mean lora? "),
+        (
+            "adapter: {target_modules: {a: 1}}",
+            "line 5, adapter.target_modules: must be 'all-linear' or a list (got {'a': 1})",
+        ),
+        (
+            "adapter: {target_modules: [q_proj, 3]}",
+            "line 5, adapter.target_modules.1: must be a string (got 3)",
+        ),
+        ("adapter: [lora]", "line 5, adapter: must be a mapping (got ['lora'])"),
+        (
+            "classification: {class_weights: {a-b: no}}",
+            "line 5, classification.class_weights.a-b: must be a number (got False)",
+        ),
+        (
+            "classification:\n  class_weights:\n    1: 2\n    c d: -1",
+            "line 8, classification.class_weights.c d: must be greater than 0 (got -1)",
+        ),
+        (
+            "classification: {class_weights: balansed}",
+            "class_weights: must be 'none' or 'balanced' or a mapping (got 'balansed')",
+        ),
+        ("training: {batch size: 3}", "line 5, training.batch size: unknown key; did you mean"),
+        ("1: 3", "line 5, 1: unknown key"),
+        ("training: {1: 3}", "line 5, training.1: unknown key"),
+        ("evaluation: {suites: []}", "evaluation.suites: must have at least 1 entries (got [])"),
+        ("evaluation: {suites: [a, b, a]}", "names a twice (got ['a', 'b', 'a']). Fix: name each"),
+        ("retention: {self_distillation: {similarity: true}}", "must be a number (got True)"),
+    ],
+)
+def test_each_mistake_is_told_once_at_its_field_in_all_forms_that_it_takes(
+    tmp_path: Path, written: str, told: str
+) -> None:
+    first, *lines = refusal(tmp_path, GOOD + written).splitlines()
+    assert first.endswith("recipe.yaml: 1 problem")
+    assert len(lines) == 1
+    assert told in lines[0]
+
+
+def test_a_section_that_is_overridden_has_no_lines_of_the_file(tmp_path: Path) -> None:
+    text = GOOD + "training:\n  epochs: 3\n  batch_size: 4\n"
+    told = refusal(tmp_path, text, "training={epochs: 0}").splitlines()
+    assert told[1:] == ["  --set training.epochs: must be greater than 0 (got 0)"]
+
+
 def test_ten_mistakes_are_told_at_once_each_with_its_line_and_remedy(tmp_path: Path) -> None:
     lines = refusal(tmp_path, TEN_MISTAKES).splitlines()
     assert "10 problems" in lines[0]
@@ -57,8 +105,8 @@ def test_ten_mistakes_are_told_at_once_each_with_its_line_and_remedy(tmp_path: P
         "line 9, adapter.rank: must be a number (got True)",
         "line 10, adapter.alfa: unknown key; did you mean `alpha`?",
         "line 11, adapter.target_modules: names no module (got ['q_proj', '']). Fix: name",
-        "line 13, data.train: must be a valid list",
-        "line 15, training.learning_rate: must be a valid number",
+        "line 13, data.train: must be a list",
+        "line 15, training.learning_rate: must be a number",
         "line 16, training.epochs: must be greater than 0 (got 0)",
     ):
         assert part in told, part
