@@ -140,16 +140,15 @@ def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
         if spec is not None:
             raise AdapterError(f"{target}: a run records its backbone. Fix: drop --backbone")
         target = open_run(target)
-    adapter = target.recipe.adapter
     return Subject(
-        target.backbone,
-        target.model,
-        target.run.adapter,
-        target,
-        target.recipe.evaluation,
-        target.run.evaluation,
-        target.run.root.resolve().name,
-        {"Adapter": adapter.describe(), "Recipe": target.recipe.name},
+        backbone=target.backbone,
+        model=target.model,
+        adapter=target.run.adapter,
+        session=target,
+        spec=target.recipe.evaluation,
+        output=target.run.evaluation,
+        title=target.run.root.resolve().name,
+        facts={"Adapter": target.recipe.adapter.describe(), "Recipe": target.recipe.name},
     )
 
 
@@ -171,14 +170,14 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
     backbone = load(files, chosen, _classes(directory))
     _require_fingerprint(backbone, directory)
     return Subject(
-        backbone,
-        attach_saved(backbone, directory),
-        directory,
-        None,
-        EvaluationSpec(),
-        directory / "evaluation",
-        directory.resolve().name,
-        {"Adapter": _described(config)},
+        backbone=backbone,
+        model=attach_saved(backbone, directory),
+        adapter=directory,
+        session=None,
+        spec=EvaluationSpec(),
+        output=directory / "evaluation",
+        title=directory.resolve().name,
+        facts={"Adapter": _described(config)},
     )
 
 
