@@ -14,8 +14,7 @@ from lora_kit.data.rows import Row
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Graded, Item, Outcome, Task
 from lora_kit.evaluation.ledger import Entry
-
-RETRIEVAL = "retrieval"
+from lora_kit.recipe.sections import RETRIEVAL
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lora_kit.recipe.objective import PREFERENCE, REFERENCED, PreferenceSpec
 from lora_kit.recipe.problem import Problem, conflict
-from lora_kit.recipe.sections import RecipeSections
+from lora_kit.recipe.sections import SCRATCH, RecipeSections
 
 # Fields of `preference` that a single objective reads.
 OWN = {
@@ -117,7 +117,7 @@ def made_for_sft(recipe: RecipeSections) -> Iterator[Problem]:
         yield _unused(recipe, "data.packing", "supports the objective sft only")
     if data.train_on != "assistant":
         yield _unused(recipe, "data.train_on", "this objective trains on the last turn of a row")
-    if "scratch" in recipe.evaluation.arms:
+    if SCRATCH in recipe.evaluation.arms:
         yield _unused(
             recipe, "evaluation.arms", "scratch supports the objective sft only", "remove scratch"
         )
