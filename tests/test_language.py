@@ -5,14 +5,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 QUESTIONS = {"What", "Of", "Whether", "How"}
 # Question words as a subject, and pronouns without a noun.
 OPENINGS = QUESTIONS | {"It", "Its", "They", "Them", "Those", "These", "That"}
 # Entries of `Args:`, `Attributes:`, `Returns:`: a name and its description.
 ENTRY = re.compile(r"^ {4,}\w+: (\w+)", re.MULTILINE)
+CODE = sorted(path for folder in ("lora_kit", "tests") for path in (ROOT / folder).rglob("*.py"))
 PAGES = ("README.md", "recipes/**/*.md", "eval/*.md", "accelerate_configs/*.md")
 
 
@@ -24,15 +23,14 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value.value
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "lora_kit").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
-)
-def test_docstrings_open_with_a_verb_or_a_noun(path: Path) -> None:
+def test_docstrings_open_with_a_verb_or_a_noun() -> None:
     odd = []
-    for line, text in docstrings(path):
-        words = [text.split(maxsplit=1)[0] if text.split() else "", *ENTRY.findall(text)]
-        odd += [f"line {line}: {word}" for word in words if word.capitalize() in OPENINGS]
-    assert not odd, f"{path}: {odd}"
+    for path in CODE:
+        for line, text in docstrings(path):
+            words = [text.split(maxsplit=1)[0] if text.split() else "", *ENTRY.findall(text)]
+            place = f"{path.relative_to(ROOT)}:{line}"
+            odd += [f"{place}: {word}" for word in words if word.capitalize() in OPENINGS]
+    assert not odd, odd
 
 
 def test_pages_open_no_sentence_with_a_question_word() -> None:

@@ -22,7 +22,7 @@ from lora_kit.data.store import MIN_CACHED_ROWS, tokenize_cached, tokenize_in_me
 from lora_kit.data.units import prepare_units
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.data import SELF, DataSpec, ReplaySpec, SourceSpec
-from lora_kit.recipe.objective import HEADED, PAIRED, Objective
+from lora_kit.recipe.objective import HEADED, PAIRED, SUPERVISED, Objective
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import DataError
 
@@ -207,7 +207,7 @@ def prepare(
             "training.objective: an encoder-decoder backbone needs prompts and answers (got text)."
             " Fix: set sft, with rows of prompt and completion"
         )
-    if objective not in ("sft", "text", "classification"):
+    if objective not in SUPERVISED:
         data: PreparedData = prepare_units(rows, tokenizer, spec, objective)
     elif classes:
         data = tokenize_in_memory(rows, tokenizer, spec, classes)

@@ -32,7 +32,7 @@ from lora_kit.recipe.conflicts.merging import loftq_on_original_weights
 from lora_kit.recipe.data import DataSpec, SourceSpec
 from lora_kit.recipe.sections import MERGED_ARMS, MergeBase, MergeSpec
 from lora_kit.runs.directory import RunDirectory
-from lora_kit.runs.session import Session, Subject, open_subject
+from lora_kit.runs.session import Session, Subject, open_subject, require_run_or_adapter
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import replace_directory, write_json
@@ -92,52 +92,59 @@ def merge(
     Raises:
         LoraKitError: if the adapter cannot be merged.
     """
+    # All that can be refused without the backbone is refused before it is loaded.
     if isinstance(target, Path):
-        # An adapter that cannot be merged is refused before the backbone is loaded.
-        is_adapter = (target / ADAPTER_CONFIG).is_file()
-        adapter = target if is_adapter else RunDirectory(target).adapter
-        if (adapter / ADAPTER_CONFIG).is_file():
-            adapter_configuration(adapter)
-    subject = open_subject(target, backbone)
-    spec = subject.session.recipe.merge if subject.session else MergeSpec()
+        require_run_or_adapter(target)
+        run = RunDirectory(target)
+        recipe = run.load_recipe() if run.recipe.is_file() else None
+    else:
+        run, recipe = target.run, target.recipe
+    spec = recipe.merge if recipe else MergeSpec()
     spec = spec.model_copy(update={"base": base or spec.base, "dtype": dtype or spec.dtype})
+    if recipe:
+        for problem in loftq_on_original_weights(recipe.model_copy(update={"merge": spec})):
+            raise MergeError(problem.describe())
+    adapter = run.adapter if recipe else run.root
+    if (adapter / ADAPTER_CONFIG).is_file():
+        adapter_configuration(adapter)
+    directories = _directories(run if recipe else None, adapter, spec, output)
+    subject = open_subject(target, backbone)
     if spec.base == "both" and not _is_quantized(subject):
         raise MergeError(
             "--base both: the backbone is not quantized, so the two would be the same. Fix: use "
             "original"
         )
-    if subject.session:
-        merged = subject.session.recipe.model_copy(update={"merge": spec})
-        for problem in loftq_on_original_weights(merged):
-            raise MergeError(problem.describe())
     # Before the merge, since a model that cannot be compared is not worth writing.
     compared = _compared(subject)
     return tuple(
-        _merge_into(subject, spec, into, directory, output is None, compared)
-        for into, directory in _places(subject, spec, output)
+        _merge_into(subject, spec, into, directory, compared)
+        for into, directory in zip(_bases(subject, spec), directories, strict=True)
     )
 
 
-def _places(subject: Subject, spec: MergeSpec, output: Path | None) -> Iterator[tuple[Into, Path]]:
-    if output is None and subject.session is None:
-        raise MergeError(
-            f"{subject.adapter}: no directory for the merged model. Fix: add --output DIR"
-        )
+def _directories(
+    run: RunDirectory | None, adapter: Path, spec: MergeSpec, output: Path | None
+) -> list[Path]:
+    """Return the directory of each merged model; those that a caller names must be empty."""
+    arms = MERGED_ARMS if spec.base == "both" else MERGED_ARMS[:1]
+    if output is None:
+        if run is None:
+            raise MergeError(f"{adapter}: no directory for the merged model. Fix: add --output DIR")
+        return [run.merged_as(arm) for arm in arms]
     # `.` has no name of its own.
-    output = output.absolute() if output else None
-    first, second = (
-        output.with_name(arm.replace("merged", output.name, 1))
-        if output
-        else subject.output.with_name(arm)
-        for arm in MERGED_ARMS
-    )
+    output = output.absolute()
+    directories = [output.with_name(arm.replace("merged", output.name, 1)) for arm in arms]
+    for directory in directories:
+        require_empty_output(directory)
+    return directories
+
+
+def _bases(subject: Subject, spec: MergeSpec) -> tuple[Into, ...]:
     if spec.base == "both":
-        yield "dequantized", first
-        yield "original", second
-    elif spec.base == "original" or not _is_quantized(subject):
-        yield "original", first
-    else:
-        yield "dequantized", first
+        return "dequantized", "original"
+    return (
+        ("dequantized",) if spec.base == "dequantized" and _is_quantized(subject) else ("original",)
+    )
 
 
 def _is_quantized(subject: Subject) -> bool:
@@ -179,15 +186,8 @@ def _already_read(data: TrainingData) -> _Compared:
 
 
 def _merge_into(
-    subject: Subject,
-    spec: MergeSpec,
-    into: Into,
-    directory: Path,
-    replaced: bool,
-    compared: _Compared,
+    subject: Subject, spec: MergeSpec, into: Into, directory: Path, compared: _Compared
 ) -> Merged:
-    if not replaced:
-        require_empty_output(directory)
     plan = _plan(subject, spec, into)
     with _until_verified(directory) as unverified:
         result = merge_adapter(plan, unverified)

@@ -14,6 +14,7 @@ from lora_kit.evaluation.verdict_file import SUITES, check_verdict
 from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.recipe.adapter import NOT_MERGED
 from lora_kit.recipe.objective import HEADED
+from lora_kit.recipe.outside import named_outside
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.card import model_card
@@ -156,20 +157,8 @@ def _copy(source: Path, to: Path, names: Sequence[str]) -> None:
 
 def _local_paths(recipe: Recipe) -> Iterator[str]:
     """Warn of folders of this machine in the recipe, which a release makes public."""
-    data, kept = recipe.data, recipe.retention
-    named = {
-        "backbone.model": recipe.backbone.model,
-        **{f"data.train.{n}.source": one.source for n, one in enumerate(data.train)},
-        **{f"data.validation.{n}.source": one.source for n, one in enumerate(data.validation)},
-        **({"data.replay.source": data.replay.source} if data.replay else {}),
-        **{
-            f"retention.{name}.source": spec.source
-            for name in ("kl", "ewc", "early_stopping")
-            if (spec := getattr(kept, name))
-        },
-        **{f"evaluation.suites.{n}": one for n, one in enumerate(recipe.evaluation.suites)},
-    }
-    fields = [name for name, value in named.items() if Path(value).expanduser().is_absolute()]
+    named = named_outside(recipe).items()
+    fields = [name for name, value in named if Path(value).expanduser().is_absolute()]
     if fields:
         yield (
             f"recipe.yaml names folders of this machine, which nobody else has: {', '.join(fields)}"

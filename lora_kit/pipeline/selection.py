@@ -28,6 +28,7 @@ from lora_kit.runtime.files import write_json
 from lora_kit.runtime.launch import current_launch, require_unsharded_launch
 from lora_kit.selection.measure import probe_scores, task_scores
 from lora_kit.selection.record import BackboneResult, TaskScore, rank_backbones
+from lora_kit.training.retention.texts import RetentionTexts
 
 RECORD = "backbones.json"
 
@@ -98,20 +99,28 @@ def _measure_backbone(
         held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
         model = attach(backbone, recipe.adapter, recipe.seed)
         # A training that is refused is not timed; `plan` shows the warnings.
-        launch = current_launch()
-        run_checks(PreflightContext(recipe, launch, backbone, model, examples=data.examples))
+        run_checks(
+            PreflightContext(
+                recipe,
+                current_launch(),
+                backbone=backbone,
+                model=model,
+                examples=data.examples,
+                held_out=held_out.examples,
+                texts=RetentionTexts.read(recipe, backbone.tokenizer),
+            )
+        )
         covered = coverage(model)
         speed, memory = _speed_and_memory(recipe, backbone, model, data, held_out)
     except LoraKitError as error:
         return BackboneResult(reference, refused=str(error))
     return BackboneResult(
         reference,
-        "",
-        covered.total_parameters - covered.trainable_parameters,
-        scores,
-        speed,
-        memory,
-        licensed_works(recipe)[0].license,
+        parameters=covered.total_parameters - covered.trainable_parameters,
+        scores=scores,
+        tokens_per_second=speed,
+        memory=memory,
+        license=licensed_works(recipe)[0].license,
     )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.pipeline.merging import merge
@@ -17,7 +15,6 @@ from lora_kit.pipeline.training import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.releasing.release import release_notes
-from lora_kit.runs.session import Session
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import VERDICT_STATUS, ReleaseError
 from lora_kit.runtime.launch import require_unsharded_launch
@@ -74,16 +71,15 @@ def run(
     trained = train(recipe, output, overwrite, resume)
     session = trained.session
     is_main = process_state().is_main_process
-    if why := why_not_released(session.run, recipe):
-        return _without_release(session, trained.work, why)
-    if is_main:
-        merge(session)
-    process_state().wait_for_everyone()
+    refusal = why_not_released(session.run, recipe)
     # A release needs the merged model's verdict, whatever arms the recipe names.
     merged = MERGED_ARMS if recipe.merge.base == "both" else MERGED_ARMS[:1]
-    verdict = evaluate(session, arms=merged, work=trained.work).verdict
-    released, refusal, status = None, "", VERDICT_STATUS[verdict.decision]
-    if is_main:
+    if is_main and not refusal:
+        merge(session)
+    process_state().wait_for_everyone()
+    verdict = evaluate(session, arms=() if refusal else merged, work=trained.work).verdict
+    released, status = None, VERDICT_STATUS[verdict.decision]
+    if is_main and not refusal:
         try:
             made = release(session)
             released = made.directory
@@ -91,22 +87,9 @@ def run(
                 say(remark)
         except ReleaseError as error:
             refusal, status = str(error), error.status
-        _record_end(session)
+    if is_main:
+        session.run.update_record(
+            finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory=peak_memory()
+        )
     process_state().wait_for_everyone()
     return RunOutcome(session.run.root, verdict, released, refusal, status, peak_memory())
-
-
-def _without_release(session: Session, work: Sequence[Work] | None, why: str) -> RunOutcome:
-    """End with the evaluation where the adapter cannot be merged."""
-    verdict = evaluate(session, work=work).verdict
-    if process_state().is_main_process:
-        _record_end(session)
-    process_state().wait_for_everyone()
-    status = VERDICT_STATUS[verdict.decision]
-    return RunOutcome(session.run.root, verdict, None, why, status, peak_memory())
-
-
-def _record_end(session: Session) -> None:
-    session.run.update_record(
-        finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory=peak_memory()
-    )

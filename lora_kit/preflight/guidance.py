@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_kit.data.prepared import Counts
+from lora_kit.recipe.objective import LANGUAGE_MODELING
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import FEWSHOT
 from lora_kit.training.arguments import optimizer_steps
@@ -56,7 +57,7 @@ def recipe_hints(recipe: Recipe, counts: Counts, parameters: int) -> tuple[Hint,
         counts: counts of its rows, examples and tokens.
         parameters: number of trained parameters.
     """
-    if recipe.training.objective not in ("sft", "text"):
+    if recipe.training.objective not in LANGUAGE_MODELING:
         return ()
     own_examples = counts.used - counts.replay_rows
     return (

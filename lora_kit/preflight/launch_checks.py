@@ -69,13 +69,12 @@ def refuse_retention_when_sharded(context: PreflightContext) -> None:
             "training.distillation: each process needs the full teacher, which FSDP and DeepSpeed "
             f"would shard. {DDP_FIX}."
         )
-    for name in ("kl", "token_masking", "ewc", "early_stopping", "self_distillation"):
-        if getattr(retention, name):
-            raise TrainingError(
-                f"retention.{name}: comparing the adapter with the base needs the full model in "
-                f"each process, which FSDP and DeepSpeed shard. {DDP_FIX}, or replace this "
-                "section by data.replay."
-            )
+    for name in retention.requested:
+        raise TrainingError(
+            f"retention.{name}: comparing the adapter with the base needs the full model in each "
+            f"process, which FSDP and DeepSpeed shard. {DDP_FIX}, or replace this section by "
+            "data.replay."
+        )
 
 
 def refuse_distributed_head(context: PreflightContext) -> None:

@@ -7,7 +7,7 @@ from lora_kit.preflight.context import PreflightContext
 from lora_kit.recipe.adapter import NOT_MERGED, NOT_SHAPED
 from lora_kit.recipe.data import SELF
 from lora_kit.recipe.initialisations import FROM_ROWS, OPTION, initialisation_of
-from lora_kit.recipe.objective import HEADED, REFERENCED
+from lora_kit.recipe.objective import HEADED, LANGUAGE_MODELING, REFERENCED
 from lora_kit.runtime.errors import AdapterError, TrainingError
 from lora_kit.training.arguments import optimizer_steps, require_trackers
 from lora_kit.training.distillation import require_same_tokens
@@ -37,7 +37,7 @@ def refuse_unavailable_initialisation(context: PreflightContext) -> None:
             f"{field} needs each layer's activations at every token, and some layers below a head "
             "see only one vector per text. Fix: use pissa or olora, which need only the weights."
         )
-    if kind == "lora_ga" and recipe.training.objective not in ("sft", "text"):
+    if kind == "lora_ga" and recipe.training.objective not in LANGUAGE_MODELING:
         raise AdapterError(
             f"{field} needs the gradients of the objectives sft and text (got "
             f"training.objective: {recipe.training.objective}). Fix: use eva, which needs only "

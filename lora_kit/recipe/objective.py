@@ -9,6 +9,9 @@ from pydantic import Field, field_validator
 from lora_kit.recipe.section import Count, Distinct, Fraction, NotNegative, Positive, Section
 
 Objective = Literal["sft", "text", "dpo", "kto", "orpo", "reward", "grpo", "classification"]
+# Objectives that learn the next token, and all that learn labels of rows.
+LANGUAGE_MODELING: tuple[Objective, ...] = ("sft", "text")
+SUPERVISED: tuple[Objective, ...] = (*LANGUAGE_MODELING, "classification")
 # Objectives that train on pairs of a chosen and a rejected answer.
 PAIRED: tuple[Objective, ...] = ("dpo", "orpo", "reward")
 # Objectives with the section `preference`, which train a language model on judged answers.

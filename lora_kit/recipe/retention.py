@@ -81,3 +81,8 @@ class RetentionSpec(Section):
     """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796), for LoRA."""
     early_stopping: EarlyStoppingSpec | None = None
     """Early stopping by the loss on texts of another kind."""
+
+    @property
+    def requested(self) -> dict[str, Section]:
+        """Methods that the recipe asks for, by name."""
+        return {name: one for name in type(self).model_fields if (one := getattr(self, name))}

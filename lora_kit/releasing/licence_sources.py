@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeGuard
+from typing import Literal
 
 import yaml
 
@@ -11,7 +11,8 @@ from lora_kit.backbone.files import ALIASES, package_file, resolve
 from lora_kit.data.files.tables import is_hub_id
 from lora_kit.data.sources import BUILT_IN_LICENSES
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.recipe.data import SELF, ReplaySpec, SourceSpec
+from lora_kit.recipe.data import ReplaySpec, SourceSpec
+from lora_kit.recipe.outside import named_models, named_sources
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import TextsSpec
 from lora_kit.releasing.licences import LicensedWork
@@ -22,21 +23,21 @@ IN_RECIPE = "the recipe"
 
 
 def licensed_works(recipe: Recipe) -> tuple[LicensedWork, ...]:
-    """Return the base model and every data source of a recipe, with their stated licences."""
-    data, retention = recipe.data, recipe.retention
+    """Return every model and data source of a recipe, with their stated licences."""
+    base, *teachers = (spec for _, spec in named_models(recipe))
     return (
-        _base(recipe.backbone),
-        *(_source(one, "train") for one in data.train),
-        *([_source(data.replay, "replay")] if _is_replayed(data.replay) else []),
-        *(_source(one, "retention") for one in (retention.kl, retention.ewc) if one),
-        *(_source(one, "validation") for one in data.validation),
-        *([_source(retention.early_stopping, "validation")] if retention.early_stopping else []),
+        _model(base, "base"),
+        *(_model(spec, "teacher") for spec in teachers),
+        *(_source(spec, _use(field)) for field, spec in named_sources(recipe)),
     )
 
 
-def _is_replayed(replay: ReplaySpec | None) -> TypeGuard[ReplaySpec]:
-    """Return True if replay uses a source, and not rows that the base generates."""
-    return replay is not None and replay.fraction > 0 and replay.source != SELF
+def _use(field: str) -> str:
+    """Return the use of the source that a field names."""
+    if field == "retention.early_stopping":
+        return "validation"
+    section, name, *_ = field.split(".")
+    return name if section == "data" else section
 
 
 def without_folders(reference: str) -> str:
@@ -45,12 +46,12 @@ def without_folders(reference: str) -> str:
     return path.name if path.is_absolute() else reference
 
 
-def _base(spec: BackboneSpec) -> LicensedWork:
+def _model(spec: BackboneSpec, used: Literal["base", "teacher"]) -> LicensedWork:
     alias = ALIASES.get(spec.model)
     license_, stated = _base_license(spec)
     return LicensedWork(
         work=alias.hub if alias else without_folders(spec.model),
-        used="base",
+        used=used,
         license=license_,
         stated=stated,
         hub=bool(alias) or (is_hub_id(spec.model) and ":" not in spec.model),

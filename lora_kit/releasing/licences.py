@@ -46,7 +46,7 @@ class LicensedWork(Section):
 
     work: str
     """Name of the work."""
-    used: Literal["base", "train", "replay", "retention", "validation"]
+    used: Literal["base", "teacher", "train", "replay", "retention", "validation"]
     """Use of the work."""
     license: str | None
     """Stated licence, verbatim; `None` if no licence is stated."""
@@ -148,11 +148,11 @@ def licence_notes(works: Sequence[LicensedWork]) -> tuple[LicenceNote, ...]:
     derivative works are reported rather than left out.
 
     Args:
-        works: the base model and the data sources.
+        works: the base model, a teacher and the data sources.
     """
     base = next(work for work in works if work.used == "base")
     # Validation rows do not influence the weights.
-    trained_on = [work for work in works if work.used in ("train", "replay", "retention")]
+    trained_on = [work for work in works if work.used not in ("base", "validation")]
     sources = list({(work.work, work.license): work for work in trained_on}.values())
     notes = [
         *(note for work in (base, *sources) for note in _notes_on_work(work)),
@@ -163,10 +163,15 @@ def licence_notes(works: Sequence[LicensedWork]) -> tuple[LicenceNote, ...]:
     return tuple(sorted(notes, key=lambda note: order.index(note.kind)))
 
 
+def _name(work: LicensedWork) -> str:
+    kind = {"base": "base model", "teacher": "teacher"}.get(work.used, "source")
+    return f"the {kind} {work.work}"
+
+
 def _notes_on_work(work: LicensedWork) -> Iterator[LicenceNote]:
-    name = f"the {'base model' if work.used == 'base' else 'source'} {work.work}"
+    name = _name(work)
     if work.license is None:
-        field = "backbone.license" if work.used == "base" else "the source's `license`"
+        field = "backbone.license" if work.used == "base" else "its `license`"
         text = f"the licence of {name} is not stated; find the licence and set {field}"
         yield LicenceNote(kind="unknown", text=text)
         return
@@ -193,13 +198,13 @@ def _conflicts_with_base(source: LicensedWork, base: LicensedWork) -> Iterator[L
     if not of_source.commercial and of_base.commercial:
         yield LicenceNote(
             kind="conflict",
-            text=f"the source {source.work} is under {source.license}, which forbids commercial "
+            text=f"{_name(source)} is under {source.license}, which forbids commercial "
             f"use, but the base's {base.license} allows it",
         )
     if of_source.share_alike and _licence_family(source) != _licence_family(base):
         yield LicenceNote(
             kind="conflict",
-            text=f"the source {source.work} is under {source.license}, which requires the same "
+            text=f"{_name(source)} is under {source.license}, which requires the same "
             f"licence for derivative works, but the base is under {base.license}",
         )
 

@@ -124,6 +124,14 @@ class Subject:
     facts: dict[str, str]
 
 
+def require_run_or_adapter(directory: Path) -> None:
+    """Refuse with AdapterError a directory that is neither a run nor an adapter."""
+    if not any((directory / name).is_file() for name in ("recipe.yaml", ADAPTER_CONFIG)):
+        raise AdapterError(
+            f"{directory}: neither a run (no recipe.yaml) nor an adapter (no {ADAPTER_CONFIG})"
+        )
+
+
 def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
     """Load a run or an adapter for evaluation or merging.
 
@@ -154,12 +162,8 @@ def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
 
 def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
     """Load an adapter directory of any tool; fields of `spec` override what it records."""
-    config_path = directory / ADAPTER_CONFIG
-    if not config_path.is_file():
-        raise AdapterError(
-            f"{directory}: neither a run (no recipe.yaml) nor an adapter (no {ADAPTER_CONFIG})"
-        )
-    config = read_json(config_path, AdapterError)
+    require_run_or_adapter(directory)
+    config = read_json(directory / ADAPTER_CONFIG, AdapterError)
     chosen = _backbone_of(directory, config, spec)
     try:
         files = resolve(chosen)

@@ -82,7 +82,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Answers:
-    """What several seeds of one way answered to the same items.
+    """Answers of several seeds of one method to the same items.
 
     Attributes:
         given: for each seed (items, classes), one-hot.

@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def in_process(setting: Setting | None) -> dict[str, Any]:
-    """What `measure` finds in a process that does nothing else."""
+    """Return the result of `measure` in a process that does nothing else."""
     given = json.dumps(asdict(setting) if setting else {})
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.estimate", "--only", given],

@@ -158,7 +158,7 @@ def _prepare(folder: Path, shots: int) -> dict[str, float]:
 
 
 def _import_all() -> None:
-    """What either side would otherwise import while it is measured."""
+    """Import everything that either side would otherwise import while it is measured."""
     import evaluate
     import lm_eval.evaluator
     import lm_eval.models.huggingface
@@ -311,7 +311,7 @@ def _print(
 
 
 def _ratio(median: dict[str, dict[str, float]], shots: int) -> float:
-    """How many times as fast ours is."""
+    """Return the peer's seconds divided by ours."""
     return round(median[f"lm_eval_{shots}"]["seconds"] / median[f"ours_{shots}"]["seconds"], 3)
 
 

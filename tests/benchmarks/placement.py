@@ -78,7 +78,7 @@ def models() -> dict[str, PretrainedConfig]:
 
 
 def recipe(quantization: str) -> Recipe:
-    """What is trained."""
+    """Trained model and method."""
     return Recipe.model_validate(
         {
             "name": "placement",
@@ -92,7 +92,7 @@ def recipe(quantization: str) -> Recipe:
 
 @lru_cache(maxsize=2)
 def whole(model: str, quantization: str) -> Footprint:
-    """What one GPU alone would hold."""
+    """Return the bytes that one GPU alone would hold."""
     return footprint(recipe(quantization), models()[model], BATCH, "cuda", CUDA_BASE)
 
 
@@ -104,7 +104,7 @@ def taken(model: str, quantization: str, file: str, gpus: int) -> int:
 
 
 def cell(model: str, hardware: Hardware) -> str:
-    """What to take, and GB of each GPU."""
+    """Return the launch file to use, and the GB of each GPU."""
     ways = [("none", hardware.whole), ("none", hardware.divided), ("nf4", hardware.whole)]
     for quantization, file in ways:
         if file is None:

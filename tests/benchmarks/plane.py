@@ -34,7 +34,7 @@ KEPT = {
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned: rows, and the suite of held-out items by which the gain is measured."""
+    """Learned task: rows, and the suite of held-out items by which the gain is measured."""
 
     name: str
     train: dict[str, Any]
@@ -104,7 +104,7 @@ def _merged(one: Any, other: Any) -> Any:
 
 
 def is_done(directory: Path) -> bool:
-    """Whether a cell was trained and measured."""
+    """Return True if a cell was trained and measured."""
     return (directory / "evaluation" / "ledger.parquet").is_file()
 
 
@@ -134,7 +134,7 @@ class Fall:
 
 
 def falls_of(directories: Sequence[Path]) -> dict[str, Fall]:
-    """Of each task, over its seeds."""
+    """Return the summary of each task over its seeds."""
     values: dict[str, list[list[float]]] = {}
     clusters: dict[str, list[str]] = {}
     for directory in directories:

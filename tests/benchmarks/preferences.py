@@ -1,4 +1,4 @@
-"""What DPO, a reward model and GRPO move on held-out items, base against adapter.
+"""Gain of DPO, a reward model and GRPO on held-out items, adapter against base.
 
     python -m tests.benchmarks.preferences [--output DIR] [--objectives dpo,reward] [--quick]
 

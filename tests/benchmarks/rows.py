@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _measured(rows: int) -> list[dict[str, float]]:
-    """What a first and a second process take for a file of so many rows."""
+    """Measure a first and a second process on a file of so many rows."""
     from lora_kit.backbone.files import resolve
 
     tokenizer = resolve(BackboneSpec(model="smollm2-135m-instruct")).directory

@@ -135,10 +135,10 @@ def _reduce(size: int) -> None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is assumed of the hardware: H100 nodes of 8 with NVLink, 400 Gbit/s for each GPU.
+    """Assumed hardware: H100 nodes of 8 with NVLink, 400 Gbit/s for each GPU.
 
     Attributes:
-        flops: that matrix products reach, a second: 40% of 989 TFLOP/s in bfloat16.
+        flops: rate that matrix products reach, a second: 40% of 989 TFLOP/s in bfloat16.
         in_node: bytes a second that a GPU sends within its node, of NVLink's 450 GB/s.
         between_nodes: bytes a second, 80% of 400 Gbit/s.
         latency: seconds of each of the ring's hops.
@@ -152,12 +152,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Work:
-    """What is assumed of the training: LoRA r16 on all linear layers of an 8B model.
+    """Assumed training: LoRA r16 on all linear layers of an 8B model.
 
     Attributes:
-        parameters: frozen.
-        trained: float32 gradients are added up of these.
-        tokens: of a step, each GPU.
+        parameters: number of frozen parameters.
+        trained: number of parameters whose float32 gradients are added up.
+        tokens: tokens of a step on each GPU.
         passes: forward passes of a step on each GPU, for each of which FSDP gathers the weights.
     """
 

@@ -1,4 +1,4 @@
-"""What the commands owe whoever mistypes: an answer at once, and a help in the order of work."""
+"""A mistyped command is answered at once, and the help lists commands in the order of work."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_mistake_in_a_recipe_is_told_before_the_libraries_are_loaded() -> None:
-    """They take seconds; whoever mistyped a field should not wait for them."""
+    """Importing torch takes seconds; whoever mistyped a field should not wait for that."""
     script = (
         "import sys\n"
         "from lora_kit.cli import main\n"

@@ -1,4 +1,4 @@
-"""What a new user tries: own chats, an adapter of PEFT alone, mistakes, a launcher."""
+"""Things that a new user tries: own chats, an adapter of PEFT alone, mistakes, a launcher."""
 
 import json
 import os

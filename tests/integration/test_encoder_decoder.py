@@ -71,7 +71,7 @@ def row(prompt: str, answer: str) -> Row:
 
 
 def pair(backbone: Backbone, prompt: str, answer: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """What another program would hand to the model."""
+    """Return the inputs that another program would give the model."""
     tokenizer = backbone.tokenizer
     source = tokenizer(prompt, return_tensors="pt")["input_ids"]
     return source, tokenizer(text_target=answer, return_tensors="pt")["input_ids"]

@@ -1,4 +1,4 @@
-"""What is refused on an encoder with a decoder names the field of the recipe that can mend it."""
+"""A refusal on an encoder-decoder backbone names the field of the recipe that can mend it."""
 
 import json
 from pathlib import Path

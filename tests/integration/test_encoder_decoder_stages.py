@@ -1,4 +1,4 @@
-"""What is done with an adapter once it is there, on a backbone of an encoder and a decoder."""
+"""Stages after training on an encoder-decoder backbone."""
 
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def test_a_strength_is_written_as_it_was_measured(
 def test_a_combination_is_the_weighted_sum(
     trained: Trained, files: Path, chats: Path, backbone: Backbone, tmp_path: Path
 ) -> None:
-    """Of an adapter and one of zeros: half of it."""
+    """The mean of an adapter and one of zeros is half of the adapter."""
     model = trained.session.model
     with scaled_adapter(model, AdapterScale.uniform(0.5)):
         half = logits(model, backbone)

@@ -339,7 +339,7 @@ def test_a_run_is_released_only_on_the_suites_of_its_recipe(
     refused = command("release", str(run))
     assert refused.returncode == 3
     assert "undecided/quiz: INCONCLUSIVE" in refused.stderr
-    assert "not on the suites that were set before the training" in refused.stderr
+    assert "the suites differ from those fixed before training" in refused.stderr
     assert not (run / "release").exists()
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_kit.pipeline import evaluate, merge, train
+from lora_kit.pipeline import evaluate, merge, merging, train
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import MergeSpec
-from lora_kit.runtime.errors import MergeError
+from lora_kit.runtime.errors import AdapterError, MergeError
 from tests.merging.in_process import in_this_process
 
 QUIZ = """
@@ -101,6 +101,27 @@ def test_both_bases_of_a_backbone_that_is_not_quantized_are_refused(
     session = train(recipe, tmp_path / "run").session
     with pytest.raises(MergeError, match="the two would be the same"):
         merge(session, base="both")
+
+
+@pytest.mark.parametrize("base", ["dequantized", "both"])
+def test_an_occupied_output_is_refused_before_the_backbone_is_loaded(
+    tiny_recipe: Recipe, tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(with_base(tiny_recipe, tmp_path, base, "nf4").to_yaml())
+    occupied = tmp_path / ("model" if base == "dequantized" else "model-original")
+    occupied.mkdir()
+    (occupied / "notes.txt").write_text("mine")
+    monkeypatch.setattr(merging, "open_subject", lambda *_: pytest.fail("the backbone is loaded"))
+    with pytest.raises(MergeError, match=f"{occupied}: already exists"):
+        merge(run, tmp_path / "model")
+    assert (occupied / "notes.txt").read_text() == "mine"
+
+
+def test_a_directory_that_is_neither_a_run_nor_an_adapter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="neither a run"):
+        merge(tmp_path)
 
 
 @pytest.mark.slow  # trains, merges and asks twice

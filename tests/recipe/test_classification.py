@@ -1,4 +1,4 @@
-"""What a recipe with a head can ask for, and what it cannot."""
+"""Fields that a recipe with a head may have, and those that are refused."""
 
 from typing import Any
 

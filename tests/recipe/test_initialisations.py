@@ -1,4 +1,4 @@
-"""What an initialisation does not go with is refused with the recipe."""
+"""Fields that conflict with an initialisation are refused with the recipe."""
 
 from typing import Any
 

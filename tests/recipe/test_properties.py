@@ -49,7 +49,7 @@ ROWS = st.one_of(
 
 
 def attempt(call: Callable[[], Any]) -> tuple[Any, str]:
-    """What a call gives, or the message that it was refused with."""
+    """Return the result of a call, or the message of its refusal."""
     try:
         return call(), ""
     except LoraKitError as error:

@@ -6,6 +6,7 @@ import pytest
 
 from lora_kit.data.dataset import training_rows
 from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.outside import named_outside
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.releasing.licence_sources import licensed_works
 from lora_kit.releasing.licences import LicensedWork, hub_license, licence_notes, licence_terms
@@ -45,6 +46,42 @@ def found(of_base: str | None, *sources: str | None) -> list[tuple[str, str]]:
 def test_incompatible_licences_are_a_conflict(of_base: str, of_source: str, part: str) -> None:
     conflicts = [text for kind, text in found(of_base, of_source) if kind == "conflict"]
     assert any(part in text for text in conflicts), conflicts
+
+
+def test_the_terms_of_a_teacher_and_of_all_that_is_read_count() -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "x",
+            "backbone": {"model": "smollm2-135m-instruct", "quantization": "none"},
+            "data": {"train": [{"source": "/here/rows.jsonl", "license": "MIT"}]},
+            "training": {
+                "distillation": {"teacher": {"model": "/here/large", "license": "CC-BY-NC-4.0"}}
+            },
+            "retention": {
+                "kl": {"source": "/here/kl.jsonl", "license": "CC0-1.0"},
+                "early_stopping": {"source": "/here/texts.jsonl", "license": "GPL-3.0-only"},
+            },
+            "evaluation": {"suites": ["/here/quiz.yaml"]},
+        }
+    )
+    works = licensed_works(recipe)
+    assert [(one.work, one.used, one.license) for one in works[1:]] == [
+        ("large", "teacher", "CC-BY-NC-4.0"),
+        ("rows.jsonl", "train", "MIT"),
+        ("kl.jsonl", "retention", "CC0-1.0"),
+        ("texts.jsonl", "validation", "GPL-3.0-only"),
+    ]
+    (note,) = licence_notes(works)
+    assert note.kind == "conflict"
+    assert note.text.startswith("the teacher large is under CC-BY-NC-4.0, which forbids commercial")
+    assert set(named_outside(recipe)) == {
+        "backbone.model",
+        "training.distillation.teacher.model",
+        "data.train.0.source",
+        "retention.kl.source",
+        "retention.early_stopping.source",
+        "evaluation.suites.0",
+    }
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,6 @@ def test_it_is_of_texts_and_answers_alone(tiny_recipe: Recipe, teacher: Path) ->
     document = distilling(tiny_recipe, teacher).model_dump(mode="json")
     document["training"]["objective"] = "dpo"
     with pytest.raises(
-        ValueError, match=r"training\.distillation: supports the objective sft only"
+        ValueError, match=r"training\.distillation: works with the objectives sft and text only"
     ):
         Recipe.model_validate(document)

@@ -76,7 +76,7 @@ def test_kto_pairs_each_prompt_with_another_answer(tiny: Path, tmp_path: Path) -
 def test_kto_pairs_the_only_answer_of_a_pass_with_another_answer(
     tiny: Path, tmp_path: Path
 ) -> None:
-    """Of twelve rows in steps of eleven, the second step has one."""
+    """Twelve rows in steps of eleven leave one for the second step."""
     recipe = recipe_of(tiny, tmp_path, "kto", batch_size=11, micro_batch_size=11)
     trainer = objective_trainer(trainer_inputs(recipe, tmp_path), [])
     (unit, other), pad = trainer._units[:2], 2

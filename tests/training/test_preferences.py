@@ -282,7 +282,11 @@ def test_the_reward_equals_the_score_of_a_generation_task(tiny: Path, tmp_path: 
             {"preference": {"loss": "ipo", "label_smoothing": 0.1}},
             "is read by the loss sigmoid only, and preference.loss is ipo",
         ),
-        ("dpo", {"retention": {"kl": {}}}, "retention.kl: supports the objective sft only"),
+        (
+            "dpo",
+            {"retention": {"kl": {}}},
+            "retention.kl: works with the objectives sft and text only",
+        ),
         ("dpo", {"adapter": {"dropout": 0.1}}, "adapter.dropout: dpo compares"),
         ("grpo", {"adapter": {"method": "adalora"}}, "adapter.method: adalora"),
         ("kto", {"training": {"micro_batch_size": 1}}, "which takes two examples (got 1)"),
@@ -290,14 +294,14 @@ def test_the_reward_equals_the_score_of_a_generation_task(tiny: Path, tmp_path: 
         (
             "dpo",
             {"training": {"gradual_unfreezing_steps": 3}},
-            "training.gradual_unfreezing_steps: supports the objective sft only",
+            "training.gradual_unfreezing_steps: works with the objectives sft, text and",
         ),
         ("dpo", {"training": {"eval_steps": 3}}, "training.eval_steps: the validation"),
         ("grpo", {"grpo": {"rewards": ["hub:bleu"]}}, "code of this machine only"),
         (
             "grpo",
             {"evaluation": {"arms": ["base", "adapter", "scratch"]}},
-            "scratch supports the objective sft only",
+            "scratch works with the objectives sft and text only",
         ),
     ],
 )

@@ -214,15 +214,15 @@ def test_the_head_is_saved_next_to_the_adapter(reward_run: Path) -> None:
     ("section", "part"),
     [
         ({"merge": {"base": "original"}}, "merge: a head cannot be merged"),
-        ({"retention": {"kl": {}}}, "retention.kl: supports the objective sft only"),
+        ({"retention": {"kl": {}}}, "retention.kl: works with the objectives sft and text only"),
         (
             {"retention": {"early_stopping": {}}},
-            "retention.early_stopping: supports the objective sft only",
+            "retention.early_stopping: works with the objectives sft and text only",
         ),
-        ({"data": {"packing": True}}, "data.packing: supports the objective sft only"),
+        ({"data": {"packing": True}}, "data.packing: works with the objectives sft and text only"),
         (
             {"data": {"replay": {"source": "python-reference", "fraction": 0.1}}},
-            "data.replay: supports the objective sft only",
+            "data.replay: works with the objectives sft and text only",
         ),
         (
             {"evaluation": {"arms": ["base", "adapter", "fewshot"]}},
@@ -230,7 +230,7 @@ def test_the_head_is_saved_next_to_the_adapter(reward_run: Path) -> None:
         ),
         (
             {"training": {"max_tokens_per_batch": 99}},
-            "training.max_tokens_per_batch: supports the objective sft only",
+            "training.max_tokens_per_batch: works with the objectives sft, text and",
         ),
         ({"preference": {}}, "preference: is read by the objectives dpo, kto and orpo only"),
         ({"classification": {}}, "classification: is read by the objective classification only"),
@@ -238,7 +238,7 @@ def test_the_head_is_saved_next_to_the_adapter(reward_run: Path) -> None:
             {"adapter": {"method": "head"}, "training": {"micro_batch_size": 2}},
             "training.micro_batch_size: with adapter.method head",
         ),
-        ({"adapter": {"method": "adalora"}}, "adapter.method: adalora supports"),
+        ({"adapter": {"method": "adalora"}}, "adapter.method: adalora works"),
         ({"adapter": {"options": {"modules_to_save": ["score"]}}}, "the head is saved there"),
         (
             {"training": {"objective": "dpo"}, "reward": {}},

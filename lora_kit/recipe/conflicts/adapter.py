@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_kit.recipe.adapter import VIRTUAL, VIRTUAL_TOKENS
+from lora_kit.recipe.objective import LANGUAGE_MODELING
 from lora_kit.recipe.problem import Problem, conflict
 from lora_kit.recipe.sections import RecipeSections
-
-# TRL's other objectives and a classifier's head have forward passes of their own, in which virtual
-# tokens have not been tested.
-VIRTUAL_OBJECTIVES = ("sft", "text")
 
 
 def method_on_quantized_weights(recipe: RecipeSections) -> Iterator[Problem]:
@@ -56,11 +53,13 @@ def virtual_tokens_elsewhere(recipe: RecipeSections) -> Iterator[Problem]:
     method, training = recipe.adapter.method, recipe.training
     if method not in VIRTUAL:
         return
-    if training.objective not in VIRTUAL_OBJECTIVES:
+    # TRL's other objectives and a classifier's head have forward passes of their own, in which
+    # virtual tokens have not been tested.
+    if training.objective not in LANGUAGE_MODELING:
         yield conflict(
             "adapter.method",
             "training.objective",
-            reason=f"{method} supports the objectives {' and '.join(VIRTUAL_OBJECTIVES)} only, and "
+            reason=f"{method} supports the objectives {' and '.join(LANGUAGE_MODELING)} only, and "
             f"training.objective is {training.objective}",
             fix="use lora",
         )

@@ -57,13 +57,12 @@ def classifier_retention(recipe: RecipeSections) -> Iterator[Problem]:
     """Refuse retention methods, which need a language model, for a classifier."""
     if recipe.training.objective != "classification":
         return
-    for name in ("kl", "token_masking", "self_distillation", "ewc", "early_stopping"):
-        if getattr(recipe.retention, name) is not None:
-            yield conflict(
-                f"retention.{name}",
-                OBJECTIVE,
-                reason="preserves a language model's outputs, and a classifier has none",
-            )
+    for name in recipe.retention.requested:
+        yield conflict(
+            f"retention.{name}",
+            OBJECTIVE,
+            reason="preserves a language model's outputs, and a classifier has none",
+        )
 
 
 def arms_of_a_head(recipe: RecipeSections) -> Iterator[Problem]:

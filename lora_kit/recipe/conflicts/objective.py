@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_kit.recipe.objective import PREFERENCE, REFERENCED, PreferenceSpec
+from lora_kit.recipe.objective import PREFERENCE, REFERENCED, SUPERVISED, PreferenceSpec
 from lora_kit.recipe.problem import Problem, conflict
 from lora_kit.recipe.sections import SCRATCH, RecipeSections
 
@@ -15,18 +15,17 @@ OWN = {
     "desirable_weight": "kto",
     "undesirable_weight": "kto",
 }
-SUPERVISED = ("sft", "text", "classification")
-# Fields of `training` and `retention` that only supervised fine-tuning reads.
-TRAINING_OF_SFT = (
+# Fields of `training` that only supervised objectives read; the last two need a language model.
+OF_SUPERVISED = (
     "lr_multipliers",
     "loraplus_lr_ratio",
     "layerwise_lr_decay",
     "gradual_unfreezing_steps",
     "max_tokens_per_batch",
-    "gradient_conflict",
-    "distillation",
 )
-RETENTION_OF_SFT = ("kl", "token_masking", "ewc", "early_stopping", "self_distillation")
+OF_LANGUAGE_MODELING = ("gradient_conflict", "distillation")
+ON_SUPERVISED = "works with the objectives sft, text and classification only"
+ON_LANGUAGE_MODELING = "works with the objectives sft and text only"
 OBJECTIVE = "training.objective"
 
 
@@ -90,12 +89,14 @@ def made_for_sft(recipe: RecipeSections) -> Iterator[Problem]:
     training, data, objective = recipe.training, recipe.data, recipe.training.objective
     if objective in SUPERVISED:
         return
-    for name in TRAINING_OF_SFT:
+    for name in OF_SUPERVISED:
         if getattr(training, name):
-            yield _unused(recipe, f"training.{name}", "supports the objective sft only")
-    for name in RETENTION_OF_SFT:
-        if getattr(recipe.retention, name) is not None:
-            yield _unused(recipe, f"retention.{name}", "supports the objective sft only")
+            yield _unused(recipe, f"training.{name}", ON_SUPERVISED)
+    for name in OF_LANGUAGE_MODELING:
+        if getattr(training, name):
+            yield _unused(recipe, f"training.{name}", ON_LANGUAGE_MODELING)
+    for name in recipe.retention.requested:
+        yield _unused(recipe, f"retention.{name}", ON_LANGUAGE_MODELING)
     validated = "the validation loss is that of sft"
     if data.validation:
         yield _unused(
@@ -108,23 +109,19 @@ def made_for_sft(recipe: RecipeSections) -> Iterator[Problem]:
     if training.eval_steps is not None:
         yield _unused(recipe, "training.eval_steps", validated)
     if data.replay is not None:
-        yield _unused(
-            recipe, "data.replay", "supports the objective sft only", "add its rows to data.train"
-        )
+        yield _unused(recipe, "data.replay", ON_LANGUAGE_MODELING, "add its rows to data.train")
     if data.overflow != "truncate":
         yield _unused(recipe, "data.overflow", "splits texts, which this objective does not read")
     if data.packing:
-        yield _unused(recipe, "data.packing", "supports the objective sft only")
+        yield _unused(recipe, "data.packing", ON_LANGUAGE_MODELING)
     if data.train_on != "assistant":
         yield _unused(recipe, "data.train_on", "this objective trains on the last turn of a row")
     if SCRATCH in recipe.evaluation.arms:
         yield _unused(
-            recipe, "evaluation.arms", "scratch supports the objective sft only", "remove scratch"
+            recipe, "evaluation.arms", f"scratch {ON_LANGUAGE_MODELING}", "remove scratch"
         )
     if recipe.adapter.method == "adalora":
-        yield _unused(
-            recipe, "adapter.method", "adalora supports the objective sft only", "use lora"
-        )
+        yield _unused(recipe, "adapter.method", f"adalora {ON_SUPERVISED}", "use lora")
 
 
 def dropout_with_reference(recipe: RecipeSections) -> Iterator[Problem]:
