@@ -115,7 +115,7 @@ def _show_forecast(forecast: Forecast, console: Console) -> None:
         changes = " ".join(f"--set {change}" for change in forecast.advice.assignments)
         remedy = f"Fix: add {escape(changes)}"
     else:
-        remedy = "Fix: use a smaller backbone, or a machine with more memory."
+        remedy = "Fix: use a smaller backbone, or a machine with more memory"
     console.print(f"{problem} {remedy}", soft_wrap=True)
 
 

@@ -28,7 +28,7 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     if unguarded:
         console.print(
             f"\n[bold red]not guarded: {escape(', '.join(unguarded))}[/]. Results may be wrong "
-            "without an error. Fix: install the versions of constraints.txt.",
+            "without an error. Fix: install the versions of constraints.txt",
             soft_wrap=True,
         )
     else:

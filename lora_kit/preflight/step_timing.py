@@ -170,7 +170,7 @@ def _timed_pass(
     if not math.isfinite(loss.item()):
         raise TrainingError(
             f"backbone.dtype: the loss before training is not finite (got {loss.item()}). Fix: "
-            "choose another dtype; float16 overflows where bfloat16 and float32 do not."
+            "choose another dtype; float16 overflows where bfloat16 and float32 do not"
         )
     loss.backward()  # type: ignore[no-untyped-call]
     synchronize(device)
@@ -184,7 +184,7 @@ def require_gradient(model: PeftModel) -> None:
         raise TrainingError(
             "adapter.target_modules: no gradient reaches the adapter, so nothing would be trained. "
             "Fix: name modules that the loss depends on; with training.gradient_checkpointing, the "
-            "model's inputs must require gradients."
+            "model's inputs must require gradients"
         )
 
 

@@ -123,24 +123,24 @@ def require_requested_launch(launch: Launch) -> None:
         raise TrainingError(
             f"num_processes: the launcher requested {requested} processes (running: "
             f"{launch.processes}). Fix: on CPUs start them with `torchrun --nproc_per_node N -m "
-            "lora_kit ...`; for a single process leave out --num_processes and MASTER_ADDR."
+            "lora_kit ...`; for a single process leave out --num_processes and MASTER_ADDR"
         )
     if launch.fsdp and launch.kind in ("NO", "MULTI_CPU"):
         raise TrainingError(
             f"distributed_type: the launcher requested FSDP, but accelerate runs {launch.kind}, "
             "which keeps a full copy of the model on every process. Fix: launch on GPUs, or "
-            "choose a configuration without FSDP."
+            "choose a configuration without FSDP"
         )
     if launch.fsdp_version == 1:
         raise TrainingError(
             "fsdp_version: FSDP 1 flattens the weights that it shards, so a checkpoint cannot "
             "separate the adapter from them (got 1). Fix: set fsdp_version: 2, as in "
-            "accelerate_configs/fsdp2.yaml."
+            "accelerate_configs/fsdp2.yaml"
         )
     if launch.deepspeed and launch.kind != "DEEPSPEED":
         raise TrainingError(
             f"distributed_type: the launcher requested DeepSpeed, but accelerate runs "
-            f"{launch.kind}. Fix: launch on GPUs, or choose a configuration without DeepSpeed."
+            f"{launch.kind}. Fix: launch on GPUs, or choose a configuration without DeepSpeed"
         )
 
 
@@ -177,13 +177,13 @@ def require_sharded(launch: Launch, model: torch.nn.Module) -> None:
             "zero_stage: the launcher requested ZeRO-3, but DeepSpeed manages no parameter of the "
             "model, so every process holds a full copy. Fix: launch with `--config_file "
             "accelerate_configs/deepspeed-zero3.yaml` (zero_stage: 3) and let accelerate prepare "
-            "the model."
+            "the model"
         )
     if launch.fsdp and (share := _sharded_share(model)) < MIN_SHARDED_SHARE:
         raise TrainingError(
             f"fsdp_config: the launcher requested FSDP, but only {share:.0%} of the weights are in "
             "shards; every process holds a full copy of the others. Fix: set fsdp_version: 2 and "
-            "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP, as in accelerate_configs/fsdp2.yaml."
+            "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP, as in accelerate_configs/fsdp2.yaml"
         )
 
 
@@ -218,5 +218,5 @@ def require_unsharded_launch(command: str) -> None:
         raise TrainingError(
             f"lora-kit {command}: needs the full model, which no process holds under FSDP or "
             "ZeRO-3. Fix: launch only `lora-kit train` with sharding, then `lora-kit evaluate` "
-            "and `lora-kit merge` without it."
+            "and `lora-kit merge` without it"
         )

@@ -60,7 +60,7 @@ def require_agreement(facts: Mapping[str, str]) -> None:
         if differing:
             raise LoraKitError(
                 f"process {number}: different {' and '.join(differing)} than process 0. Fix: give "
-                "all machines the same files, packages and command."
+                "all machines the same files, packages and command"
             )
 
 

@@ -66,7 +66,7 @@ def test_long_retention_texts_are_refused(short: dict[str, Any], tmp_path: Path,
     rows = {} if kind == "kl" else {"rows": 8}
     short["retention"] = {kind: {"source": str(texts), **rows}}
     field = rf"retention\.{kind}\.length"
-    message = rf"{field}: 128: .*kept\.jsonl:1 needs \d+ positions.*Fix: lower {field}\.$"
+    message = rf"{field}: 128: .*kept\.jsonl:1 needs \d+ positions.*Fix: lower {field}$"
     refused(short, DataError, message, tmp_path / "run")
     short["retention"][kind]["length"] = PLACES
     assert make_plan(Recipe.model_validate(short)).on_backbone is not None
