@@ -120,7 +120,7 @@ def train(
     elif is_main:
         _begin_record(run, recipe, begun)
     held_out, texts = ready.data.held_out, ready.texts
-    inputs = TrainingInputs(recipe, backbone, ready.model, data, held_out, run, texts)
+    inputs = TrainingInputs(recipe, backbone, ready.model, data, held_out, run, texts, launch)
     result = run_training(inputs, chosen.checkpoint)
     for pair, cosine in result.gradient_conflict.items():
         say(f"{run.root}: gradients of {pair}: mean cosine {cosine:+.2f}{_against(cosine)}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from lora_kit.adapter.attach import Coverage, coverage
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.files import resolve
@@ -154,7 +152,8 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     spec = recipe.training
     sources = open_rows(recipe.data, recipe.seed, spec.objective)
     read = TrainingRows(*mix_replay(sources, recipe.data, recipe.seed))
-    processes, device = _processes(launch_file)
+    launch = launch_file.launch if launch_file else current_launch()
+    device = launch_file.device if launch_file else process_state().device
     plan = Plan(
         recipe=recipe,
         rows=len(read.rows),
@@ -162,7 +161,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         validation_rows=len(validation_rows(recipe.data, recipe.seed)),
         formats=read.rows.formats(),
         optimizer_steps=optimizer_steps(len(read.rows), spec),
-        micro_batch_size=micro_batch_size(spec, processes, device),
+        micro_batch_size=micro_batch_size(spec, launch.processes, device),
         suites=compute_suite_power(suites, spec.objective in HEADED),
         launch_file=launch_file,
     )
@@ -174,7 +173,6 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     if recipe.data.replay and recipe.data.replay.source == SELF:
         # Self-distillation generates rows with the backbone.
         read = read_training_rows(recipe, sources, backbone)
-    launch = launch_file.launch if launch_file else current_launch()
     prepared = prepare_training(
         recipe, launch, backbone, sources, read, plan_work(suites, backbone)
     )
@@ -220,14 +218,6 @@ def _plan_on_backbone(
         timing=timing,
         memory_per_process=memory_per_process,
     )
-
-
-def _processes(launch_file: LaunchFile | None) -> tuple[int, torch.device]:
-    """Return the number of processes and their device."""
-    if launch_file:
-        return launch_file.launch.processes, launch_file.device
-    state = process_state()
-    return state.num_processes, state.device
 
 
 def _samples(data: PreparedData, backbone: Backbone) -> tuple[tuple[LabelSpan, ...], ...]:
