@@ -14,15 +14,10 @@ from rich.markup import escape
 
 # Renamed, since `lora_kit.cli.app` is the module.
 from lora_kit.cli.app import app as program
-from lora_kit.cli.ending import (
-    is_first_to_fail,
-    leave,
-    lost_another,
-    named,
-    number_of_processes,
-)
+from lora_kit.cli.ending import is_first_to_fail, leave, lost_another, named
 from lora_kit.runtime.console import is_debug_enabled
 from lora_kit.runtime.errors import LoraKitError, first_line
+from lora_kit.runtime.launcher import number_of_processes
 
 __all__ = ["main"]
 

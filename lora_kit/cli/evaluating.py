@@ -17,9 +17,10 @@ from lora_kit.cli.options import (
     QuantizationOption,
     SuiteOption,
 )
-from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
+from lora_kit.cli.output import print_json, print_text, stdout
 from lora_kit.recipe.backbone import BackboneSpec, Quantization
 from lora_kit.runtime.errors import VERDICT_STATUS, RecipeError
+from lora_kit.runtime.launcher import is_main_process
 
 
 def evaluate_command(

@@ -14,7 +14,6 @@ from lora_kit.evaluation.merged_selection import select_merged_arm
 from lora_kit.evaluation.pairs import Entries, Pairs, mean_score, pair
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.verdict import (
-    BASELINE_NAMES,
     BASELINES,
     BaselineComparison,
     Finding,
@@ -237,11 +236,12 @@ def _findings(suite: SuiteVerdict) -> list[Finding]:
 
 
 def _baseline_finding(suite: str, task: TaskVerdict, baseline: BaselineComparison) -> Finding:
-    described = f"{BASELINES[baseline.arm]} ({baseline.arm})"
+    name, description = BASELINES[baseline.arm]
+    described = f"{description} ({baseline.arm})"
     if baseline.decision == "FAIL":
         # The interval of the difference excludes zero, in favour of the baseline.
         text = f"{described[0].upper()}{described[1:]} is better than the adapter on {task.task}"
         return Finding("negative transfer", suite, task.task, text)
-    kind = f"no advantage over {BASELINE_NAMES[baseline.arm]} shown"
+    kind = f"no advantage over {name} shown"
     text = f"The adapter is not shown to be better on {task.task} than {described}"
     return Finding(kind, suite, task.task, text)

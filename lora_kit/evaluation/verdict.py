@@ -11,22 +11,18 @@ from pydantic import TypeAdapter
 
 from lora_kit.evaluation.diagnostics import ClassScores, Drift, SecondaryMetric, Slice
 from lora_kit.evaluation.suite import SuiteRole
+from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL, SCRATCH
 from lora_kit.runtime.files import finite
 from lora_kit.statistics.calibration import CalibrationComparison
 from lora_kit.statistics.decisions import Decision, Interval
 
-# Baselines that need no adapter. An adapter that does not beat them was not worth its training.
+# Names and descriptions of the baselines that need no adapter. An adapter that does not beat them
+# was not worth its training.
 BASELINES = {
-    "fewshot": "the base with a few examples in its prompt",
-    "retrieval": "repeating the answer of the most similar training example",
-    "probe": "a linear probe of the frozen backbone, without an adapter",
-    "scratch": "the same training on weights that were never pretrained",
-}
-BASELINE_NAMES = {
-    "fewshot": "few-shot prompting",
-    "retrieval": "retrieved answers",
-    "probe": "a linear probe",
-    "scratch": "training from scratch",
+    FEWSHOT: ("few-shot prompting", "the base with a few examples in its prompt"),
+    RETRIEVAL: ("retrieved answers", "repeating the answer of the most similar training example"),
+    PROBE: ("a linear probe", "a linear probe of the frozen backbone, without an adapter"),
+    SCRATCH: ("training from scratch", "the same training on weights that were never pretrained"),
 }
 
 # Limits of an interval without limits, which JSON has as null.

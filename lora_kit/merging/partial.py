@@ -5,15 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 
 from lora_kit.adapter.saved import adapter_sha256
+from lora_kit.merging.plan import MergePlan
 from lora_kit.merging.tensors import PlannedTensor, stored_tensors, write_tensors
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import replace_directory, write_json
@@ -82,7 +82,7 @@ class PartialMerge:
     @classmethod
     @contextmanager
     def begin_or_resume(
-        cls, output: Path, plan: Mapping[str, Any], files: Sequence[Path]
+        cls, output: Path, plan: MergePlan, files: Sequence[Path]
     ) -> Iterator[PartialMerge]:
         """Resume an interrupted merge of the same plan and files, or begin a new one.
 
@@ -91,7 +91,7 @@ class PartialMerge:
 
         Args:
             output: directory of the merged model.
-            plan: plan of the merge, as JSON.
+            plan: plan of the merge.
             files: weight files of the backbone.
 
         Raises:
@@ -173,12 +173,12 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
-def _digest(plan: Mapping[str, Any], files: Sequence[Path]) -> str:
+def _digest(plan: MergePlan, files: Sequence[Path]) -> str:
     """Return a digest of all that must be unchanged for shards to be reused."""
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    adapter = adapter_sha256(plan["adapter"]) if plan["adapter"] else None
+    adapter = adapter_sha256(plan.adapter) if plan.adapter else None
     boot = BOOT.read_text() if BOOT.is_file() else ""
-    return json_sha256([dict(plan), adapter, stats, boot])
+    return json_sha256([asdict(plan), adapter, stats, boot])
 
 
 def _split_into_shards(

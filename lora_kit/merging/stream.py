@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
     planned = list(merge.plan_tensors(groups))
     total = sum(one.nbytes for one in planned)
     require_disk_space(output, total)
-    with PartialMerge.begin_or_resume(output, asdict(plan), files) as partial_merge:
+    with PartialMerge.begin_or_resume(output, plan, files) as partial_merge:
         reused = partial_merge.write(planned, plan.shard_bytes)
         write_configuration(plan, meta, partial_merge.path)
         partial_merge.finish()

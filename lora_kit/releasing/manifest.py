@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,7 @@ from lora_kit.backbone.encoder_decoder import SEQUENCE_TO_SEQUENCE
 from lora_kit.backbone.fingerprint import Fingerprint
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.ledger import Ledger
-from lora_kit.evaluation.suite import Suite
-from lora_kit.evaluation.verdict_file import SUITES
+from lora_kit.evaluation.verdict_file import read_suites
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.section import Section
 from lora_kit.releasing.acceptance import Acceptance
@@ -124,7 +122,7 @@ def build_manifest(
         recipe=recipe.model_dump(mode="json"),
         data=record["data"],
         suites=dict(clearance.recorded.lineage.suite_digests),
-        seeds={"recipe": recipe.seed, **_suite_seeds(run.evaluation)},
+        seeds={"recipe": recipe.seed, **{s.name: s.seed for s in read_suites(run.evaluation)}},
         training={
             **{key: record.get(key) for key in ("started", "versions", "machine", "checkout")},
             **{key: trained[key] for key in ("steps", "seconds") if key in trained},
@@ -140,11 +138,6 @@ def build_manifest(
 def rows_by_arm(evaluation: Path) -> dict[str, int]:
     """Return the number of results of each arm in the ledger."""
     return Ledger(evaluation / LEDGER).rows_by_arm()
-
-
-def _suite_seeds(evaluation: Path) -> dict[str, int]:
-    suites = json.loads((evaluation / SUITES).read_text(encoding="utf-8"))
-    return {suite.name: suite.seed for suite in map(Suite.model_validate, suites)}
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

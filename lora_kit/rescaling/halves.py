@@ -35,6 +35,12 @@ class Halves:
     a: tuple[Work, ...]
     b: tuple[Work, ...]
 
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Number of items in half A and in half B, by task."""
+        both = zip(self.a, self.b, strict=True)
+        return {a.name: (len(a.task.items), len(b.task.items)) for a, b in both}
+
 
 def halve(work: Sequence[Work], backbone: Backbone) -> Halves:
     """Split the items of all tasks into two halves.

@@ -19,12 +19,13 @@ from lora_kit.evaluation.assembly import result_parts
 from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal, Journals
 from lora_kit.evaluation.engine.run import evaluate_models
-from lora_kit.evaluation.engine.work import FEWSHOT, Work
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.questions import Question, read_labelled
 from lora_kit.evaluation.suite import LABEL_TEMPLATE, TEMPLATE_FIELD, TaskSpec
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.modeling.linear_probe import score_linear_probe
+from lora_kit.recipe.sections import FEWSHOT
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.selection.record import MeanScore, TaskScore
 from lora_kit.statistics.clusters import clustered_sample, robust_limits

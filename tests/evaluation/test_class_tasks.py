@@ -83,8 +83,10 @@ def test_a_run_of_classes_from_plan_to_verdict(tiny_encoder: Path, tmp_path: Pat
         evaluation={"arms": ["base", "adapter", "retrieval"]},
     )
     plan = make_plan(recipe)
-    assert (plan.forecast, plan.timing) == (None, None)
-    assert [span.text.strip() for span in plan.samples[0]][1] == "fruit"
+    found = plan.on_backbone
+    assert found is not None
+    assert (found.forecast, found.timing) == (None, None)
+    assert [span.text.strip() for span in found.samples[0]][1] == "fruit"
     outcome = pipeline.run(recipe, tmp_path / "run")
     assert outcome.release is None
     assert f"ship {tmp_path / 'run' / 'adapter'}" in outcome.refusal

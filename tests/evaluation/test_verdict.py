@@ -10,7 +10,6 @@ import pytest
 from lora_kit.evaluation.harness import LEDGER, VERDICT
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger, write_ledger
 from lora_kit.evaluation.suite import Suite
-from lora_kit.evaluation.verdict import BASELINE_NAMES, BASELINES
 from lora_kit.evaluation.verdict_file import (
     SUITES,
     Lineage,
@@ -358,10 +357,6 @@ def test_a_baseline_with_a_higher_mean_alone_is_no_negative_transfer() -> None:
     (finding,) = verdict.findings
     assert finding.kind == "no advantage over a linear probe shown"
     assert "better than the adapter" not in finding.text
-
-
-def test_every_baseline_has_a_name_and_a_description() -> None:
-    assert BASELINE_NAMES.keys() == BASELINES.keys()
 
 
 def test_a_loss_on_one_slice_is_an_alarm_though_the_whole_passes() -> None:

@@ -30,12 +30,12 @@ from lora_kit.evaluation.reward_tasks import build_reward_task
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.task_items import Shot
 from lora_kit.evaluation.tasks import as_shot, build_task, task_content
+from lora_kit.recipe.sections import FEWSHOT
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError, EvaluationError
 from lora_kit.runtime.hashes import json_sha256
 from lora_kit.runtime.processes import process_state
 
-FEWSHOT = "fewshot"
 # Tokens in a batch, padding included: about the smallest number that keeps two cores or a GPU busy.
 # Larger batches hold more padding (measured on 180 items of six kinds: 12% at 512 tokens, 45% at
 # 2048). Generation processes one token per item and step, so its batches hold more items.

@@ -97,7 +97,7 @@ def write_report(directory: Path, verdict: Verdict, view: LedgerView, facts: Rep
             [d for d in differences if d.task.margin is None],
             [d for d in differences if d.task.margin is not None],
         ),
-        "baselines": BASELINES,
+        "baselines": {arm: text for arm, (_, text) in BASELINES.items()},
         "style": InlineAsset.read(TEMPLATES / "page" / "style.css"),
         "script": InlineAsset.read(TEMPLATES / "page" / "search.js"),
     }
