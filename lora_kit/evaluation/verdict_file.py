@@ -68,7 +68,7 @@ def read_suites(directory: Path) -> list[Suite]:
         return [Suite.model_validate(one) for one in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise EvaluationError(
-            f"{path}: cannot be read as suites ({error}). Fix: evaluate again"
+            f"{path}: cannot be read as suites (got {error}). Fix: evaluate again"
         ) from error
 
 
