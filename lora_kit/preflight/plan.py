@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from lora_kit.adapter.attach import Coverage, coverage
@@ -228,12 +229,8 @@ def class_spans(example: Example, tokenizer: Any) -> tuple[LabelSpan, ...]:
 
 def supervised_spans(example: Example, tokenizer: Any) -> tuple[LabelSpan, ...]:
     """Return an example's text as the input of the model, split by supervision."""
-    spans: list[LabelSpan] = []
-    start = 0
-    flags = [label != IGNORE_INDEX for label in example.labels]
-    for position in range(1, len(flags) + 1):
-        if position == len(flags) or flags[position] != flags[start]:
-            text = tokenizer.decode(list(example.input_ids[start:position]))
-            spans.append(LabelSpan(text, flags[start]))
-            start = position
-    return tuple(spans)
+    pairs = zip(example.input_ids, example.labels, strict=True)
+    return tuple(
+        LabelSpan(tokenizer.decode([token for token, _ in group]), is_supervised)
+        for is_supervised, group in groupby(pairs, key=lambda pair: pair[1] != IGNORE_INDEX)
+    )

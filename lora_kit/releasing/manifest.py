@@ -180,7 +180,7 @@ def read_manifest(directory: Path) -> Manifest:
         ) from error
 
 
-def changed_files(directory: Path, expected: Mapping[str, str]) -> list[str]:
+def unexpected_files(directory: Path, expected: Mapping[str, str]) -> list[str]:
     """Describe every file that is missing, new, changed or not regular, one line each.
 
     Args:

@@ -11,7 +11,7 @@ from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_encoder_decoder
 from lora_kit.data.tokenization import Example
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Item, prompt_and_answer_length
-from lora_kit.modeling.likelihood import logits_at, pad_examples, to_device
+from lora_kit.modeling.likelihood import logits_at, pad_examples, to_device, token_kl
 from lora_kit.modeling.modes import adapter_disabled
 
 MAX_PROMPTS = 16
@@ -50,7 +50,7 @@ def drift_prompt(work: Work, item: Item) -> tuple[int, ...]:
 
 
 @torch.inference_mode()
-def token_kl(
+def prompt_drift(
     model: Any, prompts: Sequence[tuple[int, ...]], pad_token_id: int, device: torch.device
 ) -> list[float]:
     """Compute KL(base || adapter) in nats per token, averaged over each prompt's last positions.
@@ -71,9 +71,9 @@ def token_kl(
         starts = Seq2SeqBatch.of(model, batch["input_ids"], batch["attention_mask"]).starts
         measured *= torch.arange(measured.shape[1], device=device) >= starts[:, None]
     rows, columns = measured.nonzero(as_tuple=True)
-    adapted = logits_at(model, batch, rows, columns).float().log_softmax(dim=-1)
+    adapted = logits_at(model, batch, rows, columns)
     with adapter_disabled(model):
-        base = logits_at(model, batch, rows, columns).float().log_softmax(dim=-1)
-    kl = (base.exp() * (base - adapted)).sum(dim=-1).double()
+        base = logits_at(model, batch, rows, columns)
+    kl = token_kl(base, adapted).double()
     sums = torch.zeros(len(prompts), dtype=torch.float64, device=device).index_add_(0, rows, kl)
     return (sums / measured.sum(dim=1)).tolist()

@@ -13,15 +13,15 @@ from lora_kit.recipe.section import Section
 
 # YAML reads 1945 as a number and no as false unless they are quoted.
 Text = Annotated[str, Field(pattern=r"\S")]
-Entry = TypeVar("Entry", bound=Section)
+ItemEntry = TypeVar("ItemEntry", bound=Section)
 
 
-def read_entries(file: str, model: type[Entry]) -> list[Entry]:
+def read_entries(file: str, model: type[ItemEntry]) -> list[ItemEntry]:
     """Return the entries that a file of this folder lists."""
     return [read_entry(model, value, file) for value in read_item_file(file)]
 
 
-def read_entry(model: type[Entry], value: Any, file: str) -> Entry:
+def read_entry(model: type[ItemEntry], value: Any, file: str) -> ItemEntry:
     """Return one entry of a file; its first field names it.
 
     Raises:
