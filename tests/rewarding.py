@@ -10,10 +10,12 @@ from lora_kit.adapter.attach import attach
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import REWARD
 from lora_kit.backbone.load import load
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import prepare
 from lora_kit.data.units import PreparedUnits
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.training.preferences.objectives import TrainerInputs
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.training.inputs import TrainingInputs
+from tests.training_rows import training_rows
 
 
 def write_pairs(path: Path, count: int, start: int = 0) -> Path:
@@ -65,10 +67,10 @@ def reward_recipe(model: Path, folder: Path, **changes: Any) -> Recipe:
     return Recipe.model_validate(document)
 
 
-def trainer_inputs(recipe: Recipe, directory: Path) -> TrainerInputs:
+def trainer_inputs(recipe: Recipe, directory: Path) -> TrainingInputs:
     backbone = load(resolve(recipe.backbone), recipe.backbone, REWARD)
     rows, _ = training_rows(recipe.data, recipe.seed, "reward")
     data = prepare(rows, backbone.tokenizer, recipe.data, 0, "reward", REWARD)
     assert isinstance(data, PreparedUnits)
     model = attach(backbone, recipe.adapter, recipe.seed)
-    return TrainerInputs(recipe, backbone, model, data, directory, 6)
+    return TrainingInputs(recipe, backbone, model, data, None, RunDirectory(directory))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +16,7 @@ from lora_kit.adapter.name_checks import (
     require_target_modules,
 )
 from lora_kit.adapter.peft_methods import peft_configuration
+from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.adapter.saved_configuration import (
     MISMATCH_ERRORS,
     read_configuration,
@@ -29,14 +28,9 @@ from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.initialisations import SUBTRACTED, initialisation_of
 from lora_kit.runtime.errors import AdapterError, first_line
-from lora_kit.runtime.files import read_json
-from lora_kit.runtime.hashes import file_sha256
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
         if not any(parameter.requires_grad for parameter in head.parameters()):
             raise AdapterError(
                 f"adapter.method: {spec.method}: PEFT neither trains nor saves a classifier's head "
-                "with this method, so the head would keep its random weights. Fix: use lora."
+                "with this method, so the head would keep its random weights. Fix: use lora"
             )
     return model
 
@@ -122,40 +116,13 @@ def wrap_with_adapter(
     except (ValueError, TypeError, NotImplementedError) as error:
         raise AdapterError(
             f"adapter: {spec.method}: PEFT refuses the configuration ({first_line(error, 3)}). "
-            "Fix: change the options or the target modules."
+            "Fix: change the options or the target modules"
         ) from error
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     add_virtual_tokens(adapted)
     return adapted
-
-
-# Configuration keys that state the origin of an adapter and do not change its outputs.
-PROVENANCE_KEYS = (
-    "base_model_name_or_path",
-    "revision",
-    "peft_version",
-    "inference_mode",
-    "auto_mapping",
-)
-
-
-def adapter_sha256(directory: Path) -> str:
-    """Return the sha256 of an adapter's weights and configuration, in hexadecimal.
-
-    The configuration counts since the same weights with another alpha are another adapter.
-    """
-    config = read_json(directory / ADAPTER_CONFIG, AdapterError)
-    hashed = {
-        # PEFT writes sets as lists, in an order that varies.
-        name: sorted(value) if isinstance(value, list) else value
-        for name, value in config.items()
-        if name not in PROVENANCE_KEYS
-    }
-    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode())
-    digest.update(file_sha256(directory / ADAPTER_WEIGHTS).encode())
-    return digest.hexdigest()
 
 
 def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:
@@ -175,7 +142,7 @@ def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:
             raise AdapterError(
                 f"{directory}: bias: {config.bias}: PEFT trains biases of the backbone in place, "
                 "so disabling the adapter does not restore the base, and the adapter cannot be "
-                "compared with it. Fix: train an adapter with bias: none."
+                "compared with it. Fix: train an adapter with bias: none"
             )
     return attached
 
@@ -199,7 +166,7 @@ def load_adapter(base: torch.nn.Module, reference: str, directory: Path) -> Peft
         if not (directory / name).is_file():
             raise AdapterError(
                 f"{directory}: no {name}. Fix: name an adapter directory, with {ADAPTER_CONFIG} "
-                f"and {ADAPTER_WEIGHTS} as written by PEFT's save_pretrained."
+                f"and {ADAPTER_WEIGHTS} as written by PEFT's save_pretrained"
             )
     path = directory / ADAPTER_CONFIG
     config = read_configuration(path, AdapterError)
@@ -211,13 +178,13 @@ def load_adapter(base: torch.nn.Module, reference: str, directory: Path) -> Peft
     except MISMATCH_ERRORS as error:
         raise AdapterError(
             f"{directory}: this adapter does not fit {reference} ({first_line(error, 3)}). Fix: "
-            "name the backbone that it was trained on."
+            "name the backbone that it was trained on"
         ) from error
     unloaded = _unloaded_keys(model, directory)
     if unloaded:
         raise AdapterError(
             f"{directory}: {len(unloaded)} tensors of the adapter match no module of {reference} "
-            f"(first: {unloaded[0]}). Fix: name the backbone that it was trained on."
+            f"(first: {unloaded[0]}). Fix: name the backbone that it was trained on"
         )
     add_virtual_tokens(model)
     return model
@@ -281,7 +248,7 @@ def coverage(model: PeftModel, spec: AdapterSpec | None = None) -> Coverage:
     if not adapted:
         raise AdapterError(
             "adapter.target_modules: no module has an adapter, so nothing would be trained. Fix: "
-            "name modules of the backbone, or use all-linear."
+            "name modules of the backbone, or use all-linear"
         )
     trainable, parameters = model.get_nb_trainable_parameters()
     if spec is not None and initialisation_of(spec) in SUBTRACTED:

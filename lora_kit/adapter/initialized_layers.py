@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from lora_kit.adapter.peft_methods import requested_configuration
+from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER, requested_configuration
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.initialisations import OPTION
 from lora_kit.runtime.errors import AdapterError
@@ -15,9 +15,6 @@ from lora_kit.runtime.errors import AdapterError
 if TYPE_CHECKING:
     from peft import EvaConfig, LoraConfig, PeftModel
     from peft.tuners.lora import LoraLayer
-
-# PEFT's name for a single adapter.
-DEFAULT_ADAPTER = "default"
 
 
 def layers_to_initialize(model: PeftModel, spec: AdapterSpec, kind: str) -> dict[str, LoraLayer]:
@@ -44,12 +41,12 @@ def layers_to_initialize(model: PeftModel, spec: AdapterSpec, kind: str) -> dict
         if name not in linear:
             raise AdapterError(
                 f"adapter.options.{OPTION}: {kind} supports only linear layers (got {name}: "
-                f"{type(layer.get_base_layer()).__name__}). Fix: {_linear_targets_advice(linear)}."
+                f"{type(layer.get_base_layer()).__name__}). Fix: {_linear_targets_advice(linear)}"
             )
         if kind in ("corda", "eva") and layer is model.get_output_embeddings():
             raise AdapterError(
                 f"adapter.options.{OPTION}: {kind} uses activations inside the blocks, and the "
-                f"layer {name} is outside of them. Fix: leave it out of adapter.target_modules."
+                f"layer {name} is outside of them. Fix: leave it out of adapter.target_modules"
             )
     requested = cast("LoraConfig", requested_configuration(spec, model.get_base_model()))
     _require_directions(layers, kind, requested)
@@ -79,7 +76,7 @@ def _require_directions(layers: Mapping[str, LoraLayer], kind: str, requested: L
             raise AdapterError(
                 f"adapter.rank: {rank}{formula}: {name} ({layer.out_features} x "
                 f"{layer.in_features}) has no more than {limit} directions to initialise with "
-                f"{kind}. Fix: {advice}."
+                f"{kind}. Fix: {advice}"
             )
 
 

@@ -6,14 +6,13 @@ token outside of the vocabulary.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.runtime.errors import AdapterError
+from lora_kit.runtime.errors import AdapterError, did_you_mean
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -46,7 +45,7 @@ def require_target_modules(model: torch.nn.Module, targets: list[str]) -> None:
         }
         raise AdapterError(
             f"adapter.target_modules: no module is called {', '.join(unmatched)}. Fix: name "
-            f"linear modules of this backbone: {', '.join(sorted(linear))}."
+            f"linear modules of this backbone: {', '.join(sorted(linear))}"
         )
 
 
@@ -104,7 +103,7 @@ def _require_matches(
         except re.error as error:
             raise AdapterError(
                 f"adapter.options.{option}: {requested} is not a regular expression ({error}). "
-                "Fix: escape or correct it."
+                "Fix: escape or correct it"
             ) from error
         if not is_known:
             raise AdapterError(
@@ -116,9 +115,8 @@ def _unknown_name(option: str, requested: str, names: Sequence[str]) -> str:
     kind, parts = ("parameter", 2) if option == PARAMETERS else ("module", 1)
     indices = {part for name in names for part in name.split(".") if part.isdigit()}
     known = sorted({".".join(name.split(".")[-parts:]) for name in names} - indices)
-    close = difflib.get_close_matches(requested, known, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return f"no {kind} is called {requested}.{hint} Fix: use one of {', '.join(known)}."
+    hint = did_you_mean(requested, known)
+    return f"no {kind} is called {requested}.{hint} Fix: use one of {', '.join(known)}"
 
 
 def require_known_tokens(model: torch.nn.Module, config: PeftConfig, prefix: str) -> None:
@@ -160,7 +158,7 @@ def _row_count(module: torch.nn.Module) -> int:
 
 
 def _require_token_ids(tokens: Sequence[int], count: int, field: str) -> None:
-    fix = f"Fix: use token ids from 0 to {count - 1}."
+    fix = f"Fix: use token ids from 0 to {count - 1}"
     if not tokens:
         raise AdapterError(f"{field}: names no token, so no embedding would be trained. {fix}")
     unknown = [token for token in tokens if not 0 <= token < count]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import typing
@@ -17,12 +16,14 @@ from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.heads import peft_task_type
 from lora_kit.recipe.adapter import VIRTUAL, VIRTUAL_TOKENS, AdapterSpec
 from lora_kit.recipe.initialisations import OPTION, SECTIONS, SUBTRACTED, initialisation_of
-from lora_kit.runtime.errors import AdapterError
+from lora_kit.runtime.errors import AdapterError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftConfig
 
+# PEFT's name of an adapter that is attached without one.
+DEFAULT_ADAPTER = "default"
 # PEFT's names of the fields `rank`, `alpha` and `dropout`, which differ between methods.
 RANK_NAMES = ("r", "subspace_rank", "effective_rank")
 ALPHA_NAMES = ("lora_alpha", "alpha")
@@ -135,11 +136,11 @@ def requested_configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftCo
         if match := _NEEDS_MODULE_LIST.search(str(error)):
             raise AdapterError(
                 f"adapter.options.{match[1]}: needs a list of modules in adapter.target_modules "
-                f"(got {spec.target_modules}). Fix: name them there, such as [q_proj, v_proj]."
+                f"(got {spec.target_modules}). Fix: name them there, such as [q_proj, v_proj]"
             ) from error
         raise AdapterError(
             f"adapter: {spec.method}: PEFT refuses the configuration ({error}). Fix: change "
-            "adapter.options."
+            "adapter.options"
         ) from error
 
 
@@ -158,11 +159,11 @@ def _require_default_fields(spec: AdapterSpec) -> None:
     """Raise AdapterError for a field of `adapter` that has no effect when weights are trained."""
     for field in ("rank", "alpha", "dropout", "options"):
         if getattr(spec, field):
-            raise AdapterError(f"adapter.{field}: {spec.method} has none. Fix: leave it out.")
+            raise AdapterError(f"adapter.{field}: {spec.method} has none. Fix: leave it out")
     if spec.target_modules != "all-linear":
         raise AdapterError(
             f"adapter.target_modules: {spec.method} selects the trained modules itself. Fix: leave "
-            "it out."
+            "it out"
         )
 
 
@@ -179,7 +180,7 @@ def _peft_fields(spec: AdapterSpec, fields: set[str]) -> dict[str, Any]:
             continue
         name = next((name for name in names if name in fields), None)
         if name is None:
-            raise AdapterError(f"adapter.{field}: {spec.method} has none. Fix: leave it out.")
+            raise AdapterError(f"adapter.{field}: {spec.method} has none. Fix: leave it out")
         values[name] = value
     if spec.method == "adalora":
         # Training sets the number of steps once it is known.
@@ -197,7 +198,7 @@ def _convert_options(spec: AdapterSpec, fields: set[str], kind: type) -> dict[st
         if spec.options.get(name) not in (None, False, "none"):
             raise AdapterError(
                 f"adapter.options.{name}: {effect}, so disabling the adapter does not restore the "
-                f"base (got {spec.options[name]}). Fix: leave it out."
+                f"base (got {spec.options[name]}). Fix: leave it out"
             )
     try:
         hints: Mapping[str, Any] = typing.get_type_hints(kind)
@@ -206,11 +207,10 @@ def _convert_options(spec: AdapterSpec, fields: set[str], kind: type) -> dict[st
     values: dict[str, Any] = {}
     for name, value in spec.options.items():
         if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
             raise AdapterError(
                 f"adapter.options.{name}: not an option of {spec.method} in PEFT, or a field of "
-                f"`adapter` itself.{hint} Fix: use one of {', '.join(sorted(fields))}."
+                f"`adapter` itself.{did_you_mean(name, fields)} Fix: use one of "
+                f"{', '.join(sorted(fields))}"
             )
         # PEFT's class declares only one of PiSSA's names.
         is_initialisation = name == OPTION and initialisation_of(spec) is not None
@@ -218,7 +218,7 @@ def _convert_options(spec: AdapterSpec, fields: set[str], kind: type) -> dict[st
     if values.get("init_r", math.inf) <= values.get("target_r", spec.rank or 8):
         raise AdapterError(
             f"adapter.options.init_r: adalora's initial rank must exceed `rank` (got "
-            f"{values['init_r']}). Fix: raise init_r."
+            f"{values['init_r']}). Fix: raise init_r"
         )
     return values
 
@@ -228,14 +228,14 @@ def _prompt_options(method: str, options: dict[str, Any], model: torch.nn.Module
     if is_encoder_decoder(model):
         raise AdapterError(
             f"adapter.method: {method} is not supported for encoder-decoders. Fix: use lora, or "
-            "another method that changes layers."
+            "another method that changes layers"
         )
     values: dict[str, Any] = {"num_virtual_tokens": VIRTUAL_TOKENS}
     values |= DEFAULT_INITIALISATIONS.get(method, {}) | options
     count = values["num_virtual_tokens"]
     if count < 1:
         raise AdapterError(
-            f"adapter.options.num_virtual_tokens: must be at least 1 (got {count}). Fix: raise it."
+            f"adapter.options.num_virtual_tokens: must be at least 1 (got {count}). Fix: raise it"
         )
     field = "adapter.options.prompt_tuning_init_text"
     text = values.get("prompt_tuning_init_text")
@@ -243,13 +243,13 @@ def _prompt_options(method: str, options: dict[str, Any], model: torch.nn.Module
         if text is not None:
             raise AdapterError(
                 f"{field}: has an effect only with prompt_tuning_init: TEXT. Fix: set it, or leave "
-                "the text out."
+                "the text out"
             )
         return values
     if not text:
         raise AdapterError(
             f"{field}: required by prompt_tuning_init: TEXT (got {text!r}). Fix: set the text that "
-            "the virtual tokens are initialised from."
+            "the virtual tokens are initialised from"
         )
     from transformers import AutoTokenizer
 
@@ -259,7 +259,7 @@ def _prompt_options(method: str, options: dict[str, Any], model: torch.nn.Module
     if length > count:
         raise AdapterError(
             f"{field}: PEFT would use only the first {count} tokens (got {length} tokens). Fix: "
-            f"shorten the text, or set num_virtual_tokens: {length}."
+            f"shorten the text, or set num_virtual_tokens: {length}"
         )
     return values | {"tokenizer_name_or_path": directory}
 
@@ -274,7 +274,7 @@ def _converted(name: str, value: Any, hints: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         raise AdapterError(
             f"adapter.options.{name}: {error.errors()[0]['msg']} (got {value!r}). Fix: correct the "
-            "value."
+            "value"
         ) from error
 
 
@@ -288,5 +288,5 @@ def _require_known_keys(name: str, value: Any, hint: Any) -> None:
     if unknown:
         raise AdapterError(
             f"adapter.options.{name}.{unknown[0]}: unknown key. Fix: use one of "
-            f"{', '.join(sorted(known))}."
+            f"{', '.join(sorted(known))}"
         )

@@ -42,7 +42,7 @@ def unfrozen_configuration(model: torch.nn.Module, method: str) -> PeftConfig:
         if count > len(blocks):
             raise AdapterError(
                 f"adapter.method: {method}: more blocks than the backbone has (got {count} of "
-                f"{len(blocks)}). Fix: use last-1 to last-{len(blocks)}, or full."
+                f"{len(blocks)}). Fix: use last-1 to last-{len(blocks)}, or full"
             )
         names = names[-count:]
     names += _modules_after(model, trunk)

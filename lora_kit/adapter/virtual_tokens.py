@@ -145,7 +145,7 @@ def require_supported_prompt_method(config: PeftConfig, directory: Path) -> None
     prompt_method = f"{method} of task_type {config.task_type}" if method in VIRTUAL else method
     raise AdapterError(
         f"{directory}: {prompt_method} is not supported. Fix: use a prompt method of "
-        f"{', '.join(VIRTUAL)} with task_type CAUSAL_LM, or a method that changes layers."
+        f"{', '.join(VIRTUAL)} with task_type CAUSAL_LM, or a method that changes layers"
     )
 
 
@@ -169,13 +169,13 @@ def require_virtual_tokens_attended(model: PeftModel, field: str) -> None:
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise AdapterError(
             f"{field}: this backbone does not support prepended keys and values "
-            f"({first_line(error)}). Fix: use lora."
+            f"({first_line(error)}). Fix: use lora"
         ) from error
     # Differences by rounding: up to 1e-4 in float32, some tenths in half precision.
     if not difference <= (1e-3 if model.dtype == torch.float32 else 0.5):
         raise AdapterError(
             f"{field}: layers of this backbone ignore prepended keys and values (logits differ by "
-            f"{difference:.2g} from those with prepended embeddings). Fix: use lora."
+            f"{difference:.2g} from those with prepended embeddings). Fix: use lora"
         )
 
 

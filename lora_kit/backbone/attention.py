@@ -29,7 +29,7 @@ def attention_arguments(attention: Attention, device: torch.device) -> dict[str,
         if problem:
             raise BackboneError(
                 f"backbone.attention: {FLASH} {problem}. Fix: set backbone.attention: sdpa, or "
-                "leave it out."
+                "leave it out"
             )
     return {"attn_implementation": attention}
 

@@ -28,6 +28,6 @@ def find_blocks(model: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
     if not lists:
         raise AdapterError(
             "adapter.method: needs a list of blocks, which this backbone does not have. Fix: use "
-            "lora."
+            "lora"
         )
     return max(lists, key=lambda named: sum(p.numel() for p in named[1].parameters()))

@@ -69,7 +69,7 @@ def prepare_seq2seq(
         raise BackboneError(
             f"backbone.model: {reference}: the decoder starts with the target language, which its "
             "tokenizer does not set. Fix: set `src_lang` and `tgt_lang` in a copy's "
-            "tokenizer_config.json."
+            "tokenizer_config.json"
         )
     source, target = tokenizer("")["input_ids"], tokenizer(text_target="")["input_ids"]
     if end != model.generation_config.eos_token_id or any(
@@ -78,7 +78,7 @@ def prepare_seq2seq(
         raise BackboneError(
             f"backbone.model: {reference}: its tokenizer does not end a text with the "
             "end-of-sequence token, which separates source and answer. Fix: choose another "
-            "backbone."
+            "backbone"
         )
     # Otherwise transformers' trainer sets it and logs a line about it.
     model.generation_config.bos_token_id = tokenizer.bos_token_id
@@ -93,7 +93,7 @@ def prepare_seq2seq(
         raise BackboneError(
             f"backbone.model: {reference}: its tokenizer gives other tokens for source and answer "
             "in one text than for each of them, so the decoder would see tokens that it was not "
-            "trained on. Fix: choose another backbone."
+            "trained on. Fix: choose another backbone"
         )
 
 
@@ -118,7 +118,7 @@ def set_greedy_generation(model: PreTrainedModel, reference: str) -> int:
         if token is None:
             raise BackboneError(
                 f"backbone.model: {reference}: an encoder-decoder needs `{name}`, which neither "
-                "config.json nor generation_config.json has. Fix: set it in a copy's config.json."
+                "config.json nor generation_config.json has. Fix: set it in a copy's config.json"
             )
         tokens[name] = token if isinstance(token, int) else token[0]
     model.generation_config = GenerationConfig(**tokens)

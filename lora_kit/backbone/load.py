@@ -93,14 +93,14 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
         raise BackboneError(
             f"backbone.model: {files.reference}: not the weights of a language model (missing: "
             f"{min(missing)} and {len(missing) - 1} others). Fix: choose a language model, or "
-            "train an encoder as a classifier with training.objective: classification."
+            "train an encoder as a classifier with training.objective: classification"
         )
     head = prepare_head(model, tokenizer, classes, missing) if classes else None
     quantized = tuple(guard_quantized_modules(model))
     if spec.quantization != "none" and not quantized:
         raise BackboneError(
             f"backbone.quantization: {spec.quantization} applies only to linear layers, and "
-            f"{files.reference} has none. Fix: set quantization: none."
+            f"{files.reference} has none. Fix: set quantization: none"
         )
     model.requires_grad_(False)
     model.eval()
@@ -150,7 +150,7 @@ def _read(
         # After the first line, transformers lists all models that it supports.
         raise BackboneError(
             f"backbone.model: {files.reference}{setting}: transformers cannot load it "
-            f"({first_line(error)}). Fix: choose a model in safetensors of a supported type."
+            f"({first_line(error)}). Fix: choose a model in safetensors of a supported type"
         ) from error
     return model, tokenizer, loading["missing_keys"]
 
@@ -174,7 +174,7 @@ def _model_class(files: BackboneFiles, classes: Sequence[str]) -> Any:
         raise BackboneError(
             f"backbone.model: {files.reference}: heads are not supported for encoder-decoders (got "
             f"{config.model_type}). Fix: choose a decoder or an encoder"
-            f"{'' if tuple(classes) == REWARD else generating}."
+            f"{'' if tuple(classes) == REWARD else generating}"
         )
     return AutoModelForSequenceClassification
 
@@ -190,7 +190,7 @@ def _resolved_attention(model: PreTrainedModel, spec: BackboneSpec) -> str:
     if spec.attention not in ("auto", resolved):
         raise BackboneError(
             f"backbone.attention: {spec.attention}: for this model transformers uses {resolved} "
-            "instead. Fix: leave backbone.attention out."
+            "instead. Fix: leave backbone.attention out"
         )
     return resolved
 

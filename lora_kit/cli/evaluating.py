@@ -78,7 +78,7 @@ def continual_command(
     """Measure adapters that were trained one after the other on the tasks of all of them."""
     spec = backbone_spec(backbone, quantization)
     quiet_libraries()
-    from lora_kit.evaluation.reporting.show_stages import show_matrix
+    from lora_kit.evaluation.reporting.show_continual import show_matrix
     from lora_kit.pipeline.continual import RECORD, evaluate_continual
 
     result = evaluate_continual(targets, suite, spec, output, no_cache)

@@ -10,6 +10,9 @@ from torch.utils.data import Sampler
 
 from lora_kit.data.tokenization import Example
 
+# Batches sorted together; more of them mean less padding and less randomness.
+SORTED_BATCHES = 64
+
 
 class LengthGroupedSampler(Sampler[int]):
     """Sampler of example indices in which each batch holds examples of about the same length.
@@ -19,20 +22,17 @@ class LengthGroupedSampler(Sampler[int]):
     This sampler shuffles windows, ties and batches anew in each epoch.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, window: int = 64):
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
         """Set up the sampler.
 
         Args:
             lengths: tokens of each example.
             batch_size: examples per batch.
             seed: seed of the order.
-            window: batches sorted together; a larger window means less padding and less
-                randomness.
         """
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
-        self.window = window
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -46,7 +46,7 @@ class LengthGroupedSampler(Sampler[int]):
         generator = random.Random(f"{self.seed}/{self.epoch}")
         order = list(range(len(self.lengths)))
         generator.shuffle(order)
-        size = self.batch_size * self.window
+        size = self.batch_size * SORTED_BATCHES
         batches = []
         for start in range(0, len(order), size):
             block = sorted(order[start : start + size], key=lambda index: self.lengths[index])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lora_kit.runtime.errors import DataError
+from lora_kit.runtime.errors import DataError, did_you_mean
 
 RawRow = Mapping[str, Any]
 
@@ -25,9 +24,8 @@ def rename_columns(value: RawRow, origin: str, columns: Mapping[str, str]) -> Ra
     for field, column in columns.items():
         if column not in value:
             raise DataError(
-                f"{origin}: no column {column!r}, which columns.{field} names"
-                f"{did_you_mean(column, value)} (got {list_columns(value)}). Fix: correct "
-                f"columns.{field}"
+                f"{origin}: no column {column!r}, which columns.{field} names (got "
+                f"{list_columns(value)}).{did_you_mean(column, value)} Fix: correct columns.{field}"
             )
     return {**value, **{field: value[column] for field, column in columns.items()}}
 
@@ -47,12 +45,6 @@ def class_name(value: RawRow, column: str, names: Sequence[str], origin: str) ->
             " Fix: correct or remove the row"
         )
     return names[number]
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return `; did you mean ...?` with the most similar name; empty if none is similar."""
-    near = difflib.get_close_matches(name, [str(one) for one in names], n=1, cutoff=0.5)
-    return f"; did you mean `{near[0]}`?" if near else ""
 
 
 def list_columns(columns: Iterable[object]) -> str:

@@ -6,19 +6,25 @@ import dataclasses
 import random
 from array import array
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.backbone.heads import REWARD
-from lora_kit.data.labelled import count_classes
+from lora_kit.data.labelled import count_classes, encode_labelled_rows
 from lora_kit.data.mixture import mix
-from lora_kit.data.prepared import Counts, PreparedData
+from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows, RowSource, concatenate_rows
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import open_source
-from lora_kit.data.store import MIN_CACHED_ROWS, tokenize_cached, tokenize_in_memory
+from lora_kit.data.store import (
+    MIN_CACHED_ROWS,
+    text_encoder,
+    tokenize_cached,
+    tokenize_in_memory,
+)
 from lora_kit.data.units import prepare_units
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.data import SELF, DataSpec, ReplaySpec, SourceSpec
@@ -31,24 +37,13 @@ if TYPE_CHECKING:
 
 # Prefix of the name of a replay source.
 REPLAY = "replay: "
-__all__ = [
-    "Counts",
-    "PreparedData",
-    "is_training_source",
-    "mix_replay",
-    "open_rows",
-    "prepare",
-    "training_classes",
-    "training_rows",
-    "validation_rows",
-]
 
 
 class MostlyDroppedError(DataError):
-    """Raised if more rows than `data.audit.dropped` allows have no supervised token.
+    """Raised if more examples than `data.audit.dropped` allows have no supervised token.
 
     Attributes:
-        problem: number of dropped rows and the origins of the first ones.
+        problem: number of dropped examples and the origins of the first ones.
     """
 
     def __init__(self, problem: str, remedy: str):
@@ -103,15 +98,6 @@ def mix_replay(
     random.Random(f"{seed}/replay").shuffle(order)
     shuffled = np.frombuffer(order, dtype=np.int64)
     return Rows(both.sources, both.parts[shuffled], both.numbers[shuffled]), count
-
-
-def training_rows(spec: DataSpec, seed: int, objective: Objective = "sft") -> tuple[Rows, int]:
-    """Return the rows to train on and the number of replay rows among them.
-
-    Raises:
-        DataError: as `open_rows` and `mix_replay`.
-    """
-    return mix_replay(open_rows(spec, seed, objective), spec, seed)
 
 
 def _replay_rows(
@@ -190,7 +176,7 @@ def prepare(
     while sources, recipe and tokenizer stay the same.
 
     Args:
-        rows: rows of `training_rows` or `validation_rows`, or any others.
+        rows: rows of `mix_replay` or `validation_rows`, or any others.
         tokenizer: tokenizer of the backbone.
         spec: the recipe's `data` section.
         replay_rows: number of replay rows among `rows`, for the record.
@@ -210,11 +196,14 @@ def prepare(
     if objective not in SUPERVISED:
         data: PreparedData = prepare_units(rows, tokenizer, spec, objective)
     elif classes:
-        data = tokenize_in_memory(rows, tokenizer, spec, classes)
+        encode = partial(
+            encode_labelled_rows, tokenizer=tokenizer, max_length=spec.max_length, classes=classes
+        )
+        data = tokenize_in_memory(rows, encode)
     elif isinstance(rows, Rows) and len(rows) >= MIN_CACHED_ROWS and tokenizer.is_fast:
         data = tokenize_cached(rows, tokenizer, spec)
     else:
-        data = tokenize_in_memory(rows, tokenizer, spec)
+        data = tokenize_in_memory(rows, text_encoder(tokenizer, spec))
     _refuse_mostly_dropped(data, spec)
     counts = dataclasses.replace(data.counts, replay_rows=replay_rows)
     return dataclasses.replace(data, counts=counts)
@@ -230,7 +219,7 @@ def _refuse_mostly_dropped(data: PreparedData, spec: DataSpec) -> None:
     examples = counts.used + counts.dropped
     if examples and (not counts.used or counts.dropped > spec.audit.dropped * examples):
         raise MostlyDroppedError(
-            f"{counts.dropped} of {examples} rows have no supervised token within "
+            f"{counts.dropped} of {examples} examples have no supervised token within "
             f"{spec.max_length} tokens (allowed: {spec.audit.dropped:.0%}), the first: "
             f"{', '.join(data.dropped)}",
             "raise data.max_length, shorten the prompts, or raise data.audit.dropped",

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_kit.data.columns import RawRow, class_name, did_you_mean, list_columns, rename_columns
+from lora_kit.data.columns import RawRow, class_name, list_columns, rename_columns
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.turns import (
     check_has_assistant_turn,
@@ -22,7 +22,7 @@ from lora_kit.data.turns import (
     read_tools,
 )
 from lora_kit.recipe.data import RowFormat
-from lora_kit.runtime.errors import DataError
+from lora_kit.runtime.errors import DataError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -244,9 +244,9 @@ def parse_row(
     missing = [field for field in FORMATS[name].fields if field not in value]
     if missing:
         raise DataError(
-            f"{origin}: format {name}: no column {missing[0]!r}{did_you_mean(missing[0], value)} "
-            f"(got {list_columns(value)}; expected {FORMATS[name].example}). Fix: map it with "
-            f"{place}"
+            f"{origin}: format {name}: no column {missing[0]!r} (got {list_columns(value)}; "
+            f"expected {FORMATS[name].example}).{did_you_mean(missing[0], value)} Fix: map it "
+            f"with {place}"
         )
     _require_kind(name, pairs, origin)
     row = FORMATS[name].read(value, origin)
@@ -281,7 +281,7 @@ def check_columns(columns: Mapping[str, str], form: RowFormat, place: str) -> No
         if field not in fields:
             owner = "any format" if form == "auto" else f"format {form}"
             raise DataError(
-                f"{place}: {field} is no field of {owner}{did_you_mean(field, fields)}. Fix: use "
+                f"{place}: {field} is no field of {owner}.{did_you_mean(field, fields)} Fix: use "
                 f"one of {', '.join(fields)}"
             )
 

@@ -15,7 +15,7 @@ from lora_kit.runtime.errors import DataError
 
 
 def mix(sources: Sequence[Rows], spec: DataSpec, seed: int) -> Rows:
-    """Draw rows of sources sources in proportion to their weights, or by temperature.
+    """Draw rows of the sources in proportion to their weights, or by temperature.
 
     A source with fewer rows than its share is repeated in complete passes, each in another order;
     the remainder is drawn without replacement, as are all rows of a larger source. Each source is

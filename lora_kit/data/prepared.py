@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, overload
@@ -60,7 +60,7 @@ class Counts:
     """Counts of rows and examples.
 
     One row gives one example, unless it has to be split because of the chat template or its
-    length: rows - split_rows + split_examples = used + dropped.
+    length: rows - split_rows + split_examples = used + dropped. A preference pair gives two.
 
     Attributes:
         rows: rows read; for a mixture, rows drawn.
@@ -195,28 +195,31 @@ class Tally:
         # Separate hashes keep the digest independent of the boundaries between batches.
         self.hashes = [hashlib.sha256() for _ in ("length", "input_ids", "labels")]
 
-    def add(self, row: Row, source: int, examples: Sequence[Example]) -> list[Example]:
+    def add(
+        self, row: Row, source: int, examples: Sequence[Example], together: bool = False
+    ) -> list[Example]:
         """Count a row and its examples.
 
         Args:
             row: the row.
             source: index of its source.
             examples: examples made of the row.
+            together: if true, the examples are one unit: all are dropped if any has to be.
 
         Returns:
             The examples that have a supervised token.
         """
         if row.format:
             self.formats[source].add(row.format)
-        used = []
-        for example in examples:
-            supervised = example.supervised
-            if supervised:
-                used.append(example)
-                self.supervised += supervised
-            elif len(self.dropped) < MAX_NAMED:
-                self.dropped.append(example.origin)
-        if len(examples) > 1:
+        supervised = [example.supervised for example in examples]
+        used = [one for one, tokens in zip(examples, supervised, strict=True) if tokens]
+        if together and len(used) < len(examples):
+            used = []
+        if used:
+            self.supervised += sum(supervised)
+        if len(used) < len(examples) and len(self.dropped) < MAX_NAMED:
+            self.dropped.append(row.origin)
+        if len(examples) > 1 and not together:
             self.split_rows += 1
             self.split_examples += len(examples)
         self.numbers[source] += (
@@ -227,18 +230,6 @@ class Tally:
             sum(len(example.input_ids) for example in used),
         )
         return used
-
-    def add_unit(self, row: Row, source: int, examples: Sequence[Example]) -> bool:
-        """Count a row whose examples are used or dropped together.
-
-        Returns:
-            True if the examples are used, that is if each has a supervised token.
-        """
-        if all(example.supervised for example in examples):
-            self.add(row, source, examples)
-            return True
-        self.add(row, source, [replace(one, labels=()) for one in examples])
-        return False
 
     def record(self, examples: Sequence[Example], sources: Sequence[int]) -> pa.RecordBatch:
         """Hash examples and return them as a batch of `SCHEMA`.

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import jinja2
 
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.data.rows import Row
 from lora_kit.data.templates import has_reasoning, plain_prompt, refuse_unsupported_tools, render
-from lora_kit.recipe.data import TurnRole
+from lora_kit.recipe.data import TrainOn
 from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TrainOn = Literal["assistant", "last", "completion", "all"] | list[TurnRole]
 
 
 class RewrittenTurnsError(DataError):

@@ -64,7 +64,7 @@ class Row:
         return len(self.messages) > 1 and self.messages[-1].role == "assistant"
 
 
-def assign_split(key: str, validation: float = 0.1, test: float = 0.1) -> Split:
+def assign_split(key: str, validation: float, test: float) -> Split:
     """Assign a cluster to a split by a hash of its name, the same on every machine.
 
     Args:

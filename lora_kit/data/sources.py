@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import random
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -15,42 +15,45 @@ from lora_kit.data.builtin.areas import area_rows
 from lora_kit.data.builtin.docstrings import docstring_pairs, docstring_rows
 from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.builtin.sums import sum_rows
-from lora_kit.data.files.datafiles import ENDINGS, file_kind
-from lora_kit.data.files.tables import (
-    ArrowTable,
-    Table,
-    TableRequest,
-    has_splits,
-    is_hub_id,
-    open_table,
-)
+from lora_kit.data.files.readers import TableRequest
+from lora_kit.data.files.tables import ArrowTable, Table, has_splits, is_hub_id, open_table
 from lora_kit.data.formats import check_columns, parse_row
 from lora_kit.data.row_sets import Rows, RowSource
-from lora_kit.data.rows import Row, assign_split
+from lora_kit.data.rows import Row, Split, assign_split
 from lora_kit.recipe.data import SourceSpec
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.hashes import json_sha256
 
-# Reader of the rows, and the fractions of the clusters held out for validation and test.
-BUILT_IN: dict[str, tuple[Callable[[], Sequence[Row]], float, float]] = {
-    "stdlib-docstrings": (docstring_rows, 0.1, 0.15),
-    "stdlib-docstring-pairs": (docstring_pairs, 0.1, 0.15),
-    "stdlib-areas": (area_rows, 0.1, 0.3),
-    "python-reference": (reference_rows, 0.1, 0.5),
-    "sums": (sum_rows, 0.1, 0.25),
-}
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """Built-in source.
+
+    Attributes:
+        read: function that returns all rows.
+        license: SPDX id of the license, and the evidence for it.
+        test: fraction of the clusters held out for test.
+        validation: fraction of the clusters held out for validation.
+    """
+
+    read: Callable[[], Sequence[Row]]
+    license: tuple[str, str]
+    test: float
+    validation: float = 0.1
+
+
 # The LICENSE of CPython is the stack that SPDX calls Python-2.0.1: the agreement of the PSF plus
 # those of BeOpen, CNRI (of Python 1.6.1) and CWI, all of which apply. PSF-2.0 is only the first of
 # them; Python-2.0 is the stack with an older agreement of CNRI, not used since 2.0.1.
 PYTHON_LICENSE = ("Python-2.0.1", "Python's LICENSE")
-# SPDX id of each source's license, and the evidence for it.
-BUILT_IN_LICENSES = {
-    "stdlib-docstrings": PYTHON_LICENSE,
-    "stdlib-docstring-pairs": PYTHON_LICENSE,
-    "python-reference": PYTHON_LICENSE,
-    "sums": ("Apache-2.0", "lora_kit's LICENSE"),
+BUILT_IN = {
+    "stdlib-docstrings": BuiltIn(docstring_rows, PYTHON_LICENSE, 0.15),
+    "stdlib-docstring-pairs": BuiltIn(docstring_pairs, PYTHON_LICENSE, 0.15),
+    "stdlib-areas": BuiltIn(area_rows, PYTHON_LICENSE, 0.3),
+    "python-reference": BuiltIn(reference_rows, PYTHON_LICENSE, 0.5),
+    "sums": BuiltIn(sum_rows, ("Apache-2.0", "lora_kit's LICENSE"), 0.25),
 }
-SPLITS = ("train", "validation", "test", "all")
+SPLITS: tuple[str, ...] = get_args(Split)
 
 
 def open_source(
@@ -86,12 +89,10 @@ def open_source(
 def _built_in(spec: SourceSpec, field: str, pairs: bool) -> RowSource:
     unused = ("subset", "revision", "streaming", "columns", "license")
     _refuse_unused(spec, field, unused, "built in")
-    read, validation, test = BUILT_IN[spec.source]
-    every_row = read()
+    built_in = BUILT_IN[spec.source]
+    every_row = built_in.read()
     if spec.format == "text" and every_row[0].text is None:
-        texts = [
-            name for name, (rows_of, _, _) in BUILT_IN.items() if rows_of()[0].text is not None
-        ]
+        texts = [name for name, one in BUILT_IN.items() if one.read()[0].text is not None]
         raise DataError(
             f"{field}: training.objective: text needs texts (got the conversations of "
             f"{spec.source}). Fix: set objective: sft, or name texts ({', '.join(texts)}, or a "
@@ -117,7 +118,7 @@ def _built_in(spec: SourceSpec, field: str, pairs: bool) -> RowSource:
     rows = [
         row
         for row in every_row
-        if spec.split in ("all", assign_split(row.cluster, validation, test))
+        if spec.split in ("all", assign_split(row.cluster, built_in.validation, built_in.test))
     ]
     return Rows.of(spec.source, rows).sources[0]
 
@@ -158,17 +159,10 @@ def _table_source(spec: SourceSpec, field: str, train_on_all: bool, pairs: bool)
 
 
 def _open_spec(spec: SourceSpec, field: str) -> Table:
-    path = Path(spec.source).expanduser()
-    if not path.is_dir() and not file_kind(path) and not is_hub_id(spec.source):
-        near = difflib.get_close_matches(spec.source, BUILT_IN, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        raise DataError(
-            f"{field}: unknown source (got {spec.source}){hint}. Fix: name a built-in source "
-            f"({', '.join(BUILT_IN)}), a file ({ENDINGS}), a folder or a hub id (owner/name)"
-        )
     if not is_hub_id(spec.source):
         _refuse_unused(spec, field, ("subset", "revision", "streaming"), "no hub id")
-    if not has_splits(spec.source) and spec.split not in ("train", "all"):
+    is_local = Path(spec.source).expanduser().exists()
+    if is_local and not has_splits(spec.source) and spec.split not in ("train", "all"):
         raise DataError(
             f"{_sibling(field, 'split')}: {spec.source} is a file or a folder and has no split "
             f"`{spec.split}`. Fix: remove it"
@@ -187,6 +181,7 @@ def _open_spec(spec: SourceSpec, field: str) -> Table:
             spec.revision,
             spec.limit if spec.streaming else None,
             as_text=True,
+            built_in=tuple(BUILT_IN),
         )
     )
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from lora_kit.data.labelled import encode_labelled_rows
 from lora_kit.data.prepared import SCHEMA, Counts, PreparedData, Tally
 from lora_kit.data.row_sets import Rows, read_blocks
 from lora_kit.data.rows import Row
-from lora_kit.data.tokenization import tokenize_rows
+from lora_kit.data.tokenization import Example, tokenize_rows
 from lora_kit.recipe.data import DataSpec
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.console import meter
@@ -31,33 +31,39 @@ from lora_kit.runtime.hashes import json_sha256
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# To be raised when the entries change for a reason other than the code of this package.
+# Function that returns the examples of each row of a block.
+Encode = Callable[[Sequence[Row]], Iterable[Sequence[Example]]]
+# Raise it when the entries change for a reason other than the code of this package.
 VERSION = 1
 # Tokenizing fewer rows takes no longer than the cache lookup.
 MIN_CACHED_ROWS = 2_000
 EXAMPLES, SUMMARY = "examples.arrow", "summary.json"
 
 
-def tokenize_in_memory(
-    rows: Sequence[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    spec: DataSpec,
-    classes: Sequence[str] = (),
-) -> PreparedData:
+def text_encoder(tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> Encode:
+    """Return a function that tokenizes conversations and texts."""
+    return partial(
+        tokenize_rows,
+        tokenizer=tokenizer,
+        max_length=spec.max_length,
+        train_on=spec.train_on,
+        split=spec.overflow == "split",
+    )
+
+
+def tokenize_in_memory(rows: Sequence[Row], encode: Encode, together: bool = False) -> PreparedData:
     """Tokenize rows in memory, without a cache.
 
     Args:
         rows: rows to tokenize.
-        tokenizer: tokenizer of the backbone.
-        spec: the recipe's `data` section.
-        classes: all class names, in the order of the head's outputs, if rows are trained on their
-            class.
+        encode: function that tokenizes a block of rows.
+        together: if true, the examples of a row are used or dropped together.
 
     Raises:
         DataError: if a row is malformed.
     """
     sink = pa.BufferOutputStream()
-    tally = _write(rows, tokenizer, spec, sink, classes)
+    tally = _write(rows, encode, sink, together)
     table = pa.ipc.open_stream(sink.getvalue()).read_all()
     return PreparedData(table, tally.counts(), tally.digest(), tuple(tally.dropped))
 
@@ -93,7 +99,7 @@ def _write_entry(
 ) -> None:
     with shared_directory(directory) as temporary:
         with pa.OSFile(str(temporary / EXAMPLES), "wb") as sink:
-            tally = _write(rows, tokenizer, spec, sink)
+            tally = _write(rows, text_encoder(tokenizer, spec), sink)
         summary = {
             "counts": tally.counts().to_dict(),
             "digest": tally.digest(),
@@ -102,13 +108,7 @@ def _write_entry(
         write_json(temporary / SUMMARY, summary)
 
 
-def _write(
-    rows: Sequence[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    spec: DataSpec,
-    sink: Any,
-    classes: Sequence[str] = (),
-) -> Tally:
+def _write(rows: Sequence[Row], encode: Encode, sink: Any, together: bool = False) -> Tally:
     """Tokenize rows and write them to an Arrow stream, one block at a time."""
     names = [source.name for source in rows.sources] if isinstance(rows, Rows) else ["rows"]
     tally = Tally(names)
@@ -118,15 +118,8 @@ def _write(
     ):
         for block, parts in read_blocks(rows):
             used, sources = [], []
-            examples_of_rows = (
-                encode_labelled_rows(block, tokenizer, spec.max_length, classes)
-                if classes
-                else tokenize_rows(
-                    block, tokenizer, spec.max_length, spec.train_on, spec.overflow == "split"
-                )
-            )
-            for row, part, examples in zip(block, parts, examples_of_rows, strict=True):
-                supervised = tally.add(row, part, examples)
+            for row, part, examples in zip(block, parts, encode(block), strict=True):
+                supervised = tally.add(row, part, examples, together)
                 used += supervised
                 sources += [part] * len(supervised)
             if used:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
-from lora_kit.data.rendering import RenderedRow, TextSpan, TrainOn, render_row, render_turns
+from lora_kit.data.rendering import RenderedRow, TextSpan, render_row, render_turns
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.templates import (
     control_tokens,
@@ -25,6 +25,7 @@ from lora_kit.data.templates import (
     render,
     special_token_ids,
 )
+from lora_kit.recipe.data import TrainOn
 from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:

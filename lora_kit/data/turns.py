@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from lora_kit.data.rows import Message
+from lora_kit.recipe.data import TurnRole
 from lora_kit.runtime.errors import DataError
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES: tuple[str, ...] = get_args(TurnRole)
 # OpenAI's name for system turns since 2024; chat templates know the older name.
 ROLE_ALIASES = {"developer": "system"}
 # Role names in data sets of the ShareGPT format.

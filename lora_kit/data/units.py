@@ -1,4 +1,4 @@
-"""Training data of objectives other than sft: rows with the examples made of them.
+"""Training data of preference objectives, rewards and GRPO: rows with the examples made of them.
 
 A preference pair gives two examples, the chosen and the rejected answer after the same prompt; a
 labelled answer (kto) or a prompt with a reference (grpo) gives one. Examples are tokenized as for
@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
-from lora_kit.data.prepared import SCHEMA, PreparedData, Tally
+from lora_kit.data.prepared import PreparedData
 from lora_kit.data.reward_inputs import encode_reward_inputs
-from lora_kit.data.row_sets import Rows, read_blocks
 from lora_kit.data.rows import Row
+from lora_kit.data.store import tokenize_in_memory
 from lora_kit.data.tokenization import Example, tokenize_rows
 from lora_kit.recipe.data import DataSpec
 from lora_kit.recipe.objective import PAIRED, Objective
@@ -77,25 +75,15 @@ def prepare_units(
     Raises:
         DataError: if a row is malformed, or of a kind that the objective does not support.
     """
-    tally = Tally([one.name for one in rows.sources] if isinstance(rows, Rows) else ["rows"])
     units: list[Unit] = []
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, SCHEMA) as writer:
-        for block, parts in read_blocks(rows):
-            tokenized = _tokenize(block, tokenizer, spec, objective)
-            used: list[Example] = []
-            sources: list[int] = []
-            for unit, part in zip(tokenized, parts, strict=True):
-                if tally.add_unit(unit.row, part, unit.examples):
-                    units.append(unit)
-                    used += unit.examples
-                    sources += [part] * len(unit.examples)
-            if used:
-                writer.write_batch(tally.record(used, sources))
-    table = pa.ipc.open_stream(sink.getvalue()).read_all()
-    return PreparedUnits(
-        table, tally.counts(), tally.digest(), tuple(tally.dropped), units=tuple(units)
-    )
+
+    def encode(block: Sequence[Row]) -> list[tuple[Example, ...]]:
+        tokenized = _tokenize(block, tokenizer, spec, objective)
+        units.extend(unit for unit in tokenized if all(one.supervised for one in unit.examples))
+        return [unit.examples for unit in tokenized]
+
+    data = tokenize_in_memory(rows, encode, together=True)
+    return PreparedUnits(data.table, data.counts, data.digest, data.dropped, units=tuple(units))
 
 
 def _tokenize(

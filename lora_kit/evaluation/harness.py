@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from lora_kit.adapter.attach import adapter_sha256
+from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Row
 from lora_kit.evaluation.assembly import (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from lora_kit.data.columns import RawRow, rename_columns
+from lora_kit.data.files.readers import TableRequest
 from lora_kit.data.files.tables import read_table
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.sources import SPLITS, open_source
@@ -14,9 +15,7 @@ from lora_kit.recipe.data import SourceSpec
 from lora_kit.runtime.errors import DataError
 
 
-def read_task_table(
-    spec: TaskSpec, built_in: Collection[str]
-) -> Iterator[tuple[dict[str, Any], str]]:
+def read_task_table(spec: TaskSpec, built_in: Collection[str]) -> Iterator[tuple[RawRow, str]]:
     """Yield the rows of a table with their origins, columns renamed to the fields of the kind.
 
     Args:
@@ -26,24 +25,16 @@ def read_task_table(
     Raises:
         DataError: if the source is unknown, or a column is missing.
     """
-    try:
-        rows = read_table(
-            spec.source, f"task {spec.name}: source", spec.subset, spec.split, spec.revision
-        )
-        for value, origin in rows:
-            missing = sorted(set(spec.columns.values()) - set(value))
-            if missing:
-                raise DataError(
-                    f"{origin}: no column {missing[0]!r} for `columns` of task {spec.name} (got "
-                    f"{', '.join(map(str, value))}). Fix: correct `columns`"
-                )
-            renamed = {field: value[column] for field, column in spec.columns.items()}
-            yield {**value, **renamed}, origin
-    except DataError as error:
-        if built_in and spec.source in str(error) and not Path(spec.source).exists():
-            names = ", ".join(built_in)
-            raise DataError(f"{error} (built-in sources of kind {spec.kind}: {names})") from error
-        raise
+    request = TableRequest(
+        spec.source,
+        f"task {spec.name}: source",
+        spec.split,
+        spec.subset,
+        spec.revision,
+        built_in=tuple(built_in),
+    )
+    for value, origin in read_table(request):
+        yield rename_columns(value, f"task {spec.name}: {origin}", spec.columns), origin
 
 
 def read_built_in(spec: TaskSpec, pairs: bool = False) -> Rows:

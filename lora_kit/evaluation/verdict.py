@@ -93,7 +93,7 @@ class TaskVerdict:
         merged: decision on the merged model that is released, if one is an arm.
         merged_interval: interval of that model's difference from the base.
         merges: comparisons of all merged models that are arms.
-        rivals: comparisons with the baselines that are arms.
+        baselines: comparisons with the baselines that are arms.
         measures: secondary metrics of the same items.
     """
 
@@ -119,12 +119,23 @@ class TaskVerdict:
     merged: Decision | None
     merged_interval: Interval | None
     merges: tuple[MergedTask, ...]
-    rivals: tuple[BaselineComparison, ...]
+    baselines: tuple[BaselineComparison, ...]
     measures: tuple[SecondaryMetric, ...]
     slices: tuple[Slice, ...]
     calibration: CalibrationComparison | None
     classes: ClassScores | None
     drift: Drift | None
+
+    @property
+    def threshold(self) -> float:
+        """Value that the interval is compared with: zero, or minus the margin."""
+        return -(self.margin or 0.0)
+
+    @property
+    def margin_used(self) -> tuple[float, float, float]:
+        """Shares of the margin used by the difference, its best case and its worst case."""
+        margin, interval = self.margin or 1.0, self.interval
+        return -interval.delta / margin, -interval.high / margin, -interval.low / margin
 
 
 @dataclass(frozen=True)
@@ -169,6 +180,11 @@ class Verdict:
     ships: str | None
     findings: tuple[Finding, ...]
     suites: tuple[SuiteVerdict, ...]
+
+    @property
+    def tasks(self) -> list[tuple[SuiteVerdict, TaskVerdict]]:
+        """Tasks of all suites, in order, each with its suite."""
+        return [(suite, task) for suite in self.suites for task in suite.tasks]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as JSON values; infinite limits become null."""

@@ -68,7 +68,7 @@ def read_suites(directory: Path) -> list[Suite]:
         return [Suite.model_validate(one) for one in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise EvaluationError(
-            f"{path}: cannot be read as suites ({error}). Fix: evaluate again"
+            f"{path}: cannot be read as suites (got {error}). Fix: evaluate again"
         ) from error
 
 
@@ -102,7 +102,9 @@ def evidence_digests(directory: Path) -> dict[str, str]:
 
 def _read_values(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise EvaluationError(f"{path}: no such file. Fix: evaluate the adapter first")
+        raise EvaluationError(
+            f"{path}: no verdict (got no such file). Fix: evaluate the adapter first"
+        )
     return read_json(path, EvaluationError)
 
 
@@ -114,8 +116,8 @@ def _parse(path: Path, values: Mapping[str, Any]) -> RecordedVerdict:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise EvaluationError(
-            f"{path}: not a verdict of this version ({place}: {first['msg']}). Fix: evaluate the "
-            "adapter again"
+            f"{path}: not a verdict of this version (got {place}: {first['msg']}). Fix: evaluate "
+            "the adapter again"
         ) from error
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
+from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER
 from lora_kit.runtime.errors import MergeError
 
-# PEFT's name of an adapter that is attached without one.
-ADAPTER = "default"
 # Numbers added at a time: few enough for the CPU cache, enough to keep a thread busy.
 CHUNK_NUMBERS = 2**20
 _EMPTY = torch.empty(0)
@@ -26,8 +25,8 @@ def is_plain_lora(layer: Any) -> bool:
     """Return True if the update of a PEFT layer is `scaling * B @ A` and nothing else."""
     from peft.tuners.lora import Linear
 
-    plain = type(layer) is Linear and ADAPTER not in layer.lora_variant
-    return plain and not layer.lora_bias[ADAPTER]
+    plain = type(layer) is Linear and DEFAULT_ADAPTER not in layer.lora_variant
+    return plain and not layer.lora_bias[DEFAULT_ADAPTER]
 
 
 def add_lora_update(
@@ -49,16 +48,16 @@ def add_lora_update(
     Raises:
         MergeError: if the shapes differ, or a value is not finite.
     """
-    a, b = layer.lora_A[ADAPTER].weight.data, layer.lora_B[ADAPTER].weight.data
+    a, b = layer.lora_A[DEFAULT_ADAPTER].weight.data, layer.lora_B[DEFAULT_ADAPTER].weight.data
     update = _product(b.float(), a.float())
     if layer.fan_in_fan_out:
         update = update.T
     if update.shape != shape:
         raise MergeError(
             f"{name}: update does not fit the backbone's weight (got {tuple(update.shape)} for "
-            f"{shape}). Fix: merge into the backbone that the adapter was trained on."
+            f"{shape}). Fix: merge into the backbone that the adapter was trained on"
         )
-    scaling = layer.scaling[ADAPTER]
+    scaling = layer.scaling[DEFAULT_ADAPTER]
     # Multiplication by a power of two does not round, so that a fused add gives the same numbers.
     is_exact = math.frexp(scaling)[0] == 0.5
     count = max(CHUNK_NUMBERS // shape[1], 1)
@@ -114,7 +113,7 @@ def merge_with_peft(
         for layer in reversed(layers):
             if residual_init:
                 _subtract_initial_factors(layer, residual_init)
-            layer.merge(adapter_names=[ADAPTER])
+            layer.merge(adapter_names=[DEFAULT_ADAPTER])
         merged: torch.Tensor = getattr(layers[-1].get_base_layer(), parameter).data
         if layers[-1].get_base_layer() is not base:
             # Some methods swap in the trained module; unmerging restores the original one.
@@ -125,7 +124,7 @@ def merge_with_peft(
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
         raise MergeError(
             f"{name}: PEFT cannot merge this layer (got {type(layers[0]).__name__}: {error}). "
-            "Fix: release the adapter unmerged."
+            "Fix: release the adapter unmerged"
         ) from error
     finally:
         for other, placeholder in placeholders.items():
@@ -134,11 +133,14 @@ def merge_with_peft(
 
 def _subtract_initial_factors(layer: Any, residual_init: str) -> None:
     """Leave the residual in the base weight, as PEFT does before training; keep the factors."""
-    trained = [(part, part.weight.data) for part in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])]
+    trained = [
+        (part, part.weight.data)
+        for part in (layer.lora_A[DEFAULT_ADAPTER], layer.lora_B[DEFAULT_ADAPTER])
+    ]
     if residual_init == "olora":
-        layer.olora_init(ADAPTER)
+        layer.olora_init(DEFAULT_ADAPTER)
     else:
-        layer.pissa_init(ADAPTER, residual_init)
+        layer.pissa_init(DEFAULT_ADAPTER, residual_init)
     for part, weights in trained:
         part.weight.data = weights
 
@@ -152,6 +154,6 @@ def require_finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if not math.isfinite(float(tensor.sum(dtype=torch.float32))):
         raise MergeError(
             f"{name}: merged weight has values that are infinite or NaN (got dtype {tensor.dtype})."
-            " Fix: check adapter and backbone for such values, or set merge.dtype to float32."
+            " Fix: check adapter and backbone for such values, or set merge.dtype to float32"
         )
     return tensor

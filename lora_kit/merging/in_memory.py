@@ -108,5 +108,5 @@ def _merge_and_unload(model: PeftModel, adapter: Path) -> Any:
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
         raise MergeError(
             f"{adapter}: PEFT cannot merge it (got {type(error).__name__}: {error}). Fix: release "
-            "it as an adapter."
+            "it as an adapter"
         ) from error

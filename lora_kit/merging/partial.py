@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lora_kit.adapter.attach import adapter_sha256
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
+
+from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.merging.plan import MergePlan
 from lora_kit.merging.tensors import PlannedTensor, stored_tensors, write_tensors
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import replace_directory, write_json
 from lora_kit.runtime.hashes import json_sha256
 
-INDEX = "model.safetensors.index.json"
 # Largest number of tensors made at a time, and of bytes of their float32 sums together.
 MAX_WORKERS, MAX_SUM_BYTES = 4, 2**29
 # Differs after each start of the machine: a power failure may have cost bytes of a file that was
@@ -36,7 +37,7 @@ def require_empty_output(output: Path) -> None:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise MergeError(
             f"{output}: already exists (got a file, or a directory that is not empty). "
-            "Fix: choose another --output."
+            "Fix: choose another --output"
         )
 
 
@@ -58,7 +59,7 @@ def require_disk_space(output: Path, weight_bytes: int) -> None:
     if free < needed:
         raise MergeError(
             f"{output}: disk too small (got {free / 1e9:.1f} GB free, "
-            f"{needed / 1e9:.1f} GB are needed). Fix: free space, or choose another --output."
+            f"{needed / 1e9:.1f} GB are needed). Fix: free space, or choose another --output"
         )
 
 
@@ -104,7 +105,7 @@ class PartialMerge:
             except OSError as error:
                 raise MergeError(
                     f"{output}: another process is merging into it (got a locked {path})."
-                    " Fix: wait for it, or choose another --output."
+                    " Fix: wait for it, or choose another --output"
                 ) from error
             digest = _digest(plan, files)
             digest_file = path / "plan"
@@ -147,7 +148,7 @@ class PartialMerge:
         if len(shards) > 1:
             total = sum(one.nbytes for one in planned)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            write_json(self.path / INDEX, index)
+            write_json(self.path / SAFETENSORS_INDEX_FILE, index)
         return reused
 
     def finish(self) -> None:

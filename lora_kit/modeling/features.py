@@ -33,7 +33,7 @@ from lora_kit.runtime.hashes import json_sha256
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# To be raised when the features of a text change.
+# Raise it when the features of a text change.
 VERSION = 1
 # Texts per forward pass.
 ROWS = 32

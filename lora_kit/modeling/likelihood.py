@@ -65,21 +65,20 @@ def pack_examples(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
 
 
 def supervised_nll(
-    model: Any, batch: Mapping[str, torch.Tensor], head: torch.nn.Module | None = None
+    model: Any, batch: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the negative log-likelihood of each supervised token, in nats.
 
     Args:
-        model: a language model, bare or wrapped for several processes.
+        model: a language model.
         batch: result of `pad_examples` or `pack_examples`, on the model's device.
-        head: the model's output head; looked up in the model by default, if it is not wrapped.
 
     Returns:
         `nll` (supervised,) float32 and `rows` (supervised,) int64, the row of each token; in the
         order of rows and positions.
     """
-    targets, rows, columns = _supervised(batch)
-    logits = logits_at(model, batch, rows, columns, head)
+    targets, rows, columns = supervised_positions(batch)
+    logits = logits_at(model, batch, rows, columns)
     return token_nll(logits, targets), rows
 
 
@@ -96,7 +95,7 @@ def supervised_tokens(
     Returns:
         `nll` (supervised,) float32, `greedy` (supervised,) bool and `rows` (supervised,) int64.
     """
-    targets, rows, columns = _supervised(batch)
+    targets, rows, columns = supervised_positions(batch)
     logits = logits_at(model, batch, rows, columns, cache=cache)
     return token_nll(logits, targets), logits.detach().argmax(dim=-1) == targets, rows
 
@@ -111,11 +110,11 @@ def supervised_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Te
     Returns:
         (supervised, vocabulary) in the model's dtype, in the order of rows and positions.
     """
-    _, rows, columns = _supervised(batch)
+    _, rows, columns = supervised_positions(batch)
     return logits_at(model, batch, rows, columns)
 
 
-def _supervised(
+def supervised_positions(
     batch: Mapping[str, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the supervised tokens, and the row and column that each is predicted from."""
@@ -196,6 +195,27 @@ def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     nll: torch.Tensor = _ChunkedNll.apply(logits, targets)  # type: ignore[no-untyped-call]
     return nll
+
+
+def token_kl(target: torch.Tensor, logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Return KL(target || predicted) of each token's distributions, in nats.
+
+    Args:
+        target: (tokens, vocabulary), logits of the distribution to learn.
+        logits: (tokens, vocabulary), logits of the predicted distribution.
+        temperature: divisor of all logits.
+
+    Returns:
+        (tokens,) float32; only one chunk at a time is converted to float32.
+    """
+    parts = []
+    for start in range(0, len(logits), CHUNK):
+        wanted, predicted = (
+            (one[start : start + CHUNK].float() / temperature).log_softmax(dim=-1)
+            for one in (target, logits)
+        )
+        parts.append((wanted.exp() * (wanted - predicted)).sum(dim=-1))
+    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
 
 
 # Tokens whose logits are held in float32 at a time: 64 of 150,000 words are 39 MB.

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_kit.adapter.attach import ADAPTER_CONFIG, adapter_sha256, attach_saved
+from lora_kit.adapter.attach import attach_saved
+from lora_kit.adapter.saved import ADAPTER_CONFIG, adapter_sha256
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lora_kit.adapter.attach import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BACKBONE
 from lora_kit.backbone.files import ALIASES
 from lora_kit.evaluation.assembly import LEDGER, VERDICT
 from lora_kit.evaluation.reporting.report import FLIPS, REPORTS
@@ -42,7 +42,7 @@ from lora_kit.runs.session import Session
 from lora_kit.runtime.errors import ReleaseError
 from lora_kit.runtime.files import read_json, whole_directory, write_json, write_text
 
-ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "backbone.json")
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BACKBONE)
 EVALUATION_FILES = (LEDGER, SUITES, VERDICT, FLIPS, *REPORTS)
 
 

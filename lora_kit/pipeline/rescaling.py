@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from lora_kit.adapter.attach import ADAPTER_WEIGHTS, adapter_sha256
+from lora_kit.adapter.saved import ADAPTER_WEIGHTS, adapter_sha256, save_adapter
 from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
@@ -51,7 +51,6 @@ from lora_kit.runtime.errors import AdapterError, RecipeError
 from lora_kit.runtime.files import replace_directory, write_json
 from lora_kit.runtime.launch import require_unsharded_launch
 from lora_kit.runtime.processes import broadcast_from_main
-from lora_kit.training.trainer import save_adapter
 
 
 def rescale(

@@ -23,8 +23,8 @@ from lora_kit.preflight.step_timing import (
 )
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.arguments import optimizer_steps
 from lora_kit.training.micro_batcher import MicroBatcher
+from lora_kit.training.step_sizes import optimizer_steps
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

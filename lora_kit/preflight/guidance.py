@@ -14,7 +14,7 @@ from lora_kit.data.prepared import Counts
 from lora_kit.recipe.objective import LANGUAGE_MODELING
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import FEWSHOT
-from lora_kit.training.arguments import optimizer_steps
+from lora_kit.training.step_sizes import optimizer_steps
 
 FEW_EXAMPLES = 200
 # Recommended learning rates: LoRA's best rate is about ten times that of full fine-tuning and

@@ -15,7 +15,7 @@ from lora_kit.preflight.sharding import Sharding
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import LoraKitError, RecipeError
 from lora_kit.runtime.launch import DEFAULT_ZERO_STAGE, Launch, deepspeed_stage
-from lora_kit.training.arguments import micro_batch_size
+from lora_kit.training.step_sizes import micro_batch_size
 
 KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "DEEPSPEED")
 # Accelerate's names for the dtypes of a recipe.

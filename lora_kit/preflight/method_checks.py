@@ -9,12 +9,13 @@ from lora_kit.recipe.data import SELF
 from lora_kit.recipe.initialisations import FROM_ROWS, OPTION, initialisation_of
 from lora_kit.recipe.objective import HEADED, LANGUAGE_MODELING, REFERENCED
 from lora_kit.runtime.errors import AdapterError, TrainingError
-from lora_kit.training.arguments import optimizer_steps, require_trackers
+from lora_kit.training.arguments import require_trackers
 from lora_kit.training.distillation import require_same_tokens
 from lora_kit.training.learning_rates import belongs_to_module
 from lora_kit.training.preferences.rewards import resolve_reward
 from lora_kit.training.rank_allocation import pruning_phases
 from lora_kit.training.retention.ewc import lora_updates
+from lora_kit.training.step_sizes import optimizer_steps
 
 
 def refuse_unavailable_initialisation(context: PreflightContext) -> None:

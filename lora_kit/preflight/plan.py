@@ -10,14 +10,8 @@ from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.audit.findings import Audit
-from lora_kit.data.dataset import (
-    Counts,
-    PreparedData,
-    mix_replay,
-    open_rows,
-    training_classes,
-    validation_rows,
-)
+from lora_kit.data.dataset import mix_replay, open_rows, training_classes, validation_rows
+from lora_kit.data.prepared import Counts, PreparedData
 from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import load_suites
@@ -40,8 +34,8 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import BackboneError
 from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.arguments import micro_batch_size, optimizer_steps
 from lora_kit.training.self_distillation.rows import TrainingRows, read_training_rows
+from lora_kit.training.step_sizes import micro_batch_size, optimizer_steps
 
 SAMPLES = 2
 

@@ -75,8 +75,8 @@ def _facts(plan: Plan) -> dict[str, str]:
         facts["fingerprint"] = found.fingerprint
         counts = found.counts
         facts["tokens"] = (
-            f"{counts.tokens:,} ({counts.supervised_tokens:,} supervised); {counts.truncated} rows "
-            f"truncated, {counts.dropped} dropped, {counts.replay_rows} replay"
+            f"{counts.tokens:,} ({counts.supervised_tokens:,} supervised); {counts.truncated} "
+            f"examples truncated, {counts.dropped} dropped; {counts.replay_rows} replay rows"
         )
         covered = found.coverage
         facts["parameters"] = (

@@ -32,11 +32,13 @@ def _facts(audit: Audit) -> dict[str, str]:
     facts = {
         "duplicates": _duplicates(audit),
         "leakage": _leakage(audit.leakage),
-        "rows": f"{tokens.rows:,}, {tokens.truncated:,} truncated ({tokens.truncated_share:.1%}), "
-        f"{tokens.dropped:,} without supervised tokens ({tokens.dropped_share:.1%})",
+        "rows": f"{tokens.rows:,}, {tokens.dropped:,} without supervised tokens "
+        f"({tokens.dropped_share:.1%})",
+        "examples": f"{tokens.examples:,}, {tokens.truncated:,} truncated "
+        f"({tokens.truncated_share:.1%})",
         "lengths": f"median {lengths.p50:,} tokens, 90% ≤ {lengths.p90:,}, 99% ≤ {lengths.p99:,}, "
         f"longest {lengths.longest:,}",
-        "rows by length": ", ".join(
+        "examples by length": ", ".join(
             f"≤{upper:,}: {count:,}" for upper, count in lengths.histogram if count
         ),
         "split characters": _broken_tokens(tokens.pieces),

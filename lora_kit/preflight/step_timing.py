@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.dataset import PreparedData
-from lora_kit.modeling.likelihood import pack_examples, pad_examples, supervised_nll, to_device
+from lora_kit.data.prepared import PreparedData
+from lora_kit.modeling.likelihood import supervised_nll, to_device
 from lora_kit.modeling.modes import in_mode
 from lora_kit.preflight.device import synchronize
 from lora_kit.recipe.training import TrainingSpec
@@ -96,8 +96,7 @@ def time_micro_batch(
     """
     passes = sorted(batcher.passes(data.lengths), key=lambda one: one.tokens)
     chosen = batcher.read(passes[len(passes) // 2], data.examples)
-    pad = backbone.tokenizer.pad_token_id
-    batch = pack_examples(chosen) if batcher.packing else pad_examples(chosen, pad)
+    batch = batcher.collate(chosen, backbone.tokenizer.pad_token_id)
     batch = to_device(batch, backbone.model.device)
     dtype = getattr(torch, str(backbone.spec.dtype))
     with _training_mode(model, checkpointing):

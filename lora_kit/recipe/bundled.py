@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.errors import RecipeError, did_you_mean
 
 # In a wheel the files lie inside the package, in a checkout beside it.
 PACKAGE = Path(__file__).parents[1]
@@ -41,8 +40,7 @@ def find_document(reference: str, folders: Sequence[str], noun: str) -> Path:
             if bundled.is_file():
                 return bundled
     names = bundled_names(folders)
-    near = difflib.get_close_matches(reference, names, n=1)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
     raise RecipeError(
-        f"{reference}: neither a file nor a bundled {noun}.{hint} Bundled: {', '.join(names)}"
+        f"{reference}: neither a file nor a bundled {noun}.{did_you_mean(reference, names)} "
+        f"Bundled: {', '.join(names)}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -31,3 +32,10 @@ class ClassificationSpec(Section):
     focal_gamma: NotNegative = 0.0
     """Focal loss: weight (1 - p)^gamma of a row whose class has probability p, which lowers the
     weight of easy rows (Lin et al. 2017, arXiv:1708.02002); 0: cross-entropy, usually 2."""
+
+    def weights_of(self, classes: Sequence[str]) -> Literal["balanced"] | dict[int, float] | None:
+        """Return the class weights by index, as scikit-learn's `class_weight`."""
+        if isinstance(self.class_weights, dict):
+            given = self.class_weights
+            return {number: float(given.get(name, 1.0)) for number, name in enumerate(classes)}
+        return "balanced" if self.class_weights == "balanced" else None

@@ -9,6 +9,7 @@ from pydantic import Field
 from lora_kit.recipe.section import Count, Fraction, Positive, Section, Share
 
 TurnRole = Literal["system", "user", "assistant", "tool"]
+TrainOn = Literal["assistant", "last", "completion", "all"] | list[TurnRole]
 RowFormat = Literal[
     "auto",
     "messages",
@@ -74,9 +75,9 @@ class AuditSpec(Section):
     leakage: Share = 0.0
     """Share of the items of any evaluation task whose prompt and answer occur in a training row."""
     truncated: Share = 0.25
-    """Share of the rows that are truncated at `max_length`."""
+    """Share of the examples that are truncated at `max_length`."""
     dropped: Share = 0.1
-    """Share of the rows that are dropped because no supervised token is left."""
+    """Share of the examples that are dropped because no supervised token is left."""
 
 
 class DataSpec(Section):
@@ -93,7 +94,7 @@ class DataSpec(Section):
     """Held-out rows; their loss is measured before and after training."""
     replay: ReplaySpec | None = None
     """Rows mixed in against forgetting."""
-    train_on: Literal["assistant", "last", "completion", "all"] | list[TurnRole] = "assistant"
+    train_on: TrainOn = "assistant"
     """Turns of a conversation that are supervised: every `assistant` turn, the `last` one, the
     `completion` of a row, `all` of them (then any turn may be the last), or the turns of a list of
     roles."""

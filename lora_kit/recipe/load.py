@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from lora_kit.recipe.document import Document, FieldPath, dotted, has_field, key_of
 from lora_kit.recipe.problem import Problem
 from lora_kit.recipe.section import Section, inner_section
-from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.errors import RecipeError, did_you_mean
 
 Model = TypeVar("Model", bound=Section)
 
@@ -167,9 +166,8 @@ def _describe(
     first = details[0]
     if first["type"] in ("extra_forbidden", "invalid_key"):
         known = _known_keys(model, path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`? " if near else ""
-        return f"{place}: unknown key; {hint}Possible here: {', '.join(known)}"
+        hint = did_you_mean(str(path[-1]), known)
+        return f"{place}: unknown key.{hint} Possible here: {', '.join(known)}"
     if first["type"] == "missing":
         return f"{place}: missing. Fix: add it"
     problems: list[str] = []

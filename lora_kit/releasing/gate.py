@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_kit.adapter.attach import adapter_sha256
+from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.evaluation.assembly import VERDICT
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.evaluation.verdict_file import RecordedVerdict, check_verdict, evidence_digests
@@ -110,19 +110,18 @@ def release_decision(
     """
     decisions: list[Decision] = []
     undecided, reasons, unmeasured = [], [], []
-    for suite in verdict.suites:
-        for task in suite.tasks:
-            name = f"{suite.suite}/{task.task}"
-            if task.merged is None:
-                unmeasured.append(name)
-            for arm, decision in ((name, task.decision), (f"{name}, merged", task.merged)):
-                if decision is None:
-                    continue
-                decisions.append(decision)
-                if decision == "INCONCLUSIVE":
-                    undecided.append(arm)
-                if decision != "PASS":
-                    reasons.append(Refusal(f"{arm}: {decision}", VERDICT_STATUS[decision]))
+    for suite, task in verdict.tasks:
+        name = f"{suite.suite}/{task.task}"
+        if task.merged is None:
+            unmeasured.append(name)
+        for arm, decision in ((name, task.decision), (f"{name}, merged", task.merged)):
+            if decision is None:
+                continue
+            decisions.append(decision)
+            if decision == "INCONCLUSIVE":
+                undecided.append(arm)
+            if decision != "PASS":
+                reasons.append(Refusal(f"{arm}: {decision}", VERDICT_STATUS[decision]))
     if unmeasured:
         reasons.append(
             Refusal(

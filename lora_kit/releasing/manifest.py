@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from lora_kit.adapter.attach import ADAPTER_CONFIG
+from lora_kit.adapter.saved import ADAPTER_CONFIG
 from lora_kit.backbone.encoder_decoder import SEQUENCE_TO_SEQUENCE
 from lora_kit.backbone.fingerprint import Fingerprint
 from lora_kit.evaluation.assembly import LEDGER
@@ -157,7 +157,8 @@ def read_manifest(directory: Path) -> Manifest:
     value = read_json(path, ReleaseError)
     if not isinstance(value.get("files"), dict):
         raise ReleaseError(
-            f"{path}: not a manifest, since it lists no files. Fix: name the directory of a release"
+            f"{path}: files: not a list of files with hashes (got {value.get('files')!r:.80}). "
+            "Fix: name the directory of a release"
         )
     if value.get("format") != FORMAT:
         made = value.get("released_with", value.get("versions", {}))
@@ -173,7 +174,10 @@ def read_manifest(directory: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise ReleaseError(f"{path}: {field}: {first['msg']}") from error
+        raise ReleaseError(
+            f"{path}: {field}: {first['msg']} (got {first['input']!r:.80}). Fix: download the "
+            "release again"
+        ) from error
 
 
 def changed_files(directory: Path, expected: Mapping[str, str]) -> list[str]:

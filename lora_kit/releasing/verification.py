@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from lora_kit.adapter.attach import adapter_sha256
+from lora_kit.adapter.saved import BACKBONE, adapter_sha256
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.evaluation.verdict_file import RecordedVerdict, check_verdict, read_verdict
 from lora_kit.merging.record import MERGE_RECORD, recorded_merge_failures
@@ -88,12 +88,13 @@ def _refuse_undecided(directory: Path, manifest: Manifest, verdict: Verdict) -> 
     decision, undecided, _ = release_decision(verdict, str(directory))
     if decision is None:
         raise ReleaseError(
-            f"{directory}: the merged model was not evaluated on every task. {REMEDY}"
+            f"{directory}: the merged model was not evaluated on every task (got no decision). "
+            f"{REMEDY}"
         )
     if manifest.decision != decision:
         raise ReleaseError(
-            f"{directory}: the verdict is {decision}, but the manifest says {manifest.decision}. "
-            f"{REMEDY}"
+            f"{directory / MANIFEST}: decision: differs from the verdict's {decision} (got "
+            f"{manifest.decision}). {REMEDY}"
         )
     acceptance = manifest.acceptance
     if decision == "FAIL" or (decision == "INCONCLUSIVE" and acceptance is None):
@@ -141,7 +142,7 @@ def _other_digests(
     directory: Path, manifest: Manifest, recorded: RecordedVerdict, merge: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield files whose backbone or adapter is not the manifest's."""
-    of_adapter = read_json(directory / ADAPTER / "backbone.json", ReleaseError)
+    of_adapter = read_json(directory / ADAPTER / BACKBONE, ReleaseError)
     backbones = {
         "its own parts": fingerprint_digest(manifest.backbone),
         "the verdict": recorded.lineage.backbone,

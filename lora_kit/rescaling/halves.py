@@ -114,5 +114,5 @@ def _require_enough_clusters(tasks: Mapping[str, Sequence[str]], first: frozense
                 f"{task}: too few clusters for two halves (got {len(clusters)} items in "
                 f"{len(names)} clusters; rescale needs at least {needed}, {MIN_CLUSTERS} in each "
                 "half; an item that depends on no other is a cluster). Fix: raise the task's "
-                "`limit`, or give suites with more items by --suite."
+                "`limit`, or give suites with more items by --suite"
             )

@@ -50,7 +50,7 @@ class RescaleResult:
         result = {
             "decision": self.decision,
             "scale": _scale(self.chosen) if self.chosen else None,
-            "why": self.choice.reason,
+            "reason": self.choice.reason,
             "adapter": self.trained,
             "adapter_rescaled": self.rescaled,
             "items": {task: {"a": a, "b": b} for task, (a, b) in self.items.items()},
@@ -79,9 +79,7 @@ def _candidate(candidate: Candidate, gain: Gain) -> dict[str, Any]:
 
 def _tasks(verdict: Verdict) -> list[dict[str, Any]]:
     return [
-        {"suite": suite.suite, "role": suite.role, **_task(task)}
-        for suite in verdict.suites
-        for task in suite.tasks
+        {"suite": suite.suite, "role": suite.role, **_task(task)} for suite, task in verdict.tasks
     ]
 
 

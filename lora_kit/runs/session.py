@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lora_kit.adapter.attach import ADAPTER_CONFIG, attach_saved
+from lora_kit.adapter.attach import attach_saved
 from lora_kit.adapter.peft_methods import RANK_NAMES
+from lora_kit.adapter.saved import ADAPTER_CONFIG, BACKBONE, read_saved_head
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
-from lora_kit.backbone.heads import read_saved_head
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.training_data import TrainingData
 from lora_kit.recipe.adapter import describe_method
@@ -24,7 +24,6 @@ from lora_kit.runtime.errors import AdapterError, BackboneError
 from lora_kit.runtime.files import read_json
 
 # Our description of the backbone, beside an adapter.
-SAVED = "backbone.json"
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def _require_fingerprint(backbone: Backbone, adapter: Path) -> None:
 
 def _saved_backbone(adapter: Path) -> dict[str, Any] | None:
     """Read our description of an adapter's backbone; `None` for another tool's adapter."""
-    path = adapter / SAVED
+    path = adapter / BACKBONE
     if not path.is_file():
         return None
     value = read_json(path, AdapterError)
@@ -207,7 +206,7 @@ def _backbone_of(
     try:
         return BackboneSpec.model_validate(said | chosen)
     except ValidationError as error:
-        path = directory / (ADAPTER_CONFIG if saved is None else SAVED)
+        path = directory / (ADAPTER_CONFIG if saved is None else BACKBONE)
         raise AdapterError(_wrong_backbone(error, path, saved is None)) from error
 
 

@@ -4,6 +4,9 @@ The exit status is 2 unless a class sets another one. Each message names the fie
 the value found, and the values that are possible.
 """
 
+import difflib
+from collections.abc import Iterable
+
 # Exit status of a command whose result is a verdict.
 VERDICT_STATUS = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 
@@ -61,6 +64,12 @@ class ReleaseError(LoraKitError):
     def __init__(self, message: str, status: int = 3):
         super().__init__(message)
         self.status = status
+
+
+def did_you_mean(name: str, names: Iterable[object]) -> str:
+    """Return ` Did you mean ...?` with the most similar name; empty if none is similar."""
+    near = difflib.get_close_matches(name, [str(one) for one in names], n=1, cutoff=0.5)
+    return f" Did you mean `{near[0]}`?" if near else ""
 
 
 def first_line(error: BaseException, lines: int = 1) -> str:

@@ -46,7 +46,7 @@ def bootstrap_limits(sample: ClusteredSample, confidence: float) -> tuple[float,
 def bootstrap_statistic(
     statistic: Statistic, clusters: Sequence[str], confidence: float
 ) -> tuple[float, float]:
-    """Return limits of a statistic that is not a mean, such as a difference of macro-F1.
+    """Return limits of a statistic that is not a mean, such as a difference of ECE.
 
     Complete clusters are drawn with replacement; the percentile limits are widened for few clusters
     (`percentile_limits`).
@@ -58,7 +58,7 @@ def bootstrap_statistic(
         confidence: two-sided confidence level, such as 0.95.
 
     Raises:
-        ValueError: without items, or if a tenth of the resamples have no value.
+        ValueError: without items, or if more than a tenth of the resamples have no value.
     """
     point = float(statistic(np.ones((1, len(clusters))))[0])
     count = cluster_count(clusters)

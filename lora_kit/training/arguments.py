@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import math
-from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from accelerate import PartialState
 from transformers import TrainingArguments
 
-from lora_kit.backbone.load import Backbone
-from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.launch import current_launch
+from lora_kit.runtime.processes import process_state
+from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.step_sizes import max_examples_per_process
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
-def training_arguments(
-    kind: type[Arguments],
-    recipe: Recipe,
-    backbone: Backbone,
-    state: PartialState,
-    directory: Path,
-    steps: int,
-    **own: Any,
-) -> Arguments:
+def training_arguments(kind: type[Arguments], inputs: TrainingInputs, **own: Any) -> Arguments:
     """Return the arguments of transformers' trainer.
 
     A batch of the data loader is this process's complete share of an optimizer step; our trainers
@@ -36,34 +25,31 @@ def training_arguments(
 
     Args:
         kind: class of the arguments.
-        recipe: the recipe.
-        backbone: backbone that is adapted.
-        state: index and number of processes.
-        directory: directory of the checkpoints.
-        steps: optimizer steps over all epochs.
+        inputs: recipe, model and data.
         own: arguments specific to `kind`; override those of the recipe.
 
     Raises:
         TrainingError: if the batch cannot be divided between the processes, or a tracker is not
             installed.
     """
+    recipe, state = inputs.recipe, process_state()
     spec = recipe.training
     require_trackers(spec)
     common: dict[str, Any] = dict(
-        output_dir=str(directory),
+        output_dir=str(inputs.run.checkpoints),
         run_name=recipe.name,
         project="lora-kit",
         per_device_train_batch_size=max_examples_per_process(spec, state.num_processes),
         gradient_accumulation_steps=1,
         num_train_epochs=spec.epochs,
         learning_rate=spec.learning_rate,
-        **_schedule(spec, steps),
+        **_schedule(spec, inputs.steps),
         warmup_steps=spec.warmup_ratio,
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         gradient_checkpointing=spec.gradient_checkpointing,
-        bf16=backbone.spec.dtype == "bfloat16",
-        fp16=backbone.spec.dtype == "float16",
+        bf16=inputs.backbone.spec.dtype == "bfloat16",
+        fp16=inputs.backbone.spec.dtype == "float16",
         use_cpu=state.device.type == "cpu",
         remove_unused_columns=False,
         seed=recipe.seed,
@@ -111,42 +97,3 @@ def require_trackers(spec: TrainingSpec) -> None:
                 f"training.report_to: tracker is not installed (got {name}). Fix: pip install "
                 f"{name}, or remove it"
             )
-
-
-def max_examples_per_process(spec: TrainingSpec, processes: int) -> int:
-    """Return the maximum examples of an optimizer step on one process.
-
-    Raises:
-        TrainingError: if there are more processes than examples.
-    """
-    if spec.batch_size < processes:
-        raise TrainingError(
-            f"training.batch_size: fewer examples in a step than processes (got {spec.batch_size} "
-            f"examples, {processes} processes). Fix: raise it, or launch fewer processes"
-        )
-    return math.ceil(spec.batch_size / processes)
-
-
-def micro_batch_size(spec: TrainingSpec, processes: int, device: torch.device) -> int:
-    """Return the maximum examples of a forward pass on one process.
-
-    Raises:
-        TrainingError: if there are more processes than examples in a step.
-    """
-    return min(length_group_size(spec, device), max_examples_per_process(spec, processes))
-
-
-def length_group_size(spec: TrainingSpec, device: torch.device) -> int:
-    """Return the number of adjacent examples of similar length in training order.
-
-    The default is the size of a forward pass on one process. The number of processes has no
-    influence, so that a step has the same examples on any number of them.
-    """
-    default = 4 if device.type == "cpu" else spec.batch_size
-    return min(spec.micro_batch_size or default, spec.batch_size)
-
-
-def optimizer_steps(examples: int, spec: TrainingSpec) -> int:
-    """Return the number of optimizer steps over all epochs, as transformers counts them."""
-    steps_per_epoch = max(math.ceil(examples / spec.batch_size), 1)
-    return max(math.ceil(spec.epochs * steps_per_epoch), 1)

@@ -125,10 +125,10 @@ class MetricsLog(TrainerCallback):
 
 
 class SamplerEpochs(TrainerCallback):
-    """Callback that sets the sampler's epoch.
+    """Callback that sets the sampler's epoch, and the recipe's `save_steps` on resuming.
 
-    With a plain data loader transformers does not set it, and every epoch would have the order of
-    the first.
+    With a plain data loader transformers does not set the epoch, and every epoch would have the
+    order of the first. It takes `save_steps` from the checkpoint.
     """
 
     def __init__(self, sampler: Callable[[], LengthGroupedSampler]):

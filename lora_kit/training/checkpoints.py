@@ -143,7 +143,7 @@ def _write(
         folder / STATE,
         {
             "ended": trainer.ended,
-            "like_length": trainer.length_group_size,
+            "length_group_size": trainer.length_group_size,
             "tokens": trainer.tokens,
             "optimizer": {
                 "values": values,
@@ -152,7 +152,7 @@ def _write(
             "schedule": trainer.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "validation": trainer.validation.state() if trainer.validation else None,
-            "budget": trainer.early_stopping.state() if trainer.early_stopping else None,
+            "early_stopping": trainer.early_stopping.state() if trainer.early_stopping else None,
         },
     )
     names = sorted(path.name for path in folder.iterdir())
@@ -220,10 +220,10 @@ def load_optimizer(trainer: Checkpointed, folder: Path) -> None:
         TrainingError: if the examples would be in another order than in the checkpoint.
     """
     saved = read_json(folder / STATE, TrainingError)
-    if saved.get("like_length") != trainer.length_group_size:
+    if saved.get("length_group_size") != trainer.length_group_size:
         raise TrainingError(
             f"{folder}: the order of examples changed (got groups of {trainer.length_group_size} "
-            f"of similar length, {saved.get('like_length')} in the checkpoint). Fix: restore "
+            f"of similar length, {saved.get('length_group_size')} in the checkpoint). Fix: restore "
             "training.micro_batch_size, or drop --resume"
         )
     state: dict[int, dict[str, Any]] = {}
@@ -249,8 +249,8 @@ def _load_counts(trainer: Checkpointed, saved: dict[str, Any], folder: Path) -> 
     if trainer.validation and saved["validation"]:
         best = folder / "best.safetensors"
         trainer.validation.restore(saved["validation"], load_file(best) if best.is_file() else {})
-    if trainer.early_stopping and saved.get("budget"):
-        trainer.early_stopping.restore(saved["budget"], load_file(folder / WITHIN))
+    if trainer.early_stopping and saved.get("early_stopping"):
+        trainer.early_stopping.restore(saved["early_stopping"], load_file(folder / WITHIN))
 
 
 def load_if_ended(trainer: Checkpointed, folder: Path) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import reduce
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
 
@@ -20,11 +19,10 @@ from lora_kit.data.prepared import PreparedData
 from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.modeling.features import Features, frozen_features
 from lora_kit.modeling.likelihood import to_device
-from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.classification import ClassificationSpec
-from lora_kit.runtime.processes import process_state
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs, StepTrainer
+from lora_kit.training.validation import shared_mean
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -57,12 +55,9 @@ class ClassLoss:
             classes: names of all classes.
             targets: class index of each training row; every class has a row.
         """
-        given, numbers = spec.class_weights, np.arange(len(classes))
-        if isinstance(given, Mapping):
-            weights = np.array([given.get(name, 1.0) for name in classes])
-        else:
-            mode = "balanced" if given == "balanced" else None
-            weights = compute_class_weight(mode, classes=numbers, y=np.array(targets))
+        weights = compute_class_weight(
+            spec.weights_of(classes), classes=np.arange(len(classes)), y=np.array(targets)
+        )
         return cls(torch.tensor(weights, dtype=torch.float32), spec.focal_gamma)
 
     def sum(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -146,22 +141,19 @@ class ClassTask:
         """
         if data is None or not data.examples:
             return None
-        state = process_state()
         if self.held_out is not None:
             batches = [self.held_out.batch(range(len(data.examples)), data.examples)]
         else:
             pad = backbone.tokenizer.pad_token_id
             groups = split_micro_batches(data.examples, len(data.examples), max_tokens_per_batch)
-            own = groups[state.process_index :: state.num_processes]
-            batches = [to_device(_pad_classified(group, pad), state.device) for group in own]
-        sums = torch.zeros(2, dtype=torch.float64)
-        with eval_mode(model), torch.no_grad():
-            for batch in batches:
-                logits = _logits(model, batch)
-                sums[0] += self.loss.sum(logits, batch["targets"]).double().cpu()
-                sums[1] += self.loss.weight_of(batch["targets"]).double().sum().cpu()
-        total, weight = reduce(sums.to(state.device)).tolist()
-        return float(total / weight)
+            batches = [_pad_classified(group, pad) for group in groups]
+
+        def sums_of(batch: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
+            batch = to_device(batch, backbone.model.device)
+            weights = self.loss.weight_of(batch["targets"]).double()
+            return self.loss.sum(_logits(model, batch), batch["targets"]), weights.sum()
+
+        return shared_mean(model, batches, sums_of)
 
 
 class ClassifierTrainer(StepTrainer):
@@ -196,7 +188,7 @@ class ClassifierTrainer(StepTrainer):
 
         Args:
             model: the model, wrapped by Accelerate.
-            inputs: this process's share, of `collate_examples`.
+            inputs: this process's share, of `collate_share`.
             num_items_in_batch: ignored; the loss is normalized by class weights.
 
         Returns:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from lora_kit.backbone.fingerprint import fingerprint, weight_files
 from lora_kit.backbone.load import Backbone, compute_dtype, load
 from lora_kit.backbone.positions import PositionLimits
 from lora_kit.data.tokenization import Example
-from lora_kit.modeling.likelihood import CHUNK, supervised_logits
+from lora_kit.modeling.likelihood import supervised_logits, token_kl
 from lora_kit.recipe.training import DistillationSpec
 from lora_kit.runtime.errors import BackboneError, TrainingError
 
@@ -68,7 +67,7 @@ class Teacher:
             teacher = supervised_logits(self.backbone.model, batch)
         # Output heads may be padded beyond the vocabulary, to different sizes.
         vocabulary = min(teacher.shape[-1], logits.shape[-1])
-        divergence = _divergence(teacher[:, :vocabulary], logits[:, :vocabulary], temperature)
+        divergence = token_kl(teacher[:, :vocabulary], logits[:, :vocabulary], temperature)
         return (1 - weight) * nll + weight * temperature**2 * divergence
 
 
@@ -153,16 +152,3 @@ def _positions(spec: DistillationSpec) -> PositionLimits:
         del config.quantization_config
     with torch.device("meta"):
         return PositionLimits.of(language_model_class(config).from_config(config))
-
-
-def _divergence(teacher: torch.Tensor, student: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return KL(teacher || student) of each token in nats, (tokens,) float32.
-
-    Logits are (tokens, vocabulary); only one chunk at a time is converted to float32.
-    """
-    parts: list[Any] = []
-    for start in range(0, len(student), CHUNK):
-        target = (teacher[start : start + CHUNK].float() / temperature).log_softmax(dim=-1)
-        predicted = (student[start : start + CHUNK].float() / temperature).log_softmax(dim=-1)
-        parts.append((target.exp() * (target - predicted)).sum(dim=-1))
-    return torch.cat(parts) if parts else student.new_zeros(0, dtype=torch.float32)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lora_kit.backbone.heads import SavedClasses, SavedReward
+from lora_kit.adapter.saved import SavedClasses, SavedReward
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.labelled import class_indices
 from lora_kit.data.prepared import PreparedData

@@ -12,9 +12,9 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.launch import Launch, current_launch
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.arguments import optimizer_steps
 from lora_kit.training.micro_batcher import MicroBatcher
 from lora_kit.training.retention.texts import RetentionTexts
+from lora_kit.training.step_sizes import optimizer_steps
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -114,12 +114,14 @@ class GradualUnfreezing(GradientHook):
         # Number of blocks that are unfrozen before each parameter.
         self._turns = [(last - _depth(name, last), p) for name, p in parameters.items()]
         self._steps = steps
-        never = sum(turn * steps >= total for turn in {turn for turn, _ in self._turns})
+        turns = {turn for turn, _ in self._turns}
+        never = sum(turn * steps >= total for turn in turns)
         if never:
-            fix = f"set it to {total // (last + 1)}" if total > last else "train longer"
+            deepest = max(turns)
+            fix = f"set it to {(total - 1) // deepest}" if total > deepest else "train longer"
             say(
-                f"training.gradual_unfreezing_steps: {never} of {last + 1} blocks are not trained "
-                f"within {total} steps (got {steps}). Fix: {fix}"
+                f"training.gradual_unfreezing_steps: {never} of {len(turns)} groups of layers are "
+                f"not trained within {total} steps (got {steps}). Fix: {fix}"
             )
 
     def modify_gradients(self, state: TrainerState, scale: float) -> None:

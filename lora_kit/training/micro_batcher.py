@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.modeling.likelihood import pack_examples, pad_examples
 from lora_kit.recipe.objective import PAIRED
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.training.arguments import max_examples_per_process, micro_batch_size
+from lora_kit.training.step_sizes import max_examples_per_process, micro_batch_size
 
 
 @dataclass(frozen=True)
@@ -118,26 +117,23 @@ class MicroBatcher:
             `input_ids`, `labels` and the mask or positions of each pass, (rows, length) int64; one
             row if `packing` is true.
         """
-        if self.packing:
-            return [pack_examples(group) for group in self.split(step)]
-        return [pad_examples(group, pad_token_id) for group in self.split(step)]
+        return [self.collate(group, pad_token_id) for group in self.split(step)]
 
+    def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
+        """Return the model inputs of one forward pass, packed or padded, as `tensors` does."""
+        return pack_examples(examples) if self.packing else pad_examples(examples, pad_token_id)
 
-def collate_examples(features: Sequence[dict[str, Any]], packing: bool) -> dict[str, Any]:
-    """Collate this process's share of a step, without dividing it into passes yet.
+    def collate_share(self, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Collate this process's share of a step, without dividing it into passes yet.
 
-    Args:
-        features: rows of the data set: `input_ids`, `labels` and `row`.
-        packing: if true, the examples are packed into one row.
+        Args:
+            features: rows of the data set: `input_ids`, `labels` and `row`.
 
-    Returns:
-        `examples`, their `rows` in the data set, and `labels`, (rows, length) int64, by which
-        transformers counts the step's supervised tokens.
-    """
-    examples = [Example(tuple(f["input_ids"]), tuple(f["labels"])) for f in features]
-    collate = pack_examples if packing else partial(pad_examples, pad_token_id=0)
-    return {
-        "examples": examples,
-        "rows": [feature["row"] for feature in features],
-        "labels": collate(examples)["labels"] if examples else torch.tensor([[IGNORE_INDEX]]),
-    }
+        Returns:
+            `examples`, their `rows` in the data set, and `labels`, (rows, length) int64, by which
+            transformers counts the step's supervised tokens.
+        """
+        examples = [Example(tuple(f["input_ids"]), tuple(f["labels"])) for f in features]
+        labels = self.collate(examples, 0)["labels"] if examples else torch.tensor([[IGNORE_INDEX]])
+        rows = [feature["row"] for feature in features]
+        return {"examples": examples, "rows": rows, "labels": labels}

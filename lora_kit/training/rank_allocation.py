@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER
 from lora_kit.runtime.errors import AdapterError, TrainingError
 from lora_kit.training.gradient_hooks import GradientHook
 
@@ -56,7 +57,7 @@ class RankAllocation(GradientHook):
             steps: optimizer steps over all epochs.
         """
         self._tuner: Any = model.base_model
-        self._config: Any = model.peft_config["default"]
+        self._config: Any = model.peft_config[DEFAULT_ADAPTER]
         self._steps = steps
 
     def on_train_begin(

@@ -11,6 +11,7 @@ from typing import Any
 
 from lora_kit.adapter.attach import attach, attach_saved
 from lora_kit.adapter.initial_factors import initialise
+from lora_kit.adapter.saved import ADAPTER_WEIGHTS
 from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.backbone.files import BackboneFiles
 from lora_kit.backbone.load import Backbone, load
@@ -43,7 +44,7 @@ def _trained_from_scratch(session: Session, rows: Callable[[], TrainingData]) ->
     recipe, run = session.recipe, RunDirectory(session.run.scratch)
     # Some initializations read the backbone's files again: weights or tokenizer.
     with reinitialised(session.backbone, recipe.seed) as backbone:
-        if (run.adapter / "adapter_model.safetensors").is_file():
+        if (run.adapter / ADAPTER_WEIGHTS).is_file():
             return attach_saved(backbone, run.adapter)
         say(f"{run.root}: training the recipe on weights that were never pretrained")
         data = rows().prepared

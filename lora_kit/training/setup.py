@@ -28,13 +28,9 @@ from lora_kit.training.guards import Guards
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.learning_rates import GradualUnfreezing
 from lora_kit.training.plot import plot_training
-from lora_kit.training.preferences.objectives import (
-    TrainerInputs,
-    objective_trainer,
-    trainer_class,
-)
+from lora_kit.training.preferences.objectives import objective_trainer, trainer_class
 from lora_kit.training.rank_allocation import RankAllocation
-from lora_kit.training.retention.methods import RetentionMethods
+from lora_kit.training.retention_methods import RetentionMethods
 from lora_kit.training.supervised import SupervisedTrainer
 from lora_kit.training.trained_weights import restore_weights
 from lora_kit.training.validation import Validation
@@ -72,18 +68,16 @@ class TrainingSetup:
             measure: returns the current validation loss.
             progress: progress bar.
         """
-        recipe, run, data = inputs.recipe, inputs.run, inputs.data
+        recipe, run = inputs.recipe, inputs.run
         is_main = process_state().is_main_process
         metrics = trainer_class(recipe.training.objective).logged_metrics
-        log = MetricsLog(run.metrics, progress, is_main, _plotter(run), metrics)
+        plot = partial(plot_training, validation=(None, None), path=run.training_plot)
+        log = MetricsLog(run.metrics, progress, is_main, plot, metrics)
         validation = Validation(recipe.training, measure, log.record)
         interruption = Interruption(any_process)
         callbacks = [validation, interruption, *_tensorboard(recipe, run)]
-        if isinstance(data, PreparedUnits):
-            objective_inputs = TrainerInputs(
-                recipe, inputs.backbone, inputs.model, data, run.checkpoints, inputs.steps
-            )
-            trainer = objective_trainer(objective_inputs, callbacks)
+        if isinstance(inputs.data, PreparedUnits):
+            trainer = objective_trainer(inputs, callbacks)
         else:
             trainer = _example_trainer(inputs, task, validation, log, callbacks)
         trainer.remove_callback(PrinterCallback)
@@ -128,20 +122,11 @@ def _example_trainer(
     callbacks: Sequence[TrainerCallback],
 ) -> CheckpointedTrainer:
     """Return the trainer of the objectives that train on examples: sft, text, classification."""
-    recipe, run = inputs.recipe, inputs.run
-    retention = RetentionMethods.of(
-        recipe,
-        inputs.backbone,
-        inputs.model,
-        inputs.texts,
-        inputs.micro_batcher,
-        inputs.max_tokens_per_pass,
-        log.record,
-    )
+    retention = RetentionMethods.of(inputs, log.record)
     kind: Callable[..., CheckpointedTrainer] = (
         partial(ClassifierTrainer, task=task)
         if task
-        else partial(SupervisedTrainer, teacher=Teacher.of(recipe.training.distillation))
+        else partial(SupervisedTrainer, teacher=Teacher.of(inputs.recipe.training.distillation))
     )
     return kind(
         inputs=inputs,
@@ -149,14 +134,7 @@ def _example_trainer(
         validation=validation,
         gradient_conflict=_gradient_conflict(inputs, log),
         args=training_arguments(
-            SFTConfig,
-            recipe,
-            inputs.backbone,
-            process_state(),
-            run.checkpoints,
-            inputs.steps,
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},
+            SFTConfig, inputs, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}
         ),
         callbacks=[*callbacks, *retention.callbacks],
     )
@@ -203,13 +181,6 @@ def _location(trainer: CheckpointedTrainer, inputs: TrainingInputs) -> str:
     state = process_state()
     share = f" (of process {state.process_index})" if state.num_processes > 1 else ""
     return f"{rows}{share}; {checkpoint}"
-
-
-def _plotter(run: RunDirectory) -> Callable[[list[dict[str, float]]], None]:
-    def plot(history: list[dict[str, float]]) -> None:
-        plot_training(history, (None, None), run.training_plot)
-
-    return plot
 
 
 def _tensorboard(recipe: Recipe, run: RunDirectory) -> list[Any]:

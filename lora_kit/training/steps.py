@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,14 +16,13 @@ from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.launch import require_sharded
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.arguments import length_group_size
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer, keep_float32_masters
 from lora_kit.training.gradient_conflict import GradientConflict, pop_gradients
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.learning_rates import needs_parameter_groups, parameter_groups
-from lora_kit.training.micro_batcher import collate_examples
-from lora_kit.training.retention.methods import RetentionMethods
+from lora_kit.training.retention_methods import RetentionMethods
 from lora_kit.training.sharded import is_sharded
+from lora_kit.training.step_sizes import length_group_size
 from lora_kit.training.validation import Validation
 
 # Collated share of a step (`examples`, `rows`, `labels`), or the tensors of one forward pass.
@@ -72,7 +70,7 @@ class StepTrainer(CheckpointedTrainer):
                 model=inputs.model,
                 train_dataset=inputs.data.to_dataset(),
                 processing_class=inputs.backbone.tokenizer,
-                data_collator=partial(collate_examples, packing=micro_batcher.packing),
+                data_collator=micro_batcher.collate_share,
                 **kwargs,
             )
         # transformers infers false for some models; the loss is computed here, not by the model.
@@ -127,7 +125,7 @@ class StepTrainer(CheckpointedTrainer):
 
         Args:
             model: the model, wrapped by Accelerate.
-            inputs: this process's share, of `collate_examples`.
+            inputs: this process's share, of `collate_share`.
             num_items_in_batch: supervised tokens of the step, over all processes.
 
         Returns:

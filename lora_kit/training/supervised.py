@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import SFTTrainer
 
-from lora_kit.data.tokenization import IGNORE_INDEX
-from lora_kit.modeling.likelihood import logits_at, token_nll
+from lora_kit.modeling.likelihood import logits_at, supervised_positions, token_nll
 from lora_kit.training.distillation import Teacher
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs, StepTrainer
@@ -52,10 +51,9 @@ class SupervisedTrainer(StepTrainer, SFTTrainer):
             model: the model, wrapped by Accelerate.
             inputs: `input_ids`, `labels` and mask or positions, each (rows, length) int64.
         """
-        targets = inputs["labels"][:, 1:]
-        rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
+        targets, rows, columns = supervised_positions(inputs)
         logits = logits_at(model, inputs, rows, columns, self._head)
-        losses = token_nll(logits, targets[rows, columns])
+        losses = token_nll(logits, targets)
         if self._teacher:
             losses = self._teacher.losses(losses, logits, inputs)
         return losses.sum()

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_kit.adapter.attach import ADAPTER_CONFIG
-from lora_kit.backbone.heads import SavedClasses, SavedReward, save_head
-from lora_kit.backbone.load import Backbone
+from lora_kit.adapter.saved import (
+    save_adapter,
+)
 from lora_kit.runtime.console import meter
 from lora_kit.runtime.errors import TrainingError, TrainingInterruptedError
-from lora_kit.runtime.files import whole_directory, write_json
 from lora_kit.runtime.machine import peak_memory
 from lora_kit.runtime.out_of_memory import is_out_of_memory_error
 from lora_kit.runtime.processes import any_process, process_state
@@ -24,13 +23,14 @@ from lora_kit.training.classes import ClassTask
 from lora_kit.training.gradient_conflict import mean_cosines
 from lora_kit.training.head_summary import summarize_head_training
 from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.preferences.answer_log_probs import restoring_forward
 from lora_kit.training.setup import TrainingSetup
 from lora_kit.training.sharded import is_sharded
-from lora_kit.training.trained_weights import Tensors, trained_weights
+from lora_kit.training.trained_weights import trained_weights
 from lora_kit.training.validation import validation_loss
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    pass
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,10 @@ def run_training(inputs: TrainingInputs, resume: Path | None = None) -> Training
     measure = partial(loss, model, inputs.backbone, inputs.held_out, max_tokens)
     # A model that will be sharded is not on its device yet; `Validation` measures it later.
     before = measure() if resume is None and not inputs.launch.sharded else None
-    with meter("training", inputs.steps, visible=state.is_main_process) as progress:
+    with (
+        restoring_forward(model),
+        meter("training", inputs.steps, visible=state.is_main_process) as progress,
+    ):
         setup = TrainingSetup.prepare(inputs, task, measure, progress)
         setup.validation.before = before
         trainer = setup.trainer
@@ -161,49 +164,3 @@ def _result(
         gradient_conflict=mean_cosines(history),
         history=tuple(history),
     )
-
-
-def save_adapter(
-    model: PeftModel,
-    backbone: Backbone,
-    directory: Path,
-    weights: Tensors | None = None,
-    head: SavedClasses | SavedReward | None = None,
-) -> None:
-    """Write a PEFT adapter directory, with the backbone's fingerprint in `backbone.json`.
-
-    Args:
-        model: model with the adapter.
-        backbone: backbone of the model.
-        directory: adapter directory to write.
-        weights: full trained weights by name, if the model's own are sharded over processes.
-        head: summary of the head's training rows, if the model has a head.
-
-    Raises:
-        TrainingError: if PEFT wrote no configuration.
-    """
-    with whole_directory(directory) as temporary:
-        model.save_pretrained(
-            str(temporary),
-            safe_serialization=True,
-            save_embedding_layers=False,
-            state_dict=weights,
-        )
-        # PEFT writes a model card without content; the release writes its own.
-        (temporary / "README.md").unlink(missing_ok=True)
-        if head is not None:
-            save_head(backbone.model.config, head, temporary)
-        write_json(
-            temporary / "backbone.json",
-            {
-                **backbone.spec.model_dump(mode="json"),
-                "fingerprint": asdict(backbone.fingerprint)
-                | {"digest": backbone.fingerprint.digest},
-                "quantized_modules": list(backbone.quantized_modules),
-            },
-        )
-        if not (temporary / ADAPTER_CONFIG).is_file():
-            raise TrainingError(
-                f"{directory}: PEFT wrote no {ADAPTER_CONFIG}. Fix: install the pinned version of "
-                "PEFT (constraints.txt)"
-            )

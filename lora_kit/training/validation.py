@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import reduce
@@ -12,7 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import split_micro_batches
-from lora_kit.data.dataset import PreparedData
+from lora_kit.data.prepared import PreparedData
+from lora_kit.data.tokenization import Example
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.console import say
@@ -22,17 +23,16 @@ from lora_kit.training.losses import batch_nll
 from lora_kit.training.sharded import is_sharded, reshard
 from lora_kit.training.trained_weights import Tensors, trained_weights
 
+Batch = TypeVar("Batch")
+
 
 def validation_loss(
     model: torch.nn.Module,
     backbone: Backbone,
     validation: PreparedData | None,
-    max_tokens_per_batch: int = 4096,
+    max_tokens_per_batch: int,
 ) -> float | None:
     """Return the mean loss of held-out rows in nats per supervised token; `None` without rows.
-
-    The forward passes are shared between the processes, unless the model is sharded: then all
-    processes run all passes.
 
     Args:
         model: the backbone with its adapter.
@@ -45,21 +45,42 @@ def validation_loss(
     """
     if validation is None or not validation.examples:
         return None
+    examples = validation.examples
+
+    def sums_of(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        nll, _ = batch_nll(model, backbone, batch, "the held-out rows")
+        return nll.double().sum(), torch.tensor(nll.numel())
+
+    batches = split_micro_batches(examples, len(examples), max_tokens_per_batch)
+    return shared_mean(model, batches, sums_of)
+
+
+def shared_mean(
+    model: torch.nn.Module,
+    batches: Sequence[Batch],
+    sums_of: Callable[[Batch], tuple[torch.Tensor, torch.Tensor]],
+) -> float:
+    """Return the weighted mean of a loss over forward passes.
+
+    The passes are shared between the processes, unless the model is sharded: then all processes
+    run all passes.
+
+    Args:
+        model: model of the passes.
+        batches: inputs of the passes, the same on all processes.
+        sums_of: function that runs a pass and returns its summed losses and weights, two scalars.
+    """
     state = process_state()
-    batches = split_micro_batches(
-        validation.examples, len(validation.examples), max_tokens_per_batch
-    )
     if not is_sharded(model):
         batches = batches[state.process_index :: state.num_processes]
     sums = torch.zeros(2, dtype=torch.float64)
     # Not inference mode: training uses the tensors that a sharded model allocates here.
     with eval_mode(model), torch.no_grad():
         for batch in batches:
-            nll, _ = batch_nll(model, backbone, batch, "the held-out rows")
-            sums += torch.tensor([float(nll.double().sum()), nll.numel()], dtype=torch.float64)
+            sums += torch.stack([one.double().cpu() for one in sums_of(batch)])
     reshard(model)
-    total, count = reduce(sums.to(state.device)).tolist()
-    return float(total / count)
+    total, weight = reduce(sums.to(state.device)).tolist()
+    return float(total / weight)
 
 
 class Validation(TrainerCallback):

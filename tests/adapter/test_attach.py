@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_kit.adapter.attach import adapter_sha256, attach, attach_saved, coverage
+from lora_kit.adapter.attach import attach, attach_saved, coverage
+from lora_kit.adapter.saved import adapter_sha256, save_adapter
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import AdapterError
-from lora_kit.training.trainer import save_adapter
 
 
 def test_all_linear_covers_every_quantized_layer_in_float32(real_backbone: Backbone) -> None:

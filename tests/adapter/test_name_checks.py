@@ -17,7 +17,7 @@ from lora_kit.runtime.errors import AdapterError
         (
             {"method": "trainable_tokens"},
             "adapter.options.token_indices: names no token, so no embedding would be trained. "
-            "Fix: use token ids from 0 to 49151.",
+            "Fix: use token ids from 0 to 49151",
         ),
         (
             {"method": "trainable_tokens", "options": {"token_indices": [5, 999_999]}},
@@ -39,7 +39,7 @@ from lora_kit.runtime.errors import AdapterError
         (
             {"options": {"trainable_token_indices": {"embde_tokens": [5]}}},
             "adapter.options.trainable_token_indices: no module is called embde_tokens. "
-            "Did you mean embed_tokens?",
+            "Did you mean `embed_tokens`?",
         ),
     ],
 )
@@ -55,12 +55,12 @@ def test_tokens_outside_of_the_vocabulary_are_refused(
     [
         (
             {"modules_to_save": ["norm", "nrm"]},
-            "adapter.options.modules_to_save: no module is called nrm. Did you mean norm? "
+            "adapter.options.modules_to_save: no module is called nrm. Did you mean `norm`? "
             "Fix: use one of act_fn, down_proj",
         ),
         (
             {"rank_pattern": {"q_proj": 4, "v_prj": 4}},
-            "adapter.options.rank_pattern: no module is called v_prj. Did you mean v_proj?",
+            "adapter.options.rank_pattern: no module is called v_prj. Did you mean `v_proj`?",
         ),
         ({"alpha_pattern": {"layers.2.*q_proj": 4}}, "no module is called layers.2.*q_proj."),
         (

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_kit.adapter.attach import attach, coverage
 from lora_kit.adapter.peft_methods import peft_configuration
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.merging.in_memory import merge_adapter
@@ -32,7 +33,6 @@ from lora_kit.recipe.load import validate
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, MergeError, RecipeError
 from lora_kit.runtime.launch import Launch
-from lora_kit.training.trainer import save_adapter
 from tests.merging.test_methods import plan_of
 
 METHODS = (*typing.get_args(PeftMethod), "full", "last-1")

@@ -12,6 +12,7 @@ from peft import AdaLoraConfig, LoraConfig, __version__
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from lora_kit.adapter.attach import attach
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.adapter.saved_configuration import read_configuration
 from lora_kit.backbone.load import Backbone
 from lora_kit.merging.methods import adapter_configuration
@@ -19,7 +20,6 @@ from lora_kit.recipe.adapter import AdapterSpec, PeftMethod
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runs.session import open_subject
 from lora_kit.runtime.errors import AdapterError, MergeError
-from lora_kit.training.trainer import save_adapter
 from tests.merging.combining import change_configuration
 
 
@@ -78,7 +78,7 @@ def test_a_configuration_that_peft_would_misread_is_refused(
         (
             {"trainable_token_indices": [999_999]},
             "adapter_config.json: trainable_token_indices: 999999 is not a token of this backbone. "
-            "Fix: use token ids from 0 to 49151.",
+            "Fix: use token ids from 0 to 49151",
         ),
         ({"rank_pattern": {"(": 4}}, "does not fit"),
         ({"r": 0}, "does not fit"),
@@ -153,7 +153,7 @@ NO_FINGERPRINT = (
         (
             {"fingerprint": {}},
             f"{NO_FINGERPRINT}, tokenizer, quantization, dtype, digest). Fix: delete the file and "
-            "use --backbone.",
+            "use --backbone",
         ),
         ({"fingerprint": {"digest": "x"}}, NO_FINGERPRINT),
         ({"fingerprint": "digest"}, "no valid fingerprint of the backbone"),

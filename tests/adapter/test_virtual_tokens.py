@@ -26,6 +26,7 @@ from transformers import (
 
 from lora_kit import pipeline
 from lora_kit.adapter.attach import attach, attach_saved, coverage
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.adapter.virtual_tokens import add_virtual_tokens, require_virtual_tokens_attended
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
@@ -53,7 +54,6 @@ from lora_kit.runtime.errors import (
     TrainingError,
 )
 from lora_kit.runtime.launch import Launch
-from lora_kit.training.trainer import save_adapter
 from tests.training.cut import cut_off, losses, sha256, with_training
 
 COUNT = 5

@@ -9,6 +9,7 @@ import transformers.utils
 import yaml
 
 from lora_kit.adapter.attach import attach
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.attention import attention_arguments
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
@@ -19,7 +20,6 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.record import start_record
 from lora_kit.runs.session import open_subject
 from lora_kit.runtime.errors import BackboneError, RecipeError
-from lora_kit.training.trainer import save_adapter
 
 GPU = torch.device("cuda")
 

@@ -9,9 +9,10 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from lora_kit.adapter.attach import attach
+from lora_kit.adapter.saved import SavedClasses, read_saved_head
 from lora_kit.backbone import load as backbones
 from lora_kit.backbone.files import resolve
-from lora_kit.backbone.heads import SavedClasses, pad_right, read_saved_head
+from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.arms.classifier import ClassFrequencyBaseline
 from lora_kit.recipe.adapter import AdapterSpec

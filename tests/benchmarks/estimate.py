@@ -213,12 +213,13 @@ def measured_time() -> dict[str, float]:
     from lora_kit.adapter.attach import attach
     from lora_kit.backbone.files import resolve
     from lora_kit.backbone.load import load
-    from lora_kit.data.dataset import prepare, training_rows
+    from lora_kit.data.dataset import prepare
     from lora_kit.preflight.step_timing import estimate_duration, time_micro_batch
     from lora_kit.runtime.processes import process_state
     from lora_kit.training.inputs import TrainingInputs
     from lora_kit.training.micro_batcher import MicroBatcher
     from lora_kit.training.trainer import run_training
+    from tests.training_rows import training_rows
 
     recipe = Recipe.load("quickstart")
     train_on = [SourceSpec(source="stdlib-docstrings", limit=TIMED_ROWS)]

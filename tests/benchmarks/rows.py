@@ -94,7 +94,8 @@ def _write(path: Path, rows: int) -> None:
 def _prepare(source: str, tokenizer: str) -> dict[str, float]:
     from transformers import AutoTokenizer
 
-    from lora_kit.data.dataset import prepare, training_rows
+    from lora_kit.data.dataset import prepare
+    from tests.training_rows import training_rows
 
     spec = DataSpec.model_validate({"train": [{"source": source}]})
     loaded = AutoTokenizer.from_pretrained(tokenizer)

@@ -92,7 +92,8 @@ def _recipe(rows: int, seed: int) -> Recipe:
 def _setting(rows: int, seed: int, quantization: str = "nf4") -> tuple[Any, ...]:
     from lora_kit.backbone.files import resolve
     from lora_kit.backbone.load import load
-    from lora_kit.data.dataset import prepare, training_rows, validation_rows
+    from lora_kit.data.dataset import prepare, validation_rows
+    from tests.training_rows import training_rows
 
     recipe = _recipe(rows, seed)
     spec = recipe.backbone.model_copy(update={"quantization": quantization})
@@ -189,7 +190,7 @@ def _figures(
     from lora_kit.training.validation import validation_loss
 
     memory = peak_memory()
-    loss = validation_loss(model, backbone, held_out)
+    loss = validation_loss(model, backbone, held_out, 4096)
     assert loss is not None
     return {
         "tokens_per_second": tokens / seconds,

@@ -148,8 +148,20 @@ def test_truncated_rows_are_counted_and_refused_past_the_limit(tokenizer: Any) -
     assert (found.tokens.truncated, found.tokens.truncated_share) == (4, 0.4)
     assert found.problems == ()
     found = look(rows, tokenizer, max_length=64, truncated=0.3)
-    with pytest.raises(DataError, match=r"data\.audit\.truncated: 4 of 10 rows \(40\.0%\).*long:0"):
+    with pytest.raises(
+        DataError, match=r"data\.audit\.truncated: 4 of 10 examples \(40\.0%\).*long:0"
+    ):
         refuse_problems(found)
+
+
+def test_rows_with_two_examples_are_counted_as_rows(tokenizer: Any) -> None:
+    rows = [prose(" ".join(VOCABULARY[n : n + 90]), f"long:{n}") for n in range(10)]
+    examples = [tokenize(row, tokenizer, 64) for row in rows[:8] for _ in range(2)]
+    found = audit(rows, examples, [], [], tokenizer, AuditSpec.model_validate({"truncated": 1.0}))
+    assert (found.tokens.truncated, found.tokens.truncated_share) == (16, 1.0)
+    assert (found.tokens.dropped, found.tokens.dropped_share) == (2, 0.2)
+    assert found.tokens.dropped_examples == ("long:8", "long:9")
+    assert found.problems == ()
 
 
 def test_rows_without_supervised_tokens_are_named_with_or_without_their_examples(
@@ -262,34 +274,35 @@ def test_all_exceeded_limits_are_reported_at_once(tokenizer: Any) -> None:
     message = str(refused.value)
     assert "data.audit.duplicates: 3 of 4 rows (75.0%)" in message
     assert "(allowed: 70.0%), such as same:1 is same:0" in message
-    assert "data.audit.truncated: 4 of 4 rows" in message
+    assert "data.audit.truncated: 4 of 4 examples" in message
     refuse_problems(look(rows, tokenizer, max_length=1024, duplicates=0.75))
 
 
 class Passing(Sequence[Row]):
-    """Rows that count the passes over them."""
+    """Rows that count how many are read in passes over them, whole or in blocks."""
 
     def __init__(self, count: int):
         self.rows = sums(0, count)
-        self.passes = 0
+        self.read = 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            self.read += len(self.rows[index])
         return self.rows[index]
 
     def __iter__(self) -> Iterator[Row]:
-        self.passes += 1
+        self.read += len(self.rows)
         return iter(self.rows)
 
 
 def test_audit_reads_rows_once(tokenizer: Any) -> None:
-    rows = Passing(600)
+    rows = Passing(1200)
     examples = [tokenize(row, tokenizer, 64) for row in rows.rows]
     found = audit(rows, examples, [], [], tokenizer, AuditSpec())
-    assert rows.passes == 1
-    assert found.duplicates.rows == 600
+    assert rows.read == found.duplicates.rows == 1200
 
 
 def test_audit_of_no_rows_has_no_findings(tokenizer: Any) -> None:

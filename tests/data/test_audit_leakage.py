@@ -11,7 +11,7 @@ from lora_kit.data.audit.findings import Leakage
 from lora_kit.data.audit.item import AuditedItem
 from lora_kit.data.audit.leakage import LeakSearch
 from lora_kit.data.audit.words import hash_words, row_texts
-from lora_kit.data.dataset import prepare, training_rows, validation_rows
+from lora_kit.data.dataset import prepare, validation_rows
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.sources import open_source
 from lora_kit.evaluation.audited import audited_item
@@ -20,6 +20,7 @@ from lora_kit.evaluation.tasks import build_task
 from lora_kit.recipe.data import AuditSpec, SourceSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import DataError
+from tests.training_rows import training_rows
 
 LONG = (
     "A farmer has seventeen sheep and all but nine of them run away in the night. "

@@ -138,9 +138,9 @@ def test_columns_map_fields_to_column_names() -> None:
 @pytest.mark.parametrize(
     ("form", "columns", "value", "part"),
     [
-        ("auto", {"prompt": "questoin"}, {"question": "?"}, "did you mean `question`?"),
+        ("auto", {"prompt": "questoin"}, {"question": "?"}, "Did you mean `question`?"),
         ("auto", {"prompt": "a"}, {"question": "?"}, "no column 'a', which columns.prompt names"),
-        ("alpaca", {}, {"instruction": "a", "outptu": "b"}, "no column 'output'; did you mean"),
+        ("alpaca", {}, {"instruction": "a", "outptu": "b"}, "no column 'output' (got"),
         ("text", {}, {"body": "b"}, "format text: no column 'text'"),
         ("auto", {}, {"body": "b"}, "no known format (got the keys body)"),
         ("auto", {}, {}, "no known format (got the keys none)"),
@@ -155,7 +155,7 @@ def test_a_missing_column_is_refused_with_the_most_similar_name(
 
 
 def test_an_unknown_field_is_refused_with_the_most_similar_name() -> None:
-    with pytest.raises(DataError, match=r"promt is no field of any format; did you mean `prompt`"):
+    with pytest.raises(DataError, match=r"promt is no field of any format. Did you mean `prompt`"):
         check_columns({"promt": "x"}, "auto", "data.train.0")
     with pytest.raises(DataError, match=r"data\.train\.0: prompt is no field of format text"):
         check_columns({"prompt": "x"}, "text", "data.train.0")

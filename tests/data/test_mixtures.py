@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from lora_kit.data.dataset import training_rows, validation_rows
+from lora_kit.data.dataset import validation_rows
 from lora_kit.data.mixture import mixture_counts
 from lora_kit.data.row_sets import Rows
 from lora_kit.recipe.data import DataSpec
 from lora_kit.runtime.errors import DataError
+from tests.training_rows import training_rows
 
 SIZES = {"a": 8, "b": 30, "c": 120}
 

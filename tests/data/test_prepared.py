@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from lora_kit.data import row_sets, store
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import prepare
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.recipe.data import DataSpec
 from lora_kit.runtime.errors import DataError
+from tests.training_rows import training_rows
 
 ROWS = 60
 
@@ -150,7 +151,9 @@ def test_cached_rows_are_not_tokenized_again(
     assert again.digest == first.digest
     assert list(again.examples) == list(first.examples)
     # What is too much is judged anew.
-    with pytest.raises(DataError, match=r"6 of 60 rows have no supervised token.*mixed\.jsonl:1,"):
+    with pytest.raises(
+        DataError, match=r"6 of 60 examples have no supervised token.*mixed\.jsonl:1,"
+    ):
         made(tokenizer, spec(mixed, audit={"dropped": 0.05}))
 
 
@@ -258,10 +261,10 @@ def test_two_concurrent_processes_share_one_cache_entry(smollm: Path, tmp_path: 
     script.write_text(
         "import sys\n"
         "from transformers import AutoTokenizer\n"
-        "from lora_kit.data.dataset import prepare, training_rows\n"
-        "from lora_kit.recipe.recipe import DataSpec\n"
+        "from lora_kit.data.dataset import open_rows, prepare\n"
+        "from lora_kit.recipe.data import DataSpec\n"
         "spec = DataSpec.model_validate({'train': [{'source': sys.argv[1]}]})\n"
-        "rows, _ = training_rows(spec, 0)\n"
+        "rows = open_rows(spec, 0)\n"
         "data = prepare(rows, AutoTokenizer.from_pretrained(sys.argv[2]), spec)\n"
         "print(len(data.examples), data.digest, data.path)\n"
     )
@@ -280,3 +283,19 @@ def test_two_concurrent_processes_share_one_cache_entry(smollm: Path, tmp_path: 
     assert next(iter(outputs)).startswith("4000 ")
     kept = list((tmp_path / "cache" / "lora_kit" / "examples").iterdir())
     assert len(kept) == 1
+
+
+def test_a_preference_pair_is_no_split_row_and_is_dropped_as_one(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    asked = ["What is 1?", "word " * 100]
+    pairs = [{"prompt": text, "chosen": "One.", "rejected": "Two."} for text in asked]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    wanted = spec(path)
+    rows, _ = training_rows(wanted, 0, "dpo")
+    data = prepare(rows, tokenizer, wanted, objective="dpo")
+    counts = data.counts
+    assert (counts.rows, counts.used, counts.dropped, counts.split_rows) == (2, 2, 2, 0)
+    assert counts.supervised_tokens == sum(one.supervised for one in data.examples)
+    assert data.dropped == (f"{path}:2",)

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_kit.data.dataset import training_rows
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import open_source
 from lora_kit.recipe.data import DataSpec, SourceSpec
 from lora_kit.runtime.errors import DataError
+from tests.training_rows import training_rows
 
 
 def read(source: str, **options: object) -> list[Row]:
@@ -110,7 +110,7 @@ def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, line: str, pa
 @pytest.mark.parametrize(
     ("source", "part"),
     [
-        ("stdlib-docstring", "did you mean `stdlib-docstrings`"),
+        ("stdlib-docstring", "Did you mean `stdlib-docstrings`"),
         ("absent.jsonl", "no such file"),
         ("data.csv", "no such file"),
         ("data.xls", "unknown source (got data.xls). Fix: name a built-in source"),

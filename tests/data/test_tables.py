@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lora_kit.data.files.lines import index_lines, index_list
-from lora_kit.data.files.tables import TableRequest, open_table, read_table
+from lora_kit.data.files.readers import TableRequest
+from lora_kit.data.files.tables import open_table, read_table
 from lora_kit.runtime.errors import DataError
 from tests.data.tables import PAIRS, answers, opened, save
 
@@ -37,7 +38,7 @@ def test_csv_fields_are_read_as_text(tmp_path: Path) -> None:
         ("1.50", "NA"),
     ]
     # An evaluation's answers and labels are numbers.
-    (value, _), *_ = read_table(str(save([{"a": 1}], tmp_path / "n.csv")), "x", None, "test", None)
+    (value, _), *_ = read_table(TableRequest(str(save([{"a": 1}], tmp_path / "n.csv")), "x"))
     assert value == {"a": 1}
     (tmp_path / "twice.csv").write_text("text,text\na,b\n")
     with pytest.raises(DataError, match=r"twice\.csv:1: the first line must name the columns"):
@@ -49,7 +50,7 @@ def test_lines_are_indexed_without_being_held_in_memory(tmp_path: Path) -> None:
     values = [{"n": n, "text": "é\u2028" * (n % 7)} for n in range(300)]
     text = "\ufeff\n" + "\r\n \n".join(json.dumps(v, ensure_ascii=False) for v in values)
     path.write_bytes(text.encode())
-    table = index_lines(path)
+    table = index_lines(path, path)
     assert len(table) == 300
     assert table.take(range(300)) == values
     assert [table.origin(n) for n in (0, 1, 299)] == [f"{path}:{line}" for line in (2, 4, 600)]
@@ -69,12 +70,12 @@ def test_values_of_a_list_are_indexed_without_being_held_in_memory(
     values = [{"n": n, "text": "é],[\u2028" * (n % 5), "in": [[n], {}]} for n in range(60)]
     text = mark + json.dumps(values, ensure_ascii=False, indent=indent)
     path.write_bytes(text.replace("\n", "\r\n").encode())
-    table = index_list(path)
+    table = index_list(path, path)
     assert table.take(range(60)) == values
     assert table.take([59, 3, 3]) == [values[59], values[3], values[3]]
     assert table.origin(7) == f"{path}[7]"
     path.write_text(f" [ ] {mark}".strip("\ufeff"))
-    assert len(index_list(path)) == 0
+    assert len(index_list(path, path)) == 0
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_values_of_a_list_are_indexed_without_being_held_in_memory(
 def test_malformed_lists_are_refused(tmp_path: Path, text: str, part: str) -> None:
     (tmp_path / "list.json").write_text(text)
     with pytest.raises(DataError, match=r"list\.json: cannot be read as a JSON list") as caught:
-        index_list(tmp_path / "list.json")
+        index_list(tmp_path / "list.json", tmp_path / "list.json")
     assert part in str(caught.value)
 
 
@@ -159,7 +160,7 @@ def test_arrow_adds_no_fields_to_a_turn(tmp_path: Path) -> None:
         ({"revision": "main"}, "revision: .* is no hub id"),
         ({"streaming": True, "limit": 3}, "streaming: .* is no hub id"),
         ({"split": "test"}, r"split: .*has no split `test`\. Fix: remove it"),
-        ({"columns": {"promt": "x"}}, "columns: promt is no field .*; did you mean `prompt`"),
+        ({"columns": {"promt": "x"}}, "columns: promt is no field .*. Did you mean `prompt`"),
     ],
 )
 def test_unused_options_of_a_file_are_refused(

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lora_kit import pipeline
+from lora_kit.adapter.saved import SavedReward, read_saved_head
 from lora_kit.backbone.files import resolve
-from lora_kit.backbone.heads import REWARD, SavedReward, pad_right, read_saved_head
+from lora_kit.backbone.heads import REWARD, pad_right
 from lora_kit.backbone.load import Backbone, load
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import prepare
 from lora_kit.data.units import PreparedUnits
 from lora_kit.evaluation.arms.reward_model import LengthBaseline
 from lora_kit.evaluation.engine.work import plan_work
@@ -22,6 +23,7 @@ from lora_kit.evaluation.verdict_file import check_verdict
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import AdapterError, EvaluationError, MergeError, ReleaseError
 from tests.rewarding import reward_recipe, write_pairs, write_suite
+from tests.training_rows import training_rows
 
 
 @pytest.fixture

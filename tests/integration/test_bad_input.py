@@ -52,7 +52,7 @@ FIELDS = [
     ("backbone.model=null", "backbone.model"),
     ("backbone.model=nowhere.gguf", "no such file"),
     ("backbone.model=package:nothing/x.gguf", "no installed package"),
-    ("backbone.modle=x", "did you mean `model`"),
+    ("backbone.modle=x", "Did you mean `model`"),
     ("backbone.quantization=q4", "nf4"),
     ("backbone.dtype=int4", "bfloat16"),
     ("backbone.attention=flash", "flash_attention_2"),
@@ -132,7 +132,7 @@ RECIPES = {
     "binary": (b"\xff\xfe\x00", "UTF-8"),
     "anchor": (b"name: &a [*a]\n", "anchor"),
     "date": (b"name: 2001-99-99\n", "cannot be read"),
-    "unknown": (b"nmae: x\n", "did you mean `name`"),
+    "unknown": (b"nmae: x\n", "Did you mean `name`"),
     "nothing of it": (b"name: x\n", "backbone"),
 }
 

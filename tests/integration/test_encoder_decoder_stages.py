@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from lora_kit.adapter.attach import attach_saved
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.load import Backbone
 from lora_kit.merging.combining.combine import CombinationOptions, combine
 from lora_kit.pipeline import train
 from lora_kit.pipeline.training import Trained
 from lora_kit.rescaling.scale import AdapterScale, scaled_adapter
-from lora_kit.training.trainer import save_adapter
 from tests.integration.test_encoder_decoder import SENTENCES, loaded, pair, recipe_of
 from tests.training.cut import cut_off, losses, sha256
 from tests.two_stacks import write_t5

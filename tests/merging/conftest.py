@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from lora_kit.adapter.attach import attach
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.training.trainer import save_adapter
 
 SIZES = {
     "vocab_size": 512,

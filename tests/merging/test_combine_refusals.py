@@ -7,13 +7,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lora_kit.adapter.attach import attach
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
 from lora_kit.merging.combining.combine import CombinationOptions, combine
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import MergeError
-from lora_kit.training.trainer import save_adapter
 from tests.merging.combining import change_configuration
 
 
@@ -52,7 +52,7 @@ def test_names_are_compared_where_there_is_no_fingerprint_and_it_says_so(
     ("changes", "message"),
     [
         ({"use_dora": True}, r"use_dora: makes the adapter more .*\(got True\)"),
-        ({"peft_type": "IA3"}, r"peft_type: only LORA adapters .*\(got IA3\)"),
+        ({"peft_type": "IA3"}, r"peft_type: not LoRA \(got IA3\)"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save: .*\(got \['lm_head'\]\)"),
         ({"bias": "all"}, r" bias: .*\(got 'all'\)"),
         ({"invented_in_2030": 3}, "invented_in_2030"),

@@ -105,7 +105,7 @@ def test_the_arm_is_the_regression_on_the_frozen_backbone(
     pipeline.train(recipe, run)
     evaluation = pipeline.evaluate(run)
     task = evaluation.verdict.suites[0].tasks[0]
-    assert [rival.arm for rival in task.rivals] == ["probe"]
+    assert [baseline.arm for baseline in task.baselines] == ["probe"]
     found = {e.item: e.log_likelihoods for e in evaluation.read_entries() if e.arm == "probe"}
     assert len(found) == 12
     backbone = open_run(run).backbone
@@ -135,8 +135,9 @@ def test_a_binary_probe_has_one_logit_row_for_the_second_class(
 
 
 def _known(recipe: Recipe, backbone: object) -> tuple[np.ndarray, list[int], list[str]]:
-    from lora_kit.data.dataset import prepare, training_rows
+    from lora_kit.data.dataset import prepare
     from lora_kit.data.labelled import class_indices
+    from tests.training_rows import training_rows
 
     rows, _ = training_rows(recipe.data, recipe.seed)
     classes = ("bird", "fruit", "metal")

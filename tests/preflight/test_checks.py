@@ -8,7 +8,7 @@ import torch
 
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import prepare
 from lora_kit.data.tokenization import Example
 from lora_kit.preflight import checks, data_checks, launch_checks
 from lora_kit.preflight.checks import CHECKS, run_checks
@@ -37,6 +37,7 @@ from lora_kit.runtime.errors import (
     TrainingError,
 )
 from lora_kit.runtime.launch import Launch, read_launch, require_requested_launch
+from tests.training_rows import training_rows
 
 ACCELERATE = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 

@@ -9,12 +9,14 @@ from rich.console import Console
 
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.dataset import PreparedData, prepare, training_rows
+from lora_kit.data.dataset import prepare
+from lora_kit.data.prepared import PreparedData
 from lora_kit.preflight import forecast as forecasting
 from lora_kit.preflight.forecast import Forecast, forecast
 from lora_kit.preflight.memory import CUDA_BASE
 from lora_kit.preflight.show import _show_forecast
 from lora_kit.recipe.recipe import Recipe
+from tests.training_rows import training_rows
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.dataset import PreparedData, prepare, training_rows
+from lora_kit.data.dataset import prepare
+from lora_kit.data.prepared import PreparedData
 from lora_kit.data.tokenization import Example
 from lora_kit.preflight.show_estimate import format_duration
 from lora_kit.preflight.step_timing import StepTiming, estimate_duration, time_micro_batch
@@ -16,6 +17,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.training.micro_batcher import MicroBatcher
+from tests.training_rows import training_rows
 
 
 def data_of(recipe: Recipe, backbone: Backbone) -> PreparedData:

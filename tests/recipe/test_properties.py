@@ -9,13 +9,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import prepare
 from lora_kit.evaluation.suite import Suite
 from lora_kit.recipe.data import DataSpec
 from lora_kit.recipe.document import Document, override
 from lora_kit.recipe.load import validate
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import LoraKitError
+from tests.training_rows import training_rows
 
 # Files and a tokenizer are the same for all examples of a test.
 FREELY = settings(

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lora_kit.data.dataset import training_rows
 from lora_kit.recipe.recipe import Recipe, recipe_names
 from lora_kit.runtime.errors import DataError, RecipeError
+from tests.training_rows import training_rows
 
 GOOD = """
 name: mine
@@ -70,7 +70,7 @@ def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
             "classification: {class_weights: balansed}",
             "class_weights: must be 'none' or 'balanced' or a mapping (got 'balansed')",
         ),
-        ("training: {batch size: 3}", "line 5, training.batch size: unknown key; did you mean"),
+        ("training: {batch size: 3}", "line 5, training.batch size: unknown key. Did you mean"),
         ("1: 3", "line 5, 1: unknown key"),
         ("training: {1: 3}", "line 5, training.1: unknown key"),
         ("evaluation: {suites: []}", "evaluation.suites: must have at least 1 entries (got [])"),
@@ -100,10 +100,10 @@ def test_ten_mistakes_are_told_at_once_each_with_its_line_and_remedy(tmp_path: P
     for part in (
         "line 3, seed: given twice, first on line 2. Fix: keep one",
         "line 1, name: names a directory (got 'my run'). Fix: use letters, digits",
-        "line 6, backbone.quantisation: unknown key; did you mean `quantization`?",
+        "line 6, backbone.quantisation: unknown key. Did you mean `quantization`?",
         "line 7, backbone.dtype: must be 'auto', 'bfloat16', 'float16' or 'float32'",
         "line 9, adapter.rank: must be a number (got True)",
-        "line 10, adapter.alfa: unknown key; did you mean `alpha`?",
+        "line 10, adapter.alfa: unknown key. Did you mean `alpha`?",
         "line 11, adapter.target_modules: names no module (got ['q_proj', '']). Fix: name",
         "line 13, data.train: must be a list",
         "line 15, training.learning_rate: must be a number",

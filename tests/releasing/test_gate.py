@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lora_kit.adapter.attach import ADAPTER_WEIGHTS
+from lora_kit.adapter.saved import ADAPTER_WEIGHTS
 from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.releasing.acceptance import Acceptance, parse_acceptance
 from lora_kit.releasing.gate import clear_for_release

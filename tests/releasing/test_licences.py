@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_kit.data.dataset import training_rows
+from lora_kit.backbone.card import card_license
+from lora_kit.data.sources import BUILT_IN
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.outside import named_outside
 from lora_kit.recipe.recipe import Recipe
@@ -14,6 +15,7 @@ from lora_kit.runs.session import open_run, open_subject
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import write_json
 from lora_kit.training.scratch import scratch_arm
+from tests.training_rows import training_rows
 
 
 def work(license_: str | None, name: str = "rows", used: str = "train") -> LicensedWork:
@@ -141,6 +143,15 @@ def recipe(**backbone: object) -> Recipe:
     return Recipe.model_validate(value)
 
 
+@pytest.mark.parametrize("source", BUILT_IN)
+def test_every_built_in_source_has_a_licence(source: str) -> None:
+    value = recipe().model_dump(mode="json")
+    value["data"]["train"] = [{"source": source}]
+    (work,) = [one for one in licensed_works(Recipe.model_validate(value)) if one.used == "train"]
+    assert work.license in ("Python-2.0.1", "Apache-2.0")
+    assert not work.hub
+
+
 def test_aliases_and_built_in_sources_have_licences() -> None:
     found = {(one.work, one.used): one for one in licensed_works(Recipe.load("quickstart"))}
     assert found["HuggingFaceTB/SmolLM2-135M-Instruct", "base"].license == "Apache-2.0"
@@ -233,3 +244,22 @@ def test_the_licence_of_a_built_in_source_cannot_be_set(field: str) -> None:
     spec = Recipe.load("quickstart", [f"{field}.license=MIT"]).data
     with pytest.raises(DataError, match=rf"{field}\.license: .* is built in"):
         training_rows(spec, 0)
+
+
+@pytest.mark.parametrize(
+    ("card", "license_"),
+    [
+        ("\ufeff---\nlicense: mit\n---\n", "mit"),
+        ("---\r\nlicense: other\r\nlicense_name: own-1\r\n---\r\ntext", "own-1"),
+        ("---\nlicense: [mit, cc0-1.0]\n---\n", "mit AND cc0-1.0"),
+        ("---\nlicense: unknown\n---\n", None),
+        ("---\n- license\n---\n", None),
+        ("license: mit\n", None),
+    ],
+)
+def test_the_licence_of_a_card_is_in_its_header(
+    card: str, license_: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_bytes(card.encode())
+    assert card_license(tmp_path) == license_
+    assert card_license(tmp_path / "missing") is None

@@ -9,13 +9,13 @@ from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, get_peft_mode
 from transformers import AutoModelForCausalLM
 
 from lora_kit.adapter.attach import attach
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.session import open_subject
 from lora_kit.runtime.errors import AdapterError
-from lora_kit.training.trainer import save_adapter
 
 
 @pytest.fixture

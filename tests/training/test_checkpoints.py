@@ -159,7 +159,7 @@ def test_other_batches_do_not_go_on(
     cut_off(monkeypatch, recipe, tmp_path / "run", 2)
     state = tmp_path / "run" / "checkpoints" / "step-000002" / checkpoints.STATE
     saved = json.loads(state.read_text())
-    saved["like_length"] = 2
+    saved["length_group_size"] = 2
     state.write_text(json.dumps(saved))
     hashes = state.with_name(checkpoints.FILES)
     digests = json.loads(hashes.read_text())

@@ -12,11 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from lora_kit import pipeline
 from lora_kit.adapter.attach import attach, attach_saved
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone import load as backbones
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import prepare
 from lora_kit.data.prepared import PreparedData
 from lora_kit.modeling import features
 from lora_kit.modeling.features import frozen_features
@@ -26,9 +27,9 @@ from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, DataError
 from lora_kit.training.classes import ClassLoss
-from lora_kit.training.trainer import save_adapter
 from tests.classifying import classes_recipe
 from tests.training.cut import cut_off, losses
+from tests.training_rows import training_rows
 
 CLASSES = ("bird", "fruit", "metal")
 # Loads saved classifiers with PEFT and transformers only.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_kit.adapter.attach import ADAPTER_WEIGHTS
+from lora_kit.adapter.saved import ADAPTER_WEIGHTS
 from lora_kit.pipeline import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory

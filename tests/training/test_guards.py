@@ -9,7 +9,7 @@ import torch
 
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.dataset import prepare, training_rows, validation_rows
+from lora_kit.data.dataset import prepare, validation_rows
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import TrainingError
@@ -17,6 +17,7 @@ from lora_kit.training.guards import MAX_SKIPPED_STEPS, WINDOW, Guards
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.trainer import TrainingResult, run_training
 from lora_kit.training.validation import validation_loss
+from tests.training_rows import training_rows
 
 
 def trained(
@@ -33,7 +34,7 @@ def trained(
     held_out = prepare(validation_rows(recipe.data, recipe.seed), backbone.tokenizer, recipe.data)
     run = RunDirectory(root)
     result = run_training(TrainingInputs(recipe, backbone, model, data, held_out, run))
-    return result, validation_loss(model, backbone, held_out)
+    return result, validation_loss(model, backbone, held_out, 4096)
 
 
 def test_an_infinite_loss_stops_with_step_rows_and_checkpoint(

@@ -11,7 +11,7 @@ from lora_kit.pipeline import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.errors import TrainingError
-from lora_kit.training.learning_rates import parameter_groups
+from lora_kit.training.learning_rates import GradualUnfreezing, parameter_groups
 
 NAMES = [
     "model.embed_tokens.weight",
@@ -103,6 +103,23 @@ def test_blocks_begin_from_the_last_to_the_first(tiny_recipe: Recipe, tmp_path: 
     for name, moved in waiting.items():
         assert (moved > 0) is (".layers.1." in name)
     assert all(moved > 0 for moved in begun.values())
+
+
+def test_advice_on_gradual_unfreezing_is_not_followed_by_another(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    layers = [f"model.layers.{n}.q_proj.weight" for n in range(4)]
+    parameters = {
+        name: torch.nn.Parameter(torch.zeros(1)) for name in ("model.embed_tokens.weight", *layers)
+    }
+    GradualUnfreezing(parameters, 50, 40)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "4 of 5 groups of layers are not trained within 40 steps (got 50)" in said
+    assert "Fix: set it to 9" in said
+    GradualUnfreezing(parameters, 9, 40)
+    assert not capsys.readouterr().err
+    GradualUnfreezing(parameters, 1, 4)
+    assert "Fix: train longer" in capsys.readouterr().err
 
 
 def test_lora_plus_is_for_lora(tiny_recipe: Recipe) -> None:

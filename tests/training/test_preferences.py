@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from trl.trainer.utils import add_fused_lm_head
 
 from lora_kit import pipeline
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.tokenization import IGNORE_INDEX
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll
@@ -120,6 +121,22 @@ def test_resumed_training_ends_like_uninterrupted_training(
     pipeline.train(recipe, tmp_path / "run", resume=True)
     assert losses(tmp_path / "run") == losses(trained[objective])
     assert sha256(tmp_path / "run") == sha256(trained[objective])
+
+
+def test_the_model_is_unpatched_if_the_training_had_ended_before(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tiny, tmp_path, "dpo")
+    cut_off(monkeypatch, recipe, tmp_path / "run", 6)
+    saved: list[bool] = []
+
+    def save(model: Any, *rest: Any) -> None:
+        saved.append("forward" in vars(model.get_base_model()))
+        save_adapter(model, *rest)
+
+    monkeypatch.setattr("lora_kit.training.trainer.save_adapter", save)
+    pipeline.train(recipe, tmp_path / "run", resume=True)
+    assert saved == [False]
 
 
 def test_the_reference_is_the_base_with_the_adapter_disabled(tiny: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from torch.nn.functional import logsigmoid
 
 from lora_kit import pipeline
 from lora_kit.adapter.attach import attach_saved
+from lora_kit.adapter.saved import SavedReward, read_saved_head
 from lora_kit.backbone.files import resolve
-from lora_kit.backbone.heads import REWARD, SavedReward, pad_right, read_saved_head
+from lora_kit.backbone.heads import REWARD, pad_right
 from lora_kit.backbone.load import load
 from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.preflight.context import PreflightContext
@@ -25,7 +26,8 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import DataError, RecipeError, TrainingError
 from lora_kit.runtime.launch import Launch
 from lora_kit.training.head_summary import length_log_odds
-from lora_kit.training.preferences.objectives import TrainerInputs, objective_trainer
+from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.preferences.objectives import objective_trainer
 from tests.rewarding import reward_recipe, trainer_inputs
 from tests.training.cut import cut_off, losses, sha256
 
@@ -48,7 +50,9 @@ print(json.dumps(found))
 """
 
 
-def rewards_of(inputs: TrainerInputs, model: Any, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+def rewards_of(
+    inputs: TrainingInputs, model: Any, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the rewards of the first pairs, computed one row at a time."""
     pad = inputs.backbone.tokenizer.pad_token_id
     chosen, rejected = (

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from lora_kit import pipeline
-from lora_kit.adapter.attach import adapter_sha256
+from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.backbone.heads import pad_right
 from lora_kit.data.rows import Message, Row
 from lora_kit.recipe.recipe import Recipe

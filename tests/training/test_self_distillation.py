@@ -10,7 +10,7 @@ import torch
 
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
-from lora_kit.data.dataset import open_rows, prepare, training_rows
+from lora_kit.data.dataset import open_rows, prepare
 from lora_kit.data.rows import Message, Row
 from lora_kit.metrics.load import load_metric
 from lora_kit.modeling.generation import Generator, generate, stop_token_ids
@@ -26,6 +26,7 @@ from lora_kit.training.self_distillation.rewriting import (
     rewrite_answers,
 )
 from lora_kit.training.self_distillation.rows import read_training_rows
+from tests.training_rows import training_rows
 
 QUESTIONS = ("What is the capital of France?", "Name a colour.")
 

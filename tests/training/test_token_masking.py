@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.dataset import prepare, training_rows
+from lora_kit.data.dataset import prepare
 from lora_kit.data.tokenization import IGNORE_INDEX, end_of_turn_id
 from lora_kit.modeling.likelihood import pad_examples
 from lora_kit.modeling.modes import adapter_disabled
@@ -19,6 +19,7 @@ from lora_kit.recipe.retention import TokenMaskingSpec
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.training.retention.token_masking import mask_improbable_tokens
 from tests.training.keeping import changed, disturbed
+from tests.training_rows import training_rows
 
 
 def test_labels_of_probable_tokens_are_kept(tiny_backbone: Backbone, tiny_recipe: Recipe) -> None:
@@ -49,6 +50,10 @@ def test_labels_of_probable_tokens_are_kept(tiny_backbone: Backbone, tiny_recipe
                 assert now == end, "the end of a turn is always learned"
     assert 0 < kept < data.counts.supervised_tokens
     assert left.counts.supervised_tokens == sum(e.supervised for e in left.examples)
+    assert left.counts.truncated == sum(e.truncated for e in left.examples)
+    for name in ("rows", "used", "dropped", "truncated", "tokens"):
+        of_sources = sum(getattr(one, name) for one in left.counts.sources.values())
+        assert of_sources == getattr(left.counts, name)
     assert left.digest == data.digest
     dataset = left.to_dataset()
     assert dataset["row"] == list(range(left.counts.used))

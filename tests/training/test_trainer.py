@@ -10,7 +10,8 @@ from trl import SFTConfig
 from lora_kit.adapter.attach import attach, attach_saved
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
-from lora_kit.data.dataset import PreparedData, prepare, training_rows, validation_rows
+from lora_kit.data.dataset import prepare, validation_rows
+from lora_kit.data.prepared import PreparedData
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.data import SourceSpec
@@ -18,12 +19,13 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import TrainingError
-from lora_kit.training.arguments import micro_batch_size
 from lora_kit.training.inputs import TrainingInputs
-from lora_kit.training.retention.methods import RetentionMethods
+from lora_kit.training.retention_methods import RetentionMethods
+from lora_kit.training.step_sizes import micro_batch_size
 from lora_kit.training.supervised import SupervisedTrainer
 from lora_kit.training.trainer import TrainingResult, run_training
 from lora_kit.training.validation import validation_loss
+from tests.training_rows import training_rows
 
 GOLDEN = [10.738, 10.560, 10.517, 10.484]
 
@@ -190,7 +192,7 @@ def test_an_evaluation_in_training_does_not_change_the_gradient(real_backbone: B
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     before = gradient()
-    loss = validation_loss(model, real_backbone, data)
+    loss = validation_loss(model, real_backbone, data, 4096)
     after = gradient()
     assert loss is not None
     assert torch.equal(before, after)

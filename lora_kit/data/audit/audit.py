@@ -6,8 +6,7 @@ import dataclasses
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lora_kit.data.audit.duplicates import DuplicateSearch
@@ -18,6 +17,7 @@ from lora_kit.data.audit.leakage import LeakSearch
 from lora_kit.data.audit.shift import TrainingSample, shifts
 from lora_kit.data.audit.tokens import token_statistics
 from lora_kit.data.audit.words import hash_words, row_texts
+from lora_kit.data.row_sets import read_blocks
 from lora_kit.data.rows import Row
 from lora_kit.data.tokenization import Example
 from lora_kit.recipe.data import AuditSpec
@@ -25,9 +25,6 @@ from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Rows per block.
-_BLOCK = 512
 
 
 def audit(
@@ -56,7 +53,7 @@ def audit(
     duplicates, sample = DuplicateSearch(), TrainingSample.of(len(rows))
     labels: Counter[str] = Counter()
     origins = array("q")
-    for block in _blocks(rows):
+    for block, _ in read_blocks(rows):
         texts = [row_texts(row) for row in block]
         words = [hash_words(parts) for parts in texts]
         leaks.update(words, first_row=len(origins))
@@ -97,7 +94,7 @@ def refuse_leaked_items(
             first such task.
     """
     leaks, first = LeakSearch(items), 0
-    for block in _blocks(rows):
+    for block, _ in read_blocks(rows):
         leaks.update([hash_words(row_texts(row)) for row in block], first_row=first)
         first += len(block)
     for leakage in leaks.result(rows):
@@ -118,9 +115,3 @@ def refuse_problems(result: Audit) -> None:
     """
     if result.problems:
         raise DataError("\n".join(result.problems))
-
-
-def _blocks(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    remaining = iter(rows)
-    while block := list(islice(remaining, _BLOCK)):
-        yield block

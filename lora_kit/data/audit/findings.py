@@ -169,8 +169,8 @@ class TokenStatistics:
 
     @property
     def truncated_share(self) -> float:
-        """Return the fraction of rows that are truncated."""
-        return self.truncated / max(self.rows, 1)
+        """Return the fraction of examples that are truncated."""
+        return self.truncated / max(self.examples, 1)
 
     @property
     def dropped_share(self) -> float:

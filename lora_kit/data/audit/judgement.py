@@ -65,7 +65,7 @@ def _truncated(audit: Audit, limit: float) -> Iterator[str]:
     tokens = audit.tokens
     if tokens.truncated_share > limit:
         yield (
-            f"data.audit.truncated: {tokens.truncated:,} of {tokens.rows:,} rows "
+            f"data.audit.truncated: {tokens.truncated:,} of {tokens.examples:,} examples "
             f"({tokens.truncated_share:.1%}) are truncated at data.max_length (allowed: "
             f"{limit:.1%}), such as {_some(tokens.truncated_examples)}. Fix: raise "
             "data.max_length, shorten the rows, or raise data.audit.truncated"

@@ -102,13 +102,12 @@ def token_statistics(
     """
     pieces = BrokenTokenCounter(tokenizer)
     lengths, used_origins = array("q"), array("q")
-    truncated = masked = 0
+    truncated = 0
     truncated_examples: list[str] = []
     for example in examples:
         labels = np.array(example.labels, np.int64)
         supervised = labels[labels != IGNORE_INDEX]
         if not len(supervised):
-            masked += 1
             continue
         lengths.append(len(example.input_ids))
         used_origins.append(hash(example.origin))
@@ -123,7 +122,7 @@ def token_statistics(
         rows=len(rows),
         examples=len(lengths),
         truncated=truncated,
-        dropped=max(len(rows) - len(lengths), masked),
+        dropped=len(missing),
         lengths=_lengths(np.array(lengths, np.int64)),
         pieces=pieces.result(),
         truncated_examples=tuple(truncated_examples),

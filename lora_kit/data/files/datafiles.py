@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,21 +38,6 @@ SPLIT_WORDS = {
 MAX_NAMED = 5
 
 
-@dataclass(frozen=True)
-class DataFile:
-    """File of rows.
-
-    Attributes:
-        original: path given by the user.
-        kind: ending that selects the reader.
-        path: path to read: the original, or its decompressed copy.
-    """
-
-    original: Path
-    kind: str
-    path: Path
-
-
 def file_kind(path: Path) -> str:
     """Return the file ending that selects the reader, without compression; empty if unsupported."""
     name = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
@@ -61,21 +45,19 @@ def file_kind(path: Path) -> str:
     return ending if ending in SUFFIXES else ""
 
 
-def open_data_file(path: Path) -> DataFile:
-    """Return a file that can be read, decompressed into the cache if necessary.
+def decompressed_file(path: Path) -> Path:
+    """Return the path to read: the file itself, or a copy decompressed into the cache.
+
+    The copy is found by its content; rows need random access.
 
     Raises:
         DataError: if the file cannot be decompressed.
     """
     compression = COMPRESSIONS.get(path.suffix.lower())
-    kind = file_kind(path)
-    return DataFile(path, kind, _decompress(path, kind, compression) if compression else path)
-
-
-def _decompress(path: Path, kind: str, compression: str) -> Path:
-    """Return a decompressed copy, cached by content, since rows need random access."""
+    if compression is None:
+        return path
     try:
-        target = cache_directory() / "unpacked" / f"{file_sha256(path)}{kind}"
+        target = cache_directory() / "unpacked" / f"{file_sha256(path)}{file_kind(path)}"
         if not target.is_file():
             with (
                 whole_file(target) as temporary,

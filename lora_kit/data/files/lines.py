@@ -89,12 +89,12 @@ class JsonRows:
             ) from error
 
 
-def index_lines(path: Path, original: Path | None = None) -> JsonRows:
+def index_lines(path: Path, original: Path) -> JsonRows:
     """Index the non-blank lines of a JSON Lines file in one pass, without holding them in memory.
 
     Args:
         path: file to read.
-        original: path in error messages and origins; default: `path`.
+        original: path in error messages and origins.
 
     Raises:
         DataError: if the file cannot be read.
@@ -112,18 +112,17 @@ def index_lines(path: Path, original: Path | None = None) -> JsonRows:
                 position += len(line)
     except OSError as error:
         raise DataError(
-            f"{original or path}: cannot be read ({error}). Fix: check that the file exists and is "
-            "readable"
+            f"{original}: cannot be read ({error}). Fix: check that the file exists and is readable"
         ) from error
-    return JsonRows(path, original or path, _int64(offsets), _int64(lengths), _int64(lines))
+    return JsonRows(path, original, _int64(offsets), _int64(lengths), _int64(lines))
 
 
-def index_list(path: Path, original: Path | None = None) -> JsonRows:
+def index_list(path: Path, original: Path) -> JsonRows:
     """Index the values of a JSON list; its text is held in memory meanwhile, its values are not.
 
     Args:
         path: file to read.
-        original: path in error messages and origins; default: `path`.
+        original: path in error messages and origins.
 
     Raises:
         DataError: if the file cannot be read, or is not a JSON list.
@@ -142,10 +141,10 @@ def index_list(path: Path, original: Path | None = None) -> JsonRows:
             last = end
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{original or path}: cannot be read as a JSON list (got {error}). Fix: write a list "
+            f"{original}: cannot be read as a JSON list (got {error}). Fix: write a list "
             "of objects, or one object per line in a .jsonl file"
         ) from error
-    return JsonRows(path, original or path, _int64(offsets), _int64(lengths))
+    return JsonRows(path, original, _int64(offsets), _int64(lengths))
 
 
 def _list_values(text: str) -> Iterator[tuple[int, int]]:

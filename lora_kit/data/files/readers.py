@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,31 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 MAX_NAMED = 3
 # File that marks a directory saved by `datasets`: one data set, or one per split.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
+
+
+@dataclass(frozen=True)
+class TableRequest:
+    """Source of a table, with reading options.
+
+    Attributes:
+        source: a file, a folder, or a hub id.
+        field: field of the recipe or suite, for error messages.
+        split: split, for sources with splits.
+        subset: configuration of a hub id.
+        revision: revision of a hub id.
+        streamed_rows: number of rows to stream from the hub; `None` to download all rows.
+        as_text: if true, read every field of a CSV file as text.
+        built_in: names of built-in sources, for the error about an unknown source.
+    """
+
+    source: str
+    field: str
+    split: str = "train"
+    subset: str | None = None
+    revision: str | None = None
+    streamed_rows: int | None = None
+    as_text: bool = False
+    built_in: tuple[str, ...] = ()
 
 
 def load_files(paths: Sequence[Path], kind: str, originals: Sequence[Path], as_text: bool) -> Any:
@@ -78,45 +104,33 @@ def load_saved(path: Path, split: str, field: str) -> Any:
     return saved
 
 
-def load_hub(source: str, subset: str | None, split: str, revision: str | None, field: str) -> Any:
-    """Download a data set of the hub and load it memory-mapped.
+def load_hub(request: TableRequest) -> Any:
+    """Download a data set of the hub memory-mapped, or stream its first rows into memory.
 
     Raises:
         DataError: if the download fails.
     """
     import datasets
 
+    rows = request.streamed_rows
     try:
-        return datasets.load_dataset(source, subset, split=split, revision=revision)
-    except (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError) as error:
-        raise _download_error(source, field, error) from error
-
-
-def stream_hub(
-    source: str, subset: str | None, split: str, revision: str | None, field: str, rows: int
-) -> Any:
-    """Stream the first rows of a data set of the hub into memory.
-
-    Raises:
-        DataError: if the download fails.
-    """
-    import datasets
-
-    try:
-        stream = datasets.load_dataset(
-            source, subset, split=split, revision=revision, streaming=True
+        dataset = datasets.load_dataset(
+            request.source,
+            request.subset,
+            split=request.split,
+            revision=request.revision,
+            streaming=rows is not None,
         )
-        first_rows = list(itertools.islice(stream, rows))
+        if rows is None:
+            return dataset
+        first_rows = list(itertools.islice(dataset, rows))
     except (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError) as error:
-        raise _download_error(source, field, error) from error
-    return datasets.Dataset.from_list(first_rows, features=stream.features)
-
-
-def _download_error(source: str, field: str, error: Exception) -> DataError:
-    return DataError(
-        f"{field}: {source}: cannot be downloaded from the hub (got {first_line(error)}). Fix: "
-        "check the id, the split and the network, or name a local file"
-    )
+        raise DataError(
+            f"{request.field}: {request.source}: cannot be downloaded from the hub (got "
+            f"{first_line(error)}). Fix: check the id, the split and the network, or name a local "
+            "file"
+        ) from error
+    return datasets.Dataset.from_list(first_rows, features=dataset.features)
 
 
 def _header(path: Path, separator: str, original: Path) -> list[str]:

@@ -9,18 +9,24 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lora_kit.data.files.datafiles import ENDINGS, LINES, file_kind, list_data_files, open_data_file
+from lora_kit.data.files.datafiles import (
+    ENDINGS,
+    LINES,
+    decompressed_file,
+    file_kind,
+    list_data_files,
+)
 from lora_kit.data.files.lines import index_lines, index_list
 from lora_kit.data.files.readers import (
     READERS,
     SAVED,
     SAVED_SPLITS,
+    TableRequest,
     load_files,
     load_hub,
     load_saved,
-    stream_hub,
 )
-from lora_kit.runtime.errors import DataError
+from lora_kit.runtime.errors import DataError, did_you_mean
 from lora_kit.runtime.hashes import file_sha256, json_sha256
 
 # Rows read per block.
@@ -109,29 +115,6 @@ class ConcatenatedTable:
         return table, int(number) - self.starts[table]
 
 
-@dataclass(frozen=True)
-class TableRequest:
-    """Source of a table, with reading options.
-
-    Attributes:
-        source: a file, a folder, or a hub id.
-        field: field of the recipe or suite, for error messages.
-        split: split, for sources with splits.
-        subset: configuration of a hub id.
-        revision: revision of a hub id.
-        streamed_rows: number of rows to stream from the hub; `None` to download all rows.
-        as_text: if true, read every field of a CSV file as text.
-    """
-
-    source: str
-    field: str
-    split: str = "train"
-    subset: str | None = None
-    revision: str | None = None
-    streamed_rows: int | None = None
-    as_text: bool = False
-
-
 def open_table(request: TableRequest) -> Table:
     """Open a table.
 
@@ -150,28 +133,21 @@ def open_table(request: TableRequest) -> Table:
         return _files([path], str(path), request)
     if is_hub_id(source):
         return _hub(request)
+    built_in = f"a built-in source ({', '.join(request.built_in)}), " if request.built_in else ""
     raise DataError(
-        f"{field}: unknown source (got {source}). Fix: name a built-in source, a file ({ENDINGS}), "
-        "a folder of such files or one saved by `datasets`, or a hub id (owner/name)"
+        f"{field}: unknown source (got {source}).{did_you_mean(source, request.built_in)} Fix: "
+        f"name {built_in}a file ({ENDINGS}), a folder of such files or one saved by `datasets`, or "
+        "a hub id (owner/name)"
     )
 
 
-def read_table(
-    source: str, field: str, subset: str | None, split: str, revision: str | None
-) -> Iterator[tuple[Mapping[str, Any], str]]:
+def read_table(request: TableRequest) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Yield each raw row of a source with its location.
-
-    Args:
-        source: a file, a folder, or a hub id.
-        field: field of the suite, for error messages.
-        subset: configuration of a hub id.
-        split: split, for sources with splits.
-        revision: revision of a hub id.
 
     Raises:
         DataError: if the source cannot be opened, or a row is not an object.
     """
-    table = open_table(TableRequest(source, field, split, subset, revision))
+    table = open_table(request)
     for start in range(0, len(table), BLOCK):
         numbers = range(start, min(start + BLOCK, len(table)))
         for number, value in zip(numbers, table.take(numbers), strict=True):
@@ -197,14 +173,12 @@ def has_splits(source: str) -> bool:
 def _files(paths: Sequence[Path], source: str, request: TableRequest) -> Table:
     """Open files of one kind as one table."""
     kind = file_kind(paths[0])
-    files = [open_data_file(path) for path in paths]
+    files = [decompressed_file(path) for path in paths]
     if kind in READERS:
-        dataset = load_files([file.path for file in files], kind, paths, request.as_text)
-        return ArrowTable(
-            source, dataset, lambda: json_sha256([file_sha256(file.path) for file in files])
-        )
+        dataset = load_files(files, kind, paths, request.as_text)
+        return ArrowTable(source, dataset, lambda: json_sha256([file_sha256(f) for f in files]))
     index = index_lines if kind in LINES else index_list
-    tables: list[Table] = [index(file.path, file.original) for file in files]
+    tables: list[Table] = [index(file, path) for file, path in zip(files, paths, strict=True)]
     if len(tables) == 1:
         return tables[0]
     starts = np.cumsum([0, *map(len, tables)]).tolist()
@@ -231,9 +205,7 @@ def _saved(path: Path, request: TableRequest) -> Table:
 
 
 def _hub(request: TableRequest) -> Table:
-    location = (request.source, request.subset, request.split, request.revision, request.field)
+    dataset = load_hub(request)
     if request.streamed_rows is None:
-        dataset = load_hub(*location)
         return ArrowTable(request.source, dataset, lambda: str(dataset._fingerprint))
-    streamed = stream_hub(*location, request.streamed_rows)
-    return ArrowTable(request.source, streamed, lambda: json_sha256(streamed.to_list()))
+    return ArrowTable(request.source, dataset, lambda: json_sha256(dataset.to_list()))

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from lora_kit.adapter.attach import adapter_sha256
-from lora_kit.backbone.heads import SavedClasses, read_saved_head
+from lora_kit.adapter.saved import SavedClasses, adapter_sha256, read_saved_head
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.arms.models import require_run
 from lora_kit.evaluation.arms.probe import probe_arm

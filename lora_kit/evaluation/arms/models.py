@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from lora_kit.adapter.attach import adapter_sha256
+from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.merging.record import MERGE_RECORD, merged_identity

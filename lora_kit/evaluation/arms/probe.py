@@ -82,18 +82,10 @@ def probe_arm(session: Session, identity: Sequence[str], data: PreparedData) -> 
     """
     recipe, head = session.recipe, session.backbone.head
     assert head is not None  # only classifiers have this arm
-    weights = _class_weights(recipe.classification or ClassificationSpec(), head.classes)
+    weights = (recipe.classification or ClassificationSpec()).weights_of(head.classes)
     probe_identity = json_sha256([PROBE, PROBE_VERSION, *identity, data.digest, weights])
     arm = Arm(PROBE, probe_identity, nullcontext, roles=("gain",))
     return LoadedArms(lambda: _fit(session, data, weights), (arm,))
-
-
-def _class_weights(spec: ClassificationSpec, classes: tuple[str, ...]) -> Weights:
-    """Return the class weights of the adapter's training, by class index."""
-    weights = spec.class_weights
-    if isinstance(weights, dict):
-        return {number: float(weights.get(name, 1.0)) for number, name in enumerate(classes)}
-    return "balanced" if weights == "balanced" else None
 
 
 def _fit(session: Session, data: PreparedData, weights: Weights) -> ProbeModel:

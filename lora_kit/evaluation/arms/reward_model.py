@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from lora_kit.adapter.attach import adapter_sha256
-from lora_kit.backbone.heads import REWARD, SavedReward, read_saved_head
+from lora_kit.adapter.saved import SavedReward, adapter_sha256, read_saved_head
+from lora_kit.backbone.heads import REWARD
 from lora_kit.evaluation.arms.classifier import require_arms
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.recipe.sections import HEAD_ARMS

@@ -107,7 +107,7 @@ def _evaluate_task(
                 raise EvaluationError(
                     f"{work.name}: item {item.id} alone does not fit into memory (got "
                     f"{item.request.length} tokens). Fix: lower the task's max_length, or use a "
-                    "smaller dtype or quantization."
+                    "smaller dtype or quantization"
                 ) from error
             middle = len(batch) // 2
             queue.extendleft([batch[middle:], batch[:middle]])

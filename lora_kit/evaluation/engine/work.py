@@ -170,7 +170,7 @@ def _require_positions(task: Task, backbone: Backbone) -> None:
         if overflow := positions.overflow(*prompt_and_answer_length(item.request)):
             raise EvaluationError(
                 f"{task.spec.name}: item {item.id} {overflow} in {backbone.files.reference}. Fix: "
-                "lower the task's shots, max_length or max_new_tokens."
+                "lower the task's shots, max_length or max_new_tokens"
             )
 
 
@@ -238,7 +238,7 @@ def _training_examples(
     if not candidates:
         raise DataError(
             "data: few-shot examples need prompts with answers (got texts only). Fix: remove "
-            f"{FEWSHOT} from evaluation.arms, or train on rows with prompts."
+            f"{FEWSHOT} from evaluation.arms, or train on rows with prompts"
         )
     chosen = random.Random(f"{suite.seed}/{spec.name}/shots").sample(
         range(len(candidates)), min(shots, len(candidates))

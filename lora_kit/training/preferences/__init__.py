@@ -1,1 +1,1 @@
-"""Objectives other than sft, trained with TRL: preference pairs, rated answers, rewards."""
+"""Objectives trained with TRL on units: preference pairs, rated answers, rewards, GRPO."""

@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig
 
-from lora_kit.backbone.load import Backbone
-from lora_kit.data.units import PreparedUnits
+from lora_kit.data.units import PreparedUnits, Unit
 from lora_kit.modeling.features import frozen_features
 from lora_kit.recipe.objective import REFERENCED, Objective
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.console import say
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.arguments import micro_batch_size, training_arguments
+from lora_kit.training.arguments import training_arguments
 from lora_kit.training.checkpointed_trainer import IDLE_STEPS, CheckpointedTrainer
+from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.preferences.trainers import DpoStepTrainer, KtoStepTrainer
+from lora_kit.training.step_sizes import micro_batch_size
 from lora_kit.training.steps import StepTrainer
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-
-@dataclass(frozen=True)
-class TrainerInputs:
-    """Everything that a preference or reward trainer is built from.
-
-    Attributes:
-        model: the backbone with its adapter attached.
-        directory: directory of the checkpoints.
-        steps: total number of optimizer steps.
-    """
-
-    recipe: Recipe
-    backbone: Backbone
-    model: PeftModel
-    data: PreparedUnits
-    directory: Path
-    steps: int
 
 
 def trainer_class(objective: Objective) -> type[CheckpointedTrainer]:
-    """Return the trainer class of an objective."""
+    """Return the trainer class of an objective; its `logged_metrics` go to `metrics.jsonl`."""
     if objective == "orpo":
         from lora_kit.training.preferences.orpo import OrpoStepTrainer
 
@@ -66,27 +44,25 @@ def trainer_class(objective: Objective) -> type[CheckpointedTrainer]:
 
 
 def objective_trainer(
-    inputs: TrainerInputs, callbacks: Sequence[TrainerCallback]
+    inputs: TrainingInputs, callbacks: Sequence[TrainerCallback]
 ) -> CheckpointedTrainer:
-    """Build the trainer of an objective other than sft, and report its reference policy."""
-    recipe = inputs.recipe
+    """Build the trainer of a preference objective, reward or grpo; report its reference policy."""
+    recipe, data = inputs.recipe, inputs.data
+    assert isinstance(data, PreparedUnits)  # the data of all these objectives
     objective = recipe.training.objective
     if objective in REFERENCED and not (recipe.grpo and recipe.grpo.beta == 0):
         say(f"{objective}: the reference policy is the base, with the adapter disabled")
     state, spec = process_state(), recipe.training
     if objective == "grpo":
-        return _grpo_trainer(inputs, callbacks)
+        return _grpo_trainer(inputs, data.units, callbacks)
     config_class, options = _trl_config(recipe)
-    arguments = training_arguments(
-        config_class, recipe, inputs.backbone, state, inputs.directory, inputs.steps, **options
-    )
     extra: dict[str, Any] = {}
     if recipe.adapter.method == "head":
-        extra["features"] = frozen_features(inputs.backbone, inputs.model, inputs.data)
+        extra["features"] = frozen_features(inputs.backbone, inputs.model, data)
     trainer: CheckpointedTrainer = trainer_class(objective)(
         model=inputs.model,
-        args=arguments,
-        units=inputs.data.units,
+        args=training_arguments(config_class, inputs, **options),
+        units=data.units,
         processing_class=inputs.backbone.tokenizer,
         batch_size=spec.batch_size,
         micro_batch_size=micro_batch_size(spec, state.num_processes, state.device),
@@ -102,25 +78,20 @@ def objective_trainer(
 
 
 def _grpo_trainer(
-    inputs: TrainerInputs, callbacks: Sequence[TrainerCallback]
+    inputs: TrainingInputs, units: Sequence[Unit], callbacks: Sequence[TrainerCallback]
 ) -> CheckpointedTrainer:
     from lora_kit.modeling.generation import stop_token_ids
     from lora_kit.training.preferences.grpo import GrpoStepTrainer
     from lora_kit.training.preferences.rewards import reward_functions
 
-    recipe, state = inputs.recipe, process_state()
-    spec = recipe.grpo
+    recipe, spec = inputs.recipe, inputs.recipe.grpo
     assert spec is not None  # the recipe fills the section in for this objective
     answers = recipe.training.batch_size * spec.num_generations
     # A pass with the answers to a single prompt needs the least padding.
     micro = recipe.training.micro_batch_size or spec.num_generations
     arguments = training_arguments(
         GRPOConfig,
-        recipe,
-        inputs.backbone,
-        state,
-        inputs.directory,
-        inputs.steps,
+        inputs,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=answers // micro,
         num_generations=spec.num_generations,
@@ -134,8 +105,8 @@ def _grpo_trainer(
     return GrpoStepTrainer(
         model=inputs.model,
         args=arguments,
-        reward_funcs=reward_functions(spec, [unit.row for unit in inputs.data.units]),
-        units=inputs.data.units,
+        reward_funcs=reward_functions(spec, [unit.row for unit in units]),
+        units=units,
         ends=stop_token_ids(inputs.backbone),
         processing_class=inputs.backbone.tokenizer,
         save_total_limit=recipe.training.save_total_limit,

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from lora_kit.adapter.attach import ADAPTER_CONFIG, adapter_sha256
-from lora_kit.backbone.heads import SavedReward, read_saved_head
+from lora_kit.adapter.saved import ADAPTER_CONFIG, SavedReward, adapter_sha256, read_saved_head
 from lora_kit.data.reward_inputs import encode_reward_inputs
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.templates import control_tokens

@@ -7,26 +7,34 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer, keep_float32_masters
-from lora_kit.training.preferences.answer_log_probs import restoring_forward
-from lora_kit.training.preferences.reference import base_as_reference
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+# Name that TRL 1.16 gives to the copy of an attached adapter.
+REFERENCE_ADAPTER = "ref"
 
 
 class TrlTrainer(CheckpointedTrainer):
     """Base class of the preference and reward trainers, which TRL implements.
 
-    TRL's constructor changes adapters, and training patches the model; both are undone here.
+    TRL's constructor changes adapters, and training wraps the model; both are undone here. The
+    base's `forward`, which is patched as well, is restored by `run_training`.
     """
 
+    @staticmethod
     @contextmanager
-    def protecting(self, model: PeftModel) -> Iterator[None]:
-        """Keep adapters in float32 and the base as the reference while TRL's constructor runs."""
-        self._forward_restored = restoring_forward(model)
-        self._forward_restored.__enter__()
-        with keep_float32_masters(model), base_as_reference(model):
+    def protecting(model: PeftModel) -> Iterator[None]:
+        """Keep adapters in float32 and the base as the reference while TRL's constructor runs.
+
+        TRL 1.16 treats an attached adapter as trained before and copies it as the reference policy.
+        The copy doubles the adapter's memory and is saved as a second adapter. Without the copy,
+        TRL computes reference log probabilities with the adapter disabled.
+        """
+        with keep_float32_masters(model):
             yield
+        if REFERENCE_ADAPTER in model.peft_config:
+            model.delete_adapter(REFERENCE_ADAPTER)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as TRL does, then remove the wrappers that TRL and Accelerate put on the model."""
@@ -34,4 +42,3 @@ class TrlTrainer(CheckpointedTrainer):
             return super().train(*args, **kwargs)
         finally:
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            self._forward_restored.__exit__(None, None, None)

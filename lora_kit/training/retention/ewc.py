@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.tokenization import Example
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device
@@ -50,14 +51,14 @@ def lora_updates(model: PeftModel) -> dict[str, LowRankUpdate]:
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, LoraLayer) and not isinstance(layer, ParamWrapper)
-        if "default" in layer.lora_A
+        if DEFAULT_ADAPTER in layer.lora_A
     }
     return {
         name: LowRankUpdate(
             layer.get_base_layer(),
-            layer.lora_A["default"].weight,
-            layer.lora_B["default"].weight,
-            layer.scaling["default"],
+            layer.lora_A[DEFAULT_ADAPTER].weight,
+            layer.lora_B[DEFAULT_ADAPTER].weight,
+            layer.scaling[DEFAULT_ADAPTER],
         )
         for name, layer in layers.items()
     }

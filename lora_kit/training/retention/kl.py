@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import kl_div, log_softmax
 
 from lora_kit.data.batches import split_micro_batches
 from lora_kit.data.tokenization import IGNORE_INDEX, Example
-from lora_kit.modeling.likelihood import pad_examples, supervised_logits, to_device
+from lora_kit.modeling.likelihood import pad_examples, supervised_logits, to_device, token_kl
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.recipe.retention import KlSpec
 
@@ -81,16 +80,13 @@ class KlPenalty:
         self.last_divergence = 0.0
         for group in split_micro_batches(share, self._rows, self._tokens) if share else []:
             batch = to_device(pad_examples(group, self._pad), self._model.device)
-            base = self._base_log_probs(batch)
-            adapted = log_softmax(supervised_logits(self._model, batch).float(), dim=-1)
-            divergence = kl_div(adapted, base, reduction="sum", log_target=True) / tokens
+            # The base is used without dropout.
+            with eval_mode(self._model), torch.no_grad(), adapter_disabled(self._model):
+                base = supervised_logits(self._model, batch)
+            adapted = supervised_logits(self._model, batch)
+            divergence = token_kl(base, adapted).sum() / tokens
             self.last_divergence += float(divergence.detach())
             yield self._spec.weight * divergence
-
-    def _base_log_probs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return log-probabilities under the base without dropout, (positions, vocabulary)."""
-        with eval_mode(self._model), torch.no_grad(), adapter_disabled(self._model):
-            return log_softmax(supervised_logits(self._model, batch).float(), dim=-1)
 
     def _step_indices(self, step: int) -> list[int]:
         """Return the indices of a step's texts, each text once per pass over all texts.
@@ -103,6 +99,7 @@ class KlPenalty:
     def _order(self, epoch: int) -> list[int]:
         if self._shuffled[0] != epoch:
             order = list(range(len(self._examples)))
+            # Another name than "anchor" would change the order of the texts.
             random.Random(f"{self._seed}/anchor/{epoch}").shuffle(order)
             self._shuffled = epoch, order
         return self._shuffled[1]

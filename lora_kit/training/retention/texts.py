@@ -13,10 +13,9 @@ from lora_kit.data.audit.audit import refuse_leaked_items
 from lora_kit.data.audit.item import AuditedItem
 from lora_kit.data.dataset import MostlyDroppedError, prepare
 from lora_kit.data.prepared import Examples
-from lora_kit.data.rendering import TrainOn
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.sources import open_source
-from lora_kit.recipe.data import DataSpec, SourceSpec
+from lora_kit.recipe.data import DataSpec, SourceSpec, TrainOn
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import TextsSpec
 from lora_kit.runtime.errors import DataError

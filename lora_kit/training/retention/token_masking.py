@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.prepared import PreparedData
+from lora_kit.data.prepared import Counts, PreparedData, SourceCounts
 from lora_kit.data.tokenization import IGNORE_INDEX, Example, end_of_turn_id
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.recipe.retention import TokenMaskingSpec
@@ -63,7 +62,8 @@ def mask_improbable_tokens(
         meter("masking improbable tokens", len(data.examples), visible=is_shown) as progress,
         adapter_disabled(model),
     ):
-        for window in _windows(data.examples):
+        for start in range(0, len(data.examples), SORT_WINDOW):
+            window = data.examples[start : start + SORT_WINDOW]
             labels += _masked_labels(window, model, backbone, limit, end, max_tokens_per_batch)
             progress.advance(len(window))
     supervised = np.array(
@@ -102,14 +102,34 @@ def _with_labels(
     table = table.filter(pa.array(learned))
     numbers = pa.array(np.arange(table.num_rows))
     table = table.set_column(table.schema.get_field_index("row"), "row", numbers)
-    counts = dataclasses.replace(
-        data.counts,
-        used=table.num_rows,
-        dropped=data.counts.dropped + len(labels) - table.num_rows,
-        tokens=int(np.asarray(table.column("length")).sum()),
-        supervised_tokens=int(np.asarray(table.column("supervised")).sum()),
+    return dataclasses.replace(data, table=table, counts=_recounted(data.counts, table), path=None)
+
+
+def _recounted(counts: Counts, table: pa.Table) -> Counts:
+    """Return the counts after some of the used examples were dropped."""
+    length, truncated, supervised, source = (
+        np.asarray(table.column(name).to_numpy())
+        for name in ("length", "truncated", "supervised", "source")
     )
-    return dataclasses.replace(data, table=table, counts=counts, path=None)
+
+    def numbers(before: Counts | SourceCounts, kept: NDArray[np.bool_]) -> dict[str, Any]:
+        used = int(kept.sum())
+        return {
+            "used": used,
+            "dropped": before.dropped + before.used - used,
+            "truncated": int(truncated[kept].sum()),
+            "tokens": int(length[kept].sum()),
+        }
+
+    return dataclasses.replace(
+        counts,
+        **numbers(counts, np.full(len(source), True)),
+        supervised_tokens=int(supervised.sum()),
+        sources={
+            name: dataclasses.replace(one, **numbers(one, source == index))
+            for index, (name, one) in enumerate(counts.sources.items())
+        },
+    )
 
 
 def _end_token(backbone: Backbone) -> int | None:
@@ -118,12 +138,6 @@ def _end_token(backbone: Backbone) -> int | None:
         return end_of_turn_id(backbone.tokenizer)
     except DataError:
         return None
-
-
-def _windows(examples: Sequence[Example]) -> Iterator[list[Example]]:
-    remaining = iter(examples)
-    while window := list(islice(remaining, SORT_WINDOW)):
-        yield window
 
 
 def _masked_labels(

@@ -1,0 +1,197 @@
+"""Saved adapters: file names, hash, saving, and the description of a head."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_kit.backbone.heads import REWARD
+from lora_kit.backbone.load import Backbone
+from lora_kit.runtime.errors import AdapterError
+from lora_kit.runtime.files import read_json, whole_directory, write_json
+from lora_kit.runtime.hashes import file_sha256
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Backbone that the adapter was trained on, with its fingerprint.
+BACKBONE = "backbone.json"
+# Files beside an adapter: transformers' configuration with the names of the outputs, for other
+# programs; statistics of the training rows, for the baselines of an evaluation.
+CONFIG = "config.json"
+CLASSES = "classes.json"
+PAIRS = "reward.json"
+# Configuration keys that state the origin of an adapter and do not change its outputs.
+PROVENANCE_KEYS = (
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "inference_mode",
+    "auto_mapping",
+)
+
+
+@dataclass(frozen=True)
+class SavedClasses:
+    """Classes of a saved adapter.
+
+    Attributes:
+        rows: number of training rows per class, in the order of the outputs.
+    """
+
+    rows: dict[str, int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names in the order of the outputs."""
+        return tuple(self.rows)
+
+    @property
+    def most_frequent(self) -> str:
+        """The class with the most training rows; the first in output order on ties."""
+        return max(self.rows, key=self.rows.__getitem__)
+
+
+@dataclass(frozen=True)
+class SavedReward:
+    """Training pairs of a saved reward model.
+
+    Attributes:
+        pairs: number of training pairs.
+        per_token: log-odds that an answer is the chosen one, per token that it is longer than the
+            other; the information in length alone.
+    """
+
+    pairs: int
+    per_token: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return REWARD
+
+
+def adapter_sha256(directory: Path) -> str:
+    """Return the sha256 of an adapter's weights and configuration, in hexadecimal.
+
+    The configuration counts since the same weights with another alpha are another adapter.
+    """
+    config = read_json(directory / ADAPTER_CONFIG, AdapterError)
+    hashed = {
+        # PEFT writes sets as lists, in an order that varies.
+        name: sorted(value) if isinstance(value, list) else value
+        for name, value in config.items()
+        if name not in PROVENANCE_KEYS
+    }
+    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode())
+    digest.update(file_sha256(directory / ADAPTER_WEIGHTS).encode())
+    return digest.hexdigest()
+
+
+def save_adapter(
+    model: PeftModel,
+    backbone: Backbone,
+    directory: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+    head: SavedClasses | SavedReward | None = None,
+) -> None:
+    """Write a PEFT adapter directory, with the backbone's fingerprint in `backbone.json`.
+
+    Args:
+        model: model with the adapter.
+        backbone: backbone of the model.
+        directory: adapter directory to write.
+        weights: full trained weights by name, if the model's own are sharded over processes.
+        head: summary of the head's training rows, if the model has a head.
+
+    Raises:
+        AdapterError: if PEFT wrote no configuration.
+    """
+    with whole_directory(directory) as temporary:
+        model.save_pretrained(
+            str(temporary),
+            safe_serialization=True,
+            save_embedding_layers=False,
+            state_dict=weights,
+        )
+        # PEFT writes a model card without content; the release writes its own.
+        (temporary / "README.md").unlink(missing_ok=True)
+        if head is not None:
+            _save_head(backbone.model.config, head, temporary)
+        write_json(
+            temporary / BACKBONE,
+            {
+                **backbone.spec.model_dump(mode="json"),
+                "fingerprint": asdict(backbone.fingerprint)
+                | {"digest": backbone.fingerprint.digest},
+                "quantized_modules": list(backbone.quantized_modules),
+            },
+        )
+        if not (temporary / ADAPTER_CONFIG).is_file():
+            raise AdapterError(
+                f"{directory}: PEFT wrote no {ADAPTER_CONFIG}. Fix: install the pinned version of "
+                "PEFT (constraints.txt)"
+            )
+
+
+def _save_head(config: Any, saved: SavedClasses | SavedReward, directory: Path) -> None:
+    """Write a head's files beside an adapter.
+
+    Args:
+        config: transformers' configuration of the model, which other programs need to load the
+            head.
+        saved: statistics of the training rows, for the baselines of an evaluation.
+        directory: directory of the adapter.
+    """
+    # The backbone's path and quantization are specific to this machine.
+    local = ("quantization_config", "_name_or_path")
+    values = {name: value for name, value in config.to_dict().items() if name not in local}
+    write_json(directory / CONFIG, values)
+    if isinstance(saved, SavedReward):
+        write_json(directory / PAIRS, asdict(saved))
+    else:
+        write_json(directory / CLASSES, {"training_rows": saved.rows})
+
+
+def read_saved_head(adapter: Path) -> SavedClasses | SavedReward | None:
+    """Read the description of an adapter's head; `None` for a language model's adapter.
+
+    Raises:
+        AdapterError: if the adapter has a head without a valid description of its outputs.
+    """
+    config = read_json(adapter / ADAPTER_CONFIG, AdapterError)
+    if config.get("task_type") != "SEQ_CLS":
+        return None
+    if (adapter / PAIRS).is_file():
+        return _saved_reward(adapter / PAIRS)
+    path = adapter / CLASSES
+    if not path.is_file():
+        raise AdapterError(
+            f"{adapter}: an adapter with a head (SEQ_CLS) without {CLASSES} or {PAIRS}, which name "
+            "its outputs. Fix: restore the file, or evaluate an adapter trained by lora-kit"
+        )
+    rows = read_json(path, AdapterError).get("training_rows")
+    if not isinstance(rows, dict) or not rows or not all(isinstance(n, int) for n in rows.values()):
+        raise AdapterError(
+            f"{path}: training_rows must be a number of rows for each class (got {rows!r:.80}). "
+            "Fix: restore the file from the run that trained the adapter"
+        )
+    return SavedClasses(rows)
+
+
+def _saved_reward(path: Path) -> SavedReward:
+    value = read_json(path, AdapterError)
+    pairs, per_token = value.get("pairs"), value.get("per_token")
+    if not isinstance(pairs, int) or not isinstance(per_token, float | int):
+        raise AdapterError(
+            f"{path}: pairs must be a whole number and per_token a number (got {pairs!r:.40} and "
+            f"{per_token!r:.40}). Fix: restore the file from the run that trained the adapter"
+        )
+    return SavedReward(pairs, float(per_token))

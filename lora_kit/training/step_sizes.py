@@ -1,0 +1,49 @@
+"""Sizes of an optimizer step and of its forward passes, and the number of steps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from lora_kit.recipe.training import TrainingSpec
+from lora_kit.runtime.errors import TrainingError
+
+
+def max_examples_per_process(spec: TrainingSpec, processes: int) -> int:
+    """Return the maximum examples of an optimizer step on one process.
+
+    Raises:
+        TrainingError: if there are more processes than examples.
+    """
+    if spec.batch_size < processes:
+        raise TrainingError(
+            f"training.batch_size: fewer examples in a step than processes (got {spec.batch_size} "
+            f"examples, {processes} processes). Fix: raise it, or launch fewer processes"
+        )
+    return math.ceil(spec.batch_size / processes)
+
+
+def micro_batch_size(spec: TrainingSpec, processes: int, device: torch.device) -> int:
+    """Return the maximum examples of a forward pass on one process.
+
+    Raises:
+        TrainingError: if there are more processes than examples in a step.
+    """
+    return min(length_group_size(spec, device), max_examples_per_process(spec, processes))
+
+
+def length_group_size(spec: TrainingSpec, device: torch.device) -> int:
+    """Return the number of adjacent examples of similar length in training order.
+
+    The default is the size of a forward pass on one process. The number of processes has no
+    influence, so that a step has the same examples on any number of them.
+    """
+    default = 4 if device.type == "cpu" else spec.batch_size
+    return min(spec.micro_batch_size or default, spec.batch_size)
+
+
+def optimizer_steps(examples: int, spec: TrainingSpec) -> int:
+    """Return the number of optimizer steps over all epochs, as transformers counts them."""
+    steps_per_epoch = max(math.ceil(examples / spec.batch_size), 1)
+    return max(math.ceil(spec.epochs * steps_per_epoch), 1)
