@@ -59,7 +59,7 @@ def require_agreement(facts: Mapping[str, str]) -> None:
         differing = [name for name, value in values.items() if value != gathered[0].get(name)]
         if differing:
             raise LoraKitError(
-                f"process {number}: different {' and '.join(differing)} than process 0. Fix: give "
+                f"process {number}: differs from process 0 in {' and '.join(differing)}. Fix: give "
                 "all machines the same files, packages and command"
             )
 

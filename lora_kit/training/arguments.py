@@ -9,7 +9,6 @@ from transformers import TrainingArguments
 
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.errors import TrainingError
-from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.step_sizes import max_examples_per_process
@@ -57,7 +56,7 @@ def training_arguments(kind: type[Arguments], inputs: TrainingInputs, **own: Any
         logging_steps=1,
         logging_nan_inf_filter=False,
         # DeepSpeed holds the optimizer state itself and cannot resume from our checkpoints.
-        save_strategy="no" if current_launch().deepspeed else "steps",
+        save_strategy="no" if inputs.launch.deepspeed else "steps",
         save_steps=spec.save_steps,
         report_to=[name for name in spec.report_to if name != "tensorboard"] or "none",
         disable_tqdm=True,

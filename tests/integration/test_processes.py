@@ -228,7 +228,7 @@ def test_a_process_with_another_recipe_is_refused(place: Path) -> None:
     )
     done = start(2, ["train", "tiny.yaml", "--output", "run"], place, [str(script)])
     assert done.returncode != 0
-    assert done.stderr.count("process 1: different recipe than process 0") == 1
+    assert done.stderr.count("process 1: differs from process 0 in recipe") == 1
     assert not (place / "run").exists()
 
 
@@ -252,5 +252,5 @@ def test_a_process_with_other_rows_is_refused(place: Path) -> None:
     )
     done = start(2, ["train", "tiny.yaml", "--output", str(place / "run")], place, [str(script)])
     assert done.returncode != 0
-    assert done.stderr.count("process 1: different rows of data.train than process 0") == 1
+    assert done.stderr.count("process 1: differs from process 0 in the rows of data.train") == 1
     assert not (place / "run").exists()
