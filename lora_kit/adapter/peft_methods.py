@@ -232,11 +232,6 @@ def _prompt_options(method: str, options: dict[str, Any], model: torch.nn.Module
         )
     values: dict[str, Any] = {"num_virtual_tokens": VIRTUAL_TOKENS}
     values |= DEFAULT_INITIALISATIONS.get(method, {}) | options
-    count = values["num_virtual_tokens"]
-    if count < 1:
-        raise AdapterError(
-            f"adapter.options.num_virtual_tokens: must be at least 1 (got {count}). Fix: raise it"
-        )
     field = "adapter.options.prompt_tuning_init_text"
     text = values.get("prompt_tuning_init_text")
     if str(values.get("prompt_tuning_init", "")).rpartition(".")[2] != "TEXT":

@@ -353,7 +353,6 @@ def test_tokens_initialised_from_a_text_are_its_embeddings(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_virtual_tokens": 0}, r"num_virtual_tokens: must be at least 1 \(got 0\)"),
         ({"num_virtual_tokens": "many"}, "adapter.options.num_virtual_tokens"),
         ({"token_dim": 8}, "adapter.options.token_dim: not an option"),
         ({"modules_to_save": ["lm_head"]}, "adapter.options.modules_to_save: not an option"),
