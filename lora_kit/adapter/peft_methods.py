@@ -250,7 +250,7 @@ def _prompt_options(method: str, options: dict[str, Any], model: torch.nn.Module
 
     directory = getattr(model, "name_or_path", "")
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    length = len(tokenizer(text)["input_ids"])
+    length, count = len(tokenizer(text)["input_ids"]), values["num_virtual_tokens"]
     if length > count:
         raise AdapterError(
             f"{field}: PEFT would use only the first {count} tokens (got {length} tokens). Fix: "

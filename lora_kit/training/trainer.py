@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lora_kit.adapter.saved import (
-    save_adapter,
-)
+from lora_kit.adapter.saved import save_adapter
 from lora_kit.runtime.console import meter
 from lora_kit.runtime.errors import TrainingError, TrainingInterruptedError
 from lora_kit.runtime.machine import peak_memory
@@ -28,9 +26,6 @@ from lora_kit.training.setup import TrainingSetup
 from lora_kit.training.sharded import is_sharded
 from lora_kit.training.trained_weights import trained_weights
 from lora_kit.training.validation import validation_loss
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
