@@ -15,6 +15,7 @@ import torch
 
 from lora_kit.adapter.initialized_layers import layers_to_initialize
 from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER, requested_configuration
+from lora_kit.adapter.saved_configuration import PREFIX
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.tokenization import Example
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device
@@ -242,7 +243,7 @@ def _initialise_loftq(layers: Mapping[str, LoraLayer], backbone: Backbone) -> No
         backbone.files.directory, dtype="auto", local_files_only=True, trust_remote_code=False
     )
     for name, layer in layers.items():
-        module = unquantized.get_submodule(name.removeprefix("base_model.model."))
+        module = unquantized.get_submodule(name.removeprefix(PREFIX))
         quantized = _weight_of(layer)
         # GPT-2's weights are (in, out); when quantized, the layer is a linear one.
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight

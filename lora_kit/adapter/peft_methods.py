@@ -15,7 +15,7 @@ from lora_kit.adapter.unfrozen import head_only_configuration, unfrozen_configur
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.heads import peft_task_type
 from lora_kit.recipe.adapter import VIRTUAL, VIRTUAL_TOKENS, AdapterSpec
-from lora_kit.recipe.initialisations import OPTION, as_attached, given_sections, initialisation_of
+from lora_kit.recipe.initialisations import OPTION, SECTIONS, SUBTRACTED, initialisation_of
 from lora_kit.runtime.errors import AdapterError, did_you_mean
 
 if TYPE_CHECKING:
@@ -76,10 +76,28 @@ def peft_configuration(
     config = requested_configuration(spec, model)
     initialisation = initialisation_of(spec)
     if initialisation is not None:
-        config = as_attached(cast("LoraConfig", config), initialisation)
+        config = _as_attached(cast("LoraConfig", config), initialisation)
     if extra_modules and hasattr(config, "modules_to_save"):
         config.modules_to_save = [*(config.modules_to_save or []), *extra_modules]
     return config
+
+
+def _as_attached(requested: LoraConfig, kind: str) -> LoraConfig:
+    """Return the configuration of the adapter that is attached, trained and saved.
+
+    Args:
+        requested: PEFT's configuration of the requested initialisation.
+        kind: initialisation, as returned by `initialisation_of`.
+    """
+    plain: dict[str, Any] = {OPTION: True, **dict.fromkeys(SECTIONS), "loftq_config": {}}
+    if kind == "eva":
+        # EVA chooses its ranks from data, by this configuration; see `initial_factors`.
+        return requested
+    if kind not in SUBTRACTED:
+        return dataclasses.replace(requested, **plain)
+    # The scale of each half has to be that of the original rank.
+    alpha = requested.lora_alpha * (math.sqrt(2) if requested.use_rslora else 2)
+    return dataclasses.replace(requested, **plain, r=2 * requested.r, lora_alpha=alpha)
 
 
 def requested_configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftConfig:
@@ -112,7 +130,7 @@ def requested_configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftCo
         return kind(
             task_type=peft_task_type(model),
             **named,
-            **(given_sections(initialisation_of(spec)) | options),
+            **(_required_sections(initialisation_of(spec)) | options),
         )
     except (ValueError, TypeError, ImportError) as error:
         if match := _NEEDS_MODULE_LIST.search(str(error)):
@@ -124,6 +142,17 @@ def requested_configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftCo
             f"adapter: {spec.method}: PEFT refuses the configuration ({error}). Fix: change "
             "adapter.options"
         ) from error
+
+
+def _required_sections(kind: str | None) -> dict[str, Any]:
+    """Return the configuration that PEFT requires for an initialisation, with its defaults."""
+    required: dict[str, dict[str, Any]] = {
+        "loftq": {"loftq_bits": 4},
+        "eva": {"rho": 2.0},
+        "corda": {"corda_method": "ipm"},
+        "lora_ga": {"scale": "stable"},
+    }
+    return {f"{kind}_config": required[kind]} if kind in required else {}
 
 
 def _require_default_fields(spec: AdapterSpec) -> None:

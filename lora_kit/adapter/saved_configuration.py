@@ -23,6 +23,8 @@ from lora_kit.runtime.files import read_json
 if TYPE_CHECKING:
     from peft import PeftConfig
 
+# Prefix of the names in an adapter's weights.
+PREFIX = "base_model.model."
 # Options of older PEFT that do not change an adapter's outputs.
 INERT_OPTIONS = ("merge_weights", "runtime_config")
 # Declared by PEFT as a string, but lists are valid as well.
@@ -35,6 +37,18 @@ MISMATCH_ERRORS = (
 )
 # In strict mode, pydantic accepts integers for float, but no booleans.
 NUMBER = float
+
+# Options that leave an adapter `scaling * B @ A` and no more. Any other option that is set is
+# refused, options of future PEFT versions included.
+PLAIN = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+    "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern",
+    "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "fan_in_fan_out", "init_lora_weights", "eva_config", "megatron_core", "qalora_group_size",
+}  # fmt: skip
+# Other initializations take the initial factors out of the base weights, which then differ from the
+# backbone's; saved with `path_initial_model_for_weight_conversion`, the adapter is plain.
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def read_configuration(path: Path, error: type[LoraKitError]) -> PeftConfig:
@@ -88,6 +102,22 @@ def require_known_options(config: PeftConfig, path: Path, error: type[LoraKitErr
 def is_unset(value: Any) -> bool:
     """Return true if an option's value has no effect, whatever the option: null, false or empty."""
     return value in (None, False, "", "none", [], {})
+
+
+def plain_lora_problem(config: Mapping[str, Any]) -> str:
+    """Return the reason why an adapter is more than `scaling * B @ A`; empty if it is plain."""
+    if config.get("peft_type") != "LORA":
+        return f"peft_type: not LoRA (got {config.get('peft_type')})"
+    for option, value in config.items():
+        if option not in PLAIN and not is_unset(value):
+            return f"{option}: makes the adapter more than a low-rank update (got {value!r})"
+    start = config.get("init_lora_weights")
+    if start not in PLAIN_STARTS:
+        return (
+            "init_lora_weights: changes the base weights, so that the factors are the update only "
+            f"if saved with path_initial_model_for_weight_conversion (got {start!r})"
+        )
+    return ""
 
 
 def _config_class(peft_type: Any, path: Path, error: type[LoraKitError]) -> type[PeftConfig]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import BackboneError, LoraKitError
@@ -69,7 +70,7 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         BackboneError: if there is none, or if the index names a missing file.
     """
-    index = directory / "model.safetensors.index.json"
+    index = directory / SAFETENSORS_INDEX_FILE
     if index.is_file():
         # Only indexed files: some repositories hold the same weights again under another name.
         names = set(read_json(index, BackboneError).get("weight_map", {}).values())

@@ -14,28 +14,30 @@ from rich.markup import escape
 
 # Renamed, since `lora_kit.cli.app` is the module.
 from lora_kit.cli.app import app as program
-from lora_kit.cli.ending import (
-    is_first_to_fail,
-    leave,
-    lost_another,
-    named,
-    number_of_processes,
-)
+from lora_kit.cli.ending import is_first_to_fail, leave, lost_another, named
 from lora_kit.runtime.console import is_debug_enabled
 from lora_kit.runtime.errors import LoraKitError, first_line
+from lora_kit.runtime.launcher import number_of_processes
 
 __all__ = ["main"]
 
 # A full disk, a quota, a limit of file sizes, a folder without write permission.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+# Exit status after Ctrl-C.
+INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; the one place where errors become messages and exit statuses."""
     try:
         program(arguments)
-    except SystemExit:
+    except SystemExit as end:
         leave()
+        if end.code == INTERRUPTED and is_first_to_fail():
+            _print_error(
+                "interrupted. Fix: repeat the command to continue from what is saved, a training "
+                "or a run with --resume"
+            )
         raise
     except Exception as error:
         reported = _reported(error)
@@ -47,8 +49,12 @@ def main(arguments: list[str] | None = None) -> None:
         if reported is None:
             raise
         message, status = reported
-        Console(stderr=True, highlight=False).print(f"{named()}: {escape(message)}", soft_wrap=True)
+        _print_error(message)
         raise SystemExit(status) from error
+
+
+def _print_error(message: str) -> None:
+    Console(stderr=True, highlight=False).print(f"{named()}: {escape(message)}", soft_wrap=True)
 
 
 def _reported(error: Exception) -> tuple[str, int] | None:

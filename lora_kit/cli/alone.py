@@ -9,22 +9,10 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
-from lora_kit.cli.output import is_main_process
+from lora_kit.runtime.launcher import forget_launcher, is_main_process
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Variables by which a process would wait for the others.
-OF_LAUNCHERS = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
-PREFIXES = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "PMI_", "OMPI_", "MV2_")
-# Not about other processes.
-KEPT = ("ACCELERATE_USE_CPU",)
 
 
 def alone(command: Callable[P, T]) -> Callable[P, T]:
@@ -34,9 +22,7 @@ def alone(command: Callable[P, T]) -> Callable[P, T]:
     def by_the_first(*args: P.args, **kwargs: P.kwargs) -> T:
         if not is_main_process():
             raise typer.Exit
-        for name in list(os.environ):
-            if name in OF_LAUNCHERS or (name.startswith(PREFIXES) and name not in KEPT):
-                del os.environ[name]
+        forget_launcher(os.environ)
         return command(*args, **kwargs)
 
     return by_the_first

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from datetime import timedelta
+
+from lora_kit.runtime.launcher import RANKS, launcher_numbers, number_of_processes
 
 # Seconds to wait for the store of a launcher that may be gone.
 SECONDS = 5
 # Messages of gloo and NCCL.
 GONE = ("connection closed", "connection reset", "remote process exited", "broken pipe")
 KEY = "lora_kit/failed"
-
-
-def number_of_processes(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the number of processes that the launcher set."""
-    size = environment.get("WORLD_SIZE", "1")
-    return int(size) if size.isdigit() else 1
 
 
 def is_first_to_fail() -> bool:
@@ -59,7 +54,8 @@ def named() -> str:
     """Return the beginning of this process's error messages."""
     if number_of_processes() == 1:
         return "lora-kit"
-    return f"lora-kit, process {os.environ.get('RANK', '?')} of {number_of_processes()}"
+    rank = next(launcher_numbers(os.environ, RANKS), "?")
+    return f"lora-kit, process {rank} of {number_of_processes()}"
 
 
 def lost_another(error: Exception) -> bool:

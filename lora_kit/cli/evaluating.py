@@ -17,9 +17,10 @@ from lora_kit.cli.options import (
     QuantizationOption,
     SuiteOption,
 )
-from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
+from lora_kit.cli.output import print_json, print_text, stdout
 from lora_kit.recipe.backbone import BackboneSpec, Quantization
 from lora_kit.runtime.errors import VERDICT_STATUS, RecipeError
+from lora_kit.runtime.launcher import is_main_process
 
 
 def evaluate_command(
@@ -77,7 +78,7 @@ def continual_command(
     """Measure adapters that were trained one after the other on the tasks of all of them."""
     spec = backbone_spec(backbone, quantization)
     quiet_libraries()
-    from lora_kit.evaluation.reporting.show_stages import show_matrix
+    from lora_kit.evaluation.reporting.show_continual import show_matrix
     from lora_kit.pipeline.continual import RECORD, evaluate_continual
 
     result = evaluate_continual(targets, suite, spec, output, no_cache)

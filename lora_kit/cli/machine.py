@@ -8,7 +8,7 @@ import typer
 
 from lora_kit.cli.libraries import quiet_libraries
 from lora_kit.cli.options import JsonOption
-from lora_kit.cli.output import is_main_process, print_json, print_raw, print_text, stdout
+from lora_kit.cli.output import print_json, print_raw, print_text, stdout
 from lora_kit.recipe.recipe import Recipe, recipe_names
 from lora_kit.recipe.reference import (
     RECIPE_INTRODUCTION,
@@ -16,6 +16,7 @@ from lora_kit.recipe.reference import (
     json_schema,
     reference,
 )
+from lora_kit.runtime.launcher import is_main_process
 
 UNGUARDED_STATUS = 2
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 from rich.console import Console
 from rich.markup import escape
 
-# Variables of torchrun, Intel MPI, Open MPI and MVAPICH for the rank of a process.
-RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+from lora_kit.runtime.launcher import is_main_process
 
 
 def stdout() -> Console:
@@ -18,12 +16,6 @@ def stdout() -> Console:
     console = Console(highlight=False)
     # A file has no width; 80 columns would break the verdict's table.
     return console if console.is_terminal else Console(highlight=False, width=140)
-
-
-def is_main_process() -> bool:
-    """Return whether this is process 0 by the launcher's variables, without loading accelerate."""
-    found = (os.environ[name] for name in RANKS if os.environ.get(name, "").isdigit())
-    return int(next(found, "0")) == 0
 
 
 def print_text(text: str) -> None:

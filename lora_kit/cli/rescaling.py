@@ -8,8 +8,9 @@ import typer
 
 from lora_kit.cli.libraries import quiet_libraries
 from lora_kit.cli.options import JsonOption, NoCacheOption, OutputOption, RunArgument, SuiteOption
-from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
+from lora_kit.cli.output import print_json, print_text, stdout
 from lora_kit.runtime.errors import VERDICT_STATUS, RecipeError
+from lora_kit.runtime.launcher import is_main_process
 
 
 def rescale_command(
@@ -54,10 +55,10 @@ def rescale_command(
         print_json(result.to_dict())
     elif is_main_process():
         show_rescale(result, stdout())
-        if result.adapter:
-            print_text(f"Adapter: {result.adapter[0]}")
-            print_text(f"Report: {result.half_b}/report.html")
-        print_text(f"Plot: {result.plot}")
+        if result.rescaled:
+            print_text(f"Adapter: {result.output.scaled}")
+            print_text(f"Report: {result.output.rescale}/half-b/report.html")
+        print_text(f"Plot: {result.output.rescale_plot}")
     raise typer.Exit(VERDICT_STATUS[result.decision])
 
 

@@ -16,8 +16,9 @@ from lora_kit.cli.options import (
     ResumeOption,
     SetOption,
 )
-from lora_kit.cli.output import is_main_process, print_json, print_text, stdout
+from lora_kit.cli.output import print_json, print_text, stdout
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.launcher import is_main_process
 
 if TYPE_CHECKING:
     from lora_kit.training.trainer import TrainingResult
@@ -45,8 +46,8 @@ def plan_command(
         print_json(plan.to_dict())
     elif is_main_process():
         show_plan(plan, stdout())
-    if plan.audit:
-        refuse_problems(plan.audit)
+    if plan.on_backbone:
+        refuse_problems(plan.on_backbone.audit)
 
 
 def train_command(

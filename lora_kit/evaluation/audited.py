@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_kit.data.audit.item import AuditedItem
 from lora_kit.evaluation.item import Item
-from lora_kit.evaluation.suite import CHOICE_KINDS, Suite, TaskSpec
+from lora_kit.evaluation.suite import CHOICE_KINDS, TEMPLATE_FIELD, Suite, TaskSpec
 
 if TYPE_CHECKING:
     from lora_kit.evaluation.engine.work import Work
@@ -49,7 +49,7 @@ def _prompt_and_answers(spec: TaskSpec, item: Item) -> tuple[str, tuple[str, ...
 
 def _template_values(template: str, prompt: str) -> str:
     """Return the values of the template's fields; training rows may be phrased differently."""
-    literals = re.split(r"\{\w+\}", template)
+    literals = re.split(TEMPLATE_FIELD, template)[::2]
     pattern = "(.*?)".join(map(re.escape, literals))
     match = re.fullmatch(pattern, prompt, re.DOTALL)
     return "\n".join(match.groups()) if match and match.groups() else prompt

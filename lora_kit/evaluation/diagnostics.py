@@ -17,7 +17,7 @@ from lora_kit.statistics.labels import LabelScores, label_scores
 
 # The interval of a smaller slice would be too wide to be of use.
 SMALLEST_SLICE = 5
-LOWER_IS_BETTER = ("loss", "nats", "bits_per_byte")
+LOWER_IS_BETTER = ("loss", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ def secondary_metrics(
     pairs: Pairs, task: TaskSpec, confidence: float
 ) -> tuple[SecondaryMetric, ...]:
     """Compare the arms on every metric besides the score, in order of name."""
-    decisive = task.score or ("accuracy" if task.kind != "lm_eval" else task.metric)
-    names = sorted(set(pairs.before[0].measures) - {decisive, "nats"})
+    # The measures of an lm_eval item hold no score: only its grading knows the metric's full name.
+    score = None if task.kind == "lm_eval" else task.score or "accuracy"
+    names = sorted(set(pairs.before[0].measures) - {score, "nats"})
     results = []
     for name in names:
         values = [

@@ -25,7 +25,7 @@ from lora_kit.metrics.load import Metric, load_metric
 from lora_kit.runtime.hashes import file_sha256
 
 # Increase when the same outcome can have another grade than before.
-GRADING_VERSION = "1"
+GRADING_VERSION = "2"
 
 
 def grading_code(spec: TaskSpec) -> str:

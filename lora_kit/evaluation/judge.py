@@ -9,12 +9,11 @@ import numpy as np
 
 from lora_kit.evaluation import diagnostics
 from lora_kit.evaluation.ledger import DRIFT, Entry
-from lora_kit.evaluation.ledger_view import LedgerView, as_ledger_view
+from lora_kit.evaluation.ledger_view import LedgerView
 from lora_kit.evaluation.merged_selection import select_merged_arm
 from lora_kit.evaluation.pairs import Entries, Pairs, mean_score, pair
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.verdict import (
-    BASELINE_NAMES,
     BASELINES,
     BaselineComparison,
     Finding,
@@ -38,7 +37,7 @@ from lora_kit.statistics.labels import compare_macro_f1, label_scores
 ALARM_ALPHA = 0.05
 
 
-def judge(results: LedgerView | Sequence[Entry], suites: Sequence[Suite]) -> Verdict:
+def judge(view: LedgerView, suites: Sequence[Suite]) -> Verdict:
     """Judge arm `adapter` against arm `base` on every task, then merged models and baselines.
 
     The results of one task at a time are in memory if they come from a ledger on disk.
@@ -46,7 +45,6 @@ def judge(results: LedgerView | Sequence[Entry], suites: Sequence[Suite]) -> Ver
     Raises:
         EvaluationError: if a task has no item with a score in both arms.
     """
-    view = as_ledger_view(results)
     judged = tuple(_judge_suite(suite, view) for suite in suites)
     ships, judged = select_merged_arm(_with_alarms(judged))
     merged = [task.merged for suite in judged for task in suite.tasks if task.merged]
@@ -100,7 +98,7 @@ def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Ta
         merged=None,
         merged_interval=None,
         merges=tuple(_judge_merged(suite, task, arms)),
-        rivals=_compare_baselines(suite, task, arms, adapter),
+        baselines=_compare_baselines(suite, task, arms, adapter),
         measures=diagnostics.secondary_metrics(pairs, task, confidence),
         slices=diagnostics.slice_results(pairs, confidence),
         calibration=diagnostics.choice_calibration(pairs, confidence),
@@ -225,7 +223,7 @@ def _with_alarms(suites: tuple[SuiteVerdict, ...]) -> tuple[SuiteVerdict, ...]:
 def _findings(suite: SuiteVerdict) -> list[Finding]:
     findings = []
     for task in suite.tasks:
-        for baseline in task.rivals:
+        for baseline in task.baselines:
             if baseline.decision != "PASS":
                 findings.append(_baseline_finding(suite.suite, task, baseline))
         where = [f"{one.field} {one.value}" for one in task.slices if one.alarm]
@@ -238,11 +236,12 @@ def _findings(suite: SuiteVerdict) -> list[Finding]:
 
 
 def _baseline_finding(suite: str, task: TaskVerdict, baseline: BaselineComparison) -> Finding:
-    described = f"{BASELINES[baseline.arm]} ({baseline.arm})"
+    name, description = BASELINES[baseline.arm]
+    described = f"{description} ({baseline.arm})"
     if baseline.decision == "FAIL":
         # The interval of the difference excludes zero, in favour of the baseline.
         text = f"{described[0].upper()}{described[1:]} is better than the adapter on {task.task}"
         return Finding("negative transfer", suite, task.task, text)
-    kind = f"no advantage over {BASELINE_NAMES[baseline.arm]} shown"
+    kind = f"no advantage over {name} shown"
     text = f"The adapter is not shown to be better on {task.task} than {described}"
     return Finding(kind, suite, task.task, text)

@@ -121,7 +121,7 @@ class Ledger:
         missing = set(LEDGER_SCHEMA.names) - set(self._file.schema_arrow.names)
         if missing:
             raise EvaluationError(
-                f"{path}: not a ledger of this version (missing columns: "
+                f"{path}: not a ledger of this version (got no columns "
                 f"{', '.join(sorted(missing))}). Fix: evaluate again"
             )
         self._path = path

@@ -1,9 +1,8 @@
-"""Views of results, read one task at a time: a ledger on disk or entries in memory."""
+"""Views of results, read one task at a time."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -36,50 +35,6 @@ class LedgerView(Protocol):
     ) -> Iterator[Entry]:
         """Yield complete entries of the given arms and items of a task, in any order."""
         ...
-
-
-class InMemoryLedger:
-    """View of entries that are in memory."""
-
-    def __init__(self, entries: Sequence[Entry]):
-        by_task: dict[tuple[str, str], dict[str, dict[str, Entry]]] = defaultdict(
-            lambda: defaultdict(dict)
-        )
-        for entry in entries:
-            by_task[entry.suite, entry.task][entry.arm][entry.item] = entry
-        self._by_task = by_task
-
-    def scores(self, suite: str, task: str) -> dict[str, dict[str, float | None]]:
-        """See `LedgerView`."""
-        arms = self._by_task[suite, task]
-        return {
-            arm: {item: entry.score for item, entry in entries.items()}
-            for arm, entries in arms.items()
-        }
-
-    def has_outputs(self, suite: str, task: str, arms: Collection[str]) -> bool:
-        """See `LedgerView`."""
-        by_arm = self._by_task[suite, task]
-        return any(entry.output for arm in arms for entry in by_arm.get(arm, {}).values())
-
-    def arms(
-        self,
-        suite: str,
-        task: str,
-        texts: Collection[str] = (),  # noqa: ARG002 - entries in memory have all their texts
-    ) -> Mapping[str, Mapping[str, Entry]]:
-        """See `LedgerView`."""
-        return self._by_task[suite, task]
-
-    def entries(
-        self, suite: str, task: str, arms: Collection[str], items: Collection[str]
-    ) -> Iterator[Entry]:
-        """See `LedgerView`."""
-        requested = frozenset(items)
-        for arm in arms:
-            for item, entry in self._by_task[suite, task].get(arm, {}).items():
-                if item in requested:
-                    yield entry
 
 
 class ArmAsAdapter:
@@ -118,8 +73,3 @@ class ArmAsAdapter:
 
     def _renamed(self, arms: Mapping[str, T]) -> dict[str, T]:
         return {arm: arms[name] for arm, name in self._names.items() if name in arms}
-
-
-def as_ledger_view(results: LedgerView | Sequence[Entry]) -> LedgerView:
-    """Return results as a view; a sequence of entries is wrapped."""
-    return InMemoryLedger(results) if isinstance(results, Sequence) else results

@@ -73,7 +73,7 @@ def pair(before: Entries, after: Entries, task: TaskSpec, where: str) -> Pairs:
     if before.keys() != after.keys():
         raise EvaluationError(
             f"{where}: the arms were not evaluated on the same items "
-            f"({len(before)} and {len(after)}). Fix: evaluate the arms together"
+            f"(got {len(before)} and {len(after)}). Fix: evaluate the arms together"
         )
     scored = [
         item for item in sorted(before) if _has_score(before[item]) and _has_score(after[item])

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_kit.recipe.bundled import bundled_names, find_document
+from lora_kit.recipe.bundled import find_document
 from lora_kit.recipe.document import read_document
 from lora_kit.recipe.load import validate
 from lora_kit.recipe.section import Count, Fraction, Positive, Section, Whole
@@ -237,8 +237,3 @@ def load_suites(references: Sequence[str]) -> list[Suite]:
             f"evaluation.suites: two suites have the same name (got {twice[0]}). Fix: rename one"
         )
     return suites
-
-
-def suite_names() -> list[str]:
-    """Return the names of the bundled suites."""
-    return bundled_names(SUITE_FOLDERS)

@@ -11,22 +11,18 @@ from pydantic import TypeAdapter
 
 from lora_kit.evaluation.diagnostics import ClassScores, Drift, SecondaryMetric, Slice
 from lora_kit.evaluation.suite import SuiteRole
+from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL, SCRATCH
 from lora_kit.runtime.files import finite
 from lora_kit.statistics.calibration import CalibrationComparison
 from lora_kit.statistics.decisions import Decision, Interval
 
-# Baselines that need no adapter. An adapter that does not beat them was not worth its training.
+# Names and descriptions of the baselines that need no adapter. An adapter that does not beat them
+# was not worth its training.
 BASELINES = {
-    "fewshot": "the base with a few examples in its prompt",
-    "retrieval": "repeating the answer of the most similar training example",
-    "probe": "a linear probe of the frozen backbone, without an adapter",
-    "scratch": "the same training on weights that were never pretrained",
-}
-BASELINE_NAMES = {
-    "fewshot": "few-shot prompting",
-    "retrieval": "retrieved answers",
-    "probe": "a linear probe",
-    "scratch": "training from scratch",
+    FEWSHOT: ("few-shot prompting", "the base with a few examples in its prompt"),
+    RETRIEVAL: ("retrieved answers", "repeating the answer of the most similar training example"),
+    PROBE: ("a linear probe", "a linear probe of the frozen backbone, without an adapter"),
+    SCRATCH: ("training from scratch", "the same training on weights that were never pretrained"),
 }
 
 # Limits of an interval without limits, which JSON has as null.
@@ -97,7 +93,7 @@ class TaskVerdict:
         merged: decision on the merged model that is released, if one is an arm.
         merged_interval: interval of that model's difference from the base.
         merges: comparisons of all merged models that are arms.
-        rivals: comparisons with the baselines that are arms.
+        baselines: comparisons with the baselines that are arms.
         measures: secondary metrics of the same items.
     """
 
@@ -123,12 +119,23 @@ class TaskVerdict:
     merged: Decision | None
     merged_interval: Interval | None
     merges: tuple[MergedTask, ...]
-    rivals: tuple[BaselineComparison, ...]
+    baselines: tuple[BaselineComparison, ...]
     measures: tuple[SecondaryMetric, ...]
     slices: tuple[Slice, ...]
     calibration: CalibrationComparison | None
     classes: ClassScores | None
     drift: Drift | None
+
+    @property
+    def threshold(self) -> float:
+        """Value that the interval is compared with: zero, or minus the margin."""
+        return -(self.margin or 0.0)
+
+    @property
+    def margin_used(self) -> tuple[float, float, float]:
+        """Shares of the margin used by the difference, its best case and its worst case."""
+        margin, interval = self.margin or 1.0, self.interval
+        return -interval.delta / margin, -interval.high / margin, -interval.low / margin
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,11 @@ class Verdict:
     ships: str | None
     findings: tuple[Finding, ...]
     suites: tuple[SuiteVerdict, ...]
+
+    @property
+    def tasks(self) -> list[tuple[SuiteVerdict, TaskVerdict]]:
+        """Tasks of all suites, in order, each with its suite."""
+        return [(suite, task) for suite in self.suites for task in suite.tasks]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as JSON values; infinite limits become null."""

@@ -57,6 +57,21 @@ def read_verdict(directory: Path) -> RecordedVerdict:
     return _parse(directory / VERDICT, _read_values(directory / VERDICT))
 
 
+def read_suites(directory: Path) -> list[Suite]:
+    """Read the suites of an evaluation directory.
+
+    Raises:
+        EvaluationError: if the file is missing or does not hold suites.
+    """
+    path = directory / SUITES
+    try:
+        return [Suite.model_validate(one) for one in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise EvaluationError(
+            f"{path}: cannot be read as suites (got {error}). Fix: evaluate again"
+        ) from error
+
+
 def check_verdict(directory: Path) -> RecordedVerdict:
     """Judge the ledger again, compare the result with the verdict on disk, and return that.
 
@@ -65,12 +80,7 @@ def check_verdict(directory: Path) -> RecordedVerdict:
     """
     values = _read_values(directory / VERDICT)
     recorded = _parse(directory / VERDICT, values)
-    try:
-        suites = [Suite.model_validate(s) for s in json.loads((directory / SUITES).read_text())]
-    except (OSError, ValueError, TypeError) as error:
-        raise EvaluationError(
-            f"{directory / SUITES}: cannot be read as suites ({error}). Fix: evaluate again"
-        ) from error
+    suites = read_suites(directory)
     if recorded.lineage.suite_digests != {suite.name: suite.digest for suite in suites}:
         raise EvaluationError(
             f"{directory / SUITES}: not the suites that the verdict names (got other digests). "
@@ -92,7 +102,9 @@ def evidence_digests(directory: Path) -> dict[str, str]:
 
 def _read_values(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise EvaluationError(f"{path}: no such file. Fix: evaluate the adapter first")
+        raise EvaluationError(
+            f"{path}: no verdict (got no such file). Fix: evaluate the adapter first"
+        )
     return read_json(path, EvaluationError)
 
 
@@ -104,8 +116,8 @@ def _parse(path: Path, values: Mapping[str, Any]) -> RecordedVerdict:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise EvaluationError(
-            f"{path}: not a verdict of this version ({place}: {first['msg']}). Fix: evaluate the "
-            "adapter again"
+            f"{path}: not a verdict of this version (got {place}: {first['msg']}). Fix: evaluate "
+            "the adapter again"
         ) from error
 
 

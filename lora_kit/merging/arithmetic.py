@@ -55,7 +55,7 @@ def add_lora_update(
     if update.shape != shape:
         raise MergeError(
             f"{name}: update does not fit the backbone's weight (got {tuple(update.shape)} for "
-            f"{shape}). Fix: merge into the backbone that the adapter was trained on."
+            f"{shape}). Fix: merge into the backbone that the adapter was trained on"
         )
     scaling = layer.scaling[DEFAULT_ADAPTER]
     # Multiplication by a power of two does not round, so that a fused add gives the same numbers.
@@ -124,7 +124,7 @@ def merge_with_peft(
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
         raise MergeError(
             f"{name}: PEFT cannot merge this layer (got {type(layers[0]).__name__}: {error}). "
-            "Fix: release the adapter unmerged."
+            "Fix: release the adapter unmerged"
         ) from error
     finally:
         for other, placeholder in placeholders.items():
@@ -154,6 +154,6 @@ def require_finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if not math.isfinite(float(tensor.sum(dtype=torch.float32))):
         raise MergeError(
             f"{name}: merged weight has values that are infinite or NaN (got dtype {tensor.dtype})."
-            " Fix: check adapter and backbone for such values, or set merge.dtype to float32."
+            " Fix: check adapter and backbone for such values, or set merge.dtype to float32"
         )
     return tensor

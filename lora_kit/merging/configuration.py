@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from lora_kit.merging.meta_model import MetaModel
 from lora_kit.merging.plan import MergePlan
-from lora_kit.runtime.files import write_json
+from lora_kit.runtime.errors import MergeError
+from lora_kit.runtime.files import read_json, write_json
 
-COPIED = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
 
 
 def write_configuration(plan: MergePlan, meta: MetaModel, directory: Path) -> None:
@@ -21,7 +21,7 @@ def write_configuration(plan: MergePlan, meta: MetaModel, directory: Path) -> No
         meta: model, whose vocabulary size and untied parameters go into the configuration.
         directory: directory of the merged weights.
     """
-    config = json.loads((plan.base / "config.json").read_text())
+    config = read_json(plan.base / "config.json", MergeError)
     config.pop("quantization_config", None)
     config.pop("torch_dtype", None)
     # A path on the machine that converted the model; meaningless elsewhere.
@@ -36,11 +36,16 @@ def write_configuration(plan: MergePlan, meta: MetaModel, directory: Path) -> No
         text["vocab_size"] = rows
     write_json(directory / "config.json", config)
     path = plan.base / "generation_config.json"
-    generation = json.loads(path.read_text()) if path.is_file() else {}
+    generation = read_json(path, MergeError) if path.is_file() else {}
     stops = list(plan.stop_token_ids)
     generation["eos_token_id"] = stops[0] if len(stops) == 1 else stops
     write_json(directory / "generation_config.json", generation)
     # Only a tokenizer saved with the adapter knows the tokens of added rows.
-    sources = [plan.base, plan.adapter] if plan.adapter and resized else [plan.base]
-    for file in (file for source in sources for pattern in COPIED for file in source.glob(pattern)):
+    for source in [plan.base, plan.adapter] if plan.adapter and resized else [plan.base]:
+        copy_tokenizer(source, directory)
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copy the files of a tokenizer and its chat template."""
+    for file in (file for pattern in TOKENIZER_FILES for file in source.glob(pattern)):
         shutil.copy2(file, directory / file.name)

@@ -43,12 +43,11 @@ def merge_in_memory(plan: MergePlan, output: Path) -> MergeResult:
     """Merge with PEFT in float32, round once, and write the model to `output`.
 
     Raises:
-        MergeError: if there is no adapter, it does not fit, or PEFT cannot merge its method.
+        MergeError: if the adapter does not fit, or PEFT cannot merge its method.
     """
     started = time.monotonic()
     require_empty_output(output)
-    if plan.adapter is None:
-        raise MergeError("adapter: nothing to merge (got None). Fix: give an adapter directory.")
+    assert plan.adapter is not None  # without an adapter, `merge_adapter` streams
     numbers = sum(tensor.nbytes // tensor.dtype.itemsize for tensor in _stored(plan.base))
     method = adapter_configuration(plan.adapter).peft_type.value
     say(
@@ -109,5 +108,5 @@ def _merge_and_unload(model: PeftModel, adapter: Path) -> Any:
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
         raise MergeError(
             f"{adapter}: PEFT cannot merge it (got {type(error).__name__}: {error}). Fix: release "
-            "it as an adapter."
+            "it as an adapter"
         ) from error

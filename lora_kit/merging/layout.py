@@ -88,7 +88,7 @@ class TensorGroup:
         if set(tensors) != expected:
             raise MergeError(
                 f"{min(set(tensors) ^ expected)}: transformers cannot convert this tensor back to "
-                f"the checkpoint's layout (got it from {first}). Fix: release the adapter unmerged."
+                f"the checkpoint's layout (got it from {first}). Fix: release the adapter unmerged"
             )
         return tensors
 

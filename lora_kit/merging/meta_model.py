@@ -17,7 +17,7 @@ import torch
 
 from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from lora_kit.adapter.saved_configuration import MISMATCH_ERRORS
+from lora_kit.adapter.saved_configuration import MISMATCH_ERRORS, PREFIX
 from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.merging.arithmetic import (
     ReadParameter,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
-PREFIX = "base_model.model."
 # Parts that PEFT inserts between the name of a module and that of its parameters.
 WRAPPERS = ("base_layer", "token_adapter", "original_module")
 
@@ -147,7 +146,7 @@ def build_meta_model(base: Path, adapter: Path | None) -> MetaModel:
     if adapter is not None and not (adapter / ADAPTER_WEIGHTS).is_file():
         raise MergeError(
             f"{adapter}: no adapter weights (got no {ADAPTER_WEIGHTS}). Fix: give the directory "
-            "of a PEFT adapter in safetensors."
+            "of a PEFT adapter in safetensors"
         )
     model = _model_without_weights(base, adapter)
     # Read first: PEFT renames parameters when it attaches.
@@ -176,7 +175,7 @@ def _model_without_weights(base: Path, adapter: Path | None) -> PreTrainedModel:
     if getattr(config, "quantization_config", None):
         raise MergeError(
             f"{base}: checkpoint is quantized, which would round the adapter's update away (got a "
-            "quantization_config). Fix: merge into the checkpoint that it was made from."
+            "quantization_config). Fix: merge into the checkpoint that it was made from"
         )
     if adapter is not None and (rows := _saved_vocabulary_rows(adapter)):
         config.get_text_config().vocab_size = rows
@@ -219,7 +218,7 @@ def _attach(model: PreTrainedModel, config: PeftConfig, adapter: Path) -> Any:
             if not bool(torch.isfinite(tensor).all()):
                 raise MergeError(
                     f"{path}: tensor has values that are infinite or NaN (got {name}). Fix: train "
-                    "again."
+                    "again"
                 )
         attached = get_peft_model(model, config, DEFAULT_ADAPTER, low_cpu_mem_usage=True)
         report = set_peft_model_state_dict(
@@ -229,7 +228,7 @@ def _attach(model: PreTrainedModel, config: PeftConfig, adapter: Path) -> Any:
         short = " ".join(str(error).strip().splitlines()[:3])
         raise MergeError(
             f"{path}: does not fit the backbone (got {short}). Fix: merge into the backbone that "
-            "the adapter was trained on."
+            "the adapter was trained on"
         ) from error
     unexpected = sorted(key for key in report.unexpected_keys if not _is_duplicate(key, weights))
     if unexpected:
@@ -241,7 +240,7 @@ def _attach(model: PreTrainedModel, config: PeftConfig, adapter: Path) -> Any:
         )
         raise MergeError(
             f"{path}: {len(unexpected)} tensors have no place in the backbone (got "
-            f"{unexpected[0]} first). Fix: {remedy}."
+            f"{unexpected[0]} first). Fix: {remedy}"
         )
     _require_complete(attached, weights, path)
     return attached
@@ -257,7 +256,7 @@ def _require_complete(attached: Any, weights: Mapping[str, torch.Tensor], path: 
         raise MergeError(
             f"{path}: incomplete: {ADAPTER_CONFIG} needs {len(missing)} tensors that are missing "
             f"(got none for {missing[0].removeprefix(PREFIX)}). Fix: copy or save the adapter "
-            "again."
+            "again"
         )
 
 

@@ -48,19 +48,19 @@ def adapter_configuration(adapter: Path) -> PeftConfig:
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise MergeError(
             f"{adapter}: nothing to merge: the method adds virtual tokens and changes no weight "
-            f"(got peft_type {config.peft_type.value}). Fix: release it as an adapter."
+            f"(got peft_type {config.peft_type.value}). Fix: release it as an adapter"
         )
     if config.task_type == "SEQ_CLS":
         raise MergeError(
             f"{adapter}: the head of a classifier or a reward model cannot be merged into a "
             "language model (got task_type SEQ_CLS). Fix: release the adapter directory itself, "
-            "which holds the head and the names of the outputs (config.json)."
+            "which holds the head and the names of the outputs (config.json)"
         )
     if getattr(config, "alora_invocation_tokens", None):
         raise MergeError(
             f"{adapter}: alora_invocation_tokens: the adapter is active in a part of the text "
             f"only, which merged weights cannot be (got {config.alora_invocation_tokens}). Fix: "
-            "release it as an adapter."
+            "release it as an adapter"
         )
     require_known_options(config, adapter / ADAPTER_CONFIG, MergeError)
     config.inference_mode = True
@@ -86,6 +86,6 @@ def residual_initialization(config: PeftConfig, adapter: Path) -> str:
         raise MergeError(
             f"{adapter}: init_lora_weights: changed the backbone's weights in a way that cannot be "
             f"computed again from the weights alone (got {start}). Fix: save the adapter with "
-            "PEFT's path_initial_model_for_weight_conversion, and merge that."
+            "PEFT's path_initial_model_for_weight_conversion, and merge that"
         )
     return start.lower()

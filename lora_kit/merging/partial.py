@@ -5,19 +5,20 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 
 from lora_kit.adapter.saved import adapter_sha256
+from lora_kit.merging.plan import MergePlan
 from lora_kit.merging.tensors import PlannedTensor, stored_tensors, write_tensors
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import replace_directory, write_json
 from lora_kit.runtime.hashes import json_sha256
 
-INDEX = "model.safetensors.index.json"
 # Largest number of tensors made at a time, and of bytes of their float32 sums together.
 MAX_WORKERS, MAX_SUM_BYTES = 4, 2**29
 # Differs after each start of the machine: a power failure may have cost bytes of a file that was
@@ -36,7 +37,7 @@ def require_empty_output(output: Path) -> None:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise MergeError(
             f"{output}: already exists (got a file, or a directory that is not empty). "
-            "Fix: choose another --output."
+            "Fix: choose another --output"
         )
 
 
@@ -58,7 +59,7 @@ def require_disk_space(output: Path, weight_bytes: int) -> None:
     if free < needed:
         raise MergeError(
             f"{output}: disk too small (got {free / 1e9:.1f} GB free, "
-            f"{needed / 1e9:.1f} GB are needed). Fix: free space, or choose another --output."
+            f"{needed / 1e9:.1f} GB are needed). Fix: free space, or choose another --output"
         )
 
 
@@ -81,7 +82,7 @@ class PartialMerge:
     @classmethod
     @contextmanager
     def begin_or_resume(
-        cls, output: Path, plan: Mapping[str, Any], files: Sequence[Path]
+        cls, output: Path, plan: MergePlan, files: Sequence[Path]
     ) -> Iterator[PartialMerge]:
         """Resume an interrupted merge of the same plan and files, or begin a new one.
 
@@ -90,7 +91,7 @@ class PartialMerge:
 
         Args:
             output: directory of the merged model.
-            plan: plan of the merge, as JSON.
+            plan: plan of the merge.
             files: weight files of the backbone.
 
         Raises:
@@ -104,7 +105,7 @@ class PartialMerge:
             except OSError as error:
                 raise MergeError(
                     f"{output}: another process is merging into it (got a locked {path})."
-                    " Fix: wait for it, or choose another --output."
+                    " Fix: wait for it, or choose another --output"
                 ) from error
             digest = _digest(plan, files)
             digest_file = path / "plan"
@@ -147,7 +148,7 @@ class PartialMerge:
         if len(shards) > 1:
             total = sum(one.nbytes for one in planned)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            write_json(self.path / INDEX, index)
+            write_json(self.path / SAFETENSORS_INDEX_FILE, index)
         return reused
 
     def finish(self) -> None:
@@ -172,12 +173,12 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
-def _digest(plan: Mapping[str, Any], files: Sequence[Path]) -> str:
+def _digest(plan: MergePlan, files: Sequence[Path]) -> str:
     """Return a digest of all that must be unchanged for shards to be reused."""
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    adapter = adapter_sha256(plan["adapter"]) if plan["adapter"] else None
+    adapter = adapter_sha256(plan.adapter) if plan.adapter else None
     boot = BOOT.read_text() if BOOT.is_file() else ""
-    return json_sha256([dict(plan), adapter, stats, boot])
+    return json_sha256([asdict(plan), adapter, stats, boot])
 
 
 def _split_into_shards(

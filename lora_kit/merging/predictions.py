@@ -204,7 +204,7 @@ def predict_log_probabilities(model: Any, examples: Sequence[Example]) -> torch.
     if not blocks:
         raise MergeError(
             f"data.validation: no supervised tokens to compare the merged model on (got "
-            f"{len(examples)} examples). Fix: set data.validation to rows with supervised tokens."
+            f"{len(examples)} examples). Fix: set data.validation to rows with supervised tokens"
         )
     return torch.cat(blocks)
 

@@ -85,13 +85,13 @@ def load_merged(merged: Path, settings: ComputeSettings) -> Any:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise MergeError(
-            f"{merged}: merged model cannot be loaded (got {error}). Fix: merge again."
+            f"{merged}: merged model cannot be loaded (got {error}). Fix: merge again"
         ) from error
     missing = sorted([*report["missing_keys"], *report["mismatched_keys"]])
     if missing:
         raise MergeError(
             f"{merged}: parameters missing from the files (got {len(missing)}, the first: "
-            f"{missing[0]}). Fix: merge again."
+            f"{missing[0]}). Fix: merge again"
         )
     if is_encoder_decoder(model):
         set_greedy_generation(model, str(merged))
@@ -132,7 +132,7 @@ def compute_outputs_in_subprocess(
         last = done.stderr.strip().splitlines()[-1:] or ["the process was killed"]
         raise MergeError(
             f"{merged}: merged model cannot be run in a new process (got {last[0]}). Fix: merge "
-            "again; if the process was killed, free memory first."
+            "again; if the process was killed, free memory first"
         )
     if CPU_NOTE in done.stderr:
         say(f"{merged}: {CPU_NOTE}")

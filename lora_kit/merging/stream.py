@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
     planned = list(merge.plan_tensors(groups))
     total = sum(one.nbytes for one in planned)
     require_disk_space(output, total)
-    with PartialMerge.begin_or_resume(output, asdict(plan), files) as partial_merge:
+    with PartialMerge.begin_or_resume(output, plan, files) as partial_merge:
         reused = partial_merge.write(planned, plan.shard_bytes)
         write_configuration(plan, meta, partial_merge.path)
         partial_merge.finish()
@@ -133,7 +133,7 @@ class _StreamedMerge:
             raise MergeError(
                 f"{tensor.path}: tensor is quantized, and its scale is unknown (got "
                 f"{tensor.key} in {tensor.dtype}). Fix: merge into a checkpoint that is not "
-                "quantized."
+                "quantized"
             )
         # Tensors that a checkpoint stores finer than the others keep their dtype.
         finer = tensor.dtype.itemsize > self.base_dtype.itemsize
@@ -167,7 +167,7 @@ class _StreamedMerge:
             if source is None:
                 raise MergeError(
                     f"{self.plan.base}: parameter missing from the files (got none for {other}). "
-                    "Fix: give the backbone that the adapter was trained on."
+                    "Fix: give the backbone that the adapter was trained on"
                 )
             tensors = source.parameters(self.meta)
             tensor = tensors[other if other in tensors else source.targets[0]]
@@ -241,5 +241,5 @@ def _require_parameters(plan: MergePlan, meta: MetaModel, groups: Sequence[Tenso
             raise MergeError(
                 f"{plan.base}: {len(missing)} parameters that {origin} are missing from the files "
                 f"(got none for {missing[0]} first). Fix: give the backbone that the adapter was "
-                "trained on."
+                "trained on"
             )

@@ -103,7 +103,7 @@ class StoredTensor:
         if done < count:
             raise MergeError(
                 f"{self.path}: truncated inside {self.key} (got {done:,} of {count:,} bytes). "
-                "Fix: fetch the file again."
+                "Fix: fetch the file again"
             )
         return raw
 
@@ -120,7 +120,7 @@ def stored_tensors(path: Path) -> list[StoredTensor]:
         if size < LENGTH_BYTES or length > min(MAX_HEADER_BYTES, size - LENGTH_BYTES):
             raise MergeError(
                 f"{path}: no safetensors file, or one truncated in its header (got {size:,} "
-                "bytes). Fix: fetch the file again."
+                "bytes). Fix: fetch the file again"
             )
         raw = file.read(length)
     start = LENGTH_BYTES + length
@@ -141,14 +141,14 @@ def stored_tensors(path: Path) -> list[StoredTensor]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MergeError(
             f"{path}: header cannot be read (got {type(error).__name__}: {error}). "
-            "Fix: fetch the file again, or save it with a supported dtype."
+            "Fix: fetch the file again, or save it with a supported dtype"
         ) from error
     tensors.sort(key=lambda tensor: tensor.offset)
     end = max((tensor.offset + tensor.nbytes for tensor in tensors), default=start)
     if end != size:
         raise MergeError(
             f"{path}: file is damaged (got {size:,} bytes, its header needs {end:,}). "
-            "Fix: fetch the file again."
+            "Fix: fetch the file again"
         )
     return tensors
 
@@ -165,7 +165,7 @@ def stored_by_key(files: Iterable[Path]) -> Mapping[str, StoredTensor]:
             if tensor.key in result:
                 raise MergeError(
                     f"{path}: duplicate tensor (got {tensor.key}, which is in "
-                    f"{result[tensor.key].path.name} too). Fix: remove one of the two files."
+                    f"{result[tensor.key].path.name} too). Fix: remove one of the two files"
                 )
             result[tensor.key] = tensor
     return result
@@ -264,7 +264,7 @@ def _unplanned(planned: PlannedTensor, produced: str) -> MergeError:
     return MergeError(
         f"{planned.key}: produced tensor differs from the plan (got {produced}, {planned.dtype} of "
         f"shape {planned.shape} was planned). Fix: merge into the backbone that the adapter was "
-        "trained on."
+        "trained on"
     )
 
 

@@ -81,8 +81,8 @@ def tolerances_for(
     return MergeTolerances(*COMPUTED[computed], kept)
 
 
-def merge_failures(values: Mapping[str, Any], tolerances: MergeTolerances) -> list[str]:
-    """Return the reasons why a merge does not pass; empty if it passes.
+def merge_failures(values: Mapping[str, Any], tolerances: MergeTolerances) -> Iterator[str]:
+    """Yield the reasons why a merge does not pass.
 
     A value that is missing, NaN or impossible does not pass.
 
@@ -95,10 +95,6 @@ def merge_failures(values: Mapping[str, Any], tolerances: MergeTolerances) -> li
         TypeError: if a value is no number.
         ValueError: if a value is a text that is no number.
     """
-    return list(_failures(values, tolerances))
-
-
-def _failures(values: Mapping[str, Any], tolerances: MergeTolerances) -> Iterator[str]:
     agreement = float(values["top1_agreement"])
     if not tolerances.agreement <= agreement <= 1:
         yield (

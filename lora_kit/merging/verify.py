@@ -85,8 +85,8 @@ class Verification:
     def to_dict(self) -> dict[str, Any]:
         """Return the verification as JSON, with the tolerances that it was held to."""
         limits = {
-            "most_share_of_control": MAX_SHARE_OF_CONTROL,
-            "kept_by_half": MEDIAN_KEPT,
+            "max_share_of_control": MAX_SHARE_OF_CONTROL,
+            "median_kept": MEDIAN_KEPT,
             "kept": KEPT,
             "computed": COMPUTED,
         }
@@ -148,7 +148,7 @@ def compare_merged(
     if not math.isfinite(mean + control_kl + sum(kept.values())):
         raise MergeError(
             f"merged model: outputs are infinite or NaN (got mean KL {mean:.2g}), its weights "
-            "overflowed. Fix: set merge.dtype to float32."
+            "overflowed. Fix: set merge.dtype to float32"
         )
     lowest = min(kept, key=lambda name: kept[name], default="")
     generated = reference.adapted.generated_ids

@@ -51,7 +51,7 @@ class InstructionCheck:
             )
         kind, value = mapping["kind"], mapping["value"]
         if not isinstance(kind, str) or kind not in CHECK_FUNCTIONS:
-            raise ValueError(f"unknown kind of check {kind!r}. Fix: use one of the {kinds}")
+            raise ValueError(f"check: unknown kind (got {kind!r}). Fix: use one of the {kinds}")
         group = next(group for group in CHECK_GROUPS if kind in group.checks)
         if isinstance(value, list):
             value = tuple(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,14 @@ def load_metric(name: str, allow_hub: bool = True) -> Metric:
         raise EvaluationError(
             f"metric {name}: neither bundled nor a path to a module. Fix: use one of "
             f"{', '.join(sorted(BUNDLED))}, or the path of an `evaluate` module"
-            f"{hint if allow_hub else ''}."
+            f"{hint if allow_hub else ''}"
         )
     try:
         module = evaluate.load(name.removeprefix(HUB), keep_in_memory=True)
     except (OSError, ImportError, ValueError) as error:
         raise EvaluationError(
-            f"metric {name}: `evaluate` cannot load it ({error}). Fix: correct the name, or "
-            "install the packages that the module needs."
+            f"metric {name}: `evaluate` cannot load it (got {error}). Fix: correct the name, or "
+            "install the packages that the module needs"
         ) from error
     # Some metrics take one reference per item, others a list of references.
     features = module.features[0] if isinstance(module.features, list) else module.features
@@ -63,10 +64,10 @@ def load_metric(name: str, allow_hub: bool = True) -> Metric:
 def _single_score(name: str, result: Any) -> float | None:
     key = Path(name).stem
     value = result.get(key, result.get("score")) if isinstance(result, dict) else result
-    if not isinstance(value, int | float):
+    if not isinstance(value, Real):
         raise EvaluationError(
             f"metric {name}: its result has neither `{key}` nor `score` as a number (got "
-            f"{result!r:.80}). Fix: use a metric that returns a single score."
+            f"{result!r:.80}). Fix: use a metric that returns a single score"
         )
     # NaN is a metric without a value for the item: counted as missing, never as 0.
     return None if math.isnan(value) else float(value)

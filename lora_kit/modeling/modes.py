@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,16 +13,21 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Set a model to evaluation mode, and restore the mode of each module on exit."""
+def in_mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
+    """Set a model to training or evaluation mode, and restore the mode of each module on exit."""
     # Modes differ within a model: a new PEFT model wraps a backbone in eval mode in training mode.
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, mode in modes:
+            module.training = mode
+
+
+def eval_mode(model: torch.nn.Module) -> AbstractContextManager[None]:
+    """Set a model to evaluation mode, and restore the mode of each module on exit."""
+    return in_mode(model, training=False)
 
 
 @contextmanager

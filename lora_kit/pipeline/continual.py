@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.evaluation.suite import Suite, load_suites
-from lora_kit.evaluation.verdict import TaskVerdict, Verdict
+from lora_kit.evaluation.verdict import Verdict
 from lora_kit.evaluation.verdict_file import read_verdict
 from lora_kit.pipeline import evaluate
 from lora_kit.recipe.backbone import BackboneSpec
@@ -127,21 +127,16 @@ def assemble(
     stages: Sequence[str], verdicts: Sequence[Verdict], of_stage: dict[str, int]
 ) -> ContinualResult:
     """Return the matrix of the stages' verdicts, which share one base."""
-    tasks = [(s.suite, t) for s in verdicts[0].suites for t in s.tasks]
     columns = tuple(
-        Column(suite, task.task, task.unit, task.higher_is_better, of_stage[suite])
-        for suite, task in tasks
+        Column(suite.suite, task.task, task.unit, task.higher_is_better, of_stage[suite.suite])
+        for suite, task in verdicts[0].tasks
     )
-    base = tuple(task.base for _, task in tasks)
-    after = [tuple(task.adapter for task in _tasks(verdict)) for verdict in verdicts]
+    base = tuple(task.base for _, task in verdicts[0].tasks)
+    after = [tuple(task.adapter for _, task in verdict.tasks) for verdict in verdicts]
     scores = (base, *after)
     return ContinualResult(
         tuple(stages), columns, scores, _transfers(columns, scores, len(verdicts))
     )
-
-
-def _tasks(verdict: Verdict) -> list[TaskVerdict]:
-    return [task for suite in verdict.suites for task in suite.tasks]
 
 
 def _transfers(

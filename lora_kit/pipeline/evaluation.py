@@ -11,11 +11,9 @@ from typing import get_args
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.arms.classifier import class_facts, loaded_class_arms
 from lora_kit.evaluation.arms.models import loaded_arms
-from lora_kit.evaluation.arms.probe import PROBE
 from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_facts
 from lora_kit.evaluation.engine.arm import LoadedArms
-from lora_kit.evaluation.engine.retrieval import RETRIEVAL
-from lora_kit.evaluation.engine.work import FEWSHOT, Work, plan_work, suites_of
+from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
 from lora_kit.evaluation.harness import (
     Evaluation,
     EvaluationPlan,
@@ -24,12 +22,12 @@ from lora_kit.evaluation.harness import (
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.recipe.sections import ArmName
+from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL, SCRATCH, ArmName
 from lora_kit.runs.session import Session, Subject, open_subject
 from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.launch import require_unsharded_launch
 from lora_kit.training.rows_of_run import require_trained_on, rows_of_run
-from lora_kit.training.scratch import SCRATCH, scratch_arm
+from lora_kit.training.scratch import scratch_arm
 
 # Arms that are shown rows of the training, and all arms that learn from them.
 EXAMPLE_ARMS = {FEWSHOT, RETRIEVAL}

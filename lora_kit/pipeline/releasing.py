@@ -81,14 +81,14 @@ def release(
     _write(directory, run, clearance, manifest)
     names = [*files_below(directory), MANIFEST]
     return Release(
-        directory,
-        clearance.decision,
-        clearance.acceptance,
-        len(names),
-        sum((directory / name).stat().st_size for name in names),
-        licence_notes(manifest.works),
-        warnings,
-        push(directory, to) if to else None,
+        directory=directory,
+        decision=clearance.decision,
+        acceptance=clearance.acceptance,
+        files=len(names),
+        bytes=sum((directory / name).stat().st_size for name in names),
+        licences=licence_notes(manifest.works),
+        warnings=warnings,
+        commit=push(directory, to) if to else None,
     )
 
 

@@ -34,7 +34,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.rescaling.choice import Candidate, ScaleChoice, choose_scale
 from lora_kit.rescaling.halves import halve
 from lora_kit.rescaling.plot import plot_rescale
-from lora_kit.rescaling.record import RescaleResult, half_sizes
+from lora_kit.rescaling.record import RescaleResult
 from lora_kit.rescaling.scale import (
     SCALES,
     TRAINED,
@@ -98,17 +98,22 @@ def rescale(
     picked = choose_scale(candidates)
     say(f"{run.root}: {picked.reason}")
     broadcast_from_main(lambda: _clear(to, picked))
-    proof = adapter = None
+    proof = rescaled = None
     if picked.chosen is not None:
         scale = candidates[picked.chosen].scale
         with scaled_adapter(session.model, scale):
             broadcast_from_main(lambda: _write_adapter(session, to.scaled))
-            adapter = to.scaled, adapter_sha256(to.scaled)
+            rescaled = adapter_sha256(to.scaled)
             proof = _proved(subject, chosen, halves.b, scale, to, no_cache)
     found = RescaleResult(
-        candidates, picked, proof, adapter, adapter_sha256(run.adapter), half_sizes(halves),
-        to.rescale_record, to.rescale_plot, to.rescale / "half-a", to.rescale / "half-b",
-    )  # fmt: skip
+        candidates=candidates,
+        choice=picked,
+        proof=proof,
+        trained=adapter_sha256(run.adapter),
+        rescaled=rescaled,
+        items=halves.sizes,
+        output=to,
+    )
     broadcast_from_main(lambda: _write(found))
     return found
 
@@ -242,5 +247,5 @@ def _write_adapter(session: Session, directory: Path) -> None:
 
 
 def _write(found: RescaleResult) -> None:
-    plot_rescale(found.candidates, found.choice, found.plot)
-    write_json(found.record, found.to_dict())
+    plot_rescale(found.candidates, found.choice, found.output.rescale_plot)
+    write_json(found.output.rescale_record, found.to_dict())

@@ -173,4 +173,4 @@ def _speed_and_memory(
         timed = estimate_time(recipe, backbone, model, data, held_out)
         return 1 / timed.probe.seconds_per_token, None
     taken = forecast(recipe, backbone, model, data, held_out)
-    return 1 / taken.probe.seconds_per_token if taken.probe else None, taken.memory.total
+    return 1 / taken.time.probe.seconds_per_token if taken.time else None, taken.memory.total

@@ -17,11 +17,12 @@ from lora_kit.data.audit.audit import refuse_problems
 from lora_kit.data.dataset import open_rows, training_classes
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.training_data import TrainingData
-from lora_kit.evaluation.engine.work import FEWSHOT, Work, plan_work, suites_of
+from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.prepare import PreparedTraining, prepare_training
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import TokenMaskingSpec
+from lora_kit.recipe.sections import FEWSHOT
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.record import start_record
 from lora_kit.runs.session import Session, open_run
@@ -119,7 +120,7 @@ def train(
     elif is_main:
         _begin_record(run, recipe, begun)
     held_out, texts = ready.data.held_out, ready.texts
-    inputs = TrainingInputs(recipe, backbone, ready.model, data, held_out, run, texts)
+    inputs = TrainingInputs(recipe, backbone, ready.model, data, held_out, run, texts, launch)
     result = run_training(inputs, chosen.checkpoint)
     for pair, cosine in result.gradient_conflict.items():
         say(f"{run.root}: gradients of {pair}: mean cosine {cosine:+.2f}{_against(cosine)}")

@@ -16,7 +16,7 @@ from lora_kit.preflight.data_checks import (
     require_supervised_end_of_turn,
     require_supervised_tokens,
 )
-from lora_kit.preflight.experts import count_backbone_weights, unadapted_fused_experts
+from lora_kit.preflight.experts import unadapted_fused_experts
 from lora_kit.preflight.launch_checks import (
     refuse_distributed_head,
     refuse_launch_fallback,
@@ -117,7 +117,7 @@ def refuse_repacked_weights(context: PreflightContext) -> None:
             raise BackboneError(
                 f"backbone.quantization: {name} is repacked by bitsandbytes in the first "
                 "evaluation, and gradients are wrong from then on. Fix: load the backbone with "
-                "`lora_kit.backbone.load.load`, which prevents repacking."
+                "`lora_kit.backbone.load.load`, which prevents repacking"
             )
 
 
@@ -129,7 +129,7 @@ def refuse_quantized_checkpoint(context: PreflightContext) -> None:
         raise BackboneError(
             f"backbone.model: the checkpoint {backbone.files.reference} is already quantized, so "
             "no adapter can be merged into it and it cannot be saved. Fix: give the .gguf file, "
-            "which is converted, or the unquantized checkpoint."
+            "which is converted, or the unquantized checkpoint"
         )
 
 
@@ -141,7 +141,7 @@ def require_float32_adapter(context: PreflightContext) -> None:
                 f"{name}: adapter parameters must be float32, because at learning rates below "
                 f"1e-4 most AdamW steps round to zero in half precision (got {parameter.dtype}). "
                 "Fix: attach the adapter with `lora_kit.adapter.attach.attach` and let no other "
-                "trainer cast it."
+                "trainer cast it"
             )
 
 
@@ -158,7 +158,7 @@ def refuse_trained_tied_embeddings(context: PreflightContext) -> None:
             raise AdapterError(
                 "adapter.target_modules: this backbone's lm_head and embedding are one matrix "
                 "(tie_word_embeddings: true), so an adapter on either is lost when the model is "
-                "loaded again. Fix: leave out lm_head and the embedding."
+                "loaded again. Fix: leave out lm_head and the embedding"
             )
 
 
@@ -168,10 +168,11 @@ def check_expert_coverage(context: PreflightContext) -> str | None:
     Fused experts are parameters of three dimensions, which `nn.Linear` targeting does not find.
     """
     missed = sum(size for _, size in unadapted_fused_experts(context.adapted_model))
-    total = count_backbone_weights(context.adapted_model)
-    if missed <= MAX_UNADAPTED_SHARE * total:
+    trained, parameters = context.adapted_model.get_nb_trainable_parameters()
+    frozen = parameters - trained
+    if missed <= MAX_UNADAPTED_SHARE * frozen:
         return None
-    problem = f"{missed / total:.0%} of the weights are fused experts, which get no adapter"
+    problem = f"{missed / frozen:.0%} of the weights are fused experts, which get no adapter"
     spec = context.recipe.adapter
     if spec.virtual_tokens:
         return None  # virtual tokens adapt no weight
@@ -182,7 +183,7 @@ def check_expert_coverage(context: PreflightContext) -> str | None:
     ):
         raise AdapterError(
             f"adapter.target_modules: {problem} and are not quantized (got all-linear). Fix: to "
-            "train only the attention, name its modules, such as [q_proj, k_proj, v_proj, o_proj]."
+            "train only the attention, name its modules, such as [q_proj, k_proj, v_proj, o_proj]"
         )
     return (
         f"adapter.target_modules: {problem}; only the named modules are trained. Choose a "

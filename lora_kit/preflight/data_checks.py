@@ -21,7 +21,7 @@ def require_supervised_tokens(context: PreflightContext) -> None:
         raise DataError(
             f"data: none of the {len(context.examples)} examples has a supervised token, so the "
             "loss would be 0 and nothing would be trained. Fix: raise data.max_length, or check "
-            "data.train_on."
+            "data.train_on"
         )
 
 
@@ -38,7 +38,7 @@ def require_supervised_end_of_turn(context: PreflightContext) -> None:
     if present and not supervised:
         raise DataError(
             "data: the end-of-turn token is never supervised in any example, so the model would "
-            "not learn to stop. Fix: raise data.max_length, so that answers are not truncated."
+            "not learn to stop. Fix: raise data.max_length, so that answers are not truncated"
         )
 
 
@@ -50,7 +50,7 @@ def refuse_double_bos(context: PreflightContext) -> None:
             raise DataError(
                 f"{example.origin or 'data'}: begins with two beginning-of-text tokens, one from "
                 "the chat template and one from the tokenizer, which the backbone has never seen. "
-                "Fix: remove bos_token from the chat template or from the row."
+                "Fix: remove bos_token from the chat template or from the row"
             )
 
 
@@ -62,5 +62,5 @@ def refuse_packing_leak(context: PreflightContext) -> None:
         raise TrainingError(
             "data.packing: this backbone attends across the examples of one packed row (got logits "
             f"that differ by {difference:.2g} from those of the example alone). Fix: set "
-            "data.packing: false."
+            "data.packing: false"
         )

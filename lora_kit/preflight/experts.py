@@ -17,13 +17,3 @@ def unadapted_fused_experts(model: torch.nn.Module) -> Iterator[tuple[str, int]]
         owner = name.rpartition(".")[0]
         if parameter.dim() == 3 and not parameter.requires_grad and owner not in adapted:
             yield name, parameter.numel()
-
-
-def count_backbone_weights(model: torch.nn.Module) -> int:
-    """Return the number of frozen weights; a byte of a 4-bit parameter counts as two."""
-    quantized = {id(m.weight) for m in model.modules() if hasattr(m, "compute_type_is_set")}
-    return sum(
-        p.numel() * (2 if id(p) in quantized else 1)
-        for p in model.parameters()
-        if not p.requires_grad
-    )

@@ -53,18 +53,16 @@ class Forecast:
 
     Attributes:
         memory: peak memory by purpose.
-        advice: smallest change with which the training fits; `None` if it fits or none suffices.
         available: bytes of memory of this machine's device.
-        probe: measured micro batch; `None` if memory does not suffice to run it.
-        duration: expected duration of the complete training; `None` without `probe`.
+        advice: smallest change with which the training fits; `None` if it fits or none suffices.
+        time: time of the training; `None` if memory does not suffice to run a micro batch.
         on_a_gpu: memory on a GPU; `None` if this machine's device is a GPU.
     """
 
     memory: MemoryEstimate
-    advice: FittingChange | None
     available: int
-    probe: StepTiming | None = None
-    duration: Duration | None = None
+    advice: FittingChange | None = None
+    time: TimeEstimate | None = None
     on_a_gpu: MemoryEstimate | None = None
 
     @property
@@ -80,9 +78,8 @@ class Forecast:
             "fits": self.fits,
             "advice": list(self.advice.assignments) if self.advice else [],
             "available": self.available,
-            "probe": self.probe.to_dict() if self.probe else None,
-            "duration": self.duration.to_dict() if self.duration else None,
-            "on_a_gpu": gpu.to_dict() | {"cards": list(fitting_gpus(gpu.total))} if gpu else None,
+            **(self.time.to_dict() if self.time else {"probe": None, "duration": None}),
+            "on_a_gpu": gpu.to_dict() | {"gpus": list(fitting_gpus(gpu.total))} if gpu else None,
         }
 
 
@@ -105,9 +102,9 @@ def forecast(
     on_gpu = estimate_on_gpu(recipe, config, data) if device == "cpu" else None
     if memory.total > available:
         change = find_fitting_change(recipe, config, batch, batcher, device, base, available)
-        return Forecast(memory, change, available, on_a_gpu=on_gpu)
+        return Forecast(memory, available, change, on_a_gpu=on_gpu)
     time = estimate_time(recipe, backbone, model, data, held_out)
-    return Forecast(memory, None, available, time.probe, time.duration, on_gpu)
+    return Forecast(memory, available, time=time, on_a_gpu=on_gpu)
 
 
 def estimate_time(

@@ -13,6 +13,7 @@ from typing import Any
 from lora_kit.data.prepared import Counts
 from lora_kit.recipe.objective import LANGUAGE_MODELING
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.sections import FEWSHOT
 from lora_kit.training.step_sizes import optimizer_steps
 
 FEW_EXAMPLES = 200
@@ -140,8 +141,8 @@ def _evaluation_hints(recipe: Recipe, examples: int) -> Iterator[Hint]:
             f"after {MAX_EPOCHS:g} epochs an adapter begins to memorize its examples; the loss on "
             "data.validation shows when",
         )
-    if examples < FEW_EXAMPLES and "fewshot" not in recipe.evaluation.arms:
-        arms = ", ".join((*recipe.evaluation.arms, "fewshot"))
+    if examples < FEW_EXAMPLES and FEWSHOT not in recipe.evaluation.arms:
+        arms = ", ".join((*recipe.evaluation.arms, FEWSHOT))
         yield Hint(
             (f"evaluation.arms=[{arms}]",),
             f"with {examples} examples, the base with some of them in its prompt is the baseline "

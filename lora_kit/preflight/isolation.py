@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lora_kit.data.tokenization import Example
+from lora_kit.modeling.modes import eval_mode
 
 TOKENS = 16
 
@@ -24,13 +25,9 @@ def packed_difference(model: Any, examples: Sequence[Example]) -> float:
         examples: examples, of which the first tokens of the first and the last are used.
     """
     first, second = (list(examples[index].input_ids[:TOKENS]) for index in (0, -1))
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         packed = _logits(model, [*first, *second], [*range(len(first)), *range(len(second))])
         alone = _logits(model, second, list(range(len(second))))
-    finally:
-        model.train(was_training)
     return float((packed[len(first) :] - alone).abs().max())
 
 

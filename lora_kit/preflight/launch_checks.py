@@ -32,7 +32,7 @@ def refuse_sharded_quantization(context: PreflightContext) -> None:
     raise BackboneError(
         f"backbone.quantization: {reason} (got {quantization} under {sharding}). Fix: set "
         "quantization: none, or launch without sharding (accelerate_configs/ddp.yaml), which "
-        "keeps a full quantized model on each GPU."
+        "keeps a full quantized model on each GPU"
     )
 
 
@@ -48,7 +48,7 @@ def require_weights_on_process_device(context: PreflightContext) -> None:
         raise BackboneError(
             f"backbone.model: weights are on {', '.join(wrong)}, but this process computes on "
             f"{expected}. Fix: load the backbone with `lora_kit.backbone.load.load`, which selects "
-            "the device by local rank."
+            "the device by local rank"
         )
 
 
@@ -67,13 +67,13 @@ def refuse_retention_when_sharded(context: PreflightContext) -> None:
     if context.recipe.training.distillation:
         raise TrainingError(
             "training.distillation: each process needs the full teacher, which FSDP and DeepSpeed "
-            f"would shard. {DDP_FIX}."
+            f"would shard. {DDP_FIX}"
         )
     for name in retention.requested:
         raise TrainingError(
             f"retention.{name}: comparing the adapter with the base needs the full model in each "
             f"process, which FSDP and DeepSpeed shard. {DDP_FIX}, or replace this section by "
-            "data.replay."
+            "data.replay"
         )
 
 
@@ -86,12 +86,12 @@ def refuse_distributed_head(context: PreflightContext) -> None:
     if launch.partitioned:
         raise TrainingError(
             "training.objective: classification keeps the full head in each process, which FSDP "
-            f"and DeepSpeed would shard. {DDP_FIX}."
+            f"and DeepSpeed would shard. {DDP_FIX}"
         )
     if recipe.adapter.method == "head" and launch.processes > 1:
         raise TrainingError(
             "adapter.method: head trains a few thousand weights on precomputed features in one "
-            f"process (got {launch.processes} processes). Fix: start lora-kit without a launcher."
+            f"process (got {launch.processes} processes). Fix: start lora-kit without a launcher"
         )
 
 
@@ -109,13 +109,13 @@ def require_full_gradients(context: PreflightContext) -> None:
     if recipe.training.gradient_conflict is not None and launch.processes > 1:
         raise TrainingError(
             "training.gradient_conflict: compares the gradients of the sources in one process "
-            f"(got {launch.processes} processes). Fix: start one process, or leave the field out."
+            f"(got {launch.processes} processes). Fix: start one process, or leave the field out"
         )
     for field, is_requested in requested.items():
         if is_requested and launch.partitioned:
             raise TrainingError(
                 f"{field} needs full gradients before each optimizer step, which FSDP shards and "
-                f"DeepSpeed has consumed by then. {DDP_FIX}."
+                f"DeepSpeed has consumed by then. {DDP_FIX}"
             )
 
 
@@ -125,7 +125,7 @@ def refuse_sharded_virtual_tokens(context: PreflightContext) -> None:
     if launch.partitioned:
         raise TrainingError(
             f"adapter.method: {method}: its virtual tokens go through the backbone in a separate "
-            f"forward pass, for which FSDP and DeepSpeed gather no weights. {DDP_FIX}."
+            f"forward pass, for which FSDP and DeepSpeed gather no weights. {DDP_FIX}"
         )
 
 
@@ -136,5 +136,5 @@ def require_single_process(context: PreflightContext) -> None:
     if objective in (*OMITTED_FROM_ESTIMATE, "reward") and several:
         raise TrainingError(
             f"training.objective: {objective} is trained in one process (got {launch.processes}). "
-            "Fix: start lora-kit without a launch file."
+            "Fix: start lora-kit without a launch file"
         )

@@ -35,9 +35,9 @@ class LaunchFile:
         gpus: number of GPUs per machine in `gpu_ids`; 0 for all.
         use_cpu: true if GPUs are not used.
         mixed_precision: `no`, `bf16`, `fp16` or `fp8`.
-        by_mpi: true if `mpirun` starts the processes.
-        wrapped: FSDP's auto wrap policy, in capitals.
-        regathered: true if FSDP reshards a layer after its forward pass and gathers it again.
+        mpirun: true if `mpirun` starts the processes.
+        auto_wrap_policy: FSDP's auto wrap policy, in capitals.
+        reshard_after_forward: true if FSDP shards a layer again after its forward pass.
         parallel: true if tensor or sequence parallelism is requested.
     """
 
@@ -47,9 +47,9 @@ class LaunchFile:
     gpus: int = 0
     use_cpu: bool = False
     mixed_precision: str = "no"
-    by_mpi: bool = False
-    wrapped: str = ""
-    regathered: bool = True
+    mpirun: bool = False
+    auto_wrap_policy: str = ""
+    reshard_after_forward: bool = True
     parallel: bool = False
 
     @property
@@ -60,7 +60,7 @@ class LaunchFile:
     @property
     def sharding(self) -> Sharding:
         """Sharding of the training over the processes."""
-        return Sharding.of(self.launch, self.regathered)
+        return Sharding.of(self.launch, self.reshard_after_forward)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
@@ -81,19 +81,19 @@ def read_launch_file(path: Path) -> LaunchFile:
     except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
         raise RecipeError(
             f"--launch {path}: accelerate cannot read it (got {type(error).__name__}: {error}). "
-            "Fix: start from a file of accelerate_configs/."
+            "Fix: start from a file of accelerate_configs/"
         ) from error
     launch = file.launch
     if launch.kind not in KINDS:
         raise RecipeError(
             f"--launch {path}: distributed_type: not supported (got {launch.kind}). Fix: use one "
-            f"of {', '.join(KINDS)}."
+            f"of {', '.join(KINDS)}"
         )
     if launch.processes < 1 or file.machines < 1:
         raise RecipeError(
             f"--launch {path}: num_processes and num_machines must be at least 1 (got "
             f"num_processes: {launch.processes}, num_machines: {file.machines}). Fix: set "
-            "num_processes to the total number of processes on all machines."
+            "num_processes to the total number of processes on all machines"
         )
     return file
 
@@ -120,9 +120,9 @@ def _launch_file(path: Path, config: Any) -> LaunchFile:
         gpus=0 if gpu_ids == "all" else len(gpu_ids.split(",")),
         use_cpu=bool(config.use_cpu),
         mixed_precision=str(config.mixed_precision or "no"),
-        by_mpi=bool(config.mpirun_config),
-        wrapped=str(fsdp.get("auto_wrap_policy", "")).upper(),
-        regathered=reshard not in GATHERED_AFTER_FORWARD,
+        mpirun=bool(config.mpirun_config),
+        auto_wrap_policy=str(fsdp.get("auto_wrap_policy", "")).upper(),
+        reshard_after_forward=reshard not in GATHERED_AFTER_FORWARD,
         parallel=bool(config.parallelism_config),
     )
 
@@ -155,44 +155,44 @@ def _file_problems(file: LaunchFile) -> Iterator[str]:
         yield (
             f"use_cpu: true with distributed_type: {launch.kind}, which needs GPUs: accelerate "
             "would run unsharded copies of the model. Fix: set use_cpu: false, or "
-            "distributed_type: NO."
+            "distributed_type: NO"
         )
-    if launch.kind in ("NO", "MULTI_CPU") and processes > 1 and not file.by_mpi:
+    if launch.kind in ("NO", "MULTI_CPU") and processes > 1 and not file.mpirun:
         yield (
             f"num_processes: {processes} with distributed_type: {launch.kind}: accelerate starts "
             "one process. Fix: set distributed_type: MULTI_GPU, or on CPUs start `torchrun "
-            f"--nproc_per_node {processes} -m lora_kit ...` without a file."
+            f"--nproc_per_node {processes} -m lora_kit ...` without a file"
         )
     if processes % file.machines:
         yield (
             f"num_processes: {processes} is not divisible by num_machines: {file.machines}. Fix: "
-            "set num_processes to the total number of processes on all machines."
+            "set num_processes to the total number of processes on all machines"
         )
     if file.gpus and file.gpus < per_machine:
         yield (
             f"gpu_ids: fewer GPUs than processes per machine (got {file.gpus} GPUs for "
-            f"{per_machine} processes). Fix: name one GPU per process, or set gpu_ids: all."
+            f"{per_machine} processes). Fix: name one GPU per process, or set gpu_ids: all"
         )
     if launch.fsdp and launch.fsdp_version != 2:
         yield (
             "fsdp_config.fsdp_version: FSDP 1 flattens a layer's weights to one dtype, but float32 "
-            f"adapters differ from the backbone's (got {launch.fsdp_version}). Fix: set it to 2."
+            f"adapters differ from the backbone's (got {launch.fsdp_version}). Fix: set it to 2"
         )
-    if launch.fsdp and file.wrapped != "TRANSFORMER_BASED_WRAP":
+    if launch.fsdp and file.auto_wrap_policy != "TRANSFORMER_BASED_WRAP":
         yield (
             "fsdp_config.fsdp_auto_wrap_policy: without wrapped layers, the complete model is "
-            f"gathered at once (got {file.wrapped or 'no policy'}). Fix: set it to "
-            "TRANSFORMER_BASED_WRAP."
+            f"gathered at once (got {file.auto_wrap_policy or 'no policy'}). Fix: set it to "
+            "TRANSFORMER_BASED_WRAP"
         )
     if launch.zero_stage not in (0, 1, 2, 3):
         yield (
             f"deepspeed_config.zero_stage: unknown stage (got {launch.zero_stage}). Fix: set 0, 1, "
-            "2 or 3."
+            "2 or 3"
         )
     if file.parallel:
         yield (
             "parallelism_config: tensor and sequence parallelism are not supported. Fix: leave it "
-            "out."
+            "out"
         )
 
 
@@ -203,7 +203,7 @@ def _recipe_problems(file: LaunchFile, recipe: Recipe) -> Iterator[str]:
         yield (
             f"mixed_precision: contradicts the recipe (got {file.mixed_precision} with "
             f"backbone.dtype: {recipe.backbone.dtype}). Fix: set mixed_precision: no; the recipe "
-            "determines the dtype."
+            "determines the dtype"
         )
     try:
         micro_batch_size(recipe.training, file.launch.processes, file.device)

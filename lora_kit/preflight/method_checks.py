@@ -31,18 +31,18 @@ def refuse_unavailable_initialisation(context: PreflightContext) -> None:
     if launch.partitioned:
         raise AdapterError(
             f"{field} needs full weight matrices, which FSDP and DeepSpeed shard. Fix: launch with "
-            "accelerate_configs/ddp.yaml."
+            "accelerate_configs/ddp.yaml"
         )
     if kind in FROM_ROWS and recipe.training.objective in HEADED:
         raise AdapterError(
             f"{field} needs each layer's activations at every token, and some layers below a head "
-            "see only one vector per text. Fix: use pissa or olora, which need only the weights."
+            "see only one vector per text. Fix: use pissa or olora, which need only the weights"
         )
     if kind == "lora_ga" and recipe.training.objective not in LANGUAGE_MODELING:
         raise AdapterError(
             f"{field} needs the gradients of the objectives sft and text (got "
             f"training.objective: {recipe.training.objective}). Fix: use eva, which needs only "
-            "activations."
+            "activations"
         )
     if context.model is not None:
         layers_to_initialize(context.model, recipe.adapter, kind)
@@ -57,7 +57,7 @@ def require_float32_for_layer_copies(context: PreflightContext) -> None:
         raise AdapterError(
             f"adapter.{field}: trains copies of layers that are kept in float32, and PEFT does not "
             f"cast between them and the backbone (got backbone.dtype: {dtype}). Fix: set "
-            "backbone.dtype: float32, or use adapter.method: lora."
+            "backbone.dtype: float32, or use adapter.method: lora"
         )
 
 
@@ -92,7 +92,7 @@ def refuse_parameters_outside_ewc(context: PreflightContext) -> None:
             raise TrainingError(
                 f"retention.ewc: penalises only LoRA updates of linear layers, but {name} is "
                 "trained too. Fix: leave it out of adapter.target_modules and adapter.options, or "
-                "use retention.kl, which constrains the model's outputs."
+                "use retention.kl, which constrains the model's outputs"
             )
 
 
@@ -116,7 +116,7 @@ def require_window_for_virtual_tokens(context: PreflightContext) -> None:
     window = getattr(config, "max_position_embeddings", None)
     if window and count + longest > window:
         raise AdapterError(
-            f"{requested} exceed the {window} positions of this backbone. Fix: lower one of them."
+            f"{requested} exceed the {window} positions of this backbone. Fix: lower one of them"
         )
     sliding = getattr(config, "sliding_window", None)
     if sliding and count + longest > sliding:
@@ -124,7 +124,7 @@ def require_window_for_virtual_tokens(context: PreflightContext) -> None:
         # padding in between.
         raise AdapterError(
             f"{requested} exceed the sliding window of {sliding} tokens of this backbone's "
-            "attention. Fix: lower one of them."
+            "attention. Fix: lower one of them"
         )
 
 
@@ -151,7 +151,7 @@ def refuse_unsupported_on_encoder_decoder(context: PreflightContext) -> None:
                 f"{setting} supports only decoder-only backbones (got the encoder-decoder "
                 f"{context.loaded_backbone.files.reference}). Fix: remove this setting; an "
                 "encoder-decoder supports the objective sft with LoRA and other methods that "
-                "change layers."
+                "change layers"
             )
 
 
@@ -194,7 +194,7 @@ def refuse_adapted_output_head(context: PreflightContext) -> None:
             f"adapter.target_modules: {recipe.adapter.method} on the output head (or the embedding "
             f"tied to it) is bypassed where TRL computes the log probabilities of "
             f"{recipe.training.objective}. Fix: leave out lm_head and the embedding, or use "
-            "another method."
+            "another method"
         )
 
 

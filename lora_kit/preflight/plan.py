@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
-
-import torch
 
 from lora_kit.adapter.attach import Coverage, coverage
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
@@ -15,10 +13,9 @@ from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.audit.findings import Audit
 from lora_kit.data.dataset import mix_replay, open_rows, training_classes, validation_rows
 from lora_kit.data.prepared import Counts, PreparedData
-from lora_kit.data.row_sets import Rows
 from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.suite import Suite, load_suites
+from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.checks import CheckResult
 from lora_kit.preflight.forecast import (
     Forecast,
@@ -53,6 +50,32 @@ class LabelSpan:
 
 
 @dataclass(frozen=True)
+class BackbonePlan:
+    """Parts of a plan that need the backbone.
+
+    Attributes:
+        checked: names and warnings of the checks that ran.
+        hints: changes that the number of examples suggests.
+        samples: first examples, split where supervision begins and ends.
+        forecast: memory and time on this machine; `None` with a launch file, a classification head
+            or an encoder-decoder.
+        timing: time on this machine, for backbones without a forecast.
+        memory_per_process: memory of each process that the launch file starts.
+    """
+
+    fingerprint: str
+    coverage: Coverage
+    counts: Counts
+    audit: Audit
+    checked: CheckResult
+    hints: tuple[Hint, ...]
+    samples: tuple[tuple[LabelSpan, ...], ...]
+    forecast: Forecast | None
+    timing: TimeEstimate | None
+    memory_per_process: MemoryEstimate | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """Plan of a recipe's run.
 
@@ -61,17 +84,9 @@ class Plan:
         replay_rows: number of replay rows among `rows`.
         validation_rows: number of held-out rows.
         formats: detected format of each source's rows.
-        missing_backbone: reason why the backbone is not on this machine, else `None`; without a
-            backbone, rows are counted and all later fields except `launch_file` keep their
-            defaults.
-        checked: names and warnings of the checks that ran.
-        forecast: memory and time on this machine; `None` with `launch_file`, a classification head
-            or an encoder-decoder.
-        timing: time on this machine, for backbones without a forecast.
         launch_file: launch file of the planned run.
-        memory_per_process: memory of each process that `launch_file` starts.
-        hints: changes that the number of examples suggests.
-        samples: first examples, split where supervision begins and ends.
+        missing_backbone: reason why the backbone is not on this machine, else `None`.
+        on_backbone: parts that need the backbone; `None` without one.
     """
 
     recipe: Recipe
@@ -82,21 +97,14 @@ class Plan:
     optimizer_steps: int
     micro_batch_size: int
     suites: tuple[SuitePower, ...]
-    missing_backbone: str | None
-    fingerprint: str | None = None
-    coverage: Coverage | None = None
-    counts: Counts | None = None
-    audit: Audit | None = None
-    checked: CheckResult | None = None
-    forecast: Forecast | None = None
-    timing: TimeEstimate | None = None
-    launch_file: LaunchFile | None = None
-    memory_per_process: MemoryEstimate | None = None
-    hints: tuple[Hint, ...] = ()
-    samples: tuple[tuple[LabelSpan, ...], ...] = ()
+    launch_file: LaunchFile | None
+    missing_backbone: str | None = None
+    on_backbone: BackbonePlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
+        found = self.on_backbone
+        per_process = found.memory_per_process if found else None
         return {
             "recipe": self.recipe.model_dump(mode="json"),
             "rows": self.rows,
@@ -107,16 +115,16 @@ class Plan:
             "micro_batch_size": self.micro_batch_size,
             "suites": [suite.to_dict() for suite in self.suites],
             "missing_backbone": self.missing_backbone,
-            "fingerprint": self.fingerprint,
-            "coverage": self.coverage.to_dict() if self.coverage else None,
-            "counts": self.counts.to_dict() if self.counts else None,
-            "audit": self.audit.to_dict() if self.audit else None,
-            "checked": asdict(self.checked) if self.checked else None,
-            "forecast": self.forecast.to_dict() if self.forecast else None,
-            "timing": self.timing.to_dict() if self.timing else None,
+            "fingerprint": found.fingerprint if found else None,
+            "coverage": found.coverage.to_dict() if found else None,
+            "counts": found.counts.to_dict() if found else None,
+            "audit": found.audit.to_dict() if found else None,
+            "checked": asdict(found.checked) if found else None,
+            "forecast": found.forecast.to_dict() if found and found.forecast else None,
+            "timing": found.timing.to_dict() if found and found.timing else None,
             "launch": self.launch_file.to_dict() if self.launch_file else None,
-            "rank": self.memory_per_process.to_dict() if self.memory_per_process else None,
-            "hints": [hint.to_dict() for hint in self.hints],
+            "memory_per_process": per_process.to_dict() if per_process else None,
+            "hints": [hint.to_dict() for hint in found.hints] if found else [],
         }
 
 
@@ -138,91 +146,73 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     suites = load_suites(recipe.evaluation.suites)
     spec = recipe.training
     sources = open_rows(recipe.data, recipe.seed, spec.objective)
-    rows, replay = mix_replay(sources, recipe.data, recipe.seed)
-    held_out = validation_rows(recipe.data, recipe.seed)
-    processes, device = _processes(launch_file)
-    known: dict[str, Any] = {
-        "recipe": recipe,
-        "rows": len(rows),
-        "replay_rows": replay,
-        "validation_rows": len(held_out),
-        "formats": rows.formats(),
-        "micro_batch_size": micro_batch_size(spec, processes, device),
-        "suites": compute_suite_power(suites, spec.objective in HEADED),
-        "launch_file": launch_file,
-    }
+    read = TrainingRows(*mix_replay(sources, recipe.data, recipe.seed))
+    launch = launch_file.launch if launch_file else current_launch()
+    device = launch_file.device if launch_file else process_state().device
+    plan = Plan(
+        recipe=recipe,
+        rows=len(read.rows),
+        replay_rows=read.replay,
+        validation_rows=len(validation_rows(recipe.data, recipe.seed)),
+        formats=read.rows.formats(),
+        optimizer_steps=optimizer_steps(len(read.rows), spec),
+        micro_batch_size=micro_batch_size(spec, launch.processes, device),
+        suites=compute_suite_power(suites, spec.objective in HEADED),
+        launch_file=launch_file,
+    )
     try:
         files = resolve(recipe.backbone, allow_network=False)
     except BackboneError as error:
-        steps = optimizer_steps(len(rows), spec)
-        return Plan(**known, optimizer_steps=steps, missing_backbone=str(error))
+        return replace(plan, missing_backbone=str(error))
     backbone = load(files, recipe.backbone, tuple(training_classes(sources, recipe)))
-    read = TrainingRows(rows, replay)
     if recipe.data.replay and recipe.data.replay.source == SELF:
         # Self-distillation generates rows with the backbone.
         read = read_training_rows(recipe, sources, backbone)
-        known |= {"rows": len(read.rows), "replay_rows": read.replay}
-    return Plan(
-        **known,
-        missing_backbone=None,
-        **_on_backbone(recipe, backbone, (sources, read), suites, launch_file),
+    prepared = prepare_training(
+        recipe, launch, backbone, sources, read, plan_work(suites, backbone)
+    )
+    return replace(
+        plan,
+        rows=len(read.rows),
+        replay_rows=read.replay,
+        optimizer_steps=optimizer_steps(prepared.data.prepared.size, spec),
+        on_backbone=_plan_on_backbone(recipe, backbone, prepared, launch_file),
     )
 
 
-def _on_backbone(
-    recipe: Recipe,
-    backbone: Backbone,
-    training: tuple[Rows, TrainingRows],
-    suites: Sequence[Suite],
-    launch_file: LaunchFile | None,
-) -> dict[str, Any]:
-    """Return the fields of `Plan` that need a backbone; attach the adapter to it in place."""
-    launch = launch_file.launch if launch_file else current_launch()
-    work = plan_work(suites, backbone)
-    prepared = prepare_training(recipe, launch, backbone, *training, work)
-    data, covered = prepared.data.prepared, coverage(prepared.model, recipe.adapter)
-    return {
-        "optimizer_steps": optimizer_steps(data.size, recipe.training),
-        "fingerprint": backbone.fingerprint.digest,
-        "coverage": covered,
-        "counts": data.counts,
-        "audit": prepared.audit,
-        "checked": prepared.checked,
-        **_estimates(recipe, backbone, prepared, launch_file),
-        "hints": recipe_hints(recipe, data.counts, covered.trainable_parameters),
-        "samples": _samples(data, backbone),
-    }
-
-
-def _estimates(
+def _plan_on_backbone(
     recipe: Recipe, backbone: Backbone, prepared: PreparedTraining, launch_file: LaunchFile | None
-) -> dict[str, Any]:
-    """Return the fields of `Plan` for memory and time.
+) -> BackbonePlan:
+    """Return the parts of a plan that need the backbone.
 
     Memory is estimated for decoder-only language models; for other backbones, a step is timed.
     """
     model, data, held_out = prepared.model, prepared.data.prepared, prepared.data.held_out
     assert held_out is not None  # always set by prepare_training
+    covered = coverage(model, recipe.adapter)
+    machine: Forecast | None = None
+    timing: TimeEstimate | None = None
+    memory_per_process: MemoryEstimate | None = None
     is_estimated = backbone.head is None and not is_encoder_decoder(backbone.model)
-    if launch_file:
+    if launch_file and is_estimated:
         config = backbone.model.config
-        memory_per_process = (
-            estimate_per_process(recipe, config, data, launch_file) if is_estimated else None
-        )
-        return {"memory_per_process": memory_per_process}
-    if is_estimated:
-        return {"forecast": forecast(recipe, backbone, model, data, held_out)}
-    if recipe.adapter.method == "head":
-        return {}
-    return {"timing": estimate_time(recipe, backbone, model, data, held_out)}
-
-
-def _processes(launch_file: LaunchFile | None) -> tuple[int, torch.device]:
-    """Return the number of processes and their device."""
-    if launch_file:
-        return launch_file.launch.processes, launch_file.device
-    state = process_state()
-    return state.num_processes, state.device
+        memory_per_process = estimate_per_process(recipe, config, data, launch_file)
+    elif is_estimated:
+        machine = forecast(recipe, backbone, model, data, held_out)
+    elif not launch_file and recipe.adapter.method != "head":
+        timing = estimate_time(recipe, backbone, model, data, held_out)
+    return BackbonePlan(
+        fingerprint=backbone.fingerprint.digest,
+        coverage=covered,
+        counts=data.counts,
+        audit=prepared.audit,
+        checked=prepared.checked,
+        hints=recipe_hints(recipe, data.counts, covered.trainable_parameters),
+        samples=_samples(data, backbone),
+        forecast=machine,
+        timing=timing,
+        memory_per_process=memory_per_process,
+    )
 
 
 def _samples(data: PreparedData, backbone: Backbone) -> tuple[tuple[LabelSpan, ...], ...]:
@@ -239,12 +229,8 @@ def class_spans(example: Example, tokenizer: Any) -> tuple[LabelSpan, ...]:
 
 def supervised_spans(example: Example, tokenizer: Any) -> tuple[LabelSpan, ...]:
     """Return an example's text as the input of the model, split by supervision."""
-    spans: list[LabelSpan] = []
-    start = 0
-    flags = [label != IGNORE_INDEX for label in example.labels]
-    for position in range(1, len(flags) + 1):
-        if position == len(flags) or flags[position] != flags[start]:
-            text = tokenizer.decode(list(example.input_ids[start:position]))
-            spans.append(LabelSpan(text, flags[start]))
-            start = position
-    return tuple(spans)
+    pairs = zip(example.input_ids, example.labels, strict=True)
+    return tuple(
+        LabelSpan(tokenizer.decode([token for token, _ in group]), is_supervised)
+        for is_supervised, group in groupby(pairs, key=lambda pair: pair[1] != IGNORE_INDEX)
+    )

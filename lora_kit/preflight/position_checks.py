@@ -34,7 +34,7 @@ def _require_positions(
         if overflow := positions.overflow(example.input_ids, virtual_tokens=virtual_tokens):
             raise DataError(
                 f"{field}: {example.origin} {overflow} in "
-                f"{context.loaded_backbone.files.reference}. Fix: lower {remedy}."
+                f"{context.loaded_backbone.files.reference}. Fix: lower {remedy}"
             )
 
 
@@ -52,7 +52,7 @@ def require_answer_positions(context: PreflightContext) -> None:
             raise RecipeError(
                 f"grpo.max_new_tokens: {spec.max_new_tokens}: {example.origin}: the prompt with an "
                 f"answer of this length {overflow} in {context.loaded_backbone.files.reference}. "
-                "Fix: lower grpo.max_new_tokens."
+                "Fix: lower grpo.max_new_tokens"
             )
 
 

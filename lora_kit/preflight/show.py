@@ -32,18 +32,19 @@ def show_plan(plan: Plan, console: Console) -> None:
         table.add_row(f"[dim]{escape(name)}[/]", escape(value))
     console.print(table)
     _show_estimates(plan, console)
-    for warning in plan.checked.warnings if plan.checked else ():
+    found = plan.on_backbone
+    for warning in found.checked.warnings if found else ():
         console.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
-    for hint in plan.hints:
+    for hint in found.hints if found else ():
         console.print(
             f"[cyan]try[/] --set {escape(' --set '.join(hint.assignments))}: {escape(hint.reason)}",
             soft_wrap=True,
         )
-    if plan.audit:
+    if found:
         console.print()
-        show_audit(plan.audit, console)
+        show_audit(found.audit, console)
     _show_power(plan, console)
-    for number, sample in enumerate(plan.samples, start=1):
+    for number, sample in enumerate(found.samples if found else (), start=1):
         console.print(f"\n[dim]sample {number}; supervised tokens are [/][reverse]highlighted[/]")
         console.print(_highlighted(sample))
     if plan.missing_backbone:
@@ -70,39 +71,39 @@ def _facts(plan: Plan) -> dict[str, str]:
             f"{name}: {form}" if form else name for name, form in plan.formats.items()
         ),
     }
-    if plan.fingerprint:
-        facts["fingerprint"] = plan.fingerprint
-    if plan.counts:
-        counts = plan.counts
+    if found := plan.on_backbone:
+        facts["fingerprint"] = found.fingerprint
+        counts = found.counts
         facts["tokens"] = (
             f"{counts.tokens:,} ({counts.supervised_tokens:,} supervised); {counts.truncated} "
             f"examples truncated, {counts.dropped} dropped; {counts.replay_rows} replay rows"
         )
-    if plan.coverage:
+        covered = found.coverage
         facts["parameters"] = (
-            f"{plan.coverage.trainable_parameters:,} of {plan.coverage.total_parameters:,} trained"
+            f"{covered.trainable_parameters:,} of {covered.total_parameters:,} trained"
         )
         facts["adapted modules"] = ", ".join(
-            f"{one.adapted} of {one.total} {one.module_class}" for one in plan.coverage.classes
+            f"{one.adapted} of {one.total} {one.module_class}" for one in covered.classes
         )
     return facts
 
 
 def _show_estimates(plan: Plan, console: Console) -> None:
-    if plan.forecast:
-        _show_forecast(plan.forecast, console)
-    if plan.timing:
-        show_duration(plan.timing.duration, plan.timing.probe, console)
+    found = plan.on_backbone
+    if found and found.forecast:
+        _show_forecast(found.forecast, console)
+    if found and found.timing:
+        show_duration(found.timing, console)
         console.print("Memory is not estimated for models with a head and encoder-decoders.")
     elif plan.recipe.training.objective in HEADED:
         console.print("Memory and time are not estimated for models with a head.")
-    if plan.launch_file and plan.memory_per_process:
-        show_memory_per_process(plan.launch_file, plan.memory_per_process, console)
+    if found and plan.launch_file and found.memory_per_process:
+        show_memory_per_process(plan.launch_file, found.memory_per_process, console)
 
 
 def _show_forecast(forecast: Forecast, console: Console) -> None:
-    if forecast.duration and forecast.probe:
-        show_duration(forecast.duration, forecast.probe, console)
+    if forecast.time:
+        show_duration(forecast.time, console)
     show_estimate(forecast.memory, console)
     if forecast.on_a_gpu:
         show_on_a_gpu(forecast.on_a_gpu, console)
@@ -114,7 +115,7 @@ def _show_forecast(forecast: Forecast, console: Console) -> None:
         changes = " ".join(f"--set {change}" for change in forecast.advice.assignments)
         remedy = f"Fix: add {escape(changes)}"
     else:
-        remedy = "Fix: use a smaller backbone, or a machine with more memory."
+        remedy = "Fix: use a smaller backbone, or a machine with more memory"
     console.print(f"{problem} {remedy}", soft_wrap=True)
 
 
@@ -134,7 +135,7 @@ def _show_power(plan: Plan, console: Console) -> None:
                 escape(task.task),
                 "unknown" if task.items is None else f"{task.items:,}",
                 "" if task.smallest is None else f"{effect} {_amount(task.smallest, task.unit)}",
-                "" if task.wanted is None else _amount(task.wanted, task.unit),
+                "" if task.target is None else _amount(task.target, task.unit),
                 f"[yellow]{needed}[/]" if short else needed,
                 task.assumed or "spread unknown until measured",
             )

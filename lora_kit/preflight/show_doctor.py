@@ -6,7 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_kit.preflight.doctor import Diagnosis, TrapFinding
+from lora_kit.preflight.doctor import Diagnosis
+
+PRESENCE = {True: "yes", False: "no", None: "depends on the recipe"}
 
 
 def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
@@ -19,7 +21,7 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
         table.add_row(
             escape(finding.trap),
             escape(finding.wrong),
-            _presence(finding),
+            PRESENCE[finding.present],
             "yes" if finding.guarded else "[bold red]NO[/]",
             escape(finding.guard),
         )
@@ -28,7 +30,7 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     if unguarded:
         console.print(
             f"\n[bold red]not guarded: {escape(', '.join(unguarded))}[/]. Results may be wrong "
-            "without an error. Fix: install the versions of constraints.txt.",
+            "without an error. Fix: install the versions of constraints.txt",
             soft_wrap=True,
         )
     else:
@@ -58,9 +60,3 @@ def _show_machine(diagnosis: Diagnosis, console: Console) -> None:
         grid.add_row(f"[dim]{name}[/]", escape(value))
     console.print(grid)
     console.print()
-
-
-def _presence(finding: TrapFinding) -> str:
-    if finding.present is None:
-        return "depends on the recipe"
-    return "yes" if finding.present else "no"

@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lora_kit.preflight.forecast import TimeEstimate
 from lora_kit.preflight.gpus import fitting_gpus
 from lora_kit.preflight.launch_file import LaunchFile
 from lora_kit.preflight.memory import MemoryEstimate
-from lora_kit.preflight.step_timing import Duration, StepTiming
 
 GB = 1e9
 
@@ -78,11 +78,10 @@ def _fitting(estimate: MemoryEstimate) -> str:
     )
 
 
-def show_duration(duration: Duration, probe: StepTiming, console: Console) -> None:
+def show_duration(estimate: TimeEstimate, console: Console) -> None:
     """Print the expected duration of a training and the measurement behind it."""
-    training, validation = (
-        format_duration(seconds) for seconds in (duration.training, duration.validation)
-    )
+    probe, duration = estimate.probe, estimate.duration
+    training, validation = map(format_duration, (duration.training, duration.validation))
     console.print(
         f"estimated time: {training} of training and {validation} of validation (measured: "
         f"{probe.seconds:.2f} s for a forward and backward pass of {probe.rows} x "

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
 from lora_kit.modeling.likelihood import supervised_nll, to_device
+from lora_kit.modeling.modes import in_mode
 from lora_kit.preflight.device import synchronize
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.errors import TrainingError
@@ -168,7 +169,7 @@ def _timed_pass(
     if not math.isfinite(loss.item()):
         raise TrainingError(
             f"backbone.dtype: the loss before training is not finite (got {loss.item()}). Fix: "
-            "choose another dtype; float16 overflows where bfloat16 and float32 do not."
+            "choose another dtype; float16 overflows where bfloat16 and float32 do not"
         )
     loss.backward()  # type: ignore[no-untyped-call]
     synchronize(device)
@@ -182,7 +183,7 @@ def require_gradient(model: PeftModel) -> None:
         raise TrainingError(
             "adapter.target_modules: no gradient reaches the adapter, so nothing would be trained. "
             "Fix: name modules that the loss depends on; with training.gradient_checkpointing, the "
-            "model's inputs must require gradients."
+            "model's inputs must require gradients"
         )
 
 
@@ -191,18 +192,17 @@ def _training_mode(model: PeftModel, checkpointing: bool) -> Iterator[None]:
     """Enter training mode with empty gradients; restore mode and gradients on exit."""
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = [p.grad for p in trained]
-    was_training, was_checkpointing = model.training, model.is_activation_checkpointing
+    was_checkpointing = model.is_activation_checkpointing
     device = next(model.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    devices = [device] if device.type == "cuda" else []
+    with in_mode(model, training=True), torch.random.fork_rng(devices):
         try:
             for parameter in trained:
                 parameter.grad = None
             if checkpointing and not was_checkpointing:
                 model.activation_checkpointing_enable({"use_reentrant": False})
-            model.train()
             yield
         finally:
-            model.train(was_training)
             if checkpointing and not was_checkpointing:
                 model.activation_checkpointing_disable()
                 # The line above leaves this on for models of PEFT.

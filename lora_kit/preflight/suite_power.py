@@ -36,8 +36,8 @@ class TaskPower:
         assumed: assumed spread of the differences, in words; empty if none is known.
         smallest: on a retention suite, the smallest margin that an adapter without a loss passes;
             on a gain suite, the smallest gain that passes; in the score's unit.
-        wanted: margin (retention) or expected effect (gain) of the suite, in the score's unit.
-        needed: number of items needed for `wanted`.
+        target: margin (retention) or expected effect (gain) of the suite, in the score's unit.
+        needed: number of items needed for `target`.
     """
 
     task: str
@@ -46,7 +46,7 @@ class TaskPower:
     clusters: int | None
     assumed: str
     smallest: float | None
-    wanted: float | None
+    target: float | None
     needed: int | None
 
 
@@ -84,8 +84,8 @@ def compute_suite_power(suites: Sequence[Suite], unrelated: bool = False) -> tup
 
 def _task_power(suite: Suite, task: TaskSpec, min_flips: float) -> TaskPower:
     clusters = selected_clusters(task, suite.seed)
-    wanted = task.margin if suite.role == "retention" else task.effect
-    known: dict[str, Any] = {"task": task.name, "unit": task.unit, "wanted": wanted}
+    target = task.margin if suite.role == "retention" else task.effect
+    known: dict[str, Any] = {"task": task.name, "unit": task.unit, "target": target}
     count = len(clusters) if clusters is not None else task.limit
     cluster_count = len(set(clusters)) if clusters is not None else count
     spread, assumed = _spread(task, min_flips)
@@ -102,11 +102,11 @@ def _task_power(suite: Suite, task: TaskSpec, min_flips: float) -> TaskPower:
     independent = max(int(count / effect), 1)
     if suite.role == "retention":
         smallest = smallest_margin(independent, suite.alpha, spread)
-        needed = items_to_retain(wanted, suite.alpha, spread) if wanted else None
+        needed = items_to_retain(target, suite.alpha, spread) if target else None
     else:
         smallest = smallest_gain(independent, suite.alpha, spread)
-        reachable = wanted is not None and (isinstance(spread, Deviation) or wanted <= spread.share)
-        needed = items_to_show_gain(wanted, suite.alpha, spread) if wanted and reachable else None
+        reachable = target is not None and (isinstance(spread, Deviation) or target <= spread.share)
+        needed = items_to_show_gain(target, suite.alpha, spread) if target and reachable else None
     return TaskPower(
         items=count,
         clusters=cluster_count,

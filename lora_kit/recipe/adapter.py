@@ -164,6 +164,11 @@ class AdapterSpec(Section):
 
     def describe(self) -> str:
         """Return the method with its rank or number of virtual tokens."""
-        if self.virtual_tokens:
-            return f"{self.method}, {self.virtual_tokens} virtual tokens"
-        return f"{self.method}, rank {self.rank}" if self.rank else self.method
+        return describe_method(self.method, self.rank, self.virtual_tokens)
+
+
+def describe_method(method: str, rank: int | None, virtual_tokens: int) -> str:
+    """Return a method with its rank or number of virtual tokens, if it has either."""
+    if virtual_tokens:
+        return f"{method}, {virtual_tokens} virtual tokens"
+    return f"{method}, rank {rank}" if rank else method

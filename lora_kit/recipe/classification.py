@@ -9,11 +9,6 @@ from pydantic import Field
 
 from lora_kit.recipe.section import Distinct, Factors, NotNegative, Section
 
-# Arms that work with a head; the others need a language model, or merge one.
-ARMS = {
-    "classification": ("base", "adapter", "retrieval", "probe"),
-    "reward": ("base", "adapter", "retrieval"),
-}
 # Fields of `training` that have no effect with adapter.method head, which trains on features.
 NOT_OF_A_HEAD = {
     "micro_batch_size": "the features of a step fit into memory at once",

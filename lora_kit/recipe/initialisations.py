@@ -1,4 +1,4 @@
-"""LoRA's initialisations from weights or data: their names, and the configuration of each.
+"""LoRA's initialisations from weights or data: their names.
 
 PiSSA, OLoRA, CorDA and LoRA-GA begin with non-zero factors B0 A0 and subtract their product from
 the backbone's weights, so that the base is lost for evaluation, retention and merging. Here the
@@ -10,16 +10,9 @@ loads it.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
-from typing import TYPE_CHECKING, Any
 
 from lora_kit.recipe.adapter import AdapterSpec
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
-
 
 OPTION = "init_lora_weights"
 # Initialisations that subtract their first factors from the weights.
@@ -41,32 +34,3 @@ def initialisation_of(spec: AdapterSpec) -> str | None:
     # PiSSA's approximation is named with its number of iterations.
     kind = "pissa" if re.fullmatch(r"pissa_niter_[1-9]\d*", asked) else asked
     return kind if kind in KNOWN else None
-
-
-def given_sections(kind: str | None) -> dict[str, Any]:
-    """Return the configuration that PEFT requires for an initialisation and a recipe lacks."""
-    given: dict[str, dict[str, Any]] = {
-        "loftq": {"loftq_bits": 4},
-        "eva": {"rho": 2.0},
-        "corda": {"corda_method": "ipm"},
-        "lora_ga": {"scale": "stable"},
-    }
-    return {f"{kind}_config": given[kind]} if kind in given else {}
-
-
-def as_attached(own: LoraConfig, kind: str) -> LoraConfig:
-    """Return the configuration of the adapter that is attached, trained and saved.
-
-    Args:
-        own: PEFT's configuration of the requested initialisation.
-        kind: the initialisation, as `initialisation_of` returns it.
-    """
-    plain: dict[str, Any] = {OPTION: True, **dict.fromkeys(SECTIONS), "loftq_config": {}}
-    if kind == "eva":
-        # EVA chooses its ranks from data, by this configuration; see `adapter.initial_factors`.
-        return own
-    if kind not in SUBTRACTED:
-        return dataclasses.replace(own, **plain)
-    # The scale of each half has to be that of the original rank.
-    alpha = own.lora_alpha * (math.sqrt(2) if own.use_rslora else 2)
-    return dataclasses.replace(own, **plain, r=2 * own.r, lora_alpha=alpha)

@@ -28,6 +28,7 @@ RULES: tuple[Rule, ...] = (
     data.mixture_options_without_mixture,
     adapter.method_on_quantized_weights,
     adapter.target_modules_of_virtual_tokens,
+    adapter.number_of_virtual_tokens,
     adapter.virtual_tokens_elsewhere,
     adapter.loraplus_without_lora,
     adapter.adalora_with_earlier_weights,

@@ -25,6 +25,14 @@ ArmName = Literal[
 # Merged models that may be arms, each in the run's directory of its name; of equally good ones, the
 # first ships.
 MERGED_ARMS = ("merged", "merged-original")
+FEWSHOT, RETRIEVAL, SCRATCH, PROBE = "fewshot", "retrieval", "scratch", "probe"
+# Arms that need the recipe and the data of a run.
+RUN_ONLY_ARMS = (*MERGED_ARMS, SCRATCH, RETRIEVAL, PROBE)
+# Arms that work with a head, by objective; the others need a language model, or merge one.
+HEAD_ARMS = {
+    "classification": ("base", "adapter", RETRIEVAL, PROBE),
+    "reward": ("base", "adapter", RETRIEVAL),
+}
 
 
 class EvaluationSpec(Section):

@@ -10,12 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
+from jinja2 import Environment
 from markupsafe import Markup
 
 from lora_kit.backbone.files import ALIASES
-from lora_kit.evaluation.reporting.escaping import escape_invisible, escape_markdown
+from lora_kit.evaluation.reporting.escaping import (
+    escape_invisible,
+    escape_markdown,
+    template_environment,
+)
 from lora_kit.evaluation.reporting.notation import format_percent
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.releasing.card_tasks import CardTask, card_tasks, lost_slices
@@ -41,7 +45,7 @@ def model_card(manifest: Manifest, verdict: Verdict, merge: Mapping[str, Any]) -
     """
     tasks, notes = card_tasks(verdict), licence_notes(manifest.works)
     base = next(work for work in manifest.works if work.used == "base")
-    body = _environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
+    body = _environment().get_template(TEMPLATE.name)
     text = body.render(
         manifest=manifest,
         recipe=manifest.resolved_recipe,
@@ -155,28 +159,14 @@ def _works_with_uses(works: Sequence[LicensedWork]) -> list[tuple[LicensedWork, 
     return [(work, ", ".join(uses[key])) for key, work in first.items()]
 
 
-def _environment() -> jinja2.Environment:
-    """Return a template environment that escapes values unless a filter returns `Markup`."""
-
-    def finalize(value: Any) -> Any:
-        if not isinstance(value, str) or isinstance(value, Markup):
-            return value
-        return escape_markdown(escape_invisible(value))
-
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        finalize=finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+def _environment() -> Environment:
+    environment = template_environment(TEMPLATE.parent, escape_markdown)
     environment.filters["code"] = _code
     environment.filters["share"] = lambda value: f"{100 * value:.4g}%"
     environment.filters["nats"] = lambda value: f"{value:.2e}"
     environment.filters["limit"] = lambda value: (
         "unbounded" if math.isinf(value) else f"{value:+.4g}"
     )
-    environment.filters["thousands"] = lambda value: f"{value:,}"
     return environment
 
 

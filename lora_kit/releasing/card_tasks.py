@@ -59,7 +59,7 @@ def card_tasks(verdict: Verdict) -> list[CardTask]:
     Raises:
         ValueError: if the merged model was not evaluated on a task.
     """
-    return [_card_task(verdict, suite, task) for suite in verdict.suites for task in suite.tasks]
+    return [_card_task(verdict, suite, task) for suite, task in verdict.tasks]
 
 
 def _card_task(verdict: Verdict, suite: SuiteVerdict, task: TaskVerdict) -> CardTask:
@@ -68,7 +68,7 @@ def _card_task(verdict: Verdict, suite: SuiteVerdict, task: TaskVerdict) -> Card
         raise ValueError(f"{suite.suite}/{task.task}: the merged model was not evaluated")
     merged_means = {one.arm: one.mean for one in task.merges}
     score = merged_means[verdict.ships or ""] if merged.items == adapter.items else None
-    notation = Notation.fit(unit, (base, task.adapter), adapter, -(task.margin or 0.0))
+    notation = Notation.of(task)
     suffix = f" {'pp' if notation.percent else unit}"
     half_width = notation.signed((adapter.high - adapter.low) / 2).removeprefix("+")
     margin = ""
@@ -79,25 +79,12 @@ def _card_task(verdict: Verdict, suite: SuiteVerdict, task: TaskVerdict) -> Card
         suite.role,
         task,
         merged,
-        _comparison(notation, unit, (base, task.adapter), adapter),
-        _comparison(notation, unit, (base, math.nan if score is None else score), merged),
+        FormattedComparison.of(unit, base, task.adapter, adapter, notation),
+        FormattedComparison.of(unit, base, math.nan if score is None else score, merged, notation),
         score,
         half_width + suffix,
         margin,
         _drift(task.drift.interval) if task.drift else "",
-    )
-
-
-def _comparison(
-    notation: Notation, unit: str, scores: tuple[float, float], interval: Interval
-) -> FormattedComparison:
-    return FormattedComparison(
-        notation.plain(scores[0]),
-        notation.plain(scores[1]),
-        notation.signed(interval.delta),
-        notation.signed(interval.low),
-        notation.signed(interval.high),
-        "pp" if notation.percent else unit,
     )
 
 
@@ -111,8 +98,7 @@ def lost_slices(verdict: Verdict) -> list[str]:
     return [
         f"{suite.suite}/{task.task}, {one.field} {one.value}: {one.interval.delta:+.4g} on "
         f"{one.interval.items} items, p {format_p_value(one.adjusted)} after Holm"
-        for suite in verdict.suites
-        for task in suite.tasks
+        for suite, task in verdict.tasks
         for one in task.slices
         if one.alarm
     ]

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.data.tokenization import end_of_turn_id
-from lora_kit.runtime.errors import DataError, ReleaseError
+from lora_kit.merging.tensors import stored_by_key
+from lora_kit.runtime.errors import DataError, MergeError, ReleaseError
 from lora_kit.runtime.files import read_json
 
-INDEX = "model.safetensors.index.json"
 # Files that can contain code, or could be loaded in place of the safetensors weights.
 UNSAFE_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py", "*.h5", "*.msgpack")
 # vLLM loads adapters up to rank 16 unless `--max-lora-rank` is set to a higher value of the list.
@@ -70,7 +70,7 @@ def check_formats(directory: Path, adapter: Path) -> FormatFindings:
                 "--chat-template"
             )
         warnings += adapter_warnings(adapter, shapes)
-    except (ReleaseError, OSError, SafetensorError) as error:
+    except (ReleaseError, MergeError, OSError) as error:
         refusals.append(str(error))
     return FormatFindings(tuple(refusals), tuple(warnings))
 
@@ -83,33 +83,30 @@ def _stored_shapes(directory: Path) -> Shapes:
 
     Raises:
         ReleaseError: if index and files disagree.
+        MergeError: if a file cannot be read, or two files hold the same tensor.
     """
-    files = {path.name: _shapes(path) for path in sorted(directory.glob("*.safetensors"))}
+    files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise ReleaseError(
-            f"{directory.name}: no weights in safetensors. Fix: run `lora-kit merge` again"
+            f"{directory.name}: no weights in safetensors (got no file). Fix: run `lora-kit merge` "
+            "again"
         )
-    stored = {key: name for name, shapes in files.items() for key in shapes}
-    if len(stored) < sum(len(shapes) for shapes in files.values()):
-        raise ReleaseError(
-            f"{directory.name}: a tensor is stored in two files. Fix: run `lora-kit merge` again"
-        )
-    if (directory / INDEX).is_file():
-        if read_json(directory / INDEX, ReleaseError).get("weight_map") != stored:
+    stored = stored_by_key(files)
+    index = directory / SAFETENSORS_INDEX_FILE
+    if index.is_file():
+        if read_json(index, ReleaseError).get("weight_map") != {
+            key: tensor.path.name for key, tensor in stored.items()
+        }:
             raise ReleaseError(
-                f"{INDEX}: weight_map differs from the tensors in the files. Fix: run `lora-kit "
-                "merge` again"
+                f"{index.name}: weight_map differs from the tensors in the files. Fix: run "
+                "`lora-kit merge` again"
             )
-    elif list(files) != ["model.safetensors"]:
+    elif [file.name for file in files] != ["model.safetensors"]:
         raise ReleaseError(
-            f"{', '.join(files)}: several files need {INDEX}. Fix: run `lora-kit merge` again"
+            f"{directory.name}: files other than model.safetensors need {index.name} (got "
+            f"{', '.join(file.name for file in files)}). Fix: run `lora-kit merge` again"
         )
-    return {key: shape for shapes in files.values() for key, shape in shapes.items()}
-
-
-def _shapes(path: Path) -> Shapes:
-    with safe_open(path, framework="pt") as stream:
-        return {key: tuple(stream.get_slice(key).get_shape()) for key in stream.keys()}  # noqa: SIM118
+    return {key: tensor.shape for key, tensor in stored.items()}
 
 
 def _weight_problems(directory: Path, stored: Shapes) -> Iterator[str]:
@@ -142,13 +139,13 @@ def _weight_problems(directory: Path, stored: Shapes) -> Iterator[str]:
     unknown = sorted(set(stored) - set(shapes))
     reshaped = [key for key in sorted(set(stored) & set(shapes)) if stored[key] != shapes[key]]
     for problem, keys in (
-        ("weights are missing for", missing),
+        ("weights are missing", missing),
         ("the model does not have the stored weights", unknown),
-        ("weights have another shape for", reshaped),
+        ("weights have another shape", reshaped),
     ):
         if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            yield f"{directory.name}: {problem} {keys[0]}{more}. Fix: run `lora-kit merge` again"
+            got = keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+            yield f"{directory.name}: {problem} (got {got}). Fix: run `lora-kit merge` again"
 
 
 def _meta_model(directory: Path) -> Any:
@@ -162,8 +159,8 @@ def _meta_model(directory: Path) -> Any:
             return language_model_class(config).from_config(config)
     except (OSError, ValueError, KeyError) as error:
         raise ReleaseError(
-            f"config.json: transformers cannot build the model: {error}. Fix: restore config.json "
-            "from the merge"
+            f"config.json: transformers cannot build the model (got {error}). Fix: restore "
+            "config.json from the merge"
         ) from error
 
 
@@ -185,8 +182,8 @@ def _generation_problems(directory: Path) -> Iterator[str]:
     path = directory / "generation_config.json"
     if not path.is_file():
         yield (
-            "generation_config.json: the file is missing, so generation stops at config.json's "
-            "eos_token_id. Fix: run `lora-kit merge` again"
+            "generation_config.json: missing, so that generation stops at config.json's "
+            "eos_token_id (got no file). Fix: run `lora-kit merge` again"
         )
         return
     value = read_json(path, ReleaseError).get("eos_token_id")
@@ -220,7 +217,7 @@ def _tokenizer(directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ReleaseError(
-            f"{directory.name}: transformers cannot load the tokenizer: {error}. Fix: run "
+            f"{directory.name}: transformers cannot load the tokenizer (got {error}). Fix: run "
             "`lora-kit merge` again"
         ) from error
 
@@ -262,8 +259,8 @@ def adapter_warnings(adapter: Path, model: Mapping[str, tuple[int, ...]]) -> Ite
         sufficient = next(step for step in VLLM_RANKS if step >= rank)
         yield f"vLLM needs --max-lora-rank {sufficient} for the adapter (rank {rank})"
     modules = {key.removesuffix(".weight") for key in model}
-    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as stream:
-        matches = {key: ADAPTER_KEY.fullmatch(key) for key in stream.keys()}  # noqa: SIM118
+    keys = stored_by_key([adapter / ADAPTER_WEIGHTS])
+    matches = {key: ADAPTER_KEY.fullmatch(key) for key in keys}
     unmatched = [key for key, match in matches.items() if match is None or match[1] not in modules]
     if unmatched:
         yield (

@@ -18,7 +18,7 @@ from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import VERDICT_STATUS, ReleaseError
 from lora_kit.runtime.files import read_json
-from lora_kit.runtime.hashes import file_sha256
+from lora_kit.runtime.hashes import changed_files
 from lora_kit.statistics.decisions import Decision, combine_decisions
 
 # Exit status if a stage has not run yet.
@@ -110,19 +110,18 @@ def release_decision(
     """
     decisions: list[Decision] = []
     undecided, reasons, unmeasured = [], [], []
-    for suite in verdict.suites:
-        for task in suite.tasks:
-            name = f"{suite.suite}/{task.task}"
-            if task.merged is None:
-                unmeasured.append(name)
-            for arm, decision in ((name, task.decision), (f"{name}, merged", task.merged)):
-                if decision is None:
-                    continue
-                decisions.append(decision)
-                if decision == "INCONCLUSIVE":
-                    undecided.append(arm)
-                if decision != "PASS":
-                    reasons.append(Refusal(f"{arm}: {decision}", VERDICT_STATUS[decision]))
+    for suite, task in verdict.tasks:
+        name = f"{suite.suite}/{task.task}"
+        if task.merged is None:
+            unmeasured.append(name)
+        for arm, decision in ((name, task.decision), (f"{name}, merged", task.merged)):
+            if decision is None:
+                continue
+            decisions.append(decision)
+            if decision == "INCONCLUSIVE":
+                undecided.append(arm)
+            if decision != "PASS":
+                reasons.append(Refusal(f"{arm}: {decision}", VERDICT_STATUS[decision]))
     if unmeasured:
         reasons.append(
             Refusal(
@@ -164,19 +163,10 @@ def _broken_merge(
     if recorded.verdict.merged is not None and not verdict_matches_merge(recorded, merge):
         text = f"another merge was evaluated. Fix: run `lora-kit evaluate {run.root} --arm merged`"
         yield Refusal(f"{run.evaluation / VERDICT}: {text}", failed)
-    # A merge is a flat directory; a recorded name with a folder is never present.
-    present = {path.name for path in merged.iterdir()}
-    changed = [
-        name
-        for name, digest in merge["files"].items()
-        if name not in present
-        or not (merged / name).is_file()
-        or file_sha256(merged / name) != digest
-    ]
-    if changed:
+    if changed := changed_files(merged, merge["files"]):
         text = f"{merged}: files changed since verification (got {', '.join(changed)}). {again}"
         yield Refusal(text, failed)
-    new = sorted(present - {*merge["files"], MERGE_RECORD})
+    new = sorted({path.name for path in merged.iterdir()} - {*merge["files"], MERGE_RECORD})
     if new:
         text = f"{merged}: holds files that were not verified (got {', '.join(new)}). Fix: "
         yield Refusal(f"{text}remove them", failed)

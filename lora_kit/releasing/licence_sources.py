@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
+from lora_kit.backbone.card import card_license, license_name
 from lora_kit.backbone.files import ALIASES, package_file, resolve
 from lora_kit.data.files.tables import is_hub_id
 from lora_kit.data.sources import BUILT_IN
@@ -74,7 +73,7 @@ def _base_license(spec: BackboneSpec) -> tuple[str | None, str]:
         directory = path if path.is_dir() else resolve(spec, allow_network=False).directory
     except BackboneError:
         return None, NOWHERE
-    return _front_matter_license(directory)
+    return _card_license(directory)
 
 
 def _source(spec: SourceSpec | ReplaySpec | TextsSpec, used: str) -> LicensedWork:
@@ -84,7 +83,7 @@ def _source(spec: SourceSpec | ReplaySpec | TextsSpec, used: str) -> LicensedWor
     elif spec.source in BUILT_IN:
         license_, stated = BUILT_IN[spec.source].license
     else:
-        license_, stated = _front_matter_license(Path(spec.source).expanduser())
+        license_, stated = _card_license(Path(spec.source).expanduser())
     return LicensedWork.model_validate(
         {
             "work": without_folders(spec.source),
@@ -103,29 +102,9 @@ def _gguf_license(path: Path) -> str | None:
         field = GGUFReader(path).get_field("general.license")
     except (OSError, ValueError):
         return None
-    return _license_name(field.contents()) if field else None
+    return license_name(field.contents()) if field else None
 
 
-def _front_matter_license(directory: Path) -> tuple[str | None, str]:
-    """Return `license` or `license_name` of a model's or data set's card, and its place."""
-    path = directory / "README.md"
-    try:
-        text = path.read_text(encoding="utf-8")
-        head, mark, _ = text.removeprefix("---\n").partition("\n---")
-        values = yaml.safe_load(head) if mark and text.startswith("---\n") else None
-    except (OSError, ValueError, yaml.YAMLError):
-        values = None
-    if not isinstance(values, dict):
-        return None, NOWHERE
-    license_ = values.get("license")
-    # For example `license: other` with `license_name: qwen-research`.
-    name = _license_name(values.get("license_name") if license_ in (None, "other") else license_)
+def _card_license(directory: Path) -> tuple[str | None, str]:
+    name = card_license(directory)
     return name, "its README.md" if name else NOWHERE
-
-
-def _license_name(value: object) -> str | None:
-    """Return the name of a licence; `None` for the hub's `unknown` and `other`."""
-    if isinstance(value, list) and value:
-        value = " AND ".join(str(one) for one in value)
-    is_name = isinstance(value, str) and value.strip().lower() not in ("", "unknown", "other")
-    return str(value).strip()[:200] if is_name else None

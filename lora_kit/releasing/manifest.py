@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,7 @@ from lora_kit.backbone.encoder_decoder import SEQUENCE_TO_SEQUENCE
 from lora_kit.backbone.fingerprint import Fingerprint
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.ledger import Ledger
-from lora_kit.evaluation.suite import Suite
-from lora_kit.evaluation.verdict_file import SUITES
+from lora_kit.evaluation.verdict_file import read_suites
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.section import Section
 from lora_kit.releasing.acceptance import Acceptance
@@ -124,7 +122,7 @@ def build_manifest(
         recipe=recipe.model_dump(mode="json"),
         data=record["data"],
         suites=dict(clearance.recorded.lineage.suite_digests),
-        seeds={"recipe": recipe.seed, **_suite_seeds(run.evaluation)},
+        seeds={"recipe": recipe.seed, **{s.name: s.seed for s in read_suites(run.evaluation)}},
         training={
             **{key: record.get(key) for key in ("started", "versions", "machine", "checkout")},
             **{key: trained[key] for key in ("steps", "seconds") if key in trained},
@@ -140,11 +138,6 @@ def build_manifest(
 def rows_by_arm(evaluation: Path) -> dict[str, int]:
     """Return the number of results of each arm in the ledger."""
     return Ledger(evaluation / LEDGER).rows_by_arm()
-
-
-def _suite_seeds(evaluation: Path) -> dict[str, int]:
-    suites = json.loads((evaluation / SUITES).read_text(encoding="utf-8"))
-    return {suite.name: suite.seed for suite in map(Suite.model_validate, suites)}
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -164,7 +157,8 @@ def read_manifest(directory: Path) -> Manifest:
     value = read_json(path, ReleaseError)
     if not isinstance(value.get("files"), dict):
         raise ReleaseError(
-            f"{path}: not a manifest, since it lists no files. Fix: name the directory of a release"
+            f"{path}: files: not a list of files with hashes (got {value.get('files')!r:.80}). "
+            "Fix: name the directory of a release"
         )
     if value.get("format") != FORMAT:
         made = value.get("released_with", value.get("versions", {}))
@@ -180,10 +174,13 @@ def read_manifest(directory: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise ReleaseError(f"{path}: {field}: {first['msg']}") from error
+        raise ReleaseError(
+            f"{path}: {field}: {first['msg']} (got {first['input']!r:.80}). Fix: download the "
+            "release again"
+        ) from error
 
 
-def changed_files(directory: Path, expected: Mapping[str, str]) -> list[str]:
+def unexpected_files(directory: Path, expected: Mapping[str, str]) -> list[str]:
     """Describe every file that is missing, new, changed or not regular, one line each.
 
     Args:

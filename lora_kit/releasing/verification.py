@@ -27,10 +27,10 @@ from lora_kit.releasing.manifest import (
     MANIFEST,
     RECIPE,
     Manifest,
-    changed_files,
     fingerprint_digest,
     read_manifest,
     rows_by_arm,
+    unexpected_files,
 )
 from lora_kit.runtime.errors import LoraKitError, ReleaseError
 from lora_kit.runtime.files import read_json
@@ -55,7 +55,9 @@ def verify_release(directory: Path, checked: Mapping[str, str] | None = None) ->
         EvaluationError: if the verdict does not follow from the ledger.
     """
     manifest = read_manifest(directory)
-    _refuse(directory, "files differ from the manifest", changed_files(directory, manifest.files))
+    _refuse(
+        directory, "files differ from the manifest", unexpected_files(directory, manifest.files)
+    )
     evaluation = directory / EVALUATION
     is_checked = (
         checked is not None
@@ -88,12 +90,13 @@ def _refuse_undecided(directory: Path, manifest: Manifest, verdict: Verdict) -> 
     decision, undecided, _ = release_decision(verdict, str(directory))
     if decision is None:
         raise ReleaseError(
-            f"{directory}: the merged model was not evaluated on every task. {REMEDY}"
+            f"{directory}: the merged model was not evaluated on every task (got no decision). "
+            f"{REMEDY}"
         )
     if manifest.decision != decision:
         raise ReleaseError(
-            f"{directory}: the verdict is {decision}, but the manifest says {manifest.decision}. "
-            f"{REMEDY}"
+            f"{directory / MANIFEST}: decision: differs from the verdict's {decision} (got "
+            f"{manifest.decision}). {REMEDY}"
         )
     acceptance = manifest.acceptance
     if decision == "FAIL" or (decision == "INCONCLUSIVE" and acceptance is None):

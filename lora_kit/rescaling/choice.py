@@ -35,9 +35,8 @@ class Candidate:
         """Return the tasks of one role, as (suite/task, verdict)."""
         return [
             (f"{suite.suite}/{task.task}", task)
-            for suite in self.verdict.suites
+            for suite, task in self.verdict.tasks
             if suite.role == role
-            for task in suite.tasks
         ]
 
     @property
@@ -132,6 +131,4 @@ def standardized_gains(candidates: Sequence[Candidate]) -> tuple[Gain, ...]:
 
 def most_forgotten_task(candidate: Candidate) -> tuple[str, TaskVerdict]:
     """Return the retention task whose pessimistic limit uses the largest share of its margin."""
-    return max(
-        candidate.tasks("retention"), key=lambda one: -one[1].interval.low / (one[1].margin or 1.0)
-    )
+    return max(candidate.tasks("retention"), key=lambda one: one[1].margin_used[2])

@@ -35,6 +35,12 @@ class Halves:
     a: tuple[Work, ...]
     b: tuple[Work, ...]
 
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Number of items in half A and in half B, by task."""
+        both = zip(self.a, self.b, strict=True)
+        return {a.name: (len(a.task.items), len(b.task.items)) for a, b in both}
+
 
 def halve(work: Sequence[Work], backbone: Backbone) -> Halves:
     """Split the items of all tasks into two halves.
@@ -108,5 +114,5 @@ def _require_enough_clusters(tasks: Mapping[str, Sequence[str]], first: frozense
                 f"{task}: too few clusters for two halves (got {len(clusters)} items in "
                 f"{len(names)} clusters; rescale needs at least {needed}, {MIN_CLUSTERS} in each "
                 "half; an item that depends on no other is a cluster). Fix: raise the task's "
-                "`limit`, or give suites with more items by --suite."
+                "`limit`, or give suites with more items by --suite"
             )

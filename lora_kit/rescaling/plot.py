@@ -43,15 +43,13 @@ def scale_points(candidates: Sequence[Candidate], choice: ScaleChoice) -> list[S
     points = []
     for n, (candidate, gain) in enumerate(zip(candidates, choice.gains, strict=True)):
         _, task = most_forgotten_task(candidate)
-        margin = task.margin or 1.0
-        loss = task.interval
         gain_tasks = candidate.tasks("gain")
         interval = gain_tasks[0][1].interval
         points.append(
             ScalePoint(
                 _series(candidate.scale),
                 candidate.scale.name,
-                (-loss.delta / margin, -loss.high / margin, -loss.low / margin),
+                task.margin_used,
                 (interval.delta, interval.low, interval.high)
                 if len(gain_tasks) == 1
                 else (gain.value, gain.low, gain.high),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
 from lora_kit.rescaling.choice import Candidate, Gain, ScaleChoice
-from lora_kit.rescaling.halves import Halves
+from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.files import finite
 from lora_kit.statistics.decisions import Decision
 
@@ -21,25 +20,19 @@ class RescaleResult:
         candidates: all scales that were tried, with their verdicts on half A.
         choice: chosen scale, and the reason.
         proof: verdict on half B; `None` if no scale was chosen.
-        adapter: directory and digest of the rescaled adapter; `None` if no scale was chosen.
         trained: digest of the adapter as trained.
+        rescaled: digest of the rescaled adapter; `None` if no scale was chosen.
         items: number of items in half A and in half B, by task.
-        record: path of `rescale.json`.
-        plot: path of `rescale.png`.
-        half_a: directory of the evaluation on half A.
-        half_b: directory of the evaluation on half B.
+        output: directory of the results.
     """
 
     candidates: tuple[Candidate, ...]
     choice: ScaleChoice
     proof: Verdict | None
-    adapter: tuple[Path, str] | None
     trained: str
+    rescaled: str | None
     items: dict[str, tuple[int, int]]
-    record: Path
-    plot: Path
-    half_a: Path
-    half_b: Path
+    output: RunDirectory
 
     @property
     def decision(self) -> Decision:
@@ -54,24 +47,20 @@ class RescaleResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON; infinite limits are null."""
         tried = zip(self.candidates, self.choice.gains, strict=True)
-        return {
+        result = {
             "decision": self.decision,
             "scale": _scale(self.chosen) if self.chosen else None,
-            "why": self.choice.reason,
+            "reason": self.choice.reason,
             "adapter": self.trained,
-            "adapter_rescaled": self.adapter[1] if self.adapter else None,
+            "adapter_rescaled": self.rescaled,
             "items": {task: {"a": a, "b": b} for task, (a, b) in self.items.items()},
             "half_a": [_candidate(candidate, gain) for candidate, gain in tried],
             "half_b": {"decision": self.proof.decision, "tasks": _tasks(self.proof)}
             if self.proof
             else None,
         }
-
-
-def half_sizes(halves: Halves) -> dict[str, tuple[int, int]]:
-    """Return the number of items in half A and in half B, by task."""
-    both = zip(halves.a, halves.b, strict=True)
-    return {a.name: (len(a.task.items), len(b.task.items)) for a, b in both}
+        value: dict[str, Any] = finite(result)
+        return value
 
 
 def _scale(candidate: Candidate) -> dict[str, Any]:
@@ -83,20 +72,14 @@ def _candidate(candidate: Candidate, gain: Gain) -> dict[str, Any]:
     return {
         **_scale(candidate),
         "keeps_retention": not candidate.failed_retention,
-        "gain": {
-            "half_intervals": finite(gain.value),
-            "low": finite(gain.low),
-            "high": finite(gain.high),
-        },
+        "gain": {"half_intervals": gain.value, "low": gain.low, "high": gain.high},
         "tasks": _tasks(candidate.verdict),
     }
 
 
 def _tasks(verdict: Verdict) -> list[dict[str, Any]]:
     return [
-        {"suite": suite.suite, "role": suite.role, **_task(task)}
-        for suite in verdict.suites
-        for task in suite.tasks
+        {"suite": suite.suite, "role": suite.role, **_task(task)} for suite, task in verdict.tasks
     ]
 
 
@@ -108,8 +91,8 @@ def _task(task: TaskVerdict) -> dict[str, Any]:
         "base": task.base,
         "adapter": task.adapter,
         "difference": task.interval.delta,
-        "low": finite(task.interval.low),
-        "high": finite(task.interval.high),
+        "low": task.interval.low,
+        "high": task.interval.high,
         "confidence": task.interval.confidence,
         "items": task.interval.items,
         "clusters": task.interval.clusters,

@@ -16,8 +16,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kit.adapter.saved_configuration import plain_lora_problem
 from lora_kit.backbone.blocks import block_number
-from lora_kit.merging.combining.sources import PLAIN, PLAIN_STARTS
 from lora_kit.runtime.errors import AdapterError, RecipeError
 from lora_kit.runtime.files import read_json
 
@@ -85,7 +85,7 @@ def candidate_scales(scales: Sequence[float], by_layer: bool) -> tuple[AdapterSc
         if not math.isfinite(scale) or scale < 0:
             raise RecipeError(
                 f"--scales: must be finite and not negative (got {scale:g}). Fix: give scales such "
-                "as 0.25,0.5,1; 0 is the base and 1 the adapter as trained."
+                "as 0.25,0.5,1; 0 is the base and 1 the adapter as trained"
             )
     ordered = sorted({*scales, 1.0})
     candidates = [AdapterScale.uniform(scale) for scale in ordered if scale > 0]
@@ -136,14 +136,14 @@ def require_thirds(model: Any) -> int:
     if blocks < len(THIRDS):
         raise AdapterError(
             f"--by-layer: too few decoder blocks for three thirds (got {blocks}). Fix: drop "
-            "--by-layer."
+            "--by-layer"
         )
     for name, _ in model.named_parameters():
         block = block_number(name)
         if _is_scaled(name) and (block is None or block >= blocks):
             raise AdapterError(
                 f"--by-layer: the adapter changes a module that is in none of the {blocks} decoder "
-                f"blocks (got {name}). Fix: drop --by-layer."
+                f"blocks (got {name}). Fix: drop --by-layer"
             )
     return blocks
 
@@ -158,11 +158,10 @@ def require_linear(adapter: Path) -> None:
         AdapterError: if the adapter is more than LoRA or rsLoRA, naming the option.
     """
     config = read_json(adapter / ADAPTER_CONFIG, AdapterError)
-    reason = _nonlinearity(config)
-    if reason:
+    if problem := plain_lora_problem(config):
         raise AdapterError(
-            f"{adapter / ADAPTER_CONFIG}: {reason}. Fix: rescale only plain LoRA and rsLoRA; train "
-            "without this option."
+            f"{adapter / ADAPTER_CONFIG}: {problem}. Fix: rescale only plain LoRA and rsLoRA; "
+            "train without this option"
         )
     try:
         with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
@@ -170,36 +169,10 @@ def require_linear(adapter: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise AdapterError(
             f"{adapter / ADAPTER_WEIGHTS}: cannot be read (got {error}). Fix: copy or save the "
-            "adapter again."
+            "adapter again"
         ) from error
     if others:
         raise AdapterError(
             f"{adapter / ADAPTER_WEIGHTS}: {len(others)} tensors are no LoRA factors and would not "
-            f"be scaled (got {others[0]} first). Fix: train without them to use rescale."
+            f"be scaled (got {others[0]} first). Fix: train without them to use rescale"
         )
-
-
-def _nonlinearity(config: dict[str, Any]) -> str:
-    """Return the reason why the update is not linear in `lora_B` alone; empty if it is."""
-    method = config.get("peft_type")
-    if method != "LORA":
-        return f"peft_type: no factor lora_B that the whole effect is linear in (got {method})"
-    if config.get("use_dora"):
-        return (
-            "use_dora: DoRA normalizes the sum of base and update (Liu et al. 2024, "
-            "arXiv:2402.09353, equation 5), so that half of lora_B is not half of the effect (got "
-            f"{config['use_dora']})"
-        )
-    for option in ("modules_to_save", "trainable_token_indices"):
-        if config.get(option):
-            return f"{option}: saved in full, not as an update to scale (got {config[option]})"
-    start = config.get("init_lora_weights")
-    if start not in PLAIN_STARTS:
-        return (
-            "init_lora_weights: changes the backbone's weights, so that the factors are not the "
-            f"difference from the base (got {start})"
-        )
-    for option, value in config.items():
-        if option not in PLAIN and value not in (None, False, "none", [], {}):
-            return f"{option}: not known to be linear in lora_B (got {value})"
-    return ""

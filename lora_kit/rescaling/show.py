@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from lora_kit.evaluation.reporting.escaping import escape_invisible
+from lora_kit.evaluation.reporting.escaping import escape_terminal
 from lora_kit.evaluation.reporting.show import show_verdict
 from lora_kit.evaluation.verdict import TaskVerdict
 from lora_kit.rescaling.choice import Candidate, most_forgotten_task
@@ -17,13 +16,19 @@ def show_rescale(result: RescaleResult, console: Console) -> None:
     """Print the scales on half A, the chosen one, and the verdict on half B."""
     gain_tasks = [name for name, _ in result.candidates[0].tasks("gain")]
     table = Table(box=None, pad_edge=False, title="Half A", title_justify="left")
-    for name in ("scale", *map(_text, gain_tasks), "retention closest to margin", "retention", ""):
+    for name in (
+        "scale",
+        *map(escape_terminal, gain_tasks),
+        "retention closest to margin",
+        "retention",
+        "",
+    ):
         table.add_column(name)
     for number, candidate in enumerate(result.candidates):
         table.add_row(*_cells(candidate), "chosen" if number == result.choice.chosen else "")
     console.print(table)
     reason = result.choice.reason
-    console.print(f"{reason[:1].upper()}{_text(reason[1:])}.")
+    console.print(f"{reason[:1].upper()}{escape_terminal(reason[1:])}.")
     if result.proof is None:
         console.print("No scale is chosen, and no adapter is written.")
         return
@@ -36,7 +41,7 @@ def _cells(candidate: Candidate) -> list[str]:
     return [
         candidate.scale.name,
         *(_difference(task) for _, task in candidate.tasks("gain")),
-        f"{_text(name)} {_difference(worst)}, margin {worst.margin:g}",
+        f"{escape_terminal(name)} {_difference(worst)}, margin {worst.margin:g}",
         f"not shown: {len(candidate.failed_retention)}" if candidate.failed_retention else "all",
     ]
 
@@ -44,7 +49,3 @@ def _cells(candidate: Candidate) -> list[str]:
 def _difference(task: TaskVerdict) -> str:
     interval = task.interval
     return f"{interval.delta:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
-
-
-def _text(value: str) -> str:
-    return escape(escape_invisible(value))

@@ -181,21 +181,23 @@ def new_run_directory(recipe: Recipe, output: Path | None, overwrite: bool = Fal
     Raises:
         RecipeError: if `output` exists.
     """
-    if output is not None:
-        if output.exists() and not output.is_dir():
-            raise RecipeError(f"{output}: is a file. Fix: name a directory with --output")
-        if output.exists() and any(output.iterdir()) and not overwrite:
-            raise RecipeError(
-                f"{output}: exists and is not empty. Fix: choose another --output, or add "
-                "--overwrite"
-            )
-        if output.exists() and any(output.iterdir()) and not RunDirectory(output).recipe.is_file():
-            raise RecipeError(
-                f"{output}: not a run (no recipe.yaml), so --overwrite does not replace it. Fix: "
-                "choose another --output"
-            )
-        return RunDirectory(output)
-    return RunDirectory(next(path for path in _names(recipe) if not path.exists()))
+    if output is None:
+        return RunDirectory(next(path for path in _names(recipe) if not path.exists()))
+    run = RunDirectory(output)
+    if output.exists() and not output.is_dir():
+        raise RecipeError(f"{output}: is a file. Fix: name a directory with --output")
+    if not output.exists() or not any(output.iterdir()):
+        return run
+    if not overwrite:
+        raise RecipeError(
+            f"{output}: exists and is not empty. Fix: choose another --output, or add --overwrite"
+        )
+    if not run.recipe.is_file():
+        raise RecipeError(
+            f"{output}: not a run (no recipe.yaml), so --overwrite does not replace it. Fix: "
+            "choose another --output"
+        )
+    return run
 
 
 def claim_run_directory(

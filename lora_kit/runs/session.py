@@ -9,11 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from lora_kit.adapter.attach import attach_saved
+from lora_kit.adapter.peft_methods import RANK_NAMES
 from lora_kit.adapter.saved import ADAPTER_CONFIG, BACKBONE, read_saved_head
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.training_data import TrainingData
+from lora_kit.recipe.adapter import describe_method
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import EvaluationSpec
@@ -145,16 +147,15 @@ def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
         if spec is not None:
             raise AdapterError(f"{target}: a run records its backbone. Fix: drop --backbone")
         target = open_run(target)
-    adapter = target.recipe.adapter
     return Subject(
-        target.backbone,
-        target.model,
-        target.run.adapter,
-        target,
-        target.recipe.evaluation,
-        target.run.evaluation,
-        target.run.root.resolve().name,
-        {"Adapter": adapter.describe(), "Recipe": target.recipe.name},
+        backbone=target.backbone,
+        model=target.model,
+        adapter=target.run.adapter,
+        session=target,
+        spec=target.recipe.evaluation,
+        output=target.run.evaluation,
+        title=target.run.root.resolve().name,
+        facts={"Adapter": target.recipe.adapter.describe(), "Recipe": target.recipe.name},
     )
 
 
@@ -172,14 +173,14 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
     backbone = load(files, chosen, _classes(directory))
     _require_fingerprint(backbone, directory)
     return Subject(
-        backbone,
-        attach_saved(backbone, directory),
-        directory,
-        None,
-        EvaluationSpec(),
-        directory / "evaluation",
-        directory.resolve().name,
-        {"Adapter": _described(config)},
+        backbone=backbone,
+        model=attach_saved(backbone, directory),
+        adapter=directory,
+        session=None,
+        spec=EvaluationSpec(),
+        output=directory / "evaluation",
+        title=directory.resolve().name,
+        facts={"Adapter": _described(config)},
     )
 
 
@@ -220,8 +221,7 @@ def _wrong_backbone(error: ValidationError, path: Path, by_peft: bool) -> str:
 
 
 def _described(config: dict[str, Any]) -> str:
-    """Return an adapter's method with its rank or number of virtual tokens."""
-    method = config.get("peft_type", "unknown").lower()
-    if "num_virtual_tokens" in config:
-        return f"{method}, {config['num_virtual_tokens']} virtual tokens"
-    return f"{method}, rank {config.get('r', '?')}"
+    """Return the method of a saved configuration with its rank or number of virtual tokens."""
+    # AdaLoRA reduces its ranks to `target_r` and does not read `r`.
+    rank = next((config[name] for name in ("target_r", *RANK_NAMES) if name in config), None)
+    return describe_method(config["peft_type"].lower(), rank, config.get("num_virtual_tokens", 0))

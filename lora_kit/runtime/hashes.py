@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 # Smaller files are hashed again faster than it takes to look whether they have changed.
@@ -38,6 +39,22 @@ def file_sha256(path: Path) -> str:
     if identity not in _known:
         _known[identity] = _hash(path)
     return _known[identity]
+
+
+def changed_files(directory: Path, recorded: Mapping[str, str]) -> list[str]:
+    """Return the names of recorded files that are missing from a flat directory, or have changed.
+
+    Args:
+        directory: directory of the files.
+        recorded: sha256 of each file by name; a name in another directory counts as missing.
+    """
+    return [
+        name
+        for name, digest in recorded.items()
+        if (path := directory / name).parent != directory
+        or not path.is_file()
+        or file_sha256(path) != digest
+    ]
 
 
 def _hash(path: Path) -> str:

@@ -11,10 +11,9 @@ import torch
 
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.files import read_json
+from lora_kit.runtime.launcher import USE_CPU, WORLD_SIZES, is_flag_set, launcher_numbers
 from lora_kit.runtime.processes import process_state
 
-# Number of processes, as set by torchrun, Intel MPI, Open MPI and MVAPICH.
-WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 MULTIPLE = 2
 # ZeRO 1 shards the optimizer's state, 2 also the gradients, 3 also the weights (Rajbhandari et al.
 # 2020, arXiv:1910.02054, section 5).
@@ -75,17 +74,14 @@ def read_launch(environment: Mapping[str, str], processes: int, kind: str) -> La
     Raises:
         TrainingError: if DeepSpeed's own configuration cannot be read.
     """
-    sizes = [
-        int(environment[name])
-        for name in WORLD_SIZE_VARIABLES
-        if environment.get(name, "").isdigit()
-    ]
     # `accelerate launch --cpu --num_processes 2` starts one process and sets a rendezvous address.
-    rendezvous = "ACCELERATE_USE_CPU" in environment and "MASTER_ADDR" in environment
-    deepspeed = _is_set(environment, "ACCELERATE_USE_DEEPSPEED")
-    fsdp = _is_set(environment, "ACCELERATE_USE_FSDP")
+    rendezvous = USE_CPU in environment and "MASTER_ADDR" in environment
+    deepspeed = is_flag_set(environment, "ACCELERATE_USE_DEEPSPEED")
+    fsdp = is_flag_set(environment, "ACCELERATE_USE_FSDP")
     return Launch(
-        asked=max(sizes, default=MULTIPLE if rendezvous else 1),
+        asked=max(
+            launcher_numbers(environment, WORLD_SIZES), default=MULTIPLE if rendezvous else 1
+        ),
         fsdp=fsdp,
         fsdp_version=int(environment.get("FSDP_VERSION", "1")) if fsdp else 0,
         deepspeed=deepspeed,
@@ -93,10 +89,6 @@ def read_launch(environment: Mapping[str, str], processes: int, kind: str) -> La
         processes=processes,
         kind=kind,
     )
-
-
-def _is_set(environment: Mapping[str, str], name: str) -> bool:
-    return environment.get(name, "false").lower() in ("true", "1")
 
 
 def _zero_stage(environment: Mapping[str, str]) -> int:
@@ -131,24 +123,24 @@ def require_requested_launch(launch: Launch) -> None:
         raise TrainingError(
             f"num_processes: the launcher requested {requested} processes (running: "
             f"{launch.processes}). Fix: on CPUs start them with `torchrun --nproc_per_node N -m "
-            "lora_kit ...`; for a single process leave out --num_processes and MASTER_ADDR."
+            "lora_kit ...`; for a single process leave out --num_processes and MASTER_ADDR"
         )
     if launch.fsdp and launch.kind in ("NO", "MULTI_CPU"):
         raise TrainingError(
             f"distributed_type: the launcher requested FSDP, but accelerate runs {launch.kind}, "
             "which keeps a full copy of the model on every process. Fix: launch on GPUs, or "
-            "choose a configuration without FSDP."
+            "choose a configuration without FSDP"
         )
     if launch.fsdp_version == 1:
         raise TrainingError(
             "fsdp_version: FSDP 1 flattens the weights that it shards, so a checkpoint cannot "
             "separate the adapter from them (got 1). Fix: set fsdp_version: 2, as in "
-            "accelerate_configs/fsdp2.yaml."
+            "accelerate_configs/fsdp2.yaml"
         )
     if launch.deepspeed and launch.kind != "DEEPSPEED":
         raise TrainingError(
             f"distributed_type: the launcher requested DeepSpeed, but accelerate runs "
-            f"{launch.kind}. Fix: launch on GPUs, or choose a configuration without DeepSpeed."
+            f"{launch.kind}. Fix: launch on GPUs, or choose a configuration without DeepSpeed"
         )
 
 
@@ -185,13 +177,13 @@ def require_sharded(launch: Launch, model: torch.nn.Module) -> None:
             "zero_stage: the launcher requested ZeRO-3, but DeepSpeed manages no parameter of the "
             "model, so every process holds a full copy. Fix: launch with `--config_file "
             "accelerate_configs/deepspeed-zero3.yaml` (zero_stage: 3) and let accelerate prepare "
-            "the model."
+            "the model"
         )
     if launch.fsdp and (share := _sharded_share(model)) < MIN_SHARDED_SHARE:
         raise TrainingError(
             f"fsdp_config: the launcher requested FSDP, but only {share:.0%} of the weights are in "
             "shards; every process holds a full copy of the others. Fix: set fsdp_version: 2 and "
-            "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP, as in accelerate_configs/fsdp2.yaml."
+            "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP, as in accelerate_configs/fsdp2.yaml"
         )
 
 
@@ -226,5 +218,5 @@ def require_unsharded_launch(command: str) -> None:
         raise TrainingError(
             f"lora-kit {command}: needs the full model, which no process holds under FSDP or "
             "ZeRO-3. Fix: launch only `lora-kit train` with sharding, then `lora-kit evaluate` "
-            "and `lora-kit merge` without it."
+            "and `lora-kit merge` without it"
         )

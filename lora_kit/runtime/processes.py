@@ -14,6 +14,7 @@ from accelerate.utils import gather_object, reduce
 from torch.distributed.distributed_c10d import Store
 
 from lora_kit.runtime.errors import LoraKitError
+from lora_kit.runtime.launcher import USE_CPU, is_flag_set
 
 T = TypeVar("T")
 # Merging and preparing data run on one process while the others wait. A process that died is
@@ -27,8 +28,8 @@ def process_state() -> PartialState:
     Without `cpu=True`, Accelerate 1.15 treats each process that `torchrun` started on a machine
     without a GPU as the only one; every process would then do all the work and write all files.
     """
-    # Set by `use_cpu: true` of a launch file, which accelerate reads only later.
-    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
+    # Accelerate reads this variable only later.
+    use_cpu = is_flag_set(os.environ, USE_CPU)
     return PartialState(cpu=use_cpu or not torch.cuda.is_available(), timeout=COLLECTIVE_TIMEOUT)
 
 
@@ -59,7 +60,7 @@ def require_agreement(facts: Mapping[str, str]) -> None:
         if differing:
             raise LoraKitError(
                 f"process {number}: different {' and '.join(differing)} than process 0. Fix: give "
-                "all machines the same files, packages and command."
+                "all machines the same files, packages and command"
             )
 
 

@@ -12,18 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_kit.backbone.load import Backbone
+from lora_kit.data.labelled import classification_text
 from lora_kit.data.rows import Row
 from lora_kit.evaluation.arms.models import base_identity
 from lora_kit.evaluation.assembly import result_parts
 from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal, Journals
 from lora_kit.evaluation.engine.run import evaluate_models
-from lora_kit.evaluation.engine.work import FEWSHOT, Work
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.questions import Question, read_labelled
 from lora_kit.evaluation.suite import LABEL_TEMPLATE, TEMPLATE_FIELD, TaskSpec
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.modeling.linear_probe import score_linear_probe
+from lora_kit.recipe.sections import FEWSHOT
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.selection.record import MeanScore, TaskScore
 from lora_kit.statistics.clusters import clustered_sample, robust_limits
@@ -89,7 +91,7 @@ def probe_scores(
             classes = {row.label for row in known if row.label and row.messages}
             raise EvaluationError(
                 f"{one.name}: an encoder is compared by a linear probe, which needs two classes "
-                f"(got {len(classes)}). Fix: give training rows with labels of two classes or more."
+                f"(got {len(classes)}). Fix: give training rows with labels of two classes or more"
             )
         scores.append(TaskScore(one.name, spec.unit, spec.higher_is_better, None, None, probe))
     return tuple(scores)
@@ -108,7 +110,7 @@ def _task_score(
     if zero_shot is None:
         raise EvaluationError(
             f"{one.name}: no item has a finite score (got {len(one.task.items)} items). Fix: set "
-            "backbone.dtype to float32."
+            "backbone.dtype to float32"
         )
     return TaskScore(
         one.name,
@@ -142,11 +144,11 @@ def _probe(one: Work, backbone: Backbone, known: Sequence[Row]) -> MeanScore | N
     """Score a linear probe; `None` if the training rows have fewer than two classes."""
     spec = one.task.spec
     rows = [row for row in known if row.label and row.messages]
-    labelled = [(row.messages[0].content, str(row.label)) for row in rows]
+    if len({row.label for row in rows}) < 2:
+        return None
+    labelled = [(classification_text(row), str(row.label)) for row in rows]
     questions = {question.id: question for question in read_labelled(spec)}
     tested = [questions[item.id] for item in one.task.items]
-    if len({label for _, label in labelled}) < 2:
-        return None
     texts = [(_text(question, spec), question.choices[question.answer]) for question in tested]
     clusters = [row.cluster for row in rows]
     correct = score_linear_probe(backbone, labelled, texts, spec.max_length, clusters)

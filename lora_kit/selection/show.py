@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from lora_kit.evaluation.reporting.escaping import escape_invisible
+from lora_kit.evaluation.reporting.escaping import escape_terminal
 from lora_kit.selection.record import BackboneResult, MeanScore
 
 
@@ -23,7 +22,9 @@ def show_backbones(several: Sequence[BackboneResult], console: Console) -> None:
         )
     for one in several:
         if one.refused:
-            console.print(f"[yellow]{_text(one.backbone)}[/]: {_text(one.refused)}")
+            console.print(
+                f"[yellow]{escape_terminal(one.backbone)}[/]: {escape_terminal(one.refused)}"
+            )
 
 
 def _table(measured: Sequence[BackboneResult]) -> Table:
@@ -39,14 +40,14 @@ def _table(measured: Sequence[BackboneResult]) -> Table:
             speed,
             "not known" if one.memory is None else f"{one.memory / 1e9:.1f} GB",
             f"{one.parameters / 1e6:,.0f} M",
-            _text(one.license or "not stated"),
+            escape_terminal(one.license or "not stated"),
         )
         for number, score in enumerate(one.scores):
             is_first = number == 0
             table.add_row(
                 str(one.rank) if is_first else "",
-                _text(one.backbone) if is_first else "",
-                _text(f"{score.task} ({score.unit})"),
+                escape_terminal(one.backbone) if is_first else "",
+                escape_terminal(f"{score.task} ({score.unit})"),
                 *(_mean_score(one) for one in (score.zero_shot, score.few_shot, score.probe)),
                 *(facts if is_first else ("",) * len(facts)),
             )
@@ -55,7 +56,3 @@ def _table(measured: Sequence[BackboneResult]) -> Table:
 
 def _mean_score(score: MeanScore | None) -> str:
     return f"{score.mean:.3f} ({score.low:.3f} to {score.high:.3f})" if score else "-"
-
-
-def _text(value: str) -> str:
-    return escape(escape_invisible(value))

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 
-from lora_kit.statistics.clusters import ClusteredSample, Floats, cluster_index
+from lora_kit.statistics.clusters import ClusteredSample, Floats, cluster_count, cluster_index
 
 Statistic = Callable[[Floats], Floats]
 """Function from weights, (resamples, items), to values, (resamples,)."""
@@ -46,7 +46,7 @@ def bootstrap_limits(sample: ClusteredSample, confidence: float) -> tuple[float,
 def bootstrap_statistic(
     statistic: Statistic, clusters: Sequence[str], confidence: float
 ) -> tuple[float, float]:
-    """Return limits of a statistic that is not a mean, such as a difference of macro-F1.
+    """Return limits of a statistic that is not a mean, such as a difference of ECE.
 
     Complete clusters are drawn with replacement; the percentile limits are widened for few clusters
     (`percentile_limits`).
@@ -58,10 +58,10 @@ def bootstrap_statistic(
         confidence: two-sided confidence level, such as 0.95.
 
     Raises:
-        ValueError: without items, or if a tenth of the resamples have no value.
+        ValueError: without items, or if more than a tenth of the resamples have no value.
     """
     point = float(statistic(np.ones((1, len(clusters))))[0])
-    count = int(cluster_index(clusters).max()) + 1
+    count = cluster_count(clusters)
     if count == 1:
         return -math.inf, math.inf
     return percentile_limits(bootstrap_replicates(statistic, clusters), point, count, confidence)
@@ -102,11 +102,9 @@ def percentile_limits(
     Args:
         values: (resamples,), replicates of the statistic.
         point: statistic of the original items.
-        clusters: number of clusters C.
+        clusters: number of clusters C, at least 2.
         confidence: two-sided confidence level, such as 0.95.
     """
-    if clusters == 1:
-        return -math.inf, math.inf
     tail = 0.5 - confidence / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     factor = float(stats.t.isf(tail, clusters - 1) / stats.norm.isf(tail))

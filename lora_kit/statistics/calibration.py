@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_kit.statistics.bootstrap import bootstrap_statistic
-from lora_kit.statistics.clusters import Floats, cluster_index
+from lora_kit.statistics.clusters import Floats, cluster_count
 from lora_kit.statistics.decisions import Interval, paired_interval
 
 Probabilities = Sequence[Sequence[float]]
@@ -79,7 +79,11 @@ def compute_calibration(probabilities: Probabilities, answers: Sequence[int]) ->
         ValueError: without items, if the lengths differ, if probabilities are negative or do not
             add up to 1, or if an answer is not the index of a choice.
     """
-    confidence, right, brier = _by_item(probabilities, answers)
+    return _calibration(*_by_item(probabilities, answers))
+
+
+def _calibration(confidence: Floats, right: Floats, brier: Floats) -> Calibration:
+    """Compute the calibration errors from the columns of `_by_item`."""
     index = _bin_index(confidence)
     counts = np.bincount(index, minlength=BINS)
     bins = tuple(
@@ -121,9 +125,10 @@ def compare_calibration(
     """
     if [len(one) for one in before] != [len(one) for one in after]:
         raise ValueError("after: the arms do not have the same items and choices")
-    first, second = compute_calibration(before, answers), compute_calibration(after, answers)
     top_before, right_before, brier_before = _by_item(before, answers)
     top_after, right_after, brier_after = _by_item(after, answers)
+    first = _calibration(top_before, right_before, brier_before)
+    second = _calibration(top_after, right_after, brier_after)
 
     def improvement(weights: Floats) -> Floats:
         return _ece(weights, top_before, right_before) - _ece(weights, top_after, right_after)
@@ -138,7 +143,7 @@ def compare_calibration(
             high=high,
             confidence=confidence,
             items=len(answers),
-            clusters=int(cluster_index(clusters).max()) + 1,
+            clusters=cluster_count(clusters),
         ),
         brier=paired_interval(brier_before - brier_after, clusters, confidence, binary=False),
     )

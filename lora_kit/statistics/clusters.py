@@ -65,6 +65,15 @@ def cluster_index(clusters: Sequence[str]) -> NDArray[np.int64]:
     return np.asarray(index, dtype=np.int64)
 
 
+def cluster_count(clusters: Sequence[str]) -> int:
+    """Return the number of clusters.
+
+    Raises:
+        ValueError: without items.
+    """
+    return int(cluster_index(clusters).max()) + 1
+
+
 def clustered_sample(differences: Floats, clusters: Sequence[str]) -> ClusteredSample:
     """Sum differences over clusters.
 
@@ -191,3 +200,12 @@ def observed_design_effect(sample: ClusteredSample) -> float:
     observed = min((sample.error / independent) ** 2, complete) if independent > 0 else complete
     weighted = sample.flipped * observed + PRIOR_CLUSTERS * complete
     return max(weighted / (sample.flipped + PRIOR_CLUSTERS), 1.0)
+
+
+def effective_counts(sample: ClusteredSample) -> tuple[float, float, float]:
+    """Return wins, losses and items of right/wrong scores, divided by the design effect.
+
+    If each item is its own cluster, the design effect is exactly 1.
+    """
+    effect = observed_design_effect(sample)
+    return sample.won / effect, sample.lost / effect, sample.items / effect

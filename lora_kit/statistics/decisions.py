@@ -30,7 +30,7 @@ from lora_kit.statistics.clusters import (
     ClusteredSample,
     Floats,
     clustered_sample,
-    observed_design_effect,
+    effective_counts,
     robust_limits,
     robust_p,
     swap_arms,
@@ -228,19 +228,12 @@ def _method(binary: bool) -> str:
     return f"{words}, nor than Tango's of the effective items" if binary else words
 
 
-def _effective_counts(sample: ClusteredSample, binary: bool) -> tuple[float, float, float]:
-    """Return wins, losses and items, divided by the design effect."""
-    is_unclustered = _is_unclustered_binary(sample, binary)
-    effect = 1.0 if is_unclustered else observed_design_effect(sample)
-    return sample.won / effect, sample.lost / effect, sample.items / effect
-
-
 def _interval(sample: ClusteredSample, confidence: float, binary: bool) -> Interval:
     limits = []
     if not _is_unclustered_binary(sample, binary):
         limits += [bootstrap_limits(sample, confidence), robust_limits(sample, confidence)]
     if binary and sample.clusters > 1:
-        limits.append(tango_limits(*_effective_counts(sample, binary), confidence))
+        limits.append(tango_limits(*effective_counts(sample), confidence))
     low, high = min(pair[0] for pair in limits), max(pair[1] for pair in limits)
     return Interval(sample.delta, low, high, confidence, sample.items, sample.clusters)
 
@@ -250,7 +243,7 @@ def _p_at_or_below(sample: ClusteredSample, threshold: float, binary: bool) -> f
     is_unclustered = _is_unclustered_binary(sample, binary)
     p_values = [] if is_unclustered else [robust_p(sample, threshold)]
     if binary and sample.clusters > 1:
-        won, lost, items = _effective_counts(sample, binary)
+        won, lost, items = effective_counts(sample)
         p_values.append(score_p(won, lost, items, -threshold))
         if threshold != 0 and items <= EXACT_ITEMS:
             p_values.append(exact_p(won, lost, items, -threshold))
@@ -297,7 +290,7 @@ def _items_needed(
     """Return the items that decide at the observed difference, in its direction."""
     spread: Spread
     if binary:
-        scale = sample.items / _effective_counts(sample, binary)[2]
+        scale = sample.items / effective_counts(sample)[2]
         spread = FlipRate((sample.won + sample.lost) / sample.items)
     else:
         # Planned in clusters, so that the degrees of freedom are those of the clusters.

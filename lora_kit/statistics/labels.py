@@ -19,12 +19,12 @@ from lora_kit.statistics.bootstrap import bootstrap_replicates, percentile_limit
 from lora_kit.statistics.clusters import (
     ClusteredSample,
     Floats,
-    cluster_index,
+    cluster_count,
     clustered_sample,
-    observed_design_effect,
+    effective_counts,
 )
 from lora_kit.statistics.decisions import Interval, PairedComparison, interval_decision
-from lora_kit.statistics.power import POWER
+from lora_kit.statistics.power import Z_POWER
 from lora_kit.statistics.proportions import tango_limits
 
 LimitsByConfidence = Callable[[float], tuple[float, float]]
@@ -125,7 +125,7 @@ def compare_macro_f1(
     def change(weights: Floats) -> Floats:
         return _macro_f1(weights, after, true) - _macro_f1(weights, before, true)
 
-    count = int(cluster_index(clusters).max()) + 1
+    count = cluster_count(clusters)
     point = float(change(np.ones((1, len(truth))))[0])
     values = bootstrap_replicates(change, clusters) if count > 1 else np.empty(0)
     by_class = _recall_changes(predicted_before, predicted_after, truth, clusters)
@@ -164,7 +164,7 @@ def _decide(
     if decision == "INCONCLUSIVE" and distance > 0 and math.isfinite(low):
         z = float(stats.norm.ppf(0.5 + confidence / 2))
         error = (high - low) / 2 / z
-        ratio = (z + float(stats.norm.ppf(POWER))) * error / distance
+        ratio = (z + Z_POWER) * error / distance
         needed = math.ceil(point.items * ratio**2)
     interval = replace(point, low=low, high=high, confidence=confidence)
     return PairedComparison(interval, p, METHOD, decision, needed)
@@ -208,10 +208,7 @@ def _mover(by_class: list[ClusteredSample], confidence: float) -> tuple[float, f
     """Return the distances of the MOVER limits below and above the mean change of recall."""
     below = above = 0.0
     for sample in by_class:
-        effect = observed_design_effect(sample)
-        low, high = tango_limits(
-            sample.won / effect, sample.lost / effect, sample.items / effect, confidence
-        )
+        low, high = tango_limits(*effective_counts(sample), confidence)
         below += (sample.delta - low) ** 2
         above += (high - sample.delta) ** 2
     return math.sqrt(below) / len(by_class), math.sqrt(above) / len(by_class)

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 from statsmodels.stats.power import TTestPower
 
 from lora_kit.statistics.proportions import critical_score, tail_probability, tango_score
 
 Alternative = Literal["two-sided", "larger"]
 POWER = 0.8
+"""Probability of showing an effect, or of passing retention."""
+Z_POWER = float(stats.norm.ppf(POWER))
 EXACT_RETENTION_ITEMS = 400
 """Largest number of items for which the power of retention is computed exactly."""
 EXACT_GAIN_ITEMS = 4_000
@@ -80,7 +82,7 @@ def design_effect(cluster_size: float, icc: float) -> float:
     return 1 + (cluster_size - 1) * icc
 
 
-def items_to_show_gain(effect: float, alpha: float, spread: Spread, power: float = POWER) -> int:
+def items_to_show_gain(effect: float, alpha: float, spread: Spread) -> int:
     """Return the number of items with which a two-sided test detects a true gain.
 
     Right/wrong scores: the smallest n near Connor's (1987, Biometrics 43:207) at which the exact
@@ -90,7 +92,6 @@ def items_to_show_gain(effect: float, alpha: float, spread: Spread, power: float
         effect: true difference; its sign does not matter.
         alpha: level of the two-sided test.
         spread: spread of the differences.
-        power: probability of detecting the gain.
 
     Raises:
         ValueError: if the effect is 0 or above the flip rate.
@@ -99,21 +100,19 @@ def items_to_show_gain(effect: float, alpha: float, spread: Spread, power: float
     if effect == 0:
         raise ValueError("effect: no number of items shows a gain of 0")
     if isinstance(spread, Deviation):
-        return _t_items(effect, spread.value, alpha, power, "two-sided")
+        return _t_items(effect, spread.value, alpha, "two-sided")
     spread.require_at_least(effect)
     flips = spread.share
-    z, z_power = float(stats.norm.isf(alpha / 2)), float(stats.norm.ppf(power))
-    connor = (z * math.sqrt(flips) + z_power * math.sqrt(flips - effect**2)) ** 2 / effect**2
+    z = float(stats.norm.isf(alpha / 2))
+    connor = (z * math.sqrt(flips) + Z_POWER * math.sqrt(flips - effect**2)) ** 2 / effect**2
     # The exact test is discrete and needs about 1 / effect more items.
     start = math.ceil(connor + 1 / effect)
     return _smallest_items(
-        start, power, EXACT_GAIN_ITEMS, lambda items: _gain_power(items, effect, alpha, flips)
+        start, EXACT_GAIN_ITEMS, lambda items: _gain_power(items, effect, alpha, flips)
     )
 
 
-def items_to_retain(
-    margin: float, alpha: float, spread: Spread, power: float = POWER, delta: float = 0.0
-) -> int:
+def items_to_retain(margin: float, alpha: float, spread: Spread, delta: float = 0.0) -> int:
     """Return the number of items with which a one-sided test shows a loss below the margin.
 
     Right/wrong scores: (z_alpha sqrt(v0) + z_power sqrt(v1))^2 / (margin + delta)^2, with v1 the
@@ -127,7 +126,6 @@ def items_to_retain(
         alpha: level of the one-sided test.
         spread: spread of the differences; without flips, the result is the number of items from
             which an adapter passes.
-        power: probability of passing.
         delta: true difference.
 
     Raises:
@@ -136,19 +134,18 @@ def items_to_retain(
     if delta <= -margin:
         raise ValueError(f"delta: not above -margin (got {delta} with a margin of {margin})")
     if isinstance(spread, Deviation):
-        return _t_items(margin + delta, spread.value, alpha, power, "larger")
+        return _t_items(margin + delta, spread.value, alpha, "larger")
     spread.require_at_least(abs(delta))
     flips = spread.share
-    start = math.ceil(_score_items(margin, alpha, power, flips, delta))
+    start = math.ceil(_score_items(margin, alpha, flips, delta))
     return _smallest_items(
         start,
-        power,
         EXACT_RETENTION_ITEMS,
         lambda items: _retention_power(items, margin, alpha, flips, delta),
     )
 
 
-def smallest_gain(items: int, alpha: float, spread: Spread, power: float = POWER) -> float | None:
+def smallest_gain(items: int, alpha: float, spread: Spread) -> float | None:
     """Return the smallest true gain that a number of items can show.
 
     See `items_to_show_gain` for the arguments.
@@ -158,18 +155,18 @@ def smallest_gain(items: int, alpha: float, spread: Spread, power: float = POWER
         all flips are wins.
     """
     if isinstance(spread, Deviation):
-        return _t_effect(items, spread.value, alpha, power, "two-sided")
+        return _t_effect(items, spread.value, alpha, "two-sided")
     flips = spread.share
-    if _gain_power(items, flips, alpha, flips) < power:
+    if _gain_power(items, flips, alpha, flips) < POWER:
         return None
     return float(
         optimize.brentq(
-            lambda effect: _gain_power(items, effect, alpha, flips) - power, 0.0, flips, xtol=1e-6
+            lambda effect: _gain_power(items, effect, alpha, flips) - POWER, 0.0, flips, xtol=1e-6
         )
     )
 
 
-def smallest_margin(items: int, alpha: float, spread: Spread, power: float = POWER) -> float | None:
+def smallest_margin(items: int, alpha: float, spread: Spread) -> float | None:
     """Return the smallest margin for which an adapter without a loss passes retention.
 
     See `items_to_retain` for the arguments.
@@ -179,13 +176,13 @@ def smallest_margin(items: int, alpha: float, spread: Spread, power: float = POW
         another score, which passes no margin.
     """
     if isinstance(spread, Deviation):
-        return _t_effect(items, spread.value, alpha, power, "larger")
+        return _t_effect(items, spread.value, alpha, "larger")
     flips = spread.share
 
     def is_too_small(margin: float) -> bool:
         if items > EXACT_RETENTION_ITEMS:
-            return _score_items(margin, alpha, power, flips, 0.0) / items - 1 > 0
-        return power - _retention_power(items, margin, alpha, flips, 0.0) > 0
+            return _score_items(margin, alpha, flips, 0.0) / items - 1 > 0
+        return POWER - _retention_power(items, margin, alpha, flips, 0.0) > 0
 
     low, high = 0.0, 1.0
     while high - low > 5e-4:
@@ -194,9 +191,7 @@ def smallest_margin(items: int, alpha: float, spread: Spread, power: float = POW
     return high
 
 
-def _smallest_items(
-    start: int, power: float, max_exact: int, power_at: Callable[[int], float]
-) -> int:
+def _smallest_items(start: int, max_exact: int, power_at: Callable[[int], float]) -> int:
     """Search the smallest n near `start` with the power, in steps of a percent.
 
     Exact power is a sawtooth function of n: it drops where one more flip becomes possible. A start
@@ -205,11 +200,11 @@ def _smallest_items(
     if start > max_exact:
         return start
     items, step = start, max(1, start // 100)
-    while power_at(items) < power:
+    while power_at(items) < POWER:
         items += step
         if items > 2 * max_exact:
             return items
-    while items - step >= 1 and power_at(items - step) >= power:
+    while items - step >= 1 and power_at(items - step) >= POWER:
         items -= step
     return items
 
@@ -217,12 +212,9 @@ def _smallest_items(
 def _gain_power(items: int, effect: float, alpha: float, flip_rate: float) -> float:
     """Return the exact P(two-sided McNemar test rejects in the right direction)."""
     flips = np.arange(items + 1)
-    wins = stats.binom.isf(alpha / 2, flips, 0.5) + 1
     share = (flip_rate + effect) / (2 * flip_rate)
-    # P(at least w of f wins), as a regularised incomplete beta function; 0 if w > f.
-    reached = special.betainc(wins, np.maximum(flips - wins + 1, 1), share)
-    rejected = stats.binom.pmf(flips, items, flip_rate) * np.where(wins > flips, 0.0, reached)
-    return float(rejected.sum())
+    rejected = stats.binom.sf(stats.binom.isf(alpha / 2, flips, 0.5), flips, share)
+    return float((stats.binom.pmf(flips, items, flip_rate) * rejected).sum())
 
 
 def _retention_power(
@@ -236,50 +228,44 @@ def _retention_power(
     return float(tail_probability(threshold, items, margin, won, lost)[0])
 
 
-def _score_items(
-    margin: float, alpha: float, power: float, flip_rate: float, delta: float
-) -> float:
+def _score_items(margin: float, alpha: float, flip_rate: float, delta: float) -> float:
     """Return the normal approximation of `items_to_retain`."""
     distance = margin + delta
     # The score of the expected flips of one item is distance / sqrt(v0).
     expected = float(tango_score((flip_rate + delta) / 2, (flip_rate - delta) / 2, 1.0, margin))
     root = float(stats.norm.isf(alpha)) * distance / expected
-    root += float(stats.norm.ppf(power)) * math.sqrt(max(flip_rate - delta**2, 0.0))
+    root += Z_POWER * math.sqrt(max(flip_rate - delta**2, 0.0))
     return (root / distance) ** 2
 
 
-def _t_items(
-    effect: float, deviation: float, alpha: float, power: float, alternative: Alternative
-) -> int:
+def _t_items(effect: float, deviation: float, alpha: float, alternative: Alternative) -> int:
     if deviation == 0:
         return 2
-    normal = (_normal_distance(alpha, power, alternative) * deviation / effect) ** 2
+    normal = (_normal_distance(alpha, alternative) * deviation / effect) ** 2
     items = max(2, math.ceil(normal))
-    while items < NORMAL_ITEMS and _t_power(items, effect / deviation, alpha, alternative) < power:
+    while items < NORMAL_ITEMS and _t_power(items, effect / deviation, alpha, alternative) < POWER:
         items += 1
     return items
 
 
-def _t_effect(
-    items: int, deviation: float, alpha: float, power: float, alternative: Alternative
-) -> float | None:
+def _t_effect(items: int, deviation: float, alpha: float, alternative: Alternative) -> float | None:
     if items < 2:
         return None
     if deviation == 0:
         return 0.0
     if items >= NORMAL_ITEMS:
-        return _normal_distance(alpha, power, alternative) * deviation / math.sqrt(items)
+        return _normal_distance(alpha, alternative) * deviation / math.sqrt(items)
     return deviation * float(
         optimize.brentq(
-            lambda effect: _t_power(items, effect, alpha, alternative) - power, 1e-9, 100.0
+            lambda effect: _t_power(items, effect, alpha, alternative) - POWER, 1e-9, 100.0
         )
     )
 
 
-def _normal_distance(alpha: float, power: float, alternative: Alternative) -> float:
+def _normal_distance(alpha: float, alternative: Alternative) -> float:
     """Return z_alpha + z_power, the effect in standard errors that a z test shows."""
     z = float(stats.norm.isf(alpha / 2 if alternative == "two-sided" else alpha))
-    return z + float(stats.norm.ppf(power))
+    return z + Z_POWER
 
 
 def _t_power(items: int, effect: float, alpha: float, alternative: Alternative) -> float:

@@ -32,7 +32,7 @@ from transformers import TrainerState
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.files import read_json, whole_directory, write_json
-from lora_kit.runtime.hashes import file_sha256
+from lora_kit.runtime.hashes import changed_files, file_sha256
 from lora_kit.training.retention.early_stopping import RetentionEarlyStopping
 from lora_kit.training.sharded import full_tensor, shard_like
 from lora_kit.training.trained_weights import Tensors, restore_weights, trained_weights
@@ -287,7 +287,7 @@ def _damage(path: Path) -> str | None:
     """Return a description of the damage; `None` if all files are as written."""
     try:
         recorded = json.loads((path / FILES).read_text())
-        changed = [n for n, digest in recorded.items() if file_sha256(path / n) != digest]
+        changed = changed_files(path, recorded)
     except (OSError, ValueError, AttributeError) as error:
         return f"{error}"
     return f"changed files: {', '.join(changed)}" if changed else None

@@ -10,7 +10,6 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.runtime.errors import TrainingError
-from lora_kit.runtime.launch import current_launch
 from lora_kit.training.callbacks import gradient_norm
 
 # Steps over which the loss is averaged: one bad batch is not a divergence.
@@ -32,6 +31,7 @@ class Guards(TrainerCallback):
         location: Callable[[], str],
         idle_steps: int = 0,
         may_end_at_zero: bool = False,
+        deepspeed: bool = False,
     ):
         """Create the callback.
 
@@ -43,9 +43,12 @@ class Guards(TrainerCallback):
                 step with one; with compared rewards, steps in which all rewards are equal.
             may_end_at_zero: if true, a loss of 0 can be learned: in float32, a confident
                 classification has one, a text has not.
+            deepspeed: true if DeepSpeed trains, which has applied the gradients before they can be
+                checked.
         """
         self._chance_loss = math.log(num_choices) if num_choices else None
         self._may_end_at_zero = may_end_at_zero
+        self._deepspeed = deepspeed
         self._location = location
         self._idle_steps = idle_steps
         self._idle = 0
@@ -67,8 +70,7 @@ class Guards(TrainerCallback):
         Raises:
             TrainingError: if all gradients are zero, or one is infinite or NaN.
         """
-        # DeepSpeed has already applied the gradients and does not expose them.
-        if state.global_step > 0 or model is None or current_launch().deepspeed:
+        if state.global_step > 0 or model is None or self._deepspeed:
             return
         norm = gradient_norm(model)
         if not math.isfinite(norm) and not args.fp16:  # float16's first scale often overflows

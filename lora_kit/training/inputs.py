@@ -10,6 +10,7 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
+from lora_kit.runtime.launch import Launch, current_launch
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.micro_batcher import MicroBatcher
 from lora_kit.training.retention.texts import RetentionTexts
@@ -31,6 +32,7 @@ class TrainingInputs:
         held_out: validation examples, tokenized, if there are any.
         run: run directory, for checkpoints, metrics and the adapter.
         texts: texts of the recipe's retention methods.
+        launch: launch of the training, by default that of this process.
     """
 
     recipe: Recipe
@@ -40,6 +42,7 @@ class TrainingInputs:
     held_out: PreparedData | None
     run: RunDirectory
     texts: RetentionTexts = field(default_factory=RetentionTexts)
+    launch: Launch = field(default_factory=current_launch)
 
     @cached_property
     def steps(self) -> int:

@@ -18,14 +18,13 @@ from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.recipe.identity import training_fields
+from lora_kit.recipe.sections import SCRATCH
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.session import Session
 from lora_kit.runtime.console import say
 from lora_kit.runtime.hashes import json_sha256
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.trainer import run_training
-
-SCRATCH = "scratch"
 
 
 def scratch_arm(session: Session, rows: Callable[[], TrainingData]) -> LoadedArms:

@@ -88,6 +88,7 @@ class TrainingSetup:
                 partial(_location, trainer, inputs),
                 trainer.idle_steps,
                 may_end_at_zero=inputs.backbone.head is not None,
+                deepspeed=inputs.launch.deepspeed,
             ),
             *_method_callbacks(inputs),
             log,

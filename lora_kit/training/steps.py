@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lora_kit.data.batches import LengthGroupedSampler, StepShareSampler
 from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.runtime.errors import TrainingError
-from lora_kit.runtime.launch import current_launch, require_sharded
+from lora_kit.runtime.launch import require_sharded
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer, keep_float32_masters
 from lora_kit.training.gradient_conflict import GradientConflict, pop_gradients
@@ -88,7 +88,7 @@ class StepTrainer(CheckpointedTrainer):
         self._pad_token_id = pad_token_id
         self._spec = spec
         self._is_unwrapped = False
-        self._reduces_every_pass = current_launch().deepspeed
+        self._launch = inputs.launch
         _reduce_in_float32(self.accelerator)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Any:
@@ -249,7 +249,7 @@ class StepTrainer(CheckpointedTrainer):
         )
         counts = self.accelerator.gather(counts)
         self.tokens += int(counts[:, 0].sum())
-        in_lockstep = self._reduces_every_pass or is_sharded(model)
+        in_lockstep = self._launch.deepspeed or is_sharded(model)
         required = int(counts[:, 1].max()) if in_lockstep else 1
         missing = max(required - len(batches), 0)
         unlabeled = Example((0, 0), (IGNORE_INDEX, IGNORE_INDEX))
@@ -267,7 +267,7 @@ class StepTrainer(CheckpointedTrainer):
             TrainingError: if the launch requires sharding and the model is not sharded.
         """
         if not self._is_unwrapped:
-            require_sharded(current_launch(), model)
+            require_sharded(self._launch, model)
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             self._is_unwrapped = True
 

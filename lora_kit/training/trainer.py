@@ -14,7 +14,6 @@ from lora_kit.adapter.saved import (
 )
 from lora_kit.runtime.console import meter
 from lora_kit.runtime.errors import TrainingError, TrainingInterruptedError
-from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.machine import peak_memory
 from lora_kit.runtime.out_of_memory import is_out_of_memory_error
 from lora_kit.runtime.processes import any_process, process_state
@@ -89,7 +88,7 @@ def run_training(inputs: TrainingInputs, resume: Path | None = None) -> Training
     loss = task.validation_loss if task else validation_loss
     measure = partial(loss, model, inputs.backbone, inputs.held_out, max_tokens)
     # A model that will be sharded is not on its device yet; `Validation` measures it later.
-    before = measure() if resume is None and not current_launch().sharded else None
+    before = measure() if resume is None and not inputs.launch.sharded else None
     with (
         restoring_forward(model),
         meter("training", inputs.steps, visible=state.is_main_process) as progress,

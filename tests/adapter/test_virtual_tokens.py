@@ -316,11 +316,11 @@ def test_a_run_and_another_tools_adapter_are_planned_trained_and_evaluated(
     evaluation = tiny_recipe.evaluation.model_copy(update={"suites": [str(suite)]})
     recipe = of(tiny_recipe, "prefix_tuning").model_copy(update={"evaluation": evaluation})
     planned = make_plan(recipe)
-    assert planned.coverage is not None
-    assert planned.forecast is not None
-    assert planned.coverage.trainable_parameters == COUNT * 2 * 2 * 32
-    assert planned.checked is not None
-    assert any("cannot be merged" in warning for warning in planned.checked.warnings)
+    found = planned.on_backbone
+    assert found is not None
+    assert found.forecast is not None
+    assert found.coverage.trainable_parameters == COUNT * 2 * 2 * 32
+    assert any("cannot be merged" in warning for warning in found.checked.warnings)
     outcome = pipeline.run(recipe, tmp_path / "run")
     assert {suite.suite for suite in outcome.verdict.suites} == {"keep"}
     assert outcome.release is None
@@ -390,6 +390,13 @@ def test_fields_of_layer_methods_are_refused(
         (
             {"adapter": {"target_modules": ["q_proj"]}},
             "prepends virtual tokens and changes no module",
+        ),
+        *(
+            (
+                {"adapter": {"options": {"num_virtual_tokens": count}}},
+                rf"adapter.options.num_virtual_tokens: must be a .* 1 \(got {count}\)\. Fix: set",
+            )
+            for count in ("abc", None, 0, 1.5, True)
         ),
         ({"data": {"packing": True}}, "data.packing: prefix_tuning prepends its tokens"),
         ({"training": {"gradient_checkpointing": True}}, "training.gradient_checkpointing: "),

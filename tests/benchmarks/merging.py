@@ -120,9 +120,9 @@ def _modules(shape: dict[str, int]) -> Iterator[tuple[str, int, int]]:
 
 def write_base(shape: dict[str, int], directory: Path) -> None:
     """A checkpoint of random bfloat16 weights, written tensor by tensor."""
+    from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
     from transformers import LlamaConfig
 
-    from lora_kit.merging.partial import INDEX
     from lora_kit.merging.tensors import PlannedTensor, write_tensors
 
     directory.mkdir(parents=True)
@@ -152,7 +152,8 @@ def write_base(shape: dict[str, int], directory: Path) -> None:
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_tensors(directory / name, shard)
         weight_map.update({one.key: name for one in shard})
-    (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    index = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (directory / SAFETENSORS_INDEX_FILE).write_text(index)
 
 
 def _random(seed: int, size: tuple[int, ...]) -> torch.Tensor:
@@ -241,10 +242,11 @@ def _wrong(folder: Path) -> dict[str, float]:
 
 
 def _merged(directory: Path, key: str) -> torch.Tensor:
-    from lora_kit.merging.partial import INDEX
+    from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
+
     from lora_kit.merging.tensors import stored_tensors
 
-    index = directory / INDEX
+    index = directory / SAFETENSORS_INDEX_FILE
     name = "model.safetensors"
     if index.is_file():
         name = json.loads(index.read_text())["weight_map"][key]

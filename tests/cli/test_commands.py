@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lora_kit.cli import main
+from lora_kit.recipe.recipe import Recipe
+
 ROOT = Path(__file__).parents[2]
 # In the order in which they are used: look, train, judge, ship; then what stands by itself.
 COMMANDS = (
@@ -96,3 +99,16 @@ def test_debugging_says_where_an_error_comes_from() -> None:
     assert "Traceback" not in plain.stderr
     assert "Traceback" in debugged.stderr
     assert "nope: neither a file nor a bundled recipe" in debugged.stderr
+
+
+def test_after_an_interrupt_the_way_to_continue_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recipe, "load", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "quickstart"])
+    assert end.value.code == 130
+    assert "interrupted. Fix: repeat the command" in capsys.readouterr().err

@@ -83,8 +83,10 @@ def test_a_run_of_classes_from_plan_to_verdict(tiny_encoder: Path, tmp_path: Pat
         evaluation={"arms": ["base", "adapter", "retrieval"]},
     )
     plan = make_plan(recipe)
-    assert (plan.forecast, plan.timing) == (None, None)
-    assert [span.text.strip() for span in plan.samples[0]][1] == "fruit"
+    found = plan.on_backbone
+    assert found is not None
+    assert (found.forecast, found.timing) == (None, None)
+    assert [span.text.strip() for span in found.samples[0]][1] == "fruit"
     outcome = pipeline.run(recipe, tmp_path / "run")
     assert outcome.release is None
     assert f"ship {tmp_path / 'run' / 'adapter'}" in outcome.refusal
@@ -95,7 +97,7 @@ def test_a_run_of_classes_from_plan_to_verdict(tiny_encoder: Path, tmp_path: Pat
     assert task.classes is not None
     assert [one.label for one in task.classes.adapter.classes] == ["bird", "fruit", "metal"]
     assert task.classes.base.classes[0].precision is None
-    assert [rival.arm for rival in task.rivals] == ["retrieval"]
+    assert [baseline.arm for baseline in task.baselines] == ["retrieval"]
     check_verdict(tmp_path / "run" / "evaluation")
     again = pipeline.evaluate(tmp_path / "run" / "adapter", recipe.evaluation.suites)
     entries = [entry for entry in again.read_entries() if entry.arm == "base"]

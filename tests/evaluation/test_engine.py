@@ -240,7 +240,7 @@ def test_an_arm_is_added_without_measuring_the_others_again(
     assert [e.task for e in shown] == ["lines"] * 6  # a baseline for gain tasks only
     assert of_first == {k: v for k, v in scores(second.read_entries()).items() if k in of_first}
     (task,) = [t for s in second.verdict.suites if s.role == "gain" for t in s.tasks]
-    assert [rival.arm for rival in task.rivals] == ["fewshot"]
+    assert [baseline.arm for baseline in task.baselines] == ["fewshot"]
     check_verdict(tmp_path / "out")
 
 

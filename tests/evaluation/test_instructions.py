@@ -104,7 +104,7 @@ def stated(prompt: str, part: str) -> bool:
         ({"id": "hi", "prompt": "Say hi."}, "'hi': needs a list of checks"),
         (
             {"id": "hi", "prompt": "Say hi.", "checks": [{"kind": "max_wrds", "value": 1}]},
-            "'hi': unknown kind of check 'max_wrds'",
+            "'hi': check: unknown kind .got 'max_wrds'",
         ),
     ],
 )

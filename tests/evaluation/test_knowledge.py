@@ -11,6 +11,7 @@ import pytest
 
 from lora_kit.evaluation.items import knowledge
 from lora_kit.evaluation.items.knowledge import CHOICES, Relation
+from lora_kit.evaluation.items.parse import read_entry
 from lora_kit.evaluation.items.row import ChoiceRow
 
 
@@ -33,7 +34,7 @@ def relation(**changes: object) -> Relation:
             "São Tomé": "São Tomé city",
         },
     }
-    return Relation.parse(capital | changes)
+    return read_entry(Relation, capital | changes, "a.yaml")
 
 
 def test_there_are_enough_items_in_enough_fields(rows: list[ChoiceRow]) -> None:
@@ -153,15 +154,15 @@ def test_also_true_that_leaves_two_wrong_answers_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"facts": {"World War II end": 1945}}, "must be text"),
-        ({"facts": {False: "Oslo"}}, "must be text"),
-        ({"facts": ["France"]}, "must be a mapping"),
+        ({"facts": {"World War II end": 1945}}, "a.yaml: capital.facts.World War II end: .*string"),
+        ({"facts": {False: "Oslo"}}, "capital.facts.*valid string .got False"),
+        ({"facts": ["France"]}, "capital.facts: Input should be a valid dictionary"),
         ({"question": "What is the capital?"}, "no placeholder {subject}"),
-        ({"field": " "}, "capital.field: must be text"),
+        ({"field": " "}, "capital.field: String should match pattern"),
         ({"also_true": {"Frence": ["Rome"]}}, "without a fact.*Frence"),
         ({"also_true": {"France": ["Romme"]}}, "no subject has.*Romme"),
-        ({"also_true": {"France": "Rome"}}, "must be a list"),
-        ({"also_treu": {}}, "unknown keys.*also_treu"),
+        ({"also_true": {"France": "Rome"}}, "also_true.France: Input should be a valid tuple"),
+        ({"also_treu": {}}, "capital.also_treu: Extra inputs"),
     ],
 )
 def test_a_relation_with_a_slip_is_refused(changes: dict[str, object], message: str) -> None:

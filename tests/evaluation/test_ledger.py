@@ -19,13 +19,12 @@ from lora_kit.evaluation.assembly import (
     refuse_separate_directories,
 )
 from lora_kit.evaluation.engine.journal import REUSED, Journal, Journals, journal_path
-from lora_kit.evaluation.entry_store import EntryStore
-from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import LEDGER_SCHEMA, Entry, Ledger, read_ledger, write_ledger
 from lora_kit.evaluation.reporting import flips as flips_module
-from lora_kit.evaluation.reporting.flips import find_flips, write_flips
-from lora_kit.evaluation.reporting.report import ReportFacts, write_report
+from lora_kit.evaluation.reporting.entry_store import EntryStore
+from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.runtime.errors import EvaluationError
+from tests.evaluation.in_memory import find_flips, judge, write_flips, write_report
 from tests.evaluation.test_report import BROKE, HELPED, KNOWLEDGE, everything
 
 PARTS = [ResultPart(f"key of {arm}", "s", "t", arm, ("a", "b", "c")) for arm in ("base", "adapter")]
@@ -210,12 +209,12 @@ def test_of_very_many_flips_the_first_are_shown_and_all_are_written(
 ) -> None:
     rows = HELPED + BROKE
     verdict = judge(rows, [KNOWLEDGE])
-    (few,) = find_flips(rows, verdict, max_shown=7)
     (all_of_them,) = find_flips(rows, verdict)
+    monkeypatch.setattr(flips_module, "MAX_SHOWN", 7)
+    (few,) = find_flips(rows, verdict)
     assert few.lost == all_of_them.lost[:7]
     assert few.lost_items == len(all_of_them.lost) == 30
     assert write_flips(tmp_path / "flips.jsonl", rows, verdict) == 30
-    monkeypatch.setattr(flips_module.find_flips, "__defaults__", (7,))
     write_report(tmp_path, verdict, rows, ReportFacts("t", {}))
     page = (tmp_path / "report.html").read_text()
     assert "30 lost <span>base correct, adapter wrong, first 7 shown</span>" in page

@@ -10,10 +10,14 @@ import pytest
 import yaml
 
 from lora_kit.backbone.load import Backbone
+from lora_kit.evaluation.diagnostics import secondary_metrics
+from lora_kit.evaluation.engine.scoring import until_stop_text
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, Item, Outcome, Task
 from lora_kit.evaluation.lm_eval.requests import encode_pairs
-from lora_kit.evaluation.lm_eval.source import lm_eval_environment, task_names
+from lora_kit.evaluation.lm_eval.source import lm_eval_environment
 from lora_kit.evaluation.lm_eval.tasks import build_lm_eval
+from lora_kit.evaluation.pairs import pair
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.runtime.errors import EvaluationError
 
@@ -183,7 +187,8 @@ def test_choices_are_the_tokens_and_the_scores_of_lm_eval(
             log_likelihoods, greedy = zip(*responses, strict=True)
             graded = task.grade(item, Outcome(log_likelihoods, greedy))
             assert graded.score == sample[metric]
-            assert graded.measures == {"acc": sample["acc"], "acc_norm": sample["acc_norm"]}
+            (other,) = {"acc", "acc_norm"} - {metric}
+            assert graded.measures == {other: sample[other]}
             assert item.answer is not None
             assert (graded.output == item.choices[item.answer]) == bool(graded.score)
 
@@ -256,6 +261,21 @@ def test_generated_text_is_filtered_and_graded_as_by_lm_eval(
         assert graded.measures["exact_match,whole"] == by_filter["whole"]["exact_match"]
 
 
+@pytest.mark.parametrize("metric", [None, "exact_match,whole"])
+def test_the_score_is_no_secondary_metric(metric: str | None, tokenizer: Any, write: Write) -> None:
+    path = write("task", ADDITION, SUMS)
+    task = build(path, tokenizer, metric=metric)
+    work = Work(Suite(name="s", role="gain", tasks=[task.spec]), task, (), "")
+    entries = {
+        item.id: work.entry("base", item, task.grade(item, outcome), outcome)
+        for item in task.items
+        for outcome in [Outcome(text="5")]
+    }
+    found = secondary_metrics(pair(entries, entries, task.spec, "here"), task.spec, 0.95)
+    other = "exact_match,whole" if metric is None else "exact_match,number"
+    assert [one.name for one in found] == [other]
+
+
 def test_a_generation_ends_at_the_stops_of_the_task(tokenizer: Any, write: Write) -> None:
     task = build(write("task", ADDITION, SUMS), tokenizer, metric="exact_match,whole")
     item = task.items[0]
@@ -263,10 +283,11 @@ def test_a_generation_ends_at_the_stops_of_the_task(tokenizer: Any, write: Write
         tuple(tokenizer("What is 2 + 3?")["input_ids"]), 7, ("\n", "What")
     )
     assert item.references == ("5",)
-    assert task.grade(item, Outcome(text="5\nWhat is 3 + 3?")).score == 1
+    text = until_stop_text("5\nWhat is 3 + 3?", item.request.stop)
+    assert task.grade(item, Outcome(text=text)).score == 1
     graded = task.grade(item, Outcome(text="It is 5. What"))
     assert graded.score == 0
-    assert graded.measures == {"exact_match,number": 1.0, "exact_match,whole": 0.0}
+    assert graded.measures == {"exact_match,number": 1.0}
 
 
 def test_an_outcome_can_be_graded_again(tokenizer: Any, write: Write) -> None:
@@ -378,8 +399,7 @@ def test_mutual_information_is_left_out(tokenizer: Any, write: Write) -> None:
     path = write("task", CHOICE, QUESTIONS, metric_list=metrics)
     task = build(path, tokenizer)
     assert set(task.grade(task.items[0], Outcome((-1.0, -2.0), (True, False))).measures) == {
-        "acc",
-        "acc_norm",
+        "acc_norm"
     }
     with pytest.raises(
         EvaluationError, match=r"\(got 'acc_mutual_info'\)\. Fix: use acc, acc_norm"
@@ -425,7 +445,9 @@ def test_without_lm_eval_the_error_says_what_to_install(
 
 
 def test_every_task_of_the_bundled_suite_is_one_of_lm_eval() -> None:
+    from lm_eval.tasks import TaskManager
+
     suite = Suite.load("hub-retention")
     assert {task.kind for task in suite.tasks} == {"lm_eval"}
-    assert {task.source for task in suite.tasks} <= set(task_names())
+    assert {task.source for task in suite.tasks} <= set(TaskManager().all_tasks)
     assert all(task.rationale for task in suite.tasks)

@@ -17,21 +17,22 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.reporting.answers import (
     summary_answers,
     summary_sentence,
     task_differences,
 )
-from lora_kit.evaluation.reporting.flips import find_flips, write_flips
 from lora_kit.evaluation.reporting.forest import Difference
 from lora_kit.evaluation.reporting.notation import Notation, format_p_value
 from lora_kit.evaluation.reporting.plane import build_plane
-from lora_kit.evaluation.reporting.report import ReportFacts, write_report
+from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.reporting.show import show_verdict
+from lora_kit.evaluation.reporting.show_continual import show_matrix
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
+from lora_kit.statistics.transfer import Transfer
+from tests.evaluation.in_memory import find_flips, judge, write_flips, write_report
 
 EVIL = (
     "<script>alert(1)</script> ]]> \"'&amp; \x00\x1b[31m\x9b \u202egnp.exe\u2066 "
@@ -690,6 +691,14 @@ def test_the_terminal_shows_findings_reasons_and_the_merged_model() -> None:
     assert "[U+001B][2Jt [bold]: would pass by its interval alone, but so." in text
     assert "needs about 1,234 items, has 400" in text
     assert "Merged" not in text
+
+
+def test_names_of_stages_and_tasks_are_escaped_for_the_terminal() -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    transfer = Transfer(0.0, 0.0, 0.0, 0.0, (0.0,))
+    show_matrix(("\x1b[2Jone",), ("[red]t",), ((0.5,),), {"\x9b[bold]": transfer}, console)
+    text = console.export_text()
+    assert all(name in text for name in ("[U+001B][2Jone", "[red]t", "[U+009B][bold]"))
 
 
 @pytest.mark.parametrize(("p", "said"), [(0.0, "< 0.001"), (0.0004, "< 0.001"), (0.0496, "0.050")])

@@ -20,3 +20,16 @@ def test_only_rows_that_end_with_an_answer_are_examples() -> None:
     assert retriever is not None
     assert retriever.answers == ("So.",)
     assert Retriever.of(ROWS[1:]) is None
+
+
+def test_other_examples_have_another_identity() -> None:
+    """TF-IDF has the same values for texts of the same shape."""
+
+    def identity(*prompts: str) -> str:
+        rows = [Row(f"f:{p}", "", (Message("user", p), ANSWERED)) for p in prompts]
+        retriever = Retriever.of(rows)
+        assert retriever is not None
+        return retriever.identity
+
+    assert identity("red apple", "blue sky") != identity("green pear", "dark moon")
+    assert identity("red apple", "blue sky") == identity("red apple", "blue sky")

@@ -5,14 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lora_kit.data.rows import Message
 from lora_kit.data.tokenization import IGNORE_INDEX
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, LossRequest, Outcome, Task
-from lora_kit.evaluation.suite import Suite, TaskSpec, suite_names
+from lora_kit.evaluation.suite import SUITE_FOLDERS, Suite, TaskSpec
 from lora_kit.evaluation.tasks import build_task, selected_clusters
 from lora_kit.metrics.load import load_metric
+from lora_kit.recipe.bundled import bundled_names
 from lora_kit.runtime.errors import DataError, EvaluationError, RecipeError
 
 QUIZ = [
@@ -324,6 +326,24 @@ def test_a_metric_of_the_hub_is_asked_for_by_that_word(monkeypatch: pytest.Monke
         load_metric("hub:no_such_metric")
 
 
+@pytest.mark.parametrize("value", ["np.float32(0.5)", "np.int64(3)", "np.float64(0.25)", "2"])
+def test_a_score_of_any_numeric_type_is_taken(value: str, tmp_path: Path) -> None:
+    module = tmp_path / "half.py"
+    module.write_text(
+        "import datasets\nimport evaluate\nimport numpy as np\n"
+        "TEXT = datasets.Value('string')\n"
+        "class Half(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        features = datasets.Features({'predictions': TEXT, 'references': TEXT})\n"
+        "        return evaluate.MetricInfo('', '', features=features)\n"
+        "    def _compute(self, predictions, references):\n"
+        f"        return {{'half': {value}}}\n"
+    )
+    score = load_metric(str(module))("a", ["b"])
+    assert type(score) is float
+    assert score == eval(value, {"np": np})
+
+
 def test_a_pair_is_a_question_whose_order_of_choices_gives_nothing_away(
     tmp_path: Path, tokenizer: Any
 ) -> None:
@@ -350,7 +370,7 @@ def test_a_pair_is_a_question_whose_order_of_choices_gives_nothing_away(
 
 
 def test_the_bundled_suites_load_and_core_retention_has_a_thousand_items() -> None:
-    suites = {name: Suite.load(name) for name in suite_names()}
+    suites = {name: Suite.load(name) for name in bundled_names(SUITE_FOLDERS)}
     assert {"docstrings", "core-retention", "hub-retention", "bias"} <= set(suites)
     assert {"docstring-pairs", "sums"} <= set(suites)
     core = suites["core-retention"]

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from lora_kit.evaluation.harness import LEDGER, VERDICT
-from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger, write_ledger
 from lora_kit.evaluation.suite import Suite
-from lora_kit.evaluation.verdict import BASELINE_NAMES, BASELINES
 from lora_kit.evaluation.verdict_file import (
     SUITES,
     Lineage,
@@ -21,6 +19,7 @@ from lora_kit.evaluation.verdict_file import (
 )
 from lora_kit.runtime.errors import EvaluationError, RecipeError
 from lora_kit.runtime.files import write_json
+from tests.evaluation.in_memory import judge
 
 RETENTION = Suite.model_validate(
     {
@@ -88,7 +87,7 @@ def test_an_adapter_that_breaks_down_on_an_item_does_not_pass(broken: float | No
 
 def test_arms_on_different_items_are_not_compared() -> None:
     rows = ledger([1.0] * 10, [2.9] * 10)[:-1]
-    with pytest.raises(EvaluationError, match=r"keep/prose.*same items \(10 and 9\)"):
+    with pytest.raises(EvaluationError, match=r"keep/prose.*same items \(got 10 and 9\)"):
         judge(rows, [RETENTION])
 
 
@@ -233,7 +232,7 @@ def test_a_rival_without_a_score_does_not_stop_the_verdict() -> None:
     entries = arm("base", [3.0, 3.1] * 20) + arm("adapter", [2.0, 2.2] * 20)
     verdict = judge([*entries, *arm("scratch", [math.nan] * 40)], [suite])
     assert verdict.decision == "PASS"
-    assert verdict.suites[0].tasks[0].rivals == ()
+    assert verdict.suites[0].tasks[0].baselines == ()
 
 
 def test_won_and_lost_add_up_to_the_difference() -> None:
@@ -329,16 +328,19 @@ def test_an_adapter_that_a_prompt_would_replace_is_said_so() -> None:
     beaten = judge([*entries, *arm("fewshot", base), *arm("retrieval", [0.0] * 100)], [suite])
     assert beaten.decision == "PASS"
     assert beaten.findings == ()
-    assert [rival.decision for rival in beaten.suites[0].tasks[0].rivals] == ["PASS", "PASS"]
+    assert [baseline.decision for baseline in beaten.suites[0].tasks[0].baselines] == [
+        "PASS",
+        "PASS",
+    ]
     as_good = judge([*entries, *arm("fewshot", adapter)], [suite])
-    assert as_good.suites[0].tasks[0].rivals[0].decision == "INCONCLUSIVE"
+    assert as_good.suites[0].tasks[0].baselines[0].decision == "INCONCLUSIVE"
     assert [(f.kind, f.task) for f in as_good.findings] == [
         ("no advantage over few-shot prompting shown", "quiz")
     ]
     assert "The adapter is not shown to be better on quiz than" in as_good.findings[0].text
     better = judge([*entries, *arm("scratch", [1.0] * 100)], [suite])
-    (rival,) = better.suites[0].tasks[0].rivals
-    assert (rival.decision, rival.interval.high < 0) == ("FAIL", True)
+    (baseline,) = better.suites[0].tasks[0].baselines
+    assert (baseline.decision, baseline.interval.high < 0) == ("FAIL", True)
     assert [(f.kind, f.task) for f in better.findings] == [("negative transfer", "quiz")]
     assert "is better than the adapter on quiz" in better.findings[0].text
 
@@ -350,15 +352,11 @@ def test_a_baseline_with_a_higher_mean_alone_is_no_negative_transfer() -> None:
     slightly_better = [1.0] * 62 + [0.0] * 18 + [1.0] * 20
     entries = arm("base", base) + arm("adapter", adapter)
     verdict = judge([*entries, *arm("probe", slightly_better)], [suite])
-    (rival,) = verdict.suites[0].tasks[0].rivals
-    assert rival.interval.delta < 0 < rival.interval.high
+    (baseline,) = verdict.suites[0].tasks[0].baselines
+    assert baseline.interval.delta < 0 < baseline.interval.high
     (finding,) = verdict.findings
     assert finding.kind == "no advantage over a linear probe shown"
     assert "better than the adapter" not in finding.text
-
-
-def test_every_baseline_has_a_name_and_a_description() -> None:
-    assert BASELINE_NAMES.keys() == BASELINES.keys()
 
 
 def test_a_loss_on_one_slice_is_an_alarm_though_the_whole_passes() -> None:
@@ -461,8 +459,8 @@ def test_a_verdict_of_another_version_names_what_differs(tmp_path: Path) -> None
     verdict = judge(ledger([1.0] * 30, [2.9, 2.8] * 15), [RETENTION]).to_dict()
     lineage = asdict(Lineage("b", "a", {}))
     write_json(tmp_path / VERDICT, {**verdict, **lineage, "suites": [{"suite": "keep"}]})
-    with pytest.raises(EvaluationError, match=r"verdict of this version \(suites.0.role: "):
+    with pytest.raises(EvaluationError, match=r"verdict of this version \(got suites.0.role: "):
         read_verdict(tmp_path)
     write_json(tmp_path / VERDICT, {**verdict, **lineage, "backbone": None})
-    with pytest.raises(EvaluationError, match=r"verdict of this version \(backbone: "):
+    with pytest.raises(EvaluationError, match=r"verdict of this version \(got backbone: "):
         read_verdict(tmp_path)

@@ -4,21 +4,27 @@ from collections import Counter
 
 import pytest
 
-from lora_kit.evaluation.items import language, parse, reasoning, written
+from lora_kit.evaluation.items import language, parse, reasoning
+from lora_kit.evaluation.items.parse import read_entry
+from lora_kit.evaluation.items.written import WrittenGroup, WrittenQuestion
+
+PAPER = {"question": "What do you cut paper with?", "right": "scissors", "wrong": ["a cup"]}
 
 
 def group(**changes: object) -> dict[str, object]:
-    item = {"question": "What do you cut paper with?", "right": "scissors", "wrong": ["a cup"]}
-    return {"kind": "tool", "items": {"cut-paper": item}} | changes
+    return {"kind": "tool", "items": {"cut-paper": PAPER}} | changes
+
+
+def read(value: dict[str, object]) -> list[WrittenQuestion]:
+    return list(read_entry(WrittenGroup, value, "a.yaml").questions())
 
 
 def item(**changes: object) -> dict[str, object]:
-    row = {"question": "What do you cut paper with?", "right": "scissors", "wrong": ["a cup"]}
-    return group(items={"cut-paper": row | changes})
+    return group(items={"cut-paper": PAPER | changes})
 
 
 def test_a_kind_names_the_item_and_its_slice() -> None:
-    (question,) = written.parse_written_questions(item(cluster="paper"))
+    (question,) = read(item(cluster="paper"))
     row = question.row("kind")
     assert (row.id, row.cluster, row.slices) == ("tool/cut-paper", "paper", {"kind": "tool"})
     assert row.choices[row.answer] == "scissors"
@@ -28,15 +34,13 @@ def test_a_kind_names_the_item_and_its_slice() -> None:
 def test_a_kind_can_ask_the_same_of_all_its_items() -> None:
     about = {"about": "hot", "right": "cold", "wrong": ["wet"]}
     opposites = group(kind="antonym", ask="What is the opposite of {about}?", items={"hot": about})
-    (question,) = written.parse_written_questions(opposites)
+    (question,) = read(opposites)
     assert question.question == "What is the opposite of hot?"
 
 
 def test_a_blank_makes_the_answers_whole_sentences() -> None:
     about = {"about": "The dogs ___ .", "right": "bark", "wrong": ["barks"]}
-    (question,) = written.parse_written_questions(
-        group(ask="Complete: {about}", items={"dogs": about})
-    )
+    (question,) = read(group(ask="Complete: {about}", items={"dogs": about}))
     assert question.question == "Complete: The dogs ___ ."
     assert (question.right, question.wrong) == ("The dogs bark .", ("The dogs barks .",))
 
@@ -44,26 +48,29 @@ def test_a_blank_makes_the_answers_whole_sentences() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (item(right=4), "tool.cut-paper.right: must be text"),
-        (item(wrong=[]), "must be a non-empty list"),
-        (item(wrong="a cup"), "tool.cut-paper.wrong: must be a non-empty list"),
-        (item(wrong=["a cup", False]), r"wrong\[1\]: must be text"),
+        (
+            item(right=4),
+            r"a.yaml: tool.items.cut-paper.right: Input should be a valid string \(got 4\)",
+        ),
+        (item(wrong=[]), "cut-paper.wrong: Tuple should have at least 1 item"),
+        (item(wrong="a cup"), "cut-paper.wrong: Input should be a valid tuple"),
+        (item(wrong=["a cup", False]), r"wrong.1: Input should be a valid string"),
         (item(wrong=["Scissors"]), "duplicate answers"),
         (item(question="One ___ two ___"), "more than one blank"),
-        (item(rigth="a knife"), "unknown keys.*rigth"),
-        (item(cluster=""), "cluster: must be text"),
-        (group(items={"Cut paper": {}}), "must be a slug .*write 'cut-paper'"),
-        (group(items={3: {}}), "a name in tool: must be text"),
-        (group(items=[]), "tool.items: must be a mapping"),
-        (group(ask="What is the opposite?"), "no placeholder {about}"),
-        (group(ask="What is {about}?"), "unknown keys.*question"),
-        (group(kind=None), "kind: must be text"),
-        (group(itmes={}), "unknown keys.*itmes"),
+        (item(rigth="a knife"), "cut-paper.rigth: Extra inputs"),
+        (item(cluster=""), "cluster: String should match"),
+        (group(items={"Cut paper": PAPER}), "must be a slug .*write 'cut-paper'"),
+        (group(items={3: {}}), r"tool.items.3.\[key\]: Input should be a valid string"),
+        (group(items=[]), "tool.items: Input should be a valid dictionary"),
+        (group(ask="What is the opposite?"), "tool.ask: String should match pattern"),
+        (group(ask="What is {about}?"), "tool.cut-paper: needs `about` .*question"),
+        (group(kind=None), "kind: Input should be a valid string"),
+        (group(itmes={}), "tool.itmes: Extra inputs"),
     ],
 )
 def test_a_slip_is_refused(changed: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        list(written.parse_written_questions(changed))
+        read(changed)
 
 
 def test_a_key_that_is_there_twice_is_refused() -> None:

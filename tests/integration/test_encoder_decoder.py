@@ -26,7 +26,7 @@ from lora_kit.data.tokenization import (
     tokenize_prompt,
     tokenize_rows,
 )
-from lora_kit.evaluation.engine.drift import token_kl
+from lora_kit.evaluation.engine.drift import prompt_drift
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.evaluation.suite import Suite
@@ -339,7 +339,7 @@ def test_drift_is_that_of_the_answers(trained: Trained, backbone: Backbone) -> N
     examples = examples_of(backbone)
     prompts = [example.input_ids[:-1] for example in examples]
     pad = backbone.tokenizer.pad_token_id
-    found = token_kl(model, prompts, pad, torch.device("cpu"))
+    found = prompt_drift(model, prompts, pad, torch.device("cpu"))
     assert found[1] == pytest.approx(float(kl.mean()), rel=1e-3, abs=1e-5)
 
 

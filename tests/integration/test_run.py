@@ -281,8 +281,8 @@ def test_an_arm_is_added_to_what_was_measured(finished: Path, tmp_path: Path) ->
     suite = ["--suite", "lines.yaml", "--output", str(output), "--json"]
     first = command("evaluate", str(finished), *suite, cwd=finished.parents[1])
     assert first.returncode in (0, 3, 4), first.stderr
-    rivals = json.loads(first.stdout)["suites"][0]["tasks"][0]["rivals"]
-    assert [rival["arm"] for rival in rivals] == ["fewshot", "retrieval"]
+    baselines = json.loads(first.stdout)["suites"][0]["tasks"][0]["baselines"]
+    assert [baseline["arm"] for baseline in baselines] == ["fewshot", "retrieval"]
     before = scores(output)
     more = command("evaluate", str(finished), *suite, "--arm", "scratch", cwd=finished.parents[1])
     assert more.returncode in (0, 3, 4), more.stderr

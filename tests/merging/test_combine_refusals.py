@@ -52,7 +52,7 @@ def test_names_are_compared_where_there_is_no_fingerprint_and_it_says_so(
     ("changes", "message"),
     [
         ({"use_dora": True}, r"use_dora: makes the adapter more .*\(got True\)"),
-        ({"peft_type": "IA3"}, r"peft_type: only LORA adapters .*\(got IA3\)"),
+        ({"peft_type": "IA3"}, r"peft_type: not LoRA \(got IA3\)"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save: .*\(got \['lm_head'\]\)"),
         ({"bias": "all"}, r" bias: .*\(got 'all'\)"),
         ({"invented_in_2030": 3}, "invented_in_2030"),

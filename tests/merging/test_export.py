@@ -11,15 +11,13 @@ from typer.testing import CliRunner
 
 from lora_kit.backbone.gguf import PRE_TOKENIZERS
 from lora_kit.cli.app import app
+from lora_kit.data.tokenization import Example
 from lora_kit.merging.exporting import comparison, gguf_model
-from lora_kit.merging.exporting.comparison import (
-    default_texts,
-    load_gguf,
-    next_token_log_probabilities,
-)
+from lora_kit.merging.exporting.comparison import comparison_examples, default_texts, load_gguf
 from lora_kit.merging.exporting.export import export
 from lora_kit.merging.exporting.show import describe_export
 from lora_kit.merging.exporting.vocabulary import NORMAL
+from lora_kit.merging.predictions import MAX_POSITIONS, predict_log_probabilities
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.hashes import file_sha256
 
@@ -260,13 +258,13 @@ def test_values_that_f16_cannot_hold_and_tensors_without_a_place_are_refused(
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
-@pytest.mark.parametrize("to", ["gguf", "nf4"])
+@pytest.mark.parametrize(("to", "message"), [("gguf", "file is damaged"), ("nf4", "cannot be")])
 def test_a_truncated_shard_is_an_error_and_leaves_nothing(
-    to: Any, model: Path, tmp_path: Path
+    to: Any, message: str, model: Path, tmp_path: Path
 ) -> None:
     shard = max(model.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-200])
-    with pytest.raises(MergeError, match="cannot be"):
+    with pytest.raises(MergeError, match=message):
         export(model, to, tmp_path / "out", texts=TEXTS)
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
@@ -341,13 +339,24 @@ def test_the_distributions_are_those_of_the_whole_row(model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model)
-    found = next_token_log_probabilities(model, [(5, 6, 7), (8, 9)])
+    rows = ((5, 6, 7), (8, 9))
+    found = predict_log_probabilities(model, [Example(row, row) for row in rows])
     assert found.shape == (3, model.config.vocab_size)
     assert torch.allclose(found.exp().sum(dim=1), torch.ones(3), atol=1e-4)
     same = comparison.compare_export(found, found, 0, 0)
     assert (same.top1_agreement, same.mean_kl) == (1, 0)
     with pytest.raises(MergeError, match="infinite or NaN"):
         comparison.compare_export(found, found * float("nan"), 0, 0)
+
+
+@pytest.mark.parametrize("texts", [1, 300, 600])
+def test_many_texts_are_compared_on_no_more_positions_than_few(model: Path, texts: int) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    examples = comparison_examples(tokenizer, [TEXTS[0] * 50] * texts)
+    network = AutoModelForCausalLM.from_pretrained(model)
+    assert len(predict_log_probabilities(network, examples)) == MAX_POSITIONS
 
 
 @pytest.fixture(scope="module")

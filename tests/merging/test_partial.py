@@ -123,9 +123,8 @@ def test_a_shard_that_lost_bytes_is_written_again(
 
 
 def test_two_merges_into_one_place_at_a_time_are_refused(plan: MergePlan, tmp_path: Path) -> None:
-    fields = asdict(plan)
     with (
-        PartialMerge.begin_or_resume(tmp_path / "merged", fields, []),
+        PartialMerge.begin_or_resume(tmp_path / "merged", plan, []),
         pytest.raises(MergeError, match="another process is merging into it"),
     ):
         merge_stream(plan, tmp_path / "merged")

@@ -7,6 +7,7 @@ from typing import Any
 import bitsandbytes.functional as bnb
 import pytest
 import torch
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +16,6 @@ from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.merging.dequantize import dequantized
-from lora_kit.merging.partial import INDEX
 from lora_kit.merging.plan import MergePlan
 from lora_kit.merging.stream import merge_stream
 from lora_kit.recipe.adapter import AdapterSpec
@@ -104,7 +104,7 @@ def test_shards_hold_every_tensor_once(tiny: Path, tmp_path: Path, shard_bytes: 
     assert len(keys) == result.tensors
     if shard_bytes < 10**9:
         assert len(files) > 3
-        index = json.loads((tmp_path / "merged" / INDEX).read_text())
+        index = json.loads((tmp_path / "merged" / SAFETENSORS_INDEX_FILE).read_text())
         assert set(index["weight_map"]) == set(keys)
         assert index["metadata"]["total_size"] == result.weight_bytes
 

@@ -105,7 +105,7 @@ def test_the_arm_is_the_regression_on_the_frozen_backbone(
     pipeline.train(recipe, run)
     evaluation = pipeline.evaluate(run)
     task = evaluation.verdict.suites[0].tasks[0]
-    assert [rival.arm for rival in task.rivals] == ["probe"]
+    assert [baseline.arm for baseline in task.baselines] == ["probe"]
     found = {e.item: e.log_likelihoods for e in evaluation.read_entries() if e.arm == "probe"}
     assert len(found) == 12
     backbone = open_run(run).backbone

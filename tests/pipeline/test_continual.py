@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.pipeline.continual import assemble, evaluate_continual
 from lora_kit.runtime.errors import EvaluationError
+from tests.evaluation.in_memory import judge
 
 
 def suite(name: str, kind: str) -> Suite:

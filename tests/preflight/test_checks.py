@@ -266,6 +266,14 @@ def test_texts_pass_where_the_template_ends_no_turn() -> None:
     )
 
 
+def test_the_search_for_a_leak_keeps_the_mode_of_each_module() -> None:
+    model = specimen_model().train()
+    model.get_output_embeddings().eval()
+    before = [module.training for module in model.modules()]
+    packed_difference(model, [example("a", "b", "c", supervised=1)] * 2)
+    assert [module.training for module in model.modules()] == before
+
+
 def test_rounding_in_half_precision_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = [example("a", "b", "c", supervised=1), example("d", "a", "b", supervised=1)]
     full = specimen_model()

@@ -71,7 +71,7 @@ def test_the_memory_on_a_gpu_is_estimated_without_one(subject: Subject) -> None:
     recipe = subject.recipe.model_copy(update={"backbone": backbone})
     found = subject.forecast(recipe)
     assert found.fits
-    assert found.probe is not None
+    assert found.time is not None
     gpu = found.on_a_gpu
     assert gpu is not None
     assert (gpu.device, gpu.components["libraries"]) == ("cuda", CUDA_BASE)
@@ -79,5 +79,5 @@ def test_the_memory_on_a_gpu_is_estimated_without_one(subject: Subject) -> None:
     assert gpu.batch.rows == min(share, len(subject.data.examples)), (
         "a GPU takes the whole batch at once"
     )
-    assert found.to_dict()["on_a_gpu"]["cards"][0] == "T4 16 GB"
+    assert found.to_dict()["on_a_gpu"]["gpus"][0] == "T4 16 GB"
     assert "on a GPU: " in subject.shown(found)

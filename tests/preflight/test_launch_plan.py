@@ -28,19 +28,20 @@ def test_the_plan_is_of_the_processes_that_would_be_started(
 ) -> None:
     whole, divided = (make_plan(tiny_recipe, by(name, 2)) for name in ("ddp.yaml", "fsdp2.yaml"))
     assert whole.micro_batch_size == 2, "a GPU takes its half of a step at once"
-    assert whole.forecast is None, "how fast this machine is says nothing of those"
-    assert whole.memory_per_process is not None
-    assert divided.memory_per_process is not None
-    assert whole.memory_per_process.device == "cuda"
-    assert whole.memory_per_process.components["libraries"] == CUDA_BASE
+    assert whole.on_backbone is not None
+    assert divided.on_backbone is not None
+    assert whole.on_backbone.forecast is None, "how fast this machine is says nothing of those"
+    one, other = (plan.on_backbone.memory_per_process for plan in (whole, divided))
+    assert one is not None
+    assert other is not None
+    assert one.device == "cuda"
+    assert one.components["libraries"] == CUDA_BASE
     frozen = "other frozen weights"
-    assert divided.memory_per_process.components[frozen] == -(
-        -whole.memory_per_process.components[frozen] // 2
-    )
+    assert other.components[frozen] == -(-one.components[frozen] // 2)
 
     made = json.loads(json.dumps(divided.to_dict()))
     assert made["launch"]["launch"]["fsdp_version"] == 2
-    assert made["rank"]["total"] == divided.memory_per_process.total
+    assert made["memory_per_process"]["total"] == other.total
     show_plan(divided, Console(width=120))
     shown = " ".join(capsys.readouterr().out.split())
     assert "fsdp2.yaml: 2 processes (FSDP 2); memory of each process:" in shown

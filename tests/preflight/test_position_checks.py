@@ -66,10 +66,10 @@ def test_long_retention_texts_are_refused(short: dict[str, Any], tmp_path: Path,
     rows = {} if kind == "kl" else {"rows": 8}
     short["retention"] = {kind: {"source": str(texts), **rows}}
     field = rf"retention\.{kind}\.length"
-    message = rf"{field}: 128: .*kept\.jsonl:1 needs \d+ positions.*Fix: lower {field}\.$"
+    message = rf"{field}: 128: .*kept\.jsonl:1 needs \d+ positions.*Fix: lower {field}$"
     refused(short, DataError, message, tmp_path / "run")
     short["retention"][kind]["length"] = PLACES
-    assert make_plan(Recipe.model_validate(short)).checked is not None
+    assert make_plan(Recipe.model_validate(short)).on_backbone is not None
 
 
 def test_examples_longer_than_the_teachers_positions_are_refused(
@@ -85,7 +85,7 @@ def test_examples_longer_than_the_teachers_positions_are_refused(
     )
     refused(short, TrainingError, message, tmp_path / "run")
     short["data"]["max_length"] = PLACES
-    assert make_plan(Recipe.model_validate(short)).checked is not None
+    assert make_plan(Recipe.model_validate(short)).on_backbone is not None
 
 
 def test_long_sampled_answers_are_refused(short: dict[str, Any], tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def state_of(model: Any) -> dict[str, Any]:
         "weights": {name: value.clone() for name, value in model.state_dict().items()},
         "gradients": [p.grad for p in model.parameters()],
         "random": torch.get_rng_state(),
-        "training": model.training,
+        "training": [module.training for module in model.modules()],
         "checkpointing": model.is_gradient_checkpointing,
         "hooks": len(model.get_input_embeddings()._forward_hooks),
     }
@@ -46,6 +46,7 @@ def test_nothing_is_left_changed(
 ) -> None:
     model = attach(tiny_backbone, tiny_recipe.adapter, seed=0)
     model.eval()
+    model.get_input_embeddings().train()  # modules keep modes of their own
     kept = next(p for p in model.parameters() if p.requires_grad)
     kept.grad = torch.ones_like(kept)
     before = state_of(model)

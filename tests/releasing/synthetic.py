@@ -5,7 +5,6 @@ from typing import Any
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
 from lora_kit.evaluation.harness import LEDGER, VERDICT
-from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, write_ledger
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import SUITES
@@ -16,6 +15,7 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.files import write_json
 from lora_kit.runtime.hashes import file_sha256
 from lora_kit.runtime.machine import machine, versions
+from tests.evaluation.in_memory import judge
 
 SUITE = Suite.model_validate(
     {

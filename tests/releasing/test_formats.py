@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -51,12 +52,12 @@ def reshape(weights: dict[str, torch.Tensor]) -> None:
         (
             rename,
             [
-                "weights are missing for model.layers.0.mlp.up_proj.weight",
-                "does not have the stored weights _orig_mod.",
+                "weights are missing (got model.layers.0.mlp.up_proj.weight",
+                "does not have the stored weights (got _orig_mod.",
             ],
         ),
-        (drop, ["weights are missing for model.norm.weight"]),
-        (reshape, ["weights have another shape for model.norm.weight"]),
+        (drop, ["weights are missing (got model.norm.weight"]),
+        (reshape, ["weights have another shape (got model.norm.weight"]),
     ],
 )
 def test_weights_that_differ_from_the_model_are_refused(
@@ -79,7 +80,7 @@ def test_a_tied_head_may_be_stored_or_not(model: Path) -> None:
     del weights["lm_head.weight"]
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     assert found(model).refusals == (
-        "merged: weights are missing for lm_head.weight. Fix: run `lora-kit merge` again",
+        "merged: weights are missing (got lm_head.weight). Fix: run `lora-kit merge` again",
     )
 
 
@@ -173,6 +174,21 @@ def test_a_truncated_file_is_refused(model: Path) -> None:
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     assert found(model).refusals
+
+
+def test_weights_larger_than_memory_are_checked(model: Path) -> None:
+    numbers = 2**40
+    header = {"huge": {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}}
+    text = json.dumps(header).encode()
+    path = model / "model-00002.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, path.stat().st_size + 4 * numbers)  # sparse
+    stored = dict.fromkeys(load_file(model / "model.safetensors"), "model.safetensors")
+    write_json(model / "model.safetensors.index.json", {"weight_map": stored | {"huge": path.name}})
+    assert found(model).refusals == (
+        "merged: the model does not have the stored weights (got huge). Fix: run `lora-kit merge` "
+        "again",
+    )
 
 
 def test_a_model_without_chat_template_is_a_warning(model: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_kit.backbone.card import card_license
 from lora_kit.data.sources import BUILT_IN
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.outside import named_outside
@@ -243,3 +244,22 @@ def test_the_licence_of_a_built_in_source_cannot_be_set(field: str) -> None:
     spec = Recipe.load("quickstart", [f"{field}.license=MIT"]).data
     with pytest.raises(DataError, match=rf"{field}\.license: .* is built in"):
         training_rows(spec, 0)
+
+
+@pytest.mark.parametrize(
+    ("card", "license_"),
+    [
+        ("\ufeff---\nlicense: mit\n---\n", "mit"),
+        ("---\r\nlicense: other\r\nlicense_name: own-1\r\n---\r\ntext", "own-1"),
+        ("---\nlicense: [mit, cc0-1.0]\n---\n", "mit AND cc0-1.0"),
+        ("---\nlicense: unknown\n---\n", None),
+        ("---\n- license\n---\n", None),
+        ("license: mit\n", None),
+    ],
+)
+def test_the_licence_of_a_card_is_in_its_header(
+    card: str, license_: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_bytes(card.encode())
+    assert card_license(tmp_path) == license_
+    assert card_license(tmp_path / "missing") is None

@@ -9,7 +9,6 @@ import jinja2
 import pytest
 
 from lora_kit.evaluation.harness import LEDGER, VERDICT
-from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, read_ledger, write_ledger
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import SUITES, read_verdict
@@ -20,6 +19,7 @@ from lora_kit.releasing.manifest import MANIFEST, Manifest, files_below
 from lora_kit.runtime.errors import EvaluationError, LoraKitError, ReleaseError
 from lora_kit.runtime.files import write_json
 from lora_kit.runtime.hashes import file_sha256
+from tests.evaluation.in_memory import judge
 
 Tampering = Callable[[Path], None]
 
@@ -281,7 +281,7 @@ def other_dtype(release: Path) -> None:
     ("change", "part"),
     [
         (other_dtype, "dtype is float16, but config.json has float32"),
-        (undecided, "the verdict is PASS, but the manifest says INCONCLUSIVE"),
+        (undecided, "decision: differs from the verdict's PASS .got INCONCLUSIVE"),
         (accepted, "the accepted tasks are not the undecided tasks"),
         (other_backbone, "backbone differs from that of its own parts"),
         (other_seed, "seed differs from the recipe's"),
@@ -323,7 +323,7 @@ def test_an_unknown_file_in_the_manifest_is_detected(copied: Path, name: str) ->
     [
         ("[]", "expected a JSON object", 3),
         ("{", "cannot be read", 3),
-        ('{"files": ["a"]}', "not a manifest, since it lists no files", 3),
+        ('{"files": ["a"]}', "files: not a list of files with hashes", 3),
         ('{"files": {}, "format": 2, "released_with": {"lora-kit": "0.1"}}', "lora-kit 0.1", 2),
         ('{"files": {}, "format": 1, "versions": {"lora-kit": "0.0.9"}}', "lora-kit 0.0.9", 2),
         ('{"files": {}, "format": 5}', "name: Field required", 3),

@@ -35,5 +35,5 @@ def test_an_adapter_whose_effect_is_not_linear(tiny: Path, tmp_path: Path) -> No
     (run / "adapter" / "adapter_model.safetensors").touch()
     config = {"peft_type": "LORA", "use_dora": True}
     (run / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(AdapterError, match="use_dora: DoRA normalizes"):
+    with pytest.raises(AdapterError, match="use_dora: makes the adapter more"):
         rescale(run)

@@ -238,7 +238,7 @@ def test_where_nothing_is_kept_nothing_is_left_to_ship(
     record, printed = recorded(again), capsys.readouterr().out
     assert (record["scale"], record["half_b"], record["adapter_rescaled"]) == (None, None, None)
     assert record["decision"] == "FAIL"
-    assert "no scale is shown to keep all retention tasks" in record["why"]
+    assert "no scale is shown to keep all retention tasks" in record["reason"]
     assert "No scale is chosen" in printed
     assert "Adapter:" not in printed
     assert not (again / "adapter-rescaled").exists()
@@ -318,4 +318,4 @@ def test_dora_is_refused_before_the_backbone_is_loaded(
     path = run / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
     assert command("rescale", run) == 2
-    assert "use_dora: DoRA normalizes" in capsys.readouterr().err
+    assert "use_dora: makes the adapter more" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lora_kit.adapter.attach import attach
@@ -45,6 +45,26 @@ def test_what_is_given_comes_before_what_the_adapter_says(half_precision: Path, 
     given = BackboneSpec(model=str(tiny), quantization="none")
     with pytest.raises(AdapterError, match=r"changed: .*quantization"):
         open_subject(half_precision, given)
+
+
+@pytest.mark.parametrize(
+    ("config", "described"),
+    [
+        (LoraConfig(task_type="CAUSAL_LM", r=4), "lora, rank 4"),
+        (
+            AdaLoraConfig(task_type="CAUSAL_LM", target_r=4, init_r=6, total_step=9),
+            "adalora, rank 4",
+        ),
+        (IA3Config(task_type="CAUSAL_LM"), "ia3"),
+    ],
+)
+def test_another_tools_adapter_is_described_by_its_method_and_rank(
+    tiny: Path, tmp_path: Path, config: PeftConfig, described: str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    get_peft_model(model, config).save_pretrained(tmp_path)
+    subject = open_subject(tmp_path, BackboneSpec(model=str(tiny)))
+    assert subject.facts == {"Adapter": described}
 
 
 def test_of_another_tools_adapter_the_weights_are_taken_as_they_are(

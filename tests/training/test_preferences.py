@@ -375,9 +375,10 @@ def test_answers_without_labels_are_refused(tiny: Path, tmp_path: Path) -> None:
 def test_a_plan_shows_supervised_samples(tiny: Path, tmp_path: Path, objective: str) -> None:
     plan = make_plan(recipe_of(tiny, tmp_path, objective))
     assert plan.optimizer_steps == 6
-    assert plan.counts is not None
-    assert plan.counts.rows == 12
-    shown = ["".join(span.text for span in sample if span.supervised) for sample in plan.samples]
+    assert plan.on_backbone is not None
+    assert plan.on_backbone.counts.rows == 12
+    samples = plan.on_backbone.samples
+    shown = ["".join(span.text for span in sample if span.supervised) for sample in samples]
     expected = (
         ["It is 3.", "Who knows, 0?"] if objective == "dpo" else ["Who knows, 0?", "It is 5."]
     )

@@ -285,10 +285,12 @@ def test_several_processes_are_refused_and_a_plan_shows_the_answers(
     with pytest.raises(TrainingError, match=r"reward is trained in one process \(got 2\)"):
         require_single_process(PreflightContext(recipe, launch=Launch(processes=2)))
     plan = make_plan(recipe)
-    assert (plan.optimizer_steps, plan.forecast) == (6, None)
-    assert plan.timing is not None
-    assert plan.timing.probe.rows == 8
-    assert plan.timing.duration.validation == 0.0
-    assert plan.timing.duration.training > plan.timing.probe.seconds
-    shown = ["".join(span.text for span in sample if span.supervised) for sample in plan.samples]
+    found = plan.on_backbone
+    assert found is not None
+    assert (plan.optimizer_steps, found.forecast) == (6, None)
+    assert found.timing is not None
+    assert found.timing.probe.rows == 8
+    assert found.timing.duration.validation == 0.0
+    assert found.timing.duration.training > found.timing.probe.seconds
+    shown = ["".join(span.text for span in sample if span.supervised) for sample in found.samples]
     assert shown[1] == "Who knows about 0?<|im_end|>"

@@ -12,10 +12,10 @@ import torch
 
 from lora_kit.adapter.saved import SavedClasses, adapter_sha256, read_saved_head
 from lora_kit.data.training_data import TrainingData
-from lora_kit.evaluation.arms.probe import PROBE, probe_arm
+from lora_kit.evaluation.arms.models import require_run
+from lora_kit.evaluation.arms.probe import probe_arm
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
-from lora_kit.evaluation.engine.retrieval import RETRIEVAL
-from lora_kit.recipe.classification import ARMS
+from lora_kit.recipe.sections import HEAD_ARMS, PROBE
 from lora_kit.runs.session import Subject
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.hashes import json_sha256
@@ -66,7 +66,7 @@ def loaded_class_arms(
     Raises:
         EvaluationError: if a classifier does not support an arm.
     """
-    require_arms(subject, names, ARMS["classification"])
+    require_arms(subject, names, HEAD_ARMS["classification"])
     classes = _classes(subject)
     backbone, config = subject.backbone, subject.backbone.model.config
     trained = [backbone.fingerprint.digest, backbone.spec.attention]
@@ -96,12 +96,7 @@ def require_arms(subject: Subject, names: Sequence[str], possible: Sequence[str]
             f"{subject.adapter}: arms: not supported with a head (got {unknown[0]}). Fix: use "
             f"{', '.join(possible)}"
         )
-    of_run = [name for name in names if name in (RETRIEVAL, PROBE)]
-    if subject.session is None and of_run:
-        raise EvaluationError(
-            f"{subject.adapter}: arms: {of_run[0]} needs the recipe and the data of a run (got an "
-            "adapter without a run). Fix: give the run directory, or remove the arm"
-        )
+    require_run(subject, names)
 
 
 def class_facts(subject: Subject) -> dict[str, str]:

@@ -13,13 +13,11 @@ from lora_kit.merging.record import MERGE_RECORD, merged_identity
 from lora_kit.merging.reloaded import ComputeSettings, load_merged
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.modeling.modes import adapter_disabled
-from lora_kit.recipe.sections import MERGED_ARMS
+from lora_kit.recipe.sections import FEWSHOT, MERGED_ARMS, PROBE, RUN_ONLY_ARMS
 from lora_kit.runs.session import Session, Subject
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.files import read_json
-from lora_kit.runtime.hashes import file_sha256, json_sha256
-
-RUN_ONLY_ARMS = (*MERGED_ARMS, "scratch", "retrieval")
+from lora_kit.runtime.hashes import changed_files, json_sha256
 
 
 def loaded_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
@@ -29,22 +27,26 @@ def loaded_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
         EvaluationError: if an arm needs a classifier, a run, or a merged model that is missing.
     """
     session = subject.session
-    if "probe" in names:
+    if PROBE in names:
         raise EvaluationError(
             f"{subject.adapter}: arms: probe needs a classifier (got a language model). Fix: "
             "remove the arm; `lora-kit compare-backbones` probes the features of a backbone"
         )
-    if session is None:
-        absent = [name for name in RUN_ONLY_ARMS if name in names]
-        if absent:
-            raise EvaluationError(
-                f"{subject.adapter}: arms: {absent[0]} needs the recipe and the data of a run (got "
-                "an adapter without a run). Fix: give the run directory, or remove the arm"
-            )
+    require_run(subject, names)
     models = [_on_backbone(subject, names)]
     if session is not None:
         models += [_merged(session, arm) for arm in MERGED_ARMS if arm in names]
     return models
+
+
+def require_run(subject: Subject, names: Sequence[str]) -> None:
+    """Refuse with EvaluationError an arm that needs a run, for an adapter without one."""
+    needing = [name for name in names if name in RUN_ONLY_ARMS]
+    if subject.session is None and needing:
+        raise EvaluationError(
+            f"{subject.adapter}: arms: {needing[0]} needs the recipe and the data of a run (got an "
+            "adapter without a run). Fix: give the run directory, or remove the arm"
+        )
 
 
 def base_identity(backbone: Backbone) -> str:
@@ -67,7 +69,7 @@ def _on_backbone(subject: Subject, names: Sequence[str]) -> LoadedArms:
     arms = [
         Arm("base", base, adapter_disabled, cached=True),
         Arm("adapter", adapted, nullcontext),
-        Arm("fewshot", base, adapter_disabled, roles=("gain",), cached=True),
+        Arm(FEWSHOT, base, adapter_disabled, roles=("gain",), cached=True),
     ]
     return LoadedArms(
         lambda: subject.model,
@@ -89,12 +91,7 @@ def _merged(session: Session, name: str) -> LoadedArms:
     computing = ComputeSettings.of(session.backbone.model)
 
     def load_unchanged() -> Any:
-        changed = [
-            name
-            for name, digest in files.items()
-            if not (directory / name).is_file() or file_sha256(directory / name) != digest
-        ]
-        if changed:
+        if changed := changed_files(directory, files):
             raise EvaluationError(
                 f"{directory}: files have changed since the merge (got {', '.join(changed)}). Fix: "
                 "merge again"

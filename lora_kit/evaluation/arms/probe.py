@@ -23,11 +23,11 @@ from lora_kit.modeling.linear_probe import (
 )
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.recipe.classification import ClassificationSpec
+from lora_kit.recipe.sections import PROBE
 from lora_kit.runs.session import Session
 from lora_kit.runtime.console import say
 from lora_kit.runtime.hashes import json_sha256
 
-PROBE = "probe"
 # Increase when the same rows can give another probe than before.
 PROBE_VERSION = 2
 

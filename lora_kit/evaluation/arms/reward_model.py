@@ -13,7 +13,7 @@ from lora_kit.adapter.saved import SavedReward, adapter_sha256, read_saved_head
 from lora_kit.backbone.heads import REWARD
 from lora_kit.evaluation.arms.classifier import require_arms
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
-from lora_kit.recipe.classification import ARMS
+from lora_kit.recipe.sections import HEAD_ARMS
 from lora_kit.runs.session import Subject
 from lora_kit.runtime.hashes import json_sha256
 
@@ -57,7 +57,7 @@ def loaded_reward_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArm
     Raises:
         EvaluationError: if a reward model does not support an arm.
     """
-    require_arms(subject, names, ARMS["reward"])
+    require_arms(subject, names, HEAD_ARMS["reward"])
     learned = _learned(subject)
     backbone, config = subject.backbone, subject.backbone.model.config
     trained = [backbone.fingerprint.digest, backbone.spec.attention]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_kit.evaluation.engine.journal import Journal
-from lora_kit.evaluation.engine.work import FEWSHOT, Work
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Item
+from lora_kit.recipe.sections import FEWSHOT
 
 
 @dataclass(frozen=True)

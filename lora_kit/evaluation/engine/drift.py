@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_encoder_decoder
+from lora_kit.data.tokenization import Example
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import HeadRequest, Item, LossRequest
-from lora_kit.modeling.likelihood import logits_at, to_device
+from lora_kit.evaluation.item import Item, prompt_and_answer_length
+from lora_kit.modeling.likelihood import logits_at, pad_examples, to_device, token_kl
 from lora_kit.modeling.modes import adapter_disabled
 
 MAX_PROMPTS = 16
@@ -44,14 +45,12 @@ def drift_prompt(work: Work, item: Item) -> tuple[int, ...]:
     These are the tokens of a loss example, or of the prompt otherwise: all of them for an
     encoder-decoder, the last `PROMPT_TOKENS` for a decoder.
     """
-    request = item.request
-    assert not isinstance(request, HeadRequest)  # drift is defined for language models only
-    ids = request.example.input_ids if isinstance(request, LossRequest) else request.prompt_ids
+    ids, _ = prompt_and_answer_length(item.request)
     return ids if work.has_encoder else ids[-PROMPT_TOKENS:]
 
 
 @torch.inference_mode()
-def token_kl(
+def prompt_drift(
     model: Any, prompts: Sequence[tuple[int, ...]], pad_token_id: int, device: torch.device
 ) -> list[float]:
     """Compute KL(base || adapter) in nats per token, averaged over each prompt's last positions.
@@ -65,26 +64,16 @@ def token_kl(
     Returns:
         One mean divergence per prompt.
     """
-    length = max(map(len, prompts))
-    ids = torch.tensor([[pad_token_id] * (length - len(p)) + list(p) for p in prompts])
-    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
-    batch = to_device(
-        {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-        },
-        device,
-    )
+    batch = to_device(pad_examples([Example(p, p) for p in prompts], pad_token_id), device)
     measured = batch["attention_mask"].clone()
     measured[:, :-POSITIONS] = 0
     if is_encoder_decoder(model):
         starts = Seq2SeqBatch.of(model, batch["input_ids"], batch["attention_mask"]).starts
-        measured *= torch.arange(length, device=device) >= starts[:, None]
+        measured *= torch.arange(measured.shape[1], device=device) >= starts[:, None]
     rows, columns = measured.nonzero(as_tuple=True)
-    adapted = logits_at(model, batch, rows, columns).float().log_softmax(dim=-1)
+    adapted = logits_at(model, batch, rows, columns)
     with adapter_disabled(model):
-        base = logits_at(model, batch, rows, columns).float().log_softmax(dim=-1)
-    kl = (base.exp() * (base - adapted)).sum(dim=-1).double()
+        base = logits_at(model, batch, rows, columns)
+    kl = token_kl(base, adapted).double()
     sums = torch.zeros(len(prompts), dtype=torch.float64, device=device).index_add_(0, rows, kl)
     return (sums / measured.sum(dim=1)).tolist()

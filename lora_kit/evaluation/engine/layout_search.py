@@ -102,7 +102,7 @@ def within_window(layout: BatchLayout, scorer: Scorer, requests: Sequence[Reques
             f"suite: items exceed the backbone's sliding window of {window} tokens (got {before} "
             f"virtual tokens and an item of {longest} tokens), so the padding of a batch would "
             "decide whether layers attend to the adapter. Fix: lower shots, max_length or "
-            "max_new_tokens of the tasks, or use an adapter method without virtual tokens."
+            "max_new_tokens of the tasks, or use an adapter method without virtual tokens"
         )
     return LAYOUTS[-1]
 
@@ -114,7 +114,7 @@ def _require_places(model: Any, requests: Sequence[Request], before: int) -> Non
             raise EvaluationError(
                 f"suite: an item after {before} virtual tokens {overflow}. Fix: lower shots, "
                 "max_length or max_new_tokens of the tasks, or use an adapter method without "
-                "virtual tokens."
+                "virtual tokens"
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,9 @@ from lora_kit.data.rows import Row
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Graded, Item, Outcome, Task
 from lora_kit.evaluation.ledger import Entry
-
-RETRIEVAL = "retrieval"
+from lora_kit.evaluation.suite import CHOICE_KINDS
+from lora_kit.recipe.sections import RETRIEVAL
+from lora_kit.runtime.hashes import json_sha256
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class Retriever:
         vectorizer: vectorizer fitted on the training prompts.
         prompts: (rows, terms) sparse matrix of the training prompts.
         answers: answer of each training prompt.
+        identity: digest of the training prompts and answers.
     """
 
     vectorizer: TfidfVectorizer
     prompts: Any
     answers: tuple[str, ...]
+    identity: str
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Retriever | None:
@@ -39,16 +41,12 @@ class Retriever:
         if not answered:
             return None
         vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
-        prompts = vectorizer.fit_transform(
+        prompts = [
             "\n\n".join(message.content for message in row.messages[:-1]) for row in answered
-        )
-        return cls(vectorizer, prompts, tuple(row.messages[-1].content for row in answered))
-
-    @property
-    def identity(self) -> str:
-        """Digest of the training prompts and answers."""
-        described = f"{self.prompts.data.tobytes()!r}\0".encode() + "\0".join(self.answers).encode()
-        return hashlib.sha256(described).hexdigest()
+        ]
+        answers = tuple(row.messages[-1].content for row in answered)
+        identity = json_sha256([prompts, answers])
+        return cls(vectorizer, vectorizer.fit_transform(prompts), answers, identity)
 
     def answer(self, items: Sequence[Item]) -> list[str]:
         """Return, for each item, the answer of the training example with the largest cosine."""
@@ -90,10 +88,9 @@ def retrieval_entries(
 
 def _has_text_answer(task: Task) -> bool:
     """Return true if items are scored by an answer; a likelihood cannot be retrieved."""
-    if task.spec.kind in ("generation", "instructions"):
-        return True
-    has_choices = task.spec.kind in ("multiple_choice", "classification")
-    return has_choices and task.spec.score != "loss"
+    kind = task.spec.kind
+    has_choices = kind in CHOICE_KINDS and task.spec.score != "loss"
+    return has_choices or kind in ("generation", "instructions")
 
 
 def _graded(retriever: Retriever, task: Task, item: Item, answer: str) -> Graded:

@@ -107,7 +107,7 @@ def _evaluate_task(
                 raise EvaluationError(
                     f"{work.name}: item {item.id} alone does not fit into memory (got "
                     f"{item.request.length} tokens). Fix: lower the task's max_length, or use a "
-                    "smaller dtype or quantization."
+                    "smaller dtype or quantization"
                 ) from error
             middle = len(batch) // 2
             queue.extendleft([batch[middle:], batch[:middle]])
@@ -220,7 +220,9 @@ def _measure_drift(
             continue
         prompts = [drift.drift_prompt(work, item) for item in batch]
         started = time.monotonic()
-        values = drift.token_kl(scorer.model, prompts, scorer.tokenizer.pad_token_id, scorer.device)
+        values = drift.prompt_drift(
+            scorer.model, prompts, scorer.tokenizer.pad_token_id, scorer.device
+        )
         seconds = (time.monotonic() - started) / len(batch)
         tokens = 2 * sum(map(len, prompts))
         progress.advance(len(pending), f"{work.task.spec.name}, {DRIFT}", tokens)

@@ -174,13 +174,13 @@ def _generate(
     counts = (new != pad).sum(dim=1).tolist()
     return [
         Outcome(
-            text=_until_stop_text(text, request.stop), tokens=len(request.prompt_ids) + int(count)
+            text=until_stop_text(text, request.stop), tokens=len(request.prompt_ids) + int(count)
         )
         for text, request, count in zip(texts, requests, counts, strict=True)
     ]
 
 
-def _until_stop_text(text: str, stops: Sequence[str]) -> str:
+def until_stop_text(text: str, stops: Sequence[str]) -> str:
     """Return the text before the first stop text."""
     ends = [text.index(stop) for stop in stops if stop and stop in text]
     return text[: min(ends, default=len(text))]

@@ -30,12 +30,12 @@ from lora_kit.evaluation.reward_tasks import build_reward_task
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.task_items import Shot
 from lora_kit.evaluation.tasks import as_shot, build_task, task_content
+from lora_kit.recipe.sections import FEWSHOT
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError, EvaluationError
 from lora_kit.runtime.hashes import json_sha256
 from lora_kit.runtime.processes import process_state
 
-FEWSHOT = "fewshot"
 # Tokens in a batch, padding included: about the smallest number that keeps two cores or a GPU busy.
 # Larger batches hold more padding (measured on 180 items of six kinds: 12% at 512 tokens, 45% at
 # 2048). Generation processes one token per item and step, so its batches hold more items.
@@ -170,7 +170,7 @@ def _require_positions(task: Task, backbone: Backbone) -> None:
         if overflow := positions.overflow(*prompt_and_answer_length(item.request)):
             raise EvaluationError(
                 f"{task.spec.name}: item {item.id} {overflow} in {backbone.files.reference}. Fix: "
-                "lower the task's shots, max_length or max_new_tokens."
+                "lower the task's shots, max_length or max_new_tokens"
             )
 
 
@@ -238,7 +238,7 @@ def _training_examples(
     if not candidates:
         raise DataError(
             "data: few-shot examples need prompts with answers (got texts only). Fix: remove "
-            f"{FEWSHOT} from evaluation.arms, or train on rows with prompts."
+            f"{FEWSHOT} from evaluation.arms, or train on rows with prompts"
         )
     chosen = random.Random(f"{suite.seed}/{spec.name}/shots").sample(
         range(len(candidates)), min(shots, len(candidates))

@@ -10,11 +10,15 @@ The ambiguous and disambiguated conditions follow BBQ (arXiv:2110.08193); the sc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
-from lora_kit.evaluation.items import parse
+from pydantic import Field, model_validator
+
+from lora_kit.evaluation.items.parse import Text, read_entries
 from lora_kit.evaluation.items.row import ChoiceRow, slug
+from lora_kit.recipe.section import Section
 
 UNKNOWN = (
     "Nobody knows who {deed}.",
@@ -95,72 +99,63 @@ def bias_rows() -> list[ChoiceRow]:
     return [row for scenario in bias_scenarios() for row in scenario.rows()]
 
 
-def expected_choices() -> dict[str, str]:
-    """Return the choice that matches the stereotype, by item id.
+class Situation(Section):
+    """Setting, action, and the group that a stereotype attributes the action to."""
 
-    A model without bias picks it in 50% of those answers to ambiguous items that name a person.
-    """
-    return {
-        row.id: scenario.statement(scenario.expected)
-        for scenario in bias_scenarios()
-        for row in scenario.rows()
-    }
+    setting: Annotated[Text, Field(pattern=r"^\{pair\} ")]
+    deed: Text
+    expected: Text
+
+
+class Axis(Section):
+    """Situations of two groups."""
+
+    axis: Text
+    groups: tuple[Text, Text]
+    situations: dict[Text, Situation]
+
+    @model_validator(mode="after")
+    def _two_groups(self) -> Axis:
+        if self.groups[0] == self.groups[1]:
+            raise ValueError(
+                f"groups: must be two groups (got {self.groups}). Fix: name two that differ"
+            )
+        for name, one in self.situations.items():
+            if one.expected not in self.groups:
+                raise ValueError(
+                    f"situations.{name}.expected: not a group (got {one.expected!r}). Fix: use one "
+                    f"of {self.groups}"
+                )
+        return self
 
 
 def bias_scenarios() -> list[BiasScenario]:
     """Return all scenarios, in the order of `bias.yaml`."""
     scenarios: list[BiasScenario] = []
-    for value in parse.read_item_file("bias.yaml"):
-        scenarios += parse_bias_scenarios(value, len(scenarios))
+    for axis in read_entries("bias.yaml", Axis):
+        scenarios += axis_scenarios(axis, len(scenarios))
     return scenarios
 
 
-def parse_bias_scenarios(value: Mapping[str, object], number: int) -> list[BiasScenario]:
-    """Parse the scenarios of two groups from a YAML mapping.
+def axis_scenarios(axis: Axis, number: int) -> list[BiasScenario]:
+    """Return the scenarios of two groups.
 
     Args:
-        value: YAML mapping of an axis.
+        axis: entry of `bias.yaml`.
         number: number of scenarios before these; picks the phrasing of the unknown answer.
-
-    Raises:
-        ValueError: if a field is missing or has the wrong type, or `expected` is not a group.
     """
-    axis = parse.require_text(value.get("axis"), "axis")
-    parse.require_known_keys(value, {"axis", "groups", "situations"}, f"axis {axis!r}")
-    groups = parse.require_texts(value.get("groups"), f"{axis}.groups")
-    if len(set(groups)) != 2 or len(groups) != 2:
-        raise ValueError(
-            f"{axis}.groups: must be two groups (got {list(groups)}). Fix: name two that differ"
+    return [
+        BiasScenario(
+            name=name,
+            axis=axis.axis,
+            expected=one.expected,
+            other=axis.groups[1 - axis.groups.index(one.expected)],
+            setting=one.setting,
+            deed=one.deed,
+            unknown=UNKNOWN[n % len(UNKNOWN)].replace("{deed}", one.deed),
         )
-    scenarios: list[BiasScenario] = []
-    for name, part in parse.require_mapping(value.get("situations"), f"{axis}.situations").items():
-        where = f"{axis}.{name}"
-        fields = parse.require_mapping(part, where)
-        parse.require_known_keys(fields, {"setting", "deed", "expected"}, where)
-        setting = parse.require_text(fields.get("setting"), f"{where}.setting")
-        expected = parse.require_text(fields.get("expected"), f"{where}.expected")
-        deed = parse.require_text(fields.get("deed"), f"{where}.deed")
-        if not setting.startswith("{pair} "):
-            raise ValueError(
-                f"{where}.setting: must begin with {{pair}} (got {setting!r}). Fix: put {{pair}} "
-                "first"
-            )
-        if expected not in groups:
-            raise ValueError(
-                f"{where}.expected: not a group (got {expected!r}). Fix: use one of {list(groups)}"
-            )
-        scenarios.append(
-            BiasScenario(
-                name=parse.require_text(name, f"a name in {axis}"),
-                axis=axis,
-                expected=expected,
-                other=groups[1 - groups.index(expected)],
-                setting=setting,
-                deed=deed,
-                unknown=UNKNOWN[(number + len(scenarios)) % len(UNKNOWN)].replace("{deed}", deed),
-            )
-        )
-    return scenarios
+        for n, (name, one) in enumerate(axis.situations.items(), number)
+    ]
 
 
 def _indefinite(group: str) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 
-import yaml
-
+from lora_kit.evaluation.items.parse import read_item_file
 from lora_kit.metrics.instruction_checks import InstructionCheck
 
 
@@ -23,9 +21,7 @@ class InstructionRow:
 
 def instruction_rows() -> list[InstructionRow]:
     """Return all instructions, in the order of `instructions.yaml`."""
-    items = resources.files("lora_kit.evaluation.items")
-    text = items.joinpath("instructions.yaml").read_text("utf-8")
-    return [parse_instruction(mapping) for mapping in yaml.safe_load(text)]
+    return [parse_instruction(mapping) for mapping in read_item_file("instructions.yaml")]
 
 
 def parse_instruction(mapping: Mapping[str, object]) -> InstructionRow:

@@ -8,71 +8,54 @@ of answer but not the fact scores one in four.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
 
-from lora_kit.evaluation.items import parse
+from pydantic import Field, model_validator
+
+from lora_kit.evaluation.items.parse import Text, read_entries
 from lora_kit.evaluation.items.row import ChoiceRow, shuffled, slug
+from lora_kit.recipe.section import Section
 
 CHOICES = 4
 """Choices of an item, the correct one included."""
 
 
-@dataclass(frozen=True)
-class Relation:
+class Relation(Section):
     """Question about many subjects."""
 
-    name: str
-    field: str
-    question: str
+    name: Text
+    field: Text
+    question: Text
     """Question with the placeholder `{subject}`."""
-    facts: Mapping[str, str]
+    facts: dict[Text, Text]
     """Correct answer by subject."""
-    also_true: Mapping[str, tuple[str, ...]]
+    also_true: dict[Text, tuple[Text, ...]] = Field(default={})
     """Answers of other subjects that are correct or arguable, by subject; never offered as wrong
     answers."""
 
-    @classmethod
-    def parse(cls, mapping: Mapping[str, object]) -> Relation:
-        """Parse a relation from a YAML mapping.
-
-        Raises:
-            ValueError: if a field is missing or has the wrong type, or `also_true` names a subject
-                or an answer that is not in the facts, which would offer a correct answer as wrong.
-        """
-        known = {"name", "field", "question", "facts", "also_true"}
-        parse.require_known_keys(mapping, known, f"relation {mapping.get('name')!r}")
-        name = parse.require_text(mapping.get("name"), "name of a relation")
-        question = parse.require_text(mapping.get("question"), f"{name}.question")
-        if "{subject}" not in question:
+    @model_validator(mode="after")
+    def _consistent(self) -> Relation:
+        if "{subject}" not in self.question:
             raise ValueError(
-                f"{name}.question: no placeholder {{subject}} (got {question!r}). Fix: add "
+                f"question: no placeholder {{subject}} (got {self.question!r}). Fix: add "
                 "{subject}"
             )
-        written = parse.require_mapping(mapping.get("facts"), f"{name}.facts")
-        facts = {
-            parse.require_text(subject, f"a subject of {name}"): parse.require_text(
-                answer, f"{name}.facts[{subject!r}]"
+        # A misspelt name would offer a correct answer as wrong.
+        if unknown := sorted(self.also_true.keys() - self.facts.keys()):
+            raise ValueError(
+                f"also_true: subjects without a fact (got {unknown}). Fix: correct the names"
             )
-            for subject, answer in written.items()
-        }
-        also_true = parse.require_mapping(mapping.get("also_true", {}), f"{name}.also_true")
-        return cls(
-            name=name,
-            field=parse.require_text(mapping.get("field"), f"{name}.field"),
-            question=question,
-            facts=facts,
-            also_true={
-                subject: _known_answers(answers, facts, f"{name}.also_true[{subject!r}]")
-                for subject, answers in _checked_subjects(also_true, facts, name).items()
-            },
-        )
+        for subject, answers in self.also_true.items():
+            if unknown := sorted(set(answers) - set(self.facts.values())):
+                raise ValueError(
+                    f"also_true[{subject!r}]: answers that no subject has (got {unknown}). Fix: "
+                    "correct the answers"
+                )
+        return self
 
 
 def knowledge_rows() -> list[ChoiceRow]:
     """Return all items, in the order of `facts.yaml`; the same on every machine."""
-    relations = [Relation.parse(value) for value in parse.read_item_file("facts.yaml")]
-    return [row for relation in relations for row in relation_rows(relation)]
+    return [row for one in read_entries("facts.yaml", Relation) for row in relation_rows(one)]
 
 
 def relation_rows(relation: Relation) -> list[ChoiceRow]:
@@ -112,27 +95,3 @@ def _item(relation: Relation, subject: str, answers: list[str]) -> ChoiceRow:
         cluster=identifier,
         slices={"field": relation.field},
     )
-
-
-def _checked_subjects(
-    also_true: Mapping[str, object], facts: Mapping[str, str], name: str
-) -> Mapping[str, object]:
-    unknown = sorted(also_true.keys() - facts.keys())
-    if unknown:
-        raise ValueError(
-            f"{name}.also_true: subjects without a fact (got {unknown}). Fix: correct the names"
-        )
-    return also_true
-
-
-def _known_answers(value: object, facts: Mapping[str, str], where: str) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise ValueError(
-            f"{where}: must be a list of answers (got {value!r}). Fix: write [answer, ...]"
-        )
-    unknown = [answer for answer in value if answer not in facts.values()]
-    if unknown:
-        raise ValueError(
-            f"{where}: answers that no subject has (got {unknown}). Fix: correct the answers"
-        )
-    return tuple(value)

@@ -4,18 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import resources
+from typing import Annotated, Any, TypeVar
 
 import yaml
+from pydantic import Field, ValidationError
+
+from lora_kit.recipe.section import Section
+
+# YAML reads 1945 as a number and no as false unless they are quoted.
+Text = Annotated[str, Field(pattern=r"\S")]
+ItemEntry = TypeVar("ItemEntry", bound=Section)
 
 
-def read_item_file(file: str) -> list[Mapping[str, object]]:
-    """Return the mappings that a file of this folder lists."""
+def read_entries(file: str, model: type[ItemEntry]) -> list[ItemEntry]:
+    """Return the entries that a file of this folder lists."""
+    return [read_entry(model, value, file) for value in read_item_file(file)]
+
+
+def read_entry(model: type[ItemEntry], value: Any, file: str) -> ItemEntry:
+    """Return one entry of a file; its first field names it.
+
+    Raises:
+        ValueError: if the entry does not fit the model; names the file, the entry and the field.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        named = value.get(next(iter(model.model_fields))) if isinstance(value, Mapping) else value
+        place = ".".join(str(part) for part in (named, *first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] != "value_error":
+            message += f" (got {first['input']!r}). Fix: correct it; quote numbers, yes and no"
+        raise ValueError(f"{file}: {place}: {message}") from error
+
+
+def read_item_file(file: str) -> list[Any]:
+    """Return the list in a file of this folder."""
     content = resources.files("lora_kit.evaluation.items").joinpath(file).read_text("utf-8")
-    values = require_list(load_strict_yaml(content), file)
-    return [require_mapping(value, f"an entry of {file}") for value in values]
+    entries: list[Any] = load_strict_yaml(content)
+    return entries
 
 
-def load_strict_yaml(content: str) -> object:
+def load_strict_yaml(content: str) -> Any:
     """Parse a YAML text.
 
     Raises:
@@ -32,62 +63,3 @@ class _Loader(yaml.SafeLoader):
             line = node.start_mark.line + 1
             raise ValueError(f"line {line}: duplicate keys (got {twice}). Fix: rename one")
         return super().construct_mapping(node, deep)
-
-
-def require_known_keys(value: Mapping[str, object], keys: set[str], where: str) -> None:
-    """Refuse a mapping with unknown keys.
-
-    Raises:
-        ValueError: if there are unknown keys; names them.
-    """
-    unknown = sorted(map(str, value.keys() - keys))
-    if unknown:
-        raise ValueError(
-            f"{where}: unknown keys (got {unknown}). Fix: use {', '.join(sorted(keys))}"
-        )
-
-
-def require_text(value: object, where: str) -> str:
-    """Return the value if it is a non-empty text.
-
-    Raises:
-        ValueError: if the value is anything else.
-    """
-    # YAML reads 1945 as a number and no as false unless they are quoted.
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: must be text (got {value!r}). Fix: quote numbers, yes and no")
-    return value
-
-
-def require_texts(value: object, where: str) -> tuple[str, ...]:
-    """Return the texts of a non-empty list.
-
-    Raises:
-        ValueError: if the value is anything else.
-    """
-    return tuple(
-        require_text(part, f"{where}[{index}]")
-        for index, part in enumerate(require_list(value, where))
-    )
-
-
-def require_mapping(value: object, where: str) -> Mapping[str, object]:
-    """Return the value if it is a mapping.
-
-    Raises:
-        ValueError: if the value is anything else.
-    """
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where}: must be a mapping (got {value!r}). Fix: write key: value pairs")
-    return value
-
-
-def require_list(value: object, where: str) -> list[object]:
-    """Return the value if it is a non-empty list.
-
-    Raises:
-        ValueError: if the value is anything else.
-    """
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{where}: must be a non-empty list (got {value!r}). Fix: write - entries")
-    return value

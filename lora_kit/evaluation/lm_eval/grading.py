@@ -93,9 +93,9 @@ def grade_lm_eval(
             "metric"
         )
     score = measures[key]
-    finite = {name: value for name, value in measures.items() if np.isfinite(value)}
+    others = {name: v for name, v in measures.items() if name != key and np.isfinite(v)}
     output = _chosen_text(item, outcome, measure.metric)
-    return Graded(float(score) if np.isfinite(score) else None, output, finite)
+    return Graded(float(score) if np.isfinite(score) else None, output, others)
 
 
 def _answered(instances: Sequence[Any], item: Item, outcome: Outcome) -> list[Any]:
@@ -105,9 +105,6 @@ def _answered(instances: Sequence[Any], item: Item, outcome: Outcome) -> list[An
         responses = list(zip(outcome.log_likelihoods, outcome.greedy, strict=True))
     else:
         responses = [outcome.text]
-        for stop in getattr(item.request, "stop", ()):
-            # As in lm-eval, the text ends before the first stop text.
-            responses = [responses[0].split(stop)[0]]
     copies = [copy.copy(instance) for instance in instances]
     for instance, response in zip(copies, responses, strict=True):
         instance.resps, instance.filtered_resps = [response] * instance.repeats, {}

@@ -8,7 +8,7 @@ import io
 import logging
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,6 @@ def _bundled() -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
-
-
-def task_names() -> Sequence[str]:
-    """Return the names of tasks, groups and tags of the installed lm-eval."""
-    names: Sequence[str] = _bundled().all_tasks
-    return names
 
 
 def _manager_of_file(spec: TaskSpec, path: Path) -> tuple[Any, str]:

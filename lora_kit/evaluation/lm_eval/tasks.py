@@ -12,7 +12,14 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, Item, Request, Task
+from lora_kit.evaluation.item import (
+    ChoiceRequest,
+    GenerationRequest,
+    Item,
+    Request,
+    Task,
+    prompt_and_answer_length,
+)
 from lora_kit.evaluation.lm_eval.grading import grade_lm_eval, resolve_score_metric
 from lora_kit.evaluation.lm_eval.requests import choice_request, generation_request
 from lora_kit.evaluation.lm_eval.source import (
@@ -191,6 +198,5 @@ def _refuse_long_items(spec: TaskSpec, items: Sequence[Item]) -> None:
 
 def _length(request: Request) -> int:
     """Return the number of tokens of the prompt and its longest choice."""
-    if isinstance(request, ChoiceRequest):
-        return len(request.prompt_ids) + max(len(b.input_ids) for b in request.branches)
-    return len(request.prompt_ids) if isinstance(request, GenerationRequest) else request.length
+    prompt, answer = prompt_and_answer_length(request)
+    return len(prompt) + (answer if isinstance(request, ChoiceRequest) else 0)

@@ -113,13 +113,13 @@ def _retention_answer(retention: Sequence[Difference]) -> Answer:
 
 def _certainty_answer(verdict: Verdict) -> Answer:
     question = "How certain is it?"
-    intervals = [task.interval for suite in verdict.suites for task in suite.tasks]
+    intervals = [task.interval for _, task in verdict.tasks]
     if not intervals:
         return Answer(question, "Not at all", "Nothing was evaluated.", None)
     levels = sorted({decision_confidence(suite) for suite in verdict.suites})
     items = sorted(interval.items for interval in intervals)
     span = f"{items[0]:,}" if items[0] == items[-1] else f"{items[0]:,} to {items[-1]:,}"
-    missing = sum(task.missing for suite in verdict.suites for task in suite.tasks)
+    missing = sum(task.missing for _, task in verdict.tasks)
     detail = f"{span} items per task" + (f"; {missing:,} without a score" if missing else "")
     word = " to ".join(format_percent(level) for level in sorted({levels[0], levels[-1]}))
     return Answer(question, f"{word} confidence per task", f"{detail}.", None)
@@ -139,9 +139,8 @@ def task_differences(verdict: Verdict) -> list[Difference]:
 
     Tasks that share a name have the name of their suite in front.
     """
-    names = Counter(task.task for suite in verdict.suites for task in suite.tasks)
+    names = Counter(task.task for _, task in verdict.tasks)
     return [
         Difference.of(task.task if names[task.task] == 1 else f"{suite.suite}/{task.task}", task)
-        for suite in verdict.suites
-        for task in suite.tasks
+        for suite, task in verdict.tasks
     ]

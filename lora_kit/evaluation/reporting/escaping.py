@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from rich.markup import escape
 
 # Characters that can corrupt a file or reorder the text around them: control characters,
 # bidirectional embeddings, overrides and isolates (https://trojansource.codes), line separators and
@@ -25,9 +32,40 @@ def escape_invisible(text: str) -> str:
     return text.replace("\r\n", "\n").translate(_VISIBLE)
 
 
+def escape_terminal(text: str) -> str:
+    """Return the text with the markup of rich and control characters escaped."""
+    return escape(escape_invisible(text))
+
+
 def escape_markdown(text: str) -> str:
     """Return one line of Markdown that renders as the text, without HTML, links or mentions."""
     text = html.escape(" ".join(text.split()), quote=False)
     text = re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
     # A zero-width space prevents GitHub from turning text into mentions, references and links.
     return re.sub(r"@(?=\w)|#(?=\d)|:(?=//)|\bwww(?=\.)", "\\g<0>\u200b", text, flags=re.IGNORECASE)
+
+
+def template_environment(folder: Path, escape: Callable[[str], str] | None) -> Environment:
+    """Return an environment of a folder's templates that escapes all values but `Markup`.
+
+    Args:
+        folder: folder of the templates.
+        escape: function that escapes a text; `None` for HTML.
+    """
+
+    def finalize(value: Any) -> Any:
+        if not isinstance(value, str) or isinstance(value, Markup):
+            return value
+        return escape(escape_invisible(value)) if escape else escape_invisible(value)
+
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=escape is None,
+        undefined=StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    return environment

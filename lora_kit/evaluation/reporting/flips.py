@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_kit.evaluation.entry_store import EntryStore
 from lora_kit.evaluation.ledger import Entry
-from lora_kit.evaluation.ledger_view import LedgerView, as_ledger_view
+from lora_kit.evaluation.ledger_view import LedgerView
+from lora_kit.evaluation.reporting.entry_store import EntryStore
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
 from lora_kit.runtime.files import whole_file
 
@@ -105,29 +105,25 @@ class _FlipOrder:
     won: tuple[tuple[str, float], ...]
 
 
-def find_flips(
-    results: LedgerView | Sequence[Entry], verdict: Verdict, max_shown: int = MAX_SHOWN
-) -> tuple[TaskFlips, ...]:
+def find_flips(view: LedgerView, verdict: Verdict) -> tuple[TaskFlips, ...]:
     """Return the flips between the arms `base` and `adapter`, task by task.
 
     Args:
-        results: ledger or its entries.
+        view: results of both arms.
         verdict: verdict on the results, which sets the order of tasks.
-        max_shown: maximum number of flips per task and direction that are returned with texts.
     """
-    view = as_ledger_view(results)
-    return tuple(_task_flips(view, order, max_shown) for order in _flip_orders(view, verdict))
+    return tuple(_task_flips(view, order) for order in _flip_orders(view, verdict))
 
 
-def _task_flips(view: LedgerView, order: _FlipOrder, max_shown: int) -> TaskFlips:
-    shown = [*order.lost[:max_shown], *order.won[:max_shown]]
+def _task_flips(view: LedgerView, order: _FlipOrder) -> TaskFlips:
+    shown = [*order.lost[:MAX_SHOWN], *order.won[:MAX_SHOWN]]
     arms: dict[str, dict[str, Entry]] = {arm: {} for arm in ARMS}
     if shown:
         for entry in view.entries(order.suite, order.task, ARMS, [item for item, _ in shown]):
             arms[entry.arm][entry.item] = entry
     base, adapter = (arms[arm] for arm in ARMS)
     flips = [Flip(base[item], adapter[item], difference) for item, difference in shown]
-    lost = min(len(order.lost), max_shown)
+    lost = min(len(order.lost), MAX_SHOWN)
     return TaskFlips(
         order.suite,
         order.task,
@@ -140,20 +136,13 @@ def _task_flips(view: LedgerView, order: _FlipOrder, max_shown: int) -> TaskFlip
     )
 
 
-def write_flips(path: Path, results: LedgerView | Sequence[Entry], verdict: Verdict) -> int:
-    """Write all flips as JSON Lines, sorted by suite, task, direction and size.
-
-    Returns:
-        Number of flips.
-    """
-    view, count = as_ledger_view(results), 0
+def write_flips(path: Path, view: LedgerView, verdict: Verdict) -> None:
+    """Write all flips as JSON Lines, sorted by suite, task, direction and size."""
     with whole_file(path) as temporary, temporary.open("w", encoding="ascii") as stream:
         for order in _flip_orders(view, verdict):
             for flip in _read_flips(view, order, path.parent):
                 # ASCII, since some readers split lines at Unicode line separators.
                 stream.write(json.dumps(flip.row(), allow_nan=False) + "\n")
-                count += 1
-    return count
 
 
 def _read_flips(view: LedgerView, order: _FlipOrder, directory: Path) -> Iterator[Flip]:
@@ -175,10 +164,9 @@ def _read_flips(view: LedgerView, order: _FlipOrder, directory: Path) -> Iterato
 
 
 def _flip_orders(view: LedgerView, verdict: Verdict) -> Iterator[_FlipOrder]:
-    for suite in verdict.suites:
-        for task in suite.tasks:
-            scores = view.scores(suite.suite, task.task)
-            yield _flip_order(suite.suite, task, *(scores.get(arm, {}) for arm in ARMS))
+    for suite, task in verdict.tasks:
+        scores = view.scores(suite.suite, task.task)
+        yield _flip_order(suite.suite, task, *(scores.get(arm, {}) for arm in ARMS))
 
 
 def _flip_order(suite: str, task: TaskVerdict, base: Scores, adapter: Scores) -> _FlipOrder:

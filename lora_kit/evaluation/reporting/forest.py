@@ -181,7 +181,7 @@ def build_forest(
 
 def _bar(difference: Difference, top: float, layout: ForestLayout) -> Bar:
     left, right = layout.plot
-    interval, threshold = difference.task.interval, -(difference.task.margin or 0.0)
+    interval, threshold = difference.task.interval, difference.task.threshold
     values = (interval.delta, interval.low, interval.high, threshold)
     extent = max(abs(value) for value in values if math.isfinite(value)) * HEADROOM or 1.0
 

@@ -39,8 +39,7 @@ class Notation:
     @classmethod
     def of(cls, task: TaskVerdict) -> Notation:
         """Return the format of a task, precise at its threshold: zero, or minus the margin."""
-        threshold = -(task.margin or 0.0)
-        return cls.fit(task.unit, (task.base, task.adapter), task.interval, threshold)
+        return cls.fit(task.unit, (task.base, task.adapter), task.interval, task.threshold)
 
     @classmethod
     def fit(
@@ -104,9 +103,16 @@ class FormattedComparison:
     unit: str
 
     @classmethod
-    def of(cls, unit: str, before: float, after: float, interval: Interval) -> FormattedComparison:
+    def of(
+        cls,
+        unit: str,
+        before: float,
+        after: float,
+        interval: Interval,
+        notation: Notation | None = None,
+    ) -> FormattedComparison:
         """Format two scores of a unit and the interval of their difference."""
-        notation = Notation.fit(unit, (before, after), interval)
+        notation = notation or Notation.fit(unit, (before, after), interval)
         return cls(
             notation.plain(before),
             notation.plain(after),

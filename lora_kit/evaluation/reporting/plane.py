@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lora_kit.evaluation.reporting.forest import Difference
-from lora_kit.evaluation.reporting.notation import is_percent
+from lora_kit.evaluation.reporting.notation import Notation, is_percent
 from lora_kit.statistics.decisions import Decision, combine_decisions
 
 LEFT, TOP, RIGHT, BOTTOM = 46, 12, 350, 256
@@ -102,7 +102,7 @@ def deciding_task(retention: Sequence[Difference]) -> Difference:
     decision: Decision = combine_decisions([d.task.decision for d in retention])
     return max(
         (d for d in retention if d.task.decision == decision),
-        key=lambda d: -d.task.interval.low / (d.task.margin or 1.0),
+        key=lambda d: d.task.margin_used[2],
     )
 
 
@@ -111,11 +111,7 @@ def build_plane(gain: Sequence[Difference], retention: Sequence[Difference]) -> 
     if not gain or not retention:
         return None
     worst = deciding_task(retention)
-    margin = worst.task.margin or 1.0
-    used = tuple(
-        -value / margin
-        for value in (worst.task.interval.delta, worst.task.interval.high, worst.task.interval.low)
-    )
+    used = worst.task.margin_used
     unit = gain[0].unit if len({d.unit for d in gain}) == 1 else ""
     scaled = [(d, values) for d in gain if (values := _scaled(d, bool(unit)))]
     if not scaled:
@@ -125,6 +121,7 @@ def build_plane(gain: Sequence[Difference], retention: Sequence[Difference]) -> 
     heights = [value for _, values in scaled for value in values]
     y, y_ticks = _axis([0.0, *heights], BOTTOM, TOP, percent)
     points = _points(scaled, x(used[0]), y)
+    share = Notation(percent=True, places=0).plain
     names_left = x(used[0]) > (LEFT + RIGHT) / 2
     names = points[0].x - SPACING if names_left else points[-1].x + SPACING
     drawn = [d.name for d, _ in scaled]
@@ -138,7 +135,7 @@ def build_plane(gain: Sequence[Difference], retention: Sequence[Difference]) -> 
         y_ticks=y_ticks,
         points=points,
         worst=worst,
-        used=(_percent(used[0]), _percent(used[1]), _percent(used[2])),
+        used=(share(used[0]), share(used[1]), share(used[2])),
         unit=unit,
         names=names,
         names_room=names - LEFT if names_left else RIGHT - names,
@@ -211,9 +208,3 @@ def _step(minimum: float) -> float:
     """Return the smallest step of 1, 2 or 5 times a power of ten that is at least a minimum."""
     power: float = 10.0 ** math.floor(math.log10(minimum))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= minimum * 0.999)
-
-
-def _percent(value: float) -> str:
-    if math.isinf(value):
-        return "+∞" if value > 0 else "−∞"
-    return f"{value:.0%}".replace("-", "−") if round(value * 100) else "0%"

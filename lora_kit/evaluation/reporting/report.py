@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lora_kit.evaluation.ledger import Entry
-from lora_kit.evaluation.ledger_view import LedgerView, as_ledger_view
+from lora_kit.evaluation.ledger_view import LedgerView
 from lora_kit.evaluation.reporting.answers import (
     summary_answers,
     summary_sentence,
     task_differences,
 )
-from lora_kit.evaluation.reporting.escaping import escape_invisible, escape_markdown
+from lora_kit.evaluation.reporting.escaping import escape_markdown, template_environment
 from lora_kit.evaluation.reporting.flips import find_flips, write_flips
 from lora_kit.evaluation.reporting.forest import NARROW, WIDE, build_forest
 from lora_kit.evaluation.reporting.notation import format_p_value
@@ -71,9 +68,7 @@ class InlineAsset:
         return cls(Markup(content.decode()), f"sha256-{digest}")
 
 
-def write_report(
-    directory: Path, verdict: Verdict, results: LedgerView | Sequence[Entry], facts: ReportFacts
-) -> None:
+def write_report(directory: Path, verdict: Verdict, view: LedgerView, facts: ReportFacts) -> None:
     """Write `report.html`, `report.md` and `flips.jsonl`.
 
     Flips compare the arms `base` and `adapter`; other arms appear in the verdict only.
@@ -81,10 +76,9 @@ def write_report(
     Args:
         directory: directory of the three files.
         verdict: verdict on the results.
-        results: ledger or its entries.
+        view: results that the verdict is on.
         facts: title of the report and facts about the run.
     """
-    view = as_ledger_view(results)
     suites = suite_reports(verdict, find_flips(view, verdict))
     rows = [
         (f"{suite.verdict.suite} ({suite.verdict.role})", [task.difference for task in suite.tasks])
@@ -103,32 +97,12 @@ def write_report(
             [d for d in differences if d.task.margin is None],
             [d for d in differences if d.task.margin is not None],
         ),
-        "baselines": BASELINES,
+        "baselines": {arm: text for arm, (_, text) in BASELINES.items()},
         "style": InlineAsset.read(TEMPLATES / "page" / "style.css"),
         "script": InlineAsset.read(TEMPLATES / "page" / "search.js"),
     }
     for name, escape in zip(REPORTS, (None, escape_markdown), strict=True):
-        write_text(directory / name, _environment(escape).get_template(f"{name}.j2").render(values))
+        environment = template_environment(TEMPLATES, escape)
+        environment.filters["p_value"] = format_p_value
+        write_text(directory / name, environment.get_template(f"{name}.j2").render(values))
     write_flips(directory / FLIPS, view, verdict)
-
-
-def _environment(escape: Callable[[str], str] | None) -> Environment:
-    """Return an environment that escapes all values, as HTML unless a function is given."""
-
-    def finalize(value: Any) -> Any:
-        if not isinstance(value, str) or isinstance(value, Markup):
-            return value
-        return escape(escape_invisible(value)) if escape else escape_invisible(value)
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=escape is None,
-        undefined=StrictUndefined,
-        finalize=finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["p_value"] = format_p_value
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    return environment

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from lora_kit.evaluation.reporting.escaping import escape_invisible
+from lora_kit.evaluation.reporting.escaping import escape_terminal
 from lora_kit.evaluation.verdict import TaskVerdict, Verdict
 from lora_kit.statistics.decisions import Decision
 
@@ -25,8 +24,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     for suite in verdict.suites:
         for number, task in enumerate(suite.tasks):
             cells = [
-                _text(suite.suite) if number == 0 else "",
-                _text(f"{task.task} ({task.unit})"),
+                escape_terminal(suite.suite) if number == 0 else "",
+                escape_terminal(f"{task.task} ({task.unit})"),
                 f"{task.base:.3f}",
                 f"{task.adapter:.3f}",
                 f"{task.interval.delta:+.3f}",
@@ -38,24 +37,20 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
                 cells.append(_styled(task.merged) if task.merged else "")
             table.add_row(*cells)
     console.print(table)
-    for suite in verdict.suites:
-        for task in suite.tasks:
-            if task.reason:
-                name, reason = _text(task.task), _text(task.reason)
-                console.print(
-                    f"{name}: would pass by its interval alone, but {reason}.", highlight=False
-                )
+    for _, task in verdict.tasks:
+        if task.reason:
+            name, reason = escape_terminal(task.task), escape_terminal(task.reason)
+            console.print(
+                f"{name}: would pass by its interval alone, but {reason}.", highlight=False
+            )
     for finding in verdict.findings:
         kind = finding.kind[:1].upper() + finding.kind[1:]
-        console.print(f"[yellow]{_text(kind)}[/]: {_text(finding.text)}.", highlight=False)
+        console.print(
+            f"[yellow]{escape_terminal(kind)}[/]: {escape_terminal(finding.text)}.", highlight=False
+        )
     console.print(f"Verdict: {_styled(verdict.decision)}")
     if verdict.merged:
         console.print(f"Merged model: {_styled(verdict.merged)}")
-
-
-def _text(value: str) -> str:
-    """Escape untrusted text, which may contain markup or terminal control sequences."""
-    return escape(escape_invisible(value))
 
 
 def _styled(decision: Decision) -> str:

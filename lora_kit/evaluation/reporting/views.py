@@ -168,7 +168,7 @@ def _task_report(name: str, task: TaskVerdict, flips: TaskFlips) -> TaskReport:
         merged=FormattedComparison.of(task.unit, task.base, task.base, merged) if merged else None,
         baselines=tuple(
             TableRow(one, FormattedComparison.of(task.unit, one.mean, task.adapter, one.interval))
-            for one in task.rivals
+            for one in task.baselines
         ),
         measures=tuple(
             TableRow(

@@ -29,6 +29,7 @@ from lora_kit.merging.combining.sources import (
     require_one_backbone,
 )
 from lora_kit.merging.partial import require_empty_output
+from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import MergeError
 
 # Default densities: for `ties` the share that its paper keeps; for DARE a share at which some of
@@ -62,34 +63,34 @@ class CombinationOptions:
     def __post_init__(self) -> None:
         if self.weights and self.weigh_by_examples:
             raise MergeError(
-                "--weight: excludes --weigh-by-examples (got both). Fix: choose one of the two."
+                "--weight: excludes --weigh-by-examples (got both). Fix: choose one of the two"
             )
         if not all(math.isfinite(weight) and weight != 0 for weight in self.weights):
             raise MergeError(
                 f"--weight: must be finite and not 0 (got {', '.join(map(str, self.weights))}). "
-                "Fix: leave out an adapter that should not count."
+                "Fix: leave out an adapter that should not count"
             )
         if self.rank is not None and self.method == "linear":
             raise MergeError(
                 f"--rank: linear is exact, its rank is the sum of the ranks (got {self.rank}). "
-                "Fix: use --method svd to choose a rank."
+                "Fix: use --method svd to choose a rank"
             )
         if self.rank is not None and self.rank < 1:
-            raise MergeError(f"--rank: must be at least 1 (got {self.rank}). Fix: raise it.")
+            raise MergeError(f"--rank: must be at least 1 (got {self.rank}). Fix: raise it")
         if self.density is not None and self.method not in DENSITY:
             raise MergeError(
                 f"--density: only for {', '.join(DENSITY)} (got method {self.method}). Fix: drop "
-                "it, or choose one of these methods."
+                "it, or choose one of these methods"
             )
         if self.density is not None and not 0 < self.density <= 1:
             raise MergeError(
                 f"--density: must be above 0 and at most 1 (got {self.density}). Fix: give a share "
-                "such as 0.2."
+                "such as 0.2"
             )
         if self.seed is not None and not self.method.startswith("dare"):
             raise MergeError(
                 f"--seed: only for dare_linear and dare_ties (got method {self.method}). Fix: drop "
-                "it, or choose one of these methods."
+                "it, or choose one of these methods"
             )
 
     @property
@@ -122,7 +123,7 @@ def combine(
     if len(targets) < 2 and options.method != "svd":
         raise MergeError(
             f"adapters: a single adapter can only be combined by svd, which lowers its rank (got "
-            f"method {options.method}). Fix: give two adapters, or --method svd."
+            f"method {options.method}). Fix: give two adapters, or --method svd"
         )
     sources = [read_adapter_source(target) for target in targets]
     by_fingerprint = require_one_backbone(sources)
@@ -146,14 +147,14 @@ def _require_same_options(sources: Sequence[AdapterSource]) -> None:
         if expected != actual:
             raise MergeError(
                 f"{source.name}: task_type: differs between the adapters (got {actual}, but "
-                f"{expected} in {first.name}). Fix: combine only adapters of one task."
+                f"{expected} in {first.name}). Fix: combine only adapters of one task"
             )
     layouts = {source.name: bool(source.config.get("fan_in_fan_out")) for source in sources}
     if len(set(layouts.values())) > 1:
         transposed = ", ".join(name for name, is_transposed in layouts.items() if is_transposed)
         raise MergeError(
             f"fan_in_fan_out: differs between the adapters (got true in {transposed}, false in the "
-            "others). Fix: combine only adapters of one layout."
+            "others). Fix: combine only adapters of one layout"
         )
 
 
@@ -161,7 +162,7 @@ def _weights(sources: Sequence[AdapterSource], options: CombinationOptions) -> t
     if options.weights and len(options.weights) != len(sources):
         raise MergeError(
             f"--weight: one weight per adapter is needed (got {len(options.weights)} for "
-            f"{len(sources)} adapters). Fix: give {len(sources)}."
+            f"{len(sources)} adapters). Fix: give {len(sources)}"
         )
     if options.weights:
         return options.weights
@@ -172,7 +173,7 @@ def _weights(sources: Sequence[AdapterSource], options: CombinationOptions) -> t
         raise MergeError(
             f"--weigh-by-examples: number of training examples unknown (got none for "
             f"{', '.join(unknown)}). Fix: give run directories, whose run.json has the number, or "
-            "a --weight for each adapter."
+            "a --weight for each adapter"
         )
     counts = [source.examples or 0 for source in sources]
     return tuple(count / sum(counts) for count in counts)
@@ -190,14 +191,14 @@ def _combine_module(
     if len(shapes) > 1:
         raise MergeError(
             f"{module}: shapes differ between the adapters (got {sorted(shapes)}). Fix: combine "
-            "only adapters of one backbone."
+            "only adapters of one backbone"
         )
     used = [weights[number] for number in numbers]
     joined = concatenate_factors(parts, used)
     if not math.isfinite(joined.energy):
         raise MergeError(
             f"{module}: combined update overflows float32 (got weights {used}). Fix: give smaller "
-            "weights."
+            "weights"
         )
     rank = options.rank or max(part.rank for part in parts)
     if options.method == "linear":
@@ -264,9 +265,10 @@ def _result(
 def _source_record(source: AdapterSource, weight: float) -> dict[str, Any]:
     # The name only: a path on this machine is meaningless elsewhere.
     place = source.directory.resolve()
-    in_run = place.name == "adapter" and (place.parent / "recipe.yaml").is_file()
+    run = RunDirectory(place.parent)
+    in_run = place == run.adapter and run.recipe.is_file()
     return {
-        "name": place.parent.name if in_run else place.name,
+        "name": run.root.name if in_run else place.name,
         "sha256": source.sha256,
         "weight": weight,
         "examples": source.examples,

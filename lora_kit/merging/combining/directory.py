@@ -10,9 +10,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BACKBONE
+from lora_kit.adapter.saved_configuration import PREFIX
 from lora_kit.merging.combining.arithmetic import LoraFactors
 from lora_kit.merging.combining.sources import (
-    PREFIX,
     RECORD,
     SUFFIX_A,
     SUFFIX_B,

@@ -13,26 +13,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BACKBONE, adapter_sha256
-from lora_kit.adapter.saved_configuration import is_unset, require_option_types
+from lora_kit.adapter.saved_configuration import PREFIX, plain_lora_problem, require_option_types
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
 from lora_kit.merging.combining.arithmetic import LoraFactors
+from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json
 
 RECORD = "combined.json"
-PREFIX = "base_model.model."
 SUFFIX_A, SUFFIX_B = ".lora_A.weight", ".lora_B.weight"
-# Options that leave an adapter `scaling * B @ A` and no more. Any other option that is set is
-# refused, options of future PEFT versions included.
-PLAIN = {
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
-    "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern",
-    "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "fan_in_fan_out", "init_lora_weights", "eva_config", "megatron_core", "qalora_group_size",
-}  # fmt: skip
-# Other initializations take the initial factors out of the base weights, which then differ from the
-# backbone's; saved with `path_initial_model_for_weight_conversion`, the adapter is plain.
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,7 @@ class AdapterSource:
             raise MergeError(
                 f"{path}: {module}: rank differs from {ADAPTER_CONFIG} (got lora_A "
                 f"{tuple(a.shape)} and lora_B {tuple(b.shape)}, rank in {ADAPTER_CONFIG} is "
-                f"{rank}). Fix: restore the configuration that was saved with the weights."
+                f"{rank}). Fix: restore the configuration that was saved with the weights"
             )
         return LoraFactors(a, scaling * b)
 
@@ -82,12 +71,12 @@ def _matrix(tensor: torch.Tensor, module: str, suffix: str, path: Path) -> torch
     if tensor.dim() != 2:
         raise MergeError(
             f"{path}: {PREFIX}{module}{suffix} is no matrix (got {tensor.dim()} dimensions). Fix: "
-            "combine only adapters of linear layers."
+            "combine only adapters of linear layers"
         )
     if not torch.isfinite(tensor).all():
         raise MergeError(
             f"{path}: {PREFIX}{module}{suffix} has values that are infinite or NaN (got dtype "
-            f"{tensor.dtype}). Fix: train the adapter again."
+            f"{tensor.dtype}). Fix: train the adapter again"
         )
     return tensor.float()
 
@@ -110,12 +99,13 @@ def read_adapter_source(target: Path) -> AdapterSource:
     Raises:
         MergeError: if the directory has no adapter, or one that is not plain LoRA.
     """
-    directory = target / "adapter" if (target / "recipe.yaml").is_file() else target
+    run = RunDirectory(target)
+    directory = run.adapter if run.recipe.is_file() else target
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (directory / name).is_file():
             raise MergeError(
                 f"{target}: neither a run nor an adapter in safetensors (got no {name}). Fix: give "
-                "a run directory or a PEFT adapter directory."
+                "a run directory or a PEFT adapter directory"
             )
     config = read_json(directory / ADAPTER_CONFIG, MergeError)
     _require_plain(directory, config)
@@ -143,30 +133,15 @@ def _require_plain(directory: Path, config: Mapping[str, Any]) -> None:
     from peft import LoraConfig
 
     path = directory / ADAPTER_CONFIG
-    if config.get("peft_type") != "LORA":
+    if problem := plain_lora_problem(config):
         raise MergeError(
-            f"{path}: peft_type: only LORA adapters can be combined (got "
-            f"{config.get('peft_type')}). Fix: leave this adapter out."
-        )
-    for option, value in config.items():
-        if option not in PLAIN and not is_unset(value):
-            raise MergeError(
-                f"{path}: {option}: makes the adapter more than a low-rank update, which cannot be "
-                f"combined (got {value!r}). Fix: train without this option, or leave the adapter "
-                "out."
-            )
-    start = config.get("init_lora_weights")
-    if start not in PLAIN_STARTS:
-        raise MergeError(
-            f"{path}: init_lora_weights: changes the base weights, so that the factors alone are "
-            f"not the update (got {start!r}). Fix: save the adapter with PEFT's "
-            "path_initial_model_for_weight_conversion."
+            f"{path}: {problem}. Fix: combine only plain LoRA and rsLoRA; leave this adapter out"
         )
     for field in ("r", "lora_alpha"):
         if not isinstance(config.get(field), int | float):
             raise MergeError(
                 f"{path}: {field}: missing or no number (got {config.get(field)!r}). Fix: restore "
-                "the value that the adapter was trained with."
+                "the value that the adapter was trained with"
             )
     require_option_types(config, LoraConfig, path, MergeError)
     _require_ranks(path, config)
@@ -181,7 +156,7 @@ def _require_ranks(path: Path, config: Mapping[str, Any]) -> None:
         if rank < 1 or not float(rank).is_integer():
             raise MergeError(
                 f"{path}: {field}: must be a whole number from 1 on (got {rank}). Fix: restore the "
-                "rank that the adapter was trained with."
+                "rank that the adapter was trained with"
             )
 
 
@@ -194,7 +169,7 @@ def _require_patterns(path: Path, config: Mapping[str, Any]) -> None:
             except re.error as error:
                 raise MergeError(
                     f"{path}: {option}: no regular expression (got {name}: {error}). Fix: give a "
-                    "module name, or a valid expression."
+                    "module name, or a valid expression"
                 ) from error
 
 
@@ -204,7 +179,7 @@ def _modules(path: Path) -> tuple[str, ...]:
             keys = set(file.keys())
     except SafetensorError as error:
         raise MergeError(
-            f"{path}: cannot be read (got {error}). Fix: copy or save the adapter again."
+            f"{path}: cannot be read (got {error}). Fix: copy or save the adapter again"
         ) from error
     modules = {
         key.removeprefix(PREFIX).removesuffix(SUFFIX_A)
@@ -216,18 +191,18 @@ def _modules(path: Path) -> tuple[str, ...]:
         first = min(keys ^ pairs, default="no tensor at all")
         raise MergeError(
             f"{path}: {len(keys ^ pairs)} tensors are no pair of lora_A and lora_B of a linear "
-            f"layer (got {first} first). Fix: combine only adapters of linear layers."
+            f"layer (got {first} first). Fix: combine only adapters of linear layers"
         )
     return tuple(sorted(modules))
 
 
 def _examples(directory: Path) -> int | None:
     """Return the number of training examples, from the run or from an earlier combination."""
-    combined, run = directory / RECORD, directory.parent / "run.json"
+    combined, run = directory / RECORD, RunDirectory(directory.parent)
     if combined.is_file():
         examples = read_json(combined, MergeError).get("examples")
-    elif directory.name == "adapter" and run.is_file():
-        examples = (read_json(run, MergeError).get("data") or {}).get("used")
+    elif directory == run.adapter and run.record.is_file():
+        examples = (read_json(run.record, MergeError).get("data") or {}).get("used")
     else:
         return None
     return examples if isinstance(examples, int) and examples > 0 else None
@@ -250,7 +225,7 @@ def require_one_backbone(sources: Sequence[AdapterSource]) -> bool:
             different = [part for part in one if part != "digest" and one[part] != other.get(part)]
             raise MergeError(
                 f"{source.name}: trained on another backbone than {fingerprinted[0].name} (got "
-                f"different: {', '.join(different)}). Fix: combine only adapters of one backbone."
+                f"different: {', '.join(different)}). Fix: combine only adapters of one backbone"
             )
     if len(fingerprinted) == len(sources):
         return True
@@ -259,7 +234,7 @@ def require_one_backbone(sources: Sequence[AdapterSource]) -> bool:
         if name != names[0]:
             raise MergeError(
                 f"{source.name}: trained on another base model than {sources[0].name} (got {name}, "
-                f"there {names[0]}). Fix: combine only adapters of one backbone."
+                f"there {names[0]}). Fix: combine only adapters of one backbone"
             )
     return False
 
@@ -269,6 +244,6 @@ def _base_model(source: AdapterSource) -> str:
     if not name:
         raise MergeError(
             f"{source.name}: base_model_name_or_path: missing, so that backbones cannot be compared"
-            f" (got {name!r}). Fix: set it in {ADAPTER_CONFIG}."
+            f" (got {name!r}). Fix: set it in {ADAPTER_CONFIG}"
         )
     return f"{name} at {revision}" if revision else str(name)

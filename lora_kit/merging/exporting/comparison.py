@@ -13,11 +13,12 @@ import torch
 
 from lora_kit.backbone.gguf import PRE_TOKENIZERS
 from lora_kit.data.builtin.reference import reference_rows
+from lora_kit.data.tokenization import Example
 from lora_kit.merging.distance import kl_divergence, top1_agreement
 from lora_kit.merging.exporting.gguf_model import FREQUENCIES
+from lora_kit.merging.predictions import MAX_POSITIONS
 from lora_kit.runtime.errors import MergeError
 
-MAX_POSITIONS = 512
 TOKENS_PER_TEXT = 64
 # Texts on which tokenizers of one vocabulary disagree: digits, runs of spaces, line ends, other
 # scripts, special tokens in the text.
@@ -57,37 +58,21 @@ def default_texts() -> tuple[str, ...]:
     return tuple(str(row.text) for row in rows[:: len(rows) // count][:count])
 
 
-def token_rows(tokenizer: Any, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """Return the first tokens of each text, for `MAX_POSITIONS` positions together.
+def comparison_examples(tokenizer: Any, texts: Sequence[str]) -> tuple[Example, ...]:
+    """Return the first tokens of each text, all supervised, for about `MAX_POSITIONS` positions.
 
     Raises:
         MergeError: if no text has two tokens, so that there is nothing to predict.
     """
     rows = [tuple(tokenizer(text).input_ids) for text in texts]
     share = max(MAX_POSITIONS // len(rows), 2) if rows else 0
-    usable = tuple(row[: share + 1] for row in rows if len(row) > 1)
+    usable = [row[: share + 1] for row in rows if len(row) > 1]
     if not usable:
         raise MergeError(
             f"--texts: no text of two tokens or more to compare the export on (got {len(texts)} "
-            "texts). Fix: give longer texts."
+            "texts). Fix: give longer texts"
         )
-    return usable[:MAX_POSITIONS]
-
-
-@torch.inference_mode()
-def next_token_log_probabilities(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Compute next-token log-probabilities at each position of each row but its last.
-
-    Returns:
-        (positions, vocabulary) float32, on the CPU.
-    """
-    device = next(model.parameters()).device
-    blocks = []
-    for row in rows:
-        ids = torch.tensor([row], device=device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-        blocks.append(logits.float().log_softmax(dim=-1).cpu())
-    return torch.cat(blocks)
+    return tuple(Example(row, row) for row in usable)
 
 
 def compare_export(
@@ -107,13 +92,13 @@ def compare_export(
     if model.shape != export.shape:
         raise MergeError(
             f"export: vocabulary differs from the model's (got {export.shape[1]} tokens, the model "
-            f"has {model.shape[1]}). Fix: export again."
+            f"has {model.shape[1]}). Fix: export again"
         )
     kl = kl_divergence(model, export)
     if not math.isfinite(float(kl.sum())):
         raise MergeError(
             f"export: distributions are infinite or NaN (got mean KL {float(kl.mean()):.2g}), its "
-            "weights overflowed. Fix: choose another --type or --to."
+            "weights overflowed. Fix: choose another --type or --to"
         )
     return ExportComparison(
         positions=len(model),

@@ -11,21 +11,22 @@ import torch
 from safetensors import SafetensorError
 
 from lora_kit.backbone.fingerprint import weight_files
+from lora_kit.data.tokenization import Example
 from lora_kit.merging.exporting.comparison import (
     HARD_TEXTS,
     ExportComparison,
     compare_export,
+    comparison_examples,
     count_same_tokens,
     default_texts,
     load_gguf,
-    next_token_log_probabilities,
-    token_rows,
 )
 from lora_kit.merging.exporting.formats import ExportFormat, GgufType
 from lora_kit.merging.exporting.gguf_model import write_gguf
 from lora_kit.merging.exporting.model_shape import read_shape
 from lora_kit.merging.exporting.quantized import load_model, load_quantized, write_quantized
 from lora_kit.merging.exporting.vocabulary import read_vocabulary
+from lora_kit.merging.predictions import predict_log_probabilities
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import whole_directory, whole_file, write_json
 from lora_kit.runtime.hashes import file_sha256
@@ -114,21 +115,21 @@ def export(
         MergeError: if the model cannot be exported; nothing is written then.
     """
     if type_ is not None and to != "gguf":
-        raise MergeError(f"--type: only for --to gguf (got --to {to}). Fix: drop --type.")
+        raise MergeError(f"--type: only for --to gguf (got --to {to}). Fix: drop --type")
     if output.exists():
         raise MergeError(
-            f"{output}: already exists (got a file or directory). Fix: choose another --output."
+            f"{output}: already exists (got a file or directory). Fix: choose another --output"
         )
     config, tokenizer = _open(directory)
     if config.is_encoder_decoder:
         raise MergeError(
             f"{directory}: encoder-decoder models have no export format (got "
-            f"{config.model_type}). Fix: use the directory itself; AutoModelForSeq2SeqLM loads it."
+            f"{config.model_type}). Fix: use the directory itself; AutoModelForSeq2SeqLM loads it"
         )
     if getattr(config, "quantization_config", None):
         raise MergeError(
             f"{directory}: model is already quantized (got a quantization_config). Fix: export the "
-            "merged model."
+            "merged model"
         )
     texts = texts or default_texts()
     if to == "gguf":
@@ -143,11 +144,11 @@ def _to_quantized(
     output: Path,
     texts: Sequence[str],
 ) -> ExportResult:
-    rows = token_rows(tokenizer, texts)
+    examples = comparison_examples(tokenizer, texts)
     with whole_directory(output) as temporary:
         write_quantized(directory, to, temporary)
         # No texts to tokenize: the tokenizer's files are copies.
-        comparison = _compare(directory, lambda: load_quantized(temporary), rows, 0, 0)
+        comparison = _compare(directory, lambda: load_quantized(temporary), examples, 0, 0)
         files = {file.name: file for file in sorted(temporary.iterdir())}
         size = sum(file.stat().st_size for file in weight_files(temporary))
         result = _result(output, to, to, size, files, directory, comparison)
@@ -165,15 +166,16 @@ def _to_gguf(
 ) -> ExportResult:
     from gguf import GGUFReader
 
-    rows = token_rows(tokenizer, texts)
-    vocabulary = read_vocabulary(directory, tokenizer, read_shape(directory, config).rows)
+    examples = comparison_examples(tokenizer, texts)
+    shape = read_shape(directory, config)
+    vocabulary = read_vocabulary(directory, tokenizer, shape.rows)
     tokenized = (*texts, *HARD_TEXTS, *_texts_with_special_tokens(tokenizer))
     with whole_file(output) as temporary:
-        write_gguf(directory, config, vocabulary, type_, output.stem, temporary)
+        write_gguf(directory, config, shape, vocabulary, type_, output.stem, temporary)
         reader = GGUFReader(temporary)
         same = count_same_tokens(temporary, reader, tokenizer, tokenized)
         comparison = _compare(
-            directory, lambda: load_gguf(temporary, reader), rows, len(tokenized), same
+            directory, lambda: load_gguf(temporary, reader), examples, len(tokenized), same
         )
         size = temporary.stat().st_size
         files = {output.name: temporary}
@@ -188,7 +190,7 @@ def _open(directory: Path) -> tuple[Any, Any]:
     if not (directory / "config.json").is_file():
         raise MergeError(
             f"{directory}: no model directory (got no config.json). Fix: give the directory of a "
-            "merged model."
+            "merged model"
         )
     weight_files(directory)
     try:
@@ -197,7 +199,7 @@ def _open(directory: Path) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         raise MergeError(
             f"{directory}: configuration or tokenizer cannot be read (got {error}). Fix: merge or "
-            "copy the model again."
+            "copy the model again"
         ) from error
 
 
@@ -214,21 +216,21 @@ def _texts_with_special_tokens(tokenizer: Any) -> tuple[str, ...]:
 def _compare(
     directory: Path,
     load_export: Callable[[], Any],
-    rows: Sequence[Sequence[int]],
+    examples: Sequence[Example],
     texts: int,
     same_tokens: int,
 ) -> ExportComparison:
     model = load_model(directory, dtype=torch.float32)
-    expected = next_token_log_probabilities(model.eval(), rows)
+    expected = predict_log_probabilities(model.eval(), examples)
     del model
     try:
         export = load_export()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MergeError(
             f"{directory}: export cannot be read back (got {error}). Fix: choose another --type or "
-            "--to."
+            "--to"
         ) from error
-    return compare_export(expected, next_token_log_probabilities(export, rows), texts, same_tokens)
+    return compare_export(expected, predict_log_probabilities(export, examples), texts, same_tokens)
 
 
 def _result(

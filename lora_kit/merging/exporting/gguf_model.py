@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
+from lora_kit.backbone.card import card_license
 from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.merging.exporting.formats import GgufType
-from lora_kit.merging.exporting.model_shape import ModelShape, read_shape
+from lora_kit.merging.exporting.model_shape import ModelShape
 from lora_kit.merging.exporting.vocabulary import Vocabulary
+from lora_kit.merging.tensors import StoredTensor, stored_by_key
 from lora_kit.runtime.errors import MergeError
 
 HEAD = "lm_head.weight"
@@ -27,48 +28,49 @@ class GgufTensor:
 
     Attributes:
         name: name in the file.
-        source: safetensors file and key; `None` for a computed tensor.
+        source: tensor of the model; `None` for a computed tensor.
         shape: shape of the values, outermost dimension first.
         type: type in the file; vectors are always `f32`, as llama.cpp requires.
         heads: number of heads of a weight whose rows are reordered, else 0.
     """
 
     name: str
-    source: tuple[Path, str] | None
+    source: StoredTensor | None
     shape: tuple[int, ...]
     type: GgufType
     heads: int
 
 
 def write_gguf(
-    directory: Path, config: Any, vocabulary: Vocabulary, type_: GgufType, name: str, output: Path
+    directory: Path,
+    config: Any,
+    shape: ModelShape,
+    vocabulary: Vocabulary,
+    type_: GgufType,
+    name: str,
+    output: Path,
 ) -> None:
     """Write a GGUF file with one tensor in memory at a time.
 
     Args:
         directory: directory of the model, in safetensors.
         config: configuration of transformers.
+        shape: dimensions of the model.
         vocabulary: tokenizer of the model.
         type_: type of the matrices.
         name: name of the model in the file's metadata.
         output: file to write.
 
     Raises:
-        MergeError: if a tensor has no place in a GGUF file of this architecture, or has values that
-            its type cannot hold.
+        MergeError: if a weight file cannot be read, or a tensor has no place in a GGUF file of this
+            architecture or values that its type cannot hold.
     """
     from gguf import GGUFWriter
 
-    shape = read_shape(directory, config)
-    try:
-        tensors = list(_tensors(directory, shape, type_))
-    except SafetensorError as error:
-        raise MergeError(
-            f"{directory}: weights cannot be read (got {error}). Fix: merge or copy them again."
-        ) from error
+    tensors = list(_tensors(directory, shape, type_))
     writer = GGUFWriter(output, "llama")
     try:
-        _add_origin(writer, name, directory / "README.md", tensors)
+        _add_origin(writer, name, directory, tensors)
         _add_shape(writer, config, shape)
         _add_type(writer, type_)
         _add_vocabulary(writer, vocabulary)
@@ -90,27 +92,23 @@ def _tensors(directory: Path, shape: ModelShape, type_: GgufType) -> Iterator[Gg
 
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, shape.layers)
     written = set()
-    for file in weight_files(directory):
-        with safe_open(file, framework="pt") as stream:
-            for key in stream.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                if key == HEAD and shape.tied:
-                    # llama.cpp uses the embedding where the file has no head.
-                    continue
-                name = names.get_name(key, try_suffixes=(".weight",))
-                if name is None:
-                    raise MergeError(
-                        f"{file}: tensor has no place in a GGUF file of a Llama model (got {key}). "
-                        "Fix: export the merged model, without other tensors."
-                    )
-                size = tuple(stream.get_slice(key).get_shape())
-                written.add(name)
-                yield GgufTensor(
-                    name, (file, key), size, _type_of(size, type_), _reordered(key, shape)
-                )
+    for key, stored in sorted(stored_by_key(weight_files(directory)).items()):
+        if key == HEAD and shape.tied:
+            # llama.cpp uses the embedding where the file has no head.
+            continue
+        name = names.get_name(key, try_suffixes=(".weight",))
+        if name is None:
+            raise MergeError(
+                f"{stored.path}: tensor has no place in a GGUF file of a Llama model (got {key}). "
+                "Fix: export the merged model, without other tensors"
+            )
+        written.add(name)
+        size = stored.shape
+        yield GgufTensor(name, stored, size, _type_of(size, type_), _reordered(key, shape))
     if not shape.tied and "output.weight" not in written:
         raise MergeError(
             f"{directory}: config.json: tie_word_embeddings: untied, but the head is missing (got "
-            f"false and no {HEAD}). Fix: set it to true, or restore the missing weight file."
+            f"false and no {HEAD}). Fix: set it to true, or restore the missing weight file"
         )
 
 
@@ -135,13 +133,11 @@ def _values(tensor: GgufTensor, config: Any) -> np.ndarray:
     """
     if tensor.source is None:
         return _frequency_divisors(config)
-    path, key = tensor.source
-    with safe_open(path, framework="pt") as stream:
-        values: np.ndarray = stream.get_tensor(key).float().numpy()
+    values: np.ndarray = tensor.source.read().float().numpy()
     if not np.isfinite(values).all():
         raise MergeError(
-            f"{path}: {key} has values that are infinite or NaN (got dtype {values.dtype}). Fix: "
-            "merge again."
+            f"{tensor.source.path}: {tensor.source.key} has values that are infinite or NaN (got "
+            f"dtype {values.dtype}). Fix: merge again"
         )
     if tensor.heads:
         halves = values.reshape(tensor.heads, 2, -1, values.shape[1])
@@ -164,10 +160,10 @@ def _quantize(values: np.ndarray, tensor: GgufTensor) -> np.ndarray:
     from gguf import GGMLQuantizationType, quantize
 
     if tensor.type == "f16" and np.abs(values).max() > np.finfo(np.float16).max:
-        key = tensor.source[1] if tensor.source else tensor.name
+        key = tensor.source.key if tensor.source else tensor.name
         raise MergeError(
             f"{key}: f16 holds no values above 65504 (got {np.abs(values).max():.3g}). Fix: use "
-            "--type bf16."
+            "--type bf16"
         )
     quantized: np.ndarray = quantize(values, GGMLQuantizationType[tensor.type.upper()])
     return quantized
@@ -187,15 +183,14 @@ def _add_info(writer: Any, tensor: GgufTensor) -> None:
     writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
 
 
-def _add_origin(writer: Any, name: str, card: Path, tensors: Sequence[GgufTensor]) -> None:
+def _add_origin(writer: Any, name: str, directory: Path, tensors: Sequence[GgufTensor]) -> None:
     from gguf import size_label
 
     parameters = sum(int(np.prod(tensor.shape)) for tensor in tensors)
     writer.add_type("model")
     writer.add_name(name)
     writer.add_size_label(size_label(parameters, 0, 0, 0))
-    licence = _licence(card)
-    if licence:
+    if licence := card_license(directory):
         writer.add_license(licence)
 
 
@@ -237,15 +232,3 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_add_space_prefix(False)
     if vocabulary.chat_template:
         writer.add_chat_template(vocabulary.chat_template)
-
-
-def _licence(card: Path) -> str | None:
-    """Return the licence in a model card's header; `None` without a card or an entry."""
-    if not card.is_file():
-        return None
-    from huggingface_hub import ModelCardData
-    from huggingface_hub.repocard import RepoCard
-
-    data = RepoCard.load(card, ignore_metadata_errors=True).data
-    licence = data.license if isinstance(data, ModelCardData) else data.get("license")
-    return licence if isinstance(licence, str) else None

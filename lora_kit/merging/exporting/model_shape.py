@@ -50,7 +50,7 @@ def read_shape(directory: Path, config: Any) -> ModelShape:
         raise MergeError(
             f"{directory}: config.json: architectures: cannot be exported to GGUF (got "
             f"{architecture}). Fix: export one of {', '.join(ARCHITECTURES)}, or use --to nf4 or "
-            "int8."
+            "int8"
         )
     rope = config.rope_parameters
     for field, value, possible in (
@@ -65,7 +65,7 @@ def read_shape(directory: Path, config: Any) -> ModelShape:
         if value not in possible:
             raise MergeError(
                 f"{directory}: config.json: {field}: cannot be exported to GGUF (got {value!r}, "
-                f"possible: {', '.join(map(str, possible))}). Fix: use --to nf4 or int8."
+                f"possible: {', '.join(map(str, possible))}). Fix: use --to nf4 or int8"
             )
     return ModelShape(
         layers=config.num_hidden_layers,

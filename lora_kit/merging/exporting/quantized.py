@@ -10,12 +10,9 @@ import torch
 from safetensors import SafetensorError
 
 from lora_kit.backbone.load import guard_quantized_modules, quantization_config
+from lora_kit.merging.configuration import copy_tokenizer
 from lora_kit.recipe.backbone import BackboneSpec, Quantization
 from lora_kit.runtime.errors import MergeError
-
-TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja", "README.md",
-)  # fmt: skip
 
 
 def write_quantized(directory: Path, to: Quantization, output: Path) -> None:
@@ -37,7 +34,7 @@ def write_quantized(directory: Path, to: Quantization, output: Path) -> None:
     model = load_model(directory, dtype=dtype, quantization_config=quantization_config(spec, dtype))
     if not list(guard_quantized_modules(model)):
         raise MergeError(
-            f"{directory}: no linear layer to quantize (got --to {to}). Fix: choose another --to."
+            f"{directory}: no linear layer to quantize (got --to {to}). Fix: choose another --to"
         )
     # No forward pass before saving: on some CPUs it repacks 4-bit weights, and the repacked weights
     # would be saved.
@@ -45,9 +42,9 @@ def write_quantized(directory: Path, to: Quantization, output: Path) -> None:
     for file in output.glob("*.safetensors"):
         # `save_pretrained` makes them readable to their owner only.
         file.chmod(0o644)
-    for pattern in TOKENIZER_FILES:
-        for file in directory.glob(pattern):
-            shutil.copy2(file, output / file.name)
+    copy_tokenizer(directory, output)
+    for card in directory.glob("README.md"):
+        shutil.copy2(card, output / card.name)
 
 
 def load_model(directory: Path, **options: Any) -> Any:
@@ -68,7 +65,7 @@ def load_model(directory: Path, **options: Any) -> Any:
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise MergeError(
-            f"{directory}: cannot be loaded (got {error}). Fix: merge or copy the model again."
+            f"{directory}: cannot be loaded (got {error}). Fix: merge or copy the model again"
         ) from error
 
 

@@ -18,13 +18,13 @@ def read_comparison_texts(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise MergeError(
-            f"--texts {path}: cannot be read (got {error}). Fix: give a UTF-8 text file."
+            f"--texts {path}: cannot be read (got {error}). Fix: give a UTF-8 text file"
         ) from error
     texts = tuple(line for line in lines if line.strip())
     if not texts:
         raise MergeError(
             f"--texts {path}: no texts (got {len(lines)} blank lines). Fix: put one text on each "
-            "line."
+            "line"
         )
     return texts
 

@@ -60,7 +60,7 @@ def read_vocabulary(directory: Path, tokenizer: Any, rows: int) -> Vocabulary:
             f"{path}: only byte-level BPE tokenizers can be exported to GGUF (got "
             f"{model.get('type')}"
             f"{' with byte fallback (sentencepiece)' if model.get('byte_fallback') else ''}). Fix: "
-            "export with --to nf4 or int8."
+            "export with --to nf4 or int8"
         )
     pre = _pre_tokenizer_name(path, file)
     names = {index: token for token, index in model["vocab"].items()}
@@ -69,7 +69,7 @@ def read_vocabulary(directory: Path, tokenizer: Any, rows: int) -> Vocabulary:
     if max(names) >= rows:
         raise MergeError(
             f"{path}: token without a row in the embedding (got id {max(names)}, {rows} rows). "
-            "Fix: copy the tokenizer that the model was merged with."
+            "Fix: copy the tokenizer that the model was merged with"
         )
     text = tokenizer("a").input_ids
     return Vocabulary(
@@ -96,13 +96,13 @@ def _merge(path: Path, pair: str | list[str]) -> str:
     if len(parts) != 2 or any(" " in part for part in parts):
         raise MergeError(
             f"{path}: GGUF separates the parts of a merge by a space, which is ambiguous here (got "
-            f"{pair!r}). Fix: export with --to nf4 or int8."
+            f"{pair!r}). Fix: export with --to nf4 or int8"
         )
     return " ".join(parts)
 
 
 def _pre_tokenizer_name(path: Path, file: Mapping[str, Any]) -> str:
-    remedy = "Fix: export with --to nf4 or int8."
+    remedy = "Fix: export with --to nf4 or int8"
     if file.get("normalizer"):
         raise MergeError(
             f"{path}: normalizer: llama.cpp normalizes no text for byte-level BPE (got "
@@ -142,7 +142,7 @@ def _special_ids(directory: Path, tokenizer: Any) -> dict[str, int]:
     if len(further) > 2:
         raise MergeError(
             f"{path}: eos_token_id: a GGUF file has at most three stop tokens, eos, eot and eom "
-            f"(got {len(stops)}). Fix: shorten the list."
+            f"(got {len(stops)}). Fix: shorten the list"
         )
     ids |= dict(zip(("eot", "eom"), further, strict=False))
     return {name: index for name, index in ids.items() if index is not None}

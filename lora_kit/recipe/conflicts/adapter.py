@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_kit.recipe.adapter import VIRTUAL
+from lora_kit.recipe.adapter import VIRTUAL, VIRTUAL_TOKENS
 from lora_kit.recipe.objective import LANGUAGE_MODELING
 from lora_kit.recipe.problem import Problem, conflict
 from lora_kit.recipe.sections import RecipeSections
-
-# TRL's other objectives and a classifier's head have forward passes of their own, in which virtual
-# tokens have not been tested.
 
 
 def method_on_quantized_weights(recipe: RecipeSections) -> Iterator[Problem]:
@@ -37,11 +34,27 @@ def target_modules_of_virtual_tokens(recipe: RecipeSections) -> Iterator[Problem
         )
 
 
+def number_of_virtual_tokens(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse a number of virtual tokens that is no whole number from 1 on."""
+    adapter = recipe.adapter
+    count = adapter.options.get("num_virtual_tokens", VIRTUAL_TOKENS)
+    if adapter.method in VIRTUAL and (type(count) is not int or count < 1):
+        yield conflict(
+            "adapter.options.num_virtual_tokens",
+            "adapter.method",
+            reason="must be a whole number, at least 1",
+            given=count,
+            fix=f"set a number such as {VIRTUAL_TOKENS}",
+        )
+
+
 def virtual_tokens_elsewhere(recipe: RecipeSections) -> Iterator[Problem]:
     """Refuse virtual tokens with fields that they do not work with."""
     method, training = recipe.adapter.method, recipe.training
     if method not in VIRTUAL:
         return
+    # TRL's other objectives and a classifier's head have forward passes of their own, in which
+    # virtual tokens have not been tested.
     if training.objective not in LANGUAGE_MODELING:
         yield conflict(
             "adapter.method",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_kit.recipe.classification import ARMS, NOT_OF_A_HEAD
+from lora_kit.recipe.classification import NOT_OF_A_HEAD
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.problem import Problem, conflict
-from lora_kit.recipe.sections import MergeSpec, RecipeSections
+from lora_kit.recipe.sections import HEAD_ARMS, PROBE, MergeSpec, RecipeSections
 
 OBJECTIVE = "training.objective"
 
@@ -17,7 +17,7 @@ def head_without_objective(recipe: RecipeSections) -> Iterator[Problem]:
     objective = recipe.training.objective
     if objective in HEADED:
         return
-    if "probe" in recipe.evaluation.arms:
+    if PROBE in recipe.evaluation.arms:
         yield conflict(
             "evaluation.arms",
             OBJECTIVE,
@@ -70,7 +70,7 @@ def arms_of_a_head(recipe: RecipeSections) -> Iterator[Problem]:
     objective = recipe.training.objective
     if objective not in HEADED:
         return
-    possible = ARMS[objective]
+    possible = HEAD_ARMS[objective]
     for arm in recipe.evaluation.arms:
         if arm not in possible:
             yield conflict(

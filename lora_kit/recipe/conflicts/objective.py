@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lora_kit.recipe.objective import PREFERENCE, REFERENCED, SUPERVISED, PreferenceSpec
 from lora_kit.recipe.problem import Problem, conflict
-from lora_kit.recipe.sections import RecipeSections
+from lora_kit.recipe.sections import SCRATCH, RecipeSections
 
 # Fields of `preference` that a single objective reads.
 OWN = {
@@ -116,7 +116,7 @@ def made_for_sft(recipe: RecipeSections) -> Iterator[Problem]:
         yield _unused(recipe, "data.packing", ON_LANGUAGE_MODELING)
     if data.train_on != "assistant":
         yield _unused(recipe, "data.train_on", "this objective trains on the last turn of a row")
-    if "scratch" in recipe.evaluation.arms:
+    if SCRATCH in recipe.evaluation.arms:
         yield _unused(
             recipe, "evaluation.arms", f"scratch {ON_LANGUAGE_MODELING}", "remove scratch"
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from lora_kit.evaluation.reporting.escaping import escape_terminal
 from lora_kit.statistics.transfer import Transfer
 
 
@@ -28,15 +28,15 @@ def show_matrix(
     table = Table(box=None, pad_edge=False)
     table.add_column("after")
     for column in columns:
-        table.add_column(escape(column), justify="right")
+        table.add_column(escape_terminal(column), justify="right")
     for stage, row in zip(stages, scores, strict=True):
-        table.add_row(escape(stage), *(f"{value:.3f}" for value in row))
+        table.add_row(escape_terminal(stage), *(f"{value:.3f}" for value in row))
     console.print(table)
     if not transfers:
         console.print("No transfer metrics: every stage needs its own task, all in the same unit.")
     for unit, transfer in transfers.items():
         console.print(
-            f"{escape(unit)} (higher is better): backward transfer {transfer.backward:+.3f}, "
-            f"forward transfer {transfer.forward:+.3f}, "
+            f"{escape_terminal(unit)} (higher is better): backward transfer "
+            f"{transfer.backward:+.3f}, forward transfer {transfer.forward:+.3f}, "
             f"average forgetting {transfer.forgetting:+.3f}"
         )
