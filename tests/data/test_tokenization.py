@@ -159,7 +159,7 @@ def test_a_completion_without_a_template_is_supervised_with_its_eos(tokenizer: A
 
 def test_a_fully_masked_dataset_is_refused_with_a_remedy(tokenizer: Any) -> None:
     spec = DataSpec.model_validate({"train": [{"source": "x"}], "max_length": 8})
-    with pytest.raises(DataError, match=r"1 of 1 rows have no supervised token.*max_length"):
+    with pytest.raises(DataError, match=r"1 of 1 examples have no supervised token.*max_length"):
         prepare([row(*CHAT)], tokenizer, spec)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.console import meter
-from lora_kit.training import setup as training_setup
 from lora_kit.training.callbacks import MetricsLog
+from lora_kit.training.plot import plot_training
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -24,9 +25,8 @@ class Driven:
         self.arguments = TrainingArguments(output_dir=str(root / "unused"), use_cpu=True)
         self.state, self.control = TrainerState(epoch=0.0), TrainerControl()
         with meter("training", 3, visible=False) as progress:
-            self.log = MetricsLog(
-                self.run.metrics, progress, plot=training_setup._plotter(self.run), **options
-            )
+            plot = partial(plot_training, validation=(None, None), path=self.run.training_plot)
+            self.log = MetricsLog(self.run.metrics, progress, plot=plot, **options)
         self.log.on_train_begin(self.arguments, self.state, self.control)
 
     def step(self) -> None:
