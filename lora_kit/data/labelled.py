@@ -39,9 +39,7 @@ def count_classes(rows: Sequence[Row], spec: ClassificationSpec) -> dict[str, in
         DataError: if a row has no class or an unknown one, a class or class weight has no row, or
             there is only one class.
     """
-    counts: Counter[str] = Counter()
-    for row in rows:
-        counts[_class_of(row, spec.labels, "data.train")] += 1
+    counts = Counter(_class_of(row, spec.labels, "data.train") for row in rows)
     names = spec.labels or sorted(counts)
     if len(names) < 2:
         raise DataError(

@@ -223,9 +223,11 @@ def _with_alarms(suites: tuple[SuiteVerdict, ...]) -> tuple[SuiteVerdict, ...]:
 def _findings(suite: SuiteVerdict) -> list[Finding]:
     findings = []
     for task in suite.tasks:
-        for baseline in task.baselines:
-            if baseline.decision != "PASS":
-                findings.append(_baseline_finding(suite.suite, task, baseline))
+        findings += [
+            _baseline_finding(suite.suite, task, baseline)
+            for baseline in task.baselines
+            if baseline.decision != "PASS"
+        ]
         where = [f"{one.field} {one.value}" for one in task.slices if one.alarm]
         if task.alarm:
             where = ["the whole task", *where]

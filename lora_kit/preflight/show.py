@@ -149,7 +149,4 @@ def _amount(value: float, unit: str) -> str:
 
 
 def _highlighted(sample: tuple[LabelSpan, ...]) -> Text:
-    text = Text()
-    for span in sample:
-        text.append(span.text, style="reverse" if span.supervised else "")
-    return text
+    return Text.assemble(*((one.text, "reverse" if one.supervised else "") for one in sample))

@@ -149,14 +149,12 @@ def _package_file(manifest: Manifest) -> str | None:
 
 def _works_with_uses(works: Sequence[LicensedWork]) -> list[tuple[LicensedWork, str]]:
     """Return each work once, with all its uses."""
-    uses: dict[tuple[str, str | None], list[str]] = {}
-    first: dict[tuple[str, str | None], LicensedWork] = {}
+    same: dict[tuple[str, str | None], list[LicensedWork]] = {}
     for work in works:
-        key = work.work, work.license
-        first.setdefault(key, work)
-        if work.used not in uses.setdefault(key, []):
-            uses[key].append(work.used)
-    return [(work, ", ".join(uses[key])) for key, work in first.items()]
+        same.setdefault((work.work, work.license), []).append(work)
+    return [
+        (group[0], ", ".join(dict.fromkeys(work.used for work in group))) for group in same.values()
+    ]
 
 
 def _environment() -> Environment:

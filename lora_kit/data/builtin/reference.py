@@ -29,8 +29,10 @@ def reference_rows() -> tuple[Row, ...]:
             if _SPACE.sub(" ", paragraph).strip() not in seen
         ]
         seen.update(_SPACE.sub(" ", paragraph).strip() for paragraph in paragraphs)
-        for number, text in enumerate(_documents(paragraphs)):
-            rows.append(Row(origin=f"{topic}#{number}", cluster=topic, text=text))
+        rows += [
+            Row(origin=f"{topic}#{number}", cluster=topic, text=text)
+            for number, text in enumerate(_documents(paragraphs))
+        ]
     return tuple(rows)
 
 

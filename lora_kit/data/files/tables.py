@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,14 +92,9 @@ class ConcatenatedTable:
 
     def take(self, numbers: Sequence[int]) -> list[Any]:
         """Read the rows of the given indices, with one call per run of rows from one table."""
-        parts = [self._place(number) for number in numbers]
         rows: list[Any] = []
-        start = 0
-        for end in range(1, len(parts) + 1):
-            if end == len(parts) or parts[end][0] != parts[start][0]:
-                table = self.tables[parts[start][0]]
-                rows += table.take([number for _, number in parts[start:end]])
-                start = end
+        for table, group in groupby(map(self._place, numbers), key=lambda place: place[0]):
+            rows += self.tables[table].take([number for _, number in group])
         return rows
 
     def origin(self, number: int) -> str:

@@ -63,10 +63,10 @@ def encode_pairs(
     Raises:
         EvaluationError: if a context or a continuation has no token.
     """
-    moved = []
-    for context, continuation in pairs:
-        stripped = context.rstrip()
-        moved.append((stripped, context[len(stripped) :] + continuation))
+    moved = [
+        (stripped := context.rstrip(), context[len(stripped) :] + continuation)
+        for context, continuation in pairs
+    ]
     texts = {context for context, _ in moved if context}
     texts |= {context + continuation for context, continuation in moved if context}
     ids = _encode(sorted(texts), tokenizer)

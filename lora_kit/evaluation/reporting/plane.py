@@ -196,11 +196,12 @@ def _axis(
 
     step = _step((high - low) / TICKS)
     first, last = math.ceil(low / step), math.floor(high / step)
-    places = max(0, -math.floor(math.log10(step * (100 if percent else 1)) + 1e-9))
-    ticks = []
-    for number in range(first, last + 1):
-        value = number * step * (100 if percent else 1)
-        ticks.append(Tick(place(number * step), f"{value:.{places}f}".replace("-", "−")))
+    scale = 100 if percent else 1
+    places = max(0, -math.floor(math.log10(step * scale) + 1e-9))
+    ticks = (
+        Tick(place(number * step), f"{number * step * scale:.{places}f}".replace("-", "−"))
+        for number in range(first, last + 1)
+    )
     return place, tuple(ticks)
 
 

@@ -31,13 +31,12 @@ def reward_functions(spec: GrpoSpec, rows: Sequence[Row] = ()) -> list[Reward]:
         DataError: naming a row that a reward model cannot encode.
     """
     first_line = spec.scored_text == "first_line"
-    rewards: list[Reward] = []
-    for name in spec.rewards:
-        source = resolve_reward(name)
-        if isinstance(source, Path):
-            rewards.append(_model_reward(source, first_line, rows))
-        else:
-            rewards.append(_metric_reward(source, name, first_line))
+    rewards = [
+        _model_reward(source, first_line, rows)
+        if isinstance(source := resolve_reward(name), Path)
+        else _metric_reward(source, name, first_line)
+        for name in spec.rewards
+    ]
     # TRL names the metrics of a step after the functions, so equal names would be merged.
     short_names = [reward.__name__ for reward in rewards]
     for name, reward in zip(spec.rewards, rewards, strict=True):
