@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_kit.recipe.classification import NOT_OF_A_HEAD
+from lora_kit.recipe.conflicts.objective import OBJECTIVE
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.problem import Problem, conflict
 from lora_kit.recipe.sections import HEAD_ARMS, PROBE, MergeSpec, RecipeSections
-
-OBJECTIVE = "training.objective"
 
 
 def head_without_objective(recipe: RecipeSections) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lora_kit.recipe.objective import PREFERENCE, REFERENCED, SUPERVISED, PreferenceSpec
 from lora_kit.recipe.problem import Problem, conflict
-from lora_kit.recipe.sections import SCRATCH, RecipeSections
+from lora_kit.recipe.sections import RecipeSections
 
 # Fields of `preference` that a single objective reads.
 OWN = {
@@ -26,6 +26,13 @@ OF_SUPERVISED = (
 OF_LANGUAGE_MODELING = ("gradient_conflict", "distillation")
 ON_SUPERVISED = "works with the objectives sft, text and classification only"
 ON_LANGUAGE_MODELING = "works with the objectives sft and text only"
+FIXES = {
+    "data.validation": "evaluate held-out rows as a task of a suite: multiple_choice for pairs, "
+    "generation for rewards",
+    "data.replay": "add its rows to data.train",
+    "evaluation.arms": "remove scratch",
+    "adapter.method": "use lora",
+}
 OBJECTIVE = "training.objective"
 
 
@@ -89,39 +96,36 @@ def made_for_sft(recipe: RecipeSections) -> Iterator[Problem]:
     training, data, objective = recipe.training, recipe.data, recipe.training.objective
     if objective in SUPERVISED:
         return
-    for name in OF_SUPERVISED:
-        if getattr(training, name):
-            yield _unused(recipe, f"training.{name}", ON_SUPERVISED)
-    for name in OF_LANGUAGE_MODELING:
-        if getattr(training, name):
-            yield _unused(recipe, f"training.{name}", ON_LANGUAGE_MODELING)
-    for name in recipe.retention.requested:
-        yield _unused(recipe, f"retention.{name}", ON_LANGUAGE_MODELING)
-    validated = "the validation loss is that of sft"
-    if data.validation:
-        yield _unused(
-            recipe,
-            "data.validation",
-            validated,
-            "evaluate held-out rows as a task of a suite: multiple_choice for pairs, generation "
-            "for rewards",
-        )
-    if training.eval_steps is not None:
-        yield _unused(recipe, "training.eval_steps", validated)
-    if data.replay is not None:
-        yield _unused(recipe, "data.replay", ON_LANGUAGE_MODELING, "add its rows to data.train")
-    if data.overflow != "truncate":
-        yield _unused(recipe, "data.overflow", "splits texts, which this objective does not read")
-    if data.packing:
-        yield _unused(recipe, "data.packing", ON_LANGUAGE_MODELING)
-    if data.train_on != "assistant":
-        yield _unused(recipe, "data.train_on", "this objective trains on the last turn of a row")
-    if SCRATCH in recipe.evaluation.arms:
-        yield _unused(
-            recipe, "evaluation.arms", f"scratch {ON_LANGUAGE_MODELING}", "remove scratch"
-        )
-    if recipe.adapter.method == "adalora":
-        yield _unused(recipe, "adapter.method", f"adalora {ON_SUPERVISED}", "use lora")
+    unread = {
+        **{f"training.{name}": (getattr(training, name), ON_SUPERVISED) for name in OF_SUPERVISED},
+        **{
+            f"training.{name}": (getattr(training, name), ON_LANGUAGE_MODELING)
+            for name in OF_LANGUAGE_MODELING
+        },
+        **{
+            f"retention.{name}": (True, ON_LANGUAGE_MODELING) for name in recipe.retention.requested
+        },
+        "data.validation": (data.validation, "the validation loss is that of sft"),
+        "training.eval_steps": (training.eval_steps, "the validation loss is that of sft"),
+        "data.replay": (data.replay, ON_LANGUAGE_MODELING),
+        "data.overflow": (
+            data.overflow != "truncate",
+            "splits texts, which this objective does not read",
+        ),
+        "data.packing": (data.packing, ON_LANGUAGE_MODELING),
+        "data.train_on": (
+            data.train_on != "assistant",
+            "this objective trains on the last turn of a row",
+        ),
+        "evaluation.arms": (
+            "scratch" in recipe.evaluation.arms,
+            f"scratch {ON_LANGUAGE_MODELING}",
+        ),
+        "adapter.method": (recipe.adapter.method == "adalora", f"adalora {ON_SUPERVISED}"),
+    }
+    for field, (is_set, reason) in unread.items():
+        if is_set:
+            yield _unused(recipe, field, reason, FIXES.get(field, "remove it"))
 
 
 def dropout_with_reference(recipe: RecipeSections) -> Iterator[Problem]:
