@@ -108,21 +108,20 @@ def release_decision(
         Decision (`None` if the merged model was not evaluated on every task), undecided tasks, and
         one refusal for each task that did not pass.
     """
-    decisions: list[Decision] = []
-    undecided, reasons, unmeasured = [], [], []
-    for suite, task in verdict.tasks:
-        name = f"{suite.suite}/{task.task}"
-        if task.merged is None:
-            unmeasured.append(name)
-        for arm, decision in ((name, task.decision), (f"{name}, merged", task.merged)):
-            if decision is None:
-                continue
-            decisions.append(decision)
-            if decision == "INCONCLUSIVE":
-                undecided.append(arm)
-            if decision != "PASS":
-                reasons.append(Refusal(f"{arm}: {decision}", VERDICT_STATUS[decision]))
-    if unmeasured:
+    named = [(f"{suite.suite}/{task.task}", task) for suite, task in verdict.tasks]
+    decisions: list[tuple[str, Decision]] = [
+        (arm, decision)
+        for name, task in named
+        for arm, decision in ((name, task.decision), (f"{name}, merged", task.merged))
+        if decision is not None
+    ]
+    undecided = [arm for arm, decision in decisions if decision == "INCONCLUSIVE"]
+    reasons = [
+        Refusal(f"{arm}: {decision}", VERDICT_STATUS[decision])
+        for arm, decision in decisions
+        if decision != "PASS"
+    ]
+    if unmeasured := [name for name, task in named if task.merged is None]:
         reasons.append(
             Refusal(
                 f"{root}: the merged model was not evaluated on {', '.join(unmeasured)}. Fix: run "
@@ -131,7 +130,7 @@ def release_decision(
             )
         )
         return None, undecided, reasons
-    return combine_decisions(decisions), undecided, reasons
+    return combine_decisions([decision for _, decision in decisions]), undecided, reasons
 
 
 def verdict_matches_merge(recorded: RecordedVerdict, merge: Mapping[str, Any]) -> bool:

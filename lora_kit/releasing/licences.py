@@ -175,20 +175,25 @@ def _notes_on_work(work: LicensedWork) -> Iterator[LicenceNote]:
         text = f"the licence of {name} is not stated; find the licence and set {field}"
         yield LicenceNote(kind="unknown", text=text)
         return
-    terms = licence_terms(work.license)
+    terms, under = licence_terms(work.license), f"{name} is under {work.license}"
     if terms is None:
-        text = f"{name} is under {work.license}, whose terms lora_kit does not know; read them"
+        text = f"{under}, whose terms lora_kit does not know; read them"
         yield LicenceNote(kind="unknown", text=text)
         return
-    if not terms.derivatives:
-        text = f"{name} is under {work.license}, which forbids sharing derivative works"
-        yield LicenceNote(kind="conflict", text=text)
-    if work.used == "base" and not terms.commercial:
-        text = f"{name} is under {work.license}, which forbids commercial use of this model too"
-        yield LicenceNote(kind="condition", text=text)
-    if terms.conditions or (work.used == "base" and terms.share_alike):
-        text = f"{name} is under {work.license}, whose terms apply to every model made from it"
-        yield LicenceNote(kind="condition", text=text)
+    found: dict[str, tuple[NoteKind, bool]] = {
+        "which forbids sharing derivative works": ("conflict", not terms.derivatives),
+        "which forbids commercial use of this model too": (
+            "condition",
+            work.used == "base" and not terms.commercial,
+        ),
+        "whose terms apply to every model made from it": (
+            "condition",
+            terms.conditions or (work.used == "base" and terms.share_alike),
+        ),
+    }
+    for text, (kind, holds) in found.items():
+        if holds:
+            yield LicenceNote(kind=kind, text=f"{under}, {text}")
 
 
 def _conflicts_with_base(source: LicensedWork, base: LicensedWork) -> Iterator[LicenceNote]:
