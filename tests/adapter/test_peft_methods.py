@@ -225,7 +225,7 @@ def recipe_of(adapter: dict[str, Any], quantization: str = "none") -> Recipe:
             "full trains the weights themselves, which quantization rounds",
         ),
         ({"method": "cpt"}, "none", "cpt has a loss of its own"),
-        ({"method": "loar"}, "none", "'lora'"),
+        ({"method": "loar"}, "none", "use one of lora, "),
         ({"method": "last-0"}, "none", "adapter.method"),
         ({"method": "lora", "rank": 0}, "none", "adapter.rank"),
     ],

@@ -29,7 +29,7 @@ def test_texts_whose_answers_are_cut_off_name_their_length(
     said = str(told.value)
     assert said.startswith("retention.kl.length: ")
     assert "(got 16). Fix: raise retention.kl.length" in said
-    assert "8 of 8 rows" in said
+    assert "8 of 8 examples" in said
     assert "kept.jsonl:1" in said
     assert "data." not in said
 

@@ -231,7 +231,7 @@ def test_examples_that_teach_the_wrong_thing_are_refused(
         (
             "chrff",
             r"grpo\.rewards: metric chrff: neither bundled nor a path to a module\. Fix: use one "
-            r"of chrf, exact_match, or the path of an `evaluate` module\.$",
+            r"of chrf, exact_match, or the path of an `evaluate` module$",
         ),
         ("/no/such.py", r"grpo\.rewards: metric /no/such\.py: neither bundled"),
         ("run:/no/such", r"grpo\.rewards: no run with an adapter in /no/such \(got run:/no/such\)"),
