@@ -19,7 +19,7 @@ GAIN = """
 name: small-gain
 role: gain
 tasks:
-  - {name: reference-loss, kind: loss, source: stdlib-docstrings, limit: 10, max_length: 384}
+  - {name: reference-loss, kind: loss, source: stdlib-docstrings, limit: 8, max_length: 384}
 """
 
 LINES = """
@@ -39,7 +39,7 @@ RETENTION = """
 name: small-retention
 role: retention
 tasks:
-  - {name: prose, kind: loss, source: python-reference, limit: 8, max_length: 128, margin: 0.2}
+  - {name: prose, kind: loss, source: python-reference, limit: 6, max_length: 64, margin: 0.2}
 """
 
 UNDECIDED = """
@@ -77,7 +77,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "data": {
             "train": [{"source": "stdlib-docstrings", "limit": 12}],
-            "validation": [{"source": "stdlib-docstrings", "split": "validation", "limit": 4}],
+            "validation": [{"source": "stdlib-docstrings", "split": "validation", "limit": 2}],
             "max_length": 384,
         },
         "training": {"batch_size": 4, "learning_rate": 1e-3},
@@ -151,7 +151,7 @@ def test_a_run_reads_tokenizes_and_hashes_each_thing_once(finished: Path, workpl
         f"open_source: stdlib-docstrings/{split}" for split in splits
     }
     rows = [name for name in once if name.startswith("tokenize_rows: ")]
-    assert len(rows) == 12 + 4
+    assert len(rows) == 12 + 2
     weights = {
         name: count
         for name, count in counts.items()

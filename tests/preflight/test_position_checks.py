@@ -99,14 +99,15 @@ def test_long_sampled_answers_are_refused(short: dict[str, Any], tmp_path: Path)
     )
     refused(short, RecipeError, message, tmp_path / "refused")
     # The last generated token is an input too when the answer is scored.
-    tokens = 1
-    while True:
-        short["grpo"]["max_new_tokens"] = tokens + 1
+    tokens, refused_tokens = 8, 40
+    while refused_tokens - tokens > 1:
+        middle = short["grpo"]["max_new_tokens"] = (tokens + refused_tokens) // 2
         try:
             make_plan(Recipe.model_validate(short))
         except RecipeError:
-            break
-        tokens += 1
+            refused_tokens = middle
+        else:
+            tokens = middle
     assert tokens > 8
     short["grpo"]["max_new_tokens"] = tokens
     train(Recipe.model_validate(short), tmp_path / "run")

@@ -179,7 +179,7 @@ def test_an_evaluation_in_training_does_not_change_the_gradient(real_backbone: B
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     spec = Recipe.load("quickstart").data.model_copy(
-        update={"train": [SourceSpec(source="stdlib-docstrings", limit=4)], "replay": None}
+        update={"train": [SourceSpec(source="stdlib-docstrings", limit=1)], "replay": None}
     )
     rows, _ = training_rows(spec, seed=0)
     data = prepare(rows, real_backbone.tokenizer, spec)
