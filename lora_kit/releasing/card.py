@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,7 @@ def _works_with_uses(works: Sequence[LicensedWork]) -> list[tuple[LicensedWork, 
     ]
 
 
+@cache
 def _environment() -> Environment:
     environment = template_environment(TEMPLATE.parent, escape_markdown)
     environment.filters["code"] = _code

@@ -23,7 +23,6 @@ from typing import Literal
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from lora_kit.statistics.bootstrap import bootstrap_limits
 from lora_kit.statistics.clusters import (
@@ -168,9 +167,12 @@ def loss_p(differences: Floats, clusters: Sequence[str], binary: bool) -> float:
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Adjust p-values for the family-wise error (Holm 1979, Scandinavian J. Stat. 6:65)."""
-    if not len(p_values):
-        return ()
-    return tuple(float(p) for p in multipletests(list(p_values), method="holm")[1])
+    # The same as statsmodels' `multipletests`, which collects the garbage of the whole process in
+    # each call: with models loaded, that takes longer than the verdict.
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values)
+    adjusted = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)).clip(max=1)
+    return tuple(adjusted[np.argsort(order)].tolist())
 
 
 def interval_decision(low: float, high: float, threshold: float) -> Decision:

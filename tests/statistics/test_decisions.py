@@ -203,6 +203,16 @@ def test_holm_adjusts_as_published() -> None:
     assert holm([]) == ()
 
 
+@pytest.mark.parametrize("number", [1, 2, 7, 40])
+def test_holm_equals_statsmodels_bit_for_bit(number: int) -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    random = np.random.default_rng(number)
+    for p_values in (random.random(number) ** 3, random.choice([0, 0.01, 0.2, 1.0], number)):
+        expected = multipletests(p_values, method="holm")[1]
+        assert holm(p_values.tolist()) == tuple(expected.tolist())
+
+
 def test_all_decisions_must_pass() -> None:
     assert combine_decisions(["PASS", "PASS"]) == "PASS"
     assert combine_decisions(["PASS", "INCONCLUSIVE"]) == "INCONCLUSIVE"

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from jinja2 import Environment
 from markupsafe import Markup
 
 from lora_kit.evaluation.ledger_view import LedgerView
@@ -102,7 +104,13 @@ def write_report(directory: Path, verdict: Verdict, view: LedgerView, facts: Rep
         "script": InlineAsset.read(TEMPLATES / "page" / "search.js"),
     }
     for name, escape in zip(REPORTS, (None, escape_markdown), strict=True):
-        environment = template_environment(TEMPLATES, escape)
-        environment.filters["p_value"] = format_p_value
-        write_text(directory / name, environment.get_template(f"{name}.j2").render(values))
+        template = _environment(escape).get_template(f"{name}.j2")
+        write_text(directory / name, template.render(values))
     write_flips(directory / FLIPS, view, verdict)
+
+
+@cache
+def _environment(escape: Callable[[str], str] | None) -> Environment:
+    environment = template_environment(TEMPLATES, escape)
+    environment.filters["p_value"] = format_p_value
+    return environment
