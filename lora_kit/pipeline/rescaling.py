@@ -8,7 +8,6 @@ correction would be needed for the best scale's result on the items that chose i
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -49,6 +48,7 @@ from lora_kit.runs.session import Session, Subject, open_run, open_subject
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import AdapterError, RecipeError
 from lora_kit.runtime.files import replace_directory, write_json
+from lora_kit.runtime.hashes import json_sha256
 from lora_kit.runtime.launch import require_unsharded_launch
 from lora_kit.runtime.processes import broadcast_from_main
 
@@ -175,7 +175,11 @@ def _arms(subject: Subject, tried: Sequence[AdapterScale]) -> LoadedArms:
     (loaded,) = loaded_arms(subject, ["base", ADAPTER_ARM])
     trained = next(arm for arm in loaded.arms if arm.name == ADAPTER_ARM)
     others = [
-        Arm(_arm_name(one), _identity(trained, one), partial(scaled_adapter, scale=one))
+        Arm(
+            _arm_name(one),
+            json_sha256([trained.identity, *one.parts]),
+            partial(scaled_adapter, scale=one),
+        )
         for one in tried
         if one != TRAINED
     ]
@@ -184,11 +188,6 @@ def _arms(subject: Subject, tried: Sequence[AdapterScale]) -> LoadedArms:
 
 def _arm_name(scale: AdapterScale) -> str:
     return f"scale {scale.name}"
-
-
-def _identity(trained: Arm, scale: AdapterScale) -> str:
-    described = [trained.identity, *map(repr, scale.parts)]
-    return hashlib.sha256("/".join(described).encode()).hexdigest()
 
 
 def _proved(

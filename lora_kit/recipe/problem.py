@@ -24,12 +24,8 @@ class Problem:
 
     def describe(self) -> str:
         """Return `field: reason (got X). Fix: remedy`."""
-        return f"{self.fields[0]}: {self.explain()}"
-
-    def explain(self) -> str:
-        """Return the message without the field's name."""
         given = f" (got {self.given})" if self.given else ""
-        return f"{self.reason}{given}. Fix: {self.remedy}"
+        return f"{self.fields[0]}: {self.reason}{given}. Fix: {self.remedy}"
 
 
 def conflict(*fields: str, reason: str, given: object = "", fix: str = "remove it") -> Problem:
