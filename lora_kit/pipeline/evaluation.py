@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -86,14 +85,8 @@ def evaluate(
             suites=suites_of(work),
             models=models,
             directory=directory,
-            facts=ReportFacts(
-                subject.title,
-                {
-                    **subject.facts,
-                    **facts,
-                    "Arms": ", ".join(names),
-                    "Date": datetime.now(UTC).date().isoformat(),
-                },
+            facts=ReportFacts.dated(
+                subject.title, {**subject.facts, **facts, "Arms": ", ".join(names)}
             ),
             training=shown,
             retrieval=RETRIEVAL in names,

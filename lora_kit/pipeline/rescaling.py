@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -81,12 +80,7 @@ def rescale(
     tried = candidate_scales(scales, by_layer)
     run = RunDirectory(target) if isinstance(target, Path) else target.run
     recipe = run.load_recipe()
-    _require_no_head(recipe, run)
-    if not (run.adapter / ADAPTER_WEIGHTS).is_file():
-        raise AdapterError(
-            f"{run.root}: has no adapter in safetensors. Fix: run `lora-kit train` first"
-        )
-    require_linear(run.adapter)
+    _require_rescalable(recipe, run)
     chosen = _with_both_roles(load_suites(suites or recipe.evaluation.suites))
     session = open_run(target) if isinstance(target, Path) else target
     if by_layer:
@@ -118,14 +112,19 @@ def rescale(
     return found
 
 
-def _require_no_head(recipe: Recipe, run: RunDirectory) -> None:
-    """Refuse an adapter with a head."""
+def _require_rescalable(recipe: Recipe, run: RunDirectory) -> None:
+    """Refuse a run without an adapter, with a head, or whose effect is not linear in a factor."""
     objective = recipe.training.objective
     if objective in HEADED:
         raise RecipeError(
             f"{run.root}: a head is saved in full and cannot be rescaled (got training.objective "
             f"{objective}). Fix: rescale LoRA or rsLoRA of a language model"
         )
+    if not (run.adapter / ADAPTER_WEIGHTS).is_file():
+        raise AdapterError(
+            f"{run.root}: has no adapter in safetensors. Fix: run `lora-kit train` first"
+        )
+    require_linear(run.adapter)
 
 
 def _with_both_roles(suites: Sequence[Suite]) -> Sequence[Suite]:
@@ -209,14 +208,9 @@ def _proved(
 
 
 def _facts(subject: Subject, half: str, scale: AdapterScale) -> ReportFacts:
-    return ReportFacts(
+    return ReportFacts.dated(
         f"{subject.title}, scale {scale.name}",
-        {
-            **subject.facts,
-            "Scale": scale.name,
-            "Items": half,
-            "Date": datetime.now(UTC).date().isoformat(),
-        },
+        {**subject.facts, "Scale": scale.name, "Items": half},
     )
 
 

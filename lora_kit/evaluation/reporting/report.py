@@ -11,6 +11,7 @@ import base64
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -48,6 +49,11 @@ class ReportFacts:
 
     title: str
     facts: Mapping[str, str]
+
+    @classmethod
+    def dated(cls, title: str, facts: Mapping[str, str]) -> ReportFacts:
+        """Return the facts with today's date, in UTC, as the last one."""
+        return cls(title, {**facts, "Date": datetime.now(UTC).date().isoformat()})
 
 
 @dataclass(frozen=True)
