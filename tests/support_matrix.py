@@ -140,8 +140,7 @@ def matrix() -> str:
         rows[tuple(_cells(runs, method))].append(method)
     notes: dict[str, int] = {}
     lines = [
-        "No GPU has run any of this: columns of GPUs are planned, that is, checked up to step 1 "
-        "and never run.",
+        "Nothing here has run on a GPU: *planned* means checked up to step 1 and never run.",
         "Quantizations are `none`, `nf4` (and `fp4`) and `int8`; a state without them holds for "
         "all three.",
         "",

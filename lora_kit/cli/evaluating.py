@@ -31,8 +31,8 @@ def evaluate_command(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="Arm besides base and adapter: merged, fewshot, retrieval, scratch, probe; may be "
-            "repeated."
+            help="Arm besides base and adapter: merged, merged-original, fewshot, retrieval, "
+            "scratch, probe; may be repeated."
         ),
     ] = None,
     output: OutputOption = None,

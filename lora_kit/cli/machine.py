@@ -46,7 +46,7 @@ def recipes_command() -> None:
 
 def schema_command(
     of: Annotated[
-        Literal["recipe", "suite"], typer.Argument(help="The document: a recipe or a suite.")
+        Literal["recipe", "suite"], typer.Argument(metavar="DOCUMENT", help="recipe or suite.")
     ] = "recipe",
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print a table of all fields instead.")
@@ -54,8 +54,8 @@ def schema_command(
 ) -> None:
     """Print the JSON schema of a recipe or a suite, for editors that complete and check YAML.
 
-    Save it beside your recipe, and begin the recipe with `# yaml-language-server:
-    $schema=recipe.schema.json`.
+    Save it beside your recipe (`lora-kit schema > recipe.schema.json`), and begin the recipe with
+    `# yaml-language-server: $schema=recipe.schema.json`.
     """
     from lora_kit.evaluation.suite import Suite
 

@@ -124,11 +124,11 @@ def export_command(
     ] = None,
     texts: Annotated[
         Path | None,
-        typer.Option(help="File with one text a line to compare on; by default prose."),
+        typer.Option(help="File with one text per line to compare on; by default prose."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a merged model as GGUF, 4 or 8 bit, load it again and compare.
+    """Write a merged model as a GGUF file, or as a directory in nf4 or int8; reload and compare it.
 
     Exit status: 0 close enough, 3 too far from the merged model.
     """

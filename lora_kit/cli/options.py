@@ -22,7 +22,7 @@ SetOption = Annotated[
         "--set",
         metavar="FIELD=VALUE",
         help="Override a field, such as training.epochs=2; may be repeated. All fields: "
-        "recipes/REFERENCE.md.",
+        "`lora-kit schema --markdown`.",
     ),
 ]
 LaunchOption = Annotated[
@@ -40,7 +40,13 @@ SuiteOption = Annotated[
         help="A suite file or bundled suite; may be repeated. Default: the suites of the recipe."
     ),
 ]
-OutputOption = Annotated[Path | None, typer.Option("--output", help="Directory of the results.")]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        help="Directory of the results; by default runs/NAME for a recipe, else one in the run.",
+    ),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Allow --output to hold an earlier run.")
 ]

@@ -43,7 +43,7 @@ def rescale_command(
     `adapter-rescaled/` (any PEFT loads it), `rescale.json`, `rescale.png`, and `rescale/` with both
     halves' reports. For LoRA and rsLoRA. If interrupted, it continues where it was.
 
-    Exit status: 0 PASS, 4 INCONCLUSIVE, 3 FAIL or no scale that gains and keeps.
+    Exit status: 0 PASS, 4 INCONCLUSIVE, 3 FAIL, or no scale gains within every margin.
     """
     factors = _numbers(scales)
     quiet_libraries()

@@ -89,7 +89,7 @@ def run_command(
     resume: ResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train, merge, evaluate, and release a PASS: the whole way in one command.
+    """Train, merge, evaluate, and release a PASS: all stages in one command.
 
     Exit status: 0 PASS and released, 3 FAIL, 4 INCONCLUSIVE.
     """
