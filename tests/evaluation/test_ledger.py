@@ -25,7 +25,7 @@ from lora_kit.evaluation.reporting.entry_store import EntryStore
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.runtime.errors import EvaluationError
 from tests.evaluation.in_memory import find_flips, judge, write_flips, write_report
-from tests.evaluation.test_report import BROKE, HELPED, KNOWLEDGE, everything
+from tests.evaluation.reports import BROKE, HELPED, KNOWLEDGE, everything
 
 PARTS = [ResultPart(f"key of {arm}", "s", "t", arm, ("a", "b", "c")) for arm in ("base", "adapter")]
 

@@ -227,7 +227,7 @@ def test_differences_without_a_spread_show_no_gain() -> None:
     assert "no spread" in task.reason
 
 
-def test_a_rival_without_a_score_does_not_stop_the_verdict() -> None:
+def test_a_baseline_without_a_score_does_not_stop_the_verdict() -> None:
     suite = one_task("gain", kind="loss")
     entries = arm("base", [3.0, 3.1] * 20) + arm("adapter", [2.0, 2.2] * 20)
     verdict = judge([*entries, *arm("scratch", [math.nan] * 40)], [suite])
