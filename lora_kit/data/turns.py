@@ -173,7 +173,13 @@ def _content(value: object, place: str, may_be_empty: bool) -> str:
                 f"{place}: content may have only text parts (got {kinds!r:.60}). Fix: remove the "
                 "others"
             )
-        value = "".join(str(part.get("text")) for part in value)
+        for number, part in enumerate(value):
+            if not isinstance(part.get("text"), str):
+                raise DataError(
+                    f"{place}.content[{number}]: a text part must have a `text` (got "
+                    f"{part!r:.60}). Fix: fill it in, or remove the part"
+                )
+        value = "".join(part["text"] for part in value)
     if may_be_empty and (value is None or value == ""):
         return ""
     return read_text(value, "content", place)

@@ -1,0 +1,49 @@
+"""Odd inputs get an answer in words: no traceback, nothing unread, no control characters."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_kit.cli import main
+from tests.bad_inputs import rows
+from tests.bad_inputs.case import Case, Place
+
+CASES = (*rows.CASES,)
+# Control characters, except for the line end and the tabulator.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a LoRA adapter of the tiny model, written by PEFT."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    directory = tmp_path_factory.mktemp("adapter")
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    get_peft_model(model, config).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_an_odd_input_is_answered_in_words(
+    case: Case, tmp_path: Path, tiny: Path, tiny_adapter: Path, capsys: Any
+) -> None:
+    arguments = case.write(Place(tmp_path, tiny, tiny_adapter))
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    captured = capsys.readouterr()
+    answer = captured.out + captured.err
+    assert ended.value.code == case.status, answer
+    for text in case.says:
+        # A console breaks lines between words.
+        assert text in " ".join(answer.split()), answer
+    assert not CONTROL.search(answer), repr(answer)
+
+
+def test_each_case_has_a_name_of_its_own() -> None:
+    names = [case.name for case in CASES]
+    assert len(names) == len(set(names))
