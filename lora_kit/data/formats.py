@@ -43,13 +43,13 @@ class Format:
 
 
 def _messages(value: RawRow, origin: str) -> Row:
-    messages = read_messages(value["messages"], "messages", origin)
+    messages = _with_system(read_messages(value["messages"], "messages", origin), value, origin)
     return Row(origin, origin, messages, tools=read_tools(value.get("tools"), origin))
 
 
 def _sharegpt(value: RawRow, origin: str) -> Row:
     messages = read_conversations(value["conversations"], "conversations", origin)
-    messages = _system(value, origin) + messages
+    messages = _with_system(messages, value, origin)
     return Row(origin, origin, messages, tools=read_tools(value.get("tools"), origin))
 
 
@@ -59,6 +59,7 @@ def _prompt_completion(value: RawRow, origin: str) -> Row:
     if len(completion) > len(prompt) and completion[: len(prompt)] == prompt:
         # Some data sets, such as UltraFeedback, repeat the prompt in the answer.
         completion = completion[len(prompt) :]
+    prompt = _with_system(prompt, value, origin)
     return Row(
         origin,
         origin,
@@ -83,8 +84,27 @@ def _alpaca(value: RawRow, origin: str) -> Row:
     if context is not None and str(context).strip():
         prompt = f"{prompt}\n\n{read_text(context, 'input', origin)}"
     answer = read_text(value["output"], "output", origin)
-    messages = (*_system(value, origin), Message("user", prompt), Message("assistant", answer))
+    earlier = _history(value.get("history"), origin)
+    turns = (*earlier, Message("user", prompt), Message("assistant", answer))
+    messages = _with_system(turns, value, origin)
     return Row(origin, origin, messages, completion_from=len(messages) - 1)
+
+
+def _history(value: object, origin: str) -> tuple[Message, ...]:
+    """Read the earlier turns of an Alpaca row: a list of pairs of question and answer."""
+    if value in (None, "", []):
+        return ()
+    pairs = value if isinstance(value, list) else [value]
+    turns: list[Message] = []
+    for number, pair in enumerate(pairs):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError(
+                f"{origin}: history[{number}]: not a question and its answer (got {pair!r:.60}). "
+                'Fix: write [["question", "answer"], ...]'
+            )
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            turns.append(Message(role, read_text(text, f"history[{number}]", origin)))
+    return tuple(turns)
 
 
 def _text_label(value: RawRow, origin: str) -> Row:
@@ -126,6 +146,7 @@ def _preference(value: RawRow, origin: str) -> Row:
         raise DataError(
             f"{origin}: `chosen` and `rejected` share no prompt. Fix: add the field `prompt`"
         )
+    prompt = _with_system(prompt, value, origin)
     if chosen == rejected:
         raise DataError(
             f"{origin}: `chosen` and `rejected` are the same (got {chosen[0].content!r:.60} twice)."
@@ -157,25 +178,58 @@ def _turns(value: object, field: str, role: str, origin: str) -> tuple[Message, 
     return (Message(role, read_text(value, field, origin)),)
 
 
-def _system(value: RawRow, origin: str) -> tuple[Message, ...]:
+def _with_system(turns: tuple[Message, ...], value: RawRow, origin: str) -> tuple[Message, ...]:
+    """Put the text of the column `system` before the turns."""
     system = value.get("system")
     if system is None or system == "":
-        return ()
-    return (Message("system", read_text(system, "system", origin)),)
+        return turns
+    first = Message("system", read_text(system, "system", origin))
+    if not turns or turns[0].role != "system":
+        return (first, *turns)
+    if turns[0].content != first.content:
+        raise DataError(
+            f"{origin}: the column `system` and the first turn are two system texts (got "
+            f"{first.content!r:.40} and {turns[0].content!r:.40}). Fix: keep one of them"
+        )
+    return turns
 
 
+def _unused(value: RawRow, form: Format, columns: Mapping[str, str], row: Row) -> tuple[str, ...]:
+    """Return the columns of a row that hold something and that its format does not read."""
+    read = {*form.fields, *form.optional, *columns.values()}
+    if row.desirable is None and row.label is None:
+        read.discard("label")
+    return tuple(
+        str(name) for name, held in value.items() if name not in read and held not in EMPTY
+    )
+
+
+def _refuse_media(value: RawRow, origin: str) -> None:
+    """Refuse a row with media beside its text, which would be trained on without them."""
+    for name in MEDIA:
+        if value.get(name) not in EMPTY:
+            raise DataError(
+                f"{origin}: only text is read (got the column `{name}`). Fix: use rows without "
+                "media, or remove the column if the text stands by itself"
+            )
+
+
+# Values that hold nothing.
+EMPTY: tuple[object, ...] = (None, "", [], {})
+# Columns of media in data sets for vision and speech.
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 TURNS = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 FORMATS: dict[RowFormat, Format] = {
-    "messages": Format(("messages",), ("tools",), f'{{"messages": {TURNS}}}', _messages),
+    "messages": Format(("messages",), ("tools", "system"), f'{{"messages": {TURNS}}}', _messages),
     "prompt-completion": Format(
         ("prompt", "completion"),
-        ("tools", "label"),
+        ("tools", "label", "system"),
         '{"prompt": "...", "completion": "..."}',
         _prompt_completion,
     ),
     "preference": Format(
         ("chosen", "rejected"),
-        ("prompt",),
+        ("prompt", "system"),
         '{"prompt": "...", "chosen": "...", "rejected": "..."}',
         _preference,
     ),
@@ -187,7 +241,7 @@ FORMATS: dict[RowFormat, Format] = {
     ),
     "alpaca": Format(
         ("instruction", "output"),
-        ("input", "system"),
+        ("input", "system", "history"),
         '{"instruction": "...", "input": "...", "output": "..."}',
         _alpaca,
     ),
@@ -249,11 +303,13 @@ def parse_row(
             f"with {place}"
         )
     _require_kind(name, pairs, origin)
+    _refuse_media(value, origin)
     row = FORMATS[name].read(value, origin)
     if row.messages:
         check = check_has_assistant_turn if train_on_all else check_last_turn
         check(row.messages, origin)
-    return dataclasses.replace(row, format=name)
+    unused = _unused(value, FORMATS[name], columns or {}, row)
+    return dataclasses.replace(row, format=name, unused=unused)
 
 
 def detect_format(value: RawRow, columns: Mapping[str, str]) -> RowFormat | None:

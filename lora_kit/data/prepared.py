@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, overload
@@ -45,6 +46,7 @@ class SourceCounts:
         dropped: examples without a supervised token within `max_length`.
         truncated: truncated examples among those used.
         tokens: tokens of the used examples.
+        unused: rows with a column or a field of a turn that is not used, by its name.
     """
 
     format: str
@@ -53,6 +55,7 @@ class SourceCounts:
     dropped: int
     truncated: int
     tokens: int
+    unused: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,7 @@ class Tally:
         # One row per source; columns: rows, used, dropped, truncated, tokens.
         self.numbers = np.zeros((len(names), 5), dtype=np.int64)
         self.supervised = self.split_rows = self.split_examples = 0
+        self.unused: list[Counter[str]] = [Counter() for _ in names]
         self.dropped: list[str] = []
         # Separate hashes keep the digest independent of the boundaries between batches.
         self.hashes = [hashlib.sha256() for _ in ("length", "input_ids", "labels")]
@@ -211,6 +215,7 @@ class Tally:
         """
         if row.format:
             self.formats[source].add(row.format)
+        self.unused[source].update({*row.unused, *(n for one in examples for n in one.unwritten)})
         supervised = [example.supervised for example in examples]
         used = [one for one, tokens in zip(examples, supervised, strict=True) if tokens]
         if together and len(used) < len(examples):
@@ -278,7 +283,10 @@ class Tally:
             split_rows=self.split_rows,
             split_examples=self.split_examples,
             sources={
-                name: SourceCounts(", ".join(sorted(self.formats[i])), *self.numbers[i].tolist())
+                name: replace(
+                    SourceCounts(", ".join(sorted(self.formats[i])), *self.numbers[i].tolist()),
+                    unused=dict(self.unused[i]),
+                )
                 for i, name in enumerate(self.names)
             },
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,10 @@ from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+# Content of a turn that occurs in no template and no text: a character for private use.
+SENTINEL = "\ue0c5"
 
 
 class RewrittenTurnsError(DataError):
@@ -67,6 +72,7 @@ def render_row(row: Row, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn) 
         RewrittenTurnsError: if the chat template does not reproduce an earlier turn verbatim.
         DataError: if the backbone does not support the row for another reason.
     """
+    _refuse_contradiction(row, train_on)
     if is_seq2seq_tokenizer(tokenizer):
         _require_answer(row, train_on)
     if row.text is not None:
@@ -77,6 +83,23 @@ def render_row(row: Row, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn) 
     return _conversation(
         row, tokenizer, train_on, len(row.messages), supervised_turns(row, train_on)
     )
+
+
+def _refuse_contradiction(row: Row, train_on: TrainOn) -> None:
+    """Refuse switches of turns that `data.train_on` cannot follow."""
+    roles = ["assistant"] if isinstance(train_on, str) else train_on
+    for turn, message in enumerate(row.messages):
+        if message.trained is False and train_on == "all":
+            raise DataError(
+                f"{row.origin}: turn {turn} is not to be trained on, but data.train_on: all trains "
+                "on every token. Fix: set data.train_on to a list of roles, or remove the switch"
+            )
+        if message.trained and train_on != "all" and message.role not in roles:
+            raise DataError(
+                f"{row.origin}: turn {turn} is to be trained on, but it is the {message.role}'s "
+                f"(got data.train_on: {train_on}). Fix: add the role to a list in data.train_on, "
+                "or remove the switch"
+            )
 
 
 def _require_answer(row: Row, train_on: TrainOn) -> None:
@@ -114,14 +137,14 @@ def render_turns(
 
 
 def supervised_turns(row: Row, train_on: TrainOn) -> list[int]:
-    """Return the indices of the supervised turns of a conversation."""
+    """Return the indices of the supervised turns: those of `train_on` but the switched-off ones."""
     roles = ["assistant"] if isinstance(train_on, str) else train_on
     turns = [turn for turn, message in enumerate(row.messages) if message.role in roles]
     if train_on == "last" or (train_on == "completion" and row.completion_from is None):
-        return turns[-1:]
-    if train_on == "completion":
-        return [turn for turn in turns if turn >= (row.completion_from or 0)]
-    return turns
+        turns = turns[-1:]
+    elif train_on == "completion":
+        turns = [turn for turn in turns if turn >= (row.completion_from or 0)]
+    return [turn for turn in turns if row.messages[turn].trained is not False]
 
 
 def _conversation(
@@ -155,14 +178,11 @@ def _turn_span(
             "located in the complete conversation. Fix: give one row per answer"
         )
     if message.role != "assistant":
-        start = until.rfind(message.content.strip())
-        if start < 0:
-            raise DataError(
-                f"{row.origin}: the chat template does not write the {message.role}'s turn {turn} "
-                f"verbatim, so it cannot be trained on. Fix: remove {message.role} from "
-                "data.train_on"
-            )
-        return TextSpan(start, len(until))
+        return TextSpan(_content_start(row, tokenizer, until, turn), len(until))
+    if not any(one.role != "system" for one in row.messages[:turn]):
+        # Nothing to answer yet, as in a greeting: there is no prompt to render.
+        start = _content_start(row, tokenizer, until, turn)
+        return TextSpan(start, len(until), ends_in_special_token=True)
     before = render(
         row.messages[:turn], tokenizer, True, row.tools, thinking=has_reasoning(message)
     )
@@ -172,6 +192,29 @@ def _turn_span(
             "whose start cannot be located. Fix: use a backbone with another chat template"
         )
     return TextSpan(len(before), len(until), ends_in_special_token=True)
+
+
+def _content_start(row: Row, tokenizer: PreTrainedTokenizerBase, until: str, turn: int) -> int:
+    """Return the character at which a turn's content starts in the text that ends with the turn.
+
+    A character that no template has stands for the content meanwhile; the content itself, if
+    searched for, could be found inside of control tokens.
+
+    Raises:
+        DataError: if the template does not write the content verbatim.
+    """
+    message = row.messages[turn]
+    marked = [*row.messages[:turn], dataclasses.replace(message, content=SENTINEL)]
+    before, found, after = render(marked, tokenizer, False, row.tools).partition(SENTINEL)
+    content = until[len(before) : len(until) - len(after)]
+    is_written = found and SENTINEL not in after
+    is_verbatim = is_written and until.startswith(before) and until.endswith(after)
+    if not is_verbatim or content.strip() != message.content.strip():
+        raise DataError(
+            f"{row.origin}: the chat template does not write the {message.role}'s turn {turn} "
+            f"verbatim, so it cannot be trained on. Fix: remove {message.role} from data.train_on"
+        )
+    return len(before) + len(content) - len(content.lstrip())
 
 
 def _completion(row: Row, train_on: TrainOn) -> RenderedRow:

@@ -20,12 +20,15 @@ class Message:
         tool_calls: tool calls of an assistant turn, in the form that chat templates expect.
         extra: other fields of the turn (`name`, `tool_call_id`, `reasoning_content`, ...),
             passed on to the chat template.
+        trained: the turn's own switch: false to keep it out of training, true to train on it;
+            `None` if the row leaves it to `data.train_on`.
     """
 
     role: str
     content: str
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     extra: tuple[tuple[str, Any], ...] = ()
+    trained: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Row:
             `completion_from` on; empty for other rows.
         desirable: KTO label of the completion; `None` without one.
         format: detected or given format; empty for a row created in memory.
+        unused: names of the columns that hold something and that the format does not read.
     """
 
     origin: str
@@ -57,6 +61,7 @@ class Row:
     rejected: tuple[Message, ...] = ()
     desirable: bool | None = None
     format: str = ""
+    unused: tuple[str, ...] = ()
 
     @property
     def has_answer(self) -> bool:

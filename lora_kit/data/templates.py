@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REASONING_TAG = "<think>"
+# Fields of a turn that hold the assistant's reasoning.
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 # Date for templates that write the current day: the same rows must give the same tokens on any
 # day, in training, evaluation and after resuming.
 FIXED_DATE = date(2025, 1, 1)
@@ -67,7 +69,7 @@ def _with_fixed_date(template: str) -> str:
 def has_reasoning(message: Message) -> bool:
     """Return True if a turn contains the assistant's reasoning."""
     return REASONING_TAG in message.content or any(
-        name in ("reasoning_content", "reasoning", "thinking") for name, _ in message.extra
+        name in REASONING_FIELDS for name, _ in message.extra
     )
 
 

@@ -7,7 +7,7 @@ supervised and -100 otherwise; the model shifts them.
 from __future__ import annotations
 
 import dataclasses
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -25,6 +25,7 @@ from lora_kit.data.templates import (
     render,
     special_token_ids,
 )
+from lora_kit.data.unwritten import UnwrittenParts
 from lora_kit.recipe.data import TrainOn
 from lora_kit.runtime.errors import DataError
 
@@ -53,6 +54,8 @@ class Example:
         cluster: cluster of the row.
         source: index of the row's source in the recipe, from 0.
         label: class of the row, if it has one.
+        unwritten: fields of the row's turns that the chat template does not write; known until
+            the example is stored.
     """
 
     input_ids: tuple[int, ...]
@@ -62,6 +65,7 @@ class Example:
     cluster: str = ""
     source: int = 0
     label: str | None = None
+    unwritten: tuple[str, ...] = ()
 
     @property
     def supervised(self) -> int:
@@ -109,6 +113,7 @@ def tokenize_rows(
     control = control_tokens(tokenizer)
     rendered = []
     end = _required_end_token(rows, tokenizer, train_on)
+    parts = UnwrittenParts(tokenizer) if tokenizer.chat_template else None
     for row in rows:
         refuse_control_tokens(row, control)
         texts = render_turns(row, tokenizer, train_on)
@@ -119,6 +124,13 @@ def tokenize_rows(
     limit = max_length if not split else NO_LIMIT
     examples = iter(_examples(pairs, tokenizer, limit, end))
     examples_of_rows = [[next(examples) for _ in texts] for texts in rendered]
+    if parts is not None:
+        examples_of_rows = [
+            [dataclasses.replace(one, unwritten=parts.fields(row)) for one in examples_of_row]
+            if row.messages
+            else examples_of_row
+            for row, examples_of_row in zip(rows, examples_of_rows, strict=True)
+        ]
     if not split:
         return examples_of_rows
     return [
@@ -285,7 +297,11 @@ def _supervise_turn(
     Returns:
         True if the turn ends with a special token.
     """
-    first = bisect_left(offsets, span.start, key=itemgetter(0))
+    if span.ends_in_special_token:
+        first = bisect_left(offsets, span.start, key=itemgetter(0))
+    else:
+        # No prompt ends here: a token with the blank before the content belongs to the turn.
+        first = bisect_right(offsets, span.start, key=itemgetter(1))
     inside = [n for n in range(first, len(offsets)) if offsets[n][1] <= span.end]
     ends = [n for n in inside if input_ids[n] in special and n > first]
     for position in inside:

@@ -24,6 +24,8 @@ SHAREGPT_ROLES = {
     "function_response": "tool",
     "observation": "tool",
 }
+# Switches by which other tools keep a turn out of training, with the value that keeps it in.
+SWITCHES = {"loss": True, "train": True, "weight": True, "masked": False}
 
 
 def read_text(value: object, field: str, origin: str) -> str:
@@ -143,17 +145,12 @@ def _message(turn: object, place: str) -> Message:
         raise DataError(
             f"{place}: unknown role (got {turn['role']!r}). Fix: use one of {', '.join(ROLES)}"
         )
-    if role == "assistant" and turn.get("weight", 1) not in (None, 1):
-        raise DataError(
-            f"{place}: weights of single turns are not supported (got weight {turn['weight']!r}). "
-            "Fix: remove them, and select the supervised turns with data.train_on"
-        )
     if is_call and role != "assistant":
         raise DataError(
             f"{place}: only the assistant can have tool_calls (got role {role!r}). Fix: remove "
             "them, or set the role to assistant"
         )
-    known = ("role", "content", "tool_calls", "weight")
+    known = ("role", "content", "tool_calls", *SWITCHES)
     extra = {str(k): v for k, v in turn.items() if k not in known and v is not None}
     may_be_empty = bool(is_call) or role == "tool"
     return Message(
@@ -161,7 +158,30 @@ def _message(turn: object, place: str) -> Message:
         _content(turn.get("content"), place, may_be_empty),
         _tool_calls(turn["tool_calls"], place) if is_call else (),
         tuple(sorted(extra.items())),
+        _switch(turn, role, place),
     )
+
+
+def _switch(turn: Mapping[str, Any], role: str, place: str) -> bool | None:
+    """Read the switch by which a turn is kept in or out of training; `None` without one."""
+    found: dict[str, bool] = {}
+    for name, value in turn.items():
+        # Every turn has the weight 1 in some data sets, also those that nobody trains on.
+        is_default = name == "weight" and value == 1 and role != "assistant"
+        if name not in SWITCHES or value is None or is_default:
+            continue
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise DataError(
+                f"{place}: a turn is trained on or not, nothing between (got {name}: {value!r}). "
+                "Fix: write true or false, 1 or 0"
+            )
+        found[name] = bool(value) is SWITCHES[name]
+    if len(set(found.values())) > 1:
+        raise DataError(
+            f"{place}: the switches of a turn contradict one another (got "
+            f"{', '.join(f'{name}: {turn[name]}' for name in found)}). Fix: keep one of them"
+        )
+    return next(iter(found.values()), None)
 
 
 def _content(value: object, place: str, may_be_empty: bool) -> str:

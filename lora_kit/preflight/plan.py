@@ -124,6 +124,9 @@ class Plan:
             "timing": found.timing.to_dict() if found and found.timing else None,
             "launch": self.launch_file.to_dict() if self.launch_file else None,
             "memory_per_process": per_process.to_dict() if per_process else None,
+            "samples": [[asdict(span) for span in spans] for spans in found.samples]
+            if found
+            else [],
             "hints": [hint.to_dict() for hint in found.hints] if found else [],
         }
 

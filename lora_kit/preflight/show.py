@@ -78,6 +78,13 @@ def _facts(plan: Plan) -> dict[str, str]:
             f"{counts.tokens:,} ({counts.supervised_tokens:,} supervised); {counts.truncated} "
             f"examples truncated, {counts.dropped} dropped; {counts.replay_rows} replay rows"
         )
+        unused = [
+            f"{name} of {source} ({rows:,} rows)"
+            for source, one in counts.sources.items()
+            for name, rows in one.unused.items()
+        ]
+        if unused:
+            facts["not used"] = ", ".join(unused)
         covered = found.coverage
         facts["parameters"] = (
             f"{covered.trainable_parameters:,} of {covered.total_parameters:,} trained"

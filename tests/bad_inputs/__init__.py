@@ -1,1 +1,1 @@
-"""Inputs as people and other tools write them, each with the answer that its command has to give."""
+"""Inputs as people and other tools write them, each with its answer."""

@@ -40,7 +40,7 @@ def test_the_same_row_is_read_from_each_format(value: dict[str, Any], form: str)
 
 def test_a_text_row_has_no_messages() -> None:
     assert parse_row({"text": "prose", "url": "x"}, "f:1") == Row(
-        "f:1", "f:1", text="prose", format="text"
+        "f:1", "f:1", text="prose", format="text", unused=("url",)
     )
     labelled = {"text": "prose", "label": 3}
     assert parse_row(labelled, "f:1", "text").text == "prose"
@@ -183,8 +183,8 @@ def test_preference_pairs_are_refused_with_the_alternatives(form: RowFormat) -> 
             "(got 'bot'). Fix: use one of system, user, assistant, tool",
         ),
         (
-            {"role": "assistant", "content": "x", "weight": 0},
-            "weights of single turns are not supported (got weight 0)",
+            {"role": "assistant", "content": "x", "weight": 0.5},
+            "trained on or not, nothing between (got weight: 0.5)",
         ),
         ({"role": "assistant", "content": [{"type": "image"}]}, "may have only text parts"),
         ({"role": "assistant", "content": "", "tool_calls": ["x"]}, "tool_calls[0]"),

@@ -88,7 +88,7 @@ def test_every_row_is_counted_by_source(cache: Path, mixed: Path, tokenizer: Any
     assert second.truncated > 10
     assert json.loads(json.dumps(counts.to_dict())) == counts.to_dict()
     assert set(counts.to_dict()["sources"][str(mixed)]) == {
-        *("format", "rows", "used", "dropped", "truncated", "tokens")
+        *("format", "rows", "used", "dropped", "truncated", "tokens", "unused")
     }
     assert [e.source for e in data.examples] == [0] * first.used + [1] * second.used
 
