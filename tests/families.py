@@ -63,13 +63,11 @@ class Family:
         template: the chat template, in Jinja.
         control: special tokens that the template writes.
         end: token that ends a turn of the assistant.
-        system: true if the template takes a system turn of its own.
     """
 
     template: str
     control: tuple[str, ...]
     end: str
-    system: bool = True
 
 
 FAMILIES = {
@@ -79,10 +77,8 @@ FAMILIES = {
         ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         "<|eot_id|>",
     ),
-    "gemma": Family(
-        GEMMA, ("<bos>", "<start_of_turn>", "<end_of_turn>"), "<end_of_turn>", system=False
-    ),
-    "mistral": Family(MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", system=False),
+    "gemma": Family(GEMMA, ("<bos>", "<start_of_turn>", "<end_of_turn>"), "<end_of_turn>"),
+    "mistral": Family(MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), "</s>"),
     "zephyr": Family(ZEPHYR, ("<|system|>", "<|user|>", "<|assistant|>", "</s>"), "</s>"),
     "qwen-3": Family(QWEN_3, ("<|im_start|>", "<|im_end|>"), "<|im_end|>"),
 }

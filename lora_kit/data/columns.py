@@ -1,13 +1,17 @@
-"""Columns of raw rows: renaming, class names, and hints for misspelled names."""
+"""Columns of raw rows: renaming, class names, and the columns that nothing reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from lora_kit.runtime.errors import DataError, did_you_mean
 
 RawRow = Mapping[str, Any]
+# Values that hold nothing.
+EMPTY: tuple[object, ...] = (None, "", [], {})
+# Columns of media in data sets for vision and speech.
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
 def rename_columns(value: RawRow, origin: str, columns: Mapping[str, str]) -> RawRow:
@@ -45,6 +49,27 @@ def class_name(value: RawRow, column: str, names: Sequence[str], origin: str) ->
             " Fix: correct or remove the row"
         )
     return names[number]
+
+
+def unread_columns(value: RawRow, read: Collection[str]) -> tuple[str, ...]:
+    """Return the columns that hold something and are not among those that are read."""
+    return tuple(
+        str(name) for name, held in value.items() if name not in read and held not in EMPTY
+    )
+
+
+def refuse_media(value: RawRow, origin: str) -> None:
+    """Refuse a row with media beside its text, which would be trained on without them.
+
+    Raises:
+        DataError: if a column of media holds something.
+    """
+    for name in MEDIA:
+        if value.get(name) not in EMPTY:
+            raise DataError(
+                f"{origin}: only text is read (got the column `{name}`). Fix: use rows without "
+                "media, or remove the column if the text stands by itself"
+            )
 
 
 def list_columns(columns: Iterable[object]) -> str:

@@ -34,11 +34,13 @@ class TextSpan:
         start: first character.
         end: one past the last character.
         ends_in_special_token: if true, the span must end with a special token.
+        follows_prompt: if true, a generation prompt ends where the span starts.
     """
 
     start: int
     end: int
     ends_in_special_token: bool = False
+    follows_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,8 @@ def _turn_span(
         )
     if message.role != "assistant":
         return TextSpan(_content_start(row, tokenizer, until, turn), len(until))
-    if not any(one.role != "system" for one in row.messages[:turn]):
-        # Nothing to answer yet, as in a greeting: there is no prompt to render.
+    if turn == 0:
+        # A greeting answers nothing, so that there is no prompt to render.
         start = _content_start(row, tokenizer, until, turn)
         return TextSpan(start, len(until), ends_in_special_token=True)
     before = render(
@@ -191,7 +193,7 @@ def _turn_span(
             f"{row.origin}: the chat template rewrites earlier turns when it writes turn {turn}, "
             "whose start cannot be located. Fix: use a backbone with another chat template"
         )
-    return TextSpan(len(before), len(until), ends_in_special_token=True)
+    return TextSpan(len(before), len(until), ends_in_special_token=True, follows_prompt=True)
 
 
 def _content_start(row: Row, tokenizer: PreTrainedTokenizerBase, until: str, turn: int) -> int:

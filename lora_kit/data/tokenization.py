@@ -126,10 +126,10 @@ def tokenize_rows(
     examples_of_rows = [[next(examples) for _ in texts] for texts in rendered]
     if parts is not None:
         examples_of_rows = [
-            [dataclasses.replace(one, unwritten=parts.fields(row)) for one in examples_of_row]
-            if row.messages
-            else examples_of_row
-            for row, examples_of_row in zip(rows, examples_of_rows, strict=True)
+            [dataclasses.replace(one, unwritten=fields) for one in examples_of_row]
+            for fields, examples_of_row in zip(
+                map(parts.fields, rows), examples_of_rows, strict=True
+            )
         ]
     if not split:
         return examples_of_rows
@@ -297,10 +297,10 @@ def _supervise_turn(
     Returns:
         True if the turn ends with a special token.
     """
-    if span.ends_in_special_token:
+    if span.follows_prompt:
         first = bisect_left(offsets, span.start, key=itemgetter(0))
     else:
-        # No prompt ends here: a token with the blank before the content belongs to the turn.
+        # A token with the blank before the content belongs to the turn.
         first = bisect_right(offsets, span.start, key=itemgetter(1))
     inside = [n for n in range(first, len(offsets)) if offsets[n][1] <= span.end]
     ends = [n for n in inside if input_ids[n] in special and n > first]

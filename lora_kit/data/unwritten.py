@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -20,6 +21,8 @@ from lora_kit.runtime.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Parts of a turn that the model has to read or to learn.
+TEXTS = ("content", "tool_calls")
 # Result of a check by structure of the conversation: turn and field of each part left out.
 Missing = tuple[tuple[int, str], ...]
 
@@ -43,12 +46,14 @@ class UnwrittenParts:
             DataError: if the template leaves out the text, the reasoning or the tool calls of a
                 turn.
         """
+        if not row.messages:
+            return ()
         structure = _structure(row)
         if structure not in self.known:
             self.known[structure] = self._missing(row)
         missing = self.known[structure]
         for turn, field in missing:
-            if field in ("content", "tool_calls", *REASONING_FIELDS):
+            if field in (*TEXTS, *REASONING_FIELDS):
                 raise DataError(
                     f"{row.origin}: the backbone's chat template does not write a part of this row "
                     f"(got `{field}` of turn {turn}, the {row.messages[turn].role}'s). Fix: remove "
@@ -58,21 +63,30 @@ class UnwrittenParts:
         return tuple(sorted({f"turns.{field}" for _, field in missing}))
 
     def _missing(self, row: Row) -> Missing:
-        """Render the row with a sentinel in place of each text, and return what is not found."""
-        marked, sentinels = _marked(row.messages)
-        left = dict(sentinels)
-        # Templates write reasoning only into the last turn; each turn is last in one of these.
-        for end in range(len(marked), 0, -1):
-            if not left:
-                break
-            try:
-                text = render(marked[:end], self.tokenizer, False, row.tools)
-            except (jinja2.TemplateError, ValueError, TypeError):
-                if end == len(marked):
-                    return ()  # the template checks its texts, and refuses the sentinels
-                continue
+        """Render the row with sentinels in place of its texts, and return what is not found."""
+        for fields_too in (True, False):
+            marked, left = _marked(row.messages, fields_too)
+            # Texts have to be found in the conversation itself. Some templates write reasoning
+            # only into the last turn, and each turn is last in one of the shorter conversations.
+            text = self._rendered(marked, row)
+            if text is None:
+                continue  # the template checks a field, such as the length of an id
             left = {sentinel: part for sentinel, part in left.items() if sentinel not in text}
-        return tuple(sorted(set(left.values())))
+            for end in range(len(marked) - 1, 0, -1):
+                shorter = self._rendered(marked[:end], row) or ""
+                left = {
+                    sentinel: (turn, field)
+                    for sentinel, (turn, field) in left.items()
+                    if field in TEXTS or sentinel not in shorter
+                }
+            return tuple(sorted(set(left.values())))
+        return ()
+
+    def _rendered(self, messages: Sequence[Message], row: Row) -> str | None:
+        try:
+            return render(messages, self.tokenizer, False, row.tools)
+        except (jinja2.TemplateError, ValueError, TypeError):
+            return None
 
 
 def _structure(row: Row) -> str:
@@ -85,35 +99,41 @@ def _structure(row: Row) -> str:
 
 
 def _blank(value: Any) -> Any:
-    return _replaced(value, iter(lambda: "", None))
+    return _replaced(value, repeat(""))
 
 
-def _marked(messages: Sequence[Message]) -> tuple[list[Message], dict[str, tuple[int, str]]]:
-    """Return the turns with sentinels as texts, and turn and field of each sentinel."""
-    marked, places = [], {}
-    # Digits survive JSON, trimming and changes of case.
-    numbers = iter(f"8{number:06d}3" for number in range(10**6))
+def _marked(
+    messages: Sequence[Message], fields_too: bool
+) -> tuple[list[Message], dict[str, tuple[int, str]]]:
+    """Return the turns with sentinels as texts, and turn and field of each sentinel.
+
+    Args:
+        messages: turns of a conversation.
+        fields_too: if false, tool calls and other fields keep their texts.
+    """
+    marked: list[Message] = []
+    places: dict[str, tuple[int, str]] = {}
 
     def mark(value: Any, turn: int, field: str) -> Any:
-        used: list[str] = []
+        def sentinels() -> Iterator[str]:
+            while True:
+                # Digits survive JSON, trimming and changes of case.
+                places[sentinel := f"8{len(places):06d}3"] = (turn, field)
+                yield sentinel
 
-        def take() -> Iterator[str]:
-            for number in numbers:
-                used.append(number)
-                yield number
-
-        replaced = _replaced(value, take())
-        places.update(dict.fromkeys(used, (turn, field)))
-        return replaced
+        return _replaced(value, sentinels())
 
     for turn, message in enumerate(messages):
-        calls = tuple(
-            {**call, "function": mark(call["function"], turn, "tool_calls")}
-            for call in message.tool_calls
-        )
-        extra = tuple((name, mark(value, turn, name)) for name, value in message.extra)
         content = mark(message.content, turn, "content") if message.content.strip() else ""
-        marked.append(dataclasses.replace(message, content=content, tool_calls=calls, extra=extra))
+        changed = dataclasses.replace(message, content=content)
+        if fields_too:
+            calls = tuple(
+                {**call, "function": mark(call["function"], turn, "tool_calls")}
+                for call in message.tool_calls
+            )
+            extra = tuple((name, mark(value, turn, name)) for name, value in message.extra)
+            changed = dataclasses.replace(changed, tool_calls=calls, extra=extra)
+        marked.append(changed)
     return marked, places
 
 

@@ -97,7 +97,7 @@ class DataSpec(Section):
     train_on: TrainOn = "assistant"
     """Turns of a conversation that are supervised: every `assistant` turn, the `last` one, the
     `completion` of a row, `all` of them (then any turn may be the last), or the turns of a list of
-    roles."""
+    roles. A turn with `loss: false` (`train: false`, `weight: 0`, `masked: true`) is left out."""
     max_length: Count = 1024
     """Tokens of an example; longer ones are truncated at the end, counted and reported."""
     overflow: Literal["truncate", "split"] = "truncate"

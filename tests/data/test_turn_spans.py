@@ -74,7 +74,8 @@ def test_short_words_of_the_template_are_learned_as_turns(
             assert ends == len(chosen), got
 
 
-@pytest.mark.parametrize("name", [name for name, one in FAMILIES.items() if one.system])
+# Gemma's template wants the user to begin.
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gemma"])
 def test_a_greeting_is_learned(tokenizer: Any, name: str) -> None:
     """ShareGPT rows often begin with a turn of the model."""
     turns = [
@@ -141,3 +142,28 @@ def written_or_refused(row: Row, tokenizer: Any) -> str:
     except DataError as error:
         return str(error)
     return " ".join(str(tokenizer.decode(list(one.input_ids))) for one in examples)
+
+
+@pytest.mark.parametrize("is_id_checked", [False, True])
+def test_a_question_that_only_its_own_answer_follows_is_refused(
+    tokenizer: Any, is_id_checked: bool
+) -> None:
+    """A template that keeps the last question alone would train on answers to nothing."""
+    changed = family_tokenizer(tokenizer, "chatml")
+    check = "{% if m.tool_call_id and m.tool_call_id | length != 2 %}{{ raise_exception('id') }}"
+    changed.chat_template = (
+        "{% for m in messages %}"
+        + (check + "{% endif %}" if is_id_checked else "")
+        + "{% if m.role != 'user' or loop.revindex <= 2 %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    turns = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "1."},
+        {"role": "user", "content": "Two?", "tool_call_id": "ab"},
+        {"role": "assistant", "content": "2."},
+    ]
+    row = parse_row({"messages": turns}, "rows.jsonl:1")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*`content` of turn 0"):
+        tokenize_rows([row], changed, 512, "last")
