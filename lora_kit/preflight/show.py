@@ -79,7 +79,7 @@ def _facts(plan: Plan) -> dict[str, str]:
             f"examples truncated, {counts.dropped} dropped; {counts.replay_rows} replay rows"
         )
         unused = [
-            f"{name} of {source} ({rows:,} rows)"
+            f"{name} of {source} ({rows:,} {'row' if rows == 1 else 'rows'})"
             for source, one in counts.sources.items()
             for name, rows in one.unused.items()
         ]

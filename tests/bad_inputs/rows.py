@@ -107,7 +107,7 @@ CASES = (
     plan_of_rows(
         "columns that nothing reads",
         [{**PAIR, "topic": "colours", "difficulty": 3, "empty": None}, PAIR],
-        *("not used", "topic of", "difficulty of", "(1 rows)"),
+        *("not used", "topic of", "difficulty of", "(1 row)"),
         status=0,
     ),
     plan_of_rows(
