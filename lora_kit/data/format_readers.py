@@ -47,10 +47,11 @@ def prompt_completion_row(value: RawRow, origin: str) -> Row:
 
 def _parse_desirable(label: object) -> bool | None:
     """Return the KTO label of a completion; `None` for any other column called `label`."""
-    if isinstance(label, bool):
-        return label
+    if isinstance(label, bool | int | float):
+        return bool(label) if label in (0, 1) else None
     # A CSV file holds text only.
-    return {"true": True, "false": False}.get(label.lower()) if isinstance(label, str) else None
+    texts = {"true": True, "false": False, "1": True, "0": False}
+    return texts.get(label.lower()) if isinstance(label, str) else None
 
 
 def alpaca_row(value: RawRow, origin: str) -> Row:

@@ -41,6 +41,7 @@ def count_classes(rows: Sequence[Row], spec: ClassificationSpec) -> dict[str, in
     """
     counts = Counter(_class_of(row, spec.labels, "data.train") for row in rows)
     names = spec.labels or sorted(counts)
+    refuse_similar_labels(names, "data.train")
     if len(names) < 2:
         raise DataError(
             f"data.train: a classification needs at least two classes (got only {names[0]!r}). Fix:"
@@ -60,6 +61,22 @@ def count_classes(rows: Sequence[Row], spec: ClassificationSpec) -> dict[str, in
                 f"{', '.join(names)}"
             )
     return {name: counts[name] for name in names}
+
+
+def refuse_similar_labels(labels: Sequence[str], place: str) -> None:
+    """Refuse labels that differ only in white space.
+
+    Raises:
+        DataError: if there are any; the message names two.
+    """
+    seen: dict[str, str] = {}
+    for label in labels:
+        other = seen.setdefault(" ".join(label.split()), label)
+        if other != label:
+            raise DataError(
+                f"{place}: labels must differ by more than white space (got {other!r} and "
+                f"{label!r}). Fix: write the label of these rows alike"
+            )
 
 
 def _class_of(row: Row, classes: Sequence[str] | None, part: str) -> str:

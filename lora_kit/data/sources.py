@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -133,9 +133,6 @@ def _table_source(spec: SourceSpec, field: str, train_on_all: bool, pairs: bool)
 
     def take(numbers: Sequence[int]) -> list[Row]:
         values = table.take(numbers)
-        if isinstance(table, ArrowTable):
-            # Arrow gives every object the fields of all objects, null if the row had none.
-            values = [{key: _without_nulls(v) for key, v in value.items()} for value in values]
         return [
             parse_row(
                 value,
@@ -180,7 +177,6 @@ def _open_spec(spec: SourceSpec, field: str) -> Table:
             spec.subset,
             spec.revision,
             spec.limit if spec.streaming else None,
-            as_text=True,
             built_in=tuple(BUILT_IN),
         )
     )
@@ -199,11 +195,3 @@ def _refuse_unused(spec: SourceSpec, field: str, options: Sequence[str], reason:
 def _sibling(field: str, name: str) -> str:
     """Return another field of the same source: `data.train.0.source` -> `data.train.0.split`."""
     return f"{field.removesuffix('.source')}.{name}"
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(v) for key, v in value.items() if v is not None}
-    if isinstance(value, list):
-        return [_without_nulls(one) for one in value]
-    return value

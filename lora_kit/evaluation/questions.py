@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_kit.data.formats import parse_row
-from lora_kit.data.labelled import classification_text
+from lora_kit.data.labelled import classification_text, refuse_similar_labels
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import BUILT_IN
 from lora_kit.evaluation.items.registry import CHOICE_SOURCES
@@ -79,6 +79,7 @@ def read_labelled(spec: TaskSpec) -> list[Question]:
     table = read_task_table(spec, _labelled_sources())
     rows = [(value, origin, _label(value, origin, spec)) for value, origin in table]
     labels = tuple(spec.labels or sorted({label for _, _, label in rows}))
+    refuse_similar_labels(labels, f"task {spec.name}: source")
     if len(labels) < 2:
         raise DataError(
             f"task {spec.name}: source: at least two different labels are needed (got "
@@ -147,8 +148,16 @@ def _question(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question
             f"{origin}: choices: at least two non-empty texts are required (got "
             f"{value['choices']!r}). Fix: write {QUESTION_ROW}"
         )
-    if isinstance(answer, str) and answer in choices:
-        answer = choices.index(answer)
+    spaced = [_spaced(choice) for choice in choices]
+    twice = next((choice for choice in spaced if spaced.count(choice) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"{origin}: choices: each must differ from the others by more than white space (got "
+            f"{twice!r} twice). Fix: remove one, or correct the row"
+        )
+    if isinstance(answer, str):
+        # A CSV file holds an index as text; a choice that is written alike comes first.
+        answer = choices.index(answer) if answer in choices else _index(answer)
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise DataError(
             f"{origin}: answer: not a choice (got {answer!r}). Fix: give the correct choice or its "
@@ -162,6 +171,17 @@ def _question(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question
         row_cluster(value, origin, spec),
         row_slices(value, origin, spec),
     )
+
+
+def _spaced(text: str) -> str:
+    """Return a text with each run of white space as one space, none at the ends."""
+    return " ".join(text.split())
+
+
+def _index(text: str) -> int | str:
+    """Return the index that a text holds, such as `3`; any other text, such as `03`, unchanged."""
+    is_index = text.isascii() and text.isdigit() and str(int(text)) == text
+    return int(text) if is_index else text
 
 
 def _choices(value: Any) -> list[Any]:
@@ -201,20 +221,25 @@ def _pair_question(
 
 
 def _label(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> str:
-    """Return the label of a row; an integer is an index into `labels` of the task, if set."""
+    """Return the label of a row, as written in JSON.
+
+    An integer that is no label itself is an index into `labels` of the task, if set.
+    """
     label = value.get("label")
-    if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
+    if not isinstance(label, str | int) or not str(label).strip():
         raise DataError(
             f"{origin}: label: missing or empty (got {label!r}). Fix: write {LABEL_ROW}"
         )
-    if isinstance(label, int) and spec.labels:
-        if not 0 <= label < len(spec.labels):
-            raise DataError(
-                f"{origin}: label: not an index of `labels` (got {label}). Fix: give 0 to "
-                f"{len(spec.labels) - 1}"
-            )
-        return spec.labels[label]
-    return str(label)
+    written = label if isinstance(label, str) else json.dumps(label)
+    index = _index(written)
+    if written in spec.labels or not spec.labels or isinstance(index, str):
+        return written
+    if index >= len(spec.labels):
+        raise DataError(
+            f"{origin}: label: not an index of `labels` (got {label}). Fix: give 0 to "
+            f"{len(spec.labels) - 1}"
+        )
+    return spec.labels[index]
 
 
 def _template_fields(value: Mapping[str, Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from lora_kit.data.columns import RawRow, rename_columns
+from lora_kit.data.columns import RawRow, list_columns, rename_columns
 from lora_kit.data.files.readers import TableRequest
 from lora_kit.data.files.tables import read_table
 from lora_kit.data.row_sets import Rows
@@ -100,9 +100,10 @@ def row_slices(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> dict[st
 
 
 def _field(value: Mapping[str, Any], name: str, origin: str, place: str) -> str:
-    if name not in value:
+    if value.get(name) is None:
         raise DataError(
-            f"{origin}: no field {name!r} for {place} (got {', '.join(map(str, value))}). Fix: "
-            "correct the task or the file"
+            f"{origin}: no field {name!r} for {place} (got "
+            f"{list_columns(key for key in value if value[key] is not None)}). Fix: correct the "
+            "task or the file"
         )
     return str(value[name])

@@ -1,6 +1,7 @@
 """Sources of every kind: the same rows by index, their origins, and refusals."""
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,47 @@ def test_csv_fields_are_read_as_text(tmp_path: Path) -> None:
         ("007", "None"),
         ("1.50", "NA"),
     ]
-    # An evaluation's answers and labels are numbers.
-    (value, _), *_ = read_table(TableRequest(str(save([{"a": 1}], tmp_path / "n.csv")), "x"))
-    assert value == {"a": 1}
+    # An evaluation reads the same texts.
+    assert [value for value, _ in read_table(TableRequest(str(path), "x"))] == rows
     (tmp_path / "twice.csv").write_text("text,text\na,b\n")
     with pytest.raises(DataError, match=r"twice\.csv:1: the first line must name the columns"):
         opened(tmp_path / "twice.csv")
+
+
+def test_a_quote_in_tsv_is_text_and_json_lines_are_read_from_a_json_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text('text\tkind\n"a" 5" b\t""\n')
+    assert [value for value, _ in read_table(TableRequest(str(path), "x"))] == [
+        {"text": '"a" 5" b', "kind": '""'}
+    ]
+    path = tmp_path / "t.json"
+    path.write_text('\ufeff{"text": "a"}\n\n{"text": "b"}\n')
+    found = list(read_table(TableRequest(str(path), "x")))
+    assert found == [({"text": "a"}, f"{path}:1"), ({"text": "b"}, f"{path}:3")]
+
+
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet"])
+def test_a_file_that_is_written_again_in_the_same_second_is_read_again(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"t{kind}"
+    for text in ("first", "other", "first"):
+        save([{"text": text}], path)
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        assert [row.text for row in opened(path)] == [text]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_csv_fields_are_read_as_they_are_written(tmp_path: Path, seed: int) -> None:
+    generator = random.Random(seed)
+    pieces = ['"', ",", "\n", "\r\n", " ", "a", "01", "NA", "null", "é", ";", "\t", "'", "\\"]
+    rows = [
+        {key: "".join(generator.choices(pieces, k=generator.randrange(6))) for key in ("b", "a")}
+        for _ in range(50)
+    ]
+    rows = [row for row in rows if row["b"] != "b"]
+    path = save(rows, tmp_path / "t.csv")
+    assert [value for value, _ in read_table(TableRequest(str(path), "x"))] == rows
 
 
 def test_lines_are_indexed_without_being_held_in_memory(tmp_path: Path) -> None:

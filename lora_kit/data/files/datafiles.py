@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from lora_kit.data.files.readers import READERS
+from lora_kit.data.files.delimited import DIALECTS
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import whole_file
 from lora_kit.runtime.hashes import file_sha256
 
 LINES = (".jsonl", ".ndjson")
-SUFFIXES = (*LINES, ".json", *READERS)
+PARQUET = ".parquet"
+SUFFIXES = (*LINES, ".json", *DIALECTS, PARQUET)
 # Arrow's name of the compression, by ending.
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 ENDINGS = f"{', '.join(SUFFIXES)}, optionally followed by {', '.join(COMPRESSIONS)}"

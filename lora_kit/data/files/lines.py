@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +81,7 @@ class JsonRows:
 
     def _value(self, text: bytes, number: int) -> object:
         try:
-            return json.loads(text.decode("utf-8"))
+            value = STRICT.decode(text.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{self.origin(number)}: not UTF-8 text (got {error}). Fix: convert the file to "
@@ -87,6 +91,60 @@ class JsonRows:
             raise DataError(
                 f"{self.origin(number)}: not valid JSON (got {error}). Fix: correct the row"
             ) from error
+        if SURROGATE.search(text):
+            _refuse_surrogates(value, self.origin(number))
+        return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        ValueError: if a key stands twice, of which `json` by itself keeps the last.
+    """
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        key, count = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {key!r} {count} times in one object")
+    return value
+
+
+def _number(text: str) -> float:
+    """Return a JSON number.
+
+    Raises:
+        ValueError: if it is none, or too large.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text}, which is no finite number")
+    return value
+
+
+# Decoder that refuses what `json` by itself takes beyond the standard.
+STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
+# Escape of half a character; two of them in order make a whole one.
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def _refuse_surrogates(value: object, place: str, field: str = "") -> None:
+    """Refuse half characters, which no tokenizer and no file can hold.
+
+    Raises:
+        DataError: if a key or a text has one; the message names the field.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_surrogates(key, place, "a key")
+            _refuse_surrogates(inner, place, f"{field}.{key}" if field else str(key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _refuse_surrogates(inner, place, f"{field}[{number}]")
+    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise DataError(
+            f"{place}: {field}: half of a surrogate pair is no character (got {value!a:.60})."
+            " Fix: write the whole character, or remove it"
+        )
 
 
 def index_lines(path: Path, original: Path) -> JsonRows:
@@ -97,7 +155,7 @@ def index_lines(path: Path, original: Path) -> JsonRows:
         original: path in error messages and origins.
 
     Raises:
-        DataError: if the file cannot be read.
+        DataError: if the file cannot be read, or begins with a list.
     """
     offsets, lengths, lines = array("q"), array("q"), array("q")
     position = 0
@@ -106,6 +164,11 @@ def index_lines(path: Path, original: Path) -> JsonRows:
             for number, line in enumerate(stream, start=1):
                 text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
                 if text.strip():
+                    if not lines and text.lstrip().startswith(b"["):
+                        raise DataError(
+                            f"{original}:{number}: a row must be an object (got list). Fix: write "
+                            "one object per line, or rename a file of one JSON list to .json"
+                        )
                     offsets.append(position + len(line) - len(text))
                     lengths.append(len(text))
                     lines.append(number)
@@ -115,6 +178,26 @@ def index_lines(path: Path, original: Path) -> JsonRows:
             f"{original}: cannot be read ({error}). Fix: check that the file exists and is readable"
         ) from error
     return JsonRows(path, original, _int64(offsets), _int64(lengths), _int64(lines))
+
+
+def index_json(path: Path, original: Path) -> JsonRows:
+    """Index a `.json` file: one list, or JSON Lines, which `datasets` and others write as well.
+
+    Args:
+        path: file to read.
+        original: path in error messages and origins.
+
+    Raises:
+        DataError: if the file cannot be read, or holds neither.
+    """
+    try:
+        with path.open("rb") as stream:
+            filled = (line.removeprefix(BYTE_ORDER_MARK).strip() for line in stream)
+            first, second = [*islice(filter(None, filled), 2), b"", b""][:2]
+        has_lines = bool(second) and isinstance(json.loads(first), dict)
+    except (OSError, ValueError, RecursionError):
+        has_lines = False
+    return (index_lines if has_lines else index_list)(path, original)
 
 
 def index_list(path: Path, original: Path) -> JsonRows:

@@ -1,22 +1,17 @@
-"""Readers based on `datasets`: CSV and Parquet files, saved data sets, hub ids."""
+"""Readers based on `datasets`: Parquet files, saved data sets, hub ids."""
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.errors import DataError, first_line
+from lora_kit.runtime.hashes import file_sha256, json_sha256
 
-# Name of the reader in `datasets` and its options, by file ending.
-READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".parquet": ("parquet", {}),
-}
 # Files named in an error message.
 MAX_NAMED = 3
 # File that marks a directory saved by `datasets`: one data set, or one per split.
@@ -34,7 +29,6 @@ class TableRequest:
         subset: configuration of a hub id.
         revision: revision of a hub id.
         streamed_rows: number of rows to stream from the hub; `None` to download all rows.
-        as_text: if true, read every field of a CSV file as text.
         built_in: names of built-in sources, for the error about an unknown source.
     """
 
@@ -44,38 +38,36 @@ class TableRequest:
     subset: str | None = None
     revision: str | None = None
     streamed_rows: int | None = None
-    as_text: bool = False
     built_in: tuple[str, ...] = ()
 
 
-def load_files(paths: Sequence[Path], kind: str, originals: Sequence[Path], as_text: bool) -> Any:
-    """Load files of one kind as one memory-mapped data set.
+def load_parquet(paths: Sequence[Path], originals: Sequence[Path]) -> Any:
+    """Load files as one memory-mapped data set, found in the cache by their content.
+
+    `datasets` by itself looks for a file's path and time, and would give the old rows of a file
+    that was written twice within a second.
 
     Args:
         paths: files to read, at least one.
-        kind: ending of the files, one of `READERS`.
         originals: paths in error messages.
-        as_text: if true, read every CSV field as text; type inference would turn `007` into 7 and
-            the answer `None` into a missing value.
 
     Raises:
         DataError: if the files cannot be read.
     """
     import datasets
 
-    reader, options = READERS[kind]
-    if reader == "csv" and as_text:
-        columns = _header(paths[0], options.get("sep", ","), originals[0])
-        text = datasets.Features({column: datasets.Value("string") for column in columns})
-        options = {**options, "features": text, "keep_default_na": False}
     try:
+        content = json_sha256([file_sha256(path) for path in paths])
         return datasets.load_dataset(
-            reader, data_files=[str(path) for path in paths], split="train", **options
+            "parquet",
+            data_files=[str(path) for path in paths],
+            split="train",
+            cache_dir=str(cache_directory() / "tables" / content),
         )
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         files = ", ".join(map(str, originals[:MAX_NAMED]))
         raise DataError(
-            f"{files}: cannot be read as {reader} (got {first_line(error.__cause__ or error)}). "
+            f"{files}: cannot be read as parquet (got {first_line(error.__cause__ or error)}). "
             "Fix: correct the file, or rename it if it has another format"
         ) from error
 
@@ -131,25 +123,3 @@ def load_hub(request: TableRequest) -> Any:
             "file"
         ) from error
     return datasets.Dataset.from_list(first_rows, features=dataset.features)
-
-
-def _header(path: Path, separator: str, original: Path) -> list[str]:
-    """Return the column names of a CSV file.
-
-    Raises:
-        DataError: if the file cannot be read, has no header, or names a column twice.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            columns = next(csv.reader(stream, delimiter=separator), [])
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(
-            f"{original}: cannot be read as csv (got {error}). Fix: correct the file, or rename it "
-            "if it has another format"
-        ) from error
-    if not columns or not all(columns) or len(set(columns)) < len(columns):
-        raise DataError(
-            f"{original}:1: the first line must name the columns, each once (got "
-            f"{', '.join(columns) or 'nothing'}). Fix: add or correct the header"
-        )
-    return columns

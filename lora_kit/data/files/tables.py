@@ -13,18 +13,19 @@ import numpy as np
 from lora_kit.data.files.datafiles import (
     ENDINGS,
     LINES,
+    PARQUET,
     decompressed_file,
     file_kind,
     list_data_files,
 )
-from lora_kit.data.files.lines import index_lines, index_list
+from lora_kit.data.files.delimited import DIALECTS, load_delimited
+from lora_kit.data.files.lines import index_json, index_lines
 from lora_kit.data.files.readers import (
-    READERS,
     SAVED,
     SAVED_SPLITS,
     TableRequest,
-    load_files,
     load_hub,
+    load_parquet,
     load_saved,
 )
 from lora_kit.runtime.errors import DataError, did_you_mean
@@ -67,9 +68,23 @@ class ArrowTable:
         return len(self.dataset)
 
     def take(self, numbers: Sequence[int]) -> list[Any]:
-        """Read the rows of the given indices."""
-        columns = self.dataset[[int(number) for number in numbers]]
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        """Read the rows of the given indices, without the null fields of nested objects.
+
+        Raises:
+            DataError: if a text is not UTF-8; the message names the row.
+        """
+        try:
+            columns = self.dataset[[int(number) for number in numbers]]
+        except UnicodeDecodeError as error:
+            if len(numbers) > 1:
+                return [row for number in numbers for row in self.take([number])]
+            raise DataError(
+                f"{self.origin(numbers[0])}: not UTF-8 text (got {error.reason}). Fix: write the "
+                "texts as UTF-8"
+            ) from error
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        # Arrow gives every object the fields of all objects, null if the row had none.
+        return [{key: _without_nulls(v) for key, v in row.items()} for row in rows]
 
     def origin(self, number: int) -> str:
         """Return the location of a row: `source[number]`."""
@@ -126,7 +141,7 @@ def open_table(request: TableRequest) -> Table:
     if file_kind(path):
         if not path.is_file():
             raise DataError(f"{field}: no such file (got {path}). Fix: correct the path")
-        return _files([path], str(path), request)
+        return _files([path], str(path))
     if is_hub_id(source):
         return _hub(request)
     built_in = f"a built-in source ({', '.join(request.built_in)}), " if request.built_in else ""
@@ -166,14 +181,16 @@ def has_splits(source: str) -> bool:
     return is_hub_id(source) or (Path(source).expanduser() / SAVED_SPLITS).is_file()
 
 
-def _files(paths: Sequence[Path], source: str, request: TableRequest) -> Table:
+def _files(paths: Sequence[Path], source: str) -> Table:
     """Open files of one kind as one table."""
     kind = file_kind(paths[0])
     files = [decompressed_file(path) for path in paths]
-    if kind in READERS:
-        dataset = load_files(files, kind, paths, request.as_text)
+    if kind in DIALECTS or kind == PARQUET:
+        dataset = (
+            load_parquet(files, paths) if kind == PARQUET else load_delimited(files, kind, paths)
+        )
         return ArrowTable(source, dataset, lambda: json_sha256([file_sha256(f) for f in files]))
-    index = index_lines if kind in LINES else index_list
+    index = index_lines if kind in LINES else index_json
     tables: list[Table] = [index(file, path) for file, path in zip(files, paths, strict=True)]
     if len(tables) == 1:
         return tables[0]
@@ -189,7 +206,7 @@ def _folder(path: Path, request: TableRequest) -> Table:
             f"{request.field}: {path}: the files are of several kinds (got {', '.join(kinds)}). "
             "Fix: name one file, or put each kind into a folder of its own"
         )
-    return _files(files, str(path), request)
+    return _files(files, str(path))
 
 
 def _saved(path: Path, request: TableRequest) -> Table:
@@ -198,6 +215,14 @@ def _saved(path: Path, request: TableRequest) -> Table:
     return ArrowTable(
         request.source, dataset, lambda: json_sha256([file_sha256(file) for file in files])
     )
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(v) for key, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    return value
 
 
 def _hub(request: TableRequest) -> Table:

@@ -1,0 +1,160 @@
+"""CSV and TSV files: every field is a text as written, every row has the fields of the header."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lora_kit.runtime.cache import cache_directory
+from lora_kit.runtime.errors import DataError
+from lora_kit.runtime.files import whole_file
+from lora_kit.runtime.hashes import file_sha256, json_sha256
+
+# Options of `csv.reader`, by file ending. Tab-separated files have no quoting: a quote is a text.
+DIALECTS: dict[str, dict[str, Any]] = {
+    ".csv": {"delimiter": ",", "strict": True},
+    ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
+}
+# To be raised when the same files are to give another table.
+VERSION = 1
+# Rows of a record batch.
+BATCH = 1000
+# Limit on the bytes of a field that the library has beside its default of 128 KiB.
+LONGEST_FIELD = 2**31 - 1
+
+
+def load_delimited(paths: Sequence[Path], kind: str, originals: Sequence[Path]) -> Any:
+    """Load files as one memory-mapped data set of texts, found in the cache by their content.
+
+    Args:
+        paths: files to read, at least one.
+        kind: ending of the files, one of `DIALECTS`.
+        originals: paths in error messages.
+
+    Raises:
+        DataError: if a file cannot be read, has no header or one unlike that of the first file, or
+            a row has another number of fields; the message names the line.
+    """
+    import datasets
+
+    try:
+        content = json_sha256([VERSION, kind, [file_sha256(path) for path in paths]])
+    except OSError as error:
+        raise _unreadable(originals[0], error) from error
+    target = cache_directory() / "tables" / f"{content}.arrow"
+    if not target.is_file():
+        with whole_file(target) as temporary:
+            _convert(paths, kind, originals, temporary)
+    return datasets.Dataset.from_file(str(target))
+
+
+def _convert(paths: Sequence[Path], kind: str, originals: Sequence[Path], target: Path) -> None:
+    """Write the rows of all files as an Arrow stream of text columns."""
+    columns = _header(paths[0], kind, originals[0])
+    schema = pa.schema([(column, pa.string()) for column in columns])
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for path, original in zip(paths, originals, strict=True):
+            header = _header(path, kind, original)
+            if set(header) != set(columns):
+                raise DataError(
+                    f"{original}:1: the columns differ from those of {originals[0]} (got "
+                    f"{', '.join(header)} and {', '.join(columns)}). Fix: name the files as "
+                    "sources of their own, or correct a header"
+                )
+            order = [header.index(column) for column in columns]
+            reader = _rows(path, kind, original, header)
+            while rows := list(islice(reader, BATCH)):
+                texts = [pa.array([row[n] for row in rows], pa.string()) for n in order]
+                writer.write_batch(pa.record_batch(texts, schema=schema))
+
+
+def _header(path: Path, kind: str, original: Path) -> list[str]:
+    line, columns = next(_records(path, kind, original), (1, []))
+    if not columns or not all(map(str.strip, columns)) or len(set(columns)) < len(columns):
+        raise DataError(
+            f"{original}:{line}: the first line must name the columns, each once (got "
+            f"{', '.join(columns) or 'nothing'}). Fix: add or correct the header"
+        )
+    return columns
+
+
+def _rows(path: Path, kind: str, original: Path, columns: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the rows below the header.
+
+    Raises:
+        DataError: if a row repeats the header or has another number of fields.
+    """
+    records = _records(path, kind, original)
+    next(records)
+    for line, fields in records:
+        if len(fields) < len(columns) and not "".join(fields).strip():
+            continue
+        if fields == columns:
+            raise DataError(
+                f"{original}:{line}: the header stands a second time (got {', '.join(columns)}). "
+                "Fix: remove the line"
+            )
+        if len(fields) != len(columns):
+            quoting = ", and quote a field that has a comma" if kind == ".csv" else ""
+            raise DataError(
+                f"{original}:{line}: the row must have a field for each of the {len(columns)} "
+                f"columns {', '.join(columns)} (got {len(fields)} fields). Fix: correct the row"
+                f"{quoting}"
+            )
+        yield fields
+
+
+def _records(path: Path, kind: str, original: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of each record that is not blank, with the line where it begins.
+
+    Raises:
+        DataError: if the file cannot be read, or a record is malformed.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, **DIALECTS[kind])
+            for fields in reader:
+                if any("\0" in field for field in fields):
+                    raise DataError(
+                        f"{original}:{line}: a NUL byte is no text (got {fields!r:.60}). Fix: "
+                        "remove it, or rename the file if it has another format"
+                    )
+                if fields:
+                    yield line, fields
+                line = reader.line_num + 1
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{original}:{_undecodable_line(path)}: not UTF-8 text (got {error.reason}). Fix: "
+            "convert the file to UTF-8"
+        ) from error
+    except csv.Error as error:
+        raise DataError(
+            f"{original}:{line}: cannot be read as {kind[1:]} (got {error}). Fix: close each quote "
+            "and write a quote within quotes twice"
+        ) from error
+    except OSError as error:
+        raise _unreadable(original, error) from error
+
+
+def _undecodable_line(path: Path) -> int:
+    """Return the number of the first line that is not UTF-8."""
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _unreadable(original: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{original}: cannot be read ({error}). Fix: check that the file exists and is readable"
+    )
