@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_kit.backbone.gguf import convert_gguf
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runtime.errors import BackboneError, first_line
+from lora_kit.runtime.errors import BackboneError, RecipeError, first_line
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,19 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
 
     Raises:
         BackboneError: if the reference cannot be resolved, naming the possible kinds.
+        RecipeError: if a revision is set and the reference is no hub id.
     """
     reference = spec.model
     alias = ALIASES.get(reference)
     if alias:
         packaged = package_file(alias.package)
         if packaged is not None:
+            _refuse_revision(spec, "an installed package")
             return BackboneFiles(reference, None, _model_folder(packaged))
         reference = alias.hub
     if reference.startswith("package:"):
         packaged = package_file(reference)
+        _refuse_revision(spec, "an installed package")
         if packaged is None:
             raise BackboneError(
                 f"backbone.model: {reference}: no installed package has this file or model folder. "
@@ -67,6 +70,8 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
             )
         return BackboneFiles(spec.model, None, _model_folder(packaged))
     path = Path(reference).expanduser()
+    if path.suffix == ".gguf" or path.is_dir():
+        _refuse_revision(spec, "a GGUF file" if path.suffix == ".gguf" else "a directory")
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BackboneError(
@@ -82,6 +87,14 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
             )
         return BackboneFiles(spec.model, None, path)
     return _from_hub(spec.model, reference, spec.revision, allow_network)
+
+
+def _refuse_revision(spec: BackboneSpec, kind: str) -> None:
+    if spec.revision is not None:
+        raise RecipeError(
+            f"backbone.revision: {spec.model} is {kind} and has no revisions (got "
+            f"{spec.revision}). Fix: remove it, or set backbone.model to a hub id"
+        )
 
 
 def package_file(reference: str) -> Path | None:

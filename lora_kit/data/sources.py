@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -17,10 +17,10 @@ from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.builtin.sums import sum_rows
 from lora_kit.data.files.readers import TableRequest
 from lora_kit.data.files.tables import ArrowTable, Table, has_splits, is_hub_id, open_table
-from lora_kit.data.formats import check_columns, parse_row
+from lora_kit.data.formats import FORMATS, check_columns, detect_format, parse_row
 from lora_kit.data.row_sets import Rows, RowSource
 from lora_kit.data.rows import Row, Split, assign_split
-from lora_kit.recipe.data import SourceSpec
+from lora_kit.recipe.data import RowFormat, SourceSpec
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.hashes import json_sha256
 
@@ -135,7 +135,7 @@ def _table_source(spec: SourceSpec, field: str, train_on_all: bool, pairs: bool)
         values = table.take(numbers)
         return [
             parse_row(
-                value,
+                drop_nulls(value, spec.columns, spec.format),
                 table.origin(number),
                 spec.format,
                 spec.columns,
@@ -153,6 +153,32 @@ def _table_source(spec: SourceSpec, field: str, train_on_all: bool, pairs: bool)
 
     name = f"{spec.source}/{spec.subset}" if spec.subset else spec.source
     return RowSource(name, len(table), take, digest)
+
+
+def drop_nulls(
+    value: Any, columns: Mapping[str, str] | None = None, form: RowFormat = "auto"
+) -> Any:
+    """Return a raw row without its null fields, which tables have where a row has no such field.
+
+    A row that has no format without them is returned as it is, for an error that shows the null.
+
+    Args:
+        value: raw row from its source.
+        columns: column name by field of the format, if the names differ.
+        form: format of the row; `auto` detects it by the columns.
+    """
+    if not isinstance(value, Mapping) or None not in value.values():
+        return value
+    present = {key: inner for key, inner in value.items() if inner is not None}
+    columns = columns or {}
+    if not set(columns.values()) <= set(present):
+        return value
+    fields = {*present, *columns}
+    if form == "auto":
+        has_format = detect_format(dict.fromkeys(fields), columns) is not None
+    else:
+        has_format = set(FORMATS[form].fields) <= fields
+    return present if has_format else value
 
 
 def _open_spec(spec: SourceSpec, field: str) -> Table:

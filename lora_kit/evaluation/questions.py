@@ -10,7 +10,7 @@ from typing import Any
 from lora_kit.data.formats import parse_row
 from lora_kit.data.labelled import classification_text, refuse_similar_labels
 from lora_kit.data.rows import Row
-from lora_kit.data.sources import BUILT_IN
+from lora_kit.data.sources import BUILT_IN, drop_nulls
 from lora_kit.evaluation.items.registry import CHOICE_SOURCES
 from lora_kit.evaluation.items.row import ChoiceRow
 from lora_kit.evaluation.suite import TaskSpec
@@ -62,7 +62,7 @@ def read_questions(spec: TaskSpec) -> list[Question]:
         return [_pair_question(row, row.origin, row.cluster) for row in rows]
     return [
         _pair(value, origin, spec)
-        if {"chosen", "rejected"} <= set(value)
+        if None not in (value.get("chosen"), value.get("rejected"))
         else _question(value, origin, spec)
         for value, origin in read_task_table(spec, CHOICE_SOURCES)
     ]
@@ -196,7 +196,7 @@ def _choices(value: Any) -> list[Any]:
 
 def _pair(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question:
     """Convert a preference pair to the question of which answer is the likelier one."""
-    row = parse_row(value, origin, "preference", pairs=True)
+    row = parse_row(drop_nulls(value, form="preference"), origin, "preference", pairs=True)
     roles = [message.role for message in row.messages[:-1]]
     if roles != ["user"]:
         raise DataError(

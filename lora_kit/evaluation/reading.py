@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_kit.data.formats import parse_row
 from lora_kit.data.rows import Row
-from lora_kit.data.sources import BUILT_IN
+from lora_kit.data.sources import BUILT_IN, drop_nulls
 from lora_kit.evaluation.items import instructions
 from lora_kit.evaluation.questions import read_labelled, read_questions
 from lora_kit.evaluation.suite import TaskSpec
@@ -101,7 +101,7 @@ def _conversation(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Conv
                 "write the correct answers as texts"
             )
         value = {"completion": references[0], **value}
-    row = parse_row(value, origin)
+    row = parse_row(drop_nulls(value), origin)
     cluster = row_cluster(value, origin, spec)
     row = dataclasses.replace(row, cluster=cluster)
     return Conversation(

@@ -111,12 +111,28 @@ def select_rows(
     # A shot from the cluster of an item could give its answer away.
     clusters = {row.cluster for row in selected}
     rest = [rows[n] for n in order[limit:] if rows[n].cluster not in clusters]
+    if spec.shots:
+        # So could one that asks the same, since a row without an id is a cluster of its own.
+        asked = {_question_text(row, spec) for row in selected}
+        rest = [row for row in rest if _question_text(row, spec) not in asked]
     if len(rest) < spec.shots:
         raise DataError(
-            f"task {spec.name}: shots: {spec.shots} items of clusters that are not evaluated are "
-            f"needed (got {len(rest)} in {spec.source}). Fix: lower `limit` or `shots`"
+            f"task {spec.name}: shots: {spec.shots} items of clusters that are not evaluated, "
+            f"with other prompts, are needed (got {len(rest)} in {spec.source}). Fix: lower "
+            "`limit` or `shots`"
         )
     return selected, rest
+
+
+def _question_text(row: Any, spec: TaskSpec) -> str:
+    """Return the prompt of a row, with each run of white space as one space."""
+    if isinstance(row, Question):
+        text = fill_template(row, spec)
+    elif isinstance(row, Conversation):
+        text = row.row.text or "\n".join(m.content for m in row.row.messages[:-1])
+    else:
+        text = row.row.prompt
+    return " ".join(text.split())
 
 
 def _own_shot(row: Any, spec: TaskSpec) -> Shot:

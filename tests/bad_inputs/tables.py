@@ -1,9 +1,10 @@
-"""Tables: CSV, TSV, JSON and Parquet files as other tools write them."""
+"""Tables: CSV, TSV and JSON files as other tools write them."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 
-from tests.bad_inputs.case import REFUSED, Case, Place, plan_of, plan_of_rows
+from tests.bad_inputs.case import REFUSED, Case, Place, jsonl, plan_of, plan_of_rows
 
 GOOD = '{"prompt": "Name a colour.", "completion": "Red."}'
 HEADER = "prompt,completion\n"
@@ -22,17 +23,6 @@ def _plan_of_file(
         return plan_of(place, path)
 
     return Case(name, write, tuple(says), status)
-
-
-def _parquet(place: Place) -> list[str]:
-    """Write a Parquet file with text that is not UTF-8."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = place.folder / "rows.parquet"
-    texts = pa.array([b"a", b"\xed\xa0\x80"], pa.binary())
-    pq.write_table(pa.table({"text": texts.view(pa.string())}), path)
-    return plan_of(place, path)
 
 
 def _headers(place: Place) -> list[str]:
@@ -61,6 +51,21 @@ def _kto(name: str, label: str, *says: str) -> Case:
         return plan_of(place, path, **KTO)
 
     return Case(name, write, says)
+
+
+def _not_utf8(place: Place) -> list[str]:
+    folder = place.folder / "rows"
+    folder.mkdir()
+    (folder / os.fsdecode(b"a\xff.jsonl")).write_text(GOOD)
+    return plan_of(place, folder)
+
+
+def _revision(name: str, of_model: Callable[[Place], str], kind: str) -> Case:
+    def write(place: Place) -> list[str]:
+        backbone = {"model": of_model(place), "quantization": "none", "revision": "main"}
+        return plan_of(place, jsonl(place, GOOD), backbone=backbone)
+
+    return Case(name, write, ("backbone.revision", kind, "got main"))
 
 
 CASES = (
@@ -210,9 +215,19 @@ CASES = (
             ("an unused field", '{"text": "a", "id": "\\ud83d"}', ("rows.jsonl:1", "id:")),
         )
     ),
-    Case("text of a Parquet file that is not UTF-8", _parquet, ("rows.parquet", "UTF-8")),
     # Null values.
     plan_of_rows("a row of nulls", [{"messages": None, "text": None}], "rows.jsonl:1", "got None"),
+    # Names.
+    Case("a folder with a file name that is not UTF-8", _not_utf8, ("data.train", "\\udcff")),
+    Case(
+        "a file name that is not UTF-8",
+        lambda place: plan_of(place, place.folder / os.fsdecode(b"b\xfe.csv")),
+        ("data.train", "\\udcfe"),
+    ),
+    _revision("a revision of a directory", lambda place: str(place.model), "directory"),
+    _revision("a revision of a GGUF file", lambda place: "none.gguf", "GGUF"),
+    _revision("a revision of a package", lambda place: "package:no/model", "package"),
+    _revision("a revision of an alias", lambda place: "smollm2-135m-instruct", "package"),
     # Labels.
     _classification("labels that differ in a space", ["pos", "pos ", "neg"], "'pos '", "'pos'"),
     _classification("labels that differ in a tab", ["a b", "a\tb", "c"], "'a\\tb'", "'a b'"),

@@ -81,6 +81,16 @@ def test_csv_fields_are_read_as_they_are_written(tmp_path: Path, seed: int) -> N
     assert [value for value, _ in read_table(TableRequest(str(path), "x"))] == rows
 
 
+def test_text_of_a_parquet_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = pa.array([b"a", b"\xed\xa0\x80"], pa.binary())
+    pq.write_table(pa.table({"text": texts.view(pa.string())}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet\[1\]: not UTF-8 text"):
+        list(opened(tmp_path / "t.parquet"))
+
+
 def test_lines_are_indexed_without_being_held_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     values = [{"n": n, "text": "é\u2028" * (n % 7)} for n in range(300)]

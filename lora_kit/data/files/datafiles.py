@@ -39,6 +39,21 @@ SPLIT_WORDS = {
 MAX_NAMED = 5
 
 
+def require_text_path(path: Path, field: str) -> None:
+    """Refuse a path that is not UTF-8, which no record or report could hold.
+
+    Raises:
+        DataError: if the path has other bytes; the message shows them escaped.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{field}: a file name must be UTF-8 (got {str(path)!a}). Fix: rename the file or "
+            "folder"
+        ) from error
+
+
 def file_kind(path: Path) -> str:
     """Return the file ending that selects the reader, without compression; empty if unsupported."""
     name = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
@@ -83,10 +98,11 @@ def list_data_files(folder: Path, field: str) -> list[Path]:
 
     Raises:
         DataError: if the folder has no files of rows, unsupported files, or files of several
-            splits.
+            splits, or a name that is not UTF-8.
     """
     files, unsupported = [], []
     for path in _walk(folder):
+        require_text_path(path, field)
         if path.is_file() and file_kind(path) and path.name not in DESCRIPTIONS:
             files.append(path)
         elif path.name not in DESCRIPTIONS and not ABOUT.fullmatch(path.name):

@@ -17,6 +17,7 @@ from lora_kit.data.files.datafiles import (
     decompressed_file,
     file_kind,
     list_data_files,
+    require_text_path,
 )
 from lora_kit.data.files.delimited import DIALECTS, load_delimited
 from lora_kit.data.files.lines import index_json, index_lines
@@ -134,6 +135,7 @@ def open_table(request: TableRequest) -> Table:
     """
     source, field = request.source, request.field
     path = Path(source).expanduser()
+    require_text_path(path, field)
     if path.is_dir():
         if (path / SAVED).is_file() or (path / SAVED_SPLITS).is_file():
             return _saved(path, request)

@@ -1,0 +1,157 @@
+"""Suites: questions, labels and tables as other tools write them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tests.bad_inputs.case import REFUSED, Case, Place, jsonl, plan_of
+
+PAIR = {"prompt": "Name a colour.", "completion": "Red."}
+QUESTION = {"question": "Which is red?", "choices": ["blood", "grass"], "answer": 0}
+OTHERS = [{"prompt": f"{word}?", "completion": word} for word in ("Up", "Red", "Seven", "Bread")]
+LABELLED = "text,label\ngood,01\nbad,02\n"
+
+
+def _suite(
+    name: str,
+    task: Mapping[str, Any],
+    content: str | Sequence[object],
+    *says: str,
+    file: str = "items.jsonl",
+    status: int = REFUSED,
+) -> Case:
+    """Return the case of a plan with a suite of one file of items."""
+
+    def write(place: Place) -> list[str]:
+        items = place.folder / file
+        if isinstance(content, str):
+            items.write_text(content)
+        else:
+            items.write_text("".join(f"{json.dumps(row)}\n" for row in content))
+        arguments = plan_of(place, jsonl(place, *OTHERS))
+        tasks = [{"name": "odd", "source": str(items), **task}]
+        suite = {"name": "odd items", "role": "gain", "tasks": tasks}
+        (place.folder / "suite.yaml").write_text(json.dumps(suite))
+        return arguments
+
+    return Case(name, write, says, status)
+
+
+CHOICE, CLASSES, LOSS = ({"kind": k} for k in ("multiple_choice", "classification", "loss"))
+
+CASES = (
+    _suite(
+        "a choice that stands twice",
+        CHOICE,
+        [QUESTION, {**QUESTION, "choices": ["a", "b", "a"]}],
+        "items.jsonl:2",
+        "choices",
+        "'a' twice",
+    ),
+    _suite(
+        "choices that differ in white space",
+        CHOICE,
+        [{**QUESTION, "choices": ["a b", "a  b"]}],
+        "items.jsonl:1",
+        "'a b' twice",
+    ),
+    _suite(
+        "a choice that stands twice in CSV",
+        CHOICE,
+        'question,choices,answer\nWhich?,"[""a"", ""a""]",0\n',
+        "items.csv[0]",
+        "'a' twice",
+        file="items.csv",
+    ),
+    _suite(
+        "an index in CSV that is too large",
+        CHOICE,
+        'question,choices,answer\nWhich?,"[""a"", ""b""]",2\n',
+        "items.csv[0]",
+        "0 to 1",
+        file="items.csv",
+    ),
+    _suite(
+        "an index in CSV with a leading zero",
+        CHOICE,
+        'question,choices,answer\nWhich?,"[""a"", ""b""]",01\n',
+        "items.csv[0]",
+        "'01'",
+        file="items.csv",
+    ),
+    _suite(
+        "labels of a suite that differ in a space",
+        CLASSES,
+        [{"text": "a", "label": "pos"}, {"text": "b", "label": "pos "}],
+        "task odd",
+        "'pos '",
+    ),
+    _suite(
+        "a label that is written otherwise than in the task",
+        {**CLASSES, "labels": ["1", "2"]},
+        LABELLED,
+        "items.csv[0]",
+        "'01'",
+        file="items.csv",
+    ),
+    _suite(
+        "a label that is no index",
+        {**CLASSES, "labels": ["bad", "good"]},
+        [{"text": "a", "label": 2}],
+        "items.jsonl:1",
+        "0 to 1",
+    ),
+    _suite("a null label", CLASSES, [{"text": "a", "label": None}], "items.jsonl:1", "got None"),
+    _suite(
+        "a null cluster",
+        {**LOSS, "cluster": "document"},
+        [{**PAIR, "document": None}],
+        "items.jsonl:1",
+        "document",
+    ),
+    _suite(
+        "a null slice",
+        {**LOSS, "slices": ["part"]},
+        [{**PAIR, "part": "a"}, {**PAIR, "part": None}],
+        "items.jsonl:2",
+        "part",
+    ),
+    _suite(
+        "a comma too many in a suite",
+        LOSS,
+        "prompt,completion\nWhy,so?,Because.\n",
+        "items.csv:2",
+        "got 3 fields",
+        file="items.csv",
+    ),
+    _suite(
+        "a key that stands twice in a suite",
+        LOSS,
+        '{"prompt": "a", "completion": "b", "prompt": "c"}\n',
+        "items.jsonl:1",
+        "'prompt' 2 times",
+    ),
+    _suite(
+        "half of a surrogate pair in a choice",
+        CHOICE,
+        [{**QUESTION, "choices": ["a", "\ud800"]}],
+        "items.jsonl:1",
+        "choices[1]",
+    ),
+    _suite("NaN in a suite", LOSS, [{**PAIR, "n": float("nan")}], "items.jsonl:1", "NaN"),
+    _suite(
+        "examples that ask the same as the item",
+        {**CHOICE, "shots": 1},
+        [QUESTION, {**QUESTION, "question": "Which  is red? "}],
+        "task odd",
+        "with other prompts",
+    ),
+    _suite(
+        "numbers as answers of a loss task in CSV",
+        LOSS,
+        "prompt,completion\nHow many?,7\nHow much?,8\n",
+        "odd",
+        file="items.csv",
+        status=0,
+    ),
+)
