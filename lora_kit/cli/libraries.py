@@ -22,6 +22,7 @@ def quiet_libraries() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     transformers_logging.set_verbosity_error()
     # Logged once a layer and text, about a cast that its int8 layers are asked to do.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

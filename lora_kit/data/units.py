@@ -120,9 +120,9 @@ def _conversations(row: Row, objective: Objective) -> list[Row]:
         )
     if objective == "kto" and row.desirable is None:
         raise DataError(
-            f"{row.origin}: the objective kto needs a true or false label (got none). Fix: write "
-            '{"prompt": "...", "completion": "...", "label": true}, or a label of 1 or 0; '
-            "other values are not"
+            f"{row.origin}: the objective kto needs a true or false label (got none, or another "
+            'value). Fix: write {"prompt": "...", "completion": "...", "label": true}; 1 and 0 are '
+            "read as true and false"
         )
     if objective == "grpo" and (row.tools or any(m.tool_calls or m.extra for m in row.messages)):
         raise DataError(

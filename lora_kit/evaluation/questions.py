@@ -76,7 +76,7 @@ def read_labelled(spec: TaskSpec) -> list[Question]:
     """
     if spec.source in BUILT_IN:
         return _built_in_labelled(spec)
-    table = read_task_table(spec, _labelled_sources())
+    table = read_task_table(spec, _labelled_sources(), class_names=True)
     rows = [(value, origin, _label(value, origin, spec)) for value, origin in table]
     labels = tuple(spec.labels or sorted({label for _, _, label in rows}))
     refuse_similar_labels(labels, f"task {spec.name}: source")

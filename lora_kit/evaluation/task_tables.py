@@ -15,12 +15,15 @@ from lora_kit.recipe.data import SourceSpec
 from lora_kit.runtime.errors import DataError
 
 
-def read_task_table(spec: TaskSpec, built_in: Collection[str]) -> Iterator[tuple[RawRow, str]]:
+def read_task_table(
+    spec: TaskSpec, built_in: Collection[str], class_names: bool = False
+) -> Iterator[tuple[RawRow, str]]:
     """Yield the rows of a table with their origins, columns renamed to the fields of the kind.
 
     Args:
         spec: task.
         built_in: built-in sources of the kind, named in the error for an unknown source.
+        class_names: if true, give class indices as the names that the table has for them.
 
     Raises:
         DataError: if the source is unknown, or a column is missing.
@@ -33,7 +36,7 @@ def read_task_table(spec: TaskSpec, built_in: Collection[str]) -> Iterator[tuple
         spec.revision,
         built_in=tuple(built_in),
     )
-    for value, origin in read_table(request):
+    for value, origin in read_table(request, class_names):
         yield rename_columns(value, f"task {spec.name}: {origin}", spec.columns), origin
 
 

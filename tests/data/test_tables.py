@@ -274,3 +274,13 @@ def test_the_digest_covers_content_and_options(tmp_path: Path) -> None:
     assert opened(path).digest() not in digests
     table = open_table(TableRequest(str(save(PAIRS, tmp_path / "p.parquet")), "x"))
     assert table.digest() == open_table(TableRequest(str(tmp_path / "p.parquet"), "x")).digest()
+
+
+def test_a_null_column_beside_those_of_another_format_is_absent(tmp_path: Path) -> None:
+    rows = [
+        {"messages": None, **PAIRS[0]},
+        {"messages": [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]},
+    ]
+    found = list(opened(save(rows, tmp_path / "rows.jsonl")))
+    assert [m.content for m in found[0].messages] == list(PAIRS[0].values())
+    assert [m.content for m in found[1].messages] == ["A", "B"]

@@ -127,3 +127,17 @@ def test_built_in_areas_are_rows_of_one_area_each_and_no_module_is_in_two_splits
     assert {row.label for row in rows if row.cluster in test} == set(AREAS)
     suite = Suite.load("areas")
     assert suite.tasks[0].source == "stdlib-areas"
+
+
+def test_class_indices_of_a_saved_table_are_read_as_class_names(
+    head: Backbone, tmp_path: Path
+) -> None:
+    import datasets
+
+    names = datasets.ClassLabel(names=["metal", "fruit"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    rows = [{"text": "iron", "label": 0}, {"text": "plum", "label": 1}]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    suite = Suite.load(write_suite(tmp_path / "suite.yaml", tmp_path / "saved"))
+    items = plan_work([suite], head)[0].task.items
+    assert [item.choices[item.answer] for item in items] == ["metal", "fruit"]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lora_kit.data.columns import class_name
 from lora_kit.data.files.datafiles import (
     ENDINGS,
     LINES,
@@ -154,13 +155,21 @@ def open_table(request: TableRequest) -> Table:
     )
 
 
-def read_table(request: TableRequest) -> Iterator[tuple[Mapping[str, Any], str]]:
+def read_table(
+    request: TableRequest, class_names: bool = False
+) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Yield each raw row of a source with its location.
 
+    Args:
+        request: source to open.
+        class_names: if true, give class indices as the names that the table has for them.
+
     Raises:
-        DataError: if the source cannot be opened, or a row is not an object.
+        DataError: if the source cannot be opened, a row is not an object, or a class index has no
+            name.
     """
     table = open_table(request)
+    names = table.names if class_names and isinstance(table, ArrowTable) else {}
     for start in range(0, len(table), BLOCK):
         numbers = range(start, min(start + BLOCK, len(table)))
         for number, value in zip(numbers, table.take(numbers), strict=True):
@@ -169,7 +178,8 @@ def read_table(request: TableRequest) -> Iterator[tuple[Mapping[str, Any], str]]
                     f"{table.origin(number)}: a row must be an object (got "
                     f"{type(value).__name__}). Fix: correct the row"
                 )
-            yield value, table.origin(number)
+            origin = table.origin(number)
+            yield {**value, **{c: class_name(value, c, names[c], origin) for c in names}}, origin
 
 
 def is_hub_id(source: str) -> bool:
