@@ -76,19 +76,14 @@ def prepare_head(
         missing: names of the parameters that the checkpoint does not have.
 
     Raises:
-        BackboneError: if PEFT does not save a head of this name, the tokenizer cannot pad, or a
-            module without weights in the checkpoint is quantized.
+        BackboneError: if PEFT does not save a head of this name, or a module without weights in
+            the checkpoint is quantized.
     """
     module = next((name for name in HEAD_NAMES if hasattr(model, name)), None)
     if module is None:
         raise BackboneError(
             f"backbone.model: PEFT saves only heads named {' or '.join(HEAD_NAMES)}, and "
             f"{type(model).__name__} has neither. Fix: choose another backbone"
-        )
-    if tokenizer.pad_token_id is None:
-        raise BackboneError(
-            "backbone.model: its tokenizer has neither a padding nor an end token. Fix: set "
-            "pad_token in a copy's tokenizer_config.json"
         )
     # A decoder's head finds the last token of a row by the padding token.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -18,6 +18,7 @@ from lora_kit.backbone.encoder_decoder import (
 from lora_kit.backbone.files import BackboneFiles
 from lora_kit.backbone.fingerprint import Fingerprint, fingerprint, weight_files
 from lora_kit.backbone.heads import HEAD_NAMES, REWARD, Head, label_config, prepare_head
+from lora_kit.backbone.tokenizer import prepare_tokenizer
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import BackboneError, first_line
 from lora_kit.runtime.launch import current_launch
@@ -84,10 +85,6 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
     weights = weight_files(files.directory)
     dtype = compute_dtype(spec)
     model, tokenizer, missing = _read(files, spec, dtype, classes)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if is_encoder_decoder(model):
-        prepare_seq2seq(model, tokenizer, files.reference)
     if missing and not classes:
         # transformers would continue with random weights.
         raise BackboneError(
@@ -95,6 +92,9 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
             f"{min(missing)} and {len(missing) - 1} others). Fix: choose a language model, or "
             "train an encoder as a classifier with training.objective: classification"
         )
+    prepare_tokenizer(tokenizer, model, files.reference, has_head=bool(classes))
+    if is_encoder_decoder(model):
+        prepare_seq2seq(model, tokenizer, files.reference)
     head = prepare_head(model, tokenizer, classes, missing) if classes else None
     quantized = tuple(guard_quantized_modules(model))
     if spec.quantization != "none" and not quantized:

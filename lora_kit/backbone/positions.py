@@ -31,6 +31,15 @@ def _unused_rows(embedding: torch.nn.Embedding) -> int:
     return int(getattr(embedding, "offset", after_padding))
 
 
+def trained_window(model: Any) -> int | None:
+    """Return the longest text, in tokens, that a model's configuration is made for.
+
+    Computed positions go on beyond it, but the model has seen none of them; `None` if unknown.
+    """
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return window if isinstance(window, int) and window > 0 else None
+
+
 @dataclass(frozen=True)
 class PositionLimits:
     """Numbers of learned positions of a backbone.

@@ -46,7 +46,7 @@ def render(
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
         enable_thinking=thinking,
-        chat_template=_with_fixed_date(str(tokenizer.chat_template)),
+        chat_template=_with_fixed_date(tokenizer.get_chat_template(tools=list(tools) or None)),
         date_string=FIXED_DATE.strftime("%d %b %Y"),
     )
     return str(text)
@@ -71,6 +71,15 @@ def has_reasoning(message: Message) -> bool:
     return REASONING_TAG in message.content or any(
         name in REASONING_FIELDS for name, _ in message.extra
     )
+
+
+def appended_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the ids that a tokenizer appends to each text by itself, such as an end token."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
+    starts = range(len(ids) - len(bare) + 1)
+    ends = [start + len(bare) for start in starts if ids[start : start + len(bare)] == bare]
+    return tuple(ids[ends[-1] :]) if ends else ()
 
 
 def plain_prompt(contents: Sequence[str]) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
@@ -19,6 +19,7 @@ from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.data.rendering import RenderedRow, TextSpan, render_row, render_turns
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.templates import (
+    appended_tokens,
     control_tokens,
     plain_prompt,
     refuse_control_tokens,
@@ -167,8 +168,17 @@ def _truncate(example: Example, size: int) -> Example:
     )
 
 
-def tokenize_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def tokenize_prompt(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> list[int]:
     """Tokenize a prompt, with the start of the assistant's turn, exactly as in training.
+
+    Args:
+        messages: turns before the answer.
+        tokenizer: tokenizer of the backbone.
+        tools: JSON schemas of the tools available to the assistant.
 
     Raises:
         DataError: if the chat template does not support these turns, or the turns of a prompt for
@@ -179,7 +189,7 @@ def tokenize_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerB
             # An EOS token inside the prompt would be taken for the end of the encoder's input.
             refuse_control_tokens(Row("a prompt", "", tuple(messages)), control_tokens(tokenizer))
         try:
-            text = render(messages, tokenizer, add_generation_prompt=True)
+            text = render(messages, tokenizer, add_generation_prompt=True, tools=tools)
         except (jinja2.TemplateError, ValueError) as error:
             roles = ", ".join(message.role for message in messages)
             raise DataError(
@@ -188,7 +198,18 @@ def tokenize_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerB
             ) from error
         # The template writes the special tokens itself; the tokenizer must not write them again.
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer(plain_prompt([message.content for message in messages]))["input_ids"])
+    return tokenize_beginning(plain_prompt([m.content for m in messages]), tokenizer)
+
+
+def tokenize_beginning(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokenize a text that goes on: without the tokens that the tokenizer ends a text with.
+
+    Args:
+        text: text that the model continues.
+        tokenizer: tokenizer of the backbone.
+    """
+    ids = list(tokenizer(text)["input_ids"])
+    return ids[: len(ids) - len(appended_tokens(tokenizer))]
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -238,6 +259,7 @@ def _examples(
             f"needed to locate the answers (got {type(tokenizer).__name__}). Fix: use a backbone "
             "with a tokenizer.json, or train on texts"
         )
+    appended = appended_tokens(tokenizer)
     examples: dict[int, Example] = {}
     kinds = [(one.add_special_tokens, one.spans is None) for _, one in pairs]
     for kind in set(kinds):
@@ -259,10 +281,34 @@ def _examples(
                 offsets = encoded["offset_mapping"][number]
                 labels = _labels(row, one, input_ids, offsets, special)
             if one.eos_supervised is not None:
-                input_ids.append(tokenizer.eos_token_id)
-                labels.append(tokenizer.eos_token_id if one.eos_supervised else IGNORE_INDEX)
+                end_token = _end_text(input_ids, labels, tokenizer, appended)
+                labels[-1] = end_token if one.eos_supervised else IGNORE_INDEX
             examples[place] = _example(row, input_ids, labels, max_length)
     return [examples[place] for place in range(len(pairs))]
+
+
+def _end_text(
+    input_ids: list[int],
+    labels: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    appended: Sequence[int],
+) -> int:
+    """End a text with one end token, and return its id.
+
+    Args:
+        input_ids: ids of the text; changed in place.
+        labels: labels of the text; changed in place.
+        tokenizer: tokenizer of the backbone.
+        appended: ids that the tokenizer has appended by itself. The first is where the model has
+            to stop.
+    """
+    if appended:
+        length = len(input_ids) - len(appended) + 1
+        del input_ids[length:], labels[length:]
+    elif input_ids[-1:] != [tokenizer.eos_token_id]:
+        input_ids.append(tokenizer.eos_token_id)
+        labels.append(IGNORE_INDEX)
+    return input_ids[-1]
 
 
 def _labels(

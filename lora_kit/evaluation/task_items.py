@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.templates import control_tokens, refuse_control_tokens
-from lora_kit.data.tokenization import IGNORE_INDEX, Example, tokenize, tokenize_prompt
+from lora_kit.data.tokenization import (
+    IGNORE_INDEX,
+    Example,
+    tokenize,
+    tokenize_beginning,
+    tokenize_prompt,
+)
 from lora_kit.evaluation.item import Branch, ChoiceRequest, GenerationRequest, Item, LossRequest
 from lora_kit.evaluation.questions import Question
 from lora_kit.evaluation.reading import Conversation, Instruction
@@ -71,7 +77,8 @@ def _with_shots(
     """Insert shots before the prompt of an example; the scored tokens stay the same."""
     turns = conversation.row.messages[:-1]
     before = [message for shot in shots for message in shot]
-    own = tuple(tokenize_prompt(turns, tokenizer))
+    tools = conversation.row.tools
+    own = tuple(tokenize_prompt(turns, tokenizer, tools))
     start = len(own)
     is_earlier_supervised = any(label != IGNORE_INDEX for label in example.labels[:start])
     if example.input_ids[:start] != own or is_earlier_supervised:
@@ -79,7 +86,7 @@ def _with_shots(
             f"{conversation.id}: only rows of one prompt and one answer take shots (got "
             f"{len(turns) + 1} turns). Fix: remove `shots`"
         )
-    prompt = tuple(tokenize_prompt([*before, *turns], tokenizer))
+    prompt = tuple(tokenize_prompt([*before, *turns], tokenizer, tools))
     return dataclasses.replace(
         example,
         input_ids=prompt + example.input_ids[start:],
@@ -109,7 +116,7 @@ def generation_item(
         cluster=conversation.cluster,
         prompt=_prompt_text(row),
         reference=conversation.references[0],
-        request=_generation_request(row.messages[:-1], shots, spec, tokenizer, name),
+        request=_generation_request(row.messages[:-1], shots, spec, tokenizer, name, row.tools),
         slices=conversation.slices,
         references=conversation.references,
     )
@@ -144,15 +151,16 @@ def _generation_request(
     spec: TaskSpec,
     tokenizer: PreTrainedTokenizerBase,
     origin: str,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> GenerationRequest:
-    ids = tokenize_prompt(turns, tokenizer)
+    ids = tokenize_prompt(turns, tokenizer, tools)
     if len(ids) > spec.max_length:
         raise DataError(
             f"{origin}: prompt longer than max_length {spec.max_length} of task {spec.name} (got "
             f"{len(ids)} tokens). Fix: raise max_length, or shorten the prompt"
         )
     if shots:
-        ids = tokenize_prompt([*(m for shot in shots for m in shot), *turns], tokenizer)
+        ids = tokenize_prompt([*(m for shot in shots for m in shot), *turns], tokenizer, tools)
     return GenerationRequest(tuple(ids), spec.max_new_tokens)
 
 
@@ -199,10 +207,10 @@ def _continuations(
     prompt: str, choices: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[list[int]]]:
     """Return the token ids of the prompt, and of each choice behind the prompt."""
-    prompt_ids = list(tokenizer(prompt)["input_ids"])
+    prompt_ids = tokenize_beginning(prompt, tokenizer)
     choice_ids = []
     for choice in choices:
-        ids = tokenizer(f"{prompt} {choice}")["input_ids"]
+        ids = tokenize_beginning(f"{prompt} {choice}", tokenizer)
         if ids[: len(prompt_ids)] != prompt_ids:
             # Some tokenizers merge over the border; then the choice is tokenized on its own.
             ids = prompt_ids + tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]

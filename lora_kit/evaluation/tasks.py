@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.data.files.tables import is_hub_id
 from lora_kit.data.rows import Message, Row
+from lora_kit.data.templates import refuse_unsupported_tools
+from lora_kit.data.unwritten import UnwrittenParts
 from lora_kit.evaluation.grading import task_grader
 from lora_kit.evaluation.item import Item, Task
 from lora_kit.evaluation.questions import Question
@@ -68,9 +70,26 @@ def build_task(
     }
     selected, rest = select_rows(spec, seed, rows)
     own = [_own_shot(row, spec) for row in rest[: spec.shots]]
+    _refuse_unwritten_parts(selected, spec, tokenizer)
     build = builders[spec.kind]
     items = [build(row, list(shots) or own, spec, tokenizer) for row in selected]
     return Task(spec, items, task_grader(spec))
+
+
+def _refuse_unwritten_parts(
+    rows: Sequence[Any], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuse with DataError a turn or tool of an item that the chat template does not write."""
+    if not tokenizer.chat_template:
+        return
+    parts = UnwrittenParts(tokenizer)
+    for row in rows:
+        if isinstance(row, Conversation):
+            # The answer is not rendered where one is generated.
+            messages = row.row.messages[: -1 if spec.kind == "generation" else None]
+            prompt = dataclasses.replace(row.row, messages=messages)
+            refuse_unsupported_tools(prompt, tokenizer)
+            parts.fields(prompt)
 
 
 def selected_clusters(spec: TaskSpec, seed: int) -> list[str] | None:

@@ -47,6 +47,7 @@ from lora_kit.preflight.position_checks import (
     require_answer_positions,
     require_example_positions,
     require_teacher_positions,
+    warn_of_long_examples,
 )
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, BackboneError, LoraKitError, TrainingError
@@ -273,6 +274,7 @@ CHECKS = (
     PreflightCheck("partial estimate", _always, warn_of_partial_estimate),
     PreflightCheck("supervised tokens", _with_examples, require_supervised_tokens),
     PreflightCheck("positions", _with_examples, require_example_positions),
+    PreflightCheck("trained window", _with_examples, warn_of_long_examples),
     PreflightCheck("answer positions", _with_examples, require_answer_positions),
     PreflightCheck("teacher positions", _with_examples, require_teacher_positions),
     PreflightCheck("end of turn", _with_turns, require_supervised_end_of_turn),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lora_kit.backbone.positions import PositionLimits
+from lora_kit.backbone.positions import PositionLimits, trained_window
+from lora_kit.backbone.tokenizer import embedding_rows, without_embedding
 from lora_kit.data.tokenization import Example
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.runtime.errors import DataError, RecipeError
@@ -28,14 +29,38 @@ def require_example_positions(context: PreflightContext) -> None:
 def _require_positions(
     context: PreflightContext, examples: Iterable[Example], field: str, remedy: str
 ) -> None:
-    positions = PositionLimits.of(context.loaded_backbone.model)
+    backbone = context.loaded_backbone
+    positions, rows = PositionLimits.of(backbone.model), embedding_rows(backbone.model)
     virtual_tokens = context.recipe.adapter.virtual_tokens
     for example in examples:
+        if unknown := without_embedding(example.input_ids, rows, backbone.tokenizer):
+            raise DataError(
+                f"{example.origin or field}: {unknown} in {backbone.files.reference}. Fix: remove "
+                "the token from the row, or use a backbone that knows it"
+            )
         if overflow := positions.overflow(example.input_ids, virtual_tokens=virtual_tokens):
             raise DataError(
                 f"{field}: {example.origin} {overflow} in "
-                f"{context.loaded_backbone.files.reference}. Fix: lower {remedy}"
+                f"{backbone.files.reference}. Fix: lower {remedy}"
             )
+
+
+def warn_of_long_examples(context: PreflightContext) -> str | None:
+    """Return a warning of examples longer than the backbone's window, where positions go on."""
+    window = trained_window(context.loaded_backbone.model)
+    examples = [*context.examples, *context.held_out]
+    longest = max((len(example.input_ids) for example in examples), default=0)
+    longest += context.recipe.adapter.virtual_tokens
+    if window is None or longest <= window:
+        return None
+    count = sum(
+        len(one.input_ids) + context.recipe.adapter.virtual_tokens > window for one in examples
+    )
+    return (
+        f"data.max_length: {count} of {len(examples)} examples are longer than the window of "
+        f"{window} tokens that {context.loaded_backbone.files.reference} was made for (the longest "
+        f"has {longest}). Set data.max_length: {window}, unless the adapter is to lengthen it"
+    )
 
 
 def require_answer_positions(context: PreflightContext) -> None:

@@ -1,6 +1,8 @@
 """One input, the command that reads it, and the answer that the command has to give."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +83,17 @@ def plan_of(
     path = place.folder / "recipe.yaml"
     path.write_text(json.dumps(recipe))
     return ["plan", str(path)]
+
+
+def copied(folder: Path, target: Path) -> Path:
+    """Copy a model's folder, its weights as hard links."""
+    target.mkdir()
+    for file in folder.iterdir():
+        if file.suffix == ".safetensors":
+            os.link(file, target / file.name)
+        else:
+            shutil.copy(file, target / file.name)
+    return target
 
 
 def jsonl(place: Place, *rows: object, name: str = "rows.jsonl") -> Path:

@@ -367,9 +367,7 @@ def test_rows_of_another_kind_are_refused_before_the_run_is_created(
 def test_answers_without_labels_are_refused(tiny: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny, tmp_path, "kto")
     Path(recipe.data.train[0].source).write_text('{"prompt": "a", "completion": "b"}\n')
-    with pytest.raises(
-        DataError, match=r"kto\.jsonl:1: .*true or false label \(got none"
-    ):
+    with pytest.raises(DataError, match=r"kto\.jsonl:1: .*true or false label \(got none"):
         pipeline.train(recipe, tmp_path / "run")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.load import Backbone
 from lora_kit.backbone.positions import PositionLimits
+from lora_kit.backbone.tokenizer import embedding_rows, without_embedding
 from lora_kit.data.rows import Row
 from lora_kit.evaluation.class_tasks import build_class_task
 from lora_kit.evaluation.engine.outcome_cache import numeric_environment
@@ -164,9 +166,18 @@ def _plan(
 
 
 def _require_positions(task: Task, backbone: Backbone) -> None:
-    """Raise EvaluationError for an item that exceeds the backbone's learned positions."""
-    positions = PositionLimits.of(backbone.model)
+    """Raise EvaluationError for an item without an embedding or a learned position of a token."""
+    positions, rows = PositionLimits.of(backbone.model), embedding_rows(backbone.model)
     for item in task.items:
+        ids = chain(
+            prompt_and_answer_length(item.request)[0],
+            *(branch.input_ids for branch in getattr(item.request, "branches", ())),
+        )
+        if unknown := without_embedding(ids, rows, backbone.tokenizer):
+            raise EvaluationError(
+                f"{task.spec.name}: item {item.id} {unknown} in {backbone.files.reference}. Fix: "
+                "remove the token from the item, or use a backbone that knows it"
+            )
         if overflow := positions.overflow(*prompt_and_answer_length(item.request)):
             raise EvaluationError(
                 f"{task.spec.name}: item {item.id} {overflow} in {backbone.files.reference}. Fix: "

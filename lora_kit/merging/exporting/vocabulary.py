@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ class Vocabulary:
         special: ids of `bos`, `eos`, `eot`, `eom`, `unk` and `pad`, those that exist.
         add_bos: if true, a text begins with `bos`.
         add_eos: if true, a text ends with `eos`.
-        chat_template: Jinja template; `None` for a model without one.
+        chat_template: Jinja template, or several with `name` and `template`; `None` for a model
+            without one.
     """
 
     tokens: tuple[str, ...]
@@ -37,7 +38,7 @@ class Vocabulary:
     special: Mapping[str, int]
     add_bos: bool
     add_eos: bool
-    chat_template: str | None
+    chat_template: str | Sequence[Mapping[str, str]] | None
 
 
 def read_vocabulary(directory: Path, tokenizer: Any, rows: int) -> Vocabulary:
@@ -81,8 +82,15 @@ def read_vocabulary(directory: Path, tokenizer: Any, rows: int) -> Vocabulary:
         special=_special_ids(directory, tokenizer),
         add_bos=tokenizer.bos_token_id is not None and text[0] == tokenizer.bos_token_id,
         add_eos=len(text) > 1 and text[-1] == tokenizer.eos_token_id,
-        chat_template=tokenizer.chat_template,
+        chat_template=_templates(tokenizer.chat_template),
     )
+
+
+def _templates(templates: Any) -> Any:
+    """Return templates as the writer of GGUF files takes them."""
+    if not isinstance(templates, dict):
+        return templates
+    return [{"name": name, "template": template} for name, template in templates.items()]
 
 
 def _kind(index: int, names: Mapping[int, str], added: Mapping[int, Any]) -> int:
