@@ -37,6 +37,16 @@ def _suite(
     return Case(name, write, says, status)
 
 
+THOUGHTFUL = {
+    "messages": [
+        {"role": "user", "content": "How?"},
+        {"role": "assistant", "content": "So.", "reasoning_content": "Hm."},
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "Thus."},
+    ]
+}
+GENERATION = {"kind": "generation", "metric": "chrf", "max_new_tokens": 4}
+
 CHOICE, CLASSES, LOSS = ({"kind": k} for k in ("multiple_choice", "classification", "loss"))
 
 CASES = (
@@ -137,6 +147,27 @@ CASES = (
         [{**QUESTION, "choices": ["a", "\ud800"]}],
         "items.jsonl:1",
         "choices[1]",
+    ),
+    _suite(
+        "reasoning in an item that the template does not write",
+        LOSS,
+        [PAIR, THOUGHTFUL],
+        "items.jsonl:2",
+        "`reasoning_content` of turn 1",
+    ),
+    _suite(
+        "reasoning in a prompt that the template does not write",
+        GENERATION,
+        [PAIR, THOUGHTFUL],
+        "items.jsonl:2",
+        "`reasoning_content` of turn 1",
+    ),
+    _suite(
+        "tools of an item that the template does not write",
+        GENERATION,
+        [{**PAIR, "tools": [{"type": "function", "function": {"name": "f"}}]}],
+        "items.jsonl:1",
+        "got `tools`",
     ),
     _suite("NaN in a suite", LOSS, [{**PAIR, "n": float("nan")}], "items.jsonl:1", "NaN"),
     _suite(

@@ -1,5 +1,6 @@
 """From a suite's YAML to items: sources, formats, shots, slices, and what is refused."""
 
+import copy
 import csv
 import json
 from pathlib import Path
@@ -387,3 +388,13 @@ def test_an_unknown_field_of_a_suite_is_named_with_its_line(tmp_path: Path) -> N
     path.write_text("name: s\nrole: gain\ntasks:\n  - {name: t, kind: loss, source: x, shot: 3}\n")
     with pytest.raises(RecipeError, match=r"tasks\.0\.shot.*shots"):
         Suite.load(path)
+
+
+def test_tools_of_a_row_stand_in_its_prompt(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = "{{ tools | tojson }}\n" + tokenizer.chat_template
+    tool = {"type": "function", "function": {"name": "tides", "parameters": {"type": "object"}}}
+    source = lines(tmp_path / "t.jsonl", [{"prompt": "a", "completion": "b", "tools": [tool]}] * 2)
+    asked = {"kind": "generation", "metric": "chrf", "max_new_tokens": 4}
+    (item, *_) = build(tokenizer, source=source, **asked).items
+    assert text(tokenizer, item.request.prompt_ids).startswith('[{"type": "function"')
