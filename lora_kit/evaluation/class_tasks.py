@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -72,7 +73,8 @@ def build_class_task(
         )
         for row, text, (ids, _) in zip(rows, texts, encoded, strict=True)
     ]
-    return Task(spec, items, partial(grade_class, score=spec.score or "accuracy"))
+    unused = Counter(name for row in rows for name in row.unused)
+    return Task(spec, items, partial(grade_class, score=spec.score or "accuracy"), unused)
 
 
 def _text(row: Question, spec: TaskSpec) -> str:

@@ -176,8 +176,13 @@ GradeFunction = Callable[[Item, Outcome], Graded]
 
 @dataclass(frozen=True)
 class Task:
-    """Task with its items and the function that grades them."""
+    """Task with its items and the function that grades them.
+
+    Attributes:
+        unused: items with a column that is not used, by its name.
+    """
 
     spec: TaskSpec
     items: Sequence[Item]
     grade: GradeFunction
+    unused: Mapping[str, int] = field(default_factory=dict)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_kit.data.columns import refuse_media
 from lora_kit.data.formats import parse_row
 from lora_kit.data.labelled import classification_text, refuse_similar_labels
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import BUILT_IN, drop_nulls
 from lora_kit.evaluation.items.registry import CHOICE_SOURCES
 from lora_kit.evaluation.items.row import ChoiceRow
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.suite import TEMPLATE_FIELD, TaskSpec
 from lora_kit.evaluation.task_tables import (
     read_built_in,
     read_task_table,
@@ -21,6 +24,7 @@ from lora_kit.evaluation.task_tables import (
     row_cluster,
     row_identifier,
     row_slices,
+    unread_by_task,
 )
 from lora_kit.runtime.errors import DataError
 
@@ -35,6 +39,7 @@ class Question:
     Attributes:
         fields: values for the fields of a template.
         answer: index of the correct choice.
+        unused: columns of the row that are not used.
     """
 
     id: str
@@ -43,6 +48,7 @@ class Question:
     answer: int
     cluster: str
     slices: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 def read_questions(spec: TaskSpec) -> list[Question]:
@@ -77,7 +83,10 @@ def read_labelled(spec: TaskSpec) -> list[Question]:
     if spec.source in BUILT_IN:
         return _built_in_labelled(spec)
     table = read_task_table(spec, _labelled_sources(), class_names=True)
-    rows = [(value, origin, _label(value, origin, spec)) for value, origin in table]
+    rows = []
+    for value, origin in table:
+        refuse_media(value, origin)
+        rows.append((value, origin, _label(value, origin, spec)))
     labels = tuple(spec.labels or sorted({label for _, _, label in rows}))
     refuse_similar_labels(labels, f"task {spec.name}: source")
     if len(labels) < 2:
@@ -95,6 +104,7 @@ def read_labelled(spec: TaskSpec) -> list[Question]:
             labels.index(label),
             row_cluster(value, origin, spec),
             {"label": label, **row_slices(value, origin, spec)},
+            _unused(value, spec, "label"),
         )
         for value, origin, label in rows
     ]
@@ -137,6 +147,7 @@ def _require_known(label: str, labels: tuple[str, ...], origin: str) -> None:
 
 
 def _question(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question:
+    refuse_media(value, origin)
     if not {"choices", "answer"} <= set(value):
         raise DataError(
             f"{origin}: `choices` and `answer` are required (got {', '.join(map(str, value))}). "
@@ -170,7 +181,12 @@ def _question(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question
         answer,
         row_cluster(value, origin, spec),
         row_slices(value, origin, spec),
+        _unused(value, spec, "choices", "answer"),
     )
+
+
+def _unused(value: Mapping[str, Any], spec: TaskSpec, *fields: str) -> tuple[str, ...]:
+    return unread_by_task(value, spec, (*fields, *re.findall(TEMPLATE_FIELD, spec.prompt_template)))
 
 
 def _spaced(text: str) -> str:
@@ -203,10 +219,14 @@ def _pair(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question:
             f"{origin}: prompt: the prompt of a pair has to be one turn of the user (got "
             f"{', '.join(roles)}). Fix: shorten the conversation to one turn"
         )
-    slices = row_slices(value, origin, spec)
-    return _pair_question(
-        row, row_identifier(value, origin), row_cluster(value, origin, spec), slices
+    read = set(value) - set(row.unused)
+    question = _pair_question(
+        row,
+        row_identifier(value, origin),
+        row_cluster(value, origin, spec),
+        row_slices(value, origin, spec),
     )
+    return dataclasses.replace(question, unused=unread_by_task(value, spec, read))
 
 
 def _pair_question(

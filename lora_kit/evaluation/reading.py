@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_kit.data.columns import refuse_media
 from lora_kit.data.formats import parse_row
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import BUILT_IN, drop_nulls
@@ -21,8 +22,12 @@ from lora_kit.evaluation.task_tables import (
     row_cluster,
     row_identifier,
     row_slices,
+    unread_by_task,
 )
 from lora_kit.runtime.errors import DataError
+
+# Fields of a row of instructions; `example` is a response that passes its checks.
+INSTRUCTION_FIELDS = ("prompt", "checks", "example")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Conversation:
 
     Attributes:
         references: correct last turns, any of which a metric accepts.
+        unused: columns of the row that are not used.
     """
 
     id: str
@@ -38,6 +44,7 @@ class Conversation:
     references: tuple[str, ...]
     cluster: str
     slices: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Instruction:
     row: instructions.InstructionRow
     cluster: str
     slices: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 def read_rows(spec: TaskSpec) -> list[Any]:
@@ -110,6 +118,7 @@ def _conversation(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Conv
         tuple(references) if references else _reference(row),
         cluster,
         row_slices(value, origin, spec),
+        unread_by_task(value, spec, {"references", "targets", *value} - set(row.unused)),
     )
 
 
@@ -135,10 +144,12 @@ def read_instructions(spec: TaskSpec) -> list[Instruction]:
         ]
     rows = []
     for value, origin in read_task_table(spec, ("instructions",)):
+        refuse_media(value, origin)
         try:
             row = instructions.parse_instruction({**value, "id": row_identifier(value, origin)})
         except ValueError as error:
             raise DataError(f"{origin}: {error}") from error
         cluster, slices = row_cluster(value, origin, spec), row_slices(value, origin, spec)
-        rows.append(Instruction(row.id, row, cluster, slices))
+        unused = unread_by_task(value, spec, INSTRUCTION_FIELDS)
+        rows.append(Instruction(row.id, row, cluster, slices, unused))
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -74,4 +75,5 @@ def build_reward_task(suite: Suite, spec: TaskSpec, tokenizer: PreTrainedTokeniz
         )
         for row, prompt in zip(rows, prompts, strict=True)
     ]
-    return Task(spec, items, partial(grade_reward, score=spec.score or "accuracy"))
+    unused = Counter(name for row in rows for name in row.unused)
+    return Task(spec, items, partial(grade_reward, score=spec.score or "accuracy"), unused)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from lora_kit.data.columns import RawRow, list_columns, rename_columns
+from lora_kit.data.columns import RawRow, list_columns, rename_columns, unread_columns
 from lora_kit.data.files.readers import TableRequest
 from lora_kit.data.files.tables import read_table
 from lora_kit.data.row_sets import Rows
@@ -100,6 +100,18 @@ def row_slices(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> dict[st
     """
     place = f"`slices` of task {spec.name}"
     return {name: _field(value, name, origin, place) for name in spec.slices}
+
+
+def unread_by_task(value: RawRow, spec: TaskSpec, fields: Collection[str]) -> tuple[str, ...]:
+    """Return the columns that hold something and that neither the task nor its kind reads.
+
+    Args:
+        value: the row, with columns under the names of the kind's fields.
+        spec: task.
+        fields: fields that the kind reads.
+    """
+    own = {"id", spec.cluster or "id", *spec.slices, *spec.columns.values()}
+    return unread_columns(value, {*own, *fields})
 
 
 def _field(value: Mapping[str, Any], name: str, origin: str, place: str) -> str:

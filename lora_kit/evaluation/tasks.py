@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,8 @@ def build_task(
     _refuse_unwritten_parts(selected, spec, tokenizer)
     build = builders[spec.kind]
     items = [build(row, list(shots) or own, spec, tokenizer) for row in selected]
-    return Task(spec, items, task_grader(spec))
+    unused = Counter(name for row in selected for name in row.unused)
+    return Task(spec, items, task_grader(spec), unused)
 
 
 def _refuse_unwritten_parts(

@@ -23,6 +23,7 @@ from lora_kit.evaluation.suite import load_suites
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL, SCRATCH, ArmName
 from lora_kit.runs.session import Session, Subject, open_subject
+from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.launch import require_unsharded_launch
 from lora_kit.training.rows_of_run import require_trained_on, rows_of_run
@@ -78,6 +79,9 @@ def evaluate(
         shots = subject.spec.shots if FEWSHOT in names else 0
         planned = chosen or load_suites(subject.spec.suites)
         work = plan_work(planned, subject.backbone, shots, shown)
+        for one in work:
+            if one.task.unused:
+                say(f"{one.name}: columns that are not used: {', '.join(one.task.unused)}")
     return run_evaluation(
         EvaluationPlan(
             backbone=subject.backbone,

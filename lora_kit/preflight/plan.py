@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -14,7 +15,7 @@ from lora_kit.data.audit.findings import Audit
 from lora_kit.data.dataset import mix_replay, open_rows, training_classes, validation_rows
 from lora_kit.data.prepared import Counts, PreparedData
 from lora_kit.data.tokenization import IGNORE_INDEX, Example
-from lora_kit.evaluation.engine.work import plan_work
+from lora_kit.evaluation.engine.work import Work, plan_work
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.checks import CheckResult
 from lora_kit.preflight.forecast import (
@@ -61,6 +62,7 @@ class BackbonePlan:
             or an encoder-decoder.
         timing: time on this machine, for backbones without a forecast.
         memory_per_process: memory of each process that the launch file starts.
+        unused_by_task: items with a column that is not used, by its name, by task.
     """
 
     fingerprint: str
@@ -73,6 +75,7 @@ class BackbonePlan:
     forecast: Forecast | None
     timing: TimeEstimate | None
     memory_per_process: MemoryEstimate | None
+    unused_by_task: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,9 @@ class Plan:
             "fingerprint": found.fingerprint if found else None,
             "coverage": found.coverage.to_dict() if found else None,
             "counts": found.counts.to_dict() if found else None,
+            "unused_by_task": {name: dict(one) for name, one in found.unused_by_task.items()}
+            if found
+            else {},
             "audit": found.audit.to_dict() if found else None,
             "checked": asdict(found.checked) if found else None,
             "forecast": found.forecast.to_dict() if found and found.forecast else None,
@@ -171,20 +177,23 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     if recipe.data.replay and recipe.data.replay.source == SELF:
         # Self-distillation generates rows with the backbone.
         read = read_training_rows(recipe, sources, backbone)
-    prepared = prepare_training(
-        recipe, launch, backbone, sources, read, plan_work(suites, backbone)
-    )
+    work = plan_work(suites, backbone)
+    prepared = prepare_training(recipe, launch, backbone, sources, read, work)
     return replace(
         plan,
         rows=len(read.rows),
         replay_rows=read.replay,
         optimizer_steps=optimizer_steps(prepared.data.prepared.size, spec),
-        on_backbone=_plan_on_backbone(recipe, backbone, prepared, launch_file),
+        on_backbone=_plan_on_backbone(recipe, backbone, prepared, launch_file, work),
     )
 
 
 def _plan_on_backbone(
-    recipe: Recipe, backbone: Backbone, prepared: PreparedTraining, launch_file: LaunchFile | None
+    recipe: Recipe,
+    backbone: Backbone,
+    prepared: PreparedTraining,
+    launch_file: LaunchFile | None,
+    work: Sequence[Work],
 ) -> BackbonePlan:
     """Return the parts of a plan that need the backbone.
 
@@ -215,6 +224,7 @@ def _plan_on_backbone(
         forecast=machine,
         timing=timing,
         memory_per_process=memory_per_process,
+        unused_by_task={one.name: one.task.unused for one in work if one.task.unused},
     )
 
 

@@ -83,6 +83,11 @@ def _facts(plan: Plan) -> dict[str, str]:
             for source, one in counts.sources.items()
             for name, rows in one.unused.items()
         ]
+        unused += [
+            f"{name} of task {task} ({items:,} {'item' if items == 1 else 'items'})"
+            for task, columns in found.unused_by_task.items()
+            for name, items in columns.items()
+        ]
         if unused:
             facts["not used"] = ", ".join(unused)
         covered = found.coverage

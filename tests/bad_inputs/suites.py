@@ -169,6 +169,27 @@ CASES = (
         "items.jsonl:1",
         "got `tools`",
     ),
+    _suite(
+        "columns of questions that the template does not use",
+        CHOICE,
+        [{**QUESTION, "context": "On a meadow.", "hint": ""}] * 3,
+        "context of task odd items/odd (3 items)",
+        status=0,
+    ),
+    _suite(
+        "columns of a suite that nothing uses",
+        GENERATION,
+        [{**PAIR, "reasoning": "It is."}],
+        "reasoning of task odd items/odd (1 item)",
+        status=0,
+    ),
+    _suite(
+        "an image beside a question",
+        CHOICE,
+        [{**QUESTION, "image": "meadow.png"}],
+        "items.jsonl:1",
+        "column `image`",
+    ),
     _suite("NaN in a suite", LOSS, [{**PAIR, "n": float("nan")}], "items.jsonl:1", "NaN"),
     _suite(
         "examples that ask the same as the item",
