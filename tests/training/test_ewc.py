@@ -1,5 +1,6 @@
 """Elastic weight consolidation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
+from lora_kit.data.tokenization import Example
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline import train
 from lora_kit.preflight.context import PreflightContext
@@ -46,6 +48,60 @@ def test_the_fisher_information_is_the_squared_gradient_of_each_text(
             expected += weight.grad**2 / (3 * (ids.shape[1] - 1))
             weight.grad = None
     torch.testing.assert_close(found[name].float(), expected, rtol=0.02, atol=1e-8)
+
+
+def by_autograd(
+    model: Any, weight: torch.nn.Parameter, examples: Sequence[Example]
+) -> torch.Tensor:
+    """Mean over texts of the squared gradient of a weight, per token, by autograd alone."""
+    expected = torch.zeros_like(weight)
+    with adapter_disabled(model):
+        for example in examples:
+            ids = torch.tensor([example.input_ids])
+            logits = model(input_ids=ids).logits[0, :-1]
+            loss = cross_entropy(logits, ids[0, 1:], reduction="sum")
+            (slope,) = torch.autograd.grad(loss, weight)
+            expected += slope**2 / (len(examples) * (ids.shape[1] - 1))
+    return expected
+
+
+@pytest.mark.parametrize("shared", ["block", "module"])
+def test_a_layer_that_is_used_several_times_has_the_gradient_of_all_uses(
+    tiny_backbone: Backbone, tiny_recipe: Recipe, shared: str
+) -> None:
+    layers = tiny_backbone.model.model.layers
+    # The uses of a module have one number, and so one place in a cache.
+    tiny_backbone.model.config.use_cache = False
+    if shared == "block":
+        # A recursive model: each block is used twice.
+        layers.extend(list(layers))
+        tiny_backbone.model.config.num_hidden_layers = len(layers)
+    else:
+        layers[1].self_attn = layers[0].self_attn
+    model = disturbed(tiny_backbone, tiny_recipe)
+    texts = read_retention_texts(SPEC, tiny_backbone.tokenizer, 0, "retention.ewc", limit=3)
+    bases = {name: update.base for name, update in lora_updates(model).items()}
+    found = empirical_fisher(model, tiny_backbone, texts.examples, bases)
+    name = next(name for name in bases if "layers.0.self_attn.v_proj" in name)
+    expected = by_autograd(model, bases[name].weight.requires_grad_(), texts.examples)
+    torch.testing.assert_close(found[name].float(), expected, rtol=0.02, atol=1e-8)
+
+
+def test_layers_that_share_a_tensor_have_the_gradient_of_their_own_update(
+    tiny_backbone: Backbone, tiny_recipe: Recipe
+) -> None:
+    layers = tiny_backbone.model.model.layers
+    layers[1].self_attn.v_proj.weight = layers[0].self_attn.v_proj.weight
+    model = disturbed(tiny_backbone, tiny_recipe)
+    texts = read_retention_texts(SPEC, tiny_backbone.tokenizer, 0, "retention.ewc", limit=3)
+    bases = {name: update.base for name, update in lora_updates(model).items()}
+    found = empirical_fisher(model, tiny_backbone, texts.examples, bases)
+    for number in (0, 1):
+        name = next(name for name in bases if f"layers.{number}.self_attn.v_proj" in name)
+        # The same values, but a leaf of its own: the place of this layer's update alone.
+        bases[name].weight = torch.nn.Parameter(bases[name].weight.detach().clone())
+        expected = by_autograd(model, bases[name].weight, texts.examples)
+        torch.testing.assert_close(found[name].float(), expected, rtol=0.02, atol=1e-8)
 
 
 def test_the_added_gradient_is_the_gradient_of_the_penalty(

@@ -123,8 +123,9 @@ def empirical_fisher(
     """Compute the diagonal of the empirical Fisher information of layers' weights, per token.
 
     The information is the squared gradient of a text's loss, divided by the text's tokens, averaged
-    over texts. The weights are frozen and may be quantized, so their gradient is computed from each
-    layer's input and the gradient of its output.
+    over texts; the gradient is summed over the uses of a layer before it is squared. The weights
+    are frozen and may be quantized, so their gradient is computed from each layer's input and the
+    gradient of its output.
 
     Args:
         model: the model with its adapter, which is disabled here.
@@ -180,7 +181,12 @@ def _activation_gradients(model: PeftModel) -> Iterator[None]:
 
 @contextmanager
 def _weight_gradients(layers: dict[str, torch.nn.Module]) -> Iterator[Fisher]:
-    """Yield a dictionary that backward passes fill with gradients of frozen weights, (out, in)."""
+    """Yield a dictionary that a backward pass fills with gradients of frozen weights, (out, in).
+
+    A layer that a forward pass uses several times, as recursive models do, has one update for all
+    uses, so its gradient is their sum. Layers that share a tensor, but have updates of their own,
+    have a gradient each: that of the tensor as this layer uses it.
+    """
     gradients: Fisher = {}
 
     def watch(name: str) -> Any:
@@ -188,7 +194,8 @@ def _weight_gradients(layers: dict[str, torch.nn.Module]) -> Iterator[Fisher]:
             layer_input = inputs[0].detach().flatten(0, -2)
 
             def backward(gradient: torch.Tensor) -> None:
-                gradients[name] = gradient.flatten(0, -2).to(layer_input.dtype).T @ layer_input
+                term = gradient.flatten(0, -2).to(layer_input.dtype).T @ layer_input
+                gradients[name] = gradients[name].float() + term if name in gradients else term
 
             output.register_hook(backward)  # type: ignore[no-untyped-call]
 
