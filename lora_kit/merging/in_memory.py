@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from lora_kit.merging.tensors import StoredTensor, stored_by_key
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import AdapterError, MergeError
 from lora_kit.runtime.files import whole_directory
+from lora_kit.runtime.temporaries import hidden_beside
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -57,11 +57,10 @@ def merge_in_memory(plan: MergePlan, output: Path) -> MergeResult:
     dtype: torch.dtype = getattr(torch, plan.stored_dtype)
     dequantized = len(plan.quantized_modules) if plan.into == "dequantized" else 0
     require_disk_space(output, numbers * (dtype.itemsize + 4 * bool(dequantized)))
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as folder:
+    with hidden_beside(output) as folder:
         base = plan.base
         if dequantized:
-            base = Path(folder) / "base"
+            base = folder / "base"
             # float32 holds the dequantized weights of training exactly.
             merge_stream(replace(plan, adapter=None, stored_dtype="float32"), base)
         attached = _attach(base, plan.base, plan.adapter)

@@ -18,6 +18,7 @@ from lora_kit.merging.tensors import PlannedTensor, stored_tensors, write_tensor
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import replace_directory, write_json
 from lora_kit.runtime.hashes import json_sha256
+from lora_kit.runtime.temporaries import delete, is_empty
 
 # Largest number of tensors made at a time, and of bytes of their float32 sums together.
 MAX_WORKERS, MAX_SUM_BYTES = 4, 2**29
@@ -34,7 +35,7 @@ def require_empty_output(output: Path) -> None:
     Raises:
         MergeError: if it does.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if output.exists() and not (output.is_dir() and is_empty(output)):
         raise MergeError(
             f"{output}: already exists (got a file, or a directory that is not empty). "
             "Fix: choose another --output"
@@ -109,10 +110,13 @@ class PartialMerge:
                 ) from error
             digest = _digest(plan, files)
             digest_file = path / "plan"
-            if not digest_file.is_file() or digest_file.read_text() != digest:
-                for file in path.iterdir():
-                    if file.name != "lock":
-                        file.unlink()
+            is_same = digest_file.is_file() and digest_file.read_text() == digest
+            for file in path.iterdir():
+                # All but the shards is written anew, also what a killed process left half written.
+                is_kept = file.name == "plan" or file.suffix == ".safetensors"
+                if file.name != "lock" and not (is_same and is_kept):
+                    delete(file)
+            if not is_same:
                 digest_file.write_text(digest)
             try:
                 yield cls(path, output)
@@ -153,10 +157,9 @@ class PartialMerge:
 
     def finish(self) -> None:
         """Move the directory to the output."""
+        require_empty_output(self.output)
         for name in ("plan", "lock"):
             (self.path / name).unlink()
-        if self.output.exists():
-            self.output.rmdir()  # empty, by `require_empty_output`
         replace_directory(self.path, self.output)
 
 

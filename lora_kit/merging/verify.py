@@ -29,6 +29,7 @@ from lora_kit.merging.tolerances import (
 )
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json
+from lora_kit.runtime.temporaries import hidden_beside
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ def verify_merged(
     Raises:
         MergeError: if the merged model cannot be loaded, or its outputs are not finite.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = compute_outputs_in_subprocess(merged, inputs, settings, Path(folder))
+    with hidden_beside(Path(tempfile.gettempdir()) / "lora-kit") as folder:
+        outputs = compute_outputs_in_subprocess(merged, inputs, settings, folder)
     stored = str(read_json(merged / "config.json", MergeError).get("dtype"))
     computed = str(settings.dtype).removeprefix("torch.")
     result = compare_merged(reference, outputs, tolerances_for(stored, computed, quantization))

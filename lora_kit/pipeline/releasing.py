@@ -41,6 +41,7 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.session import Session
 from lora_kit.runtime.errors import ReleaseError
 from lora_kit.runtime.files import read_json, whole_directory, write_json, write_text
+from lora_kit.runtime.temporaries import is_empty
 
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, BACKBONE)
 EVALUATION_FILES = (LEDGER, SUITES, VERDICT, FLIPS, *REPORTS)
@@ -109,7 +110,7 @@ def why_not_released(run: RunDirectory, recipe: Recipe) -> str:
 
 def _refuse_occupied(output: Path, clearance: Clearance) -> None:
     """Refuse to replace anything but an earlier release of the same adapter."""
-    if not output.exists() or not any(output.iterdir()):
+    if not output.exists() or is_empty(output):
         return
     is_release = (output / MANIFEST).is_file()
     if not is_release or read_manifest(output).adapter != clearance.recorded.lineage.adapter:

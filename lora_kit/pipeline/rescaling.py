@@ -9,7 +9,6 @@ correction would be needed for the best scale's result on the items that chose i
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -50,6 +49,7 @@ from lora_kit.runtime.files import replace_directory, write_json
 from lora_kit.runtime.hashes import json_sha256
 from lora_kit.runtime.launch import require_unsharded_launch
 from lora_kit.runtime.processes import broadcast_from_main
+from lora_kit.runtime.temporaries import hidden_beside
 
 
 def rescale(
@@ -228,9 +228,8 @@ def _write_adapter(session: Session, directory: Path) -> None:
 
     An identical adapter is left alone, with the evaluation that may lie beside it.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=directory.parent) as hidden:
-        written = Path(hidden) / directory.name
+    with hidden_beside(directory) as hidden:
+        written = hidden / directory.name
         save_adapter(session.model, session.backbone, written)
         if (directory / ADAPTER_WEIGHTS).is_file() and (
             adapter_sha256(directory) == adapter_sha256(written)

@@ -13,6 +13,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.files import read_json, write_json
+from lora_kit.runtime.temporaries import is_empty
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def new_run_directory(recipe: Recipe, output: Path | None, overwrite: bool = Fal
     run = RunDirectory(output)
     if output.exists() and not output.is_dir():
         raise RecipeError(f"{output}: is a file. Fix: name a directory with --output")
-    if not output.exists() or not any(output.iterdir()):
+    if not output.exists() or is_empty(output):
         return run
     if not overwrite:
         raise RecipeError(

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lora_kit.runtime.errors import LoraKitError
+from lora_kit.runtime.temporaries import REPLACED, delete, hidden_beside
+
+# Of linux/fs.h and fcntl.h.
+RENAME_EXCHANGE, AT_FDCWD = 2, -100
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that becomes `path` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    """Yield a temporary path that becomes `path` if the block succeeds."""
+    with hidden_beside(path) as hidden:
+        temporary = hidden / path.name
+        temporary.touch()
         yield temporary
-        # mkstemp makes files that only their owner can read.
+        # Libraries make files that only their owner can read.
         temporary.chmod(0o644)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path` that replaces `path` if the block succeeds."""
-    with _temporary_beside(path) as temporary:
+    """Yield a temporary directory that replaces `path` if the block succeeds."""
+    with _temporary_directory(path) as temporary:
         yield temporary
         replace_directory(temporary, path)
 
@@ -45,7 +44,7 @@ def shared_directory(path: Path) -> Iterator[Path]:
 
     For caches: whatever builds the same path builds the same content.
     """
-    with _temporary_beside(path) as temporary:
+    with _temporary_directory(path) as temporary:
         yield temporary
         try:
             temporary.chmod(0o755)
@@ -56,24 +55,44 @@ def shared_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _temporary_beside(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
+def _temporary_directory(path: Path) -> Iterator[Path]:
+    with hidden_beside(path) as hidden:
+        temporary = hidden / path.name
+        temporary.mkdir()
         yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_directory(source: Path, path: Path) -> None:
-    """Rename a directory to `path`; whatever is there is moved away first, then deleted."""
+    """Rename a directory to `path` and delete the one that was there.
+
+    Readers find one of the two at any time, where the system and its file system can exchange two
+    directories (Linux: ext4, xfs, btrfs, tmpfs). Elsewhere nothing is there for an instant; if the
+    process is killed in it, the next one that writes beside `path` moves the earlier one back.
+    """
     source.chmod(0o755)
     if not path.exists():
         source.rename(path)
         return
-    with _temporary_beside(path) as old:
-        path.rename(old / path.name)
+    if exchange(source, path):
+        delete(source)
+        return
+    with hidden_beside(path) as hidden:
+        (hidden / REPLACED).mkdir()
+        path.rename(hidden / REPLACED / path.name)
         source.rename(path)
+        # From here on, nothing moves the earlier directory back, also if it is half deleted.
+        (hidden / REPLACED).rename(hidden / "deleted")
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Exchange two paths in one step; return False if system or file system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):
+        return False
+    rename.argtypes = (ctypes.c_int, ctypes.c_char_p) * 2 + (ctypes.c_uint,)
+    ends = (AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second))
+    return bool(rename(*ends, RENAME_EXCHANGE) == 0)
 
 
 def read_json(path: Path, error: type[LoraKitError]) -> dict[str, Any]:

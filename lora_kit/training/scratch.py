@@ -23,6 +23,7 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.session import Session
 from lora_kit.runtime.console import say
 from lora_kit.runtime.hashes import json_sha256
+from lora_kit.runtime.temporaries import hidden_beside
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.trainer import run_training
 
@@ -66,10 +67,10 @@ def reinitialised(backbone: Backbone, seed: int) -> Iterator[Backbone]:
 
     set_seed(seed)
     config = AutoConfig.from_pretrained(backbone.files.directory, local_files_only=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with hidden_beside(Path(tempfile.gettempdir()) / "lora-kit") as folder:
         model = language_model_class(config).from_config(config)
         # Only the generation configuration may define the BOS and EOS ids.
         model.generation_config = backbone.model.generation_config
         model.save_pretrained(folder)
         backbone.tokenizer.save_pretrained(folder)
-        yield load(BackboneFiles(backbone.files.reference, None, Path(folder)), backbone.spec)
+        yield load(BackboneFiles(backbone.files.reference, None, folder), backbone.spec)

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -313,6 +315,65 @@ def test_a_quantized_directory_loads_in_plain_transformers(
     assert modes == {0o644}
     with pytest.raises(MergeError, match="already quantized"):
         export(tmp_path / "small", "gguf", tmp_path / "model.gguf", texts=TEXTS)
+
+
+# Forks that kill themselves before a file of the export is moved to its place.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lora_kit.merging.exporting.export import export
+model, folder, *texts = sys.argv[1:]
+for name in ("model.gguf", "model.gguf.json"):
+    output = Path(folder) / f"before {name}" / "model.gguf"
+    child = os.fork()
+    if child == 0:
+        def kill(event, given):
+            if event == "os.rename" and Path(str(given[1])) == output.with_name(name):
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(kill)
+        export(Path(model), "gguf", output, "f32", texts)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), name
+"""
+
+
+def test_an_export_killed_before_a_file_is_in_place_is_done_again(
+    model: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(model), str(tmp_path), *TEXTS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folders = sorted(tmp_path.glob("before *"))
+    assert len(folders) == 2
+    for folder in folders:
+        output = folder / "model.gguf"
+        assert not output.exists()
+        result = export(model, "gguf", output, "f32", TEXTS)
+        record = folder / "model.gguf.json"
+        assert sorted(folder.iterdir()) == [output, record]
+        assert json.loads(record.read_text())["files"] == result.files
+
+
+def test_an_export_without_its_record_is_done_again_and_a_foreign_file_is_left(
+    model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "model.gguf"
+    record = tmp_path / "model.gguf.json"
+    export(model, "gguf", output, "f32", TEXTS)
+    with pytest.raises(MergeError, match="already exists"):
+        export(model, "gguf", output, "f32", TEXTS)
+    expected = record.read_text()
+    record.unlink()
+    export(model, "gguf", output, "f32", TEXTS)
+    assert record.read_text() == expected
+    record.unlink()
+    output.write_bytes(b"of somebody else")
+    with pytest.raises(
+        MergeError, match=r"is not this export \(got a file without model.gguf.json"
+    ):
+        export(model, "gguf", output, "f32", TEXTS)
+    assert output.read_bytes() == b"of somebody else"
+    assert not record.exists()
 
 
 def test_the_command_prints_the_comparison_and_fails_if_the_export_is_too_far_off(

@@ -116,7 +116,8 @@ def export(
     """
     if type_ is not None and to != "gguf":
         raise MergeError(f"--type: only for --to gguf (got --to {to}). Fix: drop --type")
-    if output.exists():
+    is_unrecorded = to == "gguf" and output.is_file() and not _record_of(output).exists()
+    if output.exists() and not is_unrecorded:
         raise MergeError(
             f"{output}: already exists (got a file or directory). Fix: choose another --output"
         )
@@ -180,8 +181,19 @@ def _to_gguf(
         size = temporary.stat().st_size
         files = {output.name: temporary}
         result = _result(output, "gguf", type_, size, files, directory, comparison)
-    write_json(output.with_name(f"{output.name}.json"), result.to_dict())
+        # Without a record, the file may be an export that was killed, or somebody else's.
+        if output.exists() and file_sha256(output) != result.files[output.name]:
+            raise MergeError(
+                f"{output}: already exists, and is not this export (got a file without "
+                f"{_record_of(output).name}). Fix: choose another --output"
+            )
+        # The record comes first: a record without its file is replaced by the next export.
+        write_json(_record_of(output), result.to_dict())
     return result
+
+
+def _record_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.json")
 
 
 def _open(directory: Path) -> tuple[Any, Any]:
