@@ -75,9 +75,7 @@ def pair(before: Entries, after: Entries, task: TaskSpec, where: str) -> Pairs:
             f"{where}: the arms were not evaluated on the same items "
             f"(got {len(before)} and {len(after)}). Fix: evaluate the arms together"
         )
-    scored = [
-        item for item in sorted(before) if _has_score(before[item]) and _has_score(after[item])
-    ]
+    scored = [item for item in sorted(before) if has_score(before[item]) and has_score(after[item])]
     if not scored:
         raise EvaluationError(
             f"{where}: no item has a score in both arms (got {len(before)} items). Fix: look at "
@@ -93,13 +91,12 @@ def pair(before: Entries, after: Entries, task: TaskSpec, where: str) -> Pairs:
         differences=second - first if task.higher_is_better else first - second,
         binary=task.is_binary or (task.kind in ("lm_eval", "generation") and zero_or_one),
         missing=len(before) - len(scored),
-        lost_scores=any(
-            _has_score(before[item]) and not _has_score(after[item]) for item in before
-        ),
+        lost_scores=any(has_score(before[item]) and not has_score(after[item]) for item in before),
     )
 
 
-def _has_score(entry: Entry) -> bool:
+def has_score(entry: Entry) -> bool:
+    """Return True if an entry has a score that can be compared."""
     # A loss that overflowed is not finite and cannot be compared.
     return entry.score is not None and math.isfinite(entry.score)
 

@@ -90,9 +90,11 @@ class TaskVerdict:
         loss_p: one-sided p-value of no loss.
         loss_adjusted: `loss_p` after Holm, over all tasks and slices.
         alarm: if true, the loss is significant, even if it is within the margin.
-        merged: decision on the merged model that is released, if one is an arm.
-        merged_interval: interval of that model's difference from the base.
-        merges: comparisons of all merged models that are arms.
+        merged: decision on the merged model that is released, if one is an arm; of several, it is
+            proved on items that the selection did not use.
+        merged_interval: interval of that model's difference from the base, on the same items.
+        merges: comparisons of all merged models that are arms; of several, on the items that one
+            was selected on.
         baselines: comparisons with the baselines that are arms.
         measures: secondary metrics of the same items.
     """
@@ -166,6 +168,23 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class MergedSelection:
+    """Selection of one of several merged models.
+
+    Attributes:
+        selected_on: items that the selection used.
+        proved_on: items that the decision on the selected model is based on.
+        reason: reason why the first merged model is released without a selection; else empty.
+        means: mean score of the released model on the items that it is proved on, by suite/task.
+    """
+
+    selected_on: str
+    proved_on: str
+    reason: str
+    means: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Decision over all suites, each of which has to pass.
 
@@ -173,6 +192,7 @@ class Verdict:
         decision: decision on the adapter.
         merged: decision on the merged model that is released, if one is an arm.
         ships: arm of that merged model.
+        selection: selection of that merged model, if several are arms.
     """
 
     decision: Decision
@@ -180,6 +200,7 @@ class Verdict:
     ships: str | None
     findings: tuple[Finding, ...]
     suites: tuple[SuiteVerdict, ...]
+    selection: MergedSelection | None = None
 
     @property
     def tasks(self) -> list[tuple[SuiteVerdict, TaskVerdict]]:
@@ -190,6 +211,22 @@ class Verdict:
         """Return the verdict as JSON values; infinite limits become null."""
         value: dict[str, Any] = finite(asdict(self))
         return value
+
+    @property
+    def selection_sentence(self) -> str:
+        """Sentence on the selection of the merged model; empty if there was none to select from."""
+        found = self.selection
+        if found is None:
+            return ""
+        if found.reason:
+            return (
+                f"Of several merged models, {self.ships}, the first, is released without a "
+                f"selection, and proved on {found.proved_on}: {found.reason}."
+            )
+        return (
+            f"Of several merged models, {self.ships} was selected on {found.selected_on} and "
+            f"proved on {found.proved_on}."
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Verdict:

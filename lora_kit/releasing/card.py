@@ -129,7 +129,7 @@ def _eval_result(task: CardTask) -> Any:
         metric_name=f"{unit}; difference from the base {formatted.delta} {formatted.unit}, "
         f"{format_percent(interval.confidence)} interval {formatted.low} to {formatted.high}",
         metric_args={
-            "base": task.task.base,
+            "base": task.merged_base,
             "difference": interval.delta,
             "low": finite(interval.low),
             "high": finite(interval.high),

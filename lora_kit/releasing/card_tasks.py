@@ -20,6 +20,7 @@ class CardTask:
         merged_interval: interval of the merged model's difference from the base.
         merged: comparison of the merged model with the base.
         merged_score: mean score of the merged model; `None` if it was scored on other items.
+        merged_base: mean score of the base on the items of that score.
         detectable: half width of the interval with its unit; smaller differences are not
             detectable.
         margin: margin of a retention task with its unit; empty for a gain task.
@@ -33,6 +34,7 @@ class CardTask:
     adapter: FormattedComparison
     merged: FormattedComparison
     merged_score: float | None
+    merged_base: float
     detectable: str
     margin: str
     drift: str
@@ -66,8 +68,7 @@ def _card_task(verdict: Verdict, suite: SuiteVerdict, task: TaskVerdict) -> Card
     base, unit, adapter, merged = task.base, task.unit, task.interval, task.merged_interval
     if merged is None:
         raise ValueError(f"{suite.suite}/{task.task}: the merged model was not evaluated")
-    merged_means = {one.arm: one.mean for one in task.merges}
-    score = merged_means[verdict.ships or ""] if merged.items == adapter.items else None
+    score, merged_base = _merged_score(verdict, suite, task, merged)
     notation = Notation.of(task)
     suffix = f" {'pp' if notation.percent else unit}"
     half_width = notation.signed((adapter.high - adapter.low) / 2).removeprefix("+")
@@ -82,10 +83,23 @@ def _card_task(verdict: Verdict, suite: SuiteVerdict, task: TaskVerdict) -> Card
         FormattedComparison.of(unit, base, task.adapter, adapter, notation),
         FormattedComparison.of(unit, base, math.nan if score is None else score, merged, notation),
         score,
+        merged_base,
         half_width + suffix,
         margin,
         _drift(task.drift.interval) if task.drift else "",
     )
+
+
+def _merged_score(
+    verdict: Verdict, suite: SuiteVerdict, task: TaskVerdict, merged: Interval
+) -> tuple[float | None, float]:
+    """Return the merged model's mean score and the base's on the same items."""
+    if verdict.selection and not verdict.selection.reason:
+        mean = verdict.selection.means[f"{suite.suite}/{task.task}"]
+        return mean, mean - merged.delta if task.higher_is_better else mean + merged.delta
+    means = {one.arm: one.mean for one in task.merges}
+    is_same = merged.items == task.interval.items
+    return means[verdict.ships or ""] if is_same else None, task.base
 
 
 def _drift(interval: Interval) -> str:

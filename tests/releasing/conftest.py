@@ -24,7 +24,7 @@ RETENTION = {
             "name": "reference",
             "kind": "loss",
             "source": "python-reference",
-            "limit": 10,
+            "limit": 20,
             "max_length": 64,
             "margin": 20,
         }

@@ -61,7 +61,7 @@ def test_the_manifest_states_the_provenance(finished: Path, released: Path) -> N
     assert manifest.training["versions"]["torch"] == torch.__version__
     assert manifest.training["machine"]["cores"] >= 1
     rows = read_ledger(released / manifest.results["ledger"])
-    assert manifest.results["rows"]["merged"] == sum(row.arm == "merged" for row in rows) == 40
+    assert manifest.results["rows"]["merged"] == sum(row.arm == "merged" for row in rows) == 50
 
 
 @pytest.mark.slow  # trains, merges and evaluates
@@ -183,11 +183,18 @@ def test_the_merged_model_with_the_better_verdict_is_released(run_copy: Path) ->
     write_ledger(path, rows)
     verdict = evaluate(run_copy, arms=["merged", "merged-original"]).verdict
     assert verdict.ships == "merged-original"
+    assert verdict.selection is not None
+    assert verdict.selection.reason == ""
     made = release(run_copy)
     assert json.loads((made.directory / MERGE_RECORD).read_text())["into"] == "of the other one"
     card = (made.directory / "README.md").read_text()
     assert "this release contains `merged-original`" in card
     assert "| merged | sums/loss | -4." in card
+    assert (
+        "`merged-original`. Of several merged models, merged-original was selected on half A"
+        in card
+    )
+    assert "The merged model's values are of half B, which the selection did not use" in card
     verify(made.directory)
 
 

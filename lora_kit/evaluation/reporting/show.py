@@ -51,6 +51,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     console.print(f"Verdict: {_styled(verdict.decision)}")
     if verdict.merged:
         console.print(f"Merged model: {_styled(verdict.merged)}")
+    if verdict.selection_sentence:
+        console.print(escape_terminal(verdict.selection_sentence), highlight=False)
 
 
 def _styled(decision: Decision) -> str:

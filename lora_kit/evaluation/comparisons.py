@@ -1,0 +1,82 @@
+"""Comparison of two arms on one task, and the decision that it supports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lora_kit.evaluation.ledger import Entry
+from lora_kit.evaluation.pairs import Pairs, mean_score
+from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.statistics.decisions import (
+    Decision,
+    PairedComparison,
+    non_inferiority,
+    superiority,
+)
+from lora_kit.statistics.labels import compare_macro_f1, label_scores
+
+
+def texts_to_judge(task: TaskSpec) -> tuple[str, ...]:
+    """Return the columns of texts that judging a task needs: labels, for scores by label."""
+    by_label = task.kind == "classification" or task.score == "macro_f1"
+    return ("output", "reference") if by_label else ()
+
+
+def compare(pairs: Pairs, suite: Suite, task: TaskSpec) -> PairedComparison:
+    """Test for superiority without a margin, for non-inferiority with one."""
+    if task.score == "macro_f1":
+        return compare_macro_f1(
+            [entry.output for entry in pairs.before],
+            [entry.output for entry in pairs.after],
+            [entry.reference for entry in pairs.before],
+            pairs.clusters,
+            suite.alpha,
+            task.margin,
+        )
+    if task.margin is None:
+        return superiority(pairs.differences, pairs.clusters, suite.alpha, pairs.binary)
+    return non_inferiority(
+        pairs.differences, pairs.clusters, suite.alpha, task.margin, pairs.binary
+    )
+
+
+def decide(pairs: Pairs, comparison: PairedComparison, task: TaskSpec) -> tuple[Decision, str]:
+    """Return the decision, and the reason if it differs from the comparison's."""
+    if pairs.binary and task.margin is not None and task.margin >= 1:
+        return "INCONCLUSIVE", (
+            f"every score is 0 or 1, so no loss could exceed the margin of {task.margin:g}"
+        )
+    if comparison.decision != "PASS":
+        return comparison.decision, ""
+    if pairs.lost_scores:
+        # The items without a score may be those on which the adapter breaks down.
+        return "INCONCLUSIVE", "the adapter has no score on items on which the base has one"
+    if not pairs.binary and np.ptp(pairs.differences) == 0 and pairs.differences[0] != 0:
+        return "INCONCLUSIVE", "all differences are equal: no spread to estimate an interval from"
+    if task.margin is not None and pairs.binary and task.higher_is_better:
+        room = task_score(pairs.before, task) - _chance_level(pairs, task)
+        if room <= task.margin:
+            return "INCONCLUSIVE", (
+                f"the base is only {room:.1%} above guessing, less than the margin, so a loss "
+                "could not be detected"
+            )
+    return "PASS", ""
+
+
+def _chance_level(pairs: Pairs, task: TaskSpec) -> float:
+    """Return the expected score of guessing: 1 / number of choices, or 0 without choices."""
+    if task.score == "macro_f1":
+        return 1 / len({entry.reference for entry in pairs.before})
+    counts = [len(entry.choices) for entry in pairs.before]
+    return float(np.mean([1 / count if count else 0.0 for count in counts]))
+
+
+def task_score(entries: Sequence[Entry], task: TaskSpec) -> float:
+    """Return the score of an arm on a task, over entries that all have one."""
+    if task.score == "macro_f1":
+        return label_scores(
+            [entry.output for entry in entries], [entry.reference for entry in entries]
+        ).macro_f1
+    return mean_score(entries)
