@@ -65,7 +65,7 @@ class MergeSpec(Section):
     base: MergeBase = "dequantized"
     """Weights that the adapter is added to. `dequantized`: those it was trained on; `original`:
     those of the checkpoint; `both`: each merge is verified and evaluated, and the better one
-    ships: it is selected on half of the items and proved on the other half."""
+    ships, selected on half of the items and proved on the other half."""
     dtype: DType = "auto"
     """Dtype of the merged weights. `auto`: the dtype of computation, or float32 where that would
     round the adapter's change away."""
