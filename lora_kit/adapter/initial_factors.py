@@ -17,6 +17,7 @@ from lora_kit.adapter.initialized_layers import layers_to_initialize
 from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER, requested_configuration
 from lora_kit.adapter.saved_configuration import PREFIX
 from lora_kit.backbone.load import Backbone
+from lora_kit.backbone.open_files import open_model
 from lora_kit.data.tokenization import Example
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.modeling.modes import eval_mode
@@ -239,8 +240,12 @@ def _initialise_loftq(layers: Mapping[str, LoraLayer], backbone: Backbone) -> No
 
     # On the CPU, in the stored dtype; freed on return.
     kind: Any = type(backbone.model)
-    unquantized = kind.from_pretrained(
-        backbone.files.directory, dtype="auto", local_files_only=True, trust_remote_code=False
+    unquantized = open_model(
+        kind,
+        backbone.files.directory,
+        f"backbone.model: {backbone.files.reference}: transformers cannot load it",
+        "restore the files from the model's source",
+        dtype="auto",
     )
     for name, layer in layers.items():
         module = unquantized.get_submodule(name.removeprefix(PREFIX))

@@ -7,6 +7,7 @@ import math
 import re
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -14,6 +15,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from lora_kit.adapter.unfrozen import head_only_configuration, unfrozen_configuration
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.heads import peft_task_type
+from lora_kit.backbone.open_files import open_tokenizer
 from lora_kit.recipe.adapter import VIRTUAL, VIRTUAL_TOKENS, AdapterSpec
 from lora_kit.recipe.initialisations import OPTION, SECTIONS, SUBTRACTED, initialisation_of
 from lora_kit.runtime.errors import AdapterError, did_you_mean
@@ -246,10 +248,8 @@ def _prompt_options(method: str, options: dict[str, Any], model: torch.nn.Module
             f"{field}: required by prompt_tuning_init: TEXT (got {text!r}). Fix: set the text that "
             "the virtual tokens are initialised from"
         )
-    from transformers import AutoTokenizer
-
     directory = getattr(model, "name_or_path", "")
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = open_tokenizer(Path(directory), AdapterError)
     length, count = len(tokenizer(text)["input_ids"]), values["num_virtual_tokens"]
     if length > count:
         raise AdapterError(

@@ -10,6 +10,9 @@ from lora_kit.backbone.gguf import convert_gguf
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import BackboneError, RecipeError, first_line
 
+# Longest reference that a message repeats in full, in characters.
+LONGEST = 200
+
 
 @dataclass(frozen=True)
 class Alias:
@@ -52,6 +55,7 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
         RecipeError: if a revision is set and the reference is no hub id.
     """
     reference = spec.model
+    _require_readable(reference)
     alias = ALIASES.get(reference)
     if alias:
         packaged = package_file(alias.package)
@@ -87,6 +91,17 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
             )
         return BackboneFiles(spec.model, None, path)
     return _from_hub(spec.model, reference, spec.revision, allow_network)
+
+
+def _require_readable(reference: str) -> None:
+    try:
+        Path(reference).exists()
+    except OSError as error:
+        shown = reference if len(reference) <= LONGEST else f"{reference[:LONGEST]}..."
+        raise BackboneError(
+            f"backbone.model: {shown}: cannot be looked up (got {error.strerror}). Fix: correct "
+            "the path or the name"
+        ) from error
 
 
 def _refuse_revision(spec: BackboneSpec, kind: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 
+from lora_kit.backbone.model_folder import require_inside
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import BackboneError, LoraKitError
 from lora_kit.runtime.files import read_json
@@ -65,18 +66,17 @@ def require_saved_fingerprint(
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files of a model directory, sorted by name.
+    """Return the safetensors files that transformers loads from a model directory, sorted by name.
 
     Raises:
-        BackboneError: if there is none, or if the index names a missing file.
+        BackboneError: if there is none, or if the index is malformed or names a file that is
+            missing, no safetensors file or outside of the directory.
     """
-    index = directory / SAFETENSORS_INDEX_FILE
-    if index.is_file():
-        # Only indexed files: some repositories hold the same weights again under another name.
-        names = set(read_json(index, BackboneError).get("weight_map", {}).values())
-        files = sorted(directory / str(name) for name in names)
-    else:
-        files = [directory / "model.safetensors"]
+    index, single = directory / SAFETENSORS_INDEX_FILE, directory / "model.safetensors"
+    # Only indexed files: some repositories hold the same weights again under another name.
+    files = _indexed_files(index) if index.is_file() else [single]
+    for file in files:
+        require_inside(file, directory, source=index if index.is_file() else None)
     missing = [file.name for file in files if not file.is_file()]
     if missing and index.is_file():
         raise BackboneError(
@@ -88,7 +88,25 @@ def weight_files(directory: Path) -> list[Path]:
             f"{directory}: no model.safetensors; other formats can contain code and are not "
             "loaded. Fix: convert the weights, for example with save_pretrained"
         )
-    return files
+    # transformers reads the index only without this file.
+    return [single] if single.is_file() else files
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    names = read_json(index, BackboneError).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise BackboneError(
+            f"{index}: weight_map: no object that names the file of each tensor (got "
+            f"{names!r:.80}). Fix: restore the file from the model's source"
+        )
+    for tensor, name in names.items():
+        if not isinstance(name, str) or Path(name).suffix != ".safetensors":
+            raise BackboneError(
+                f"{index}: weight_map: {tensor!r:.80}: no name of a safetensors file; other "
+                f"formats can contain code and are not loaded (got {name!r:.80}). Fix: convert the "
+                "weights, for example with save_pretrained"
+            )
+    return sorted(index.parent / name for name in set(names.values()))
 
 
 def fingerprint(

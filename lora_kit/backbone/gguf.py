@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_kit.backbone.open_files import open_gguf, refusing
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.errors import BackboneError
 from lora_kit.runtime.files import read_json, shared_directory, write_json
@@ -80,17 +80,17 @@ def _convert(path: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
-    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    with refusing(
+        f"{path}: transformers cannot read this GGUF file",
+        "use the checkpoint in safetensors that the file was made from",
+    ):
+        model = open_gguf(
+            AutoModelForCausalLM,
+            path,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
         )
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-    except (ValueError, LookupError, NotImplementedError, RuntimeError, struct.error) as error:
-        raise BackboneError(
-            f"{path}: transformers cannot read this GGUF file ({error}). Fix: use the checkpoint "
-            "in safetensors that the file was made from"
-        ) from error
+        tokenizer = open_gguf(AutoTokenizer, path)
     # A saved quantization_config would mark every copy as not trainable.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
 from lora_kit.backbone.attention import attention_arguments
 from lora_kit.backbone.encoder_decoder import (
@@ -18,9 +17,15 @@ from lora_kit.backbone.encoder_decoder import (
 from lora_kit.backbone.files import BackboneFiles
 from lora_kit.backbone.fingerprint import Fingerprint, fingerprint, weight_files
 from lora_kit.backbone.heads import HEAD_NAMES, REWARD, Head, label_config, prepare_head
+from lora_kit.backbone.open_files import (
+    open_config,
+    open_model,
+    open_tokenizer,
+    require_all_blocks,
+)
 from lora_kit.backbone.tokenizer import prepare_tokenizer
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runtime.errors import BackboneError, first_line
+from lora_kit.runtime.errors import BackboneError
 from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.processes import process_state
 
@@ -124,35 +129,24 @@ def _read(
     files: BackboneFiles, spec: BackboneSpec, dtype: torch.dtype, classes: Sequence[str]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
     """Read model and tokenizer, and the names of parameters without weights in the files."""
-    from transformers import AutoTokenizer
-
     device = process_state().device
-    attention = attention_arguments(spec.attention, device)
-    try:
-        model, loading = _model_class(files, classes).from_pretrained(
-            files.directory,
-            dtype=dtype,
-            quantization_config=quantization_config(spec, dtype, bool(classes)),
-            # By local rank: `auto` would put every process of a node on the same devices.
-            device_map={"": device}
-            if device.type != "cpu" and not current_launch().sharded
-            else None,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            **attention,
-            **label_config(classes),
-        )
-        tokenizer = AutoTokenizer.from_pretrained(files.directory, local_files_only=True)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        setting = f" with backbone.attention: {spec.attention}" if attention else ""
-        # After the first line, transformers lists all models that it supports.
-        raise BackboneError(
-            f"backbone.model: {files.reference}{setting}: transformers cannot load it "
-            f"({first_line(error)}). Fix: choose a model in safetensors of a supported type"
-        ) from error
-    return model, tokenizer, loading["missing_keys"]
+    attention: dict[str, Any] = attention_arguments(spec.attention, device)
+    setting = f" with backbone.attention: {spec.attention}" if attention else ""
+    model, loading = open_model(
+        _model_class(files, classes),
+        files.directory,
+        f"backbone.model: {files.reference}{setting}: transformers cannot load it",
+        "choose a model in safetensors of a supported type",
+        dtype=dtype,
+        quantization_config=quantization_config(spec, dtype, bool(classes)),
+        # By local rank: `auto` would put every process of a node on the same devices.
+        device_map={"": device} if device.type != "cpu" and not current_launch().sharded else None,
+        output_loading_info=True,
+        **attention,
+        **label_config(classes),
+    )
+    require_all_blocks(model, loading["unexpected_keys"], files.directory)
+    return model, open_tokenizer(files.directory), loading["missing_keys"]
 
 
 def _model_class(files: BackboneFiles, classes: Sequence[str]) -> Any:
@@ -162,11 +156,9 @@ def _model_class(files: BackboneFiles, classes: Sequence[str]) -> Any:
         BackboneError: for an encoder-decoder with a head, which transformers feeds both stacks with
             the same text.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(
-        files.directory, local_files_only=True, trust_remote_code=False
-    )
+    config = open_config(files.directory)
     if not classes:
         return language_model_class(config)
     if config.is_encoder_decoder:

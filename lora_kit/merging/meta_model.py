@@ -19,6 +19,7 @@ from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.adapter.saved_configuration import MISMATCH_ERRORS, PREFIX
 from lora_kit.backbone.encoder_decoder import language_model_class
+from lora_kit.backbone.open_files import build_model, open_config, refusing
 from lora_kit.merging.arithmetic import (
     ReadParameter,
     ReadRows,
@@ -169,9 +170,7 @@ def build_meta_model(base: Path, adapter: Path | None) -> MetaModel:
 
 
 def _model_without_weights(base: Path, adapter: Path | None) -> PreTrainedModel:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(base, local_files_only=True)
+    config = open_config(base, MergeError)
     if getattr(config, "quantization_config", None):
         raise MergeError(
             f"{base}: checkpoint is quantized, which would round the adapter's update away (got a "
@@ -179,8 +178,15 @@ def _model_without_weights(base: Path, adapter: Path | None) -> PreTrainedModel:
         )
     if adapter is not None and (rows := _saved_vocabulary_rows(adapter)):
         config.get_text_config().vocab_size = rows
-    with torch.device("meta"):
-        model = language_model_class(config).from_config(config)
+    with (
+        refusing(
+            f"{base / 'config.json'}: transformers cannot build the model",
+            "restore the file from the model's source",
+            MergeError,
+        ),
+        torch.device("meta"),
+    ):
+        model = build_model(language_model_class(config), config)
     model.tie_weights()
     # Keyed by identity, so that tied parameters share one placeholder.
     placeholders: dict[int, torch.nn.Parameter] = {}

@@ -21,6 +21,7 @@ from lora_kit.backbone.encoder_decoder import (
     language_model_class,
     set_greedy_generation,
 )
+from lora_kit.backbone.open_files import open_config, open_model
 from lora_kit.merging.predictions import ComparisonInputs, ModelOutputs, compute_outputs
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import MergeError
@@ -69,24 +70,18 @@ def load_merged(merged: Path, settings: ComputeSettings) -> Any:
     Raises:
         MergeError: if the model cannot be loaded, or a parameter is in no file.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig
-
     stored = getattr(torch, str(read_json(merged / "config.json", MergeError).get("dtype")))
-    try:
-        config = AutoConfig.from_pretrained(merged, local_files_only=True)
-        model, report = language_model_class(config).from_pretrained(
-            merged,
-            dtype=torch.promote_types(stored, settings.dtype),
-            attn_implementation=settings.attention,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise MergeError(
-            f"{merged}: merged model cannot be loaded (got {error}). Fix: merge again"
-        ) from error
+    config = open_config(merged, MergeError)
+    model, report = open_model(
+        language_model_class(config),
+        merged,
+        f"{merged}: merged model cannot be loaded",
+        "merge again",
+        MergeError,
+        dtype=torch.promote_types(stored, settings.dtype),
+        attn_implementation=settings.attention,
+        output_loading_info=True,
+    )
     missing = sorted([*report["missing_keys"], *report["mismatched_keys"]])
     if missing:
         raise MergeError(

@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lora_kit.adapter.attach import wrap_with_adapter
+from lora_kit.backbone.open_files import build_model
 from lora_kit.recipe.adapter import NOT_SHAPED, AdapterSpec
 from lora_kit.recipe.backbone import Attention, Quantization
 from lora_kit.runtime.errors import BackboneError
@@ -75,7 +76,7 @@ def build_fake_model(
     chosen = {"attn_implementation": attention} if attention != "auto" else {}
     with torch.device("meta"):
         try:
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)
+            model = build_model(AutoModelForCausalLM, config, dtype=dtype, **chosen)
         except ValueError as error:
             raise BackboneError(f"backbone.model: {error}") from error
         model.requires_grad_(False)

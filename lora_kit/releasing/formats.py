@@ -18,6 +18,7 @@ from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.backbone.encoder_decoder import language_model_class
+from lora_kit.backbone.open_files import build_model, open_config, open_tokenizer, refusing
 from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.merging.tensors import stored_by_key
 from lora_kit.runtime.errors import DataError, MergeError, ReleaseError
@@ -64,7 +65,7 @@ def check_formats(directory: Path, adapter: Path) -> FormatFindings:
         refusals += _weight_problems(directory, shapes)
         refusals += _generation_problems(directory)
         is_seq2seq = read_json(directory / "config.json", ReleaseError).get("is_encoder_decoder")
-        if not is_seq2seq and _tokenizer(directory).chat_template is None:
+        if not is_seq2seq and open_tokenizer(directory, ReleaseError).chat_template is None:
             warnings.append(
                 "there is no chat template: vLLM serves completions only, unless started with "
                 "--chat-template"
@@ -151,17 +152,17 @@ def _weight_problems(directory: Path, stored: Shapes) -> Iterator[str]:
 def _meta_model(directory: Path) -> Any:
     """Build the model of config.json on the meta device, without weights."""
     import torch
-    from transformers import AutoConfig
 
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        with torch.device("meta"):
-            return language_model_class(config).from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        raise ReleaseError(
-            f"config.json: transformers cannot build the model (got {error}). Fix: restore "
-            "config.json from the merge"
-        ) from error
+    config = open_config(directory, ReleaseError)
+    with (
+        refusing(
+            "config.json: transformers cannot build the model",
+            "restore config.json from the merge",
+            ReleaseError,
+        ),
+        torch.device("meta"),
+    ):
+        return build_model(language_model_class(config), config)
 
 
 def _model_tensors(model: Any) -> tuple[list[list[str]], Shapes]:
@@ -194,7 +195,7 @@ def _generation_problems(directory: Path) -> Iterator[str]:
             f"{value!r}). Fix: set it to the end-of-turn token"
         )
         return
-    tokenizer = _tokenizer(directory)
+    tokenizer = open_tokenizer(directory, ReleaseError)
     if tokenizer.chat_template is None:
         return
     try:
@@ -208,18 +209,6 @@ def _generation_problems(directory: Path) -> Iterator[str]:
             f"generation_config.json: eos_token_id lacks the end-of-turn token (got {value}). Fix: "
             f"add {end} ({name})"
         )
-
-
-def _tokenizer(directory: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ReleaseError(
-            f"{directory.name}: transformers cannot load the tokenizer (got {error}). Fix: run "
-            "`lora-kit merge` again"
-        ) from error
 
 
 def adapter_warnings(adapter: Path, model: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

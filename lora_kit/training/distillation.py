@@ -17,6 +17,7 @@ from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.backbone.files import BackboneFiles, resolve
 from lora_kit.backbone.fingerprint import fingerprint, weight_files
 from lora_kit.backbone.load import Backbone, compute_dtype, load
+from lora_kit.backbone.open_files import build_model, open_config, open_tokenizer, refusing
 from lora_kit.backbone.positions import PositionLimits
 from lora_kit.data.tokenization import Example
 from lora_kit.modeling.likelihood import supervised_logits, token_kl
@@ -78,10 +79,9 @@ def require_same_tokens(spec: DistillationSpec, student: Backbone) -> None:
         BackboneError: if the teacher's files do not exist.
         TrainingError: if the vocabularies differ.
     """
-    from transformers import AutoTokenizer
-
     directory = _files(spec).directory
-    vocabulary = AutoTokenizer.from_pretrained(directory, local_files_only=True).get_vocab()
+    with _named_as_teacher():
+        vocabulary = open_tokenizer(directory).get_vocab()
     different = len(set(student.tokenizer.get_vocab().items()) ^ set(vocabulary.items()))
     if different:
         raise TrainingError(
@@ -144,11 +144,16 @@ def _named_as_teacher() -> Iterator[None]:
 
 def _positions(spec: DistillationSpec) -> PositionLimits:
     """Return the teacher's positions from its configuration, without loading weights."""
-    from transformers import AutoConfig
-
     directory = _files(spec).directory
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        return PositionLimits.of(language_model_class(config).from_config(config))
+    with _named_as_teacher():
+        config = open_config(directory)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with (
+            refusing(
+                f"{directory / 'config.json'}: transformers cannot build the model",
+                "restore the file from the model's source",
+            ),
+            torch.device("meta"),
+        ):
+            return PositionLimits.of(build_model(language_model_class(config), config))

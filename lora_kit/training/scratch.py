@@ -15,6 +15,7 @@ from lora_kit.adapter.saved import ADAPTER_WEIGHTS
 from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.backbone.files import BackboneFiles
 from lora_kit.backbone.load import Backbone, load
+from lora_kit.backbone.open_files import build_model, open_config
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.recipe.identity import training_fields
@@ -63,12 +64,11 @@ def reinitialised(backbone: Backbone, seed: int) -> Iterator[Backbone]:
     The backbone's files exist only inside the context.
     """
     from accelerate.utils import set_seed
-    from transformers import AutoConfig
 
     set_seed(seed)
-    config = AutoConfig.from_pretrained(backbone.files.directory, local_files_only=True)
+    config = open_config(backbone.files.directory)
     with hidden_beside(Path(tempfile.gettempdir()) / "lora-kit") as folder:
-        model = language_model_class(config).from_config(config)
+        model = build_model(language_model_class(config), config)
         # Only the generation configuration may define the BOS and EOS ids.
         model.generation_config = backbone.model.generation_config
         model.save_pretrained(folder)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from lora_kit.cli import main
-from tests.bad_inputs import rows, suites, tables, tokenizers
+from tests.bad_inputs import rows, strangers, suites, tables, tokenizers
 from tests.bad_inputs.case import Case, Place
 
-CASES = (*rows.CASES, *suites.CASES, *tables.CASES, *tokenizers.CASES)
+CASES = (*rows.CASES, *strangers.CASES, *suites.CASES, *tables.CASES, *tokenizers.CASES)
 # Control characters, except for the line end and the tabulator.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

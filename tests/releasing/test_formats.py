@@ -129,7 +129,7 @@ def test_several_files_need_a_correct_index(model: Path) -> None:
             {"architectures": ["GPT2LMHeadModel"]},
             "class that transformers builds, LlamaFor",
         ),
-        ("config.json", {"model_type": "no-such-type"}, "transformers cannot build the model"),
+        ("config.json", {"model_type": "no-such-type"}, "transformers cannot read it"),
         (
             "generation_config.json",
             {"eos_token_id": None},

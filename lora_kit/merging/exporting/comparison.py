@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lora_kit.backbone.gguf import PRE_TOKENIZERS
+from lora_kit.backbone.open_files import open_gguf
 from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.tokenization import Example
 from lora_kit.merging.distance import kl_divergence, top1_agreement
@@ -123,9 +124,9 @@ def load_gguf(path: Path, reader: Any) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import GgufConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
-        str(path.parent),
-        gguf_file=path.name,
+    model = open_gguf(
+        AutoModelForCausalLM,
+        path,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
     )
@@ -151,7 +152,7 @@ def count_same_tokens(path: Path, reader: Any, tokenizer: Any, texts: Sequence[s
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    loaded = open_gguf(AutoTokenizer, path)
     name = reader.fields["tokenizer.ggml.pre"].contents()
     specification = json.loads(loaded.backend_tokenizer.to_str())
     specification["pre_tokenizer"], ignore_merges = PRE_TOKENIZERS[name]

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from lora_kit.backbone.fingerprint import weight_files
+from lora_kit.backbone.open_files import open_config, open_tokenizer
 from lora_kit.data.tokenization import Example
 from lora_kit.merging.exporting.comparison import (
     HARD_TEXTS,
@@ -197,22 +198,13 @@ def _record_of(output: Path) -> Path:
 
 
 def _open(directory: Path) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoTokenizer
-
     if not (directory / "config.json").is_file():
         raise MergeError(
             f"{directory}: no model directory (got no config.json). Fix: give the directory of a "
             "merged model"
         )
     weight_files(directory)
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        return config, AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise MergeError(
-            f"{directory}: configuration or tokenizer cannot be read (got {error}). Fix: merge or "
-            "copy the model again"
-        ) from error
+    return open_config(directory, MergeError), open_tokenizer(directory, MergeError)
 
 
 def _texts_with_special_tokens(tokenizer: Any) -> tuple[str, ...]:

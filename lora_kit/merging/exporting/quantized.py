@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from lora_kit.backbone.load import guard_quantized_modules, quantization_config
+from lora_kit.backbone.open_files import open_config, open_model
 from lora_kit.merging.configuration import copy_tokenizer
 from lora_kit.recipe.backbone import BackboneSpec, Quantization
 from lora_kit.runtime.errors import MergeError
@@ -26,10 +26,7 @@ def write_quantized(directory: Path, to: Quantization, output: Path) -> None:
     Raises:
         MergeError: if the model cannot be loaded, or has no layer to quantize.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    dtype = config.dtype or torch.float32
+    dtype = open_config(directory, MergeError).dtype or torch.float32
     spec = BackboneSpec(model=str(directory), quantization=to)
     model = load_model(directory, dtype=dtype, quantization_config=quantization_config(spec, dtype))
     if not list(guard_quantized_modules(model)):
@@ -59,14 +56,15 @@ def load_model(directory: Path, **options: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            directory, use_safetensors=True, local_files_only=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise MergeError(
-            f"{directory}: cannot be loaded (got {error}). Fix: merge or copy the model again"
-        ) from error
+    open_config(directory, MergeError)
+    return open_model(
+        AutoModelForCausalLM,
+        directory,
+        f"{directory}: cannot be loaded",
+        "merge or copy the model again",
+        MergeError,
+        **options,
+    )
 
 
 def load_quantized(directory: Path) -> Any:

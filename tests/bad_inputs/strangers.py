@@ -1,0 +1,276 @@
+"""Models and templates as strangers write them: broken, hostile, or of another kind."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.bad_inputs.case import SUITE, Case, Place, jsonl, plan_of
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+TOKENIZER = "tokenizer_config.json"
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+PAIRS = [
+    {"prompt": f"Name colour {number}.", "completion": f"Red {number}."} for number in range(9)
+]
+# A value of a field that is to be left out of the file.
+ABSENT = object()
+
+
+def copied(place: Place, *without: str) -> Path:
+    """Return a copy of the model whose files may be replaced, but not written in place."""
+    folder = place.folder / "model"
+    shutil.copytree(place.model, folder, copy_function=os.link)
+    for name in without:
+        (folder / name).unlink()
+    return folder
+
+
+def replaced(path: Path, text: str) -> None:
+    """Write a file anew, since the model of the session may have the same bytes."""
+    path.unlink(missing_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def planned(place: Place, model: Path | str, **sections: Any) -> list[str]:
+    return plan_of(place, jsonl(place, *PAIRS), model, **sections)
+
+
+def with_text(name: str, file: str, text: str, *says: str, status: int = 2) -> Case:
+    """Return the case of a file of the model with another text."""
+
+    def write(place: Place) -> list[str]:
+        model = copied(place)
+        replaced(model / file, text)
+        return planned(place, model)
+
+    return Case(name, write, says or (file,), status)
+
+
+def with_values(file: str, values: Mapping[str, Any], *says: str, status: int = 2) -> Case:
+    """Return the case of a JSON file of the model with some other values."""
+
+    def write(place: Place) -> list[str]:
+        model = copied(place)
+        path = model / file
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = {k: v for k, v in (found | dict(values)).items() if v is not ABSENT}
+        replaced(path, json.dumps(found))
+        return planned(place, model)
+
+    return Case(f"{file} with {values!s:.120}", write, says or (file,), status)
+
+
+def with_folder(
+    name: str, change: Callable[[Path], None], *says: str, without: tuple[str, ...] = ()
+) -> Case:
+    """Return the case of a copy of the model that `change` has changed."""
+
+    def write(place: Place) -> list[str]:
+        model = copied(place, *without)
+        change(model)
+        return planned(place, model)
+
+    return Case(name, write, says)
+
+
+def indexed(name: str, weight_map: Any, *says: str) -> Case:
+    """Return the case of a model with this index in place of the single file."""
+
+    def change(model: Path) -> None:
+        shutil.move(model / WEIGHTS, model.parent / "outside.safetensors")
+        (model / INDEX).write_text(json.dumps(weight_map))
+
+    return with_folder(f"an index {name}", change, INDEX, *says)
+
+
+def linked(file: str) -> Case:
+    def change(model: Path) -> None:
+        outside = model.parent / f"outside-{file}"
+        shutil.move(model / file, outside)
+        (model / file).symlink_to(outside)
+
+    return with_folder(f"a link in place of {file}", change, file, "link out of the model's folder")
+
+
+def of_adapter(name: str, values: Mapping[str, Any], *says: str) -> Case:
+    """Return the case of an evaluation of an adapter with other values in its configuration."""
+
+    def write(place: Place) -> list[str]:
+        adapter = place.folder / "adapter"
+        shutil.copytree(place.adapter, adapter)
+        path = adapter / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | dict(values)))
+        (place.folder / "suite.yaml").write_text(json.dumps(SUITE))
+        return ["evaluate", str(adapter), "--suite", str(place.folder / "suite.yaml")]
+
+    return Case(name, write, says)
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+OWN_CODE = {
+    "auto_map": {
+        "AutoConfig": "own.Config",
+        "AutoModelForCausalLM": "own.Model",
+        "AutoTokenizer": ["own.Tokenizer", None],
+    }
+}
+
+CASES = (
+    # Code of its own: refused, or left alone, and never asked about.
+    with_values(CONFIG, {"model_type": "own", **OWN_CODE}, CONFIG, "custom code"),
+    with_values(CONFIG, {"model_type": ABSENT, **OWN_CODE}, CONFIG),
+    with_values(CONFIG, {"model_type": "vit", **OWN_CODE}),
+    with_values(
+        TOKENIZER, {"tokenizer_class": "OwnTokenizer", **OWN_CODE}, TOKENIZER, "custom code"
+    ),
+    with_values(
+        TOKENIZER,
+        {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": "a/b--own.Tokenizer"}},
+        *(TOKENIZER, "custom code"),
+    ),
+    # Files outside of the folder, and files that are no weights.
+    *(
+        indexed(f"that names {name}", {"weight_map": {"a": name}}, "outside of the model's folder")
+        for name in (
+            "../outside.safetensors",
+            "/etc/outside.safetensors",
+            "sub/../../outside.safetensors",
+            "./../outside.safetensors",
+        )
+    ),
+    *(
+        indexed(f"that names {name!r}", {"weight_map": {"a": name}}, "weight_map")
+        for name in ("pytorch_model.bin", "weights.pkl", "", None, 7, ["a"], {"a": "b"})
+    ),
+    indexed("without weight_map", {"metadata": {}}, "weight_map"),
+    indexed("with an empty weight_map", {"weight_map": {}}, "weight_map"),
+    indexed("with a list as weight_map", {"weight_map": ["a"]}, "weight_map"),
+    indexed("with a text as weight_map", {"weight_map": "a.safetensors"}, "weight_map"),
+    indexed("with null as weight_map", {"weight_map": None}, "weight_map"),
+    indexed("that is a list", [1], "object"),
+    indexed("of a missing file", {"weight_map": {"a": "b.safetensors"}}, "b.safetensors"),
+    indexed("with a NUL in a name", {"weight_map": {"a": "a\0b.safetensors"}}),
+    indexed(
+        "with a name of 10,000 characters", {"weight_map": {"a": "b" * 10000 + ".safetensors"}}
+    ),
+    *(linked(name) for name in (CONFIG, WEIGHTS, TOKENIZER, "tokenizer.json")),
+    with_folder(
+        "a link that leads to itself",
+        lambda model: (model / GENERATION).symlink_to(model / GENERATION),
+        GENERATION,
+        without=(GENERATION,),
+    ),
+    with_folder(
+        "an adapter in the folder of a model",
+        lambda model: (model / "adapter_config.json").write_text("{}") and None,
+        "adapter_config.json",
+    ),
+    with_values(CONFIG, {"transformers_weights": "../outside.safetensors"}),
+    # Files that are no JSON objects, or too deep.
+    *(
+        with_text(f"{file} that is {kind}", file, text)
+        for file in (CONFIG, GENERATION, TOKENIZER, "special_tokens_map.json", INDEX)
+        for kind, text in {
+            "a list": "[]",
+            "null": "null",
+            "no JSON": "{",
+            "empty": "",
+            "nested 10,000 deep": f'{{"a": {nested(10000)}}}',
+        }.items()
+    ),
+    with_text("a tokenizer.json that is a list", "tokenizer.json", "[]"),
+    with_text("a tokenizer.json of another shape", "tokenizer.json", '{"version": 2}'),
+    with_text("a config.json nested 600 deep", CONFIG, f'{{"model_type": {nested(600)}}}'),
+    # Names of models.
+    *(
+        of_adapter(
+            f"a base model's name of {kind}",
+            {"base_model_name_or_path": name},
+            *("backbone.model", "Fix:"),
+        )
+        for kind, name in {
+            "10,000 characters": "a" * 10_000,
+            "1,000 folders": "a/" * 1000,
+            "control characters": "a\x1b]0;title\x07\x9b2J\u202eb",
+            "NUL": "a\0b",
+        }.items()
+    ),
+    # Values of config.json.
+    *(
+        with_values(CONFIG, {name: value})
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "vocab_size",
+            "intermediate_size",
+        )
+        for value in (-1, 0, "many", 1.5, [2], True)
+    ),
+    *(
+        with_values(CONFIG, {name: None})
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    ),
+    with_values(CONFIG, {"num_hidden_layers": 100_000}, CONFIG, "100,000"),
+    with_values(CONFIG, {"num_hidden_layers": 10**12}, CONFIG, "1,000,000,000,000"),
+    with_values(CONFIG, {"text_config": {"num_hidden_layers": 100_000}}, CONFIG, "100,000"),
+    with_values(CONFIG, {"num_labels": 10**9}, CONFIG, "1,000,000,000"),
+    with_values(CONFIG, {"num_hidden_layers": 1}, "config.json", "1", "2"),
+    with_values(CONFIG, {"num_hidden_layers": 3}, "layers"),
+    with_values(CONFIG, {"vocab_size": 100}, "embed_tokens", "100", "49152"),
+    with_values(CONFIG, {"hidden_size": 128}, "128", "64"),
+    with_values(CONFIG, {"intermediate_size": 10**12}, "1000000000000", "128"),
+    *(
+        with_values(CONFIG, {"dtype": value})
+        for value in ("float99", "Tensor", 7, ["float32"], {"a": "b"}, "float32.x", "nn")
+    ),
+    *(
+        with_values(CONFIG, {"model_type": value})
+        for value in ("unheard", None, 7, [], {"a": 1}, "vit", "llama\x1b[31m", "")
+    ),
+    *(
+        with_values(CONFIG, {name: value})
+        for name, value in {
+            "hidden_act": "unheard",
+            "rope_parameters": "linear",
+            "tie_word_embeddings": "yes",
+            "eos_token_id": "end",
+            "rms_norm_eps": "small",
+            "architectures": 7,
+            "quantization_config": {"quant_method": "unheard"},
+            "num_key_value_heads": 3,
+            "attention_dropout": "much",
+            "head_dim": -4,
+        }.items()
+    ),
+    # Values of generation_config.json and tokenizer_config.json.
+    *(
+        with_values(GENERATION, {name: value})
+        for name, value in {
+            "eos_token_id": "end",
+            "pad_token_id": [1, "a"],
+            "temperature": "hot",
+            "max_length": "long",
+            "bos_token_id": {"a": 1},
+        }.items()
+    ),
+    *(
+        with_values(TOKENIZER, {name: value})
+        for name, value in {
+            "tokenizer_class": 7,
+            "eos_token": 7,
+            "added_tokens_decoder": {"a": {"content": "b"}},
+            "model_max_length": "long",
+            "extra_special_tokens": 7,
+            "padding_side": "up",
+        }.items()
+    ),
+)
