@@ -22,6 +22,7 @@ from lora_kit.adapter.saved_configuration import (
     read_configuration,
     require_known_options,
 )
+from lora_kit.adapter.weights import require_sound_weights
 from lora_kit.backbone.heads import reinitialize
 from lora_kit.backbone.load import Backbone
 from lora_kit.modeling.modes import eval_mode
@@ -162,13 +163,13 @@ def load_adapter(base: torch.nn.Module, reference: str, directory: Path) -> Peft
 
     from lora_kit.adapter.virtual_tokens import add_virtual_tokens, require_supported_prompt_method
 
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (directory / name).is_file():
-            raise AdapterError(
-                f"{directory}: no {name}. Fix: name an adapter directory, with {ADAPTER_CONFIG} "
-                f"and {ADAPTER_WEIGHTS} as written by PEFT's save_pretrained"
-            )
     path = directory / ADAPTER_CONFIG
+    if not path.is_file():
+        raise AdapterError(
+            f"{directory}: no {ADAPTER_CONFIG}. Fix: name an adapter directory, with "
+            f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} as written by PEFT's save_pretrained"
+        )
+    require_sound_weights(directory, AdapterError)
     config = read_configuration(path, AdapterError)
     require_supported_prompt_method(config, directory)
     require_known_options(config, path, AdapterError)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_kit.backbone.gguf import convert_gguf
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runtime.errors import BackboneError, RecipeError, first_line
+from lora_kit.runtime.errors import BackboneError, MissingBackboneError, RecipeError, first_line
 
 # Longest reference that a message repeats in full, in characters.
 LONGEST = 200
@@ -51,6 +51,7 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
     """Find the files of a backbone, and download a hub id that is not on this machine.
 
     Raises:
+        MissingBackboneError: if a hub id or a package is not on this machine.
         BackboneError: if the reference cannot be resolved, naming the possible kinds.
         RecipeError: if a revision is set and the reference is no hub id.
     """
@@ -67,21 +68,16 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
         packaged = package_file(reference)
         _refuse_revision(spec, "an installed package")
         if packaged is None:
-            raise BackboneError(
+            raise MissingBackboneError(
                 f"backbone.model: {reference}: no installed package has this file or model folder. "
                 "Fix: write package:DISTRIBUTION/FILE.gguf or package:DISTRIBUTION/FOLDER and "
                 "install the distribution"
             )
         return BackboneFiles(spec.model, None, _model_folder(packaged))
-    path = Path(reference).expanduser()
-    if path.suffix == ".gguf" or path.is_dir():
-        _refuse_revision(spec, "a GGUF file" if path.suffix == ".gguf" else "a directory")
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise BackboneError(
-                f"backbone.model: {reference}: no such file (resolved to {path.absolute()}). Fix: "
-                "correct the path, which is relative to the working directory"
-            )
+    path = _expanded(reference)
+    if path.is_dir() or path.suffix == ".gguf":
+        _refuse_revision(spec, "a directory" if path.is_dir() else "a GGUF file")
+    if path.is_file() and _is_path(reference):
         return BackboneFiles(spec.model, None, convert_gguf(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -90,6 +86,11 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
                 "that save_pretrained wrote"
             )
         return BackboneFiles(spec.model, None, path)
+    if _is_path(reference):
+        raise BackboneError(
+            f"backbone.model: {reference}: no such file or directory (resolved to "
+            f"{path.absolute()}). Fix: correct the path, which is relative to the working directory"
+        )
     return _from_hub(spec.model, reference, spec.revision, allow_network)
 
 
@@ -110,6 +111,19 @@ def _refuse_revision(spec: BackboneSpec, kind: str) -> None:
             f"backbone.revision: {spec.model} is {kind} and has no revisions (got "
             f"{spec.revision}). Fix: remove it, or set backbone.model to a hub id"
         )
+
+
+def _expanded(reference: str) -> Path:
+    try:
+        return Path(reference).expanduser()
+    except RuntimeError:
+        return Path(reference)  # a `~user` that this machine does not have
+
+
+def _is_path(reference: str) -> bool:
+    """Return True if a reference can only be a path, since no hub id is written like it."""
+    suffixes = (".gguf", ".safetensors", ".bin", "/")
+    return reference.startswith(("/", ".", "~")) or reference.lower().endswith(suffixes)
 
 
 def package_file(reference: str) -> Path | None:
@@ -180,7 +194,7 @@ def _from_hub(
         else:
             return BackboneFiles(given, directory.name, directory)
     reason = first_line(failure) if failure else "not searched"
-    raise BackboneError(
+    raise MissingBackboneError(
         f"backbone.model: {given}: not on this machine and cannot be downloaded ({reason}). Fix: "
         f"give a directory, a .gguf file or an alias ({', '.join(ALIASES)}), or download the model "
         "where there is a network"

@@ -83,6 +83,13 @@ def weight_files(directory: Path) -> list[Path]:
             f"{index}: names files that do not exist (first: {missing[0]}). Fix: complete the "
             "download or the copy"
         )
+    shards = sorted(directory.glob("*-of-*.safetensors"))
+    if missing and shards:
+        raise BackboneError(
+            f"{directory}: {SAFETENSORS_INDEX_FILE} is missing, which says which tensor is in "
+            f"which file (got {len(shards)} shards, the first: {shards[0].name}). Fix: complete "
+            "the download or the copy"
+        )
     if missing or not files:
         raise BackboneError(
             f"{directory}: no model.safetensors; other formats can contain code and are not "

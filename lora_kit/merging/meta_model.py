@@ -18,6 +18,7 @@ import torch
 from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.adapter.saved_configuration import MISMATCH_ERRORS, PREFIX
+from lora_kit.adapter.weights import require_sound_weights
 from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.backbone.open_files import build_model, open_config, refusing
 from lora_kit.merging.arithmetic import (
@@ -144,11 +145,8 @@ def build_meta_model(base: Path, adapter: Path | None) -> MetaModel:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.pytorch_utils import Conv1D
 
-    if adapter is not None and not (adapter / ADAPTER_WEIGHTS).is_file():
-        raise MergeError(
-            f"{adapter}: no adapter weights (got no {ADAPTER_WEIGHTS}). Fix: give the directory "
-            "of a PEFT adapter in safetensors"
-        )
+    if adapter is not None:
+        require_sound_weights(adapter, MergeError)
     model = _model_without_weights(base, adapter)
     # Read first: PEFT renames parameters when it attaches.
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -220,12 +218,6 @@ def _attach(model: PreTrainedModel, config: PeftConfig, adapter: Path) -> Any:
     path = adapter / ADAPTER_WEIGHTS
     try:
         weights = load_peft_weights(str(adapter), device="cpu")
-        for name, tensor in weights.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise MergeError(
-                    f"{path}: tensor has values that are infinite or NaN (got {name}). Fix: train "
-                    "again"
-                )
         attached = get_peft_model(model, config, DEFAULT_ADAPTER, low_cpu_mem_usage=True)
         report = set_peft_model_state_dict(
             attached, weights, DEFAULT_ADAPTER, low_cpu_mem_usage=True
@@ -238,15 +230,9 @@ def _attach(model: PreTrainedModel, config: PeftConfig, adapter: Path) -> Any:
         ) from error
     unexpected = sorted(key for key in report.unexpected_keys if not _is_duplicate(key, weights))
     if unexpected:
-        compiled = any("_orig_mod." in key for key in unexpected)
-        remedy = (
-            "the adapter was saved from a compiled model: take `_orig_mod.` out of the names"
-            if compiled
-            else "merge into the backbone that the adapter was trained on"
-        )
         raise MergeError(
             f"{path}: {len(unexpected)} tensors have no place in the backbone (got "
-            f"{unexpected[0]} first). Fix: {remedy}"
+            f"{unexpected[0]} first). Fix: merge into the backbone that the adapter was trained on"
         )
     _require_complete(attached, weights, path)
     return attached

@@ -33,7 +33,7 @@ from lora_kit.preflight.suite_power import SuitePower, compute_suite_power
 from lora_kit.recipe.data import SELF
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.runtime.errors import BackboneError
+from lora_kit.runtime.errors import MissingBackboneError
 from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.self_distillation.rows import TrainingRows, read_training_rows
@@ -171,7 +171,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     )
     try:
         files = resolve(recipe.backbone, allow_network=False)
-    except BackboneError as error:
+    except MissingBackboneError as error:
         return replace(plan, missing_backbone=str(error))
     backbone = load(files, recipe.backbone, tuple(training_classes(sources, recipe)))
     if recipe.data.replay and recipe.data.replay.source == SELF:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.adapter.saved_configuration import plain_lora_problem
+from lora_kit.adapter.weights import require_sound_weights
 from lora_kit.backbone.blocks import block_number
 from lora_kit.runtime.errors import AdapterError, RecipeError
 from lora_kit.runtime.files import read_json
@@ -163,14 +164,9 @@ def require_linear(adapter: Path) -> None:
             f"{adapter / ADAPTER_CONFIG}: {problem}. Fix: rescale only plain LoRA and rsLoRA; "
             "train without this option"
         )
-    try:
-        with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
-            others = [n for n in file.keys() if set(FACTORS).isdisjoint(n.split("."))]  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(
-            f"{adapter / ADAPTER_WEIGHTS}: cannot be read (got {error}). Fix: copy or save the "
-            "adapter again"
-        ) from error
+    require_sound_weights(adapter, AdapterError)
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
+        others = [n for n in file.keys() if set(FACTORS).isdisjoint(n.split("."))]  # noqa: SIM118
     if others:
         raise AdapterError(
             f"{adapter / ADAPTER_WEIGHTS}: {len(others)} tensors are no LoRA factors and would not "

@@ -29,6 +29,10 @@ class BackboneError(LoraKitError):
     """Error for a backbone that cannot be found, read, or loaded as requested."""
 
 
+class MissingBackboneError(BackboneError):
+    """Error for a hub id or package that is not on this machine, but may be installed there."""
+
+
 class AdapterError(LoraKitError):
     """Error for an adapter that does not fit the backbone, or would train nothing."""
 

@@ -16,6 +16,14 @@ SUITE = {
     "tasks": [{"name": "sums", "kind": "loss", "source": "sums", "limit": 4}],
 }
 
+# Row that any recipe accepts.
+CHAT_ROW = {
+    "messages": [
+        {"role": "user", "content": "Name a colour."},
+        {"role": "assistant", "content": "Red."},
+    ]
+}
+
 
 @dataclass(frozen=True)
 class Place:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from lora_kit.cli import main
-from tests.bad_inputs import rows, strangers, suites, tables, tokenizers
+from tests.bad_inputs import adapters, rows, strangers, suites, tables, tokenizers
 from tests.bad_inputs.case import Case, Place
 
-CASES = (*rows.CASES, *strangers.CASES, *suites.CASES, *tables.CASES, *tokenizers.CASES)
+MODULES = (adapters, rows, strangers, suites, tables, tokenizers)
+CASES = tuple(case for module in MODULES for case in module.CASES)
 # Control characters, except for the line end and the tabulator.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BACKBONE, adapter_sha256
 from lora_kit.adapter.saved_configuration import PREFIX, plain_lora_problem, require_option_types
+from lora_kit.adapter.weights import require_plain_names, require_weight_file
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
 from lora_kit.merging.combining.arithmetic import LoraFactors
 from lora_kit.runs.directory import RunDirectory
@@ -101,12 +102,12 @@ def read_adapter_source(target: Path) -> AdapterSource:
     """
     run = RunDirectory(target)
     directory = run.adapter if run.recipe.is_file() else target
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (directory / name).is_file():
-            raise MergeError(
-                f"{target}: neither a run nor an adapter in safetensors (got no {name}). Fix: give "
-                "a run directory or a PEFT adapter directory"
-            )
+    if not (directory / ADAPTER_CONFIG).is_file():
+        raise MergeError(
+            f"{target}: neither a run nor an adapter in safetensors (got no {ADAPTER_CONFIG}). "
+            "Fix: give a run directory or a PEFT adapter directory"
+        )
+    require_weight_file(directory, MergeError)
     config = read_json(directory / ADAPTER_CONFIG, MergeError)
     _require_plain(directory, config)
     return AdapterSource(
@@ -181,6 +182,7 @@ def _modules(path: Path) -> tuple[str, ...]:
         raise MergeError(
             f"{path}: cannot be read (got {error}). Fix: copy or save the adapter again"
         ) from error
+    require_plain_names(keys, path, MergeError)
     modules = {
         key.removeprefix(PREFIX).removesuffix(SUFFIX_A)
         for key in keys
