@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import safe_open
 
 from lora_kit.adapter.name_checks import (
     require_known_names,
@@ -19,13 +20,15 @@ from lora_kit.adapter.peft_methods import peft_configuration
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.adapter.saved_configuration import (
     MISMATCH_ERRORS,
+    PREFIX,
     read_configuration,
     require_known_options,
 )
+from lora_kit.adapter.vocabulary import bare_key, resize_vocabulary, saved_vocabulary_rows
 from lora_kit.adapter.weights import require_sound_weights
 from lora_kit.backbone.heads import reinitialize
 from lora_kit.backbone.load import Backbone
-from lora_kit.modeling.modes import eval_mode
+from lora_kit.modeling.modes import BackboneValue, eval_mode, keep_backbone_values
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.initialisations import SUBTRACTED, initialisation_of
 from lora_kit.runtime.errors import AdapterError, first_line
@@ -131,20 +134,13 @@ def attach_saved(backbone: Backbone, directory: Path) -> PeftModel:
 
     Raises:
         AdapterError: if the directory is not a PEFT adapter in safetensors, does not fit the
-            backbone, or trains biases of the backbone.
+            backbone.
     """
     from lora_kit.adapter.virtual_tokens import require_virtual_tokens_attended
 
     attached = load_adapter(backbone.model, backbone.files.reference, directory)
     with eval_mode(attached):
         require_virtual_tokens_attended(attached, str(directory))
-    for config in attached.peft_config.values():
-        if getattr(config, "bias", "none") != "none":
-            raise AdapterError(
-                f"{directory}: bias: {config.bias}: PEFT trains biases of the backbone in place, "
-                "so disabling the adapter does not restore the base, and the adapter cannot be "
-                "compared with it. Fix: train an adapter with bias: none"
-            )
     return attached
 
 
@@ -174,6 +170,10 @@ def load_adapter(base: torch.nn.Module, reference: str, directory: Path) -> Peft
     require_supported_prompt_method(config, directory)
     require_known_options(config, path, AdapterError)
     require_known_tokens(base, config, f"{path}: ")
+    rows = saved_vocabulary_rows(base, directory, AdapterError)
+    if rows:
+        resize_vocabulary(base, rows, (reference, str(directory)))
+    in_place = _parameters_in_full(base, directory)
     try:
         model = PeftModel.from_pretrained(base, str(directory), config=config, is_trainable=False)
     except MISMATCH_ERRORS as error:
@@ -187,8 +187,23 @@ def load_adapter(base: torch.nn.Module, reference: str, directory: Path) -> Peft
             f"{directory}: {len(unloaded)} tensors of the adapter match no module of {reference} "
             f"(first: {unloaded[0]}). Fix: name the backbone that it was trained on"
         )
+    keep_backbone_values(model, in_place)
     add_virtual_tokens(model)
     return model
+
+
+def _parameters_in_full(base: torch.nn.Module, directory: Path) -> list[BackboneValue]:
+    """Return the parameters that the adapter holds in full, with the backbone's values.
+
+    PEFT loads biases and resized embeddings into the backbone's own parameters.
+    """
+    with safe_open(directory / ADAPTER_WEIGHTS, framework="pt") as file:
+        names = {bare_key(key) for key in file.keys()}  # noqa: SIM118
+    return [
+        (parameter, parameter.data.clone())
+        for name, parameter in base.named_parameters()
+        if name in names
+    ]
 
 
 def _set_base_model_name(model: PeftModel, backbone: Backbone) -> None:
@@ -202,14 +217,15 @@ def _set_base_model_name(model: PeftModel, backbone: Backbone) -> None:
 
 def _unloaded_keys(model: PeftModel, directory: Path) -> list[str]:
     from peft import get_peft_model_state_dict
-    from safetensors import safe_open
 
     with safe_open(directory / ADAPTER_WEIGHTS, framework="pt") as file:
         saved = set(file.keys())
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     # PEFT saves an embedding that it adapts, and loads it into the backbone's parameter.
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    return sorted(saved - set(state) - set(parameters))
+    known = {*state, *parameters}
+    # PEFT saves a resized embedding that is trained in full twice.
+    return sorted(key for key in saved - known if not {key, f"{PREFIX}{bare_key(key)}"} & known)
 
 
 def coverage(model: PeftModel, spec: AdapterSpec | None = None) -> Coverage:

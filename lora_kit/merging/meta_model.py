@@ -18,6 +18,7 @@ import torch
 from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.adapter.saved_configuration import MISMATCH_ERRORS, PREFIX
+from lora_kit.adapter.vocabulary import saved_vocabulary_rows
 from lora_kit.adapter.weights import require_sound_weights
 from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.backbone.open_files import build_model, open_config, refusing
@@ -30,12 +31,11 @@ from lora_kit.merging.arithmetic import (
     require_finite,
 )
 from lora_kit.merging.methods import adapter_configuration, residual_initialization
-from lora_kit.merging.tensors import stored_tensors
 from lora_kit.runtime.errors import MergeError
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Parts that PEFT inserts between the name of a module and that of its parameters.
 WRAPPERS = ("base_layer", "token_adapter", "original_module")
@@ -174,18 +174,10 @@ def _model_without_weights(base: Path, adapter: Path | None) -> PreTrainedModel:
             f"{base}: checkpoint is quantized, which would round the adapter's update away (got a "
             "quantization_config). Fix: merge into the checkpoint that it was made from"
         )
-    if adapter is not None and (rows := _saved_vocabulary_rows(adapter)):
+    model = _built(base, config)
+    if adapter is not None and (rows := saved_vocabulary_rows(model, adapter, MergeError)):
         config.get_text_config().vocab_size = rows
-    with (
-        refusing(
-            f"{base / 'config.json'}: transformers cannot build the model",
-            "restore the file from the model's source",
-            MergeError,
-        ),
-        torch.device("meta"),
-    ):
-        model = build_model(language_model_class(config), config)
-    model.tie_weights()
+        model = _built(base, config)
     # Keyed by identity, so that tied parameters share one placeholder.
     placeholders: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
@@ -197,11 +189,19 @@ def _model_without_weights(base: Path, adapter: Path | None) -> PreTrainedModel:
     return model
 
 
-def _saved_vocabulary_rows(adapter: Path) -> int:
-    """Return the rows of an embedding saved with the adapter, perhaps resized; 0 if none is."""
-    names = ("embed_tokens.weight", "embed_tokens.base_layer.weight", "lm_head.weight")
-    rows = [t.shape[0] for t in stored_tensors(adapter / ADAPTER_WEIGHTS) if t.key.endswith(names)]
-    return max(rows, default=0)
+def _built(base: Path, config: PretrainedConfig) -> PreTrainedModel:
+    """Build the model of a configuration on the meta device."""
+    with (
+        refusing(
+            f"{base / 'config.json'}: transformers cannot build the model",
+            "restore the file from the model's source",
+            MergeError,
+        ),
+        torch.device("meta"),
+    ):
+        model: PreTrainedModel = build_model(language_model_class(config), config)
+    model.tie_weights()
+    return model
 
 
 def _aliases(model: PreTrainedModel) -> dict[str, frozenset[str]]:

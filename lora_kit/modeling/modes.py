@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,10 @@ import torch
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+# A parameter and the backbone's value of it.
+BackboneValue = tuple[torch.nn.Parameter, torch.Tensor]
+_BACKBONE_VALUES = "lora_kit_backbone_values"
 
 
 @contextmanager
@@ -32,6 +36,30 @@ def eval_mode(model: torch.nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def adapter_disabled(model: PeftModel) -> Iterator[PeftModel]:
-    """Yield the model with the adapter disabled, and enable the adapter on exit."""
-    with model.disable_adapter():
-        yield model
+    """Yield the model with the adapter disabled, and enable the adapter on exit.
+
+    PEFT leaves biases and embeddings that it loaded into the backbone as they are; they get the
+    backbone's values here.
+    """
+    changed: Sequence[BackboneValue] = getattr(model, _BACKBONE_VALUES, ())
+    adapted = [parameter.data for parameter, _ in changed]
+    try:
+        for parameter, value in changed:
+            parameter.data = value
+        with model.disable_adapter():
+            yield model
+    finally:
+        for (parameter, _), value in zip(changed, adapted, strict=True):
+            parameter.data = value
+
+
+def keep_backbone_values(model: PeftModel, values: Sequence[BackboneValue]) -> None:
+    """Keep the backbone's values of parameters that an adapter has changed in place.
+
+    Args:
+        model: backbone with the adapter attached.
+        values: parameters, each with its value before the adapter was loaded; those that still
+            have it are left out.
+    """
+    changed = [one for one in values if not torch.equal(one[0].data, one[1])]
+    setattr(model, _BACKBONE_VALUES, tuple(changed))

@@ -1,0 +1,95 @@
+"""Vocabulary of a saved adapter: embeddings that it holds with more or fewer rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from lora_kit.adapter.saved import ADAPTER_WEIGHTS
+from lora_kit.adapter.saved_configuration import PREFIX
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import LoraKitError
+
+# Parts of a name that PEFT inserts before the parameter's own.
+INSERTED = (".base_layer", ".modules_to_save", ".original_module")
+
+
+def bare_key(key: str) -> str:
+    """Return the name in the backbone of a tensor that the adapter holds in full."""
+    for part in INSERTED:
+        key = key.replace(f"{part}.", ".")
+    return key.removeprefix(PREFIX)
+
+
+def saved_vocabulary_rows(model: Any, directory: Path, error: type[LoraKitError]) -> int:
+    """Return the rows of the embeddings that an adapter holds; 0 if it holds none.
+
+    Args:
+        model: backbone without an adapter; its parameters may have no values.
+        directory: directory of the adapter, with sound weights.
+        error: class of the error.
+
+    Raises:
+        error: if embedding and output head have different numbers of rows, or one of them is
+            missing although the other one was resized.
+    """
+    embeddings = _embedding_names(model)
+    path = directory / ADAPTER_WEIGHTS
+    with safe_open(path, framework="pt") as file:
+        rows = {
+            bare_key(key): int(file.get_slice(key).get_shape()[0])
+            for key in file.keys()  # noqa: SIM118
+            if bare_key(key) in embeddings
+        }
+    resized = {name: count for name, count in rows.items() if count != embeddings[name]}
+    if not resized:
+        return 0
+    found = ", ".join(f"{name} {rows.get(name, 'missing')}" for name in embeddings)
+    if len(set(rows.values())) > 1 or set(rows) != set(embeddings):
+        raise error(
+            f"{path}: the vocabulary was resized, and its rows are not known for all embeddings "
+            f"(got {found}; the backbone has {max(embeddings.values())}). Fix: save the adapter "
+            "with save_embedding_layers=True"
+        )
+    return max(resized.values())
+
+
+def _embedding_names(model: Any) -> dict[str, int]:
+    """Return the rows of the input embedding and of an untied head, by the weight's name."""
+    found: dict[str, int] = {}
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = [module.weight for module in modules if module is not None]
+    for name, parameter in model.named_parameters():
+        if any(parameter is weight for weight in weights):
+            found[name] = parameter.shape[0]
+    return found
+
+
+@torch.no_grad()
+def resize_vocabulary(model: Any, rows: int, names: Iterable[str]) -> None:
+    """Resize the embeddings of a backbone to those of an adapter, in place.
+
+    Rows that the backbone lacks become the mean of its rows, so that the backbone alone hardly
+    predicts the tokens which only the adapter knows.
+
+    Args:
+        model: backbone without an adapter, frozen.
+        rows: number of rows.
+        names: names of backbone and adapter in the message.
+    """
+    before = int(model.get_input_embeddings().weight.shape[0])
+    reference, adapter = names
+    say(
+        f"{adapter}: holds {rows} rows of the vocabulary; {reference} is resized from {before}"
+        + (", the new rows to the mean of the others" if rows > before else "")
+    )
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if module is not None and rows > before:
+            known = module.weight[:before].float().mean(dim=0)
+            module.weight[before:] = known.to(module.weight.dtype)
+    model.requires_grad_(False)

@@ -1,0 +1,110 @@
+"""Adapters that hold embeddings of another size, heads or biases: merged and compared in full."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from lora_kit.adapter.attach import attach_saved
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import load
+from lora_kit.modeling.modes import adapter_disabled
+from lora_kit.pipeline.merging import merge
+from lora_kit.recipe.backbone import BackboneSpec
+
+ADDED = ["<colour>", "<shape>", "<size>"]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def base(request: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny model with biases, tied or not."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    stored = json.loads((tiny / "config.json").read_text())
+    config = LlamaConfig(
+        **(stored | {"tie_word_embeddings": request.param, "attention_bias": True})
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(directory)
+    return directory
+
+
+def saved(base: Path, directory: Path, rows: int = 0, **options: Any) -> Any:
+    """Save a random adapter with plain PEFT; return the model that PEFT merges itself."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if rows:
+        tokenizer.add_tokens(ADDED)
+        size = len(tokenizer) if rows > 0 else model.config.vocab_size + rows
+        model.resize_token_embeddings(size)
+    config = LoraConfig(
+        **({"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | options)
+    )
+    attached = get_peft_model(model, config)
+    for parameter in attached.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+    attached.save_pretrained(directory)
+    if rows > 0:
+        tokenizer.save_pretrained(directory)
+    return attached.merge_and_unload().eval()
+
+
+BOTH = ["embed_tokens", "lm_head"]
+CASES = {
+    "grown, both saved": {"rows": 3, "modules_to_save": BOTH},
+    "grown, neither trained": {"rows": 3},
+    "grown, the head saved": {"rows": 3, "modules_to_save": ["lm_head"]},
+    "shrunk": {"rows": -1000, "modules_to_save": BOTH},
+    "a saved head": {"modules_to_save": ["lm_head"]},
+    "its biases": {"bias": "lora_only"},
+    "all biases": {"bias": "all"},
+    "grown with biases": {"rows": 3, "modules_to_save": BOTH, "bias": "all"},
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_a_merge_equals_that_of_peft(base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    expected = saved(base, tmp_path / "adapter", **options)
+    spec = BackboneSpec(model=str(base), quantization="none", dtype="float32")
+    (merged,) = merge(tmp_path / "adapter", tmp_path / "merged", backbone=spec)
+    assert merged.verification.passed, merged.verification.reasons
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert model.config.vocab_size == expected.config.vocab_size
+    ids = torch.arange(expected.config.vocab_size - 20, expected.config.vocab_size)[None]
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, expected(ids).logits, atol=1e-5)
+    if options.get("rows", 0) > 0:
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+        assert tokenizer.convert_tokens_to_ids(ADDED) == list(range(49152, 49155))
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_without_the_adapter_the_backbone_is_itself(
+    base: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    saved(base, tmp_path / "adapter", **options)
+    spec = BackboneSpec(model=str(base), quantization="none", dtype="float32")
+    backbone = load(resolve(spec), spec)
+    ids = torch.arange(100, 120)[None]
+    with torch.no_grad():
+        before = backbone.model(ids).logits
+        attached = attach_saved(backbone, tmp_path / "adapter")
+        adapted = attached(ids).logits
+        with adapter_disabled(attached):
+            disabled = attached(ids).logits
+        again = attached(ids).logits
+    rows = min(before.shape[-1], disabled.shape[-1])
+    assert torch.allclose(disabled[..., :rows], before[..., :rows], atol=1e-6)
+    assert not torch.allclose(adapted[..., :rows], before[..., :rows], atol=1e-3)
+    assert torch.equal(again, adapted)
