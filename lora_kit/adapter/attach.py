@@ -25,7 +25,7 @@ from lora_kit.adapter.saved_configuration import (
     require_known_options,
 )
 from lora_kit.adapter.vocabulary import bare_key, resize_vocabulary, saved_vocabulary_rows
-from lora_kit.adapter.weights import require_sound_weights
+from lora_kit.adapter.weights import require_sound_weights, require_weight_file
 from lora_kit.backbone.heads import reinitialize
 from lora_kit.backbone.load import Backbone
 from lora_kit.modeling.modes import BackboneValue, eval_mode, keep_backbone_values
@@ -165,10 +165,11 @@ def load_adapter(base: torch.nn.Module, reference: str, directory: Path) -> Peft
             f"{directory}: no {ADAPTER_CONFIG}. Fix: name an adapter directory, with "
             f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} as written by PEFT's save_pretrained"
         )
-    require_sound_weights(directory, AdapterError)
+    require_weight_file(directory, AdapterError)
     config = read_configuration(path, AdapterError)
     require_supported_prompt_method(config, directory)
     require_known_options(config, path, AdapterError)
+    require_sound_weights(directory, AdapterError)
     require_known_tokens(base, config, f"{path}: ")
     rows = saved_vocabulary_rows(base, directory, AdapterError)
     if rows:

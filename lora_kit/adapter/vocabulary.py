@@ -16,6 +16,7 @@ from lora_kit.runtime.errors import LoraKitError
 
 # Parts of a name that PEFT inserts before the parameter's own.
 INSERTED = (".base_layer", ".modules_to_save", ".original_module")
+_RESIZED = "lora_kit_resized_rows"
 
 
 def bare_key(key: str) -> str:
@@ -93,3 +94,10 @@ def resize_vocabulary(model: Any, rows: int, names: Iterable[str]) -> None:
             known = module.weight[:before].float().mean(dim=0)
             module.weight[before:] = known.to(module.weight.dtype)
     model.requires_grad_(False)
+    setattr(model, _RESIZED, rows)
+
+
+def resized_rows(model: Any) -> int | None:
+    """Return the rows that `resize_vocabulary` gave a backbone; `None` if it has its own."""
+    rows: int | None = getattr(model, _RESIZED, None)
+    return rows

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from lora_kit.adapter.saved import adapter_sha256
+from lora_kit.adapter.vocabulary import resized_rows
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
@@ -51,6 +52,7 @@ def require_run(subject: Subject, names: Sequence[str]) -> None:
 
 def base_identity(backbone: Backbone) -> str:
     """Return a digest of everything that outputs of the base depend on."""
+    rows = resized_rows(backbone.model)
     return json_sha256(
         [
             backbone.fingerprint.digest,
@@ -59,6 +61,8 @@ def base_identity(backbone: Backbone) -> str:
             # Stop tokens and the other settings of generation.
             stop_token_ids(backbone),
             backbone.model.generation_config.to_diff_dict(),
+            # Rows that an adapter added or removed change every probability a little.
+            *([] if rows is None else [rows]),
         ]
     )
 
