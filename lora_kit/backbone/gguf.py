@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from lora_kit.backbone.open_files import open_gguf, refusing
+from lora_kit.backbone.open_files import open_gguf, open_tokenizer, refusing
+from lora_kit.backbone.pre_tokenizers import PRE_TOKENIZERS
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.errors import BackboneError
 from lora_kit.runtime.files import read_json, shared_directory, write_json
 from lora_kit.runtime.hashes import file_sha256
 
 # Version of the conversion, part of the cache key. Raise it when the conversion changes.
-CONVERSION = "2"
+CONVERSION = "3"
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-
-# Pre-tokenizers by the name in a GGUF file, each with the tokenizer's `ignore_merges`. The file
-# stores only the name; llama.cpp holds the regular expressions (`llama-vocab.cpp`). Listed are
-# those of Llama-architecture models.
-PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], bool]] = {
-    "gpt-2": (_BYTES, False),
-    "smollm": (
-        {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTES],
-        },
-        False,
-    ),
-    "llama-bpe": (
-        {
-            "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": _LLAMA3},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                _BYTES | {"use_regex": False},
-            ],
-        },
-        True,
-    ),
-}
+# Vocabularies that are no byte-level BPE and have no pre-tokenizer, or one that is always the same.
+WITHOUT_PRE_TOKENIZER = ("llama", "t5", "gemma4")
+MODEL_KEY, PRE_KEY = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 
 
 def convert_gguf(path: Path) -> Path:
@@ -58,7 +29,8 @@ def convert_gguf(path: Path) -> Path:
     directly as quantized, so it can neither be saved nor quantized again.
 
     Raises:
-        BackboneError: if transformers cannot read the file as GGUF.
+        BackboneError: if transformers cannot read the file as GGUF, or the file does not name a
+            known pre-tokenizer.
     """
     with path.open("rb") as stream:
         if stream.read(4) != b"GGUF":
@@ -69,48 +41,105 @@ def convert_gguf(path: Path) -> Path:
     digest = file_sha256(path)
     target = cache_directory() / "gguf" / f"{digest}-{CONVERSION}"
     if target.is_dir():
+        _pre_tokenizer_name(path)
         return target
     with shared_directory(target) as temporary:
-        _convert(path, temporary)
+        _convert(path, _pre_tokenizer_name(path), temporary)
     return target
 
 
-def _convert(path: Path, directory: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.quantization_config import GgufConfig
+def _pre_tokenizer_name(path: Path) -> str | None:
+    """Return the name of a file's pre-tokenizer; `None` for a vocabulary that has none.
 
+    Raises:
+        BackboneError: if a byte-level BPE vocabulary names none, or one that is not known: text
+            would become other tokens than those that the model was trained on.
+    """
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    with _refusing_unreadable(path):
+        metadata, _ = read_gguf_metadata(str(path), (MODEL_KEY, PRE_KEY))
+    model, name = metadata.get(MODEL_KEY), metadata.get(PRE_KEY)
+    if model in WITHOUT_PRE_TOKENIZER:
+        return None
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
+        raise BackboneError(
+            f"{path}: {PRE_KEY}: not a pre-tokenizer that is known here, so that text would become "
+            f"other tokens than in the training of the model (got {_shown(name)} with {MODEL_KEY} "
+            f"{_shown(model)}; known: {', '.join(PRE_TOKENIZERS)}). Fix: use the checkpoint in "
+            "safetensors that the file was made from, or convert it again with a current llama.cpp"
+        )
+    return name
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is None else f"{value!r:.60}"
+
+
+@contextmanager
+def _refusing_unreadable(path: Path) -> Iterator[None]:
     with refusing(
         f"{path}: transformers cannot read this GGUF file",
         "use the checkpoint in safetensors that the file was made from",
     ):
+        yield
+
+
+def _convert(path: Path, pre_tokenizer: str | None, directory: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    with _refusing_unreadable(path):
+        # First: a file without its metadata would give a model of transformers' default size.
+        tokenizer = open_gguf(AutoTokenizer, path)
         model = open_gguf(
             AutoModelForCausalLM,
             path,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
         )
-        tokenizer = open_gguf(AutoTokenizer, path)
     # A saved quantization_config would mark every copy as not trainable.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    _set_pre_tokenizer(path, directory / "tokenizer.json")
+    if pre_tokenizer is not None:
+        _set_pre_tokenizer(pre_tokenizer, directory)
+        if not _reads_its_file(directory):
+            raise BackboneError(
+                f"{path}: {PRE_KEY}: transformers gives a model of type "
+                f"{model.config.model_type} the pre-tokenizer of its own family (got "
+                f"{pre_tokenizer!r}). Fix: use the checkpoint in safetensors that the file was "
+                "made from"
+            )
 
 
-def _set_pre_tokenizer(path: Path, tokenizer: Path) -> None:
-    """Write the GGUF file's pre-tokenizer to a tokenizer.json.
+def _set_pre_tokenizer(name: str, directory: Path) -> None:
+    """Write a pre-tokenizer to a converted tokenizer.
 
-    transformers 5.23 does not read the pre-tokenizer's name. SmolLM2's splits numbers into digits;
+    transformers 5.23 knows some names and ignores the others. SmolLM2's splits numbers into digits;
     without it, numbers become tokens that the model was not trained on.
     """
-    from gguf import GGUFReader
+    path = directory / "tokenizer.json"
+    file = read_json(path, BackboneError)
+    file["pre_tokenizer"], file["model"]["ignore_merges"] = PRE_TOKENIZERS[name]
+    write_json(path, file)
+    if not _reads_its_file(directory):
+        # Such as Qwen2Tokenizer, which sets the pre-tokenizer of its own family.
+        config = directory / "tokenizer_config.json"
+        generic = {"tokenizer_class": "TokenizersBackend"}
+        write_json(config, read_json(config, BackboneError) | generic)
 
-    field = GGUFReader(path).fields.get("tokenizer.ggml.pre")
-    known = PRE_TOKENIZERS.get(str(field.contents())) if field else None
-    if known is None or not tokenizer.is_file():
-        return
-    file = read_json(tokenizer, BackboneError)
-    file["pre_tokenizer"], file["model"]["ignore_merges"] = known
-    write_json(tokenizer, file)
+
+def _reads_its_file(directory: Path) -> bool:
+    """Return True if a tokenizer's class takes pre-tokenizer and `ignore_merges` from the file."""
+    from tokenizers import Tokenizer
+
+    def parts(tokenizer: Tokenizer) -> tuple[object, object]:
+        value = json.loads(tokenizer.to_str())
+        return value["pre_tokenizer"], value["model"]["ignore_merges"]
+
+    loaded = open_tokenizer(directory)
+    written = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    return parts(loaded.backend_tokenizer) == parts(written)

@@ -210,4 +210,50 @@ WEIGHT_FILES = (
     Case("shards of a model without their index", without_index, ("index.json is missing",)),
 )
 
-CASES = (*REFERENCES, *WEIGHT_FILES)
+
+def plan_on_gguf(place: Place, model: object, pre: object) -> list[str]:
+    """Write the metadata of a GGUF file and return the arguments that plan on it."""
+    from gguf import GGUFValueType, GGUFWriter
+
+    path = place.folder / "model.gguf"
+    writer = GGUFWriter(path, "llama")
+    for key, value in (("tokenizer.ggml.model", model), ("tokenizer.ggml.pre", pre)):
+        if value is not None:
+            writer.add_key_value(key, value, GGUFValueType.get_type(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    return plan_on(place, str(path))
+
+
+def on_gguf(name: str, pre: object, *says: str, model: object = "gpt2") -> Case:
+    """Return the case of a GGUF file with a name of its pre-tokenizer; `None` for no name."""
+    return Case(name, lambda place: plan_on_gguf(place, model, pre), says)
+
+
+def no_name(got: str) -> tuple[str, ...]:
+    return ("model.gguf", "tokenizer.ggml.pre", f"(got {got} with", "known: gpt-2", "Fix:")
+
+
+PRE_TOKENIZERS = (
+    on_gguf("a gguf without a pre-tokenizer", None, *no_name("nothing")),
+    *(
+        on_gguf(f"a gguf with a pre-tokenizer {kind}", value, *no_name(repr(value)))
+        for kind, value in {
+            "of no characters": "",
+            "named default": "default",
+            "in capitals": "LLAMA-BPE",
+            "with a space": "qwen2 ",
+            "that nobody knows": "my-own-bpe",
+            "that is a number": 2,
+            "that is a list": ["gpt-2"],
+            "of llama.cpp that splits otherwise": "falcon",
+            "of llama.cpp with rules in its code": "kimi-k2",
+        }.items()
+    ),
+    on_gguf("a gguf with a vocabulary of another kind", "default", "wordpiece", model="wordpiece"),
+    on_gguf("a sentencepiece gguf without tokens", None, "cannot read this GGUF", model="llama"),
+)
+
+CASES = (*PRE_TOKENIZERS, *REFERENCES, *WEIGHT_FILES)

@@ -11,7 +11,7 @@ from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from lora_kit.backbone.gguf import PRE_TOKENIZERS
+from lora_kit.backbone.pre_tokenizers import PRE_TOKENIZERS
 from lora_kit.cli.app import app
 from lora_kit.data.tokenization import Example
 from lora_kit.merging.exporting import comparison, gguf_model

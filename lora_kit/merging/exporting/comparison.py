@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from lora_kit.backbone.gguf import PRE_TOKENIZERS
 from lora_kit.backbone.open_files import open_gguf
+from lora_kit.backbone.pre_tokenizers import PRE_TOKENIZERS
 from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.tokenization import Example
 from lora_kit.merging.distance import kl_divergence, top1_agreement

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_kit.backbone.gguf import PRE_TOKENIZERS
+from lora_kit.backbone.pre_tokenizers import PRE_TOKENIZERS
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json
 
+# Pre-tokenizers that an export writes; further effects of the other names in llama.cpp, such as on
+# the start token, are not compared.
+EXPORTED = ("gpt-2", "smollm", "llama-bpe")
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
@@ -117,7 +120,8 @@ def _pre_tokenizer_name(path: Path, file: Mapping[str, Any]) -> str:
             f"{file['normalizer'].get('type')}). {remedy}"
         )
     specification = _without_offsets(file.get("pre_tokenizer"))
-    for name, (known, ignore_merges) in PRE_TOKENIZERS.items():
+    for name in EXPORTED:
+        known, ignore_merges = PRE_TOKENIZERS[name]
         if specification == _without_offsets(known):
             if bool(file["model"].get("ignore_merges")) != ignore_merges:
                 raise MergeError(
@@ -127,7 +131,7 @@ def _pre_tokenizer_name(path: Path, file: Mapping[str, Any]) -> str:
             return name
     raise MergeError(
         f"{path}: pre_tokenizer: no name in llama.cpp (got "
-        f"{json.dumps(file.get('pre_tokenizer'))}; known: {', '.join(PRE_TOKENIZERS)}). {remedy}"
+        f"{json.dumps(file.get('pre_tokenizer'))}; known: {', '.join(EXPORTED)}). {remedy}"
     )
 
 
