@@ -18,7 +18,7 @@ PAIRS = [
     {"prompt": f"Name colour {number}.", "completion": f"Red {number}."} for number in range(9)
 ]
 # A value of a field that is to be left out of the file.
-ABSENT = object()
+ABSENT = "(absent)"
 
 
 def copied(place: Place, *without: str) -> Path:
