@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from lora_kit.backbone.open_files import refusing
 from lora_kit.runtime.errors import LoraKitError
 from lora_kit.runtime.files import read_json
 
@@ -68,8 +67,10 @@ def read_configuration(path: Path, error: type[LoraKitError]) -> PeftConfig:
     value = read_json(path, error)
     config_class = _config_class(value.get("peft_type"), path, error)
     require_option_types(value, config_class, path, error)
-    with refusing(f"{path}: PEFT cannot read it", "correct the file", error):
+    try:
         return PeftConfig.from_pretrained(str(path.parent))
+    except MISMATCH_ERRORS as problem:
+        raise error(f"{path}: {problem}. Fix: correct the file") from problem
 
 
 def require_known_options(config: PeftConfig, path: Path, error: type[LoraKitError]) -> None:

@@ -7,15 +7,15 @@ Exit status: 0 done or PASS, 1 an error of lora-kit, 2 bad usage or refused inpu
 from __future__ import annotations
 
 import errno
+import sys
 import traceback
 
-from rich.console import Console
 from rich.markup import escape
 
 # Renamed, since `lora_kit.cli.app` is the module.
 from lora_kit.cli.app import app as program
 from lora_kit.cli.ending import is_first_to_fail, leave, lost_another, named
-from lora_kit.runtime.console import is_debug_enabled
+from lora_kit.runtime.console import VisibleConsole, is_debug_enabled, visible
 from lora_kit.runtime.errors import LoraKitError, first_line
 from lora_kit.runtime.launcher import number_of_processes
 
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         reported = _reported(error)
         if is_debug_enabled():
-            traceback.print_exc()
+            sys.stderr.write(visible(traceback.format_exc()))
             raise SystemExit(reported[1] if reported else 1) from None
         if not is_first_to_fail():
             raise SystemExit(reported[1] if reported else 1) from None
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _print_error(message: str) -> None:
-    Console(stderr=True, highlight=False).print(f"{named()}: {escape(message)}", soft_wrap=True)
+    VisibleConsole(stderr=True).print(f"{named()}: {escape(message)}", soft_wrap=True)
 
 
 def _reported(error: Exception) -> tuple[str, int] | None:

@@ -8,14 +8,18 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
+from lora_kit.runtime.console import INVISIBLE, VisibleConsole
 from lora_kit.runtime.launcher import is_main_process
+
+# JSON escapes the first 32 control characters only; a terminal obeys others, too.
+_ESCAPED = {code: f"\\u{code:04x}" for code in INVISIBLE if code >= ord(" ")}
 
 
 def stdout() -> Console:
     """Return the console for results; progress and errors go to stderr."""
-    console = Console(highlight=False)
+    console = VisibleConsole()
     # A file has no width; 80 columns would break the verdict's table.
-    return console if console.is_terminal else Console(highlight=False, width=140)
+    return console if console.is_terminal else VisibleConsole(width=140)
 
 
 def print_text(text: str) -> None:
@@ -27,7 +31,8 @@ def print_text(text: str) -> None:
 def print_json(value: object) -> None:
     """Print JSON for a program that reads stdout, on process 0."""
     if is_main_process():
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        sys.stdout.write(text.translate(_ESCAPED) + "\n")
 
 
 def print_raw(text: str) -> None:

@@ -19,6 +19,7 @@ from lora_kit.preflight.show_estimate import (
     show_on_a_gpu,
 )
 from lora_kit.recipe.objective import HEADED
+from lora_kit.runtime.console import visible
 
 # Units of a step's batch, for objectives whose unit is not an example.
 UNITS = {"dpo": "pairs", "orpo": "pairs", "reward": "pairs", "kto": "answers", "grpo": "prompts"}
@@ -161,4 +162,6 @@ def _amount(value: float, unit: str) -> str:
 
 
 def _highlighted(sample: tuple[LabelSpan, ...]) -> Text:
-    return Text.assemble(*((one.text, "reverse" if one.supervised else "") for one in sample))
+    return Text.assemble(
+        *((visible(one.text), "reverse" if one.supervised else "") for one in sample)
+    )

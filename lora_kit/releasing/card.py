@@ -17,7 +17,6 @@ from markupsafe import Markup
 
 from lora_kit.backbone.files import ALIASES
 from lora_kit.evaluation.reporting.escaping import (
-    escape_invisible,
     escape_markdown,
     template_environment,
 )
@@ -26,6 +25,7 @@ from lora_kit.evaluation.verdict import Verdict
 from lora_kit.releasing.card_tasks import CardTask, card_tasks, lost_slices
 from lora_kit.releasing.licences import LicenceNote, LicensedWork, hub_license, licence_notes
 from lora_kit.releasing.manifest import Manifest
+from lora_kit.runtime.console import visible
 from lora_kit.runtime.files import finite
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
@@ -121,9 +121,9 @@ def _eval_result(task: CardTask) -> Any:
     return EvalResult(
         task_type="text-generation",
         # The hub groups results by type and configuration, so the name alone would merge tasks.
-        dataset_type=escape_invisible(task.suite),
-        dataset_config=escape_invisible(task.task.task),
-        dataset_name=escape_invisible(task.name),
+        dataset_type=visible(task.suite),
+        dataset_config=visible(task.task.task),
+        dataset_name=visible(task.name),
         metric_type=unit,
         metric_value=round(task.merged_score or 0.0, 6),
         metric_name=f"{unit}; difference from the base {formatted.delta} {formatted.unit}, "
@@ -172,5 +172,5 @@ def _environment() -> Environment:
 
 def _code(value: object) -> Markup:
     """Return a value as inline code, without backticks that would end it."""
-    text = " ".join(escape_invisible(str(value)).split()).replace("`", "'").replace("|", "\\|")
+    text = " ".join(visible(str(value)).split()).replace("`", "'").replace("|", "\\|")
     return Markup(f"`{text}`")

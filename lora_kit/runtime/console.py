@@ -6,8 +6,10 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,8 +19,41 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-stderr = Console(stderr=True, highlight=False)
+# Characters that change a terminal, or reorder the text around them: control characters,
+# bidirectional embeddings, overrides and isolates (https://trojansource.codes), line separators and
+# lone surrogates.
+_SPANS = (
+    *((0, 0x20), (0x7F, 0xA0), (0x2028, 0x202F), (0x2066, 0x206A)),
+    *((0xD800, 0xE000), (0xFFFE, 0x10000)),
+)
+INVISIBLE = [code for first, end in _SPANS for code in range(first, end)]
+_VISIBLE = {code: f"[U+{code:04X}]" for code in INVISIBLE if chr(code) not in "\t\n"}
+
+
+def visible(text: str) -> str:
+    """Return the text with control characters written as code points, as [U+0000]."""
+    return text.replace("\r\n", "\n").translate(_VISIBLE)
+
+
+class VisibleConsole(Console):
+    """Console that writes the control characters in texts as code points.
+
+    Texts can come from files: names of columns, labels and models, templates, messages of
+    libraries. Terminals obey some of these characters, and rich itself drops others.
+    """
+
+    def __init__(self, **options: Any):
+        # No file means `:bomb:` as a picture.
+        super().__init__(highlight=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return text for the terminal; rich turns each string that it prints into one here."""
+        return super().render_str(visible(text), **options)
+
+
+stderr = VisibleConsole(stderr=True)
 # Least interval between two progress lines when stderr is not a terminal.
 PROGRESS_LINE_SECONDS = 15.0
 DEBUG_VARIABLE = "LORA_KIT_DEBUG"
@@ -28,6 +63,8 @@ class Meter:
     """Progress of one loop."""
 
     def __init__(self, description: str, total: float, progress: Progress | None):
+        # Columns of a bar read markup, and no console changes their texts.
+        description = escape(visible(description))
         self._description = description
         self._total = total
         self._done = 0.0
@@ -52,7 +89,7 @@ class Meter:
             rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
             note = f"{note}, {rate:,.0f} token/s"
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, advance=steps, note=note)
+            self._progress.update(self._task, advance=steps, note=escape(visible(note)))
             return
         now = time.monotonic()
         if now - self._last_line >= PROGRESS_LINE_SECONDS or self._done >= self._total:
@@ -60,7 +97,7 @@ class Meter:
             elapsed = now - self._started
             left = elapsed / self._done * (self._total - self._done) if self._done else 0
             stderr.print(
-                f"{self._description}: {self._done:.0f}/{self._total:.0f} {note} "
+                f"{self._description}: {self._done:.0f}/{self._total:.0f} {escape(note)} "
                 f"({elapsed:.0f} s, {left:.0f} s left)",
                 soft_wrap=True,
             )

@@ -12,29 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from rich.markup import escape
 
-# Characters that can corrupt a file or reorder the text around them: control characters,
-# bidirectional embeddings, overrides and isolates (https://trojansource.codes), line separators and
-# lone surrogates.
-_SPANS = (
-    *((0, 0x20), (0x7F, 0xA0), (0x2028, 0x202F), (0x2066, 0x206A)),
-    *((0xD800, 0xE000), (0xFFFE, 0x10000)),
-)
-_VISIBLE = {
-    code: f"[U+{code:04X}]"
-    for first, end in _SPANS
-    for code in range(first, end)
-    if chr(code) not in "\t\n"
-}
-
-
-def escape_invisible(text: str) -> str:
-    """Return the text with invisible control characters written as code points, as [U+0000]."""
-    return text.replace("\r\n", "\n").translate(_VISIBLE)
+from lora_kit.runtime.console import visible
 
 
 def escape_terminal(text: str) -> str:
     """Return the text with the markup of rich and control characters escaped."""
-    return escape(escape_invisible(text))
+    return escape(visible(text))
 
 
 def escape_markdown(text: str) -> str:
@@ -56,7 +39,7 @@ def template_environment(folder: Path, escape: Callable[[str], str] | None) -> E
     def finalize(value: Any) -> Any:
         if not isinstance(value, str) or isinstance(value, Markup):
             return value
-        return escape(escape_invisible(value)) if escape else escape_invisible(value)
+        return escape(visible(value)) if escape else visible(value)
 
     environment = Environment(
         loader=FileSystemLoader(folder),
