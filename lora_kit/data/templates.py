@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+from lora_kit.backbone.chat_template import render_chat
 from lora_kit.data.rows import Message, Row
 from lora_kit.runtime.errors import DataError
 
@@ -39,17 +40,22 @@ def render(
         tools: JSON schemas of the tools available to the assistant.
         thinking: if true, the appended turn may start with reasoning; templates without this
             option ignore it.
+
+    Raises:
+        BackboneError: if the template takes too long, or writes too much.
+        jinja2.TemplateError: if the template fails in another way.
+        ValueError: if transformers refuses the conversation.
     """
-    text = tokenizer.apply_chat_template(
+    return render_chat(
+        tokenizer,
         [_as_dict(message) for message in messages],
         tools=list(tools) or None,
-        tokenize=False,
         add_generation_prompt=add_generation_prompt,
         enable_thinking=thinking,
+        # One of several templates may be that for tools.
         chat_template=_with_fixed_date(tokenizer.get_chat_template(tools=list(tools) or None)),
         date_string=FIXED_DATE.strftime("%d %b %Y"),
     )
-    return str(text)
 
 
 def _with_fixed_date(template: str) -> str:

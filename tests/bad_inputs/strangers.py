@@ -55,6 +55,18 @@ def with_text(name: str, file: str, text: str, *says: str, status: int = 2) -> C
     return Case(name, write, says or (file,), status)
 
 
+def with_templates(templates: Any, *says: str) -> Case:
+    """Return the case of a model whose templates are in tokenizer_config.json."""
+
+    def write(place: Place) -> list[str]:
+        model = copied(place, TEMPLATE)
+        found = json.loads((model / TOKENIZER).read_text(encoding="utf-8"))
+        replaced(model / TOKENIZER, json.dumps({**found, "chat_template": templates}))
+        return planned(place, model)
+
+    return Case(f"templates that are {templates!s:.60}", write, says or ("chat template",))
+
+
 def with_values(file: str, values: Mapping[str, Any], *says: str, status: int = 2) -> Case:
     """Return the case of a JSON file of the model with some other values."""
 
@@ -141,7 +153,56 @@ OWN_CODE = {
     }
 }
 
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLING = (
+    "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+)
+# A template that writes a conversation, for those whose problem lies elsewhere.
+WRITES = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+TEMPLATES = {
+    "that loops": (LOOP, "does not end"),
+    "that loops on some rows only": (
+        f"{{% if messages[-1].content == 'Red 7.' %}}{LOOP}{{% endif %}}{WRITES}",
+        "does not end",
+    ),
+    "that makes ten gigabytes of one letter": ("{{ 'a' * 10**10 }}", "memory"),
+    "that makes a list of ten gigabytes": ("{{ ([1] * 10**11)|length }}", "memory"),
+    "that fills ten gigabytes": ("{{ 'a'.center(10**10) }}", "memory"),
+    "that formats ten gigabytes": ("{{ '%9999999999d' % 1 }}", "memory"),
+    "that doubles": (DOUBLING, "memory"),
+    "that writes a hundred megabytes": (
+        "{% for i in range(9999) %}{{ 'a' * 9999 }}{% endfor %}",
+        "writes too much",
+    ),
+    "that includes another": ("{% include 'other.jinja' %}",),
+    "that imports another": ("{% import 'other.jinja' as other %}",),
+    "that extends another": ("{% extends '/etc/passwd' %}",),
+    "that divides by zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    "that calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    "that calls nothing": ("{{ nothing() }}",),
+    "that adds texts and numbers": ("{{ 'a' + 1 }}", "TypeError"),
+    "that reads a missing key": ("{{ messages['a'].b.c }}",),
+    "that reaches for Python": ("{{ ().__class__.__base__.__subclasses__() }}",),
+    "with a range beyond the sandbox": ("{{ range(10**9)|list }}", "OverflowError"),
+    "with a syntax error": ("{% for m in messages %}",),
+    "with an unknown tag": ("{% shell ls %}",),
+    "with an unknown filter": ("{{ messages|shell }}",),
+    "with 5,000 parentheses": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",),
+    "with 3,000 nested loops": (
+        "{% for m in messages %}" * 3000 + "{% endfor %}" * 3000,
+    ),
+}  # fmt: skip
+
 CASES = (
+    # Templates that do not end, grow, or are programs of another kind.
+    *(
+        with_template(name, template, *(says or ["chat template"]))
+        for name, (template, *says) in TEMPLATES.items()
+    ),
+    with_templates(7, TOKENIZER, "chat_template"),
+    with_templates([{"name": "default", "template": 7}], TOKENIZER, "chat_template"),
+    with_templates([{"name": "other", "template": WRITES}], "default"),
+    with_templates([{"a": "b"}], TOKENIZER),
     # Code of its own: refused, or left alone, and never asked about.
     with_values(CONFIG, {"model_type": "own", **OWN_CODE}, CONFIG, "custom code"),
     with_values(CONFIG, {"model_type": ABSENT, **OWN_CODE}, CONFIG),

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jinja2
 import torch
 from safetensors import SafetensorError
 
+from lora_kit.backbone.chat_template import render_chat
 from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.backbone.open_files import open_config, open_tokenizer
 from lora_kit.data.tokenization import Example
@@ -214,7 +216,13 @@ def _texts_with_special_tokens(tokenizer: Any) -> tuple[str, ...]:
     if not tokenizer.chat_template:
         return (names,)
     chat = [{"role": "user", "content": "2 + 2?"}]
-    return (names, tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    try:
+        return (names, render_chat(tokenizer, chat, add_generation_prompt=True))
+    except (jinja2.TemplateError, ValueError) as error:
+        raise MergeError(
+            f"{tokenizer.name_or_path}: the chat template rejects a question ({error}). Fix: "
+            "correct the template"
+        ) from error
 
 
 def _compare(
