@@ -45,6 +45,8 @@ class Backbone:
         fingerprint: identity of weights, configuration, tokenizer and storage.
         quantized_modules: names of the quantized modules.
         head: head of a classifier or reward model; `None` for a language model.
+        adapter_tokenizer: digest of a tokenizer that an adapter brought; `None` for the
+            backbone's own.
     """
 
     model: PreTrainedModel
@@ -54,6 +56,7 @@ class Backbone:
     fingerprint: Fingerprint
     quantized_modules: tuple[str, ...]
     head: Head | None = None
+    adapter_tokenizer: str | None = None
 
 
 def compute_dtype(spec: BackboneSpec) -> torch.dtype:

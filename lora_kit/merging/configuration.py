@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from lora_kit.adapter.tokenizer import copy_adapter_tokenizer
 from lora_kit.merging.meta_model import MetaModel
 from lora_kit.merging.plan import MergePlan
 from lora_kit.runtime.errors import MergeError
@@ -31,8 +32,7 @@ def write_configuration(plan: MergePlan, meta: MetaModel, directory: Path) -> No
         config["tie_word_embeddings"] = False
     rows = meta.model.config.get_text_config().vocab_size
     text = config.get("text_config", config)
-    resized = text.get("vocab_size", rows) != rows
-    if resized:
+    if text.get("vocab_size", rows) != rows:
         text["vocab_size"] = rows
     write_json(directory / "config.json", config)
     path = plan.base / "generation_config.json"
@@ -40,9 +40,9 @@ def write_configuration(plan: MergePlan, meta: MetaModel, directory: Path) -> No
     stops = list(plan.stop_token_ids)
     generation["eos_token_id"] = stops[0] if len(stops) == 1 else stops
     write_json(directory / "generation_config.json", generation)
-    # Only a tokenizer saved with the adapter knows the tokens of added rows.
-    for source in [plan.base, plan.adapter] if plan.adapter and resized else [plan.base]:
-        copy_tokenizer(source, directory)
+    copy_tokenizer(plan.base, directory)
+    if plan.adapter and plan.own_tokenizer:
+        copy_adapter_tokenizer(plan.base, plan.adapter, directory)
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:

@@ -21,6 +21,7 @@ class MergePlan:
         stored_dtype: dtype of the merged weights.
         shard_bytes: largest size of a weight file, in bytes.
         stop_token_ids: stop tokens, written into the generation configuration.
+        own_tokenizer: if true, the adapter's tokenizer is written instead of the backbone's.
     """
 
     base: Path
@@ -32,6 +33,7 @@ class MergePlan:
     stored_dtype: str
     shard_bytes: int
     stop_token_ids: tuple[int, ...]
+    own_tokenizer: bool = False
 
 
 @dataclass(frozen=True)

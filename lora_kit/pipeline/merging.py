@@ -210,6 +210,7 @@ def _merge_into(
             {
                 "backbone": subject.backbone.fingerprint.digest,
                 "adapter": adapter_sha256(subject.adapter),
+                **_own_tokenizer(subject),
                 "files": files,
                 "dtype": plan.stored_dtype,
                 "compared_on": compared.rows,
@@ -223,6 +224,11 @@ def _merge_into(
         f"{verification.control_mean_kl:.1e}){_kept(verification)}"
     )
     return merged
+
+
+def _own_tokenizer(subject: Subject) -> dict[str, str]:
+    digest = subject.backbone.adapter_tokenizer
+    return {} if digest is None else {"tokenizer": digest}
 
 
 @contextmanager
@@ -256,6 +262,7 @@ def _plan(subject: Subject, spec: MergeSpec, into: Into) -> MergePlan:
         stored_dtype=computed if spec.dtype == "auto" else spec.dtype,
         shard_bytes=int(spec.shard_size * 1e9),
         stop_token_ids=stop_token_ids(backbone),
+        own_tokenizer=backbone.adapter_tokenizer is not None,
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from lora_kit.adapter.attach import attach_saved
 from lora_kit.adapter.peft_methods import RANK_NAMES
 from lora_kit.adapter.saved import ADAPTER_CONFIG, BACKBONE, read_saved_head
+from lora_kit.adapter.tokenizer import tokenizer_differences, with_adapter_tokenizer
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
 from lora_kit.backbone.load import Backbone, load
@@ -59,7 +60,13 @@ def open_run(directory: Path, data: TrainingData | None = None) -> Session:
     recipe = run.load_recipe()
     backbone = load(resolve(recipe.backbone), recipe.backbone, _classes(run.adapter))
     _require_fingerprint(backbone, run.adapter)
-    return Session(run, recipe, backbone, attach_saved(backbone, run.adapter), data)
+    model = attach_saved(backbone, run.adapter)
+    if with_adapter_tokenizer(backbone, run.adapter) is not backbone:
+        raise AdapterError(
+            f"{run.adapter}: a run is trained with the backbone's tokenizer (got files of another "
+            "one). Fix: remove them from the run"
+        )
+    return Session(run, recipe, backbone, model, data)
 
 
 def _classes(adapter: Path) -> tuple[str, ...]:
@@ -172,15 +179,21 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
         ) from error
     backbone = load(files, chosen, _classes(directory))
     _require_fingerprint(backbone, directory)
+    model = attach_saved(backbone, directory)
+    own = with_adapter_tokenizer(backbone, directory)
+    facts = {"Adapter": _described(config)}
+    if own is not backbone:
+        differences = tokenizer_differences(own.tokenizer, backbone.tokenizer)
+        facts["Tokenizer"] = f"the adapter's own (other {', '.join(differences)})"
     return Subject(
-        backbone=backbone,
-        model=attach_saved(backbone, directory),
+        backbone=own,
+        model=model,
         adapter=directory,
         session=None,
         spec=EvaluationSpec(),
         output=directory / "evaluation",
         title=directory.resolve().name,
-        facts={"Adapter": _described(config)},
+        facts=facts,
     )
 
 

@@ -1,5 +1,6 @@
 """Backbones and adapters: references, weight files, key names and tokenizers of other tools."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -256,4 +257,81 @@ PRE_TOKENIZERS = (
     on_gguf("a sentencepiece gguf without tokens", None, "cannot read this GGUF", model="llama"),
 )
 
-CASES = (*PRE_TOKENIZERS, *REFERENCES, *WEIGHT_FILES)
+
+def bringing(name: str, value: object) -> Change:
+    """Return a change that writes a file of a tokenizer beside the weights."""
+
+    def change(adapter: Path) -> None:
+        text = value if isinstance(value, str) else json.dumps(value)
+        (adapter / name).write_bytes(text.encode("latin-1"))
+
+    return change
+
+
+TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
+UNUSABLE = {
+    "that is cut off": "{% for m in messages %}{{ m.content",
+    "that calls what is not there": "{{ messages.render() }}",
+    "that refuses every chat": "{{ raise_exception('no chats') }}",
+    "without an end of the turn": "{% for m in messages %}{{ m.content }}\n{% endfor %}",
+}
+TOKENIZERS = (
+    *(
+        on_adapter(
+            f"a chat template {kind}",
+            command,
+            bringing(TEMPLATE, template),
+            *(TEMPLATE, "chat template of the adapter cannot be used", "Fix:"),
+        )
+        for (kind, template), command in zip(
+            UNUSABLE.items(), ("evaluate", "merge", "evaluate", "merge"), strict=True
+        )
+    ),
+    on_adapter(
+        "a chat template in another encoding",
+        "evaluate",
+        bringing(TEMPLATE, "\xe4{{ messages }}"),
+        *(TEMPLATE, "cannot be read", "UTF-8"),
+    ),
+    *(
+        on_adapter(f"a tokenizer's configuration {kind}", "merge", bringing(CONFIG, value), *says)
+        for kind, value, says in (
+            ("cut off", '{"chat_template": "', (CONFIG,)),
+            ("that is a list", [], (CONFIG,)),
+            ("with a template that is a number", {"chat_template": 1}, (CONFIG, "got 1")),
+            (
+                "with templates of which none is the default",
+                {"chat_template": [{"name": "rag", "template": "x"}]},
+                (CONFIG, "(got rag)", "Fix:"),
+            ),
+        )
+    ),
+    *(
+        on_adapter(
+            f"a tokenizer {kind}",
+            "evaluate",
+            bringing("tokenizer.json", value),
+            *("tokenizer.json", "cannot load the adapter's tokenizer", "Fix:"),
+        )
+        for kind, value in {
+            "cut off": '{"version": "1.0", "added',
+            "of no vocabulary": {"version": "1.0"},
+            "that is a list": [],
+        }.items()
+    ),
+    on_adapter(
+        "a tokenizer that knows two words",
+        "evaluate",
+        bringing(
+            "tokenizer.json",
+            {
+                "version": "1.0",
+                "added_tokens": [],
+                "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"},
+            },
+        ),
+        *("tokenizer.json", "have other ids than in", "--backbone"),
+    ),
+)
+
+CASES = (*TOKENIZERS, *PRE_TOKENIZERS, *REFERENCES, *WEIGHT_FILES)

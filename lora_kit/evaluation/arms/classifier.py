@@ -12,7 +12,7 @@ import torch
 
 from lora_kit.adapter.saved import SavedClasses, adapter_sha256, read_saved_head
 from lora_kit.data.training_data import TrainingData
-from lora_kit.evaluation.arms.models import require_run
+from lora_kit.evaluation.arms.models import adapter_tokenizer_identity, require_run
 from lora_kit.evaluation.arms.probe import probe_arm
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.recipe.sections import HEAD_ARMS, PROBE
@@ -70,6 +70,7 @@ def loaded_class_arms(
     classes = _classes(subject)
     backbone, config = subject.backbone, subject.backbone.model.config
     trained = [backbone.fingerprint.digest, backbone.spec.attention]
+    trained += adapter_tokenizer_identity(backbone)
     adapted = json_sha256([*trained, adapter_sha256(subject.adapter), list(classes.names)])
     frequencies = json_sha256(list(classes.rows.items()))
     models = [

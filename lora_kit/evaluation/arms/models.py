@@ -61,10 +61,16 @@ def base_identity(backbone: Backbone) -> str:
             # Stop tokens and the other settings of generation.
             stop_token_ids(backbone),
             backbone.model.generation_config.to_diff_dict(),
+            *adapter_tokenizer_identity(backbone),
             # Rows that an adapter added or removed change every probability a little.
             *([] if rows is None else [rows]),
         ]
     )
+
+
+def adapter_tokenizer_identity(backbone: Backbone) -> list[str]:
+    """Return the digest of a tokenizer that the adapter brought; none for the backbone's own."""
+    return [] if backbone.adapter_tokenizer is None else [backbone.adapter_tokenizer]
 
 
 def _on_backbone(subject: Subject, names: Sequence[str]) -> LoadedArms:

@@ -1,0 +1,296 @@
+"""Tokenizer and chat template that an adapter brings, since it was trained with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer, prepare_seq2seq
+from lora_kit.backbone.load import Backbone
+from lora_kit.data.tokenization import end_of_turn_id
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import AdapterError, DataError, first_line
+from lora_kit.runtime.files import read_json, write_json
+from lora_kit.runtime.hashes import json_sha256
+
+TEMPLATE = "chat_template.jinja"
+# Template of a processor, as tools for models with images write it.
+PROCESSOR_TEMPLATE = "chat_template.json"
+# Folder of further templates, by name.
+FURTHER_TEMPLATES = "additional_chat_templates"
+CONFIG = "tokenizer_config.json"
+# Files of which one holds the whole vocabulary.
+VOCABULARIES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
+    *("sentencepiece.bpe.model", "tekken.json"),
+)
+# Further files of a tokenizer.
+PARTS = (CONFIG, "special_tokens_map.json", "added_tokens.json", "merges.txt")
+
+
+def with_adapter_tokenizer(backbone: Backbone, adapter: Path) -> Backbone:
+    """Return the backbone with the tokenizer and chat template that an adapter brings.
+
+    Args:
+        backbone: backbone with the adapter attached, so that its embeddings have the rows of the
+            adapter's.
+        adapter: directory of the adapter.
+
+    Returns:
+        The backbone as given, if the adapter brings none, or the same ones.
+
+    Raises:
+        AdapterError: if a file cannot be read, the template cannot be used, or the tokens have
+            other ids than the backbone's.
+    """
+    files = (*VOCABULARIES, *PARTS, TEMPLATE, PROCESSOR_TEMPLATE, FURTHER_TEMPLATES)
+    if not any((adapter / name).exists() for name in files):
+        return backbone
+    own, pad = _read(backbone, adapter)
+    digest = tokenizer_sha256(own)
+    if digest == tokenizer_sha256(backbone.tokenizer):
+        return backbone
+    _require_same_ids(own, backbone, adapter)
+    _require_rows(own, backbone, adapter, pad)
+    changed = own.chat_template != backbone.tokenizer.chat_template
+    if own.chat_template and changed and backbone.head is None:
+        _require_usable(own, adapter)
+    differences = ", ".join(tokenizer_differences(own, backbone.tokenizer))
+    say(
+        f"{adapter}: its own tokenizer is used, since it was trained with it; it differs from that "
+        f"of {backbone.files.reference} in: {differences}"
+    )
+    return replace(backbone, tokenizer=own, adapter_tokenizer=digest)
+
+
+def copy_adapter_tokenizer(base: Path, adapter: Path, directory: Path) -> None:
+    """Write the files of the tokenizer that an adapter brings.
+
+    Args:
+        base: directory of the backbone, with its tokenizer's files.
+        adapter: directory of the adapter; a vocabulary there replaces the backbone's tokenizer,
+            other files are added to it.
+        directory: directory with a copy of the backbone's tokenizer, or without one.
+
+    Raises:
+        AdapterError: if a file cannot be read.
+    """
+    config = _json(adapter / CONFIG)
+    template = adapter_template(adapter)
+    whole = any((adapter / name).is_file() for name in VOCABULARIES)
+    if whole and config:
+        for name in (*VOCABULARIES, *PARTS):
+            (directory / name).unlink(missing_ok=True)
+    else:
+        config = _json(base / CONFIG) | config
+    for name in (*VOCABULARIES, *PARTS):
+        if (adapter / name).is_file():
+            shutil.copy2(adapter / name, directory / name)
+    if template is None:
+        # A tokenizer saved without a template does not say that there is none.
+        template = _json(base / CONFIG).get("chat_template")
+        if (base / TEMPLATE).is_file():
+            template = (base / TEMPLATE).read_text(encoding="utf-8")
+    config.pop("chat_template", None)
+    (directory / TEMPLATE).unlink(missing_ok=True)
+    if isinstance(template, str):
+        (directory / TEMPLATE).write_text(template, encoding="utf-8")
+    elif template is not None:
+        config["chat_template"] = template
+    if config:
+        write_json(directory / CONFIG, config)
+
+
+def adapter_template(adapter: Path) -> str | list[dict[str, str]] | None:
+    """Return the chat template that an adapter brings, or several with their names.
+
+    Returns:
+        `None` if it brings none.
+
+    Raises:
+        AdapterError: if the template's file cannot be read, or holds no template to use.
+    """
+    path = adapter / TEMPLATE
+    files = {file.stem: file for file in sorted(adapter.glob(f"{FURTHER_TEMPLATES}/*.jinja"))}
+    if path.is_file():
+        files["default"] = path
+    if files:
+        return _checked({name: _text(file) for name, file in files.items()}, path)
+    for path in (adapter / CONFIG, adapter / PROCESSOR_TEMPLATE):
+        value = _json(path).get("chat_template")
+        if value is not None:
+            return _checked(value, path)
+    return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdapterError(
+            f"{path}: cannot be read (got {error}). Fix: save it again as UTF-8, or remove it"
+        ) from error
+
+
+def _checked(value: object, path: Path) -> str | list[dict[str, str]]:
+    """Return one template, or several with their names, of which one is the default."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        entries = [one if isinstance(one, Mapping) else {} for one in value]
+        value = {str(one.get("name")): one.get("template") for one in entries}
+    if not isinstance(value, Mapping):
+        raise AdapterError(
+            f"{path}: chat_template: must be a text (got {value!r:.60}). Fix: save the tokenizer "
+            "again, or remove the field"
+        )
+    wrong = [str(name) for name, text in value.items() if not isinstance(text, str)]
+    if wrong or "default" not in value:
+        problem = f"{wrong[0]} is no text" if wrong else "none of the templates is the default"
+        raise AdapterError(
+            f"{path}: chat_template: {problem} (got {', '.join(map(str, value))}). Fix: name the "
+            "one that the adapter was trained with `default`"
+        )
+    if len(value) == 1:
+        return str(value["default"])
+    return [{"name": str(name), "template": str(text)} for name, text in value.items()]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path, AdapterError) if path.is_file() else {}
+
+
+def _read(backbone: Backbone, adapter: Path) -> tuple[Any, str | None]:
+    """Load the tokenizer, padded and limited as the backbone's, and return its padding token."""
+    from transformers import AutoTokenizer
+
+    base, known = backbone.files.directory, backbone.tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        for name in ("config.json", *VOCABULARIES, *PARTS):
+            if (base / name).is_file():
+                shutil.copy2(base / name, directory / name)
+        copy_adapter_tokenizer(base, adapter, directory)
+        try:
+            own = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # tokenizers raises no narrower class
+            brought = [n for n in (*VOCABULARIES, *PARTS) if (adapter / n).is_file()]
+            raise AdapterError(
+                f"{adapter / brought[0] if brought else adapter}: transformers cannot load the "
+                f"adapter's tokenizer (got {first_line(error)}). Fix: save it again with "
+                f"save_pretrained, or remove its files ({', '.join(brought)}) if the adapter was "
+                "trained with the backbone's"
+            ) from error
+    pad = own.pad_token
+    if own.eos_token is None:
+        own.eos_token = known.eos_token
+    if known.pad_token_id is not None:
+        own.pad_token = own.convert_ids_to_tokens(known.pad_token_id)
+    own.model_max_length, own.padding_side = known.model_max_length, known.padding_side
+    if is_seq2seq_tokenizer(known):
+        prepare_seq2seq(backbone.model, own, str(adapter))
+    return own, pad
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Return the sha256 of all that decides on the tokens of a text or conversation."""
+    return json_sha256([_rules(tokenizer), _special(tokenizer), tokenizer.chat_template])
+
+
+def _rules(tokenizer: Any) -> Any:
+    if not tokenizer.is_fast:
+        return sorted(tokenizer.get_vocab().items())
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    # State of the last call.
+    return {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
+
+
+def _special(tokenizer: Any) -> dict[str, str]:
+    # Padding is masked, whichever token it is.
+    known = tokenizer.special_tokens_map.items()
+    return {name: str(token) for name, token in known if name != "pad_token"}
+
+
+def tokenizer_differences(own: Any, base: Any) -> list[str]:
+    """Return in words how a tokenizer differs from another; at least one part."""
+    found = []
+    if own.chat_template != base.chat_template:
+        found.append("chat template")
+    added = sorted(set(own.get_vocab()) - set(base.get_vocab()))
+    if added:
+        found.append(f"{_tokens(len(added))} that it adds ({', '.join(added[:3])})")
+    for name in ("bos_token", "eos_token"):
+        if getattr(own, name) != getattr(base, name):
+            found.append(f"{name} ({getattr(own, name)} instead of {getattr(base, name)})")
+    return found or ["rules of the tokenization"]
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'' if count == 1 else 's'}"
+
+
+def _require_same_ids(own: Any, backbone: Backbone, adapter: Path) -> None:
+    """Refuse ids that mean other tokens than the backbone's."""
+    base, path = backbone.tokenizer, _vocabulary_file(adapter)
+    known, vocabulary = base.get_vocab(), own.get_vocab()
+    moved = sorted(token for token, index in vocabulary.items() if known.get(token, index) != index)
+    by_id = {index: token for token, index in vocabulary.items()}
+    # Reserved tokens may be given a name.
+    reserved = set(base.added_tokens_decoder)
+    replaced = sorted(
+        token
+        for token, index in known.items()
+        if index not in reserved and by_id.get(index, token) != token
+    )
+    if moved or replaced:
+        first = (moved or replaced)[0]
+        now = vocabulary.get(first, "no id")
+        raise AdapterError(
+            f"{path}: {_tokens(len({*moved, *replaced}))} have other ids than in "
+            f"{backbone.files.reference} (first: {first!r} has {known[first]} there, {now} here). "
+            "Fix: name the backbone that it was trained on with --backbone"
+        )
+
+
+def _require_rows(own: Any, backbone: Backbone, adapter: Path, pad: str | None) -> None:
+    """Refuse added tokens without a row in the embeddings that a text or template can contain."""
+    rows = int(backbone.model.get_input_embeddings().weight.shape[0])
+    known, vocabulary = backbone.tokenizer.get_vocab(), own.get_vocab()
+    special = {one.content for one in own.added_tokens_decoder.values() if one.special}
+    template = str(own.chat_template)
+    # Special tokens, such as one for padding, are refused in texts.
+    written = {token for token in special if token in template and token != pad}
+    added = (set(vocabulary) - special | written) - set(known)
+    without = [token for token in added if vocabulary[token] >= rows]
+    if without:
+        first = min(without, key=vocabulary.__getitem__)
+        raise AdapterError(
+            f"{_vocabulary_file(adapter)}: {_tokens(len(without))} that the adapter adds have no "
+            f"row in the embeddings (first: {first!r} has id {vocabulary[first]}; {rows} rows). "
+            "Fix: save the adapter with save_embedding_layers=True, or remove the tokens"
+        )
+
+
+def _vocabulary_file(adapter: Path) -> Path:
+    found = [name for name in (*VOCABULARIES, *reversed(PARTS)) if (adapter / name).is_file()]
+    return adapter / found[0] if found else adapter
+
+
+def _require_usable(own: Any, adapter: Path) -> None:
+    """Refuse a chat template that cannot render a conversation, or does not end a turn."""
+    found = [name for name in (TEMPLATE, CONFIG, PROCESSOR_TEMPLATE) if (adapter / name).is_file()]
+    try:
+        end_of_turn_id(own)
+    except (DataError, jinja2.TemplateError, TypeError, ValueError) as error:
+        raise AdapterError(
+            f"{adapter / found[0] if found else adapter}: chat template of the adapter cannot be "
+            f"used (got {first_line(error)}). Fix: save the tokenizer again, or remove the "
+            "template if the adapter was trained with the backbone's"
+        ) from error
