@@ -14,9 +14,10 @@ import jinja2
 
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer, prepare_seq2seq
 from lora_kit.backbone.load import Backbone
+from lora_kit.backbone.open_files import open_tokenizer
 from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.runtime.console import say
-from lora_kit.runtime.errors import AdapterError, DataError, first_line
+from lora_kit.runtime.errors import AdapterError, BackboneError, DataError, first_line
 from lora_kit.runtime.files import read_json, write_json
 from lora_kit.runtime.hashes import json_sha256
 
@@ -169,8 +170,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _read(backbone: Backbone, adapter: Path) -> tuple[Any, str | None]:
     """Load the tokenizer, padded and limited as the backbone's, and return its padding token."""
-    from transformers import AutoTokenizer
-
     base, known = backbone.files.directory, backbone.tokenizer
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
@@ -179,13 +178,13 @@ def _read(backbone: Backbone, adapter: Path) -> tuple[Any, str | None]:
                 shutil.copy2(base / name, directory / name)
         copy_adapter_tokenizer(base, adapter, directory)
         try:
-            own = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except Exception as error:  # tokenizers raises no narrower class
+            own: Any = open_tokenizer(directory)
+        except BackboneError as error:
             brought = [n for n in (*VOCABULARIES, *PARTS) if (adapter / n).is_file()]
             raise AdapterError(
                 f"{adapter / brought[0] if brought else adapter}: transformers cannot load the "
-                f"adapter's tokenizer (got {first_line(error)}). Fix: save it again with "
-                f"save_pretrained, or remove its files ({', '.join(brought)}) if the adapter was "
+                f"adapter's tokenizer (got {first_line(error.__cause__ or error)}). Fix: save it "
+                f"again with save_pretrained, or remove its files ({', '.join(brought)}) if the adapter was "
                 "trained with the backbone's"
             ) from error
     pad = own.pad_token
