@@ -184,8 +184,8 @@ def _read(backbone: Backbone, adapter: Path) -> tuple[Any, str | None]:
             raise AdapterError(
                 f"{adapter / brought[0] if brought else adapter}: transformers cannot load the "
                 f"adapter's tokenizer (got {first_line(error.__cause__ or error)}). Fix: save it "
-                f"again with save_pretrained, or remove its files ({', '.join(brought)}) if the adapter was "
-                "trained with the backbone's"
+                f"again with save_pretrained, or remove its files ({', '.join(brought)}) if the "
+                "adapter was trained with the backbone's"
             ) from error
     pad = own.pad_token
     if own.eos_token is None:
