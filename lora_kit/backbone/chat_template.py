@@ -63,3 +63,28 @@ def render_chat(
                 f"{remedy}"
             )
     return text
+
+
+def require_valid_template(template: str, place: str) -> None:
+    """Refuse a chat template with a mistake in its language.
+
+    Args:
+        template: Jinja template.
+        place: field and model, for the message.
+
+    Raises:
+        BackboneError: naming the line.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        within_limits(lambda: _compile_jinja_template(template), SECONDS, MORE_BYTES)
+    except jinja2.TemplateSyntaxError as error:
+        raise BackboneError(
+            f"{place}: line {error.lineno} of its chat template is no Jinja (got "
+            f"{first_line(error)}). Fix: correct chat_template.jinja, or chat_template in a copy's "
+            "tokenizer_config.json"
+        ) from error
+    except Exception:
+        # A template that cannot be compiled for its size is refused when it is rendered.
+        return

@@ -46,6 +46,16 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
+def _is_template(value: Any) -> bool:
+    if isinstance(value, str):
+        return True
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        return False
+    names = [one.get("name") for one in value]
+    parts = [*names, *(one.get("template") for one in value)]
+    return all(isinstance(part, str) for part in parts) and len(set(names)) == len(names)
+
+
 # Fields whose values transformers takes as they are: file, names, test and description.
 CHECKED_FIELDS: tuple[tuple[str, re.Pattern[str], Callable[[Any], bool], str], ...] = (
     ("config.json", re.compile("(torch_)?dtype"), _is_dtype, "the name of a dtype of torch"),
@@ -65,6 +75,12 @@ CHECKED_FIELDS: tuple[tuple[str, re.Pattern[str], Callable[[Any], bool], str], .
         "a number",
     ),
     ("tokenizer_config.json", re.compile("model_max_length"), _is_number, "a number"),
+    (
+        "tokenizer_config.json",
+        re.compile("chat_template"),
+        _is_template,
+        "a text, or a list of objects with a `name` of their own and a `template`",
+    ),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from lora_kit.backbone.chat_template import require_valid_template
 from lora_kit.runtime.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def prepare_tokenizer(
             f"{', '.join(map(str, templates))}). Fix: name one of them default in a copy's "
             "tokenizer_config.json"
         )
+    for template in templates.values() if isinstance(templates, dict) else [templates or ""]:
+        require_valid_template(template, place)
     rows = embedding_rows(model)
     for token, number in _written_tokens(tokenizer):
         if number >= rows:

@@ -31,7 +31,13 @@ def rename_columns(value: RawRow, origin: str, columns: Mapping[str, str]) -> Ra
                 f"{origin}: no column {column!r}, which columns.{field} names (got "
                 f"{list_columns(value)}).{did_you_mean(column, value)} Fix: correct columns.{field}"
             )
-    return {**value, **{field: value[column] for field, column in columns.items()}}
+    # A column of the field's own name stays, under a name that says so, as one that is not read.
+    displaced = {
+        f"{field} (columns.{field} names {column})": value[field]
+        for field, column in columns.items()
+        if field in value and column != field and field not in columns.values()
+    }
+    return {**value, **displaced, **{field: value[column] for field, column in columns.items()}}
 
 
 def class_name(value: RawRow, column: str, names: Sequence[str], origin: str) -> Any:
@@ -74,4 +80,6 @@ def refuse_media(value: RawRow, origin: str) -> None:
 
 def list_columns(columns: Iterable[object]) -> str:
     """Return column names separated by commas; `none` if there are none."""
-    return ", ".join(map(str, columns)) or "none"
+    names = map(str, columns)
+    # Blanks around a name would not be seen.
+    return ", ".join(name if name == name.strip() else repr(name) for name in names) or "none"

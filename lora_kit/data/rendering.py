@@ -10,7 +10,13 @@ import jinja2
 
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.data.rows import Row
-from lora_kit.data.templates import has_reasoning, plain_prompt, refuse_unsupported_tools, render
+from lora_kit.data.templates import (
+    has_reasoning,
+    plain_prompt,
+    refuse_unsupported_tools,
+    render,
+    require_written,
+)
 from lora_kit.recipe.data import TrainOn
 from lora_kit.runtime.errors import DataError
 
@@ -89,18 +95,18 @@ def render_row(row: Row, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn) 
 
 def _refuse_contradiction(row: Row, train_on: TrainOn) -> None:
     """Refuse switches of turns that `data.train_on` cannot follow."""
-    roles = ["assistant"] if isinstance(train_on, str) else train_on
+    chosen = range(len(row.messages)) if train_on == "all" else supervised_turns(row, train_on)
     for turn, message in enumerate(row.messages):
         if message.trained is False and train_on == "all":
             raise DataError(
                 f"{row.origin}: turn {turn} is not to be trained on, but data.train_on: all trains "
                 "on every token. Fix: set data.train_on to a list of roles, or remove the switch"
             )
-        if message.trained and train_on != "all" and message.role not in roles:
+        if message.trained and turn not in chosen:
             raise DataError(
-                f"{row.origin}: turn {turn} is to be trained on, but it is the {message.role}'s "
-                f"(got data.train_on: {train_on}). Fix: add the role to a list in data.train_on, "
-                "or remove the switch"
+                f"{row.origin}: turn {turn} is to be trained on, but it is the {message.role}'s, "
+                f"and not one of those that are (got data.train_on: {train_on}). Fix: change "
+                "data.train_on, such as to a list of roles, or remove the switch"
             )
 
 
@@ -155,6 +161,12 @@ def _conversation(
     """Render the first `end` turns of a row and supervise `turns` of them."""
     try:
         text = render(row.messages[:end], tokenizer, False, row.tools)
+        require_written(
+            row.messages[:end],
+            text,
+            lambda turn: render(row.messages[: turn + 1], tokenizer, False, row.tools),
+            row.origin,
+        )
         if train_on == "all":
             return RenderedRow(text, None, add_special_tokens=False)
         spans = tuple(_turn_span(row, tokenizer, text, end, turn) for turn in turns)

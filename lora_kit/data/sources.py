@@ -16,7 +16,7 @@ from lora_kit.data.builtin.docstrings import docstring_pairs, docstring_rows
 from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.builtin.sums import sum_rows
 from lora_kit.data.files.readers import TableRequest
-from lora_kit.data.files.tables import ArrowTable, Table, has_splits, is_hub_id, open_table
+from lora_kit.data.files.tables import Table, class_names, has_splits, is_hub_id, open_table
 from lora_kit.data.formats import FORMATS, check_columns, detect_format, parse_row
 from lora_kit.data.row_sets import Rows, RowSource
 from lora_kit.data.rows import Row, Split, assign_split
@@ -129,7 +129,7 @@ def _table_source(spec: SourceSpec, field: str, train_on_all: bool, pairs: bool)
         raise DataError(f"{field}: {spec.source} has no rows. Fix: add rows, or remove the source")
     place = _sibling(field, "columns")
     check_columns(spec.columns, spec.format, place)
-    names = table.names if isinstance(table, ArrowTable) else {}
+    names = class_names(table)
 
     def take(numbers: Sequence[int]) -> list[Row]:
         values = table.take(numbers)

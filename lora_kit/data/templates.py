@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
+
+import jinja2
 
 from lora_kit.backbone.chat_template import render_chat
 from lora_kit.data.rows import Message, Row
@@ -15,13 +17,18 @@ from lora_kit.runtime.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REASONING_TAG = "<think>"
+REASONING_TAG, REASONING_END = "<think>", "</think>"
 # Fields of a turn that hold the assistant's reasoning.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 # Date for templates that write the current day: the same rows must give the same tokens on any
 # day, in training, evaluation and after resuming.
 FIXED_DATE = date(2025, 1, 1)
-DATE_FORMS = ("%Y", "%y", "%m", "%d", "%B", "%b", "%A", "%a", "%H", "%M", "%S")
+DATE_FORMS = tuple(
+    f"%{flag}{letter}"
+    # Flags of the C library first, since `%-d` holds no `%d`.
+    for flag in ("-", "_", "0", "^", "#", "")
+    for letter in "aAbBcCdDeFgGhHIjklmMpPrRSTuUVwWxXyYzZ"
+)
 
 
 def render(
@@ -46,16 +53,64 @@ def render(
         jinja2.TemplateError: if the template fails in another way.
         ValueError: if transformers refuses the conversation.
     """
-    return render_chat(
-        tokenizer,
-        [_as_dict(message) for message in messages],
-        tools=list(tools) or None,
-        add_generation_prompt=add_generation_prompt,
-        enable_thinking=thinking,
-        # One of several templates may be that for tools.
-        chat_template=_with_fixed_date(tokenizer.get_chat_template(tools=list(tools) or None)),
-        date_string=FIXED_DATE.strftime("%d %b %Y"),
-    )
+
+    def rendered(arguments_as_text: bool) -> str:
+        return render_chat(
+            tokenizer,
+            [_as_dict(message, arguments_as_text) for message in messages],
+            tools=list(tools) or None,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=thinking,
+            # One of several templates may be that for tools.
+            chat_template=_with_fixed_date(tokenizer.get_chat_template(tools=list(tools) or None)),
+            date_string=FIXED_DATE.strftime("%d %b %Y"),
+        )
+
+    try:
+        return rendered(arguments_as_text=False)
+    except jinja2.TemplateError:
+        if not any(message.tool_calls for message in messages):
+            raise
+        # Some templates, such as DeepSeek's, join the arguments to a text.
+        return rendered(arguments_as_text=True)
+
+
+def require_written(
+    messages: Sequence[Message], text: str, until: Callable[[int], str], origin: str
+) -> None:
+    """Refuse a rendered conversation that lacks the text of a turn, or has it changed.
+
+    Templates can cut, escape or drop texts, such as all up to a tag of reasoning. An earlier answer
+    may lack its reasoning where the template writes it only as long as the answer is the last turn.
+
+    Args:
+        messages: turns of the conversation.
+        text: the rendered conversation.
+        until: function that renders the turns up to the one of a number.
+        origin: location of the row.
+
+    Raises:
+        DataError: if a text cannot be found; the message names the turn.
+    """
+    for turn, message in enumerate(messages):
+        content = message.content
+        if _holds(text, content):
+            continue
+        if turn + 1 == len(messages) or not _holds(until(turn), content):
+            raise DataError(
+                f"{origin}: the backbone's chat template changes the text of turn {turn}, the "
+                f"{message.role}'s, or leaves out a part of it (got {content!r:.60}). Fix: change "
+                "the text, or use a backbone whose template writes it as it is"
+            )
+
+
+def _holds(text: str, content: str) -> bool:
+    """Return True if a text has the content, perhaps in JSON; white space at its ends is free."""
+    content = content.strip()
+    if content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text:
+        return True
+    # Templates that know the tags of reasoning write them with white space of their own.
+    return REASONING_END in content and "".join(content.split()) in "".join(text.split())
 
 
 def _with_fixed_date(template: str) -> str:
@@ -67,9 +122,13 @@ def _with_fixed_date(template: str) -> str:
     if "strftime_now" not in template:
         return template
     replaced = "".join(
-        f" | replace('{form}', '{FIXED_DATE.strftime(form)}')" for form in DATE_FORMS
+        f" | replace('{form}', '{FIXED_DATE.strftime(form)}')"
+        for form in DATE_FORMS
+        if form in template
     )
-    return "{%- macro strftime_now(form) -%}{{ form" + replaced + " }}{%- endmacro -%}" + template
+    # The name of the argument is that in transformers.
+    macro = "{%- macro strftime_now(format) -%}{{ format" + replaced + " }}{%- endmacro -%}"
+    return macro + template
 
 
 def has_reasoning(message: Message) -> bool:
@@ -122,17 +181,18 @@ def refuse_control_tokens(row: Row, control: re.Pattern[str] | None) -> None:
     """
     if control is None:
         return
+    texts = [json.dumps(row.tools, ensure_ascii=False)] if row.tools else []
     for message in row.messages:
-        texts = [message.content]
+        texts.append(message.content)
         if message.tool_calls or message.extra:
             texts.append(json.dumps([message.tool_calls, message.extra], ensure_ascii=False))
-        for text in texts:
-            match = control.search(text)
-            if match:
-                raise DataError(
-                    f"{row.origin}: the text contains a control token, which would end or start a "
-                    f"turn (got {match[0]}). Fix: remove it, or write it differently"
-                )
+    for text in texts:
+        match = control.search(text)
+        if match:
+            raise DataError(
+                f"{row.origin}: the text contains a control token, which would end or start a "
+                f"turn (got {match[0]}). Fix: remove it, or write it differently"
+            )
 
 
 def refuse_unsupported_tools(row: Row, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -157,8 +217,17 @@ def refuse_unsupported_tools(row: Row, tokenizer: PreTrainedTokenizerBase) -> No
             )
 
 
-def _as_dict(message: Message) -> dict[str, Any]:
+def _as_dict(message: Message, arguments_as_text: bool = False) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
-        turn["tool_calls"] = [dict(call) for call in message.tool_calls]
+        turn["tool_calls"] = [
+            _call_with_text(call) if arguments_as_text else dict(call)
+            for call in message.tool_calls
+        ]
     return turn | dict(message.extra)
+
+
+def _call_with_text(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -24,6 +24,7 @@ from lora_kit.data.templates import (
     plain_prompt,
     refuse_control_tokens,
     render,
+    require_written,
     special_token_ids,
 )
 from lora_kit.data.unwritten import UnwrittenParts
@@ -114,7 +115,7 @@ def tokenize_rows(
     control = control_tokens(tokenizer)
     rendered = []
     end = _required_end_token(rows, tokenizer, train_on)
-    parts = UnwrittenParts(tokenizer) if tokenizer.chat_template else None
+    parts = UnwrittenParts(tokenizer)
     for row in rows:
         refuse_control_tokens(row, control)
         texts = render_turns(row, tokenizer, train_on)
@@ -125,19 +126,34 @@ def tokenize_rows(
     limit = max_length if not split else NO_LIMIT
     examples = iter(_examples(pairs, tokenizer, limit, end))
     examples_of_rows = [[next(examples) for _ in texts] for texts in rendered]
-    if parts is not None:
-        examples_of_rows = [
-            [dataclasses.replace(one, unwritten=fields) for one in examples_of_row]
-            for fields, examples_of_row in zip(
-                map(parts.fields, rows), examples_of_rows, strict=True
-            )
-        ]
+    examples_of_rows = [
+        [dataclasses.replace(one, unwritten=fields) for one in examples_of_row]
+        if fields
+        else list(examples_of_row)
+        for fields, examples_of_row in zip(
+            [_unused_label(row) + parts.fields(row) for row in rows], examples_of_rows, strict=True
+        )
+    ]
     if not split:
         return examples_of_rows
     return [
         [part for one in examples_of_row for part in _split(one, row, max_length)]
         for row, examples_of_row in zip(rows, examples_of_rows, strict=True)
     ]
+
+
+def _unused_label(row: Row) -> tuple[str, ...]:
+    """Return the column of a label for kto, which other objectives do not use.
+
+    Raises:
+        DataError: if the label says that the answer is bad, and it would be learned.
+    """
+    if row.desirable is False:
+        raise DataError(
+            f"{row.origin}: the label says that the answer is not to be learned (got label: false)."
+            " Fix: set training.objective: kto, or remove the row"
+        )
+    return ("label",) if row.desirable else ()
 
 
 def _split(example: Example, row: Row, size: int) -> list[Example]:
@@ -190,6 +206,12 @@ def tokenize_prompt(
             refuse_control_tokens(Row("a prompt", "", tuple(messages)), control_tokens(tokenizer))
         try:
             text = render(messages, tokenizer, add_generation_prompt=True, tools=tools)
+            require_written(
+                messages,
+                text,
+                lambda turn: render(messages[: turn + 1], tokenizer, False, tools),
+                "prompt",
+            )
         except (jinja2.TemplateError, ValueError) as error:
             roles = ", ".join(message.role for message in messages)
             raise DataError(

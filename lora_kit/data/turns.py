@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from lora_kit.data.rows import Message
+from lora_kit.data.strict_json import STRICT
 from lora_kit.recipe.data import TurnRole
 from lora_kit.runtime.errors import DataError
 
@@ -75,9 +75,26 @@ def read_conversations(value: object, field: str, origin: str) -> tuple[Message,
                 f"{', '.join(SHAREGPT_ROLES)}"
             )
         renamed = {k: v for k, v in turn.items() if k not in ("from", "value")}
+        _refuse_two_names(turn, place)
         message = {**renamed, "role": SHAREGPT_ROLES[speaker], "content": turn["value"]}
         messages.append(_message(message, place))
     return tuple(messages)
+
+
+def _refuse_two_names(turn: Mapping[str, Any], place: str) -> None:
+    """Refuse a turn whose speaker or text stands under two names with different values."""
+    role = SHAREGPT_ROLES[turn["from"]]
+    other = turn.get("role")
+    if other is not None and SHAREGPT_ROLES.get(str(other)) != role:
+        raise DataError(
+            f"{place}: `from` and `role` differ (got {turn['from']!r} and {other!r}). Fix: remove "
+            "one of them"
+        )
+    if turn.get("content") not in (None, turn["value"]):
+        raise DataError(
+            f"{place}: `value` and `content` differ (got {turn['value']!r:.40} and "
+            f"{turn['content']!r:.40}). Fix: remove one of them"
+        )
 
 
 def check_last_turn(messages: Sequence[Message], origin: str) -> None:
@@ -199,6 +216,12 @@ def _content(value: object, place: str, may_be_empty: bool) -> str:
                     f"{place}.content[{number}]: a text part must have a `text` (got "
                     f"{part!r:.60}). Fix: fill it in, or remove the part"
                 )
+            others = [str(k) for k, v in part.items() if k not in ("type", "text") and v]
+            if others:
+                raise DataError(
+                    f"{place}.content[{number}]: a text part may hold a `text` only (got "
+                    f"{', '.join(others)}). Fix: remove the other fields"
+                )
         value = "".join(part["text"] for part in value)
     if may_be_empty and (value is None or value == ""):
         return ""
@@ -215,21 +238,54 @@ def _tool_calls(value: object, place: str) -> tuple[Mapping[str, Any], ...]:
                 f"{place}: tool_calls[{number}]: malformed tool call (got {call!r:.60}). Fix: "
                 'write {"function": {"name": "...", "arguments": {...}}}'
             )
-        # OpenAI writes the arguments as JSON text, which templates would quote a second time.
-        arguments = _parsed(
-            function.get("arguments") or {}, f"{place}: tool_calls[{number}]: arguments"
-        )
+        where = f"{place}: tool_calls[{number}]"
+        _refuse_other_fields(call, function, where)
+        arguments = _arguments(function.get("arguments"), where)
         rest = {k: v for k, v in call.items() if k not in ("function", "name", "arguments")}
         named = {"name": function["name"], "arguments": arguments}
         calls.append({"type": "function", **rest, "function": named})
     return tuple(calls)
 
 
+def _refuse_other_fields(call: Mapping[str, Any], function: Mapping[str, Any], where: str) -> None:
+    """Refuse fields of a call that no model would read, such as arguments by another name."""
+    of_function, of_call = {"name", "arguments"}, {"id", "type", "index", "function"}
+    names = set(call) - of_call - (of_function if function is call else set())
+    values = {name: call[name] for name in call if name in names}
+    if function is not call:
+        values |= {name: value for name, value in function.items() if name not in of_function}
+    others = [str(name) for name, value in values.items() if value is not None]
+    if others:
+        raise DataError(
+            f"{where}: a call has a name and `arguments` (got {', '.join(others)}, which no model "
+            'would read). Fix: write {"function": {"name": "...", "arguments": {...}}}'
+        )
+
+
+def _arguments(value: object, where: str) -> Mapping[str, Any]:
+    """Read the arguments of a call.
+
+    OpenAI writes them as JSON text, which templates would quote a second time.
+
+    Raises:
+        DataError: if they are no JSON object.
+    """
+    if value is None or value == "":
+        return {}
+    arguments = _parsed(value, f"{where}: arguments")
+    if not isinstance(arguments, Mapping):
+        raise DataError(
+            f"{where}: arguments: must be an object by name (got {value!r:.60}). Fix: write "
+            '{"name": value, ...}'
+        )
+    return arguments
+
+
 def _parsed(value: object, place: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return STRICT.decode(value)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{place}: not valid JSON: {error} (got {value!r:.60}). Fix: correct it"

@@ -108,6 +108,11 @@ def _conversations(row: Row, objective: Objective) -> list[Row]:
     Raises:
         DataError: if the row is of a kind that the objective does not support.
     """
+    if any(message.trained is False for message in (*row.messages[-1:], *row.rejected)):
+        raise DataError(
+            f"{row.origin}: the answer is not to be trained on, but objective {objective} is about "
+            "it (got a switch of the turn). Fix: remove the switch, or the row"
+        )
     if objective in PAIRED:
         prompt = row.messages[: row.completion_from]
         return [row, dataclasses.replace(row, messages=prompt + row.rejected)]
@@ -129,4 +134,4 @@ def _conversations(row: Row, objective: Objective) -> list[Row]:
             f"{row.origin}: the objective grpo supports only `role` and `content` in a turn (got "
             "tools, tool_calls or other fields). Fix: remove them"
         )
-    return [row]
+    return [dataclasses.replace(row, desirable=None) if objective == "kto" else row]

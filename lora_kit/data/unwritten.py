@@ -48,10 +48,14 @@ class UnwrittenParts:
         """
         if not row.messages:
             return ()
+        if not self.tokenizer.chat_template:
+            return self._listed(row, _extra_fields(row))
         structure = _structure(row)
         if structure not in self.known:
             self.known[structure] = self._missing(row)
-        missing = self.known[structure]
+        return self._listed(row, self.known[structure])
+
+    def _listed(self, row: Row, missing: Missing) -> tuple[str, ...]:
         for turn, field in missing:
             if field in (*TEXTS, *REASONING_FIELDS):
                 raise DataError(
@@ -64,6 +68,8 @@ class UnwrittenParts:
 
     def _missing(self, row: Row) -> Missing:
         """Render the row with sentinels in place of its texts, and return what is not found."""
+        template = str(self.tokenizer.chat_template)
+        unnamed = {(turn, name) for turn, name in _extra_fields(row) if name not in template}
         for fields_too in (True, False):
             marked, left = _marked(row.messages, fields_too)
             # Texts have to be found in the conversation itself. Some templates write reasoning
@@ -79,14 +85,19 @@ class UnwrittenParts:
                     for sentinel, (turn, field) in left.items()
                     if field in TEXTS or sentinel not in shorter
                 }
-            return tuple(sorted(set(left.values())))
-        return ()
+            return tuple(sorted({*left.values(), *unnamed}))
+        return tuple(sorted(unnamed))
 
     def _rendered(self, messages: Sequence[Message], row: Row) -> str | None:
         try:
             return render(messages, self.tokenizer, False, row.tools)
         except (jinja2.TemplateError, ValueError, TypeError):
             return None
+
+
+def _extra_fields(row: Row) -> Missing:
+    """Return turn and name of the fields beside role, text and calls, such as switches."""
+    return tuple((turn, name) for turn, m in enumerate(row.messages) for name, _ in m.extra)
 
 
 def _structure(row: Row) -> str:
@@ -138,9 +149,11 @@ def _marked(
 
 
 def _replaced(value: Any, texts: Iterator[str]) -> Any:
-    """Return a JSON value with other texts in place of its own."""
+    """Return a JSON value with other texts and numbers in place of its own."""
     if isinstance(value, str):
         return next(texts)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return type(value)(next(texts) or 0)
     if isinstance(value, dict):
         return {key: _replaced(one, texts) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_kit.data.columns import refuse_media
 from lora_kit.data.formats import parse_row
 from lora_kit.data.labelled import classification_text, refuse_similar_labels
-from lora_kit.data.rows import Row
+from lora_kit.data.rows import Message, Row
 from lora_kit.data.sources import BUILT_IN, drop_nulls
+from lora_kit.data.turns import read_text
 from lora_kit.evaluation.items.registry import CHOICE_SOURCES
 from lora_kit.evaluation.items.row import ChoiceRow
 from lora_kit.evaluation.suite import TEMPLATE_FIELD, TaskSpec
@@ -28,6 +29,8 @@ from lora_kit.evaluation.task_tables import (
 )
 from lora_kit.runtime.errors import DataError
 
+# Fields of templates that hold the text to answer; others may hold numbers.
+TEXT_FIELDS = ("question", "prompt", "text")
 QUESTION_ROW = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
 LABEL_ROW = '{"text": "...", "label": "..."}'
 
@@ -70,7 +73,7 @@ def read_questions(spec: TaskSpec) -> list[Question]:
         _pair(value, origin, spec)
         if None not in (value.get("chosen"), value.get("rejected"))
         else _question(value, origin, spec)
-        for value, origin in read_task_table(spec, CHOICE_SOURCES)
+        for value, origin in read_task_table(spec, CHOICE_SOURCES, indices=("answer",))
     ]
 
 
@@ -82,10 +85,11 @@ def read_labelled(spec: TaskSpec) -> list[Question]:
     """
     if spec.source in BUILT_IN:
         return _built_in_labelled(spec)
-    table = read_task_table(spec, _labelled_sources(), class_names=True)
+    table = read_task_table(spec, _labelled_sources())
     rows = []
     for value, origin in table:
         refuse_media(value, origin)
+        _require_text_fields(value, origin, spec)
         rows.append((value, origin, _label(value, origin, spec)))
     labels = tuple(spec.labels or sorted({label for _, _, label in rows}))
     refuse_similar_labels(labels, f"task {spec.name}: source")
@@ -153,6 +157,7 @@ def _question(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question
             f"{origin}: `choices` and `answer` are required (got {', '.join(map(str, value))}). "
             f"Fix: write {QUESTION_ROW}, or set `columns`"
         )
+    _require_text_fields(value, origin, spec)
     choices, answer = _choices(value["choices"]), value["answer"]
     if len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
         raise DataError(
@@ -189,6 +194,13 @@ def _unused(value: Mapping[str, Any], spec: TaskSpec, *fields: str) -> tuple[str
     return unread_by_task(value, spec, (*fields, *re.findall(TEMPLATE_FIELD, spec.prompt_template)))
 
 
+def _require_text_fields(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> None:
+    """Refuse a question or text that is none, as training refuses it."""
+    for name in re.findall(TEMPLATE_FIELD, spec.prompt_template):
+        if name in TEXT_FIELDS and name in value:
+            read_text(value[name], name, origin)
+
+
 def _spaced(text: str) -> str:
     """Return a text with each run of white space as one space, none at the ends."""
     return " ".join(text.split())
@@ -213,6 +225,7 @@ def _choices(value: Any) -> list[Any]:
 def _pair(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question:
     """Convert a preference pair to the question of which answer is the likelier one."""
     row = parse_row(drop_nulls(value, form="preference"), origin, "preference", pairs=True)
+    _require_texts_only([*row.messages, *row.rejected], origin)
     roles = [message.role for message in row.messages[:-1]]
     if roles != ["user"]:
         raise DataError(
@@ -227,6 +240,17 @@ def _pair(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question:
         row_slices(value, origin, spec),
     )
     return dataclasses.replace(question, unused=unread_by_task(value, spec, read))
+
+
+def _require_texts_only(turns: Sequence[Message], origin: str) -> None:
+    """Refuse answers with more than a text, which would be compared without the rest."""
+    for message in turns:
+        others = [*(["tool_calls"] if message.tool_calls else []), *(k for k, _ in message.extra)]
+        if others:
+            raise DataError(
+                f"{origin}: the {message.role}'s turn of a pair is compared by its text only (got "
+                f"{', '.join(others)}). Fix: remove them, or write them into the text"
+            )
 
 
 def _pair_question(
@@ -263,4 +287,9 @@ def _label(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> str:
 
 
 def _template_fields(value: Mapping[str, Any]) -> dict[str, str]:
-    return {str(k): str(v) for k, v in value.items() if isinstance(v, str | int | float)}
+    """Return the values for a template: texts as they are, other values as JSON writes them."""
+    return {
+        str(name): held if isinstance(held, str) else json.dumps(held)
+        for name, held in value.items()
+        if isinstance(held, str | int | float)
+    }

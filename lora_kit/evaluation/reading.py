@@ -26,6 +26,8 @@ from lora_kit.evaluation.task_tables import (
 )
 from lora_kit.runtime.errors import DataError
 
+# Names of the field with the correct answers.
+REFERENCES = ("references", "targets")
 # Fields of a row of instructions; `example` is a response that passes its checks.
 INSTRUCTION_FIELDS = ("prompt", "checks", "example")
 
@@ -99,17 +101,15 @@ def read_conversation_rows(spec: TaskSpec) -> list[Conversation]:
 
 
 def _conversation(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Conversation:
-    references = value.get("references", value.get("targets"))
-    if _is_text(references):
-        references = [references]
-    if references is not None:
-        if not (isinstance(references, list) and references and all(map(_is_text, references))):
-            raise DataError(
-                f"{origin}: references: not a text or a list of texts (got {references!r}). Fix: "
-                "write the correct answers as texts"
-            )
-        value = {"completion": references[0], **value}
+    references = _references(value, origin)
+    if references:
+        value = {"completion": references[0], **drop_nulls(value)}
     row = parse_row(drop_nulls(value), origin)
+    if references and _reference(row)[0] not in references:
+        raise DataError(
+            f"{origin}: the answer and its references differ (got {_reference(row)[0]!r:.60} and "
+            f"{references!r:.60}). Fix: add the answer to the references, or remove it"
+        )
     cluster = row_cluster(value, origin, spec)
     row = dataclasses.replace(row, cluster=cluster)
     return Conversation(
@@ -118,8 +118,36 @@ def _conversation(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Conv
         tuple(references) if references else _reference(row),
         cluster,
         row_slices(value, origin, spec),
-        unread_by_task(value, spec, {"references", "targets", *value} - set(row.unused)),
+        unread_by_task(value, spec, {*REFERENCES, *value} - _unused(row)),
     )
+
+
+def _unused(row: Row) -> set[str]:
+    # A label of kto says nothing to a task.
+    return {*row.unused, *(["label"] if row.desirable is not None else [])} - set(REFERENCES)
+
+
+def _references(value: Mapping[str, Any], origin: str) -> list[str]:
+    """Return the correct answers of a row; none for a row whose last turn is the only one.
+
+    Raises:
+        DataError: if they are no texts, or stand twice and differ.
+    """
+    given = {name: value[name] for name in REFERENCES if value.get(name) is not None}
+    lists = {name: [one] if _is_text(one) else one for name, one in given.items()}
+    for name, texts in lists.items():
+        if not (isinstance(texts, list) and texts and all(map(_is_text, texts))):
+            raise DataError(
+                f"{origin}: {name}: not a text or a list of texts (got {texts!r}). Fix: write the "
+                "correct answers as texts"
+            )
+    first, *others = lists.values() or ([],)
+    if others and others[0] != first:
+        raise DataError(
+            f"{origin}: `references` and `targets` differ (got {first!r:.60} and "
+            f"{others[0]!r:.60}). Fix: remove one of them"
+        )
+    return list(first)
 
 
 def _is_text(value: object) -> bool:

@@ -50,6 +50,11 @@ def loss_item(
     example = tokenize(row, tokenizer, spec.max_length)
     if shots:
         example = _with_shots(example, conversation, shots, tokenizer)
+    if not example.supervised and row.messages and row.messages[-1].trained is False:
+        raise DataError(
+            f"{name}: the answer is switched off, so that there is nothing to score (got a switch "
+            "of the turn). Fix: remove the switch, or the item"
+        )
     if not example.supervised:
         raise DataError(
             f"{name}: no token to score within max_length of task {spec.name} (got "

@@ -16,14 +16,14 @@ from lora_kit.runtime.errors import DataError
 
 
 def read_task_table(
-    spec: TaskSpec, built_in: Collection[str], class_names: bool = False
+    spec: TaskSpec, built_in: Collection[str], indices: Collection[str] = ()
 ) -> Iterator[tuple[RawRow, str]]:
     """Yield the rows of a table with their origins, columns renamed to the fields of the kind.
 
     Args:
         spec: task.
         built_in: built-in sources of the kind, named in the error for an unknown source.
-        class_names: if true, give class indices as the names that the table has for them.
+        indices: fields of class indices that are to stay indices; others are read as names.
 
     Raises:
         DataError: if the source is unknown, or a column is missing.
@@ -36,7 +36,7 @@ def read_task_table(
         spec.revision,
         built_in=tuple(built_in),
     )
-    for value, origin in read_table(request, class_names):
+    for value, origin in read_table(request, [spec.columns.get(name, name) for name in indices]):
         yield rename_columns(value, f"task {spec.name}: {origin}", spec.columns), origin
 
 
@@ -115,7 +115,7 @@ def unread_by_task(value: RawRow, spec: TaskSpec, fields: Collection[str]) -> tu
 
 
 def _field(value: Mapping[str, Any], name: str, origin: str, place: str) -> str:
-    if value.get(name) is None:
+    if value.get(name) is None or not str(value[name]).strip():
         raise DataError(
             f"{origin}: no field {name!r} for {place} (got "
             f"{list_columns(key for key in value if value[key] is not None)}). Fix: correct the "

@@ -71,27 +71,31 @@ def build_task(
     }
     selected, rest = select_rows(spec, seed, rows)
     own = [_own_shot(row, spec) for row in rest[: spec.shots]]
-    _refuse_unwritten_parts(selected, spec, tokenizer)
+    unwritten = _unwritten_fields(selected, spec, tokenizer)
     build = builders[spec.kind]
     items = [build(row, list(shots) or own, spec, tokenizer) for row in selected]
-    unused = Counter(name for row in selected for name in row.unused)
+    unused = Counter(name for row in selected for name in row.unused) + unwritten
     return Task(spec, items, task_grader(spec), unused)
 
 
-def _refuse_unwritten_parts(
+def _unwritten_fields(
     rows: Sequence[Any], spec: TaskSpec, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Refuse with DataError a turn or tool of an item that the chat template does not write."""
-    if not tokenizer.chat_template:
-        return
-    parts = UnwrittenParts(tokenizer)
+) -> Counter[str]:
+    """Count fields of turns that the chat template does not write.
+
+    Raises:
+        DataError: if it is a text, reasoning, or tools.
+    """
+    parts, found = UnwrittenParts(tokenizer), Counter[str]()
     for row in rows:
         if isinstance(row, Conversation):
             # The answer is not rendered where one is generated.
             messages = row.row.messages[: -1 if spec.kind == "generation" else None]
             prompt = dataclasses.replace(row.row, messages=messages)
-            refuse_unsupported_tools(prompt, tokenizer)
-            parts.fields(prompt)
+            if tokenizer.chat_template:
+                refuse_unsupported_tools(prompt, tokenizer)
+            found.update(parts.fields(prompt))
+    return found
 
 
 def selected_clusters(spec: TaskSpec, seed: int) -> list[str] | None:

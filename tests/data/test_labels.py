@@ -229,7 +229,7 @@ def test_a_supervised_turn_that_the_template_changes_is_refused(tokenizer: Any) 
         "message['content']", "message['content'].upper()"
     )
     assert "upper" in changed.chat_template
-    with pytest.raises(DataError, match=r"does not write the user's turn 0"):
+    with pytest.raises(DataError, match=r"changes the text of turn 0, the user's"):
         tokenize(row(*CHAT[1:3]), changed, 512, ["user"])
 
 

@@ -27,7 +27,10 @@ SUFFIXES = (*LINES, ".json", *DIALECTS, PARQUET)
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 ENDINGS = f"{', '.join(SUFFIXES)}, optionally followed by {', '.join(COMPRESSIONS)}"
 # Files without rows that are skipped: documentation, and metadata written by `datasets`.
-ABOUT = re.compile(r"(readme|licen[sc]e|copying|notice|citation)\b.*", re.IGNORECASE)
+ABOUT = re.compile(
+    r"(readme|licen[sc]e|copying|notice|citation)\b(.*\.(md|markdown|txt|rst|html?|pdf|bib|cff)|[^.]*)",
+    re.IGNORECASE,
+)
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 # Words in a path that name a split, as in `datasets`.
 SPLIT_WORDS = {
@@ -103,9 +106,12 @@ def list_data_files(folder: Path, field: str) -> list[Path]:
     files, unsupported = [], []
     for path in _walk(folder):
         require_text_path(path, field)
-        if path.is_file() and file_kind(path) and path.name not in DESCRIPTIONS:
+        is_read = path.is_file() and file_kind(path) and not _is_of_a_table(path, folder)
+        if path.name in DESCRIPTIONS and path.parent == folder:
+            continue
+        if is_read:
             files.append(path)
-        elif path.name not in DESCRIPTIONS and not ABOUT.fullmatch(path.name):
+        elif file_kind(path) or not ABOUT.fullmatch(path.name):
             unsupported.append(path)
     if not files:
         raise DataError(
@@ -122,6 +128,11 @@ def list_data_files(folder: Path, field: str) -> list[Path]:
     return files
 
 
+def _is_of_a_table(path: Path, folder: Path) -> bool:
+    """Return True below a folder such as `_delta_log`, whose files say which others count."""
+    return any(part.startswith("_") for part in path.relative_to(folder).parts[:-1])
+
+
 def _walk(folder: Path) -> list[Path]:
     """List all files in a folder and its subfolders, except hidden ones and markers (`_SUCCESS`).
 
@@ -129,9 +140,13 @@ def _walk(folder: Path) -> list[Path]:
     """
     paths = []
     for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        folders[:] = [name for name in folders if not name.startswith(".")]
         links = [name for name in folders if (Path(root) / name).is_symlink()]
-        names = [name for name in files if not name.startswith((".", "_"))]
+        names = [
+            name
+            for name in files
+            if not name.startswith(".") and (not name.startswith("_") or file_kind(Path(name)))
+        ]
         paths += [Path(root) / name for name in (*names, *links)]
     return sorted(paths)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lora_kit.data.columns import list_columns
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import whole_file
@@ -28,49 +29,62 @@ BATCH = 1000
 LONGEST_FIELD = 2**31 - 1
 
 
-def load_delimited(paths: Sequence[Path], kind: str, originals: Sequence[Path]) -> Any:
-    """Load files as one memory-mapped data set of texts, found in the cache by their content.
+def load_delimited(path: Path, kind: str, original: Path) -> Any:
+    """Load a file as a memory-mapped data set of texts, found in the cache by its content.
 
     Args:
-        paths: files to read, at least one.
-        kind: ending of the files, one of `DIALECTS`.
-        originals: paths in error messages.
+        path: file to read.
+        kind: ending of the file, one of `DIALECTS`.
+        original: path in error messages.
 
     Raises:
-        DataError: if a file cannot be read, has no header or one unlike that of the first file, or
-            a row has another number of fields; the message names the line.
+        DataError: if the file cannot be read or has no header, or a row has another number of
+            fields; the message names the line.
     """
     import datasets
 
     try:
-        content = json_sha256([VERSION, kind, [file_sha256(path) for path in paths]])
+        content = json_sha256([VERSION, kind, [file_sha256(path)]])
     except OSError as error:
-        raise _unreadable(originals[0], error) from error
+        raise _unreadable(original, error) from error
     target = cache_directory() / "tables" / f"{content}.arrow"
     if not target.is_file():
         with whole_file(target) as temporary:
-            _convert(paths, kind, originals, temporary)
+            _convert(path, kind, original, temporary)
     return datasets.Dataset.from_file(str(target))
 
 
-def _convert(paths: Sequence[Path], kind: str, originals: Sequence[Path], target: Path) -> None:
-    """Write the rows of all files as an Arrow stream of text columns."""
+def require_same_columns(paths: Sequence[Path], kind: str, originals: Sequence[Path]) -> None:
+    """Refuse files of one folder with other columns than the first.
+
+    Args:
+        paths: files to read.
+        kind: ending of the files, one of `DIALECTS`.
+        originals: paths in error messages.
+
+    Raises:
+        DataError: naming the file, or if one has no header.
+    """
     columns = _header(paths[0], kind, originals[0])
+    for path, original in zip(paths[1:], originals[1:], strict=True):
+        header = _header(path, kind, original)
+        if set(header) != set(columns):
+            raise DataError(
+                f"{original}:1: the columns differ from those of {originals[0]} (got "
+                f"{list_columns(header)} and {list_columns(columns)}). Fix: name the files as "
+                "sources of their own, or correct a header"
+            )
+
+
+def _convert(path: Path, kind: str, original: Path, target: Path) -> None:
+    """Write the rows of a file as an Arrow stream of text columns."""
+    columns = _header(path, kind, original)
     schema = pa.schema([(column, pa.string()) for column in columns])
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for path, original in zip(paths, originals, strict=True):
-            header = _header(path, kind, original)
-            if set(header) != set(columns):
-                raise DataError(
-                    f"{original}:1: the columns differ from those of {originals[0]} (got "
-                    f"{', '.join(header)} and {', '.join(columns)}). Fix: name the files as "
-                    "sources of their own, or correct a header"
-                )
-            order = [header.index(column) for column in columns]
-            reader = _rows(path, kind, original, header)
-            while rows := list(islice(reader, BATCH)):
-                texts = [pa.array([row[n] for row in rows], pa.string()) for n in order]
-                writer.write_batch(pa.record_batch(texts, schema=schema))
+        reader = _rows(path, kind, original, columns)
+        while rows := list(islice(reader, BATCH)):
+            texts = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+            writer.write_batch(pa.record_batch(texts, schema=schema))
 
 
 def _header(path: Path, kind: str, original: Path) -> list[str]:
@@ -78,7 +92,7 @@ def _header(path: Path, kind: str, original: Path) -> list[str]:
     if not columns or not all(map(str.strip, columns)) or len(set(columns)) < len(columns):
         raise DataError(
             f"{original}:{line}: the first line must name the columns, each once (got "
-            f"{', '.join(columns) or 'nothing'}). Fix: add or correct the header"
+            f"{list_columns(columns) if columns else 'nothing'}). Fix: add or correct the header"
         )
     return columns
 
@@ -94,7 +108,8 @@ def _rows(path: Path, kind: str, original: Path, columns: Sequence[str]) -> Iter
     for line, fields in records:
         if len(fields) < len(columns) and not "".join(fields).strip():
             continue
-        if fields == columns:
+        # Files that were joined keep the mark at the start of each.
+        if [fields[0].removeprefix("\ufeff"), *fields[1:]] == columns:
             raise DataError(
                 f"{original}:{line}: the header stands a second time (got {', '.join(columns)}). "
                 "Fix: remove the line"

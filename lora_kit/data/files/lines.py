@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_kit.data.strict_json import STRICT
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.hashes import file_sha256
 
@@ -96,33 +94,6 @@ class JsonRows:
         return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object.
-
-    Raises:
-        ValueError: if a key stands twice, of which `json` by itself keeps the last.
-    """
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        key, count = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {key!r} {count} times in one object")
-    return value
-
-
-def _number(text: str) -> float:
-    """Return a JSON number.
-
-    Raises:
-        ValueError: if it is none, or too large.
-    """
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text}, which is no finite number")
-    return value
-
-
-# Decoder that refuses what `json` by itself takes beyond the standard.
-STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
 # Escape of half a character; two of them in order make a whole one.
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 

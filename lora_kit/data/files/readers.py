@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.errors import DataError, first_line
 from lora_kit.runtime.hashes import file_sha256, json_sha256
 
-# Files named in an error message.
-MAX_NAMED = 3
 # File that marks a directory saved by `datasets`: one data set, or one per split.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
@@ -41,33 +38,32 @@ class TableRequest:
     built_in: tuple[str, ...] = ()
 
 
-def load_parquet(paths: Sequence[Path], originals: Sequence[Path]) -> Any:
-    """Load files as one memory-mapped data set, found in the cache by their content.
+def load_parquet(path: Path, original: Path) -> Any:
+    """Load a file as a memory-mapped data set, found in the cache by its content.
 
     `datasets` by itself looks for a file's path and time, and would give the old rows of a file
     that was written twice within a second.
 
     Args:
-        paths: files to read, at least one.
-        originals: paths in error messages.
+        path: file to read.
+        original: path in error messages.
 
     Raises:
-        DataError: if the files cannot be read.
+        DataError: if the file cannot be read.
     """
     import datasets
 
     try:
-        content = json_sha256([file_sha256(path) for path in paths])
+        content = json_sha256([file_sha256(path)])
         return datasets.load_dataset(
             "parquet",
-            data_files=[str(path) for path in paths],
+            data_files=[str(path)],
             split="train",
             cache_dir=str(cache_directory() / "tables" / content),
         )
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        files = ", ".join(map(str, originals[:MAX_NAMED]))
         raise DataError(
-            f"{files}: cannot be read as parquet (got {first_line(error.__cause__ or error)}). "
+            f"{original}: cannot be read as parquet (got {first_line(error.__cause__ or error)}). "
             "Fix: correct the file, or rename it if it has another format"
         ) from error
 
@@ -92,8 +88,9 @@ def load_saved(path: Path, split: str, field: str) -> Any:
             raise DataError(
                 f"{field}: {path}: no split `{split}`. Fix: use one of {', '.join(saved)}"
             )
-        return saved[split]
-    return saved
+        saved = saved[split]
+    # The format that it was saved with, such as that of pandas, may hide columns.
+    return saved.with_format(None)
 
 
 def load_hub(request: TableRequest) -> Any:

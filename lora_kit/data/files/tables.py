@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +20,7 @@ from lora_kit.data.files.datafiles import (
     list_data_files,
     require_text_path,
 )
-from lora_kit.data.files.delimited import DIALECTS, load_delimited
+from lora_kit.data.files.delimited import DIALECTS, load_delimited, require_same_columns
 from lora_kit.data.files.lines import index_json, index_lines
 from lora_kit.data.files.readers import (
     SAVED,
@@ -128,6 +128,23 @@ class ConcatenatedTable:
         return table, int(number) - self.starts[table]
 
 
+def class_names(table: Table) -> dict[str, Sequence[str]]:
+    """Return the names of classes by column, for columns of class indices.
+
+    Raises:
+        DataError: if the files of a folder name them differently.
+    """
+    tables = table.tables if isinstance(table, ConcatenatedTable) else (table,)
+    found = [one.names if isinstance(one, ArrowTable) else {} for one in tables]
+    for one, names in zip(tables, found, strict=True):
+        if names != found[0]:
+            raise DataError(
+                f"{one.origin(0)}: other names of classes than in {tables[0].origin(0)} (got "
+                f"{names} and {found[0]}). Fix: write both files with the same classes"
+            )
+    return found[0]
+
+
 def open_table(request: TableRequest) -> Table:
     """Open a table.
 
@@ -144,7 +161,7 @@ def open_table(request: TableRequest) -> Table:
     if file_kind(path):
         if not path.is_file():
             raise DataError(f"{field}: no such file (got {path}). Fix: correct the path")
-        return _files([path], str(path))
+        return _files([path])
     if is_hub_id(source):
         return _hub(request)
     built_in = f"a built-in source ({', '.join(request.built_in)}), " if request.built_in else ""
@@ -156,20 +173,21 @@ def open_table(request: TableRequest) -> Table:
 
 
 def read_table(
-    request: TableRequest, class_names: bool = False
+    request: TableRequest, indices: Collection[str] = ()
 ) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Yield each raw row of a source with its location.
 
     Args:
         request: source to open.
-        class_names: if true, give class indices as the names that the table has for them.
+        indices: columns of class indices that are to stay indices; others are read as the names
+            that the table has for them.
 
     Raises:
         DataError: if the source cannot be opened, a row is not an object, or a class index has no
             name.
     """
     table = open_table(request)
-    names = table.names if class_names and isinstance(table, ArrowTable) else {}
+    names = {c: of_column for c, of_column in class_names(table).items() if c not in indices}
     for start in range(0, len(table), BLOCK):
         numbers = range(start, min(start + BLOCK, len(table)))
         for number, value in zip(numbers, table.take(numbers), strict=True):
@@ -179,7 +197,8 @@ def read_table(
                     f"{type(value).__name__}). Fix: correct the row"
                 )
             origin = table.origin(number)
-            yield {**value, **{c: class_name(value, c, names[c], origin) for c in names}}, origin
+            named = {c: class_name(value, c, names[c], origin) for c in names}
+            yield {**value, **named}, origin
 
 
 def is_hub_id(source: str) -> bool:
@@ -193,21 +212,31 @@ def has_splits(source: str) -> bool:
     return is_hub_id(source) or (Path(source).expanduser() / SAVED_SPLITS).is_file()
 
 
-def _files(paths: Sequence[Path], source: str) -> Table:
+def _files(paths: Sequence[Path]) -> Table:
     """Open files of one kind as one table."""
     kind = file_kind(paths[0])
     files = [decompressed_file(path) for path in paths]
-    if kind in DIALECTS or kind == PARQUET:
-        dataset = (
-            load_parquet(files, paths) if kind == PARQUET else load_delimited(files, kind, paths)
-        )
-        return ArrowTable(source, dataset, lambda: json_sha256([file_sha256(f) for f in files]))
-    index = index_lines if kind in LINES else index_json
-    tables: list[Table] = [index(file, path) for file, path in zip(files, paths, strict=True)]
+    if kind in DIALECTS:
+        require_same_columns(files, kind, paths)
+    tables = [_file(file, kind, path) for file, path in zip(files, paths, strict=True)]
     if len(tables) == 1:
         return tables[0]
     starts = np.cumsum([0, *map(len, tables)]).tolist()
     return ConcatenatedTable(tuple(tables), tuple(starts))
+
+
+def _file(file: Path, kind: str, path: Path) -> Table:
+    """Open one file, with its own types of columns.
+
+    Args:
+        file: file to read, decompressed.
+        kind: ending of the file.
+        path: path in error messages and origins.
+    """
+    if kind in DIALECTS or kind == PARQUET:
+        load = load_parquet(file, path) if kind == PARQUET else load_delimited(file, kind, path)
+        return ArrowTable(str(path), load, lambda: json_sha256([file_sha256(file)]))
+    return index_lines(file, path) if kind in LINES else index_json(file, path)
 
 
 def _folder(path: Path, request: TableRequest) -> Table:
@@ -218,7 +247,7 @@ def _folder(path: Path, request: TableRequest) -> Table:
             f"{request.field}: {path}: the files are of several kinds (got {', '.join(kinds)}). "
             "Fix: name one file, or put each kind into a folder of its own"
         )
-    return _files(files, str(path))
+    return _files(files)
 
 
 def _saved(path: Path, request: TableRequest) -> Table:

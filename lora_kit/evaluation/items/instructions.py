@@ -31,7 +31,7 @@ def parse_instruction(mapping: Mapping[str, object]) -> InstructionRow:
         ValueError: if a field is missing or has the wrong type, or a check is invalid.
     """
     name, prompt, checks = (mapping.get(key) for key in ("id", "prompt", "checks"))
-    if not (isinstance(name, str) and isinstance(prompt, str) and name and prompt):
+    if not (isinstance(name, str) and isinstance(prompt, str) and name and prompt.strip()):
         raise ValueError(
             f"an instruction needs an id and a prompt (got {mapping!r}). Fix: add `id` and `prompt`"
         )
