@@ -16,6 +16,7 @@ from lora_kit.data.templates import (
     refuse_unsupported_tools,
     render,
     require_written,
+    template_refusal,
 )
 from lora_kit.recipe.data import TrainOn
 from lora_kit.runtime.errors import DataError
@@ -171,10 +172,7 @@ def _conversation(
             return RenderedRow(text, None, add_special_tokens=False)
         spans = tuple(_turn_span(row, tokenizer, text, end, turn) for turn in turns)
     except (jinja2.TemplateError, ValueError) as error:
-        raise DataError(
-            f"{row.origin}: the chat template rejects this row ({error}). Fix: change the row's "
-            "turns, or use a backbone with another chat template"
-        ) from error
+        raise template_refusal(row.origin, "this row", error) from error
     return RenderedRow(text, spans, add_special_tokens=False)
 
 

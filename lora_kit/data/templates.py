@@ -104,6 +104,25 @@ def require_written(
             )
 
 
+def template_refusal(origin: str, turns: str, error: Exception) -> DataError:
+    """Return the error for turns that a chat template cannot render.
+
+    Args:
+        origin: location of the row.
+        turns: what was to be rendered, in words.
+        error: error of the template: one that it raises itself, or a mistake in it.
+    """
+    if isinstance(error, jinja2.TemplateRuntimeError):
+        return DataError(
+            f"{origin}: backbone.model: its chat template fails on {turns} ({error}). Fix: correct "
+            "the template in a copy of the model, or use another backbone"
+        )
+    return DataError(
+        f"{origin}: the chat template rejects {turns} ({error}). Fix: change the turns, or use a "
+        "backbone with another chat template"
+    )
+
+
 def _holds(text: str, content: str) -> bool:
     """Return True if a text has the content, perhaps in JSON; white space at its ends is free."""
     content = content.strip()

@@ -26,6 +26,7 @@ from lora_kit.data.templates import (
     render,
     require_written,
     special_token_ids,
+    template_refusal,
 )
 from lora_kit.data.unwritten import UnwrittenParts
 from lora_kit.recipe.data import TrainOn
@@ -214,10 +215,7 @@ def tokenize_prompt(
             )
         except (jinja2.TemplateError, ValueError) as error:
             roles = ", ".join(message.role for message in messages)
-            raise DataError(
-                f"prompt: the chat template rejects the turns (got {roles}): {error}. Fix: change "
-                "the turns, or use a backbone with another chat template"
-            ) from error
+            raise template_refusal("prompt", f"the turns {roles}", error) from error
         # The template writes the special tokens itself; the tokenizer must not write them again.
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return tokenize_beginning(plain_prompt([m.content for m in messages]), tokenizer)

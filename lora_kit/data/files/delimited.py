@@ -22,7 +22,7 @@ DIALECTS: dict[str, dict[str, Any]] = {
     ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
 }
 # To be raised when the same files are to give another table.
-VERSION = 1
+VERSION = 2
 # Rows of a record batch.
 BATCH = 1000
 # Limit on the bytes of a field that the library has beside its default of 128 KiB.
