@@ -270,3 +270,22 @@ def test_the_ledger_holds_what_the_verdict_needs(
 def test_a_ledger_entry_survives_the_disk() -> None:
     entry = Entry("a", "s", "t", "i", "c", None, "o", "p", "r", 1, 0.5, {"f": "v"}, {"m": 1.0})
     assert Entry.from_row(json.loads(json.dumps(dataclasses.asdict(entry)))) == entry
+
+
+def test_a_layout_is_searched_once_for_tasks_of_a_kind_and_anew_for_much_longer_items(
+    evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched, find = [], engine.find_layout
+
+    def counting(scorer: Any, requests: Sequence[Any], prefix_ids: tuple[int, ...]) -> Any:
+        searched.append(max(request.length for request in requests))
+        return find(scorer, requests, prefix_ids)
+
+    monkeypatch.setattr(engine, "find_layout", counting)
+    common = {"kind": "loss", "source": "python-reference", "limit": 8, "margin": 0.1}
+    lengths = {"short": 20, "as_short": 20, "long": 400}
+    tasks = [{"name": name, **common, "max_length": lengths[name]} for name in lengths]
+    evaluate(suites=[{"name": "keep", "role": "retention", "tasks": tasks}])
+    short, long = searched
+    assert short <= 20
+    assert long > 4 * short

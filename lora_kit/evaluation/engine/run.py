@@ -77,8 +77,10 @@ def _evaluate_model(
                     context.journal.append(records)
 
 
-# Layout by kind of request and presence of a prefix, searched once and used for all models.
-LayoutsByKind = dict[tuple[type[Request], bool], BatchLayout]
+# Layout by kind of request, presence of a prefix and magnitude of the longest request, searched
+# once and used for all models. Layers may read long texts otherwise (scaled RoPE, windows), so a
+# task of four times the length is searched anew.
+LayoutsByKind = dict[tuple[type[Request], bool, int], BatchLayout]
 
 
 def _evaluate_task(
@@ -158,7 +160,8 @@ class _ArmTask:
         task, key = work.task_for(arm.name), work.key(arm.name, arm.identity)
         requests = [item.request for item in task.items]
         prefix_ids = shared_prefix(requests)
-        kind = type(requests[0]), bool(prefix_ids)
+        longest = max(request.length for request in requests)
+        kind = type(requests[0]), bool(prefix_ids), longest.bit_length() // 2
         with arm.active(scorer.model):
             if kind not in layouts:
                 layouts[kind] = find_layout(scorer, requests, prefix_ids)
