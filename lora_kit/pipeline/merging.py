@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_kit.adapter.attach import attach_saved
-from lora_kit.adapter.saved import ADAPTER_CONFIG, adapter_sha256
+from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
@@ -36,12 +36,13 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.session import Session, Subject, open_subject, require_run_or_adapter
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import MergeError
-from lora_kit.runtime.files import replace_directory, write_json
+from lora_kit.runtime.files import read_json, replace_directory, write_json
 from lora_kit.runtime.hashes import file_sha256
 
 COMPARED_ROWS = 24
 PROSE, ANSWERS = "python-reference", "stdlib-docstrings"
 Into = Literal["dequantized", "original"]
+BOTH: tuple[Into, Into] = ("dequantized", "original")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,10 @@ def merge(
 def _directories(
     run: RunDirectory | None, adapter: Path, spec: MergeSpec, output: Path | None
 ) -> list[Path]:
-    """Return the directory of each merged model; those that a caller names must be empty."""
+    """Return the directory of each merged model.
+
+    Those that a caller names must be empty, or one of two that a killed call left.
+    """
     arms = MERGED_ARMS if spec.base == "both" else MERGED_ARMS[:1]
     if output is None:
         if run is None:
@@ -135,14 +139,28 @@ def _directories(
     # `.` has no name of its own.
     output = output.absolute()
     directories = [output.with_name(arm.replace("merged", output.name, 1)) for arm in arms]
-    for directory in directories:
-        require_empty_output(directory)
+    is_unfinished = not all(directory.exists() for directory in directories)
+    for directory, into in zip(directories, BOTH, strict=False):
+        if not (is_unfinished and _is_same_merge(directory, adapter, into)):
+            require_empty_output(directory)
     return directories
+
+
+def _is_same_merge(directory: Path, adapter: Path, into: Into) -> bool:
+    """Return True for one of two merges, left by a call that was killed before the other.
+
+    The merge is done again.
+    """
+    record = directory / MERGE_RECORD
+    if not record.is_file() or not (adapter / ADAPTER_WEIGHTS).is_file():
+        return False
+    found = read_json(record, MergeError)
+    return (found.get("adapter"), found.get("into")) == (adapter_sha256(adapter), into)
 
 
 def _bases(subject: Subject, spec: MergeSpec) -> tuple[Into, ...]:
     if spec.base == "both":
-        return "dequantized", "original"
+        return BOTH
     return (
         ("dequantized",) if spec.base == "dequantized" and _is_quantized(subject) else ("original",)
     )

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.pipeline import evaluate, merge, merging, train
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
@@ -92,6 +94,45 @@ def test_both_bases_are_merged_verified_and_evaluated(
     assert (alone.into, alone.verification.passed) == ("original", True)
     config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert config["dtype"] == "float32"
+    # As if a call was killed before the second of two merges.
+    merge(session, tmp_path / "two", base="dequantized")
+    assert [one.directory.name for one in merge(session, tmp_path / "two")] == [
+        "two",
+        "two-original",
+    ]
+
+
+def test_the_first_of_two_merges_is_done_again_after_a_kill_but_nothing_else_is_replaced(
+    tmp_path: Path,
+) -> None:
+    adapter, output = tmp_path / "adapter", tmp_path / "model"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    both = [output, tmp_path / "model-original"]
+    spec = MergeSpec(base="both")
+
+    def merged(directory: Path, of: str) -> None:
+        directory.mkdir(exist_ok=True)
+        into = "dequantized" if directory == output else "original"
+        (directory / "merge.json").write_text(json.dumps({"adapter": of, "into": into}))
+
+    merged(output, adapter_sha256(adapter))
+    assert merging._directories(None, adapter, spec, output) == both
+    # One of one is finished, and so are two of two.
+    with pytest.raises(MergeError, match="already exists"):
+        merging._directories(None, adapter, MergeSpec(), output)
+    merged(both[1], adapter_sha256(adapter))
+    with pytest.raises(MergeError, match="already exists"):
+        merging._directories(None, adapter, spec, output)
+    shutil.rmtree(both[1])
+    merged(output, "another adapter")
+    with pytest.raises(MergeError, match="already exists"):
+        merging._directories(None, adapter, spec, output)
+    record = {"adapter": adapter_sha256(adapter), "into": "original"}
+    (output / "merge.json").write_text(json.dumps(record))
+    with pytest.raises(MergeError, match="already exists"):
+        merging._directories(None, adapter, spec, output)
 
 
 def test_both_bases_of_a_backbone_that_is_not_quantized_are_refused(
