@@ -17,6 +17,7 @@ from lora_kit.adapter.name_checks import (
     require_target_modules,
 )
 from lora_kit.adapter.peft_methods import peft_configuration
+from lora_kit.adapter.quick_patterns import require_quick_patterns
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.adapter.saved_configuration import (
     MISMATCH_ERRORS,
@@ -171,6 +172,8 @@ def load_adapter(base: torch.nn.Module, reference: str, directory: Path) -> Peft
     require_known_options(config, path, AdapterError)
     require_sound_weights(directory, AdapterError)
     require_known_tokens(base, config, f"{path}: ")
+    names = [name for name, _ in (*base.named_modules(), *base.named_parameters())]
+    require_quick_patterns(vars(config), names, f"{path}: ")
     rows = saved_vocabulary_rows(base, directory, AdapterError)
     if rows:
         resize_vocabulary(base, rows, (reference, str(directory)))

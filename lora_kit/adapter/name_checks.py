@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_kit.adapter.quick_patterns import require_quick_patterns
 from lora_kit.runtime.errors import AdapterError, did_you_mean
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def require_known_names(model: torch.nn.Module, config: PeftConfig) -> None:
     """
     modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    require_quick_patterns(vars(config), [*modules, *parameters], "adapter.options.")
     for option in (*COMPLETE_SUFFIX, *ANY_SUFFIX):
         matches = _has_suffix if option in COMPLETE_SUFFIX else str.endswith
         _require_matches(option, getattr(config, option, None), modules, matches)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER
+from lora_kit.adapter.quick_patterns import require_quick_patterns
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.adapter.saved_configuration import MISMATCH_ERRORS, PREFIX
 from lora_kit.adapter.vocabulary import saved_vocabulary_rows
@@ -157,6 +158,8 @@ def build_meta_model(base: Path, adapter: Path | None) -> MetaModel:
     if adapter is None:
         return meta
     config = adapter_configuration(adapter)
+    names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+    require_quick_patterns(vars(config), names, f"{adapter / ADAPTER_CONFIG}: ", MergeError)
     residual_init = residual_initialization(config, adapter)
     if residual_init:
         # The initialization needs real weights; `merge_with_peft` applies it layer by layer.

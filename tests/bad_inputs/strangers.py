@@ -21,6 +21,8 @@ TEMPLATE = "chat_template.jinja"
 # Title, colour, clearing, movement, one-byte introducers and reversed text.
 ESCAPES = "\x1b]0;title\x07\x1b[31m\x1b[2J\x1b[1A\r\x08\x9b2J\x7f\u202e\u2066[red]:bomb:"
 SHOWN = "[U+001B]]0;title[U+0007][U+001B][31m[U+001B][2J[U+001B][1A"
+# Doubles its steps with each letter of a name.
+ENDLESS = r"(.|..)*(.|..)*!"
 # A value of a field that is to be left out of the file.
 ABSENT = "(absent)"
 
@@ -120,7 +122,8 @@ def of_adapter(name: str, values: Mapping[str, Any], *says: str) -> Case:
         adapter = place.folder / "adapter"
         shutil.copytree(place.adapter, adapter)
         path = adapter / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | dict(values)))
+        found = json.loads(path.read_text()) | {"base_model_name_or_path": str(place.model)}
+        path.write_text(json.dumps(found | dict(values)))
         (place.folder / "suite.yaml").write_text(json.dumps(SUITE))
         return ["evaluate", str(adapter), "--suite", str(place.folder / "suite.yaml")]
 
@@ -139,6 +142,21 @@ def of_rows(title: str, rows: list[Any], *says: str, status: int = 2, **sections
         says,
         status,
     )
+
+
+def of_command(name: str, command: list[str], values: Mapping[str, Any], *says: str) -> Case:
+    """Return the case of a merge or a combination of adapters with other values."""
+
+    def write(place: Place) -> list[str]:
+        adapter = place.folder / "adapter"
+        shutil.copytree(place.adapter, adapter)
+        path = adapter / "adapter_config.json"
+        found = json.loads(path.read_text()) | {"base_model_name_or_path": str(place.model)}
+        path.write_text(json.dumps(found | dict(values)))
+        output = ["--output", str(place.folder / "output")]
+        return [command[0], str(adapter), *command[1:], *output]
+
+    return Case(name, write, says)
 
 
 def nested(depth: int) -> str:
@@ -319,6 +337,18 @@ CASES = (
     of_adapter("escapes in a method", {"peft_type": ESCAPES}, "peft_type"),
     of_adapter("escapes in an option", {"bias": ESCAPES}, "bias"),
     of_adapter("escapes in an option's name", {ESCAPES: 1}, "adapter_config.json"),
+    # Regular expressions without end.
+    of_adapter(
+        "an endless expression in an adapter",
+        {"target_modules": ENDLESS},
+        *("target_modules", "takes too long"),
+    ),
+    of_command(
+        "an endless expression in a combination",
+        ["combine", "--method", "svd", "--rank", "1"],
+        {"rank_pattern": {ENDLESS: 2}},
+        *("rank_pattern", "takes too long"),
+    ),
     # Values of config.json.
     *(
         with_values(CONFIG, {name: value})

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from lora_kit.adapter.quick_patterns import require_quick_patterns
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BACKBONE, adapter_sha256
 from lora_kit.adapter.saved_configuration import PREFIX, plain_lora_problem, require_option_types
 from lora_kit.adapter.weights import require_plain_names, require_weight_file
@@ -110,6 +111,8 @@ def read_adapter_source(target: Path) -> AdapterSource:
     require_weight_file(directory, MergeError)
     config = read_json(directory / ADAPTER_CONFIG, MergeError)
     _require_plain(directory, config)
+    modules = _modules(directory / ADAPTER_WEIGHTS)
+    require_quick_patterns(config, modules, f"{directory / ADAPTER_CONFIG}: ", MergeError)
     return AdapterSource(
         name=str(target),
         directory=directory,
@@ -117,7 +120,7 @@ def read_adapter_source(target: Path) -> AdapterSource:
         backbone=_backbone(directory / BACKBONE),
         sha256=adapter_sha256(directory),
         examples=_examples(directory),
-        modules=_modules(directory / ADAPTER_WEIGHTS),
+        modules=modules,
     )
 
 
