@@ -1,11 +1,13 @@
 """The commands: parse, call, print.
 
 Exit status: 0 done or PASS, 1 an error of lora-kit, 2 bad usage or refused input, 3 FAIL,
-4 INCONCLUSIVE, 75 a training that a signal interrupted and --resume continues.
+4 INCONCLUSIVE, 75 a training that a signal interrupted and --resume continues, 141 output that
+nobody reads any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 import traceback
@@ -14,7 +16,14 @@ from rich.markup import escape
 
 # Renamed, since `lora_kit.cli.app` is the module.
 from lora_kit.cli.app import app as program
-from lora_kit.cli.ending import is_first_to_fail, leave, lost_another, named
+from lora_kit.cli.ending import (
+    is_first_to_fail,
+    is_null,
+    is_reader_gone,
+    leave,
+    lost_another,
+    named,
+)
 from lora_kit.runtime.console import VisibleConsole, is_debug_enabled, visible
 from lora_kit.runtime.errors import LoraKitError, first_line
 from lora_kit.runtime.launcher import number_of_processes
@@ -25,14 +34,20 @@ __all__ = ["main"]
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 # Exit status after Ctrl-C.
 INTERRUPTED = 130
+# Exit status if nobody reads the output any more: that of a process ended by SIGPIPE, in a shell.
+BROKEN_PIPE = 141
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; the one place where errors become messages and exit statuses."""
+    was_null = is_null()
     try:
         program(arguments)
     except SystemExit as end:
         leave()
+        # Status 1 is that of typer and rich for a broken pipe, too.
+        if end.code == 1 and is_reader_gone(was_null):
+            raise SystemExit(BROKEN_PIPE) from None
         if end.code == INTERRUPTED and is_first_to_fail():
             _print_error(
                 "interrupted. Fix: repeat the command to continue from what is saved, a training "
@@ -54,7 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _print_error(message: str) -> None:
-    VisibleConsole(stderr=True).print(f"{named()}: {escape(message)}", soft_wrap=True)
+    # The status says as much where nobody reads.
+    with contextlib.suppress(BrokenPipeError):
+        VisibleConsole(stderr=True).print(f"{named()}: {escape(message)}", soft_wrap=True)
 
 
 def _reported(error: Exception) -> tuple[str, int] | None:

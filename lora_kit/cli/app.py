@@ -25,7 +25,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     epilog="Start with `lora-kit run quickstart`. Exit status: 0 done or PASS, 1 an error of "
     "lora-kit, 2 bad usage or refused input, 3 FAIL or a failed check, 4 INCONCLUSIVE, 75 stopped "
-    "by SIGTERM or SIGUSR1 with a checkpoint (continue with --resume), 130 stopped by Ctrl-C.",
+    "by SIGTERM or SIGUSR1 with a checkpoint (continue with --resume), 130 stopped by Ctrl-C, "
+    "141 nobody reads the output.",
     help="Adapt a frozen language model with a recipe, prove what the adapter gained and what it "
     "forgot against the base, and release only what passes.",
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 from lora_kit.runtime.launcher import RANKS, launcher_numbers, number_of_processes
 
@@ -48,6 +50,30 @@ def leave() -> None:
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def is_reader_gone(was_null: bool) -> bool:
+    """Return true if nobody reads stdout or stderr any more, as after `| head -1`.
+
+    Args:
+        was_null: true if stdout was the null device when the command began.
+    """
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    ended = any(event & select.POLLERR for _, event in poll.poll(0))
+    # rich replaces a pipe without a reader by the null device.
+    return ended or (is_null() and not was_null)
+
+
+def is_null() -> bool:
+    """Return true if stdout is the null device."""
+    try:
+        return os.path.samestat(os.fstat(1), Path(os.devnull).stat())
+    except OSError:
+        return False
 
 
 def named() -> str:

@@ -32,10 +32,16 @@ def print_json(value: object) -> None:
     """Print JSON for a program that reads stdout, on process 0."""
     if is_main_process():
         text = json.dumps(value, indent=2, ensure_ascii=False)
-        sys.stdout.write(text.translate(_ESCAPED) + "\n")
+        _write(text.translate(_ESCAPED) + "\n")
 
 
 def print_raw(text: str) -> None:
     """Print text as it is, on process 0."""
     if is_main_process():
-        sys.stdout.write(text.rstrip("\n") + "\n")
+        _write(text.rstrip("\n") + "\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    # A reader that is gone is noticed here, and not when Python ends.
+    sys.stdout.flush()

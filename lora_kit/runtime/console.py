@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -51,6 +52,14 @@ class VisibleConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Return text for the terminal; rich turns each string that it prints into one here."""
         return super().render_str(visible(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Pass the error on, which rich catches and answers with status 1.
+
+        Raises:
+            BrokenPipeError: always.
+        """
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 stderr = VisibleConsole(stderr=True)

@@ -68,6 +68,43 @@ def test_the_help_lists_the_commands_in_the_order_of_the_work() -> None:
     assert re.findall(r"^│ ([\w-]+) ", listed, flags=re.MULTILINE) == list(COMMANDS)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--help"], ["recipes"], ["schema"], ["schema", "--markdown"], ["doctor", "--help"]),
+        pytest.param(["plan", "RECIPE"], marks=pytest.mark.slow),
+        pytest.param(["plan", "RECIPE", "--json"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_output_that_nobody_reads_ends_a_command_quietly(
+    arguments: list[str], tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny_recipe.model_dump_json())
+    command = [str(recipe) if one == "RECIPE" else one for one in arguments]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "lora_kit", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout is not None
+    assert started.stderr is not None
+    started.stdout.close()
+    assert (started.wait(), started.stderr.read()) == (141, "")
+
+
+def test_a_refusal_that_nobody_reads_has_its_status() -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-m", "lora_kit", "plan", "nope"], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    assert started.stderr is not None
+    started.stderr.close()
+    assert started.wait() == 2
+
+
 @pytest.mark.slow
 def test_what_one_process_does_needs_no_others_to_meet(tmp_path: Path) -> None:
     """Joined with the others, the first would wait for them, and they have left."""
