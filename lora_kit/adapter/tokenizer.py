@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -203,12 +203,12 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return json_sha256([_rules(tokenizer), _special(tokenizer), tokenizer.chat_template])
 
 
-def _rules(tokenizer: Any) -> Any:
+def _rules(tokenizer: Any) -> str:
     if not tokenizer.is_fast:
-        return sorted(tokenizer.get_vocab().items())
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    # State of the last call.
-    return {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
+        return json_sha256(sorted(tokenizer.get_vocab().items()))
+    written = tokenizer.backend_tokenizer.to_str()
+    # Before stand truncation and padding of the last call.
+    return sha256(written[written.index('"added_tokens"') :].encode()).hexdigest()
 
 
 def _special(tokenizer: Any) -> dict[str, str]:
