@@ -16,7 +16,7 @@ from lora_kit.adapter.name_checks import (
     require_known_tokens,
     require_target_modules,
 )
-from lora_kit.adapter.peft_methods import peft_configuration
+from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER, peft_configuration
 from lora_kit.adapter.quick_patterns import require_quick_patterns
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.adapter.saved_configuration import (
@@ -171,12 +171,12 @@ def load_adapter(base: torch.nn.Module, reference: str, directory: Path) -> Peft
     require_supported_prompt_method(config, directory)
     require_known_options(config, path, AdapterError)
     require_sound_weights(directory, AdapterError)
-    require_known_tokens(base, config, f"{path}: ")
     names = [name for name, _ in (*base.named_modules(), *base.named_parameters())]
     require_quick_patterns(vars(config), names, f"{path}: ")
     rows = saved_vocabulary_rows(base, directory, AdapterError)
     if rows:
         resize_vocabulary(base, rows, (reference, str(directory)))
+    require_known_tokens(base, config, f"{path}: ")
     in_place = _parameters_in_full(base, directory)
     try:
         model = PeftModel.from_pretrained(base, str(directory), config=config, is_trainable=False)
@@ -228,8 +228,13 @@ def _unloaded_keys(model: PeftModel, directory: Path) -> list[str]:
     # PEFT saves an embedding that it adapts, and loads it into the backbone's parameter.
     parameters = dict(model.named_parameters(remove_duplicate=False))
     known = {*state, *parameters}
-    # PEFT saves a resized embedding that is trained in full twice.
-    return sorted(key for key in saved - known if not {key, f"{PREFIX}{bare_key(key)}"} & known)
+    # PEFT saves a resized embedding that is trained in full twice, and so the trained tokens of a
+    # tied one.
+    return sorted(
+        key
+        for key in saved - known
+        if not {f"{key}.{DEFAULT_ADAPTER}", f"{PREFIX}{bare_key(key)}"} & known
+    )
 
 
 def coverage(model: PeftModel, spec: AdapterSpec | None = None) -> Coverage:

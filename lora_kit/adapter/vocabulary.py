@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import LoraKitError
 
 # Parts of a name that PEFT inserts before the parameter's own.
-INSERTED = (".base_layer", ".modules_to_save", ".original_module")
+INSERTED = (".base_layer", ".token_adapter", ".modules_to_save", ".original_module")
 _RESIZED = "lora_kit_resized_rows"
 
 
@@ -38,36 +39,54 @@ def saved_vocabulary_rows(model: Any, directory: Path, error: type[LoraKitError]
         error: if embedding and output head have different numbers of rows, or one of them is
             missing although the other one was resized.
     """
-    embeddings = _embedding_names(model)
+    embeddings = _embeddings(model)
     path = directory / ADAPTER_WEIGHTS
     with safe_open(path, framework="pt") as file:
-        rows = {
-            bare_key(key): int(file.get_slice(key).get_shape()[0])
-            for key in file.keys()  # noqa: SIM118
-            if bare_key(key) in embeddings
-        }
-    resized = {name: count for name, count in rows.items() if count != embeddings[name]}
-    if not resized:
+        saved = [(bare_key(key), file.get_slice(key).get_shape()[0]) for key in file.keys()]  # noqa: SIM118
+    rows = {one.name: {int(n) for key, n in saved if key in one.names} for one in embeddings}
+    if all(rows[one.name] <= {one.rows} for one in embeddings):
         return 0
-    found = ", ".join(f"{name} {rows.get(name, 'missing')}" for name in embeddings)
-    if len(set(rows.values())) > 1 or set(rows) != set(embeddings):
+    if len(set().union(*rows.values())) > 1 or not all(rows.values()):
+        found = ", ".join(
+            f"{name} {' and '.join(map(str, sorted(counts))) or 'missing'}"
+            for name, counts in rows.items()
+        )
         raise error(
             f"{path}: the vocabulary was resized, and its rows are not known for all embeddings "
-            f"(got {found}; the backbone has {max(embeddings.values())}). Fix: save the adapter "
-            "with save_embedding_layers=True"
+            f"(got {found}; the backbone has {max(one.rows for one in embeddings)}). Fix: save the "
+            "adapter with save_embedding_layers=True; where one embedding is in target_modules, "
+            "PEFT saves the other one only if it is in target_modules or modules_to_save"
         )
-    return max(resized.values())
+    return max(set().union(*rows.values()))
 
 
-def _embedding_names(model: Any) -> dict[str, int]:
-    """Return the rows of the input embedding and of an untied head, by the weight's name."""
-    found: dict[str, int] = {}
+@dataclass(frozen=True)
+class _Embedding:
+    """Input embedding or output head.
+
+    Attributes:
+        names: names of the weight, several if it is tied.
+        rows: number of rows in the backbone.
+    """
+
+    names: tuple[str, ...]
+    rows: int
+
+    @property
+    def name(self) -> str:
+        """First name of the weight."""
+        return self.names[0]
+
+
+def _embeddings(model: Any) -> list[_Embedding]:
+    """Return the input embedding, and the output head unless it is tied."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    weights = [module.weight for module in modules if module is not None]
-    for name, parameter in model.named_parameters():
-        if any(parameter is weight for weight in weights):
-            found[name] = parameter.shape[0]
-    return found
+    weights = {id(module.weight): module.weight for module in modules if module is not None}
+    named = list(model.named_parameters(remove_duplicate=False))
+    return [
+        _Embedding(tuple(name for name, one in named if one is weight), weight.shape[0])
+        for weight in weights.values()
+    ]
 
 
 @torch.no_grad()

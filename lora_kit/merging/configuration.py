@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from lora_kit.adapter.tokenizer import copy_adapter_tokenizer
-from lora_kit.merging.meta_model import MetaModel
 from lora_kit.merging.plan import MergePlan
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json, write_json
@@ -14,12 +13,13 @@ from lora_kit.runtime.files import read_json, write_json
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
 
 
-def write_configuration(plan: MergePlan, meta: MetaModel, directory: Path) -> None:
+def write_configuration(plan: MergePlan, rows: int, untied: bool, directory: Path) -> None:
     """Write configuration and generation configuration, and copy the tokenizer.
 
     Args:
         plan: plan of the merge.
-        meta: model, whose vocabulary size and untied parameters go into the configuration.
+        rows: rows of the merged embeddings.
+        untied: if true, the merged model has a head of its own where the backbone has none.
         directory: directory of the merged weights.
     """
     config = read_json(plan.base / "config.json", MergeError)
@@ -28,9 +28,8 @@ def write_configuration(plan: MergePlan, meta: MetaModel, directory: Path) -> No
     # A path on the machine that converted the model; meaningless elsewhere.
     config.pop("_name_or_path", None)
     config["dtype"] = plan.stored_dtype
-    if meta.untied:
+    if untied:
         config["tie_word_embeddings"] = False
-    rows = meta.model.config.get_text_config().vocab_size
     text = config.get("text_config", config)
     if text.get("vocab_size", rows) != rows:
         text["vocab_size"] = rows

@@ -12,7 +12,6 @@ import torch
 from lora_kit.adapter.attach import load_adapter
 from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.merging.configuration import write_configuration
-from lora_kit.merging.meta_model import build_meta_model
 from lora_kit.merging.methods import adapter_configuration, is_streamed
 from lora_kit.merging.partial import require_disk_space, require_empty_output
 from lora_kit.merging.plan import MergePlan, MergeResult
@@ -68,7 +67,8 @@ def merge_in_memory(plan: MergePlan, output: Path) -> MergeResult:
         merged = _merge_and_unload(attached, plan.adapter)
         with whole_directory(output) as temporary:
             merged.to(dtype).save_pretrained(temporary, max_shard_size=plan.shard_bytes)
-            write_configuration(plan, build_meta_model(plan.base, None), temporary)
+            rows = merged.config.get_text_config().vocab_size
+            write_configuration(plan, rows, False, temporary)
     written = _stored(output)
     return MergeResult(
         tensors=len(written),

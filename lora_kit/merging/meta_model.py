@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 # Parts that PEFT inserts between the name of a module and that of its parameters.
+TOKENS = ".token_adapter.trainable_tokens_delta"
 WRAPPERS = ("base_layer", "token_adapter", "original_module")
 
 
@@ -129,8 +130,8 @@ class MetaModel:
         return add_lora_update(name, self.layers[name][0], self.shapes[name], read_rows, dtype)
 
     def _base_parameter(self, name: str, read_parameter: ReadParameter) -> torch.Tensor:
-        # PEFT saves the base weight of an adapted embedding with the adapter.
-        return self.replaced[name] if name in self.replaced else read_parameter(name)
+        # PEFT saves the base weight of an adapted embedding with the adapter, and merges in place.
+        return self.replaced[name].clone() if name in self.replaced else read_parameter(name)
 
 
 def build_meta_model(base: Path, adapter: Path | None) -> MetaModel:
@@ -256,9 +257,12 @@ def _require_complete(attached: Any, weights: Mapping[str, torch.Tensor], path: 
 
 
 def _is_duplicate(key: str, weights: Mapping[str, torch.Tensor]) -> bool:
-    """Return True if PEFT saved the module twice, as it does for a resized embedding."""
-    twin = weights.get(key.replace(".modules_to_save.", "."))
-    return ".modules_to_save." in key and twin is not None and torch.equal(twin, weights[key])
+    """Return True if PEFT saved a tensor twice, as it does for a resized or tied embedding."""
+    if key.endswith(TOKENS):
+        twins = [name for name in weights if name.endswith(TOKENS) and name != key]
+    else:
+        twins = [key.replace(".modules_to_save.", ".")] if ".modules_to_save." in key else []
+    return any(name in weights and torch.equal(weights[name], weights[key]) for name in twins)
 
 
 def _collect_changes(attached: Any, meta: MetaModel) -> None:
@@ -284,7 +288,9 @@ def _collect_changes(attached: Any, meta: MetaModel) -> None:
         name = bare_name(full)
         # Parameters that are no placeholders were loaded from the adapter.
         if name in meta.shapes and 0 not in parameter.stride() and parameter.numel() > 1:
-            meta.replaced.setdefault(name, parameter.data)
+            # PEFT loads them into the backbone's own parameter, and so into a tied one.
+            for alias in {name} | meta.aliases.get(name, frozenset()):
+                meta.replaced.setdefault(alias, parameter.data)
 
 
 def bare_name(full: str) -> str:

@@ -53,7 +53,8 @@ def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
     require_disk_space(output, total)
     with PartialMerge.begin_or_resume(output, plan, files) as partial_merge:
         reused = partial_merge.write(planned, plan.shard_bytes)
-        write_configuration(plan, meta, partial_merge.path)
+        rows = meta.model.config.get_text_config().vocab_size
+        write_configuration(plan, rows, bool(meta.untied), partial_merge.path)
         partial_merge.finish()
     return MergeResult(
         tensors=len(planned),

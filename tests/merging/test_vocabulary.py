@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PsoftConfig, get_peft_model
 
 from lora_kit.adapter.attach import attach_saved
 from lora_kit.backbone.files import resolve
@@ -16,6 +16,7 @@ from lora_kit.evaluation.arms.models import base_identity
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline.merging import merge
 from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.runtime.errors import AdapterError
 from tests.merging.in_process import in_this_process
 
 ADDED = ["<colour>", "<shape>", "<size>"]
@@ -44,8 +45,15 @@ def bases(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     return {name: root / name for name in ("tied", "untied")}
 
 
-def saved(base: Path, directory: Path, rows: int = 0, **options: Any) -> Any:
-    """Save a random adapter with plain PEFT; return the model that PEFT merges itself."""
+def saved(
+    base: Path,
+    directory: Path,
+    rows: int = 0,
+    multiple: int | None = None,
+    method: Any = LoraConfig,
+    **options: Any,
+) -> Any:
+    """Save a random adapter with plain PEFT; return the model with the adapter."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(1)
@@ -54,8 +62,8 @@ def saved(base: Path, directory: Path, rows: int = 0, **options: Any) -> Any:
     if rows:
         tokenizer.add_tokens(ADDED)
         size = len(tokenizer) if rows > 0 else model.config.vocab_size + rows
-        model.resize_token_embeddings(size)
-    config = LoraConfig(
+        model.resize_token_embeddings(size, pad_to_multiple_of=multiple)
+    config = method(
         **({"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | options)
     )
     attached = get_peft_model(model, config)
@@ -65,7 +73,7 @@ def saved(base: Path, directory: Path, rows: int = 0, **options: Any) -> Any:
     attached.save_pretrained(directory)
     if rows > 0:
         tokenizer.save_pretrained(directory)
-    return attached.merge_and_unload().eval()
+    return attached.eval()
 
 
 BOTH = ["embed_tokens", "lm_head"]
@@ -78,15 +86,39 @@ CASES = {
     "its biases": {"bias": "lora_only"},
     "all biases": {"bias": "all"},
     "grown with biases": {"rows": 3, "modules_to_save": BOTH, "bias": "all"},
+    "grown, trained tokens": {"rows": 3, "trainable_token_indices": [49152, 49153]},
+    "grown, factors of both": {"rows": 3, "target_modules": ["q_proj", *BOTH]},
+    "padded": {"rows": 3, "multiple": 64, "modules_to_save": BOTH},
+    "merged in memory": {"rows": 3, "modules_to_save": BOTH, "method": PsoftConfig},
+    "trained tokens": {"trainable_token_indices": [101, 49000], "ensure_weight_tying": True},
+    "an embedding saved, tied": {"modules_to_save": BOTH[:1], "ensure_weight_tying": True},
+    "DoRA with biases": {"use_dora": True, "bias": "all"},
+    "factors of the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
 }
-# Kinds that a fast run tries on the tied base alone; the weights of a tied head have a path of
-# their own, those of biases do not.
-TIED = {"grown, neither trained", "shrunk", "its biases", "all biases", "grown with biases"}
+# Untied, PEFT saves only the embedding that has factors.
+ONLY_TIED = {
+    "grown, factors of the embedding": {"rows": 3, "target_modules": ["q_proj", "embed_tokens"]},
+    "shrunk, factors of the head": {"rows": -1000, "target_modules": ["q_proj", "lm_head"]},
+}
+# A fast run tries each kind once, and where the head has a way of its own both bases.
+FAST = {
+    "tied": {
+        *("grown, both saved", "grown, neither trained", "grown, the head saved", "shrunk"),
+        *("all biases", "grown, trained tokens", "merged in memory", "DoRA with biases"),
+        "grown, factors of the embedding",
+    },
+    "untied": {"grown, both saved", "a saved head"},
+}
+
+
+def kind(base: str, name: str) -> Any:
+    marks = [] if name in FAST[base] else [pytest.mark.slow]
+    return pytest.param(base, (CASES | ONLY_TIED)[name], id=f"{base}-{name}", marks=marks)
+
+
 KINDS = [
-    pytest.param(base, options, id=f"{base}-{name}", marks=[pytest.mark.slow] if slow else [])
-    for name, options in CASES.items()
-    for base in ("tied", "untied")
-    if [slow := base == "untied" and name in TIED]
+    *(kind("tied", name) for name in CASES | ONLY_TIED),
+    *(kind("untied", name) for name in CASES),
 ]
 
 
@@ -133,3 +165,14 @@ def test_without_the_adapter_the_backbone_is_itself(
     assert torch.allclose(disabled[..., :rows], before[..., :rows], atol=1e-6)
     assert not torch.allclose(adapted[..., :rows], before[..., :rows], atol=1e-3)
     assert torch.equal(again, adapted)
+
+
+@pytest.mark.parametrize("options", ONLY_TIED.values(), ids=ONLY_TIED)
+def test_rows_that_peft_did_not_save_are_refused(
+    bases: dict[str, Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    saved(bases["untied"], tmp_path / "adapter", **options)
+    spec = BackboneSpec(model=str(bases["untied"]), quantization="none", dtype="float32")
+    message = r"adapter_model\.safetensors: .*\.weight missing.*the backbone has 49152\)\. Fix:"
+    with pytest.raises(AdapterError, match=message):
+        merge(tmp_path / "adapter", tmp_path / "merged", backbone=spec)
