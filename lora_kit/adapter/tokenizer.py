@@ -12,9 +12,11 @@ from typing import Any
 
 import jinja2
 
+from lora_kit.adapter.vocabulary import resized_rows
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer, prepare_seq2seq
 from lora_kit.backbone.load import Backbone
 from lora_kit.backbone.open_files import open_tokenizer
+from lora_kit.backbone.tokenizer import embedding_rows
 from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import AdapterError, BackboneError, DataError, first_line
@@ -51,6 +53,27 @@ def with_adapter_tokenizer(backbone: Backbone, adapter: Path) -> Backbone:
         AdapterError: if a file cannot be read, the template cannot be used, or the tokens have
             other ids than the backbone's.
     """
+    own = _with_brought(backbone, adapter)
+    if resized_rows(own.model) is not None:
+        _require_all_rows(own, adapter)
+    return own
+
+
+def _require_all_rows(backbone: Backbone, adapter: Path) -> None:
+    """Refuse embeddings that were cut below the tokenizer's tokens."""
+    rows, vocabulary = embedding_rows(backbone.model), backbone.tokenizer.get_vocab()
+    added = backbone.tokenizer.added_tokens_decoder
+    cut = [t for t, index in vocabulary.items() if index >= rows and index not in added]
+    if cut:
+        first = min(cut, key=vocabulary.__getitem__)
+        raise AdapterError(
+            f"{adapter}: {_tokens(len(cut))} have no row in its embeddings (first: {first!r} has "
+            f"id {vocabulary[first]}; {rows} rows). Fix: save the tokenizer that the adapter was "
+            "trained with beside it"
+        )
+
+
+def _with_brought(backbone: Backbone, adapter: Path) -> Backbone:
     files = (*VOCABULARIES, *PARTS, TEMPLATE, PROCESSOR_TEMPLATE, FURTHER_TEMPLATES)
     if not any((adapter / name).exists() for name in files):
         return backbone
@@ -260,7 +283,7 @@ def _require_same_ids(own: Any, backbone: Backbone, adapter: Path) -> None:
 
 def _require_rows(own: Any, backbone: Backbone, adapter: Path, pad: str | None) -> None:
     """Refuse added tokens without a row in the embeddings that a text or template can contain."""
-    rows = int(backbone.model.get_input_embeddings().weight.shape[0])
+    rows = embedding_rows(backbone.model)
     known, vocabulary = backbone.tokenizer.get_vocab(), own.get_vocab()
     special = {one.content for one in own.added_tokens_decoder.values() if one.special}
     template = str(own.chat_template)
