@@ -59,6 +59,7 @@ def _is_template(value: Any) -> bool:
 # Fields whose values transformers takes as they are: file, names, test and description.
 CHECKED_FIELDS: tuple[tuple[str, re.Pattern[str], Callable[[Any], bool], str], ...] = (
     ("config.json", re.compile("(torch_)?dtype"), _is_dtype, "the name of a dtype of torch"),
+    ("config.json", re.compile("return_dict"), lambda value: value is True, "true"),
     ("config.json", re.compile("architectures"), _is_texts, "a list of class names"),
     (
         "generation_config.json",
@@ -97,6 +98,9 @@ def require_sound_folder(directory: Path, error: type[LoraKitError] = BackboneEr
     files = [file for file in sorted(directory.iterdir()) if file.suffix in ENDINGS]
     for file in (*files, *sorted(directory.glob("additional_chat_templates/*"))):
         require_inside(file, directory, error)
+        # A pipe would never end, and transformers passes over a directory.
+        if not file.is_file():
+            raise error(f"{file}: no file (got a directory or a device). Fix: remove it")
     if (directory / ADAPTER_CONFIG).exists():
         raise error(
             f"{directory / ADAPTER_CONFIG}: an adapter in the folder of a model, which "

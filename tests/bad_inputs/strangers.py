@@ -106,6 +106,10 @@ def indexed(name: str, weight_map: Any, *says: str) -> Case:
     return with_folder(f"an index {name}", change, INDEX, *says)
 
 
+def nothing(model: Path) -> None:
+    """Change nothing but what is left out."""
+
+
 def linked(file: str) -> Case:
     def change(model: Path) -> None:
         outside = model.parent / f"outside-{file}"
@@ -395,6 +399,54 @@ CASES = (
             "num_key_value_heads": 3,
             "attention_dropout": "much",
             "head_dim": -4,
+        }.items()
+    ),
+    with_values(CONFIG, {"return_dict": False}, "return_dict"),
+    # Tokens that the model has no embedding of.
+    *(
+        with_values(GENERATION, {"eos_token_id": value}, "eos_token_id", "embeddings: 49152")
+        for value in (49152, 10**9, [2, 10**9], -5)
+    ),
+    with_values(
+        TOKENIZER,
+        {"added_tokens_decoder": {"60000": {"content": " colour", "special": False}}},
+        *("rows.jsonl:1", "has no embedding of"),
+    ),
+    with_folder(
+        "a model without pad_token and eos_token", nothing, TOKENIZER, without=(TOKENIZER,)
+    ),
+    # What is no file.
+    *(
+        with_folder(
+            f"a pipe in place of {file}",
+            lambda model, file=file: os.mkfifo(model / file),
+            *says,
+            without=(file,),
+        )
+        for file, *says in ((GENERATION, "no file"), (TEMPLATE, "no file"), (WEIGHTS, "no model"))
+    ),
+    *(
+        with_folder(
+            f"a directory in place of {file}",
+            lambda model, file=file: (model / file).mkdir(),
+            *says,
+            without=(file,),
+        )
+        for file, *says in ((TOKENIZER, "no file"), (TEMPLATE, "no file"), (WEIGHTS, "no model"))
+    ),
+    # Weights that are none.
+    *(
+        with_folder(
+            f"weights that are {name}",
+            lambda model, data=data: bool((model / WEIGHTS).write_bytes(data)) and None,
+            *(WEIGHTS, "safetensors"),
+            without=(WEIGHTS,),
+        )
+        for name, data in {
+            "empty": b"",
+            "a pickle": b"\x80\x04\x95" + b"a" * 100,
+            "of a header without end": b"\xff" * 64,
+            "of a header nested 20,000 deep": (20_000).to_bytes(8, "little") + b"[" * 20_000,
         }.items()
     ),
     # Values of generation_config.json and tokenizer_config.json.
