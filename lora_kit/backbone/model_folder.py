@@ -26,6 +26,7 @@ OBJECTS = (
 # Endings of the files that a model can consist of.
 ENDINGS = frozenset((".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken"))
 ADAPTER_CONFIG = "adapter_config.json"
+MOST_TOKENS = 2**31
 
 
 def _is_number(value: Any) -> bool:
@@ -33,7 +34,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_token_ids(value: Any) -> bool:
-    return all(type(one) is int for one in (value if isinstance(value, list) else [value]))
+    ids = value if isinstance(value, list) else [value]
+    # Some configurations say -1 for none.
+    return all(type(one) is int and -1 <= one < MOST_TOKENS for one in ids)
 
 
 def _is_dtype(value: Any) -> bool:
