@@ -91,6 +91,7 @@ def _convert(path: Path, pre_tokenizer: str | None, directory: Path) -> None:
     from transformers.utils.quantization_config import GgufConfig
 
     with _refusing_unreadable(path):
+        _require_plausible_blocks(path)
         # First: a file without its metadata would give a model of transformers' default size.
         tokenizer = open_gguf(AutoTokenizer, path)
         model = open_gguf(
@@ -112,6 +113,20 @@ def _convert(path: Path, pre_tokenizer: str | None, directory: Path) -> None:
                 f"{model.config.model_type} the pre-tokenizer of its own family (got "
                 f"{pre_tokenizer!r}). Fix: use the checkpoint in safetensors that the file was "
                 "made from"
+            )
+
+
+def _require_plausible_blocks(path: Path) -> None:
+    """Refuse more blocks than tensors; building so many takes for ever."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    for name, field in reader.fields.items():
+        count = field.contents() if name.endswith(".block_count") else 0
+        if not isinstance(count, int) or count > len(reader.tensors):
+            raise BackboneError(
+                f"{path}: {name}: the weights are of a smaller model (got {count!r:.80}, the file "
+                f"has {len(reader.tensors):,} tensors). Fix: download it again"
             )
 
 

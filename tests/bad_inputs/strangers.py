@@ -106,6 +106,33 @@ def indexed(name: str, weight_map: Any, *says: str) -> Case:
     return with_folder(f"an index {name}", change, INDEX, *says)
 
 
+def gguf_of_many_blocks(path: Path) -> None:
+    import numpy as np
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(100_000)
+    writer.add_embedding_length(64)
+    writer.add_tensor("output_norm.weight", np.zeros(64, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def of_gguf(name: str, write: Callable[[Path], object], *says: str) -> Case:
+    """Return the case of a GGUF file as backbone."""
+
+    def arguments(place: Place) -> list[str]:
+        path, suite = place.folder / "model.gguf", place.folder / "suite.yaml"
+        write(path)
+        suite.write_text(json.dumps(SUITE))
+        read = ["--suite", str(suite), "--backbone", str(path)]
+        return ["evaluate", str(place.adapter), *read]
+
+    return Case(f"a GGUF file {name}", arguments, ("model.gguf", *says))
+
+
 def nothing(model: Path) -> None:
     """Change nothing but what is left out."""
 
@@ -432,6 +459,13 @@ CASES = (
             without=(file,),
         )
         for file, *says in ((TOKENIZER, "no file"), (TEMPLATE, "no file"), (WEIGHTS, "no model"))
+    ),
+    of_gguf("of a hundred thousand layers", gguf_of_many_blocks, "block_count", "100000"),
+    of_gguf("of four bytes", lambda path: path.write_bytes(b"GGUF")),
+    of_gguf("of another version", lambda path: path.write_bytes(b"GGUF" + b"\xff" * 60)),
+    of_gguf(
+        "of very many tensors",
+        lambda path: path.write_bytes(b"GGUF\x03\0\0\0" + (2**60).to_bytes(8, "little") * 2),
     ),
     # Weights that are none.
     *(
