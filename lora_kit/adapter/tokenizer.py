@@ -73,9 +73,16 @@ def _require_all_rows(backbone: Backbone, adapter: Path) -> None:
         )
 
 
+def brought_files(adapter: Path) -> list[str]:
+    """Return the names of the files of a tokenizer that an adapter brings."""
+    further = sorted(adapter.glob(f"{FURTHER_TEMPLATES}/*.jinja"))
+    names = (*VOCABULARIES, *PARTS, TEMPLATE, PROCESSOR_TEMPLATE)
+    found = [name for name in names if (adapter / name).is_file()]
+    return [*found, *(str(path.relative_to(adapter)) for path in further)]
+
+
 def _with_brought(backbone: Backbone, adapter: Path) -> Backbone:
-    files = (*VOCABULARIES, *PARTS, TEMPLATE, PROCESSOR_TEMPLATE, FURTHER_TEMPLATES)
-    if not any((adapter / name).exists() for name in files):
+    if not brought_files(adapter):
         return backbone
     own, pad = _read(backbone, adapter)
     digest = tokenizer_sha256(own)

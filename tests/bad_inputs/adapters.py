@@ -334,4 +334,33 @@ TOKENIZERS = (
     ),
 )
 
-CASES = (*TOKENIZERS, *PRE_TOKENIZERS, *REFERENCES, *WEIGHT_FILES)
+
+def combined_with(*templates: str) -> Callable[[Place], list[str]]:
+    """Return a function that writes adapters with chat templates, to be combined."""
+
+    def write(place: Place) -> list[str]:
+        changes = [bringing(TEMPLATE, one) if one else lambda _: None for one in templates]
+        adapters = [
+            str(changed(place, change, f"adapter-{number}"))
+            for number, change in enumerate(changes)
+        ]
+        return ["combine", *adapters, "--output", str(place.folder / "output")]
+
+    return write
+
+
+COMBINED = (
+    Case(
+        "adapters of two chat templates",
+        combined_with("{{ 1 }}", "{{ 2 }}"),
+        ("adapter-1: brings another chat template than", "adapter-0", "Fix:"),
+    ),
+    Case(
+        "an adapter with a chat template and one without",
+        combined_with("", "{{ 1 }}"),
+        ("adapter-1: its tokenizer goes with the combined adapter", "adapter-0"),
+        status=0,
+    ),
+)
+
+CASES = (*COMBINED, *TOKENIZERS, *PRE_TOKENIZERS, *REFERENCES, *WEIGHT_FILES)

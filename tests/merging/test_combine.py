@@ -285,3 +285,12 @@ def test_the_same_adapter_twice_and_missing_fingerprints_are_reported(
     text = describe_combination(combine([three[0]] * 2, CombinationOptions(), tmp_path / "twice"))
     assert "an adapter is given twice" in text
     assert "does not show that the weights are the same" in text
+
+
+def test_a_common_chat_template_goes_with_the_combined_adapter(
+    three: list[Path], tmp_path: Path
+) -> None:
+    for adapter in three[:2]:
+        (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    combine(three[:2], CombinationOptions(), tmp_path / "sum")
+    assert (tmp_path / "sum" / "chat_template.jinja").read_text() == "{{ messages }}"

@@ -28,6 +28,7 @@ from lora_kit.merging.combining.sources import (
     read_adapter_source,
     require_one_backbone,
 )
+from lora_kit.merging.combining.tokenizer import common_tokenizer
 from lora_kit.merging.partial import require_empty_output
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import MergeError
@@ -128,6 +129,7 @@ def combine(
     sources = [read_adapter_source(target) for target in targets]
     by_fingerprint = require_one_backbone(sources)
     _require_same_options(sources)
+    tokenizer = common_tokenizer([source.directory for source in sources])
     weights = _weights(sources, options)
     updates = {
         module: _combine_module(module, sources, weights, options)
@@ -135,7 +137,7 @@ def combine(
     }
     result = _result(sources, weights, updates, options, by_fingerprint)
     factors = {name: update.factors for name, update in updates.items()}
-    write_adapter(sources, factors, by_fingerprint, result.to_dict(), output)
+    write_adapter(sources, factors, by_fingerprint, result.to_dict(), output, tokenizer)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BACKBONE
 from lora_kit.adapter.saved_configuration import PREFIX
+from lora_kit.adapter.tokenizer import brought_files
 from lora_kit.merging.combining.arithmetic import LoraFactors
 from lora_kit.merging.combining.sources import (
     RECORD,
@@ -27,6 +29,7 @@ def write_adapter(
     same_backbone: bool,
     record: Mapping[str, Any],
     output: Path,
+    tokenizer: Path | None = None,
 ) -> None:
     """Write an adapter directory that PEFT loads, completely or not at all.
 
@@ -36,6 +39,7 @@ def write_adapter(
         same_backbone: if true, the fingerprint of the sources is copied.
         record: record of the combination.
         output: directory that does not exist or is empty.
+        tokenizer: adapter whose tokenizer and chat template are copied; `None` for none.
     """
     tensors = {}
     for module, part in factors.items():
@@ -47,6 +51,10 @@ def write_adapter(
         path.chmod(0o644)
         write_json(temporary / ADAPTER_CONFIG, _configuration(sources, factors))
         write_json(temporary / RECORD, record)
+        if tokenizer is not None:
+            for name in brought_files(tokenizer):
+                (temporary / name).parent.mkdir(exist_ok=True)
+                shutil.copy2(tokenizer / name, temporary / name)
         if same_backbone:
             write_json(temporary / BACKBONE, sources[0].backbone)
 
