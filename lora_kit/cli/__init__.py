@@ -12,8 +12,6 @@ import errno
 import sys
 import traceback
 
-from rich.markup import escape
-
 # Renamed, since `lora_kit.cli.app` is the module.
 from lora_kit.cli.app import app as program
 from lora_kit.cli.ending import (
@@ -71,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _print_error(message: str) -> None:
     # The status says as much where nobody reads.
     with contextlib.suppress(BrokenPipeError):
-        VisibleConsole(stderr=True).print(f"{named()}: {escape(message)}", soft_wrap=True)
+        VisibleConsole(stderr=True).print(f"{named()}: {message}", soft_wrap=True, markup=False)
 
 
 def _reported(error: Exception) -> tuple[str, int] | None:

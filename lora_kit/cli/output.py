@@ -6,7 +6,6 @@ import json
 import sys
 
 from rich.console import Console
-from rich.markup import escape
 
 from lora_kit.runtime.console import INVISIBLE, VisibleConsole
 from lora_kit.runtime.launcher import is_main_process
@@ -25,7 +24,7 @@ def stdout() -> Console:
 def print_text(text: str) -> None:
     """Print text without markup and line breaks, on process 0."""
     if is_main_process():
-        stdout().print(escape(text), soft_wrap=True)
+        stdout().print(text, soft_wrap=True, markup=False)
 
 
 def print_json(value: object) -> None:
