@@ -43,6 +43,8 @@ def convert_gguf(path: Path) -> Path:
     if target.is_dir():
         _pre_tokenizer_name(path)
         return target
+    with _refusing_unreadable(path):
+        _require_plausible_blocks(path)
     with shared_directory(target) as temporary:
         _convert(path, _pre_tokenizer_name(path), temporary)
     return target
@@ -91,7 +93,6 @@ def _convert(path: Path, pre_tokenizer: str | None, directory: Path) -> None:
     from transformers.utils.quantization_config import GgufConfig
 
     with _refusing_unreadable(path):
-        _require_plausible_blocks(path)
         # First: a file without its metadata would give a model of transformers' default size.
         tokenizer = open_gguf(AutoTokenizer, path)
         model = open_gguf(

@@ -109,7 +109,7 @@ def template_refusal(origin: str, turns: str, error: Exception) -> DataError:
 
     Args:
         origin: location of the row.
-        turns: what was to be rendered, in words.
+        turns: the turns, in words.
         error: error of the template: one that it raises itself, or a mistake in it.
     """
     if isinstance(error, jinja2.TemplateRuntimeError):

@@ -134,4 +134,6 @@ def _conversations(row: Row, objective: Objective) -> list[Row]:
             f"{row.origin}: the objective grpo supports only `role` and `content` in a turn (got "
             "tools, tool_calls or other fields). Fix: remove them"
         )
-    return [dataclasses.replace(row, desirable=None) if objective == "kto" else row]
+    # The label of kto is read; where prompts are answered anew (grpo), it is a column without use.
+    is_unused = objective != "kto" and row.desirable is not None
+    return [dataclasses.replace(row, desirable=True if is_unused else None)]

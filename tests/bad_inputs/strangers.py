@@ -133,10 +133,6 @@ def of_gguf(name: str, write: Callable[[Path], object], *says: str) -> Case:
     return Case(f"a GGUF file {name}", arguments, ("model.gguf", *says))
 
 
-def nothing(model: Path) -> None:
-    """Change nothing but what is left out."""
-
-
 def linked(file: str) -> Case:
     def change(model: Path) -> None:
         outside = model.parent / f"outside-{file}"
@@ -436,10 +432,7 @@ CASES = (
     with_values(
         TOKENIZER,
         {"added_tokens_decoder": {"60000": {"content": " colour", "special": False}}},
-        *("rows.jsonl:1", "has no embedding of"),
-    ),
-    with_folder(
-        "a model without pad_token and eos_token", nothing, TOKENIZER, without=(TOKENIZER,)
+        "has no embedding of",
     ),
     # What is no file.
     *(

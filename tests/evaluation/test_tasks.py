@@ -195,7 +195,7 @@ def test_one_text_is_one_reference(tokenizer: Any, tmp_path: Path) -> None:
     task = build(tokenizer, source=lines(tmp_path / "g.jsonl", rows), **fields)
     assert task.items[0].references == ("Paris",)
     wrong = lines(tmp_path / "w.jsonl", [{"prompt": "Where?", "targets": [1]}])
-    with pytest.raises(DataError, match="references: not a text or a list of texts"):
+    with pytest.raises(DataError, match="targets: not a text or a list of texts"):
         build(tokenizer, source=wrong, **fields)
 
 

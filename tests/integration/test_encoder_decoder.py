@@ -18,6 +18,7 @@ from lora_kit.backbone import load as backbones
 from lora_kit.backbone.encoder_decoder import prepare_seq2seq
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone
+from lora_kit.backbone.open_files import open_tokenizer
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.tokenization import (
     IGNORE_INDEX,
@@ -189,7 +190,7 @@ def test_a_tokenizer_that_does_not_tell_where_tokens_stand_is_refused(tmp_path: 
         path.unlink()
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
     with pytest.raises(DataError, match=r"in Python .*\(got ByT5Tokenizer\)"):
-        tokenize(row("a", "b"), loaded(directory).tokenizer, 100)
+        tokenize(row("a", "b"), open_tokenizer(directory), 100)
 
 
 def test_a_tokenizer_that_reads_an_answer_otherwise_behind_a_source_is_refused(

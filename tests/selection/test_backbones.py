@@ -82,7 +82,7 @@ def test_backbones_are_measured_as_the_evaluation_measures_the_base(
     found = compare_backbones(recipe, [str(tiny), str(other), str(nowhere)], tmp_path / "scouted")
     by_name = {one.backbone: one for one in found}
     assert found[-1].backbone == str(nowhere)
-    assert "neither a file" in found[-1].refused
+    assert "no such file" in found[-1].refused
     assert sorted(one.rank for one in found) == [0, 1, 2]
     assert by_name[str(other)].license == "mit"
     assert by_name[str(tiny)].license is None
@@ -153,7 +153,7 @@ def test_encoders_tell_nothing_of_pairs_before_they_are_trained(
 def test_what_cannot_be_compared_is_refused(recipe: Recipe, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="--backbones: names no backbone, or one twice"):
         compare_backbones(recipe, [str(tiny), str(tiny)], tmp_path / "scouted")
-    with pytest.raises(RecipeError, match=r"nowhere: .*neither a file"):
+    with pytest.raises(RecipeError, match=r"nowhere: .*no such file"):
         compare_backbones(recipe, [str(tmp_path / "nowhere")], tmp_path / "scouted")
     document = recipe.model_dump(mode="json")
     document["evaluation"]["suites"] = ["core-retention"]
