@@ -48,13 +48,12 @@ def prepare_tokenizer(
     for template in templates.values() if isinstance(templates, dict) else [templates or ""]:
         require_valid_template(template, place)
     rows = embedding_rows(model)
-    for token, number in _written_tokens(tokenizer):
-        if number >= rows:
-            raise BackboneError(
-                f"{place}: the model has no embedding of its tokenizer's token {token} (got id "
-                f"{number}, and {rows} rows, the ids 0 to {rows - 1}). Fix: replace the token in a "
-                "copy's tokenizer files by one that the model has"
-            )
+    for token, number in _written_beyond(tokenizer, rows):
+        raise BackboneError(
+            f"{place}: the model has no embedding of its tokenizer's token {token} (got id "
+            f"{number}, and {rows} rows, the ids 0 to {rows - 1}). Fix: replace the token in a "
+            "copy's tokenizer files by one that the model has"
+        )
 
 
 def embedding_rows(model: Any) -> int:
@@ -91,17 +90,17 @@ def _configured_end(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) 
     return None
 
 
-def _written_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, int]]:
-    """Yield the tokens that stand in every example, or that any text can contain.
+def _written_beyond(tokenizer: PreTrainedTokenizerBase, rows: int) -> Iterator[tuple[str, int]]:
+    """Yield tokens from an id on that stand in every example, or that any text can contain.
 
     Special tokens that no template writes often have no embedding and need none, such as those of
     images in the tokenizer of Gemma 3 1B, which reads texts only.
     """
     padding_and_ends = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
-    template = str(tokenizer.chat_template)
-    for number, added in sorted(tokenizer.added_tokens_decoder.items()):
-        if number in padding_and_ends or not added.special or added.content in template:
-            yield added.content, number
+    template, added = str(tokenizer.chat_template), tokenizer.added_tokens_decoder
     for token, number in tokenizer.get_vocab().items():
-        if number not in tokenizer.added_tokens_decoder:
+        if number < rows:
+            continue
+        is_special = number in added and added[number].special
+        if not is_special or number in padding_and_ends or token in template:
             yield token, number
