@@ -105,6 +105,8 @@ def _convert(path: Path, pre_tokenizer: str | None, directory: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(directory)
+    # How it was opened is no part of a tokenizer, and would count in its fingerprint.
+    tokenizer.init_kwargs["local_files_only"] = False
     tokenizer.save_pretrained(directory)
     if pre_tokenizer is not None:
         _set_pre_tokenizer(pre_tokenizer, directory)
