@@ -1,10 +1,9 @@
-"""Tokenizer and chat template that an adapter brings, since it was trained with them."""
+"""Use of the tokenizer and chat template that an adapter brings, since it was trained with them."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,30 +11,25 @@ from typing import Any
 
 import jinja2
 
+from lora_kit.adapter.tokenizer_files import (
+    CONFIG,
+    PARTS,
+    PROCESSOR_TEMPLATE,
+    TEMPLATE,
+    VOCABULARIES,
+    brought_files,
+    copy_adapter_tokenizer,
+    vocabulary_file,
+)
 from lora_kit.adapter.vocabulary import resized_rows
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer, prepare_seq2seq
 from lora_kit.backbone.load import Backbone
 from lora_kit.backbone.open_files import open_tokenizer
-from lora_kit.backbone.tokenizer import embedding_rows
+from lora_kit.backbone.tokenizer import embedding_rows, written_beyond
 from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import AdapterError, BackboneError, DataError, first_line
-from lora_kit.runtime.files import read_json, write_json
 from lora_kit.runtime.hashes import json_sha256
-
-TEMPLATE = "chat_template.jinja"
-# Template of a processor, as tools for models with images write it.
-PROCESSOR_TEMPLATE = "chat_template.json"
-# Folder of further templates, by name.
-FURTHER_TEMPLATES = "additional_chat_templates"
-CONFIG = "tokenizer_config.json"
-# Files of which one holds the whole vocabulary.
-VOCABULARIES = (
-    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
-    *("sentencepiece.bpe.model", "tekken.json"),
-)
-# Further files of a tokenizer.
-PARTS = (CONFIG, "special_tokens_map.json", "added_tokens.json", "merges.txt")
 
 
 def with_adapter_tokenizer(backbone: Backbone, adapter: Path) -> Backbone:
@@ -61,24 +55,14 @@ def with_adapter_tokenizer(backbone: Backbone, adapter: Path) -> Backbone:
 
 def _require_all_rows(backbone: Backbone, adapter: Path) -> None:
     """Refuse embeddings that were cut below the tokenizer's tokens."""
-    rows, vocabulary = embedding_rows(backbone.model), backbone.tokenizer.get_vocab()
-    added = backbone.tokenizer.added_tokens_decoder
-    cut = [t for t, index in vocabulary.items() if index >= rows and index not in added]
+    cut = written_beyond(backbone.tokenizer, rows := embedding_rows(backbone.model))
     if cut:
-        first = min(cut, key=vocabulary.__getitem__)
+        first = min(cut, key=cut.__getitem__)
         raise AdapterError(
             f"{adapter}: {_tokens(len(cut))} have no row in its embeddings (first: {first!r} has "
-            f"id {vocabulary[first]}; {rows} rows). Fix: save the tokenizer that the adapter was "
-            "trained with beside it"
+            f"id {cut[first]}; {rows} rows). Fix: save the tokenizer that the adapter was trained "
+            "with beside it"
         )
-
-
-def brought_files(adapter: Path) -> list[str]:
-    """Return the names of the files of a tokenizer that an adapter brings."""
-    further = sorted(adapter.glob(f"{FURTHER_TEMPLATES}/*.jinja"))
-    names = (*VOCABULARIES, *PARTS, TEMPLATE, PROCESSOR_TEMPLATE)
-    found = [name for name in names if (adapter / name).is_file()]
-    return [*found, *(str(path.relative_to(adapter)) for path in further)]
 
 
 def _with_brought(backbone: Backbone, adapter: Path) -> Backbone:
@@ -99,103 +83,6 @@ def _with_brought(backbone: Backbone, adapter: Path) -> Backbone:
         f"of {backbone.files.reference} in: {differences}"
     )
     return replace(backbone, tokenizer=own, adapter_tokenizer=digest)
-
-
-def copy_adapter_tokenizer(base: Path, adapter: Path, directory: Path) -> None:
-    """Write the files of the tokenizer that an adapter brings.
-
-    Args:
-        base: directory of the backbone, with its tokenizer's files.
-        adapter: directory of the adapter; a vocabulary there replaces the backbone's tokenizer,
-            other files are added to it.
-        directory: directory with a copy of the backbone's tokenizer, or without one.
-
-    Raises:
-        AdapterError: if a file cannot be read.
-    """
-    config = _json(adapter / CONFIG)
-    template = adapter_template(adapter)
-    whole = any((adapter / name).is_file() for name in VOCABULARIES)
-    if whole and config:
-        for name in (*VOCABULARIES, *PARTS):
-            (directory / name).unlink(missing_ok=True)
-    else:
-        config = _json(base / CONFIG) | config
-    for name in (*VOCABULARIES, *PARTS):
-        if (adapter / name).is_file():
-            shutil.copy2(adapter / name, directory / name)
-    if template is None:
-        # A tokenizer saved without a template does not say that there is none.
-        template = _json(base / CONFIG).get("chat_template")
-        if (base / TEMPLATE).is_file():
-            template = (base / TEMPLATE).read_text(encoding="utf-8")
-    config.pop("chat_template", None)
-    (directory / TEMPLATE).unlink(missing_ok=True)
-    if isinstance(template, str):
-        (directory / TEMPLATE).write_text(template, encoding="utf-8")
-    elif template is not None:
-        config["chat_template"] = template
-    if config:
-        write_json(directory / CONFIG, config)
-
-
-def adapter_template(adapter: Path) -> str | list[dict[str, str]] | None:
-    """Return the chat template that an adapter brings, or several with their names.
-
-    Returns:
-        `None` if it brings none.
-
-    Raises:
-        AdapterError: if the template's file cannot be read, or holds no template to use.
-    """
-    path = adapter / TEMPLATE
-    files = {file.stem: file for file in sorted(adapter.glob(f"{FURTHER_TEMPLATES}/*.jinja"))}
-    if path.is_file():
-        files["default"] = path
-    if files:
-        return _checked({name: _text(file) for name, file in files.items()}, path)
-    for path in (adapter / CONFIG, adapter / PROCESSOR_TEMPLATE):
-        value = _json(path).get("chat_template")
-        if value is not None:
-            return _checked(value, path)
-    return None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdapterError(
-            f"{path}: cannot be read (got {error}). Fix: save it again as UTF-8, or remove it"
-        ) from error
-
-
-def _checked(value: object, path: Path) -> str | list[dict[str, str]]:
-    """Return one template, or several with their names, of which one is the default."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        entries = [one if isinstance(one, Mapping) else {} for one in value]
-        value = {str(one.get("name")): one.get("template") for one in entries}
-    if not isinstance(value, Mapping):
-        raise AdapterError(
-            f"{path}: chat_template: must be a text (got {value!r:.60}). Fix: save the tokenizer "
-            "again, or remove the field"
-        )
-    wrong = [str(name) for name, text in value.items() if not isinstance(text, str)]
-    if wrong or "default" not in value:
-        problem = f"{wrong[0]} is no text" if wrong else "none of the templates is the default"
-        raise AdapterError(
-            f"{path}: chat_template: {problem} (got {', '.join(map(str, value))}). Fix: name the "
-            "one that the adapter was trained with `default`"
-        )
-    if len(value) == 1:
-        return str(value["default"])
-    return [{"name": str(name), "template": str(text)} for name, text in value.items()]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return read_json(path, AdapterError) if path.is_file() else {}
 
 
 def _read(backbone: Backbone, adapter: Path) -> tuple[Any, str | None]:
@@ -267,7 +154,7 @@ def _tokens(count: int) -> str:
 
 def _require_same_ids(own: Any, backbone: Backbone, adapter: Path) -> None:
     """Refuse ids that mean other tokens than the backbone's."""
-    base, path = backbone.tokenizer, _vocabulary_file(adapter)
+    base, path = backbone.tokenizer, vocabulary_file(adapter)
     known, vocabulary = base.get_vocab(), own.get_vocab()
     moved = sorted(token for token, index in vocabulary.items() if known.get(token, index) != index)
     by_id = {index: token for token, index in vocabulary.items()}
@@ -290,26 +177,17 @@ def _require_same_ids(own: Any, backbone: Backbone, adapter: Path) -> None:
 
 def _require_rows(own: Any, backbone: Backbone, adapter: Path, pad: str | None) -> None:
     """Refuse added tokens without a row in the embeddings that a text or template can contain."""
-    rows = embedding_rows(backbone.model)
-    known, vocabulary = backbone.tokenizer.get_vocab(), own.get_vocab()
-    special = {one.content for one in own.added_tokens_decoder.values() if one.special}
-    template = str(own.chat_template)
-    # Special tokens, such as one for padding, are refused in texts.
-    written = {token for token in special if token in template and token != pad}
-    added = (set(vocabulary) - special | written) - set(known)
-    without = [token for token in added if vocabulary[token] >= rows]
+    rows, known = embedding_rows(backbone.model), backbone.tokenizer.get_vocab()
+    beyond = written_beyond(own, rows)
+    # The padding token that the adapter brings is not used.
+    without = {t: index for t, index in beyond.items() if t not in known and t != pad}
     if without:
-        first = min(without, key=vocabulary.__getitem__)
+        first = min(without, key=without.__getitem__)
         raise AdapterError(
-            f"{_vocabulary_file(adapter)}: {_tokens(len(without))} that the adapter adds have no "
-            f"row in the embeddings (first: {first!r} has id {vocabulary[first]}; {rows} rows). "
-            "Fix: save the adapter with save_embedding_layers=True, or remove the tokens"
+            f"{vocabulary_file(adapter)}: {_tokens(len(without))} that the adapter adds have no "
+            f"row in the embeddings (first: {first!r} has id {without[first]}; {rows} rows). Fix: "
+            "save the adapter with save_embedding_layers=True, or remove the tokens"
         )
-
-
-def _vocabulary_file(adapter: Path) -> Path:
-    found = [name for name in (*VOCABULARIES, *reversed(PARTS)) if (adapter / name).is_file()]
-    return adapter / found[0] if found else adapter
 
 
 def _require_usable(own: Any, adapter: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lora_kit.backbone.chat_template import require_valid_template
@@ -48,7 +48,7 @@ def prepare_tokenizer(
     for template in templates.values() if isinstance(templates, dict) else [templates or ""]:
         require_valid_template(template, place)
     rows = embedding_rows(model)
-    for token, number in _written_beyond(tokenizer, rows):
+    for token, number in written_beyond(tokenizer, rows).items():
         raise BackboneError(
             f"{place}: the model has no embedding of its tokenizer's token {token} (got id "
             f"{number}, and {rows} rows, the ids 0 to {rows - 1}). Fix: replace the token in a "
@@ -90,17 +90,23 @@ def _configured_end(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) 
     return None
 
 
-def _written_beyond(tokenizer: PreTrainedTokenizerBase, rows: int) -> Iterator[tuple[str, int]]:
-    """Yield tokens from an id on that stand in every example, or that any text can contain.
+def written_beyond(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str, int]:
+    """Return the ids without an embedding that stand in examples, or that any text can contain.
 
     Special tokens that no template writes often have no embedding and need none, such as those of
     images in the tokenizer of Gemma 3 1B, which reads texts only.
+
+    Args:
+        tokenizer: tokenizer.
+        rows: result of `embedding_rows`.
     """
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
     padding_and_ends = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
     template, added = str(tokenizer.chat_template), tokenizer.added_tokens_decoder
-    for token, number in tokenizer.get_vocab().items():
-        if number < rows:
-            continue
-        is_special = number in added and added[number].special
-        if not is_special or number in padding_and_ends or token in template:
-            yield token, number
+    return {
+        token: number
+        for token, number in beyond.items()
+        if not (number in added and added[number].special)
+        or number in padding_and_ends
+        or token in template
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lora_kit.adapter.tokenizer import copy_adapter_tokenizer
+from lora_kit.adapter.tokenizer_files import copy_adapter_tokenizer
 from lora_kit.merging.plan import MergePlan
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json, write_json

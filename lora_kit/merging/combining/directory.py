@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BACKBONE
 from lora_kit.adapter.saved_configuration import PREFIX
-from lora_kit.adapter.tokenizer import brought_files
+from lora_kit.adapter.tokenizer_files import brought_files
 from lora_kit.merging.combining.arithmetic import LoraFactors
 from lora_kit.merging.combining.sources import (
     RECORD,

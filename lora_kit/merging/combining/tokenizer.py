@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_kit.adapter.tokenizer import VOCABULARIES, adapter_template, brought_files
+from lora_kit.adapter.tokenizer_files import VOCABULARIES, adapter_template, brought_files
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.hashes import file_sha256, json_sha256
