@@ -86,5 +86,6 @@ def require_valid_template(template: str, place: str) -> None:
             "tokenizer_config.json"
         ) from error
     except Exception:
-        # A template that cannot be compiled for its size is refused when it is rendered.
+        # Too large or too deep to be compiled: `render_chat` says so where it is used, and a model
+        # that is trained on texts uses none.
         return
