@@ -18,7 +18,7 @@ from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER, requested_configurati
 from lora_kit.adapter.saved_configuration import PREFIX
 from lora_kit.backbone.load import Backbone
 from lora_kit.backbone.open_files import open_model
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.adapter import AdapterSpec

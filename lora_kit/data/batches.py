@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 
 # Batches sorted together; more of them mean less padding and less randomness.
 SORTED_BATCHES = 64

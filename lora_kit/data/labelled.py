@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.rows import Row
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.data.templates import control_tokens, refuse_control_tokens
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.runtime.errors import DataError
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lora_kit.data.rows import Row
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 
 SCHEMA = pa.schema(
     {

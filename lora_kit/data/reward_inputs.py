@@ -12,14 +12,9 @@ from typing import TYPE_CHECKING
 
 from lora_kit.data.rendering import render_row
 from lora_kit.data.rows import Row
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.data.templates import control_tokens, refuse_control_tokens
-from lora_kit.data.tokenization import (
-    IGNORE_INDEX,
-    Example,
-    end_of_turn_id,
-    tokenize_prompt,
-    tokenize_rows,
-)
+from lora_kit.data.tokenization import end_of_turn_id, tokenize_prompt, tokenize_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

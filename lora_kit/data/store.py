@@ -20,7 +20,8 @@ import pyarrow as pa
 from lora_kit.data.prepared import SCHEMA, Counts, PreparedData, Tally
 from lora_kit.data.row_sets import Rows, read_blocks
 from lora_kit.data.rows import Row
-from lora_kit.data.tokenization import Example, tokenize_rows
+from lora_kit.data.supervision import Example
+from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.recipe.data import DataSpec
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.console import meter

@@ -16,7 +16,8 @@ from lora_kit.data.prepared import PreparedData
 from lora_kit.data.reward_inputs import encode_reward_inputs
 from lora_kit.data.rows import Row
 from lora_kit.data.store import tokenize_in_memory
-from lora_kit.data.tokenization import Example, tokenize_rows
+from lora_kit.data.supervision import Example
+from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.recipe.data import DataSpec
 from lora_kit.recipe.objective import PAIRED, Objective
 from lora_kit.runtime.errors import DataError

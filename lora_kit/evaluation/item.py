@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.metrics.instruction_checks import InstructionCheck
 

@@ -9,14 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.data.rows import Message, Row
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.data.templates import control_tokens, refuse_control_tokens
-from lora_kit.data.tokenization import (
-    IGNORE_INDEX,
-    Example,
-    tokenize,
-    tokenize_beginning,
-    tokenize_prompt,
-)
+from lora_kit.data.tokenization import tokenize, tokenize_beginning, tokenize_prompt
 from lora_kit.evaluation.item import Branch, ChoiceRequest, GenerationRequest, Item, LossRequest
 from lora_kit.evaluation.questions import Question
 from lora_kit.evaluation.reading import Conversation, Instruction

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.generation import generate_batch
 from lora_kit.modeling.likelihood import logits_at, pad_examples, to_device
 from lora_kit.runtime.errors import MergeError

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.merging.meta_model import bare_name
 from lora_kit.merging.predictions import (
     ComparisonInputs,

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.likelihood import to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.cache import cache_directory

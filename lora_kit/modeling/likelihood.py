@@ -13,10 +13,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_encoder_decoder
-from lora_kit.data.tokenization import IGNORE_INDEX
+from lora_kit.data.supervision import IGNORE_INDEX
 
 if TYPE_CHECKING:
-    from lora_kit.data.tokenization import Example
+    from lora_kit.data.supervision import Example
 
 
 def pad_examples(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -15,7 +15,8 @@ from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
 from lora_kit.data.dataset import open_rows, validation_rows
-from lora_kit.data.tokenization import Example, tokenize_rows
+from lora_kit.data.supervision import Example
+from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.data.training_data import TrainingData
 from lora_kit.data.units import PreparedUnits
 from lora_kit.merging.in_memory import merge_adapter

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.launch import Launch
 from lora_kit.training.retention.texts import RetentionTexts

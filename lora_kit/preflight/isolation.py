@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.modes import eval_mode
 
 TOKENS = 16

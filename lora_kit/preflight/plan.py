@@ -14,7 +14,7 @@ from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.audit.findings import Audit
 from lora_kit.data.dataset import mix_replay, open_rows, training_classes, validation_rows
 from lora_kit.data.prepared import Counts, PreparedData
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.work import Work, plan_work
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.checks import CheckResult

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from lora_kit.backbone.positions import PositionLimits, trained_window
 from lora_kit.backbone.tokenizer import embedding_rows, without_embedding
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.runtime.errors import DataError, RecipeError
 from lora_kit.training.distillation import require_positions

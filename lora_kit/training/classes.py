@@ -16,7 +16,7 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import split_micro_batches
 from lora_kit.data.labelled import class_indices
 from lora_kit.data.prepared import PreparedData
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.features import Features, frozen_features
 from lora_kit.modeling.likelihood import to_device
 from lora_kit.recipe.classification import ClassificationSpec

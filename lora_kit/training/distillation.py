@@ -19,7 +19,7 @@ from lora_kit.backbone.fingerprint import fingerprint, weight_files
 from lora_kit.backbone.load import Backbone, compute_dtype, load
 from lora_kit.backbone.open_files import build_model, open_config, open_tokenizer, refusing
 from lora_kit.backbone.positions import PositionLimits
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.likelihood import supervised_logits, token_kl
 from lora_kit.recipe.training import DistillationSpec
 from lora_kit.runtime.errors import BackboneError, TrainingError

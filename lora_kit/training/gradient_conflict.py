@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.recipe.training import GradientConflictSpec
 
 COSINE = "cosine: "

@@ -8,7 +8,7 @@ import torch
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import split_micro_batches
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.errors import TrainingError

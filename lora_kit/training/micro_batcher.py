@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from lora_kit.data.batches import split_micro_batches
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.likelihood import pack_examples, pad_examples
 from lora_kit.recipe.objective import PAIRED
 from lora_kit.recipe.recipe import Recipe

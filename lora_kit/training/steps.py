@@ -12,7 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 
 from lora_kit.data.batches import LengthGroupedSampler, StepShareSampler
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.launch import require_sharded
 from lora_kit.runtime.processes import process_state

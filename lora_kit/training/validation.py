@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import split_micro_batches
 from lora_kit.data.prepared import PreparedData
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.console import say

@@ -25,7 +25,7 @@ from lora_kit.adapter.initial_factors import initialise
 from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline import merge, train
 from lora_kit.preflight.checks import run_checks

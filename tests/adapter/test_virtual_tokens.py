@@ -30,7 +30,7 @@ from lora_kit.adapter.saved import save_adapter
 from lora_kit.adapter.virtual_tokens import add_virtual_tokens, require_virtual_tokens_attended
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.layout_search import LAYOUTS, find_layout, within_window
 from lora_kit.evaluation.engine.prefix import encode_prefix
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes

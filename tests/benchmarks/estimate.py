@@ -29,7 +29,7 @@ from lora_kit.runtime.machine import machine, peak_memory, versions
 
 if TYPE_CHECKING:
     from lora_kit.data.prepared import PreparedData
-    from lora_kit.data.tokenization import Example
+    from lora_kit.data.supervision import Example
 
 MODEL = "smollm2-135m-instruct"
 ROWS = (2, 4, 8)
@@ -145,7 +145,7 @@ def recipe_of(setting: Setting) -> Recipe:
 
 def examples_of(setting: Setting) -> tuple[Example, ...]:
     """Rows of random tokens for two steps, one row a little shorter than the others."""
-    from lora_kit.data.tokenization import IGNORE_INDEX, Example
+    from lora_kit.data.supervision import IGNORE_INDEX, Example
 
     generator = random.Random(0)
     made = []

@@ -166,7 +166,7 @@ def _ours(recipe: Recipe, backbone: Any, model: Any, tokens: list[list[int]]) ->
 
     from lora_kit.data.prepared import PreparedData, Tally
     from lora_kit.data.rows import Row
-    from lora_kit.data.tokenization import IGNORE_INDEX, Example
+    from lora_kit.data.supervision import IGNORE_INDEX, Example
     from lora_kit.training.inputs import TrainingInputs
     from lora_kit.training.trainer import run_training
 

@@ -10,7 +10,8 @@ import pytest
 from lora_kit.data.dataset import prepare
 from lora_kit.data.formats import parse_row
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.tokenization import IGNORE_INDEX, Example, tokenize, tokenize_rows
+from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.data.tokenization import tokenize, tokenize_rows
 from lora_kit.recipe.data import DataSpec, TrainOn
 from lora_kit.runtime.errors import DataError
 from tests.training_rows import training_rows

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from lora_kit.data.formats import FORMATS, parse_row
-from lora_kit.data.tokenization import IGNORE_INDEX, Example, tokenize_rows
+from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.data.units import prepare_units
 from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.evaluation.tasks import build_task

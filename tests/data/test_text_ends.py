@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from lora_kit.data.formats import parse_row
 from lora_kit.data.rows import Message
+from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.data.tokenization import (
-    IGNORE_INDEX,
     NO_LIMIT,
     end_of_turn_id,
     tokenize,

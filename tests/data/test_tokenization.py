@@ -5,13 +5,8 @@ import pytest
 
 from lora_kit.data.dataset import prepare
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.tokenization import (
-    IGNORE_INDEX,
-    end_of_turn_id,
-    tokenize,
-    tokenize_prompt,
-    tokenize_rows,
-)
+from lora_kit.data.supervision import IGNORE_INDEX
+from lora_kit.data.tokenization import end_of_turn_id, tokenize, tokenize_prompt, tokenize_rows
 from lora_kit.recipe.data import DataSpec
 from lora_kit.runtime.errors import DataError
 

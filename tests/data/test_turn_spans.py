@@ -7,8 +7,9 @@ import pytest
 
 from lora_kit.data.formats import parse_row
 from lora_kit.data.rows import Message, Row
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.data.templates import control_tokens
-from lora_kit.data.tokenization import IGNORE_INDEX, Example, tokenize_rows
+from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.recipe.data import TrainOn
 from lora_kit.runtime.errors import DataError
 from tests.families import FAMILIES, family_tokenizer

@@ -12,7 +12,7 @@ import torch
 
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine import choices, scoring
 from lora_kit.evaluation.engine.layout_search import LAYOUTS, _probe, find_layout
 from lora_kit.evaluation.engine.prefix import shared_prefix

@@ -178,7 +178,7 @@ def test_what_requests_share_ends_before_what_is_scored() -> None:
     assert shared_prefix(choices[:1]) == ()
     assert shared_prefix([ChoiceRequest((1, 2, n), ()) for n in range(3)]) == ()  # too short
     assert shared_prefix([GenerationRequest((*common, n), 4) for n in range(2)]) == common
-    from lora_kit.data.tokenization import IGNORE_INDEX, Example
+    from lora_kit.data.supervision import IGNORE_INDEX, Example
 
     losses: list[Request] = [
         LossRequest(Example((*common, n), (*[IGNORE_INDEX] * 29, common[29], n))) for n in range(2)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lora_kit.data.rows import Message
-from lora_kit.data.tokenization import IGNORE_INDEX
+from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, LossRequest, Outcome, Task
 from lora_kit.evaluation.suite import SUITE_FOLDERS, Suite, TaskSpec
 from lora_kit.evaluation.tasks import build_task, selected_clusters

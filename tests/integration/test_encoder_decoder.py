@@ -20,13 +20,8 @@ from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone
 from lora_kit.backbone.open_files import open_tokenizer
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.tokenization import (
-    IGNORE_INDEX,
-    Example,
-    tokenize,
-    tokenize_prompt,
-    tokenize_rows,
-)
+from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.data.tokenization import tokenize, tokenize_prompt, tokenize_rows
 from lora_kit.evaluation.engine.drift import prompt_drift
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.ledger import read_ledger

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from lora_kit.backbone.pre_tokenizers import PRE_TOKENIZERS
 from lora_kit.cli.app import app
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.merging.exporting import comparison, gguf_model
 from lora_kit.merging.exporting.comparison import comparison_examples, default_texts, load_gguf
 from lora_kit.merging.exporting.export import export

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.merging import reloaded
 from lora_kit.merging.predictions import TEXT_TOKENS, ComparisonInputs, compute_outputs
 from lora_kit.merging.reference import ReferenceOutputs, build_comparison_inputs, compute_reference

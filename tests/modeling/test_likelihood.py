@@ -5,7 +5,8 @@ import torch
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.tokenization import Example, tokenize
+from lora_kit.data.supervision import Example
+from lora_kit.data.tokenization import tokenize
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll
 
 

@@ -9,7 +9,7 @@ import torch
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import prepare
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.preflight import checks, data_checks, launch_checks
 from lora_kit.preflight.checks import CHECKS, run_checks
 from lora_kit.preflight.context import PreflightContext

@@ -10,7 +10,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.preflight import gpus
 from lora_kit.preflight.fake_model import build_fake_model, stored_bytes
 from lora_kit.preflight.gpus import find_fitting_change, fitting_gpus

@@ -10,7 +10,7 @@ from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import prepare
 from lora_kit.data.prepared import PreparedData
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.preflight.show_estimate import format_duration
 from lora_kit.preflight.step_timing import StepTiming, estimate_duration, time_micro_batch
 from lora_kit.recipe.recipe import Recipe

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline import train
 from lora_kit.preflight.context import PreflightContext

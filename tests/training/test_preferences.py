@@ -17,7 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 from lora_kit import pipeline
 from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.tokenization import IGNORE_INDEX
+from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.preflight.checks import run_checks

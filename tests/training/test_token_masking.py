@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import prepare
-from lora_kit.data.tokenization import IGNORE_INDEX, end_of_turn_id
+from lora_kit.data.supervision import IGNORE_INDEX
+from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.modeling.likelihood import pad_examples
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline import train

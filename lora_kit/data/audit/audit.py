@@ -19,7 +19,7 @@ from lora_kit.data.audit.tokens import token_statistics
 from lora_kit.data.audit.words import hash_words, row_texts
 from lora_kit.data.row_sets import read_blocks
 from lora_kit.data.rows import Row
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.recipe.data import AuditSpec
 from lora_kit.runtime.errors import DataError
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lora_kit.data.audit.findings import EXAMPLES, BrokenTokens, LengthStatistics, TokenStatistics
 from lora_kit.data.rows import Row
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

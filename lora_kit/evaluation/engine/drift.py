@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_encoder_decoder
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Item, prompt_and_answer_length
 from lora_kit.modeling.likelihood import logits_at, pad_examples, to_device, token_kl

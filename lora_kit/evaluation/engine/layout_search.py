@@ -29,7 +29,7 @@ import torch
 from lora_kit.adapter.virtual_tokens import virtual_token_count
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.positions import PositionLimits
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.rounding import RoundingBound, score_probes
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer
 from lora_kit.evaluation.item import (

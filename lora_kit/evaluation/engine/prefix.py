@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lora_kit.data.tokenization import IGNORE_INDEX
+from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.evaluation.item import (
     ChoiceRequest,
     GenerationRequest,

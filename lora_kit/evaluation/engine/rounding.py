@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lora_kit.data.tokenization import IGNORE_INDEX
+from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.evaluation.engine.prefix import encode_prefix
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.item import ChoiceRequest, LossRequest, Request

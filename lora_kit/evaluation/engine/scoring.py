@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.choices import score_choice_trees
 from lora_kit.evaluation.engine.classes import score_classes
 from lora_kit.evaluation.engine.prefix import Prefix

@@ -14,7 +14,7 @@ import torch
 from lora_kit.backbone.open_files import open_gguf
 from lora_kit.backbone.pre_tokenizers import PRE_TOKENIZERS
 from lora_kit.data.builtin.reference import reference_rows
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.merging.distance import kl_divergence, top1_agreement
 from lora_kit.merging.exporting.gguf_model import FREQUENCIES
 from lora_kit.merging.predictions import MAX_POSITIONS

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from lora_kit.backbone.chat_template import render_chat
 from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.backbone.open_files import open_config, open_tokenizer
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.merging.exporting.comparison import (
     HARD_TEXTS,
     ExportComparison,

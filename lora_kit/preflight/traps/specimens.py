@@ -12,7 +12,7 @@ from lora_kit.backbone.files import BackboneFiles
 from lora_kit.backbone.fingerprint import Fingerprint
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.recipe import Recipe

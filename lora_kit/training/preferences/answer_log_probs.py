@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl.trainer.utils import FusedCausalLMOutput
 
-from lora_kit.data.tokenization import IGNORE_INDEX
+from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.modeling.likelihood import logits_at, token_nll
 
 if TYPE_CHECKING:

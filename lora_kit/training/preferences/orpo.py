@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lora_kit.data.tokenization import IGNORE_INDEX
+from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.data.units import Unit
 from lora_kit.training.preferences.trainers import REWARD_METRICS, PreferenceTrainer
 from lora_kit.training.preferences.unit_batches import PreferenceBatch, orpo_batch

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.data.units import Unit
 
 PreferenceBatch = dict[str, torch.Tensor]

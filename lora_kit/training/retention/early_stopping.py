@@ -10,7 +10,7 @@ import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.tokenization import Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.recipe.retention import EarlyStoppingSpec
 from lora_kit.runtime.console import say

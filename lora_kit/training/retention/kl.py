@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_kit.data.batches import split_micro_batches
-from lora_kit.data.tokenization import IGNORE_INDEX, Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.likelihood import pad_examples, supervised_logits, to_device, token_kl
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.recipe.retention import KlSpec

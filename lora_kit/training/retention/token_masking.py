@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import Counts, PreparedData, SourceCounts
-from lora_kit.data.tokenization import IGNORE_INDEX, Example, end_of_turn_id
+from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.recipe.retention import TokenMaskingSpec
 from lora_kit.runtime.console import meter
