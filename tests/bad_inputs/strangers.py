@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.bad_inputs.case import SUITE, Case, Place, jsonl, plan_of
+from tests.bad_inputs.adapters import changed
+from tests.bad_inputs.case import SUITE, Case, Place, copied, jsonl, plan_of
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -18,19 +19,15 @@ PAIRS = [
     {"prompt": f"Name colour {number}.", "completion": f"Red {number}."} for number in range(9)
 ]
 TEMPLATE = "chat_template.jinja"
-# Title, colour, clearing, movement, one-byte introducers and reversed text.
-ESCAPES = "\x1b]0;title\x07\x1b[31m\x1b[2J\x1b[1A\r\x08\x9b2J\x7f\u202e\u2066[red]:bomb:"
-SHOWN = "[U+001B]]0;title[U+0007][U+001B][31m[U+001B][2J[U+001B][1A"
 # Doubles its steps with each letter of a name.
 ENDLESS = r"(.|..)*(.|..)*!"
 # A value of a field that is to be left out of the file.
 ABSENT = "(absent)"
 
 
-def copied(place: Place, *without: str) -> Path:
-    """Return a copy of the model whose files may be replaced, but not written in place."""
-    folder = place.folder / "model"
-    shutil.copytree(place.model, folder, copy_function=os.link)
+def copied_without(place: Place, *without: str) -> Path:
+    """Return a copy of the model that lacks some files."""
+    folder = copied(place.model, place.folder / "model")
     for name in without:
         (folder / name).unlink()
     return folder
@@ -50,7 +47,7 @@ def with_text(name: str, file: str, text: str, *says: str, status: int = 2) -> C
     """Return the case of a file of the model with another text."""
 
     def write(place: Place) -> list[str]:
-        model = copied(place)
+        model = copied_without(place)
         replaced(model / file, text)
         return planned(place, model)
 
@@ -61,7 +58,7 @@ def with_templates(templates: Any, *says: str) -> Case:
     """Return the case of a model whose templates are in tokenizer_config.json."""
 
     def write(place: Place) -> list[str]:
-        model = copied(place, TEMPLATE)
+        model = copied_without(place, TEMPLATE)
         found = json.loads((model / TOKENIZER).read_text(encoding="utf-8"))
         replaced(model / TOKENIZER, json.dumps({**found, "chat_template": templates}))
         return planned(place, model)
@@ -73,7 +70,7 @@ def with_values(file: str, values: Mapping[str, Any], *says: str, status: int = 
     """Return the case of a JSON file of the model with some other values."""
 
     def write(place: Place) -> list[str]:
-        model = copied(place)
+        model = copied_without(place)
         path = model / file
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         found = {k: v for k, v in (found | dict(values)).items() if v is not ABSENT}
@@ -89,7 +86,7 @@ def with_folder(
     """Return the case of a copy of the model that `change` has changed."""
 
     def write(place: Place) -> list[str]:
-        model = copied(place, *without)
+        model = copied_without(place, *without)
         change(model)
         return planned(place, model)
 
@@ -142,17 +139,24 @@ def linked(file: str) -> Case:
     return with_folder(f"a link in place of {file}", change, file, "link out of the model's folder")
 
 
+def with_options(values: Mapping[str, Any], place: Place) -> Path:
+    """Return a copy of the adapter with other values in its configuration."""
+
+    def change(adapter: Path) -> None:
+        path = adapter / "adapter_config.json"
+        found = json.loads(path.read_text()) | {"base_model_name_or_path": str(place.model)}
+        path.write_text(json.dumps(found | dict(values)))
+
+    return changed(place, change)
+
+
 def of_adapter(name: str, values: Mapping[str, Any], *says: str) -> Case:
     """Return the case of an evaluation of an adapter with other values in its configuration."""
 
     def write(place: Place) -> list[str]:
-        adapter = place.folder / "adapter"
-        shutil.copytree(place.adapter, adapter)
-        path = adapter / "adapter_config.json"
-        found = json.loads(path.read_text()) | {"base_model_name_or_path": str(place.model)}
-        path.write_text(json.dumps(found | dict(values)))
-        (place.folder / "suite.yaml").write_text(json.dumps(SUITE))
-        return ["evaluate", str(adapter), "--suite", str(place.folder / "suite.yaml")]
+        suite = place.folder / "suite.yaml"
+        suite.write_text(json.dumps(SUITE))
+        return ["evaluate", str(with_options(values, place)), "--suite", str(suite)]
 
     return Case(name, write, says)
 
@@ -162,26 +166,12 @@ def with_template(name: str, template: str, *says: str, status: int = 2) -> Case
     return with_text(f"a template {name}", TEMPLATE, template, *says, status=status)
 
 
-def of_rows(title: str, rows: list[Any], *says: str, status: int = 2, **sections: Any) -> Case:
-    return Case(
-        title,
-        lambda place: plan_of(place, jsonl(place, *rows), **sections),
-        says,
-        status,
-    )
-
-
 def of_command(name: str, command: list[str], values: Mapping[str, Any], *says: str) -> Case:
     """Return the case of a merge or a combination of adapters with other values."""
 
     def write(place: Place) -> list[str]:
-        adapter = place.folder / "adapter"
-        shutil.copytree(place.adapter, adapter)
-        path = adapter / "adapter_config.json"
-        found = json.loads(path.read_text()) | {"base_model_name_or_path": str(place.model)}
-        path.write_text(json.dumps(found | dict(values)))
         output = ["--output", str(place.folder / "output")]
-        return [command[0], str(adapter), *command[1:], *output]
+        return [command[0], str(with_options(values, place)), *command[1:], *output]
 
     return Case(name, write, says)
 
@@ -222,16 +212,19 @@ TEMPLATES = {
     "that includes another": ("{% include 'other.jinja' %}",),
     "that imports another": ("{% import 'other.jinja' as other %}",),
     "that extends another": ("{% extends '/etc/passwd' %}",),
-    "that divides by zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
-    "that calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    "that divides by zero": ("{{ 1 / 0 }}", "ZeroDivisionError", "backbone.model"),
+    "that calls itself": (
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        *("RecursionError", "backbone.model"),
+    ),
     "that calls nothing": ("{{ nothing() }}",),
-    "that adds texts and numbers": ("{{ 'a' + 1 }}", "TypeError"),
+    "that adds texts and numbers": ("{{ 'a' + 1 }}", "TypeError", "backbone.model"),
     "that reads a missing key": ("{{ messages['a'].b.c }}",),
     "that reaches for Python": ("{{ ().__class__.__base__.__subclasses__() }}",),
     "with a range beyond the sandbox": ("{{ range(10**9)|list }}", "OverflowError"),
-    "with a syntax error": ("{% for m in messages %}",),
+    "with a syntax error": ("{% for m in messages %}", "backbone.model"),
     "with an unknown tag": ("{% shell ls %}",),
-    "with an unknown filter": ("{{ messages|shell }}",),
+    "with an unknown filter": ("{{ messages|shell }}", "backbone.model"),
     "with 5,000 parentheses": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",),
     "with 3,000 nested loops": (
         "{% for m in messages %}" * 3000 + "{% endfor %}" * 3000,
@@ -327,42 +320,6 @@ CASES = (
             "NUL": "a\0b",
         }.items()
     ),
-    # Terminal escapes in whatever a file names.
-    of_rows(
-        "escapes in a column's name and a template's output",
-        [{**row, ESCAPES: 1} for row in PAIRS],
-        *(SHOWN, "[U+009B]", "[U+202E][U+2066][red]:bomb:"),
-        status=0,
-    ),
-    of_rows(
-        "escapes in the only label",
-        [{"text": text, "label": ESCAPES} for text in ("a", "b", "c")],
-        "two classes",
-        training={"objective": "classification"},
-    ),
-    of_rows("escapes in a role", [{"messages": [{"role": ESCAPES, "content": "a"}]}]),
-    of_rows("escapes in a field of a turn", [{"messages": [{ESCAPES: "a", "role": "user"}]}]),
-    of_rows("escapes in columns of no format", [{ESCAPES: "a"}]),
-    of_rows("escapes in a line that is no JSON", [f"{{{ESCAPES}"]),
-    of_rows("escapes in a recipe's name", PAIRS, name=ESCAPES),
-    of_rows("escapes in an unknown section", PAIRS, **{ESCAPES: {"a": 1}}),
-    of_rows("escapes in a target", PAIRS, SHOWN, adapter={"target_modules": [ESCAPES]}),
-    of_rows("escapes in a path", PAIRS, evaluation={"suites": [f"{ESCAPES}.yaml"]}),
-    of_rows(
-        "escapes in a regular expression",
-        PAIRS,
-        adapter={"options": {"exclude_modules": f"({ESCAPES}"}},
-    ),
-    with_template("that raises escapes", f"{{{{ raise_exception({ESCAPES!r}) }}}}", SHOWN),
-    with_template(
-        "with escapes in a name that it lacks", f"{{{{ a['{ESCAPES}'].b }}}}", "chat template"
-    ),
-    with_values(CONFIG, {"architectures": ESCAPES}),
-    with_values(CONFIG, {"dtype": ESCAPES}),
-    with_values(CONFIG, {"hidden_act": ESCAPES}),
-    of_adapter("escapes in a method", {"peft_type": ESCAPES}, "peft_type"),
-    of_adapter("escapes in an option", {"bias": ESCAPES}, "bias"),
-    of_adapter("escapes in an option's name", {ESCAPES: 1}, "adapter_config.json"),
     # Regular expressions without end.
     of_adapter(
         "an endless expression in an adapter",

@@ -1,10 +1,13 @@
 """Suites: questions, labels and tables as other tools write them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tests.bad_inputs.case import REFUSED, Case, Place, jsonl, plan_of
+from tests.bad_inputs.tables import classes, saved
+from tests.bad_inputs.templates import ANSWER, USER, chat
 
 PAIR = {"prompt": "Name a colour.", "completion": "Red."}
 QUESTION = {"question": "Which is red?", "choices": ["blood", "grass"], "answer": 0}
@@ -15,7 +18,7 @@ LABELLED = "text,label\ngood,01\nbad,02\n"
 def _suite(
     name: str,
     task: Mapping[str, Any],
-    content: str | Sequence[object],
+    content: str | Sequence[object] | Callable[[Path], None],
     *says: str,
     file: str = "items.jsonl",
     status: int = REFUSED,
@@ -24,7 +27,9 @@ def _suite(
 
     def write(place: Place) -> list[str]:
         items = place.folder / file
-        if isinstance(content, str):
+        if callable(content):
+            content(items)
+        elif isinstance(content, str):
             items.write_text(content)
         else:
             items.write_text("".join(f"{json.dumps(row)}\n" for row in content))
@@ -47,7 +52,9 @@ THOUGHTFUL = {
 }
 GENERATION = {"kind": "generation", "metric": "chrf", "max_new_tokens": 4}
 
-CHOICE, CLASSES, LOSS = ({"kind": k} for k in ("multiple_choice", "classification", "loss"))
+CHOICE, CLASSES, LOSS, INSTRUCTIONS = (
+    {"kind": k} for k in ("multiple_choice", "classification", "loss", "instructions")
+)
 
 CASES = (
     _suite(
@@ -204,6 +211,161 @@ CASES = (
         "prompt,completion\nHow many?,7\nHow much?,8\n",
         "odd",
         file="items.csv",
+        status=0,
+    ),
+    # Rows as exports have them.
+    _suite(
+        "a loss task of classes",
+        LOSS,
+        saved(
+            None,
+            [{"text": "good", "label": 1}, {"text": "bad", "label": 0}],
+            classes("label", "text"),
+        ),
+        file="rows",
+        status=0,
+    ),
+    _suite(
+        "a loss task of classes as completions",
+        LOSS,
+        saved(
+            None,
+            [{"prompt": "good?", "completion": 1}, {"prompt": "bad?", "completion": 0}],
+            classes("completion", "prompt"),
+        ),
+        file="rows",
+        status=0,
+    ),
+    _suite(
+        "a completion that is none of the references",
+        GENERATION,
+        [{**PAIR, "references": ["Blue."]}],
+        "items.jsonl:1",
+        "references",
+    ),
+    _suite(
+        "a last turn that is none of the references",
+        GENERATION,
+        [{"messages": [USER, ANSWER], "references": ["Blue."]}],
+        "items.jsonl:1",
+        "references",
+    ),
+    _suite(
+        "references and targets",
+        GENERATION,
+        [{"prompt": "Name a colour.", "references": ["Blue."], "targets": ["Red."]}],
+        "items.jsonl:1",
+        "targets",
+    ),
+    _suite(
+        "null references beside targets",
+        GENERATION,
+        [{"prompt": "Name a colour.", "references": None, "targets": ["Red."]}],
+        status=0,
+    ),
+    _suite(
+        "reasoning in a pair",
+        CHOICE,
+        [
+            {
+                "prompt": "p",
+                "chosen": [{**ANSWER, "reasoning_content": "Since."}],
+                "rejected": [{"role": "assistant", "content": "Mud."}],
+            }
+        ],
+        "items.jsonl:1",
+        "reasoning_content",
+    ),
+    _suite(
+        "tool calls in a pair",
+        CHOICE,
+        [
+            {
+                "prompt": "p",
+                "chosen": [
+                    {
+                        "role": "assistant",
+                        "content": "",
+                        "tool_calls": [{"function": {"name": "f", "arguments": {}}}],
+                    }
+                ],
+                "rejected": [{"role": "assistant", "content": "Mud."}],
+            }
+        ],
+        "items.jsonl:1",
+        "tool_calls",
+    ),
+    _suite(
+        "a pair and a question in one row",
+        CHOICE,
+        [{**QUESTION, "prompt": "Other?", "chosen": "Red.", "rejected": "Mud."}],
+        "choices of task",
+        status=0,
+    ),
+    _suite(
+        "a text of a class that is a number",
+        CLASSES,
+        [{"text": 7, "label": "x"}, {"text": "b", "label": "y"}],
+        "items.jsonl:1",
+        "text",
+    ),
+    _suite(
+        "a blank text of a class",
+        CLASSES,
+        [{"text": " ", "label": "x"}, {"text": "b", "label": "y"}],
+        "items.jsonl:1",
+        "text",
+    ),
+    _suite(
+        "a blank question", CHOICE, [{**QUESTION, "question": "  "}], "items.jsonl:1", "question"
+    ),
+    _suite(
+        "a question that is true",
+        CHOICE,
+        [{**QUESTION, "question": True}],
+        "items.jsonl:1",
+        "question",
+    ),
+    _suite(
+        "a blank prompt of instructions",
+        INSTRUCTIONS,
+        [{"prompt": "  ", "checks": [{"kind": "max_words", "value": 3}]}],
+        "items.jsonl:1",
+        "prompt",
+    ),
+    _suite(
+        "a blank cluster",
+        {**LOSS, "cluster": "doc"},
+        [{**PAIR, "doc": ""}, {**PAIR, "prompt": "b", "doc": ""}],
+        "items.jsonl:1",
+        "doc",
+    ),
+    _suite(
+        "a field of an item's turn that is a number",
+        GENERATION,
+        chat({**USER, "age": 5}, ANSWER),
+        "turns.age",
+        status=0,
+    ),
+    _suite(
+        "a field of an item's turn that is a text",
+        GENERATION,
+        chat({**USER, "name": "Ann"}, ANSWER),
+        "turns.name",
+        status=0,
+    ),
+    _suite(
+        "an item's only answer switched off",
+        LOSS,
+        chat(USER, {**ANSWER, "loss": False}),
+        "items.jsonl:1",
+        "switched off",
+    ),
+    _suite(
+        "a question of two columns",
+        {**CHOICE, "columns": {"question": "stem"}},
+        [{**QUESTION, "stem": "Which is warm?"}],
+        "question (columns.question names stem) of",
         status=0,
     ),
 )

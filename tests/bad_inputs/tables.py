@@ -3,26 +3,91 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from tests.bad_inputs.case import REFUSED, Case, Place, jsonl, plan_of, plan_of_rows
 
 GOOD = '{"prompt": "Name a colour.", "completion": "Red."}'
 HEADER = "prompt,completion\n"
 PAIR = "Name a colour.,Red.\n"
+ROW = {"prompt": "Name a colour.", "completion": "Red."}
+USER = {"role": "user", "content": "Name a colour."}
+ANSWER = {"role": "assistant", "content": "Red."}
 KTO = {"training": {"batch_size": 2, "objective": "kto"}}
+
+
+def _of_files(
+    name: str, where: str, content: Any, *says: str, status: int = REFUSED, **sections: Any
+) -> Case:
+    """Return the case of a plan of a file, or of a folder.
+
+    Args:
+        name: name of the case.
+        where: name of the file or folder.
+        content: content of the file; contents of the folder's files by name; or a function that
+            writes either.
+        says: texts of the answer.
+        status: exit status.
+        sections: further sections of the recipe.
+    """
+
+    def write(place: Place) -> list[str]:
+        path = place.folder / where
+        if callable(content):
+            content(path)
+        elif isinstance(content, dict):
+            for inner, text in content.items():
+                (path / inner).parent.mkdir(parents=True, exist_ok=True)
+                (path / inner).write_text(text)
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return plan_of(place, path, **sections)
+
+    return Case(name, write, says, status)
 
 
 def _plan_of_file(
     name: str, file: str, content: str | bytes, says: Sequence[str], status: int = REFUSED
 ) -> Case:
-    """Return the case of a plan of one file."""
+    return _of_files(name, file, content, *says, status=status)
 
-    def write(place: Place) -> list[str]:
-        path = place.folder / file
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return plan_of(place, path)
 
-    return Case(name, write, tuple(says), status)
+def saved(
+    kind: Any, rows: Sequence[Any] = (ROW, ROW), features: Any = None
+) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        import datasets
+
+        data = datasets.Dataset.from_list(list(rows), features=features and features(datasets))
+        if isinstance(kind, list):
+            data = data.with_format(None, columns=kind)
+        elif kind:
+            data = data.with_format(kind)
+        data.save_to_disk(str(path))
+
+    return write
+
+
+def classes(field: str, first: str) -> Callable[[Any], Any]:
+    def features(datasets: Any) -> Any:
+        return datasets.Features(
+            {first: datasets.Value("string"), field: datasets.ClassLabel(names=["neg", "pos"])}
+        )
+
+    return features
+
+
+def shards(*tables: Any) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        path.mkdir()
+        for number, table in enumerate(tables):
+            pyarrow.parquet.write_table(pyarrow.table(table), path / f"{'abc'[number]}.parquet")
+
+    return write
 
 
 def _headers(place: Place) -> list[str]:
@@ -235,4 +300,104 @@ CASES = (
     _kto("a KTO label of a word", '"maybe"', "rows.jsonl:1", "true or false"),
     _kto("a KTO label of a text 2", '"2"', "rows.jsonl:1", "true or false"),
     _kto("a KTO label that is null", "null", "rows.jsonl:1", "true or false"),
+    # Files and folders as exports have them.
+    _of_files(
+        "two CSV files with byte order marks, joined",
+        "rows.csv",
+        f"\ufeff{HEADER}{PAIR}\ufeff{HEADER}{PAIR}",
+        "rows.csv:3",
+        "header",
+    ),
+    _of_files(
+        "two TSV files with byte order marks, joined",
+        "rows.tsv",
+        f"\ufeff{HEADER}{PAIR}\ufeff{HEADER}{PAIR}".replace(",", "\t"),
+        "rows.tsv:3",
+        "header",
+    ),
+    _of_files(
+        "a bad row in a folder of CSV files",
+        "parts",
+        {"a.csv": HEADER + PAIR, "b.csv": HEADER + "Why?,\n"},
+        "b.csv",
+    ),
+    _of_files(
+        "a file of rows that begins with an underscore",
+        "parts",
+        {"a.jsonl": json.dumps(ROW), "_b.jsonl": json.dumps(ROW)},
+        "2 for training",
+        status=0,
+    ),
+    _of_files(
+        "a file of rows called state.json",
+        "parts",
+        {"a.json": json.dumps([ROW]), "sub/state.json": json.dumps([ROW])},
+        "2 for training",
+        status=0,
+    ),
+    _of_files(
+        "labels as texts and integers in Parquet",
+        "parts",
+        shards({"text": ["b"], "label": [3]}, {"text": ["a"], "label": ["01"]}),
+        "01<|im_end|>",
+        status=0,
+    ),
+    _of_files(
+        "KTO labels as booleans and integers in Parquet",
+        "parts",
+        shards(
+            {"prompt": ["b"], "completion": ["x"], "label": [True]},
+            {"prompt": ["a"], "completion": ["y"], "label": [2]},
+        ),
+        "b.parquet",
+        "label",
+        **KTO,
+    ),
+    _of_files(
+        "a bad row in a folder of Parquet files",
+        "parts",
+        shards({"text": ["b"]}, {"text": [""]}),
+        "b.parquet",
+    ),
+    _of_files(
+        "another column in a folder of Parquet files",
+        "parts",
+        shards({"text": ["A river."]}, {"text": ["A sea."], "lang": ["en"]}),
+        "lang of",
+        status=0,
+    ),
+    *(
+        _of_files(f"saved with the format {kind}", "rows", saved(kind), "Name a colour.", status=0)
+        for kind in ("pandas", "arrow")
+    ),
+    _of_files(
+        "saved with the format numpy and turns",
+        "rows",
+        saved("numpy", [{"messages": [USER, ANSWER]}]),
+        "Name a colour.",
+        status=0,
+    ),
+    _of_files(
+        "saved with the format torch and KTO labels",
+        "rows",
+        saved("torch", [{**ROW, "label": True}, {**ROW, "label": False}]),
+        "Name a colour.",
+        status=0,
+        **KTO,
+    ),
+    _of_files(
+        "saved with a format that hides a column",
+        "rows",
+        saved(["prompt", "completion"], [{**ROW, "system": "Be short."}]),
+        "Be short.",
+        status=0,
+    ),
+    _of_files("an escape in a header", "rows.csv", "pro\x1b[31mmpt,completion\na,b\n", "rows.csv"),
+    _of_files(
+        "an escape in a column that is not used",
+        "rows.csv",
+        "prompt,completion,x\x1b[31my\na,b,c\n",
+        "not used",
+        status=0,
+    ),
 )

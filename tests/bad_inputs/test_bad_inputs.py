@@ -7,10 +7,20 @@ from typing import Any
 import pytest
 
 from lora_kit.cli import main
-from tests.bad_inputs import adapters, exports, rows, strangers, suites, tables, tokenizers
+from tests.bad_inputs import (
+    adapters,
+    rows,
+    strangers,
+    suites,
+    tables,
+    templates,
+    terminal,
+    tokenizers,
+    turns,
+)
 from tests.bad_inputs.case import Case, Place
 
-MODULES = (adapters, exports, rows, strangers, suites, tables, tokenizers)
+MODULES = (adapters, rows, strangers, suites, tables, templates, terminal, tokenizers, turns)
 CASES = tuple(case for module in MODULES for case in module.CASES)
 # Control characters, except for the line end and the tabulator, and those that reorder text.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
