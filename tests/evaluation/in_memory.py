@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lora_kit.evaluation import judge as judge_module
 from lora_kit.evaluation.ledger import Entry
@@ -82,3 +83,62 @@ def write_report(
     directory: Path, verdict: Verdict, results: Results, facts: report.ReportFacts
 ) -> None:
     report.write_report(directory, verdict, as_ledger_view(results), facts)
+
+
+RETENTION = Suite.model_validate(
+    {
+        "name": "keep",
+        "role": "retention",
+        "tasks": [
+            {"name": "quiz", "kind": "multiple_choice", "source": "x", "margin": 0.05},
+            {"name": "prose", "kind": "loss", "source": "x", "margin": 0.1},
+        ],
+    }
+)
+
+
+def entries(task: str, arm: str, scores: list[float | None]) -> list[Entry]:
+    return [
+        Entry(arm, "keep", task, f"i{n}", f"c{n}", score, "out", "in", "ref", 3, 0.1)
+        for n, score in enumerate(scores)
+    ]
+
+
+def ledger(quiz: list[float | None], prose: list[float | None]) -> list[Entry]:
+    return [
+        *entries("quiz", "base", [1.0] * len(quiz)),
+        *entries("quiz", "adapter", quiz),
+        *entries("prose", "base", [3.0] * len(prose)),
+        *entries("prose", "adapter", prose),
+    ]
+
+
+def arm(
+    name: str, scores: list[float], suite: str = "keep", task: str = "quiz", **fields: Any
+) -> list[Entry]:
+    return [
+        Entry(name, suite, task, f"i{n}", f"c{n}", score, "out", "in", "ref", 3, 0.1)
+        if not fields
+        else Entry(
+            name,
+            suite,
+            task,
+            f"i{n}",
+            f"c{n}",
+            score,
+            "out",
+            "in",
+            "ref",
+            3,
+            0.1,
+            **{key: value(n) for key, value in fields.items()},
+        )
+        for n, score in enumerate(scores)
+    ]
+
+
+def one_task(role: str, **fields: Any) -> Suite:
+    task = {"name": "quiz", "kind": "multiple_choice", "source": "x", **fields}
+    if role == "retention":
+        task = {"margin": 0.1, **task}
+    return Suite.model_validate({"name": "keep", "role": role, "tasks": [task]})
