@@ -1,4 +1,4 @@
-"""Selection of one of several merged models on half of the items, and its proof on the other half."""
+"""Selection of a merged model on one half of the items, and its proof on the other half."""
 
 import json
 import math
