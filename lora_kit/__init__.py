@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_kit.runtime.logs import hide_missing_kernels
+
 if TYPE_CHECKING:
     from lora_kit.pipeline import evaluate, merge, release, train
     from lora_kit.recipe.recipe import Recipe
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "evaluate", "merge", "release", "train"]
+
+# Before anything imports bitsandbytes.
+hide_missing_kernels()
 
 
 def __getattr__(name: str) -> Any:

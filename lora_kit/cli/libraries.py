@@ -26,7 +26,5 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     # Logged once a layer and text, about a cast that its int8 layers are asked to do.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    # On a CPU with AVX512-BF16, about a kernel that it would fetch from the hub and does without.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # Unreadable data is reported by our own message.
     datasets.logging.set_verbosity(logging.CRITICAL)
