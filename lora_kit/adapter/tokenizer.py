@@ -17,6 +17,7 @@ from lora_kit.adapter.tokenizer_files import (
     PROCESSOR_TEMPLATE,
     TEMPLATE,
     VOCABULARIES,
+    adapter_template,
     brought_files,
     copy_adapter_tokenizer,
     vocabulary_file,
@@ -111,6 +112,11 @@ def _read(backbone: Backbone, adapter: Path) -> tuple[Any, str | None]:
         own.pad_token = own.convert_ids_to_tokens(known.pad_token_id)
     own.model_max_length, own.padding_side = known.model_max_length, known.padding_side
     if is_seq2seq_tokenizer(known):
+        if adapter_template(adapter) is not None:
+            say(
+                f"{adapter}: its chat template is not used: source and answer of an "
+                "encoder-decoder are joined as its tokenizer ends them"
+            )
         prepare_seq2seq(backbone.model, own, str(adapter))
     return own, pad
 

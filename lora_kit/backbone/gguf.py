@@ -95,6 +95,11 @@ def _convert(path: Path, pre_tokenizer: str | None, directory: Path) -> None:
     with _refusing_unreadable(path):
         # First: a file without its metadata would give a model of transformers' default size.
         tokenizer = open_gguf(AutoTokenizer, path)
+        if not _block_counts(path):
+            raise BackboneError(
+                f"{path}: block_count: missing, as the file's other dimensions may be (got no such "
+                "key). Fix: download it again"
+            )
         model = open_gguf(
             AutoModelForCausalLM,
             path,
@@ -121,16 +126,24 @@ def _convert(path: Path, pre_tokenizer: str | None, directory: Path) -> None:
 
 def _require_plausible_blocks(path: Path) -> None:
     """Refuse more blocks than tensors; building so many takes for ever."""
+    for name, (count, tensors) in _block_counts(path).items():
+        if not isinstance(count, int) or count > tensors:
+            raise BackboneError(
+                f"{path}: {name}: the weights are of a smaller model (got {count!r:.80}, the file "
+                f"has {tensors:,} tensors). Fix: download it again"
+            )
+
+
+def _block_counts(path: Path) -> dict[str, tuple[object, int]]:
+    """Return the number of blocks by key, each with the number of tensors of the file."""
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
-    for name, field in reader.fields.items():
-        count = field.contents() if name.endswith(".block_count") else 0
-        if not isinstance(count, int) or count > len(reader.tensors):
-            raise BackboneError(
-                f"{path}: {name}: the weights are of a smaller model (got {count!r:.80}, the file "
-                f"has {len(reader.tensors):,} tensors). Fix: download it again"
-            )
+    return {
+        name: (field.contents(), len(reader.tensors))
+        for name, field in reader.fields.items()
+        if name.endswith(".block_count")
+    }
 
 
 def _set_pre_tokenizer(name: str, directory: Path) -> None:

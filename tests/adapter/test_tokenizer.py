@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lora_kit.adapter.tokenizer import with_adapter_tokenizer
-from lora_kit.backbone.load import Backbone
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.rows import Message
 from lora_kit.data.tokenization import end_of_turn_id, tokenize_prompt
 from lora_kit.evaluation.arms.models import base_identity
@@ -21,6 +22,7 @@ from lora_kit.runs.session import open_run, open_subject
 from lora_kit.runtime.errors import AdapterError
 from tests.merging.in_process import in_this_process
 from tests.merging.test_vocabulary import ADDED, BOTH, saved
+from tests.two_stacks import WRITERS
 
 OTHER = (
     "{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] }}<|im_end|>{% endfor %}"
@@ -265,3 +267,14 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_by_file(
     bring(tiny, tmp_path)
     with pytest.raises(AdapterError, match=message):
         with_adapter_tokenizer(tiny_backbone, tmp_path)
+
+
+def test_a_template_for_an_encoder_decoder_is_named_and_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = spec(WRITERS["t5"](tmp_path / "t5"))
+    backbone = load(resolve(chosen), chosen)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "chat_template.jinja").write_text(OTHER)
+    assert with_adapter_tokenizer(backbone, tmp_path / "adapter") is backbone
+    assert "adapter: its chat template is not used" in capsys.readouterr().err

@@ -114,3 +114,13 @@ def test_names_of_transformers_have_its_expressions() -> None:
     for name, expression in GGUF_PRE_TOKENIZER_SPLITS.items():
         parts = PRE_TOKENIZERS[name][0]["pretokenizers"]
         assert [part["pattern"]["Regex"] for part in parts if "pattern" in part] == [expression]
+
+
+def test_a_file_with_a_tokenizer_and_no_dimensions_is_refused(gguf: Path, tmp_path: Path) -> None:
+    """transformers would build a model of its default size, of several gigabytes."""
+    path = tmp_path / "model.gguf"
+    reader = GGUFReader(gguf)
+    dimensions = [name for name in reader.fields if name.startswith("llama.")]
+    copy_with_new_metadata(reader, GGUFWriter(path, "llama"), {}, dimensions)
+    with pytest.raises(BackboneError, match=r"model\.gguf: block_count: missing"):
+        convert_gguf(path)
