@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +67,7 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
     Args:
         backbone: backbone to adapt, changed in place.
         spec: adapter section of the recipe.
-        seed: seed of the initial weights.
+        seed: seed of the initial weights; a backbone without weights gets an adapter without.
 
     Raises:
         AdapterError: if a target module does not exist, or the adapter covers no module.
@@ -79,11 +80,13 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
     if backbone.head is not None:
         reinitialize(backbone.model, backbone.head)
     extra = backbone.head.extra_modules if backbone.head else ()
-    model = wrap_with_adapter(backbone.model, spec, extra)
+    with nullcontext() if backbone.has_weights else torch.device("meta"):
+        model = wrap_with_adapter(backbone.model, spec, extra)
     _set_base_model_name(model, backbone)
     coverage(model)
-    with eval_mode(model):
-        require_virtual_tokens_attended(model, f"adapter.method: {spec.method}")
+    if backbone.has_weights:
+        with eval_mode(model):
+            require_virtual_tokens_attended(model, f"adapter.method: {spec.method}")
     if backbone.head is not None:
         head = backbone.model.get_submodule(backbone.head.module)
         if not any(parameter.requires_grad for parameter in head.parameters()):

@@ -58,6 +58,11 @@ class Backbone:
     head: Head | None = None
     adapter_tokenizer: str | None = None
 
+    @property
+    def has_weights(self) -> bool:
+        """True unless the model has only shapes (`lora_kit.backbone.shapes.open_shapes`)."""
+        return not next(self.model.parameters()).is_meta
+
 
 def compute_dtype(spec: BackboneSpec) -> torch.dtype:
     """Return the compute dtype: the one in the spec, or the best one of this machine for `auto`.

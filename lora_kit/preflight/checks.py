@@ -200,6 +200,10 @@ def _with_backbone(context: PreflightContext) -> bool:
     return context.backbone is not None
 
 
+def _with_weights(context: PreflightContext) -> bool:
+    return context.backbone is not None and context.backbone.has_weights
+
+
 def _with_model(context: PreflightContext) -> bool:
     return context.model is not None
 
@@ -237,7 +241,8 @@ def _with_backbone_and_virtual_tokens(context: PreflightContext) -> bool:
 
 
 def _with_packing(context: PreflightContext) -> bool:
-    return _with_model(context) and _with_examples(context) and context.recipe.data.packing
+    runs = _with_model(context) and _with_examples(context) and _with_weights(context)
+    return runs and context.recipe.data.packing
 
 
 # What a launch can do with a recipe, whatever the backbone.
@@ -253,7 +258,7 @@ LAUNCH_CHECKS = (
 CHECKS = (
     PreflightCheck("launch", _always, refuse_launch_fallback),
     *LAUNCH_CHECKS,
-    PreflightCheck("device", _with_backbone, require_weights_on_process_device),
+    PreflightCheck("device", _with_weights, require_weights_on_process_device),
     PreflightCheck("repacking", _with_backbone, refuse_repacked_weights),
     PreflightCheck("quantized checkpoint", _with_backbone, refuse_quantized_checkpoint),
     PreflightCheck("float32 adapter", _with_model, require_float32_adapter),

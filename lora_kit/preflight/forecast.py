@@ -103,6 +103,8 @@ def forecast(
     if memory.total > available:
         change = find_fitting_change(recipe, config, batch, batcher, device, base, available)
         return Forecast(memory, available, change, on_a_gpu=on_gpu)
+    if not backbone.has_weights:
+        return Forecast(memory, available, on_a_gpu=on_gpu)
     time = estimate_time(recipe, backbone, model, data, held_out)
     return Forecast(memory, available, time=time, on_a_gpu=on_gpu)
 

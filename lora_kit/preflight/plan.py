@@ -10,7 +10,7 @@ from typing import Any
 from lora_kit.adapter.attach import Coverage, coverage
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.files import resolve
-from lora_kit.backbone.load import Backbone, load
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.audit.findings import Audit
 from lora_kit.data.dataset import mix_replay, open_rows, training_classes, validation_rows
 from lora_kit.data.prepared import Counts, PreparedData
@@ -25,9 +25,12 @@ from lora_kit.preflight.forecast import (
     estimate_time,
     forecast,
 )
+from lora_kit.preflight.gpu_time import training_seconds
+from lora_kit.preflight.gpus import fitting_gpus
 from lora_kit.preflight.guidance import Hint, recipe_hints
 from lora_kit.preflight.launch_file import LaunchFile, refuse_impossible_launch
 from lora_kit.preflight.memory import MemoryEstimate
+from lora_kit.preflight.plan_backbone import open_for_plan
 from lora_kit.preflight.prepare import PreparedTraining, prepare_training
 from lora_kit.preflight.suite_power import SuitePower, compute_suite_power
 from lora_kit.recipe.data import SELF
@@ -55,6 +58,7 @@ class BackbonePlan:
     """Parts of a plan that need the backbone.
 
     Attributes:
+        fingerprint: digest of the backbone; `None` without its weights.
         checked: names and warnings of the checks that ran.
         hints: changes that the number of examples suggests.
         samples: first examples, split where supervision begins and ends.
@@ -62,10 +66,12 @@ class BackbonePlan:
             or an encoder-decoder.
         timing: time on this machine, for backbones without a forecast.
         memory_per_process: memory of each process that the launch file starts.
+        assumed_seconds: time of the training on GPUs with enough memory, as the launch file starts
+            it, by their names; assumed, not measured.
         unused_by_task: items with a column that is not used, by its name, by task.
     """
 
-    fingerprint: str
+    fingerprint: str | None
     coverage: Coverage
     counts: Counts
     audit: Audit
@@ -75,6 +81,7 @@ class BackbonePlan:
     forecast: Forecast | None
     timing: TimeEstimate | None
     memory_per_process: MemoryEstimate | None
+    assumed_seconds: Mapping[str, float]
     unused_by_task: Mapping[str, Mapping[str, int]]
 
 
@@ -89,6 +96,7 @@ class Plan:
         formats: detected format of each source's rows.
         launch_file: launch file of the planned run.
         missing_backbone: reason why the backbone is not on this machine, else `None`.
+        without_weights: reason why the plan is made from the backbone's shapes alone, else `None`.
         on_backbone: parts that need the backbone; `None` without one.
     """
 
@@ -102,6 +110,7 @@ class Plan:
     suites: tuple[SuitePower, ...]
     launch_file: LaunchFile | None
     missing_backbone: str | None = None
+    without_weights: str | None = None
     on_backbone: BackbonePlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,6 +127,7 @@ class Plan:
             "micro_batch_size": self.micro_batch_size,
             "suites": [suite.to_dict() for suite in self.suites],
             "missing_backbone": self.missing_backbone,
+            "without_weights": self.without_weights,
             "fingerprint": found.fingerprint if found else None,
             "coverage": found.coverage.to_dict() if found else None,
             "counts": found.counts.to_dict() if found else None,
@@ -130,6 +140,7 @@ class Plan:
             "timing": found.timing.to_dict() if found and found.timing else None,
             "launch": self.launch_file.to_dict() if self.launch_file else None,
             "memory_per_process": per_process.to_dict() if per_process else None,
+            "assumed_seconds": dict(found.assumed_seconds) if found else {},
             "samples": [[asdict(span) for span in spans] for spans in found.samples]
             if found
             else [],
@@ -173,14 +184,22 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         files = resolve(recipe.backbone, allow_network=False)
     except MissingBackboneError as error:
         return replace(plan, missing_backbone=str(error))
-    backbone = load(files, recipe.backbone, tuple(training_classes(sources, recipe)))
+    classes = tuple(training_classes(sources, recipe))
+    backbone, without_weights = open_for_plan(
+        files, recipe.backbone, classes, is_elsewhere=launch_file is not None
+    )
     if recipe.data.replay and recipe.data.replay.source == SELF:
         # Self-distillation generates rows with the backbone.
-        read = read_training_rows(recipe, sources, backbone)
+        read = (
+            read_training_rows(recipe, sources, backbone)
+            if backbone.has_weights
+            else TrainingRows(sources, 0)
+        )
     work = plan_work(suites, backbone)
     prepared = prepare_training(recipe, launch, backbone, sources, read, work)
     return replace(
         plan,
+        without_weights=without_weights,
         rows=len(read.rows),
         replay_rows=read.replay,
         optimizer_steps=optimizer_steps(prepared.data.prepared.size, spec),
@@ -205,16 +224,25 @@ def _plan_on_backbone(
     machine: Forecast | None = None
     timing: TimeEstimate | None = None
     memory_per_process: MemoryEstimate | None = None
+    seconds: dict[str, float] = {}
     is_estimated = backbone.head is None and not is_encoder_decoder(backbone.model)
     if launch_file and is_estimated:
         config = backbone.model.config
         memory_per_process = estimate_per_process(recipe, config, data, launch_file)
+        if memory_per_process.device == "cuda":
+            seconds = training_seconds(
+                fitting_gpus(memory_per_process.total),
+                data.counts.tokens * recipe.training.epochs,
+                covered.total_parameters,
+                launch_file.launch.processes,
+                recipe.training.gradient_checkpointing,
+            )
     elif is_estimated:
         machine = forecast(recipe, backbone, model, data, held_out)
     elif not launch_file and recipe.adapter.method != "head":
         timing = estimate_time(recipe, backbone, model, data, held_out)
     return BackbonePlan(
-        fingerprint=backbone.fingerprint.digest,
+        fingerprint=backbone.fingerprint.digest if backbone.has_weights else None,
         coverage=covered,
         counts=data.counts,
         audit=prepared.audit,
@@ -224,6 +252,7 @@ def _plan_on_backbone(
         forecast=machine,
         timing=timing,
         memory_per_process=memory_per_process,
+        assumed_seconds=seconds,
         unused_by_task={one.name: one.task.unused for one in work if one.task.unused},
     )
 

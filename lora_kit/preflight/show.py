@@ -13,6 +13,7 @@ from lora_kit.preflight.plan import LabelSpan, Plan
 from lora_kit.preflight.show_audit import show_audit
 from lora_kit.preflight.show_estimate import (
     GB,
+    show_assumed_seconds,
     show_duration,
     show_estimate,
     show_memory_per_process,
@@ -48,6 +49,12 @@ def show_plan(plan: Plan, console: Console) -> None:
     for number, sample in enumerate(found.samples if found else (), start=1):
         console.print(f"\n[dim]sample {number}; supervised tokens are [/][reverse]highlighted[/]")
         console.print(_highlighted(sample))
+    if plan.without_weights:
+        console.print(
+            f"\n[yellow]Planned from shapes alone:[/] {escape(plan.without_weights)}. Left to the "
+            "training: the fingerprint, the check of packing, rows that the backbone generates",
+            soft_wrap=True,
+        )
     if plan.missing_backbone:
         console.print(
             "\n[yellow]Tokens, coverage, estimates and samples need the backbone.[/] "
@@ -73,7 +80,8 @@ def _facts(plan: Plan) -> dict[str, str]:
         ),
     }
     if found := plan.on_backbone:
-        facts["fingerprint"] = found.fingerprint
+        if found.fingerprint:
+            facts["fingerprint"] = found.fingerprint
         counts = found.counts
         facts["tokens"] = (
             f"{counts.tokens:,} ({counts.supervised_tokens:,} supervised); {counts.truncated} "
@@ -112,6 +120,7 @@ def _show_estimates(plan: Plan, console: Console) -> None:
         console.print("Memory and time are not estimated for models with a head.")
     if found and plan.launch_file and found.memory_per_process:
         show_memory_per_process(plan.launch_file, found.memory_per_process, console)
+        show_assumed_seconds(found.assumed_seconds, console)
 
 
 def _show_forecast(forecast: Forecast, console: Console) -> None:

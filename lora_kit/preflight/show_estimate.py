@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lora_kit.preflight.forecast import TimeEstimate
+from lora_kit.preflight.gpu_time import UTILISATION
 from lora_kit.preflight.gpus import fitting_gpus
 from lora_kit.preflight.launch_file import LaunchFile
 from lora_kit.preflight.memory import MemoryEstimate
@@ -44,6 +47,18 @@ def show_memory_per_process(file: LaunchFile, estimate: MemoryEstimate, console:
         soft_wrap=True,
     )
     show_estimate(estimate, console)
+
+
+def show_assumed_seconds(seconds: Mapping[str, float], console: Console) -> None:
+    """Print the assumed time of a training by the GPU; nothing if there is none."""
+    if not seconds:
+        return
+    times = ", ".join(f"{name} {format_duration(one)}" for name, one in seconds.items())
+    console.print(
+        f"time at {UTILISATION:.0%} of each GPU's peak (assumed, not measured; attention, padding "
+        f"and loading come on top): {times}",
+        soft_wrap=True,
+    )
 
 
 def launch_label(file: LaunchFile) -> str:
