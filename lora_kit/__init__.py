@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_kit.runtime.logs import hide_missing_kernels
+from lora_kit.runtime.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lora_kit.pipeline import evaluate, merge, release, train
     from lora_kit.recipe.recipe import Recipe
 
-__version__ = "0.1.0"
 __all__ = ["Recipe", "evaluate", "merge", "release", "train"]
 
 # Before anything imports bitsandbytes.

@@ -11,15 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-RECORDED = (
-    "lora-kit", "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets",
+from lora_kit.runtime.version import __version__
+
+LIBRARIES = (
+    "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets",
 )  # fmt: skip
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for name in RECORDED:
+    # Not from the metadata: a checkout need not be installed.
+    found = {"python": platform.python_version(), "lora-kit": __version__}
+    for name in LIBRARIES:
         found[name] = importlib.metadata.version(name)
     return found
 
