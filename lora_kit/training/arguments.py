@@ -12,6 +12,7 @@ from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.step_sizes import max_examples_per_process
+from lora_kit.training.unused_parameters import may_be_unused
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -50,6 +51,8 @@ def training_arguments(kind: type[Arguments], inputs: TrainingInputs, **own: Any
         bf16=inputs.backbone.spec.dtype == "bfloat16",
         fp16=inputs.backbone.spec.dtype == "float16",
         use_cpu=state.device.type == "cpu",
+        # transformers would search every forward pass of a PEFT model.
+        ddp_find_unused_parameters=_is_data_parallel(inputs) and may_be_unused(inputs),
         remove_unused_columns=False,
         seed=recipe.seed,
         data_seed=recipe.seed,
@@ -66,6 +69,11 @@ def training_arguments(kind: type[Arguments], inputs: TrainingInputs, **own: Any
     # the indices of the scored columns as if they were examples.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _is_data_parallel(inputs: TrainingInputs) -> bool:
+    partitioned = inputs.launch.fsdp or inputs.launch.deepspeed
+    return process_state().num_processes > 1 and not partitioned
 
 
 def _schedule(spec: TrainingSpec, steps: int) -> dict[str, Any]:
