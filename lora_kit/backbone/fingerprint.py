@@ -14,7 +14,8 @@ from lora_kit.backbone.model_folder import require_inside
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import BackboneError, LoraKitError
 from lora_kit.runtime.files import read_json
-from lora_kit.runtime.hashes import file_sha256, json_sha256
+from lora_kit.runtime.hash_cache import cached_sha256
+from lora_kit.runtime.hashes import json_sha256
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,6 @@ def fingerprint(
 
 def _hash_files(paths: list[Path]) -> str:
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    for path, of_file in zip(paths, cached_sha256(paths), strict=True):
+        digest.update(f"{path.name}\0{of_file}\n".encode())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from lora_kit.backbone.pre_tokenizers import PRE_TOKENIZERS
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.errors import BackboneError
 from lora_kit.runtime.files import read_json, shared_directory, write_json
-from lora_kit.runtime.hashes import file_sha256
+from lora_kit.runtime.hash_cache import cached_sha256
 
 # Version of the conversion, part of the cache key. Raise it when the conversion changes.
 CONVERSION = "3"
@@ -38,7 +38,7 @@ def convert_gguf(path: Path) -> Path:
                 f"{path}: not a GGUF file (its first four bytes are not `GGUF`). Fix: download it "
                 "again, or name another file"
             )
-    digest = file_sha256(path)
+    (digest,) = cached_sha256([path])
     target = cache_directory() / "gguf" / f"{digest}-{CONVERSION}"
     if target.is_dir():
         _pre_tokenizer_name(path)

@@ -51,6 +51,7 @@ def count_all() -> None:
         "lora_kit.evaluation.engine.work", "_plan", lambda suite, spec, *_: [_of_task(suite, spec)]
     )
     count_calls("lora_kit.runtime.hashes", "_hash", lambda path: [str(Path(path).resolve())])
+    count_calls("lora_kit.runtime.hash_cache", "_recall", lambda path: [str(Path(path).resolve())])
     count_calls("lora_kit.evaluation.judge", "judge", lambda *_: ["a ledger"])
 
 

@@ -140,7 +140,8 @@ def test_a_run_leaves_all_that_the_layout_names(finished: Path) -> None:
 
 def test_a_run_reads_tokenizes_and_hashes_each_thing_once(finished: Path, workplace: Path) -> None:
     counts: dict[str, int] = json.loads((workplace / "counts.json").read_text())
-    once = {name: count for name, count in counts.items() if not name.startswith("_hash: ")}
+    hashing = ("_hash: ", "_recall: ")
+    once = {name: count for name, count in counts.items() if not name.startswith(hashing)}
     # By the evaluation, and by the release, which trusts no file.
     assert once.pop("judge: a ledger") == 2
     assert {name: count for name, count in once.items() if count != 1} == {}
@@ -155,14 +156,15 @@ def test_a_run_reads_tokenizes_and_hashes_each_thing_once(finished: Path, workpl
     weights = {
         name: count
         for name, count in counts.items()
-        if name.startswith("_hash: ") and name.endswith((".safetensors", ".gguf"))
+        if name.startswith(hashing) and name.endswith((".safetensors", ".gguf"))
     }
+    # An earlier test may have hashed the backbone's, which the cache knows then.
     assert {Path(name).name for name in weights} >= {
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "adapter_model.safetensors",
         "model.safetensors",
     }
-    assert set(weights.values()) == {1}
+    assert {n for name, n in weights.items() if name.startswith("_hash: ")} == {1}
 
 
 def test_the_merged_files_are_what_was_measured(finished: Path) -> None:

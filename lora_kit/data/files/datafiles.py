@@ -18,7 +18,7 @@ from lora_kit.data.files.delimited import DIALECTS
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import whole_file
-from lora_kit.runtime.hashes import file_sha256
+from lora_kit.runtime.hash_cache import cached_sha256
 
 LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
@@ -76,7 +76,7 @@ def decompressed_file(path: Path) -> Path:
     if compression is None:
         return path
     try:
-        target = cache_directory() / "unpacked" / f"{file_sha256(path)}{file_kind(path)}"
+        target = cache_directory() / "unpacked" / f"{cached_sha256([path])[0]}{file_kind(path)}"
         if not target.is_file():
             with (
                 whole_file(target) as temporary,

@@ -14,7 +14,8 @@ from lora_kit.data.columns import list_columns
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import whole_file
-from lora_kit.runtime.hashes import file_sha256, json_sha256
+from lora_kit.runtime.hash_cache import cached_sha256
+from lora_kit.runtime.hashes import json_sha256
 
 # Options of `csv.reader`, by file ending. Tab-separated files have no quoting: a quote is a text.
 DIALECTS: dict[str, dict[str, Any]] = {
@@ -44,7 +45,7 @@ def load_delimited(path: Path, kind: str, original: Path) -> Any:
     import datasets
 
     try:
-        content = json_sha256([VERSION, kind, [file_sha256(path)]])
+        content = json_sha256([VERSION, kind, cached_sha256([path])])
     except OSError as error:
         raise _unreadable(original, error) from error
     target = cache_directory() / "tables" / f"{content}.arrow"

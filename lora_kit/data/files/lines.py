@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lora_kit.data.strict_json import STRICT
 from lora_kit.runtime.errors import DataError
-from lora_kit.runtime.hashes import file_sha256
+from lora_kit.runtime.hash_cache import cached_sha256
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Delimiters of a list, with the white space that JSON allows around them.
@@ -55,7 +55,7 @@ class JsonRows:
 
     def digest(self) -> str:
         """Return the sha256 of the file."""
-        return file_sha256(self.path)
+        return cached_sha256([self.path])[0]
 
     def take(self, numbers: Sequence[int]) -> list[object]:
         """Read the rows of the given indices.

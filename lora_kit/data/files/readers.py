@@ -9,7 +9,8 @@ from typing import Any
 
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.errors import DataError, first_line
-from lora_kit.runtime.hashes import file_sha256, json_sha256
+from lora_kit.runtime.hash_cache import cached_sha256
+from lora_kit.runtime.hashes import json_sha256
 
 # File that marks a directory saved by `datasets`: one data set, or one per split.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
@@ -54,7 +55,7 @@ def load_parquet(path: Path, original: Path) -> Any:
     import datasets
 
     try:
-        content = json_sha256([file_sha256(path)])
+        content = json_sha256(cached_sha256([path]))
         return datasets.load_dataset(
             "parquet",
             data_files=[str(path)],

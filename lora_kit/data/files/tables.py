@@ -31,7 +31,8 @@ from lora_kit.data.files.readers import (
     load_saved,
 )
 from lora_kit.runtime.errors import DataError, did_you_mean
-from lora_kit.runtime.hashes import file_sha256, json_sha256
+from lora_kit.runtime.hash_cache import cached_sha256
+from lora_kit.runtime.hashes import json_sha256
 
 # Rows read per block.
 BLOCK = 1000
@@ -235,7 +236,7 @@ def _file(file: Path, kind: str, path: Path) -> Table:
     """
     if kind in DIALECTS or kind == PARQUET:
         load = load_parquet(file, path) if kind == PARQUET else load_delimited(file, kind, path)
-        return ArrowTable(str(path), load, lambda: json_sha256([file_sha256(file)]))
+        return ArrowTable(str(path), load, lambda: json_sha256(cached_sha256([file])))
     return index_lines(file, path) if kind in LINES else index_json(file, path)
 
 
@@ -253,9 +254,7 @@ def _folder(path: Path, request: TableRequest) -> Table:
 def _saved(path: Path, request: TableRequest) -> Table:
     dataset = load_saved(path, request.split, request.field)
     files = [Path(file["filename"]) for file in dataset.cache_files]
-    return ArrowTable(
-        request.source, dataset, lambda: json_sha256([file_sha256(file) for file in files])
-    )
+    return ArrowTable(request.source, dataset, lambda: json_sha256(cached_sha256(files)))
 
 
 def _without_nulls(value: Any) -> Any:
