@@ -181,8 +181,12 @@ def load_adapter(base: torch.nn.Module, reference: str, directory: Path) -> Peft
         resize_vocabulary(base, rows, (reference, str(directory)))
     require_known_tokens(base, config, f"{path}: ")
     in_place = _parameters_in_full(base, directory)
+    # PEFT would read the weights to the first GPU, in every process and with a model on the CPU.
+    device = str(next(base.parameters()).device)
     try:
-        model = PeftModel.from_pretrained(base, str(directory), config=config, is_trainable=False)
+        model = PeftModel.from_pretrained(
+            base, str(directory), config=config, is_trainable=False, torch_device=device
+        )
     except MISMATCH_ERRORS as error:
         raise AdapterError(
             f"{directory}: this adapter does not fit {reference} ({first_line(error, 3)}). Fix: "

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,22 @@ def test_the_same_weights_under_another_alpha_are_another_adapter(
     assert adapter_sha256(tmp_path) == before
     path.write_text(json.dumps(config | {"lora_alpha": 999}))
     assert adapter_sha256(tmp_path) != before
+
+
+@pytest.mark.parametrize("spec", [{}, {"method": "prompt_tuning", "rank": None, "alpha": None}])
+def test_a_saved_adapter_is_read_to_the_device_of_its_backbone(
+    tiny: Path,
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spec: dict[str, Any],
+) -> None:
+    """PEFT's own choice is the first GPU of the machine, here one that is not there."""
+    backbone = load(resolve(tiny_backbone.spec), tiny_backbone.spec)
+    save_adapter(attach(backbone, AdapterSpec.model_validate(spec), seed=0), backbone, tmp_path)
+    monkeypatch.setattr("peft.peft_model.infer_device", lambda: "cuda:7")
+    loaded = attach_saved(tiny_backbone, tmp_path)
+    assert {p.device.type for p in loaded.parameters()} == {"cpu"}
 
 
 def test_a_frozen_backbone_keeps_its_mode(tiny_backbone: Backbone) -> None:
