@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 
+from lora_kit.adapter.input_casts import leave_out_input_casts
 from lora_kit.adapter.name_checks import (
     require_known_names,
     require_known_tokens,
@@ -129,6 +130,7 @@ def wrap_with_adapter(
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    leave_out_input_casts(adapted)
     add_virtual_tokens(adapted)
     return adapted
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from lora_kit.data.supervision import Example
 
 
+# Name in a batch of the supervised tokens, their rows and their columns, (3, supervised) int64.
+SUPERVISED = "supervised"
+
+
 def pad_examples(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Pad examples on the left.
 
@@ -117,7 +121,14 @@ def supervised_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Te
 def supervised_positions(
     batch: Mapping[str, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the supervised tokens, and the row and column that each is predicted from."""
+    """Return the supervised tokens, and the row and column that each is predicted from.
+
+    Args:
+        batch: result of `pad_examples` or `pack_examples`, or of `to_device` with one of them.
+    """
+    if SUPERVISED in batch:
+        targets, rows, columns = batch[SUPERVISED].unbind()
+        return targets, rows, columns
     targets = batch["labels"][:, 1:]
     rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
     return targets[rows, columns], rows, columns
@@ -183,17 +194,21 @@ def head_at(head: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor) ->
         handle.remove()
 
 
-def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def token_nll(
+    logits: torch.Tensor, targets: torch.Tensor, chunk: int | None = None
+) -> torch.Tensor:
     """Return the negative log-likelihood of each target, in nats.
 
     Args:
         logits: (tokens, vocabulary).
         targets: (tokens,) int64.
+        chunk: tokens converted to float32 at a time; by default `chunk_tokens` of the device.
 
     Returns:
         (tokens,) float32; it can be differentiated once.
     """
-    nll: torch.Tensor = _ChunkedNll.apply(logits, targets)  # type: ignore[no-untyped-call]
+    chunk = chunk or chunk_tokens(logits.device.type)
+    nll: torch.Tensor = _ChunkedNll.apply(logits, targets, chunk)  # type: ignore[no-untyped-call]
     return nll
 
 
@@ -208,18 +223,24 @@ def token_kl(target: torch.Tensor, logits: torch.Tensor, temperature: float = 1.
     Returns:
         (tokens,) float32; only one chunk at a time is converted to float32.
     """
-    parts = []
-    for start in range(0, len(logits), CHUNK):
+    parts, chunk = [], chunk_tokens(logits.device.type)
+    for start in range(0, len(logits), chunk):
         wanted, predicted = (
-            (one[start : start + CHUNK].float() / temperature).log_softmax(dim=-1)
+            (one[start : start + chunk].float() / temperature).log_softmax(dim=-1)
             for one in (target, logits)
         )
         parts.append((wanted.exp() * (wanted - predicted)).sum(dim=-1))
     return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
 
 
-# Tokens whose logits are held in float32 at a time: 64 of 150,000 words are 39 MB.
-CHUNK = 64
+# Tokens whose logits are held in float32 at a time. On a CPU 64 of 150,000 words, 39 MB, stay near
+# its cache; on a GPU each chunk is a dozen kernels, and 64 tokens would not fill it.
+CPU_CHUNK, GPU_CHUNK = 64, 1024
+
+
+def chunk_tokens(device_type: str) -> int:
+    """Return the number of tokens whose logits are held in float32 at a time."""
+    return CPU_CHUNK if device_type == "cpu" else GPU_CHUNK
 
 
 class _ChunkedNll(torch.autograd.Function):
@@ -227,31 +248,53 @@ class _ChunkedNll(torch.autograd.Function):
 
     The gradient, softmax(logits) - onehot(target), is computed in the forward pass, chunk by chunk
     and in the logits' dtype: two copies of the logits where autograd keeps up to four.
+    `torch.nn.functional.linear_cross_entropy` of torch 2.13 would hold none, but multiplies by the
+    head's weight alone: an adapter on the head, and what a model does to its logits afterwards
+    (softcapping, scaling), would be left out.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
         """Take logits (tokens, vocabulary) and targets (tokens,); return (tokens,) float32."""
         ctx.gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         nll = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
-        for start in range(0, len(targets), CHUNK):
-            part, target = logits[start : start + CHUNK].float(), targets[start : start + CHUNK]
-            nll[start : start + CHUNK] = cross_entropy(part, target, reduction="none")
+        for start in range(0, len(targets), chunk):
+            part, target = logits[start : start + chunk].float(), targets[start : start + chunk]
+            nll[start : start + chunk] = cross_entropy(part, target, reduction="none")
             if ctx.gradient is not None:
                 slope = (part - part.logsumexp(dim=-1, keepdim=True)).exp_()
-                slope[torch.arange(len(target)), target] -= 1
-                ctx.gradient[start : start + CHUNK] = slope
+                slope[torch.arange(len(target), device=slope.device), target] -= 1
+                ctx.gradient[start : start + chunk] = slope
         return nll
 
     @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Scale the gradient by each token's weight, in place, since it is used once."""
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             raise RuntimeError("the loss is differentiated a second time")
-        return gradient.mul_(upstream[0][:, None]), None
+        return gradient.mul_(upstream[0][:, None]), None, None
 
 
-def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """Return a batch on a device."""
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a batch on a device.
+
+    To a GPU, pinned copies are sent without waiting for what runs on it. Supervised tokens are
+    found before, as `supervised`, and replace the labels: finding them on the GPU waits for it.
+
+    Args:
+        batch: tensors by name, and anything else that a pass needs.
+        device: device of the model.
+    """
+    if device.type == "cpu":
+        return {name: value.to(device) for name, value in batch.items()}
+    if "labels" in batch:
+        supervised = torch.stack(supervised_positions(batch))
+        batch = {n: value for n, value in batch.items() if n != "labels"} | {SUPERVISED: supervised}
+    return {name: _sent(value, device) for name, value in batch.items()}
+
+
+def _sent(value: Any, device: torch.device) -> Any:
+    if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)

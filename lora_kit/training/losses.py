@@ -8,7 +8,7 @@ import torch
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import split_micro_batches
-from lora_kit.data.supervision import Example
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.errors import TrainingError
@@ -63,8 +63,8 @@ def nll_per_example(
         description: plural name of the examples, for the error message.
 
     Returns:
-        One tensor per example, in their order, (supervised,) float32; an example's first token is
-        not predicted.
+        One tensor per example, in their order, (supervised,) float32 on the CPU; an example's first
+        token is not predicted.
 
     Raises:
         TrainingError: if a forward pass does not fit into memory.
@@ -74,7 +74,9 @@ def nll_per_example(
     losses = [torch.empty(0)] * len(examples)
     with eval_mode(model), torch.no_grad():
         for batch in split_micro_batches(examples, len(examples), max_tokens_per_batch):
-            nll, rows = batch_nll(model, backbone, batch, description)
-            for row, example in enumerate(batch):
-                losses[positions[id(example)]] = nll[rows == row]
+            nll, _ = batch_nll(model, backbone, batch, description)
+            # In the order of rows; the first token of an example is not predicted.
+            sizes = [sum(one != IGNORE_INDEX for one in example.labels[1:]) for example in batch]
+            for example, part in zip(batch, torch.split(nll.cpu(), sizes), strict=True):
+                losses[positions[id(example)]] = part
     return losses

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lora_kit.data.batches import LengthGroupedSampler, StepShareSampler
 from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.modeling.likelihood import to_device
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.launch import require_sharded
 from lora_kit.runtime.processes import process_state
@@ -212,9 +213,8 @@ class StepTrainer(CheckpointedTrainer):
             self.accelerator.gradient_state._set_sync_gradients(is_last)
             with nullcontext() if is_last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager(), self._autocast():
-                    loss = self.compute_loss(
-                        model, self._prepare_inputs(batch), num_items_in_batch=num_items_in_batch
-                    )
+                    prepared = self._prepare_inputs(to_device(batch, self.args.device))
+                    loss = self.compute_loss(model, prepared, num_items_in_batch=num_items_in_batch)
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
@@ -233,8 +233,8 @@ class StepTrainer(CheckpointedTrainer):
                     break
                 # Gradients are averaged over processes, but the parts must be summed.
                 self.accelerator.backward(part * arguments.world_size)
-        divergence = torch.tensor(self.kl.last_divergence, device=arguments.device)
-        self.kl.last_divergence = float(self.accelerator.reduce(divergence, reduction="sum"))
+        divergence = self.kl.last_divergence.float()
+        self.kl.last_divergence = self.accelerator.reduce(divergence, reduction="sum")
 
     def _passes(self, examples: Sequence[Example], model: torch.nn.Module) -> list[StepInputs]:
         """Return the forward passes over this process's share.
@@ -244,13 +244,14 @@ class StepTrainer(CheckpointedTrainer):
         must run the same number of passes: the missing ones are padded with unlabeled examples.
         """
         batches = self._tensors(examples) if examples else []
-        counts = torch.tensor(
-            [[sum(len(e.input_ids) for e in examples), len(batches)]], device=self.args.device
-        )
-        counts = self.accelerator.gather(counts)
-        self.tokens += int(counts[:, 0].sum())
+        tokens, most = sum(len(example.input_ids) for example in examples), len(batches)
+        if self.args.world_size > 1:
+            counts = torch.tensor([[tokens, most]], device=self.args.device)
+            counts = self.accelerator.gather(counts).cpu()
+            tokens, most = int(counts[:, 0].sum()), int(counts[:, 1].max())
+        self.tokens += tokens
         in_lockstep = self._launch.deepspeed or is_sharded(model)
-        required = int(counts[:, 1].max()) if in_lockstep else 1
+        required = most if in_lockstep else 1
         missing = max(required - len(batches), 0)
         unlabeled = Example((0, 0), (IGNORE_INDEX, IGNORE_INDEX))
         return [self._tensors([unlabeled])[0]] * missing + batches
@@ -279,7 +280,7 @@ class StepTrainer(CheckpointedTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the KL divergence from the base, in nats per token, with the other metrics."""
-        divergence = {"kl": self.kl.last_divergence} if self.kl else {}
+        divergence = {"kl": float(self.kl.last_divergence)} if self.kl else {}
         super().log(logs | divergence, start_time)
 
 

@@ -79,14 +79,14 @@ def test_packed_examples_do_not_see_one_another(real_backbone: Backbone, attenti
 
 def test_the_loss_and_its_gradient_are_those_of_cross_entropy() -> None:
     """More tokens than a chunk holds, each with a weight of its own."""
-    from lora_kit.modeling.likelihood import CHUNK, _ChunkedNll
+    from lora_kit.modeling.likelihood import CPU_CHUNK, token_nll
 
     torch.manual_seed(0)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
-        count = 2 * CHUNK + 5
+        count = 2 * CPU_CHUNK + 5
         logits = torch.randn(count, 50).mul(3).to(dtype).requires_grad_()
         targets, weights = torch.randint(50, (count,)), torch.rand(count)
-        nll = _ChunkedNll.apply(logits, targets)  # type: ignore[no-untyped-call]
+        nll = token_nll(logits, targets)
         (nll * weights).sum().backward()
         ours, logits.grad = logits.grad, None
         expected = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")

@@ -14,7 +14,13 @@ import torch
 
 from lora_kit.evaluation.engine.prefix import Prefix
 from lora_kit.evaluation.item import ChoiceRequest
-from lora_kit.modeling.likelihood import logits_at, token_nll
+from lora_kit.modeling.likelihood import (
+    SUPERVISED,
+    logits_at,
+    supervised_positions,
+    to_device,
+    token_nll,
+)
 
 
 @dataclass(frozen=True)
@@ -57,20 +63,20 @@ def score_choice_trees(
         every one of them was the most likely token.
     """
     trees = [_tree(request, len(prefix) if prefix else 0) for request in requests]
-    inputs = _inputs(trees, prefix, pad_token_id, model.dtype, device)
+    inputs = to_device(_inputs(trees, prefix, pad_token_id, model.dtype), device)
     cache = prefix.repeated(len(trees)) if prefix else None
-    positions = [(n, c) for n, tree in enumerate(trees) for b in tree.predicting for c in b]
-    rows, columns = torch.tensor(positions, device=device).unbind(dim=1)
+    targets, rows, columns = supervised_positions(inputs)
     logits = logits_at(model, inputs, rows, columns, cache=cache)
-    targets = torch.tensor([t for tree in trees for b in tree.scored for t in b], device=device)
     nats = -token_nll(logits, targets).double()
-    greedy = logits.argmax(dim=-1) == targets
+    missed = logits.argmax(dim=-1) != targets
+    # One transfer: on a GPU, a number that is read waits for it.
+    nats, missed = torch.stack([nats, missed.double()]).cpu()
     sizes = [len(branch) for tree in trees for branch in tree.scored]
     branches = iter(
         [
-            (float(branch_nats.sum()), bool(branch_greedy.all()))
-            for branch_nats, branch_greedy in zip(
-                torch.split(nats, sizes), torch.split(greedy, sizes), strict=True
+            (float(branch_nats.sum()), not bool(branch_missed.any()))
+            for branch_nats, branch_missed in zip(
+                torch.split(nats, sizes), torch.split(missed, sizes), strict=True
             )
         ]
     )
@@ -82,12 +88,12 @@ def _inputs(
     prefix: Prefix | None,
     pad_token_id: int,
     dtype: torch.dtype,
-    device: torch.device,
 ) -> dict[str, Any]:
     """Return the model's inputs, with shorter rows padded on the right.
 
     `input_ids` and `position_ids` are (batch, length) int64; `attention_mask` is (batch, 1, length,
-    keys) in the model's dtype, added to the attention scores.
+    keys) in the model's dtype, added to the attention scores. `supervised` holds scored tokens, and
+    rows and columns that predict them, (3, scored) int64.
     """
     skipped = len(prefix) if prefix else 0
     length = max(len(tree.input_ids) for tree in trees)
@@ -103,10 +109,14 @@ def _inputs(
         positions[row, :used] = torch.tensor(tree.positions)
         visible[row, :used, skipped : skipped + used] = tree.visible
     mask = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    places = [(n, c) for n, tree in enumerate(trees) for b in tree.predicting for c in b]
+    rows, columns = zip(*places, strict=True)
+    targets = [token for tree in trees for branch in tree.scored for token in branch]
     return {
-        "input_ids": input_ids.to(device),
-        "attention_mask": mask[:, None].to(device),
-        "position_ids": positions.to(device),
+        "input_ids": input_ids,
+        "attention_mask": mask[:, None],
+        "position_ids": positions,
+        SUPERVISED: torch.tensor([targets, rows, columns]),
     }
 
 

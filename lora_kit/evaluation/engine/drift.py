@@ -64,16 +64,18 @@ def prompt_drift(
     Returns:
         One mean divergence per prompt.
     """
-    batch = to_device(pad_examples([Example(p, p) for p in prompts], pad_token_id), device)
-    measured = batch["attention_mask"].clone()
+    padded = pad_examples([Example(p, p) for p in prompts], pad_token_id)
+    measured = padded["attention_mask"].clone()
     measured[:, :-POSITIONS] = 0
     if is_encoder_decoder(model):
-        starts = Seq2SeqBatch.of(model, batch["input_ids"], batch["attention_mask"]).starts
-        measured *= torch.arange(measured.shape[1], device=device) >= starts[:, None]
-    rows, columns = measured.nonzero(as_tuple=True)
+        starts = Seq2SeqBatch.of(model, padded["input_ids"], padded["attention_mask"]).starts
+        measured *= torch.arange(measured.shape[1]) >= starts[:, None]
+    places = measured.nonzero(as_tuple=True)
+    batch = to_device(padded | {"places": torch.stack(places)}, device)
+    rows, columns = batch["places"]
     adapted = logits_at(model, batch, rows, columns)
     with adapter_disabled(model):
         base = logits_at(model, batch, rows, columns)
-    kl = token_kl(base, adapted).double()
-    sums = torch.zeros(len(prompts), dtype=torch.float64, device=device).index_add_(0, rows, kl)
+    kl = token_kl(base, adapted).double().cpu()
+    sums = torch.zeros(len(prompts), dtype=torch.float64).index_add_(0, places[0], kl)
     return (sums / measured.sum(dim=1)).tolist()

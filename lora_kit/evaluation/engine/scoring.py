@@ -24,7 +24,12 @@ from lora_kit.evaluation.item import (
     RewardRequest,
 )
 from lora_kit.modeling.generation import generate_batch
-from lora_kit.modeling.likelihood import pad_examples, supervised_tokens, to_device
+from lora_kit.modeling.likelihood import (
+    pad_examples,
+    supervised_positions,
+    supervised_tokens,
+    to_device,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -143,12 +148,15 @@ def _likelihoods(
         prefix_mask = torch.ones((len(rest), skipped), dtype=torch.int64)
         batch["attention_mask"] = torch.cat([prefix_mask, batch["attention_mask"]], dim=1)
     cache = prefix.repeated(len(rest)) if prefix else None
-    nll, greedy, rows = supervised_tokens(scorer.model, to_device(batch, scorer.device), cache)
-    sums = torch.zeros(len(rest), dtype=torch.float64, device=scorer.device)
-    missed = torch.zeros(len(rest), dtype=torch.float64, device=scorer.device)
-    sums.index_add_(0, rows, nll.double())
-    missed.index_add_(0, rows, (~greedy).double())
-    return [(-float(total), not float(miss)) for total, miss in zip(sums, missed, strict=True)]
+    _, rows, _ = supervised_positions(batch)
+    nll, greedy, _ = supervised_tokens(scorer.model, to_device(batch, scorer.device), cache)
+    # One transfer: on a GPU, a number that is read waits for it.
+    scored = torch.stack([nll.double(), (~greedy).double()]).cpu()
+    sums, missed = (
+        torch.zeros(len(rest), dtype=torch.float64).index_add_(0, rows, one).tolist()
+        for one in scored
+    )
+    return [(-total, not miss) for total, miss in zip(sums, missed, strict=True)]
 
 
 def _generate(

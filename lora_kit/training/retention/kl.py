@@ -25,7 +25,8 @@ class KlPenalty:
     distribution as the target. No second model is needed: the base is the adapter disabled.
 
     Attributes:
-        last_divergence: this process's part of the last step's divergence, in nats per token.
+        last_divergence: divergence of the last step, in nats per token, a scalar on the device;
+            this process's part until the trainer has added those of all.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class KlPenalty:
         self._rows = rows
         self._tokens = tokens
         self._shuffled: tuple[int, list[int]] = (-1, [])
-        self.last_divergence = 0.0
+        self.last_divergence = torch.zeros((), dtype=torch.float64)
 
     def losses(self, step: int, process: int, processes: int) -> Iterator[torch.Tensor]:
         """Yield one process's part of a step's penalty, one forward pass at a time.
@@ -77,15 +78,16 @@ class KlPenalty:
         # The first token of a text is not predicted.
         tokens = sum(label != IGNORE_INDEX for example in chosen for label in example.labels[1:])
         share = sorted(chosen, key=lambda one: -len(one.input_ids))[process::processes]
-        self.last_divergence = 0.0
+        device = self._model.device
+        self.last_divergence = torch.zeros((), dtype=torch.float64, device=device)
         for group in split_micro_batches(share, self._rows, self._tokens) if share else []:
-            batch = to_device(pad_examples(group, self._pad), self._model.device)
+            batch = to_device(pad_examples(group, self._pad), device)
             # The base is used without dropout.
             with eval_mode(self._model), torch.no_grad(), adapter_disabled(self._model):
                 base = supervised_logits(self._model, batch)
             adapted = supervised_logits(self._model, batch)
             divergence = token_kl(base, adapted).sum() / tokens
-            self.last_divergence += float(divergence.detach())
+            self.last_divergence += divergence.detach()
             yield self._spec.weight * divergence
 
     def _step_indices(self, step: int) -> list[int]:
