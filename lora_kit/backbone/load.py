@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_kit.backbone.attention import attention_arguments
+from lora_kit.backbone.devices import device_arguments, require_on_gpus
 from lora_kit.backbone.encoder_decoder import (
     is_encoder_decoder,
     language_model_class,
@@ -26,7 +27,6 @@ from lora_kit.backbone.open_files import (
 from lora_kit.backbone.tokenizer import prepare_tokenizer
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import BackboneError
-from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.processes import process_state
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Backbone:
     """Loaded, frozen base model.
 
     Attributes:
-        model: model on this process's device, in evaluation mode.
+        model: model on the devices of this process, in evaluation mode.
         tokenizer: tokenizer with a padding token.
         files: local files.
         spec: backbone section with revision, dtype and attention resolved.
@@ -80,24 +80,24 @@ def compute_dtype(spec: BackboneSpec) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) -> Backbone:
-    """Load a model, frozen and quantized, on this process's device.
-
-    A model that will be sharded over the processes stays in main memory, mapped from the same files
-    by all processes of a machine, since it may be larger than a GPU.
+def load(
+    files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = (), gpus: int = 1
+) -> Backbone:
+    """Load a model, frozen and quantized, on the devices of this process (`device_arguments`).
 
     Args:
         files: local files, as returned by `resolve`.
         spec: backbone section of the recipe.
         classes: class names of a head, in the order of its outputs; empty for a language model.
+        gpus: number of GPUs over which the blocks may be spread, for evaluation and merging.
 
     Raises:
-        BackboneError: if the files are no such model in safetensors, or the requested attention
-            implementation cannot be used.
+        BackboneError: if the model does not fit on the GPUs, the files are no such model in
+            safetensors, or the requested attention implementation cannot be used.
     """
     weights = weight_files(files.directory)
     dtype = compute_dtype(spec)
-    model, tokenizer, missing = _read(files, spec, dtype, classes)
+    model, tokenizer, missing = _read(files, spec, dtype, classes, gpus)
     if missing and not classes:
         # transformers would continue with random weights.
         raise BackboneError(
@@ -134,7 +134,11 @@ def load(files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = ()) 
 
 
 def _read(
-    files: BackboneFiles, spec: BackboneSpec, dtype: torch.dtype, classes: Sequence[str]
+    files: BackboneFiles,
+    spec: BackboneSpec,
+    dtype: torch.dtype,
+    classes: Sequence[str],
+    gpus: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
     """Read model and tokenizer, and the names of parameters without weights in the files."""
     device = process_state().device
@@ -147,12 +151,12 @@ def _read(
         "choose a model in safetensors of a supported type",
         dtype=dtype,
         quantization_config=quantization_config(spec, dtype, bool(classes)),
-        # By local rank: `auto` would put every process of a node on the same devices.
-        device_map={"": device} if device.type != "cpu" and not current_launch().sharded else None,
         output_loading_info=True,
+        **device_arguments(gpus),
         **attention,
         **label_config(classes),
     )
+    require_on_gpus(model, f"backbone.model: {files.reference}", gpus)
     require_all_blocks(model, loading["unexpected_keys"], files.directory)
     return model, open_tokenizer(files.directory), loading["missing_keys"]
 

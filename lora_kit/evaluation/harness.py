@@ -7,8 +7,10 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_kit.adapter.saved import adapter_sha256
+from lora_kit.backbone.fingerprint import Fingerprint
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Row
 from lora_kit.evaluation.assembly import (
@@ -34,10 +36,14 @@ from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.evaluation.verdict_file import SUITES, Lineage
 from lora_kit.modeling.generation import stop_token_ids
+from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.runtime.console import say
 from lora_kit.runtime.files import whole_file, write_json
 from lora_kit.runtime.processes import broadcast_from_main, process_state, require_agreement
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -53,14 +59,37 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class EvaluatedBackbone:
+    """Parts of a backbone that an evaluation needs to its end: all but the weights.
+
+    Attributes:
+        spec: backbone section with revision, dtype and attention resolved.
+        fingerprint: identity of weights, configuration, tokenizer and storage.
+        tokenizer: tokenizer with a padding token.
+        stop_token_ids: tokens on which generation ends.
+    """
+
+    spec: BackboneSpec
+    fingerprint: Fingerprint
+    tokenizer: PreTrainedTokenizerBase
+    stop_token_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> EvaluatedBackbone:
+        """Return these parts of a loaded backbone, whose model may be freed afterwards."""
+        stops = stop_token_ids(backbone)
+        return cls(backbone.spec, backbone.fingerprint, backbone.tokenizer, stops)
+
+
+@dataclass(frozen=True)
 class EvaluationPlan:
     """Inputs of an evaluation.
 
     Attributes:
-        backbone: loaded backbone of the adapter.
+        backbone: backbone of the adapter.
         adapter: adapter directory; the verdict records the digest of its weights.
         suites: suites to evaluate.
-        models: arms that are models.
+        models: arms that are models, in the order of evaluation.
         directory: output directory.
         facts: title and additional facts of the report.
         training: training rows from which the arm `retrieval` takes its answers.
@@ -68,7 +97,7 @@ class EvaluationPlan:
         no_cache: if true, ignore earlier results and measure again.
     """
 
-    backbone: Backbone
+    backbone: EvaluatedBackbone
     adapter: Path
     suites: Sequence[Suite]
     models: Sequence[LoadedArms]
@@ -117,7 +146,7 @@ def run_evaluation(plan: EvaluationPlan, work: Sequence[Work]) -> Evaluation:
     state.wait_for_everyone()
     broadcast_from_main(lambda: _begin(plan, parts, stored, measured))
     context = EvaluationContext(
-        plan.backbone.tokenizer, stop_token_ids(plan.backbone), journal, done, plan.no_cache
+        plan.backbone.tokenizer, plan.backbone.stop_token_ids, journal, done, plan.no_cache
     )
     evaluate_models(plan.models, work, context)
     state.wait_for_everyone()

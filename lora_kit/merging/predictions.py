@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_kit.backbone.devices import input_device
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.generation import generate_batch
 from lora_kit.modeling.likelihood import logits_at, pad_examples, to_device
@@ -127,7 +128,8 @@ def module_output(module: torch.nn.Module, inputs: torch.Tensor, model: Any) -> 
     Returns:
         (trials or ids, output features) float32, on the CPU.
     """
-    device = next(model.parameters()).device
+    # The module may be on another GPU than the model's inputs.
+    device = next(module.parameters()).device
     with in_float32(module) as supported:
         dtype = torch.float32 if supported else model.dtype
         inputs = inputs.to(device, dtype if inputs.is_floating_point() else None)
@@ -189,7 +191,7 @@ def predict_log_probabilities(model: Any, examples: Sequence[Example]) -> torch.
     Raises:
         MergeError: if no example has a label.
     """
-    device = next(model.parameters()).device
+    device = input_device(model)
     blocks: list[torch.Tensor] = []
     left = MAX_POSITIONS
     for example in examples:

@@ -1,11 +1,10 @@
 """Load a merged model from disk, and run it in a new process that has nothing but its files.
 
-python -m lora_kit.merging.reloaded MERGED INPUTS_FILE OUTPUTS_FILE DTYPE DEVICE ATTENTION
+python -m lora_kit.merging.reloaded MERGED INPUTS_FILE OUTPUTS_FILE DTYPE DEVICE ATTENTION GPUS
 """
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from lora_kit.backbone.devices import device_arguments, input_device, require_on_gpus
 from lora_kit.backbone.encoder_decoder import (
     is_encoder_decoder,
     language_model_class,
@@ -26,7 +26,7 @@ from lora_kit.merging.predictions import ComparisonInputs, ModelOutputs, compute
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json
-from lora_kit.runtime.out_of_memory import is_out_of_memory_error
+from lora_kit.runtime.out_of_memory import free_memory, is_out_of_memory_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,23 +45,50 @@ class ComputeSettings:
         dtype: dtype of the weights and activations.
         device: torch device, such as `cuda:0`.
         attention: name of the attention implementation in transformers.
+        gpus: number of GPUs over which the blocks may be spread; above 1, `device` is that of the
+            inputs.
     """
 
     dtype: torch.dtype
     device: str
     attention: str
+    gpus: int = 1
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> ComputeSettings:
+    def of(cls, model: PreTrainedModel, gpus: int = 1) -> ComputeSettings:
         """Return the settings of a loaded model."""
-        return cls(model.dtype, str(model.device), str(model.config._attn_implementation))
+        device, attention = str(input_device(model)), str(model.config._attn_implementation)
+        return cls(model.dtype, device, attention, gpus)
+
+
+def stored_dtype(merged: Path) -> torch.dtype:
+    """Return the dtype in which a merged model is stored.
+
+    Raises:
+        MergeError: if its configuration cannot be read.
+    """
+    stored: torch.dtype = getattr(
+        torch, str(read_json(merged / "config.json", MergeError).get("dtype"))
+    )
+    return stored
+
+
+def loaded_dtype(merged: Path, settings: ComputeSettings) -> torch.dtype:
+    """Return the finer one of the stored dtype and `settings.dtype`.
+
+    Rounding at load time would lose what was stored in float32 on purpose, and other programs load
+    the files as they are stored.
+
+    Raises:
+        MergeError: if the configuration of the merged model cannot be read.
+    """
+    return torch.promote_types(stored_dtype(merged), settings.dtype)
 
 
 def load_merged(merged: Path, settings: ComputeSettings) -> Any:
     """Load a merged model from disk, in evaluation mode.
 
-    The dtype is the finer one of the stored dtype and `settings.dtype`: rounding at load time
-    would lose what was stored in float32 on purpose.
+    The dtype is that of `loaded_dtype`.
 
     Args:
         merged: directory of the merged model.
@@ -70,18 +97,20 @@ def load_merged(merged: Path, settings: ComputeSettings) -> Any:
     Raises:
         MergeError: if the model cannot be loaded, or a parameter is in no file.
     """
-    stored = getattr(torch, str(read_json(merged / "config.json", MergeError).get("dtype")))
     config = open_config(merged, MergeError)
+    placed = device_arguments(settings.gpus) if settings.gpus > 1 else {}
     model, report = open_model(
         language_model_class(config),
         merged,
         f"{merged}: merged model cannot be loaded",
         "merge again",
         MergeError,
-        dtype=torch.promote_types(stored, settings.dtype),
+        dtype=loaded_dtype(merged, settings),
         attn_implementation=settings.attention,
         output_loading_info=True,
+        **placed,
     )
+    require_on_gpus(model, str(merged), settings.gpus, MergeError)
     missing = sorted([*report["missing_keys"], *report["mismatched_keys"]])
     if missing:
         raise MergeError(
@@ -90,7 +119,7 @@ def load_merged(merged: Path, settings: ComputeSettings) -> Any:
         )
     if is_encoder_decoder(model):
         set_greedy_generation(model, str(merged))
-    return model.to(settings.device).eval()
+    return (model if placed else model.to(settings.device)).eval()
 
 
 def compute_outputs_in_subprocess(
@@ -108,9 +137,7 @@ def compute_outputs_in_subprocess(
         MergeError: if the model cannot be loaded or run there.
     """
     # Models that were deleted before may still hold device memory in this process.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     inputs_file, outputs_file = folder / "inputs.safetensors", folder / "outputs.safetensors"
     inputs.save(inputs_file)
     done = subprocess.run(
@@ -118,6 +145,7 @@ def compute_outputs_in_subprocess(
             *(sys.executable, "-m", "lora_kit.merging.reloaded"),
             *(str(merged.absolute()), str(inputs_file), str(outputs_file)),
             *(str(settings.dtype).removeprefix("torch."), settings.device, settings.attention),
+            str(settings.gpus),
         ],
         capture_output=True,
         text=True,
@@ -155,17 +183,23 @@ def compute_outputs_with_cpu_fallback(
         if settings.device == "cpu" or not is_out_of_memory_error(error):
             raise
     print(CPU_NOTE, file=sys.stderr)
-    return compute_outputs(load_merged(merged, replace(settings, device="cpu")), inputs)
+    return compute_outputs(load_merged(merged, replace(settings, device="cpu", gpus=1)), inputs)
 
 
 def compute_and_save_outputs(
-    merged: str, inputs_file: str, outputs_file: str, dtype: str, device: str, attention: str
+    merged: str,
+    inputs_file: str,
+    outputs_file: str,
+    dtype: str,
+    device: str,
+    attention: str,
+    gpus: str,
 ) -> None:
     """Run the merged model on inputs from a file, and write its outputs to a file.
 
     Entry point of the new process; arguments as on its command line.
     """
-    settings = ComputeSettings(getattr(torch, dtype), device, attention)
+    settings = ComputeSettings(getattr(torch, dtype), device, attention, int(gpus))
     inputs = ComparisonInputs.load(Path(inputs_file))
     outputs = compute_outputs_with_cpu_fallback(Path(merged), inputs, settings)
     save_file(

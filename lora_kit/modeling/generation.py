@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lora_kit.backbone.devices import input_device
 from lora_kit.backbone.encoder_decoder import DECODER_INPUTS, Seq2SeqBatch, is_encoder_decoder
 from lora_kit.backbone.load import Backbone
 from lora_kit.backbone.positions import PositionLimits
@@ -62,7 +63,7 @@ def generate_batch(
         # first in every row, where its keys and values are.
         return [*prompt[:prefix_length], *[filler] * (width - len(prompt)), *prompt[prefix_length:]]
 
-    device = next(model.parameters()).device
+    device = input_device(model)
     ids = torch.tensor([row(pad_token_id, prompt) for prompt in prompts], device=device)
     mask = torch.tensor([row(0, [1] * len(prompt)) for prompt in prompts], device=device)
     inputs, seen = {"input_ids": ids, "attention_mask": mask}, width

@@ -185,7 +185,9 @@ def head_at(head: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor) ->
     """
 
     def select(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (inputs[0][rows, columns][None], *inputs[1:])
+        # The head may be on another GPU than the inputs.
+        at = inputs[0].device
+        return (inputs[0][rows.to(at), columns.to(at)][None], *inputs[1:])
 
     handle = head.register_forward_pre_hook(select)
     try:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lora_kit.backbone.devices import input_device
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
@@ -132,7 +133,7 @@ def mean_hidden_states(backbone: Backbone, rows: Sequence[Sequence[int]]) -> NDA
         for start in range(0, len(order), ROWS):
             numbers = order[start : start + ROWS]
             batch = pad_right([rows[number] for number in numbers], backbone.tokenizer.pad_token_id)
-            batch = to_device(batch, backbone.model.device)
+            batch = to_device(batch, input_device(backbone.model))
             states[numbers] = pool_hidden_states(backbone, batch).float().cpu().numpy()
             progress.advance(len(numbers))
     return states
@@ -152,5 +153,6 @@ def pool_hidden_states(backbone: Backbone, batch: Mapping[str, torch.Tensor]) ->
     # An encoder-decoder is represented by its encoder.
     stack = model.get_encoder() if is_encoder_decoder(model) else model.base_model
     states: torch.Tensor = stack(**batch).last_hidden_state
-    mask = batch["attention_mask"].unsqueeze(-1)
+    # The last block may be on another GPU than the inputs.
+    mask = batch["attention_mask"].unsqueeze(-1).to(states.device)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

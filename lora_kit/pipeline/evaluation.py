@@ -9,11 +9,12 @@ from typing import get_args
 
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.arms.classifier import class_facts, loaded_class_arms
-from lora_kit.evaluation.arms.models import loaded_arms
+from lora_kit.evaluation.arms.models import loaded_arms, merged_facts
 from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_facts
 from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
 from lora_kit.evaluation.harness import (
+    EvaluatedBackbone,
     Evaluation,
     EvaluationPlan,
     run_evaluation,
@@ -22,10 +23,17 @@ from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL, SCRATCH, ArmName
-from lora_kit.runs.session import Session, Subject, open_subject
+from lora_kit.runs.session import (
+    Session,
+    Subject,
+    close_session,
+    evaluation_gpus,
+    open_subject,
+)
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import RecipeError
-from lora_kit.runtime.launch import require_unsharded_launch
+from lora_kit.runtime.launch import needs_one_process
+from lora_kit.runtime.processes import continue_alone
 from lora_kit.training.rows_of_run import require_trained_on, rows_of_run
 from lora_kit.training.scratch import scratch_arm
 
@@ -45,6 +53,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run, or any PEFT adapter directory, against its base.
 
+    Under FSDP and ZeRO-3, and with `evaluation.gpus` above 1, the main process evaluates alone and
+    the other processes of the launch end here, with status 0.
+
     Results that exist and still apply are reused, after an interruption or when an arm is added.
 
     Args:
@@ -61,11 +72,13 @@ def evaluate(
     Raises:
         LoraKitError: if the target is neither a run nor an adapter, or is refused.
     """
-    require_unsharded_launch("evaluate")
     chosen = load_suites(suites) if suites else None
     unknown = sorted(set(arms) - set(get_args(ArmName)))
     if unknown:
         raise RecipeError(f"arm {unknown[0]}: unknown. Fix: use {', '.join(get_args(ArmName))}")
+    if needs_one_process(evaluation_gpus(target)):
+        close_session(target)
+        continue_alone()
     subject = open_subject(target, backbone)
     directory = output or subject.output
     if chosen and not output:
@@ -84,7 +97,7 @@ def evaluate(
                 say(f"{one.name}: columns that are not used: {', '.join(one.task.unused)}")
     return run_evaluation(
         EvaluationPlan(
-            backbone=subject.backbone,
+            backbone=EvaluatedBackbone.of(subject.backbone),
             adapter=subject.adapter,
             suites=suites_of(work),
             models=models,
@@ -121,8 +134,9 @@ def _answering(
     if head is None:
         models = loaded_arms(subject, names)
         if subject.session and SCRATCH in names:
-            models.append(scratch_arm(subject.session, rows))
-        return models, {}
+            # Merged models come last: the backbone's model is freed before one is loaded.
+            models.insert(1, scratch_arm(subject.session, rows))
+        return models, merged_facts(subject, names)
     if head.is_reward:
         return loaded_reward_arms(subject, names), reward_facts(subject)
     return loaded_class_arms(subject, names, rows), class_facts(subject)

@@ -297,7 +297,7 @@ def _verified(
     trained = None
     if plan.into == "dequantized" or not _is_quantized(subject):
         measured = compute_reference(subject.model, questions)
-        computing = ComputeSettings.of(subject.backbone.model)
+        computing = ComputeSettings.of(subject.backbone.model, subject.spec.gpus)
     else:
         trained = predict_log_probabilities(subject.model, examples)
         measured, computing = _on_the_checkpoint(subject, questions)
@@ -316,6 +316,8 @@ def _on_the_checkpoint(
 ) -> tuple[ReferenceOutputs, ComputeSettings]:
     """Measure base and adapter on the checkpoint's own weights, then release that model."""
     spec = subject.backbone.spec.model_copy(update={"quantization": "none"})
-    original = load(resolve(spec), spec)
+    # The two need not fit into memory together.
+    subject.opened.close()
+    original = load(resolve(spec), spec, gpus=subject.spec.gpus)
     measured = compute_reference(attach_saved(original, subject.adapter), questions)
-    return measured, ComputeSettings.of(original.model)
+    return measured, ComputeSettings.of(original.model, subject.spec.gpus)

@@ -19,7 +19,7 @@ from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.work import Work, plan_work
-from lora_kit.evaluation.harness import EvaluationPlan, run_evaluation
+from lora_kit.evaluation.harness import EvaluatedBackbone, EvaluationPlan, run_evaluation
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Ledger
 from lora_kit.evaluation.ledger_view import ADAPTER_ARM, ArmAsAdapter
@@ -42,13 +42,13 @@ from lora_kit.rescaling.scale import (
     scaled_adapter,
 )
 from lora_kit.runs.directory import RunDirectory
-from lora_kit.runs.session import Session, Subject, open_run, open_subject
+from lora_kit.runs.session import Session, Subject, close_session, open_run, open_subject
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import AdapterError, RecipeError
 from lora_kit.runtime.files import replace_directory, write_json
 from lora_kit.runtime.hashes import json_sha256
-from lora_kit.runtime.launch import require_unsharded_launch
-from lora_kit.runtime.processes import broadcast_from_main
+from lora_kit.runtime.launch import needs_one_process
+from lora_kit.runtime.processes import broadcast_from_main, continue_alone
 from lora_kit.runtime.temporaries import hidden_beside
 
 
@@ -62,7 +62,8 @@ def rescale(
 ) -> RescaleResult:
     """Find the scale with the largest gain that retention allows, prove it, and write the adapter.
 
-    Existing results are reused, after an interruption or with more scales.
+    Existing results are reused, after an interruption or with more scales. Processes of a launch
+    that shards the model end as in `evaluate`.
 
     Args:
         target: a run directory, or an open session.
@@ -76,12 +77,14 @@ def rescale(
         LoraKitError: before anything is measured, if the adapter's effect is not linear in one
             factor, a role has no suite, or a task is too small to be halved.
     """
-    require_unsharded_launch("rescale")
     tried = candidate_scales(scales, by_layer)
     run = RunDirectory(target) if isinstance(target, Path) else target.run
     recipe = run.load_recipe()
     _require_rescalable(recipe, run)
     chosen = _with_both_roles(load_suites(suites or recipe.evaluation.suites))
+    if needs_one_process(recipe.evaluation.gpus):
+        close_session(target)
+        continue_alone()
     session = open_run(target) if isinstance(target, Path) else target
     if by_layer:
         require_thirds(session.model)
@@ -150,7 +153,13 @@ def _measured(
     model = _arms(subject, tried)
     facts = _facts(subject, "half A, on which the scale was chosen", TRAINED)
     wanted = EvaluationPlan(
-        subject.backbone, subject.adapter, suites, [model], directory, facts, no_cache=no_cache
+        EvaluatedBackbone.of(subject.backbone),
+        subject.adapter,
+        suites,
+        [model],
+        directory,
+        facts,
+        no_cache=no_cache,
     )
     of_trained = run_evaluation(wanted, work).verdict
 
@@ -202,7 +211,13 @@ def _proved(
     facts = _facts(subject, "half B, which was not used for the choice", scale)
     models = loaded_arms(written, ["base", ADAPTER_ARM])
     wanted = EvaluationPlan(
-        subject.backbone, to.scaled, suites, models, to.rescale / "half-b", facts, no_cache=no_cache
+        EvaluatedBackbone.of(subject.backbone),
+        to.scaled,
+        suites,
+        models,
+        to.rescale / "half-b",
+        facts,
+        no_cache=no_cache,
     )
     return run_evaluation(wanted, work).verdict
 

@@ -75,6 +75,11 @@ class Trained:
         """
         return open_run(self.run.root, self.data)
 
+    def close(self) -> None:
+        """Free the memory of the session's model, if the session has been opened."""
+        if "session" in vars(self):
+            self.session.close()
+
 
 def train(
     recipe: Recipe, output: Path | None = None, overwrite: bool = False, resume: bool = False

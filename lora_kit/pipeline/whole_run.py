@@ -17,9 +17,9 @@ from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.releasing.release import release_notes
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import VERDICT_STATUS, ReleaseError
-from lora_kit.runtime.launch import require_unsharded_launch
+from lora_kit.runtime.launch import needs_one_process
 from lora_kit.runtime.machine import peak_memory
-from lora_kit.runtime.processes import process_state
+from lora_kit.runtime.processes import continue_alone, process_state
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ def run(
 ) -> RunOutcome:
     """Train, merge, evaluate with the merged model as an arm, and release a PASS.
 
+    Under FSDP and ZeRO-3, and with `evaluation.gpus` above 1, the main process goes on alone after
+    the training, and the other processes of the launch end there, with status 0.
+
     Args:
         recipe: the recipe.
         output: as in `train`.
@@ -67,8 +70,11 @@ def run(
     Raises:
         LoraKitError: if a stage refuses its input.
     """
-    require_unsharded_launch("run")
     trained = train(recipe, output, overwrite, resume)
+    if needs_one_process(recipe.evaluation.gpus):
+        # A session of a training that was finished before has its model where all processes had.
+        trained.close()
+        continue_alone()
     session = trained.session
     is_main = process_state().is_main_process
     refusal = why_not_released(session.run, recipe)

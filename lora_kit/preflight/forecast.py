@@ -14,6 +14,7 @@ from lora_kit.preflight.gpus import FittingChange, find_fitting_change, fitting_
 from lora_kit.preflight.launch_file import LaunchFile
 from lora_kit.preflight.libraries import libraries_memory
 from lora_kit.preflight.memory import CUDA_BASE, Device, MemoryEstimate, estimate_memory
+from lora_kit.preflight.merged_memory import MergedMemory, merged_memory
 from lora_kit.preflight.micro_batch import largest_micro_batch
 from lora_kit.preflight.step_timing import (
     Duration,
@@ -156,6 +157,23 @@ def estimate_per_process(
     base = CUDA_BASE if on_gpus else libraries_memory()
     device: Device = "cuda" if on_gpus else "cpu"
     return estimate_memory(recipe, config, batch, device, base, file.sharding)
+
+
+def estimate_merged(
+    recipe: Recipe, parameters: int, file: LaunchFile | None = None
+) -> MergedMemory:
+    """Estimate the memory of the evaluation of a recipe's merged model.
+
+    Args:
+        recipe: recipe of the training.
+        parameters: number of parameters of the backbone.
+        file: launch file of the planned run; by default this machine's device counts.
+    """
+    on_gpu = (file.device if file else process_state().device).type == "cuda"
+    if file and on_gpu:
+        recipe = with_gpu_dtype(recipe)
+    base = CUDA_BASE if on_gpu else libraries_memory()
+    return merged_memory(recipe, parameters, "cuda" if on_gpu else "cpu", base)
 
 
 def with_gpu_dtype(recipe: Recipe) -> Recipe:

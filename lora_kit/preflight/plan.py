@@ -21,6 +21,7 @@ from lora_kit.preflight.checks import CheckResult
 from lora_kit.preflight.forecast import (
     Forecast,
     TimeEstimate,
+    estimate_merged,
     estimate_per_process,
     estimate_time,
     forecast,
@@ -30,9 +31,11 @@ from lora_kit.preflight.gpus import fitting_gpus
 from lora_kit.preflight.guidance import Hint, recipe_hints
 from lora_kit.preflight.launch_file import LaunchFile, refuse_impossible_launch
 from lora_kit.preflight.memory import MemoryEstimate
+from lora_kit.preflight.merged_memory import MergedMemory
 from lora_kit.preflight.plan_backbone import open_for_plan
 from lora_kit.preflight.prepare import PreparedTraining, prepare_training
 from lora_kit.preflight.suite_power import SuitePower, compute_suite_power
+from lora_kit.recipe.adapter import NOT_MERGED
 from lora_kit.recipe.data import SELF
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.recipe import Recipe
@@ -68,6 +71,8 @@ class BackbonePlan:
         memory_per_process: memory of each process that the launch file starts.
         assumed_seconds: time of the training on GPUs with enough memory, as the launch file starts
             it, by their names; assumed, not measured.
+        merged: memory of the evaluation of the merged model; `None` without a forecast, or if the
+            adapter cannot be merged.
         unused_by_task: items with a column that is not used, by its name, by task.
     """
 
@@ -82,6 +87,7 @@ class BackbonePlan:
     timing: TimeEstimate | None
     memory_per_process: MemoryEstimate | None
     assumed_seconds: Mapping[str, float]
+    merged: MergedMemory | None
     unused_by_task: Mapping[str, Mapping[str, int]]
 
 
@@ -141,6 +147,7 @@ class Plan:
             "launch": self.launch_file.to_dict() if self.launch_file else None,
             "memory_per_process": per_process.to_dict() if per_process else None,
             "assumed_seconds": dict(found.assumed_seconds) if found else {},
+            "merged_memory": found.merged.to_dict() if found and found.merged else None,
             "samples": [[asdict(span) for span in spans] for spans in found.samples]
             if found
             else [],
@@ -241,6 +248,10 @@ def _plan_on_backbone(
         machine = forecast(recipe, backbone, model, data, held_out)
     elif not launch_file and recipe.adapter.method != "head":
         timing = estimate_time(recipe, backbone, model, data, held_out)
+    merged: MergedMemory | None = None
+    if is_estimated and recipe.adapter.method not in NOT_MERGED:
+        frozen = covered.total_parameters - covered.trainable_parameters
+        merged = estimate_merged(recipe, frozen, launch_file)
     return BackbonePlan(
         fingerprint=backbone.fingerprint.digest if backbone.has_weights else None,
         coverage=covered,
@@ -253,6 +264,7 @@ def _plan_on_backbone(
         timing=timing,
         memory_per_process=memory_per_process,
         assumed_seconds=seconds,
+        merged=merged,
         unused_by_task={one.name: one.task.unused for one in work if one.task.unused},
     )
 

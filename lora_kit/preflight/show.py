@@ -17,6 +17,7 @@ from lora_kit.preflight.show_estimate import (
     show_duration,
     show_estimate,
     show_memory_per_process,
+    show_merged,
     show_on_a_gpu,
 )
 from lora_kit.recipe.objective import HEADED
@@ -121,6 +122,8 @@ def _show_estimates(plan: Plan, console: Console) -> None:
     if found and plan.launch_file and found.memory_per_process:
         show_memory_per_process(plan.launch_file, found.memory_per_process, console)
         show_assumed_seconds(found.assumed_seconds, console)
+    if found and found.merged:
+        show_merged(found.merged, found.forecast.available if found.forecast else None, console)
 
 
 def _show_forecast(forecast: Forecast, console: Console) -> None:

@@ -13,6 +13,7 @@ from lora_kit.preflight.gpu_time import UTILISATION
 from lora_kit.preflight.gpus import fitting_gpus
 from lora_kit.preflight.launch_file import LaunchFile
 from lora_kit.preflight.memory import MemoryEstimate
+from lora_kit.preflight.merged_memory import MergedMemory
 
 GB = 1e9
 
@@ -81,6 +82,33 @@ def show_on_a_gpu(estimate: MemoryEstimate, console: Console) -> None:
         f"forward pass; {_fitting(estimate)}",
         soft_wrap=True,
     )
+
+
+def show_merged(merged: MergedMemory, available: int | None, console: Console) -> None:
+    """Print on one line the memory of the evaluation of the merged model.
+
+    Args:
+        merged: memory of the evaluation.
+        available: bytes of memory of this machine's device; `None` for other machines.
+        console: console to print on.
+    """
+    places = merged.device if merged.gpus == 1 else f"each of {merged.gpus} GPUs"
+    line = (
+        f"evaluation of the merged model, without the backbone: {merged.total / GB:.2f} GB on "
+        f"{places} (weights in {merged.dtype}: {merged.weights / GB:.2f} GB)"
+    )
+    most = merged.total
+    if merged.total_in_float32:
+        most = merged.total_in_float32
+        line += f"; {most / GB:.2f} GB if {merged.dtype} would round the adapter away"
+    if available is None and merged.device == "cuda":
+        gpus = fitting_gpus(most)
+        line += f"; fits on {', '.join(gpus)}" if gpus else "; fits on no known GPU"
+    console.print(escape(line), soft_wrap=True)
+    fits = most <= available if available is not None else bool(fitting_gpus(most))
+    if not fits:
+        more = "raise evaluation.gpus" if merged.device == "cuda" else "use a larger machine"
+        console.print(f"[red]It may not fit.[/] Fix: {more}, or set merge.dtype", soft_wrap=True)
 
 
 def _fitting(estimate: MemoryEstimate) -> str:

@@ -50,6 +50,10 @@ class EvaluationSpec(Section):
     features."""
     shots: Count = 5
     """Training rows in the prompt of the arm `fewshot`."""
+    gpus: Count = 1
+    """GPUs over which one process spreads the model's blocks to evaluate, merge and rescale it; for
+    models that are larger than one GPU. Above 1, the other processes of a launch end after the
+    training. Without effect on a CPU."""
 
     @field_validator("arms")
     @classmethod

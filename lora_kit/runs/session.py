@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lora_kit.adapter.attach import attach_saved
 from lora_kit.adapter.peft_methods import RANK_NAMES
 from lora_kit.adapter.saved import ADAPTER_CONFIG, BACKBONE, read_saved_head
 from lora_kit.adapter.tokenizer import tokenizer_differences, with_adapter_tokenizer
-from lora_kit.backbone.files import resolve
+from lora_kit.backbone.files import BackboneFiles, resolve
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.training_data import TrainingData
@@ -21,6 +22,7 @@ from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import EvaluationSpec
 from lora_kit.runs.directory import RunDirectory
+from lora_kit.runs.open_model import LoadedModel, OpenModel
 from lora_kit.runtime.errors import AdapterError, BackboneError
 from lora_kit.runtime.files import read_json
 
@@ -34,16 +36,28 @@ class Session:
     Attributes:
         run: run directory.
         recipe: recipe of the run.
-        backbone: backbone as it was loaded.
-        model: backbone with the adapter as it was read from the run directory.
+        opened: owner of the backbone with the adapter as it was read from the run directory.
         data: training rows, if an earlier stage has read them.
     """
 
     run: RunDirectory
     recipe: Recipe
-    backbone: Backbone
-    model: Any
+    opened: OpenModel
     data: TrainingData | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        """Backbone as it was loaded."""
+        return self.opened.get().backbone
+
+    @property
+    def model(self) -> Any:
+        """Backbone with the adapter attached."""
+        return self.opened.get().model
+
+    def close(self) -> None:
+        """Free the model's memory; a later stage that needs the model loads it again."""
+        self.opened.close()
 
 
 def open_run(directory: Path, data: TrainingData | None = None) -> Session:
@@ -58,7 +72,14 @@ def open_run(directory: Path, data: TrainingData | None = None) -> Session:
     """
     run = RunDirectory(directory)
     recipe = run.load_recipe()
-    backbone = load(resolve(recipe.backbone), recipe.backbone, _classes(run.adapter))
+    opened = OpenModel(partial(_load_run, run, recipe))
+    opened.get()
+    return Session(run, recipe, opened, data)
+
+
+def _load_run(run: RunDirectory, recipe: Recipe) -> LoadedModel:
+    classes, gpus = _classes(run.adapter), recipe.evaluation.gpus
+    backbone = load(resolve(recipe.backbone), recipe.backbone, classes, gpus)
     _require_fingerprint(backbone, run.adapter)
     model = attach_saved(backbone, run.adapter)
     if with_adapter_tokenizer(backbone, run.adapter) is not backbone:
@@ -66,7 +87,7 @@ def open_run(directory: Path, data: TrainingData | None = None) -> Session:
             f"{run.adapter}: a run is trained with the backbone's tokenizer (got files of another "
             "one). Fix: remove them from the run"
         )
-    return Session(run, recipe, backbone, model, data)
+    return LoadedModel(backbone, model)
 
 
 def _classes(adapter: Path) -> tuple[str, ...]:
@@ -110,8 +131,7 @@ class Subject:
     """Subject of an evaluation or merge: a run, or an adapter without one.
 
     Attributes:
-        backbone: backbone as it was loaded.
-        model: backbone with the adapter attached.
+        opened: owner of the backbone with the adapter attached.
         adapter: adapter directory.
         session: the run; `None` for an adapter without one.
         spec: suites and arms, unless the caller names others.
@@ -120,14 +140,37 @@ class Subject:
         facts: facts for the report, by name.
     """
 
-    backbone: Backbone
-    model: Any
+    opened: OpenModel
     adapter: Path
     session: Session | None
     spec: EvaluationSpec
     output: Path
     title: str
     facts: dict[str, str]
+
+    @property
+    def backbone(self) -> Backbone:
+        """Backbone as it was loaded."""
+        return self.opened.get().backbone
+
+    @property
+    def model(self) -> Any:
+        """Backbone with the adapter attached."""
+        return self.opened.get().model
+
+
+def evaluation_gpus(target: Path | Session) -> int:
+    """Return the number of GPUs over which the model of a run or an adapter may be spread."""
+    if isinstance(target, Session):
+        return target.recipe.evaluation.gpus
+    run = RunDirectory(target)
+    return (run.load_recipe().evaluation if run.recipe.is_file() else EvaluationSpec()).gpus
+
+
+def close_session(target: Path | Session) -> None:
+    """Free the model of an open session; nothing is in memory for a directory."""
+    if isinstance(target, Session):
+        target.close()
 
 
 def require_run_or_adapter(directory: Path) -> None:
@@ -155,8 +198,7 @@ def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
             raise AdapterError(f"{target}: a run records its backbone. Fix: drop --backbone")
         target = open_run(target)
     return Subject(
-        backbone=target.backbone,
-        model=target.model,
+        opened=target.opened,
         adapter=target.run.adapter,
         session=target,
         spec=target.recipe.evaluation,
@@ -177,17 +219,13 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
         raise AdapterError(
             f"{directory}: {error}. Or name the base model's location with --backbone"
         ) from error
-    backbone = load(files, chosen, _classes(directory))
-    _require_fingerprint(backbone, directory)
-    model = attach_saved(backbone, directory)
-    own = with_adapter_tokenizer(backbone, directory)
+    opened = OpenModel(partial(_load_adapter, directory, files, chosen))
+    differences = opened.get().tokenizer_differences
     facts = {"Adapter": _described(config)}
-    if own is not backbone:
-        differences = tokenizer_differences(own.tokenizer, backbone.tokenizer)
+    if differences:
         facts["Tokenizer"] = f"the adapter's own (other {', '.join(differences)})"
     return Subject(
-        backbone=own,
-        model=model,
+        opened=opened,
         adapter=directory,
         session=None,
         spec=EvaluationSpec(),
@@ -195,6 +233,16 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
         title=directory.resolve().name,
         facts=facts,
     )
+
+
+def _load_adapter(directory: Path, files: BackboneFiles, spec: BackboneSpec) -> LoadedModel:
+    backbone = load(files, spec, _classes(directory))
+    _require_fingerprint(backbone, directory)
+    model = attach_saved(backbone, directory)
+    own = with_adapter_tokenizer(backbone, directory)
+    if own is backbone:
+        return LoadedModel(own, model)
+    return LoadedModel(own, model, tokenizer_differences(own.tokenizer, backbone.tokenizer))
 
 
 def _backbone_of(

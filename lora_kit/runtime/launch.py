@@ -208,6 +208,19 @@ def _sharded_share(model: torch.nn.Module) -> float:
     return sharded / max(sum(p.numel() for p in parameters), 1)
 
 
+def needs_one_process(gpus: int) -> bool:
+    """Return true if stages after the training have to `continue_alone`.
+
+    Under FSDP and ZeRO-3 each process holds a share of the model only; and one process needs all
+    GPUs over which it spreads the model.
+
+    Args:
+        gpus: number of these GPUs.
+    """
+    several = process_state().num_processes > 1
+    return current_launch().sharded or (gpus > 1 and several)
+
+
 def require_unsharded_launch(command: str) -> None:
     """Refuse a command that needs the full model when each process holds only a share of it.
 
@@ -217,6 +230,5 @@ def require_unsharded_launch(command: str) -> None:
     if current_launch().sharded:
         raise TrainingError(
             f"lora-kit {command}: needs the full model, which no process holds under FSDP or "
-            "ZeRO-3. Fix: launch only `lora-kit train` with sharding, then `lora-kit evaluate` "
-            "and `lora-kit merge` without it"
+            "ZeRO-3. Fix: start it without a launcher"
         )

@@ -1,6 +1,8 @@
-"""Detection of out-of-memory errors."""
+"""Detection of out-of-memory errors, and freeing of memory."""
 
 from __future__ import annotations
+
+import gc
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -11,3 +13,10 @@ def is_out_of_memory_error(error: Exception) -> bool:
     # Accelerate recognizes the message texts of the devices.
     by_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return by_class or should_reduce_batch_size(error)
+
+
+def free_memory() -> None:
+    """Free models without references, which are cycles, and device memory that torch caches."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

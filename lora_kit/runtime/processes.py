@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import gather_object, reduce
 from torch.distributed.distributed_c10d import Store
 
 from lora_kit.runtime.errors import LoraKitError
-from lora_kit.runtime.launcher import USE_CPU, is_flag_set
+from lora_kit.runtime.launcher import USE_CPU, forget_launcher, is_flag_set
 
 T = TypeVar("T")
 # Merging and preparing data run on one process while the others wait. A process that died is
 # detected by the launcher, or by its closed connection, long before this timeout.
 COLLECTIVE_TIMEOUT = timedelta(hours=6)
+# Seconds that a process may take to end; one with much memory on a GPU takes some.
+ENDING_SECONDS = 120
 
 
 def process_state() -> PartialState:
@@ -98,3 +104,57 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
         raise outcome[1]
     result: T = outcome[0]
     return result
+
+
+def continue_alone() -> None:
+    """End all processes but the main one, which goes on as if it had been started alone.
+
+    A collective call. When it returns, the other processes of this machine are gone, and so is
+    their memory on its GPUs.
+
+    Raises:
+        SystemExit: on the other processes, with status 0.
+        LoraKitError: if a process of this machine does not end.
+    """
+    state = process_state()
+    if state.num_processes > 1:
+        here = socket.gethostname(), os.getpid()
+        processes = gather_object([here])
+        state.wait_for_everyone()
+        dist.destroy_process_group()
+        if not state.is_main_process:
+            raise SystemExit(0)
+        _wait_until_ended([pid for host, pid in processes if host == here[0] and pid != here[1]])
+    forget_launcher(os.environ)
+    # Accelerate has no public way to begin anew in a process.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    if "transformers.integrations.deepspeed" in sys.modules:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        # Under ZeRO-3, models would be loaded in shards of the processes that are gone.
+        unset_hf_deepspeed_config()
+
+
+def _wait_until_ended(pids: Sequence[int]) -> None:
+    """Wait for processes that are not children of this one.
+
+    Raises:
+        LoraKitError: if one of them is still there after `ENDING_SECONDS`.
+    """
+    deadline = time.monotonic() + ENDING_SECONDS
+    while left := [pid for pid in pids if _is_running(pid)]:
+        if time.monotonic() > deadline:
+            raise LoraKitError(
+                f"process {left[0]}: has not ended after {ENDING_SECONDS} s, and its memory is "
+                "needed. Fix: end it, then run lora-kit again without a launcher"
+            )
+        time.sleep(0.05)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

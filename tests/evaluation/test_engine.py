@@ -15,13 +15,22 @@ from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.engine import run as engine
 from lora_kit.evaluation.engine.journal import Journal
 from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.harness import LEDGER, VERDICT, Evaluation, EvaluationPlan, run_evaluation
+from lora_kit.evaluation.harness import (
+    LEDGER,
+    VERDICT,
+    EvaluatedBackbone,
+    Evaluation,
+    EvaluationPlan,
+    run_evaluation,
+)
+from lora_kit.evaluation.item import ChoiceRequest
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import check_verdict
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.sections import EvaluationSpec
+from lora_kit.runs.open_model import LoadedModel, OpenModel
 from lora_kit.runs.session import Subject
 from tests.evaluation.counting import count_outcomes
 
@@ -80,11 +89,12 @@ def evaluate(tiny_backbone: Backbone, tmp_path: Path) -> Callable[..., Evaluatio
         if not adapter.exists():
             model.save_pretrained(adapter)
         spec = EvaluationSpec()
-        subject = Subject(tiny_backbone, model, adapter, None, spec, tmp_path / to, "t", {})
+        opened = OpenModel(lambda: LoadedModel(tiny_backbone, model))
+        subject = Subject(opened, adapter, None, spec, tmp_path / to, "t", {})
         chosen = [Suite.model_validate(suite) for suite in suites]
         return run_evaluation(
             EvaluationPlan(
-                backbone=tiny_backbone,
+                backbone=EvaluatedBackbone.of(tiny_backbone),
                 adapter=adapter,
                 suites=chosen,
                 models=loaded_arms(subject, list(arms)),
@@ -188,6 +198,60 @@ def test_what_does_not_fit_into_memory_is_halved_for_every_arm(
     of_whole = scores(whole.read_entries())
     for where, score in scores(halved.read_entries()).items():
         assert score == pytest.approx(of_whole[where], abs=1e-3)
+
+
+def test_a_prefix_that_does_not_fit_into_memory_is_read_with_each_item(
+    evaluate: Callable[..., Evaluation],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = evaluate(b=1.0, suites=[KEEP], to="whole")
+    real, encoded, used = engine.encode_prefix, [], []
+
+    def full_for_the_adapter(*arguments: Any) -> Any:
+        encoded.append(arguments)
+        if len(encoded) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments)
+
+    real_outcomes = engine.compute_outcomes
+
+    def watched(scorer: Any, requests: Any, layout: Any, prefix: Any) -> Any:
+        if isinstance(requests[0], ChoiceRequest):
+            used.append((layout.prefix, prefix))
+        return real_outcomes(scorer, requests, layout, prefix)
+
+    monkeypatch.setattr(engine, "encode_prefix", full_for_the_adapter)
+    monkeypatch.setattr(engine, "compute_outcomes", watched)
+    found = evaluate(b=1.0, suites=[KEEP], to="full", no_cache=True)
+    # The base's prefix fitted, and is not used either.
+    assert len(encoded) == 2
+    assert set(used) == {(False, None)}
+    of_whole = scores(whole.read_entries())
+    for where, score in scores(found.read_entries()).items():
+        assert score == pytest.approx(of_whole[where], abs=1e-3)
+    assert "keep/quiz: the tokens that all items begin with do not fit" in capsys.readouterr().err
+
+
+def test_drift_that_does_not_fit_into_memory_is_halved(
+    evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(b=1.0, suites=[KEEP], to="whole")
+    real, sizes = engine.drift.prompt_drift, []
+
+    def small(model: Any, prompts: Sequence[Any], *rest: Any) -> Any:
+        if len(prompts) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(prompts))
+        return real(model, prompts, *rest)
+
+    monkeypatch.setattr(engine.drift, "prompt_drift", small)
+    halved = evaluate(b=1.0, suites=[KEEP], to="halved")
+    assert max(sizes) == 2
+    of_whole, of_halved = scores(whole.read_entries()), scores(halved.read_entries())
+    assert of_halved.keys() == of_whole.keys()
+    for where, score in of_halved.items():
+        assert score == pytest.approx(of_whole[where], rel=1e-3, abs=1e-6)
 
 
 def test_an_item_that_never_fits_is_named(

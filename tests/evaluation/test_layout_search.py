@@ -215,6 +215,24 @@ def test_long_items_that_exceed_the_memory_together_are_left_out(
     assert find_layout(scorer_of(tiny_backbone), requests, ()) == TREE
 
 
+@pytest.mark.parametrize(("rows", "layout"), [(1, TREE), (0, LAYOUTS[-1])])
+def test_fewer_items_are_tried_until_they_fit_into_memory(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, rows: int, layout: BatchLayout
+) -> None:
+    requests: list[Request] = [
+        LossRequest(Example(tuple(range(n)), (IGNORE_INDEX, *range(1, n)))) for n in (4, 5, 6, 60)
+    ]
+    right = scoring.pad_examples
+
+    def pad(examples: Any, pad_token_id: int) -> dict[str, torch.Tensor]:
+        if len(examples) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(examples, pad_token_id)
+
+    monkeypatch.setattr(scoring, "pad_examples", pad)
+    assert find_layout(scorer_of(tiny_backbone), requests, ()) == layout
+
+
 def test_probes_compare_many_tokens_after_the_prefix() -> None:
     ids = tuple(range(100, 400))
     only_last = (*[IGNORE_INDEX] * 299, 399)

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from lora_kit.backbone.load import Backbone
+from lora_kit.evaluation.engine import work
 from lora_kit.evaluation.engine.layout_search import LAYOUTS, find_layout, within_window
 from lora_kit.evaluation.engine.prefix import Prefix, encode_prefix, shared_prefix
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
@@ -201,6 +203,20 @@ def test_an_item_longer_than_the_budget_is_a_batch_of_its_own() -> None:
 
 
 @torch.inference_mode()
+def test_a_prefix_that_is_copied_to_each_item_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def batches(prefix: int) -> list[int]:
+        shared = tuple(range(5, 5 + prefix))
+        requests = [ChoiceRequest((*shared, 900 + n, n), (Branch((7, 8), 2),)) for n in range(20)]
+        items = [SimpleNamespace(id=str(n), request=one) for n, one in enumerate(requests)]
+        return [len(batch) for batch in work._batches(SimpleNamespace(items=items), 1000)]  # type: ignore[arg-type]
+
+    assert batches(100) == [20]
+    monkeypatch.setattr(work, "PREFIX_TOKENS", {"cpu": 800})
+    assert batches(100) == [8, 8, 4]
+    assert batches(1000) == [1] * 20
+    assert batches(0) == [20]
+
+
 def test_bits_per_byte_count_the_bytes_of_the_text(real_backbone: Backbone) -> None:
     spec = TaskSpec(name="t", kind="loss", source="python-reference", limit=1, max_length=96)
     task = build_task(spec, real_backbone.tokenizer, seed=0)

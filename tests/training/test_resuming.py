@@ -72,13 +72,9 @@ def test_what_cannot_go_on_or_end_under_a_launcher_is_refused_before_it_begins(
             pipeline.train(recipe, tmp_path / "run", resume=True)
     monkeypatch.setattr(launch, "current_launch", lambda: Launch(fsdp=True, fsdp_version=2))
     with pytest.raises(
-        TrainingError, match=r"^lora-kit run: needs the full model.* FSDP or ZeRO-3"
+        TrainingError, match=r"^lora-kit compare-backbones: needs the full model.* FSDP or ZeRO-3"
     ):
-        pipeline.run(recipe, tmp_path / "another")
-    with pytest.raises(
-        TrainingError, match=r"^lora-kit evaluate: needs the full model.* FSDP or ZeRO-3"
-    ):
-        pipeline.evaluate(tmp_path / "run")
+        pipeline.compare_backbones(recipe, [recipe.backbone.model], tmp_path / "another")
     assert not (tmp_path / "another").exists()
 
 

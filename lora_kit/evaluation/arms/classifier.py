@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lora_kit.adapter.saved import SavedClasses, adapter_sha256, read_saved_head
+from lora_kit.backbone.devices import input_device
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.arms.models import adapter_tokenizer_identity, require_run
 from lora_kit.evaluation.arms.probe import probe_arm
@@ -75,7 +76,7 @@ def loaded_class_arms(
     frequencies = json_sha256(list(classes.rows.items()))
     models = [
         LoadedArms(
-            lambda: ClassFrequencyBaseline(classes, config).to(backbone.model.device),
+            lambda: ClassFrequencyBaseline(classes, config).to(input_device(backbone.model)),
             (Arm("base", frequencies, nullcontext, roles=("gain",)),),
         ),
         LoadedArms(lambda: subject.model, (Arm("adapter", adapted, nullcontext, roles=("gain",)),)),

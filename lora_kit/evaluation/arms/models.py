@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.adapter.vocabulary import resized_rows
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.merging.record import MERGE_RECORD, merged_identity
-from lora_kit.merging.reloaded import ComputeSettings, load_merged
+from lora_kit.merging.reloaded import (
+    ComputeSettings,
+    load_merged,
+    loaded_dtype,
+    stored_dtype,
+)
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.modeling.modes import adapter_disabled
+from lora_kit.modeling.precision import tf32_products
 from lora_kit.recipe.sections import FEWSHOT, MERGED_ARMS, PROBE, RUN_ONLY_ARMS
 from lora_kit.runs.session import Session, Subject
 from lora_kit.runtime.errors import EvaluationError
@@ -88,6 +97,33 @@ def _on_backbone(subject: Subject, names: Sequence[str]) -> LoadedArms:
     )
 
 
+def merged_facts(subject: Subject, names: Sequence[str]) -> dict[str, str]:
+    """Return the report's facts on the precision of the merged models among the arms."""
+    session = subject.session
+    merged = [arm for arm in MERGED_ARMS if arm in names]
+    return {} if session is None else {f"Arm {arm}": _precision(session, arm) for arm in merged}
+
+
+def _precision(session: Session, name: str) -> str:
+    directory, computing = session.run.merged_as(name), _computing(session)
+    stored, computed = stored_dtype(directory), loaded_dtype(directory, computing)
+    on_gpu = _is_finer(directory, computing) and torch.device(computing.device).type == "cuda"
+    described = (str(stored), str(computed) + (", products in TF32" if on_gpu else ""))
+    return "stored in {}, computed in {}".format(*(d.removeprefix("torch.") for d in described))
+
+
+def _computing(session: Session) -> ComputeSettings:
+    return ComputeSettings.of(session.backbone.model, session.recipe.evaluation.gpus)
+
+
+def _is_finer(directory: Path, computing: ComputeSettings) -> bool:
+    """Return true if a merged model is stored in a finer dtype than the backbone computes in.
+
+    It is loaded as it is stored, and its products may be as coarse as those of the backbone.
+    """
+    return loaded_dtype(directory, computing) != computing.dtype
+
+
 def _merged(session: Session, name: str) -> LoadedArms:
     directory = session.run.merged_as(name)
     record = directory / MERGE_RECORD
@@ -97,8 +133,9 @@ def _merged(session: Session, name: str) -> LoadedArms:
             f"`lora-kit merge {session.run.root}`"
         )
     files: dict[str, str] = read_json(record, EvaluationError).get("files", {})
-    arm = Arm(name, merged_identity(files), nullcontext)
-    computing = ComputeSettings.of(session.backbone.model)
+    computing = _computing(session)
+    active = tf32_products if _is_finer(directory, computing) else nullcontext
+    arm = Arm(name, merged_identity(files), active)
 
     def load_unchanged() -> Any:
         if changed := changed_files(directory, files):
@@ -106,6 +143,8 @@ def _merged(session: Session, name: str) -> LoadedArms:
                 f"{directory}: files have changed since the merge (got {', '.join(changed)}). Fix: "
                 "merge again"
             )
+        # The two need not fit into memory together.
+        session.close()
         return load_merged(directory, computing)
 
     return LoadedArms(load_unchanged, (arm,))

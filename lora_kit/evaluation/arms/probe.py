@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lora_kit.backbone.devices import input_device
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.labelled import class_indices
 from lora_kit.data.prepared import PreparedData
@@ -50,7 +51,7 @@ class ProbeModel(torch.nn.Module):
         if len(logistic.classes_) == 2:
             # scikit-learn has one row for two classes: the log-odds of the second class.
             weight, bias = (np.concatenate([np.zeros_like(one), one]) for one in (weight, bias))
-        device = backbone.model.device
+        device = input_device(backbone.model)
         self.weight = torch.nn.Parameter(torch.tensor(weight, device=device), requires_grad=False)
         self.bias = torch.nn.Parameter(torch.tensor(bias, device=device), requires_grad=False)
         self.config = backbone.model.config
@@ -68,7 +69,7 @@ class ProbeModel(torch.nn.Module):
         """
         backbone, model = self._backbone_and_model
         with eval_mode(model), adapter_disabled(model):
-            features = pool_hidden_states(backbone, batch).double()
+            features = pool_hidden_states(backbone, batch).double().to(self.weight.device)
         return SimpleNamespace(logits=features @ self.weight.T + self.bias)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lora_kit.adapter.saved import SavedReward, adapter_sha256, read_saved_head
+from lora_kit.backbone.devices import input_device
 from lora_kit.backbone.heads import REWARD
 from lora_kit.evaluation.arms.classifier import require_arms
 from lora_kit.evaluation.arms.models import adapter_tokenizer_identity
@@ -67,7 +68,7 @@ def loaded_reward_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArm
     by_length = json_sha256([*REWARD, learned.per_token])
     return [
         LoadedArms(
-            lambda: LengthBaseline(learned, config).to(backbone.model.device),
+            lambda: LengthBaseline(learned, config).to(input_device(backbone.model)),
             (Arm("base", by_length, nullcontext, roles=("gain",)),),
         ),
         LoadedArms(lambda: subject.model, (Arm("adapter", adapted, nullcontext, roles=("gain",)),)),

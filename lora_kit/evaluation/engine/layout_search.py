@@ -42,7 +42,7 @@ from lora_kit.evaluation.item import (
 )
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
-from lora_kit.runtime.out_of_memory import is_out_of_memory_error
+from lora_kit.runtime.out_of_memory import free_memory, is_out_of_memory_error
 
 # Shortest and longest requests of a task, together in one batch, that each layout is tried on.
 PROBES = 2
@@ -76,13 +76,15 @@ def find_layout(
     ordered = sorted(requests, key=lambda request: request.length)
     shortest, longest = ordered[:PROBES], ordered[PROBES:][-PROBES:]
     probes = [_probe(request, cut, len(prefix_ids)) for request in (*shortest, *longest)]
-    try:
-        return _fastest(scorer, probes, prefix_ids[cut:])
-    except (RuntimeError, MemoryError) as error:
-        # Several long rows may exceed the memory, unlike the batches of the evaluation.
-        if not longest or not is_out_of_memory_error(error):
-            raise
-    return _fastest(scorer, probes[: len(shortest)], prefix_ids[cut:])
+    # Several long rows may exceed the memory, unlike the batches of the evaluation.
+    for several in (probes, probes[: len(shortest)], probes[:1]):
+        try:
+            return _fastest(scorer, several, prefix_ids[cut:])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory_error(error):
+                raise
+        free_memory()
+    return LAYOUTS[-1]  # the evaluation names the item that does not fit
 
 
 def _fastest(scorer: Scorer, probes: Sequence[Request], prefix_ids: tuple[int, ...]) -> BatchLayout:

@@ -23,7 +23,9 @@ ENGINE = "2"
 
 def numeric_environment(device: torch.device) -> str:
     """Return the versions and the device, which affect the last digits of an outcome."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = device.type
+    if name == "cuda":
+        name = f"{torch.cuda.get_device_name(device)}, finer merged models in TF32"
     return "/".join(
         [
             ENGINE,

@@ -14,6 +14,7 @@ from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.evaluation.engine.prefix import encode_prefix
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.item import ChoiceRequest, LossRequest, Request
+from lora_kit.modeling.precision import epsilon, in_tf32
 
 # Largest difference of a log-likelihood in float32, in nats.
 FLOAT32_NATS = 1e-3
@@ -54,14 +55,14 @@ class RoundingBound:
 
     @classmethod
     def measure(cls, scorer: Scorer, probes: Sequence[Request]) -> RoundingBound:
-        """Score each branch of each probe in a row of its own; in half precision, several times.
+        """Score each branch of each probe in a row of its own; below float32, several times.
 
         Args:
             scorer: model with the arm active.
             probes: requests with likelihoods.
         """
         alone = _score_alone(scorer, probes)
-        if scorer.model.dtype == torch.float32:
+        if scorer.model.dtype == torch.float32 and not in_tf32(scorer.model):
             return cls(alone, None)
         draws = []
         for seed in range(DRAWS):
@@ -152,7 +153,7 @@ def _last_bits_changed(model: Any, seed: int) -> Iterator[None]:
 
     def change(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         signs = torch.randint(0, 2, output.shape, generator=generator).to(output.device) * 2 - 1
-        half_unit = torch.finfo(output.dtype).eps / 2
+        half_unit = epsilon(model) / 2
         return (output.float() * (1 + half_unit * signs)).to(output.dtype)
 
     handle = model.get_input_embeddings().register_forward_hook(change)

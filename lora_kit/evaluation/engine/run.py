@@ -24,7 +24,7 @@ from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.console import meter, say
 from lora_kit.runtime.errors import EvaluationError
-from lora_kit.runtime.out_of_memory import is_out_of_memory_error
+from lora_kit.runtime.out_of_memory import free_memory, is_out_of_memory_error
 from lora_kit.runtime.processes import process_state
 
 
@@ -47,9 +47,9 @@ def evaluate_models(
         for loaded, by_process in zip(models, plan, strict=True):
             # All processes load if any has work left: loading may train, which needs all of them.
             if any(share for own in by_process for share in own):
-                model = loaded.load()
                 own = by_process[state.process_index]
-                _evaluate_model(model, loaded, work, own, context, layouts, progress)
+                # Without a name for the model, it is gone before the next one is loaded.
+                _evaluate_model(loaded.load(), loaded, work, own, context, layouts, progress)
 
 
 @torch.inference_mode()
@@ -67,8 +67,7 @@ def _evaluate_model(
         for one, share in zip(work, own, strict=True):
             if not share:
                 continue
-            arms = [arm for arm in loaded.arms if arm.applies_to(one)]
-            tasks = [_ArmTask.prepare(one, arm, scorer, context, layouts) for arm in arms]
+            tasks = _prepare_arms(one, loaded, scorer, context, layouts)
             for records in _evaluate_task(one, share.batches, tasks, progress):
                 context.journal.append(records)
             if loaded.drift_identity:
@@ -81,6 +80,31 @@ def _evaluate_model(
 # once and used for all models. Layers may read long texts otherwise (scaled RoPE, windows), so a
 # task of four times the length is searched anew.
 LayoutsByKind = dict[tuple[type[Request], bool, int], BatchLayout]
+
+
+def _prepare_arms(
+    work: Work,
+    loaded: LoadedArms,
+    scorer: Scorer,
+    context: EvaluationContext,
+    layouts: LayoutsByKind,
+) -> list[_ArmTask]:
+    """Prepare a task for all arms; without encoded prefixes if one does not fit into memory.
+
+    Arms whose prefix fits would otherwise differ from the others in their last digits.
+    """
+    arms = [arm for arm in loaded.arms if arm.applies_to(work)]
+    try:
+        return [_ArmTask.prepare(work, arm, scorer, context, layouts) for arm in arms]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory_error(error):
+            raise
+    free_memory()
+    say(
+        f"{work.name}: the tokens that all items begin with do not fit into memory once; reading "
+        "them with each item"
+    )
+    return [_ArmTask.prepare(work, arm, scorer, context, layouts, prefixes=False) for arm in arms]
 
 
 def _evaluate_task(
@@ -104,21 +128,30 @@ def _evaluate_task(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory_error(error):
                 raise
-            if len(batch) == 1:
-                item = work.task.items[batch[0]]
-                raise EvaluationError(
-                    f"{work.name}: item {item.id} alone does not fit into memory (got "
-                    f"{item.request.length} tokens). Fix: lower the task's max_length, or use a "
-                    "smaller dtype or quantization"
-                ) from error
-            middle = len(batch) // 2
-            queue.extendleft([batch[middle:], batch[:middle]])
-            say(
-                f"{work.name}: a batch of {len(batch)} items does not fit into memory; "
-                f"retrying with {middle}"
-            )
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _require_several(work, [work.task.items[n] for n in batch], error)
+        else:
+            continue
+        free_memory()
+        middle = len(batch) // 2
+        queue.extendleft([batch[middle:], batch[:middle]])
+
+
+def _require_several(work: Work, items: Sequence[Item], error: Exception) -> None:
+    """Announce that a batch is halved, which did not fit into memory.
+
+    Raises:
+        EvaluationError: for a batch of one item.
+    """
+    if len(items) == 1:
+        raise EvaluationError(
+            f"{work.name}: item {items[0].id} alone does not fit into memory (got "
+            f"{items[0].request.length} tokens). Fix: lower the task's max_length, or use a "
+            "smaller dtype or quantization"
+        ) from error
+    say(
+        f"{work.name}: a batch of {len(items)} items does not fit into memory; "
+        f"retrying with {len(items) // 2}"
+    )
 
 
 @dataclass(frozen=True)
@@ -155,8 +188,9 @@ class _ArmTask:
         scorer: Scorer,
         context: EvaluationContext,
         layouts: LayoutsByKind,
+        prefixes: bool = True,
     ) -> _ArmTask:
-        """Find a layout and encode the shared prefix with the arm active."""
+        """Find a layout and, if `prefixes`, encode the shared prefix with the arm active."""
         task, key = work.task_for(arm.name), work.key(arm.name, arm.identity)
         requests = [item.request for item in task.items]
         prefix_ids = shared_prefix(requests)
@@ -166,6 +200,7 @@ class _ArmTask:
             if kind not in layouts:
                 layouts[kind] = find_layout(scorer, requests, prefix_ids)
             layout = within_window(layouts[kind], scorer, requests)
+            layout = replace(layout, prefix=layout.prefix and prefixes)
             prefix = None
             if prefix_ids and layout.prefix:
                 prefix = encode_prefix(scorer.model, prefix_ids, scorer.device)
@@ -216,16 +251,32 @@ def _measure_drift(
     context: EvaluationContext,
     progress: Progress,
 ) -> Iterable[list[tuple[str, Entry]]]:
-    """Yield, batch by batch, the drift of each prompt as entries with their key."""
-    for batch in batches:
+    """Yield, batch by batch, the drift of each prompt as entries with their key.
+
+    A batch that does not fit into memory is halved.
+    """
+    queue = deque(batches)
+    while queue:
+        batch = queue.popleft()
         pending = context.missing(key, batch)
         if not pending:
             continue
         prompts = [drift.drift_prompt(work, item) for item in batch]
         started = time.monotonic()
-        values = drift.prompt_drift(
-            scorer.model, prompts, scorer.tokenizer.pad_token_id, scorer.device
-        )
+        try:
+            values = drift.prompt_drift(
+                scorer.model, prompts, scorer.tokenizer.pad_token_id, scorer.device
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory_error(error):
+                raise
+            _require_several(work, batch, error)
+            values = []
+        if not values:
+            free_memory()
+            middle = len(batch) // 2
+            queue.extendleft([batch[middle:], batch[:middle]])
+            continue
         seconds = (time.monotonic() - started) / len(batch)
         tokens = 2 * sum(map(len, prompts))
         progress.advance(len(pending), f"{work.task.spec.name}, {DRIFT}", tokens)

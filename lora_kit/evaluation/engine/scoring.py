@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_kit.backbone.devices import input_device
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.choices import score_choice_trees
 from lora_kit.evaluation.engine.classes import score_classes
@@ -51,9 +52,8 @@ class Scorer:
 
     @property
     def device(self) -> torch.device:
-        """Device of the model."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
+        """Device of the inputs and outputs."""
+        return input_device(self.model)
 
 
 @dataclass(frozen=True)
