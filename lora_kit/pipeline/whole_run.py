@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lora_kit.releasing.release import release_notes
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import VERDICT_STATUS, ReleaseError
 from lora_kit.runtime.launch import needs_one_process
-from lora_kit.runtime.machine import peak_memory
+from lora_kit.runtime.machine import GpuPeak, gpu_peak, peak_memory
 from lora_kit.runtime.processes import continue_alone, process_state
 
 
@@ -32,7 +32,8 @@ class RunOutcome:
         release: release directory; `None` if the run was not released.
         refusal: reason why it was not released; empty if it was.
         status: exit status of the command.
-        peak_memory: largest resident memory of this process, in bytes.
+        peak_memory: largest resident main memory of this process, in bytes.
+        peak_gpu_memory: peak memory on this process's GPU; `None` without one.
     """
 
     directory: Path
@@ -41,6 +42,7 @@ class RunOutcome:
     refusal: str
     status: int
     peak_memory: int
+    peak_gpu_memory: GpuPeak | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -50,6 +52,7 @@ class RunOutcome:
             "release": str(self.release) if self.release else None,
             "refusal": self.refusal,
             "peak_memory": self.peak_memory,
+            "peak_gpu_memory": asdict(self.peak_gpu_memory) if self.peak_gpu_memory else None,
         }
 
 
@@ -93,9 +96,12 @@ def run(
                 say(remark)
         except ReleaseError as error:
             refusal, status = str(error), error.status
+    main, gpu = peak_memory(), gpu_peak()
     if is_main:
         session.run.update_record(
-            finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory=peak_memory()
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            peak_memory=main,
+            peak_gpu_memory=asdict(gpu) if gpu else None,
         )
     process_state().wait_for_everyone()
-    return RunOutcome(session.run.root, verdict, released, refusal, status, peak_memory())
+    return RunOutcome(session.run.root, verdict, released, refusal, status, main, gpu)

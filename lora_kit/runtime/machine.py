@@ -8,6 +8,7 @@ import platform
 import resource
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def cores() -> int:
 
 
 def peak_memory() -> int:
-    """Return the largest resident memory of this process so far, in bytes.
+    """Return the largest resident main memory of this process so far, in bytes.
 
     On Linux `ru_maxrss` survives exec, so that a child process starts with its parent's value;
     /proc starts anew.
@@ -60,6 +61,32 @@ def peak_memory() -> int:
         return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass(frozen=True)
+class GpuPeak:
+    """Most memory that torch's allocator held on one GPU of this process so far.
+
+    Attributes:
+        allocated: bytes of tensors.
+        reserved: bytes that the allocator took from the GPU, unused parts of blocks included.
+    """
+
+    allocated: int
+    reserved: int
+
+
+def gpu_peak() -> GpuPeak | None:
+    """Return the peak of the GPU that held the most; `None` if this process uses no GPU."""
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return None
+    peaks = [
+        GpuPeak(torch.cuda.max_memory_allocated(gpu), torch.cuda.max_memory_reserved(gpu))
+        for gpu in range(torch.cuda.device_count())
+    ]
+    return max(peaks, key=lambda one: one.reserved)
 
 
 def checkout() -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from lora_kit.runs.directory import (
     new_run_directory,
 )
 from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.machine import GpuPeak
 from lora_kit.runtime.processes import broadcast_from_main
 from lora_kit.training import checkpoints
 from lora_kit.training.trainer import TrainingResult
@@ -114,4 +115,7 @@ def recorded_result(run: RunDirectory) -> TrainingResult | None:
     record = run.load_record()
     if "training" not in record or not run.adapter.is_dir():
         return None
-    return TrainingResult(**record["training"])
+    result = dict(record["training"])
+    if gpu := result.get("peak_gpu_memory"):
+        result["peak_gpu_memory"] = GpuPeak(**gpu)
+    return TrainingResult(**result)

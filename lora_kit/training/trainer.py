@@ -12,7 +12,7 @@ from typing import Any
 from lora_kit.adapter.saved import save_adapter
 from lora_kit.runtime.console import meter
 from lora_kit.runtime.errors import TrainingError, TrainingInterruptedError
-from lora_kit.runtime.machine import peak_memory
+from lora_kit.runtime.machine import GpuPeak, gpu_peak, peak_memory
 from lora_kit.runtime.out_of_memory import is_out_of_memory_error
 from lora_kit.runtime.processes import any_process, process_state
 from lora_kit.training import checkpoints
@@ -42,7 +42,8 @@ class TrainingResult:
         final_loss: loss of the last step, in nats per supervised token.
         validation_before: held-out loss before training, in nats per supervised token.
         validation_after: held-out loss of the saved adapter, in nats per supervised token.
-        peak_memory: peak memory of this process, in bytes.
+        peak_memory: peak main memory of this process, in bytes.
+        peak_gpu_memory: peak memory on this process's GPU; `None` without one.
         gradient_conflict: mean cosine of each pair of tasks' gradients, if they were compared.
         history: metrics of each step, as in `metrics.jsonl`.
     """
@@ -57,6 +58,7 @@ class TrainingResult:
     validation_before: float | None
     validation_after: float | None
     peak_memory: int
+    peak_gpu_memory: GpuPeak | None = None
     gradient_conflict: dict[str, float] = field(default_factory=dict)
     history: tuple[dict[str, float], ...] = ()
 
@@ -156,6 +158,7 @@ def _result(
         validation_before=validation[0],
         validation_after=validation[1],
         peak_memory=peak_memory(),
+        peak_gpu_memory=gpu_peak(),
         gradient_conflict=mean_cosines(history),
         history=tuple(history),
     )

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import pytest
 from lora_kit import pipeline
 from lora_kit.pipeline import training
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime import launch
 from lora_kit.runtime.errors import DataError, RecipeError, TrainingError
 from lora_kit.runtime.launch import Launch
+from lora_kit.runtime.machine import GpuPeak
 from lora_kit.training import resuming
+from lora_kit.training.resuming import recorded_result
+from lora_kit.training.trainer import TrainingResult
 from tests.training.cut import STEPS, cut_off, losses, sha256, with_training
 
 
@@ -141,3 +146,18 @@ def test_two_launches_in_the_same_instant_have_a_run_each(recipe: Recipe, tmp_pa
     assert [run.name for run in runs] == ["tiny", "tiny-2"]
     assert [len(losses(run)) for run in runs] == [STEPS // 2, STEPS // 2]
     assert sha256(runs[0]) == sha256(runs[1])
+
+
+@pytest.mark.parametrize("gpu", [None, GpuPeak(allocated=5, reserved=7)])
+def test_a_recorded_result_says_which_memory_it_measured(
+    tmp_path: Path, gpu: GpuPeak | None
+) -> None:
+    result = TrainingResult(1, 1, 9, 2.0, 4.5, 1.0, 0.5, None, None, 3, gpu)
+    run = RunDirectory(tmp_path)
+    run.adapter.mkdir()
+    run.record.write_text(json.dumps({"training": result.to_dict()}))
+    assert recorded_result(run) == result
+    record = result.to_dict()
+    del record["peak_gpu_memory"]  # as an earlier version wrote it
+    run.record.write_text(json.dumps({"training": record}))
+    assert recorded_result(run) == replace(result, peak_gpu_memory=None)
