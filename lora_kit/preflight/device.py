@@ -1,10 +1,51 @@
-"""Memory size and synchronization of the compute device."""
+"""Memory and synchronization of the compute device."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+
+# Processes named in a plan, and the bytes from which one is named.
+MAX_NAMED, NAMED_BYTES = 3, 500_000_000
+CGROUPS = Path("/sys/fs/cgroup")
+# Files with limit and use of a group's memory: cgroup v2, then v1.
+LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+
+
+@dataclass(frozen=True)
+class MemoryUser:
+    """Another process that holds memory of the device.
+
+    Attributes:
+        process: process id.
+        name: name of its program.
+        bytes: memory that it holds.
+    """
+
+    process: int
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of a device as this process finds it.
+
+    Attributes:
+        total: bytes of the device; of a CPU, main memory or the limit of this process's group.
+        available: bytes that this process can have, with those that it holds already.
+        users: other processes that hold the most; empty if the system does not tell.
+    """
+
+    total: int
+    available: int
+    users: tuple[MemoryUser, ...] = ()
 
 
 def device_memory(device: torch.device) -> int:
@@ -12,6 +53,99 @@ def device_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def find_memory(device: torch.device) -> DeviceMemory:
+    """Return the memory of a device that is free now, and the processes that hold the most."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.memory_reserved(device)
+        return DeviceMemory(total, min(free + own, total), tuple(_gpu_users(device)))
+    import psutil
+
+    memory, held = psutil.virtual_memory(), psutil.Process().memory_info()
+    # Files that this process has mapped count as available.
+    own = held.rss - getattr(held, "shared", 0)
+    total, free = int(memory.total), int(memory.available)
+    for limit, used in group_limits(CGROUPS):
+        total, free = min(total, limit), min(free, limit - used)
+    return DeviceMemory(total, min(max(free, 0) + own, total), tuple(_main_memory_users()))
+
+
+def group_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield limit and use, in bytes, of this process's group and those above it, as in containers.
+
+    Pages of files that the kernel would give up first do not count as used.
+
+    Args:
+        root: mount of the control groups.
+    """
+    own = Path("/proc/self/cgroup")
+    lines = own.read_text().splitlines() if own.is_file() else []
+    # hierarchy:controllers:path; version 2 has no controllers.
+    groups = {path for _, kinds, path in (line.split(":", 2) for line in lines)
+              if kinds in ("", "memory")}  # fmt: skip
+    for mount in (root, root / "memory"):
+        folders = {mount}
+        for group in groups:
+            inside = mount / group.lstrip("/")
+            folders |= {one for one in (inside, *inside.parents) if one.is_relative_to(mount)}
+        for folder in folders:
+            for limit, used in LIMITS:
+                yield from _limit(folder / limit, folder / used)
+
+
+def _limit(limit: Path, used: Path) -> Iterator[tuple[int, int]]:
+    try:
+        found = limit.read_text().strip()
+        if not found.isdecimal():
+            return  # "max"
+        statistics = dict(
+            line.split() for line in (used.parent / "memory.stat").read_text().splitlines()
+        )
+        reclaimed = statistics.get("total_inactive_file", statistics.get("inactive_file", "0"))
+        yield int(found), int(used.read_text()) - int(reclaimed)
+    except (OSError, ValueError):
+        return
+
+
+def _main_memory_users() -> list[MemoryUser]:
+    import psutil
+
+    found = [
+        MemoryUser(one.pid, one.info["name"] or "?", one.info["memory_info"].rss)
+        for one in psutil.process_iter(["name", "memory_info"])
+        if one.pid != os.getpid() and one.info["memory_info"]
+    ]
+    return _largest(found)
+
+
+def _gpu_users(device: torch.device) -> list[MemoryUser]:
+    """Return the processes that nvidia-smi shows; in a container it may show none."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    query = ["--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--id=GPU-{properties.uuid}", *query],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = []
+    for line in done.stdout.splitlines():
+        process, _, rest = line.partition(", ")
+        name, _, mebibytes = rest.rpartition(", ")
+        if process.isdecimal() and mebibytes.isdecimal() and int(process) != os.getpid():
+            found.append(MemoryUser(int(process), Path(name).name, int(mebibytes) << 20))
+    return _largest(found)
+
+
+def _largest(users: list[MemoryUser]) -> list[MemoryUser]:
+    named = [one for one in users if one.bytes >= NAMED_BYTES]
+    return sorted(named, key=lambda one: -one.bytes)[:MAX_NAMED]
 
 
 def synchronize(device: torch.device) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
-from lora_kit.preflight.device import device_memory
+from lora_kit.preflight.device import DeviceMemory, find_memory
 from lora_kit.preflight.gpus import FittingChange, find_fitting_change, fitting_gpus
 from lora_kit.preflight.launch_file import LaunchFile
 from lora_kit.preflight.libraries import libraries_memory
@@ -54,22 +54,22 @@ class Forecast:
 
     Attributes:
         memory: peak memory by purpose.
-        available: bytes of memory of this machine's device.
+        device: memory of this machine's device, as it is now.
         advice: smallest change with which the training fits; `None` if it fits or none suffices.
         time: time of the training; `None` if memory does not suffice to run a micro batch.
         on_a_gpu: memory on a GPU; `None` if this machine's device is a GPU.
     """
 
     memory: MemoryEstimate
-    available: int
+    device: DeviceMemory
     advice: FittingChange | None = None
     time: TimeEstimate | None = None
     on_a_gpu: MemoryEstimate | None = None
 
     @property
     def fits(self) -> bool:
-        """True if the available memory suffices."""
-        return self.memory.total <= self.available
+        """True if the memory that is free now suffices."""
+        return self.memory.total <= self.device.available
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast as JSON values."""
@@ -78,7 +78,8 @@ class Forecast:
             "memory": self.memory.to_dict(),
             "fits": self.fits,
             "advice": list(self.advice.assignments) if self.advice else [],
-            "available": self.available,
+            "available": self.device.available,
+            "device_memory": asdict(self.device),
             **(self.time.to_dict() if self.time else {"probe": None, "duration": None}),
             "on_a_gpu": gpu.to_dict() | {"gpus": list(fitting_gpus(gpu.total))} if gpu else None,
         }
@@ -97,17 +98,17 @@ def forecast(
     batch = largest_micro_batch(data, batcher)
     device: Device = "cpu" if state.device.type == "cpu" else "cuda"
     base = libraries_memory() if device == "cpu" else CUDA_BASE
-    available = device_memory(state.device)
+    found = find_memory(state.device)
     config = backbone.model.config
     memory = estimate_memory(recipe, config, batch, device, base)
     on_gpu = estimate_on_gpu(recipe, config, data) if device == "cpu" else None
-    if memory.total > available:
-        change = find_fitting_change(recipe, config, batch, batcher, device, base, available)
-        return Forecast(memory, available, change, on_a_gpu=on_gpu)
+    if memory.total > found.available:
+        change = find_fitting_change(recipe, config, batch, batcher, device, base, found.available)
+        return Forecast(memory, found, change, on_a_gpu=on_gpu)
     if not backbone.has_weights:
-        return Forecast(memory, available, on_a_gpu=on_gpu)
+        return Forecast(memory, found, on_a_gpu=on_gpu)
     time = estimate_time(recipe, backbone, model, data, held_out)
-    return Forecast(memory, available, time=time, on_a_gpu=on_gpu)
+    return Forecast(memory, found, time=time, on_a_gpu=on_gpu)
 
 
 def estimate_time(

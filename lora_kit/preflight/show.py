@@ -12,7 +12,7 @@ from lora_kit.preflight.forecast import Forecast
 from lora_kit.preflight.plan import LabelSpan, Plan
 from lora_kit.preflight.show_audit import show_audit
 from lora_kit.preflight.show_estimate import (
-    GB,
+    device_label,
     show_assumed_seconds,
     show_duration,
     show_estimate,
@@ -133,15 +133,17 @@ def _show_forecast(forecast: Forecast, console: Console) -> None:
     if forecast.on_a_gpu:
         show_on_a_gpu(forecast.on_a_gpu, console)
     if forecast.fits:
+        console.print(f"[dim]{escape(device_label(forecast.device))}[/]", soft_wrap=True)
         return
-    size = f"{forecast.available / GB:.1f} GB"
-    problem = f"[red]The training does not fit: this machine has {size}.[/]"
+    problem = f"[red]The training does not fit: {escape(device_label(forecast.device))}.[/]"
+    remedies = []
+    if forecast.memory.total <= forecast.device.total:
+        remedies.append("end other processes")
     if forecast.advice:
         changes = " ".join(f"--set {change}" for change in forecast.advice.assignments)
-        remedy = f"Fix: add {escape(changes)}"
-    else:
-        remedy = "Fix: use a smaller backbone, or a machine with more memory"
-    console.print(f"{problem} {remedy}", soft_wrap=True)
+        remedies.append(f"add {escape(changes)}")
+    remedies = remedies or ["use a smaller backbone", "a machine with more memory"]
+    console.print(f"{problem} Fix: {', or '.join(remedies)}", soft_wrap=True)
 
 
 def _show_power(plan: Plan, console: Console) -> None:

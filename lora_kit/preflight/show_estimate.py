@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lora_kit.preflight.device import DeviceMemory
 from lora_kit.preflight.forecast import TimeEstimate
 from lora_kit.preflight.gpu_time import UTILISATION
 from lora_kit.preflight.gpus import fitting_gpus
@@ -59,6 +60,15 @@ def show_assumed_seconds(seconds: Mapping[str, float], console: Console) -> None
         f"time at {UTILISATION:.0%} of each GPU's peak (assumed, not measured; attention, padding "
         f"and loading come on top): {times}",
         soft_wrap=True,
+    )
+
+
+def device_label(device: DeviceMemory) -> str:
+    """Describe the memory of this machine's device, and the processes that hold most of it."""
+    users = ", ".join(f"{one.name} ({one.process}) {one.bytes / GB:.1f} GB" for one in device.users)
+    return (
+        f"this machine has {device.total / GB:.1f} GB, of which {device.available / GB:.1f} GB are "
+        f"free for this training{f' (the largest others: {users})' if users else ''}"
     )
 
 

@@ -12,6 +12,7 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import prepare
 from lora_kit.data.prepared import PreparedData
 from lora_kit.preflight import forecast as forecasting
+from lora_kit.preflight.device import DeviceMemory, MemoryUser
 from lora_kit.preflight.forecast import Forecast, forecast
 from lora_kit.preflight.memory import CUDA_BASE
 from lora_kit.preflight.show import _show_forecast
@@ -56,13 +57,34 @@ def subject(
 def test_a_training_that_does_not_fit_is_not_timed(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forecasting, "device_memory", lambda _device: 1000)
+    monkeypatch.setattr(forecasting, "find_memory", lambda _device: DeviceMemory(1000, 1000))
     monkeypatch.setattr("lora_kit.preflight.gpus.LENGTH_DIVISORS", (1,))
     monkeypatch.setattr(forecasting, "time_micro_batch", lambda *_: pytest.fail("was timed"))
     found = subject.forecast()
     assert not found.fits
     assert found.to_dict()["probe"] is found.to_dict()["duration"] is None
     assert "this machine has 0.0 GB" in subject.shown(found)
+
+
+def test_a_training_that_others_leave_no_memory_for_is_not_timed(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine would do; the free memory does not, and is what a change has to fit into."""
+    device = DeviceMemory(10**12, 1000, (MemoryUser(77, "vllm", 40 * 10**9),))
+    monkeypatch.setattr(forecasting, "find_memory", lambda _device: device)
+    monkeypatch.setattr("lora_kit.preflight.gpus.LENGTH_DIVISORS", (1,))
+    monkeypatch.setattr(forecasting, "time_micro_batch", lambda *_: pytest.fail("was timed"))
+    found = subject.forecast()
+    assert not found.fits
+    shown = subject.shown(found)
+    assert "has 1000.0 GB, of which 0.0 GB are free" in shown
+    assert "vllm (77) 40.0 GB). Fix: end other processes" in shown
+    assert found.to_dict()["available"] == 1000
+    assert found.to_dict()["device_memory"] == {
+        "total": 10**12,
+        "available": 1000,
+        "users": ({"process": 77, "name": "vllm", "bytes": 40 * 10**9},),
+    }
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it takes a machine without a GPU")
