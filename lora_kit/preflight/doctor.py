@@ -11,7 +11,7 @@ import torch
 from lora_kit.preflight.device import device_memory, synchronize
 from lora_kit.preflight.traps.data import DATA_TRAPS
 from lora_kit.preflight.traps.launching import LAUNCH_TRAPS
-from lora_kit.preflight.traps.specimens import four_bit_layer
+from lora_kit.preflight.traps.specimens import quantized_layer
 from lora_kit.preflight.traps.trap import Trap
 from lora_kit.preflight.traps.weights import WEIGHT_TRAPS
 from lora_kit.runtime.machine import machine, versions
@@ -33,7 +33,7 @@ TESTED_VERSIONS = {
 FIRST_SIDE, LARGEST_SIDE = 128, 8192
 MIN_SECONDS = 0.02
 ROUNDS = 3
-QUANTIZATIONS = ("nf4", "fp4")
+QUANTIZATIONS = ("nf4", "fp4", "int8")
 MIN_COSINE = 0.999
 
 
@@ -85,7 +85,8 @@ class Diagnosis:
         machine: hardware, and memory of the device in bytes.
         versions: versions of the libraries.
         rates: GFLOP/s of a matrix product, by dtype.
-        quantizations: by name, true if output and gradient match the dequantized weights.
+        quantizations: by name, true if output and gradient match the dequantized weights on the
+            compute device.
         findings: one finding per trap.
     """
 
@@ -120,7 +121,7 @@ def diagnose() -> Diagnosis:
             str(dtype).removeprefix("torch."): matrix_rate(device, dtype)
             for dtype in (torch.float32, torch.bfloat16)
         },
-        quantizations={name: quantization_works(name) for name in QUANTIZATIONS},
+        quantizations={name: quantization_works(name, device) for name in QUANTIZATIONS},
         findings=tuple(
             TrapFinding(
                 trap=trap.name,
@@ -158,20 +159,37 @@ def _product_seconds(device: torch.device, dtype: torch.dtype, side: int) -> flo
     return min(seconds)
 
 
-def quantization_works(quantization: str) -> bool:
-    """Return true if a 4-bit layer's output and input gradient match its dequantized weights."""
+def quantization_works(quantization: str, device: torch.device) -> bool:
+    """Return true if a layer's output and input gradient match its dequantized weights.
+
+    Args:
+        quantization: one of `QUANTIZATIONS`.
+        device: device that computes.
+    """
+    inputs = torch.linspace(-1, 1, 4 * 64, device=device).view(4, 64)
+    ours, theirs = (inputs.clone().requires_grad_(True) for _ in range(2))
+    try:
+        layer = quantized_layer(quantization, device)
+        out = layer(ours)
+        (ours_grad,) = torch.autograd.grad(out.square().sum(), ours)
+        expected = theirs @ _dequantized(layer).t()
+    except RuntimeError:
+        # A build of bitsandbytes without a kernel for this device, or one that has no gradient.
+        return False
+    (theirs_grad,) = torch.autograd.grad(expected.square().sum(), theirs)
+    return _similar(out.detach(), expected.detach()) and _similar(ours_grad, theirs_grad)
+
+
+def _dequantized(layer: Any) -> torch.Tensor:
+    """Return the weights of a quantized layer that has computed, (out, in) float32."""
     import bitsandbytes.functional as bnb
 
-    layer = four_bit_layer(quantization)
-    weight = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    inputs = torch.linspace(-1, 1, 4 * 64).view(4, 64)
-    ours, theirs = (inputs.clone().requires_grad_(True) for _ in range(2))
-    out, expected = layer(ours), theirs @ weight.t()
-    out.square().sum().backward()
-    expected.square().sum().backward()
-    if ours.grad is None or theirs.grad is None:
-        return False
-    return _similar(out.detach(), expected.detach()) and _similar(ours.grad, theirs.grad)
+    if layer.weight.dtype == torch.int8:
+        # The scales are in the layer's state since its first forward pass.
+        weight: torch.Tensor = bnb.int8_vectorwise_dequant(layer.state.CB, layer.state.SCB)
+    else:
+        weight = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return weight.detach()
 
 
 def _similar(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -20,6 +20,7 @@ from lora_kit.preflight.doctor import TRAPS, Diagnosis, TrapFinding, Version, qu
 from lora_kit.preflight.show_doctor import show_diagnosis
 from lora_kit.preflight.traps import data as data_traps
 from lora_kit.preflight.traps import launching, weights
+from lora_kit.preflight.traps.specimens import quantized_layer
 from lora_kit.preflight.traps.trap import Trap
 
 BY_NAME = {trap.name: trap for trap in TRAPS}
@@ -110,7 +111,7 @@ def test_each_trap_says_what_goes_wrong_and_where_it_is_guarded() -> None:
 
 @pytest.mark.parametrize("quantization", doctor.QUANTIZATIONS)
 def test_a_quantized_layer_computes_what_its_weights_say(quantization: str) -> None:
-    assert quantization_works(quantization)
+    assert quantization_works(quantization, torch.device("cpu"))
 
 
 def test_a_layer_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +119,30 @@ def test_a_layer_that_computes_something_else_is_found(monkeypatch: pytest.Monke
 
     right = bnb.dequantize_4bit
     monkeypatch.setattr(bnb, "dequantize_4bit", lambda *a, **k: right(*a, **k).roll(1, 0))
-    assert not quantization_works("nf4")
+    assert not quantization_works("nf4", torch.device("cpu"))
+    right = bnb.int8_vectorwise_dequant
+    monkeypatch.setattr(bnb, "int8_vectorwise_dequant", lambda *a: right(*a).roll(1, 0))
+    assert not quantization_works("int8", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("quantization", doctor.QUANTIZATIONS)
+def test_a_layer_is_tried_on_the_device_that_computes(quantization: str) -> None:
+    """On a device without kernels, such as torch's own without values, nothing works."""
+    layer = quantized_layer(quantization, torch.device("meta"))
+    assert layer.weight.device.type == "meta"
+    assert not quantization_works(quantization, torch.device("meta"))
+
+
+def test_the_diagnosis_tries_the_compute_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[str, torch.device]] = []
+    device = torch.device("cuda", 3)
+    monkeypatch.setattr(doctor, "process_state", lambda: SimpleNamespace(device=device))
+    monkeypatch.setattr(doctor, "device_memory", lambda _: 0)
+    monkeypatch.setattr(doctor, "matrix_rate", lambda *_: 1.0)
+    monkeypatch.setattr(doctor, "quantization_works", lambda *what: not tried.append(what))
+    monkeypatch.setattr(doctor, "TRAPS", ())
+    assert doctor.diagnose().quantizations == dict.fromkeys(("nf4", "fp4", "int8"), True)
+    assert {where for _, where in tried} == {device}
 
 
 def test_a_matrix_product_is_timed_in_under_two_seconds() -> None:

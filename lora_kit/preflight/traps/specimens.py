@@ -133,15 +133,30 @@ def example(*words: str, supervised: int = 0) -> Example:
     return Example(ids, (-100,) * masked + ids[masked:])
 
 
-def four_bit_layer(quantization: str = "nf4") -> Any:
-    """Return a quantized CPU layer of 64 x 64 random weights with defaults of bitsandbytes."""
-    from bitsandbytes.nn import Linear4bit
+def quantized_layer(quantization: str, device: torch.device) -> Any:
+    """Return a layer of 64 x 64 random weights with defaults of bitsandbytes.
+
+    Args:
+        quantization: `nf4`, `fp4` or `int8`.
+        device: device on which the layer is quantized and computes.
+    """
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layer = Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type=quantization)
+        if quantization == "int8":
+            layer = Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)
+        else:
+            layer = Linear4bit(
+                64, 64, bias=False, compute_dtype=torch.float32, quant_type=quantization
+            )
         torch.nn.init.normal_(layer.weight, std=0.1)
-    return layer.to("cpu")
+    return layer.to(device)
+
+
+def four_bit_layer(quantization: str = "nf4") -> Any:
+    """Return a `quantized_layer` on the CPU."""
+    return quantized_layer(quantization, torch.device("cpu"))
 
 
 class Leaky(torch.nn.Module):
