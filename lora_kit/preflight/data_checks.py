@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.preflight.context import PreflightContext
-from lora_kit.preflight.isolation import logit_spacing, packed_difference
+from lora_kit.preflight.isolation import logit_spacing, packed_difference, shortened
 from lora_kit.runtime.errors import DataError, TrainingError
 
 # Smallest difference between logits that counts as a packing leak: two float32 computations of the
@@ -56,8 +58,10 @@ def refuse_double_bos(context: PreflightContext) -> None:
 
 def refuse_packing_leak(context: PreflightContext) -> None:
     """Refuse with TrainingError packing on a backbone that attends across packed examples."""
-    difference = packed_difference(context.adapted_model, context.examples)
-    spacing = logit_spacing(context.adapted_model, context.examples)
+    model = context.adapted_model
+    with shortened(model) if context.launch.sharded else nullcontext():
+        difference = packed_difference(model, context.examples)
+        spacing = logit_spacing(model, context.examples)
     if difference > max(LEAK, SPACINGS * spacing):
         raise TrainingError(
             "data.packing: this backbone attends across the examples of one packed row (got logits "

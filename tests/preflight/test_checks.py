@@ -13,9 +13,10 @@ from lora_kit.data.supervision import Example
 from lora_kit.preflight import checks, data_checks, launch_checks
 from lora_kit.preflight.checks import CHECKS, run_checks
 from lora_kit.preflight.context import PreflightContext
-from lora_kit.preflight.isolation import logit_spacing, packed_difference
+from lora_kit.preflight.isolation import logit_spacing, packed_difference, shortened
 from lora_kit.preflight.traps.specimens import (
     ENDLESS_TEMPLATE,
+    SIZES,
     Leaky,
     example,
     four_bit_layer,
@@ -290,6 +291,37 @@ def test_rounding_in_half_precision_is_no_leak(monkeypatch: pytest.MonkeyPatch) 
     data_checks.refuse_packing_leak(specimen_context(model=half, examples=pair))
     with pytest.raises(TrainingError, match="attends across the examples of one packed row"):
         data_checks.refuse_packing_leak(specimen_context(model=full, examples=pair))
+
+
+def test_a_model_that_will_be_sharded_computes_one_block_of_each_kind() -> None:
+    """The real model has one kind; a Gemma 3 has a block of full attention after five others."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    pair = [example("a", "b", "c", supervised=1), example("d", "a", "b", supervised=1)]
+    config = Gemma3TextConfig(**{**SIZES, "num_hidden_layers": 12, "head_dim": 16})
+    for whole, expected in ((specimen_model(), 1), (Gemma3ForCausalLM(config).eval(), 6)):
+        model = specimen_adapter(whole)
+        layers: Any = whole.model.layers
+        ran: list[torch.nn.Module] = []
+        for layer in layers:
+            layer.register_forward_hook(lambda module, *_, ran=ran: ran.append(module))
+        sharded = Launch(asked=2, processes=2, kind="FSDP", fsdp=True, fsdp_version=2)
+        context = specimen_context(model=model, examples=pair, launch=sharded)
+        data_checks.refuse_packing_leak(context)
+        assert ran == [*layers[:expected]] * 3
+        assert whole.model.layers is layers
+        data_checks.refuse_packing_leak(specimen_context(model=model, examples=pair))
+        assert ran[3 * expected :] == [*layers] * 3
+
+
+def test_a_leak_is_found_in_one_block_too(real_backbone: Backbone) -> None:
+    ids = real_backbone.tokenizer("The capital of France is Paris, and that of Italy is Rome.")
+    tokens = tuple(ids["input_ids"])
+    pair = [Example(tokens[:8], tokens[:8]), Example(tokens[8:], tokens[8:])]
+    with shortened(real_backbone.model) as count:
+        assert count == 1
+        assert packed_difference(real_backbone.model, pair) < 1e-3
+        assert packed_difference(Leaky(real_backbone.model), pair) > 0.1
 
 
 def test_texts_without_turns_need_no_end_of_turn() -> None:
