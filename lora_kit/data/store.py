@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,22 +23,25 @@ from lora_kit.data.row_sets import Rows, read_blocks
 from lora_kit.data.rows import Row
 from lora_kit.data.supervision import Example
 from lora_kit.data.tokenization import tokenize_rows
+from lora_kit.data.workers import Block, Encode, encode_in_workers
 from lora_kit.recipe.data import DataSpec
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.console import meter
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import read_json, shared_directory, write_json
 from lora_kit.runtime.hashes import json_sha256
+from lora_kit.runtime.machine import cores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Function that returns the examples of each row of a block.
-Encode = Callable[[Sequence[Row]], Iterable[Sequence[Example]]]
 # Raise it when the entries change for a reason other than the code of this package.
 VERSION = 1
 # Tokenizing fewer rows takes no longer than the cache lookup.
 MIN_CACHED_ROWS = 2_000
+# Seconds that tokenizing has to take still before workers are started, which import libraries for
+# some of them; and seconds after which that can be told.
+WORKER_SECONDS, FIRST_SECONDS = 20.0, 2.0
 EXAMPLES, SUMMARY = "examples.arrow", "summary.json"
 
 
@@ -100,7 +104,7 @@ def _write_entry(
 ) -> None:
     with shared_directory(directory) as temporary:
         with pa.OSFile(str(temporary / EXAMPLES), "wb") as sink:
-            tally = _write(rows, text_encoder(tokenizer, spec), sink)
+            tally = _write(rows, text_encoder(tokenizer, spec), sink, workers=cores() > 1)
         summary = {
             "counts": tally.counts().to_dict(),
             "digest": tally.digest(),
@@ -109,7 +113,9 @@ def _write_entry(
         write_json(temporary / SUMMARY, summary)
 
 
-def _write(rows: Sequence[Row], encode: Encode, sink: Any, together: bool = False) -> Tally:
+def _write(
+    rows: Sequence[Row], encode: Encode, sink: Any, together: bool = False, workers: bool = False
+) -> Tally:
     """Tokenize rows and write them to an Arrow stream, one block at a time."""
     names = [source.name for source in rows.sources] if isinstance(rows, Rows) else ["rows"]
     tally = Tally(names)
@@ -117,9 +123,9 @@ def _write(rows: Sequence[Row], encode: Encode, sink: Any, together: bool = Fals
         pa.ipc.new_stream(sink, SCHEMA) as writer,
         meter("tokenizing", len(rows), visible=len(rows) >= MIN_CACHED_ROWS) as progress,
     ):
-        for block, parts in read_blocks(rows):
+        for (block, parts), encoded in _encoded_blocks(rows, encode, workers):
             used, sources = [], []
-            for row, part, examples in zip(block, parts, encode(block), strict=True):
+            for row, part, examples in zip(block, parts, encoded, strict=True):
                 supervised = tally.add(row, part, examples, together)
                 used += supervised
                 sources += [part] * len(supervised)
@@ -127,6 +133,23 @@ def _write(rows: Sequence[Row], encode: Encode, sink: Any, together: bool = Fals
                 writer.write_batch(tally.record(used, sources))
             progress.advance(len(block))
     return tally
+
+
+def _encoded_blocks(
+    rows: Sequence[Row], encode: Encode, workers: bool
+) -> Iterator[tuple[Block, Iterable[Sequence[Example]]]]:
+    """Yield each block with the examples of its rows; by workers once it shows to take long."""
+    blocks, started, done = read_blocks(rows), time.monotonic(), 0
+    for block in blocks:
+        yield block, encode(block[0])
+        done += len(block[0])
+        seconds = time.monotonic() - started
+        left = seconds / done * (len(rows) - done)
+        if workers and seconds >= FIRST_SECONDS and left >= WORKER_SECONDS:
+            break
+    else:
+        return
+    yield from encode_in_workers(blocks, encode)
 
 
 def _key(rows: Rows, tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> str:

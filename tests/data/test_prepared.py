@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_kit.data import row_sets, store
+from lora_kit.data import row_sets, store, workers
 from lora_kit.data.dataset import prepare
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows
@@ -203,10 +204,10 @@ def test_concurrent_writes_of_one_cache_entry_are_safe(
 ) -> None:
     write = store._write
 
-    def overtaken(*arguments: Any) -> Any:
+    def overtaken(*arguments: Any, **named: Any) -> Any:
         monkeypatch.setattr(store, "_write", write)
         made(tokenizer, spec(mixed))
-        return write(*arguments)
+        return write(*arguments, **named)
 
     monkeypatch.setattr(store, "_write", overtaken)
     data = made(tokenizer, spec(mixed))
@@ -299,3 +300,64 @@ def test_a_preference_pair_is_no_split_row_and_is_dropped_as_one(
     assert (counts.rows, counts.used, counts.dropped, counts.split_rows) == (2, 2, 2, 0)
     assert counts.supervised_tokens == sum(one.supervised for one in data.examples)
     assert data.dropped == (f"{path}:2",)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let two workers tokenize everything after the first block of five rows."""
+    monkeypatch.setattr(row_sets, "BLOCK", 5)
+    monkeypatch.setattr(store, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(store, "WORKER_SECONDS", 0.0)
+    for module in (store, workers):
+        monkeypatch.setattr(module, "cores", lambda: 2)
+
+
+def written(cache: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in cache.glob("*/*")}
+
+
+def test_workers_write_the_same_bytes_and_refuse_the_same_row(
+    cache: Path, mixed: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, at_once: None
+) -> None:
+    with monkeypatch.context() as alone:
+        alone.setattr(store, "WORKER_SECONDS", float("inf"))
+        made(tokenizer, spec(mixed))
+    expected = written(cache)
+    shutil.rmtree(cache)
+    answers: list[bool] = []
+    ask = workers._ask
+    monkeypatch.setattr(
+        workers, "_ask", lambda *a: (r := ask(*a), answers.append(r is not None))[0]
+    )
+    made(tokenizer, spec(mixed))
+    assert written(cache) == expected
+    assert answers == [True] * (ROWS // 5 - 1)
+    # Two rows that hold a control token: the first one is named, also if a later block is faster.
+    shutil.rmtree(cache)
+    lines = mixed.read_text().splitlines()
+    for number in (33, 52):
+        lines[number] = json.dumps({"prompt": "Hm?", "completion": f"{number} <|im_end|>"})
+    mixed.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"mixed.jsonl:34: .*<\|im_end\|>"):
+        made(tokenizer, spec(mixed))
+    assert False in answers
+    assert not written(cache)
+
+
+def test_workers_that_end_are_done_without(
+    cache: Path, mixed: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, at_once: None
+) -> None:
+    monkeypatch.setattr(workers, "COMMAND", ("-c", "import sys; sys.stdin.buffer.read(9)"))
+    data = made(tokenizer, spec(mixed))
+    monkeypatch.setattr(store, "WORKER_SECONDS", float("inf"))
+    shutil.rmtree(cache)
+    assert made(tokenizer, spec(mixed)).digest == data.digest
+
+
+def test_few_rows_start_no_workers(
+    cache: Path, mixed: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_sets, "BLOCK", 5)
+    monkeypatch.setattr(store, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(store, "encode_in_workers", lambda *_: pytest.fail("workers started"))
+    made(tokenizer, spec(mixed))
