@@ -2,6 +2,8 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import prepare
+from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.modeling.likelihood import pad_examples
@@ -18,6 +21,7 @@ from lora_kit.pipeline import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import TokenMaskingSpec
 from lora_kit.runtime.errors import TrainingError
+from lora_kit.training.retention import token_masking
 from lora_kit.training.retention.token_masking import mask_improbable_tokens
 from tests.training.keeping import changed, disturbed
 from tests.training_rows import training_rows
@@ -59,6 +63,42 @@ def test_labels_of_probable_tokens_are_kept(tiny_backbone: Backbone, tiny_recipe
     dataset = left.to_dataset()
     assert dataset["row"] == list(range(left.counts.used))
     assert dataset[0]["labels"] == list(left.examples[0].labels)
+
+
+def test_two_processes_score_half_of_the_rows_each_and_mask_the_same(
+    tiny_backbone: Backbone, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = disturbed(tiny_backbone, tiny_recipe)
+    data = prepare(training_rows(tiny_recipe.data, 0)[0], tiny_backbone.tokenizer, tiny_recipe.data)
+    monkeypatch.setattr(token_masking, "SORT_WINDOW", 3)
+    windows: list[int] = []
+    score = token_masking.nll_per_example
+    monkeypatch.setattr(
+        token_masking, "nll_per_example", lambda *a: (windows.append(len(a[2])), score(*a))[1]
+    )
+    shares: list[Any] = []
+
+    def masked(process: int, processes: int) -> PreparedData:
+        state = SimpleNamespace(
+            process_index=process, num_processes=processes, is_main_process=process == 0
+        )
+        monkeypatch.setattr(token_masking, "process_state", lambda: state)
+        spec = TokenMaskingSpec(max_perplexity=49_152.0)
+        return mask_improbable_tokens(data, model, tiny_backbone, spec, 256)
+
+    whole = masked(0, 1)
+    assert windows == [3] * 5 + [1]
+    # As of another process, whose share is known only when it ends.
+    monkeypatch.setattr(token_masking, "gather_object", lambda own: [*shares, *own])
+    with monkeypatch.context() as other:
+        other.setattr(token_masking, "_with_labels", lambda *_: None)
+        other.setattr(token_masking, "gather_object", lambda own: shares.extend(own) or own)
+        with pytest.raises(KeyError):
+            masked(1, 2)
+    windows.clear()
+    both = masked(0, 2)
+    assert windows == [3, 3, 3]
+    assert both.table == whole.table
 
 
 def test_masking_every_label_is_refused(tiny_backbone: Backbone, tiny_recipe: Recipe) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from lora_kit.backbone.load import Backbone
@@ -57,16 +58,20 @@ def mask_improbable_tokens(
         TrainingError: if no label is left, or a forward pass does not fit into memory.
     """
     limit, end = math.log(spec.max_perplexity), _end_token(backbone)
-    labels: list[list[int]] = []
-    is_shown = process_state().is_main_process
+    state, starts = process_state(), range(0, len(data.examples), SORT_WINDOW)
+    # The windows are shared between the processes: each is scored by one of them.
+    own = starts[state.process_index :: state.num_processes]
+    found: dict[int, list[list[int]]] = {}
     with (
-        meter("masking improbable tokens", len(data.examples), visible=is_shown) as progress,
+        meter("masking improbable tokens", len(own), visible=state.is_main_process) as progress,
         adapter_disabled(model),
     ):
-        for start in range(0, len(data.examples), SORT_WINDOW):
+        for start in own:
             window = data.examples[start : start + SORT_WINDOW]
-            labels += _masked_labels(window, model, backbone, limit, end, max_tokens_per_batch)
-            progress.advance(len(window))
+            found[start] = _masked_labels(window, model, backbone, limit, end, max_tokens_per_batch)
+            progress.advance()
+    gathered = {start: rows for part in gather_object([found]) for start, rows in part.items()}
+    labels = [row for start in starts for row in gathered[start]]
     supervised = np.array(
         [sum(one != IGNORE_INDEX for one in row) for row in labels], dtype=np.int32
     )
