@@ -13,6 +13,7 @@ from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.errors import BackboneError
 from lora_kit.runtime.files import read_json, shared_directory, write_json
 from lora_kit.runtime.hash_cache import cached_sha256
+from lora_kit.runtime.locks import one_process_at_a_time
 
 # Version of the conversion, part of the cache key. Raise it when the conversion changes.
 CONVERSION = "3"
@@ -45,8 +46,11 @@ def convert_gguf(path: Path) -> Path:
         return target
     with _refusing_unreadable(path):
         _require_plausible_blocks(path)
-    with shared_directory(target) as temporary:
-        _convert(path, _pre_tokenizer_name(path), temporary)
+    with one_process_at_a_time(target):
+        # Another process of this machine may have converted it meanwhile.
+        if not target.is_dir():
+            with shared_directory(target) as temporary:
+                _convert(path, _pre_tokenizer_name(path), temporary)
     return target
 
 

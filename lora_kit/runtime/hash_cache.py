@@ -8,13 +8,12 @@ counts as none.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from lora_kit.runtime.cache import cache_directory
@@ -22,6 +21,7 @@ from lora_kit.runtime.console import meter
 from lora_kit.runtime.errors import LoraKitError
 from lora_kit.runtime.files import read_json, write_json
 from lora_kit.runtime.hashes import REMEMBERED_BYTES, file_sha256, json_sha256
+from lora_kit.runtime.locks import one_process_at_a_time
 from lora_kit.runtime.machine import cores
 
 # A file that changed less than this many seconds ago is not kept: it could change again without
@@ -46,7 +46,8 @@ def cached_sha256(paths: Sequence[Path]) -> list[str]:
     """
     found = {path: _recall(path) for path in paths}
     if None in found.values():
-        with _locked(paths):
+        name = json_sha256([_identity(path) for path in paths])
+        with one_process_at_a_time(cache_directory() / "hashes" / name):
             # Another process may have had the lock.
             found = {path: _recall(path) for path in paths}
             found |= _compute([path for path, digest in found.items() if digest is None])
@@ -108,15 +109,3 @@ def _identity(path: Path) -> Identity:
 
 def _entry(identity: Identity) -> Path:
     return cache_directory() / "hashes" / f"{json_sha256(identity)}.json"
-
-
-@contextmanager
-def _locked(paths: Sequence[Path]) -> Iterator[None]:
-    """Let one process of a machine at a time read these files, where its file system has locks."""
-    name = json_sha256([_identity(path) for path in paths])
-    lock = cache_directory() / "hashes" / f"{name}.lock"
-    with ExitStack() as stack:
-        with suppress(OSError):
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
-        yield

@@ -19,6 +19,7 @@ from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import whole_file
 from lora_kit.runtime.hash_cache import cached_sha256
+from lora_kit.runtime.locks import one_process_at_a_time
 
 LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
@@ -77,13 +78,14 @@ def decompressed_file(path: Path) -> Path:
         return path
     try:
         target = cache_directory() / "unpacked" / f"{cached_sha256([path])[0]}{file_kind(path)}"
-        if not target.is_file():
-            with (
-                whole_file(target) as temporary,
-                pa.input_stream(str(path), compression=compression) as packed,
-                temporary.open("wb") as stream,
-            ):
-                shutil.copyfileobj(packed, stream)
+        with one_process_at_a_time(target):
+            if not target.is_file():
+                with (
+                    whole_file(target) as temporary,
+                    pa.input_stream(str(path), compression=compression) as packed,
+                    temporary.open("wb") as stream,
+                ):
+                    shutil.copyfileobj(packed, stream)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be decompressed as {compression} ({error}). Fix: compress the file "

@@ -16,6 +16,7 @@ from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import whole_file
 from lora_kit.runtime.hash_cache import cached_sha256
 from lora_kit.runtime.hashes import json_sha256
+from lora_kit.runtime.locks import one_process_at_a_time
 
 # Options of `csv.reader`, by file ending. Tab-separated files have no quoting: a quote is a text.
 DIALECTS: dict[str, dict[str, Any]] = {
@@ -49,9 +50,10 @@ def load_delimited(path: Path, kind: str, original: Path) -> Any:
     except OSError as error:
         raise _unreadable(original, error) from error
     target = cache_directory() / "tables" / f"{content}.arrow"
-    if not target.is_file():
-        with whole_file(target) as temporary:
-            _convert(path, kind, original, temporary)
+    with one_process_at_a_time(target):
+        if not target.is_file():
+            with whole_file(target) as temporary:
+                _convert(path, kind, original, temporary)
     return datasets.Dataset.from_file(str(target))
 
 
