@@ -9,7 +9,7 @@ from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.backbone.load import Backbone, compute_dtype, load
 from lora_kit.backbone.open_files import open_config
 from lora_kit.backbone.shapes import has_weight_files, open_shapes
-from lora_kit.preflight.device import device_memory
+from lora_kit.preflight.device import find_memory
 from lora_kit.preflight.fake_model import stored_bytes
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.processes import process_state
@@ -46,12 +46,12 @@ def open_for_plan(
 def _reason_for_shapes(files: BackboneFiles, spec: BackboneSpec, is_elsewhere: bool) -> str | None:
     if not has_weight_files(files.directory):
         return f"{files.directory} has no weights" if is_elsewhere else None
-    size, memory = loaded_bytes(files, spec), device_memory(process_state().device)
-    if size <= memory:
+    size, memory = loaded_bytes(files, spec), find_memory(process_state().device)
+    if size <= memory.available:
         return None
     return (
         f"the weights take {size / GB:.1f} GB as they are loaded, and this machine has "
-        f"{memory / GB:.1f} GB"
+        f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f} GB"
     )
 
 

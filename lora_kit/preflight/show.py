@@ -123,7 +123,8 @@ def _show_estimates(plan: Plan, console: Console) -> None:
         show_memory_per_process(plan.launch_file, found.memory_per_process, console)
         show_assumed_seconds(found.assumed_seconds, console)
     if found and found.merged:
-        show_merged(found.merged, found.forecast.available if found.forecast else None, console)
+        available = found.forecast.device.available if found.forecast else None
+        show_merged(found.merged, available, console)
 
 
 def _show_forecast(forecast: Forecast, console: Console) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from lora_kit.backbone.files import resolve
 from lora_kit.preflight import plan as planning
 from lora_kit.preflight import plan_backbone
+from lora_kit.preflight.device import DeviceMemory
 from lora_kit.preflight.gpu_time import training_seconds
 from lora_kit.preflight.launch_file import LaunchFile, read_launch_file
 from lora_kit.preflight.memory import CUDA_BASE
@@ -103,9 +104,10 @@ def test_a_model_larger_than_this_machine_is_planned_by_its_shapes(
     recipe = with_backbone(tiny_recipe, model=str(tiny), quantization="none")
     files = resolve(recipe.backbone)
     size = loaded_bytes(files, recipe.backbone)
-    monkeypatch.setattr(plan_backbone, "device_memory", lambda _: size)
+    monkeypatch.setattr(plan_backbone, "find_memory", lambda _: DeviceMemory(2 * size, size))
     assert plan_backbone.open_for_plan(files, recipe.backbone, (), is_elsewhere=True)[1] is None
-    monkeypatch.setattr(plan_backbone, "device_memory", lambda _: size - 1)
+    # The machine is large enough, but others hold its memory.
+    monkeypatch.setattr(plan_backbone, "find_memory", lambda _: DeviceMemory(2 * size, size - 1))
     monkeypatch.setattr(plan_backbone, "load", lambda *_: pytest.fail("was loaded"))
     plan = make_plan(recipe)
     assert "the weights take" in str(plan.without_weights)
