@@ -24,6 +24,19 @@ def input_device(model: Any) -> torch.device:
     return device
 
 
+def require_gpus(gpus: int) -> None:
+    """Refuse with BackboneError to spread a model over more GPUs than this machine has.
+
+    Without effect on a machine without GPUs, where models are in main memory.
+    """
+    present = torch.cuda.device_count()
+    if process_state().device.type == "cuda" and gpus > present:
+        raise BackboneError(
+            f"evaluation.gpus: more than this machine has (got {gpus}, it has {present}). Fix: "
+            f"--set evaluation.gpus={present}"
+        )
+
+
 def device_arguments(gpus: int = 1) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that place a model on the devices of this process.
 
@@ -42,12 +55,7 @@ def device_arguments(gpus: int = 1) -> dict[str, Any]:
     if gpus == 1 or state.num_processes > 1:
         # By local rank: `auto` would put every process of a node on the same devices.
         return {"device_map": {"": state.device}}
-    present = torch.cuda.device_count()
-    if gpus > present:
-        raise BackboneError(
-            f"evaluation.gpus: more than this machine has (got {gpus}, it has {present}). Fix: "
-            f"--set evaluation.gpus={present}"
-        )
+    require_gpus(gpus)
     # Bounded: without these numbers, transformers takes all GPUs, and main memory for the rest.
     free = {number: torch.cuda.mem_get_info(number)[0] for number in range(gpus)}
     return {

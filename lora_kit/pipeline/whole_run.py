@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lora_kit.backbone.devices import require_gpus
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.pipeline.merging import merge
@@ -73,6 +74,7 @@ def run(
     Raises:
         LoraKitError: if a stage refuses its input.
     """
+    require_gpus(recipe.evaluation.gpus)
     trained = train(recipe, output, overwrite, resume)
     if needs_one_process(recipe.evaluation.gpus):
         # A session of a training that was finished before has its model where all processes had.
