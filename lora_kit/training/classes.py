@@ -70,7 +70,7 @@ class ClassLoss:
         assert len(self.weights) == logits.shape[1]
         logits = logits.float()
         nll = cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
-        weights = self.weight_of(targets).to(logits.device)
+        weights = self.weight_of(targets)
         if self.gamma:
             # For gamma < 1, the gradient of 0^gamma is infinite: a row with p = 1 would give NaN.
             uncertainty = (1 - (-nll).exp()).clamp(min=torch.finfo(torch.float32).tiny)
@@ -83,7 +83,7 @@ class ClassLoss:
         Args:
             targets: (batch,) int64.
         """
-        weights = self.weights.to(targets.device)
+        weights = to_device({"weights": self.weights}, targets.device)["weights"]
         return torch.where(targets == IGNORE_INDEX, 0.0, weights[targets.clamp(min=0)])
 
 
@@ -198,7 +198,8 @@ class ClassifierTrainer(StepTrainer):
         del num_items_in_batch
         labels = [example.labels[-1] for example in inputs["examples"]]
         targets = torch.tensor(labels or [IGNORE_INDEX])
-        weight = self.task.loss.weight_of(targets).sum().to(self.args.device)
+        weights = {"weight": self.task.loss.weight_of(targets).sum()}
+        weight = to_device(weights, self.args.device)["weight"]
         total = self.accelerator.reduce(weight, reduction="sum")
         return super().training_step(model, inputs, total)
 
