@@ -20,9 +20,11 @@ from tests.benchmarks.training import MEASURED
 
 # The first family whose pattern is found in an operator's name has it.
 FAMILIES = {
-    "matrix products": r"aten::(mm|addmm|bmm|baddbmm|mkldnn_linear)|mkldnn::|onednn::",
-    "4-bit weights": r"bitsandbytes|4bit|blockwise",
-    "attention": r"scaled_dot_product|flash_attention",
+    "4-bit weights": r"bitsandbytes|4bit|[Bb]lockwise",
+    "attention": r"scaled_dot_product|flash|fmha|varlen",
+    "matrix products": (
+        r"aten::(mm|addmm|bmm|baddbmm|mkldnn_linear)|mkldnn::|onednn::|gemm|nvjet|cutlass|xmma"
+    ),
     "loss": r"log_softmax|logsumexp|nll_loss|cross_entropy|_ChunkedNll|argmax|aten::_softmax",
     "optimizer": r"adam|foreach|lerp|addcdiv|addcmul|Optimizer",
     "copies and casts": r"copy_|aten::(cat|clone|fill_|zero_|sum)|index|gather",
@@ -42,16 +44,16 @@ def main() -> None:
     figures = MEASURED[arguments.side](arguments.rows, 0, watched=watched)
     spent: Counter[str] = Counter()
     for event in watched.key_averages():
-        spent[_family(event.key)] += event.self_cpu_time_total
+        spent[family(event.key)] += event.self_cpu_time_total
     total = sum(spent.values())
-    for family, microseconds in spent.most_common():
-        print(f"{family:28}{microseconds / 1e6:8.1f} s{microseconds / total:8.1%}")
+    for name, microseconds in spent.most_common():
+        print(f"{name:28}{microseconds / 1e6:8.1f} s{microseconds / total:8.1%}")
     print(
         json.dumps(
             {
                 "side": arguments.side,
                 "tokens_per_second": figures["tokens_per_second"],
-                "shares": {family: round(us / total, 4) for family, us in spent.items()},
+                "shares": {name: round(us / total, 4) for name, us in spent.items()},
                 "machine": machine(),
                 "versions": versions(),
             }
@@ -59,7 +61,8 @@ def main() -> None:
     )
 
 
-def _family(operator: str) -> str:
+def family(operator: str) -> str:
+    """Return the family of an operator or kernel by its name."""
     found = (family for family, pattern in FAMILIES.items() if re.search(pattern, operator))
     return next(found, "all else")
 
