@@ -12,6 +12,7 @@ import torch
 
 from lora_kit.backbone.attention import FLASH
 from lora_kit.backbone.load import compute_dtype
+from lora_kit.modeling.checkpointing import disable_checkpointing, enable_checkpointing
 from lora_kit.modeling.likelihood import supervised_nll
 from lora_kit.preflight.allocation_tracker import AllocationTracker
 from lora_kit.preflight.fake_model import FakeModel, build_fake_model
@@ -214,11 +215,9 @@ def _passes(
     with fake.mode:
         model.train()
         if checkpointing:
-            model.activation_checkpointing_enable(
-                {"use_reentrant": False, "preserve_rng_state": False}
-            )
+            enable_checkpointing(model, use_reentrant=False, preserve_rng_state=False)
         else:
-            model.activation_checkpointing_disable()
+            disable_checkpointing(model)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)

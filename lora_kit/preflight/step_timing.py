@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
+from lora_kit.modeling.checkpointing import (
+    disable_checkpointing,
+    enable_checkpointing,
+    is_checkpointing,
+)
 from lora_kit.modeling.likelihood import supervised_nll, to_device
 from lora_kit.modeling.modes import in_mode
 from lora_kit.preflight.device import synchronize
@@ -192,7 +197,7 @@ def _training_mode(model: PeftModel, checkpointing: bool) -> Iterator[None]:
     """Enter training mode with empty gradients; restore mode and gradients on exit."""
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = [p.grad for p in trained]
-    was_checkpointing = model.is_activation_checkpointing
+    was_checkpointing = is_checkpointing(model)
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     with in_mode(model, training=True), torch.random.fork_rng(devices):
@@ -200,11 +205,11 @@ def _training_mode(model: PeftModel, checkpointing: bool) -> Iterator[None]:
             for parameter in trained:
                 parameter.grad = None
             if checkpointing and not was_checkpointing:
-                model.activation_checkpointing_enable({"use_reentrant": False})
+                enable_checkpointing(model, use_reentrant=False)
             yield
         finally:
             if checkpointing and not was_checkpointing:
-                model.activation_checkpointing_disable()
+                disable_checkpointing(model)
                 # The line above leaves this on for models of PEFT.
                 model.disable_input_require_grads()
             for parameter, gradient in zip(trained, gradients, strict=True):
