@@ -57,11 +57,20 @@ def device_arguments(gpus: int = 1) -> dict[str, Any]:
         return {"device_map": {"": state.device}}
     require_gpus(gpus)
     # Bounded: without these numbers, transformers takes all GPUs, and main memory for the rest.
-    free = {number: torch.cuda.mem_get_info(number)[0] for number in range(gpus)}
-    return {
-        "device_map": "balanced",
-        "max_memory": {number: int(WEIGHTS_SHARE * size) for number, size in free.items()},
-    }
+    return {"device_map": "balanced", "max_memory": room_on_gpus(gpus)}
+
+
+def room_on_gpus(gpus: int) -> dict[int, int]:
+    """Return the bytes that weights may take now on each GPU of a model; nothing on a CPU.
+
+    Args:
+        gpus: number of GPUs that the model may be spread over; 1 for the process's own.
+    """
+    device = process_state().device
+    if device.type == "cpu":
+        return {}
+    numbers = [device.index or 0] if gpus == 1 else range(gpus)
+    return {n: int(WEIGHTS_SHARE * torch.cuda.mem_get_info(n)[0]) for n in numbers}
 
 
 def require_on_gpus(

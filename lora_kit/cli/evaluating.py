@@ -11,6 +11,7 @@ from lora_kit.cli.libraries import quiet_libraries
 from lora_kit.cli.options import (
     AdapterArgument,
     BackboneOption,
+    GpusOption,
     JsonOption,
     NoCacheOption,
     OutputOption,
@@ -35,6 +36,7 @@ def evaluate_command(
             "scratch, probe; may be repeated."
         ),
     ] = None,
+    gpus: GpusOption = None,
     output: OutputOption = None,
     no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
@@ -48,7 +50,7 @@ def evaluate_command(
     from lora_kit.evaluation.reporting.show import show_verdict
     from lora_kit.pipeline.evaluation import evaluate
 
-    evaluation = evaluate(target, suite, spec, output, arm or (), no_cache)
+    evaluation = evaluate(target, suite, spec, output, arm or (), no_cache, gpus=gpus)
     verdict = evaluation.verdict
     if as_json:
         print_json(verdict.to_dict())

@@ -12,6 +12,7 @@ from lora_kit.cli.libraries import quiet_libraries
 from lora_kit.cli.options import (
     AdapterArgument,
     BackboneOption,
+    GpusOption,
     JsonOption,
     OutputOption,
     QuantizationOption,
@@ -40,6 +41,7 @@ def merge_command(
         DType | None,
         typer.Option(help="Dtype of the merged weights; by default as the recipe says, or auto."),
     ] = None,
+    gpus: GpusOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge an adapter into its backbone, tensor by tensor, and verify the result.
@@ -50,7 +52,7 @@ def merge_command(
     quiet_libraries()
     from lora_kit.pipeline.merging import merge
 
-    results = merge(target, output, spec, base, dtype)
+    results = merge(target, output, spec, base, dtype, gpus)
     if as_json:
         print_json({"merged": [merged.to_dict() for merged in results]})
     else:

@@ -66,6 +66,14 @@ BackboneOption = Annotated[
     str | None,
     typer.Option(help="Location of an adapter's base model; by default the one it names."),
 ]
+GpusOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="GPUs over which the model's blocks are spread; by default evaluation.gpus of the "
+        "recipe, or 1.",
+    ),
+]
 QuantizationOption = Annotated[
     Quantization | None,
     typer.Option(

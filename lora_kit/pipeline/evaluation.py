@@ -50,6 +50,7 @@ def evaluate(
     arms: Sequence[str] = (),
     no_cache: bool = False,
     work: Sequence[Work] | None = None,
+    gpus: int | None = None,
 ) -> Evaluation:
     """Evaluate a run, or any PEFT adapter directory, against its base.
 
@@ -68,6 +69,7 @@ def evaluate(
         arms: further arms besides those of the run's recipe (by default `base` and `adapter`).
         no_cache: if true, ignore existing results.
         work: tokenized items of the recipe's suites, if an earlier stage has prepared them.
+        gpus: overrides the recipe's `evaluation.gpus`; ignored for an open session.
 
     Raises:
         LoraKitError: if the target is neither a run nor an adapter, or is refused.
@@ -76,10 +78,10 @@ def evaluate(
     unknown = sorted(set(arms) - set(get_args(ArmName)))
     if unknown:
         raise RecipeError(f"arm {unknown[0]}: unknown. Fix: use {', '.join(get_args(ArmName))}")
-    if needs_one_process(evaluation_gpus(target)):
+    if needs_one_process(gpus or evaluation_gpus(target)):
         close_session(target)
         continue_alone()
-    subject = open_subject(target, backbone)
+    subject = open_subject(target, backbone, gpus)
     directory = output or subject.output
     if chosen and not output:
         directory = directory.with_name("-".join(["evaluation", *(s.name for s in chosen)]))

@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from lora_kit.adapter.attach import attach_saved
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
+from lora_kit.backbone.devices import room_on_gpus
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.backbone.files import resolve
+from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.backbone.load import load
 from lora_kit.data.dataset import open_rows, validation_rows
 from lora_kit.data.supervision import Example
@@ -78,6 +80,7 @@ def merge(
     backbone: BackboneSpec | None = None,
     base: MergeBase | None = None,
     dtype: DType | None = None,
+    gpus: int | None = None,
 ) -> tuple[Merged, ...]:
     """Merge an adapter into its backbone and compare the result with backbone and adapter.
 
@@ -88,6 +91,7 @@ def merge(
         backbone: backbone of an adapter; its fields override what the adapter records.
         base: overrides the recipe's `merge.base`.
         dtype: overrides the recipe's `merge.dtype`.
+        gpus: overrides the recipe's `evaluation.gpus`; ignored for an open session.
 
     Returns:
         One merged model, or two with both bases.
@@ -111,7 +115,7 @@ def merge(
     if (adapter / ADAPTER_CONFIG).is_file():
         adapter_configuration(adapter)
     directories = _directories(run if recipe else None, adapter, spec, output)
-    subject = open_subject(target, backbone)
+    subject = open_subject(target, backbone, gpus)
     if spec.base == "both" and not _is_quantized(subject):
         raise MergeError(
             "--base both: the backbone is not quantized, so the two would be the same. Fix: use "
@@ -301,6 +305,7 @@ def _verified(
     else:
         trained = predict_log_probabilities(subject.model, examples)
         measured, computing = _on_the_checkpoint(subject, questions)
+    _make_room(subject, directory)
     found = verify_merged(directory, measured, questions, computing, plan.quantization, trained)
     odd = modified_tensors(plan.base, directory, result.untouched)
     if not odd:
@@ -309,6 +314,16 @@ def _verified(
         f"{len(odd)} tensors without an adapter differ from the backbone's, the first: {odd[0]}"
     )
     return replace(found, reasons=(*found.reasons, reason))
+
+
+def _make_room(subject: Subject, merged: Path) -> None:
+    """Close the subject's model if the merged one does not fit beside it on the GPUs.
+
+    Otherwise the merged model would be compared on the CPU. On a CPU both are mapped from files.
+    """
+    room = room_on_gpus(subject.spec.gpus)
+    if room and sum(room.values()) < sum(path.stat().st_size for path in weight_files(merged)):
+        subject.opened.close()
 
 
 def _on_the_checkpoint(

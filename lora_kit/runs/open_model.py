@@ -43,6 +43,8 @@ class OpenModel:
     def get(self) -> LoadedModel:
         """Return the model; load it unless it is in memory."""
         if self._loaded is None:
+            # That of the training, for example, whose parts refer to one another.
+            free_memory()
             self._loaded = self.load()
         return self._loaded
 

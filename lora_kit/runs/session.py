@@ -60,18 +60,22 @@ class Session:
         self.opened.close()
 
 
-def open_run(directory: Path, data: TrainingData | None = None) -> Session:
+def open_run(directory: Path, data: TrainingData | None = None, gpus: int | None = None) -> Session:
     """Load a finished run's backbone and adapter.
 
     Args:
         directory: run directory.
         data: training rows of the run, if they have been read already.
+        gpus: overrides the recipe's `evaluation.gpus`.
 
     Raises:
         LoraKitError: if it is not a run, or the backbone is not the one that was trained on.
     """
     run = RunDirectory(directory)
     recipe = run.load_recipe()
+    if gpus is not None:
+        evaluation = recipe.evaluation.model_copy(update={"gpus": gpus})
+        recipe = recipe.model_copy(update={"evaluation": evaluation})
     opened = OpenModel(partial(_load_run, run, recipe))
     opened.get()
     return Session(run, recipe, opened, data)
@@ -181,22 +185,25 @@ def require_run_or_adapter(directory: Path) -> None:
         )
 
 
-def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
+def open_subject(
+    target: Path | Session, spec: BackboneSpec | None, gpus: int | None = None
+) -> Subject:
     """Load a run or an adapter for evaluation or merging.
 
     Args:
         target: a run directory, an adapter directory, or an open session.
         spec: backbone of an adapter; its fields override what the adapter records.
+        gpus: overrides the recipe's `evaluation.gpus`; ignored for an open session.
 
     Raises:
         LoraKitError: if the target is none of these, or does not fit its backbone.
     """
     if isinstance(target, Path):
         if not (target / "recipe.yaml").is_file():
-            return _adapter_subject(target, spec)
+            return _adapter_subject(target, spec, gpus or 1)
         if spec is not None:
             raise AdapterError(f"{target}: a run records its backbone. Fix: drop --backbone")
-        target = open_run(target)
+        target = open_run(target, gpus=gpus)
     return Subject(
         opened=target.opened,
         adapter=target.run.adapter,
@@ -208,7 +215,7 @@ def open_subject(target: Path | Session, spec: BackboneSpec | None) -> Subject:
     )
 
 
-def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
+def _adapter_subject(directory: Path, spec: BackboneSpec | None, gpus: int) -> Subject:
     """Load an adapter directory of any tool; fields of `spec` override what it records."""
     require_run_or_adapter(directory)
     config = read_json(directory / ADAPTER_CONFIG, AdapterError)
@@ -219,7 +226,7 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
         raise AdapterError(
             f"{directory}: {error}. Or name the base model's location with --backbone"
         ) from error
-    opened = OpenModel(partial(_load_adapter, directory, files, chosen))
+    opened = OpenModel(partial(_load_adapter, directory, files, chosen, gpus))
     differences = opened.get().tokenizer_differences
     facts = {"Adapter": _described(config)}
     if differences:
@@ -228,15 +235,17 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None) -> Subject:
         opened=opened,
         adapter=directory,
         session=None,
-        spec=EvaluationSpec(),
+        spec=EvaluationSpec(gpus=gpus),
         output=directory / "evaluation",
         title=directory.resolve().name,
         facts=facts,
     )
 
 
-def _load_adapter(directory: Path, files: BackboneFiles, spec: BackboneSpec) -> LoadedModel:
-    backbone = load(files, spec, _classes(directory))
+def _load_adapter(
+    directory: Path, files: BackboneFiles, spec: BackboneSpec, gpus: int
+) -> LoadedModel:
+    backbone = load(files, spec, _classes(directory), gpus)
     _require_fingerprint(backbone, directory)
     model = attach_saved(backbone, directory)
     own = with_adapter_tokenizer(backbone, directory)

@@ -18,7 +18,7 @@ from lora_kit.backbone import load as loading
 from lora_kit.backbone.devices import device_arguments, require_on_gpus
 from lora_kit.backbone.open_files import open_model
 from lora_kit.merging import reloaded
-from lora_kit.pipeline import evaluate, merge, train
+from lora_kit.pipeline import evaluate, merge, merging, train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import BackboneError
 from tests.merging.in_process import in_this_process
@@ -105,6 +105,23 @@ def test_other_processes_and_missing_gpus_are_heeded(gpus: Memory) -> None:
     assert device_arguments(2) == {}
     with pytest.raises(BackboneError, match=r"^evaluation.gpus: .*got 4, it has 3\)"):
         gpus(4)
+
+
+@in_this_process()
+def test_a_merged_model_is_compared_in_the_place_of_the_backbone_if_there_is_no_room_beside_it(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = train(tiny_recipe, tmp_path / "run").session
+    closed: list[str] = []
+    close = session.opened.close
+    monkeypatch.setattr(session.opened, "close", lambda: (closed.append("closed"), close()))
+    for room, number in (({0: 10**9}, 0), ({0: 10**5, 1: 10**5}, 1)):
+        monkeypatch.setattr(merging, "room_on_gpus", lambda _gpus, room=room: room)
+        (found,) = merge(session, tmp_path / f"merged-{len(room)}-{number}")
+        assert found.verification.passed
+        assert len(closed) == number
+    # A later stage finds the model again.
+    assert session.model is not None
 
 
 @in_this_process()
