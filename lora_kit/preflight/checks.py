@@ -20,11 +20,12 @@ from lora_kit.preflight.experts import unadapted_fused_experts
 from lora_kit.preflight.launch_checks import (
     refuse_distributed_head,
     refuse_launch_fallback,
+    refuse_partitioned_objective,
     refuse_retention_when_sharded,
     refuse_sharded_quantization,
     refuse_sharded_virtual_tokens,
+    require_equal_shares,
     require_full_gradients,
-    require_single_process,
     require_weights_on_process_device,
 )
 from lora_kit.preflight.method_checks import (
@@ -49,6 +50,7 @@ from lora_kit.preflight.position_checks import (
     require_teacher_positions,
     warn_of_long_examples,
 )
+from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, BackboneError, LoraKitError, TrainingError
 from lora_kit.runtime.launch import Launch
@@ -212,8 +214,8 @@ def _with_examples(context: PreflightContext) -> bool:
     return context.backbone is not None and bool(context.examples)
 
 
-def _with_classes(context: PreflightContext) -> bool:
-    return context.recipe.training.objective == "classification"
+def _with_head(context: PreflightContext) -> bool:
+    return context.recipe.training.objective in HEADED
 
 
 def _with_rewards(context: PreflightContext) -> bool:
@@ -252,8 +254,9 @@ LAUNCH_CHECKS = (
     PreflightCheck("initialisation", _always, refuse_unavailable_initialisation),
     PreflightCheck("full gradients", _always, require_full_gradients),
     PreflightCheck("virtual tokens", _with_virtual_tokens, refuse_sharded_virtual_tokens),
-    PreflightCheck("single process", _always, require_single_process),
-    PreflightCheck("classification head", _with_classes, refuse_distributed_head),
+    PreflightCheck("partitioned objective", _always, refuse_partitioned_objective),
+    PreflightCheck("equal shares", _with_rewards, require_equal_shares),
+    PreflightCheck("new head", _with_head, refuse_distributed_head),
 )
 CHECKS = (
     PreflightCheck("launch", _always, refuse_launch_fallback),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lora_kit.preflight.context import PreflightContext
-from lora_kit.preflight.method_checks import OMITTED_FROM_ESTIMATE
+from lora_kit.recipe.objective import PREFERENCE
 from lora_kit.runtime.errors import BackboneError, TrainingError
 from lora_kit.runtime.launch import (
     ZERO_WEIGHTS_STAGE,
@@ -13,6 +13,7 @@ from lora_kit.runtime.launch import (
     unshardable_reason,
 )
 from lora_kit.runtime.processes import process_state
+from lora_kit.training.step_sizes import answers_per_process
 
 DDP_FIX = "Fix: launch with accelerate_configs/ddp.yaml"
 
@@ -78,15 +79,16 @@ def refuse_retention_when_sharded(context: PreflightContext) -> None:
 
 
 def refuse_distributed_head(context: PreflightContext) -> None:
-    """Refuse with TrainingError to shard a classification head, or to train it in parallel.
+    """Refuse with TrainingError to shard a new output head, or to train it alone in parallel.
 
-    Sharding is refused for every classifier, several processes only for `adapter.method: head`.
+    Sharding is refused for every classifier and reward model, several processes only for
+    `adapter.method: head`.
     """
     launch, recipe = context.launch, context.recipe
     if launch.partitioned:
         raise TrainingError(
-            "training.objective: classification keeps the full head in each process, which FSDP "
-            f"and DeepSpeed would shard. {DDP_FIX}"
+            f"training.objective: {recipe.training.objective} keeps the full head in each process, "
+            f"which FSDP and DeepSpeed would shard. {DDP_FIX}"
         )
     if recipe.adapter.method == "head" and launch.processes > 1:
         raise TrainingError(
@@ -129,12 +131,17 @@ def refuse_sharded_virtual_tokens(context: PreflightContext) -> None:
         )
 
 
-def require_single_process(context: PreflightContext) -> None:
-    """Refuse with TrainingError to train a preference or reward objective in several processes."""
-    launch, objective = context.launch, context.recipe.training.objective
-    several = launch.processes > 1 or launch.partitioned
-    if objective in (*OMITTED_FROM_ESTIMATE, "reward") and several:
+def refuse_partitioned_objective(context: PreflightContext) -> None:
+    """Refuse with TrainingError to train on judged or generated answers with sharded state."""
+    objective = context.recipe.training.objective
+    if objective in (*PREFERENCE, "grpo") and context.launch.partitioned:
         raise TrainingError(
-            f"training.objective: {objective} is trained in one process (got {launch.processes}). "
-            "Fix: start lora-kit without a launch file"
+            f"training.objective: {objective}: the number of forward passes of a step, of the "
+            "policy and its reference or of sampling, differs between processes, which FSDP and "
+            f"DeepSpeed run in lockstep. {DDP_FIX}"
         )
+
+
+def require_equal_shares(context: PreflightContext) -> None:
+    """Refuse with TrainingError a step of grpo that the processes cannot share equally."""
+    answers_per_process(context.recipe, context.launch.processes)

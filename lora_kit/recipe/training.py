@@ -53,11 +53,12 @@ class TrainingSpec(Section):
     """Passes over the training rows."""
     batch_size: Count = 8
     """Examples of an optimizer step over all processes; pairs for dpo, orpo and reward, prompts for
-    grpo."""
+    grpo, equally many for each process."""
     micro_batch_size: Count | None = None
     """Examples of a forward pass and process; fewer need less memory. Default: 4 on a CPU, the
     process's share of the step on a GPU. For grpo: answers, of which a step has `batch_size` times
-    `grpo.num_generations`."""
+    `grpo.num_generations`. For kto: examples over which the divergence is estimated, shared by all
+    processes."""
     learning_rate: Positive = 2e-4
     """Peak learning rate of AdamW."""
     max_tokens_per_batch: Count | None = None

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.errors import TrainingError
 
@@ -41,6 +42,30 @@ def length_group_size(spec: TrainingSpec, device: torch.device) -> int:
     """
     default = 4 if device.type == "cpu" else spec.batch_size
     return min(spec.micro_batch_size or default, spec.batch_size)
+
+
+def answers_per_process(recipe: Recipe, processes: int) -> int:
+    """Return the answers of a step of grpo that one process generates and trains on.
+
+    Raises:
+        TrainingError: if the processes cannot have equally many prompts, or the passes of a process
+            equally many answers.
+    """
+    spec, generations = recipe.training, recipe.grpo.num_generations if recipe.grpo else 1
+    if spec.batch_size % processes:
+        raise TrainingError(
+            f"training.batch_size: grpo gives each process the same number of prompts (got "
+            f"{spec.batch_size} prompts, {processes} processes). Fix: use a multiple of the number "
+            "of processes"
+        )
+    answers = spec.batch_size // processes * generations
+    micro = min(spec.micro_batch_size or generations, answers)
+    if answers % micro:
+        raise TrainingError(
+            f"training.micro_batch_size: does not divide the {answers} answers of a process (got "
+            f"{micro}). Fix: use a divisor, or launch another number of processes"
+        )
+    return answers
 
 
 def optimizer_steps(examples: int, spec: TrainingSpec) -> int:

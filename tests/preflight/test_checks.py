@@ -51,9 +51,10 @@ def test_a_correct_training_passes_all_checks(tiny_backbone: Backbone, tiny_reci
         update={"data": tiny_recipe.data.model_copy(update={"packing": True})}
     )
     done = run_checks(PreflightContext(packing, Launch(), tiny_backbone, model, examples))
-    # These need a classifier, grpo, virtual tokens, an encoder-decoder or an experiment tracker.
+    # These need a new head, grpo, virtual tokens, an encoder-decoder or an experiment tracker.
     others = (
-        "classification head",
+        "new head",
+        "equal shares",
         "rewards",
         "window",
         "virtual tokens",
@@ -80,7 +81,7 @@ def test_checks_without_their_inputs_are_skipped() -> None:
         "retention",
         "initialisation",
         "full gradients",
-        "single process",
+        "partitioned objective",
         "merging",
         "substituted estimate",
         "partial estimate",

@@ -173,7 +173,8 @@ def test_quantized_weights_go_where_each_gpu_holds_all_of_them(
         ("adapter", {"method": "adalora"}, "adapter.method: adalora needs full gradients"),
         ("adapter", {"method": "prompt_tuning", "options": {"num_virtual_tokens": 4}}, "virtual"),
         ("adapter", {"options": {"init_lora_weights": "pissa"}}, "init_lora_weights: pissa"),
-        ("preference", {}, "training.objective: dpo is trained in one process"),
+        ("preference", {}, "training.objective: dpo: the number of forward passes of a step"),
+        ("reward", {}, "training.objective: reward keeps the full head in each process"),
     ],
 )
 @pytest.mark.parametrize("name", ["fsdp2.yaml", "deepspeed-zero2.yaml"])
@@ -181,8 +182,8 @@ def test_what_training_would_refuse_under_the_launch_is_refused_by_the_plan(
     name: str, section: str, value: dict[str, Any], part: str
 ) -> None:
     document = wanted().model_dump(mode="json", exclude_unset=True) | {section: value}
-    if section == "preference":
-        document["training"] = {"objective": "dpo"}
+    if section in ("preference", "reward"):
+        document["training"] = {"objective": "dpo" if section == "preference" else section}
     recipe = Recipe.model_validate(document)
     assert part in refusal(FOLDER / name, recipe)
     with pytest.raises(LoraKitError, match=re.escape(part)):

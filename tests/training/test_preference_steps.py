@@ -15,7 +15,12 @@ from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.training.preferences.objectives import objective_trainer
-from lora_kit.training.preferences.unit_batches import dpo_batch, kto_batch, split_into_passes
+from lora_kit.training.preferences.unit_batches import (
+    UnitPass,
+    dpo_batch,
+    kto_batch,
+    split_into_passes,
+)
 from tests.preferring import OBJECTIVES, perturb_adapter, recipe_of, row, trainer_inputs
 from tests.training.cut import losses
 
@@ -80,7 +85,7 @@ def test_kto_pairs_the_only_answer_of_a_pass_with_another_answer(
     recipe = recipe_of(tiny, tmp_path, "kto", batch_size=11, micro_batch_size=11)
     trainer = objective_trainer(trainer_inputs(recipe, tmp_path), [])
     (unit, other), pad = trainer._units[:2], 2
-    alone = trainer._batch([unit])
+    alone = trainer._batch(*trainer._passes([unit]))
     assert torch.equal(alone["input_ids"], kto_batch([unit], pad, 128)["input_ids"])
     answer = [label for label in other.examples[0].labels if label != -100]
     learned = alone["KL_input_ids"][alone["KL_completion_mask"] == 1]
@@ -99,7 +104,7 @@ def test_mismatched_rows_are_no_longer_than_the_longest_row(tiny: Path, tmp_path
     (tmp_path / "kto.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     trainer = objective_trainer(trainer_inputs(recipe, tmp_path), [])
     units = trainer._units
-    batch = trainer._batch(units)
+    batch = trainer._batch(UnitPass(units, len(units)))
     longest = max(unit.length for unit in units)
     assert batch["KL_input_ids"].shape[1] == longest
     assert kto_batch(units, 2, 10**6)["KL_input_ids"].shape[1] > longest

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,14 +21,13 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.modeling.likelihood import pad_examples, supervised_nll
 from lora_kit.modeling.modes import adapter_disabled
-from lora_kit.preflight.checks import run_checks
+from lora_kit.preflight.checks import launch_problems, run_checks
 from lora_kit.preflight.context import PreflightContext
-from lora_kit.preflight.launch_checks import require_single_process
+from lora_kit.preflight.launch_checks import refuse_partitioned_objective
 from lora_kit.preflight.plan import make_plan
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, DataError, TrainingError
 from lora_kit.runtime.launch import Launch
-from lora_kit.runtime.processes import process_state
 from lora_kit.training.preferences.answer_log_probs import restoring_forward, score_answers_only
 from lora_kit.training.preferences.grpo import PromptSampler
 from lora_kit.training.preferences.objectives import objective_trainer
@@ -385,12 +385,33 @@ def test_a_plan_shows_supervised_samples(tiny: Path, tmp_path: Path, objective: 
     assert [text.removesuffix("<|im_end|>") for text in shown] == expected
 
 
-def test_several_processes_are_refused_and_the_estimate_names_its_gaps(
+def test_sharded_training_is_refused_and_the_estimate_names_its_gaps(
     tiny: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of(tiny, tmp_path, "dpo")
-    with pytest.raises(TrainingError, match=r"is trained in one process \(got 2\)"):
-        require_single_process(PreflightContext(recipe, launch=Launch(processes=2)))
+    with pytest.raises(TrainingError, match=r"dpo: .* lockstep\. Fix: .*ddp\.yaml"):
+        refuse_partitioned_objective(PreflightContext(recipe, Launch(deepspeed=True)))
     found = run_checks(PreflightContext(recipe, Launch()))
     assert any("the forward pass of the reference policy" in one for one in found.warnings)
-    assert process_state().num_processes == 1
+
+
+@pytest.mark.parametrize(
+    ("processes", "sizes", "part"),
+    [
+        (3, {}, r"training\.batch_size: grpo gives .* \(got 4 prompts, 3 processes\)"),
+        (4, {"micro_batch_size": 8}, ""),
+        (
+            2,
+            {"batch_size": 6, "micro_batch_size": 4},
+            r"training\.micro_batch_size: does not divide the 6 answers of a process \(got 4\)",
+        ),
+    ],
+)
+def test_prompts_are_shared_out_equally_or_refused(
+    tiny: Path, tmp_path: Path, processes: int, sizes: dict[str, int], part: str
+) -> None:
+    recipe = recipe_of(tiny, tmp_path, "grpo", **sizes)
+    launch = Launch(asked=processes, processes=processes, kind="MULTI_CPU")
+    problems = list(launch_problems(recipe, launch))
+    assert len(problems) == bool(part)
+    assert all(re.match(part, problem) for problem in problems)

@@ -20,7 +20,7 @@ from lora_kit.backbone.heads import REWARD, pad_right
 from lora_kit.backbone.load import load
 from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.preflight.context import PreflightContext
-from lora_kit.preflight.launch_checks import require_single_process
+from lora_kit.preflight.launch_checks import refuse_distributed_head
 from lora_kit.preflight.plan import make_plan
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import DataError, RecipeError, TrainingError
@@ -278,12 +278,16 @@ def test_rows_that_are_not_pairs_are_refused_before_the_run_is_created(
     assert not (tmp_path / "run").exists()
 
 
-def test_several_processes_are_refused_and_a_plan_shows_the_answers(
+def test_sharding_and_a_shared_head_are_refused_and_a_plan_shows_the_answers(
     tiny: Path, tmp_path: Path
 ) -> None:
     recipe = reward_recipe(tiny, tmp_path)
-    with pytest.raises(TrainingError, match=r"reward is trained in one process \(got 2\)"):
-        require_single_process(PreflightContext(recipe, launch=Launch(processes=2)))
+    with pytest.raises(TrainingError, match="reward keeps the full head in each process"):
+        refuse_distributed_head(PreflightContext(recipe, Launch(fsdp=True)))
+    head = reward_recipe(tiny, tmp_path, adapter={"method": "head"})
+    refuse_distributed_head(PreflightContext(recipe, Launch(processes=2)))
+    with pytest.raises(TrainingError, match=r"adapter\.method: head .* \(got 2 processes\)"):
+        refuse_distributed_head(PreflightContext(head, Launch(processes=2)))
     plan = make_plan(recipe)
     found = plan.on_backbone
     assert found is not None

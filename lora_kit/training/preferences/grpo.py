@@ -33,7 +33,7 @@ class PromptSampler(Sampler[int]):
 
         Args:
             size: number of prompts in the data set.
-            prompts: prompts per optimizer step.
+            prompts: prompts per optimizer step, over all processes.
             answers: answers sampled per prompt.
             passes: forward passes per step; TRL draws the step's prompts once per pass.
             seed: seed of the order.
@@ -61,7 +61,12 @@ class PromptSampler(Sampler[int]):
 
 
 class GrpoStepTrainer(TrlTrainer, GRPOTrainer):
-    """Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300)."""
+    """Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300).
+
+    Each process generates the answers to its prompts of a step, with a random state of its own, and
+    computes their rewards. All processes have equally many answers, so TRL's own sums over a step
+    hold.
+    """
 
     logged_metrics = (
         *("reward", "reward_std", "frac_reward_zero_std", "kl", "entropy"),
@@ -117,7 +122,8 @@ class GrpoStepTrainer(TrlTrainer, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.rows = sorted({one["row"] for one in inputs})
         scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        self.tokens += int(scored["prompt_mask"].sum() + scored["completion_mask"].sum())
+        tokens = scored["prompt_mask"].sum() + scored["completion_mask"].sum()
+        self.tokens += int(self.accelerator.reduce(tokens, "sum"))
         return scored
 
 

@@ -18,7 +18,7 @@ from lora_kit.training.arguments import training_arguments
 from lora_kit.training.checkpointed_trainer import IDLE_STEPS, CheckpointedTrainer
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.preferences.trainers import DpoStepTrainer, KtoStepTrainer
-from lora_kit.training.step_sizes import micro_batch_size
+from lora_kit.training.step_sizes import answers_per_process, length_group_size
 from lora_kit.training.steps import StepTrainer
 
 
@@ -52,7 +52,7 @@ def objective_trainer(
     objective = recipe.training.objective
     if objective in REFERENCED and not (recipe.grpo and recipe.grpo.beta == 0):
         say(f"{objective}: the reference policy is the base, with the adapter disabled")
-    state, spec = process_state(), recipe.training
+    spec = recipe.training
     if objective == "grpo":
         return _grpo_trainer(inputs, data.units, callbacks)
     config_class, options = _trl_config(recipe)
@@ -65,7 +65,7 @@ def objective_trainer(
         units=data.units,
         processing_class=inputs.backbone.tokenizer,
         batch_size=spec.batch_size,
-        micro_batch_size=micro_batch_size(spec, state.num_processes, state.device),
+        micro_batch_size=length_group_size(spec, process_state().device),
         pad_token_id=inputs.backbone.tokenizer.pad_token_id,
         save_total_limit=spec.save_total_limit,
         callbacks=list(callbacks),
@@ -86,9 +86,10 @@ def _grpo_trainer(
 
     recipe, spec = inputs.recipe, inputs.recipe.grpo
     assert spec is not None  # the recipe fills the section in for this objective
-    answers = recipe.training.batch_size * spec.num_generations
+    # The answers to a prompt are compared with one another, and stay on one process.
+    answers = answers_per_process(recipe, process_state().num_processes)
     # A pass with the answers to a single prompt needs the least padding.
-    micro = recipe.training.micro_batch_size or spec.num_generations
+    micro = min(recipe.training.micro_batch_size or spec.num_generations, answers)
     arguments = training_arguments(
         GRPOConfig,
         inputs,

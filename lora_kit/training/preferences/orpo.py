@@ -41,9 +41,7 @@ class OrpoStepTrainer(PreferenceTrainer, ORPOTrainer):
 
     def _begin_step(self, units: Sequence[Unit]) -> None:
         lengths = [unit.examples[0].supervised for unit in units]
-        mean = torch.tensor(sum(lengths) / len(lengths), device=self.args.device)
-        # The mean is over the tokens of all processes.
-        self._mean_answer_tokens = float(self.accelerator.reduce(mean, "mean"))
+        self._mean_answer_tokens = float(torch.tensor(sum(lengths) / len(lengths)))
 
     def concatenated_forward(self, model: Any, batch: PreferenceBatch) -> Any:
         """Run TRL's forward pass and replace its cross-entropy with the step's, in nats per token.

@@ -12,7 +12,7 @@ from trl import RewardTrainer
 from lora_kit.data.units import Unit
 from lora_kit.modeling.features import Features
 from lora_kit.training.preferences.trainers import PreferenceTrainer
-from lora_kit.training.preferences.unit_batches import PreferenceBatch, reward_batch
+from lora_kit.training.preferences.unit_batches import PreferenceBatch, UnitPass, reward_batch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,11 +48,11 @@ class RewardModelTrainer(PreferenceTrainer, RewardTrainer):
     def _prepare_forward(self, model: PeftModel) -> None:
         """Leave the model's forward as it is: a reward model predicts no tokens."""
 
-    def _batch(self, group: Sequence[Unit]) -> PreferenceBatch:
-        batch = super()._batch(group)
+    def _batch(self, one: UnitPass) -> PreferenceBatch:
+        batch = super()._batch(one)
         if self._features is None:
             return batch
-        pairs = [self._indices[id(unit)] for unit in group]
+        pairs = [self._indices[id(unit)] for unit in one.units]
         sides = [2 * pair for pair in pairs] + [2 * pair + 1 for pair in pairs]
         values = self._features.values[torch.tensor(sides)]
         return {"features": values, "attention_mask": batch["attention_mask"]}

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from accelerate import Accelerator
+
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer, keep_float32_masters
 
 if TYPE_CHECKING:
@@ -13,6 +15,21 @@ if TYPE_CHECKING:
 
 # Name that TRL 1.16 gives to the copy of an attached adapter.
 REFERENCE_ADAPTER = "ref"
+
+
+@contextmanager
+def local_metrics(accelerator: Accelerator) -> Iterator[None]:
+    """Keep on this process the metrics that TRL gathers in a forward pass.
+
+    Processes have passes of different sizes, and not equally many: gathering would mix the metrics
+    of different passes, or wait forever. The trainer gathers them at the end of the step.
+    """
+    methods = vars(accelerator)
+    methods |= dict.fromkeys(("gather", "gather_for_metrics"), lambda value: value)
+    try:
+        yield
+    finally:
+        del methods["gather"], methods["gather_for_metrics"]
 
 
 class TrlTrainer(CheckpointedTrainer):

@@ -6,6 +6,7 @@ The units are tokenized by this package: TRL would tokenize the rows again, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,22 @@ from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.data.units import Unit
 
 PreferenceBatch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class UnitPass:
+    """Forward pass of one process over units of a step.
+
+    Attributes:
+        units: units of the pass, at least one.
+        counted: number of units that count: all, or 0 if the process has none and the first stands
+            in, since gradients are exchanged in a backward pass.
+        others: for KTO, units whose answers are paired with the prompts of `units`.
+    """
+
+    units: Sequence[Unit]
+    counted: int
+    others: Sequence[Unit] = ()
 
 
 def collate_step(features: Sequence[dict[str, int]], units: Sequence[Unit]) -> dict[str, Any]:
@@ -75,23 +92,23 @@ def orpo_batch(units: Sequence[Unit], pad_token_id: int) -> PreferenceBatch:
 
 
 def kto_batch(
-    units: Sequence[Unit], pad_token_id: int, max_length: int, other: Unit | None = None
+    units: Sequence[Unit], pad_token_id: int, max_length: int, others: Sequence[Unit] = ()
 ) -> PreferenceBatch:
-    """Build the batch of KTO: rated answers, and each prompt with the preceding unit's answer.
+    """Build the batch of KTO: rated answers, and each prompt with another unit's answer.
 
     Args:
         units: units of a forward pass.
         pad_token_id: id that pads short rows.
         max_length: tokens to which a prompt with another unit's answer is truncated.
-        other: unit whose answer is paired with the first prompt; by default the last of `units`.
+        others: units whose answers are paired with the prompts; by default the preceding unit of
+            each, and the last for the first.
 
     Returns:
         `input_ids`, `attention_mask` and `completion_mask`, the same for the mismatched answers
         prefixed `KL_`, each (answers, length) int64, and `label`, (answers,) bool.
     """
     examples = [unit.examples[0] for unit in units]
-    first = other.examples[0] if other else examples[-1]
-    answers = [first, *examples[:-1]]
+    answers = [unit.examples[0] for unit in others or (units[-1], *units[:-1])]
     mismatched = [
         _with_answer_of(one, answer, max_length)
         for one, answer in zip(examples, answers, strict=True)

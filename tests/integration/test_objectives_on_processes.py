@@ -1,0 +1,156 @@
+"""Preferences and rewards trained by two processes as by one: gradient, losses, metrics, resume."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from lora_kit.recipe.recipe import Recipe
+from tests.integration.objectives_in_turn import Job, train
+from tests.integration.test_processes import QUIZ, SETTINGS, gradient, launched, start
+from tests.preferring import OBJECTIVES, recipe_of
+from tests.rewarding import reward_recipe
+from tests.training.cut import with_training
+
+TRAINED = (*OBJECTIVES, "reward")
+STEPS = 6
+# TRL averages these over forward passes, which hold answers in random order.
+AVERAGED = {"grpo": {"kl", "entropy"}}
+
+
+def recipe_for(objective: str, tiny: Path, folder: Path) -> Recipe:
+    """Return a recipe of six steps.
+
+    Seven rows in steps of three and passes of one (kto: of six and of three): one process has two
+    passes of a step and the other one, and in an epoch's last step, of one row, the other has none.
+    """
+    sizes = {"batch_size": 3, "micro_batch_size": 1, "warmup_ratio": 0.0}
+    if objective == "kto":
+        sizes |= {"batch_size": 6, "micro_batch_size": 3, "epochs": 3}
+    if objective == "grpo":
+        document = recipe_of(tiny, folder, objective).model_dump(mode="json")
+        document["grpo"] |= {"beta": 0.1}
+        return Recipe.model_validate(document)
+    if objective == "reward":
+        document = reward_recipe(tiny, folder, training=sizes).model_dump(mode="json")
+    else:
+        document = recipe_of(tiny, folder, objective, **sizes).model_dump(mode="json")
+    document["data"]["train"][0]["limit"] = 7
+    return Recipe.model_validate(document)
+
+
+def entries(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").open()]
+
+
+def adapter(run: Path) -> torch.Tensor:
+    return gradient(run / "adapter" / "adapter_model.safetensors")
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / one.norm())
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs of each objective: by one process, by two, and by one after the other."""
+    folder = tmp_path_factory.mktemp("processes")
+    recipes = {objective: recipe_for(objective, tiny, folder) for objective in TRAINED}
+
+    def job(objective: str, name: str, **own: Any) -> Job:
+        recipe = recipes[objective]
+        if not own:
+            recipe = with_training(recipe, save_steps=100)
+        run = folder / f"{objective}-{name}"
+        return Job(recipe=recipe.model_dump_json(), run=str(run), **own)
+
+    for one in (*(job(one, "alone") for one in TRAINED), job("kto", "joined", cut=3)):
+        with pytest.MonkeyPatch.context() as patched:
+            train(one, patched)
+    shared = [job(one, "shared") for one in TRAINED]
+    shared += [job("kto", "joined", resume=True), job("dpo", "left", cut=4)]
+    shared.append(job("grpo", "sampled", cut=1, sampled=True))
+    (folder / "jobs.json").write_text(json.dumps(shared))
+    done = subprocess.run(
+        launched(2, "-m", "tests.integration.objectives_in_turn", str(folder / "jobs.json")),
+        env=os.environ | SETTINGS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patched:
+        train(job("dpo", "left", resume=True), patched)
+    return folder
+
+
+@pytest.mark.covers("lora", on=("none",), launcher="several processes, CPU")
+@pytest.mark.parametrize("objective", TRAINED)
+def test_the_gradient_is_that_of_one_process(folder: Path, objective: str) -> None:
+    """A float32 sum in another order is off by some 1e-7 of its largest terms."""
+    alone, shared = (
+        gradient(folder / f"{objective}-{name}.safetensors") for name in ("alone", "shared")
+    )
+    assert alone.norm() > 0
+    assert distance(alone, shared) < 1e-5
+
+
+@pytest.mark.parametrize("objective", TRAINED)
+def test_losses_and_metrics_are_those_of_one_process(folder: Path, objective: str) -> None:
+    alone, shared = (entries(folder / f"{objective}-{name}") for name in ("alone", "shared"))
+    assert len(alone) == len(shared) == STEPS
+    for one, other in zip(alone, shared, strict=True):
+        assert set(one) == set(other)
+        for name in set(one) - {"seconds"} - AVERAGED.get(objective, set()):
+            assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), name
+    assert distance(*(adapter(folder / f"{objective}-{n}") for n in ("alone", "shared"))) < 1e-2
+
+
+@pytest.mark.parametrize("run", ["kto-joined", "dpo-left"])
+def test_a_training_resumes_with_another_number_of_processes(folder: Path, run: str) -> None:
+    """From one process to two, and from two to one."""
+    alone = folder / f"{run.partition('-')[0]}-alone"
+    assert [one["step"] for one in entries(folder / run)] == list(range(1, STEPS + 1))
+    expected = [one["loss"] for one in entries(alone)]
+    assert [one["loss"] for one in entries(folder / run)] == pytest.approx(expected, abs=1e-4)
+    assert distance(adapter(alone), adapter(folder / run)) < 1e-2
+
+
+def test_each_process_samples_from_a_random_state_of_its_own(folder: Path) -> None:
+    """Equal states would give the prompts of both processes the same noise."""
+    step = folder / "grpo-sampled" / "checkpoints" / "step-000001"
+    states = [load_file(step / f"random-{process}.safetensors")["torch"] for process in (0, 1)]
+    assert not torch.equal(*states)
+    assert all(one["completions/mean_length"] > 0 for one in entries(folder / "grpo-sampled"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_real_model_on_pairs_as_one(tmp_path: Path) -> None:
+    """On real pairs of unequal lengths, in float32: passes of other rows only round otherwise."""
+    fields = (
+        "data.train=[{source: stdlib-docstring-pairs, limit: 7}]",
+        "training.batch_size=3",
+        "training.epochs=2",
+        "training.warmup_ratio=0",
+        "backbone.dtype=float32",
+        "evaluation.suites=[quiz.yaml]",
+        "evaluation.arms=[base, adapter]",
+    )
+    (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(QUIZ))
+    options = [part for field in fields for part in ("--set", field)]
+    for processes, name in ((1, "alone"), (2, "shared")):
+        done = start(processes, ["train", "dpo", *options, "--output", name], tmp_path)
+        assert done.returncode == 0, done.stderr
+    alone, shared = (entries(tmp_path / name) for name in ("alone", "shared"))
+    assert len(alone) == len(shared) == STEPS
+    assert alone[-1]["rewards/margins"] > 0
+    for one, other in zip(alone, shared, strict=True):
+        for name in set(one) - {"seconds"}:
+            assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-3), name
+    assert distance(adapter(tmp_path / "alone"), adapter(tmp_path / "shared")) < 1e-2
