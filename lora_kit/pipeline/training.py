@@ -27,7 +27,7 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.record import start_record
 from lora_kit.runs.session import Session, open_run
 from lora_kit.runtime.console import say
-from lora_kit.runtime.errors import DataError, TrainingError
+from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import write_json
 from lora_kit.runtime.launch import Launch, current_launch
 from lora_kit.runtime.machine import versions
@@ -100,11 +100,6 @@ def train(
     require_agreement({"recipe": recipe.to_yaml(), "versions of packages": str(versions())})
     chosen = choose_run(recipe, output, overwrite, resume)
     launch = current_launch()
-    if chosen.checkpoint and launch.deepspeed:
-        raise TrainingError(
-            f"{chosen.run.root}: DeepSpeed cannot resume from a checkpoint. Fix: launch with "
-            "accelerate_configs/ddp.yaml or fsdp2.yaml, or drop --resume"
-        )
     done = None if chosen.is_new else recorded_result(chosen.run)
     if done:
         return _trained_already(chosen.run, recipe, done)

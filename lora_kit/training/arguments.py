@@ -58,8 +58,7 @@ def training_arguments(kind: type[Arguments], inputs: TrainingInputs, **own: Any
         data_seed=recipe.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        # DeepSpeed holds the optimizer state itself and cannot resume from our checkpoints.
-        save_strategy="no" if inputs.launch.deepspeed else "steps",
+        save_strategy="steps",
         save_steps=spec.save_steps,
         report_to=[name for name in spec.report_to if name != "tensorboard"] or "none",
         disable_tqdm=True,

@@ -14,6 +14,7 @@ from lora_kit.training import checkpoints
 from lora_kit.training.gradient_hooks import GradientHook
 from lora_kit.training.retention.early_stopping import RetentionEarlyStopping
 from lora_kit.training.validation import Validation
+from lora_kit.training.zero import require_full_state
 
 # Consecutive steps that may have no gradient, for objectives where that occurs: all answers to each
 # prompt have equal rewards, or all pairs exceed the margin.
@@ -80,6 +81,38 @@ class CheckpointedTrainer(Trainer):
             if isinstance(callback, GradientHook):
                 callback.modify_gradients(self.state, scale)
         return super()._clip_grad_norm(model)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> Any:
+        """Return the optimizer, without groups that have no parameters.
+
+        DeepSpeed deletes such groups; a checkpoint has the same ones under every launcher.
+        """
+        if self.optimizer is not None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Wrap the model and the optimizer; under DeepSpeed, restore our checkpoint.
+
+        transformers would look for a checkpoint that DeepSpeed wrote.
+
+        Raises:
+            TrainingError: if DeepSpeed holds the optimizer's state in an unknown form.
+        """
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        require_full_state(self.optimizer)
+        if resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _save_checkpoint(self, _model: Any, _trial: Any) -> None:
         checkpoints.save(self, self.save_total_limit)

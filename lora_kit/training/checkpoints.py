@@ -33,6 +33,7 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.files import read_json, whole_directory, write_json
 from lora_kit.runtime.hashes import changed_files, file_sha256
+from lora_kit.training import zero
 from lora_kit.training.retention.early_stopping import RetentionEarlyStopping
 from lora_kit.training.sharded import full_tensor, shard_like
 from lora_kit.training.trained_weights import Tensors, restore_weights, trained_weights
@@ -85,7 +86,7 @@ def save(trainer: Checkpointed, keep: int) -> None:
     states = gather_object([_random_state()])
     # On all processes: sharded weights are gathered from all of them.
     weights = trained_weights(trainer.model)
-    optimizer = _split(trainer.optimizer.state_dict()["state"])
+    optimizer = _full_optimizer_state(trainer.optimizer)
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
         path = folder / f"step-{trainer.state.global_step:06d}"
@@ -145,10 +146,7 @@ def _write(
             "ended": trainer.ended,
             "length_group_size": trainer.length_group_size,
             "tokens": trainer.tokens,
-            "optimizer": {
-                "values": values,
-                "groups": trainer.optimizer.state_dict()["param_groups"],
-            },
+            "optimizer": values,
             "schedule": trainer.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "validation": trainer.validation.state() if trainer.validation else None,
@@ -159,16 +157,19 @@ def _write(
     write_json(folder / FILES, {name: file_sha256(folder / name) for name in names})
 
 
-def _split(state: dict[int, dict[str, Any]]) -> tuple[Tensors, dict[str, Any]]:
+def _full_optimizer_state(optimizer: Any) -> tuple[Tensors, dict[str, Any]]:
     """Return the optimizer's state as tensors for safetensors and values for JSON.
 
-    Keys are `index.name`, with the index of the parameter.
+    Keys are `index.name`, with the index of the parameter. A collective call.
     """
-    flat = {f"{n}.{name}": value for n, part in state.items() for name, value in part.items()}
+    state = zero.full_state(optimizer) if zero.has_zero_state(optimizer) else optimizer.state_dict()
+    parts: dict[int, dict[str, Any]] = state["state"]
+    flat = {f"{n}.{name}": value for n, part in parts.items() for name, value in part.items()}
     tensors = {
         name: full_tensor(value) for name, value in flat.items() if isinstance(value, torch.Tensor)
     }
-    return tensors, {name: value for name, value in flat.items() if name not in tensors}
+    values = {name: value for name, value in flat.items() if name not in tensors}
+    return tensors, {"values": values, "groups": state["param_groups"]}
 
 
 def _random_state() -> Tensors:
@@ -217,7 +218,8 @@ def load_optimizer(trainer: Checkpointed, folder: Path) -> None:
     """Restore the optimizer, the schedule, the scaler and the counts.
 
     Raises:
-        TrainingError: if the examples would be in another order than in the checkpoint.
+        TrainingError: if the examples would be in another order than in the checkpoint, or the
+            parameters in other groups.
     """
     saved = read_json(folder / STATE, TrainingError)
     if saved.get("length_group_size") != trainer.length_group_size:
@@ -226,22 +228,38 @@ def load_optimizer(trainer: Checkpointed, folder: Path) -> None:
             f"of similar length, {saved.get('length_group_size')} in the checkpoint). Fix: restore "
             "training.micro_batch_size, or drop --resume"
         )
-    state: dict[int, dict[str, Any]] = {}
-    trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    flat = {**load_file(folder / OPTIMIZER), **saved["optimizer"]["values"]}
-    for key, value in flat.items():
-        index, _, name = key.partition(".")
-        parameter = trained[int(index)]
-        state.setdefault(int(index), {})[name] = shard_like(parameter, value)
-    groups = saved["optimizer"]["groups"]
-    for group in groups:
-        group["betas"] = tuple(group["betas"])
-    trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    groups, ours = saved["optimizer"]["groups"], trainer.optimizer.param_groups
+    if len(groups) != len(ours):
+        raise TrainingError(
+            f"{folder}: the optimizer's groups of parameters changed (got {len(ours)}, "
+            f"{len(groups)} in the checkpoint). Fix: resume with the version of lora-kit that "
+            "wrote it, or drop --resume"
+        )
+    _load_optimizer_state(trainer.optimizer, saved["optimizer"], load_file(folder / OPTIMIZER))
     trainer.lr_scheduler.load_state_dict(saved["schedule"])
     scaler = getattr(trainer.accelerator, "scaler", None)
     if scaler is not None and saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])
     _load_counts(trainer, saved, folder)
+
+
+def _load_optimizer_state(optimizer: Any, saved: dict[str, Any], tensors: Tensors) -> None:
+    """Restore a state of `_full_optimizer_state`, of any launcher and number of processes."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **saved["values"]}.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    for group in saved["groups"]:
+        group["betas"] = tuple(group["betas"])
+    if zero.has_zero_state(optimizer):
+        zero.load_full_state(optimizer, {"state": state, "param_groups": saved["groups"]})
+        return
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    sharded = {
+        index: {name: shard_like(trained[index], value) for name, value in part.items()}
+        for index, part in state.items()
+    }
+    optimizer.load_state_dict({"state": sharded, "param_groups": saved["groups"]})
 
 
 def _load_counts(trainer: Checkpointed, saved: dict[str, Any], folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 Under FSDP2 every parameter is a `DTensor` of which each process holds a shard (torch.distributed's
 `fully_shard`; Zhao et al. 2023, arXiv:2304.11277); under ZeRO-3 a parameter is empty until
-DeepSpeed gathers it (Rajbhandari et al. 2020, arXiv:1910.02054). Files hold full tensors, so that
-any number of processes can read them.
+DeepSpeed gathers it (Rajbhandari et al. 2020, arXiv:1910.02054). Under all stages of ZeRO the
+processes share out the float32 copies of the trained parameters; those in the model are rounded to
+the dtype of the backbone. Files hold full tensors, so that any number of processes can read them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lora_kit.training.zero import assign_share
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
@@ -36,14 +39,16 @@ def full_shape(parameter: torch.Tensor) -> tuple[int, ...]:
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a full tensor on the CPU, of the same dtype; a collective call."""
-    if isinstance(tensor, DTensor):
-        return tensor.full_tensor().detach().to("cpu", copy=True).contiguous()
-    if hasattr(tensor, "ds_id"):
-        from deepspeed.zero import GatheredParameters  # type: ignore[import-not-found,unused-ignore]
+    """Return a copy of a full tensor on the CPU; a collective call.
 
-        with GatheredParameters([tensor]):
-            return tensor.detach().to("cpu", copy=True).contiguous()
+    The dtype is that of the tensor; float32 for a trained parameter that DeepSpeed manages.
+    """
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    elif _is_managed(tensor):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        tensor = safe_get_full_fp32_param(tensor)
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
@@ -51,12 +56,19 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 def assign_full_tensor(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
     """Copy a full tensor into a parameter, or this process's shard of it; a collective call."""
     if hasattr(parameter, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters([parameter], modifier_rank=0):
             parameter.copy_(value)
-        return
-    parameter.copy_(shard_like(parameter, value))
+    else:
+        parameter.copy_(shard_like(parameter, value))
+    if _is_managed(parameter):
+        assign_share(parameter, value, None)
+
+
+def _is_managed(tensor: torch.Tensor) -> bool:
+    """Return true if DeepSpeed holds a float32 copy of the parameter."""
+    return hasattr(tensor, "ds_id") or hasattr(tensor, "get_full_hp_param")
 
 
 def shard_like(parameter: torch.Tensor, value: Any) -> Any:

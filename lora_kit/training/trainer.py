@@ -110,7 +110,9 @@ def run_training(inputs: TrainingInputs, resume: Path | None = None) -> Training
     kept_step = setup.restore_best(model)
     model.eval()
     after = measure()
-    weights = trained_weights(model) if is_sharded(model) else None
+    # DeepSpeed rounds the weights in the model to the backbone's dtype.
+    gathered = inputs.launch.deepspeed or is_sharded(model)
+    weights = trained_weights(model) if gathered else None
     if state.is_main_process:
         head = summarize_head_training(inputs.backbone, inputs.data)
         save_adapter(model, inputs.backbone, run.adapter, weights, head)

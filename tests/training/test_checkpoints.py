@@ -179,6 +179,9 @@ def test_only_the_latest_checkpoints_are_kept(
     assert kept == ["step-000004", "step-000005"]
     names = {path.name for path in (tmp_path / "run" / "checkpoints" / kept[0]).iterdir()}
     assert not [name for name in names if not name.endswith((".safetensors", ".json"))]
+    state = json.loads((tmp_path / "run" / "checkpoints" / kept[0] / checkpoints.STATE).read_text())
+    # DeepSpeed deletes groups without parameters.
+    assert all(group["params"] for group in state["optimizer"]["groups"])
 
 
 def test_a_damaged_checkpoint_pushes_no_whole_one_out(

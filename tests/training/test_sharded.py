@@ -1,8 +1,11 @@
 """Sharded weights: saved in full and sharded again."""
 
+import ast
 import os
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,18 @@ def test_what_is_divided_is_written_whole_and_goes_on_in_any_number(tmp_path: Pa
     same(tmp_path / "further" / LAST, tmp_path / "into-divided" / LAST)
     moved = load_file(tmp_path / "further" / LAST / WEIGHTS)
     assert not torch.equal(moved["2.weight"], load_file(alone / WEIGHTS)["2.weight"])
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_deepspeed_has_the_names_that_are_imported_from_it() -> None:
+    """Its imports stand in functions, which nothing calls without it."""
+    imported = {
+        (node.module, alias.name)
+        for path in (ROOT / "lora_kit").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deepspeed")
+        for alias in node.names
+    }
+    assert ("deepspeed.runtime.zero", "GatheredParameters") in imported
+    for module, name in imported:
+        assert hasattr(import_module(module), name), f"{module}.{name}"
