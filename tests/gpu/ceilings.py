@@ -134,20 +134,23 @@ def attention(setting: Setting) -> Figures:
     of the examples where torch has a kernel for them.
     """
     shape = SHAPES[setting.shape]
-    heads, groups = shape["num_attention_heads"], shape["num_key_value_heads"]
-    width, length = shape["hidden_size"] // heads, setting.length
-    starts = range(0, length + 1, length // setting.examples)
-    ends = torch.tensor(list(starts), device=device(), dtype=torch.int32)
-    example = torch.arange(length, device=device()) // (length // setting.examples)
+    heads, length = shape["num_attention_heads"], setting.length
+    size = length // setting.examples
+    ends = torch.arange(0, length + 1, size, device=device(), dtype=torch.int32)
+    example = torch.arange(length, device=device()) // size
     mask = (example[:, None] == example[None]).tril()[None, None]
+    width = shape["hidden_size"] // heads
+    # As many heads of keys as of queries, for which every version has all kernels.
     queries, keys, values = (
-        torch.randn(1, n, length, width, device=device(), dtype=torch.bfloat16, requires_grad=True)
-        for n in (heads, groups, groups)
+        torch.randn(
+            1, heads, length, width, device=device(), dtype=torch.bfloat16, requires_grad=True
+        )
+        for _ in range(3)
     )
 
     def dense(**options: Any) -> Callable[[], None]:
         def work() -> None:
-            out = scaled_dot_product_attention(queries, keys, values, enable_gqa=True, **options)
+            out = scaled_dot_product_attention(queries, keys, values, **options)
             out.float().sum().backward()
 
         return work
@@ -157,33 +160,24 @@ def attention(setting: Setting) -> Figures:
         "sdpa_mask": 1e3 * seconds_of(dense(attn_mask=mask), 3),
     }
     try:
-        figures["varlen"] = 1e3 * _varlen_seconds(queries, keys, values, ends, length)
+        figures["varlen"] = 1e3 * _varlen_seconds((queries, keys, values), ends, size)
     except (Unavailable, RuntimeError, TypeError, NotImplementedError) as error:
         figures["varlen"] = f"{type(error).__name__}: {error}"[:200]
     return figures
 
 
-def _varlen_seconds(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, ends: torch.Tensor, length: int
-) -> float:
+def _varlen_seconds(tensors: Sequence[torch.Tensor], ends: torch.Tensor, longest: int) -> float:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:
         raise Unavailable("torch.nn.attention.varlen is not in this version of torch") from error
-    heads = queries.shape[1]
-
-    def rows(tensor: torch.Tensor) -> torch.Tensor:
-        # As many heads of keys as of queries, which every version of the kernel takes.
-        tensor = tensor.repeat_interleave(heads // tensor.shape[1], dim=1)
-        return tensor[0].transpose(0, 1).contiguous()
-
-    # Before torch 2.12 it is an argument of its own.
+    # Before torch 2.11 it is an argument of its own.
     parameters = inspect.signature(varlen_attn).parameters
     options: Any = {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
-    packed = [rows(one).detach().requires_grad_() for one in (queries, keys, values)]
-    largest = int((ends[1:] - ends[:-1]).max())
+    packed = [one[0].transpose(0, 1).detach().contiguous().requires_grad_() for one in tensors]
 
     def work() -> None:
-        varlen_attn(*packed, ends, ends, largest, largest, **options).float().sum().backward()
+        out = varlen_attn(*packed, ends, ends, longest, longest, **options)
+        out.float().sum().backward()
 
     return seconds_of(work, 3)

@@ -115,12 +115,12 @@ def planned_steps(runner: Runner, output: Path, shape: str, folder: Path) -> lis
     package = small_training.NEEDS
     return [
         Step("ceilings", 30, lambda: ceilings.cases(setting)),
-        Step("small training", 110, lambda: small_training.cases(setting), package),
+        Step("small training", 120, lambda: small_training.cases(setting), package),
         Step("codes", 15, lambda: codes.cases(setting), ("bitsandbytes",)),
         Step("sharded", 20, lambda: sharded.cases(setting), sharded.NEEDS),
         Step("speed", 240, lambda: speed.cases(setting, bases), package),
         Step("profile", 40, lambda: kernels.cases(setting, bases, runner.records, output), package),
-        Step("answering", 60, lambda: answering.cases(setting, bases), package),
+        Step("answering", 80, lambda: answering.cases(setting, bases), package),
         Step("out of memory", 40, lambda: out_of_memory.cases(setting, bases), package),
         Step("late", 120, lambda: speed.late_cases(setting, bases), package),
     ]

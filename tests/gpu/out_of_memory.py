@@ -1,11 +1,12 @@
 """Too little memory on purpose: what a user is told, and what is scored all the same.
 
-On a GPU the allocator is limited to little more than what the model takes. On a CPU, where nothing
-would end but the process, passes above a number of tokens raise the error instead.
+On a GPU the allocator is limited to little more than what the model takes. For a tiny model, and on
+a CPU, where nothing would end but the process, passes of many tokens raise the error instead.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,9 +20,11 @@ from tests.gpu.runner import Case, Figures
 from tests.gpu.speed import Bases, adapted, recipe, train
 from tests.gpu.variants import Variant
 
-# Bytes beyond the model's, for passes of the shape: enough for some items, too few for all.
-ROOM = {"8b": 2 * 2**30, "tiny": 64 * 2**20}
-# Tokens of a pass, padding included, that a CPU takes to be too many.
+# Bytes beyond the model's, too few for a pack without gradient checkpointing.
+ROOM = 2 * 2**30
+# Share of what the evaluation needs that it gets: too little for all of a batch, enough for half.
+SHARE = 0.7
+# Tokens of a pass, padding included, that are taken to be too many.
 MOST_TOKENS = 300
 TASK = {
     "name": "drill",
@@ -42,13 +45,21 @@ def cases(setting: Setting, bases: Bases) -> Sequence[Case]:
 
 
 @contextmanager
-def _little_memory(setting: Setting, model: Any, most_tokens: int) -> Iterator[None]:
-    """Let passes of many tokens fail for want of memory."""
-    if device().type == "cuda":
+def _little_memory(setting: Setting, model: Any, room: int, most_tokens: int) -> Iterator[None]:
+    """Let passes fail for want of memory.
+
+    Args:
+        setting: sizes of the look.
+        model: model of the passes.
+        room: bytes beyond those that are allocated, on a GPU.
+        most_tokens: tokens of a pass that are possible where the error is raised instead.
+    """
+    if device().type == "cuda" and not setting.is_tiny:
+        gc.collect()
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(0).total_memory
-        room = torch.cuda.memory_reserved() + ROOM[setting.shape]
-        torch.cuda.set_per_process_memory_fraction(min(room / total, 1.0))
+        limit = torch.cuda.memory_reserved() + room
+        torch.cuda.set_per_process_memory_fraction(min(limit / total, 1.0))
         try:
             yield
         finally:
@@ -75,7 +86,7 @@ def training(setting: Setting, bases: Bases) -> Figures:
     variant = Variant("drill")
     chosen = recipe(setting, variant)
     with adapted(setting, bases, variant, chosen) as (backbone, model):
-        with _little_memory(setting, model, setting.length - 1):
+        with _little_memory(setting, model, ROOM, setting.length - 1):
             try:
                 train(setting, chosen, backbone, model, 1)
             except TrainingError as error:
@@ -91,8 +102,8 @@ def training(setting: Setting, bases: Bases) -> Figures:
 def evaluation(setting: Setting, bases: Bases) -> Figures:
     """Evaluate with enough memory and with too little, and compare the scores."""
     with evaluating(setting, bases, "none") as (backbone, model):
-        whole, _ = evaluate(backbone, model, TASK)
-        with _little_memory(setting, model, MOST_TOKENS), _counting() as said:
+        whole, room = _evaluated(backbone, model)
+        with _little_memory(setting, model, room, MOST_TOKENS), _counting() as said:
             halved, _ = evaluate(backbone, model, TASK)
     if not any("retrying with" in line for line in said):
         raise AssertionError("no batch was halved: the drill has too much memory")
@@ -106,6 +117,16 @@ def evaluation(setting: Setting, bases: Bases) -> Figures:
         "equal": sum(difference == 0 for difference in differences),
         "largest_difference": max(differences),
     }
+
+
+def _evaluated(backbone: Any, model: Any) -> tuple[list[Any], int]:
+    """Return entries, and the bytes with which the same evaluation does not fit."""
+    if device().type == "cpu":
+        return evaluate(backbone, model, TASK)[0], 0
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    entries, _ = evaluate(backbone, model, TASK)
+    return entries, int(SHARE * (torch.cuda.max_memory_allocated() - before))
 
 
 @contextmanager

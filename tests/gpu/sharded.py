@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lora_kit.modeling.checkpointing import enable_checkpointing
 from tests.gpu.material import SHAPES, SMALL, Setting, configuration, device, random_model
-from tests.gpu.runner import Case, Figures
+from tests.gpu.runner import Case, Figures, Unavailable
 
 STEPS = 3
 NEEDS = ("bitsandbytes", "peft")
@@ -47,9 +48,13 @@ def compared(setting: Setting, checkpointing: bool) -> Figures:
         packed = {n: p.data.clone() for n, p in model.named_parameters() if _is_packed(p)}
         mesh = init_device_mesh(device().type, (1,))
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-        for layer in model.get_base_model().model.layers:
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+        try:
+            for layer in (*model.get_base_model().model.layers, model):
+                fully_shard(layer, mesh=mesh, mp_policy=policy)
+        except RuntimeError as error:
+            if "floating point" not in str(error):
+                raise
+            raise Unavailable(f"torch {torch.__version__} shards no integer weights") from error
         whole = [n for n, p in model.named_parameters() if not isinstance(p, DTensor)]
         sharded = _losses(model)
         after = {n: p.full_tensor() for n, p in model.named_parameters() if n in packed}
@@ -83,7 +88,7 @@ def _adapted(setting: Setting, checkpointing: bool) -> Any:
                 torch.nn.init.normal_(parameter, std=0.02)
     adapted.train()
     if checkpointing:
-        adapted.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(adapted, use_reentrant=False)
         adapted.enable_input_require_grads()
     return adapted
 

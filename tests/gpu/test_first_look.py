@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 # Cases that need a GPU or packages that CI lacks.
 SKIPPED = {
     ("speed", "bf16-flash"): "not installed, or no GPU: flash-attn",
-    ("late", "bf16-compile"): "training.compile is not in this version",
+    ("late", "bf16-liger"): "training.liger is not in this version",
     ("late", "trl-liger"): "not installed: liger_kernel",
 }
 
