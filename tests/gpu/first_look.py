@@ -74,8 +74,8 @@ def look(
 
 
 def _add_packages(site: Path) -> None:
-    """Let this process, and those that the package starts, import from a folder."""
-    sys.path.append(str(site))
+    """Let this process, and those that the package starts, import from a folder first."""
+    sys.path.insert(1, str(site))
     inherited = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, [inherited]), str(site)])
 
