@@ -61,7 +61,7 @@ def test_what_is_divided_is_written_whole_and_goes_on_in_any_number(tmp_path: Pa
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 def test_deepspeed_has_the_names_that_are_imported_from_it() -> None:
-    """Its imports stand in functions, which nothing calls without it."""
+    """Imports from DeepSpeed stand in functions, which nothing calls where it is missing."""
     imported = {
         (node.module, alias.name)
         for path in (ROOT / "lora_kit").rglob("*.py")
