@@ -50,7 +50,9 @@ def full_state(optimizer: DeepSpeedOptimizerWrapper) -> dict[str, Any]:
     entries: dict[str, Any] = next(iter(zero.state.values()), {})
     state: State = {
         index: {
-            name: safe_get_full_optimizer_state(parameter, name) if _is_divided(value) else value
+            name: safe_get_full_optimizer_state(parameter, name).cpu()
+            if _is_divided(value)
+            else value
             for name, value in entries.items()
         }
         for index, parameter in enumerate(_parameters(zero))
@@ -76,6 +78,8 @@ def load_full_state(optimizer: DeepSpeedOptimizerWrapper, state: dict[str, Any])
             "it is found again would change the training (got float16). Fix: resume with "
             "accelerate_configs/ddp.yaml or fsdp2.yaml, or drop --resume"
         )
+    for settings, saved in zip(zero.param_groups, state["param_groups"], strict=True):
+        settings.update({name: value for name, value in saved.items() if name != "params"})
     entries: State = state["state"]
     if entries:
         _create_state(zero, next(iter(entries.values())))
@@ -83,8 +87,6 @@ def load_full_state(optimizer: DeepSpeedOptimizerWrapper, state: dict[str, Any])
         for name, value in entries.get(index, {}).items():
             if _is_divided(value):
                 assign_share(parameter, value, name)
-    for settings, saved in zip(zero.param_groups, state["param_groups"], strict=True):
-        settings.update({name: value for name, value in saved.items() if name != "params"})
 
 
 def assign_share(parameter: torch.nn.Parameter, value: torch.Tensor, name: str | None) -> None:
@@ -160,11 +162,17 @@ def _sizes(zero: Any) -> list[int]:
 
 def _create_state(zero: Any, entries: dict[str, Any]) -> None:
     """Create the state of this process's shares, which DeepSpeed creates in the first step."""
+    settings = zero.param_groups[0]
+    # These steps read their number on the device, others in main memory.
+    counts_on_device = settings.get("fused") or settings.get("capturable")
     for share in _shares(zero):
         zero.state[share] = {
             name: torch.zeros_like(share) if _is_divided(value) else deepcopy(value)
             for name, value in entries.items()
         }
+        for name, value in zero.state[share].items():
+            if counts_on_device and isinstance(value, torch.Tensor):
+                zero.state[share][name] = value.to(share.device)
     _link_state(zero)
 
 
