@@ -19,22 +19,24 @@ from tests.rewarding import reward_recipe
 from tests.training.cut import with_training
 
 TRAINED = (*OBJECTIVES, "reward")
-STEPS = 6
+STEPS = {"dpo": 6, "kto": 6, "orpo": 3, "reward": 3, "grpo": 3}
 # TRL averages these over forward passes, which hold answers in random order.
 AVERAGED = {"grpo": {"kl", "entropy"}}
 
 
 def recipe_for(objective: str, tiny: Path, folder: Path) -> Recipe:
-    """Return a recipe of six steps.
+    """Return a recipe of three steps, or of six where one is resumed.
 
     Seven rows in steps of three and passes of one (kto: of six and of three): one process has two
     passes of a step and the other one, and in an epoch's last step, of one row, the other has none.
     """
-    sizes = {"batch_size": 3, "micro_batch_size": 1, "warmup_ratio": 0.0}
+    epochs = STEPS[objective] // 3
+    sizes = {"batch_size": 3, "micro_batch_size": 1, "epochs": epochs, "warmup_ratio": 0.0}
     if objective == "kto":
         sizes |= {"batch_size": 6, "micro_batch_size": 3, "epochs": 3}
     if objective == "grpo":
-        document = recipe_of(tiny, folder, objective).model_dump(mode="json")
+        sizes = {"epochs": epochs, "warmup_ratio": 0.0}
+        document = recipe_of(tiny, folder, objective, **sizes).model_dump(mode="json")
         document["grpo"] |= {"beta": 0.1}
         return Recipe.model_validate(document)
     if objective == "reward":
@@ -93,33 +95,34 @@ def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.covers("lora", on=("none",), launcher="several processes, CPU")
 @pytest.mark.parametrize("objective", TRAINED)
 def test_the_gradient_is_that_of_one_process(folder: Path, objective: str) -> None:
-    """A float32 sum in another order is off by some 1e-7 of its largest terms."""
+    """Sums of float32 in another order; each is rounded by 6e-8 of its terms."""
     alone, shared = (
         gradient(folder / f"{objective}-{name}.safetensors") for name in ("alone", "shared")
     )
     assert alone.norm() > 0
-    assert distance(alone, shared) < 1e-5
+    assert distance(alone, shared) < 1e-6
 
 
 @pytest.mark.parametrize("objective", TRAINED)
 def test_losses_and_metrics_are_those_of_one_process(folder: Path, objective: str) -> None:
     alone, shared = (entries(folder / f"{objective}-{name}") for name in ("alone", "shared"))
-    assert len(alone) == len(shared) == STEPS
+    assert len(alone) == len(shared) == STEPS[objective]
     for one, other in zip(alone, shared, strict=True):
         assert set(one) == set(other)
         for name in set(one) - {"seconds"} - AVERAGED.get(objective, set()):
-            assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), name
-    assert distance(*(adapter(folder / f"{objective}-{n}") for n in ("alone", "shared"))) < 1e-2
+            assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
+    # AdamW divides by the size of a gradient, also of one that is hardly more than its rounding.
+    assert distance(*(adapter(folder / f"{objective}-{n}") for n in ("alone", "shared"))) < 1e-4
 
 
 @pytest.mark.parametrize("run", ["kto-joined", "dpo-left"])
 def test_a_training_resumes_with_another_number_of_processes(folder: Path, run: str) -> None:
     """From one process to two, and from two to one."""
     alone = folder / f"{run.partition('-')[0]}-alone"
-    assert [one["step"] for one in entries(folder / run)] == list(range(1, STEPS + 1))
+    assert [one["step"] for one in entries(folder / run)] == list(range(1, 7))
     expected = [one["loss"] for one in entries(alone)]
-    assert [one["loss"] for one in entries(folder / run)] == pytest.approx(expected, abs=1e-4)
-    assert distance(adapter(alone), adapter(folder / run)) < 1e-2
+    assert [one["loss"] for one in entries(folder / run)] == pytest.approx(expected, abs=1e-5)
+    assert distance(adapter(alone), adapter(folder / run)) < 1e-4
 
 
 def test_each_process_samples_from_a_random_state_of_its_own(folder: Path) -> None:
@@ -148,7 +151,7 @@ def test_two_processes_train_the_real_model_on_pairs_as_one(tmp_path: Path) -> N
         done = start(processes, ["train", "dpo", *options, "--output", name], tmp_path)
         assert done.returncode == 0, done.stderr
     alone, shared = (entries(tmp_path / name) for name in ("alone", "shared"))
-    assert len(alone) == len(shared) == STEPS
+    assert len(alone) == len(shared) == 6
     assert alone[-1]["rewards/margins"] > 0
     for one, other in zip(alone, shared, strict=True):
         for name in set(one) - {"seconds"}:
