@@ -26,7 +26,8 @@ def is_sharded(model: torch.nn.Module) -> bool:
 def reshard(model: torch.nn.Module) -> None:
     """Free the parameters gathered for a forward pass without a backward pass.
 
-    Gathered copies are rounded to the compute dtype, and training would otherwise use them.
+    A launch with `fsdp_reshard_after_forward: false` keeps them for a backward pass, which is not
+    to come here: as long as they are gathered they take memory, and they are no `DTensor`.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
