@@ -126,11 +126,19 @@ def test_a_layer_that_computes_something_else_is_found(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("quantization", doctor.QUANTIZATIONS)
-def test_a_layer_is_tried_on_the_device_that_computes(quantization: str) -> None:
+def test_a_layer_is_tried_on_the_device_that_computes(
+    quantization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a device without kernels, such as torch's own without values, nothing works."""
-    layer = quantized_layer(quantization, torch.device("meta"))
-    assert layer.weight.device.type == "meta"
+    tried: list[torch.device] = []
+
+    def layer_on(quantization: str, device: torch.device) -> Any:
+        tried.append(device)
+        return quantized_layer(quantization, device)
+
+    monkeypatch.setattr(doctor, "quantized_layer", layer_on)
     assert not quantization_works(quantization, torch.device("meta"))
+    assert tried == [torch.device("meta")]
 
 
 def test_the_diagnosis_tries_the_compute_device(monkeypatch: pytest.MonkeyPatch) -> None:
