@@ -29,6 +29,7 @@ from lora_kit.runtime.console import meter, say
 from lora_kit.runtime.errors import AdapterError
 from lora_kit.runtime.files import whole_file
 from lora_kit.runtime.hashes import json_sha256
+from lora_kit.runtime.locks import one_process_at_a_time
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -106,12 +107,13 @@ def cached_features(
         (texts, ...) float32.
     """
     path = cache_directory() / "features" / f"{_key(backbone, data, kind)}.safetensors"
-    values = _read_cached(path)
-    if values is None:
-        values = compute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            save_file({"features": values}, temporary)
+    with one_process_at_a_time(path):
+        values = _read_cached(path)
+        if values is None:
+            values = compute()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as temporary:
+                save_file({"features": values}, temporary)
     return values
 
 

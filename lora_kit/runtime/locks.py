@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from lora_kit.runtime.cache import cache_directory
+from lora_kit.runtime.hashes import json_sha256
+
 
 @contextmanager
 def one_process_at_a_time(path: Path) -> Iterator[None]:
@@ -16,9 +19,9 @@ def one_process_at_a_time(path: Path) -> Iterator[None]:
     gives its lock back. Where the file system has no locks or cannot be written, none waits.
 
     Args:
-        path: path of the result; the lock is a file beside it.
+        path: path of the result; the lock is a file of the cache folder, named by a hash of it.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    lock = cache_directory() / "locks" / json_sha256(str(path.absolute()))
     with ExitStack() as stack:
         with suppress(OSError):
             lock.parent.mkdir(parents=True, exist_ok=True)
