@@ -267,6 +267,8 @@ class _ChunkedNll(torch.autograd.Function):
                 slope = (part - part.logsumexp(dim=-1, keepdim=True)).exp_()
                 slope[torch.arange(len(target), device=slope.device), target] -= 1
                 ctx.gradient[start : start + chunk] = slope
+                del slope
+            del part  # not held while the next chunk is converted
         return nll
 
     @staticmethod
@@ -288,15 +290,15 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         batch: tensors by name, and anything else that a pass needs.
         device: device of the model.
     """
-    if device.type == "cpu":
-        return {name: value.to(device) for name, value in batch.items()}
-    if "labels" in batch:
+    if "labels" in batch and device.type != "cpu":
         supervised = torch.stack(supervised_positions(batch))
         batch = {n: value for n, value in batch.items() if n != "labels"} | {SUPERVISED: supervised}
     return {name: _sent(value, device) for name, value in batch.items()}
 
 
 def _sent(value: Any, device: torch.device) -> Any:
-    if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.device.type != "cpu" or device.type == "cpu":
         return value.to(device)
     return value.pin_memory().to(device, non_blocking=True)

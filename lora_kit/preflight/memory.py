@@ -13,7 +13,12 @@ import torch
 from lora_kit.backbone.attention import FLASH
 from lora_kit.backbone.load import compute_dtype
 from lora_kit.modeling.checkpointing import disable_checkpointing, enable_checkpointing
-from lora_kit.modeling.likelihood import supervised_nll
+from lora_kit.modeling.likelihood import (
+    chunk_tokens,
+    logits_at,
+    supervised_positions,
+    token_nll,
+)
 from lora_kit.preflight.allocation_tracker import AllocationTracker
 from lora_kit.preflight.fake_model import FakeModel, build_fake_model
 from lora_kit.preflight.micro_batch import MicroBatch
@@ -152,7 +157,7 @@ def footprint(
         config, recipe.adapter, quantization, dtype, attention, on_gpu=device == "cuda"
     )
     recomputed = recipe.training.gradient_checkpointing
-    passes = _passes(fake, batch, dtype, recomputed)
+    passes = _passes(fake, batch, dtype, recomputed, device)
     return Footprint(
         device=device,
         batch=batch,
@@ -199,12 +204,12 @@ def _allocator(
         return round(FRAGMENTATION * alive)
     if not recomputed:
         return round((HELD_BY_OLD_GLIBC - 1) * alive)
-    not_recomputed = sum(_passes(fake, batch, dtype, checkpointing=False).values())
+    not_recomputed = sum(_passes(fake, batch, dtype, False, device).values())
     return max(round(HELD_WITH_CHECKPOINTING * not_recomputed) - alive, 0)
 
 
 def _passes(
-    fake: FakeModel, batch: MicroBatch, dtype: torch.dtype, checkpointing: bool
+    fake: FakeModel, batch: MicroBatch, dtype: torch.dtype, checkpointing: bool, device: Device
 ) -> dict[str, int]:
     """Return the bytes of a forward and backward pass at their peak, by purpose.
 
@@ -232,7 +237,11 @@ def _passes(
             # CUDA autocast does not exist on machines without a GPU.
             half = dtype is not torch.float32
             with torch.autocast("cpu", dtype) if half else nullcontext():
-                loss = supervised_nll(model, inputs)[0].sum() / batch.supervised
+                targets, rows, columns = supervised_positions(inputs)
+                logits = logits_at(model, inputs, rows, columns)
+                # The tensors are on a CPU, where fewer logits are converted at a time.
+                nll = token_nll(logits, targets, chunk_tokens(device))
+                loss = nll.sum() / batch.supervised
             tracker.label = "backward pass"
             loss.backward()  # type: ignore[no-untyped-call]
     return tracker.peak

@@ -34,6 +34,7 @@ from lora_kit.preflight.memory import MemoryEstimate
 from lora_kit.preflight.merged_memory import MergedMemory
 from lora_kit.preflight.plan_backbone import open_for_plan
 from lora_kit.preflight.prepare import PreparedTraining, prepare_training
+from lora_kit.preflight.speed_hints import speed_hints
 from lora_kit.preflight.suite_power import SuitePower, compute_suite_power
 from lora_kit.recipe.adapter import NOT_MERGED
 from lora_kit.recipe.data import SELF
@@ -63,7 +64,7 @@ class BackbonePlan:
     Attributes:
         fingerprint: digest of the backbone; `None` without its weights.
         checked: names and warnings of the checks that ran.
-        hints: changes that the number of examples suggests.
+        hints: changes that the number of examples, memory and padding suggest.
         samples: first examples, split where supervision begins and ends.
         forecast: memory and time on this machine; `None` with a launch file, a classification head
             or an encoder-decoder.
@@ -258,7 +259,17 @@ def _plan_on_backbone(
         counts=data.counts,
         audit=prepared.audit,
         checked=prepared.checked,
-        hints=recipe_hints(recipe, data.counts, covered.trainable_parameters),
+        hints=(
+            *recipe_hints(recipe, data.counts, covered.trainable_parameters),
+            *speed_hints(
+                recipe,
+                backbone.model.config,
+                data.lengths,
+                machine,
+                memory_per_process,
+                launch_file,
+            ),
+        ),
         samples=_samples(data, backbone),
         forecast=machine,
         timing=timing,

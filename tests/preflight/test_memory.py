@@ -1,20 +1,22 @@
 """Estimated memory of a training agrees with the measured memory."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, LlamaConfig
 
+from lora_kit.adapter import attach
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
 from lora_kit.data.supervision import Example
+from lora_kit.modeling.likelihood import GPU_CHUNK
 from lora_kit.preflight import gpus
 from lora_kit.preflight.fake_model import build_fake_model, stored_bytes
 from lora_kit.preflight.gpus import find_fitting_change, fitting_gpus
-from lora_kit.preflight.memory import MemoryEstimate, estimate_memory
+from lora_kit.preflight.memory import Device, MemoryEstimate, estimate_memory
 from lora_kit.preflight.micro_batch import MicroBatch, largest_micro_batch
 from lora_kit.preflight.show_estimate import show_estimate
 from lora_kit.recipe.adapter import AdapterSpec
@@ -124,6 +126,24 @@ def test_weights_gradients_and_moments_are_counted_each_in_its_dtype() -> None:
     assert whole["other frozen weights"] > 3 * parts["quantized weights"]
     assert parts["adapter gradients"] == parts["adapter (float32)"]
     assert parts["AdamW moments"] == 2 * parts["adapter gradients"]
+
+
+def test_float32_logits_are_counted_as_many_at_a_time_as_the_device_converts() -> None:
+    """Logits, their gradient, and on a GPU a chunk twice: as float32 and its softmax."""
+    batch = MicroBatch(rows=1, length=2048, supervised=2048, masked=False)
+    given = recipe("none"), LARGE, batch
+    cpu, cuda = (estimate_memory(*given, device, 0) for device in get_args(Device))
+    logits = 2 * 2048 * LARGE.vocab_size * torch.bfloat16.itemsize
+    chunks = 2 * GPU_CHUNK * LARGE.vocab_size * torch.float32.itemsize
+    assert cpu.components["logits"] == pytest.approx(logits, rel=0.001)
+    assert cuda.components["logits"] == pytest.approx(logits + chunks, rel=0.001)
+
+
+def test_inputs_of_lora_that_are_not_cast_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = MicroBatch(rows=1, length=1024, supervised=8, masked=False)
+    found = of(recipe("none"), batch).components["activations"]
+    monkeypatch.setattr(attach, "leave_out_input_casts", lambda _: None)
+    assert found < 0.9 * of(recipe("none"), batch).components["activations"]
 
 
 def test_recomputing_activations_holds_far_fewer_of_them() -> None:
