@@ -49,6 +49,7 @@ benchmarks: install
 	$(BIN)/python -m tests.benchmarks.memory
 	$(BIN)/python -m tests.benchmarks.profiled
 	$(BIN)/python -m tests.benchmarks.profiled --side trl
+	$(BIN)/python -m tests.benchmarks.roofline
 	$(BIN)/python -m tests.benchmarks.merging --large
 	$(BIN)/python -m tests.benchmarks.merging --rounding
 	$(BIN)/python -m tests.benchmarks.ledger
