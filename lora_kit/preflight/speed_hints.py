@@ -56,7 +56,7 @@ def speed_hints(
         yield from packing_hints(recipe, lengths, file.launch.processes, file.device)
     elif machine:
         state = process_state()
-        yield from checkpointing_hints(recipe, config, machine.memory, machine.available)
+        yield from checkpointing_hints(recipe, config, machine.memory, machine.device.available)
         yield from packing_hints(recipe, lengths, state.num_processes, state.device)
 
 
