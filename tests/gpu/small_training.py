@@ -102,8 +102,16 @@ def recipe(
                 "gradient_checkpointing": checkpointing,
                 **training,
             },
+            # Every training reads the items, to keep them out of its rows.
+            "evaluation": {"suites": [str(_suite(setting))]},
         }
     )
+
+
+def _suite(setting: Setting) -> Path:
+    path = setting.folder / "first-look.yaml"
+    path.write_text(SUITE)
+    return path
 
 
 def _run(setting: Setting, name: str) -> Path:
@@ -193,10 +201,7 @@ def evaluated(setting: Setting) -> Figures:
     """Return the result of an evaluation of the nf4 run on three kinds of items."""
     from lora_kit.pipeline.evaluation import evaluate
 
-    suite = setting.folder / "first-look.yaml"
-    suite.write_text(SUITE)
-    run = _nf4_run(setting)
-    found = evaluate(run, suites=[str(suite)], output=setting.folder / "evaluated", no_cache=True)
+    found = evaluate(_nf4_run(setting), no_cache=True)
     scores: dict[str, list[float]] = {}
     for entry in found.read_entries():
         if entry.score is not None:
