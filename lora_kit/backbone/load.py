@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.backbone.attention import attention_arguments
+from lora_kit.backbone.attention import attention_arguments, choose_attention
 from lora_kit.backbone.devices import device_arguments, require_on_gpus
 from lora_kit.backbone.encoder_decoder import (
     is_encoder_decoder,
@@ -26,6 +26,7 @@ from lora_kit.backbone.open_files import (
 )
 from lora_kit.backbone.tokenizer import prepare_tokenizer
 from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import BackboneError
 from lora_kit.runtime.processes import process_state
 
@@ -142,7 +143,7 @@ def _read(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
     """Read model and tokenizer, and the names of parameters without weights in the files."""
     device = process_state().device
-    attention: dict[str, Any] = attention_arguments(spec.attention, device)
+    attention: dict[str, Any] = _attention(files, spec, dtype, classes)
     setting = f" with backbone.attention: {spec.attention}" if attention else ""
     model, loading = open_model(
         _model_class(files, classes),
@@ -159,6 +160,19 @@ def _read(
     require_on_gpus(model, f"backbone.model: {files.reference}", gpus)
     require_all_blocks(model, loading["unexpected_keys"], files.directory)
     return model, open_tokenizer(files.directory), loading["missing_keys"]
+
+
+def _attention(
+    files: BackboneFiles, spec: BackboneSpec, dtype: torch.dtype, classes: Sequence[str]
+) -> dict[str, str]:
+    """Return the arguments that choose the attention; `auto` of a head is transformers' choice."""
+    device = process_state().device
+    if spec.attention == "auto" and (classes or device.type == "cpu"):
+        return {}
+    chosen, problem = choose_attention(spec, open_config(files.directory), device, dtype)
+    if problem:
+        say(f"backbone.attention: masks are used; varlen cannot compute this model ({problem})")
+    return attention_arguments(chosen, device)
 
 
 def _model_class(files: BackboneFiles, classes: Sequence[str]) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.backbone.attention import attention_arguments
+from lora_kit.backbone.attention import attention_arguments, choose_attention
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder, language_model_class
 from lora_kit.backbone.files import BackboneFiles
 from lora_kit.backbone.fingerprint import Fingerprint
@@ -55,7 +55,9 @@ def open_shapes(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
     """
     dtype = compute_dtype(spec)
     config = open_config(files.directory)
-    options: dict[str, Any] = attention_arguments(spec.attention, process_state().device)
+    device = process_state().device
+    attention, _ = choose_attention(spec, config, device, dtype)
+    options: dict[str, Any] = attention_arguments(attention, device)
     problem = f"{files.directory / 'config.json'}: transformers cannot build the model"
     with refusing(problem, RESTORE), torch.device("meta"):
         model = build_model(language_model_class(config), config, dtype=dtype, **options)

@@ -8,7 +8,28 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
+from lora_kit.backbone.attention import WITH_LENGTHS
 from lora_kit.data.supervision import Example
+from lora_kit.recipe.data import Packing
+from lora_kit.recipe.objective import LANGUAGE_MODELING
+from lora_kit.recipe.recipe import Recipe
+
+
+def resolve_packing(recipe: Recipe, attention: str, device_type: str) -> Packing:
+    """Return the recipe's `data.packing`, or its default on a device.
+
+    Args:
+        recipe: the recipe.
+        attention: attention implementation that the backbone has.
+        device_type: `cpu` or `cuda`.
+    """
+    if recipe.data.packing is not None:
+        return recipe.data.packing
+    separable = recipe.training.objective in LANGUAGE_MODELING and not recipe.adapter.virtual_tokens
+    if device_type == "cuda" and attention in WITH_LENGTHS and separable:
+        return "unpadded"
+    return False
+
 
 # Batches sorted together; more of them mean less padding and less randomness.
 SORTED_BATCHES = 64

@@ -22,6 +22,7 @@ from lora_kit.backbone.encoder_decoder import (
     set_greedy_generation,
 )
 from lora_kit.backbone.open_files import open_config, open_model
+from lora_kit.backbone.varlen import VARLEN, register_varlen
 from lora_kit.merging.predictions import ComparisonInputs, ModelOutputs, compute_outputs
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import MergeError
@@ -98,6 +99,8 @@ def load_merged(merged: Path, settings: ComputeSettings) -> Any:
         MergeError: if the model cannot be loaded, or a parameter is in no file.
     """
     config = open_config(merged, MergeError)
+    if settings.attention == VARLEN:
+        register_varlen()
     placed = device_arguments(settings.gpus) if settings.gpus > 1 else {}
     model, report = open_model(
         language_model_class(config),

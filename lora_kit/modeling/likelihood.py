@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
+from lora_kit.backbone.attention import lengths_arguments
 from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_encoder_decoder
 from lora_kit.data.supervision import IGNORE_INDEX
 
@@ -52,20 +54,25 @@ def pad_examples(examples: Sequence[Example], pad_token_id: int) -> dict[str, to
     return batch
 
 
-def pack_examples(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+def pack_examples(examples: Sequence[Example]) -> dict[str, Any]:
     """Pack examples into one row, in which positions restart with each example.
 
     Without an attention mask, transformers separates the examples by their positions (sdpa and
-    eager by a mask, flash attention by the lengths).
+    eager by a mask); `varlen` and flash attention by their lengths.
 
     Returns:
-        `input_ids`, `position_ids` and `labels`, each (1, tokens) int64.
+        `input_ids`, `position_ids` and `labels`, each (1, tokens) int64; `cu_seq_lens`, the first
+        token of each example and the number of tokens, (examples + 1,) int32; `max_length`, tokens
+        of the longest example.
     """
     ids = [token for example in examples for token in example.input_ids]
     labels = [label for example in examples for label in example.labels]
     positions = [place for example in examples for place in range(len(example.input_ids))]
     columns = {"input_ids": ids, "position_ids": positions, "labels": labels}
-    return {name: torch.tensor([values]) for name, values in columns.items()}
+    lengths = [len(example.input_ids) for example in examples]
+    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    packed: dict[str, Any] = {name: torch.tensor([values]) for name, values in columns.items()}
+    return packed | {"cu_seq_lens": starts, "max_length": max(lengths)}
 
 
 def supervised_nll(
@@ -163,6 +170,8 @@ def logits_at(
         inputs, columns = seq2seq.inputs, columns - seq2seq.starts[rows]
     elif cache is not None:
         inputs["past_key_values"] = cache
+    else:
+        inputs |= lengths_arguments(model, batch)
     with head_at(head or model.get_output_embeddings(), rows, columns):
         logits: torch.Tensor = model(**inputs, use_cache=cache is not None).logits
     if logits.shape[:2] != (1, len(rows)):

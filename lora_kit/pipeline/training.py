@@ -242,9 +242,9 @@ def _masked(
 ) -> PreparedData:
     """Remove the labels of tokens that are improbable under the base, and report their number."""
     state = process_state()
-    most = MicroBatcher.of(recipe, state.num_processes, state.device).largest_pass_tokens(
-        data.lengths
-    )
+    attention = backbone.spec.attention
+    batcher = MicroBatcher.of(recipe, state.num_processes, state.device, attention)
+    most = batcher.largest_pass_tokens(data.lengths)
     left = mask_improbable_tokens(data, model, backbone, spec, most)
     before, after = data.counts.supervised_tokens, left.counts.supervised_tokens
     say(

@@ -244,7 +244,7 @@ def _with_backbone_and_virtual_tokens(context: PreflightContext) -> bool:
 
 def _with_packing(context: PreflightContext) -> bool:
     runs = _with_model(context) and _with_examples(context) and _with_weights(context)
-    return runs and context.recipe.data.packing
+    return runs and bool(context.packing)
 
 
 # What a launch can do with a recipe, whatever the backbone.

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_kit.backbone.load import Backbone
+from lora_kit.data.batches import resolve_packing
 from lora_kit.data.supervision import Example
+from lora_kit.recipe.data import Packing
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.launch import Launch
+from lora_kit.runtime.processes import process_state
 from lora_kit.training.retention.texts import RetentionTexts
 
 if TYPE_CHECKING:
@@ -41,6 +44,12 @@ class PreflightContext:
         """The backbone, for checks that apply only if one is loaded."""
         assert self.backbone is not None
         return self.backbone
+
+    @property
+    def packing(self) -> Packing:
+        """`data.packing`, its default resolved for the backbone and this machine."""
+        device = process_state().device.type
+        return resolve_packing(self.recipe, self.loaded_backbone.spec.attention, device)
 
     @property
     def adapted_model(self) -> PeftModel:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_kit.backbone.attention import expected_attention
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
 from lora_kit.preflight.device import DeviceMemory, find_memory
@@ -93,17 +94,18 @@ def forecast(
     Raises:
         TrainingError: if no gradient reaches the adapter.
     """
-    state = process_state()
-    batcher = MicroBatcher.of(recipe, state.num_processes, state.device)
+    state, attention = process_state(), backbone.spec.attention
+    batcher = MicroBatcher.of(recipe, state.num_processes, state.device, attention)
     batch = largest_micro_batch(data, batcher)
     device: Device = "cpu" if state.device.type == "cpu" else "cuda"
     base = libraries_memory() if device == "cpu" else CUDA_BASE
     found = find_memory(state.device)
     config = backbone.model.config
-    memory = estimate_memory(recipe, config, batch, device, base)
+    loaded = recipe.model_copy(update={"backbone": backbone.spec})
+    memory = estimate_memory(loaded, config, batch, device, base)
     on_gpu = estimate_on_gpu(recipe, config, data) if device == "cpu" else None
     if memory.total > found.available:
-        change = find_fitting_change(recipe, config, batch, batcher, device, base, found.available)
+        change = find_fitting_change(loaded, config, batch, batcher, device, base, found.available)
         return Forecast(memory, found, change, on_a_gpu=on_gpu)
     if not backbone.has_weights:
         return Forecast(memory, found, on_a_gpu=on_gpu)
@@ -120,7 +122,8 @@ def estimate_time(
         TrainingError: if no gradient reaches the adapter.
     """
     state, spec = process_state(), recipe.training
-    batcher = MicroBatcher.of(recipe, state.num_processes, state.device)
+    attention = backbone.spec.attention
+    batcher = MicroBatcher.of(recipe, state.num_processes, state.device, attention)
     steps = optimizer_steps(data.size, spec)
     measured = time_micro_batch(model, backbone, data, batcher, spec.gradient_checkpointing)
     duration = estimate_duration(
@@ -137,8 +140,8 @@ def estimate_on_gpu(recipe: Recipe, config: PretrainedConfig, data: PreparedData
     Raises:
         LoraKitError: as in `estimate_memory`.
     """
-    recipe = with_gpu_dtype(recipe)
-    batcher = MicroBatcher.of(recipe, 1, torch.device("cuda"))
+    recipe = as_on_gpu(recipe, config)
+    batcher = MicroBatcher.of(recipe, 1, torch.device("cuda"), recipe.backbone.attention)
     return estimate_memory(recipe, config, largest_micro_batch(data, batcher), "cuda", CUDA_BASE)
 
 
@@ -152,8 +155,8 @@ def estimate_per_process(
             there are processes.
     """
     on_gpus = file.device.type == "cuda"
-    recipe = with_gpu_dtype(recipe) if on_gpus else recipe
-    batcher = MicroBatcher.of(recipe, file.launch.processes, file.device)
+    recipe = as_on_gpu(recipe, config) if on_gpus else recipe
+    batcher = MicroBatcher.of(recipe, file.launch.processes, file.device, recipe.backbone.attention)
     batch = largest_micro_batch(data, batcher)
     base = CUDA_BASE if on_gpus else libraries_memory()
     device: Device = "cuda" if on_gpus else "cpu"
@@ -182,4 +185,12 @@ def with_gpu_dtype(recipe: Recipe) -> Recipe:
     if recipe.backbone.dtype != "auto":
         return recipe
     backbone = recipe.backbone.model_copy(update={"dtype": "bfloat16"})
+    return recipe.model_copy(update={"backbone": backbone})
+
+
+def as_on_gpu(recipe: Recipe, config: PretrainedConfig) -> Recipe:
+    """Return the recipe with dtype and attention `auto` resolved as on a GPU."""
+    recipe = with_gpu_dtype(recipe)
+    attention = expected_attention(recipe.backbone, config, "cuda")
+    backbone = recipe.backbone.model_copy(update={"attention": attention})
     return recipe.model_copy(update={"backbone": backbone})

@@ -154,7 +154,8 @@ def _rows_assignment(
     batch: MicroBatch, batcher: MicroBatcher, rows: int, length: int
 ) -> tuple[str, ...]:
     """Return the assignment that sets the rows of a forward pass; none for a pack, a single row."""
-    if batcher.packing or (rows, length) == (batch.rows, batch.length):
+    packed = batcher.packing and not batcher.unpadded
+    if packed or (rows, length) == (batch.rows, batch.length):
         return ()
     if batcher.tokens:
         # With the old token limit, more of the shorter rows would fit than intended.

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from lora_kit.backbone.attention import lengths_arguments
 from lora_kit.backbone.blocks import find_blocks
 from lora_kit.data.supervision import Example
+from lora_kit.modeling.likelihood import pack_examples, to_device
 from lora_kit.modeling.modes import eval_mode
 
 TOKENS = 16
@@ -55,18 +57,17 @@ def _kind(block: torch.nn.Module) -> tuple[object, ...]:
 def packed_difference(model: Any, examples: Sequence[Example]) -> float:
     """Return the largest difference between an example's logits alone and in a packed row.
 
-    Without an attention mask, transformers separates packed examples by positions that restart at
-    0. Only a forward pass shows if a backbone's attention respects them.
+    Packed examples are separated by positions that restart at 0, or by their lengths. Only a
+    forward pass shows if a backbone's attention respects them.
 
     Args:
         model: causal language model.
         examples: examples, of which the first tokens of the first and the last are used.
     """
-    first, second = (list(examples[index].input_ids[:TOKENS]) for index in (0, -1))
+    first, second = (_beginning(examples[index]) for index in (0, -1))
     with eval_mode(model):
-        packed = _logits(model, [*first, *second], [*range(len(first)), *range(len(second))])
-        alone = _logits(model, second, list(range(len(second))))
-    return float((packed[len(first) :] - alone).abs().max())
+        packed, alone = _logits(model, [first, second]), _logits(model, [second])
+    return float((packed[len(first.input_ids) :] - alone).abs().max())
 
 
 @torch.inference_mode()
@@ -79,18 +80,20 @@ def logit_spacing(model: Any, examples: Sequence[Example]) -> float:
         model: causal language model.
         examples: examples, of which the first tokens of the last are used.
     """
-    ids = list(examples[-1].input_ids[:TOKENS])
-    largest = float(_logits(model, ids, list(range(len(ids)))).abs().max())
+    largest = float(_logits(model, [_beginning(examples[-1])]).abs().max())
     dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point}
     return max(torch.finfo(dtype).eps for dtype in dtypes) * largest
 
 
-def _logits(model: Any, ids: list[int], positions: list[int]) -> torch.Tensor:
-    """Return the logits of one row, (length, vocabulary) float32."""
-    device = next(model.parameters()).device
+def _beginning(example: Example) -> Example:
+    return Example(example.input_ids[:TOKENS], example.labels[:TOKENS])
+
+
+def _logits(model: Any, examples: Sequence[Example]) -> torch.Tensor:
+    """Return the logits of examples packed as in a training, (tokens, vocabulary) float32."""
+    batch = to_device(pack_examples(examples), next(model.parameters()).device)
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     logits: torch.Tensor = model(
-        input_ids=torch.tensor([ids], device=device),
-        position_ids=torch.tensor([positions], device=device),
-        use_cache=False,
+        **inputs, **lengths_arguments(model, batch), use_cache=False
     ).logits
     return logits[0].float()

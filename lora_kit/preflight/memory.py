@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lora_kit.backbone.attention import FLASH
+from lora_kit.backbone.attention import WITH_LENGTHS
 from lora_kit.backbone.load import compute_dtype
+from lora_kit.backbone.varlen import VARLEN
 from lora_kit.modeling.checkpointing import disable_checkpointing, enable_checkpointing
 from lora_kit.modeling.likelihood import (
     chunk_tokens,
@@ -149,10 +150,12 @@ def footprint(
     """
     dtype = compute_dtype(recipe.backbone)
     quantization, attention = recipe.backbone.quantization, recipe.backbone.attention
-    if attention == FLASH:
-        # FlashAttention's kernels do not run on fake tensors. Their memory is that of sdpa without
-        # a mask: both are linear in the length, and FlashAttention separates rows by their lengths.
-        attention, batch = "sdpa", replace(batch, masked=False)
+    if attention in WITH_LENGTHS:
+        # Their kernels do not run on fake tensors. Their memory is that of sdpa without a mask:
+        # both are linear in the length, and examples are separated by their lengths. With
+        # `varlen`, padded rows have a mask.
+        padded = attention == VARLEN and batch.rows > 1
+        attention, batch = "sdpa", replace(batch, masked=batch.masked and padded)
     fake = build_fake_model(
         config, recipe.adapter, quantization, dtype, attention, on_gpu=device == "cuda"
     )

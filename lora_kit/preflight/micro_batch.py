@@ -58,12 +58,26 @@ def largest_micro_batch(data: PreparedData, batcher: MicroBatcher) -> MicroBatch
         fitting = max(batcher.tokens // longest, 1) if batcher.tokens else batcher.rows
         indices = order[: min(batcher.rows, fitting)]
     chosen = lengths[indices]
+    if batcher.unpadded:
+        return _unpadded(data, batcher, indices)
     supervised = data.table.column("supervised").to_numpy()[indices]
     return MicroBatch(
         rows=1 if batcher.packing else len(indices),
         length=int(chosen.sum() if batcher.packing else chosen.max()),
         supervised=int(supervised.sum()),
         masked=len(indices) > 1 if batcher.packing else len(set(chosen.tolist())) > 1,
+    )
+
+
+def _unpadded(data: PreparedData, batcher: MicroBatcher, indices: NDArray[np.int64]) -> MicroBatch:
+    """Return a pack that costs as much as rows of its examples, of equal length."""
+    chosen = data.lengths[indices]
+    mean = math.ceil(int(chosen.sum()) / len(indices))
+    return MicroBatch(
+        rows=len(indices),
+        length=mean if batcher.tokens else int(chosen.max()),
+        supervised=int(data.table.column("supervised").to_numpy()[indices].sum()),
+        masked=False,
     )
 
 

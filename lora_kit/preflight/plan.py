@@ -8,10 +8,12 @@ from itertools import groupby
 from typing import Any
 
 from lora_kit.adapter.attach import Coverage, coverage
+from lora_kit.backbone.attention import expected_attention
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.audit.findings import Audit
+from lora_kit.data.batches import resolve_packing
 from lora_kit.data.dataset import mix_replay, open_rows, training_classes, validation_rows
 from lora_kit.data.prepared import Counts, PreparedData
 from lora_kit.data.supervision import IGNORE_INDEX, Example
@@ -37,7 +39,7 @@ from lora_kit.preflight.prepare import PreparedTraining, prepare_training
 from lora_kit.preflight.speed_hints import speed_hints
 from lora_kit.preflight.suite_power import SuitePower, compute_suite_power
 from lora_kit.recipe.adapter import NOT_MERGED
-from lora_kit.recipe.data import SELF
+from lora_kit.recipe.data import SELF, Packing
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import MissingBackboneError
@@ -75,6 +77,8 @@ class BackbonePlan:
         merged: memory of the evaluation of the merged model; `None` without a forecast, or if the
             adapter cannot be merged.
         unused_by_task: items with a column that is not used, by its name, by task.
+        attention: attention implementation of the training.
+        packing: `data.packing`, its default resolved for the machine of the training.
     """
 
     fingerprint: str | None
@@ -90,6 +94,8 @@ class BackbonePlan:
     assumed_seconds: Mapping[str, float]
     merged: MergedMemory | None
     unused_by_task: Mapping[str, Mapping[str, int]]
+    attention: str
+    packing: Packing
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,8 @@ class Plan:
             if found
             else [],
             "hints": [hint.to_dict() for hint in found.hints] if found else [],
+            "attention": found.attention if found else None,
+            "packing": found.packing if found else None,
         }
 
 
@@ -232,6 +240,10 @@ def _plan_on_backbone(
     machine: Forecast | None = None
     timing: TimeEstimate | None = None
     memory_per_process: MemoryEstimate | None = None
+    attention, device = backbone.spec.attention, process_state().device.type
+    if launch_file:
+        device = launch_file.device.type
+        attention = expected_attention(recipe.backbone, backbone.model.config, device)
     seconds: dict[str, float] = {}
     is_estimated = backbone.head is None and not is_encoder_decoder(backbone.model)
     if launch_file and is_estimated:
@@ -277,6 +289,8 @@ def _plan_on_backbone(
         assumed_seconds=seconds,
         merged=merged,
         unused_by_task={one.name: one.task.unused for one in work if one.task.unused},
+        attention=attention,
+        packing=resolve_packing(recipe, attention, device),
     )
 
 

@@ -20,11 +20,17 @@ from lora_kit.preflight.show_estimate import (
     show_merged,
     show_on_a_gpu,
 )
+from lora_kit.recipe.data import Packing
 from lora_kit.recipe.objective import HEADED
 from lora_kit.runtime.console import visible
 
 # Units of a step's batch, for objectives whose unit is not an example.
 UNITS = {"dpo": "pairs", "orpo": "pairs", "reward": "pairs", "kto": "answers", "grpo": "prompts"}
+PACKINGS: dict[Packing, str] = {
+    True: "packed rows",
+    False: "padded rows",
+    "unpadded": "rows without padding",
+}
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -100,6 +106,7 @@ def _facts(plan: Plan) -> dict[str, str]:
         ]
         if unused:
             facts["not used"] = ", ".join(unused)
+        facts["attention"] = f"{found.attention}, {PACKINGS[found.packing]}"
         covered = found.coverage
         facts["parameters"] = (
             f"{covered.trainable_parameters:,} of {covered.total_parameters:,} trained"

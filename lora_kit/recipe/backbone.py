@@ -9,7 +9,7 @@ from lora_kit.recipe.section import Section
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
-Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+Attention = Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
 
 
 class BackboneSpec(Section):
@@ -28,5 +28,8 @@ class BackboneSpec(Section):
     """Licence of the model for the release's card, as an SPDX id (`Apache-2.0`) or a text. Default:
     what the alias, the README.md beside the weights or the GGUF file says."""
     attention: Attention = "auto"
-    """Attention implementation. `auto`: transformers' choice, for most models `sdpa`.
-    `flash_attention_2` needs a GPU and the package flash-attn."""
+    """Attention implementation. `auto`: on a GPU `varlen` for the models that it can compute, else
+    transformers' choice, for most models `sdpa`. `varlen`: packed examples are separated by their
+    lengths, not by a mask, by torch's flash attention on a GPU (bfloat16 or float16) and one after
+    the other on a CPU. `flash_attention_2` and `flash_attention_3` need a GPU and the package
+    flash-attn or flash-attn-3."""

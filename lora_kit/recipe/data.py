@@ -20,6 +20,7 @@ RowFormat = Literal[
     "preference",
     "text-label",
 ]
+Packing = bool | Literal["unpadded"]
 LicenseName = Annotated[str, Field(min_length=1, max_length=200)]
 
 # The replay source of rows that the base generates.
@@ -103,8 +104,10 @@ class DataSpec(Section):
     overflow: Literal["truncate", "split"] = "truncate"
     """Texts (not conversations) longer than `max_length`: `truncate` them, or `split` them into
     examples in which each token is trained on once."""
-    packing: bool = False
-    """Fill rows of `max_length` tokens with several examples that do not attend to one another.
-    Faster with flash attention, slower on a CPU."""
+    packing: Packing | None = None
+    """Examples in one row that do not attend to one another. `true`: fill rows of `max_length`
+    tokens. `unpadded`: the examples of a forward pass, without padding. `false`: pad the rows of a
+    forward pass. Default: `unpadded` on a GPU with attention `varlen` or flash attention, which is
+    faster than padding there, else `false`."""
     audit: AuditSpec = AuditSpec()
     """Limits of the audit."""

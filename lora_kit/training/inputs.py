@@ -57,7 +57,9 @@ class TrainingInputs:
             TrainingError: if there are more processes than examples in a step.
         """
         state = process_state()
-        return MicroBatcher.of(self.recipe, state.num_processes, state.device)
+        return MicroBatcher.of(
+            self.recipe, state.num_processes, state.device, self.backbone.spec.attention
+        )
 
     @cached_property
     def max_tokens_per_pass(self) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lora_kit.data.batches import split_micro_batches
+from lora_kit.backbone.attention import WITH_LENGTHS
+from lora_kit.data.batches import resolve_packing, split_micro_batches
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.likelihood import pack_examples, pad_examples
 from lora_kit.recipe.objective import PAIRED
@@ -42,29 +43,42 @@ class MicroBatcher:
         rows: maximum examples of a forward pass.
         tokens: maximum tokens of a forward pass, padding included; `None` for no limit.
         packing: if true, the examples of a pass are packed into one row.
+        unpadded: if true, a pack is as large as the padded rows of a pass without their padding,
+            and needs no mask.
     """
 
     share: int
     rows: int
     tokens: int | None = None
     packing: bool = False
+    unpadded: bool = False
 
     @classmethod
-    def of(cls, recipe: Recipe, processes: int, device: torch.device) -> MicroBatcher:
+    def of(
+        cls, recipe: Recipe, processes: int, device: torch.device, attention: str
+    ) -> MicroBatcher:
         """Return the division that the recipe's training uses.
+
+        Args:
+            recipe: the recipe.
+            processes: number of processes of the training.
+            device: device of the training.
+            attention: attention implementation of the backbone there.
 
         Raises:
             TrainingError: if there are more processes than examples in a step.
         """
-        spec, packing = recipe.training, recipe.data.packing
+        spec, packing = recipe.training, resolve_packing(recipe, attention, device.type)
+        filled = packing is True
         # Both answers of a pair go through the model in one pass.
         each = 2 if spec.objective in PAIRED else 1
         micro = each * micro_batch_size(spec, processes, device)
         share = each * max_examples_per_process(spec, processes)
         # The size of a pack is limited by its tokens, not by its number of examples.
-        rows = share if packing else micro
-        tokens = spec.max_tokens_per_batch or (recipe.data.max_length if packing else None)
-        return cls(share, rows, tokens, packing)
+        rows = share if filled else micro
+        tokens = spec.max_tokens_per_batch or (recipe.data.max_length if filled else None)
+        unpadded = packing == "unpadded" and attention in WITH_LENGTHS
+        return cls(share, rows, tokens, bool(packing), unpadded)
 
     def passes(self, lengths: NDArray[np.int32]) -> list[ForwardPass]:
         """Return the forward passes of an epoch in the order of the data.
@@ -106,7 +120,7 @@ class MicroBatcher:
         """Split the examples of a step into forward passes, longest first."""
         return split_micro_batches(step, self.rows, self.tokens, self.packing)
 
-    def tensors(self, step: Sequence[Example], pad_token_id: int) -> list[dict[str, torch.Tensor]]:
+    def tensors(self, step: Sequence[Example], pad_token_id: int) -> list[dict[str, Any]]:
         """Return the model inputs of a step's forward passes, longest first.
 
         Args:
@@ -119,7 +133,7 @@ class MicroBatcher:
         """
         return [self.collate(group, pad_token_id) for group in self.split(step)]
 
-    def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
+    def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, Any]:
         """Return the model inputs of one forward pass, packed or padded, as `tensors` does."""
         return pack_examples(examples) if self.packing else pad_examples(examples, pad_token_id)
 

@@ -15,6 +15,7 @@ from lora_kit.runs.directory import (
     last_run_directory,
     new_run_directory,
 )
+from lora_kit.runs.record import resolve_recipe
 from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.machine import GpuPeak
 from lora_kit.runtime.processes import broadcast_from_main
@@ -88,7 +89,7 @@ def require_same_training(
     Raises:
         RecipeError: naming the differences.
     """
-    resolved = recipe.model_copy(update={"backbone": backbone.spec})
+    resolved = resolve_recipe(recipe, backbone)
     before = training_fields(run.load_recipe().model_dump(mode="json"))
     now = training_fields(resolved.model_dump(mode="json"))
     changed = [

@@ -184,7 +184,7 @@ def foretold(setting: Setting) -> int:
 
     recipe = recipe_of(setting)
     config = AutoConfig.from_pretrained(resolve(recipe.backbone).directory)
-    batcher = MicroBatcher.of(recipe, 1, torch.device("cpu"))
+    batcher = MicroBatcher.of(recipe, 1, torch.device("cpu"), "sdpa")
     batch = largest_micro_batch(prepared(examples_of(setting)), batcher)
     return estimate_memory(recipe, config, batch, "cpu", libraries_memory()).total
 
@@ -228,7 +228,7 @@ def measured_time() -> dict[str, float]:
     rows, _ = training_rows(data_spec, recipe.seed)
     data = prepare(rows, backbone.tokenizer, data_spec)
     model = attach(backbone, recipe.adapter, recipe.seed)
-    batcher = MicroBatcher.of(recipe, 1, process_state().device)
+    batcher = MicroBatcher.of(recipe, 1, process_state().device, "sdpa")
     tried = time_micro_batch(model, backbone, data, batcher, recipe.training.gradient_checkpointing)
     expected = estimate_duration(tried, data.lengths, data.lengths[:0], recipe.training, batcher)
     with tempfile.TemporaryDirectory() as folder:

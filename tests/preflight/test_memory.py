@@ -174,6 +174,11 @@ def test_flash_attention_makes_no_mask() -> None:
     assert flash.total < sdpa.total
 
 
+def test_varlen_makes_no_mask_for_a_pack() -> None:
+    pack = MicroBatch(rows=1, length=64, supervised=32, masked=True)
+    assert not of(recipe(attention="varlen"), pack).batch.masked
+
+
 def test_dropout_and_a_higher_rank_are_counted() -> None:
     plain = of(recipe())
     changed = recipe().model_copy(update={"adapter": AdapterSpec(rank=64, dropout=0.1)})
@@ -201,6 +206,10 @@ def test_the_largest_micro_batch_is_made_of_the_longest_examples() -> None:
     packed = largest(rows=4, tokens=64, packing=True)
     assert (packed.rows, packed.length, packed.masked) == (1, 60, True)
     assert largest(rows=4, tokens=45, packing=True).length == 40, "a shorter one finds room"
+    unpadded = largest_micro_batch(data, MicroBatcher(4, 3, None, packing=True, unpadded=True))
+    assert (unpadded.rows, unpadded.length, unpadded.masked) == (3, 30, False)
+    limited = largest_micro_batch(data, MicroBatcher(4, 4, 64, packing=True, unpadded=True))
+    assert (limited.rows, limited.length) == (2, 30)
 
 
 def test_a_misspelt_target_is_refused_without_weights() -> None:

@@ -113,10 +113,10 @@ def test_steps_are_cut_as_the_training_cuts_them(tiny_recipe: Recipe) -> None:
         update={"training": TrainingSpec(batch_size=8, micro_batch_size=2)}
     )
     device = torch.device("cpu")
-    assert MicroBatcher.of(recipe, 2, device) == MicroBatcher(share=4, rows=2)
+    assert MicroBatcher.of(recipe, 2, device, "sdpa") == MicroBatcher(share=4, rows=2)
     packing = recipe.data.model_copy(update={"packing": True, "max_length": 64})
     packed = recipe.model_copy(update={"data": packing})
-    assert MicroBatcher.of(packed, 1, device) == MicroBatcher(8, 8, 64, packing=True)
+    assert MicroBatcher.of(packed, 1, device, "sdpa") == MicroBatcher(8, 8, 64, packing=True)
 
 
 def test_a_pack_is_tried_out_where_the_training_packs(
