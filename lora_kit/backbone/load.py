@@ -142,7 +142,6 @@ def _read(
     gpus: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
     """Read model and tokenizer, and the names of parameters without weights in the files."""
-    device = process_state().device
     attention: dict[str, Any] = _attention(files, spec, dtype, classes)
     setting = f" with backbone.attention: {spec.attention}" if attention else ""
     model, loading = open_model(

@@ -25,7 +25,13 @@ def resolve_packing(recipe: Recipe, attention: str, device_type: str) -> Packing
     """
     if recipe.data.packing is not None:
         return recipe.data.packing
-    separable = recipe.training.objective in LANGUAGE_MODELING and not recipe.adapter.virtual_tokens
+    training = recipe.training
+    separable = (
+        training.objective in LANGUAGE_MODELING
+        and not recipe.adapter.virtual_tokens
+        # Its noise is scaled by the length of a row.
+        and training.neftune_noise_alpha is None
+    )
     if device_type == "cuda" and attention in WITH_LENGTHS and separable:
         return "unpadded"
     return False

@@ -24,6 +24,7 @@ from lora_kit.preflight.launch_checks import (
     refuse_retention_when_sharded,
     refuse_sharded_quantization,
     refuse_sharded_virtual_tokens,
+    require_available_acceleration,
     require_equal_shares,
     require_full_gradients,
     require_weights_on_process_device,
@@ -260,6 +261,7 @@ LAUNCH_CHECKS = (
 )
 CHECKS = (
     PreflightCheck("launch", _always, refuse_launch_fallback),
+    PreflightCheck("acceleration", _always, require_available_acceleration),
     *LAUNCH_CHECKS,
     PreflightCheck("device", _with_weights, require_weights_on_process_device),
     PreflightCheck("repacking", _with_backbone, refuse_repacked_weights),

@@ -9,10 +9,12 @@ from lora_kit.recipe.objective import PREFERENCE
 from lora_kit.runtime.errors import BackboneError, TrainingError
 from lora_kit.runtime.launch import (
     ZERO_WEIGHTS_STAGE,
+    current_launch,
     require_requested_launch,
     unshardable_reason,
 )
 from lora_kit.runtime.processes import process_state
+from lora_kit.training.acceleration import require_acceleration
 from lora_kit.training.step_sizes import answers_per_process
 
 DDP_FIX = "Fix: launch with accelerate_configs/ddp.yaml"
@@ -129,6 +131,15 @@ def refuse_sharded_virtual_tokens(context: PreflightContext) -> None:
             f"adapter.method: {method}: its virtual tokens go through the backbone in a separate "
             f"forward pass, for which FSDP and DeepSpeed gather no weights. {DDP_FIX}"
         )
+
+
+def require_available_acceleration(context: PreflightContext) -> None:
+    """Refuse with TrainingError options of `training` that lack a package, device or launch."""
+    backbone = context.backbone
+    model_type = str(backbone.model.config.model_type) if backbone else ""
+    # A plan for other machines is made without their devices and packages.
+    device = process_state().device if context.launch == current_launch() else None
+    require_acceleration(context.recipe.training, context.launch, device, model_type)
 
 
 def refuse_partitioned_objective(context: PreflightContext) -> None:

@@ -23,8 +23,10 @@ from lora_kit.modeling.likelihood import (
 from lora_kit.preflight.allocation_tracker import AllocationTracker
 from lora_kit.preflight.fake_model import FakeModel, build_fake_model
 from lora_kit.preflight.micro_batch import MicroBatch
+from lora_kit.preflight.optimizer_memory import FLOAT32, state_bytes, state_name
 from lora_kit.preflight.sharding import Sharding
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.training import Optimizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -42,9 +44,6 @@ HELD_BY_OLD_GLIBC, HELD_WITH_CHECKPOINTING = 1.75, 0.75
 GLIBC_WITH_REUSE = (2, 38)
 # CUDA context with the kernels of torch and the workspace of cuBLAS. Not measured here.
 CUDA_BASE = 700 * 2**20
-# AdamW has two moments per parameter (Loshchilov & Hutter 2019, arXiv:1711.05101).
-MOMENTS = 2
-FLOAT32 = 4
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,7 @@ class Footprint:
         frozen: bytes of the backbone, by purpose.
         passes: bytes of a forward and backward pass at their peak, by purpose.
         allocator: bytes that the allocator holds beyond live tensors.
+        optim: optimizer.
     """
 
     device: Device
@@ -91,10 +91,13 @@ class Footprint:
     frozen: dict[str, int]
     passes: dict[str, int]
     allocator: int
+    optim: Optimizer
 
     def per_process(self, sharding: Sharding) -> MemoryEstimate:
         """Return the peak memory of one process under a sharding."""
         masters = FLOAT32 * self.fake.adapter_parameters
+        trained = (p for p in self.fake.model.parameters() if p.requires_grad)
+        state = state_bytes(self.optim, trained)
         components = {
             "libraries": self.libraries,
             **{name: math.ceil(size / sharding.weights) for name, size in self.frozen.items()},
@@ -102,7 +105,7 @@ class Footprint:
             "adapter (float32)": math.ceil(masters / sharding.weights),
             "adapter gradients": math.ceil(masters / sharding.gradients),
             "gradient buckets": masters if sharding.buckets else 0,
-            "AdamW moments": math.ceil(MOMENTS * masters / sharding.moments),
+            state_name(self.optim): math.ceil(state / sharding.moments),
             **self.passes,
             "allocator overhead": self.allocator,
         }
@@ -169,6 +172,7 @@ def footprint(
         fake=fake,
         frozen=_frozen(fake, config, dtype, device),
         passes=passes,
+        optim=recipe.training.optim,
         allocator=_allocator(fake, batch, dtype, recomputed, device, sum(passes.values())),
     )
 

@@ -42,6 +42,7 @@ RULES: tuple[Rule, ...] = (
     training.uneven_micro_batches,
     training.decay_without_wsd,
     training.decisions_without_validation,
+    training.noise_on_packed_rows,
     training.conflict_of_one_source,
     retention.ewc_without_lora,
     retention.two_ways_to_keep_weights,

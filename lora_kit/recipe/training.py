@@ -18,6 +18,27 @@ from lora_kit.recipe.section import (
     Share,
 )
 
+ADAMW = ("adamw_torch", "adamw_torch_fused")
+Optimizer = Literal[
+    "adamw_torch_fused",
+    "adamw_torch",
+    "adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adafactor",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "rmsprop",
+    "adagrad",
+    "sgd",
+]
+
 
 class GradientConflictSpec(Section):
     """Several tasks in one adapter, one for each source of `data.train`."""
@@ -60,7 +81,11 @@ class TrainingSpec(Section):
     `grpo.num_generations`. For kto: examples over which the divergence is estimated, shared by all
     processes."""
     learning_rate: Positive = 2e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
+    optim: Optimizer = "adamw_torch_fused"
+    """Optimizer, by its name in transformers. `8bit` stores its state in 8 bits (Dettmers et al.
+    2022, arXiv:2110.02861); `paged` lets the state leave a full GPU for main memory. Only the
+    `adamw_torch` ones under FSDP and DeepSpeed."""
     max_tokens_per_batch: Count | None = None
     """Tokens of a forward pass and process, padding included; fewer need less memory."""
     lr_scheduler: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
@@ -80,11 +105,26 @@ class TrainingSpec(Section):
     gradual_unfreezing_steps: Count | None = None
     """Unfreeze one more block, last to first, every so many optimizer steps."""
     weight_decay: NotNegative = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Weight decay; decoupled from the gradient with AdamW and most others."""
     max_grad_norm: Positive = 1.0
     """Largest norm of the gradients; larger ones are scaled down to it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, far less memory."""
+    activation_offloading: bool = False
+    """Keep activations in main memory until the backward pass, on a GPU. For the objectives sft and
+    text. The estimate of memory does not heed it, and is too high then."""
+    compile: bool = False
+    """Compile each transformer block with torch.compile: minutes at the start, fewer and larger
+    kernels then; the same loss up to rounding. For the objectives sft and text. The estimate of
+    memory does not heed it."""
+    liger: bool = False
+    """Liger's kernels for norms, rotary positions and gated layers, on a GPU, from the extra
+    `liger`; the loss stays that of this package. They stay in the process after training. For the
+    objectives sft and text. The estimate of memory does not heed it, and is too high then."""
+    neftune_noise_alpha: Positive | None = None
+    """NEFTune (Jain et al. 2023, arXiv:2310.05914): uniform noise on the embeddings, of this size
+    over the root of the number of a row's values; usually 5 to 15. For the objectives sft and
+    text; batches are padded then."""
     save_steps: Count = 100
     """Optimizer steps between two checkpoints, from which `--resume` continues."""
     save_total_limit: Count = 2

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.processes import process_state
+from lora_kit.training.acceleration import acceleration_arguments
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.step_sizes import max_examples_per_process
 from lora_kit.training.unused_parameters import may_be_unused
@@ -62,6 +63,7 @@ def training_arguments(kind: type[Arguments], inputs: TrainingInputs, **own: Any
         save_steps=spec.save_steps,
         report_to=[name for name in spec.report_to if name != "tensorboard"] or "none",
         disable_tqdm=True,
+        **acceleration_arguments(spec),
     )
     arguments: Arguments = kind(**(common | own))
     # Without a launcher, transformers would use nn.DataParallel on all visible GPUs, which splits

@@ -33,9 +33,8 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.files import read_json, whole_directory, write_json
 from lora_kit.runtime.hashes import changed_files, file_sha256
-from lora_kit.training import zero
+from lora_kit.training.optimizer_state import full_optimizer_state, restore_optimizer_state
 from lora_kit.training.retention.early_stopping import RetentionEarlyStopping
-from lora_kit.training.sharded import full_tensor, shard_like
 from lora_kit.training.trained_weights import Tensors, restore_weights, trained_weights
 from lora_kit.training.validation import Validation
 
@@ -86,7 +85,7 @@ def save(trainer: Checkpointed, keep: int) -> None:
     states = gather_object([_random_state()])
     # On all processes: sharded weights are gathered from all of them.
     weights = trained_weights(trainer.model)
-    optimizer = _full_optimizer_state(trainer.optimizer)
+    optimizer = full_optimizer_state(trainer.optimizer)
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
         path = folder / f"step-{trainer.state.global_step:06d}"
@@ -157,21 +156,6 @@ def _write(
     write_json(folder / FILES, {name: file_sha256(folder / name) for name in names})
 
 
-def _full_optimizer_state(optimizer: Any) -> tuple[Tensors, dict[str, Any]]:
-    """Return the optimizer's state as tensors for safetensors and values for JSON.
-
-    Keys are `index.name`, with the index of the parameter. A collective call.
-    """
-    state = zero.full_state(optimizer) if zero.has_zero_state(optimizer) else optimizer.state_dict()
-    parts: dict[int, dict[str, Any]] = state["state"]
-    flat = {f"{n}.{name}": value for n, part in parts.items() for name, value in part.items()}
-    tensors = {
-        name: full_tensor(value) for name, value in flat.items() if isinstance(value, torch.Tensor)
-    }
-    values = {name: value for name, value in flat.items() if name not in tensors}
-    return tensors, {"values": values, "groups": state["param_groups"]}
-
-
 def _random_state() -> Tensors:
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
@@ -235,31 +219,12 @@ def load_optimizer(trainer: Checkpointed, folder: Path) -> None:
             f"{len(groups)} in the checkpoint). Fix: resume with the version of lora-kit that "
             "wrote it, or drop --resume"
         )
-    _load_optimizer_state(trainer.optimizer, saved["optimizer"], load_file(folder / OPTIMIZER))
+    restore_optimizer_state(trainer.optimizer, saved["optimizer"], load_file(folder / OPTIMIZER))
     trainer.lr_scheduler.load_state_dict(saved["schedule"])
     scaler = getattr(trainer.accelerator, "scaler", None)
     if scaler is not None and saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])
     _load_counts(trainer, saved, folder)
-
-
-def _load_optimizer_state(optimizer: Any, saved: dict[str, Any], tensors: Tensors) -> None:
-    """Restore a state of `_full_optimizer_state`, of any launcher and number of processes."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **saved["values"]}.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    for group in saved["groups"]:
-        group["betas"] = tuple(group["betas"])
-    if zero.has_zero_state(optimizer):
-        zero.load_full_state(optimizer, {"state": state, "param_groups": saved["groups"]})
-        return
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    sharded = {
-        index: {name: shard_like(trained[index], value) for name, value in part.items()}
-        for index, part in state.items()
-    }
-    optimizer.load_state_dict({"state": sharded, "param_groups": saved["groups"]})
 
 
 def _load_counts(trainer: Checkpointed, saved: dict[str, Any], folder: Path) -> None:

@@ -18,6 +18,7 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.console import Meter
 from lora_kit.runtime.processes import any_process, process_state
 from lora_kit.training import checkpoints
+from lora_kit.training.acceleration import compile_blocks
 from lora_kit.training.arguments import training_arguments
 from lora_kit.training.callbacks import Interruption, MetricsLog, SamplerEpochs
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
@@ -69,6 +70,8 @@ class TrainingSetup:
             progress: progress bar.
         """
         recipe, run = inputs.recipe, inputs.run
+        if recipe.training.compile:
+            compile_blocks(inputs.model)
         is_main = process_state().is_main_process
         metrics = trainer_class(recipe.training.objective).logged_metrics
         plot = partial(plot_training, validation=(None, None), path=run.training_plot)

@@ -43,6 +43,8 @@ class StepTrainer(CheckpointedTrainer):
 
     optimizer: Any
     logged_metrics = ("kl",)
+    # TRL's name; its SFTTrainer sets it for `activation_offloading`.
+    maybe_activation_offload_context: AbstractContextManager[Any] = nullcontext()
 
     def __init__(
         self,
@@ -211,7 +213,9 @@ class StepTrainer(CheckpointedTrainer):
             is_last = number == len(batches)
             # DeepSpeed takes the optimizer step in the backward pass for which this is true.
             self.accelerator.gradient_state._set_sync_gradients(is_last)
-            with nullcontext() if is_last else self.accelerator.no_sync(model):
+            synced = nullcontext() if is_last else self.accelerator.no_sync(model)
+            # One pass at a time: offloaded activations come back in its backward pass.
+            with synced, self.maybe_activation_offload_context:
                 with self.compute_loss_context_manager(), self._autocast():
                     prepared = self._prepare_inputs(to_device(batch, self.args.device))
                     loss = self.compute_loss(model, prepared, num_items_in_batch=num_items_in_batch)

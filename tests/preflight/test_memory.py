@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, Trainer, TrainingArguments
 
 from lora_kit.adapter import attach
 from lora_kit.backbone.files import resolve
@@ -18,12 +18,15 @@ from lora_kit.preflight.fake_model import build_fake_model, stored_bytes
 from lora_kit.preflight.gpus import find_fitting_change, fitting_gpus
 from lora_kit.preflight.memory import Device, MemoryEstimate, estimate_memory
 from lora_kit.preflight.micro_batch import MicroBatch, largest_micro_batch
+from lora_kit.preflight.optimizer_memory import state_bytes
 from lora_kit.preflight.show_estimate import show_estimate
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.training import Optimizer
 from lora_kit.runtime.errors import AdapterError
 from lora_kit.training.micro_batcher import MicroBatcher
+from lora_kit.training.optimizer_state import split_state
 from tests.benchmarks.estimate import Setting, foretold, in_process, prepared
 
 
@@ -144,6 +147,20 @@ def test_inputs_of_lora_that_are_not_cast_are_not_counted(monkeypatch: pytest.Mo
     found = of(recipe("none"), batch).components["activations"]
     monkeypatch.setattr(attach, "leave_out_input_casts", lambda _: None)
     assert found < 0.9 * of(recipe("none"), batch).components["activations"]
+
+
+def test_the_state_of_an_optimizer_is_counted_as_it_stores_it(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(96, 64), torch.nn.Linear(64, 2))
+    for optim in get_args(Optimizer):
+        arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, optim=optim)
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        optimizer = kind(model.parameters(), **options)
+        model(torch.randn(4, 96)).sum().backward()
+        optimizer.step()
+        # Lookup tables of 256 values are shared by all tensors.
+        tensors, _ = split_state(optimizer.state_dict()["state"])
+        held = sum(t.nbytes for name, t in tensors.items() if t.dim() and "qmap" not in name)
+        assert state_bytes(optim, model.parameters()) == held, optim
 
 
 def test_recomputing_activations_holds_far_fewer_of_them() -> None:

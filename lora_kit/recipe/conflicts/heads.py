@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_kit.recipe.classification import NOT_OF_A_HEAD
-from lora_kit.recipe.conflicts.objective import OBJECTIVE
+from lora_kit.recipe.conflicts.objective import OBJECTIVE, OF_LANGUAGE_MODELING
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.problem import Problem, conflict
 from lora_kit.recipe.sections import HEAD_ARMS, PROBE, MergeSpec, RecipeSections
@@ -43,8 +43,10 @@ def classifier_data(recipe: RecipeSections) -> Iterator[Problem]:
         "data.overflow": (data.overflow != "truncate", "a classifier reads one text a row"),
         "data.packing": (data.packing, "a classifier reads one text a row"),
         "data.train_on": (data.train_on != "assistant", "a classifier trains on the row's class"),
-        "training.gradient_conflict": (training.gradient_conflict, "needs a language model"),
-        "training.distillation": (training.distillation, "needs a language model"),
+        **{
+            f"training.{name}": (getattr(training, name), "needs a language model")
+            for name in OF_LANGUAGE_MODELING
+        },
     }
     for field, (is_set, reason) in asked.items():
         if is_set:

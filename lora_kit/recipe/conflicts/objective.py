@@ -15,7 +15,7 @@ OWN = {
     "desirable_weight": "kto",
     "undesirable_weight": "kto",
 }
-# Fields of `training` that only supervised objectives read; the last two need a language model.
+# Fields of `training` that only supervised objectives read; the last ones need a language model.
 OF_SUPERVISED = (
     "lr_multipliers",
     "loraplus_lr_ratio",
@@ -23,7 +23,14 @@ OF_SUPERVISED = (
     "gradual_unfreezing_steps",
     "max_tokens_per_batch",
 )
-OF_LANGUAGE_MODELING = ("gradient_conflict", "distillation")
+OF_LANGUAGE_MODELING = (
+    "gradient_conflict",
+    "distillation",
+    "activation_offloading",
+    "compile",
+    "liger",
+    "neftune_noise_alpha",
+)
 ON_SUPERVISED = "works with the objectives sft, text and classification only"
 ON_LANGUAGE_MODELING = "works with the objectives sft and text only"
 FIXES = {

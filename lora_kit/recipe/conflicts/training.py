@@ -60,6 +60,20 @@ def decisions_without_validation(recipe: RecipeSections) -> Iterator[Problem]:
         )
 
 
+def noise_on_packed_rows(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse noise whose size depends on the other examples of a packed row."""
+    alpha = recipe.training.neftune_noise_alpha
+    if alpha is not None and recipe.data.packing:
+        yield conflict(
+            "training.neftune_noise_alpha",
+            "data.packing",
+            reason="scales its noise by the length of a row, which packing fills with several "
+            "examples",
+            given=alpha,
+            fix="set data.packing: false",
+        )
+
+
 def conflict_of_one_source(recipe: RecipeSections) -> Iterator[Problem]:
     """Refuse `gradient_conflict` with a single task."""
     if recipe.training.gradient_conflict is not None and len(recipe.data.train) < 2:
