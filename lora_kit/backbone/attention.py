@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,9 +132,12 @@ def lengths_arguments(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         Keyword arguments of the model's forward; empty if its attention does not read lengths.
     """
     attention = attention_of(model)
-    if "cu_seq_lens" not in batch or attention not in WITH_LENGTHS:
+    if "lengths" not in batch or attention not in WITH_LENGTHS:
         return {}
-    starts, longest = batch["cu_seq_lens"], batch["max_length"]
+    lengths, device = batch["lengths"], batch["input_ids"].device
+    starts, longest = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), max(lengths)
+    if device.type == "cuda":
+        starts = starts.pin_memory().to(device, non_blocking=True)
     arguments = {
         "cu_seq_lens_q": starts,
         "cu_seq_lens_k": starts,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,8 @@ def varlen_problem(
         return f"layers of kind {min(other)}"
     if capability is not None and capability < AMPERE:
         return f"needs a GPU of compute capability 8.0 or higher, got {capability}"
+    if capability is not None and not _has_kernel():
+        return f"torch {torch.__version__} has no complete torch.nn.attention.varlen"
     if capability is not None and dtype is torch.float32:
         return "float32, for which flash attention has no kernel"
     try:
@@ -63,6 +67,15 @@ def varlen_problem(
     return next(filter(None, (call.problem(capability) for call in calls)), "") or _lost_window(
         text, calls
     )
+
+
+def _has_kernel() -> bool:
+    """Return true if torch's kernel takes windows, a scale and grouped heads, as from 2.13 on."""
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return False
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
 
 
 class _Call:

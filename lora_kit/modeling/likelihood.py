@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,18 +60,15 @@ def pack_examples(examples: Sequence[Example]) -> dict[str, Any]:
     eager by a mask); `varlen` and flash attention by their lengths.
 
     Returns:
-        `input_ids`, `position_ids` and `labels`, each (1, tokens) int64; `cu_seq_lens`, the first
-        token of each example and the number of tokens, (examples + 1,) int32; `max_length`, tokens
-        of the longest example.
+        `input_ids`, `position_ids` and `labels`, each (1, tokens) int64; `lengths`, a tuple of the
+        tokens of each example.
     """
     ids = [token for example in examples for token in example.input_ids]
     labels = [label for example in examples for label in example.labels]
     positions = [place for example in examples for place in range(len(example.input_ids))]
     columns = {"input_ids": ids, "position_ids": positions, "labels": labels}
-    lengths = [len(example.input_ids) for example in examples]
-    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
     packed: dict[str, Any] = {name: torch.tensor([values]) for name, values in columns.items()}
-    return packed | {"cu_seq_lens": starts, "max_length": max(lengths)}
+    return packed | {"lengths": tuple(len(example.input_ids) for example in examples)}
 
 
 def supervised_nll(

@@ -147,15 +147,21 @@ def _planned(setting: Setting, chosen: Any, data: Any) -> Figures:
     """Return the memory that `plan` estimates, without what libraries hold, in bytes."""
     from transformers import AutoConfig
 
+    from lora_kit.backbone.attention import expected_attention
     from lora_kit.preflight.memory import CUDA_BASE, estimate_memory
     from lora_kit.preflight.micro_batch import largest_micro_batch
     from lora_kit.training.micro_batcher import MicroBatcher
 
     if data is None:
         return {}
-    batch = largest_micro_batch(data.prepared, MicroBatcher.of(chosen, 1, device()))
     config = AutoConfig.from_pretrained(setting.small)
     kind: Any = "cuda" if device().type == "cuda" else "cpu"
+    attention = expected_attention(chosen.backbone, config, kind)
+    chosen = chosen.model_copy(
+        update={"backbone": chosen.backbone.model_copy(update={"attention": attention})}
+    )
+    batcher = MicroBatcher.of(chosen, 1, device(), attention)
+    batch = largest_micro_batch(data.prepared, batcher)
     estimate = estimate_memory(chosen, config, batch, kind, CUDA_BASE)
     return {"planned": estimate.total - CUDA_BASE}
 

@@ -172,7 +172,9 @@ def left_on_the_host(name: str) -> Iterator[None]:
         steps.StepTrainer._prepare_inputs = prepare_inputs  # type: ignore[method-assign]
 
 
-def sft_inputs(model: str, folder: Path, quantization: str, packing: bool) -> TrainingInputs:
+def sft_inputs(
+    model: str, folder: Path, quantization: str, packing: bool | str, attention: str = "auto"
+) -> TrainingInputs:
     """Return the inputs of three steps of four chats each."""
     rows = folder / "rows.jsonl"
     texts = [{"prompt": f"What is {n} plus 3?", "completion": f"It is {n + 3}."} for n in range(12)]
@@ -180,7 +182,12 @@ def sft_inputs(model: str, folder: Path, quantization: str, packing: bool) -> Tr
     recipe = Recipe.model_validate(
         {
             "name": "tiny",
-            "backbone": {"model": model, "quantization": quantization, "dtype": "bfloat16"},
+            "backbone": {
+                "model": model,
+                "quantization": quantization,
+                "dtype": "bfloat16",
+                "attention": attention,
+            },
             "adapter": {"rank": 4, "alpha": 8},
             "data": {"train": [{"source": str(rows)}], "max_length": 128, "packing": packing},
             "training": {"batch_size": 4, "epochs": 1},
@@ -220,6 +227,7 @@ def run_all(model: str, folder: Path) -> dict[str, Any]:
     trainings = {
         "lora": lora,
         "packed": packed,
+        "varlen": sft_inputs(model, folder, "none", "unpadded", "varlen"),
         "nf4": sft_inputs(model, folder, "nf4", packing=False),
         "classifier": classifier_inputs(model, folder),
         "preferences": preference_inputs(model, folder),

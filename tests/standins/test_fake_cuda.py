@@ -25,6 +25,7 @@ SCORES = {".cpu()": 1}
 WAITS: dict[str, dict[str, int]] = {
     "train lora": LOGGED,
     "train packed": LOGGED,
+    "train varlen": LOGGED,
     "train nf4": LOGGED,
     "train classifier": LOGGED,
     "train preferences": PREFERENCES,
@@ -41,8 +42,15 @@ WAITS: dict[str, dict[str, int]] = {
     "generation": {"generate_batch: ": 13, "_generate: ": 2},
     "generation prefix": {"generate_batch: ": 11, "_generate: ": 2},
 }
-# Tensors of a pass: ids, mask, positions and supervised tokens; a pack has no mask, but two passes.
-COPIES = {"train lora": 4, "train packed": 6, "train nf4": 4, "train classifier": 5}
+# Tensors of a pass: ids, mask, positions and supervised tokens; a pack has no mask, but two passes;
+# with `varlen`, the starts of its examples.
+COPIES = {
+    "train lora": 4,
+    "train packed": 6,
+    "train varlen": 4,
+    "train nf4": 4,
+    "train classifier": 5,
+}
 
 
 @pytest.fixture(scope="module")
