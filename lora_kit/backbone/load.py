@@ -28,10 +28,14 @@ from lora_kit.backbone.tokenizer import prepare_tokenizer
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import BackboneError
+from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.processes import process_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Quantizations in 4 bits, which FSDP 2 can shard.
+FOUR_BIT = ("nf4", "fp4")
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,15 @@ def _read(
     gpus: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
     """Read model and tokenizer, and the names of parameters without weights in the files."""
+    # Imports bitsandbytes, which takes seconds.
+    from lora_kit.backbone.mapped_4bit import map_linear_layers, require_unquantized
+
     attention: dict[str, Any] = _attention(files, spec, dtype, classes)
+    quantization = quantization_config(spec, dtype, bool(classes))
+    # Quantized and sharded layer by layer, when training starts.
+    is_mapped = current_launch().fsdp and spec.quantization in FOUR_BIT
+    if is_mapped:
+        require_unquantized(open_config(files.directory), files.reference)
     setting = f" with backbone.attention: {spec.attention}" if attention else ""
     model, loading = open_model(
         _model_class(files, classes),
@@ -150,7 +162,7 @@ def _read(
         f"backbone.model: {files.reference}{setting}: transformers cannot load it",
         "choose a model in safetensors of a supported type",
         dtype=dtype,
-        quantization_config=quantization_config(spec, dtype, bool(classes)),
+        quantization_config=None if is_mapped else quantization,
         output_loading_info=True,
         **device_arguments(gpus),
         **attention,
@@ -158,6 +170,8 @@ def _read(
     )
     require_on_gpus(model, f"backbone.model: {files.reference}", gpus)
     require_all_blocks(model, loading["unexpected_keys"], files.directory)
+    if is_mapped:
+        map_linear_layers(model, quantization)
     return model, open_tokenizer(files.directory), loading["missing_keys"]
 
 

@@ -33,6 +33,7 @@ class FakeModel:
         model: the model with its adapter attached.
         mode: mode in which every operation on the model has to run.
         quantized_bytes: bytes of the weights in 4 or 8 bits, constants included.
+        constant_bytes: bytes of these constants.
         dense_bytes: bytes of all other frozen weights: embeddings, norms, the output head.
         adapter_parameters: number of trained parameters.
         checkpoint_parameters: number of parameters in the backbone's files.
@@ -41,6 +42,7 @@ class FakeModel:
     model: Any
     mode: FakeTensorMode
     quantized_bytes: int
+    constant_bytes: int
     dense_bytes: int
     adapter_parameters: int
     checkpoint_parameters: int
@@ -93,12 +95,15 @@ def build_fake_model(
         for module in adapted.modules():
             if on_gpu and type(module) is torch.nn.Dropout:
                 module.__class__ = _FusedDropout
+    stored = [
+        stored_bytes(m.weight.numel(), m.out_features, quantization) for m in quantized.values()
+    ]
+    packed = [packed_bytes(m.weight.numel(), quantization) for m in quantized.values()]
     return FakeModel(
         model=adapted,
         mode=_to_fake_tensors(adapted),
-        quantized_bytes=sum(
-            stored_bytes(m.weight.numel(), m.out_features, quantization) for m in quantized.values()
-        ),
+        quantized_bytes=sum(stored),
+        constant_bytes=sum(stored) - sum(packed),
         dense_bytes=dense,
         adapter_parameters=sum(p.numel() for p in adapted.parameters() if p.requires_grad),
         checkpoint_parameters=total,
@@ -112,10 +117,25 @@ def stored_bytes(weights: int, rows: int, quantization: Quantization) -> int:
     4.127 bits per weight. 8 bits (Dettmers et al. 2022, arXiv:2208.07339): a byte per weight and a
     float32 per row.
     """
+    packed = packed_bytes(weights, quantization)
     if quantization == "int8":
-        return weights + 4 * rows
+        return packed + 4 * rows
     blocks = -(-weights // WEIGHTS_PER_BLOCK)
-    return -(-weights // 2) + blocks + 4 * -(-blocks // BLOCKS_PER_CONSTANT)
+    return packed + blocks + 4 * -(-blocks // BLOCKS_PER_CONSTANT)
+
+
+def packed_bytes(weights: int, quantization: Quantization) -> int:
+    """Return the bytes of a quantized matrix without its constants."""
+    return weights if quantization == "int8" else -(-weights // 2)
+
+
+def gatherable_bytes(module: torch.nn.Module) -> int:
+    """Return the bytes of a module's parameters as FSDP gathers them, 4-bit weights packed."""
+    quantized = {id(m.weight) for m in module.modules() if isinstance(m, _QuantizedLinear)}
+    return sum(
+        packed_bytes(p.numel(), "nf4") if id(p) in quantized else p.numel() * p.element_size()
+        for p in module.parameters()
+    )
 
 
 def _quantized(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lora_kit.backbone.load import FOUR_BIT
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.recipe.objective import PREFERENCE
 from lora_kit.runtime.errors import BackboneError, TrainingError
@@ -11,7 +12,6 @@ from lora_kit.runtime.launch import (
     ZERO_WEIGHTS_STAGE,
     current_launch,
     require_requested_launch,
-    unshardable_reason,
 )
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.acceleration import require_acceleration
@@ -26,16 +26,28 @@ def refuse_launch_fallback(context: PreflightContext) -> None:
 
 
 def refuse_sharded_quantization(context: PreflightContext) -> None:
-    """Refuse with BackboneError to shard quantized weights."""
-    launch, quantization = context.launch, context.recipe.backbone.quantization
+    """Refuse with BackboneError quantized weights that cannot be sharded.
+
+    FSDP 2 shards weights in 4 bits, which `training.sharded_4bit` quantizes layer by layer.
+    """
+    launch, recipe = context.launch, context.recipe
+    quantization = recipe.backbone.quantization
     if quantization == "none" or not launch.sharded:
         return
     sharding = "ZeRO-3" if launch.zero_stage == ZERO_WEIGHTS_STAGE else "FSDP"
-    reason = unshardable_reason(launch, quantization)
+    if launch.fsdp and quantization in FOUR_BIT:
+        if recipe.adapter.options.get("use_dora"):
+            raise BackboneError(
+                "adapter.options.use_dora: DoRA reads the quantized weights when it is attached, "
+                f"before they are quantized and sharded (got {quantization} under {sharding}). "
+                f"{DDP_FIX}, or leave the option out"
+            )
+        return
     raise BackboneError(
-        f"backbone.quantization: {reason} (got {quantization} under {sharding}). Fix: set "
-        "quantization: none, or launch without sharding (accelerate_configs/ddp.yaml), which "
-        "keeps a full quantized model on each GPU"
+        "backbone.quantization: FSDP shards only weights in 4 bits, and ZeRO-3 no quantized "
+        f"weights (got {quantization} under {sharding}). Fix: set quantization: none, launch 4 "
+        "bits with accelerate_configs/fsdp2-qlora.yaml, or launch without sharding "
+        "(accelerate_configs/ddp.yaml), which keeps a full quantized model on each GPU"
     )
 
 

@@ -38,7 +38,8 @@ class LaunchFile:
         mpirun: true if `mpirun` starts the processes.
         auto_wrap_policy: FSDP's auto wrap policy, in capitals.
         reshard_after_forward: true if FSDP shards a layer again after its forward pass.
-        parallel: true if tensor or sequence parallelism is requested.
+        parallel: true if tensor, context or sequence parallelism is requested.
+        shard_size: processes over which the weights are sharded, if the file says so; else 0.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class LaunchFile:
     auto_wrap_policy: str = ""
     reshard_after_forward: bool = True
     parallel: bool = False
+    shard_size: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +103,10 @@ def read_launch_file(path: Path) -> LaunchFile:
 def _launch_file(path: Path, config: Any) -> LaunchFile:
     kind, processes = str(config.distributed_type.value), int(config.num_processes)
     fsdp = {name.removeprefix("fsdp_"): value for name, value in config.fsdp_config.items()}
+    parallel = {
+        name.removeprefix("parallelism_config_"): value
+        for name, value in config.parallelism_config.items()
+    }
     deepspeed = kind == "DEEPSPEED"
     launch = Launch(
         asked=processes,
@@ -110,6 +116,7 @@ def _launch_file(path: Path, config: Any) -> LaunchFile:
         fsdp_version=int(fsdp.get("version", 1)) if kind == "FSDP" else 0,
         deepspeed=deepspeed,
         zero_stage=_zero_stage(config.deepspeed_config) if deepspeed else 0,
+        replicas=int(parallel.get("dp_replicate_size", 1)),
     )
     gpu_ids = str(config.gpu_ids or "all")
     reshard = str(fsdp.get("reshard_after_forward", True)).lower()
@@ -123,7 +130,9 @@ def _launch_file(path: Path, config: Any) -> LaunchFile:
         mpirun=bool(config.mpirun_config),
         auto_wrap_policy=str(fsdp.get("auto_wrap_policy", "")).upper(),
         reshard_after_forward=reshard not in GATHERED_AFTER_FORWARD,
-        parallel=bool(config.parallelism_config),
+        parallel=any(int(parallel.get(f"{name}_size", 1)) > 1 for name in ("tp", "cp", "sp")),
+        # Accelerate's default, with which FSDP 2 has no processes to shard over.
+        shard_size=int(parallel.get("dp_shard_size", 1)) if parallel else 0,
     )
 
 
@@ -189,10 +198,28 @@ def _file_problems(file: LaunchFile) -> Iterator[str]:
             f"deepspeed_config.zero_stage: unknown stage (got {launch.zero_stage}). Fix: set 0, 1, "
             "2 or 3"
         )
+    yield from _parallelism_problems(file)
+
+
+def _parallelism_problems(file: LaunchFile) -> Iterator[str]:
+    """Yield the problems of `parallelism_config`."""
+    launch, sizes = file.launch, (file.launch.replicas, file.shard_size)
     if file.parallel:
         yield (
-            "parallelism_config: tensor and sequence parallelism are not supported. Fix: leave it "
-            "out"
+            "parallelism_config: tensor, context and sequence parallelism are not supported. Fix: "
+            "leave their sizes out"
+        )
+    if file.shard_size and not launch.fsdp:
+        yield (
+            "parallelism_config: replicas of shards need FSDP (got distributed_type: "
+            f"{launch.kind}). Fix: leave it out, or start from accelerate_configs/hsdp.yaml"
+        )
+    elif file.shard_size and (sizes[1] < 2 or sizes[0] * sizes[1] != launch.processes):
+        yield (
+            "parallelism_config: dp_replicate_size x dp_shard_size must be num_processes, and "
+            f"dp_shard_size at least 2 (got {sizes[0]} x {sizes[1]} for {launch.processes} "
+            "processes). Fix: set dp_shard_size to the GPUs of a machine, dp_replicate_size to the "
+            "number of machines"
         )
 
 

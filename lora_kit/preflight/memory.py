@@ -44,6 +44,7 @@ HELD_BY_OLD_GLIBC, HELD_WITH_CHECKPOINTING = 1.75, 0.75
 GLIBC_WITH_REUSE = (2, 38)
 # CUDA context with the kernels of torch and the workspace of cuBLAS. Not measured here.
 CUDA_BASE = 700 * 2**20
+QUANTIZED = "quantized weights"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Footprint:
         state = state_bytes(self.optim, trained)
         components = {
             "libraries": self.libraries,
-            **{name: math.ceil(size / sharding.weights) for name, size in self.frozen.items()},
+            **{name: self._share(name, sharding.weights) for name in self.frozen},
             "gathered weights": sharding.gathered_bytes(self.fake, self.dtype),
             "adapter (float32)": math.ceil(masters / sharding.weights),
             "adapter gradients": math.ceil(masters / sharding.gradients),
@@ -111,6 +112,11 @@ class Footprint:
         }
         components = {name: size for name, size in components.items() if size}
         return MemoryEstimate(self.device, self.batch, components, sum(components.values()))
+
+    def _share(self, name: str, shards: int) -> int:
+        """Return the bytes of a part of the backbone in one of so many processes."""
+        whole = self.fake.constant_bytes if name == QUANTIZED else 0
+        return whole + math.ceil((self.frozen[name] - whole) / shards)
 
 
 def estimate_memory(
@@ -182,7 +188,7 @@ def _frozen(
 ) -> dict[str, int]:
     """Return the bytes of the backbone, by purpose."""
     stored = getattr(config, "dtype", None) or dtype
-    quantized = {"quantized weights": fake.quantized_bytes}
+    quantized = {QUANTIZED: fake.quantized_bytes}
     if device == "cpu" and stored is dtype:
         # Weights in the dtype of the file are views of the memory-mapped file, and a single view
         # keeps all of the file mapped, including the weights that were quantized.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_kit.preflight.fake_model import FakeModel
+from lora_kit.preflight.fake_model import FakeModel, gatherable_bytes
 from lora_kit.runtime.launch import ZERO_WEIGHTS_STAGE, Launch
 
 # The layer in use and the next one, which is prefetched (Zhao et al. 2023, arXiv:2304.11277,
@@ -23,11 +23,12 @@ class Sharding:
     Data parallelism shards nothing and holds gradients twice: in the parameters and in the buckets
     in which they are averaged. ZeRO shards the moments (stage 1), also the gradients (2) and also
     the weights (3) (Rajbhandari et al. 2020, arXiv:1910.02054, section 5); FSDP shards all three
-    (Zhao et al. 2023, arXiv:2304.11277).
+    (Zhao et al. 2023, arXiv:2304.11277). Hybrid sharding (HSDP) shards over the processes of a
+    replica. Constants of 4-bit weights are whole in each process.
 
     Not counted: DeepSpeed's communication buffers (`reduce_bucket_size`), which add memory;
-    offloading, which saves memory; and loading, when a process holds the full backbone before it
-    is sharded.
+    and offloading, which saves memory. While a model is loaded, a process holds less than here: its
+    shards so far and one unsharded layer.
 
     Attributes:
         weights: processes that share the frozen weights and the adapter.
@@ -50,7 +51,8 @@ class Sharding:
         """Return the sharding of a launch."""
         processes = launch.processes
         if launch.fsdp:
-            return cls(processes, processes, processes, reshard_after_forward=reshard_after_forward)
+            shards = processes // launch.replicas
+            return cls(shards, shards, shards, reshard_after_forward=reshard_after_forward)
         stage = launch.zero_stage
         return cls(
             weights=processes if stage >= ZERO_WEIGHTS_STAGE else 1,
@@ -69,16 +71,12 @@ class Sharding:
         if self.weights == 1:
             return 0
         model = fake.model.get_base_model()
-        total = _parameter_bytes(model)
+        total = gatherable_bytes(model)
         names = set(getattr(model, "_no_split_modules", None) or ())
-        layers = [_parameter_bytes(m) for m in model.modules() if type(m).__name__ in names]
+        layers = [gatherable_bytes(m) for m in model.modules() if type(m).__name__ in names]
         if not layers or not self.reshard_after_forward:
             # FSDP treats a model without known layers as a single unit.
             return total
-        head = _parameter_bytes(model.get_output_embeddings())
+        head = gatherable_bytes(model.get_output_embeddings())
         gathered = GATHERED_LAYERS * max(layers) + head
         return min(max(gathered, self.live_parameters * dtype.itemsize), total)
-
-
-def _parameter_bytes(module: torch.nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters())

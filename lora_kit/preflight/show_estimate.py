@@ -76,7 +76,8 @@ def launch_label(file: LaunchFile) -> str:
     """Return the usual name of the kind of launch."""
     launch = file.launch
     if launch.fsdp:
-        return f"FSDP {launch.fsdp_version}"
+        replicas = f", {launch.replicas} replicas" if launch.replicas > 1 else ""
+        return f"FSDP {launch.fsdp_version}{replicas}"
     if launch.deepspeed:
         return f"ZeRO-{launch.zero_stage}"
     if launch.processes == 1:

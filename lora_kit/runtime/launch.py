@@ -36,6 +36,8 @@ class Launch:
         processes: number of processes that run together.
         kind: distributed type as named by accelerate (`NO`, `MULTI_CPU`, `MULTI_GPU`, ...).
         fsdp_version: 1 or 2; 0 without FSDP.
+        replicas: number of groups of processes that each hold all shards (hybrid sharding, HSDP);
+            1 if the shards are spread over all processes.
     """
 
     asked: int = 1
@@ -45,6 +47,7 @@ class Launch:
     processes: int = 1
     kind: str = "NO"
     fsdp_version: int = 0
+    replicas: int = 1
 
     @property
     def sharded(self) -> bool:
@@ -88,7 +91,14 @@ def read_launch(environment: Mapping[str, str], processes: int, kind: str) -> La
         zero_stage=_zero_stage(environment) if deepspeed else 0,
         processes=processes,
         kind=kind,
+        replicas=_replicas(environment) if fsdp else 1,
     )
+
+
+def _replicas(environment: Mapping[str, str]) -> int:
+    if not is_flag_set(environment, "ACCELERATE_USE_PARALLELISM_CONFIG"):
+        return 1
+    return int(environment.get("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "1"))
 
 
 def _zero_stage(environment: Mapping[str, str]) -> int:
@@ -144,22 +154,6 @@ def require_requested_launch(launch: Launch) -> None:
         )
 
 
-def unshardable_reason(launch: Launch, quantization: str) -> str:
-    """Return the reason why quantized weights cannot be sharded.
-
-    FSDP 2 shards 4-bit weights only if `quant_storage` is the compute dtype. Gathered on a CPU,
-    they are bitwise equal (torch 2.13, bitsandbytes 0.50, two processes). On a GPU, a computing
-    kernel copies them and canonicalizes every bit pattern that is a NaN, about one weight in a
-    thousand. Weights stored as integers are not sharded by accelerate.
-    """
-    if quantization == "int8" or not launch.fsdp:
-        return "quantized weights cannot be sharded and gathered again"
-    return (
-        "stored as integers, quantized weights are not sharded; stored as floats, some change "
-        "without an error when a GPU gathers them (bitsandbytes issue 1945)"
-    )
-
-
 def require_sharded(launch: Launch, model: torch.nn.Module) -> None:
     """Refuse to train a full copy of the model on every process when sharding was requested.
 
@@ -191,8 +185,8 @@ def _sharded_share(model: torch.nn.Module) -> float:
     """Return the share of a model's weights that are in shards, 0 to 1.
 
     FSDP 2 makes each parameter a DTensor with a `Shard` (`fully_shard`); FSDP 1 flattens the
-    parameters of a module that it wraps. Accelerate 1.15 excludes weights stored as integers, such
-    as 4-bit ones, from FSDP 2.
+    parameters of a module that it wraps. Accelerate 1.15 excludes weights stored as integers from
+    FSDP 2, such as 4-bit ones that `training.sharded_4bit` has not sharded before.
     """
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor import DTensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class CheckpointedTrainer(Trainer):
         logged_metrics: metrics logged for each step besides the loss; the first is shown in the
             progress bar.
         idle_steps: consecutive steps that may have no gradient.
+        restore_optimizer: function of `sharded_4bit.optimizer_restorer`, for 4-bit shards.
     """
 
     tokens: int = 0
@@ -62,6 +63,7 @@ class CheckpointedTrainer(Trainer):
     rows: Sequence[int] = ()
     logged_metrics: tuple[str, ...] = ()
     idle_steps: int = 0
+    restore_optimizer: Callable[[], None] | None = None
 
     def _send_telemetry(self) -> None:
         """Override TRL's telemetry: send nothing."""
@@ -72,6 +74,12 @@ class CheckpointedTrainer(Trainer):
         exhausted = self.validation is not None and self.validation.exhausted
         exceeded = self.early_stopping is not None and self.early_stopping.exceeded
         return exhausted or exceeded or self.state.global_step >= self.state.max_steps
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Return the learning rate schedule; the first call after `Accelerator.prepare`."""
+        if self.restore_optimizer is not None:
+            self.restore_optimizer()
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Run the gradient hooks, then clip the gradients."""

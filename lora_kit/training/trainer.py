@@ -24,6 +24,7 @@ from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.preferences.answer_log_probs import restoring_forward
 from lora_kit.training.setup import TrainingSetup
 from lora_kit.training.sharded import is_sharded
+from lora_kit.training.sharded_4bit import optimizer_restorer, shard_4bit_layers
 from lora_kit.training.trained_weights import trained_weights
 from lora_kit.training.validation import validation_loss
 
@@ -93,6 +94,9 @@ def run_training(inputs: TrainingInputs, resume: Path | None = None) -> Training
         setup = TrainingSetup.prepare(inputs, task, measure, progress)
         setup.validation.before = before
         trainer = setup.trainer
+        if inputs.launch.fsdp and inputs.backbone.quantized_modules:
+            shard_4bit_layers(model, trainer.accelerator)
+            trainer.restore_optimizer = optimizer_restorer(model, trainer.create_optimizer())
         with setup.interruption.listening():
             if resume and checkpoints.load_if_ended(trainer, resume):
                 setup.log.on_train_begin(trainer.args, trainer.state, trainer.control)

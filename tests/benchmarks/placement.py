@@ -4,10 +4,10 @@
 
 LoRA of rank 16 on all linear layers, one row of 2,048 tokens a forward pass, all of them
 supervised, activations recomputed. For each machine the first of these that takes at most nine
-tenths of a GPU: bfloat16 on each GPU, bfloat16 in shards, 4 bits on each GPU. Prints the table of
-accelerate_configs/README.md, which a test compares with it, then one JSON object. Nothing is loaded
-or downloaded: a model is its shapes, as its published configuration says them. `--quick` leaves out
-all but the smallest model.
+tenths of a GPU: bfloat16 on each GPU, bfloat16 in shards, 4 bits on each GPU, 4 bits in shards.
+Prints the table of accelerate_configs/README.md, which a test compares with it, then one JSON
+object. Nothing is loaded or downloaded: a model is its shapes, as its published configuration says
+them. `--quick` leaves out all but the smallest model.
 """
 
 from __future__ import annotations
@@ -40,15 +40,19 @@ class Hardware:
     gpus: int
     memory: int
     whole: str
-    divided: str | None = None
+    divided: tuple[str, ...] = ()
+    packed: tuple[str, ...] = ()
 
 
 A10G, H100 = GPUS["A10G 24 GB"] * MIB, GPUS["H100 80 GB"] * MIB
 HARDWARE = (
     Hardware("1 x 24 GB", 1, A10G, "single-gpu.yaml"),
     Hardware("1 x 80 GB", 1, H100, "single-gpu.yaml"),
-    Hardware("8 x 80 GB", 8, H100, "ddp.yaml", "fsdp2.yaml"),
-    Hardware("2 x 8 x 80 GB", 16, H100, "ddp.yaml", "multi-node.yaml"),
+    Hardware("2 x 24 GB", 2, A10G, "ddp.yaml", ("fsdp2.yaml",), ("fsdp2-qlora.yaml",)),
+    Hardware("4 x 24 GB", 4, A10G, "ddp.yaml", ("fsdp2.yaml",), ("fsdp2-qlora.yaml",)),
+    Hardware("8 x 80 GB", 8, H100, "ddp.yaml", ("fsdp2.yaml",)),
+    # Layers are gathered within a machine before they are gathered between machines.
+    Hardware("2 x 8 x 80 GB", 16, H100, "ddp.yaml", ("hsdp.yaml", "multi-node.yaml")),
 )
 
 
@@ -105,10 +109,10 @@ def taken(model: str, quantization: str, file: str, gpus: int) -> int:
 
 def cell(model: str, hardware: Hardware) -> str:
     """Return the launch file to use, and the GB of each GPU."""
-    ways = [("none", hardware.whole), ("none", hardware.divided), ("nf4", hardware.whole)]
+    ways = [("none", hardware.whole)]
+    ways += [("none", file) for file in hardware.divided]
+    ways += [("nf4", file) for file in (hardware.whole, *hardware.packed)]
     for quantization, file in ways:
-        if file is None:
-            continue
         size = taken(model, quantization, file, hardware.gpus)
         if size <= ROOM * hardware.memory:
             stored = "bfloat16" if quantization == "none" else quantization

@@ -36,6 +36,8 @@ EXPECTED = {
     "single-gpu.yaml": ("NO", 1, 1, 0, 0),
     "ddp.yaml": ("MULTI_GPU", 8, 1, 0, 0),
     "fsdp2.yaml": ("FSDP", 8, 1, 2, 0),
+    "fsdp2-qlora.yaml": ("FSDP", 2, 1, 2, 0),
+    "hsdp.yaml": ("FSDP", 16, 2, 2, 0),
     "multi-node.yaml": ("FSDP", 16, 2, 2, 0),
     "deepspeed-zero2.yaml": ("DEEPSPEED", 8, 1, 0, 2),
     "deepspeed-zero3.yaml": ("DEEPSPEED", 8, 1, 0, 3),
@@ -101,7 +103,7 @@ def test_the_file_names_no_key_that_accelerate_does_not_take(path: Path) -> None
     """Accelerate sets unknown keys of a section silently and never reads them."""
     known = vars(launch_command_parser().parse_args(["-m", "lora_kit"]))
     given = yaml.safe_load(path.read_text())
-    for section in ("fsdp_config", "deepspeed_config"):
+    for section in ("fsdp_config", "deepspeed_config", "parallelism_config"):
         assert given.get(section, {}).keys() <= known.keys()
 
 
@@ -133,6 +135,11 @@ def written(tmp_path: Path, name: str, **changed: Any) -> Path:
     return path
 
 
+def sizes(**of: int) -> dict[str, int]:
+    """Return a section `parallelism_config`."""
+    return {f"parallelism_config_{name}_size": size for name, size in of.items()}
+
+
 def refusal(path: Path, recipe: Recipe) -> str:
     with pytest.raises(RecipeError) as caught:
         refuse_impossible_launch(read_launch_file(path), recipe)
@@ -153,15 +160,15 @@ def test_a_plain_recipe_can_be_launched_by_every_file(path: Path) -> None:
 
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
 @THERE
-def test_quantized_weights_go_where_each_gpu_holds_all_of_them(
+def test_quantized_weights_go_where_each_gpu_holds_all_of_them_and_4_bits_into_shards(
     path: Path, quantization: str
 ) -> None:
     file = read_launch_file(path)
-    if not file.launch.sharded:
+    if not file.launch.sharded or (file.launch.fsdp and quantization != "int8"):
         refuse_impossible_launch(file, wanted(quantization))
         return
     message = refusal(path, wanted(quantization))
-    assert "backbone.quantization: " in message
+    assert "backbone.quantization: FSDP shards only weights in 4 bits" in message
     assert f"(got {quantization} under {launch_label(file).split()[0]})" in message
     assert "accelerate_configs/ddp.yaml" in message
 
@@ -190,6 +197,17 @@ def test_what_training_would_refuse_under_the_launch_is_refused_by_the_plan(
         run_checks(PreflightContext(recipe, read_launch_file(FOLDER / name).launch))
 
 
+def test_dora_reads_weights_that_are_not_quantized_yet_and_is_refused_in_shards() -> None:
+    document = wanted("nf4").model_dump(mode="json", exclude_unset=True)
+    document["adapter"] = {"options": {"use_dora": True}}
+    recipe = Recipe.model_validate(document)
+    assert "adapter.options.use_dora: " in refusal(FOLDER / "fsdp2.yaml", recipe)
+    refuse_impossible_launch(read_launch_file(FOLDER / "ddp.yaml"), recipe)
+    document["backbone"]["quantization"] = "none"
+    plain = Recipe.model_validate(document)
+    refuse_impossible_launch(read_launch_file(FOLDER / "fsdp2.yaml"), plain)
+
+
 def test_a_batch_of_fewer_examples_than_processes_is_refused() -> None:
     message = refusal(FOLDER / "ddp.yaml", wanted(batch_size=4))
     assert (
@@ -211,7 +229,24 @@ def test_a_batch_of_fewer_examples_than_processes_is_refused() -> None:
             "gpu_ids: fewer GPUs than processes per machine (got 2 GPUs for 8 processes)",
         ),
         ("ddp.yaml", {"mixed_precision": "bf16"}, "backbone.dtype: float32"),
-        ("fsdp2.yaml", {"parallelism_config": {"tp_size": 2}}, "parallelism_config"),
+        ("fsdp2.yaml", {"parallelism_config": sizes(tp=2)}, "parallelism_config: tensor"),
+        ("hsdp.yaml", {"parallelism_config": sizes(dp_shard=8, cp=2)}, "parallelism_config: tens"),
+        (
+            "hsdp.yaml",
+            {"num_processes": 24},
+            "dp_replicate_size x dp_shard_size must be num_processes, and dp_shard_size at least 2 "
+            "(got 2 x 8 for 24 processes)",
+        ),
+        (
+            "hsdp.yaml",
+            {"parallelism_config": sizes(dp_replicate=16)},
+            "(got 16 x 1 for 16 processes)",
+        ),
+        (
+            "ddp.yaml",
+            {"parallelism_config": sizes(dp_replicate=8)},
+            "parallelism_config: replicas of shards need FSDP (got distributed_type: MULTI_GPU)",
+        ),
         (
             "deepspeed-zero2.yaml",
             {"deepspeed_config": {"zero_stage": 4}},
@@ -238,7 +273,7 @@ def test_impossible_settings_are_refused_by_field(
 
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     path = written(tmp_path, "fsdp2.yaml", use_cpu=True, fsdp_config={"fsdp_version": 1})
-    message = refusal(path, wanted("nf4", batch_size=4))
+    message = refusal(path, wanted("int8", batch_size=4))
     assert "5 problems" in message
     assert len(re.findall(r"^  ", message, flags=re.MULTILINE)) == 5
 
@@ -283,6 +318,7 @@ def test_a_launch_is_called_by_its_usual_name() -> None:
     names = {name: launch_label(read_launch_file(FOLDER / name)) for name in EXPECTED}
     assert names["ddp.yaml"] == "data parallel"
     assert names["fsdp2.yaml"] == "FSDP 2"
+    assert names["hsdp.yaml"] == "FSDP 2, 2 replicas"
     assert names["deepspeed-zero3.yaml"] == "ZeRO-3"
     assert names["cpu.yaml"] == "single process"
 

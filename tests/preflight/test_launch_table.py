@@ -30,7 +30,16 @@ def test_a_model_that_fits_whole_is_not_divided() -> None:
     """Data parallelism exchanges only the adapter's gradients and no weights."""
     from tests.benchmarks.placement import HARDWARE, ROOM, taken
 
-    eight = HARDWARE[2]
+    eight = next(one for one in HARDWARE if one.name == "8 x 80 GB")
     assert taken("8B", "none", "fsdp2.yaml", 8) < taken("8B", "none", "ddp.yaml", 8)
     assert taken("8B", "none", "ddp.yaml", 8) < ROOM * eight.memory
     assert cell("8B", eight).startswith("`ddp.yaml`")
+
+
+@pytest.mark.slow
+def test_a_70b_in_4_bits_fits_on_four_small_gpus_and_not_on_two() -> None:
+    from tests.benchmarks.placement import HARDWARE
+
+    two, four = (next(one for one in HARDWARE if one.name == f"{n} x 24 GB") for n in (2, 4))
+    assert cell("70B", two) == "does not fit"
+    assert cell("70B", four).startswith("`fsdp2-qlora.yaml`, nf4")

@@ -94,5 +94,5 @@ def test_what_fully_shard_made_passes_and_a_quarter_of_it_does_not(
         mp.spawn(in_a_group, (processes, str(tmp_path / "meeting"), answers), processes)
         for rank in range(processes):
             assert "25% of the weights are in shards" in answers[rank]
-            # A GPU may change them, see `unshardable_reason`.
+            # A GPU may change them, see `training.sharded_4bit`.
             assert answers[f"{rank} in 4 bits"]

@@ -93,6 +93,33 @@ def test_layers_that_stay_after_the_forward_pass_are_all_there(whole: Footprint)
     assert kept.components["gathered weights"] == everything
 
 
+def test_replicas_of_shards_divide_by_the_processes_of_one_replica(whole: Footprint) -> None:
+    hybrid = of(whole, fsdp=True, fsdp_version=2, replicas=2)
+    assert hybrid == whole.per_process(
+        Sharding.of(Launch(processes=PROCESSES // 2, fsdp=True, fsdp_version=2))
+    )
+
+
+def test_packed_weights_are_divided_and_gathered_and_their_constants_are_whole(
+    recipe: Recipe,
+) -> None:
+    packed = recipe.model_copy(
+        update={"backbone": recipe.backbone.model_copy(update={"quantization": "nf4"})}
+    )
+    batch = MicroBatch(rows=1, length=64, supervised=64, masked=False)
+    whole = footprint(packed, CONFIG, batch, "cuda", CUDA_BASE)
+    several = of(whole, fsdp=True, fsdp_version=2).components
+    matrices = LAYER - 2 * WIDTH
+    # A byte for 64 weights, four bytes for 256 of these.
+    constants = LAYERS * (matrices // 64 + 4 * matrices // 64 // 256)
+    assert several["quantized weights"] == LAYERS * matrices // 2 // PROCESSES + constants
+    norms = BFLOAT16 * 2 * WIDTH
+    gathered = 2 * (matrices // 2 + norms + FLOAT32 * ADAPTER) + BFLOAT16 * HEAD
+    assert several["gathered weights"] == gathered
+    alone = whole.per_process(Sharding()).components
+    assert alone["quantized weights"] == LAYERS * matrices // 2 + constants
+
+
 @pytest.mark.parametrize(
     ("stage", "weights", "gradients", "moments"),
     [(0, 1, 1, 1), (1, 1, 1, 8), (2, 1, 8, 8), (3, 8, 8, 8)],

@@ -13,7 +13,7 @@ from lora_kit.preflight.traps.specimens import (
     specimen_recipe,
 )
 from lora_kit.preflight.traps.trap import Trap, is_refused
-from lora_kit.runtime.launch import read_launch
+from lora_kit.runtime.launch import read_launch, require_sharded
 
 TWO_ON_CPUS = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
 FSDP = {"WORLD_SIZE": "1", "ACCELERATE_USE_FSDP": "true"}
@@ -37,15 +37,19 @@ def fallback_is_guarded() -> bool:
     return refused(TWO_ON_CPUS, "NO") and refused(FSDP, "MULTI_CPU")
 
 
-def sharded_4bit_is_guarded() -> bool:
-    """Return true if FSDP and ZeRO-3 with quantized weights are refused."""
-    recipe = specimen_recipe("nf4")
-    return all(
-        is_refused(
-            launch_checks.refuse_sharded_quantization,
-            specimen_context(recipe=recipe, launch=launch),
-        )
-        for launch in (read_launch(FSDP, 1, "MULTI_GPU"), read_launch(ZERO_3, 1, "DEEPSPEED"))
+def whole_4bit_is_present() -> bool:
+    """Return true if accelerate leaves 4-bit weights that are stored as bytes out of FSDP 2."""
+    from accelerate.utils import fsdp_utils
+
+    return "incompatible_params4bit" in inspect.getsource(fsdp_utils.fsdp2_prepare_model)
+
+
+def whole_4bit_is_guarded() -> bool:
+    """Return true if a model in no shard is refused under FSDP, and int8 under any sharding."""
+    launches = (read_launch(FSDP, 1, "MULTI_GPU"), read_launch(ZERO_3, 1, "DEEPSPEED"))
+    int8 = [specimen_context(recipe=specimen_recipe("int8"), launch=one) for one in launches]
+    return is_refused(require_sharded, launches[0], specimen_model()) and all(
+        is_refused(launch_checks.refuse_sharded_quantization, one) for one in int8
     )
 
 
@@ -66,10 +70,12 @@ LAUNCH_TRAPS = (
     ),
     Trap(
         "sharded 4-bit weights",
-        "FSDP and ZeRO-3 cannot shard quantized weights correctly.",
-        "refused before step 1",
-        None,
-        sharded_4bit_is_guarded,
+        "Under FSDP 2 accelerate leaves 4-bit weights whole on each process; stored as floats, a "
+        "GPU may change them.",
+        "sharded as bytes before accelerate; weights that are not in shards, and other quantized "
+        "weights, are refused",
+        whole_4bit_is_present,
+        whole_4bit_is_guarded,
     ),
     Trap(
         "processes on one device",
