@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lora_kit.preflight.forecast import Forecast, with_gpu_dtype
+from lora_kit.preflight.forecast import Forecast, as_on_gpu
 from lora_kit.preflight.gpus import fitting_gpus
 from lora_kit.preflight.guidance import Hint
 from lora_kit.preflight.launch_file import LaunchFile
@@ -51,11 +51,12 @@ def speed_hints(
         TrainingError: if there are more processes than examples in a step.
     """
     if file and per_process:
-        recipe = with_gpu_dtype(recipe) if file.device.type == "cuda" else recipe
+        recipe = as_on_gpu(recipe, config) if file.device.type == "cuda" else recipe
         yield from checkpointing_hints(recipe, config, per_process, None, file.sharding)
         yield from packing_hints(recipe, lengths, file.launch.processes, file.device)
     elif machine:
         state = process_state()
+        recipe = as_on_gpu(recipe, config) if state.device.type == "cuda" else recipe
         yield from checkpointing_hints(recipe, config, machine.memory, machine.device.available)
         yield from packing_hints(recipe, lengths, state.num_processes, state.device)
 
@@ -106,7 +107,7 @@ def packing_hints(
     """Yield the hint to pack examples on a GPU, if forward passes are padded a lot.
 
     Args:
-        recipe: recipe of the training, of a decoder.
+        recipe: recipe of the training of a decoder, its attention resolved.
         lengths: tokens of each training example, (examples,) int32.
         processes: number of processes of the training.
         device: device of the training.
@@ -116,7 +117,7 @@ def packing_hints(
     """
     if device.type != "cuda" or recipe.training.objective not in LANGUAGE_MODELING:
         return
-    batcher = MicroBatcher.of(recipe, processes, device)
+    batcher = MicroBatcher.of(recipe, processes, device, recipe.backbone.attention)
     computed = sum(one.tokens for one in batcher.passes(lengths))
     padding = 1 - int(lengths.sum()) / computed
     if not batcher.packing and padding > MUCH_PADDING:

@@ -74,3 +74,4 @@ def test_much_padding_is_packed_on_a_gpu() -> None:
     assert padded([100, 52, 51, 51], device=torch.device("cpu")) == []
     assert padded([100, 95, 90, 90]) == []
     assert padded([100, 52, 51, 51], "data.packing=true") == []
+    assert padded([100, 52, 51, 51], "backbone.attention=varlen") == [], "unpadded by default"
