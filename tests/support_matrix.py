@@ -15,6 +15,7 @@ import sys
 import typing
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,48 @@ LAUNCHERS = {
     "ZeRO-2": "deepspeed-zero2.yaml",
     "ZeRO-3": "deepspeed-zero3.yaml",
 }
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Something that only a real GPU can show.
+
+    Attributes:
+        what: claim or figure.
+        stand_in: test or benchmark that stands in for a GPU; empty if nothing does.
+        step: step of `tests.gpu.first_look` that will show it; empty if it takes several GPUs.
+    """
+
+    what: str
+    stand_in: str
+    step: str
+
+
+UNSEEN = (
+    Unseen(
+        "a training step without a device mismatch, and without waits",
+        "tests/standins/test_fake_cuda.py",
+        "small training",
+    ),
+    Unseen("float16 with scaled losses", "", "small training"),
+    Unseen("tokens per second of LoRA and QLoRA", "tests/benchmarks/roofline.py", "speed"),
+    Unseen("the flash kernel of attention `varlen`", "tests/backbone/test_varlen.py", "speed"),
+    Unseen("`training.compile`", "tests/training/test_acceleration.py", "late"),
+    Unseen("Liger's kernels", "", "late"),
+    Unseen("peak memory against that of `plan`", "tests/benchmarks/estimate.py", "speed"),
+    Unseen("equal 4- and 8-bit codes on CPU and GPU", "", "codes"),
+    Unseen("4-bit weights in shards, over NCCL", "tests/training/test_fsdp2.py", "sharded"),
+    Unseen("items per second of an evaluation", "", "answering"),
+    Unseen(
+        "memory that is too short, in training and evaluation",
+        "tests/evaluation/test_engine.py",
+        "out of memory",
+    ),
+    Unseen("data parallelism over NCCL", "tests/integration/test_processes.py", ""),
+    Unseen("a model over several GPUs", "tests/backbone/test_devices.py", ""),
+    Unseen("DeepSpeed on GPUs", "tests/integration/test_deepspeed.py", ""),
+    Unseen("Slurm with GPUs", "tests/integration/test_slurm_node.py", ""),
+)
 
 
 class _Collector:
@@ -153,8 +196,20 @@ def matrix() -> str:
             marks = sorted(notes.setdefault(reason, len(notes) + 1) for reason in reasons)
             texts.append(text + (f" ({', '.join(map(str, marks))})" if marks else ""))
         lines.append(f"| {_names(methods)} | " + " | ".join(texts) + " |")
-    lines += ["", *(f"{number}. {reason}." for reason, number in notes.items())]
+    lines += ["", *(f"{number}. {reason}." for reason, number in notes.items()), "", *_unseen()]
     return "\n".join(lines)
+
+
+def _unseen() -> Iterator[str]:
+    """Yield the lines of the table of what only a GPU can show."""
+    yield "Only a real GPU can show the following; `python -m tests.gpu.first_look` will, in eight"
+    yield "minutes, where it names a step:"
+    yield ""
+    yield "| not seen yet | stood in for by | step |"
+    yield "|---|---|---|"
+    for one in UNSEEN:
+        stand_in = f"[{Path(one.stand_in).name}]({one.stand_in})" if one.stand_in else "nothing"
+        yield f"| {one.what} | {stand_in} | {one.step or 'needs several GPUs'} |"
 
 
 def _names(methods: Sequence[str]) -> str:

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
-from tests.support_matrix import ROOT, in_readme
+from tests.gpu.first_look import planned_steps
+from tests.gpu.runner import Runner
+from tests.support_matrix import ROOT, UNSEEN, in_readme
 
 
 def test_the_support_matrix_of_the_readme_is_current() -> None:
@@ -12,3 +15,9 @@ def test_the_support_matrix_of_the_readme_is_current() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     made = done.stdout[done.stdout.index("Nothing here has run") :].strip()
     assert made == in_readme(), "run: python -m tests.support_matrix --write"
+
+
+def test_what_only_a_gpu_can_show_names_files_and_steps_that_exist(tmp_path: Path) -> None:
+    steps = planned_steps(Runner(tmp_path, 1.0), tmp_path, "tiny", tmp_path)
+    assert {one.step for one in UNSEEN} <= {"", *(step.name for step in steps)}
+    assert all((ROOT / one.stand_in).exists() for one in UNSEEN)
