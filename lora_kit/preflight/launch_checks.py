@@ -7,6 +7,7 @@ import torch
 from lora_kit.backbone.load import FOUR_BIT
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.recipe.objective import PREFERENCE
+from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import BackboneError, TrainingError
 from lora_kit.runtime.launch import (
     ZERO_WEIGHTS_STAGE,
@@ -17,6 +18,8 @@ from lora_kit.runtime.processes import process_state
 from lora_kit.training.acceleration import require_acceleration
 from lora_kit.training.step_sizes import answers_per_process
 
+# PEFT's options that train weights of the backbone, embeddings above all.
+TRAINED_IN_FULL = ("modules_to_save", "trainable_token_indices")
 DDP_FIX = "Fix: launch with accelerate_configs/ddp.yaml"
 
 
@@ -36,12 +39,7 @@ def refuse_sharded_quantization(context: PreflightContext) -> None:
         return
     sharding = "ZeRO-3" if launch.zero_stage == ZERO_WEIGHTS_STAGE else "FSDP"
     if launch.fsdp and quantization in FOUR_BIT:
-        if recipe.adapter.options.get("use_dora"):
-            raise BackboneError(
-                "adapter.options.use_dora: DoRA reads the quantized weights when it is attached, "
-                f"before they are quantized and sharded (got {quantization} under {sharding}). "
-                f"{DDP_FIX}, or leave the option out"
-            )
+        _refuse_outside_4bit_layers(recipe)
         return
     raise BackboneError(
         "backbone.quantization: FSDP shards only weights in 4 bits, and ZeRO-3 no quantized "
@@ -49,6 +47,27 @@ def refuse_sharded_quantization(context: PreflightContext) -> None:
         "bits with accelerate_configs/fsdp2-qlora.yaml, or launch without sharding "
         "(accelerate_configs/ddp.yaml), which keeps a full quantized model on each GPU"
     )
+
+
+def _refuse_outside_4bit_layers(recipe: Recipe) -> None:
+    """Refuse with BackboneError what cannot be trained with 4-bit weights in shards.
+
+    DoRA reads the quantized weights when it is attached, before they are quantized and sharded.
+    """
+    adapter, under = recipe.adapter, f"(got {recipe.backbone.quantization} under FSDP). {DDP_FIX}"
+    if adapter.options.get("use_dora"):
+        raise BackboneError(
+            "adapter.options.use_dora: DoRA reads the quantized weights when it is attached, "
+            f"before they are quantized and sharded {under}, or leave the option out"
+        )
+    named = [f"options.{name}" for name in TRAINED_IN_FULL if adapter.options.get(name)]
+    if adapter.method == "trainable_tokens":
+        named.append("method: trainable_tokens")
+    if named:
+        raise BackboneError(
+            f"adapter.{named[0]}: trains weights outside of the layers in 4 bits that are sharded "
+            f"{under}"
+        )
 
 
 def require_weights_on_process_device(context: PreflightContext) -> None:

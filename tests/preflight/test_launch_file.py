@@ -197,11 +197,20 @@ def test_what_training_would_refuse_under_the_launch_is_refused_by_the_plan(
         run_checks(PreflightContext(recipe, read_launch_file(FOLDER / name).launch))
 
 
-def test_dora_reads_weights_that_are_not_quantized_yet_and_is_refused_in_shards() -> None:
-    document = wanted("nf4").model_dump(mode="json", exclude_unset=True)
-    document["adapter"] = {"options": {"use_dora": True}}
+@pytest.mark.parametrize(
+    ("adapter", "part"),
+    [
+        ({"options": {"use_dora": True}}, "adapter.options.use_dora: DoRA reads"),
+        ({"options": {"modules_to_save": ["lm_head"]}}, "adapter.options.modules_to_save: trains"),
+        ({"method": "trainable_tokens"}, "adapter.method: trainable_tokens: trains weights outs"),
+    ],
+)
+def test_what_4_bits_in_shards_cannot_train_is_refused_there_alone(
+    adapter: dict[str, Any], part: str
+) -> None:
+    document = wanted("nf4").model_dump(mode="json", exclude_unset=True) | {"adapter": adapter}
     recipe = Recipe.model_validate(document)
-    assert "adapter.options.use_dora: " in refusal(FOLDER / "fsdp2.yaml", recipe)
+    assert part in refusal(FOLDER / "fsdp2-qlora.yaml", recipe)
     refuse_impossible_launch(read_launch_file(FOLDER / "ddp.yaml"), recipe)
     document["backbone"]["quantization"] = "none"
     plain = Recipe.model_validate(document)
