@@ -5,6 +5,7 @@ python -m lora_kit.merging.reloaded MERGED INPUTS_FILE OUTPUTS_FILE DTYPE DEVICE
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from lora_kit.merging.predictions import ComparisonInputs, ModelOutputs, compute
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json
+from lora_kit.runtime.launcher import forget_launcher
 from lora_kit.runtime.out_of_memory import free_memory, is_out_of_memory_error
 
 if TYPE_CHECKING:
@@ -143,6 +145,9 @@ def compute_outputs_in_subprocess(
     free_memory()
     inputs_file, outputs_file = folder / "inputs.safetensors", folder / "outputs.safetensors"
     inputs.save(inputs_file)
+    # It is alone: with the variables of a launcher, it would wait for the others of its rank.
+    environment = dict(os.environ)
+    forget_launcher(environment)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "lora_kit.merging.reloaded"),
@@ -150,6 +155,7 @@ def compute_outputs_in_subprocess(
             *(str(settings.dtype).removeprefix("torch."), settings.device, settings.attention),
             str(settings.gpus),
         ],
+        env=environment,
         capture_output=True,
         text=True,
         check=False,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +231,24 @@ def test_weights_that_were_damaged_afterwards_are_caught(
     questions = build_comparison_inputs(model, TEXTS, STOPS)
     with pytest.raises(MergeError, match="cannot be run in a new process"):
         compute_outputs_in_subprocess(tmp_path / "merged", questions, PLAIN, tmp_path)
+
+
+def test_the_new_process_is_none_of_a_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "1")
+    seen: dict[str, str] = {}
+
+    def run(command: list[str], **named: Any) -> subprocess.CompletedProcess[str]:
+        seen.update(named["env"])
+        return subprocess.CompletedProcess(command, 1, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(MergeError, match="the process was killed"):
+        compute_outputs_in_subprocess(tmp_path, ComparisonInputs((), {}, STOPS), PLAIN, tmp_path)
+    assert "PATH" in seen
+    assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} & seen.keys()
 
 
 def test_a_parameter_that_is_in_no_file_is_caught(

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.hooks import attach_align_device_hook_on_blocks, remove_hook_from_module
 from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 
@@ -57,6 +59,7 @@ from tests.training_rows import training_rows
 
 PROMPT = tuple(range(5, 25))
 BRANCHES = (Branch((7, 8, 9), 3), Branch((9, 10), 2), Branch((11,), 1))
+SECOND = torch.device("cuda", 1)
 LAYOUTS = [BatchLayout(tree, prefix) for tree in (True, False) for prefix in (True, False)]
 
 
@@ -140,6 +143,27 @@ def drift(model: Any, mode: FakeCudaMode) -> Counts:
     with on_fake_cuda(mode) as watch, eval_mode(model), torch.no_grad():
         measured.__wrapped__(model, [PROMPT, PROMPT[3:]], 2, CUDA)
         return Counts.of(watch)
+
+
+def spread(model: Any, mode: FakeCudaMode) -> None:
+    """Move the blocks and the norm of a model to a second GPU, and let accelerate dispatch."""
+    places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "lm_head": 0, "model.norm": 1}
+    places |= {f"model.layers.{number}": 1 for number in range(len(model.get_decoder().layers))}
+    backbone = model.get_base_model()
+    with mode:
+        for block in (name for name, place in places.items() if place):
+            for module in backbone.get_submodule(block).modules():
+                for name, parameter in module._parameters.items():
+                    if parameter is not None:
+                        there = torch.empty_like(parameter, device=SECOND)
+                        module._parameters[name] = torch.nn.Parameter(there, requires_grad=False)
+        # As `dispatch_model` does, which knows tied weights by addresses, that fake ones lack.
+        attach_align_device_hook_on_blocks(
+            backbone,
+            {"": CUDA, **{name: torch.device("cuda", place) for name, place in places.items()}},
+            offload=dict.fromkeys(places, False),
+            skip_keys=backbone._skip_keys_device_placement,
+        )
 
 
 def error_of(run: Callable[[], object]) -> str:
@@ -254,11 +278,26 @@ def run_all(model: str, folder: Path) -> dict[str, Any]:
         trainings["classifier"].model, tokenizer, [*classes], LAYOUTS[0], mode
     )
     counts["drift"] = drift(lora.model, mode)
-    planted = {}
+    planted: dict[str, str] = {}
     for name in ("position_ids", "input_ids", likelihood.SUPERVISED):
         with left_on_the_host(name):
             planted[name] = error_of(lambda: train(packed, mode))
-    return {"counts": {name: asdict(one) for name, one in counts.items()}, "planted": planted}
+    spread(lora.model, mode)
+    cases = {
+        f"{name} {layout}": error_of(partial(score, lora.model, tokenizer, requests, layout, mode))
+        for name, requests in kinds.items()
+        for layout in LAYOUTS
+    }
+    cases["drift"] = error_of(lambda: drift(lora.model, mode))
+    # The head then gets the last block's output where that block is.
+    remove_hook_from_module(lora.model.get_output_embeddings())
+    losses = partial(score, lora.model, tokenizer, kinds["loss"], LAYOUTS[0], mode)
+    planted["head"] = error_of(losses)
+    return {
+        "counts": {name: asdict(one) for name, one in counts.items()},
+        "planted": planted,
+        "over two GPUs": cases,
+    }
 
 
 if __name__ == "__main__":

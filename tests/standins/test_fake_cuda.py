@@ -103,6 +103,14 @@ def test_a_step_sends_what_its_passes_need_once(ran: dict[str, Any], case: str) 
     assert sum(ran["counts"][case]["copies"].values()) == COPIES[case]
 
 
+def test_a_model_over_two_gpus_is_scored_without_mixing_them(ran: dict[str, Any]) -> None:
+    cases = ran["over two GPUs"]
+    assert len(cases) == 13
+    assert not any(cases.values()), cases
+    # The same with a head that gets its inputs on the second GPU.
+    assert "same device" in ran["planted"]["head"]
+
+
 @pytest.mark.parametrize("name", ["position_ids", "input_ids", "supervised"])
 def test_a_tensor_that_stays_on_the_host_is_found(ran: dict[str, Any], name: str) -> None:
     assert "same device" in ran["planted"][name]
