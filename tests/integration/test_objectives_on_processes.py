@@ -39,6 +39,10 @@ def recipe_for(objective: str, tiny: Path, folder: Path) -> Recipe:
         sizes = {"epochs": epochs, "warmup_ratio": 0.0}
         document = recipe_of(tiny, folder, objective, **sizes).model_dump(mode="json")
         document["grpo"] |= {"beta": 0.1, "rewards": ["chrf", f"run:{folder / 'reward-alone'}"]}
+        rows = Path(document["data"]["train"][0]["source"])
+        # A reward model takes no rated answers.
+        lines = [json.loads(line) | {"label": True} for line in rows.read_text().splitlines()]
+        rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return Recipe.model_validate(document)
     if objective == "reward":
         document = reward_recipe(tiny, folder, training=sizes).model_dump(mode="json")
