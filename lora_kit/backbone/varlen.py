@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from lora_kit.runtime.errors import BackboneError
 
 VARLEN: Literal["varlen"] = "varlen"
+HALF = (torch.bfloat16, torch.float16)
 # Arguments of a layer's attention that the kernel has no counterpart for, if they are set.
 WITHOUT_KERNEL = ("softcap", "s_aux", "position_bias", "dropout")
 
@@ -79,7 +80,8 @@ def varlen_attention(
         query, key, value = (one.to(dtype) for one in (query, key, value))
     # A window as long as every sequence is none, and plain causal attention is faster.
     window = sliding_window if sliding_window and sliding_window < max_length_q else None
-    attend = _by_kernel if query.is_cuda else _one_by_one
+    # The kernel has no float32, which weights in float32 without autocast give.
+    attend = _by_kernel if query.is_cuda and query.dtype in HALF else _one_by_one
     query, key, value = (one[0].transpose(0, 1) for one in (query, key, value))
     attended = attend(query, key, value, cu_seq_lens_q, max_length_q, scaling, window)
     return attended[None], None
@@ -140,7 +142,7 @@ def _one_by_one(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Return the attention of packed sequences on a CPU, one after the other."""
+    """Return the attention of packed sequences, one after the other, on any device."""
     grouped = query.shape[1] != key.shape[1]
     parts = []
     for start, end in pairwise(starts.tolist()):

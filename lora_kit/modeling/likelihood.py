@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from lora_kit.backbone.attention import lengths_arguments
+from lora_kit.backbone.attention import WITH_LENGTHS, attention_of, lengths_arguments
 from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_encoder_decoder
 from lora_kit.data.supervision import IGNORE_INDEX
 
@@ -71,6 +72,17 @@ def pack_examples(examples: Sequence[Example]) -> dict[str, Any]:
     return packed | {"lengths": tuple(len(example.input_ids) for example in examples)}
 
 
+def collate_for(model: Any, examples: Sequence[Example], pad_token_id: int) -> dict[str, Any]:
+    """Pack examples if the model's attention separates them by their lengths, or pad them.
+
+    Virtual tokens come before a row, and so before the first example of a pack only.
+    """
+    tuned = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    if attention_of(model) in WITH_LENGTHS and not tuned:
+        return pack_examples(examples)
+    return pad_examples(examples, pad_token_id)
+
+
 def supervised_nll(
     model: Any, batch: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,11 +93,16 @@ def supervised_nll(
         batch: result of `pad_examples` or `pack_examples`, on the model's device.
 
     Returns:
-        `nll` (supervised,) float32 and `rows` (supervised,) int64, the row of each token; in the
-        order of rows and positions.
+        `nll` (supervised,) float32 and `rows` (supervised,) int64, the row of each token, or its
+        example in a pack; in the order of rows and positions.
     """
     targets, rows, columns = supervised_positions(batch)
     logits = logits_at(model, batch, rows, columns)
+    if "lengths" in batch:
+        ends = torch.tensor([*accumulate(batch["lengths"])])
+        rows = torch.bucketize(
+            columns, to_device({"ends": ends}, columns.device)["ends"], right=True
+        )
     return token_nll(logits, targets), rows
 
 

@@ -9,7 +9,7 @@ import torch
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import split_micro_batches
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device
+from lora_kit.modeling.likelihood import collate_for, supervised_nll, to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.out_of_memory import is_out_of_memory_error
@@ -28,14 +28,14 @@ def batch_nll(
 
     Returns:
         Negative log-likelihood of each supervised token in nats, (supervised,) float32, and the
-        row of each, (supervised,) int64.
+        example of each, (supervised,) int64.
 
     Raises:
         TrainingError: if the pass does not fit into memory.
     """
-    padded = pad_examples(batch, backbone.tokenizer.pad_token_id)
+    inputs = collate_for(model, batch, backbone.tokenizer.pad_token_id)
     try:
-        return supervised_nll(model, to_device(padded, backbone.model.device))
+        return supervised_nll(model, to_device(inputs, backbone.model.device))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory_error(error):
             raise

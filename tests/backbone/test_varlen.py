@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_kit.backbone.attention import (
@@ -20,7 +20,12 @@ from lora_kit.backbone.attention import (
 from lora_kit.backbone.varlen import register_varlen
 from lora_kit.backbone.varlen_support import AMPERE, varlen_problem
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.modeling.likelihood import pack_examples, pad_examples, supervised_nll
+from lora_kit.modeling.likelihood import (
+    collate_for,
+    pack_examples,
+    pad_examples,
+    supervised_nll,
+)
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import BackboneError
 
@@ -81,7 +86,9 @@ def examples() -> list[Example]:
 
 
 def losses_and_gradients(model: Any, batch: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    nll, _ = supervised_nll(model, batch)
+    nll, rows = supervised_nll(model, batch)
+    # The first token of an example has no label.
+    assert rows.bincount(minlength=len(LENGTHS)).tolist() == [length - 1 for length in LENGTHS]
     nll.square().sum().backward()
     return nll.detach(), [p.grad for p in model.parameters() if p.requires_grad]
 
@@ -124,6 +131,17 @@ def test_no_mask_is_made_and_every_layer_gets_the_lengths(
         assert given["cu_seq_lens_q"].tolist() == [0, 9, 10, 15, 29]
         assert given["max_length_k"] == max(LENGTHS)
     assert lengths_arguments(built("mistral"), pack_examples(examples)) == {}
+
+
+def test_losses_outside_of_steps_are_packed_where_attention_reads_lengths(
+    examples: list[Example],
+) -> None:
+    assert "lengths" in collate_for(built("llama", VARLEN), examples, 0)
+    assert "lengths" not in collate_for(built("llama"), examples, 0)
+    prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    assert "lengths" not in collate_for(
+        get_peft_model(built("llama", VARLEN), prompts), examples, 0
+    )
 
 
 def test_a_pass_without_lengths_is_that_of_sdpa(examples: list[Example]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from lora_kit.data.batches import split_micro_batches
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.modeling.likelihood import pad_examples, supervised_logits, to_device, token_kl
+from lora_kit.modeling.likelihood import collate_for, supervised_logits, to_device, token_kl
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.recipe.retention import KlSpec
 
@@ -81,7 +81,7 @@ class KlPenalty:
         device = self._model.device
         self.last_divergence = torch.zeros((), dtype=torch.float64, device=device)
         for group in split_micro_batches(share, self._rows, self._tokens) if share else []:
-            batch = to_device(pad_examples(group, self._pad), device)
+            batch = to_device(collate_for(self._model, group, self._pad), device)
             # The base is used without dropout.
             with eval_mode(self._model), torch.no_grad(), adapter_disabled(self._model):
                 base = supervised_logits(self._model, batch)
