@@ -7,14 +7,19 @@ registered with transformers under the name `varlen`, with its gradient. Passes 
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from lora_kit.runtime.errors import BackboneError
 
+# The kernel of torch 2.11 takes as many heads of keys as of queries only. Not asked for in a pass,
+# which may be compiled.
+HAS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 VARLEN: Literal["varlen"] = "varlen"
 HALF = (torch.bfloat16, torch.float16)
 # Arguments of a layer's attention that the kernel has no counterpart for, if they are set.
@@ -115,8 +120,12 @@ def _by_kernel(
     window: int | None,
 ) -> torch.Tensor:
     """Return the attention of packed sequences on a GPU, (tokens, heads, size)."""
-    from torch.nn.attention.varlen import varlen_attn
-
+    groups = query.shape[1] // key.shape[1]
+    grouping: dict[str, Any] = {}
+    if HAS_GROUPS:
+        grouping["enable_gqa"] = groups > 1
+    elif groups > 1:
+        key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
     attended = varlen_attn(
         query,
         key,
@@ -127,7 +136,7 @@ def _by_kernel(
         longest,
         scale=scaling,
         window_size=(window - 1 if window else -1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouping,
     )
     assert isinstance(attended, torch.Tensor)  # a pair only if more was requested
     return attended

@@ -70,12 +70,12 @@ def varlen_problem(
 
 
 def _has_kernel() -> bool:
-    """Return true if torch's kernel takes windows, a scale and grouped heads, as from 2.13 on."""
+    """Return true if torch's kernel takes windows and a scale, as from 2.11 on."""
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return False
     from torch.nn.attention.varlen import varlen_attn
 
-    return {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+    return {"scale", "window_size"} <= set(inspect.signature(varlen_attn).parameters)
 
 
 class _Call:

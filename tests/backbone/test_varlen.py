@@ -11,13 +11,14 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lora_kit.backbone import varlen
 from lora_kit.backbone.attention import (
     VARLEN,
     choose_attention,
     expected_attention,
     lengths_arguments,
 )
-from lora_kit.backbone.varlen import register_varlen
+from lora_kit.backbone.varlen import _by_kernel, _one_by_one, register_varlen
 from lora_kit.backbone.varlen_support import AMPERE, varlen_problem
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.likelihood import (
@@ -234,3 +235,33 @@ def test_a_layer_that_asks_for_more_raises_instead_of_a_wrong_answer(
     supervised_nll(model.eval(), pack_examples(examples))
     with pytest.raises(BackboneError, match=r"cannot compute a layer of this model \(dropout\)"):
         supervised_nll(model.train(), pack_examples(examples))
+
+
+def test_an_older_kernel_gets_as_many_heads_of_keys_as_of_queries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel of torch 2.11, the oldest that is allowed, knows no groups of heads."""
+
+    def kernel(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        _cu_seq_k: torch.Tensor,
+        max_q: int,
+        _max_k: int,
+        *,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+    ) -> torch.Tensor:
+        assert query.shape == key.shape == value.shape
+        assert window_size == (-1, 0)
+        return _one_by_one(query, key, value, cu_seq_q, max_q, scale, None)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(varlen, "HAS_GROUPS", False)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(sum(LENGTHS), heads, 8) for heads in (4, 2, 2))
+    starts = torch.tensor([0, 9, 10, 15, 29], dtype=torch.int32)
+    packed = (query, key, value, starts, max(LENGTHS), None, None)
+    assert torch.allclose(_by_kernel(*packed), _one_by_one(*packed), atol=1e-6)

@@ -26,7 +26,6 @@ from tests.gpu.variants import (
     Variant,
     applied,
     attention_of,
-    require_fields,
     restore,
 )
 
@@ -84,7 +83,8 @@ def late_cases(setting: Setting, bases: Bases) -> Sequence[Case]:
 
 
 def _case(setting: Setting, bases: Bases, variant: Variant) -> Case:
-    needs = ("bitsandbytes",) if variant.quantization != "none" else ()
+    needs = ["bitsandbytes"] if variant.quantization != "none" else []
+    needs += ["liger_kernel"] if "liger" in dict(variant.training) else []
     run = partial(measured, setting, bases, variant)
     return Case(variant.name, run, needs, variant.seconds)
 
@@ -182,7 +182,6 @@ def lists(setting: Setting, steps: int) -> list[list[int]]:
 
 def measured(setting: Setting, bases: Bases, variant: Variant) -> Figures:
     """Return tokens per second and memory of the package's own training."""
-    require_fields(variant)
     chosen = recipe(setting, variant)
     with adapted(setting, bases, variant, chosen) as (backbone, model):
         if device().type == "cuda":
@@ -235,7 +234,10 @@ def planned(setting: Setting) -> Figures:
     chosen = [v for v in VARIANTS[:4] if not setting.is_tiny or v.name in FEW]
     found = {}
     for variant in chosen:
-        estimate = estimate_memory(recipe(setting, variant), setting.config, batch, kind, CUDA_BASE)
+        plain = recipe(setting, variant)
+        spec = plain.backbone.model_copy(update={"attention": attention_of(variant)})
+        measured = plain.model_copy(update={"backbone": spec})
+        estimate = estimate_memory(measured, setting.config, batch, kind, CUDA_BASE)
         found[variant.name] = {"total": estimate.total - CUDA_BASE, **estimate.components}
     return found
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from lora_kit.backbone.varlen import VARLEN, register_varlen
 from lora_kit.modeling.checkpointing import disable_checkpointing
 from tests.gpu.material import device
 from tests.gpu.runner import Unavailable
-
-NOT_HERE = "not in this version"
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,7 @@ class Variant:
         name: name of the case.
         quantization: `none` or `nf4`.
         checkpointing: gradient checkpointing.
-        attention: attention implementation of transformers; `best` is the first that is there of
-            `varlen`, `flash_attention_2` and `sdpa`.
+        attention: attention implementation of transformers.
         casts: PEFT's casts of LoRA inputs to float32; by default as the package has them.
         chunk: tokens whose logits are held in float32 at a time; `None` for the package's own.
         training: further fields of the recipe's section `training`.
@@ -36,7 +33,7 @@ class Variant:
     name: str
     quantization: str = "none"
     checkpointing: bool = False
-    attention: str = "best"
+    attention: str = VARLEN
     casts: bool = False
     chunk: int | None = None
     training: tuple[tuple[str, Any], ...] = ()
@@ -51,11 +48,11 @@ VARIANTS = (
     Variant("nf4-checkpointing", quantization="nf4", checkpointing=True),
     Variant("bf16-sdpa", attention="sdpa"),
     Variant("bf16-sdpa-checkpointing", attention="sdpa", checkpointing=True),
-    Variant("bf16-varlen", attention="varlen"),
     Variant("bf16-flash", attention="flash_attention_2"),
     Variant("bf16-casts", casts=True),
     Variant("bf16-chunk-64", chunk=64),
     Variant("bf16-chunk-4096", chunk=4096),
+    Variant("bf16-offloading", training=(("activation_offloading", True),)),
 )
 # These compile, or change classes for all that follows.
 LATE = (
@@ -67,53 +64,20 @@ LATE = (
 FEW = ("bf16", "nf4-checkpointing", "bf16-sdpa", "bf16-flash", "bf16-casts", "bf16-chunk-64")
 
 
-def require_fields(variant: Variant) -> None:
-    """Raise `Unavailable` for a field that the recipe of this version lacks."""
-    from lora_kit.recipe.training import TrainingSpec
-
-    for name, _ in variant.training:
-        if name not in TrainingSpec.model_fields:
-            raise Unavailable(f"training.{name} is {NOT_HERE}")
-        if name == "liger" and find_spec("liger_kernel") is None:
-            raise Unavailable("not installed: liger_kernel")
-
-
 def attention_of(variant: Variant) -> str:
     """Return the attention implementation, after registering it.
 
     Raises:
         Unavailable: if this machine or version lacks it.
     """
-    if variant.attention == "best":
-        for name in ("varlen", "flash_attention_2"):
-            if not _lacking(name):
-                return name
-        return "sdpa"
-    if reason := _lacking(variant.attention):
-        raise Unavailable(reason)
-    return variant.attention
-
-
-def _lacking(attention: str) -> str:
-    if attention == "varlen":
-        return _register_varlen()
-    if attention == "flash_attention_2":
+    if variant.attention == VARLEN:
+        register_varlen()
+    if variant.attention == "flash_attention_2":
         from transformers.utils import is_flash_attn_2_available
 
         if device().type != "cuda" or not is_flash_attn_2_available():
-            return "not installed, or no GPU: flash-attn"
-    return ""
-
-
-def _register_varlen() -> str:
-    if find_spec("lora_kit.backbone.varlen") is None:
-        return f"attention varlen is {NOT_HERE}"
-    if find_spec("torch.nn.attention.varlen") is None:
-        return "torch.nn.attention.varlen is not in this version of torch"
-    from lora_kit.backbone.varlen import register_varlen
-
-    register_varlen()
-    return ""
+            raise Unavailable("not installed, or no GPU: flash-attn")
+    return variant.attention
 
 
 @contextmanager
