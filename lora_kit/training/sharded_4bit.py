@@ -32,7 +32,8 @@ def shard_4bit_layers(model: torch.nn.Module, accelerator: Accelerator) -> None:
         accelerator: accelerator with the settings of the launch file.
 
     Raises:
-        BackboneError: if packed weights are not bytes, or 4-bit or trained weights are in no layer.
+        BackboneError: if packed weights are not bytes, 4-bit or trained weights are in no layer, or
+            torch shards no bytes.
         TrainingError: if Accelerate was told to recompute activations, and would wrap the layers.
     """
     from accelerate.utils.fsdp_utils import (
@@ -54,10 +55,24 @@ def shard_4bit_layers(model: torch.nn.Module, accelerator: Accelerator) -> None:
     layers = [module for module in modules if is_layer(module)]
     for layer in layers:
         quantize_mapped(layer, accelerator.device)
-        fully_shard(layer, **options)
+        _shard(layer, options)
     # Sharding gives a layer another class, by whose name Accelerate then finds it.
     plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})
     _require_in_layers(model)
+
+
+def _shard(layer: torch.nn.Module, options: dict[str, Any]) -> None:
+    try:
+        fully_shard(layer, **options)
+    except RuntimeError as error:
+        if "floating point" not in str(error):
+            raise
+        # torch 2.11 lets every shard require gradients at first, which bytes cannot.
+        raise BackboneError(
+            "backbone.quantization: this version of torch shards no weights that are stored as "
+            f"bytes (got {torch.__version__}). Fix: install torch 2.13, or launch with "
+            "accelerate_configs/ddp.yaml"
+        ) from error
 
 
 def _require_in_layers(model: torch.nn.Module) -> None:

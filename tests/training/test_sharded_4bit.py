@@ -74,3 +74,24 @@ def test_weights_in_none_of_the_sharded_layers_are_refused(model: torch.nn.Modul
         layer.__class__ = torch.nn.Linear
     model.get_input_embeddings().weight.requires_grad_(True)  # type: ignore[operator]
     assert "1 trained weights are in none of the layers" in refused(model, Launched())
+
+
+def test_a_torch_that_shards_no_bytes_is_named(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In torch 2.11, `fully_shard` makes parameters that require gradients first."""
+
+    def shard(layer: torch.nn.Module, **_: Any) -> None:
+        packed = next(p for p in layer.parameters() if p.dtype is torch.uint8)
+        torch.nn.Parameter(packed.data)
+
+    def policy(*_: Any) -> Any:
+        return lambda module: type(module).__name__ == "LlamaDecoderLayer"
+
+    monkeypatch.setattr("lora_kit.training.sharded_4bit.fully_shard", shard)
+    monkeypatch.setattr("accelerate.utils.fsdp_utils.fsdp2_prepare_auto_wrap_policy", policy)
+    launched: Any = Launched()
+    launched.device = torch.device("cpu")
+    message = refused(model, launched)
+    assert message.startswith("backbone.quantization: this version of torch shards no weights")
+    assert f"(got {torch.__version__}). Fix: install torch 2.13" in message
