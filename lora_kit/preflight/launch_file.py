@@ -38,6 +38,7 @@ class LaunchFile:
         mpirun: true if `mpirun` starts the processes.
         auto_wrap_policy: FSDP's auto wrap policy, in capitals.
         reshard_after_forward: true if FSDP shards a layer again after its forward pass.
+        offloaded: true if FSDP keeps its shards in main memory.
         parallel: true if tensor, context or sequence parallelism is requested.
         shard_size: processes over which the weights are sharded, if the file says so; else 0.
     """
@@ -51,6 +52,7 @@ class LaunchFile:
     mpirun: bool = False
     auto_wrap_policy: str = ""
     reshard_after_forward: bool = True
+    offloaded: bool = False
     parallel: bool = False
     shard_size: int = 0
 
@@ -62,7 +64,7 @@ class LaunchFile:
     @property
     def sharding(self) -> Sharding:
         """Sharding of the training over the processes."""
-        return Sharding.of(self.launch, self.reshard_after_forward)
+        return Sharding.of(self.launch, self.reshard_after_forward, self.offloaded)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
@@ -130,6 +132,7 @@ def _launch_file(path: Path, config: Any) -> LaunchFile:
         mpirun=bool(config.mpirun_config),
         auto_wrap_policy=str(fsdp.get("auto_wrap_policy", "")).upper(),
         reshard_after_forward=reshard not in GATHERED_AFTER_FORWARD,
+        offloaded=str(fsdp.get("offload_params", False)).lower() == "true",
         parallel=any(int(parallel.get(f"{name}_size", 1)) > 1 for name in ("tp", "cp", "sp")),
         # Accelerate's default, with which FSDP 2 has no processes to shard over.
         shard_size=int(parallel.get("dp_shard_size", 1)) if parallel else 0,

@@ -101,7 +101,7 @@ class Footprint:
         state = state_bytes(self.optim, trained)
         components = {
             "libraries": self.libraries,
-            **{name: self._share(name, sharding.weights) for name in self.frozen},
+            **{name: self._share(name, sharding) for name in self.frozen},
             "gathered weights": sharding.gathered_bytes(self.fake, self.dtype),
             "adapter (float32)": math.ceil(masters / sharding.weights),
             "adapter gradients": math.ceil(masters / sharding.gradients),
@@ -110,13 +110,18 @@ class Footprint:
             **self.passes,
             "allocator overhead": self.allocator,
         }
+        if sharding.offloaded:
+            trained_parts = ("adapter (float32)", "adapter gradients", state_name(self.optim))
+            components |= dict.fromkeys(trained_parts, 0)
         components = {name: size for name, size in components.items() if size}
         return MemoryEstimate(self.device, self.batch, components, sum(components.values()))
 
-    def _share(self, name: str, shards: int) -> int:
-        """Return the bytes of a part of the backbone in one of so many processes."""
+    def _share(self, name: str, sharding: Sharding) -> int:
+        """Return the bytes of a part of the backbone in one process, on its device."""
         whole = self.fake.constant_bytes if name == QUANTIZED else 0
-        return whole + math.ceil((self.frozen[name] - whole) / shards)
+        if sharding.offloaded:
+            return whole
+        return whole + math.ceil((self.frozen[name] - whole) / sharding.weights)
 
 
 def estimate_memory(

@@ -26,9 +26,9 @@ class Sharding:
     (Zhao et al. 2023, arXiv:2304.11277). Hybrid sharding (HSDP) shards over the processes of a
     replica. Constants of 4-bit weights are whole in each process.
 
-    Not counted: DeepSpeed's communication buffers (`reduce_bucket_size`), which add memory;
-    and offloading, which saves memory. While a model is loaded, a process holds less than here: its
-    shards so far and one unsharded layer.
+    Not counted: DeepSpeed's communication buffers (`reduce_bucket_size`), which add memory; its
+    offloading, which saves memory; and the main memory of shards that FSDP offloads. While a model
+    is loaded, a process holds less than here: its shards so far and one unsharded layer.
 
     Attributes:
         weights: processes that share the frozen weights and the adapter.
@@ -37,6 +37,7 @@ class Sharding:
         buckets: true if gradients are copied into buckets to be averaged.
         live_parameters: parameters gathered at once, if more than two layers.
         reshard_after_forward: true if a layer is sharded again after its forward pass.
+        offloaded: true if a GPU's process keeps its shards, gradients and moments in main memory.
     """
 
     weights: int = 1
@@ -45,14 +46,23 @@ class Sharding:
     buckets: bool = False
     live_parameters: int = 0
     reshard_after_forward: bool = True
+    offloaded: bool = False
 
     @classmethod
-    def of(cls, launch: Launch, reshard_after_forward: bool = True) -> Sharding:
+    def of(
+        cls, launch: Launch, reshard_after_forward: bool = True, offloaded: bool = False
+    ) -> Sharding:
         """Return the sharding of a launch."""
         processes = launch.processes
         if launch.fsdp:
             shards = processes // launch.replicas
-            return cls(shards, shards, shards, reshard_after_forward=reshard_after_forward)
+            return cls(
+                shards,
+                shards,
+                shards,
+                reshard_after_forward=reshard_after_forward,
+                offloaded=offloaded,
+            )
         stage = launch.zero_stage
         return cls(
             weights=processes if stage >= ZERO_WEIGHTS_STAGE else 1,

@@ -84,4 +84,6 @@ def shard_like(parameter: torch.Tensor, value: Any) -> Any:
     if not (alike and isinstance(parameter, DTensor)):
         return value
     on_device = value.to(parameter.device_mesh.device_type)
-    return distribute_tensor(on_device, parameter.device_mesh, parameter.placements)
+    shard = distribute_tensor(on_device, parameter.device_mesh, parameter.placements)
+    # Shards that FSDP offloads are in main memory.
+    return shard.to(parameter.device)

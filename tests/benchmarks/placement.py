@@ -4,7 +4,8 @@
 
 LoRA of rank 16 on all linear layers, one row of 2,048 tokens a forward pass, all of them
 supervised, activations recomputed. For each machine the first of these that takes at most nine
-tenths of a GPU: bfloat16 on each GPU, bfloat16 in shards, 4 bits on each GPU, 4 bits in shards.
+tenths of a GPU: bfloat16 on each GPU, bfloat16 in shards, 4 bits on each GPU, 4 bits in shards,
+these in main memory.
 Prints the table of accelerate_configs/README.md, which a test compares with it, then one JSON
 object. Nothing is loaded or downloaded: a model is its shapes, as its published configuration says
 them. `--quick` leaves out all but the smallest model.
@@ -45,11 +46,12 @@ class Hardware:
 
 
 A10G, H100 = GPUS["A10G 24 GB"] * MIB, GPUS["H100 80 GB"] * MIB
+PACKED = ("fsdp2-qlora.yaml", "fsdp2-qlora-offload.yaml")
 HARDWARE = (
     Hardware("1 x 24 GB", 1, A10G, "single-gpu.yaml"),
     Hardware("1 x 80 GB", 1, H100, "single-gpu.yaml"),
-    Hardware("2 x 24 GB", 2, A10G, "ddp.yaml", ("fsdp2.yaml",), ("fsdp2-qlora.yaml",)),
-    Hardware("4 x 24 GB", 4, A10G, "ddp.yaml", ("fsdp2.yaml",), ("fsdp2-qlora.yaml",)),
+    Hardware("2 x 24 GB", 2, A10G, "ddp.yaml", ("fsdp2.yaml",), PACKED),
+    Hardware("4 x 24 GB", 4, A10G, "ddp.yaml", ("fsdp2.yaml",), PACKED),
     Hardware("8 x 80 GB", 8, H100, "ddp.yaml", ("fsdp2.yaml",)),
     # Layers are gathered within a machine before they are gathered between machines.
     Hardware("2 x 8 x 80 GB", 16, H100, "ddp.yaml", ("hsdp.yaml", "multi-node.yaml")),

@@ -36,6 +36,7 @@ EXPECTED = {
     "single-gpu.yaml": ("NO", 1, 1, 0, 0),
     "ddp.yaml": ("MULTI_GPU", 8, 1, 0, 0),
     "fsdp2.yaml": ("FSDP", 8, 1, 2, 0),
+    "fsdp2-qlora-offload.yaml": ("FSDP", 2, 1, 2, 0),
     "fsdp2-qlora.yaml": ("FSDP", 2, 1, 2, 0),
     "hsdp.yaml": ("FSDP", 16, 2, 2, 0),
     "multi-node.yaml": ("FSDP", 16, 2, 2, 0),
@@ -330,6 +331,11 @@ def test_a_launch_is_called_by_its_usual_name() -> None:
     assert names["hsdp.yaml"] == "FSDP 2, 2 replicas"
     assert names["deepspeed-zero3.yaml"] == "ZeRO-3"
     assert names["cpu.yaml"] == "single process"
+
+
+def test_shards_in_main_memory_are_read() -> None:
+    offloaded = {path.name for path in FILES if read_launch_file(path).sharding.offloaded}
+    assert offloaded == {"fsdp2-qlora-offload.yaml"}
 
 
 def test_reading_is_not_changed_by_what_runs_here() -> None:

@@ -118,6 +118,17 @@ def test_packed_weights_are_divided_and_gathered_and_their_constants_are_whole(
     assert several["gathered weights"] == gathered
     alone = whole.per_process(Sharding()).components
     assert alone["quantized weights"] == LAYERS * matrices // 2 + constants
+    launch = Launch(processes=PROCESSES, fsdp=True, fsdp_version=2)
+    offloaded = whole.per_process(Sharding.of(launch, offloaded=True)).components
+    assert offloaded.pop("quantized weights") == constants
+    assert offloaded.items() <= several.items()
+    assert several.keys() - offloaded.keys() == {
+        "quantized weights",
+        "other frozen weights",
+        "adapter (float32)",
+        "adapter gradients",
+        "AdamW moments",
+    }
 
 
 @pytest.mark.parametrize(

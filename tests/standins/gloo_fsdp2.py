@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainerCallback, TrainerState
 
 from lora_kit.cli.app import app
@@ -86,6 +88,8 @@ def run(launcher: str, arguments: list[str]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run the commands."""
+    # Main memory is pinned for a GPU that copies it.
+    torch.distributed.fsdp.CPUOffloadPolicy = partial(CPUOffloadPolicy, pin_memory=False)
     # Told to use the CPU, Accelerate starts no process group but that of its own CPU launch.
     torch.distributed.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
     if "SIGNAL_AT_STEP" in os.environ:

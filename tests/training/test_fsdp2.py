@@ -173,6 +173,12 @@ def test_packed_weights_that_cannot_be_divided_evenly_are_padded(place: Path) ->
 
 
 @pytest.mark.slow
+def test_shards_in_main_memory_train_as_whole_weights(place: Path) -> None:
+    launched(2, place, train("none", "whole"), train("fsdp2-qlora-offload.yaml", "shards"))
+    same(place / "whole", place / "shards")
+
+
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_in_any_number_of_processes(
     place: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
