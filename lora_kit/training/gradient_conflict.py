@@ -141,5 +141,6 @@ def mean_cosines(history: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _product(one: Gradient, other: Gradient) -> float:
-    parts = [float((a * b).sum()) for a, b in zip(one, other, strict=True)]
+    # Read at once: on a GPU, each number that is read waits for it.
+    parts = torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).tolist()
     return math.fsum(parts) if all(map(math.isfinite, parts)) else math.nan

@@ -73,13 +73,15 @@ def shared_mean(
     state = process_state()
     if not is_sharded(model):
         batches = batches[state.process_index :: state.num_processes]
-    sums = torch.zeros(2, dtype=torch.float64)
+    # On the device, where adding does not wait for a pass.
+    sums = torch.zeros(2, dtype=torch.float64, device=state.device)
     # Not inference mode: training uses the tensors that a sharded model allocates here.
     with eval_mode(model), torch.no_grad():
         for batch in batches:
-            sums += torch.stack([one.double().cpu() for one in sums_of(batch)])
+            for place, one in enumerate(sums_of(batch)):
+                sums[place] += one.double()
     reshard(model)
-    total, weight = reduce(sums.to(state.device)).tolist()
+    total, weight = reduce(sums).tolist()
     return float(total / weight)
 
 

@@ -44,8 +44,8 @@ from lora_kit.runtime.console import meter
 from lora_kit.training import steps
 from lora_kit.training.classes import ClassTask
 from lora_kit.training.inputs import TrainingInputs
-from lora_kit.training.losses import batch_nll
 from lora_kit.training.setup import TrainingSetup
+from lora_kit.training.validation import validation_loss
 from tests import classifying, preferring
 from tests.standins.fake_cuda import (
     CUDA,
@@ -109,10 +109,11 @@ def train(inputs: TrainingInputs, mode: FakeCudaMode) -> Counts:
 
 
 def validate(inputs: TrainingInputs, mode: FakeCudaMode) -> Counts:
-    """Return the counts of one batch of held-out rows, whose losses stay on the device."""
-    examples = inputs.data.examples[:3]
-    with on_fake_cuda(mode) as watch, eval_mode(inputs.model), torch.no_grad():
-        batch_nll(inputs.model, inputs.backbone, examples, "the rows")
+    """Return the counts of a validation of three passes or more."""
+    with on_fake_cuda(mode) as watch:
+        validation_loss(
+            inputs.model, inputs.backbone, inputs.data, 4 * int(inputs.data.lengths.max())
+        )
         return Counts.of(watch)
 
 

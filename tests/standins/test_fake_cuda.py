@@ -29,7 +29,7 @@ WAITS: dict[str, dict[str, int]] = {
     "train nf4": LOGGED,
     "train classifier": LOGGED,
     "train preferences": PREFERENCES,
-    "validation": {},
+    "validation": {".tolist()": 1},
     "loss": SCORES,
     "loss prefix": SCORES,
     "choice tree": SCORES,
