@@ -75,6 +75,7 @@ UNSEEN = (
     Unseen("the flash kernel of attention `varlen`", "tests/backbone/test_varlen.py", "speed"),
     Unseen("`training.compile`", "tests/training/test_acceleration.py", "late"),
     Unseen("Liger's kernels", "", "late"),
+    Unseen("`training.activation_offloading`", "tests/training/test_acceleration.py", "late"),
     Unseen("peak memory against that of `plan`", "tests/benchmarks/estimate.py", "speed"),
     Unseen("equal 4- and 8-bit codes on CPU and GPU", "", "codes"),
     Unseen("4-bit weights in shards, over NCCL", "tests/training/test_fsdp2.py", "sharded"),

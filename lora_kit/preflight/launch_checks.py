@@ -170,7 +170,8 @@ def require_available_acceleration(context: PreflightContext) -> None:
     model_type = str(backbone.model.config.model_type) if backbone else ""
     # A plan for other machines is made without their devices and packages.
     device = process_state().device if context.launch == current_launch() else None
-    require_acceleration(context.recipe.training, context.launch, device, model_type)
+    quantized = context.recipe.backbone.quantization != "none"
+    require_acceleration(context.recipe.training, context.launch, device, model_type, quantized)
 
 
 def refuse_partitioned_objective(context: PreflightContext) -> None:

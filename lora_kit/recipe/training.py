@@ -115,8 +115,8 @@ class TrainingSpec(Section):
     text. The estimate of memory does not heed it, and is too high then."""
     compile: bool = False
     """Compile each transformer block with torch.compile: minutes at the start, fewer and larger
-    kernels then; the same loss up to rounding. For the objectives sft and text. The estimate of
-    memory does not heed it."""
+    kernels then; the same loss up to rounding. For the objectives sft and text; not for quantized
+    weights on a CPU. The estimate of memory does not heed it."""
     liger: bool = False
     """Liger's kernels for norms, rotary positions and gated layers, on a GPU, from the extra
     `liger`; the loss stays that of this package. They stay in the process after training. For the

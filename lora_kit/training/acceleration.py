@@ -45,7 +45,11 @@ def compile_blocks(model: torch.nn.Module) -> None:
 
 
 def require_acceleration(
-    spec: TrainingSpec, launch: Launch, device: torch.device | None, model_type: str = ""
+    spec: TrainingSpec,
+    launch: Launch,
+    device: torch.device | None,
+    model_type: str = "",
+    quantized: bool = False,
 ) -> None:
     """Refuse options that lack a package, a device or a test under a launch.
 
@@ -54,6 +58,7 @@ def require_acceleration(
         launch: launch of the training.
         device: device of the training; `None` if it is planned for another machine.
         model_type: type of the backbone's configuration; empty if it is not known yet.
+        quantized: true for a backbone in 4 or 8 bits.
 
     Raises:
         TrainingError: naming the field and the remedy.
@@ -67,6 +72,13 @@ def require_acceleration(
         raise TrainingError(
             "training.compile: blocks are not compiled under FSDP and DeepSpeed. Fix: remove it, "
             "or launch with accelerate_configs/ddp.yaml"
+        )
+    if spec.compile and quantized and device is not None and device.type == "cpu":
+        # Without a kernel, bitsandbytes unpacks 4 bits in many small operations: more than four
+        # minutes for a model of three tiny blocks.
+        raise TrainingError(
+            "training.compile: blocks in 4 or 8 bits take too long to compile on a CPU. Fix: "
+            "remove it, or set backbone.quantization: none"
         )
     if device is not None:
         _require_on_device(spec, device, model_type)

@@ -116,6 +116,13 @@ def test_a_compiler_is_needed() -> None:
         require_acceleration(TrainingSpec(compile=True), Launch(), CPU)
 
 
+def test_quantized_blocks_are_not_compiled_on_a_cpu() -> None:
+    spec = TrainingSpec(compile=True)
+    require_acceleration(spec, Launch(), None, quantized=True)
+    with pytest.raises(TrainingError, match="too long to compile on a CPU"):
+        require_acceleration(spec, Launch(), CPU, quantized=True)
+
+
 def test_another_machine_is_planned_without_its_devices() -> None:
     spec = TrainingSpec(optim="paged_adamw_8bit", liger=True, activation_offloading=True)
     require_acceleration(spec, Launch(), None)
