@@ -184,8 +184,8 @@ def matrix() -> str:
         rows[tuple(_cells(runs, method))].append(method)
     notes: dict[str, int] = {}
     lines = [
-        "Nothing here has run on a GPU: *planned* means checked up to step 1 and never run. What "
-        "is *run* under FSDP 2 and ZeRO ran on processes of a CPU.",
+        "Nothing here has run on a GPU: *planned* means checked up to step 1 and never run. "
+        "Processes of a CPU ran all that is *run* under FSDP 2 and ZeRO.",
         "Quantizations are `none`, `nf4` (and `fp4`) and `int8`; a state without them holds for "
         "all three.",
         "",

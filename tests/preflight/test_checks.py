@@ -77,6 +77,7 @@ def test_the_real_backbone_in_4_bits_passes(real_backbone: Backbone) -> None:
 def test_checks_without_their_inputs_are_skipped() -> None:
     assert run_checks(specimen_context()).names == (
         "launch",
+        "acceleration",
         "sharding",
         "retention",
         "initialisation",

@@ -1,4 +1,4 @@
-"""What the sharding of 4-bit weights refuses; tests/training/test_fsdp2.py trains with it."""
+"""Refusals of the sharding of 4-bit weights; tests/training/test_fsdp2.py trains with it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from lora_kit.training.sharded_4bit import shard_4bit_layers
 
 @dataclass
 class Plugin:
-    """Those settings of Accelerate's plugin that are read before anything is sharded."""
+    """Settings of Accelerate's plugin that are read before anything is sharded."""
 
     activation_checkpointing: bool = False
     auto_wrap_policy: Any = None
