@@ -21,15 +21,23 @@ tasks:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "gpus"),
+    [
+        (["lora_kit"], 2),
+        (["tests.standins.gloo_fsdp2", str(ROOT / "accelerate_configs" / "fsdp2.yaml")], 1),
+    ],
+    ids=["data parallel", "fsdp2"],
+)
 def test_two_processes_train_and_one_of_them_evaluates_merges_and_releases(
-    tiny_recipe: Recipe, tmp_path: Path
+    tiny_recipe: Recipe, tmp_path: Path, program: list[str], gpus: int
 ) -> None:
     (tmp_path / "keep.yaml").write_text(KEEP)
     value = tiny_recipe.model_dump(mode="json")
-    value["evaluation"] |= {"suites": [str(tmp_path / "keep.yaml")], "gpus": 2}
+    value["evaluation"] |= {"suites": [str(tmp_path / "keep.yaml")], "gpus": gpus}
     (tmp_path / "tiny.yaml").write_text(Recipe.model_validate(value).to_yaml())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = ["-m", "lora_kit", "run", "tiny.yaml", "--output", "run"]
+    command = ["-m", *program, "run", "tiny.yaml", "--output", "run"]
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     for resumed in ((), ("--resume",)):
         done = subprocess.run(

@@ -46,7 +46,12 @@ def launch_variables(file: Path) -> dict[str, str]:
     return {name: made[name] for name in made if name.startswith(SET_BY_ACCELERATE)}
 
 
-def prepare_backend(*_: Any, **__: Any) -> tuple[str, DistributedType]:
+def prepare_backend(
+    state: PartialState, *arguments: Any, **named: Any
+) -> tuple[str, DistributedType]:
+    if "RANK" not in os.environ:  # the main process after the others have ended
+        alone: tuple[str, DistributedType] = REAL[0](state, *arguments, **named)
+        return alone
     return "gloo", DistributedType.MULTI_GPU
 
 
@@ -100,7 +105,8 @@ def main(arguments: list[str]) -> None:
         launcher, *command = arguments[:end]
         run(launcher, command)
         arguments = arguments[end + 1 :]
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
