@@ -59,7 +59,6 @@ LATE = (
     Variant("bf16-compile", training=(("compile", True),), seconds=100),
     Variant("nf4-compile", quantization="nf4", training=(("compile", True),), seconds=100),
     Variant("bf16-liger", training=(("liger", True),)),
-    Variant("bf16-offloading", training=(("activation_offloading", True),)),
 )
 # On a CPU that shows that they work.
 FEW = ("bf16", "nf4-checkpointing", "bf16-sdpa", "bf16-flash", "bf16-casts", "bf16-chunk-64")
