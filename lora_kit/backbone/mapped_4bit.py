@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 
+from lora_kit.backbone.open_files import build_quantizer
 from lora_kit.runtime.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -78,10 +79,8 @@ def map_linear_layers(model: PreTrainedModel, config: BitsAndBytesConfig) -> Non
         model: model loaded without quantization, changed in place.
         config: 4-bit quantization.
     """
-    from transformers.quantizers.auto import AutoHfQuantizer
-
     sources = dict(model.named_modules())
-    quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
+    quantizer = build_quantizer(config, is_quantized=False)
     quantizer.preprocess_model(model, device_map=None)
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):

@@ -193,6 +193,18 @@ def build_model(kind: Any, config: PretrainedConfig, **options: Any) -> Any:
     return kind.from_config(config, trust_remote_code=False, **options)
 
 
+def build_quantizer(config: Any, is_quantized: bool) -> Any:
+    """Return transformers' quantizer, which replaces layers of a model; it reads no file.
+
+    Args:
+        config: configuration of the quantization.
+        is_quantized: true if the replaced layers have the dtype of quantized weights at once.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    return AutoHfQuantizer.from_config(config, pre_quantized=is_quantized)
+
+
 @contextmanager
 def refusing(
     problem: str, remedy: str, error: type[LoraKitError] = BackboneError

@@ -20,6 +20,7 @@ from lora_kit.backbone.load import (
 from lora_kit.backbone.open_files import (
     RESTORE,
     build_model,
+    build_quantizer,
     open_config,
     open_tokenizer,
     refusing,
@@ -89,12 +90,12 @@ def open_shapes(files: BackboneFiles, spec: BackboneSpec) -> Backbone:
 def _quantize_shapes(model: PreTrainedModel, spec: BackboneSpec, dtype: torch.dtype) -> None:
     """Replace the linear layers by quantized ones, with weights of the packed size."""
     from bitsandbytes.nn import Linear4bit, Params4bit
-    from transformers.quantizers.auto import AutoHfQuantizer
 
     quantization = quantization_config(spec, dtype)
     if quantization is None:
         return
-    AutoHfQuantizer.from_config(quantization).preprocess_model(model=model, device_map=None)
+    quantizer = build_quantizer(quantization, is_quantized=True)
+    quantizer.preprocess_model(model=model, device_map=None)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             packed = torch.empty((module.weight.numel() + 1) // 2, 1, dtype=torch.uint8)

@@ -17,6 +17,7 @@ from lora_kit.data.tokenization import end_of_turn_id, tokenize_prompt
 from lora_kit.evaluation.arms.models import base_identity
 from lora_kit.pipeline.merging import merge
 from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.sections import EvaluationSpec
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.session import open_run, open_subject
 from lora_kit.runtime.errors import AdapterError
@@ -181,7 +182,7 @@ def test_a_reserved_token_may_be_given_a_name(
 def test_a_run_is_trained_with_the_tokenizer_of_the_backbone(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = SimpleNamespace(backbone=spec(tiny))
+    recipe = SimpleNamespace(backbone=spec(tiny), evaluation=EvaluationSpec())
     monkeypatch.setattr(RunDirectory, "load_recipe", lambda _: recipe)
     adapter = adapter_of(tiny, tmp_path / "adapter")
     (adapter / "chat_template.jinja").write_text(OTHER)

@@ -55,11 +55,16 @@ def load_strict_yaml(content: str) -> Any:
     return yaml.load(content, Loader=_Loader)
 
 
-class _Loader(yaml.SafeLoader):
+# libyaml parses several times as fast, and PyYAML may be built without it.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
             line = node.start_mark.line + 1
             raise ValueError(f"line {line}: duplicate keys (got {twice}). Fix: rename one")
-        return super().construct_mapping(node, deep)
+        mapping: dict[object, object] = super().construct_mapping(node, deep)
+        return mapping
