@@ -144,8 +144,18 @@ def chats(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a suite of four items; reading those of the default one takes a second."""
+    path = tmp_path_factory.mktemp("suites") / "sums.yaml"
+    path.write_text(
+        "name: sums\nrole: gain\ntasks:\n- {name: sums, kind: loss, source: sums, limit: 4}\n"
+    )
+    return path
+
+
 @pytest.fixture
-def tiny_recipe(tiny: Path, chats: Path) -> Recipe:
+def tiny_recipe(tiny: Path, chats: Path, sums: Path) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "tiny",
@@ -157,5 +167,6 @@ def tiny_recipe(tiny: Path, chats: Path) -> Recipe:
                 "max_length": 128,
             },
             "training": {"batch_size": 4, "learning_rate": 1e-3},
+            "evaluation": {"suites": [str(sums)]},
         }
     )

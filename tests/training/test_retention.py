@@ -8,14 +8,17 @@ import pytest
 from lora_kit.pipeline import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import KlSpec, RetentionSpec
+from lora_kit.recipe.sections import EvaluationSpec
 from lora_kit.runtime.errors import DataError, RecipeError
 from tests.training.keeping import changed
 
 
 def test_texts_that_contain_suite_items_are_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
     retention = {"kl": {"source": "python-reference", "split": "test"}}
+    evaluation = EvaluationSpec(suites=["core-retention"])
+    recipe = changed(tiny_recipe, retention).model_copy(update={"evaluation": evaluation})
     with pytest.raises(DataError, match=r"retention\.kl\.source: .* items of core-retention"):
-        train(changed(tiny_recipe, retention), tmp_path / "run")
+        train(recipe, tmp_path / "run")
 
 
 def test_error_for_missing_texts_names_the_field(tiny_recipe: Recipe, tmp_path: Path) -> None:
