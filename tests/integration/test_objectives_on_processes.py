@@ -18,6 +18,7 @@ from tests.preferring import OBJECTIVES, recipe_of
 from tests.rewarding import reward_recipe
 from tests.training.cut import with_training
 
+pytestmark = pytest.mark.slow
 # The reward model that is trained first gives rewards to grpo.
 TRAINED = ("reward", *OBJECTIVES)
 STEPS = {"dpo": 6, "kto": 6, "orpo": 3, "reward": 3, "grpo": 3}
@@ -138,7 +139,6 @@ def test_each_process_samples_from_a_random_state_of_its_own(folder: Path) -> No
     assert all(one["completions/mean_length"] > 0 for one in entries(folder / "grpo-sampled"))
 
 
-@pytest.mark.slow
 def test_two_processes_train_the_real_model_on_pairs_as_one(tmp_path: Path) -> None:
     """On real pairs of unequal lengths, in float32: passes of other rows only round otherwise."""
     fields = (

@@ -74,6 +74,7 @@ def other(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_backbones_are_measured_as_the_evaluation_measures_the_base(
     recipe: Recipe, tiny: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

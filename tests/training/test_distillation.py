@@ -56,6 +56,7 @@ def test_the_divergence_is_that_of_torch(temperature: float) -> None:
     assert torch.allclose(token_kl(teacher, student, temperature), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_student_comes_nearer_to_its_teacher(
     tiny_recipe: Recipe, teacher: Path, tmp_path: Path
 ) -> None:

@@ -152,6 +152,7 @@ def test_adapter_and_head_on_quantized_weights_stay_in_float32(tiny: Path, tmp_p
     assert any("score" in name and p.grad.abs().sum() > 0 for name, p in trained.items())
 
 
+@pytest.mark.slow
 def test_peft_alone_loads_head_and_adapter(tiny: Path, tiny_encoder: Path, tmp_path: Path) -> None:
     ids, mask = torch.tensor([[5, 6, 7], [9, 8, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
     wanted, arguments = [], []
