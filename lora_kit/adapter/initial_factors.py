@@ -19,7 +19,8 @@ from lora_kit.adapter.saved_configuration import PREFIX
 from lora_kit.backbone.load import Backbone
 from lora_kit.backbone.open_files import open_model
 from lora_kit.data.supervision import Example
-from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device
+from lora_kit.modeling.likelihood import supervised_nll
+from lora_kit.modeling.model_inputs import pad_examples, to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.initialisations import FROM_ROWS, OPTION, SUBTRACTED, initialisation_of

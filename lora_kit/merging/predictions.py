@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from lora_kit.backbone.devices import input_device
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.generation import generate_batch
-from lora_kit.modeling.likelihood import logits_at, pad_examples, to_device
+from lora_kit.modeling.likelihood import logits_at
+from lora_kit.modeling.model_inputs import pad_examples, to_device
 from lora_kit.runtime.errors import MergeError
 
 MAX_POSITIONS = 512

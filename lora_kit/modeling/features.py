@@ -22,7 +22,7 @@ from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import Example
-from lora_kit.modeling.likelihood import to_device
+from lora_kit.modeling.model_inputs import to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.console import meter, say

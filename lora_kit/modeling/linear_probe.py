@@ -21,7 +21,7 @@ from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.labelled import encode_texts
-from lora_kit.modeling.likelihood import to_device
+from lora_kit.modeling.model_inputs import to_device
 from lora_kit.runtime.console import meter
 
 # Texts per forward pass.

@@ -9,31 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_kit.adapter.attach import attach_saved
 from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_sha256
-from lora_kit.backbone.devices import room_on_gpus
-from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
-from lora_kit.backbone.files import resolve
-from lora_kit.backbone.fingerprint import weight_files
-from lora_kit.backbone.load import load
-from lora_kit.data.dataset import open_rows, validation_rows
-from lora_kit.data.supervision import Example
-from lora_kit.data.tokenization import tokenize_rows
-from lora_kit.data.training_data import TrainingData
-from lora_kit.data.units import PreparedUnits
 from lora_kit.merging.in_memory import merge_adapter
 from lora_kit.merging.methods import adapter_configuration
 from lora_kit.merging.partial import require_empty_output
 from lora_kit.merging.plan import MergePlan, MergeResult
-from lora_kit.merging.predictions import ComparisonInputs, predict_log_probabilities
 from lora_kit.merging.record import MERGE_RECORD
-from lora_kit.merging.reference import ReferenceOutputs, build_comparison_inputs, compute_reference
-from lora_kit.merging.reloaded import ComputeSettings
-from lora_kit.merging.verify import Verification, modified_tensors, verify_merged
+from lora_kit.merging.verify import Verification
 from lora_kit.modeling.generation import stop_token_ids
+from lora_kit.pipeline.merged_comparison import (
+    Compared,
+    compared_examples,
+    is_quantized,
+    verify_against_base,
+)
 from lora_kit.recipe.backbone import BackboneSpec, DType
 from lora_kit.recipe.conflicts.merging import loftq_on_original_weights
-from lora_kit.recipe.data import DataSpec, SourceSpec
 from lora_kit.recipe.sections import MERGED_ARMS, MergeBase, MergeSpec
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.session import Session, Subject, open_subject, require_run_or_adapter
@@ -42,8 +33,6 @@ from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json, replace_directory, write_json
 from lora_kit.runtime.hashes import file_sha256
 
-COMPARED_ROWS = 24
-PROSE, ANSWERS = "python-reference", "stdlib-docstrings"
 Into = Literal["dequantized", "original"]
 BOTH: tuple[Into, Into] = ("dequantized", "original")
 
@@ -116,13 +105,13 @@ def merge(
         adapter_configuration(adapter)
     directories = _directories(run if recipe else None, adapter, spec, output)
     subject = open_subject(target, backbone, gpus)
-    if spec.base == "both" and not _is_quantized(subject):
+    if spec.base == "both" and not is_quantized(subject):
         raise MergeError(
             "--base both: the backbone is not quantized, so the two would be the same. Fix: use "
             "original"
         )
     # Before the merge, since a model that cannot be compared is not worth writing.
-    compared = _compared(subject)
+    compared = compared_examples(subject)
     return tuple(
         _merge_into(subject, spec, into, directory, compared)
         for into, directory in zip(_bases(subject, spec), directories, strict=True)
@@ -167,55 +156,17 @@ def _bases(subject: Subject, spec: MergeSpec) -> tuple[Into, ...]:
     if spec.base == "both":
         return BOTH
     return (
-        ("dequantized",) if spec.base == "dequantized" and _is_quantized(subject) else ("original",)
+        ("dequantized",) if spec.base == "dequantized" and is_quantized(subject) else ("original",)
     )
-
-
-def _is_quantized(subject: Subject) -> bool:
-    return subject.backbone.spec.quantization != "none"
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """Examples that the merged model is compared on, and the rows that they come from."""
-
-    examples: list[Example]
-    rows: str
-
-
-def _compared(subject: Subject) -> _Compared:
-    # The data of an adapter without a run is unknown; bundled rows stand in for it.
-    session = subject.session
-    recipe = session.recipe if session else None
-    if session and session.data and not isinstance(session.data.prepared, PreparedUnits):
-        return _already_read(session.data)
-    known = ANSWERS if is_seq2seq_tokenizer(subject.backbone.tokenizer) else PROSE
-    data = recipe.data if recipe else DataSpec(train=[SourceSpec(source=known)])
-    seed = recipe.seed if recipe else 0
-    objective = recipe.training.objective if recipe else "sft"
-    held_out = validation_rows(data, seed)
-    # Without replay: rows of the base's own are not there to be read again.
-    rows = held_out or open_rows(data, seed, objective)
-    several = tokenize_rows(
-        rows[:COMPARED_ROWS].read(), subject.backbone.tokenizer, data.max_length, data.train_on
-    )
-    kind = "held-out rows" if held_out else "training rows" if recipe else f"rows of {known}"
-    return _Compared([example for of_row in several for example in of_row], kind)
-
-
-def _already_read(data: TrainingData) -> _Compared:
-    held_out = data.held_out if data.held_out and data.held_out.size else None
-    examples = (held_out or data.prepared).examples[:COMPARED_ROWS]
-    return _Compared(list(examples), "held-out rows" if held_out else "training rows")
 
 
 def _merge_into(
-    subject: Subject, spec: MergeSpec, into: Into, directory: Path, compared: _Compared
+    subject: Subject, spec: MergeSpec, into: Into, directory: Path, compared: Compared
 ) -> Merged:
     plan = _plan(subject, spec, into)
-    with _until_verified(directory) as unverified:
+    with _untilverify_against_base(directory) as unverified:
         result = merge_adapter(plan, unverified)
-        verification = _verified(subject, plan, unverified, result, compared.examples)
+        verification = verify_against_base(subject, plan, unverified, result, compared.examples)
         if spec.dtype == "auto" and plan.stored_dtype != "float32" and not verification.passed:
             say(
                 f"{directory}: {plan.stored_dtype} failed the verification "
@@ -225,7 +176,7 @@ def _merge_into(
             shutil.rmtree(unverified)
             plan = replace(plan, stored_dtype="float32")
             result = merge_adapter(plan, unverified)
-            verification = _verified(subject, plan, unverified, result, compared.examples)
+            verification = verify_against_base(subject, plan, unverified, result, compared.examples)
         files = {path.name: file_sha256(path) for path in sorted(unverified.iterdir())}
         merged = Merged(directory, into, result, verification)
         write_json(
@@ -255,7 +206,7 @@ def _own_tokenizer(subject: Subject) -> dict[str, str]:
 
 
 @contextmanager
-def _until_verified(directory: Path) -> Iterator[Path]:
+def _untilverify_against_base(directory: Path) -> Iterator[Path]:
     """Yield a hidden directory that replaces `directory` if the block succeeds."""
     hidden = directory.parent / f".{directory.name}.unverified"
     shutil.rmtree(hidden, ignore_errors=True)
@@ -287,52 +238,3 @@ def _plan(subject: Subject, spec: MergeSpec, into: Into) -> MergePlan:
         stop_token_ids=stop_token_ids(backbone),
         own_tokenizer=backbone.adapter_tokenizer is not None,
     )
-
-
-def _verified(
-    subject: Subject,
-    plan: MergePlan,
-    directory: Path,
-    result: MergeResult,
-    examples: list[Example],
-) -> Verification:
-    """Compare with base and adapter, on the weights that were merged into."""
-    questions = build_comparison_inputs(subject.model, examples, stop_token_ids(subject.backbone))
-    trained = None
-    if plan.into == "dequantized" or not _is_quantized(subject):
-        measured = compute_reference(subject.model, questions)
-        computing = ComputeSettings.of(subject.backbone.model, subject.spec.gpus)
-    else:
-        trained = predict_log_probabilities(subject.model, examples)
-        measured, computing = _on_the_checkpoint(subject, questions)
-    _make_room(subject, directory)
-    found = verify_merged(directory, measured, questions, computing, plan.quantization, trained)
-    odd = modified_tensors(plan.base, directory, result.untouched)
-    if not odd:
-        return found
-    reason = (
-        f"{len(odd)} tensors without an adapter differ from the backbone's, the first: {odd[0]}"
-    )
-    return replace(found, reasons=(*found.reasons, reason))
-
-
-def _make_room(subject: Subject, merged: Path) -> None:
-    """Close the subject's model if the merged one does not fit beside it on the GPUs.
-
-    Otherwise the merged model would be compared on the CPU. On a CPU both are mapped from files.
-    """
-    room = room_on_gpus(subject.spec.gpus)
-    if room and sum(room.values()) < sum(path.stat().st_size for path in weight_files(merged)):
-        subject.opened.close()
-
-
-def _on_the_checkpoint(
-    subject: Subject, questions: ComparisonInputs
-) -> tuple[ReferenceOutputs, ComputeSettings]:
-    """Measure base and adapter on the checkpoint's own weights, then release that model."""
-    spec = subject.backbone.spec.model_copy(update={"quantization": "none"})
-    # The two need not fit into memory together.
-    subject.opened.close()
-    original = load(resolve(spec), spec, gpus=subject.spec.gpus)
-    measured = compute_reference(attach_saved(original, subject.adapter), questions)
-    return measured, ComputeSettings.of(original.model, subject.spec.gpus)

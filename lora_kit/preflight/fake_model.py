@@ -150,25 +150,38 @@ def _quantized(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     }
 
 
+def replace_tensors(model: torch.nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Replace a model's parameters and buffers; tied ones stay tied.
+
+    Args:
+        model: model to change in place.
+        make: function that returns the tensor in the place of another.
+    """
+    replaced: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in holders:
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in replaced:
+                    replaced[id(tensor)] = make(tensor)
+                tensors[name] = replaced[id(tensor)]
+
+
+def empty_like(tensor: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+    """Return an empty tensor or parameter like another; on the CPU by default."""
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
+
+
 def _to_fake_tensors(model: torch.nn.Module) -> FakeTensorMode:
     """Replace meta tensors, which do not support autocast, by fake CPU tensors."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    replaced: dict[int, torch.Tensor] = {}
     with mode:
-        for module in model.modules():
-            holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for tensors in holders:
-                for name, tensor in tensors.items():
-                    if tensor is None:
-                        continue
-                    if id(tensor) not in replaced:  # tied weights stay tied
-                        fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                        replaced[id(tensor)] = (
-                            torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
-                            if isinstance(tensor, torch.nn.Parameter)
-                            else fake
-                        )
-                    tensors[name] = replaced[id(tensor)]
+        replace_tensors(model, empty_like)
     return mode
 
 

@@ -11,7 +11,7 @@ import torch
 from lora_kit.backbone.attention import lengths_arguments
 from lora_kit.backbone.blocks import find_blocks
 from lora_kit.data.supervision import Example
-from lora_kit.modeling.likelihood import pack_examples, to_device
+from lora_kit.modeling.model_inputs import pack_examples, to_device
 from lora_kit.modeling.modes import eval_mode
 
 TOKENS = 16

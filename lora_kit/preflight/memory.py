@@ -14,12 +14,8 @@ from lora_kit.backbone.attention import WITH_LENGTHS
 from lora_kit.backbone.load import compute_dtype
 from lora_kit.backbone.varlen import VARLEN
 from lora_kit.modeling.checkpointing import disable_checkpointing, enable_checkpointing
-from lora_kit.modeling.likelihood import (
-    chunk_tokens,
-    logits_at,
-    supervised_positions,
-    token_nll,
-)
+from lora_kit.modeling.likelihood import chunk_tokens, logits_at, token_nll
+from lora_kit.modeling.model_inputs import supervised_positions
 from lora_kit.preflight.allocation_tracker import AllocationTracker
 from lora_kit.preflight.fake_model import FakeModel, build_fake_model
 from lora_kit.preflight.micro_batch import MicroBatch
@@ -266,7 +262,7 @@ def _passes(
 
 
 def _inputs(batch: MicroBatch) -> dict[str, Any]:
-    """Return inputs shaped like those of `likelihood.pad_examples`, (rows, length) int64.
+    """Return inputs shaped like those of `model_inputs.pad_examples`, (rows, length) int64.
 
     Mask and positions are `None` if the batch needs no mask.
     """

@@ -20,7 +20,8 @@ from lora_kit.modeling.checkpointing import (
     enable_checkpointing,
     is_checkpointing,
 )
-from lora_kit.modeling.likelihood import supervised_nll, to_device
+from lora_kit.modeling.likelihood import supervised_nll
+from lora_kit.modeling.model_inputs import to_device
 from lora_kit.modeling.modes import in_mode
 from lora_kit.preflight.device import synchronize
 from lora_kit.recipe.training import TrainingSpec

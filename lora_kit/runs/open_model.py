@@ -52,3 +52,23 @@ class OpenModel:
         """Free the memory of the model, on its device too."""
         self._loaded = None
         free_memory()
+
+
+class WithModel:
+    """Access to the model that `opened` owns, for the frozen descriptions of what has one."""
+
+    opened: OpenModel
+
+    @property
+    def backbone(self) -> Backbone:
+        """Backbone as it was loaded."""
+        return self.opened.get().backbone
+
+    @property
+    def model(self) -> Any:
+        """Backbone with the adapter attached."""
+        return self.opened.get().model
+
+    def close(self) -> None:
+        """Free the model's memory; a later stage that needs the model loads it again."""
+        self.opened.close()

@@ -22,15 +22,13 @@ from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import EvaluationSpec
 from lora_kit.runs.directory import RunDirectory
-from lora_kit.runs.open_model import LoadedModel, OpenModel
+from lora_kit.runs.open_model import LoadedModel, OpenModel, WithModel
 from lora_kit.runtime.errors import AdapterError, BackboneError
 from lora_kit.runtime.files import read_json
 
-# Our description of the backbone, beside an adapter.
-
 
 @dataclass(frozen=True)
-class Session:
+class Session(WithModel):
     """A run with its backbone loaded and its adapter attached, passed from stage to stage.
 
     Attributes:
@@ -44,20 +42,6 @@ class Session:
     recipe: Recipe
     opened: OpenModel
     data: TrainingData | None = None
-
-    @property
-    def backbone(self) -> Backbone:
-        """Backbone as it was loaded."""
-        return self.opened.get().backbone
-
-    @property
-    def model(self) -> Any:
-        """Backbone with the adapter attached."""
-        return self.opened.get().model
-
-    def close(self) -> None:
-        """Free the model's memory; a later stage that needs the model loads it again."""
-        self.opened.close()
 
 
 def open_run(directory: Path, data: TrainingData | None = None, gpus: int | None = None) -> Session:
@@ -131,7 +115,7 @@ def _saved_backbone(adapter: Path) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Subject(WithModel):
     """Subject of an evaluation or merge: a run, or an adapter without one.
 
     Attributes:
@@ -151,16 +135,6 @@ class Subject:
     output: Path
     title: str
     facts: dict[str, str]
-
-    @property
-    def backbone(self) -> Backbone:
-        """Backbone as it was loaded."""
-        return self.opened.get().backbone
-
-    @property
-    def model(self) -> Any:
-        """Backbone with the adapter attached."""
-        return self.opened.get().model
 
 
 def evaluation_gpus(target: Path | Session) -> int:

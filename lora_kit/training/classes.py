@@ -18,7 +18,7 @@ from lora_kit.data.labelled import class_indices
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.features import Features, frozen_features
-from lora_kit.modeling.likelihood import to_device
+from lora_kit.modeling.model_inputs import to_device
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs, StepTrainer

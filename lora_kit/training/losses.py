@@ -9,7 +9,8 @@ import torch
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import split_micro_batches
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.modeling.likelihood import collate_for, supervised_nll, to_device
+from lora_kit.modeling.likelihood import supervised_nll
+from lora_kit.modeling.model_inputs import collate_for, to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.out_of_memory import is_out_of_memory_error

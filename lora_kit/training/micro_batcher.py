@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lora_kit.backbone.attention import WITH_LENGTHS
 from lora_kit.data.batches import resolve_packing, split_micro_batches
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.modeling.likelihood import pack_examples, pad_examples
+from lora_kit.modeling.model_inputs import pack_examples, pad_examples
 from lora_kit.recipe.objective import PAIRED
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.training.step_sizes import max_examples_per_process, micro_batch_size

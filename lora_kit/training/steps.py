@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lora_kit.data.batches import LengthGroupedSampler, StepShareSampler
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.modeling.likelihood import to_device
+from lora_kit.modeling.model_inputs import to_device
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.launch import require_sharded
 from lora_kit.runtime.processes import process_state

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import SFTTrainer
 
-from lora_kit.modeling.likelihood import logits_at, supervised_positions, token_nll
+from lora_kit.modeling.likelihood import logits_at, token_nll
+from lora_kit.modeling.model_inputs import supervised_positions
 from lora_kit.training.distillation import Teacher
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs, StepTrainer

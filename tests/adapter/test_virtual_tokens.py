@@ -35,7 +35,8 @@ from lora_kit.evaluation.engine.layout_search import LAYOUTS, find_layout, withi
 from lora_kit.evaluation.engine.prefix import encode_prefix
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.item import Branch, ChoiceRequest, GenerationRequest, LossRequest, Request
-from lora_kit.modeling.likelihood import pad_examples, supervised_logits, supervised_nll
+from lora_kit.modeling.likelihood import supervised_logits, supervised_nll
+from lora_kit.modeling.model_inputs import pad_examples
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.context import PreflightContext

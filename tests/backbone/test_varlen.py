@@ -21,12 +21,8 @@ from lora_kit.backbone.attention import (
 from lora_kit.backbone.varlen import _by_kernel, _one_by_one, register_varlen
 from lora_kit.backbone.varlen_support import AMPERE, varlen_problem
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.modeling.likelihood import (
-    collate_for,
-    pack_examples,
-    pad_examples,
-    supervised_nll,
-)
+from lora_kit.modeling.likelihood import supervised_nll
+from lora_kit.modeling.model_inputs import collate_for, pack_examples, pad_examples
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import BackboneError
 

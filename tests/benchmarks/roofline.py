@@ -31,13 +31,8 @@ from transformers.masking_utils import sdpa_mask
 from lora_kit.adapter.attach import wrap_with_adapter
 from lora_kit.backbone.varlen import VARLEN, register_varlen
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.modeling.likelihood import (
-    logits_at,
-    pack_examples,
-    supervised_positions,
-    to_device,
-    token_nll,
-)
+from lora_kit.modeling.likelihood import logits_at, token_nll
+from lora_kit.modeling.model_inputs import pack_examples, supervised_positions, to_device
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.runtime.machine import machine, versions
 from tests.standins.fake_cuda import (

@@ -28,7 +28,8 @@ from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.evaluation.suite import Suite
 from lora_kit.merging.exporting.export import export
 from lora_kit.modeling.generation import generate_batch
-from lora_kit.modeling.likelihood import pad_examples, supervised_nll, supervised_tokens
+from lora_kit.modeling.likelihood import supervised_nll, supervised_tokens
+from lora_kit.modeling.model_inputs import pad_examples
 from lora_kit.pipeline import evaluate, merge, train
 from lora_kit.pipeline.selection import compare_backbones
 from lora_kit.pipeline.training import Trained

@@ -7,7 +7,8 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.supervision import Example
 from lora_kit.data.tokenization import tokenize
-from lora_kit.modeling.likelihood import pad_examples, supervised_nll
+from lora_kit.modeling.likelihood import supervised_nll
+from lora_kit.modeling.model_inputs import pad_examples
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lora_kit.preflight.fake_model import empty_like, replace_tensors
+
 CUDA = torch.device("cuda", 0)
 SOURCE = Path(__file__).with_name("fake_cuda.cpp")
 # Folder of all installed packages, and of the package under test.
@@ -112,23 +114,12 @@ def _replace_tensors(
 
 def to_fake_cuda(model: torch.nn.Module, mode: FakeCudaMode) -> None:
     """Replace a model's parameters and buffers by fake ones on the device; tied ones stay tied."""
-    replaced: dict[int, torch.Tensor] = {}
     with mode:
-        for module in model.modules():
-            holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for tensors in holders:
-                for name, tensor in tensors.items():
-                    if tensor is None:
-                        continue
-                    if id(tensor) not in replaced:
-                        replaced[id(tensor)] = _fake(tensor)
-                    tensors[name] = replaced[id(tensor)]
+        replace_tensors(model, _fake)
 
 
 def _fake(tensor: torch.Tensor) -> torch.Tensor:
-    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=CUDA)
-    if isinstance(tensor, torch.nn.Parameter):
-        fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+    fake = empty_like(tensor, CUDA)
     if state := getattr(tensor, "quant_state", None):  # 4-bit weights of bitsandbytes
         fake.quant_state = _fake_state(state)  # type: ignore[attr-defined]
     return fake

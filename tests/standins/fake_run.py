@@ -36,7 +36,7 @@ from lora_kit.evaluation.item import (
     LossRequest,
     Request,
 )
-from lora_kit.modeling import likelihood
+from lora_kit.modeling import model_inputs
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
@@ -183,8 +183,8 @@ def left_on_the_host(name: str) -> Iterator[None]:
 
     def careless(batch: Any, device: torch.device) -> dict[str, Any]:
         kept = {name: batch[name]} if name in batch else {}
-        if name == likelihood.SUPERVISED:
-            kept = {name: torch.stack(likelihood.supervised_positions(batch))}
+        if name == model_inputs.SUPERVISED:
+            kept = {name: torch.stack(model_inputs.supervised_positions(batch))}
         return original(batch, device) | kept
 
     prepare_inputs = steps.StepTrainer._prepare_inputs
@@ -280,7 +280,7 @@ def run_all(model: str, folder: Path) -> dict[str, Any]:
     )
     counts["drift"] = drift(lora.model, mode)
     planted: dict[str, str] = {}
-    for name in ("position_ids", "input_ids", likelihood.SUPERVISED):
+    for name in ("position_ids", "input_ids", model_inputs.SUPERVISED):
         with left_on_the_host(name):
             planted[name] = error_of(lambda: train(packed, mode))
     spread(lora.model, mode)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from lora_kit import pipeline
 from lora_kit.recipe.recipe import Recipe
@@ -11,18 +10,11 @@ from tests.rewarding import reward_recipe
 
 
 @pytest.fixture
-def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Recipe:
+def recipe(tiny_recipe: Recipe) -> Recipe:
     """Two epochs of four steps, with dropout, so that the random state matters."""
-    quiz = {
-        "name": "quiz",
-        "role": "gain",
-        "tasks": [{"name": "line", "kind": "loss", "source": "python-reference", "limit": 2}],
-    }
-    (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(quiz))
     changed = tiny_recipe.model_dump(mode="json")
     changed["adapter"]["dropout"] = 0.2
     changed["training"] |= {"epochs": 2.0, "save_steps": 1, "save_total_limit": 100}
-    changed["evaluation"]["suites"] = [str(tmp_path / "quiz.yaml")]
     return Recipe.model_validate(changed)
 
 

@@ -91,16 +91,9 @@ def close(one: Path, other: Path) -> None:
 @pytest.fixture
 def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Recipe:
     """Four steps on a model of random weights with tied embeddings, in bfloat16."""
-    quiz = {
-        "name": "quiz",
-        "role": "gain",
-        "tasks": [{"name": "line", "kind": "loss", "source": "python-reference", "limit": 2}],
-    }
-    (tmp_path / "quiz.yaml").write_text(yaml.safe_dump(quiz))
     changed = tiny_recipe.model_dump(mode="json")
     changed["backbone"] |= {"quantization": "nf4", "dtype": "bfloat16"}
     changed["training"] |= {"gradient_checkpointing": True, "save_steps": 1, "eval_steps": 2}
-    changed["evaluation"]["suites"] = [str(tmp_path / "quiz.yaml")]
     made = Recipe.model_validate(changed)
     (tmp_path / "tiny.yaml").write_text(made.to_yaml())
     return made

@@ -12,7 +12,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from lora_kit import pipeline
 from lora_kit.data.tokenization import end_of_turn_id
-from lora_kit.modeling.likelihood import pad_examples, supervised_nll
+from lora_kit.modeling.likelihood import supervised_nll
+from lora_kit.modeling.model_inputs import pad_examples
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.training.preferences.objectives import objective_trainer
 from lora_kit.training.preferences.unit_batches import (

@@ -19,7 +19,8 @@ from lora_kit import pipeline
 from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.supervision import IGNORE_INDEX
-from lora_kit.modeling.likelihood import pad_examples, supervised_nll
+from lora_kit.modeling.likelihood import supervised_nll
+from lora_kit.modeling.model_inputs import pad_examples
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.preflight.checks import launch_problems, run_checks
 from lora_kit.preflight.context import PreflightContext

@@ -6,7 +6,8 @@ import torch
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.modeling.likelihood import pack_examples, pad_examples, supervised_nll
+from lora_kit.modeling.likelihood import supervised_nll
+from lora_kit.modeling.model_inputs import pack_examples, pad_examples
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline import train
 from lora_kit.recipe.recipe import Recipe

@@ -15,7 +15,7 @@ from lora_kit.data.dataset import prepare
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.data.tokenization import end_of_turn_id
-from lora_kit.modeling.likelihood import pad_examples
+from lora_kit.modeling.model_inputs import pad_examples
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline import train
 from lora_kit.recipe.recipe import Recipe

@@ -172,7 +172,8 @@ def test_trl_does_not_round_the_adapter_of_a_quantized_model(
 
 def test_an_evaluation_in_training_does_not_change_the_gradient(real_backbone: Backbone) -> None:
     """Fails on a CPU with AVX512-BF16 without the guard in `backbone`."""
-    from lora_kit.modeling.likelihood import pad_examples, supervised_nll
+    from lora_kit.modeling.likelihood import supervised_nll
+    from lora_kit.modeling.model_inputs import pad_examples
 
     model = attach(real_backbone, AdapterSpec(rank=4), seed=0)
     for name, parameter in model.named_parameters():

@@ -14,13 +14,8 @@ import torch
 
 from lora_kit.evaluation.engine.prefix import Prefix
 from lora_kit.evaluation.item import ChoiceRequest
-from lora_kit.modeling.likelihood import (
-    SUPERVISED,
-    logits_at,
-    supervised_positions,
-    to_device,
-    token_nll,
-)
+from lora_kit.modeling.likelihood import logits_at, token_nll
+from lora_kit.modeling.model_inputs import SUPERVISED, supervised_positions, to_device
 
 
 @dataclass(frozen=True)

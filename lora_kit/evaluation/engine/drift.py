@@ -11,7 +11,8 @@ from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_encoder_decoder
 from lora_kit.data.supervision import Example
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Item, prompt_and_answer_length
-from lora_kit.modeling.likelihood import logits_at, pad_examples, to_device, token_kl
+from lora_kit.modeling.likelihood import logits_at, token_kl
+from lora_kit.modeling.model_inputs import pad_examples, to_device
 from lora_kit.modeling.modes import adapter_disabled
 
 MAX_PROMPTS = 16

@@ -9,7 +9,7 @@ import torch
 
 from lora_kit.backbone.heads import pad_right
 from lora_kit.evaluation.item import Outcome, RewardRequest
-from lora_kit.modeling.likelihood import to_device
+from lora_kit.modeling.model_inputs import to_device
 
 
 def score_rewards(

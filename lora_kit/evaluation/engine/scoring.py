@@ -25,12 +25,8 @@ from lora_kit.evaluation.item import (
     RewardRequest,
 )
 from lora_kit.modeling.generation import generate_batch
-from lora_kit.modeling.likelihood import (
-    pad_examples,
-    supervised_positions,
-    supervised_tokens,
-    to_device,
-)
+from lora_kit.modeling.likelihood import supervised_tokens
+from lora_kit.modeling.model_inputs import pad_examples, supervised_positions, to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

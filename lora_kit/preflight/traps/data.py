@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from lora_kit.data.dataset import prepare
 from lora_kit.data.templates import render
 from lora_kit.data.tokenization import end_of_turn_id, tokenize
-from lora_kit.modeling.likelihood import pad_examples, supervised_nll
+from lora_kit.modeling.likelihood import supervised_nll
+from lora_kit.modeling.model_inputs import pad_examples
 from lora_kit.preflight import data_checks
 from lora_kit.preflight.isolation import packed_difference
 from lora_kit.preflight.step_timing import require_gradient

@@ -13,7 +13,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.supervision import Example
-from lora_kit.modeling.likelihood import pad_examples, supervised_nll, to_device
+from lora_kit.modeling.likelihood import supervised_nll
+from lora_kit.modeling.model_inputs import pad_examples, to_device
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.recipe.retention import EwcSpec
 from lora_kit.runtime.console import meter

@@ -10,7 +10,8 @@ import torch
 
 from lora_kit.data.batches import split_micro_batches
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.modeling.likelihood import collate_for, supervised_logits, to_device, token_kl
+from lora_kit.modeling.likelihood import supervised_logits, token_kl
+from lora_kit.modeling.model_inputs import collate_for, to_device
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.recipe.retention import KlSpec
 
