@@ -164,7 +164,7 @@ def _merge_into(
     subject: Subject, spec: MergeSpec, into: Into, directory: Path, compared: Compared
 ) -> Merged:
     plan = _plan(subject, spec, into)
-    with _untilverify_against_base(directory) as unverified:
+    with _until_verified(directory) as unverified:
         result = merge_adapter(plan, unverified)
         verification = verify_against_base(subject, plan, unverified, result, compared.examples)
         if spec.dtype == "auto" and plan.stored_dtype != "float32" and not verification.passed:
@@ -206,7 +206,7 @@ def _own_tokenizer(subject: Subject) -> dict[str, str]:
 
 
 @contextmanager
-def _untilverify_against_base(directory: Path) -> Iterator[Path]:
+def _until_verified(directory: Path) -> Iterator[Path]:
     """Yield a hidden directory that replaces `directory` if the block succeeds."""
     hidden = directory.parent / f".{directory.name}.unverified"
     shutil.rmtree(hidden, ignore_errors=True)

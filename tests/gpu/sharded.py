@@ -1,10 +1,11 @@
-"""FSDP2 over 4-bit weights stored as uint8, in one process of NCCL (gloo on a CPU)."""
+"""The package's sharding of 4-bit weights by FSDP 2, in one process of NCCL (gloo on a CPU)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from tests.gpu.material import SHAPES, SMALL, Setting, configuration, device, ra
 from tests.gpu.runner import Case, Figures, Unavailable
 
 STEPS = 3
-NEEDS = ("bitsandbytes", "peft")
+NEEDS = ("bitsandbytes", "peft", "pydantic", "datasets")
 
 
 def cases(setting: Setting) -> Sequence[Case]:
@@ -38,23 +39,28 @@ def _one_process() -> Iterator[None]:
 
 def compared(setting: Setting, checkpointing: bool) -> Figures:
     """Train some steps whole and sharded, and compare losses and packed weights."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
+    from lora_kit.backbone.mapped_4bit import quantize_mapped
+    from lora_kit.runtime.errors import BackboneError
+    from lora_kit.training.sharded_4bit import shard_4bit_layers
+
     with _one_process():
-        losses = _losses(_adapted(setting, checkpointing))
+        reference = _adapted(setting, checkpointing)
+        quantize_mapped(reference, device())
+        packed = {n: p.data.clone() for n, p in reference.named_parameters() if _is_packed(p)}
+        losses = _losses(reference)
         model = _adapted(setting, checkpointing)
-        packed = {n: p.data.clone() for n, p in model.named_parameters() if _is_packed(p)}
-        mesh = init_device_mesh(device().type, (1,))
-        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        launch = _launch()
         try:
-            for layer in (*model.get_base_model().model.layers, model):
-                fully_shard(layer, mesh=mesh, mp_policy=policy)
-        except RuntimeError as error:
-            if "floating point" not in str(error):
+            shard_4bit_layers(model, launch)
+        except BackboneError as error:
+            if "this version of torch" not in str(error):
                 raise
-            raise Unavailable(f"torch {torch.__version__} shards no integer weights") from error
+            raise Unavailable(str(error)) from error
+        # Accelerate would do so for what is left: embeddings, norms and the output head.
+        fully_shard(model, mp_policy=launch.state.fsdp_plugin.mixed_precision_policy)
         whole = [n for n, p in model.named_parameters() if not isinstance(p, DTensor)]
         sharded = _losses(model)
         after = {n: p.full_tensor() for n, p in model.named_parameters() if n in packed}
@@ -73,11 +79,32 @@ def _is_packed(parameter: Any) -> bool:
     return type(parameter).__name__ == "Params4bit"
 
 
+def _launch() -> Any:
+    """Return the settings of a launch file of FSDP 2, as Accelerate hands them over."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        mixed_precision_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32),
+    )
+    return SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), device=device())
+
+
 def _adapted(setting: Setting, checkpointing: bool) -> Any:
+    """Return a LoRA model whose 4-bit layers are not quantized yet."""
     from peft import LoraConfig, get_peft_model
 
+    from lora_kit.backbone.load import guard_quantized_modules, quantization_config
+    from lora_kit.backbone.mapped_4bit import map_linear_layers
+    from lora_kit.recipe.backbone import BackboneSpec
+
     shape = SHAPES["tiny"] if setting.is_tiny else {**SMALL, "vocab_size": 4096}
-    model = random_model(configuration(shape), "nf4")
+    model = random_model(configuration(shape), "none")
+    spec = BackboneSpec(model="random", quantization="nf4")
+    map_linear_layers(model, quantization_config(spec, torch.bfloat16))
+    list(guard_quantized_modules(model))
     options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     adapted = get_peft_model(model, LoraConfig(**options))
     torch.manual_seed(1)

@@ -134,6 +134,7 @@ def steps(run: Path) -> list[dict[str, float]]:
 def assert_same(one: Path, other: Path, tolerance: float) -> None:
     left, right = adapter(one), adapter(other)
     assert left.keys() == right.keys()
+    assert any(bool(tensor.any()) for name, tensor in left.items() if "lora_B" in name)
     for name, tensor in left.items():
         torch.testing.assert_close(right[name], tensor, rtol=0, atol=tolerance)
     for first, second in zip(steps(one), steps(other), strict=True):
@@ -175,8 +176,10 @@ def test_a_checkpoint_goes_on_under_another_launcher(place: Path) -> None:
     for name in ("alone", "on-1"):
         done = start(1, [*alone, name], place)
         assert done.returncode == 0, done.stderr
+        assert (f"resuming from step-{CUT:06d}" in done.stderr) == (name == "on-1")
     done = zero(3, place, "on-3", *NO_DROPOUT, processes=3)
     assert done.returncode == 0, done.stderr
+    assert f"resuming from step-{CUT:06d}" in done.stderr
     for name in ("on-1", "on-3"):
         assert_same(place / "alone", place / name, TOLERANCE)
 

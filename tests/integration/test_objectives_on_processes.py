@@ -93,8 +93,12 @@ def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("resuming from step-000003") == 1, done.stderr
+    before = (folder / "dpo-left" / "metrics.jsonl").read_text().splitlines()[0]
     with pytest.MonkeyPatch.context() as patched:
         train(job("dpo", "left", resume=True), patched)
+    # With its seconds: a training that starts anew would write others.
+    assert (folder / "dpo-left" / "metrics.jsonl").read_text().splitlines()[0] == before
     return folder
 
 

@@ -17,6 +17,8 @@ from tests.integration.test_processes import LORA_KIT, ROOT, SETTINGS, launched
 pytestmark = pytest.mark.slow
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 CONFIGS = ROOT / "accelerate_configs"
+# Its trap of USR1 leaves a trace.
+TRAP = "trap 'time_is_up=true;"
 # In place of the launcher: works until SIGTERM, as a checkpoint that takes too long.
 SLOW_WORKER = """#!/bin/bash
 trap 'exit 1' TERM
@@ -37,7 +39,8 @@ def script(tmp_path: Path) -> Path:
     text = (CONFIGS / "slurm" / "train.sbatch").read_text()
     text, lines = re.subn(r"^#SBATCH --gpus-per-node=.*\n", "", text, flags=re.MULTILINE)
     text, counts = re.subn(r"^gpus=\$\{SLURM.*$", "gpus=2", text, flags=re.MULTILINE)
-    assert (lines, counts) == (1, 1)
+    text, traps = re.subn(re.escape(TRAP), f"{TRAP} touch $SIGNALLED;", text)
+    assert (lines, counts, traps) == (1, 1, 1)
     path = tmp_path / "train.sbatch"
     path.write_text(text)
     return path
@@ -45,7 +48,8 @@ def script(tmp_path: Path) -> Path:
 
 def submit(node: Node, script: Path, *options: str, **variables: str) -> str:
     """Submit the script for one machine and return the job's number."""
-    variables |= {"CONFIG": str(CONFIGS / "ddp.yaml")}
+    signalled = str(script.parent / "signalled")
+    variables |= {"CONFIG": str(CONFIGS / "ddp.yaml"), "SIGNALLED": signalled}
     small = ("--parsable", "--nodes=1", "--cpus-per-task=1", "--time=10", *options)
     arguments = (str(script), "tiny.yaml", str(script.parent / "run"))
     return node.run("sbatch", *small, *arguments, cwd=script.parent, **SETTINGS, **variables)
@@ -105,6 +109,7 @@ def test_a_job_that_is_cancelled_before_its_checkpoint_is_written_stays_cancelle
 ) -> None:
     job = begun(node, script, slow)
     node.run("scancel", "--signal=USR1", "--batch", job)
+    wait_for((script.parent / "signalled").exists, "the signal")
     node.run("scancel", job)
     wait_for(lambda: node.job(job)["JobState"] not in ("RUNNING", "COMPLETING"), "its end")
     assert node.job(job)["JobState"] == "CANCELLED"

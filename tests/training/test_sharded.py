@@ -59,6 +59,7 @@ def test_what_is_divided_is_written_whole_and_goes_on_in_any_number(tmp_path: Pa
     assert not torch.equal(moved["2.weight"], load_file(alone / WEIGHTS)["2.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 def test_deepspeed_has_the_names_that_are_imported_from_it() -> None:
     """Imports from DeepSpeed stand in functions, which nothing calls where it is missing."""
