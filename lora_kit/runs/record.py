@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -16,11 +17,27 @@ from lora_kit.runtime.processes import process_state
 
 
 def resolve_recipe(recipe: Recipe, backbone: Backbone) -> Recipe:
-    """Return the recipe with the defaults that depend on the machine, as they are on this one."""
+    """Return the recipe with what it leaves to the machine and the hub, as a backbone has it.
+
+    Args:
+        recipe: the recipe.
+        backbone: a backbone; of a finished run, it may be another one than the recipe's.
+    """
     device = process_state().device.type
-    packing = resolve_packing(recipe, backbone.spec.attention, device)
+    packing = resolve_packing(recipe, backbone.packing_attention, device)
     data = recipe.data.model_copy(update={"packing": packing})
-    return recipe.model_copy(update={"backbone": backbone.spec, "data": data})
+    given, found = recipe.backbone, backbone.spec
+    resolved = {
+        "revision": given.revision if _is_commit(given.revision) else found.revision,
+        "dtype": found.dtype if given.dtype == "auto" else given.dtype,
+        "attention": found.attention if given.attention == "auto" else given.attention,
+    }
+    return recipe.model_copy(update={"backbone": given.model_copy(update=resolved), "data": data})
+
+
+def _is_commit(revision: str | None) -> bool:
+    """Return false for a branch or a tag, which the hub resolves."""
+    return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 def start_record(run: RunDirectory, recipe: Recipe, backbone: Backbone, command: str) -> None:

@@ -16,6 +16,7 @@ from lora_kit.adapter.tokenizer import tokenizer_differences, with_adapter_token
 from lora_kit.backbone.files import BackboneFiles, resolve
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
 from lora_kit.backbone.load import Backbone, load
+from lora_kit.backbone.varlen import VARLEN
 from lora_kit.data.training_data import TrainingData
 from lora_kit.recipe.adapter import describe_method
 from lora_kit.recipe.backbone import BackboneSpec
@@ -66,8 +67,11 @@ def open_run(directory: Path, data: TrainingData | None = None, gpus: int | None
 
 
 def _load_run(run: RunDirectory, recipe: Recipe) -> LoadedModel:
-    classes, gpus = _classes(run.adapter), recipe.evaluation.gpus
-    backbone = load(resolve(recipe.backbone), recipe.backbone, classes, gpus)
+    classes, gpus, spec = _classes(run.adapter), recipe.evaluation.gpus, recipe.backbone
+    if spec.attention == VARLEN:
+        # A default of the GPU that the run was trained on, which this machine may not have.
+        spec = spec.model_copy(update={"attention": "auto"})
+    backbone = load(resolve(spec), spec, classes, gpus)
     _require_fingerprint(backbone, run.adapter)
     model = attach_saved(backbone, run.adapter)
     if with_adapter_tokenizer(backbone, run.adapter) is not backbone:

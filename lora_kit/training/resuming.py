@@ -16,6 +16,7 @@ from lora_kit.runs.directory import (
     new_run_directory,
 )
 from lora_kit.runs.record import resolve_recipe
+from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.machine import GpuPeak
 from lora_kit.runtime.processes import broadcast_from_main
@@ -92,11 +93,16 @@ def require_same_training(
     resolved = resolve_recipe(recipe, backbone)
     before = training_fields(run.load_recipe().model_dump(mode="json"))
     now = training_fields(resolved.model_dump(mode="json"))
-    changed = [
-        f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
-        for name in {**now, **before}
-        if before.get(name) != now.get(name)
-    ]
+    different = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    # Defaults of the GPU; they change nothing but the rounding.
+    by_machine = {
+        "backbone.attention": recipe.backbone.attention == "auto",
+        "data.packing": recipe.data.packing is None,
+    }
+    changes = {name: f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in different}
+    for name in [name for name in changes if by_machine.get(name)]:
+        say(f"{run.root}: resumes on another kind of machine ({changes.pop(name)})")
+    changed = list(changes.values())
     record = run.load_record()
     files = "the backbone's files"
     digests = {files: backbone.fingerprint.digest, **inputs}

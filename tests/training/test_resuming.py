@@ -14,6 +14,7 @@ import pytest
 from lora_kit import pipeline
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
+from lora_kit.runs.session import open_run
 from lora_kit.runtime import launch
 from lora_kit.runtime.errors import DataError, RecipeError, TrainingError
 from lora_kit.runtime.launch import Launch
@@ -37,6 +38,33 @@ def test_another_recipe_does_not_go_on(
     data.write_text("".join(lines[1:] + lines[:1]))
     with pytest.raises(RecipeError, match=r"the rows of data\.train"):
         pipeline.train(recipe, tmp_path / "run", resume=True)
+
+
+def test_a_run_of_another_kind_of_machine_goes_on(
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Attention and packing of a GPU are defaults, which this machine does not have."""
+    cut_off(monkeypatch, recipe, tmp_path / "run", 2)
+    file = tmp_path / "run" / "recipe.yaml"
+    here = file.read_text()
+    there = here.replace("attention: sdpa", "attention: varlen").replace(
+        "packing: false", "packing: unpadded"
+    )
+    assert there.count("varlen") == there.count("unpadded") == 1
+    file.write_text(there)
+    pipeline.train(recipe, tmp_path / "run", resume=True)
+    said = capsys.readouterr().err
+    assert "another kind of machine (backbone.attention: 'varlen' -> 'sdpa')" in said
+    assert "another kind of machine (data.packing: 'unpadded' -> False)" in said
+    assert open_run(tmp_path / "run").backbone.spec.attention == "sdpa"
+    chosen = recipe.model_copy(
+        update={"backbone": recipe.backbone.model_copy(update={"attention": "eager"})}
+    )
+    with pytest.raises(RecipeError, match=r"backbone\.attention: 'varlen' -> 'eager'"):
+        pipeline.train(chosen, tmp_path / "run", resume=True)
 
 
 def test_other_rows_and_texts_to_look_at_do_not_go_on(
@@ -84,6 +112,24 @@ def test_a_finished_run_is_not_trained_again(recipe: Recipe, tmp_path: Path) -> 
     again = pipeline.train(recipe, tmp_path / "run", resume=True).result
     assert again.to_dict() == first.to_dict()
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "change"),
+    [
+        ("quantization", "nf4", "'none' -> 'nf4'"),
+        ("dtype", "bfloat16", "'float32' -> 'bfloat16'"),
+        ("attention", "eager", "'sdpa' -> 'eager'"),
+        ("model", "smollm2-135m-instruct", ".* -> 'smollm2-135m-instruct'"),
+    ],
+)
+def test_a_finished_run_of_another_backbone_is_not_taken_for_this_one(
+    reward_run: Path, field: str, value: str, change: str
+) -> None:
+    recipe = RunDirectory(reward_run).load_recipe()
+    changed = recipe.backbone.model_copy(update={field: value})
+    with pytest.raises(RecipeError, match=rf"changed \(backbone\.{field}: {change}\)\. Fix"):
+        pipeline.train(recipe.model_copy(update={"backbone": changed}), reward_run, resume=True)
 
 
 def test_a_finished_run_of_other_rows_is_not_taken_for_this_one(
