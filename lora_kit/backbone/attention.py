@@ -82,7 +82,7 @@ def attention_arguments(attention: Attention, device: torch.device) -> dict[str,
     if attention == VARLEN:
         register_varlen()
     if attention in FLASH:
-        problem = _flash_attention_problem(attention, device)
+        problem = flash_attention_problem(attention, device)
         if problem:
             raise BackboneError(
                 f"backbone.attention: {attention} {problem}. Fix: set backbone.attention: sdpa, or "
@@ -91,7 +91,13 @@ def attention_arguments(attention: Attention, device: torch.device) -> dict[str,
     return {"attn_implementation": attention}
 
 
-def _flash_attention_problem(attention: str, device: torch.device) -> str | None:
+def flash_attention_problem(attention: str, device: torch.device) -> str | None:
+    """Describe why flash attention cannot work on a device; `None` if it can.
+
+    Args:
+        attention: one of `FLASH`.
+        device: device that the backbone computes on.
+    """
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
     needed: dict[str, tuple[tuple[int, int], str, Callable[[], bool]]] = {

@@ -33,7 +33,7 @@ def require_gpus(gpus: int) -> None:
     if process_state().device.type == "cuda" and gpus > present:
         raise BackboneError(
             f"evaluation.gpus: more than this machine has (got {gpus}, it has {present}). Fix: "
-            f"--set evaluation.gpus={present}"
+            f"lower it in the recipe, or add --gpus {present}"
         )
 
 
@@ -89,6 +89,6 @@ def require_on_gpus(
     if gpus > 1 and left:
         raise error(
             f"{name}: the weights do not fit on {gpus} GPUs (got {len(left)} of {len(places)} "
-            f"modules without a place, the first: {left[0]}). Fix: raise evaluation.gpus, or "
-            "quantize the backbone"
+            f"modules without a place, the first: {left[0]}). Fix: raise evaluation.gpus or "
+            "--gpus, or quantize the backbone"
         )

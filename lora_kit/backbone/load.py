@@ -68,6 +68,11 @@ class Backbone:
         """True unless the model has only shapes (`lora_kit.backbone.shapes.open_shapes`)."""
         return not next(self.model.parameters()).is_meta
 
+    @property
+    def packing_attention(self) -> str:
+        """Attention that may separate packed examples; empty for an encoder-decoder."""
+        return "" if is_encoder_decoder(self.model) else self.spec.attention
+
 
 def compute_dtype(spec: BackboneSpec) -> torch.dtype:
     """Return the compute dtype: the one in the spec, or the best one of this machine for `auto`.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,8 @@ LARGEST_HEAD, LARGEST_ANYWHERE, HEAD_MULTIPLE = 256, 192, 8
 # Layers whose attention is a causal one, in a window or not; others have masks of their own.
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "attention"}
 PROBE = "varlen_probe"
+# By configuration, dtype and capability: a plan asks several times, and a trace takes a second.
+_PROBLEMS: dict[tuple[str, torch.dtype, tuple[int, int] | None], str] = {}
 TOKENS, STARTS = 5, (0, 3, 5)
 
 
@@ -42,6 +42,15 @@ def varlen_problem(
         dtype: compute dtype.
         capability: compute capability of the GPU; `None` on a CPU, which has no kernel's limits.
     """
+    key = (config.to_json_string(use_diff=False), dtype, capability)
+    if key not in _PROBLEMS:
+        _PROBLEMS[key] = _find_problem(config, dtype, capability)
+    return _PROBLEMS[key]
+
+
+def _find_problem(
+    config: PretrainedConfig, dtype: torch.dtype, capability: tuple[int, int] | None
+) -> str:
     text = config.get_text_config()
     if config.is_encoder_decoder:
         return "encoder-decoder"
@@ -49,8 +58,6 @@ def varlen_problem(
         return f"layers of kind {min(other)}"
     if capability is not None and capability < AMPERE:
         return f"needs a GPU of compute capability 8.0 or higher, got {capability}"
-    if capability is not None and not _has_kernel():
-        return f"torch {torch.__version__} has no complete torch.nn.attention.varlen"
     if capability is not None and dtype is torch.float32:
         return "float32, for which flash attention has no kernel"
     try:
@@ -67,15 +74,6 @@ def varlen_problem(
     return next(filter(None, (call.problem(capability) for call in calls)), "") or _lost_window(
         text, calls
     )
-
-
-def _has_kernel() -> bool:
-    """Return true if torch's kernel takes windows and a scale, as from 2.11 on."""
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return False
-    from torch.nn.attention.varlen import varlen_attn
-
-    return {"scale", "window_size"} <= set(inspect.signature(varlen_attn).parameters)
 
 
 class _Call:

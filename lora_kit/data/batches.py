@@ -20,21 +20,26 @@ def resolve_packing(recipe: Recipe, attention: str, device_type: str) -> Packing
 
     Args:
         recipe: the recipe.
-        attention: attention implementation that the backbone has.
+        attention: `Backbone.packing_attention`.
         device_type: `cpu` or `cuda`.
     """
     if recipe.data.packing is not None:
         return recipe.data.packing
+    is_separated = device_type == "cuda" and attention in WITH_LENGTHS
+    return "unpadded" if is_separated and allows_packing(recipe) else False
+
+
+def allows_packing(recipe: Recipe) -> bool:
+    """Return true if nothing in a recipe's training needs each example in a row of its own."""
     training = recipe.training
-    separable = (
+    return (
         training.objective in LANGUAGE_MODELING
         and not recipe.adapter.virtual_tokens
         # Its noise is scaled by the length of a row.
         and training.neftune_noise_alpha is None
+        # The attention of the teacher may be another one.
+        and training.distillation is None
     )
-    if device_type == "cuda" and attention in WITH_LENGTHS and separable:
-        return "unpadded"
-    return False
 
 
 # Batches sorted together; more of them mean less padding and less randomness.

@@ -134,8 +134,8 @@ def _send(worker: Worker, value: object) -> bool:
 
 def _answer_blocks() -> None:
     """Answer blocks of rows on stdin with lists of examples on stdout, or `None` for an error."""
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # libraries may print
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # libraries may print, native code too
     encode: Encode = pickle.loads(pickle.load(requests))
     while True:
         try:

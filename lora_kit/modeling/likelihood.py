@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from lora_kit.backbone.attention import lengths_arguments
 from lora_kit.backbone.encoder_decoder import Seq2SeqBatch, is_encoder_decoder
-from lora_kit.modeling.model_inputs import supervised_positions, to_device
+from lora_kit.modeling.model_inputs import send, supervised_positions
 
 
 def supervised_nll(
@@ -35,9 +35,7 @@ def supervised_nll(
     logits = logits_at(model, batch, rows, columns)
     if "lengths" in batch:
         ends = torch.tensor([*accumulate(batch["lengths"])])
-        rows = torch.bucketize(
-            columns, to_device({"ends": ends}, columns.device)["ends"], right=True
-        )
+        rows = torch.bucketize(columns, send(ends, columns.device), right=True)
     return token_nll(logits, targets), rows
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_kit.backbone.attention import WITH_LENGTHS, attention_of
+from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.data.supervision import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -67,10 +68,12 @@ def pack_examples(examples: Sequence[Example]) -> dict[str, Any]:
 def collate_for(model: Any, examples: Sequence[Example], pad_token_id: int) -> dict[str, Any]:
     """Pack examples if the model's attention separates them by their lengths, or pad them.
 
-    Virtual tokens come before a row, and so before the first example of a pack only.
+    Virtual tokens come before a row, and so before the first example of a pack only; an encoder
+    reads all of a row.
     """
     tuned = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
-    if attention_of(model) in WITH_LENGTHS and not tuned:
+    separable = not tuned and not is_encoder_decoder(model)
+    if attention_of(model) in WITH_LENGTHS and separable:
         return pack_examples(examples)
     return pad_examples(examples, pad_token_id)
 
@@ -95,21 +98,24 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Return a batch on a device.
 
     To a GPU, pinned copies are sent without waiting for what runs on it. Supervised tokens are
-    found before, as `supervised`, and replace the labels: finding them on the GPU waits for it.
+    found before, as `supervised`, and replace the labels, on every device: finding them on a GPU
+    waits for it.
 
     Args:
         batch: tensors by name, and anything else that a pass needs.
         device: device of the model.
     """
-    if "labels" in batch and device.type != "cpu":
+    if "labels" in batch:
         supervised = torch.stack(supervised_positions(batch))
         batch = {n: value for n, value in batch.items() if n != "labels"} | {SUPERVISED: supervised}
-    return {name: _sent(value, device) for name, value in batch.items()}
+    return {
+        name: send(value, device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
 
 
-def _sent(value: Any, device: torch.device) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
+def send(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device, to a GPU without waiting for what runs on it."""
     if value.device.type != "cpu" or device.type == "cpu":
         return value.to(device)
     return value.pin_memory().to(device, non_blocking=True)

@@ -242,7 +242,7 @@ def _masked(
 ) -> PreparedData:
     """Remove the labels of tokens that are improbable under the base, and report their number."""
     state = process_state()
-    attention = backbone.spec.attention
+    attention = backbone.packing_attention
     batcher = MicroBatcher.of(recipe, state.num_processes, state.device, attention)
     most = batcher.largest_pass_tokens(data.lengths)
     left = mask_improbable_tokens(data, model, backbone, spec, most)

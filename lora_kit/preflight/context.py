@@ -49,7 +49,7 @@ class PreflightContext:
     def packing(self) -> Packing:
         """`data.packing`, its default resolved for the backbone and this machine."""
         device = process_state().device.type
-        return resolve_packing(self.recipe, self.loaded_backbone.spec.attention, device)
+        return resolve_packing(self.recipe, self.loaded_backbone.packing_attention, device)
 
     @property
     def adapted_model(self) -> PeftModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+from lora_kit.backbone.attention import FLASH, attention_of
 from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.preflight.isolation import logit_spacing, packed_difference, shortened
@@ -56,9 +57,18 @@ def refuse_double_bos(context: PreflightContext) -> None:
             )
 
 
-def refuse_packing_leak(context: PreflightContext) -> None:
-    """Refuse with TrainingError packing on a backbone that attends across packed examples."""
+def refuse_packing_leak(context: PreflightContext) -> str | None:
+    """Refuse with TrainingError packing on a backbone that attends across packed examples.
+
+    Flash attention computes on GPUs only, where a model that will be sharded is not yet.
+    """
     model = context.adapted_model
+    attention = attention_of(model)
+    if attention in FLASH and next(model.parameters()).device.type == "cpu":
+        return (
+            f"data.packing: not tried before sharding if {attention} separates the examples of a "
+            "packed row; it is told their lengths"
+        )
     with shortened(model) if context.launch.sharded else nullcontext():
         difference = packed_difference(model, context.examples)
         spacing = logit_spacing(model, context.examples)
@@ -68,3 +78,4 @@ def refuse_packing_leak(context: PreflightContext) -> None:
             f"that differ by {difference:.2g} from those of the example alone). Fix: set "
             "data.packing: false"
         )
+    return None

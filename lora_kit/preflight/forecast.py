@@ -94,7 +94,7 @@ def forecast(
     Raises:
         TrainingError: if no gradient reaches the adapter.
     """
-    state, attention = process_state(), backbone.spec.attention
+    state, attention = process_state(), backbone.packing_attention
     batcher = MicroBatcher.of(recipe, state.num_processes, state.device, attention)
     batch = largest_micro_batch(data, batcher)
     device: Device = "cpu" if state.device.type == "cpu" else "cuda"
@@ -122,7 +122,7 @@ def estimate_time(
         TrainingError: if no gradient reaches the adapter.
     """
     state, spec = process_state(), recipe.training
-    attention = backbone.spec.attention
+    attention = backbone.packing_attention
     batcher = MicroBatcher.of(recipe, state.num_processes, state.device, attention)
     steps = optimizer_steps(data.size, spec)
     measured = time_micro_batch(model, backbone, data, batcher, spec.gradient_checkpointing)

@@ -93,7 +93,7 @@ def find_fitting_change(
     def estimated(changed: Recipe, rows: int, length: int) -> MemoryEstimate:
         return estimate_memory(changed, config, batch.resized(rows, length), device, base_bytes)
 
-    for changed, assignments, length in _changes(recipe, batch.length):
+    for changed, assignments, length in _changes(recipe, batch.length, batcher):
         # If a single row does not fit, no number of rows does.
         if estimated(changed, 1, length).total > memory:
             continue
@@ -105,7 +105,9 @@ def find_fitting_change(
     return None
 
 
-def _changes(recipe: Recipe, longest: int) -> Iterator[tuple[Recipe, tuple[str, ...], int]]:
+def _changes(
+    recipe: Recipe, longest: int, batcher: MicroBatcher
+) -> Iterator[tuple[Recipe, tuple[str, ...], int]]:
     """Yield changed recipes, their assignments and the tokens of their longest row."""
     is_quantizable = (
         recipe.adapter.why_not_on("nf4") is None
@@ -115,6 +117,7 @@ def _changes(recipe: Recipe, longest: int) -> Iterator[tuple[Recipe, tuple[str, 
         [recipe.backbone.quantization, *(["nf4"] if is_quantizable else [])]
     )
     recomputable = not recipe.adapter.virtual_tokens
+    is_packed = _is_one_pack(batcher)
     checkpointing = dict.fromkeys([recipe.training.gradient_checkpointing, recomputable])
     for divisor in LENGTH_DIVISORS:
         for quantization in quantizations:
@@ -128,11 +131,17 @@ def _changes(recipe: Recipe, longest: int) -> Iterator[tuple[Recipe, tuple[str, 
                     if recipe.merge.base == "original":
                         assignments.append("merge.base=dequantized")
                 # Fewer tokens per pack do not shorten an example of the full length.
-                if divisor > 1 and (not recipe.data.packing or length < recipe.data.max_length):
+                if divisor > 1 and (not is_packed or length < recipe.data.max_length):
                     assignments.append(f"data.max_length={length}")
-                if divisor > 1 and recipe.data.packing and recipe.training.max_tokens_per_batch:
+                limited = recipe.training.max_tokens_per_batch or batcher.tokens is None
+                if divisor > 1 and is_packed and limited:
                     assignments.append(f"training.max_tokens_per_batch={length}")
                 yield _changed(recipe, quantization, recompute), tuple(assignments), length
+
+
+def _is_one_pack(batcher: MicroBatcher) -> bool:
+    """Return true if a forward pass is estimated as one row of all its tokens."""
+    return bool(batcher.packing) and not batcher.unpadded
 
 
 def _changed(recipe: Recipe, quantization: str, recompute: bool) -> Recipe:
@@ -154,8 +163,7 @@ def _rows_assignment(
     batch: MicroBatch, batcher: MicroBatcher, rows: int, length: int
 ) -> tuple[str, ...]:
     """Return the assignment that sets the rows of a forward pass; none for a pack, a single row."""
-    packed = batcher.packing and not batcher.unpadded
-    if packed or (rows, length) == (batch.rows, batch.length):
+    if _is_one_pack(batcher) or (rows, length) == (batch.rows, batch.length):
         return ()
     if batcher.tokens:
         # With the old token limit, more of the shorter rows would fit than intended.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_kit.backbone.devices import WEIGHTS_SHARE
 from lora_kit.backbone.load import compute_dtype
 from lora_kit.evaluation.engine.work import LOGIT_BYTES
 from lora_kit.preflight.memory import Device
@@ -62,12 +63,18 @@ def merged_memory(recipe: Recipe, parameters: int, device: Device, base_bytes: i
     def weights(of: torch.dtype) -> int:
         return math.ceil(parameters * of.itemsize / gpus)
 
+    def total(of: torch.dtype) -> int:
+        size = weights(of)
+        # Spread over several GPUs, weights take a share of each at most.
+        needed = math.ceil(size / WEIGHTS_SHARE) + base_bytes if gpus > 1 else 0
+        return max(besides + size, needed)
+
     is_open = named == "auto" and dtype != torch.float32
     return MergedMemory(
         device=device,
         gpus=gpus,
         dtype=str(dtype).removeprefix("torch."),
         weights=weights(dtype),
-        total=besides + weights(dtype),
-        total_in_float32=besides + weights(torch.float32) if is_open else None,
+        total=total(dtype),
+        total_in_float32=total(torch.float32) if is_open else None,
     )

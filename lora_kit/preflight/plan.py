@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from typing import Any
 
 from lora_kit.adapter.attach import Coverage, coverage
-from lora_kit.backbone.attention import expected_attention
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.audit.findings import Audit
 from lora_kit.data.batches import resolve_packing
 from lora_kit.data.dataset import mix_replay, open_rows, training_classes, validation_rows
-from lora_kit.data.prepared import Counts, PreparedData
-from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.data.prepared import Counts
 from lora_kit.evaluation.engine.work import Work, plan_work
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.checks import CheckResult
 from lora_kit.preflight.forecast import (
     Forecast,
     TimeEstimate,
+    as_on_gpu,
     estimate_merged,
     estimate_per_process,
     estimate_time,
@@ -36,6 +34,7 @@ from lora_kit.preflight.memory import MemoryEstimate
 from lora_kit.preflight.merged_memory import MergedMemory
 from lora_kit.preflight.plan_backbone import open_for_plan
 from lora_kit.preflight.prepare import PreparedTraining, prepare_training
+from lora_kit.preflight.samples import LabelSpan, label_samples
 from lora_kit.preflight.speed_hints import speed_hints
 from lora_kit.preflight.suite_power import SuitePower, compute_suite_power
 from lora_kit.recipe.adapter import NOT_MERGED
@@ -47,16 +46,6 @@ from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.self_distillation.rows import TrainingRows, read_training_rows
 from lora_kit.training.step_sizes import micro_batch_size, optimizer_steps
-
-SAMPLES = 2
-
-
-@dataclass(frozen=True)
-class LabelSpan:
-    """Part of an example's text that is either fully supervised or not supervised."""
-
-    text: str
-    supervised: bool
 
 
 @dataclass(frozen=True)
@@ -240,23 +229,16 @@ def _plan_on_backbone(
     machine: Forecast | None = None
     timing: TimeEstimate | None = None
     memory_per_process: MemoryEstimate | None = None
-    attention, device = backbone.spec.attention, process_state().device.type
-    if launch_file:
-        device = launch_file.device.type
-        attention = expected_attention(recipe.backbone, backbone.model.config, device)
+    device = (launch_file or process_state()).device.type
+    planned = _resolved(recipe, backbone, launch_file)
     seconds: dict[str, float] = {}
     is_estimated = backbone.head is None and not is_encoder_decoder(backbone.model)
     if launch_file and is_estimated:
         config = backbone.model.config
-        memory_per_process = estimate_per_process(recipe, config, data, launch_file)
-        if memory_per_process.device == "cuda":
-            seconds = training_seconds(
-                fitting_gpus(memory_per_process.total),
-                data.counts.tokens * recipe.training.epochs,
-                covered.total_parameters,
-                launch_file.launch.processes,
-                recipe.training.gradient_checkpointing,
-            )
+        memory_per_process = estimate_per_process(planned, config, data, launch_file)
+        seconds = _assumed_seconds(
+            recipe, memory_per_process, data.counts.tokens, covered, launch_file.launch.processes
+        )
     elif is_estimated:
         machine = forecast(recipe, backbone, model, data, held_out)
     elif not launch_file and recipe.adapter.method != "head":
@@ -274,7 +256,7 @@ def _plan_on_backbone(
         hints=(
             *recipe_hints(recipe, data.counts, covered.trainable_parameters),
             *speed_hints(
-                recipe,
+                planned,
                 backbone.model.config,
                 data.lengths,
                 machine,
@@ -282,34 +264,39 @@ def _plan_on_backbone(
                 launch_file,
             ),
         ),
-        samples=_samples(data, backbone),
+        samples=label_samples(data, backbone),
         forecast=machine,
         timing=timing,
         memory_per_process=memory_per_process,
         assumed_seconds=seconds,
         merged=merged,
         unused_by_task={one.name: one.task.unused for one in work if one.task.unused},
-        attention=attention,
-        packing=resolve_packing(recipe, attention, device),
+        attention=planned.backbone.attention,
+        packing=resolve_packing(planned, _packing_attention(planned, backbone), device),
     )
 
 
-def _samples(data: PreparedData, backbone: Backbone) -> tuple[tuple[LabelSpan, ...], ...]:
-    has_classes = backbone.head is not None and not backbone.head.is_reward
-    spans = class_spans if has_classes else supervised_spans
-    return tuple(spans(example, backbone.tokenizer) for example in data.examples[:SAMPLES])
-
-
-def class_spans(example: Example, tokenizer: Any) -> tuple[LabelSpan, ...]:
-    """Return an example's text as the input of a classifier, and its class as supervised text."""
-    text = tokenizer.decode(list(example.input_ids))
-    return LabelSpan(text, supervised=False), LabelSpan(f" {example.label} ", supervised=True)
-
-
-def supervised_spans(example: Example, tokenizer: Any) -> tuple[LabelSpan, ...]:
-    """Return an example's text as the input of the model, split by supervision."""
-    pairs = zip(example.input_ids, example.labels, strict=True)
-    return tuple(
-        LabelSpan(tokenizer.decode([token for token, _ in group]), is_supervised)
-        for is_supervised, group in groupby(pairs, key=lambda pair: pair[1] != IGNORE_INDEX)
+def _assumed_seconds(
+    recipe: Recipe, memory: MemoryEstimate, tokens: int, covered: Coverage, processes: int
+) -> dict[str, float]:
+    if memory.device != "cuda":
+        return {}
+    return training_seconds(
+        fitting_gpus(memory.total),
+        tokens * recipe.training.epochs,
+        covered.total_parameters,
+        processes,
+        recipe.training.gradient_checkpointing,
     )
+
+
+def _resolved(recipe: Recipe, backbone: Backbone, launch_file: LaunchFile | None) -> Recipe:
+    """Return the recipe with dtype and attention as where the training runs."""
+    if launch_file is None:
+        return recipe.model_copy(update={"backbone": backbone.spec})
+    on_gpus = launch_file.device.type == "cuda"
+    return as_on_gpu(recipe, backbone.model.config) if on_gpus else recipe
+
+
+def _packing_attention(planned: Recipe, backbone: Backbone) -> str:
+    return planned.backbone.attention if backbone.packing_attention else ""

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from lora_kit.evaluation.reporting.notation import is_percent
 from lora_kit.preflight.forecast import Forecast
-from lora_kit.preflight.plan import LabelSpan, Plan
+from lora_kit.preflight.plan import Plan
+from lora_kit.preflight.samples import LabelSpan
 from lora_kit.preflight.show_audit import show_audit
 from lora_kit.preflight.show_estimate import (
     device_label,

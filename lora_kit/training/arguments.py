@@ -36,6 +36,7 @@ def training_arguments(kind: type[Arguments], inputs: TrainingInputs, **own: Any
     recipe, state = inputs.recipe, process_state()
     spec = recipe.training
     require_trackers(spec)
+    is_data_parallel = state.num_processes > 1 and not inputs.launch.partitioned
     common: dict[str, Any] = dict(
         output_dir=str(inputs.run.checkpoints),
         run_name=recipe.name,
@@ -53,7 +54,7 @@ def training_arguments(kind: type[Arguments], inputs: TrainingInputs, **own: Any
         fp16=inputs.backbone.spec.dtype == "float16",
         use_cpu=state.device.type == "cpu",
         # transformers would search every forward pass of a PEFT model.
-        ddp_find_unused_parameters=_is_data_parallel(inputs) and may_be_unused(inputs),
+        ddp_find_unused_parameters=is_data_parallel and may_be_unused(inputs),
         remove_unused_columns=False,
         seed=recipe.seed,
         data_seed=recipe.seed,
@@ -70,11 +71,6 @@ def training_arguments(kind: type[Arguments], inputs: TrainingInputs, **own: Any
     # the indices of the scored columns as if they were examples.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def _is_data_parallel(inputs: TrainingInputs) -> bool:
-    partitioned = inputs.launch.fsdp or inputs.launch.deepspeed
-    return process_state().num_processes > 1 and not partitioned
 
 
 def _schedule(spec: TrainingSpec, steps: int) -> dict[str, Any]:

@@ -75,12 +75,6 @@ class CheckpointedTrainer(Trainer):
         exceeded = self.early_stopping is not None and self.early_stopping.exceeded
         return exhausted or exceeded or self.state.global_step >= self.state.max_steps
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Return the learning rate schedule; the first call after `Accelerator.prepare`."""
-        if self.restore_optimizer is not None:
-            self.restore_optimizer()
-        return super().create_scheduler(num_training_steps, optimizer)
-
     def _clip_grad_norm(self, model: Any) -> Any:
         """Run the gradient hooks, then clip the gradients."""
         scaler = self.accelerator.scaler
@@ -104,21 +98,22 @@ class CheckpointedTrainer(Trainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
-        """Wrap the model and the optimizer; under DeepSpeed, restore our checkpoint.
+        """Wrap the model and the optimizer, and restore our checkpoint.
 
-        transformers would look for a checkpoint that DeepSpeed wrote.
+        Under DeepSpeed, transformers would look for a checkpoint that DeepSpeed wrote. Weights that
+        are in no shards it has loaded before.
 
         Raises:
             TrainingError: if DeepSpeed holds the optimizer's state in an unknown form.
         """
-        if not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(
-                max_steps, train_dataloader, resume_from_checkpoint
-            )
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        require_full_state(self.optimizer)
+        if self.restore_optimizer is not None:
+            self.restore_optimizer()
+        if self.is_deepspeed_enabled:
+            require_full_state(self.optimizer)
         if resume_from_checkpoint is not None:
-            self._load_from_checkpoint(resume_from_checkpoint)
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                self._load_from_checkpoint(resume_from_checkpoint)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 

@@ -18,7 +18,7 @@ from lora_kit.data.labelled import class_indices
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.features import Features, frozen_features
-from lora_kit.modeling.model_inputs import to_device
+from lora_kit.modeling.model_inputs import send, to_device
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs, StepTrainer
@@ -83,7 +83,7 @@ class ClassLoss:
         Args:
             targets: (batch,) int64.
         """
-        weights = to_device({"weights": self.weights}, targets.device)["weights"]
+        weights = send(self.weights, targets.device)
         return torch.where(targets == IGNORE_INDEX, 0.0, weights[targets.clamp(min=0)])
 
 
@@ -198,8 +198,7 @@ class ClassifierTrainer(StepTrainer):
         del num_items_in_batch
         labels = [example.labels[-1] for example in inputs["examples"]]
         targets = torch.tensor(labels or [IGNORE_INDEX])
-        weights = {"weight": self.task.loss.weight_of(targets).sum()}
-        weight = to_device(weights, self.args.device)["weight"]
+        weight = send(self.task.loss.weight_of(targets).sum(), self.args.device)
         total = self.accelerator.reduce(weight, reduction="sum")
         return super().training_step(model, inputs, total)
 

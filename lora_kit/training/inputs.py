@@ -58,7 +58,7 @@ class TrainingInputs:
         """
         state = process_state()
         return MicroBatcher.of(
-            self.recipe, state.num_processes, state.device, self.backbone.spec.attention
+            self.recipe, state.num_processes, state.device, self.backbone.packing_attention
         )
 
     @cached_property

@@ -8,12 +8,13 @@ import torch
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import split_micro_batches
-from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.likelihood import supervised_nll
 from lora_kit.modeling.model_inputs import collate_for, to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.out_of_memory import is_out_of_memory_error
+from lora_kit.training.sharded import compute_device
 
 
 def batch_nll(
@@ -36,7 +37,7 @@ def batch_nll(
     """
     inputs = collate_for(model, batch, backbone.tokenizer.pad_token_id)
     try:
-        return supervised_nll(model, to_device(inputs, backbone.model.device))
+        return supervised_nll(model, to_device(inputs, compute_device(model)))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory_error(error):
             raise
@@ -77,7 +78,7 @@ def nll_per_example(
         for batch in split_micro_batches(examples, len(examples), max_tokens_per_batch):
             nll, _ = batch_nll(model, backbone, batch, description)
             # In the order of rows; the first token of an example is not predicted.
-            sizes = [sum(one != IGNORE_INDEX for one in example.labels[1:]) for example in batch]
+            sizes = [example.supervised for example in batch]
             for example, part in zip(batch, torch.split(nll.cpu(), sizes), strict=True):
                 losses[positions[id(example)]] = part
     return losses

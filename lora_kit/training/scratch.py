@@ -6,8 +6,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_kit.adapter.attach import attach, attach_saved
 from lora_kit.adapter.initial_factors import initialise
@@ -18,6 +19,7 @@ from lora_kit.backbone.load import Backbone, load
 from lora_kit.backbone.open_files import build_model, open_config
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
+from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.identity import training_fields
 from lora_kit.recipe.sections import SCRATCH
 from lora_kit.runs.directory import RunDirectory
@@ -27,6 +29,9 @@ from lora_kit.runtime.hashes import json_sha256
 from lora_kit.runtime.temporaries import hidden_beside
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.trainer import run_training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def scratch_arm(session: Session, rows: Callable[[], TrainingData]) -> LoadedArms:
@@ -44,12 +49,15 @@ def scratch_arm(session: Session, rows: Callable[[], TrainingData]) -> LoadedArm
 
 def _trained_from_scratch(session: Session, rows: Callable[[], TrainingData]) -> Any:
     recipe, run = session.recipe, RunDirectory(session.run.scratch)
+    data = None if (run.adapter / ADAPTER_WEIGHTS).is_file() else rows().prepared
+    blank = Blank.of(session.backbone)
+    # The two need not fit into memory together.
+    session.close()
     # Some initializations read the backbone's files again: weights or tokenizer.
-    with reinitialised(session.backbone, recipe.seed) as backbone:
-        if (run.adapter / ADAPTER_WEIGHTS).is_file():
+    with reinitialised(blank, recipe.seed) as backbone:
+        if data is None:
             return attach_saved(backbone, run.adapter)
         say(f"{run.root}: training the recipe on weights that were never pretrained")
-        data = rows().prepared
         model = attach(backbone, recipe.adapter, recipe.seed)
         initialise(model, backbone, recipe.adapter, data.examples, recipe.seed)
         run_training(TrainingInputs(recipe, backbone, model, data, None, run))
@@ -57,8 +65,31 @@ def _trained_from_scratch(session: Session, rows: Callable[[], TrainingData]) ->
         return model
 
 
+@dataclass(frozen=True)
+class Blank:
+    """Parts of a backbone from which one with random weights is made.
+
+    Attributes:
+        files: local files, of which the configuration is read.
+        spec: backbone section with revision, dtype and attention resolved.
+        tokenizer: tokenizer with a padding token.
+        generation_config: transformers' generation configuration.
+    """
+
+    files: BackboneFiles
+    spec: BackboneSpec
+    tokenizer: PreTrainedTokenizerBase
+    generation_config: Any
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> Blank:
+        """Return these parts of a loaded backbone, whose model may be freed afterwards."""
+        generation_config = backbone.model.generation_config
+        return cls(backbone.files, backbone.spec, backbone.tokenizer, generation_config)
+
+
 @contextmanager
-def reinitialised(backbone: Backbone, seed: int) -> Iterator[Backbone]:
+def reinitialised(blank: Blank, seed: int) -> Iterator[Backbone]:
     """Yield a backbone of the same architecture, tokenizer and quantization with random weights.
 
     The backbone's files exist only inside the context.
@@ -66,11 +97,11 @@ def reinitialised(backbone: Backbone, seed: int) -> Iterator[Backbone]:
     from accelerate.utils import set_seed
 
     set_seed(seed)
-    config = open_config(backbone.files.directory)
+    config = open_config(blank.files.directory)
     with hidden_beside(Path(tempfile.gettempdir()) / "lora-kit") as folder:
         model = build_model(language_model_class(config), config)
         # Only the generation configuration may define the BOS and EOS ids.
-        model.generation_config = backbone.model.generation_config
+        model.generation_config = blank.generation_config
         model.save_pretrained(folder)
-        backbone.tokenizer.save_pretrained(folder)
-        yield load(BackboneFiles(backbone.files.reference, None, folder), backbone.spec)
+        blank.tokenizer.save_pretrained(folder)
+        yield load(BackboneFiles(blank.files.reference, None, folder), blank.spec)

@@ -15,12 +15,19 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lora_kit.runtime.processes import process_state
 from lora_kit.training.zero import assign_share
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
     """Return true if any parameter is sharded, so that forward passes are collective calls."""
     return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+
+
+def compute_device(model: Any) -> torch.device:
+    """Return the device of a model's inputs; shards may lie in main memory."""
+    device: torch.device = process_state().device if is_sharded(model) else model.device
+    return device
 
 
 def reshard(model: torch.nn.Module) -> None:

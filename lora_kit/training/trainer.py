@@ -94,13 +94,14 @@ def run_training(inputs: TrainingInputs, resume: Path | None = None) -> Training
         setup = TrainingSetup.prepare(inputs, task, measure, progress)
         setup.validation.before = before
         trainer = setup.trainer
-        if inputs.launch.fsdp and inputs.backbone.quantized_modules:
-            shard_4bit_layers(model, trainer.accelerator)
-            trainer.restore_optimizer = optimizer_restorer(model, trainer.create_optimizer())
         with setup.interruption.listening():
             if resume and checkpoints.load_if_ended(trainer, resume):
                 setup.log.on_train_begin(trainer.args, trainer.state, trainer.control)
             else:
+                if inputs.launch.fsdp and inputs.backbone.quantized_modules:
+                    shard_4bit_layers(model, trainer.accelerator)
+                    restore = optimizer_restorer(model, trainer.create_optimizer())
+                    trainer.restore_optimizer = restore
                 with _explained_out_of_memory(trainer):
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         if trainer.early_stopping and trainer.ended:

@@ -34,8 +34,9 @@ def require_full_state(optimizer: DeepSpeedOptimizerWrapper) -> None:
     if getattr(zero, "swap_optimizer", False) or not _shares(zero):
         raise TrainingError(
             "deepspeed_config: DeepSpeed keeps the optimizer's state where no checkpoint can take "
-            f"it from (got {type(zero).__name__}). Fix: set zero_stage to 1, 2 or 3 and do not "
-            "offload to a disk, or launch with accelerate_configs/ddp.yaml"
+            f"it from (got {type(zero).__name__}). Fix: set zero_stage to 1, 2 or 3, leave out "
+            "data_types.grad_accum_dtype and offloading to a disk, or launch with "
+            "accelerate_configs/ddp.yaml"
         )
 
 

@@ -18,7 +18,7 @@ from lora_kit.backbone import load as loading
 from lora_kit.backbone.devices import device_arguments, require_on_gpus
 from lora_kit.backbone.open_files import open_model
 from lora_kit.merging import reloaded
-from lora_kit.pipeline import evaluate, merge, merging, train
+from lora_kit.pipeline import evaluate, merge, merged_comparison, train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import BackboneError
 from tests.merging.in_process import in_this_process
@@ -116,7 +116,7 @@ def test_a_merged_model_is_compared_in_the_place_of_the_backbone_if_there_is_no_
     close = session.opened.close
     monkeypatch.setattr(session.opened, "close", lambda: (closed.append("closed"), close()))
     for room, number in (({0: 10**9}, 0), ({0: 10**5, 1: 10**5}, 1)):
-        monkeypatch.setattr(merging, "room_on_gpus", lambda _gpus, room=room: room)
+        monkeypatch.setattr(merged_comparison, "room_on_gpus", lambda _gpus, room=room: room)
         (found,) = merge(session, tmp_path / f"merged-{len(room)}-{number}")
         assert found.verification.passed
         assert len(closed) == number

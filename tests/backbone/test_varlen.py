@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_kit.backbone import varlen
 from lora_kit.backbone.attention import (
+    FLASH,
     VARLEN,
     choose_attention,
     expected_attention,
     lengths_arguments,
 )
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import load
 from lora_kit.backbone.varlen import _by_kernel, _one_by_one, register_varlen
 from lora_kit.backbone.varlen_support import AMPERE, varlen_problem
 from lora_kit.data.supervision import IGNORE_INDEX, Example
@@ -25,6 +30,7 @@ from lora_kit.modeling.likelihood import supervised_nll
 from lora_kit.modeling.model_inputs import collate_for, pack_examples, pad_examples
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import BackboneError
+from tests.two_stacks import WRITERS
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 SHAPE = {
@@ -261,3 +267,25 @@ def test_an_older_kernel_gets_as_many_heads_of_keys_as_of_queries(
     starts = torch.tensor([0, 9, 10, 15, 29], dtype=torch.int32)
     packed = (query, key, value, starts, max(LENGTHS), None, None)
     assert torch.allclose(_by_kernel(*packed), _one_by_one(*packed), atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", FLASH)
+def test_flash_attention_is_told_the_lengths_of_a_pack(attention: str) -> None:
+    model = built("mistral")
+    model.config._attn_implementation = attention
+    pack = pack_examples([Example((1, 2, 3), (1, 2, 3)), Example((4, 5), (4, 5))])
+    told = lengths_arguments(model, pack)
+    assert told["cu_seq_lens_q"].tolist() == told["cu_seq_lens_k"].tolist() == [0, 3, 5]
+    assert told["max_length_q"] == told["max_length_k"] == 3
+    # transformers makes no mask for it, and none is handed over in its place.
+    assert "attention_mask" not in told
+
+
+def test_an_encoder_decoder_is_padded_whatever_its_attention(tmp_path: Path) -> None:
+    spec = BackboneSpec(model=str(WRITERS["t5"](tmp_path / "t5")), quantization="none")
+    backbone = load(resolve(spec), spec)
+    backbone.model.config._attn_implementation = FLASH[0]
+    backbone = replace(backbone, spec=backbone.spec.model_copy(update={"attention": FLASH[0]}))
+    assert backbone.packing_attention == ""
+    examples = [Example((1, 2, 3), (-100, 2, 3))]
+    assert "lengths" not in collate_for(backbone.model, examples, 0)

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -342,6 +343,21 @@ def test_workers_write_the_same_bytes_and_refuse_the_same_row(
         made(tokenizer, spec(mixed))
     assert False in answers
     assert not written(cache)
+
+
+def test_code_that_prints_does_not_disturb_a_workers_answers() -> None:
+    """Native code prints to the descriptor itself."""
+    lines = (
+        "import os, pickle",
+        "from lora_kit.data import workers",
+        "pickle.loads = lambda _: lambda rows: os.write(1, b'x' * 99) and [[] for _ in rows]",
+        "workers._answer_blocks()",
+    )
+    request = pickle.dumps(b"encode") + pickle.dumps([1, 2])
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, input=request, capture_output=True, check=True)
+    assert done.stderr.count(b"x" * 99) == 1, done.stderr
+    assert pickle.loads(done.stdout) == [[], []]
 
 
 def test_workers_that_end_are_done_without(

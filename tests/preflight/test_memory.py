@@ -300,6 +300,20 @@ def test_a_pack_gets_smaller_by_what_bounds_it(
 
 
 @pytest.mark.usefixtures("by_tokens")
+def test_a_pack_that_only_its_examples_bound_is_advised_to_be_bounded() -> None:
+    """`unpadded` on an attention that separates no examples by their lengths."""
+    wanted = recipe(max_length=512)
+    data = wanted.data.model_copy(update={"packing": "unpadded"})
+    wanted = wanted.model_copy(update={"data": data})
+    batcher = MicroBatcher.of(wanted, 1, torch.device("cpu"), "sdpa")
+    assert (batcher.tokens, batcher.packing, batcher.unpadded) == (None, True, False)
+    batch = MicroBatch(rows=1, length=4 * 512, supervised=4 * 512, masked=True)
+    found = find_fitting_change(wanted, LARGE, batch, batcher, "cpu", 0, 2 * 512)
+    assert found is not None
+    assert found.assignments == ("training.max_tokens_per_batch=1024",)
+
+
+@pytest.mark.usefixtures("by_tokens")
 @pytest.mark.parametrize(
     ("max_tokens_per_batch", "memory", "assignments"),
     [

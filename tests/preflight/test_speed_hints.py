@@ -5,11 +5,12 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from lora_kit.preflight import speed_hints
 from lora_kit.preflight.gpus import MIB
 from lora_kit.preflight.guidance import Hint
 from lora_kit.preflight.memory import MemoryEstimate, estimate_memory
 from lora_kit.preflight.micro_batch import MicroBatch
-from lora_kit.preflight.speed_hints import checkpointing_hints, packing_hints
+from lora_kit.preflight.speed_hints import attention_hints, checkpointing_hints, packing_hints
 from lora_kit.recipe.recipe import Recipe
 
 CONFIG = LlamaConfig(
@@ -75,3 +76,16 @@ def test_much_padding_is_packed_on_a_gpu() -> None:
     assert padded([100, 95, 90, 90]) == []
     assert padded([100, 52, 51, 51], "data.packing=true") == []
     assert padded([100, 52, 51, 51], "backbone.attention=varlen") == [], "unpadded by default"
+
+
+def test_flash_attention_is_proposed_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ("backbone.attention=sdpa", "backbone.attention=varlen")
+    monkeypatch.setattr(speed_hints, "flash_attention_problem", lambda *_: None)
+    found = {one: loadable(list(attention_hints(recipe(one), GPU))) for one in chosen}
+    assert found == {
+        "backbone.attention=sdpa": ["backbone.attention=flash_attention_2"],
+        "backbone.attention=varlen": [],
+    }
+    assert not list(attention_hints(recipe(), torch.device("cpu")))
+    monkeypatch.setattr(speed_hints, "flash_attention_problem", lambda *_: "not installed")
+    assert not list(attention_hints(recipe("backbone.attention=sdpa"), GPU))

@@ -122,11 +122,11 @@ def flash_attention_in_float32(recipe: RecipeSections) -> Iterator[Problem]:
     if recipe.training.distillation is not None:
         specs["training.distillation.teacher"] = recipe.training.distillation.teacher
     for place, spec in specs.items():
-        if spec.attention == "flash_attention_2" and spec.dtype == "float32":
+        if spec.attention.startswith("flash_attention") and spec.dtype == "float32":
             yield conflict(
                 f"{place}.attention",
                 f"{place}.dtype",
-                reason="flash_attention_2 has kernels for bfloat16 and float16 only, and "
+                reason=f"{spec.attention} has kernels for bfloat16 and float16 only, and "
                 f"{place}.dtype is float32",
                 fix=f"change {place}.dtype, or use sdpa",
             )

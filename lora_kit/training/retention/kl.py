@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_kit.data.batches import split_micro_batches
-from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.likelihood import supervised_logits, token_kl
 from lora_kit.modeling.model_inputs import collate_for, to_device
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
@@ -76,8 +76,7 @@ class KlPenalty:
             Scalars with a gradient, in nats.
         """
         chosen = [self._examples[number] for number in self._step_indices(step)]
-        # The first token of a text is not predicted.
-        tokens = sum(label != IGNORE_INDEX for example in chosen for label in example.labels[1:])
+        tokens = sum(example.supervised for example in chosen)
         share = sorted(chosen, key=lambda one: -len(one.input_ids))[process::processes]
         device = self._model.device
         self.last_divergence = torch.zeros((), dtype=torch.float64, device=device)
