@@ -85,6 +85,21 @@ UNSEEN = (
         "tests/evaluation/test_engine.py",
         "out of memory",
     ),
+    Unseen("4-bit kernels as `doctor` tries them", "tests/preflight/test_doctor.py", ""),
+    Unseen(
+        "a resumed training equal bit for bit",
+        "tests/training/test_checkpoints.py",
+        "small training",
+    ),
+    Unseen("a merged model's products in TF32", "tests/modeling/test_precision.py", ""),
+    Unseen("flash-attn 2 and 3", "tests/backbone/test_varlen.py", "speed"),
+    Unseen(
+        "paged optimizers and offloaded activations", "tests/training/test_acceleration.py", "late"
+    ),
+    Unseen(
+        "shards in main memory, HSDP and bfloat16 in shards", "tests/training/test_fsdp2.py", ""
+    ),
+    Unseen("preferences on several GPUs", "tests/integration/test_objectives_on_processes.py", ""),
     Unseen("data parallelism over NCCL", "tests/integration/test_processes.py", ""),
     Unseen("a model over several GPUs", "tests/backbone/test_devices.py", ""),
     Unseen("DeepSpeed on GPUs", "tests/integration/test_deepspeed.py", ""),
@@ -211,7 +226,7 @@ def _unseen() -> Iterator[str]:
     yield "|---|---|---|"
     for one in UNSEEN:
         stand_in = f"[{Path(one.stand_in).name}]({one.stand_in})" if one.stand_in else "nothing"
-        yield f"| {one.what} | {stand_in} | {one.step or 'needs several GPUs'} |"
+        yield f"| {one.what} | {stand_in} | {one.step or 'none'} |"
 
 
 def _names(methods: Sequence[str]) -> str:

@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 
 from lora_kit.cli.libraries import quiet_libraries
-from lora_kit.cli.options import JsonOption, NoCacheOption, OutputOption, RunArgument, SuiteOption
+from lora_kit.cli.options import (
+    GpusOption,
+    JsonOption,
+    NoCacheOption,
+    OutputOption,
+    RunArgument,
+    SuiteOption,
+)
 from lora_kit.cli.output import print_json, print_text, stdout
 from lora_kit.runtime.errors import VERDICT_STATUS, RecipeError
 from lora_kit.runtime.launcher import is_main_process
@@ -34,6 +41,7 @@ def rescale_command(
     suite: SuiteOption = None,
     output: OutputOption = None,
     no_cache: NoCacheOption = False,
+    gpus: GpusOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the adapter's scale with the largest gain that retention allows, without training.
@@ -50,7 +58,7 @@ def rescale_command(
     from lora_kit.pipeline.rescaling import rescale
     from lora_kit.rescaling.show import show_rescale
 
-    result = rescale(run, factors, by_layer, suite, output, no_cache)
+    result = rescale(run, factors, by_layer, suite, output, no_cache, gpus)
     if as_json:
         print_json(result.to_dict())
     elif is_main_process():

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
+from lora_kit.data.rows import Row
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.arms.classifier import class_facts, loaded_class_arms
 from lora_kit.evaluation.arms.models import loaded_arms, merged_facts
@@ -20,7 +21,7 @@ from lora_kit.evaluation.harness import (
     run_evaluation,
 )
 from lora_kit.evaluation.reporting.report import ReportFacts
-from lora_kit.evaluation.suite import load_suites
+from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL, SCRATCH, ArmName
 from lora_kit.runs.session import (
@@ -78,7 +79,8 @@ def evaluate(
     unknown = sorted(set(arms) - set(get_args(ArmName)))
     if unknown:
         raise RecipeError(f"arm {unknown[0]}: unknown. Fix: use {', '.join(get_args(ArmName))}")
-    if needs_one_process(gpus or evaluation_gpus(target)):
+    given = None if isinstance(target, Session) else gpus
+    if needs_one_process(given or evaluation_gpus(target)):
         close_session(target)
         continue_alone()
     subject = open_subject(target, backbone, gpus)
@@ -91,12 +93,7 @@ def evaluate(
     is_shown = subject.session is not None and not EXAMPLE_ARMS.isdisjoint(names)
     shown = rows().sources if is_shown else ()
     if work is None or chosen:
-        shots = subject.spec.shots if FEWSHOT in names else 0
-        planned = chosen or load_suites(subject.spec.suites)
-        work = plan_work(planned, subject.backbone, shots, shown)
-        for one in work:
-            if one.task.unused:
-                say(f"{one.name}: columns that are not used: {', '.join(one.task.unused)}")
+        work = _planned_work(subject, chosen, FEWSHOT in names, shown)
     return run_evaluation(
         EvaluationPlan(
             backbone=EvaluatedBackbone.of(subject.backbone),
@@ -113,6 +110,26 @@ def evaluate(
         ),
         work,
     )
+
+
+def _planned_work(
+    subject: Subject, suites: Sequence[Suite] | None, with_shots: bool, shown: Sequence[Row]
+) -> Sequence[Work]:
+    """Tokenize the items of suites, by default the subject's, and name columns that are not used.
+
+    Args:
+        subject: subject of the evaluation.
+        suites: other suites than the subject's.
+        with_shots: true if an arm is shown examples.
+        shown: training rows that examples are chosen from.
+    """
+    shots = subject.spec.shots if with_shots else 0
+    chosen = suites or load_suites(subject.spec.suites)
+    work = plan_work(chosen, subject.backbone, shots, shown)
+    for one in work:
+        if one.task.unused:
+            say(f"{one.name}: columns that are not used: {', '.join(one.task.unused)}")
+    return work
 
 
 def _training_rows(subject: Subject, names: Sequence[str]) -> Callable[[], TrainingData]:

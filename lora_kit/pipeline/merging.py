@@ -164,6 +164,8 @@ def _merge_into(
     subject: Subject, spec: MergeSpec, into: Into, directory: Path, compared: Compared
 ) -> Merged:
     plan = _plan(subject, spec, into)
+    # Read before the comparison, which may close the subject's model.
+    backbone = {"backbone": subject.backbone.fingerprint.digest, **_own_tokenizer(subject)}
     with _until_verified(directory) as unverified:
         result = merge_adapter(plan, unverified)
         verification = verify_against_base(subject, plan, unverified, result, compared.examples)
@@ -182,9 +184,8 @@ def _merge_into(
         write_json(
             unverified / MERGE_RECORD,
             {
-                "backbone": subject.backbone.fingerprint.digest,
+                **backbone,
                 "adapter": adapter_sha256(subject.adapter),
-                **_own_tokenizer(subject),
                 "files": files,
                 "dtype": plan.stored_dtype,
                 "compared_on": compared.rows,

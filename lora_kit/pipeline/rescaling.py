@@ -59,6 +59,7 @@ def rescale(
     suites: Sequence[str] | None = None,
     output: Path | None = None,
     no_cache: bool = False,
+    gpus: int | None = None,
 ) -> RescaleResult:
     """Find the scale with the largest gain that retention allows, prove it, and write the adapter.
 
@@ -72,6 +73,7 @@ def rescale(
         suites: bundled names or paths; by default those of the run's recipe.
         output: directory of the results; by default the run directory.
         no_cache: if true, ignore existing results.
+        gpus: overrides the recipe's `evaluation.gpus`; ignored for an open session.
 
     Raises:
         LoraKitError: before anything is measured, if the adapter's effect is not linear in one
@@ -82,10 +84,11 @@ def rescale(
     recipe = run.load_recipe()
     _require_rescalable(recipe, run)
     chosen = _with_both_roles(load_suites(suites or recipe.evaluation.suites))
-    if needs_one_process(recipe.evaluation.gpus):
+    given = None if isinstance(target, Session) else gpus
+    if needs_one_process(given or recipe.evaluation.gpus):
         close_session(target)
         continue_alone()
-    session = open_run(target) if isinstance(target, Path) else target
+    session = open_run(target, gpus=gpus) if isinstance(target, Path) else target
     if by_layer:
         require_thirds(session.model)
     subject = open_subject(session, None)

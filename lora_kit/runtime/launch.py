@@ -211,7 +211,8 @@ def needs_one_process(gpus: int) -> bool:
     Args:
         gpus: number of these GPUs.
     """
-    several = process_state().num_processes > 1
+    state = process_state()
+    several = state.num_processes > 1 and state.device.type == "cuda"
     return current_launch().sharded or (gpus > 1 and several)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
@@ -121,7 +122,9 @@ def continue_alone() -> None:
         here = socket.gethostname(), os.getpid()
         processes = gather_object([here])
         state.wait_for_everyone()
+    if dist.is_initialized():
         dist.destroy_process_group()
+    if state.num_processes > 1:
         if not state.is_main_process:
             raise SystemExit(0)
         _wait_until_ended([pid for host, pid in processes if host == here[0] and pid != here[1]])
@@ -153,8 +156,8 @@ def _wait_until_ended(pids: Sequence[int]) -> None:
 
 
 def _is_running(pid: int) -> bool:
+    """Return true unless a process has ended; its launcher may not have asked for its status."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    return True

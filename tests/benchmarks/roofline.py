@@ -31,7 +31,7 @@ from transformers.masking_utils import sdpa_mask
 from lora_kit.adapter.attach import wrap_with_adapter
 from lora_kit.backbone.varlen import VARLEN, register_varlen
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.modeling.likelihood import logits_at, token_nll
+from lora_kit.modeling.likelihood import GPU_CHUNK, logits_at, token_nll
 from lora_kit.modeling.model_inputs import pack_examples, supervised_positions, to_device
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.runtime.machine import machine, versions
@@ -40,6 +40,7 @@ from tests.standins.fake_cuda import (
     FakeCudaMode,
     Watch,
     build,
+    compiler,
     environment,
     is_cuda,
     show,
@@ -80,17 +81,19 @@ class Setting:
         attention: `MASKED` or `VARLEN`.
         recomputed: true with gradient checkpointing.
         cast: true if PEFT casts the inputs of LoRA to float32.
+        chunk: tokens whose logits are converted to float32 at a time.
     """
 
     name: str
     attention: str
     recomputed: bool
     cast: bool
+    chunk: int = GPU_CHUNK
 
 
 # `packed` is a pass of the package as it is, with checkpointing; `best` is its default.
 SETTINGS = {
-    "before": Setting("sdpa with a mask, checkpointing, casts", MASKED, True, True),
+    "before": Setting("sdpa with a mask, checkpointing, casts", MASKED, True, True, 64),
     "varlen": Setting("varlen attention, checkpointing, casts", VARLEN, True, True),
     "packed": Setting("varlen attention, checkpointing", VARLEN, True, False),
     "best": Setting("varlen attention", VARLEN, False, False),
@@ -216,7 +219,7 @@ def computed(setting: Setting, layers: int) -> Spent:
             targets, rows, columns = supervised_positions(batch)
             logits = logits_at(model, batch, rows, columns)
             watch.in_loss = True
-            loss = token_nll(logits, targets).sum()
+            loss = token_nll(logits, targets, setting.chunk).sum()
             watch.in_loss = False
         loss.backward()  # type: ignore[no-untyped-call]
     return watch.spent
@@ -289,6 +292,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="the same: it takes half a minute")
     parser.parse_args()
+    if compiler() is None:
+        parser.error("needs a C++ compiler (got none). Fix: install g++")
     if INSIDE not in os.environ:
         with tempfile.TemporaryDirectory() as folder:
             inside = environment(build(Path(folder))) | {INSIDE: "1"}

@@ -11,7 +11,7 @@ from lora_kit.adapter.initial_factors import initialise
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import EvaluationError
-from lora_kit.training.scratch import reinitialised
+from lora_kit.training.scratch import Blank, reinitialised
 from tests.adapter.test_peft_methods import tiny_on
 
 
@@ -28,7 +28,7 @@ from tests.adapter.test_peft_methods import tiny_on
 def test_from_scratch_begins_what_reads_the_files_of_the_weights(
     tiny: Path, spec: AdapterSpec
 ) -> None:
-    with reinitialised(tiny_on(tiny, "nf4"), 0) as backbone:
+    with reinitialised(Blank.of(tiny_on(tiny, "nf4")), 0) as backbone:
         model = attach(backbone, spec, 0)
         initialise(model, backbone, spec, (), 0)
     assert any(parameter.requires_grad for parameter in model.parameters())

@@ -11,6 +11,7 @@ import torch
 
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
+from lora_kit.evaluation.arms import models
 from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.engine import run as engine
 from lora_kit.evaluation.engine.journal import Journal
@@ -32,6 +33,7 @@ from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.sections import EvaluationSpec
 from lora_kit.runs.open_model import LoadedModel, OpenModel
 from lora_kit.runs.session import Subject
+from lora_kit.runtime.errors import EvaluationError
 from tests.evaluation.counting import count_outcomes
 
 KEEP = {
@@ -353,3 +355,18 @@ def test_a_layout_is_searched_once_for_tasks_of_a_kind_and_anew_for_much_longer_
     short, long = searched
     assert short <= 20
     assert long > 4 * short
+
+
+def test_a_model_that_does_not_fit_names_its_arms(
+    evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    loads = models._on_backbone
+    monkeypatch.setattr(
+        models, "_on_backbone", lambda *given: dataclasses.replace(loads(*given), load=too_large)
+    )
+    wrong = r"the model of base and adapter does not fit into memory \(CUDA .* --gpus\)"
+    with pytest.raises(EvaluationError, match=wrong):
+        evaluate()

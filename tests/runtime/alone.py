@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
 import torch.distributed as dist
 
 from lora_kit.runtime.launch import current_launch, needs_one_process
@@ -17,6 +18,14 @@ from lora_kit.runtime.processes import (
 )
 
 
+def is_alive(pid: int) -> bool:
+    """Return false also for a process whose status its launcher has not asked for: it has ended."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def main(folder: Path) -> None:
     state = process_state()
     (folder / f"{state.process_index}.pid").write_text(str(os.getpid()))
@@ -26,9 +35,7 @@ def main(folder: Path) -> None:
     state.wait_for_everyone()
     continue_alone()
     other = int((folder / "1.pid").read_text())
-    try:
-        os.kill(other, 0)
-    except ProcessLookupError:
+    if not is_alive(other):
         (folder / "gone").touch()
     # Collective calls are those of one process.
     assert process_state().num_processes == 1

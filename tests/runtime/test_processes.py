@@ -3,6 +3,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
+from lora_kit.runtime.processes import _wait_until_ended
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,3 +30,12 @@ def test_the_main_process_goes_on_alone_when_the_others_have_ended(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "went-on").read_text() == "True"
     assert (tmp_path / "gone").exists()
+
+
+def test_a_process_that_has_ended_counts_as_gone_before_its_launcher_asks() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    assert psutil.Process(ended.pid).status() == psutil.STATUS_ZOMBIE
+    _wait_until_ended([ended.pid])
+    ended.wait()
+    _wait_until_ended([ended.pid])

@@ -23,7 +23,7 @@ from lora_kit.evaluation.item import Graded, Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.console import meter, say
-from lora_kit.runtime.errors import EvaluationError
+from lora_kit.runtime.errors import EvaluationError, first_line
 from lora_kit.runtime.out_of_memory import free_memory, is_out_of_memory_error
 from lora_kit.runtime.processes import process_state
 
@@ -49,7 +49,25 @@ def evaluate_models(
             if any(share for own in by_process for share in own):
                 own = by_process[state.process_index]
                 # Without a name for the model, it is gone before the next one is loaded.
-                _evaluate_model(loaded.load(), loaded, work, own, context, layouts, progress)
+                _evaluate_model(_load(loaded), loaded, work, own, context, layouts, progress)
+
+
+def _load(loaded: LoadedArms) -> Any:
+    """Return the model of some arms.
+
+    Raises:
+        EvaluationError: naming the arms, if it does not fit into memory.
+    """
+    try:
+        return loaded.load()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory_error(error):
+            raise
+        names = " and ".join(arm.name for arm in loaded.arms)
+        raise EvaluationError(
+            f"the model of {names} does not fit into memory ({first_line(error)}). Fix: spread it "
+            "over more GPUs (evaluation.gpus, --gpus), or end other processes that hold memory"
+        ) from error
 
 
 @torch.inference_mode()
