@@ -14,6 +14,7 @@ from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
+from tests.first_tokens import VOCABULARY, write_first_tokens
 
 ALIAS = "smollm2-135m-instruct"
 
@@ -51,16 +52,13 @@ def real_backbone(loaded_backbone: Backbone) -> Backbone:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Path:
-    """Return a random model of two layers with the real tokenizer, for plumbing only."""
-    import shutil
-
+    """Return a random model of two layers with a part of the real tokenizer, for plumbing only."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     directory = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    vocabulary = json.loads((smollm / "config.json").read_text())["vocab_size"]
     config = LlamaConfig(
-        vocab_size=vocabulary,
+        vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -72,9 +70,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Path:
         pad_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
-    for pattern in ("tokenizer*", "*.jinja"):
-        for file in smollm.glob(pattern):
-            shutil.copy(file, directory / file.name)
+    write_first_tokens(smollm, directory, VOCABULARY)
     return directory
 
 

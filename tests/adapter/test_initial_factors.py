@@ -39,13 +39,13 @@ from lora_kit.runtime.errors import AdapterError, MergeError
 from lora_kit.runtime.launch import Launch
 from tests.adapter.test_peft_methods import logits_of, loss_of, recipe_of, tiny_on
 
-IDS = torch.randint(20, 40_000, (2, 16), generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(20, 4_000, (2, 16), generator=torch.Generator().manual_seed(0))
 STARTS = ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "eva")
 
 
 def rows(number: int = 24, length: int = 24) -> list[Example]:
     ids = torch.randint(
-        20, 40_000, (number, length), generator=torch.Generator().manual_seed(1)
+        20, 4_000, (number, length), generator=torch.Generator().manual_seed(1)
     ).tolist()
     # EVA uses the 16 supervised tokens.
     return [
@@ -226,7 +226,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 tiny, adapter, output = sys.argv[1:]
 base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-ids = torch.randint(20, 40_000, (2, 16), generator=torch.Generator().manual_seed(0))
+ids = torch.randint(20, 4_000, (2, 16), generator=torch.Generator().manual_seed(0))
 ids[0, 3], ids[1, 5] = 11, 12
 with torch.no_grad():
     model = PeftModel.from_pretrained(base, adapter).eval()

@@ -9,6 +9,7 @@ from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.runtime.errors import AdapterError
+from tests.first_tokens import VOCABULARY
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from lora_kit.runtime.errors import AdapterError
         (
             {"method": "trainable_tokens"},
             "adapter.options.token_indices: names no token, so no embedding would be trained. "
-            "Fix: use token ids from 0 to 49151",
+            f"Fix: use token ids from 0 to {VOCABULARY - 1}",
         ),
         (
             {"method": "trainable_tokens", "options": {"token_indices": [5, 999_999]}},
@@ -28,13 +29,13 @@ from lora_kit.runtime.errors import AdapterError
             "adapter.options.token_indices: -1 is not a token",
         ),
         (
-            {"options": {"trainable_token_indices": [5, 49_152]}},
-            "adapter.options.trainable_token_indices: 49152 is not a token",
+            {"options": {"trainable_token_indices": [5, VOCABULARY]}},
+            f"adapter.options.trainable_token_indices: {VOCABULARY} is not a token",
         ),
         ({"options": {"trainable_token_indices": []}}, "trainable_token_indices: names no token"),
         (
-            {"options": {"trainable_token_indices": {"embed_tokens": [49_152]}}},
-            "adapter.options.trainable_token_indices.embed_tokens: 49152 is not a token",
+            {"options": {"trainable_token_indices": {"embed_tokens": [VOCABULARY]}}},
+            f"adapter.options.trainable_token_indices.embed_tokens: {VOCABULARY} is not a token",
         ),
         (
             {"options": {"trainable_token_indices": {"embde_tokens": [5]}}},
@@ -89,7 +90,7 @@ def test_an_option_with_an_unknown_name_is_refused(
         {"rank_pattern": {r"layers\.1\..*q_proj": 4, "model.layers.0.mlp.up_proj": 2}},
         {"exclude_modules": ["v_proj", "mlp.up_proj"]},
         {"exclude_modules": r".*layers\.0.*"},
-        {"trainable_token_indices": {"embed_tokens": [0, 49_151]}},
+        {"trainable_token_indices": {"embed_tokens": [0, VOCABULARY - 1]}},
     ],
 )
 def test_an_option_with_known_names_is_accepted(

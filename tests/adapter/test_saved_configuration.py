@@ -20,6 +20,7 @@ from lora_kit.recipe.adapter import AdapterSpec, PeftMethod
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runs.session import open_subject
 from lora_kit.runtime.errors import AdapterError, MergeError
+from tests.first_tokens import VOCABULARY
 from tests.merging.combining import change_configuration
 
 
@@ -78,7 +79,7 @@ def test_a_configuration_that_peft_would_misread_is_refused(
         (
             {"trainable_token_indices": [999_999]},
             "adapter_config.json: trainable_token_indices: 999999 is not a token of this backbone. "
-            "Fix: use token ids from 0 to 49151",
+            f"Fix: use token ids from 0 to {VOCABULARY - 1}",
         ),
         ({"rank_pattern": {"(": 4}}, "does not fit"),
         ({"r": 0}, "does not fit"),

@@ -21,6 +21,7 @@ from lora_kit.recipe.sections import EvaluationSpec
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.session import open_run, open_subject
 from lora_kit.runtime.errors import AdapterError
+from tests.first_tokens import VOCABULARY
 from tests.merging.in_process import in_this_process
 from tests.merging.test_vocabulary import ADDED, BOTH, saved
 from tests.two_stacks import WRITERS
@@ -29,6 +30,7 @@ OTHER = (
     "{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
+
 Write = Callable[[Path, Path], object]
 
 
@@ -150,12 +152,12 @@ def test_added_tokens_up_to_the_grown_embeddings_are_used(
     assert added in subject.facts["Tokenizer"]
     assert added in " ".join(capsys.readouterr().err.split())
     ids = tokenize_prompt([Message("user", "a <shape>")], subject.backbone.tokenizer)
-    assert 49153 in ids
+    assert VOCABULARY + 1 in ids
     assert (
         subject.model(
             input_ids=subject.backbone.tokenizer("a <size>", return_tensors="pt").input_ids
         ).logits.shape[-1]
-        == 49155
+        == VOCABULARY + 3
     )
 
 
@@ -256,7 +258,8 @@ REFUSED: dict[str, tuple[Write, str]] = {
     ),
     "added tokens without rows": (
         without_rows,
-        r"tokenizer\.json: 3 tokens .*\(first: '<colour>' has id 49152; 49152 rows\)\. Fix:",
+        rf"tokenizer\.json: 3 tokens .*\(first: '<colour>' has id {VOCABULARY}; {VOCABULARY} "
+        r"rows\)\. Fix:",
     ),
 }
 

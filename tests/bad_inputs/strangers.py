@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.bad_inputs.adapters import changed
 from tests.bad_inputs.case import SUITE, Case, Place, copied, jsonl, plan_of
+from tests.first_tokens import VOCABULARY
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -354,7 +355,7 @@ CASES = (
     with_values(CONFIG, {"num_labels": 10**9}, CONFIG, "1,000,000,000"),
     with_values(CONFIG, {"num_hidden_layers": 1}, "config.json", "1", "2"),
     with_values(CONFIG, {"num_hidden_layers": 3}, "layers"),
-    with_values(CONFIG, {"vocab_size": 100}, "embed_tokens", "100", "49152"),
+    with_values(CONFIG, {"vocab_size": 100}, "embed_tokens", "100", str(VOCABULARY)),
     with_values(CONFIG, {"hidden_size": 128}, "128", "64"),
     with_values(CONFIG, {"intermediate_size": 10**12}, "1000000000000", "128"),
     *(

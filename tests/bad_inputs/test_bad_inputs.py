@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
+from lora_kit.adapter import quick_patterns
+from lora_kit.backbone import chat_template
 from lora_kit.cli import main
+from lora_kit.preflight import forecast
+from lora_kit.preflight.memory import MemoryEstimate
 from tests.bad_inputs import (
     adapters,
     rows,
@@ -39,6 +43,29 @@ def tiny_adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def estimates() -> dict[str, MemoryEstimate]:
+    """Estimates of the memory of a training, by device."""
+    return {}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, estimates: dict[str, MemoryEstimate]) -> None:
+    """End what is endless after a second; let all plans have the memory of the first one."""
+    estimate = forecast.estimate_memory
+
+    def first_estimate(*arguments: Any) -> MemoryEstimate:
+        device = arguments[3]
+        if device not in estimates:
+            estimates[device] = estimate(*arguments)
+        return estimates[device]
+
+    monkeypatch.setattr(forecast, "estimate_memory", first_estimate)
+    for module in (chat_template, quick_patterns):
+        monkeypatch.setattr(module, "SECONDS", 1.0)
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_an_odd_input_is_answered_in_words(
     case: Case, tmp_path: Path, tiny: Path, tiny_adapter: Path, capsys: Any

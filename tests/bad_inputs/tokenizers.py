@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bad_inputs.case import REFUSED, Case, Place, copied, jsonl, plan_of
+from tests.first_tokens import VOCABULARY
 
 ROW = {"prompt": "Name a colour.", "completion": "Red."}
 TEXT = {"text": "The river ends in the sea."}
@@ -48,7 +49,7 @@ def _plan(name: str, change: Change, row: object, *says: str, status: int = REFU
     return Case(name, write, says, status)
 
 
-def _added(content: str, number: int = 49152, special: bool = True) -> dict[str, Any]:
+def _added(content: str, number: int = VOCABULARY, special: bool = True) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": number, "content": content, "special": special, **flags}
 
@@ -106,34 +107,29 @@ def _templates(*names: str) -> Change:
     return change
 
 
+# The first id that has no row in the embeddings of the tiny model, and its rows.
+PAST = (f"id {VOCABULARY}", f"{VOCABULARY} rows")
+
 CASES = (
-    _plan("a pad token past the embedding", _with_pad, ROW, "<pad>", "id 49152", "49152 rows"),
-    _plan("an end token past the embedding", _with_end, ROW, "</s>", "id 49152", "49152 rows"),
+    _plan("a pad token past the embedding", _with_pad, ROW, "<pad>", *PAST),
+    _plan("an end token past the embedding", _with_end, ROW, "</s>", *PAST),
+    _plan("a chat token past the embedding", _with_chat_token, ROW, "<|turn|>", *PAST),
+    _plan("a user's token past the embedding", _with_user_token, ROW, "[name]", *PAST),
     _plan(
-        "a chat token past the embedding",
-        _with_chat_token,
+        "a word past the embedding",
+        _with_more_words,
         ROW,
-        "<|turn|>",
-        "id 49152",
-        "49152 rows",
+        "zzzzzz",
+        "id 50000",
+        PAST[1],
     ),
-    _plan(
-        "a user's token past the embedding",
-        _with_user_token,
-        ROW,
-        "[name]",
-        "id 49152",
-        "49152 rows",
-    ),
-    _plan("a word past the embedding", _with_more_words, ROW, "zzzzzz", "id 50000", "49152 rows"),
     _plan(
         "a text with a token of images past the embedding",
         _with_image_token,
         {"text": "A <image> of the sea."},
         "rows.jsonl:1",
         "<image>",
-        "id 49152",
-        "49152 rows",
+        *PAST,
     ),
     _plan("a token of images that no row has", _with_image_token, ROW, "Red.", status=0),
     _plan(

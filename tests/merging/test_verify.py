@@ -267,7 +267,7 @@ def test_adapted_embeddings_are_run_on_the_trained_tokens(tiny: Path, tmp_path: 
     from peft import LoraConfig, get_peft_model
 
     plain = quantized(tiny, "none")
-    config = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[40000])
+    config = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[4000])
     model = get_peft_model(plain.model, config)
     for name, parameter in model.named_parameters():
         if "trainable_tokens_delta" in name or "lora_B" in name:
@@ -278,7 +278,7 @@ def test_adapted_embeddings_are_run_on_the_trained_tokens(tiny: Path, tmp_path: 
     assert found.passed, found.reasons
     path = tmp_path / "merged" / "model.safetensors"
     tensors = load_file(path)
-    tensors["model.embed_tokens.weight"][40000] = 0
+    tensors["model.embed_tokens.weight"][4000] = 0
     save_file(tensors, path, metadata={"format": "pt"})
     found = verified(model, tmp_path / "merged")
     assert not found.passed
@@ -313,7 +313,7 @@ def test_tensors_that_the_adapter_leaves_alone_are_compared_one_by_one(
     assert modified_tensors(plan.base, tmp_path / "merged", result.untouched) == []
     path = tmp_path / "merged" / "model.safetensors"
     tensors = load_file(path)
-    tensors["model.embed_tokens.weight"][45_000] = 0
+    tensors["model.embed_tokens.weight"][4_050] = 0
     save_file(tensors, path, metadata={"format": "pt"})
     assert verified(model, tmp_path / "merged").passed
     found = modified_tensors(plan.base, tmp_path / "merged", result.untouched)

@@ -26,7 +26,7 @@ from lora_kit.rescaling.scale import (
 )
 from lora_kit.runtime.errors import AdapterError, RecipeError
 
-IDS = torch.tensor([[1, 50, 600, 7000, 80]])
+IDS = torch.tensor([[1, 50, 600, 3000, 80]])
 
 
 def again(tiny: Path) -> Backbone:

@@ -113,6 +113,8 @@ def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Recipe:
     changed = tiny_recipe.model_dump(mode="json")
     changed["backbone"] |= {"quantization": "nf4", "dtype": "bfloat16"}
     changed["training"] |= {"gradient_checkpointing": True, "save_steps": 1, "eval_steps": 2}
+    # Clipping adds the squares of shards in another order.
+    changed["training"]["max_grad_norm"] = 100.0
     made = Recipe.model_validate(changed)
     (tmp_path / "tiny.yaml").write_text(made.to_yaml())
     return made
