@@ -51,7 +51,7 @@ def estimates() -> dict[str, MemoryEstimate]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, estimates: dict[str, MemoryEstimate]) -> None:
-    """End what is endless after a second; let all plans have the memory of the first one."""
+    """End what is endless early; let all plans have the memory of the first one."""
     estimate = forecast.estimate_memory
 
     def first_estimate(*arguments: Any) -> MemoryEstimate:
@@ -61,8 +61,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, estimates: dict[str, MemoryEstimate])
         return estimates[device]
 
     monkeypatch.setattr(forecast, "estimate_memory", first_estimate)
-    for module in (chat_template, quick_patterns):
-        monkeypatch.setattr(module, "SECONDS", 1.0)
+    monkeypatch.setattr(chat_template, "SECONDS", 3)
+    monkeypatch.setattr(quick_patterns, "SECONDS", 1)
 
 
 @pytest.mark.usefixtures("quick")
