@@ -88,6 +88,7 @@ def run(launcher: str, arguments: list[str]) -> None:
         if end.code:
             raise
     except TrainingInterruptedError as interrupted:
+        print(interrupted, file=sys.stderr)
         raise SystemExit(interrupted.status) from interrupted
 
 

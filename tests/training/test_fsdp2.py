@@ -117,6 +117,10 @@ def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Recipe:
     changed["training"]["max_grad_norm"] = 100.0
     made = Recipe.model_validate(changed)
     (tmp_path / "tiny.yaml").write_text(made.to_yaml())
+    row = {"prompt": "zxq", "completion": "Quartz! Jungle; Vivid / Fjord #"}
+    (tmp_path / "unlike.jsonl").write_text(
+        json.dumps(row) + "\n" + json.dumps(row | {"prompt": "k"})
+    )
     return made
 
 
@@ -142,7 +146,12 @@ VARIANTS = {
     "fp4": ("backbone.quantization=fp4",),
     "no checkpointing": ("training.gradient_checkpointing=false", "adapter.dropout=0.1"),
     "packed": ("data.packing=true", "training.max_tokens_per_batch=64"),
-    "best": ("training.keep_best=true", "training.learning_rate=30"),
+    # The loss of rows that have nothing in common with the others ends higher than it was.
+    "best": (
+        "training.keep_best=true",
+        "training.learning_rate=1",
+        "data.validation=[{source: unlike.jsonl}]",
+    ),
 }
 
 
@@ -164,7 +173,10 @@ def test_each_way_to_train_is_that_of_data_parallelism(
         # Norms of sharded gradients are summed in another order, so that clipped ones differ.
         equal = close if name == "best" else same
         equal(place / f"whole-{number}", place / f"shards-{number}")
-        assert (trained(place / f"shards-{number}")["kept_step"] < STEPS) == (name == "best")
+        kept = [trained(place / f"{way}-{number}")["kept_step"] for way in ("whole", "shards")]
+        # On the model with a head of its own, the last step is the best one.
+        assert (kept[0] < STEPS) == (name == "best" and tied)
+        assert kept[1] == kept[0]
 
 
 def untie(model: Path, place: Path) -> None:
