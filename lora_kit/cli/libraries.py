@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
+from lora_kit.cli.output import reserve_stdout
 from lora_kit.runtime.console import is_debug_enabled
 
 
@@ -12,8 +13,9 @@ def quiet_libraries() -> None:
     """Import the libraries and silence their messages, which a user cannot act on.
 
     Commands import the pipeline after this call, so that a recipe is refused before seconds are
-    spent on imports. With `--debug` nothing is silenced.
+    spent on imports. With `--debug` nothing is silenced, but no library writes to stdout either.
     """
+    reserve_stdout()
     if is_debug_enabled():
         return
     # Progress bars of the libraries overwrite ours; PEFT's notice repeats what it was asked for.

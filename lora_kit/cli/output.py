@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TextIO
 
 from rich.console import Console
 
@@ -14,11 +15,30 @@ from lora_kit.runtime.launcher import is_main_process
 _ESCAPED = {code: f"\\u{code:04x}" for code in INVISIBLE if code >= ord(" ")}
 
 
+class _Reserved:
+    """Stream of results while stdout is kept for them; `None` otherwise."""
+
+    results: TextIO | None = None
+
+
+def reserve_stdout() -> None:
+    """Keep stdout for results: what else is printed, such as DeepSpeed's log, goes to stderr."""
+    if _Reserved.results is None:
+        _Reserved.results, sys.stdout = sys.stdout, sys.stderr
+
+
+def release_stdout() -> None:
+    """Undo `reserve_stdout`."""
+    if _Reserved.results is not None:
+        sys.stdout, _Reserved.results = _Reserved.results, None
+
+
 def stdout() -> Console:
     """Return the console for results; progress and errors go to stderr."""
-    console = VisibleConsole()
+    stream = _Reserved.results or sys.stdout
+    console = VisibleConsole(file=stream)
     # A file has no width; 80 columns would break the verdict's table.
-    return console if console.is_terminal else VisibleConsole(width=140)
+    return console if console.is_terminal else VisibleConsole(file=stream, width=140)
 
 
 def print_text(text: str) -> None:
@@ -41,6 +61,7 @@ def print_raw(text: str) -> None:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    stream = _Reserved.results or sys.stdout
+    stream.write(text)
     # A reader that is gone is noticed here, and not when Python ends.
-    sys.stdout.flush()
+    stream.flush()

@@ -1,14 +1,18 @@
 """A mistyped command is answered at once, and the help lists commands in the order of work."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lora_kit.cli import main
+from lora_kit.preflight import plan as preflight_plan
+from lora_kit.preflight.plan import Plan
 from lora_kit.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +31,31 @@ COMMANDS = (
     ),
     *("release", "verify", "run", "doctor", "recipes", "schema"),
 )
+
+
+def test_what_libraries_print_is_not_in_the_way_of_json(
+    tiny_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """DeepSpeed's log, for one, goes to the stdout that it finds when it is imported."""
+    (tmp_path / "recipe.yaml").write_text(tiny_recipe.to_yaml())
+    make_plan = preflight_plan.make_plan
+
+    def printing(*arguments: Any, **named: Any) -> Plan:
+        print("[2026-11-29 12:00:00,000] [WARNING] a library says something")
+        return make_plan(*arguments, **named)
+
+    monkeypatch.setattr(preflight_plan, "make_plan", printing)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(tmp_path / "recipe.yaml"), "--json"])
+    captured = capsys.readouterr()
+    assert ended.value.code == 0, captured.err
+    assert json.loads(captured.out)["recipe"]
+    assert "a library says something" in captured.err
+    print("after the command")
+    assert capsys.readouterr().out == "after the command\n"
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,16 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_thread() -> Iterator[None]:
+    """As each of several processes has; other numbers of threads add in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(one_thread: None, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs of each objective: by one process, by two, and by one after the other."""
     folder = tmp_path_factory.mktemp("processes")
     recipes = {objective: recipe_for(objective, tiny, folder) for objective in TRAINED}

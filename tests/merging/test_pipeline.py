@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -178,14 +179,8 @@ def test_merged_weights_that_are_stored_coarser_than_the_adapter_is_fine_are_not
     (merged,) = merge(session)
     assert merged.verification.median_kept < 0.5
     assert not merged.verification.passed
-    (exact,) = merge(
-        session.__class__(
-            session.run,
-            session.recipe.model_copy(update={"merge": MergeSpec(dtype="float32")}),
-            session.backbone,
-            session.model,
-        )
-    )
+    recipe = session.recipe.model_copy(update={"merge": MergeSpec(dtype="float32")})
+    (exact,) = merge(replace(session, recipe=recipe))
     assert exact.verification.median_kept > 0.9
 
 
