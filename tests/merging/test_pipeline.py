@@ -171,13 +171,14 @@ def test_a_directory_that_is_neither_a_run_nor_an_adapter_is_refused(tmp_path: P
 def test_merged_weights_that_are_stored_coarser_than_the_adapter_is_fine_are_not_passed(
     tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    """An adapter that has hardly learned is lost to rounding, and the stage says so."""
+    """An adapter that has hardly learned is lost in rounding, and the stage says so."""
     value = tiny_recipe.model_dump(mode="json")
     value["training"]["learning_rate"] = 1e-7
     value["merge"]["dtype"] = "bfloat16"
     session = train(Recipe.model_validate(value), tmp_path / "run").session
     (merged,) = merge(session)
-    assert merged.verification.median_kept < 0.5
+    # Rounding takes a part of it away, or adds many times as much.
+    assert abs(merged.verification.median_kept - 1) > 0.5
     assert not merged.verification.passed
     recipe = session.recipe.model_copy(update={"merge": MergeSpec(dtype="float32")})
     (exact,) = merge(replace(session, recipe=recipe))
