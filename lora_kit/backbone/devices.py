@@ -33,7 +33,7 @@ def require_gpus(gpus: int) -> None:
     if process_state().device.type == "cuda" and gpus > present:
         raise BackboneError(
             f"evaluation.gpus: more than this machine has (got {gpus}, it has {present}). Fix: "
-            f"lower it in the recipe, or add --gpus {present}"
+            f"lower it in the recipe (of a finished run: --gpus {present})"
         )
 
 

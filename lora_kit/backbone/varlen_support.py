@@ -48,6 +48,18 @@ def varlen_problem(
     return _PROBLEMS[key]
 
 
+def supports_flash_attention(config: PretrainedConfig) -> bool:
+    """Return true if transformers computes a model with flash-attn, and its heads are not larger.
+
+    Args:
+        config: configuration of the model.
+    """
+    model = language_model_class(config)._model_mapping.get(type(config), None)
+    text = config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return bool(getattr(model, "_supports_flash_attn", False)) and head <= LARGEST_HEAD
+
+
 def _find_problem(
     config: PretrainedConfig, dtype: torch.dtype, capability: tuple[int, int] | None
 ) -> str:

@@ -55,8 +55,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run, or any PEFT adapter directory, against its base.
 
-    Under FSDP and ZeRO-3, and with `evaluation.gpus` above 1, the main process evaluates alone and
-    the other processes of the launch end here, with status 0.
+    Under FSDP and ZeRO-3, and on GPUs with `evaluation.gpus` above 1, the main process evaluates
+    alone and the other processes of the launch end here, with status 0.
 
     Results that exist and still apply are reused, after an interruption or when an arm is added.
 

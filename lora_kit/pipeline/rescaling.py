@@ -42,7 +42,14 @@ from lora_kit.rescaling.scale import (
     scaled_adapter,
 )
 from lora_kit.runs.directory import RunDirectory
-from lora_kit.runs.session import Session, Subject, close_session, open_run, open_subject
+from lora_kit.runs.session import (
+    Session,
+    Subject,
+    close_session,
+    evaluation_gpus,
+    open_run,
+    open_subject,
+)
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import AdapterError, RecipeError
 from lora_kit.runtime.files import replace_directory, write_json
@@ -85,7 +92,7 @@ def rescale(
     _require_rescalable(recipe, run)
     chosen = _with_both_roles(load_suites(suites or recipe.evaluation.suites))
     given = None if isinstance(target, Session) else gpus
-    if needs_one_process(given or recipe.evaluation.gpus):
+    if needs_one_process(given or evaluation_gpus(target)):
         close_session(target)
         continue_alone()
     session = open_run(target, gpus=gpus) if isinstance(target, Path) else target

@@ -262,11 +262,20 @@ def _trained_already(run: RunDirectory, recipe: Recipe, done: TrainingResult) ->
     """
     trained = Trained(run, done)
     session = trained.session
-    require_same_training(
-        run, recipe, session.backbone, _rows_now(session) | _reward_models(recipe)
-    )
+    inputs = _rows_now(session) | _reward_models(recipe)
+    require_same_training(run, _with_commit(recipe), session.backbone, inputs)
     say(f"{run.root}: the training is already finished")
     return trained
+
+
+def _with_commit(recipe: Recipe) -> Recipe:
+    """Return the recipe with the commit that the backbone's branch or tag is now, if it has one."""
+    if recipe.backbone.revision is None:
+        return recipe
+    commit = resolve(recipe.backbone).revision
+    return recipe.model_copy(
+        update={"backbone": recipe.backbone.model_copy(update={"revision": commit})}
+    )
 
 
 def _rows_now(session: Session) -> dict[str, str]:

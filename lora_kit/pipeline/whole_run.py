@@ -62,8 +62,8 @@ def run(
 ) -> RunOutcome:
     """Train, merge, evaluate with the merged model as an arm, and release a PASS.
 
-    Under FSDP and ZeRO-3, and with `evaluation.gpus` above 1, the main process goes on alone after
-    the training, and the other processes of the launch end there, with status 0.
+    Under FSDP and ZeRO-3, and on GPUs with `evaluation.gpus` above 1, the main process goes on
+    alone after the training, and the other processes of the launch end there, with status 0.
 
     Args:
         recipe: the recipe.

@@ -22,6 +22,7 @@ def libraries_memory() -> int:
 
     Raises:
         RuntimeError: if the libraries cannot be imported.
+        LoraKitError: if a file stands where the cache folder should be.
     """
     entry = _entry()
     known = _recall(entry)

@@ -291,7 +291,7 @@ def _assumed_seconds(
 
 
 def _resolved(recipe: Recipe, backbone: Backbone, launch_file: LaunchFile | None) -> Recipe:
-    """Return the recipe with dtype and attention as where the training runs."""
+    """Return the recipe with dtype and attention as here, or as on the GPUs of a launch file."""
     if launch_file is None:
         return recipe.model_copy(update={"backbone": backbone.spec})
     on_gpus = launch_file.device.type == "cuda"

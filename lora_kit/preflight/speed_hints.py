@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lora_kit.backbone.attention import FLASH, WITH_LENGTHS, flash_attention_problem
+from lora_kit.backbone.varlen_support import supports_flash_attention
 from lora_kit.data.batches import allows_packing
 from lora_kit.preflight.forecast import Forecast
 from lora_kit.preflight.gpus import fitting_gpus
@@ -58,7 +59,7 @@ def speed_hints(
         state = process_state()
         yield from checkpointing_hints(recipe, config, machine.memory, machine.device.available)
         yield from packing_hints(recipe, lengths, state.num_processes, state.device)
-        yield from attention_hints(recipe, state.device)
+        yield from attention_hints(recipe, config, state.device)
 
 
 def checkpointing_hints(
@@ -127,17 +128,23 @@ def packing_hints(
         )
 
 
-def attention_hints(recipe: Recipe, device: torch.device) -> Iterator[Hint]:
+def attention_hints(
+    recipe: Recipe, config: PretrainedConfig, device: torch.device
+) -> Iterator[Hint]:
     """Yield the hint to use flash-attn where it is installed and `varlen` cannot compute the model.
 
     Args:
-        recipe: recipe of the training, its attention resolved.
+        recipe: recipe of the training, its dtype and attention resolved.
+        config: configuration of the backbone.
         device: device of the training.
     """
-    if device.type != "cuda" or recipe.backbone.attention in WITH_LENGTHS:
+    spec = recipe.backbone
+    if device.type != "cuda" or spec.attention in WITH_LENGTHS or spec.dtype == "float32":
         return
     name = FLASH[0]
-    if allows_packing(recipe) and flash_attention_problem(name, device) is None:
+    is_open = allows_packing(recipe) and recipe.data.packing is None
+    is_known = supports_flash_attention(config)
+    if is_open and is_known and flash_attention_problem(name, device) is None:
         yield Hint(
             (f"backbone.attention={name}",),
             "flash-attn is installed; it separates examples without a mask, and passes have no "

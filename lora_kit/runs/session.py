@@ -69,7 +69,7 @@ def open_run(directory: Path, data: TrainingData | None = None, gpus: int | None
 def _load_run(run: RunDirectory, recipe: Recipe) -> LoadedModel:
     classes, gpus, spec = _classes(run.adapter), recipe.evaluation.gpus, recipe.backbone
     if spec.attention == VARLEN:
-        # A default of the GPU that the run was trained on, which this machine may not have.
+        # This machine may not have it, and another attention gives the same but for its rounding.
         spec = spec.model_copy(update={"attention": "auto"})
     backbone = load(resolve(spec), spec, classes, gpus)
     _require_fingerprint(backbone, run.adapter)

@@ -206,7 +206,7 @@ def needs_one_process(gpus: int) -> bool:
     """Return true if stages after the training have to `continue_alone`.
 
     Under FSDP and ZeRO-3 each process holds a share of the model only; and one process needs all
-    GPUs over which it spreads the model.
+    GPUs over which it spreads the model. On CPUs nothing is spread.
 
     Args:
         gpus: number of these GPUs.

@@ -60,8 +60,7 @@ class Teacher:
         Args:
             nll: the student's negative log-likelihood of the labels, (supervised,) float32.
             logits: the student's logits, (supervised, vocabulary).
-            batch: inputs of both models: `input_ids`, `labels` and mask or positions, each (rows,
-                length) int64.
+            batch: inputs of both models, a result of `model_inputs.to_device`.
         """
         weight, temperature = self.spec.weight, self.spec.temperature
         with torch.no_grad():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_kit.backbone.load import Backbone
+from lora_kit.backbone.varlen import VARLEN
 from lora_kit.recipe.identity import training_fields
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import (
@@ -94,14 +95,12 @@ def require_same_training(
     before = training_fields(run.load_recipe().model_dump(mode="json"))
     now = training_fields(resolved.model_dump(mode="json"))
     different = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-    # Defaults of the GPU; they change nothing but the rounding.
-    by_machine = {
-        "backbone.attention": recipe.backbone.attention == "auto",
-        "data.packing": recipe.data.packing is None,
-    }
     changes = {name: f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in different}
-    for name in [name for name in changes if by_machine.get(name)]:
-        say(f"{run.root}: resumes on another kind of machine ({changes.pop(name)})")
+    by_machine = [
+        changes.pop(name)
+        for name, default in _defaults_of_gpus(recipe).items()
+        if name in changes and default in (before.get(name), now.get(name))
+    ]
     changed = list(changes.values())
     record = run.load_record()
     files = "the backbone's files"
@@ -115,6 +114,21 @@ def require_same_training(
             f"{run.root}: cannot resume: the training changed ({'; '.join(changed)}). Fix: revert "
             "it, or drop --resume"
         )
+    if by_machine:
+        say(f"{run.root}: begun on another kind of machine ({'; '.join(by_machine)})")
+
+
+def _defaults_of_gpus(recipe: Recipe) -> dict[str, str]:
+    """Return the fields that a recipe leaves open and some GPUs have another default for.
+
+    They change nothing but the rounding.
+    """
+    defaults: dict[str, str] = {}
+    if recipe.backbone.attention == "auto":
+        defaults["backbone.attention"] = VARLEN
+    if recipe.data.packing is None:
+        defaults["data.packing"] = "unpadded"
+    return defaults
 
 
 def recorded_result(run: RunDirectory) -> TrainingResult | None:

@@ -50,7 +50,7 @@ class SupervisedTrainer(StepTrainer, SFTTrainer):
 
         Args:
             model: the model, wrapped by Accelerate.
-            inputs: `input_ids`, `labels` and mask or positions, each (rows, length) int64.
+            inputs: result of `model_inputs.to_device`.
         """
         targets, rows, columns = supervised_positions(inputs)
         logits = logits_at(model, inputs, rows, columns, self._head)

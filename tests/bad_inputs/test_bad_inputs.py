@@ -11,6 +11,8 @@ from lora_kit.backbone import chat_template
 from lora_kit.cli import main
 from lora_kit.preflight import forecast
 from lora_kit.preflight.memory import MemoryEstimate
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.hashes import json_sha256
 from tests.bad_inputs import (
     adapters,
     rows,
@@ -45,20 +47,21 @@ def tiny_adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def estimates() -> dict[str, MemoryEstimate]:
-    """Estimates of the memory of a training, by device."""
+    """Estimates of the memory of a training, by model, adapter and device."""
     return {}
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, estimates: dict[str, MemoryEstimate]) -> None:
-    """End what is endless early; let all plans have the memory of the first one."""
+    """End what is endless early; estimate once a model and adapter, whatever rows they have."""
     estimate = forecast.estimate_memory
 
-    def first_estimate(*arguments: Any) -> MemoryEstimate:
-        device = arguments[3]
-        if device not in estimates:
-            estimates[device] = estimate(*arguments)
-        return estimates[device]
+    def first_estimate(recipe: Recipe, config: Any, *rest: Any) -> MemoryEstimate:
+        model = config.to_json_string(use_diff=False)
+        key = json_sha256([model, recipe.adapter.model_dump(mode="json"), rest[1]])
+        if key not in estimates:
+            estimates[key] = estimate(recipe, config, *rest)
+        return estimates[key]
 
     monkeypatch.setattr(forecast, "estimate_memory", first_estimate)
     monkeypatch.setattr(chat_template, "SECONDS", 3)

@@ -367,6 +367,6 @@ def test_a_model_that_does_not_fit_names_its_arms(
     monkeypatch.setattr(
         models, "_on_backbone", lambda *given: dataclasses.replace(loads(*given), load=too_large)
     )
-    wrong = r"the model of base and adapter does not fit into memory \(CUDA .* --gpus\)"
+    wrong = r"the model of base and adapter does not fit into memory \(CUDA .*\)\. Fix: end other"
     with pytest.raises(EvaluationError, match=wrong):
         evaluate()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import BloomConfig, LlamaConfig
 
 from lora_kit.preflight import speed_hints
 from lora_kit.preflight.gpus import MIB
@@ -81,11 +81,17 @@ def test_much_padding_is_packed_on_a_gpu() -> None:
 def test_flash_attention_is_proposed_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = ("backbone.attention=sdpa", "backbone.attention=varlen")
     monkeypatch.setattr(speed_hints, "flash_attention_problem", lambda *_: None)
-    found = {one: loadable(list(attention_hints(recipe(one), GPU))) for one in chosen}
+    found = {one: loadable(list(attention_hints(recipe(one), CONFIG, GPU))) for one in chosen}
     assert found == {
         "backbone.attention=sdpa": ["backbone.attention=flash_attention_2"],
         "backbone.attention=varlen": [],
     }
-    assert not list(attention_hints(recipe(), torch.device("cpu")))
+    assert not list(attention_hints(recipe(chosen[0]), CONFIG, torch.device("cpu")))
+    # Where the recipe would be refused, or would not be faster for it.
+    for other in ("backbone.dtype=float32", "data.packing=false"):
+        assert not list(attention_hints(recipe(chosen[0], other), CONFIG, GPU))
+    large = LlamaConfig(hidden_size=1024, num_attention_heads=2, num_key_value_heads=2)
+    for config in (large, BloomConfig()):
+        assert not list(attention_hints(recipe(chosen[0]), config, GPU))
     monkeypatch.setattr(speed_hints, "flash_attention_problem", lambda *_: "not installed")
-    assert not list(attention_hints(recipe("backbone.attention=sdpa"), GPU))
+    assert not list(attention_hints(recipe(chosen[0]), CONFIG, GPU))

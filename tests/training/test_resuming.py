@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from lora_kit import pipeline
+from lora_kit.backbone.files import BackboneFiles
+from lora_kit.pipeline import training
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.session import open_run
@@ -46,7 +48,7 @@ def test_a_run_of_another_kind_of_machine_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Attention and packing of a GPU are defaults, which this machine does not have."""
+    """Attention and packing of a GPU are defaults; what was written in the recipe is none."""
     cut_off(monkeypatch, recipe, tmp_path / "run", 2)
     file = tmp_path / "run" / "recipe.yaml"
     here = file.read_text()
@@ -57,14 +59,19 @@ def test_a_run_of_another_kind_of_machine_goes_on(
     file.write_text(there)
     pipeline.train(recipe, tmp_path / "run", resume=True)
     said = capsys.readouterr().err
-    assert "another kind of machine (backbone.attention: 'varlen' -> 'sdpa')" in said
-    assert "another kind of machine (data.packing: 'unpadded' -> False)" in said
+    assert "begun on another kind of machine (backbone.attention: 'varlen' -> 'sdpa'; " in said
+    assert "data.packing: 'unpadded' -> False)" in said
     assert open_run(tmp_path / "run").backbone.spec.attention == "sdpa"
     chosen = recipe.model_copy(
         update={"backbone": recipe.backbone.model_copy(update={"attention": "eager"})}
     )
     with pytest.raises(RecipeError, match=r"backbone\.attention: 'varlen' -> 'eager'"):
         pipeline.train(chosen, tmp_path / "run", resume=True)
+    cut_off(monkeypatch, recipe, tmp_path / "other", 2)
+    file = tmp_path / "other" / "recipe.yaml"
+    file.write_text(here.replace("attention: sdpa", "attention: eager"))
+    with pytest.raises(RecipeError, match=r"backbone\.attention: 'eager' -> 'sdpa'"):
+        pipeline.train(recipe, tmp_path / "other", resume=True)
 
 
 def test_other_rows_and_texts_to_look_at_do_not_go_on(
@@ -129,6 +136,17 @@ def test_a_finished_run_of_another_backbone_is_not_taken_for_this_one(
     recipe = RunDirectory(reward_run).load_recipe()
     changed = recipe.backbone.model_copy(update={field: value})
     with pytest.raises(RecipeError, match=rf"changed \(backbone\.{field}: {change}\)\. Fix"):
+        pipeline.train(recipe.model_copy(update={"backbone": changed}), reward_run, resume=True)
+
+
+def test_a_finished_run_of_another_branch_is_not_taken_for_this_one(
+    reward_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = RunDirectory(reward_run).load_recipe()
+    files = BackboneFiles(recipe.backbone.model, "c" * 40, Path(recipe.backbone.model))
+    monkeypatch.setattr(training, "resolve", lambda _: files)
+    changed = recipe.backbone.model_copy(update={"revision": "v2"})
+    with pytest.raises(RecipeError, match=rf"backbone\.revision: None -> '{'c' * 40}'"):
         pipeline.train(recipe.model_copy(update={"backbone": changed}), reward_run, resume=True)
 
 

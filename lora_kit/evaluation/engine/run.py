@@ -27,6 +27,8 @@ from lora_kit.runtime.errors import EvaluationError, first_line
 from lora_kit.runtime.out_of_memory import free_memory, is_out_of_memory_error
 from lora_kit.runtime.processes import process_state
 
+SPREAD = "spread it over more GPUs (evaluation.gpus, --gpus), "
+
 
 def evaluate_models(
     models: Sequence[LoadedArms], work: Sequence[Work], context: EvaluationContext
@@ -65,8 +67,9 @@ def _load(loaded: LoadedArms) -> Any:
             raise
         names = " and ".join(arm.name for arm in loaded.arms)
         raise EvaluationError(
-            f"the model of {names} does not fit into memory ({first_line(error)}). Fix: spread it "
-            "over more GPUs (evaluation.gpus, --gpus), or end other processes that hold memory"
+            f"the model of {names} does not fit into memory ({first_line(error)}). Fix: "
+            f"{SPREAD if process_state().device.type == 'cuda' else ''}end other processes that "
+            "hold memory, or leave the arm out"
         ) from error
 
 
