@@ -22,7 +22,6 @@ from lora_kit.cli.ending import (
     lost_another,
     named,
 )
-from lora_kit.cli.output import release_stdout
 from lora_kit.runtime.console import VisibleConsole, is_debug_enabled, visible
 from lora_kit.runtime.errors import LoraKitError, first_line
 from lora_kit.runtime.launcher import number_of_processes
@@ -65,8 +64,6 @@ def main(arguments: list[str] | None = None) -> None:
         message, status = reported
         _print_error(message)
         raise SystemExit(status) from error
-    finally:
-        release_stdout()
 
 
 def _print_error(message: str) -> None:

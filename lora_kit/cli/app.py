@@ -11,6 +11,7 @@ from lora_kit.cli.alone import alone
 from lora_kit.cli.evaluating import continual_command, evaluate_command
 from lora_kit.cli.machine import doctor_command, recipes_command, schema_command
 from lora_kit.cli.merging import combine_command, export_command, merge_command
+from lora_kit.cli.output import release_stdout
 from lora_kit.cli.releasing import release_command, verify_command
 from lora_kit.cli.rescaling import rescale_command
 from lora_kit.cli.selection import compare_backbones_command
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 @app.callback()
 def options(
+    context: typer.Context,
     debug: Annotated[
         bool,
         typer.Option(
@@ -43,6 +45,7 @@ def options(
     ] = False,
 ) -> None:
     """Set options that hold for every command."""
+    context.call_on_close(release_stdout)
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
 

@@ -28,7 +28,7 @@ def reserve_stdout() -> None:
 
 
 def release_stdout() -> None:
-    """Undo `reserve_stdout`."""
+    """Undo `reserve_stdout`, at the end of a command."""
     if _Reserved.results is not None:
         sys.stdout, _Reserved.results = _Reserved.results, None
 
