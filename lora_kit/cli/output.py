@@ -33,9 +33,13 @@ def release_stdout() -> None:
         sys.stdout, _Reserved.results = _Reserved.results, None
 
 
+def _results() -> TextIO:
+    return _Reserved.results or sys.stdout
+
+
 def stdout() -> Console:
     """Return the console for results; progress and errors go to stderr."""
-    stream = _Reserved.results or sys.stdout
+    stream = _results()
     console = VisibleConsole(file=stream)
     # A file has no width; 80 columns would break the verdict's table.
     return console if console.is_terminal else VisibleConsole(file=stream, width=140)
@@ -61,7 +65,6 @@ def print_raw(text: str) -> None:
 
 
 def _write(text: str) -> None:
-    stream = _Reserved.results or sys.stdout
-    stream.write(text)
+    _results().write(text)
     # A reader that is gone is noticed here, and not when Python ends.
-    stream.flush()
+    _results().flush()

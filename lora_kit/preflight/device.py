@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from lora_kit.preflight.memory import CUDA_BASE
+
 # Processes named in a plan, and the bytes from which one is named.
 MAX_NAMED, NAMED_BYTES = 3, 500_000_000
 CGROUPS = Path("/sys/fs/cgroup")
@@ -59,8 +61,9 @@ def find_memory(device: torch.device) -> DeviceMemory:
     """Return the memory of a device that is free now, and the processes that hold the most."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        own = torch.cuda.memory_reserved(device)
-        return DeviceMemory(total, free + own, tuple(_gpu_users(device)))
+        # The context of the GPU is open by now, and estimates count it.
+        own = torch.cuda.memory_reserved(device) + CUDA_BASE
+        return DeviceMemory(total, min(free + own, total), tuple(_gpu_users(device)))
     import psutil
 
     memory, held = psutil.virtual_memory(), psutil.Process().memory_info()

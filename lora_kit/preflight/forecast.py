@@ -100,14 +100,12 @@ def forecast(
     device: Device = "cpu" if state.device.type == "cpu" else "cuda"
     base = libraries_memory() if device == "cpu" else CUDA_BASE
     found = find_memory(state.device)
-    # The estimate counts the context of the GPU, which this process has opened by now.
-    available = found.available + (CUDA_BASE if device == "cuda" else 0)
     config = backbone.model.config
     loaded = recipe.model_copy(update={"backbone": backbone.spec})
     memory = estimate_memory(loaded, config, batch, device, base)
     on_gpu = estimate_on_gpu(recipe, config, data) if device == "cpu" else None
-    if memory.total > available:
-        change = find_fitting_change(loaded, config, batch, batcher, device, base, available)
+    if memory.total > found.available:
+        change = find_fitting_change(loaded, config, batch, batcher, device, base, found.available)
         return Forecast(memory, found, change, on_a_gpu=on_gpu)
     if not backbone.has_weights:
         return Forecast(memory, found, on_a_gpu=on_gpu)

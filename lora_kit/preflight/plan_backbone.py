@@ -11,6 +11,7 @@ from lora_kit.backbone.open_files import open_config
 from lora_kit.backbone.shapes import has_weight_files, open_shapes
 from lora_kit.preflight.device import find_memory
 from lora_kit.preflight.fake_model import stored_bytes
+from lora_kit.preflight.memory import CUDA_BASE
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.processes import process_state
 
@@ -46,8 +47,9 @@ def open_for_plan(
 def _reason_for_shapes(files: BackboneFiles, spec: BackboneSpec, is_elsewhere: bool) -> str | None:
     if not has_weight_files(files.directory):
         return f"{files.directory} has no weights" if is_elsewhere else None
-    size, memory = loaded_bytes(files, spec), find_memory(process_state().device)
-    if size <= memory.available:
+    device = process_state().device
+    size, memory = loaded_bytes(files, spec), find_memory(device)
+    if size + (CUDA_BASE if device.type == "cuda" else 0) <= memory.available:
         return None
     return (
         f"the weights take {size / GB:.1f} GB as they are loaded, and this machine has "

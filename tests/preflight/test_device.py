@@ -13,6 +13,7 @@ import torch
 
 from lora_kit.preflight import device
 from lora_kit.preflight.device import MemoryUser, find_memory, group_limits
+from lora_kit.preflight.memory import CUDA_BASE
 
 CPU = torch.device("cpu")
 
@@ -90,7 +91,7 @@ def test_a_gpu_is_asked_for_what_is_free_and_who_holds_it(monkeypatch: pytest.Mo
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="abc-1")
     )
     found = find_memory(torch.device("cuda", 1))
-    assert (found.total, found.available) == (80 << 30, 25 << 30)
+    assert (found.total, found.available) == (80 << 30, (25 << 30) + CUDA_BASE)
     assert found.users == (MemoryUser(11, "vllm, serve", 40000 << 20),)
     assert "--id=GPU-abc-1" in asked
 

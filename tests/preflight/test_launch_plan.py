@@ -4,8 +4,10 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 from lora_kit.backbone.files import resolve
@@ -114,6 +116,20 @@ def test_a_model_larger_than_this_machine_is_planned_by_its_shapes(
     assert plan.on_backbone is not None
     assert plan.on_backbone.forecast is not None
     assert plan.on_backbone.forecast.time is None, "nothing can be run"
+
+
+def test_weights_need_room_beside_the_context_of_a_gpu(
+    tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, gpu = tiny_recipe.backbone, SimpleNamespace(device=torch.device("cuda"))
+    needed = loaded_bytes(resolve(spec), spec) + CUDA_BASE
+    monkeypatch.setattr(plan_backbone, "process_state", lambda: gpu)
+    monkeypatch.setattr(plan_backbone, "load", lambda *_: "loaded")
+    for available, reason in ((needed, False), (needed - 1, True)):
+        memory = DeviceMemory(2 * needed, available)
+        monkeypatch.setattr(plan_backbone, "find_memory", lambda _, memory=memory: memory)
+        found = plan_backbone.open_for_plan(resolve(spec), spec, (), is_elsewhere=False)[1]
+        assert (found is not None) == reason
 
 
 def test_time_on_gpus_is_of_the_flop_and_the_processes() -> None:

@@ -149,7 +149,7 @@ VARIANTS = {
     # The loss of rows that have nothing in common with the others ends higher than it was.
     "best": (
         "training.keep_best=true",
-        "training.learning_rate=1",
+        "training.learning_rate=3",
         "data.validation=[{source: unlike.jsonl}]",
     ),
 }
@@ -170,12 +170,9 @@ def test_each_way_to_train_is_that_of_data_parallelism(
         commands.append(train("fsdp2.yaml", f"shards-{number}", *fields, *model))
     launched(2, place, *commands)
     for number, name in enumerate(VARIANTS):
-        # Norms of sharded gradients are summed in another order, so that clipped ones differ.
-        equal = close if name == "best" else same
-        equal(place / f"whole-{number}", place / f"shards-{number}")
+        same(place / f"whole-{number}", place / f"shards-{number}")
         kept = [trained(place / f"{way}-{number}")["kept_step"] for way in ("whole", "shards")]
-        # On the model with a head of its own, the last step is the best one.
-        assert (kept[0] < STEPS) == (name == "best" and tied)
+        assert (kept[0] < STEPS) == (name == "best")
         assert kept[1] == kept[0]
 
 
@@ -186,6 +183,7 @@ def untie(model: Path, place: Path) -> None:
     shutil.copytree(model, place / "untied")
     untied = LlamaForCausalLM.from_pretrained(model)
     untied.config.tie_word_embeddings = False
+    torch.manual_seed(0)
     untied.lm_head.weight = torch.nn.Parameter(torch.randn_like(untied.lm_head.weight) * 0.02)
     untied.save_pretrained(place / "untied")
 
