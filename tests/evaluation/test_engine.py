@@ -3,7 +3,9 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.arms import models
 from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.engine import run as engine
+from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.harness import (
@@ -370,3 +373,9 @@ def test_a_model_that_does_not_fit_names_its_arms(
     wrong = r"the model of base and adapter does not fit into memory \(CUDA .*\)\. Fix: end other"
     with pytest.raises(EvaluationError, match=wrong):
         evaluate()
+    # On GPUs, more of them may do.
+    arms = (Arm("merged", "", nullcontext),)
+    gpu = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(engine, "process_state", lambda: gpu)
+    with pytest.raises(EvaluationError, match=r"the model of merged .*Fix: spread it .*--gpus\)"):
+        engine._load(LoadedArms(too_large, arms))
