@@ -16,6 +16,7 @@ from lora_kit.cli.options import (
     NoCacheOption,
     OutputOption,
     QuantizationOption,
+    StoppingOption,
     SuiteOption,
 )
 from lora_kit.cli.output import print_json, print_text, stdout
@@ -37,6 +38,7 @@ def evaluate_command(
         ),
     ] = None,
     gpus: GpusOption = None,
+    stopping: StoppingOption = None,
     output: OutputOption = None,
     no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
@@ -50,7 +52,9 @@ def evaluate_command(
     from lora_kit.evaluation.reporting.show import show_verdict
     from lora_kit.pipeline.evaluation import evaluate
 
-    evaluation = evaluate(target, suite, spec, output, arm or (), no_cache, gpus=gpus)
+    evaluation = evaluate(
+        target, suite, spec, output, arm or (), no_cache, gpus=gpus, stopping=stopping
+    )
     verdict = evaluation.verdict
     if as_json:
         print_json(verdict.to_dict())

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lora_kit.recipe.backbone import Quantization
+from lora_kit.recipe.sections import StoppingName
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")
@@ -72,6 +73,13 @@ GpusOption = Annotated[
         min=1,
         help="GPUs over which the model's blocks are spread; by default evaluation.gpus of the "
         "recipe, or 1.",
+    ),
+]
+StoppingOption = Annotated[
+    StoppingName | None,
+    typer.Option(
+        help="Ask each task's items until it is decided (sequential), or all of them (none); by "
+        "default evaluation.stopping of the recipe, or sequential."
     ),
 ]
 QuantizationOption = Annotated[

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from lora_kit.evaluation.engine import drift
 from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.evaluation.engine.journal import REUSED, Journal, Journals, journal_path
+from lora_kit.evaluation.engine.run import TaskPath
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.ledger import DRIFT, Entry, Ledger
 from lora_kit.runtime.errors import EvaluationError
@@ -37,6 +38,11 @@ class ResultPart:
     arm: str
     items: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """Name of the suite and the task."""
+        return f"{self.suite}/{self.task}"
+
 
 def result_parts(models: Sequence[LoadedArms], work: Sequence[Work]) -> list[ResultPart]:
     """Return the parts of an evaluation, ordered by task and arm."""
@@ -57,6 +63,24 @@ def result_parts(models: Sequence[LoadedArms], work: Sequence[Work]) -> list[Res
     tasks = [(one.suite.name, one.task.spec.name) for one in work]
     place = {task: n for n, task in enumerate(tasks)}
     return sorted(parts.values(), key=lambda p: (place[p.suite, p.task], arms.index(p.arm)))
+
+
+def asked_parts(
+    parts: Sequence[ResultPart], work: Sequence[Work], paths: Mapping[str, TaskPath]
+) -> list[ResultPart]:
+    """Return the parts with the items that were asked until each task's end."""
+    by_name = {one.name: one for one in work}
+    return [
+        replace(
+            part,
+            items=tuple(
+                item
+                for item in part.items
+                if by_name[part.name].look_of(item) <= paths[part.name].last_look(part.arm)
+            ),
+        )
+        for part in parts
+    ]
 
 
 def _part(work: Work, key: str, arm: str, items: tuple[str, ...]) -> ResultPart:
@@ -136,4 +160,10 @@ def assembled_entries(
             f"{directory}: not all processes write to this directory (got {missing:,} of "
             f"{total:,} results that are in no journal). {_SHARE_OUTPUT}"
         )
-    return (entry for part in parts for entry in journals.entries(part.key))
+    return (
+        entry
+        for part in parts
+        for asked in [frozenset(part.items)]
+        for entry in journals.entries(part.key)
+        if entry.item in asked
+    )

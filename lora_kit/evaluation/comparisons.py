@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.pairs import Pairs, mean_score
-from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.statistics.decisions import (
     Decision,
     PairedComparison,
@@ -16,6 +17,7 @@ from lora_kit.statistics.decisions import (
     superiority,
 )
 from lora_kit.statistics.labels import compare_macro_f1, label_scores
+from lora_kit.statistics.looks import Look
 
 
 def texts_to_judge(task: TaskSpec) -> tuple[str, ...]:
@@ -24,22 +26,30 @@ def texts_to_judge(task: TaskSpec) -> tuple[str, ...]:
     return ("output", "reference") if by_label else ()
 
 
-def compare(pairs: Pairs, suite: Suite, task: TaskSpec) -> PairedComparison:
-    """Test for superiority without a margin, for non-inferiority with one."""
+def compare(pairs: Pairs, task: TaskSpec, look: Look) -> PairedComparison:
+    """Test for superiority without a margin, for non-inferiority with one, at a look's level.
+
+    Intervals and p-values are repeated ones: they hold whenever one stops.
+    """
+    sides = 2 if task.margin is None else 1
+    comparison = _compare(pairs, task, sides * look.level)
+    p = min(1.0, sides * look.repeated_p(comparison.p / sides))
+    return replace(comparison, p=p)
+
+
+def _compare(pairs: Pairs, task: TaskSpec, alpha: float) -> PairedComparison:
     if task.score == "macro_f1":
         return compare_macro_f1(
             [entry.output for entry in pairs.before],
             [entry.output for entry in pairs.after],
             [entry.reference for entry in pairs.before],
             pairs.clusters,
-            suite.alpha,
+            alpha,
             task.margin,
         )
     if task.margin is None:
-        return superiority(pairs.differences, pairs.clusters, suite.alpha, pairs.binary)
-    return non_inferiority(
-        pairs.differences, pairs.clusters, suite.alpha, task.margin, pairs.binary
-    )
+        return superiority(pairs.differences, pairs.clusters, alpha, pairs.binary)
+    return non_inferiority(pairs.differences, pairs.clusters, alpha, task.margin, pairs.binary)
 
 
 def decide(pairs: Pairs, comparison: PairedComparison, task: TaskSpec) -> tuple[Decision, str]:

@@ -14,6 +14,7 @@ from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.statistics.calibration import CalibrationComparison, compare_calibration
 from lora_kit.statistics.decisions import Interval, holm, loss_p, paired_interval
 from lora_kit.statistics.labels import LabelScores, label_scores
+from lora_kit.statistics.looks import Look
 
 # The interval of a smaller slice would be too wide to be of use.
 SMALLEST_SLICE = 5
@@ -98,8 +99,14 @@ def secondary_metrics(
     return tuple(results)
 
 
-def slice_results(pairs: Pairs, confidence: float) -> tuple[Slice, ...]:
-    """Compare the arms on each slice, worst first; `mark_alarms` adjusts the p-values later."""
+def slice_results(pairs: Pairs, confidence: float, look: Look) -> tuple[Slice, ...]:
+    """Compare the arms on each slice, worst first; `mark_alarms` adjusts the p-values later.
+
+    Args:
+        pairs: items that were asked.
+        confidence: two-sided confidence level of the intervals.
+        look: look by which they were asked, which the p-values allow for.
+    """
     values = sorted({(f, v) for entry in pairs.before for f, v in entry.slices.items()})
     results = []
     for field, value in values:
@@ -115,7 +122,7 @@ def slice_results(pairs: Pairs, confidence: float) -> tuple[Slice, ...]:
                 paired_interval(part.differences, part.clusters, confidence, part.binary),
                 part.won,
                 part.lost,
-                loss_p(part.differences, part.clusters, part.binary),
+                look.repeated_p(loss_p(part.differences, part.clusters, part.binary)),
             )
         )
     return tuple(sorted(results, key=lambda one: one.interval.delta))

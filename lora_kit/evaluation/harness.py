@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +17,7 @@ from lora_kit.evaluation.assembly import (
     LEDGER,
     VERDICT,
     ResultPart,
+    asked_parts,
     assembled_entries,
     copy_stored,
     insert_part,
@@ -27,11 +28,13 @@ from lora_kit.evaluation.assembly import (
 from lora_kit.evaluation.engine.arm import EvaluationContext, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal, Journals
 from lora_kit.evaluation.engine.retrieval import Retriever, retrieval_entries
-from lora_kit.evaluation.engine.run import evaluate_models
-from lora_kit.evaluation.engine.work import Work
+from lora_kit.evaluation.engine.run import TaskPath, evaluate_models
+from lora_kit.evaluation.engine.work import Work, look_plan
+from lora_kit.evaluation.journal_judge import JournalJudge
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, Ledger, read_ledger, write_ledger
 from lora_kit.evaluation.reporting.report import ReportFacts, write_report
+from lora_kit.evaluation.stopping import FIXED, LookPlan, Stopping
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.evaluation.verdict_file import SUITES, Lineage
@@ -95,6 +98,7 @@ class EvaluationPlan:
         training: training rows from which the arm `retrieval` takes its answers.
         retrieval: if true, evaluate that arm.
         no_cache: if true, ignore earlier results and measure again.
+        stopping: cut of the items into looks, with which the work was planned.
     """
 
     backbone: EvaluatedBackbone
@@ -106,6 +110,7 @@ class EvaluationPlan:
     training: Sequence[Row] = ()
     retrieval: bool = False
     no_cache: bool = False
+    stopping: Stopping = FIXED
 
 
 def run_evaluation(plan: EvaluationPlan, work: Sequence[Work]) -> Evaluation:
@@ -148,10 +153,31 @@ def run_evaluation(plan: EvaluationPlan, work: Sequence[Work]) -> Evaluation:
     context = EvaluationContext(
         plan.backbone.tokenizer, plan.backbone.stop_token_ids, journal, done, plan.no_cache
     )
-    evaluate_models(plan.models, work, context)
+    looks = look_plan(work, plan.stopping)
+    paths = _evaluate_in_looks(plan, work, parts, context, looks)
     state.wait_for_everyone()
-    verdict = broadcast_from_main(lambda: _conclude(plan, work, parts, journal))
+    asked = asked_parts(parts, work, paths)
+    verdict = broadcast_from_main(lambda: _conclude(plan, work, asked, journal, looks, paths))
     return Evaluation(verdict, plan.directory)
+
+
+def _evaluate_in_looks(
+    plan: EvaluationPlan,
+    work: Sequence[Work],
+    parts: Sequence[ResultPart],
+    context: EvaluationContext,
+    looks: LookPlan,
+) -> dict[str, TaskPath]:
+    """Evaluate all arms; between looks, the main process judges what the journals hold."""
+    if all(one.looks == 1 for one in work):
+        return evaluate_models(plan.models, work, context)
+    keys = [part.key for part in parts if part.arm in ("base", "adapter", *MERGED_ARMS)]
+    with ExitStack() as stack:
+        journals = None
+        if process_state().is_main_process:
+            journals = stack.enter_context(closing(Journals(plan.directory, keys)))
+        judge = JournalJudge(journals, parts, plan.suites, looks)
+        return evaluate_models(plan.models, work, context, judge)
 
 
 # Item ids by key.
@@ -175,7 +201,12 @@ def _begin(plan: EvaluationPlan, parts: Sequence[ResultPart], stored: Ids, measu
 
 
 def _conclude(
-    plan: EvaluationPlan, work: Sequence[Work], parts: Sequence[ResultPart], journal: Journal
+    plan: EvaluationPlan,
+    work: Sequence[Work],
+    parts: Sequence[ResultPart],
+    journal: Journal,
+    looks: LookPlan,
+    paths: Mapping[str, TaskPath],
 ) -> Verdict:
     """Write ledger, verdict and report from the journals of all processes."""
     directory = plan.directory
@@ -183,16 +214,17 @@ def _conclude(
     if retriever is not None:
         for key, records in retrieval_entries(retriever, work):
             journal.append(records)
-            entries = [entry for _, entry in records]
-            first, ids = entries[0], tuple(entry.item for entry in entries)
+            first = records[0][1]
+            last = paths[f"{first.suite}/{first.task}"].last_look(first.arm)
+            ids = tuple(entry.item for _, entry in records if entry.look <= last)
             part = ResultPart(key, first.suite, first.task, first.arm, ids)
             parts = insert_part(parts, part)
     with (
         closing(Journals(directory, [part.key for part in parts])) as journals,
         whole_file(directory / LEDGER) as temporary,
     ):
-        write_ledger(temporary, assembled_entries(directory, parts, journals))
-        verdict = judge(Ledger(temporary), plan.suites)
+        write_ledger(temporary, assembled_entries(directory, parts, journals), looks.to_dict())
+        verdict = judge(Ledger(temporary), plan.suites, looks)
         # The old verdict belongs to the old ledger, which is replaced at the end of this block.
         (directory / VERDICT).unlink(missing_ok=True)
     keys = {part.key: [part.suite, part.task, part.arm] for part in parts}

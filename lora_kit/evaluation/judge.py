@@ -6,38 +6,54 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lora_kit.evaluation import diagnostics
-from lora_kit.evaluation.comparisons import compare, decide, task_score, texts_to_judge
+from lora_kit.evaluation.comparisons import compare, task_score, texts_to_judge
 from lora_kit.evaluation.ledger import DRIFT
 from lora_kit.evaluation.ledger_view import LedgerView
 from lora_kit.evaluation.merged_selection import judge_merged, select_merged_model
 from lora_kit.evaluation.pairs import Entries, pair
+from lora_kit.evaluation.stopping import (
+    LookPlan,
+    TaskEnd,
+    adapter_end,
+    merged_end,
+    until_look,
+)
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.verdict import (
     BASELINES,
     BaselineComparison,
     Finding,
     SuiteVerdict,
+    TaskLooks,
     TaskVerdict,
     Verdict,
 )
+from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.statistics.decisions import (
     combine_decisions,
     loss_p,
 )
+from lora_kit.statistics.looks import Look
 
 ALARM_ALPHA = 0.05
 
 
-def judge(view: LedgerView, suites: Sequence[Suite]) -> Verdict:
+def judge(view: LedgerView, suites: Sequence[Suite], plan: LookPlan | None = None) -> Verdict:
     """Judge arm `adapter` against arm `base` on every task, then merged models and baselines.
 
     The results of one task at a time are in memory if they come from a ledger on disk.
 
+    Args:
+        view: results of all arms.
+        suites: suites of the tasks.
+        plan: looks at the tasks; by default, all items at once.
+
     Raises:
         EvaluationError: if a task has no item with a score in both arms.
     """
-    judged = tuple(_judge_suite(suite, view) for suite in suites)
+    plan = plan or LookPlan()
+    judged = tuple(_judge_suite(suite, view, plan) for suite in suites)
     ships, selection, judged = select_merged_model(view, suites, _with_alarms(judged))
     merged = [task.merged for suite in judged for task in suite.tasks if task.merged]
     return Verdict(
@@ -50,28 +66,29 @@ def judge(view: LedgerView, suites: Sequence[Suite]) -> Verdict:
     )
 
 
-def _judge_suite(suite: Suite, view: LedgerView) -> SuiteVerdict:
+def _judge_suite(suite: Suite, view: LedgerView, plan: LookPlan) -> SuiteVerdict:
     tasks = []
     for task in suite.tasks:
         arms = view.arms(suite.name, task.name, texts_to_judge(task))
-        tasks.append(_judge_task(suite, task, arms))
+        tasks.append(_judge_task(suite, task, arms, plan))
     decision = combine_decisions([task.decision for task in tasks])
     return SuiteVerdict(suite.name, suite.role, suite.description, decision, tuple(tasks))
 
 
-def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> TaskVerdict:
-    where = f"{suite.name}/{task.name}"
-    base, adapter = arms.get("base", {}), arms.get("adapter", {})
-    pairs = pair(base, adapter, task, where)
-    comparison = compare(pairs, suite, task)
-    decision, reason = decide(pairs, comparison, task)
+def _judge_task(
+    suite: Suite, task: TaskSpec, arms: Mapping[str, Entries], plan: LookPlan
+) -> TaskVerdict:
+    looks = plan.looks(suite, task)
+    end = adapter_end(arms, suite, task, looks)
+    pairs, comparison = end.pairs, end.comparison
     confidence = comparison.interval.confidence
+    merged_until, merged_look = merged_end(arms, suite, task, looks, end)
     return TaskVerdict(
         task=task.name,
         unit=task.unit,
         higher_is_better=task.higher_is_better,
-        decision=decision,
-        reason=reason,
+        decision=end.decision,
+        reason=end.why,
         base=task_score(pairs.before, task),
         adapter=task_score(pairs.after, task),
         interval=comparison.interval,
@@ -82,34 +99,55 @@ def _judge_task(suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]) -> Ta
         missing=pairs.missing,
         won=pairs.won,
         lost=pairs.lost,
-        items_needed=comparison.items_needed if decision == comparison.decision else None,
-        loss_p=loss_p(pairs.differences, pairs.clusters, pairs.binary),
+        items_needed=comparison.items_needed if end.decision == comparison.decision else None,
+        loss_p=end.look.repeated_p(loss_p(pairs.differences, pairs.clusters, pairs.binary)),
         loss_adjusted=1.0,
         alarm=False,
         merged=None,
         merged_interval=None,
-        merges=judge_merged(suite, task, arms),
-        baselines=_compare_baselines(suite, task, arms, adapter),
+        merges=judge_merged(suite, task, _asked(arms, merged_until), merged_look),
+        baselines=_compare_baselines(suite, task, _asked(arms, end.look.number), end.look),
         measures=diagnostics.secondary_metrics(pairs, task, confidence),
-        slices=diagnostics.slice_results(pairs, confidence),
+        slices=diagnostics.slice_results(pairs, confidence, end.look),
         calibration=diagnostics.choice_calibration(pairs, confidence),
         classes=diagnostics.class_scores(pairs, task),
         drift=diagnostics.mean_drift(arms.get(DRIFT, {})),
+        looks=_task_looks(f"{suite.name}/{task.name}", arms, end, merged_until, plan),
+    )
+
+
+def _asked(arms: Mapping[str, Entries], until: int) -> dict[str, Entries]:
+    return {arm: until_look(entries, until) for arm, entries in arms.items()}
+
+
+def _task_looks(
+    name: str, arms: Mapping[str, Entries], end: TaskEnd, merged_until: int, plan: LookPlan
+) -> TaskLooks:
+    asked = len(end.pairs.before) + end.pairs.missing
+    return TaskLooks(
+        ended_at=end.look.number,
+        planned=len(end.look.looks),
+        level=end.look.level,
+        asked=asked,
+        items=plan.tasks[name].items if name in plan.tasks else asked,
+        reason=end.reason,
+        merged_at=merged_until if any(arm in arms for arm in MERGED_ARMS) else None,
     )
 
 
 def _compare_baselines(
-    suite: Suite, task: TaskSpec, arms: Mapping[str, Entries], adapter: Entries
+    suite: Suite, task: TaskSpec, arms: Mapping[str, Entries], look: Look
 ) -> tuple[BaselineComparison, ...]:
     comparisons = []
     for arm in BASELINES:
         if arm not in arms or suite.role != "gain":
             continue
+        where = f"{suite.name}/{task.name}, {arm}"
         try:
-            pairs = pair(arms[arm], adapter, task, f"{suite.name}/{task.name}, {arm}")
+            pairs = pair(arms[arm], arms.get("adapter", {}), task, where)
         except EvaluationError:
             continue  # the baseline has no score in common with the adapter
-        comparison = compare(pairs, suite, task)
+        comparison = compare(pairs, task, look)
         comparisons.append(
             BaselineComparison(
                 arm,

@@ -6,6 +6,7 @@ can be larger than memory.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -43,8 +44,11 @@ LEDGER_SCHEMA = pa.schema(
         ("log_likelihoods", pa.list_(pa.float64())),
         ("choices", pa.list_(pa.string())),
         ("answer", pa.int64()),
+        ("look", pa.int64()),
     ]
 )
+# Key of the plan in the metadata of the file.
+PLAN = b"lora_kit.looks"
 # Limits of a row group in the file: rows, and characters of texts (approximate).
 GROUP_ROWS = 16_384
 GROUP_CHARACTERS = 16_000_000
@@ -71,6 +75,7 @@ class Entry:
         log_likelihoods: nats, one for each choice.
         choices: texts of the choices.
         answer: index of the correct choice.
+        look: number of the look at which the item was asked, from 1.
     """
 
     arm: str
@@ -89,6 +94,7 @@ class Entry:
     log_likelihoods: tuple[float, ...] = ()
     choices: tuple[str, ...] = ()
     answer: int | None = None
+    look: int = 1
 
     @classmethod
     def from_row(cls, row: Mapping[str, object]) -> Entry:
@@ -130,6 +136,15 @@ class Ledger:
         """Yield all entries in the order of the file."""
         for batch in self._batches(LEDGER_SCHEMA.names, None, BATCH_ROWS[True]):
             yield from _complete_entries(batch)
+
+    @property
+    def plan(self) -> Any:
+        """Looks at the tasks as JSON values; `None` if the file does not say."""
+        written = (self._file.schema_arrow.metadata or {}).get(PLAN)
+        try:
+            return None if written is None else json.loads(written)
+        except ValueError as error:
+            raise _unreadable(self._path, error) from error
 
     def rows_by_arm(self) -> dict[str, int]:
         """Return the number of rows of each arm, sorted by name."""
@@ -220,15 +235,25 @@ class Ledger:
         )
 
 
-def write_ledger(path: Path, entries: Iterable[Entry]) -> None:
-    """Write all entries in order; if writing fails, no file is left."""
+def write_ledger(
+    path: Path, entries: Iterable[Entry], plan: Mapping[str, Any] | None = None
+) -> None:
+    """Write all entries in order; if writing fails, no file is left.
+
+    Args:
+        path: path of the file.
+        entries: entries in the order of the file.
+        plan: looks at the tasks as JSON values, which the file's metadata hold.
+    """
+    metadata = {} if plan is None else {PLAN: json.dumps(plan).encode()}
+    schema = LEDGER_SCHEMA.with_metadata(metadata)
     with (
         whole_file(path) as temporary,
-        pq.ParquetWriter(temporary, LEDGER_SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
         for group in _groups(entries):
             columns = {name: [getattr(e, name) for e in group] for name in LEDGER_SCHEMA.names}
-            writer.write_table(pa.Table.from_pydict(columns, schema=LEDGER_SCHEMA))
+            writer.write_table(pa.Table.from_pydict(columns, schema=schema))
 
 
 def read_ledger(path: Path) -> list[Entry]:

@@ -12,11 +12,13 @@ from dataclasses import replace
 from lora_kit.evaluation.comparisons import compare, decide, task_score, texts_to_judge
 from lora_kit.evaluation.ledger_view import LedgerView
 from lora_kit.evaluation.pairs import Entries, has_score, pair
+from lora_kit.evaluation.stopping import FIXED
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.verdict import MergedSelection, MergedTask, SuiteVerdict, TaskVerdict
 from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.statistics.decisions import combine_decisions, holm
 from lora_kit.statistics.halves import MIN_CLUSTERS, fewest_clusters, first_half
+from lora_kit.statistics.looks import Look, Looks
 
 RANK = {"PASS": 2, "INCONCLUSIVE": 1, "FAIL": 0}
 SELECTION_ALPHA = 0.05
@@ -27,20 +29,28 @@ JudgeTask = Callable[[Suite, TaskSpec], tuple[MergedTask, ...]]
 
 
 def judge_merged(
-    suite: Suite, task: TaskSpec, arms: Mapping[str, Entries]
+    suite: Suite, task: TaskSpec, arms: Mapping[str, Entries], look: Look
 ) -> tuple[MergedTask, ...]:
-    """Compare each merged model with the base and with the first merged model."""
+    """Compare each merged model with the base and with the first merged model.
+
+    Args:
+        suite: suite of the task.
+        task: the task.
+        arms: entries of the arms, on the items that count.
+        look: look whose level the comparisons with the base have.
+    """
     where = f"{suite.name}/{task.name}"
     present = [arm for arm in MERGED_ARMS if arm in arms]
     judged = []
     for arm in present:
         pairs = pair(arms.get("base", {}), arms[arm], task, where)
-        comparison = compare(pairs, suite, task)
+        comparison = compare(pairs, task, look)
         decision = decide(pairs, comparison, task)[0]
         lead = lead_p = None
         if arm != present[0]:
             with_first = pair(arms[present[0]], arms[arm], task, where)
-            leading = compare(with_first, suite, task.model_copy(update={"margin": None}))
+            whole = Looks.fixed(suite.alpha / 2).look(1)
+            leading = compare(with_first, task.model_copy(update={"margin": None}), whole)
             lead, lead_p = leading.interval, leading.p
         mean = task_score(pairs.after, task)
         judged.append(MergedTask(arm, decision, mean, comparison.interval, lead, lead_p))
@@ -121,7 +131,7 @@ def _judge_half(view: LedgerView, first: frozenset[str], is_first: bool) -> Judg
             for arm, entries in arms.items()
             if arm in ("base", *MERGED_ARMS)
         }
-        return judge_merged(suite, task, half)
+        return judge_merged(suite, task, half, FIXED.plan(1, suite).look(1))
 
     return judge
 

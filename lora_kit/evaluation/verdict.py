@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from lora_kit.evaluation.diagnostics import ClassScores, Drift, SecondaryMetric, Slice
+from lora_kit.evaluation.stopping import EndReason
 from lora_kit.evaluation.suite import SuiteRole
 from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL, SCRATCH
 from lora_kit.runtime.files import finite
@@ -27,6 +28,35 @@ BASELINES = {
 
 # Limits of an interval without limits, which JSON has as null.
 UNBOUNDED = {"low": -math.inf, "high": math.inf}
+
+
+@dataclass(frozen=True)
+class TaskLooks:
+    """Path of a task: until where its items were asked, and why no further.
+
+    Attributes:
+        ended_at: number of the look at which the task ended for the adapter.
+        planned: number of looks that were planned.
+        level: one-sided level of that look.
+        asked: number of items that were asked by then.
+        items: number of items of the task.
+        reason: `decided`; `futile`: with all items, a decision was improbable; `last look`: all
+            items were asked.
+        merged_at: number of the look until which merged models were asked; `None` without one.
+    """
+
+    ended_at: int
+    planned: int
+    level: float
+    asked: int
+    items: int
+    reason: EndReason
+    merged_at: int | None
+
+    @property
+    def left_out(self) -> int:
+        """Number of items that the adapter was not asked."""
+        return self.items - self.asked
 
 
 @dataclass(frozen=True)
@@ -97,6 +127,7 @@ class TaskVerdict:
             was selected on.
         baselines: comparisons with the baselines that are arms.
         measures: secondary metrics of the same items.
+        looks: path of the task.
     """
 
     task: str
@@ -127,6 +158,7 @@ class TaskVerdict:
     calibration: CalibrationComparison | None
     classes: ClassScores | None
     drift: Drift | None
+    looks: TaskLooks
 
     @property
     def threshold(self) -> float:

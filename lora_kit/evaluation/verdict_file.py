@@ -12,8 +12,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lora_kit.evaluation.assembly import LEDGER, VERDICT
+from lora_kit.evaluation.comparisons import texts_to_judge
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Ledger
+from lora_kit.evaluation.stopping import LookPlan, require_path
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.runtime.errors import EvaluationError
@@ -76,7 +78,8 @@ def check_verdict(directory: Path) -> RecordedVerdict:
     """Judge the ledger again, compare the result with the verdict on disk, and return that.
 
     Raises:
-        EvaluationError: if the verdict does not follow from the ledger.
+        EvaluationError: if the verdict does not follow from the ledger, or a task stopped too soon
+            or was asked on after its end.
     """
     values = _read_values(directory / VERDICT)
     recorded = _parse(directory / VERDICT, values)
@@ -86,13 +89,29 @@ def check_verdict(directory: Path) -> RecordedVerdict:
             f"{directory / SUITES}: not the suites that the verdict names (got other digests). "
             "Fix: restore the file, or evaluate again"
         )
-    judged = judge(Ledger(directory / LEDGER), suites).to_dict()
+    ledger = Ledger(directory / LEDGER)
+    plan = _plan(directory / LEDGER, ledger)
+    judged = judge(ledger, suites, plan).to_dict()
     if not _same(judged, {name: values.get(name) for name in judged}):
         raise EvaluationError(
             f"{directory / VERDICT}: the verdict does not follow from the ledger beside it (got "
             "other values when judged again). Fix: restore both files, or evaluate again"
         )
+    for suite in suites:
+        for task in suite.tasks:
+            arms = ledger.arms(suite.name, task.name, texts_to_judge(task))
+            require_path(arms, suite, task, plan)
     return recorded
+
+
+def _plan(path: Path, ledger: Ledger) -> LookPlan:
+    try:
+        return LookPlan.from_dict(ledger.plan)
+    except ValidationError as error:
+        raise EvaluationError(
+            f"{path}: does not say which items were to be asked (got {error.errors()[0]['msg']}). "
+            "Fix: restore the file, or evaluate again"
+        ) from error
 
 
 def evidence_digests(directory: Path) -> dict[str, str]:

@@ -84,8 +84,11 @@ def evaluate_continual(
         )
     trained_for = [[name] for name in suites] if suites else [_gain_suites(t) for t in targets]
     every = list(dict.fromkeys(name for names in trained_for for name in names))
+    # The scores of all stages are of the same items: of all.
     verdicts = [
-        evaluate(target, every, backbone, output / f"stage-{number}", no_cache=no_cache).verdict
+        evaluate(
+            target, every, backbone, output / f"stage-{number}", no_cache=no_cache, stopping="none"
+        ).verdict
         for number, target in enumerate(targets, start=1)
     ]
     backbones = [

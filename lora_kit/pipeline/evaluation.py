@@ -21,9 +21,18 @@ from lora_kit.evaluation.harness import (
     run_evaluation,
 )
 from lora_kit.evaluation.reporting.report import ReportFacts
+from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL, SCRATCH, ArmName
+from lora_kit.recipe.sections import (
+    FEWSHOT,
+    PROBE,
+    RETRIEVAL,
+    SCRATCH,
+    ArmName,
+    EvaluationSpec,
+    StoppingName,
+)
 from lora_kit.runs.session import (
     Session,
     Subject,
@@ -52,6 +61,7 @@ def evaluate(
     no_cache: bool = False,
     work: Sequence[Work] | None = None,
     gpus: int | None = None,
+    stopping: StoppingName | None = None,
 ) -> Evaluation:
     """Evaluate a run, or any PEFT adapter directory, against its base.
 
@@ -71,6 +81,7 @@ def evaluate(
         no_cache: if true, ignore existing results.
         work: tokenized items of the recipe's suites, if an earlier stage has prepared them.
         gpus: overrides the recipe's `evaluation.gpus`; ignored for an open session.
+        stopping: overrides the recipe's `evaluation.stopping`.
 
     Raises:
         LoraKitError: if the target is neither a run nor an adapter, or is refused.
@@ -84,6 +95,7 @@ def evaluate(
         close_session(target)
         continue_alone()
     subject = open_subject(target, backbone, gpus)
+    cut = Stopping.of(subject.spec if stopping is None else _stopped(subject.spec, stopping))
     directory = output or subject.output
     if chosen and not output:
         directory = directory.with_name("-".join(["evaluation", *(s.name for s in chosen)]))
@@ -92,8 +104,8 @@ def evaluate(
     models, facts = _answering(subject, names, rows)
     is_shown = subject.session is not None and not EXAMPLE_ARMS.isdisjoint(names)
     shown = rows().sources if is_shown else ()
-    if work is None or chosen:
-        work = _planned_work(subject, chosen, FEWSHOT in names, shown)
+    if work is None or chosen or cut != Stopping.of(subject.spec):
+        work = _planned_work(subject, chosen, FEWSHOT in names, shown, cut)
     return run_evaluation(
         EvaluationPlan(
             backbone=EvaluatedBackbone.of(subject.backbone),
@@ -107,13 +119,22 @@ def evaluate(
             training=shown,
             retrieval=RETRIEVAL in names,
             no_cache=no_cache,
+            stopping=cut,
         ),
         work,
     )
 
 
+def _stopped(spec: EvaluationSpec, stopping: StoppingName) -> EvaluationSpec:
+    return spec.model_copy(update={"stopping": stopping})
+
+
 def _planned_work(
-    subject: Subject, suites: Sequence[Suite] | None, with_shots: bool, shown: Sequence[Row]
+    subject: Subject,
+    suites: Sequence[Suite] | None,
+    with_shots: bool,
+    shown: Sequence[Row],
+    stopping: Stopping,
 ) -> Sequence[Work]:
     """Tokenize the items of suites, by default the subject's, and name columns that are not used.
 
@@ -122,10 +143,11 @@ def _planned_work(
         suites: other suites than the subject's.
         with_shots: true if an arm is shown examples.
         shown: training rows that examples are chosen from.
+        stopping: cut of the items into looks.
     """
     shots = subject.spec.shots if with_shots else 0
     chosen = suites or load_suites(subject.spec.suites)
-    work = plan_work(chosen, subject.backbone, shots, shown)
+    work = plan_work(chosen, subject.backbone, shots, shown, stopping)
     for one in work:
         if one.task.unused:
             say(f"{one.name}: columns that are not used: {', '.join(one.task.unused)}")

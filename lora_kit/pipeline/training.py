@@ -18,6 +18,7 @@ from lora_kit.data.dataset import open_rows, training_classes
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
+from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.prepare import PreparedTraining, prepare_training
 from lora_kit.recipe.recipe import Recipe
@@ -174,7 +175,8 @@ def _begun(recipe: Recipe, launch: Launch, earlier: RunDirectory | None) -> _Beg
     classes = tuple(training_classes(sources, recipe))
     backbone = load(resolve(recipe.backbone), recipe.backbone, classes)
     shots = recipe.evaluation.shots if FEWSHOT in recipe.evaluation.arms else 0
-    work = plan_work(suites, backbone, shots, sources if shots else ())
+    stopping = Stopping.of(recipe.evaluation)
+    work = plan_work(suites, backbone, shots, sources if shots else (), stopping)
     read = read_training_rows(recipe, sources, backbone, earlier)
     ready = prepare_training(recipe, launch, backbone, sources, read, work)
     for warning in ready.checked.warnings:

@@ -19,6 +19,7 @@ from lora_kit.recipe.section import Count, Distinct, Positive, Section, Whole
 from lora_kit.recipe.training import TrainingSpec
 
 MergeBase = Literal["dequantized", "original", "both"]
+StoppingName = Literal["none", "sequential"]
 ArmName = Literal[
     "base", "adapter", "merged", "merged-original", "fewshot", "retrieval", "scratch", "probe"
 ]
@@ -54,6 +55,16 @@ class EvaluationSpec(Section):
     """GPUs over which one process spreads the model's blocks to evaluate, merge and rescale it; for
     models that are larger than one GPU. Above 1, the other processes of a launch end after the
     training. Without effect on a CPU."""
+    stopping: StoppingName = "sequential"
+    """`sequential`: the items of a task are asked in looks, and no further once the task is
+    decided or can hardly be decided any more; the risk of a wrong decision stays that of the
+    suite's `alpha`. `none`: all items are asked."""
+    looks: Annotated[Count, Field(le=20)] = 5
+    """`sequential`: largest number of looks at a task; fewer where a look would have fewer than 40
+    clusters of items."""
+    spending: Annotated[float, Field(ge=-20, le=4, allow_inf_nan=False)] = -4.0
+    """`sequential`: shape of the error spending, gamma of Hwang, Shih & DeCani (1990). The lower,
+    the less early looks decide, and the less power is lost."""
 
     @field_validator("arms")
     @classmethod

@@ -75,6 +75,7 @@ class PairedComparison:
             significantly worse (retention: a loss above the margin).
         items_needed: number of items that would decide with power 0.8 at the observed difference,
             spread and design effect; only if INCONCLUSIVE, and `None` if no number would.
+        one_sided: one-sided p-values of both decisions, PASS and FAIL.
     """
 
     interval: Interval
@@ -82,6 +83,7 @@ class PairedComparison:
     method: str
     decision: Decision
     items_needed: int | None
+    one_sided: tuple[float, float]
 
 
 def superiority(
@@ -108,7 +110,8 @@ def superiority(
         method = "exact McNemar test, score interval (Tango)"
     else:
         method = _method(binary)
-    return _comparison(sample, interval, p, (p <= alpha, p <= alpha), method, None, binary)
+    rejected = (p <= alpha, p <= alpha)
+    return _comparison(sample, interval, p, (better, worse), rejected, method, None, binary)
 
 
 def non_inferiority(
@@ -145,7 +148,7 @@ def non_inferiority(
     else:
         method = "score interval (Tango)"
     cleared = (p <= alpha, worse <= alpha)
-    return _comparison(sample, interval, p, cleared, method, margin, binary)
+    return _comparison(sample, interval, p, (p, worse), cleared, method, margin, binary)
 
 
 def loss_p(differences: Floats, clusters: Sequence[str], binary: bool) -> float:
@@ -256,6 +259,7 @@ def _comparison(
     sample: ClusteredSample,
     interval: Interval,
     p: float,
+    one_sided: tuple[float, float],
     rejected: tuple[bool, bool],
     method: str,
     margin: float | None,
@@ -267,6 +271,7 @@ def _comparison(
         sample: clustered sample.
         interval: interval before it is made consistent with the tests.
         p: p-value of the deciding test.
+        one_sided: p-values of both decisions.
         rejected: test results for the lower and the upper limit.
         method: name of the method.
         margin: margin of retention; `None` for gain.
@@ -283,7 +288,7 @@ def _comparison(
     reachable = not binary or threshold > -1
     if decision == "INCONCLUSIVE" and sample.clusters > 1 and reachable and not at_threshold:
         needed = _items_needed(sample, interval.confidence, margin, binary)
-    return PairedComparison(interval, p, method, decision, needed)
+    return PairedComparison(interval, p, method, decision, needed, one_sided)
 
 
 def _items_needed(

@@ -157,8 +157,9 @@ def _decide(
     confidence = 1 - 2 * alpha / sides
     low, high = limits(confidence)
     decision = interval_decision(low, high, threshold)
+    one_sided = (_one_sided_p(limits, threshold, True), _one_sided_p(limits, threshold, False))
     is_lower = margin is not None or point.delta > 0
-    p = min(1.0, sides * _one_sided_p(limits, threshold, is_lower))
+    p = min(1.0, sides * one_sided[not is_lower])
     distance = abs(point.delta - threshold)
     needed = None
     if decision == "INCONCLUSIVE" and distance > 0 and math.isfinite(low):
@@ -167,7 +168,7 @@ def _decide(
         ratio = (z + Z_POWER) * error / distance
         needed = math.ceil(point.items * ratio**2)
     interval = replace(point, low=low, high=high, confidence=confidence)
-    return PairedComparison(interval, p, METHOD, decision, needed)
+    return PairedComparison(interval, p, METHOD, decision, needed, one_sided)
 
 
 def _one_sided_p(limits: LimitsByConfidence, threshold: float, is_lower: bool) -> float:

@@ -5,14 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
+from typing import Any
 
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import ndtr
 from scipy.stats import norm
 
 from lora_kit.statistics.spending import look_levels
 
-# Clusters that a look adds at least: of fewer, the intervals of an early level are not known well.
-LEAST_CLUSTERS = 20
+# Clusters that a look adds at least. With fewer, right/wrong scores have so few values that the
+# levels of early looks are mostly lost, and power with them.
+LEAST_CLUSTERS = 40
+# A task ends undecided if both decisions together are less probable than this.
+LEAST_POWER = 0.05
+# Look of a level so small that no interval is computed at it.
+LEAST_LEVEL = 1e-9
+# Smallest and largest p-value that a statistic is computed from.
+P_RANGE = 1e-300, 1 - 1e-16
+# Paths that the expected number of items is averaged over: to about 0.3% of the items.
+PATHS = 20_000
 
 
 @dataclass(frozen=True)
@@ -21,11 +35,13 @@ class Looks:
 
     Attributes:
         ends: clusters that are asked by the end of each look; the last number is all of them.
-        levels: one-sided level of each look; 0 where it cannot decide.
+        alpha: one-sided error of all looks.
+        shape: shape of the spending, as in `spending.spent_error`.
     """
 
     ends: tuple[int, ...]
-    levels: tuple[float, ...]
+    alpha: float
+    shape: float
 
     @classmethod
     def plan(cls, clusters: int, looks: int, alpha: float, shape: float) -> Looks:
@@ -39,11 +55,123 @@ class Looks:
         """
         count = max(1, min(looks, clusters // LEAST_CLUSTERS))
         ends = tuple(math.ceil(clusters * (n + 1) / count) for n in range(count))
-        return cls(ends, look_levels([end / clusters for end in ends], alpha, shape))
+        return cls(ends, alpha, shape)
 
-    def share(self, look: int) -> float:
-        """Return the share of the clusters that is asked by the end of a look, from 0 on."""
-        return self.ends[look] / self.ends[-1]
+    @classmethod
+    def fixed(cls, alpha: float) -> Looks:
+        """Return a single look at all data, however many there are."""
+        return cls((1,), alpha, 0.0)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of the clusters that is asked by the end of each look."""
+        return tuple(end / self.ends[-1] for end in self.ends)
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """One-sided level of each look."""
+        return _levels(self.shares, self.alpha, self.shape)
+
+    def look(self, number: int) -> Look:
+        """Return one of the looks, counted from 1."""
+        return Look(self, number)
+
+    def expected_share(self, effect: float) -> float:
+        """Return the share of the clusters that is asked on average.
+
+        Computed on random walks with independent increments, which end at the bounds of both
+        decisions and where `Look.is_futile`.
+
+        Args:
+            effect: true distance from the threshold, in standard errors of all clusters.
+        """
+        shares = np.array(self.shares)
+        steps = np.diff(shares, prepend=0.0)
+        random = np.random.default_rng(0)
+        walks = np.cumsum(
+            random.normal(effect * steps, np.sqrt(steps), (PATHS, len(steps))), axis=1
+        )
+        asked, going = np.full(PATHS, shares[-1]), np.ones(PATHS, dtype=bool)
+        for n, share in enumerate(shares[:-1]):
+            z = walks[:, n] / math.sqrt(share)
+            ends = np.abs(z) >= norm.isf(self.levels[n])
+            ends |= power_left(z, share, self.levels[-1]) < LEAST_POWER
+            asked[going & ends] = share
+            going &= ~ends
+        return float(asked.mean())
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at growing data.
+
+    Attributes:
+        looks: all looks.
+        number: number of this one, from 1.
+    """
+
+    looks: Looks
+    number: int
+
+    @property
+    def is_last(self) -> bool:
+        """True if nothing is left to ask."""
+        return self.number == len(self.looks)
+
+    @property
+    def level(self) -> float:
+        """One-sided level of this look."""
+        return max(self.looks.levels[self.number - 1], LEAST_LEVEL)
+
+    def repeated_p(self, p: float) -> float:
+        """Return the smallest error of all looks with which this look would reject.
+
+        Valid whenever one stops (Jennison & Turnbull 1989, JRSS B 51:305, section 2.4).
+
+        Args:
+            p: one-sided p-value of the data so far.
+
+        Returns:
+            One-sided p-value, at least `p`; 1 where it is above the level of an error of a half.
+        """
+        if len(self.looks) == 1:
+            return p
+        shares, shape = self.looks.shares, self.looks.shape
+
+        def level(log_error: float) -> float:
+            return _levels(shares, math.exp(log_error), shape)[self.number - 1]
+
+        low, high = math.log(max(p, P_RANGE[0])), math.log(0.5)
+        if p >= level(high):
+            return 1.0
+        if p < level(math.log(LEAST_LEVEL)):
+            return LEAST_LEVEL
+        low = max(low, math.log(LEAST_LEVEL))
+        return math.exp(brentq(lambda log: level(log) - p, low, high, xtol=1e-4))
+
+    def is_futile(self, p_values: tuple[float, float]) -> bool:
+        """Return true if a decision at the last look is improbable.
+
+        Not binding: the levels hold as well for a task that is asked on.
+
+        Args:
+            p_values: one-sided p-values of both decisions so far.
+        """
+        if self.is_last:
+            return False
+        share, level = self.looks.shares[self.number - 1], self.looks.levels[-1]
+        # Exact tests are conservative on both sides; their mean is not.
+        toward, away = (float(norm.isf(np.clip(p, *P_RANGE))) for p in p_values)
+        z = (toward - away) / 2
+        return float(power_left(z, share, level)) < LEAST_POWER
+
+
+@lru_cache(maxsize=4096)
+def _levels(shares: tuple[float, ...], alpha: float, shape: float) -> tuple[float, ...]:
+    return (alpha,) if len(shares) == 1 else look_levels(shares, alpha, shape)
 
 
 def ordered_clusters(clusters: Sequence[str], seed: int, task: str) -> tuple[str, ...]:
@@ -64,16 +192,17 @@ def ordered_clusters(clusters: Sequence[str], seed: int, task: str) -> tuple[str
     )
 
 
-def conditional_power(p: float, share: float, level: float) -> float:
-    """Return the probability that a test which has not rejected yet rejects at the last look.
+def power_left(z: Any, share: float, level: float) -> Any:
+    """Return the probability that the last look decides, one way or the other.
 
-    Under the effect that is observed so far, of a statistic with independent increments (Jennison &
-    Turnbull 2000, section 10.2).
+    The conditional power of both decisions, under the effect that is observed so far, of a
+    statistic with independent increments (Jennison & Turnbull 2000, section 10.2).
 
     Args:
-        p: one-sided p-value so far, above 0.
+        z: statistic so far, in standard errors from the threshold; a number or an array.
         share: share of the data so far, below 1.
         level: one-sided level of the last look.
     """
-    observed = float(norm.isf(p)) / math.sqrt(share)
-    return float(norm.cdf((observed - norm.isf(level)) / math.sqrt(1 - share)))
+    bound, left = norm.isf(level), math.sqrt(1 - share)
+    ahead = z / math.sqrt(share)
+    return ndtr((ahead - bound) / left) + ndtr((-ahead - bound) / left)

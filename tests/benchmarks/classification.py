@@ -224,7 +224,8 @@ def _measured(
         if own["adapter"]["method"] != "head":
             document["training"]["micro_batch_size"] = 16
         print(f"{task.name}, {way}, seed {seed}", flush=True)
-        evaluate(train(Recipe.model_validate(document), directory, resume=True).session)
+        trained = train(Recipe.model_validate(document), directory, resume=True)
+        evaluate(trained.session, stopping="none")
     return directories
 
 

@@ -130,6 +130,7 @@ def _evaluate(folder: Path) -> int:
         backbone=spec,
         output=folder / "evaluation",
         no_cache=True,
+        stopping="none",
     )
     return len(done.read_entries())
 

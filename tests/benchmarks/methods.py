@@ -155,7 +155,7 @@ def _measured(
         return None
     rate, (_, run) = min(trained.items(), key=lambda one: one[1][0])
     if not is_done(run.root):
-        evaluate(run.root)
+        evaluate(run.root, stopping="none")
     falls, record = falls_of([run.root]), run.load_record()
     # What the one rate left in memory counts for the next; their need is the same.
     peaks = [one.load_record()["training"]["peak_memory"] for _, one in trained.values()]

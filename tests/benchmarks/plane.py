@@ -115,7 +115,7 @@ def fill(directory: Path, recipe: Recipe, name: str) -> None:
     print(name, flush=True)
     try:
         trained = train(recipe, directory, resume=True)
-        evaluate(trained.session)
+        evaluate(trained.session, stopping="none")
     except LoraKitError as error:
         print(f"{name}: {error}", flush=True)
 

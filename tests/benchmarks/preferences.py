@@ -46,7 +46,7 @@ def _measured(objective: str, root: Path, changes: tuple[str, ...]) -> dict[str,
     suites = f"evaluation.suites=[{SUITES[objective]}]"
     recipe = Recipe.load(objective, [*changes, suites])
     trained = train(recipe, root, resume=root.is_dir())
-    verdict = evaluate(trained.session).verdict
+    verdict = evaluate(trained.session, stopping="none").verdict
     tasks = {}
     for task in (task for suite in verdict.suites for task in suite.tasks):
         tasks[task.task] = _moved(task) | {"unit": task.unit, "decision": task.decision}

@@ -126,7 +126,7 @@ def _dial(plain: Path, directory: Path, scale: float, name: str) -> None:
     print(name, flush=True)
     session = open_run(plain)
     with scaled_adapter(session.model, AdapterScale.uniform(scale)):
-        evaluate(session, output=directory / "evaluation")
+        evaluate(session, output=directory / "evaluation", stopping="none")
     (directory / "run.json").write_text((plain / "run.json").read_text())
 
 

@@ -15,7 +15,8 @@ from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.arms import models
 from lora_kit.evaluation.arms.models import loaded_arms
-from lora_kit.evaluation.engine import run as engine
+from lora_kit.evaluation.engine import arm_task as engine
+from lora_kit.evaluation.engine import run
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal
 from lora_kit.evaluation.engine.work import plan_work
@@ -376,6 +377,6 @@ def test_a_model_that_does_not_fit_names_its_arms(
     # On GPUs, more of them may do.
     arms = (Arm("merged", "", nullcontext),)
     gpu = SimpleNamespace(device=torch.device("cuda"))
-    monkeypatch.setattr(engine, "process_state", lambda: gpu)
+    monkeypatch.setattr(run, "process_state", lambda: gpu)
     with pytest.raises(EvaluationError, match=r"the model of merged .*Fix: spread it .*--gpus\)"):
-        engine._load(LoadedArms(too_large, arms))
+        run._load(LoadedArms(too_large, arms))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lora_kit.evaluation.merged_selection import judge_merged
+from lora_kit.evaluation.stopping import FIXED
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.statistics.halves import first_half
@@ -176,7 +177,7 @@ def test_the_selected_merged_model_passes_no_more_often_than_the_level() -> None
             entries += arm(name, generator.normal(0, 1, 60).tolist())
         selected += judge(entries, [suite]).merged == "PASS"
         arms = InMemoryLedger(entries).arms("keep", "quiz")
-        merges = judge_merged(suite, suite.tasks[0], arms)
+        merges = judge_merged(suite, suite.tasks[0], arms, FIXED.plan(60, suite).look(1))
         lucky += any(one.decision == "PASS" for one in merges)
     # Two-sided: one in two errors is a false gain.
     assert selected / draws <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / draws)

@@ -132,17 +132,17 @@ def _evaluated(backbone: Any, model: Any) -> tuple[list[Any], int]:
 @contextmanager
 def _counting() -> Iterator[list[str]]:
     """Yield the list of what the engine says."""
-    from lora_kit.evaluation.engine import run
+    from lora_kit.evaluation.engine import arm_task
 
     said: list[str] = []
-    before = run.say
+    before = arm_task.say
 
     def say(text: str) -> None:
         said.append(text)
         before(text)
 
-    run.say = say
+    arm_task.say = say
     try:
         yield said
     finally:
-        run.say = before
+        arm_task.say = before

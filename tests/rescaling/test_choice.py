@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from lora_kit.evaluation.verdict import SuiteVerdict, TaskVerdict, Verdict
+from lora_kit.evaluation.verdict import SuiteVerdict, TaskLooks, TaskVerdict, Verdict
 from lora_kit.rescaling.choice import (
     Candidate,
     choose_scale,
@@ -24,6 +24,7 @@ def task(
     return TaskVerdict(
         name, "accuracy", True, decision, "", 0.5, 0.5 + delta, interval, 0.01, "", margin, "",
         0, 1, 1, None, 1.0, 1.0, False, None, None, (), (), (), (), None, None, None,
+        TaskLooks(1, 1, 0.05, 20, 20, "last look", None),
     )  # fmt: skip
 
 

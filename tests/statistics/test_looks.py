@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from lora_kit.statistics.looks import Looks, conditional_power, ordered_clusters
+from lora_kit.statistics.looks import Looks, ordered_clusters, power_left
 
 
 @pytest.mark.parametrize(
     ("clusters", "ends"),
     [
         (1, (1,)),
-        (39, (39,)),
-        (40, (20, 40)),
-        (99, (25, 50, 75, 99)),
-        (101, (21, 41, 61, 81, 101)),
+        (79, (79,)),
+        (80, (40, 80)),
+        (199, (50, 100, 150, 199)),
+        (201, (41, 81, 121, 161, 201)),
         (1000, (200, 400, 600, 800, 1000)),
     ],
 )
@@ -23,11 +23,42 @@ def test_looks_are_equal_parts_and_none_is_small(clusters: int, ends: tuple[int,
     assert looks.ends == ends
     assert len(looks.levels) == len(ends)
     assert list(looks.levels) == sorted(looks.levels)
-    assert looks.share(len(ends) - 1) == 1
+    assert looks.shares[-1] == 1
 
 
 def test_one_look_is_a_fixed_test() -> None:
-    assert Looks.plan(500, 1, 0.05, -4).levels == pytest.approx((0.05,), rel=1e-9)
+    look = Looks.plan(500, 1, 0.05, -4).look(1)
+    assert look.level == 0.05
+    assert look.is_last
+    assert look.repeated_p(0.0123) == 0.0123
+    assert not look.is_futile((0.5, 0.5))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_a_repeated_p_is_below_alpha_where_the_look_decides(number: int) -> None:
+    look = Looks.plan(500, 5, 0.05, -4).look(number)
+    assert look.repeated_p(look.level) == pytest.approx(0.05, rel=1e-3)
+    assert look.repeated_p(0.9 * look.level) < 0.05 < look.repeated_p(1.1 * look.level)
+    p_values = [0.0, 1e-12, 1e-4, 0.01, 0.04, 0.3, 0.7, 1.0]
+    repeated = [look.repeated_p(p) for p in p_values]
+    assert repeated == sorted(repeated)
+    assert all(a >= p for a, p in zip(repeated, p_values, strict=True))
+
+
+def test_a_task_is_futile_where_neither_decision_is_probable() -> None:
+    looks = Looks.plan(500, 5, 0.05, -4)
+    assert looks.look(4).is_futile((0.4, 0.6))
+    assert not looks.look(4).is_futile((0.03, 0.97))
+    assert not looks.look(4).is_futile((0.97, 0.03))
+    assert not looks.look(1).is_futile((0.4, 0.6))
+    assert not looks.look(5).is_futile((0.4, 0.6))
+
+
+@pytest.mark.parametrize(("effect", "share"), [(0.0, 0.73), (8.0, 0.28), (-8.0, 0.28)])
+def test_the_expected_share_is_least_far_from_the_threshold(effect: float, share: float) -> None:
+    looks = Looks.plan(500, 5, 0.05, -4)
+    assert looks.expected_share(effect) == pytest.approx(share, abs=0.03)
+    assert Looks.plan(500, 1, 0.05, -4).expected_share(effect) == 1
 
 
 def test_the_order_is_drawn_from_seed_and_task_and_grows() -> None:
@@ -47,5 +78,5 @@ def test_the_power_left_is_that_of_paths_that_go_on_so(z: float, share: float) -
     drift = z / np.sqrt(share)
     rest = np.random.default_rng(0).normal(drift * (1 - share), np.sqrt(1 - share), draws)
     last = z * np.sqrt(share) + rest
-    found = conditional_power(float(norm.sf(z)), share, 0.04)
-    assert found == pytest.approx((last > norm.isf(0.04)).mean(), abs=0.003)
+    found = power_left(z, share, 0.04)
+    assert found == pytest.approx((np.abs(last) > norm.isf(0.04)).mean(), abs=0.003)

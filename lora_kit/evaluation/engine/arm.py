@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from lora_kit.evaluation.engine.journal import Journal
 from lora_kit.evaluation.engine.work import Work
@@ -51,6 +51,26 @@ class LoadedArms:
     load: Callable[[], Any]
     arms: tuple[Arm, ...]
     drift_identity: str | None = None
+
+
+class PathJudge(Protocol):
+    """Judge of tasks between looks; the same answers on all processes, which all ask."""
+
+    def ended(self, asked: Mapping[str, int]) -> Collection[str]:
+        """Return the names of the tasks that have ended.
+
+        Args:
+            asked: last look at each task that can go on, by its name.
+        """
+        ...
+
+    def undecided_merged(self, ended: Mapping[str, int]) -> Collection[str]:
+        """Return the names of the tasks of which merged models need all items.
+
+        Args:
+            ended: look at which each task ended for the adapter, by its name.
+        """
+        ...
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,11 @@ BATCH = 8
 
 
 def drift_items(work: Work) -> list[Item]:
-    """Return the items whose prompts drift is measured on, spread evenly over the task."""
+    """Return the items whose prompts drift is measured on, spread evenly over the first look's."""
     count = max(MAX_PROMPTS // len(work.suite.tasks), MIN_PROMPTS)
-    step = max(len(work.task.items) // count, 1)
-    return list(work.task.items[::step][:count])
+    asked = [item for item in work.task.items if work.look_of(item.id) == 1]
+    step = max(len(asked) // count, 1)
+    return asked[::step][:count]
 
 
 def drift_batches(work: Work) -> list[tuple[Item, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -69,24 +69,37 @@ class Journals:
     """
 
     def __init__(self, directory: Path, keys: Collection[str]):
+        self._directory = directory
         self._numbers: dict[str, dict[str, int]] = {key: {} for key in keys}
         self._files, self._starts, self._lengths = array("I"), array("Q"), array("Q")
-        paths = _paths(directory)
-        items: dict[str, str] = {}
-        for number, path in enumerate(paths):
-            for record, start, length in _records(path):
-                numbers = self._numbers.get(record["key"])
-                if numbers is None:
-                    continue
-                item = record["entry"]["item"]
-                # Arms share one string per item id. A later record replaces an earlier one.
-                numbers[items.setdefault(item, item)] = len(self._files)
-                self._files.append(number)
-                self._starts.append(start)
-                self._lengths.append(length)
+        self._items: dict[str, str] = {}
         self._open = ExitStack()
-        streams = [self._open.enter_context(path.open("rb")) for path in paths]
-        self._descriptors = [stream.fileno() for stream in streams]
+        self._descriptors: list[int] = []
+        # Number of each file, and the bytes of it that have been read.
+        self._read: dict[Path, tuple[int, int]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what was written since the last time."""
+        for path in _paths(self._directory):
+            number, end = self._read.get(path, (len(self._descriptors), 0))
+            if number == len(self._descriptors):
+                self._descriptors.append(self._open.enter_context(path.open("rb")).fileno())
+            for record, start, length in _records(path, end):
+                end = start + length
+                self._add(record, number, start, length)
+            self._read[path] = number, end
+
+    def _add(self, record: Mapping[str, Any], file: int, start: int, length: int) -> None:
+        numbers = self._numbers.get(record["key"])
+        if numbers is None:
+            return
+        item = record["entry"]["item"]
+        # Arms share one string per item id. A later record replaces an earlier one.
+        numbers[self._items.setdefault(item, item)] = len(self._files)
+        self._files.append(file)
+        self._starts.append(start)
+        self._lengths.append(length)
 
     def close(self) -> None:
         """Close the files."""
@@ -116,10 +129,10 @@ def _paths(directory: Path) -> list[Path]:
     return sorted(directory.glob(f"{PREFIX}*.jsonl"), key=lambda path: (path != reused, path))
 
 
-def _records(path: Path) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """Yield each line's record, its offset and its length in bytes."""
-    end = 0
+def _records(path: Path, end: int = 0) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """Yield the record of each line from an offset on, its offset and its length in bytes."""
     with path.open("rb") as stream:
+        stream.seek(end)
         for line in stream:
             start, length = end, len(line)
             end += length

@@ -1,57 +1,161 @@
-"""Evaluation of arms: every arm of a model scores the same items in the same batches."""
+"""Evaluation of arms: every arm of a model scores the same items in the same batches, in looks.
+
+The arms of the first model, base and adapter, are asked look by look until each task has ended. The
+other models are asked the same items, one model after another; a merged model may have more asked,
+of the base as well.
+"""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from lora_kit.evaluation.engine import drift
-from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
-from lora_kit.evaluation.engine.layout_search import find_layout, within_window
-from lora_kit.evaluation.engine.outcome_cache import OutcomeCache
-from lora_kit.evaluation.engine.prefix import Prefix, encode_prefix, shared_prefix
+from lora_kit.evaluation.engine.arm import EvaluationContext, LoadedArms, PathJudge
+from lora_kit.evaluation.engine.arm_task import (
+    ArmTask,
+    LayoutsByKind,
+    evaluate_task,
+    measure_drift,
+    prepare_arms,
+)
 from lora_kit.evaluation.engine.progress import Progress, shared_progress
-from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
-from lora_kit.evaluation.engine.sharing import WorkShare, work_shares
-from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import Graded, Item, Outcome, Request, Task
-from lora_kit.evaluation.ledger import DRIFT, Entry
+from lora_kit.evaluation.engine.scoring import Scorer
+from lora_kit.evaluation.engine.sharing import WorkShare, all_looks, work_shares
+from lora_kit.evaluation.engine.work import PREFIX_TOKENS, Work
+from lora_kit.evaluation.ledger import DRIFT
 from lora_kit.modeling.modes import eval_mode
-from lora_kit.runtime.console import meter, say
+from lora_kit.recipe.sections import MERGED_ARMS
+from lora_kit.runtime.console import meter
 from lora_kit.runtime.errors import EvaluationError, first_line
-from lora_kit.runtime.out_of_memory import free_memory, is_out_of_memory_error
+from lora_kit.runtime.out_of_memory import is_out_of_memory_error
 from lora_kit.runtime.processes import process_state
 
 SPREAD = "spread it over more GPUs (evaluation.gpus, --gpus), "
+# Looks at each task whose items are asked next, from 1.
+Round = Sequence[range]
 
 
 def evaluate_models(
-    models: Sequence[LoadedArms], work: Sequence[Work], context: EvaluationContext
-) -> None:
+    models: Sequence[LoadedArms],
+    work: Sequence[Work],
+    context: EvaluationContext,
+    judge: PathJudge | None = None,
+) -> dict[str, TaskPath]:
     """Evaluate the arms of all models, one model after another, and write results to the journal.
 
     Several processes share the batches. Batches depend neither on the number of processes nor on
     the arm, so that a difference between arms comes from the adapter alone.
+
+    Args:
+        models: arms by the model that they share; those of the first decide the path.
+        work: tasks with their batches.
+        context: settings and finished results.
+        judge: judge of the tasks between looks; without one, all items are asked.
+
+    Returns:
+        Path of each task by its name.
     """
-    state = process_state()
-    plan = [work_shares(work, loaded, context, state.num_processes) for loaded in models]
-    total = sum(share.items for by_process in plan for own in by_process for share in own)
-    layouts: LayoutsByKind = {}
+    processes = process_state().num_processes
+    shares = [work_shares(work, loaded, context, processes) for loaded in models]
+    total = sum(share.items for by_process in shares for own in by_process for share in own)
     with (
-        meter("evaluating", total, visible=state.is_main_process) as shown,
+        meter("evaluating", total, visible=process_state().is_main_process) as shown,
         shared_progress(shown) as progress,
     ):
-        for loaded, by_process in zip(models, plan, strict=True):
-            # All processes load if any has work left: loading may train, which needs all of them.
-            if any(share for own in by_process for share in own):
-                own = by_process[state.process_index]
-                # Without a name for the model, it is gone before the next one is loaded.
-                _evaluate_model(_load(loaded), loaded, work, own, context, layouts, progress)
+        asking = _Asking(work, context, progress)
+        first, *others = models
+        ended = [one.looks for one in work]
+        _ask(first, _until_ended(work, judge, ended), asking)
+        for loaded in others:
+            _ask(loaded, [[range(1, end + 1) for end in ended]], asking)
+        merged = list(ended)
+        if judge is not None and (onward := judge.undecided_merged(_by_name(work, ended))):
+            merged = [
+                one.looks if one.name in onward else end
+                for one, end in zip(work, ended, strict=True)
+            ]
+            left = [range(e + 1, m + 1) for e, m in zip(ended, merged, strict=True)]
+            for loaded in models:
+                if judged := _judged_with_merged(loaded):
+                    _ask(judged, [left], asking)
+    return {
+        one.name: TaskPath(end, until) for one, end, until in zip(work, ended, merged, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class TaskPath:
+    """Numbers of the looks until which a task was asked.
+
+    Attributes:
+        adapter: last look of the adapter and the baselines.
+        merged: last look of merged models and the base.
+    """
+
+    adapter: int
+    merged: int
+
+    def last_look(self, arm: str) -> int:
+        """Return the last look of an arm."""
+        return self.merged if arm in ("base", *MERGED_ARMS) else self.adapter
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """Parts of an evaluation that all rounds of all models share."""
+
+    work: Sequence[Work]
+    context: EvaluationContext
+    progress: Progress
+    layouts: LayoutsByKind = field(default_factory=dict)
+
+
+def _by_name(work: Sequence[Work], looks: Sequence[int]) -> dict[str, int]:
+    return {one.name: look for one, look in zip(work, looks, strict=True)}
+
+
+def _judged_with_merged(loaded: LoadedArms) -> LoadedArms | None:
+    """Return the base or the merged models among some arms; `None` without any."""
+    arms = tuple(arm for arm in loaded.arms if arm.name in ("base", *MERGED_ARMS))
+    return replace(loaded, arms=arms, drift_identity=None) if arms else None
+
+
+def _until_ended(
+    work: Sequence[Work], judge: PathJudge | None, ended: list[int]
+) -> Iterator[Round]:
+    """Yield rounds until every task has ended, and write its last look to `ended`."""
+    if judge is None:
+        yield all_looks(work)
+        return
+    going = dict(enumerate(work))
+    for look in range(1, max(one.looks for one in work) + 1):
+        yield [range(look, look + 1) if n in going else range(0) for n in range(len(work))]
+        # The results of all processes are in the journals, for the main process to judge.
+        process_state().wait_for_everyone()
+        asked = {one.name: look for one in going.values() if one.looks > look}
+        names = judge.ended(asked) if asked else set()
+        for n, one in list(going.items()):
+            if one.looks == look or one.name in names:
+                ended[n] = look
+                del going[n]
+        if not going:
+            return
+
+
+def _ask(loaded: LoadedArms, rounds: Iterator[Round] | Sequence[Round], asking: _Asking) -> None:
+    """Evaluate the arms of one model, which is loaded if an item is left, round by round."""
+    state = process_state()
+    # Without another name for the model, it is gone before the next one is loaded.
+    model, prepared = None, _Prepared()
+    for looks in rounds:
+        by_process = work_shares(asking.work, loaded, asking.context, state.num_processes, looks)
+        # All processes load if any has work left: loading may train, which needs all of them.
+        if any(share for own in by_process for share in own):
+            model = _load(loaded) if model is None else model
+            _evaluate_shares(model, loaded, by_process[state.process_index], asking, prepared)
 
 
 def _load(loaded: LoadedArms) -> Any:
@@ -73,242 +177,49 @@ def _load(loaded: LoadedArms) -> Any:
         ) from error
 
 
-@torch.inference_mode()
-def _evaluate_model(
-    model: Any,
-    loaded: LoadedArms,
-    work: Sequence[Work],
-    own: Sequence[WorkShare],
-    context: EvaluationContext,
-    layouts: LayoutsByKind,
-    progress: Progress,
-) -> None:
-    scorer = Scorer(model, context.tokenizer, context.stop_token_ids)
-    with eval_mode(model):
-        for one, share in zip(work, own, strict=True):
-            if not share:
-                continue
-            tasks = _prepare_arms(one, loaded, scorer, context, layouts)
-            for records in _evaluate_task(one, share.batches, tasks, progress):
-                context.journal.append(records)
-            if loaded.drift_identity:
-                key = one.key(DRIFT, loaded.drift_identity)
-                for records in _measure_drift(one, share.drift, key, scorer, context, progress):
-                    context.journal.append(records)
-
-
-# Layout by kind of request, presence of a prefix and magnitude of the longest request, searched
-# once and used for all models. Layers may read long texts otherwise (scaled RoPE, windows), so a
-# task of four times the length is searched anew.
-LayoutsByKind = dict[tuple[type[Request], bool, int], BatchLayout]
-
-
-def _prepare_arms(
-    work: Work,
-    loaded: LoadedArms,
-    scorer: Scorer,
-    context: EvaluationContext,
-    layouts: LayoutsByKind,
-) -> list[_ArmTask]:
-    """Prepare a task for all arms; without encoded prefixes if one does not fit into memory.
-
-    Arms whose prefix fits would otherwise differ from the others in their last digits.
-    """
-    arms = [arm for arm in loaded.arms if arm.applies_to(work)]
-    try:
-        return [_ArmTask.prepare(work, arm, scorer, context, layouts) for arm in arms]
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory_error(error):
-            raise
-    free_memory()
-    say(
-        f"{work.name}: the tokens that all items begin with do not fit into memory once; reading "
-        "them with each item"
-    )
-    return [_ArmTask.prepare(work, arm, scorer, context, layouts, prefixes=False) for arm in arms]
-
-
-def _evaluate_task(
-    work: Work, batches: Sequence[tuple[int, ...]], tasks: Sequence[_ArmTask], progress: Progress
-) -> Iterable[list[tuple[str, Entry]]]:
-    """Yield, batch by batch, the entries of all arms with their keys.
-
-    A batch that does not fit into memory is halved for every arm, since outcomes in batches of
-    different sizes differ in their last digits.
-    """
-    queue = deque(batches)
-    while queue:
-        batch = queue.popleft()
-        items = [work.task.items[n].id for n in batch]
-        pending = {item for task in tasks for item in items if item in task.pending}
-        batch = tuple(n for n, item in zip(batch, items, strict=True) if item in pending)
-        if not batch:
-            continue
-        try:
-            yield [record for task in tasks for record in task.evaluate(batch, progress)]
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory_error(error):
-                raise
-            _require_several(work, [work.task.items[n] for n in batch], error)
-        else:
-            continue
-        free_memory()
-        middle = len(batch) // 2
-        queue.extendleft([batch[middle:], batch[:middle]])
-
-
-def _require_several(work: Work, items: Sequence[Item], error: Exception) -> None:
-    """Announce that a batch is halved, which did not fit into memory.
-
-    Raises:
-        EvaluationError: for a batch of one item.
-    """
-    if len(items) == 1:
-        raise EvaluationError(
-            f"{work.name}: item {items[0].id} alone does not fit into memory (got "
-            f"{items[0].request.length} tokens). Fix: lower the task's max_length, or use a "
-            "smaller dtype or quantization"
-        ) from error
-    say(
-        f"{work.name}: a batch of {len(items)} items does not fit into memory; "
-        f"retrying with {len(items) // 2}"
-    )
-
-
-@dataclass(frozen=True)
-class _ArmTask:
-    """One task as one arm evaluates it.
+@dataclass
+class _Prepared:
+    """Tasks that are prepared for the arms of a model, kept between looks where memory allows.
 
     Attributes:
-        work: batches of the task.
-        task: task with the requests for this arm.
-        key: key of the arm's results on the task.
-        pending: ids of the items without a result.
-        layout: layout of the batches.
-        prefix_ids: tokens that all requests begin with.
-        prefix: encoded prefix; `None` if the layout does not use one.
-        cache: cached outcomes of the arm; `None` if the arm is not cached.
+        tasks: arms of a task, by its name.
+        tokens: tokens of the prefixes that are kept.
     """
 
-    work: Work
-    arm: Arm
-    task: Task
-    key: str
-    pending: frozenset[str]
-    scorer: Scorer
-    layout: BatchLayout
-    prefix_ids: tuple[int, ...]
-    prefix: Prefix | None
-    cache: OutcomeCache | None
+    tasks: dict[str, list[ArmTask]] = field(default_factory=dict)
+    tokens: int = 0
 
-    @classmethod
-    def prepare(
-        cls,
-        work: Work,
-        arm: Arm,
-        scorer: Scorer,
-        context: EvaluationContext,
-        layouts: LayoutsByKind,
-        prefixes: bool = True,
-    ) -> _ArmTask:
-        """Find a layout and, if `prefixes`, encode the shared prefix with the arm active."""
-        task, key = work.task_for(arm.name), work.key(arm.name, arm.identity)
-        requests = [item.request for item in task.items]
-        prefix_ids = shared_prefix(requests)
-        longest = max(request.length for request in requests)
-        kind = type(requests[0]), bool(prefix_ids), longest.bit_length() // 2
-        with arm.active(scorer.model):
-            if kind not in layouts:
-                layouts[kind] = find_layout(scorer, requests, prefix_ids)
-            layout = within_window(layouts[kind], scorer, requests)
-            layout = replace(layout, prefix=layout.prefix and prefixes)
-            prefix = None
-            if prefix_ids and layout.prefix:
-                prefix = encode_prefix(scorer.model, prefix_ids, scorer.device)
-        pending = frozenset(item.id for item in context.missing(key, task.items))
-        cache = None
-        if arm.cached:
-            cache = OutcomeCache.of(arm.identity, scorer.device, context.no_cache)
-        return cls(work, arm, task, key, pending, scorer, layout, prefix_ids, prefix, cache)
-
-    def evaluate(self, batch: Sequence[int], progress: Progress) -> list[tuple[str, Entry]]:
-        """Return the entries of a batch's items with their key; none if no item is pending."""
-        items = [self.task.items[n] for n in batch]
-        if not any(item.id in self.pending for item in items):
-            return []
-        started = time.monotonic()
-        with self.arm.active(self.scorer.model):
-            outcomes = self._outcomes([item.request for item in items])
-        seconds = (time.monotonic() - started) / len(items)
-        tokens = sum(outcome.tokens for outcome in outcomes)
-        progress.advance(len(items), f"{self.task.spec.name}, {self.arm.name}", tokens)
-        return [
-            (
-                self.key,
-                self.work.entry(
-                    self.arm.name, item, self.task.grade(item, outcome), outcome, seconds
-                ),
-            )
-            for item, outcome in zip(items, outcomes, strict=True)
-        ]
-
-    def _outcomes(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Return cached outcomes, or compute them and write them to the cache."""
-        if self.cache is None:
-            return compute_outcomes(self.scorer, requests, self.layout, self.prefix)
-        path = self.cache.path(requests, self.prefix_ids, self.layout)
-        outcomes = self.cache.read(path)
-        if outcomes is None:
-            outcomes = compute_outcomes(self.scorer, requests, self.layout, self.prefix)
-            self.cache.write(path, outcomes)
-        return outcomes
+    def keep(self, name: str, tasks: list[ArmTask], device: torch.device) -> None:
+        """Keep a task, unless prefixes are kept already that have as many tokens as a batch's."""
+        tokens = sum(len(task.prefix) for task in tasks if task.prefix)
+        if self.tokens + tokens <= PREFIX_TOKENS.get(device.type, PREFIX_TOKENS["cpu"]):
+            self.tasks[name] = tasks
+            self.tokens += tokens
 
 
-def _measure_drift(
-    work: Work,
-    batches: Sequence[tuple[Item, ...]],
-    key: str,
-    scorer: Scorer,
-    context: EvaluationContext,
-    progress: Progress,
-) -> Iterable[list[tuple[str, Entry]]]:
-    """Yield, batch by batch, the drift of each prompt as entries with their key.
-
-    A batch that does not fit into memory is halved.
-    """
-    queue = deque(batches)
-    while queue:
-        batch = queue.popleft()
-        pending = context.missing(key, batch)
-        if not pending:
-            continue
-        prompts = [drift.drift_prompt(work, item) for item in batch]
-        started = time.monotonic()
-        try:
-            values = drift.prompt_drift(
-                scorer.model, prompts, scorer.tokenizer.pad_token_id, scorer.device
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory_error(error):
-                raise
-            _require_several(work, batch, error)
-            values = []
-        if not values:
-            free_memory()
-            middle = len(batch) // 2
-            queue.extendleft([batch[middle:], batch[:middle]])
-            continue
-        seconds = (time.monotonic() - started) / len(batch)
-        tokens = 2 * sum(map(len, prompts))
-        progress.advance(len(pending), f"{work.task.spec.name}, {DRIFT}", tokens)
-        yield [
-            (key, _drift_entry(work, item, value, 2 * len(prompt), seconds))
-            for item, value, prompt in zip(batch, values, prompts, strict=True)
-            if item in pending
-        ]
-
-
-def _drift_entry(work: Work, item: Item, value: float, tokens: int, seconds: float) -> Entry:
-    # Drift is of the prompt: there is no answer to show.
-    asked = replace(item, reference="", choices=(), answer=None)
-    return work.entry(DRIFT, asked, Graded(value, ""), Outcome(tokens=tokens), seconds)
+@torch.inference_mode()
+def _evaluate_shares(
+    model: Any,
+    loaded: LoadedArms,
+    own: Sequence[WorkShare],
+    asking: _Asking,
+    prepared: _Prepared,
+) -> None:
+    context = asking.context
+    scorer = Scorer(model, context.tokenizer, context.stop_token_ids)
+    with eval_mode(model):
+        for one, share in zip(asking.work, own, strict=True):
+            if not share:
+                continue
+            tasks = prepared.tasks.get(one.name)
+            if tasks is None:
+                tasks = prepare_arms(one, loaded, scorer, context, asking.layouts)
+                if one.looks > 1:
+                    prepared.keep(one.name, tasks, scorer.device)
+            for records in evaluate_task(one, share.batches, tasks, asking.progress):
+                context.journal.append(records)
+            if share.drift:
+                key = one.key(DRIFT, loaded.drift_identity or "")
+                drift = measure_drift(one, share.drift, key, scorer, context, asking.progress)
+                for records in drift:
+                    context.journal.append(records)

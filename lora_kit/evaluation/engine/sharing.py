@@ -62,17 +62,28 @@ class _PendingBatch:
 
 
 def work_shares(
-    work: Sequence[Work], loaded: LoadedArms, context: EvaluationContext, processes: int
+    work: Sequence[Work],
+    loaded: LoadedArms,
+    context: EvaluationContext,
+    processes: int,
+    asked: Sequence[range] = (),
 ) -> list[list[WorkShare]]:
     """Return, for each process and task, the share of one model's batches to evaluate.
+
+    Args:
+        work: all tasks.
+        loaded: arms of the model.
+        context: settings and finished results.
+        processes: number of processes.
+        asked: looks at each task whose items are asked, from 1; by default all.
 
     Raises:
         ValueError: if there are no processes.
     """
     pending = [
         batch
-        for number, one in enumerate(work)
-        for batch in _batches_with_costs(number, one, loaded, context)
+        for number, (one, looks) in enumerate(zip(work, asked or all_looks(work), strict=True))
+        for batch in _batches_with_costs(number, one, loaded, context, looks)
         if batch.items
     ]
     owners = assign_to_processes([batch.cost for batch in pending], processes)
@@ -90,6 +101,11 @@ def work_shares(
         ]
         for by_task in assigned
     ]
+
+
+def all_looks(work: Sequence[Work]) -> list[range]:
+    """Return all looks at each task."""
+    return [range(1, one.looks + 1) for one in work]
 
 
 def assign_to_processes(costs: Sequence[int], processes: int) -> list[int]:
@@ -116,9 +132,9 @@ def assign_to_processes(costs: Sequence[int], processes: int) -> list[int]:
 
 
 def _batches_with_costs(
-    number: int, work: Work, loaded: LoadedArms, context: EvaluationContext
+    number: int, work: Work, loaded: LoadedArms, context: EvaluationContext, looks: range
 ) -> list[_PendingBatch]:
-    """Return all batches of a task, including finished ones, with their costs."""
+    """Return all batches of some looks at a task, including finished ones, with their costs."""
     arms = [
         (
             _cost_of(work.task_for(arm.name)),
@@ -128,7 +144,7 @@ def _batches_with_costs(
         if arm.applies_to(work)
     ]
     batches = []
-    for batch in work.batches:
+    for batch in work.batches_of(looks):
         # Every arm that lacks an item of the batch evaluates all items that any arm lacks.
         rows = [n for n in batch if any(n in pending for _, pending in arms)]
         costs = [
@@ -138,7 +154,7 @@ def _batches_with_costs(
         ]
         items = sum(len(pending.intersection(batch)) for _, pending in arms)
         batches.append(_PendingBatch(number, sum(costs), items, batch=batch))
-    if loaded.drift_identity:
+    if loaded.drift_identity and 1 in looks:
         key = work.key(DRIFT, loaded.drift_identity)
         for items_of_drift in drift.drift_batches(work):
             longest = max(len(drift.drift_prompt(work, item)) for item in items_of_drift)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -29,6 +30,13 @@ from lora_kit.evaluation.item import (
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.reading import read_rows
 from lora_kit.evaluation.reward_tasks import build_reward_task
+from lora_kit.evaluation.stopping import (
+    FIXED,
+    LookPlan,
+    PlannedTask,
+    Stopping,
+    look_of_place,
+)
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.task_items import Shot
 from lora_kit.evaluation.tasks import as_shot, build_task, task_content
@@ -37,6 +45,7 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError, EvaluationError
 from lora_kit.runtime.hashes import json_sha256
 from lora_kit.runtime.processes import process_state
+from lora_kit.statistics.looks import ordered_clusters
 
 # Tokens in a batch, padding included: about the smallest number that keeps two cores or a GPU busy.
 # Larger batches hold more padding (measured on 180 items of six kinds: 12% at 512 tokens, 45% at
@@ -60,10 +69,11 @@ class Work:
     Attributes:
         suite: suite of the task.
         task: task with its items.
-        batches: item indexes of each batch, the same for every arm.
+        batches: item indexes of each batch, the same for every arm; those of a look together.
         digest: digest of the task's items.
         variants: the same items with other requests, and their digest, by arm (`fewshot`).
         has_encoder: true for an encoder-decoder backbone.
+        batch_looks: number of the look that asks each batch, from 1; empty if there is one look.
     """
 
     suite: Suite
@@ -72,6 +82,31 @@ class Work:
     digest: str
     variants: Mapping[str, tuple[Task, str]] = field(default_factory=dict)
     has_encoder: bool = False
+    batch_looks: tuple[int, ...] = ()
+
+    @property
+    def looks(self) -> int:
+        """Number of looks at the items."""
+        return max(self.batch_looks, default=1)
+
+    def look_of(self, item: str) -> int:
+        """Return the number of the look that asks an item, from 1."""
+        return self._look_by_item.get(item, 1)
+
+    @cached_property
+    def _look_by_item(self) -> Mapping[str, int]:
+        asked = zip(self.batches, self.batch_looks, strict=False)
+        return {self.task.items[n].id: look for batch, look in asked for n in batch}
+
+    def batches_of(self, looks: range) -> tuple[tuple[int, ...], ...]:
+        """Return the batches that some looks ask, counted from 1."""
+        if not self.batch_looks:
+            return self.batches if 1 in looks else ()
+        return tuple(
+            batch
+            for batch, look in zip(self.batches, self.batch_looks, strict=True)
+            if look in looks
+        )
 
     @property
     def name(self) -> str:
@@ -111,13 +146,14 @@ class Work:
             log_likelihoods=outcome.log_likelihoods if item.choices else (),
             choices=item.choices,
             answer=item.answer,
+            look=self.look_of(item.id),
         )
 
     def key(self, arm: str, identity: str) -> str:
         """Return a digest of everything that an arm's results on this task depend on."""
         items = self.variants[arm][1] if arm in self.variants else self.digest
         spec = self.task.spec.model_dump(mode="json")
-        computation = [numeric_environment(process_state().device), self.batches]
+        computation = [numeric_environment(process_state().device), self.batches, self.batch_looks]
         grading = [GRADING_VERSION, grading_code(self.task.spec)]
         return json_sha256([arm, identity, self.suite.name, spec, items, computation, grading])
 
@@ -127,6 +163,7 @@ def plan_work(
     backbone: Backbone,
     shots: int = 0,
     training: Sequence[Row] = (),
+    stopping: Stopping = FIXED,
 ) -> list[Work]:
     """Read all items, load all metrics and plan all batches, before anything is computed.
 
@@ -135,13 +172,25 @@ def plan_work(
         backbone: backbone, for its tokenizer, head, vocabulary and positions.
         shots: number of examples in the prompts of the `fewshot` arm; 0 without that arm.
         training: training rows that the examples are sampled from; a task's own items if empty.
+        stopping: cut of the items into looks.
 
     Raises:
         LoraKitError: for the first source, item or metric that is invalid.
     """
     return [
-        _plan(suite, spec, backbone, shots, training) for suite in suites for spec in suite.tasks
+        _plan(suite, spec, backbone, shots, training, stopping)
+        for suite in suites
+        for spec in suite.tasks
     ]
+
+
+def look_plan(work: Sequence[Work], stopping: Stopping) -> LookPlan:
+    """Return the looks at all tasks of the work, which was planned with `stopping`."""
+    sizes = {
+        one.name: PlannedTask(len(one.task.items), len({item.cluster for item in one.task.items}))
+        for one in work
+    }
+    return LookPlan(stopping, sizes)
 
 
 def suites_of(work: Sequence[Work]) -> list[Suite]:
@@ -150,14 +199,19 @@ def suites_of(work: Sequence[Work]) -> list[Suite]:
 
 
 def _plan(
-    suite: Suite, spec: TaskSpec, backbone: Backbone, shots: int, training: Sequence[Row]
+    suite: Suite,
+    spec: TaskSpec,
+    backbone: Backbone,
+    shots: int,
+    training: Sequence[Row],
+    stopping: Stopping,
 ) -> Work:
     if backbone.head is not None:
         if backbone.head.is_reward:
             task = build_reward_task(suite, spec, backbone.tokenizer)
         else:
             task = build_class_task(suite, spec, backbone.tokenizer, backbone.head.classes)
-        return _with_batches(suite, task, backbone, {})
+        return _with_batches(suite, task, backbone, {}, stopping)
     rows = None if spec.kind == "lm_eval" else read_rows(spec)
     task = build_task(spec, backbone.tokenizer, suite.seed, rows=rows)
     _require_positions(task, backbone)
@@ -166,7 +220,7 @@ def _plan(
         fewshot = _with_shots(suite, spec, backbone, shots, training, rows)
         if fewshot is not None and [i.id for i in fewshot.items] == [i.id for i in task.items]:
             variants[FEWSHOT] = fewshot, json_sha256(task_content(fewshot))
-    return _with_batches(suite, task, backbone, variants)
+    return _with_batches(suite, task, backbone, variants, stopping)
 
 
 def _require_positions(task: Task, backbone: Backbone) -> None:
@@ -198,22 +252,41 @@ def part_of(work: Work, ids: Collection[str], backbone: Backbone) -> Work:
         backbone: backbone, for its vocabulary.
     """
     items = [item for item in work.task.items if item.id in ids]
-    return _with_batches(work.suite, replace(work.task, items=items), backbone, {})
+    return _with_batches(work.suite, replace(work.task, items=items), backbone, {}, FIXED)
 
 
 def _with_batches(
-    suite: Suite, task: Task, backbone: Backbone, variants: Mapping[str, tuple[Task, str]]
+    suite: Suite,
+    task: Task,
+    backbone: Backbone,
+    variants: Mapping[str, tuple[Task, str]],
+    stopping: Stopping,
 ) -> Work:
     vocabulary = backbone.model.config.get_text_config().vocab_size
     # Batches depend on the task alone, so that adding an arm leaves those of other arms unchanged.
+    by_look = [_batches(task, vocabulary, items) for items in _items_by_look(suite, task, stopping)]
+    batch_looks = [look for look, batches in enumerate(by_look, start=1) for _ in batches]
     return Work(
         suite,
         task,
-        _batches(task, vocabulary),
+        tuple(chain.from_iterable(by_look)),
         json_sha256(task_content(task)),
         variants,
         is_encoder_decoder(backbone.model),
+        tuple(batch_looks) if len(by_look) > 1 else (),
     )
+
+
+def _items_by_look(suite: Suite, task: Task, stopping: Stopping) -> list[list[int]]:
+    """Return the indexes of the items that each look asks, by the drawn order of clusters."""
+    clusters = [item.cluster for item in task.items]
+    order = ordered_clusters(clusters, suite.seed, f"{suite.name}/{task.spec.name}")
+    looks = stopping.plan(len(order), suite)
+    place = {cluster: n for n, cluster in enumerate(order)}
+    items: list[list[int]] = [[] for _ in range(len(looks))]
+    for n, cluster in enumerate(clusters):
+        items[look_of_place(place[cluster], looks) - 1].append(n)
+    return items
 
 
 def _with_shots(
@@ -261,10 +334,15 @@ def _training_examples(
     return [candidates[n] for n in chosen]
 
 
-def _batches(task: Task, vocabulary: int) -> tuple[tuple[int, ...], ...]:
+def _batches(task: Task, vocabulary: int, asked: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Return item indexes in batches of similar lengths.
 
     Generation requests share a batch only if their stop texts and maximum lengths are equal.
+
+    Args:
+        task: task with all of its items.
+        vocabulary: number of tokens that logits are computed for.
+        asked: indexes of the items to divide into batches.
     """
     requests = [item.request for item in task.items]
     skipped = len(shared_prefix(requests))
@@ -276,7 +354,8 @@ def _batches(task: Task, vocabulary: int) -> tuple[tuple[int, ...], ...]:
         logits = LOGIT_BYTES.get(device, LOGIT_BYTES["cpu"])
         budget = min(budget, int(logits / (4 * vocabulary)))
     by_limits: dict[tuple[object, ...], list[int]] = {}
-    for n, request in enumerate(requests):
+    for n in asked:
+        request = requests[n]
         limits: tuple[object, ...] = ()
         if isinstance(request, GenerationRequest):
             limits = (request.stop, request.max_new_tokens)
