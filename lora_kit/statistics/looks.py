@@ -195,14 +195,15 @@ def ordered_clusters(clusters: Sequence[str], seed: int, task: str) -> tuple[str
 def power_left(z: Any, share: float, level: float) -> Any:
     """Return the probability that the last look decides, one way or the other.
 
-    The conditional power of both decisions, under the effect that is observed so far, of a
-    statistic with independent increments (Jennison & Turnbull 2000, section 10.2).
+    Predictive power (Spiegelhalter, Freedman & Blackburn 1986, Controlled Clinical Trials 7:8): the
+    conditional power of both decisions, averaged over the effects that the data so far allow. Under
+    the observed effect alone, early looks would give up tasks that can still be decided.
 
     Args:
         z: statistic so far, in standard errors from the threshold; a number or an array.
         share: share of the data so far, below 1.
         level: one-sided level of the last look.
     """
-    bound, left = norm.isf(level), math.sqrt(1 - share)
+    bound, left = norm.isf(level), math.sqrt((1 - share) / share)
     ahead = z / math.sqrt(share)
     return ndtr((ahead - bound) / left) + ndtr((-ahead - bound) / left)

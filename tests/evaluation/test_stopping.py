@@ -62,7 +62,7 @@ def base(until: int = 5) -> dict[str, Entry]:
     [
         (0.0, 2, "decided", "PASS"),
         (0.02, 2, "decided", "PASS"),
-        (0.1, 4, "futile", "INCONCLUSIVE"),
+        (0.1, 3, "futile", "INCONCLUSIVE"),
         (0.3, 1, "decided", "FAIL"),
         (0.16, 3, "decided", "FAIL"),
     ],

@@ -73,10 +73,10 @@ def test_the_order_is_drawn_from_seed_and_task_and_grows() -> None:
 
 
 @pytest.mark.parametrize(("z", "share"), [(0.5, 0.4), (1.5, 0.4), (1.0, 0.8), (-1.0, 0.6)])
-def test_the_power_left_is_that_of_paths_that_go_on_so(z: float, share: float) -> None:
-    draws = 400_000
-    drift = z / np.sqrt(share)
-    rest = np.random.default_rng(0).normal(drift * (1 - share), np.sqrt(1 - share), draws)
+def test_the_power_left_is_that_of_paths_whose_effect_the_data_allow(z: float, share: float) -> None:
+    draws, random = 400_000, np.random.default_rng(0)
+    drift = random.normal(z / np.sqrt(share), 1 / np.sqrt(share), draws)
+    rest = random.normal(drift * (1 - share), np.sqrt(1 - share))
     last = z * np.sqrt(share) + rest
     found = power_left(z, share, 0.04)
     assert found == pytest.approx((np.abs(last) > norm.isf(0.04)).mean(), abs=0.003)
