@@ -208,7 +208,10 @@ def test_a_prefix_that_is_copied_to_each_item_counts(monkeypatch: pytest.MonkeyP
         shared = tuple(range(5, 5 + prefix))
         requests = [ChoiceRequest((*shared, 900 + n, n), (Branch((7, 8), 2),)) for n in range(20)]
         items = [SimpleNamespace(id=str(n), request=one) for n, one in enumerate(requests)]
-        return [len(batch) for batch in work._batches(SimpleNamespace(items=items), 1000, range(len(items)))]  # type: ignore[arg-type]
+        return [
+            len(batch)
+            for batch in work._batches(SimpleNamespace(items=items), 1000, range(len(items)))
+        ]  # type: ignore[arg-type]
 
     assert batches(100) == [20]
     monkeypatch.setattr(work, "PREFIX_TOKENS", {"cpu": 800})

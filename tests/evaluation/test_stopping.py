@@ -144,7 +144,7 @@ def test_an_undecided_merged_model_is_asked_all_items() -> None:
     assert task.interval.items == 160
     assert task.merged_interval is not None
     assert task.merged_interval.items == ITEMS
-    with pytest.raises(EvaluationError, match="arm base was not asked until .*look 2 of 5"):
+    with pytest.raises(EvaluationError, match=r"arm base was not asked until .*look 2 of 5"):
         require_path(
             {"base": base(2), "adapter": lost(0.02, 2), "merged": merged_scores(10, 2)},
             KEEP,
@@ -222,7 +222,7 @@ def test_a_verdict_that_stopped_too_soon_or_late_is_caught(tmp_path: Path, until
     if until == 2:
         assert check_verdict(tmp_path).verdict == verdict
         return
-    with pytest.raises(EvaluationError, match="was not asked until|not asked to its end"):
+    with pytest.raises(EvaluationError, match=r"was not asked until|not asked to its end"):
         check_verdict(tmp_path)
 
 
@@ -234,7 +234,7 @@ def test_a_plan_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     entries = [entry for arm in arms for entry in arm.values()]
     verdict = judge(InMemoryLedger(entries), [KEEP], PLAN)
     write_json(tmp_path / VERDICT, verdict.to_dict() | lineage)
-    with pytest.raises(EvaluationError, match="ledger.parquet: does not say which items"):
+    with pytest.raises(EvaluationError, match=r"ledger\.parquet: does not say which items"):
         check_verdict(tmp_path)
 
 
