@@ -12,6 +12,7 @@ from lora_kit.evaluation.pairs import Pairs, mean_score
 from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.statistics.decisions import (
     Decision,
+    Interval,
     PairedComparison,
     non_inferiority,
     superiority,
@@ -29,12 +30,18 @@ def texts_to_judge(task: TaskSpec) -> tuple[str, ...]:
 def compare(pairs: Pairs, task: TaskSpec, look: Look) -> PairedComparison:
     """Test for superiority without a margin, for non-inferiority with one, at a look's level.
 
-    Intervals and p-values are repeated ones: they hold whenever one stops.
+    Intervals and p-values are repeated ones: they hold whenever one stops, and the interval has
+    the confidence of all looks together.
     """
     sides = 2 if task.margin is None else 1
     comparison = _compare(pairs, task, sides * look.level)
     p = min(1.0, sides * look.repeated_p(comparison.p / sides))
-    return replace(comparison, p=p)
+    return replace(comparison, p=p, interval=repeated(comparison.interval, look))
+
+
+def repeated(interval: Interval, look: Look) -> Interval:
+    """Return an interval that was computed at a look's level, with the confidence of all looks."""
+    return replace(interval, confidence=look.confidence)
 
 
 def _compare(pairs: Pairs, task: TaskSpec, alpha: float) -> PairedComparison:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import softmax
 
+from lora_kit.evaluation.comparisons import repeated
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.pairs import Pairs, mean_score
 from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.statistics.calibration import CalibrationComparison, compare_calibration
+from lora_kit.statistics.clusters import Floats
 from lora_kit.statistics.decisions import Interval, holm, loss_p, paired_interval
 from lora_kit.statistics.labels import LabelScores, label_scores
 from lora_kit.statistics.looks import Look
@@ -73,9 +75,7 @@ class Drift:
         return self.interval.items
 
 
-def secondary_metrics(
-    pairs: Pairs, task: TaskSpec, confidence: float
-) -> tuple[SecondaryMetric, ...]:
+def secondary_metrics(pairs: Pairs, task: TaskSpec, look: Look) -> tuple[SecondaryMetric, ...]:
     """Compare the arms on every metric besides the score, in order of name."""
     # The measures of an lm_eval item hold no score: only its grading knows the metric's full name.
     score = None if task.kind == "lm_eval" else task.score or "accuracy"
@@ -94,18 +94,22 @@ def secondary_metrics(
         base, adapter = (np.array(column, dtype=np.float64) for column in zip(*values, strict=True))
         sign = -1.0 if name in LOWER_IS_BETTER else 1.0
         binary = bool(np.isin(np.concatenate([base, adapter]), (0.0, 1.0)).all())
-        interval = paired_interval(sign * (adapter - base), pairs.clusters, confidence, binary)
+        interval = _interval(sign * (adapter - base), pairs.clusters, binary, look)
         results.append(SecondaryMetric(name, float(base.mean()), float(adapter.mean()), interval))
     return tuple(results)
 
 
-def slice_results(pairs: Pairs, confidence: float, look: Look) -> tuple[Slice, ...]:
+def _interval(differences: Floats, clusters: Sequence[str], binary: bool, look: Look) -> Interval:
+    nominal = paired_interval(differences, clusters, look.nominal_confidence, binary)
+    return repeated(nominal, look)
+
+
+def slice_results(pairs: Pairs, look: Look) -> tuple[Slice, ...]:
     """Compare the arms on each slice, worst first; `mark_alarms` adjusts the p-values later.
 
     Args:
         pairs: items that were asked.
-        confidence: two-sided confidence level of the intervals.
-        look: look by which they were asked, which the p-values allow for.
+        look: look by which they were asked, which intervals and p-values allow for.
     """
     values = sorted({(f, v) for entry in pairs.before for f, v in entry.slices.items()})
     results = []
@@ -119,7 +123,7 @@ def slice_results(pairs: Pairs, confidence: float, look: Look) -> tuple[Slice, .
                 value,
                 mean_score(part.before),
                 mean_score(part.after),
-                paired_interval(part.differences, part.clusters, confidence, part.binary),
+                _interval(part.differences, part.clusters, part.binary, look),
                 part.won,
                 part.lost,
                 look.repeated_p(loss_p(part.differences, part.clusters, part.binary)),
@@ -128,7 +132,7 @@ def slice_results(pairs: Pairs, confidence: float, look: Look) -> tuple[Slice, .
     return tuple(sorted(results, key=lambda one: one.interval.delta))
 
 
-def choice_calibration(pairs: Pairs, confidence: float) -> CalibrationComparison | None:
+def choice_calibration(pairs: Pairs, look: Look) -> CalibrationComparison | None:
     """Compare ECE and Brier score of the arms; `None` for tasks without choices."""
     chosen = [
         (b, a)
@@ -137,13 +141,15 @@ def choice_calibration(pairs: Pairs, confidence: float) -> CalibrationComparison
     ]
     if len(chosen) < len(pairs.before):
         return None
-    return compare_calibration(
+    compared = compare_calibration(
         [softmax(np.array(b.log_likelihoods)).tolist() for b, _ in chosen],
         [softmax(np.array(a.log_likelihoods)).tolist() for _, a in chosen],
         [b.answer for b, _ in chosen if b.answer is not None],
         [b.cluster for b, _ in chosen],
-        confidence,
+        look.nominal_confidence,
     )
+    ece, brier = repeated(compared.ece, look), repeated(compared.brier, look)
+    return replace(compared, ece=ece, brier=brier)
 
 
 def class_scores(pairs: Pairs, task: TaskSpec) -> ClassScores | None:

@@ -81,7 +81,6 @@ def _judge_task(
     looks = plan.looks(suite, task)
     end = adapter_end(arms, suite, task, looks)
     pairs, comparison = end.pairs, end.comparison
-    confidence = comparison.interval.confidence
     merged_until, merged_look = merged_end(arms, suite, task, looks, end)
     return TaskVerdict(
         task=task.name,
@@ -107,9 +106,9 @@ def _judge_task(
         merged_interval=None,
         merges=judge_merged(suite, task, _asked(arms, merged_until), merged_look),
         baselines=_compare_baselines(suite, task, _asked(arms, end.look.number), end.look),
-        measures=diagnostics.secondary_metrics(pairs, task, confidence),
-        slices=diagnostics.slice_results(pairs, confidence, end.look),
-        calibration=diagnostics.choice_calibration(pairs, confidence),
+        measures=diagnostics.secondary_metrics(pairs, task, end.look),
+        slices=diagnostics.slice_results(pairs, end.look),
+        calibration=diagnostics.choice_calibration(pairs, end.look),
         classes=diagnostics.class_scores(pairs, task),
         drift=diagnostics.mean_drift(arms.get(DRIFT, {})),
         looks=_task_looks(f"{suite.name}/{task.name}", arms, end, merged_until, plan),

@@ -58,6 +58,23 @@ class TaskLooks:
         """Number of items that the adapter was not asked."""
         return self.items - self.asked
 
+    @property
+    def sentence(self) -> str:
+        """Path in words, without a period; empty if all items were asked at once."""
+        if self.planned == 1:
+            return ""
+        at = f"look {self.ended_at} of {self.planned}"
+        left = f"; {self.left_out:,} of {self.items:,} items were not asked"
+        if self.reason == "decided":
+            text = f"decided at {at}{left}"
+        elif self.reason == "futile":
+            text = f"given up at {at}, since a decision was improbable with all items{left}"
+        else:
+            text = f"asked until {at}"
+        if self.merged_at is not None and self.merged_at > self.ended_at:
+            text += "; the merged model was asked all items"
+        return text
+
 
 @dataclass(frozen=True)
 class BaselineComparison:

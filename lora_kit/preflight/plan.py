@@ -15,6 +15,7 @@ from lora_kit.data.batches import resolve_packing
 from lora_kit.data.dataset import mix_replay, open_rows, training_classes, validation_rows
 from lora_kit.data.prepared import Counts
 from lora_kit.evaluation.engine.work import Work, plan_work
+from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.preflight.checks import CheckResult
 from lora_kit.preflight.forecast import (
@@ -182,7 +183,9 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         formats=read.rows.formats(),
         optimizer_steps=optimizer_steps(len(read.rows), spec),
         micro_batch_size=micro_batch_size(spec, launch.processes, device),
-        suites=compute_suite_power(suites, spec.objective in HEADED),
+        suites=compute_suite_power(
+            suites, spec.objective in HEADED, Stopping.of(recipe.evaluation)
+        ),
         launch_file=launch_file,
     )
     try:

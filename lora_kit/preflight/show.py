@@ -176,6 +176,26 @@ def _show_power(plan: Plan, console: Console) -> None:
                 task.assumed or "spread unknown until measured",
             )
     console.print(table)
+    _show_asked(plan, console)
+
+
+def _show_asked(plan: Plan, console: Console) -> None:
+    """Print how many items are asked until each task ends, at most and on average."""
+    tasks = [(suite, task) for suite in plan.suites for task in suite.tasks if task.asked]
+    if not tasks:
+        return
+    names = list(dict.fromkeys(name for _, task in tasks for name in task.asked))
+    console.print("\n[dim]items that are asked until a task is decided, on average, if there is[/]")
+    table = Table(box=None, pad_edge=False)
+    for name in ("suite", "task", *names, "at most"):
+        table.add_column(name, justify="left" if name in ("suite", "task") else "right")
+    shown = ""
+    for suite, task in tasks:
+        means = [f"{task.asked[name]:,}" if name in task.asked else "" for name in names]
+        name = "" if suite.suite == shown else suite.suite
+        shown = suite.suite
+        table.add_row(escape(name), escape(task.task), *means, f"{task.items:,}")
+    console.print(table)
 
 
 def _amount(value: float, unit: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lora_kit.evaluation.stopping import FIXED, Stopping
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.tasks import selected_clusters
+from lora_kit.statistics.looks import Looks
 from lora_kit.statistics.power import (
     Deviation,
     FlipRate,
@@ -38,6 +41,8 @@ class TaskPower:
             on a gain suite, the smallest gain that passes; in the score's unit.
         target: margin (retention) or expected effect (gain) of the suite, in the score's unit.
         needed: number of items needed for `target`.
+        asked: mean number of items that are asked until the task ends, by the true difference:
+            none, a loss of the margin (retention), the expected gain; empty if all are asked.
     """
 
     task: str
@@ -48,6 +53,7 @@ class TaskPower:
     smallest: float | None
     target: float | None
     needed: int | None
+    asked: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,26 +69,29 @@ class SuitePower:
         return asdict(self)
 
 
-def compute_suite_power(suites: Sequence[Suite], unrelated: bool = False) -> tuple[SuitePower, ...]:
+def compute_suite_power(
+    suites: Sequence[Suite], unrelated: bool = False, stopping: Stopping = FIXED
+) -> tuple[SuitePower, ...]:
     """Compute the power of each task of the suites.
 
     Args:
         suites: suites of the evaluation.
         unrelated: if true, the adapter is compared with something other than its own backbone,
             such as a classification head, and at least as many items flip as by chance.
+        stopping: cut of the items into looks.
     """
     min_flips = UNRELATED_FLIPS if unrelated else 0.0
     return tuple(
         SuitePower(
             suite.name,
             suite.role,
-            tuple(_task_power(suite, task, min_flips) for task in suite.tasks),
+            tuple(_task_power(suite, task, min_flips, stopping) for task in suite.tasks),
         )
         for suite in suites
     )
 
 
-def _task_power(suite: Suite, task: TaskSpec, min_flips: float) -> TaskPower:
+def _task_power(suite: Suite, task: TaskSpec, min_flips: float, stopping: Stopping) -> TaskPower:
     clusters = selected_clusters(task, suite.seed)
     target = task.margin if suite.role == "retention" else task.effect
     known: dict[str, Any] = {"task": task.name, "unit": task.unit, "target": target}
@@ -113,8 +122,42 @@ def _task_power(suite: Suite, task: TaskSpec, min_flips: float) -> TaskPower:
         assumed=assumed + (f", {cluster_count} clusters" if cluster_count < count else ""),
         smallest=smallest,
         needed=round(needed * effect) if needed is not None else None,
+        asked=_expected_items(
+            count, stopping.plan(cluster_count, suite), independent, spread, task
+        ),
         **known,
     )
+
+
+def _expected_items(
+    count: int, looks: Looks, independent: int, spread: Spread, task: TaskSpec
+) -> dict[str, int]:
+    """Return the mean number of items that are asked, by the true difference.
+
+    Args:
+        count: number of items.
+        looks: looks at the task.
+        independent: number of independent items that the items count as.
+        spread: expected spread of the differences.
+        task: the task, with its margin or its expected gain.
+    """
+    if len(looks) == 1:
+        return {}
+    if task.margin is not None:
+        distances = {"no change": task.margin, "a loss of the margin": 0.0}
+    else:
+        distances = {"no change": 0.0} | ({"the expected gain": task.effect} if task.effect else {})
+    found = {}
+    for name, distance in distances.items():
+        if isinstance(spread, Deviation):
+            variance = spread.value**2
+        else:
+            # A difference of -1, 0 or 1 on a share of the items.
+            variance = spread.share - (distance if task.margin is None else 0.0) ** 2
+        if variance > 0:
+            effect = distance / math.sqrt(variance / independent)
+            found[name] = round(looks.expected_share(effect) * count)
+    return found
 
 
 def _spread(task: TaskSpec, min_flips: float) -> tuple[Spread | None, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from lora_kit.evaluation.reporting.notation import FormattedComparison, Notation, format_p_value
@@ -19,7 +18,7 @@ class CardTask:
         adapter: comparison of the adapter with the base.
         merged_interval: interval of the merged model's difference from the base.
         merged: comparison of the merged model with the base.
-        merged_score: mean score of the merged model; `None` if it was scored on other items.
+        merged_score: mean score of the merged model.
         merged_base: mean score of the base on the items of that score.
         detectable: half width of the interval with its unit; smaller differences are not
             detectable.
@@ -33,7 +32,7 @@ class CardTask:
     merged_interval: Interval
     adapter: FormattedComparison
     merged: FormattedComparison
-    merged_score: float | None
+    merged_score: float
     merged_base: float
     detectable: str
     margin: str
@@ -81,7 +80,7 @@ def _card_task(verdict: Verdict, suite: SuiteVerdict, task: TaskVerdict) -> Card
         task,
         merged,
         FormattedComparison.of(unit, base, task.adapter, adapter, notation),
-        FormattedComparison.of(unit, base, math.nan if score is None else score, merged, notation),
+        FormattedComparison.of(unit, merged_base, score, merged, notation),
         score,
         merged_base,
         half_width + suffix,
@@ -92,14 +91,19 @@ def _card_task(verdict: Verdict, suite: SuiteVerdict, task: TaskVerdict) -> Card
 
 def _merged_score(
     verdict: Verdict, suite: SuiteVerdict, task: TaskVerdict, merged: Interval
-) -> tuple[float | None, float]:
-    """Return the merged model's mean score and the base's on the same items."""
+) -> tuple[float, float]:
+    """Return the merged model's mean score and the base's on the same items.
+
+    These may be others than the adapter's: half of the items if the model was selected, and more
+    where it took more items to decide.
+    """
     if verdict.selection and not verdict.selection.reason:
         mean = verdict.selection.means[f"{suite.suite}/{task.task}"]
-        return mean, mean - merged.delta if task.higher_is_better else mean + merged.delta
-    means = {one.arm: one.mean for one in task.merges}
-    is_same = merged.items == task.interval.items
-    return means[verdict.ships or ""] if is_same else None, task.base
+    else:
+        mean = {one.arm: one.mean for one in task.merges}[verdict.ships or ""]
+        if merged.items == task.interval.items:
+            return mean, task.base
+    return mean, mean - merged.delta if task.higher_is_better else mean + merged.delta
 
 
 def _drift(interval: Interval) -> str:

@@ -126,6 +126,16 @@ class Look:
         """One-sided level of this look."""
         return max(self.looks.levels[self.number - 1], LEAST_LEVEL)
 
+    @property
+    def nominal_confidence(self) -> float:
+        """Two-sided confidence level that an interval of this look is computed at."""
+        return 1 - 2 * self.level
+
+    @property
+    def confidence(self) -> float:
+        """Two-sided confidence level that the intervals of all looks hold together."""
+        return 1 - 2 * self.looks.alpha
+
     def repeated_p(self, p: float) -> float:
         """Return the smallest error of all looks with which this look would reject.
 
@@ -178,18 +188,20 @@ def ordered_clusters(clusters: Sequence[str], seed: int, task: str) -> tuple[str
     """Return the distinct clusters in an order drawn from a seed.
 
     The place of a cluster does not depend on the others, so that a task of more items has the
-    clusters of one of fewer in the same order.
+    clusters of one of fewer in the same order; nor on the folder of the file that it is named
+    after.
 
     Args:
         clusters: cluster of each item.
         seed: seed of the suite.
         task: name of suite and task.
     """
-    return tuple(
-        sorted(
-            set(clusters), key=lambda one: (sha256(f"{seed}/{task}/{one}".encode()).digest(), one)
-        )
-    )
+
+    def place(name: str) -> tuple[bytes, str]:
+        drawn = f"{seed}/{task}/{name.rpartition('/')[2]}"
+        return sha256(drawn.encode()).digest(), name
+
+    return tuple(sorted(set(clusters), key=place))
 
 
 def power_left(z: Any, share: float, level: float) -> Any:

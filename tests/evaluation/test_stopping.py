@@ -26,6 +26,7 @@ from lora_kit.evaluation.verdict import TaskLooks, TaskVerdict
 from lora_kit.evaluation.verdict_file import SUITES, check_verdict
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.files import write_json
+from lora_kit.statistics.decisions import paired_interval
 from lora_kit.statistics.looks import Looks, ordered_clusters
 from tests.evaluation.in_memory import InMemoryLedger, one_task
 
@@ -73,7 +74,12 @@ def test_a_task_ends_where_it_is_decided(
     end = adapter_end({"base": base(), "adapter": lost(share)}, KEEP, KEEP.tasks[0], LOOKS)
     assert (end.look.number, end.reason, end.decision) == (look, reason, decision)
     assert len(end.pairs.before) == LOOKS.ends[look - 1]
-    assert end.comparison.interval.confidence == pytest.approx(1 - 2 * LOOKS.levels[look - 1])
+    # Computed at the look's level, so that all looks together have the suite's.
+    assert end.comparison.interval.confidence == 0.9
+    interval = end.comparison.interval
+    pairs, nominal = end.pairs, 1 - 2 * LOOKS.levels[look - 1]
+    found = paired_interval(pairs.differences, pairs.clusters, nominal, True)
+    assert (interval.low, interval.high) == pytest.approx((found.low, found.high), abs=0.02)
 
 
 def test_all_items_are_asked_where_a_decision_is_open() -> None:

@@ -70,6 +70,9 @@ def test_the_order_is_drawn_from_seed_and_task_and_grows() -> None:
     assert order != ordered_clusters(few, 0, "suite/other")
     assert order == ordered_clusters(few[::-1], 0, "suite/task")
     assert tuple(one for one in ordered_clusters(more, 0, "suite/task") if one in few) == order
+    here, there = ([f"{folder}/rows.jsonl:{n}" for n in range(50)] for folder in ("/a", "/b/c"))
+    places = [here.index(one) for one in ordered_clusters(here, 0, "suite/task")]
+    assert [there.index(one) for one in ordered_clusters(there, 0, "suite/task")] == places
 
 
 @pytest.mark.parametrize(("z", "share"), [(0.5, 0.4), (1.5, 0.4), (1.0, 0.8), (-1.0, 0.6)])

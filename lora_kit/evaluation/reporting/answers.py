@@ -120,7 +120,11 @@ def _certainty_answer(verdict: Verdict) -> Answer:
     items = sorted(interval.items for interval in intervals)
     span = f"{items[0]:,}" if items[0] == items[-1] else f"{items[0]:,} to {items[-1]:,}"
     missing = sum(task.missing for _, task in verdict.tasks)
+    left_out = sum(task.looks.left_out for _, task in verdict.tasks)
     detail = f"{span} items per task" + (f"; {missing:,} without a score" if missing else "")
+    if left_out:
+        every = sum(task.looks.items for _, task in verdict.tasks)
+        detail += f"; {left_out:,} of all {every:,} were not asked, their tasks had ended"
     word = " to ".join(format_percent(level) for level in sorted({levels[0], levels[-1]}))
     return Answer(question, f"{word} confidence per task", f"{detail}.", None)
 

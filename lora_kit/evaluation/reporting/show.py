@@ -16,6 +16,9 @@ LEFT = ("suite", "task", "decision", "merged")
 def show_verdict(verdict: Verdict, console: Console) -> None:
     """Print a table of all tasks, the findings and the decision."""
     names = ["suite", "task", "base", "adapter", "difference", "interval", "margin", "decision"]
+    in_looks = any(task.looks.planned > 1 for _, task in verdict.tasks)
+    if in_looks:
+        names.insert(-1, "asked")
     if verdict.merged:
         names.append("merged")
     table = Table(box=None, pad_edge=False)
@@ -31,6 +34,7 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
                 f"{task.interval.delta:+.3f}",
                 f"{task.interval.low:+.3f} to {task.interval.high:+.3f}",
                 "" if task.margin is None else f"{task.margin:g}",
+                *([_asked(task)] if in_looks else []),
                 f"{_styled(task.decision)}{_needs(task)}",
             ]
             if verdict.merged:
@@ -57,6 +61,12 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
 
 def _styled(decision: Decision) -> str:
     return f"[{STYLE[decision]}]{decision}[/]"
+
+
+def _asked(task: TaskVerdict) -> str:
+    looks = task.looks
+    at = f", look {looks.ended_at} of {looks.planned}" if looks.planned > 1 else ""
+    return f"{looks.asked:,} of {looks.items:,}{at}"
 
 
 def _needs(task: TaskVerdict) -> str:
