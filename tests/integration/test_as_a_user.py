@@ -101,7 +101,9 @@ def test_an_adapter_of_peft_alone_is_evaluated_by_the_script(peft_adapter: Path)
 @pytest.mark.slow  # three processes that each load a model
 def test_two_processes_fill_the_ledger_of_one(peft_adapter: Path) -> None:
     place = peft_adapter.parent
-    arguments = (SCRIPT, peft_adapter, "--suite", "quiz.yaml", "--output")
+    # Four looks, so that the processes have to agree on where the task ends.
+    (place / "looks.yaml").write_text(QUIZ.replace("limit: 40", "limit: 160").replace("margin: 0.5", "margin: 0.02"))
+    arguments = (SCRIPT, peft_adapter, "--suite", "looks.yaml", "--output")
     one = start(sys.executable, *arguments, "one", cwd=place)
     # Measured anew: the base's outcomes would be taken from what the first has kept.
     torchrun = (BIN / "torchrun", "--nproc-per-node", 2)
@@ -115,6 +117,10 @@ def test_two_processes_fill_the_ledger_of_one(peft_adapter: Path) -> None:
         return {(row.arm, row.task, row.item): row.score for row in rows}
 
     assert scores("one") == scores("two")
+    first, second = (json.loads((place / n / "verdict.json").read_text()) for n in ("one", "two"))
+    looks = first["suites"][0]["tasks"][0]["looks"]
+    assert looks["planned"] == 4
+    assert looks == second["suites"][0]["tasks"][0]["looks"]
 
 
 @pytest.mark.slow  # evaluates three stages; tests/test_stages.py has the matrix
