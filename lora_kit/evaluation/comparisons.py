@@ -39,6 +39,16 @@ def compare(pairs: Pairs, task: TaskSpec, look: Look) -> PairedComparison:
     return replace(comparison, p=p, interval=repeated(comparison.interval, look))
 
 
+def items_to_decide(pairs: Pairs, task: TaskSpec, look: Look) -> int | None:
+    """Return the items that would decide at the level of the last look, which is nearly the whole.
+
+    The level of an early look would ask for several times as many.
+    """
+    last = look.looks.look(len(look.looks))
+    sides = 2 if task.margin is None else 1
+    return _compare(pairs, task, sides * last.level).items_needed
+
+
 def repeated(interval: Interval, look: Look) -> Interval:
     """Return an interval that was computed at a look's level, with the confidence of all looks."""
     return replace(interval, confidence=look.confidence)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lora_kit.evaluation.assembly import LEDGER, VERDICT
+from lora_kit.evaluation.comparisons import compare
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, write_ledger
 from lora_kit.evaluation.stopping import (
@@ -80,6 +81,17 @@ def test_a_task_ends_where_it_is_decided(
     pairs, nominal = end.pairs, 1 - 2 * LOOKS.levels[look - 1]
     found = paired_interval(pairs.differences, pairs.clusters, nominal, True)
     assert (interval.low, interval.high) == pytest.approx((found.low, found.high), abs=0.02)
+
+
+def test_a_task_that_was_given_up_says_how_many_items_it_takes() -> None:
+    """By the level of the last look: that of the look at which it ended asks for more."""
+    end = adapter_end({"base": base(), "adapter": lost(0.095)}, KEEP, KEEP.tasks[0], LOOKS)
+    assert end.reason == "futile"
+    needed = end.comparison.items_needed
+    assert needed is not None
+    early = compare(end.pairs, KEEP.tasks[0], end.look).items_needed
+    assert early is not None
+    assert ITEMS < needed < 0.8 * early
 
 
 def test_all_items_are_asked_where_a_decision_is_open() -> None:

@@ -102,7 +102,9 @@ def test_an_adapter_of_peft_alone_is_evaluated_by_the_script(peft_adapter: Path)
 def test_two_processes_fill_the_ledger_of_one(peft_adapter: Path) -> None:
     place = peft_adapter.parent
     # Four looks, so that the processes have to agree on where the task ends.
-    (place / "looks.yaml").write_text(QUIZ.replace("limit: 40", "limit: 160").replace("margin: 0.5", "margin: 0.02"))
+    (place / "looks.yaml").write_text(
+        QUIZ.replace("limit: 40", "limit: 160").replace("margin: 0.5", "margin: 0.02")
+    )
     arguments = (SCRIPT, peft_adapter, "--suite", "looks.yaml", "--output")
     one = start(sys.executable, *arguments, "one", cwd=place)
     # Measured anew: the base's outcomes would be taken from what the first has kept.
