@@ -20,7 +20,7 @@ LEDGER = "ledger.parquet"
 VERDICT = "verdict.json"
 # Entries copied at a time, to bound memory.
 COPY_BATCH_ENTRIES = 1_000
-_SHARE_OUTPUT = "Fix: give an output directory that all machines share"
+SHARE_OUTPUT = "Fix: give an output directory that all machines share"
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def refuse_separate_directories(directory: Path, processes: int) -> None:
         numbers = ", ".join(map(str, missing))
         raise EvaluationError(
             f"{directory}: not all processes write to this directory (got no journal of process "
-            f"{numbers}). {_SHARE_OUTPUT}"
+            f"{numbers}). {SHARE_OUTPUT}"
         )
 
 
@@ -158,7 +158,7 @@ def assembled_entries(
         total = sum(len(part.items) for part in parts)
         raise EvaluationError(
             f"{directory}: not all processes write to this directory (got {missing:,} of "
-            f"{total:,} results that are in no journal). {_SHARE_OUTPUT}"
+            f"{total:,} results that are in no journal). {SHARE_OUTPUT}"
         )
     return (
         entry

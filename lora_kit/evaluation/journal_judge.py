@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_kit.evaluation.assembly import ResultPart
+from lora_kit.evaluation.assembly import SHARE_OUTPUT, ResultPart
 from lora_kit.evaluation.engine.journal import Journals
 from lora_kit.evaluation.ledger import Entry
-from lora_kit.evaluation.stopping import LookPlan, TaskEnd, end_at, merged_end
+from lora_kit.evaluation.stopping import LookPlan, TaskEnd, end_at, merged_end, until_look
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.runtime.errors import EvaluationError
@@ -60,8 +60,8 @@ class JournalJudge:
         """Judge the adapter at a look; `None` if no item has a score in both arms yet."""
         suite, task = self._task(name)
         looks = self.plan.looks(suite, task)
+        arms = self._arms(name, ("base", "adapter"), look)
         try:
-            arms = self._arms(name, ("base", "adapter"))
             return end_at(arms["base"], arms["adapter"], suite, task, looks.look(look))
         except EvaluationError:
             return None
@@ -72,16 +72,29 @@ class JournalJudge:
         end = self._end(name, look)
         if end is None or look == len(looks):
             return look
-        return merged_end(self._arms(name, ("base", *MERGED_ARMS)), suite, task, looks, end)[0]
+        arms = self._arms(name, ("base", *MERGED_ARMS), look)
+        return merged_end(arms, suite, task, looks, end)[0]
 
-    def _arms(self, name: str, arms: Collection[str]) -> dict[str, dict[str, Entry]]:
-        """Return the entries of a task so far, by arm and item."""
+    def _arms(self, name: str, arms: Collection[str], look: int) -> dict[str, dict[str, Entry]]:
+        """Return the entries of a task until a look, by arm and item.
+
+        Raises:
+            EvaluationError: if an entry is in no journal.
+        """
         assert self.journals is not None
-        return {
-            part.arm: {entry.item: entry for entry in self.journals.entries(part.key)}
-            for part in self.parts
-            if part.name == name and part.arm in arms
-        }
+        wanted = self.plan.tasks[name].items[look - 1]
+        found = {}
+        for part in self.parts:
+            if part.name != name or part.arm not in arms:
+                continue
+            entries = {entry.item: entry for entry in self.journals.entries(part.key)}
+            found[part.arm] = until_look(entries, look)
+            if missing := wanted - len(found[part.arm]):
+                raise EvaluationError(
+                    f"{name}: not all processes write to the same directory (got {missing:,} of "
+                    f"{wanted:,} results of arm {part.arm} that are in no journal). {SHARE_OUTPUT}"
+                )
+        return found
 
     def _task(self, name: str) -> tuple[Suite, TaskSpec]:
         return next(

@@ -128,7 +128,7 @@ def _task_looks(
         planned=len(end.look.looks),
         level=end.look.level,
         asked=asked,
-        items=plan.tasks[name].items if name in plan.tasks else asked,
+        items=plan.tasks[name].items[-1] if name in plan.tasks else asked,
         reason=end.reason,
         merged_at=merged_until if any(arm in arms for arm in MERGED_ARMS) else None,
     )

@@ -56,10 +56,15 @@ FIXED = Stopping()
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """Size of a task, before anything is asked."""
+    """Size of a task, before anything is asked.
 
-    items: int
+    Attributes:
+        clusters: number of clusters.
+        items: number of items that are asked by the end of each look.
+    """
+
     clusters: int
+    items: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -222,27 +227,25 @@ def require_path(arms: Mapping[str, Entries], suite: Suite, task: TaskSpec, plan
                 f"{asked_looks(entries)} of {len(looks)} as the last one; it ended at look "
                 f"{last[arm]}). Fix: restore the ledger, or evaluate again"
             )
-    planned = plan.tasks.get(where)
-    if planned and asked_looks(arms["base"]) == len(looks) and len(arms["base"]) != planned.items:
-        raise EvaluationError(
-            f"{where}: not all items (got {len(arms['base'])} of {planned.items} items). Fix: "
-            "restore the ledger, or evaluate again"
-        )
-    if len(looks) > 1:
-        _require_order(arms["base"], suite, where, looks)
+    if where in plan.tasks:
+        _require_items(arms["base"], suite, where, plan.tasks[where], looks)
 
 
-def _require_order(entries: Entries, suite: Suite, where: str, looks: Looks) -> None:
-    """Check that the looks hold the clusters that the drawn order gives them."""
+def _require_items(
+    entries: Entries, suite: Suite, where: str, planned: PlannedTask, looks: Looks
+) -> None:
+    """Check that the looks hold the items that were planned, by the drawn order of clusters."""
     order = ordered_clusters([entry.cluster for entry in entries.values()], suite.seed, where)
     place = {cluster: n for n, cluster in enumerate(order)}
-    is_complete = len(order) == looks.ends[asked_looks(entries) - 1]
-    if not is_complete or any(
-        entry.look != look_of_place(place[entry.cluster], looks) for entry in entries.values()
-    ):
+    is_ordered = all(
+        entry.look == look_of_place(place[entry.cluster], looks) for entry in entries.values()
+    )
+    wanted = planned.items[asked_looks(entries) - 1]
+    if not is_ordered or len(entries) != wanted:
         raise EvaluationError(
-            f"{where}: not the items that were to be asked (got {len(order)} clusters, or in "
-            "another order than the drawn one). Fix: restore the ledger, or evaluate again"
+            f"{where}: not the items that were to be asked (got {len(entries)} of {wanted} items"
+            f"{'' if is_ordered else ', in another order than the drawn one'}). Fix: restore the "
+            "ledger, or evaluate again"
         )
 
 

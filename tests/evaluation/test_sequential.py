@@ -131,7 +131,11 @@ def test_nothing_is_asked_after_a_decision(
     ledger = Ledger(tmp_path / "out" / LEDGER)
     plan = LookPlan.from_dict(ledger.plan)
     assert plan == LookPlan(
-        STOPPING, {"keep/texts": PlannedTask(ITEMS, ITEMS), "keep/few": PlannedTask(20, 20)}
+        STOPPING,
+        {
+            "keep/texts": PlannedTask(ITEMS, (40, 80, 120, 160, 200)),
+            "keep/few": PlannedTask(20, (20,)),
+        },
     )
     check_verdict(tmp_path / "out")
 

@@ -33,9 +33,10 @@ from tests.evaluation.in_memory import InMemoryLedger, one_task
 
 ITEMS = 400
 STOPPING = Stopping(looks=5)
-PLAN = LookPlan(STOPPING, {"keep/quiz": PlannedTask(ITEMS, ITEMS)})
 KEEP = one_task("retention")
 LOOKS = STOPPING.plan(ITEMS, KEEP)
+PLAN = LookPlan(STOPPING, {"keep/quiz": PlannedTask(ITEMS, LOOKS.ends)})
+FIXED_PLAN = LookPlan(Stopping(1), {"keep/quiz": PlannedTask(ITEMS, (ITEMS,))})
 
 
 def answers(arm: str, scores: Sequence[float], until: int = 5) -> dict[str, Entry]:
@@ -109,8 +110,7 @@ def test_one_look_is_the_fixed_evaluation() -> None:
     arms = {"base": base(), "adapter": lost(0.05)}
     entries = [entry for arm in arms.values() for entry in arm.values()]
     fixed = [replace(entry, look=1) for entry in entries]
-    plan = LookPlan(Stopping(1), PLAN.tasks)
-    found = judge(InMemoryLedger(fixed), [KEEP], plan)
+    found = judge(InMemoryLedger(fixed), [KEEP], FIXED_PLAN)
     assert found == judge(InMemoryLedger(fixed), [KEEP])
     (task,) = found.suites[0].tasks
     assert task.looks == TaskLooks(1, 1, 0.05, ITEMS, ITEMS, "last look", None)
@@ -205,11 +205,11 @@ def without_one(entries: dict[str, Entry]) -> dict[str, Entry]:
         (lambda: {"base": base(3), "adapter": lost(0.02, 2)}, "arm base .*look 3 of 5.*at look 2"),
         (
             lambda: {"base": swapped(base(2)), "adapter": swapped(lost(0.02, 2))},
-            "160 clusters, or in another order",
+            "160 of 160 items, in another order",
         ),
         (
             lambda: {"base": without_one(base(2)), "adapter": without_one(lost(0.02, 2))},
-            "got 159 clusters",
+            "got 159 of 160 items",
         ),
     ],
 )
@@ -220,12 +220,11 @@ def test_another_path_is_refused(arms: Any, wrong: str) -> None:
 
 
 def test_items_that_were_left_out_of_a_fixed_evaluation_are_missed() -> None:
-    plan = LookPlan(Stopping(1), {"keep/quiz": PlannedTask(ITEMS, ITEMS)})
     entries = {item: replace(entry, look=1) for item, entry in base().items()}
-    require_path({"base": entries, "adapter": entries}, KEEP, KEEP.tasks[0], plan)
+    require_path({"base": entries, "adapter": entries}, KEEP, KEEP.tasks[0], FIXED_PLAN)
     fewer = without_one(entries)
     with pytest.raises(EvaluationError, match="got 399 of 400 items"):
-        require_path({"base": fewer, "adapter": fewer}, KEEP, KEEP.tasks[0], plan)
+        require_path({"base": fewer, "adapter": fewer}, KEEP, KEEP.tasks[0], FIXED_PLAN)
 
 
 @pytest.mark.parametrize("until", [1, 2, 3])

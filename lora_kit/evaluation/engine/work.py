@@ -186,10 +186,11 @@ def plan_work(
 
 def look_plan(work: Sequence[Work], stopping: Stopping) -> LookPlan:
     """Return the looks at all tasks of the work, which was planned with `stopping`."""
-    sizes = {
-        one.name: PlannedTask(len(one.task.items), len({item.cluster for item in one.task.items}))
-        for one in work
-    }
+    sizes = {}
+    for one in work:
+        looks = [one.look_of(item.id) for item in one.task.items]
+        items = tuple(sum(asked <= n for asked in looks) for n in range(1, one.looks + 1))
+        sizes[one.name] = PlannedTask(len({item.cluster for item in one.task.items}), items)
     return LookPlan(stopping, sizes)
 
 
