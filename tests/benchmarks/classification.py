@@ -1,14 +1,14 @@
 """Classification: ways to train a head on real backbones, and what helps against unlike classes.
 
-    python -m tests.benchmarks.classification [--output DIR] [--bigbench DIR] [--seeds N] [--quick]
+    python -m tests.benchmarks.classification [--quick] [--output DIR] [--task NAME] [--seeds N]
 
 Each training is a run directory under `--output`; what is there already is not trained again, so
 that it can be broken off. Two parts:
 
 `backbones`: all-MiniLM-L6-v2 (an encoder) by its head alone, LoRA, its last two blocks and all
 blocks, and SmolLM2-135M (a decoder) by its head alone and LoRA; in float32. The task is the intent
-of a spoken request (intent_recognition of BIG-bench, 7 classes, half of the rows for training) with
-`--bigbench`, else the area of the standard library that a docstring is of (`stdlib-areas`, 6
+of a spoken request (intent_recognition of BIG-bench, 7 classes, half of the rows for training), or
+with `--task areas` the area of the standard library that a docstring is of (`stdlib-areas`, 6
 classes, 350 rows for training).
 
 `imbalance`: `stdlib-areas`, three classes with 320 training rows each and three with 16 (1:20),
@@ -41,6 +41,7 @@ from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.pipeline import evaluate, train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.machine import machine, versions
+from tests.bigbench import bigbench_rows
 
 Matrix = NDArray[np.float64]
 DRAWS = 2_000
@@ -99,13 +100,13 @@ def main() -> None:
     """Train, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--output", type=Path, default=Path("runs/classification"))
-    parser.add_argument("--bigbench", type=Path)
+    parser.add_argument("--task", choices=("intents", "areas"), default="intents")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one seed, the encoder's head alone")
     arguments = parser.parse_args()
     output, seeds = arguments.output.absolute(), 1 if arguments.quick else arguments.seeds
     output.mkdir(parents=True, exist_ok=True)
-    task = _intents(output, arguments.bigbench) if arguments.bigbench else _areas(output)
+    task = _intents(output) if arguments.task == "intents" else _areas(output)
     ways = list(BACKBONES)[:1] if arguments.quick else list(BACKBONES)
     found = {
         "backbones": {
@@ -134,19 +135,18 @@ def main() -> None:
     print(json.dumps({"figures": figures, "machine": machine(), "versions": versions()}))
 
 
-def _intents(output: Path, bigbench: Path) -> Task:
+def _intents(output: Path) -> Task:
     """Each seed has the same rows: the halves are those of a fixed shuffle."""
-    lines = (bigbench / "intent_recognition.jsonl").read_text().splitlines()
-    rows = [
+    found = [
         {"id": one["id"], "text": one["question"].removeprefix("Utterance: "),
          "label": one["choices"][one["answer"]]}
-        for one in map(json.loads, lines)
+        for one in bigbench_rows("intent_recognition")
     ]  # fmt: skip
-    random.Random(0).shuffle(rows)
-    middle = len(rows) // 2
-    test = {"source": str(_written(output / "intents-test.jsonl", rows[middle:]))}
+    random.Random(0).shuffle(found)
+    middle = len(found) // 2
+    test = {"source": str(_written(output / "intents-test.jsonl", found[middle:]))}
     suite = _suite(output, "intents", test)
-    return Task("intents", (_written(output / "intents.jsonl", rows[:middle]),), suite)
+    return Task("intents", (_written(output / "intents.jsonl", found[:middle]),), suite)
 
 
 def _areas(output: Path) -> Task:

@@ -1,18 +1,19 @@
 """Evaluation speed and agreement beside lm-evaluation-harness, on six multiple-choice tasks.
 
-    python -m tests.benchmarks.evaluation [--quick] [--data DIR] [--limit N] [--rounds N]
+    python -m tests.benchmarks.evaluation [--quick] [--limit N] [--rounds N]
 
 Base and adapter on the same task YAMLs, with no shots and with five: lm-eval in two runs of its
 Hugging Face model (batch 16), one of them with the adapter, ours in one evaluation of both arms.
-Each measurement has a process of its own, turn about. The time includes loading the model, making
-the requests and, of ours, the report. It leaves out the imports, lm-eval's description of the
-machine and the index of its own tasks, which neither side needs for a task in a file. Both compute
-in float32.
+Each measurement has a process of its own, turn about, in which that side first evaluates one item
+of each task, so that imports, libraries that load at first use and the files of the model are warm
+on both. The time includes loading the model, making the requests and, of ours, the report. It
+leaves out lm-eval's description of the machine and the index of its own tasks, which neither side
+needs for a task in a file. Both compute in float32.
 
 The shots are the same for every item (the last five rows of its file, which are not evaluated;
 sampler `first_n`), as in MMLU. Where shots are drawn anew for each item, items share less.
 
-The data is BIG-bench as JSON lines with `question`, `choices` and `answer`, one file a task.
+The items are those in `tests/data/bigbench`. `--quick`: 120 items, 18 of them with shots.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ import yaml
 
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.machine import machine, peak_memory, versions
+from tests.bigbench import bigbench_rows
 
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "bigbench"
 TASKS = (
     "bbq_lite_json__gender_identity_disambig",
     "general_knowledge",
@@ -42,6 +43,8 @@ TASKS = (
     "unit_conversion__si_conversion",
 )
 SHOTS = (0, 5)
+# Folder of the tasks that each side evaluates before the clock starts.
+WARM = "warm"
 BATCH = 16
 BACKBONE = BackboneSpec(model="smollm2-135m-instruct", quantization="none", dtype="float32")
 
@@ -52,8 +55,7 @@ Results = dict[str, dict[str, tuple[float, list[float]]]]
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="a rougher figure in two minutes")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the JSON lines")
+    parser.add_argument("--quick", action="store_true", help="a third of the items")
     parser.add_argument(
         "--limit", type=int, default=60, help="items of each task; a sixth with shots"
     )
@@ -65,21 +67,12 @@ def main() -> None:
     if arguments.only:
         print(json.dumps(MEASURED[arguments.only](arguments.folder, arguments.shots)))
         return
-    missing = [name for name in TASKS if not (arguments.data / f"{name}.jsonl").is_file()]
-    if missing:
-        parser.error(
-            f"--data {arguments.data}: no {missing[0]}.jsonl; give the folder of BIG-bench files"
-        )
     if arguments.quick:
-        arguments.limit, arguments.rounds = 6, 1
+        arguments.limit, arguments.rounds = 20, 1
     with tempfile.TemporaryDirectory() as temporary:
         folders = {shots: Path(temporary) / str(shots) for shots in SHOTS}
-        items = {}
+        items = {shots: write_tasks(folders[shots], arguments.limit, shots) for shots in SHOTS}
         for shots, folder in folders.items():
-            folder.mkdir()
-            # lm-eval takes minutes for few of them with shots.
-            limit = arguments.limit if shots == 0 else max(arguments.limit // 6, 1)
-            items[shots] = sum(_write_task(folder, arguments.data, name, limit) for name in TASKS)
             _in_process("prepare", folder, shots)
         figures: dict[str, list[dict[str, float]]] = {}
         compared = []
@@ -103,15 +96,33 @@ def _in_process(name: str, folder: Path, shots: int) -> dict[str, float]:
     return figures
 
 
-def _write_task(folder: Path, data: Path, name: str, limit: int) -> int:
+def write_tasks(folder: Path, limit: int, shots: int) -> int:
+    """Write the tasks to measure and those to warm up with; return the number of measured items.
+
+    Args:
+        folder: where to write them; it is made.
+        limit: items of each task without shots; a sixth of them with shots, for which lm-eval
+            takes many times as long.
+        shots: examples in each prompt.
+    """
+    for place in (folder, folder / WARM):
+        place.mkdir(parents=True)
+    limit = limit if shots == 0 else max(limit // 6, 1)
+    for name in TASKS:
+        _write_task(folder / WARM, name, 1)
+    return sum(_write_task(folder, name, limit) for name in TASKS)
+
+
+def _write_task(folder: Path, name: str, limit: int) -> int:
     """Items spread over the file, its last rows as shots, their YAML; gives the items' number."""
-    rows = (data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = bigbench_rows(name)
     rest, shots = rows[: -max(SHOTS)], rows[-max(SHOTS) :]
     items = rest[:: max(len(rest) // limit, 1)][:limit]
     files = {}
-    for split, lines in (("test", items), ("train", shots)):
+    for split, chosen in (("test", items), ("train", shots)):
         files[split] = str(folder / f"{name}-{split}.jsonl")
-        Path(files[split]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = "".join(json.dumps(row) + "\n" for row in chosen)
+        Path(files[split]).write_text(lines, encoding="utf-8")
     metric = {"aggregation": "mean", "higher_is_better": True}
     document = {
         "task": name,
@@ -151,46 +162,38 @@ def _prepare(folder: Path, shots: int) -> dict[str, float]:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.01)
     model.save_pretrained(folder / "adapter")
-    for task in TASKS:
-        document = yaml.safe_load(_task_file(folder, task).read_text(encoding="utf-8"))
-        load_dataset("json", **document["dataset_kwargs"])
+    for place in (folder, folder / WARM):
+        for task in TASKS:
+            document = yaml.safe_load(_task_file(place, task).read_text(encoding="utf-8"))
+            load_dataset("json", **document["dataset_kwargs"])
     return {}
 
 
-def _import_all() -> None:
-    """Import everything that either side would otherwise import while it is measured."""
-    import evaluate
-    import lm_eval.evaluator
-    import lm_eval.models.huggingface
-    import lm_eval.tasks
-    import matplotlib.pyplot
-    import peft
-    import torch
-    import transformers
-
-    import lora_kit.pipeline  # noqa: F401
-
-    assert all((evaluate, lm_eval, matplotlib, peft, torch, transformers.AutoModelForCausalLM))
-
-
 def _lm_eval(folder: Path, shots: int) -> dict[str, float]:
-    _import_all()
+    from lm_eval import evaluator
+
+    # It describes the machine after each run, which takes seconds and is no part of evaluating.
+    evaluator.add_env_info = lambda _: None
+    _evaluate_by_lm_eval(folder, folder / WARM, shots)
+    started = time.monotonic()
+    results = _evaluate_by_lm_eval(folder, folder, shots)
+    return _measured(folder, "lm_eval", shots, results, time.monotonic() - started)
+
+
+def _evaluate_by_lm_eval(folder: Path, tasks: Path, shots: int) -> Results:
     import torch
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
     from lora_kit.backbone.files import resolve
 
-    # It describes the machine after each run, which takes seconds and is no part of evaluating.
-    evaluator.add_env_info = lambda _: None
     directory = str(resolve(BACKBONE).directory)
-    started = time.monotonic()
     results: Results = {}
     for arm, adapted in (("base", {}), ("adapter", {"peft": str(folder / "adapter")})):
         evaluated = evaluator.simple_evaluate(
             model="hf",
             model_args={"pretrained": directory, "dtype": "float32"} | adapted,
-            tasks=[str(_task_file(folder, name)) for name in TASKS],
+            tasks=[str(_task_file(tasks, name)) for name in TASKS],
             num_fewshot=shots,
             batch_size=BATCH,
             device="cuda" if torch.cuda.is_available() else "cpu",
@@ -205,33 +208,15 @@ def _lm_eval(folder: Path, shots: int) -> dict[str, float]:
             for name, samples in evaluated["samples"].items()
             for sample in samples
         }
-    return _measured(folder, "lm_eval", shots, results, time.monotonic() - started)
+    return results
 
 
 def _ours(folder: Path, shots: int) -> dict[str, float]:
-    _import_all()
     import pyarrow.parquet as pq
 
-    from lora_kit.pipeline import evaluate
-
-    tasks = [
-        {
-            "name": name,
-            "kind": "lm_eval",
-            "source": str(_task_file(folder, name)),
-            "metric": "acc",
-            "shots": shots,
-            "max_length": 8192,
-        }
-        for name in TASKS
-    ]
-    suite = folder / f"suite-{shots}.yaml"
-    suite.write_text(yaml.safe_dump({"name": "bigbench", "role": "gain", "tasks": tasks}))
-    output = folder / f"evaluation-{shots}"
+    _evaluate_by_lora_kit(folder, folder / WARM, shots)
     started = time.monotonic()
-    evaluate(
-        folder / "adapter", suites=[str(suite)], backbone=BACKBONE, output=output, no_cache=True
-    )
+    output = _evaluate_by_lora_kit(folder, folder, shots)
     seconds = time.monotonic() - started
     results: Results = {}
     for row in pq.read_table(output / "ledger.parquet").to_pylist():
@@ -239,6 +224,29 @@ def _ours(folder: Path, shots: int) -> dict[str, float]:
             result = row["score"], row["log_likelihoods"]
             results.setdefault(row["arm"], {})[row["item"]] = result
     return _measured(folder, "ours", shots, results, seconds)
+
+
+def _evaluate_by_lora_kit(folder: Path, tasks: Path, shots: int) -> Path:
+    """Evaluate both arms and return the folder of the results."""
+    from lora_kit.pipeline import evaluate
+
+    documents = [
+        {
+            "name": name,
+            "kind": "lm_eval",
+            "source": str(_task_file(tasks, name)),
+            "metric": "acc",
+            "shots": shots,
+            "max_length": 8192,
+        }
+        for name in TASKS
+    ]
+    suite, output = tasks / f"suite-{shots}.yaml", tasks / f"evaluation-{shots}"
+    suite.write_text(yaml.safe_dump({"name": "bigbench", "role": "gain", "tasks": documents}))
+    evaluate(
+        folder / "adapter", suites=[str(suite)], backbone=BACKBONE, output=output, no_cache=True
+    )
+    return output
 
 
 def _measured(

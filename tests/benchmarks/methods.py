@@ -1,6 +1,7 @@
 """Every method that trains, on the 135M backbone: parameters, speed, memory, gain, forgetting.
 
-    python -m tests.benchmarks.methods [--output DIR] [--methods "a;b"] [--workers N] [--rates]
+    python -m tests.benchmarks.methods [--quick] [--output DIR] [--methods "a;b"] [--workers N]
+                                       [--rates]
 
 Each trains on 64 one-line docstrings in float32 (16 steps of 4 rows), at two learning rates; that
 with the lower loss on validation rows is measured on held-out ones, so that the rate is not picked
@@ -8,7 +9,7 @@ by what is reported. Each has a process of its own, of whose memory the peak is 
 already under `--output` is not trained again. Gain: nats per token of the held-out answers;
 forgetting: nats per token of prose of the language reference; both with 95% intervals over clusters
 of items, one seed. `--rates` measures nothing but speed, three steps each, in one go: what tokens a
-second of methods are to be compared by.
+second of methods are to be compared by. `--quick`: these of LoRA, DoRA and full training.
 """
 
 from __future__ import annotations
@@ -81,17 +82,20 @@ SHORT: dict[str, Any] = {"data": {"validation": [{
 def main() -> None:
     """Train, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="speed of three methods alone")
     parser.add_argument("--output", type=Path, default=Path("runs/methods"))
     parser.add_argument("--methods", help="some of them, separated by semicolons")
     parser.add_argument("--workers", type=int, default=1, help="methods at the same time")
     parser.add_argument("--rates", action="store_true")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rates, arguments.methods = True, "lora;lora, dora;full"
     arguments.output.mkdir(parents=True, exist_ok=True)
     adapters = {name: {"method": name, **OPTIONS.get(name, {})} for name in METHODS}
     adapters |= VARIANTS
     if arguments.methods:
         adapters = {name: adapters[name] for name in arguments.methods.split(";")}
-    task = next(iter(tasks_of(arguments.output, None)))
+    task = next(iter(tasks_of(arguments.output)))
     task = Task(task.name, {**task.train, "limit": 64}, task.held_out)
     figures: dict[str, Any]
     if arguments.rates:

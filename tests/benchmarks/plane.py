@@ -17,6 +17,7 @@ from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.pipeline import evaluate, train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import LoraKitError
+from tests.bigbench import bigbench_rows
 
 Matrix = NDArray[np.float64]
 ROWS, HELD_OUT, DRAWS = 128, 48, 10_000
@@ -41,27 +42,26 @@ class Task:
     held_out: dict[str, Any]
 
 
-def tasks_of(output: Path, bigbench: Path | None) -> Iterable[Task]:
+def tasks_of(output: Path) -> Iterable[Task]:
+    """Yield one-line docstrings, and sentences from attributes (gem__e2e_nlg of BIG-bench)."""
     docstrings = {"source": "stdlib-docstrings"}
     yield Task(
         "docstrings",
         {**docstrings, "split": "train", "limit": ROWS},
         {**docstrings, "split": "test", "limit": HELD_OUT, "max_length": 320},
     )
-    if bigbench is None:
-        return
-    items = [json.loads(line) for line in (bigbench / "gem__e2e_nlg.jsonl").open()]
+    items = bigbench_rows("gem__e2e_nlg")
     inputs = list(dict.fromkeys(item["input"] for item in items))
     tested = set(inputs[:: max(len(inputs) // HELD_OUT, 2)])
     paths = {}
     for part, is_tested in (("train", False), ("test", True)):
         paths[part] = output / f"e2e-{part}.jsonl"
-        rows = [
+        examples = [
             {"prompt": f"Write a sentence: {item['input']}", "completion": item["targets"][0]}
             for item in items
             if (item["input"] in tested) is is_tested
         ]
-        paths[part].write_text("".join(json.dumps(row) + "\n" for row in rows))
+        paths[part].write_text("".join(json.dumps(row) + "\n" for row in examples))
     yield Task(
         "e2e",
         {"source": str(paths["train"].absolute()), "limit": ROWS},

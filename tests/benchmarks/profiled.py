@@ -1,9 +1,10 @@
 """Where the time of a training goes, ours and the peer's: shares of the operators' own time.
 
-    python -m tests.benchmarks.profiled [--rows N] [--side ours|ours_dense|trl|trl_float32]
+    python -m tests.benchmarks.profiled [--quick] [--rows N] [--side NAME]
 
-The setting is that of `tests.benchmarks.training`, under torch's profiler, whose own work makes a
-step about a tenth slower.
+The sides are `ours`, `ours_dense`, `trl` and `trl_float32`. The setting is that of
+`tests.benchmarks.training`, under torch's profiler, whose own work makes a step about a tenth
+slower.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ FAMILIES = {
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="a third of the rows")
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--side", choices=tuple(MEASURED), default="ours")
     arguments = parser.parse_args()
+    rows = arguments.rows // 3 if arguments.quick else arguments.rows
     watched = profile(activities=[ProfilerActivity.CPU])
-    figures = MEASURED[arguments.side](arguments.rows, 0, watched=watched)
+    figures = MEASURED[arguments.side](rows, 0, watched=watched)
     spent: Counter[str] = Counter()
     for event in watched.key_averages():
         spent[family(event.key)] += event.self_cpu_time_total

@@ -1,6 +1,6 @@
 """Training in one process and in two, with equal hardware for each, and what communication costs.
 
-    python -m tests.benchmarks.scaling [--rows N] [--rounds N]
+    python -m tests.benchmarks.scaling [--quick] [--rows N] [--rounds N]
 
 SmolLM2-135M in nf4, LoRA r16 on all linear layers, batches of 8 examples of the quickstart's data.
 Each process is pinned to a core of its own and has one thread. `alone`: one process, the other core
@@ -38,11 +38,14 @@ SETTING = (
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="two steps, one of them measured")
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--pinned", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.add_argument("--reduce", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rows, arguments.rounds = 16, 1
     if arguments.pinned:
         _pinned(arguments.pinned)
     elif arguments.reduce:

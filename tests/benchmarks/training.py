@@ -5,7 +5,8 @@
 Ours and the peer train in turn, each in its own process, on the same rows, backbone (nf4),
 adapter, learning rate, schedule and batch size. All else of the peer is at its defaults, but for
 the dtype: TRL computes in bfloat16 by default, which a CPU without bfloat16 instructions does
-several times slower than float32; there the peer computes in float32 like ours.
+several times slower than float32; there the peer computes in float32 like ours. On a machine
+without a GPU it is also given `use_cpu`, which TRL wants before it computes in bfloat16 there.
 
 `ours_dense` is ours on weights that are not quantized, in the same dtype: what nf4 costs. The share
 of the matrix rate is 4 x parameters x tokens a second over what products of large matrices reach
@@ -159,6 +160,7 @@ def _trl(
                 lr_scheduler_type=recipe.training.lr_scheduler,
                 warmup_steps=recipe.training.warmup_ratio,
                 bf16=backbone.spec.dtype == "bfloat16",
+                use_cpu=backbone.model.device.type == "cpu",
                 report_to="none",
                 save_strategy="no",
                 seed=recipe.seed,
