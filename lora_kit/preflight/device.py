@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lora_kit.preflight.memory import CUDA_BASE
+from lora_kit.runtime.machine import main_memory
 
 # Processes named in a plan, and the bytes from which one is named.
 MAX_NAMED, NAMED_BYTES = 3, 500_000_000
@@ -54,7 +55,7 @@ def device_memory(device: torch.device) -> int:
     """Return the memory of a device in bytes; of a CPU, the machine's main memory."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return main_memory()
 
 
 def find_memory(device: torch.device) -> DeviceMemory:

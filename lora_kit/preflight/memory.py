@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from lora_kit.adapter.fused_products import holds_dequantized
 from lora_kit.backbone.attention import WITH_LENGTHS
-from lora_kit.backbone.load import compute_dtype
+from lora_kit.backbone.load import FOUR_BIT, compute_dtype
 from lora_kit.backbone.varlen import VARLEN
 from lora_kit.modeling.checkpointing import disable_checkpointing, enable_checkpointing
 from lora_kit.modeling.likelihood import chunk_tokens, logits_at, token_nll
@@ -177,7 +178,7 @@ def footprint(
         dtype=dtype,
         libraries=base_bytes,
         fake=fake,
-        frozen=_frozen(fake, config, dtype, device),
+        frozen=_frozen(fake, config, dtype, device) | _dequantized(recipe, fake, dtype, device),
         passes=passes,
         optim=recipe.training.optim,
         allocator=_allocator(fake, batch, dtype, recomputed, device, sum(passes.values())),
@@ -195,6 +196,18 @@ def _frozen(
         # keeps all of the file mapped, including the weights that were quantized.
         return quantized | {"weights file (mapped)": fake.checkpoint_parameters * dtype.itemsize}
     return quantized | {"other frozen weights": fake.dense_bytes}
+
+
+def _dequantized(
+    recipe: Recipe, fake: FakeModel, dtype: torch.dtype, device: Device
+) -> dict[str, int]:
+    """Return the bytes of 4-bit weights that are held dequantized while a CPU trains LoRA."""
+    is_plain = recipe.adapter.method == "lora" and not recipe.adapter.dropout
+    if device != "cpu" or recipe.backbone.quantization not in FOUR_BIT or not is_plain:
+        return {}
+    weights = 2 * (fake.quantized_bytes - fake.constant_bytes)
+    held = holds_dequantized(weights, dtype)
+    return {"dequantized weights": weights * dtype.itemsize} if held else {}
 
 
 def _allocator_reuses_blocks() -> bool:

@@ -26,7 +26,9 @@ from lora_kit.modeling.modes import in_mode
 from lora_kit.preflight.device import synchronize
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.errors import TrainingError
+from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.machine import peak_memory
+from lora_kit.training.acceleration import faster_on_cpu
 from lora_kit.training.micro_batcher import MicroBatcher
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ def time_micro_batch(
     batch = batcher.collate(chosen, backbone.tokenizer.pad_token_id)
     batch = to_device(batch, backbone.model.device)
     dtype = getattr(torch, str(backbone.spec.dtype))
-    with _training_mode(model, checkpointing):
+    with _training_mode(model, checkpointing), faster_on_cpu(model, current_launch()):
         loss = _head_loss if backbone.head else _language_model_loss
         _timed_pass(model, batch, dtype, loss)
         require_gradient(model)

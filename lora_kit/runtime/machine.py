@@ -49,6 +49,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def main_memory() -> int:
+    """Return the main memory of this machine, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def peak_memory() -> int:
     """Return the largest resident main memory of this process so far, in bytes.
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
-from sklearn.metrics import precision_recall_fscore_support
 
 from lora_kit.statistics.bootstrap import bootstrap_replicates, percentile_limits
 from lora_kit.statistics.clusters import (
@@ -71,6 +70,8 @@ def label_scores(predicted: Sequence[str], truth: Sequence[str]) -> LabelScores:
     Raises:
         ValueError: without items, or if the lengths differ.
     """
+    from sklearn.metrics import precision_recall_fscore_support
+
     _require_same_length("predicted", predicted, truth)
     labels = sorted(set(truth))
     columns = precision_recall_fscore_support(

@@ -1,14 +1,18 @@
-"""Options that make training faster or smaller: optimizers, compiled blocks, Liger's kernels."""
+"""Ways to make training faster or smaller: optimizers, compiled blocks, kernels."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from lora_kit.adapter.fused_products import fused_products
 from lora_kit.backbone.blocks import find_blocks
+from lora_kit.modeling.cpu_attention import products_in_backward
 from lora_kit.recipe.training import ADAMW, TrainingSpec
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.launch import Launch
@@ -42,6 +46,23 @@ def compile_blocks(model: torch.nn.Module) -> None:
     for block in find_blocks(model)[1]:
         # Lengths differ from pass to pass.
         block.compile(dynamic=True)
+
+
+@contextmanager
+def faster_on_cpu(model: Any, launch: Launch, compiled: bool = False) -> Iterator[None]:
+    """Train with faster products on a CPU until exit; results are the same within rounding.
+
+    Args:
+        model: backbone with its adapter.
+        launch: launch of the training; under FSDP and DeepSpeed nothing changes, since their hooks
+            bring the weights of a module only when it is called.
+        compiled: true if the blocks are compiled, whose kernels are their own.
+    """
+    if launch.partitioned or compiled:
+        yield
+        return
+    with products_in_backward(model), fused_products(model):
+        yield
 
 
 def require_acceleration(

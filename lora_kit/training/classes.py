@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
 
 from lora_kit.backbone.heads import pad_right
@@ -55,6 +54,8 @@ class ClassLoss:
             classes: names of all classes.
             targets: class index of each training row; every class has a row.
         """
+        from sklearn.utils.class_weight import compute_class_weight
+
         weights = compute_class_weight(
             spec.weights_of(classes), classes=np.arange(len(classes)), y=np.array(targets)
         )

@@ -16,6 +16,7 @@ from lora_kit.runtime.machine import GpuPeak, gpu_peak, peak_memory
 from lora_kit.runtime.out_of_memory import is_out_of_memory_error
 from lora_kit.runtime.processes import any_process, process_state
 from lora_kit.training import checkpoints
+from lora_kit.training.acceleration import faster_on_cpu
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
 from lora_kit.training.classes import ClassTask
 from lora_kit.training.gradient_conflict import mean_cosines
@@ -102,7 +103,9 @@ def run_training(inputs: TrainingInputs, resume: Path | None = None) -> Training
                     shard_4bit_layers(model, trainer.accelerator)
                     restore = optimizer_restorer(model, trainer.create_optimizer())
                     trainer.restore_optimizer = restore
-                with _explained_out_of_memory(trainer):
+                compiled = inputs.recipe.training.compile
+                faster = faster_on_cpu(model, inputs.launch, compiled)
+                with _explained_out_of_memory(trainer), faster:
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         if trainer.early_stopping and trainer.ended:
             trainer.early_stopping.measure_at_end(trainer.state, trainer.control)

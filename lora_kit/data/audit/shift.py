@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
 
 from lora_kit.data.audit.findings import Shift
 from lora_kit.data.audit.item import VALIDATION, AuditedItem, held_out_items
@@ -139,6 +136,10 @@ def _text(item: AuditedItem, with_answer: bool) -> str:
 
 def _score_folds(texts: Sequence[str], labels: Flags, groups: Sequence[str]) -> list[ScoredFold]:
     """Cross-validate the classifier; return no folds if a sample has only one cluster."""
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold
+
     vectorizer = HashingVectorizer(
         ngram_range=(1, 2),
         token_pattern=r"\w+",

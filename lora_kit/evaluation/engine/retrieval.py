@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lora_kit.data.rows import Row
 from lora_kit.evaluation.engine.work import Work
@@ -29,7 +28,7 @@ class Retriever:
         identity: digest of the training prompts and answers.
     """
 
-    vectorizer: TfidfVectorizer
+    vectorizer: Any
     prompts: Any
     answers: tuple[str, ...]
     identity: str
@@ -40,6 +39,9 @@ class Retriever:
         answered = [row for row in rows if row.has_answer]
         if not answered:
             return None
+        # Imported here, since it takes a second that most evaluations do not need.
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
         prompts = [
             "\n\n".join(message.content for message in row.messages[:-1]) for row in answered
