@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import StoppingCriteriaList, StopStringCriteria
 
 from lora_kit.backbone.devices import input_device
 from lora_kit.backbone.encoder_decoder import DECODER_INPUTS, Seq2SeqBatch, is_encoder_decoder
 from lora_kit.backbone.load import Backbone
 from lora_kit.backbone.positions import PositionLimits
 from lora_kit.data.tokenization import end_of_turn_id
+from lora_kit.modeling.decoding import decode_greedily
+from lora_kit.modeling.held_weights import held_weights, inner_model
 from lora_kit.runtime.console import meter
 
 # Prompts in a batch; a step generates one token of each.
@@ -73,15 +76,39 @@ def generate_batch(
         seen = starts.shape[1]
         # Every prompt ends with the tokens that the decoder begins with.
         assert bool((starts == starts[0]).all())
-    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    output: torch.Tensor = model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(stop_ids),
-        pad_token_id=pad_token_id,
-        **(greedy | options),
-    )
+    settings = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None} | options
+    if _is_decoded_here(model) and not settings["do_sample"]:
+        settings["custom_generate"] = decode_greedily
+        if stops := settings.pop("stop_strings", None):
+            # transformers 5.23 loses the tokenizer that it would make the criterion with.
+            criterion = StopStringCriteria(settings.pop("tokenizer"), stops)
+            settings["stopping_criteria"] = StoppingCriteriaList([criterion])
+    with held_weights(model):
+        output: torch.Tensor = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stop_ids),
+            pad_token_id=pad_token_id,
+            **settings,
+        )
     return output[:, seen:]
+
+
+def _is_decoded_here(model: Any) -> bool:
+    """Return true if `decode_greedily` may decode; what it cannot, it leaves to transformers.
+
+    Not for virtual tokens, which are put into a cache of their own, and not for a model that several
+    processes hold together, all of which have to take every step.
+    """
+    from transformers.distributed.fsdp import is_fsdp_managed_module
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    if is_encoder_decoder(model) or is_deepspeed_zero3_enabled():
+        return False
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        return False
+    return not is_fsdp_managed_module(inner_model(model))
 
 
 @dataclass(frozen=True)
