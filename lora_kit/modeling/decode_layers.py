@@ -31,16 +31,16 @@ def decode_layers(model: torch.nn.Module, held: HeldWeights) -> Iterator[None]:
     changed: list[tuple[torch.nn.Module, Forward | None]] = []
     try:
         for module in model.modules():
-            forward = _lora_forward(module, held) or _linear_forward(module, held)
+            forward = _lora_forward(module) or _linear_forward(module, held)
             if forward is not None:
                 changed.append((module, module.__dict__.get("forward")))
-                module.forward = forward  # type: ignore[method-assign]
+                module.forward = forward
         yield
     finally:
         for module, before in changed:
             del module.forward
             if before is not None:
-                module.forward = before  # type: ignore[method-assign]
+                module.forward = before
 
 
 def _linear_forward(layer: Any, held: HeldWeights) -> Forward | None:
@@ -62,8 +62,8 @@ def _linear_forward(layer: Any, held: HeldWeights) -> Forward | None:
         if inputs.dtype != dtype:
             output: torch.Tensor = before(inputs)
             return output
-        output = multiply(inputs, packed, bias, "none", [], "")
-        return output
+        product: torch.Tensor = multiply(inputs, packed, bias, "none", [], "")
+        return product
 
     return forward
 
@@ -72,7 +72,7 @@ def _is_linear(layer: Any) -> bool:
     return type(layer) is torch.nn.Linear
 
 
-def _lora_forward(layer: Any, held: HeldWeights) -> Forward | None:
+def _lora_forward(layer: Any) -> Forward | None:
     """Return the forward pass of a layer with one LoRA adapter, or with a disabled one.
 
     `None` for other layers, such as those with DoRA, with several adapters or with a merged one.
@@ -86,11 +86,15 @@ def _lora_forward(layer: Any, held: HeldWeights) -> Forward | None:
     if layer.merged or layer.training:
         return None
     if layer.disable_adapters:
-        return lambda inputs: base(inputs)  # type: ignore[no-any-return]
+        return lambda inputs: base(inputs)
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if not active:
-        return lambda inputs: base(inputs)  # type: ignore[no-any-return]
-    if len(active) > 1 or active[0] in layer.lora_variant or not getattr(layer, "cast_input_dtype_enabled", True):
+        return lambda inputs: base(inputs)
+    if (
+        len(active) > 1
+        or active[0] in layer.lora_variant
+        or not getattr(layer, "cast_input_dtype_enabled", True)
+    ):
         return None
     down, up = layer.lora_A[active[0]], layer.lora_B[active[0]]
     if not (_is_linear(down) and _is_linear(up) and down.bias is None and up.bias is None):

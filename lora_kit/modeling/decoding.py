@@ -55,19 +55,22 @@ def decode_greedily(
     batch = _Batch(input_ids, generation_config, inputs)
     outputs = model._prefill(input_ids, generation_config, inputs)
     give_room(inputs["past_key_values"], generation_config.max_length - input_ids.shape[1])
-    with held_weights(model) as held, model._optimize_model_for_decode():
-        with decode_layers(model, held):
-            while True:
-                batch.inputs = model._update_model_kwargs_for_generation(outputs, batch.inputs)
-                logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
-                del outputs
-                scores = logits_processor(batch.ids, logits.to(input_ids.device))
-                if batch.append(scores.argmax(dim=-1), stopping_criteria):
-                    return batch.output[:, : batch.length]
-                step = model.prepare_inputs_for_generation(
-                    batch.ids, next_sequence_length=1, **batch.inputs
-                )
-                outputs = model(**step, return_dict=True)
+    with (
+        held_weights(model) as held,
+        model._optimize_model_for_decode(),
+        decode_layers(model, held),
+    ):
+        while True:
+            batch.inputs = model._update_model_kwargs_for_generation(outputs, batch.inputs)
+            logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+            del outputs
+            scores = logits_processor(batch.ids, logits.to(input_ids.device))
+            if batch.append(scores.argmax(dim=-1), stopping_criteria):
+                return batch.output[:, : batch.length]
+            step = model.prepare_inputs_for_generation(
+                batch.ids, next_sequence_length=1, **batch.inputs
+            )
+            outputs = model(**step, return_dict=True)
 
 
 def _is_decodable(generation_config: Any, inputs: dict[str, Any]) -> bool:
@@ -107,8 +110,9 @@ class _Batch:
     def __init__(self, input_ids: torch.Tensor, config: Any, inputs: dict[str, Any]) -> None:
         rows, self.length = input_ids.shape
         self._pad = config._pad_token_tensor
-        filler = 0 if self._pad is None else int(self._pad)
-        self.output = input_ids.new_full((rows, max(config.max_length, self.length)), filler)
+        self.output = input_ids.new_zeros((rows, max(config.max_length, self.length)))
+        if self._pad is not None:
+            self.output[:] = self._pad
         self.output[:, : self.length] = input_ids
         self._tokens = self.output
         # Rows of the output that are active, and true for those that have not ended.
@@ -129,6 +133,8 @@ class _Batch:
         if self._rows is not None:
             self.output[self._rows, self.length] = tokens
         self.length += 1
+        if self.length == self.output.shape[1]:
+            return True
         self._going &= ~stopping_criteria(self.ids, None)
         going = int(self._going.sum())
         if going and going <= len(tokens) - max(ENDED_SHARE * len(tokens), 1):

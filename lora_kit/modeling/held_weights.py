@@ -78,11 +78,15 @@ class HeldWeights:
 
 # Rows for which oneDNN chooses the order of a packed weight.
 PACKED_ROWS = 16
+# Elements from which a weight is packed: a call of oneDNN takes 14 us, as a smaller product does.
+PACKED_ELEMENTS = 2**16
 
 
 def _is_packable(weight: torch.Tensor) -> bool:
     """Return true if oneDNN multiplies by the weight on this machine; its operators are private."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or weight.numel() < PACKED_ELEMENTS:
+        return False
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
@@ -115,7 +119,7 @@ def held_weights(model: Any) -> Iterator[HeldWeights]:
     held.packed_bytes = int(HELD_SHARE * available_bytes(device)) if device.type == "cpu" else 0
     owner.__dict__[_HELD] = held
     for layer, weight in held.dense.items():
-        layer.forward = partial(_linear, layer, weight)  # type: ignore[method-assign]
+        layer.forward = partial(_linear, layer, weight)
     try:
         yield held
     finally:
@@ -138,7 +142,7 @@ def _dequantized(model: torch.nn.Module) -> dict[torch.nn.Module, torch.Tensor]:
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
-    layers = [
+    layers: list[Any] = [
         module
         for module in model.modules()
         # `forward` in the instance is a hook's, as accelerate's over several GPUs.

@@ -21,6 +21,7 @@ from lora_kit.evaluation.engine.sharing import WorkShare, work_shares
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Graded, Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
+from lora_kit.modeling.held_weights import held_weights
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.console import meter, say
 from lora_kit.runtime.errors import EvaluationError, first_line
@@ -84,7 +85,7 @@ def _evaluate_model(
     progress: Progress,
 ) -> None:
     scorer = Scorer(model, context.tokenizer, context.stop_token_ids)
-    with eval_mode(model):
+    with eval_mode(model), held_weights(model):
         for one, share in zip(work, own, strict=True):
             if not share:
                 continue
