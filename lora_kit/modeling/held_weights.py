@@ -65,7 +65,8 @@ class HeldWeights:
         weight = self.weight(layer)
         if weight is None or not _is_packable(weight):
             return None
-        source = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        own: Any = layer.weight
+        source = (weight.data_ptr(), 0 if own.is_inference() else own._version)
         known = self.packs.get(layer)
         if known is None or known.source != source:
             if known is None and weight.nbytes > self.packed_bytes:
