@@ -42,7 +42,7 @@ class Figures:
     """Measurements of one setting.
 
     Attributes:
-        seconds: of each round, by side.
+        seconds: seconds of each round, by side.
         cpu: processor seconds of each round, by side: less moved by what else the machine does.
         first: seconds to the first token of each round, by side.
         tokens: generated tokens up to the end of each answer.

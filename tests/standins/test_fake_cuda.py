@@ -41,7 +41,7 @@ WAITS: dict[str, dict[str, int]] = {
     "classes": {".tolist()": 1},
     "drift": SCORES,
     # A batch is sent at its beginning; after each token but the last, it is asked which rows ended.
-    "generation": SENT | {"decode_greedily: ": 2, "append: ": 2},
+    "generation": SENT | {"decode_greedily: ": 2, "append: ": 2, "_leave: ": 2},
     "generation prefix": SENT | {"append: ": 2, "_leave: ": 2},
 }
 # Tensors of a pass: ids, mask, positions and supervised tokens; a pack has no mask, but two passes;
