@@ -44,6 +44,7 @@ test-slow: $(DEEPSPEED)
 benchmarks: install
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.evaluation
+	$(BIN)/python -m tests.benchmarks.generation
 	$(BIN)/python -m tests.benchmarks.rows
 	$(BIN)/python -m tests.benchmarks.estimate
 	$(BIN)/python -m tests.benchmarks.memory

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import StoppingCriteriaList, StopStringCriteria
 
 from lora_kit.backbone.devices import input_device
 from lora_kit.backbone.encoder_decoder import DECODER_INPUTS, Seq2SeqBatch, is_encoder_decoder
 from lora_kit.backbone.load import Backbone
 from lora_kit.backbone.positions import PositionLimits
 from lora_kit.data.tokenization import end_of_turn_id
+from lora_kit.modeling.decoding import decode_greedily
+from lora_kit.modeling.held_weights import held_weights, inner_model
+from lora_kit.modeling.prompt_prefix import encode_shared_prefix
 from lora_kit.runtime.console import meter
 
 # Prompts in a batch; a step generates one token of each.
@@ -56,6 +60,27 @@ def generate_batch(
     Returns:
         (rows, tokens) int64, without the prompts.
     """
+    is_ours = _is_decoded_here(model) and not options.get("do_sample")
+    with held_weights(model):
+        if is_ours and not prefix_length:
+            prefix_length, cache = encode_shared_prefix(model, prompts)
+            options |= {"past_key_values": cache} if prefix_length else {}
+        inputs, seen = _generation_inputs(model, prompts, pad_token_id, prefix_length)
+        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        output: torch.Tensor = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stop_ids),
+            pad_token_id=pad_token_id,
+            **(greedy | (_decoded_here(options) if is_ours else options)),
+        )
+    return output[:, seen:]
+
+
+def _generation_inputs(
+    model: Any, prompts: Sequence[Sequence[int]], pad_token_id: int, prefix_length: int
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Return the inputs of a batch, and the number of tokens that its output begins with."""
     width = max(map(len, prompts))
 
     def row(filler: int, prompt: Sequence[int]) -> list[int]:
@@ -66,22 +91,40 @@ def generate_batch(
     device = input_device(model)
     ids = torch.tensor([row(pad_token_id, prompt) for prompt in prompts], device=device)
     mask = torch.tensor([row(0, [1] * len(prompt)) for prompt in prompts], device=device)
-    inputs, seen = {"input_ids": ids, "attention_mask": mask}, width
-    if is_encoder_decoder(model):
-        inputs = Seq2SeqBatch.of(model, ids, mask).inputs
-        starts = inputs[DECODER_INPUTS]
-        seen = starts.shape[1]
-        # Every prompt ends with the tokens that the decoder begins with.
-        assert bool((starts == starts[0]).all())
-    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    output: torch.Tensor = model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(stop_ids),
-        pad_token_id=pad_token_id,
-        **(greedy | options),
-    )
-    return output[:, seen:]
+    if not is_encoder_decoder(model):
+        return {"input_ids": ids, "attention_mask": mask}, width
+    inputs = Seq2SeqBatch.of(model, ids, mask).inputs
+    starts = inputs[DECODER_INPUTS]
+    # Every prompt ends with the tokens that the decoder begins with.
+    assert bool((starts == starts[0]).all())
+    return inputs, starts.shape[1]
+
+
+def _decoded_here(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of `model.generate` with which `decode_greedily` decodes."""
+    decoded = options | {"custom_generate": decode_greedily}
+    if stops := decoded.pop("stop_strings", None):
+        # transformers 5.23 loses the tokenizer that it would make the criterion with.
+        criterion = StopStringCriteria(decoded.pop("tokenizer"), stops)
+        decoded["stopping_criteria"] = StoppingCriteriaList([criterion])
+    return decoded
+
+
+def _is_decoded_here(model: Any) -> bool:
+    """Return true if `decode_greedily` may decode; what it cannot, it leaves to transformers.
+
+    Not for virtual tokens, which are put into a cache of their own, and not for a model that
+    several processes hold together, all of which have to take every step.
+    """
+    from transformers.distributed.fsdp import is_fsdp_managed_module
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    if is_encoder_decoder(model) or is_deepspeed_zero3_enabled():
+        return False
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        return False
+    return not is_fsdp_managed_module(inner_model(model))
 
 
 @dataclass(frozen=True)
@@ -146,8 +189,8 @@ def generate(
     sampling: dict[str, Any] = {}
     if sampled:
         sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    for batch in _batches([n for n in order if limits[n]], limits, rooms):
-        with torch.no_grad(), _own_distribution(model):
+    with torch.no_grad(), _own_distribution(model), held_weights(model):
+        for batch in _batches([n for n in order if limits[n]], limits, rooms):
             rows = generate_batch(
                 model,
                 [prompts[n] for n in batch],
@@ -156,10 +199,11 @@ def generate(
                 max(limits[n] for n in batch),
                 **sampling,
             ).tolist()
-        generated |= {
-            n: _until_stop(row[: limits[n]], stop_ids) for n, row in zip(batch, rows, strict=True)
-        }
-        advance(len(batch))
+            generated |= {
+                n: _until_stop(row[: limits[n]], stop_ids)
+                for n, row in zip(batch, rows, strict=True)
+            }
+            advance(len(batch))
     return [generated.get(n) for n in range(len(prompts))]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ from typing import Any
 import torch
 
 from lora_kit.preflight.memory import CUDA_BASE
+from lora_kit.runtime.available_memory import CGROUPS, group_limits
 from lora_kit.runtime.machine import main_memory
 
 # Processes named in a plan, and the bytes from which one is named.
 MAX_NAMED, NAMED_BYTES = 3, 500_000_000
-CGROUPS = Path("/sys/fs/cgroup")
-# Files with limit and use of a group's memory: cgroup v2, then v1.
-LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 @dataclass(frozen=True)
@@ -74,43 +71,6 @@ def find_memory(device: torch.device) -> DeviceMemory:
     for limit, used in group_limits(CGROUPS):
         total, free = min(total, limit), min(free, limit - used)
     return DeviceMemory(total, min(max(free, 0) + own, total), tuple(_main_memory_users()))
-
-
-def group_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Yield limit and use, in bytes, of this process's group and those above it, as in containers.
-
-    Pages of files that the kernel would give up first do not count as used.
-
-    Args:
-        root: mount of the control groups.
-    """
-    own = Path("/proc/self/cgroup")
-    lines = own.read_text().splitlines() if own.is_file() else []
-    # hierarchy:controllers:path; version 2 has no controllers.
-    groups = {path for _, kinds, path in (line.split(":", 2) for line in lines)
-              if kinds in ("", "memory")}  # fmt: skip
-    for mount in (root, root / "memory"):
-        folders = {mount}
-        for group in groups:
-            inside = mount / group.lstrip("/")
-            folders |= {one for one in (inside, *inside.parents) if one.is_relative_to(mount)}
-        for folder in folders:
-            for limit, used in LIMITS:
-                yield from _limit(folder / limit, folder / used)
-
-
-def _limit(limit: Path, used: Path) -> Iterator[tuple[int, int]]:
-    try:
-        found = limit.read_text().strip()
-        if not found.isdecimal():
-            return  # "max"
-        statistics = dict(
-            line.split() for line in (used.parent / "memory.stat").read_text().splitlines()
-        )
-        reclaimed = statistics.get("total_inactive_file", statistics.get("inactive_file", "0"))
-        yield int(found), int(used.read_text()) - int(reclaimed)
-    except (OSError, ValueError):
-        return
 
 
 def _main_memory_users() -> list[MemoryUser]:

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from lora_kit.preflight import device
-from lora_kit.preflight.device import MemoryUser, find_memory, group_limits
+from lora_kit.preflight.device import MemoryUser, find_memory
 from lora_kit.preflight.memory import CUDA_BASE
+from lora_kit.runtime.available_memory import LIMITS, group_limits
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,7 @@ def test_the_limit_of_a_group_counts_with_those_above_it(
     own = Path("/proc/self/cgroup").read_text().splitlines()
     groups = {line.split(":", 2)[2] for line in own if line.split(":")[1] in ("", "memory")}
     mount = tmp_path if kind == "v2" else tmp_path / "memory"
-    names = device.LIMITS[kind == "v1"]
+    names = LIMITS[kind == "v1"]
     inner = mount / max(groups, key=len).lstrip("/") / "step"
     for folder, limit, used in ((inner.parent, "8000", "5000"), (mount, "max", "9000")):
         folder.mkdir(parents=True, exist_ok=True)

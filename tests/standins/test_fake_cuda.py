@@ -22,6 +22,8 @@ LOGGED = {LOSS: 1, NORM: 1, DIVISOR: 1}
 # TRL's metrics, and the places of the answers in its batches.
 PREFERENCES = {"training_step: ": 20, "_answer_log_probs: ": 2, "trl_trainer.py train: ": 2}
 SCORES = {".cpu()": 1}
+# Of generation: inputs and stop tokens, and the answers.
+SENT = {"_generation_inputs: ": 2, "generate_batch: ": 8, "_generate: ": 2}
 WAITS: dict[str, dict[str, int]] = {
     "train lora": LOGGED,
     "train packed": LOGGED,
@@ -38,9 +40,9 @@ WAITS: dict[str, dict[str, int]] = {
     "choice rows prefix": SCORES,
     "classes": {".tolist()": 1},
     "drift": SCORES,
-    # A batch is sent at its beginning, and transformers asks after each token if all rows ended.
-    "generation": {"generate_batch: ": 13, "_generate: ": 2},
-    "generation prefix": {"generate_batch: ": 11, "_generate: ": 2},
+    # A batch is sent at its beginning; after each token but the last, it is asked which rows ended.
+    "generation": SENT | {"decode_greedily: ": 2, "append: ": 2, "_leave: ": 2},
+    "generation prefix": SENT | {"append: ": 2, "_leave: ": 2},
 }
 # Tensors of a pass: ids, mask, positions and supervised tokens; a pack has no mask, but two passes;
 # with `varlen`, the starts of its examples.

@@ -8,6 +8,7 @@ of the base as well.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from lora_kit.evaluation.engine.scoring import Scorer
 from lora_kit.evaluation.engine.sharing import WorkShare, all_looks, work_shares
 from lora_kit.evaluation.engine.work import PREFIX_TOKENS, Work
 from lora_kit.evaluation.ledger import DRIFT
+from lora_kit.modeling.held_weights import held_weights
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.runtime.console import meter
@@ -150,12 +152,17 @@ def _ask(loaded: LoadedArms, rounds: Iterator[Round] | Sequence[Round], asking: 
     state = process_state()
     # Without another name for the model, it is gone before the next one is loaded.
     model, prepared = None, _Prepared()
-    for looks in rounds:
-        by_process = work_shares(asking.work, loaded, asking.context, state.num_processes, looks)
-        # All processes load if any has work left: loading may train, which needs all of them.
-        if any(share for own in by_process for share in own):
-            model = _load(loaded) if model is None else model
-            _evaluate_shares(model, loaded, by_process[state.process_index], asking, prepared)
+    with ExitStack() as between_looks:
+        for looks in rounds:
+            shares = work_shares(asking.work, loaded, asking.context, state.num_processes, looks)
+            # All processes load if any has work left: loading may train, which needs all of them.
+            if not any(share for own in shares for share in own):
+                continue
+            if model is None:
+                model = _load(loaded)
+                between_looks.enter_context(eval_mode(model))
+                between_looks.enter_context(held_weights(model))
+            _evaluate_shares(model, loaded, shares[state.process_index], asking, prepared)
 
 
 def _load(loaded: LoadedArms) -> Any:
@@ -207,19 +214,18 @@ def _evaluate_shares(
 ) -> None:
     context = asking.context
     scorer = Scorer(model, context.tokenizer, context.stop_token_ids)
-    with eval_mode(model):
-        for one, share in zip(asking.work, own, strict=True):
-            if not share:
-                continue
-            tasks = prepared.tasks.get(one.name)
-            if tasks is None:
-                tasks = prepare_arms(one, loaded, scorer, context, asking.layouts)
-                if one.looks > 1:
-                    prepared.keep(one.name, tasks, scorer.device)
-            for records in evaluate_task(one, share.batches, tasks, asking.progress):
+    for one, share in zip(asking.work, own, strict=True):
+        if not share:
+            continue
+        tasks = prepared.tasks.get(one.name)
+        if tasks is None:
+            tasks = prepare_arms(one, loaded, scorer, context, asking.layouts)
+            if one.looks > 1:
+                prepared.keep(one.name, tasks, scorer.device)
+        for records in evaluate_task(one, share.batches, tasks, asking.progress):
+            context.journal.append(records)
+        if share.drift:
+            key = one.key(DRIFT, loaded.drift_identity or "")
+            drift = measure_drift(one, share.drift, key, scorer, context, asking.progress)
+            for records in drift:
                 context.journal.append(records)
-            if share.drift:
-                key = one.key(DRIFT, loaded.drift_identity or "")
-                drift = measure_drift(one, share.drift, key, scorer, context, asking.progress)
-                for records in drift:
-                    context.journal.append(records)
