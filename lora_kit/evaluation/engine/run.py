@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from lora_kit.evaluation.engine.outcome_cache import OutcomeCache
 from lora_kit.evaluation.engine.prefix import Prefix, encode_prefix, shared_prefix
 from lora_kit.evaluation.engine.progress import Progress, shared_progress
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
-from lora_kit.evaluation.engine.sharing import WorkShare, work_shares
+from lora_kit.evaluation.engine.sharing import WorkShare, batch_cost, drift_cost, work_shares
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Graded, Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
@@ -41,10 +41,11 @@ def evaluate_models(
     state = process_state()
     plan = [work_shares(work, loaded, context, state.num_processes) for loaded in models]
     total = sum(share.items for by_process in plan for own in by_process for share in own)
+    own_cost = sum(share.cost for by_process in plan for share in by_process[state.process_index])
     layouts: LayoutsByKind = {}
     with (
         meter("evaluating", total, visible=state.is_main_process) as shown,
-        shared_progress(shown) as progress,
+        shared_progress(shown, own_cost) as progress,
     ):
         for loaded, by_process in zip(models, plan, strict=True):
             # All processes load if any has work left: loading may train, which needs all of them.
@@ -188,6 +189,7 @@ class _ArmTask:
         prefix_ids: tokens that all requests begin with.
         prefix: encoded prefix; `None` if the layout does not use one.
         cache: cached outcomes of the arm; `None` if the arm is not cached.
+        cost: function from the indexes of a batch to its cost in tokens.
     """
 
     work: Work
@@ -200,6 +202,7 @@ class _ArmTask:
     prefix_ids: tuple[int, ...]
     prefix: Prefix | None
     cache: OutcomeCache | None
+    cost: Callable[[Sequence[int]], int]
 
     @classmethod
     def prepare(
@@ -229,7 +232,8 @@ class _ArmTask:
         cache = None
         if arm.cached:
             cache = OutcomeCache.of(arm.identity, scorer.device, context.no_cache)
-        return cls(work, arm, task, key, pending, scorer, layout, prefix_ids, prefix, cache)
+        cost = batch_cost(task)
+        return cls(work, arm, task, key, pending, scorer, layout, prefix_ids, prefix, cache, cost)
 
     def evaluate(self, batch: Sequence[int], progress: Progress) -> list[tuple[str, Entry]]:
         """Return the entries of a batch's items with their key; none if no item is pending."""
@@ -238,10 +242,12 @@ class _ArmTask:
             return []
         started = time.monotonic()
         with self.arm.active(self.scorer.model):
-            outcomes = self._outcomes([item.request for item in items])
-        seconds = (time.monotonic() - started) / len(items)
+            outcomes, is_cached = self._outcomes([item.request for item in items])
+        took = time.monotonic() - started
+        seconds = took / len(items)
         tokens = sum(outcome.tokens for outcome in outcomes)
-        progress.advance(len(items), f"{self.task.spec.name}, {self.arm.name}", tokens)
+        note = f"{self.task.spec.name}, {self.arm.name}"
+        progress.advance(len(items), note, tokens, self.cost(batch), None if is_cached else took)
         return [
             (
                 self.key,
@@ -252,16 +258,17 @@ class _ArmTask:
             for item, outcome in zip(items, outcomes, strict=True)
         ]
 
-    def _outcomes(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Return cached outcomes, or compute them and write them to the cache."""
+    def _outcomes(self, requests: Sequence[Request]) -> tuple[list[Outcome], bool]:
+        """Return outcomes, and true if they come from the cache; else they are written to it."""
         if self.cache is None:
-            return compute_outcomes(self.scorer, requests, self.layout, self.prefix)
+            return compute_outcomes(self.scorer, requests, self.layout, self.prefix), False
         path = self.cache.path(requests, self.prefix_ids, self.layout)
         outcomes = self.cache.read(path)
-        if outcomes is None:
-            outcomes = compute_outcomes(self.scorer, requests, self.layout, self.prefix)
-            self.cache.write(path, outcomes)
-        return outcomes
+        if outcomes is not None:
+            return outcomes, True
+        outcomes = compute_outcomes(self.scorer, requests, self.layout, self.prefix)
+        self.cache.write(path, outcomes)
+        return outcomes, False
 
 
 def _measure_drift(
@@ -298,9 +305,11 @@ def _measure_drift(
             middle = len(batch) // 2
             queue.extendleft([batch[middle:], batch[:middle]])
             continue
-        seconds = (time.monotonic() - started) / len(batch)
+        took = time.monotonic() - started
+        seconds = took / len(batch)
         tokens = 2 * sum(map(len, prompts))
-        progress.advance(len(pending), f"{work.task.spec.name}, {DRIFT}", tokens)
+        note = f"{work.task.spec.name}, {DRIFT}"
+        progress.advance(len(pending), note, tokens, drift_cost(work, batch), took)
         yield [
             (key, _drift_entry(work, item, value, 2 * len(prompt), seconds))
             for item, value, prompt in zip(batch, values, prompts, strict=True)
