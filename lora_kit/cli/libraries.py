@@ -6,7 +6,8 @@ import logging
 import warnings
 
 from lora_kit.cli.output import reserve_stdout
-from lora_kit.runtime.console import is_debug_enabled
+from lora_kit.runtime.console import is_debug_enabled, stderr
+from lora_kit.runtime.launcher import is_main_process
 
 
 def quiet_libraries() -> None:
@@ -16,6 +17,9 @@ def quiet_libraries() -> None:
     spent on imports. With `--debug` nothing is silenced, but no library writes to stdout either.
     """
     reserve_stdout()
+    if is_main_process():
+        # `say` would import torch first.
+        stderr.print("loading torch and transformers", soft_wrap=True)
     if is_debug_enabled():
         return
     # Progress bars of the libraries overwrite ours; PEFT's notice repeats what it was asked for.

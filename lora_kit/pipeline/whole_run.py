@@ -22,6 +22,13 @@ from lora_kit.runtime.launch import needs_one_process
 from lora_kit.runtime.machine import GpuPeak, gpu_peak, peak_memory
 from lora_kit.runtime.processes import continue_alone, process_state
 
+STAGES = ("train", "merge and verify", "evaluate", "release")
+
+
+def _say_stage(number: int, remark: str = "") -> None:
+    """Print which stage begins, counted from 1."""
+    say(f"stage {number}/{len(STAGES)}: {STAGES[number - 1]}{remark and f' ({remark})'}")
+
 
 @dataclass(frozen=True)
 class RunOutcome:
@@ -75,6 +82,7 @@ def run(
         LoraKitError: if a stage refuses its input.
     """
     require_gpus(recipe.evaluation.gpus)
+    _say_stage(1)
     trained = train(recipe, output, overwrite, resume)
     if needs_one_process(recipe.evaluation.gpus):
         # A session of a training that was finished before has its model where all processes had.
@@ -83,13 +91,16 @@ def run(
     session = trained.session
     is_main = process_state().is_main_process
     refusal = why_not_released(session.run, recipe)
+    _say_stage(2, "left out" if refusal else "")
     # A release needs the merged model's verdict, whatever arms the recipe names.
     merged = MERGED_ARMS if recipe.merge.base == "both" else MERGED_ARMS[:1]
     if is_main and not refusal:
         merge(session)
     process_state().wait_for_everyone()
+    _say_stage(3)
     verdict = evaluate(session, arms=() if refusal else merged, work=trained.work).verdict
     released, status = None, VERDICT_STATUS[verdict.decision]
+    _say_stage(4, "left out" if refusal else "")
     if is_main and not refusal:
         try:
             made = release(session)

@@ -18,7 +18,6 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
@@ -82,34 +81,49 @@ class Meter:
         self._task: TaskID | None = None
         self._started = self._last_line = time.monotonic()
         if progress is not None:
-            self._task = progress.add_task(description, total=total, note="")
+            self._task = progress.add_task(description, total=total, note="", left="")
+        else:
+            self._print("")
 
-    def advance(self, steps: float = 1, note: str = "", tokens: int = 0) -> None:
+    def advance(
+        self, steps: float = 1, note: str = "", tokens: int = 0, left: float | None = None
+    ) -> None:
         """Advance the progress.
 
         Args:
             steps: number of steps done since the last call.
             note: text shown beside the bar.
             tokens: number of tokens processed in these steps; above 0, tokens per second are shown.
+            left: seconds that the other steps will take; by default as many as those before, each.
         """
         self._done += steps
         self._tokens += tokens
         if self._tokens:
             rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
             note = f"{note}, {rate:,.0f} token/s"
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, advance=steps, note=escape(visible(note)))
-            return
         now = time.monotonic()
+        elapsed = now - self._started
+        if left is None:
+            left = elapsed / self._done * (self._total - self._done) if self._done else 0.0
+        rest = f"{max(left, 0):.0f} s left"
+        if self._progress is not None and self._task is not None:
+            note = escape(visible(note))
+            self._progress.update(self._task, advance=steps, note=note, left=rest)
+            return
         if now - self._last_line >= PROGRESS_LINE_SECONDS or self._done >= self._total:
             self._last_line = now
-            elapsed = now - self._started
-            left = elapsed / self._done * (self._total - self._done) if self._done else 0
-            stderr.print(
-                f"{self._description}: {self._done:.0f}/{self._total:.0f} {escape(note)} "
-                f"({elapsed:.0f} s, {left:.0f} s left)",
-                soft_wrap=True,
-            )
+            self._print(f" {escape(note)} ({elapsed:.0f} s, {rest})")
+
+    def leave_out(self, steps: float) -> None:
+        """Take off steps that need not be done."""
+        self._total -= steps
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=self._total)
+
+    def _print(self, state: str) -> None:
+        stderr.print(
+            f"{self._description}: {self._done:.0f}/{self._total:.0f}{state}", soft_wrap=True
+        )
 
 
 @contextmanager
@@ -130,7 +144,7 @@ def meter(description: str, total: float, visible: bool = True) -> Iterator[Mete
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
         )
         with Progress(*columns, console=stderr, transient=False) as progress:
             yield Meter(description, total, progress)

@@ -90,6 +90,21 @@ def test_a_mistake_in_a_recipe_is_told_before_the_libraries_are_loaded() -> None
     assert done.stdout.split() == []
 
 
+def test_a_line_is_printed_before_the_libraries_are_imported() -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['datasets'] = None\n"
+        "from lora_kit.cli import main\n"
+        "try:\n"
+        "    main(['run', 'quickstart'])\n"
+        "except ImportError:\n"
+        "    print('torch' in sys.modules)\n"
+    )
+    done = run_python("-c", script)
+    assert done.stdout.split() == ["False"], done.stderr
+    assert done.stderr == "loading torch and transformers\n"
+
+
 def test_the_help_lists_the_commands_in_the_order_of_the_work() -> None:
     done = run_python("-m", "lora_kit", "--help")
     assert done.returncode == 0, done.stderr

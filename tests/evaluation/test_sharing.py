@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 
 from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
-from lora_kit.evaluation.engine.drift import drift_items
-from lora_kit.evaluation.engine.sharing import assign_to_processes, work_shares
+from lora_kit.evaluation.engine.drift import drift_batches, drift_items
+from lora_kit.evaluation.engine.sharing import (
+    assign_to_processes,
+    batch_cost,
+    drift_cost,
+    work_shares,
+)
 from lora_kit.evaluation.engine.work import Work, batches_by_length
 from lora_kit.evaluation.item import Branch, ChoiceRequest, GenerationRequest, Item, Task
 from lora_kit.evaluation.ledger import DRIFT
@@ -73,6 +78,18 @@ def test_every_batch_is_done_once_and_is_what_one_process_has(
         assert sorted(item.id for item in drift) == sorted(item.id for item in drift_items(one))
     items = sum(share.items for process in found for share in process)
     assert items == sum(2 * len(one.task.items) + len(drift_items(one)) for one in work)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_the_costs_of_the_shares_are_those_of_the_batches_as_they_are_done(
+    work: list[Work], processes: int
+) -> None:
+    found = work_shares(work, arms("both"), context(), processes)
+    for number, one in enumerate(work):
+        cost = batch_cost(one.task)
+        done = 2 * sum(cost(batch) for batch in one.batches)
+        done += sum(drift_cost(one, batch) for batch in drift_batches(one))
+        assert sum(process[number].cost for process in found) == done
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,9 @@ def finished(workplace: Path) -> Path:
     assert outcome["verdict"]["decision"] == "PASS"
     assert outcome["release"] == "runs/small/release"
     assert "token/s" in done.stderr
+    assert done.stderr.startswith("loading torch")
+    stages = re.findall(r"^stage (\d)/4: (\w+)", done.stderr, flags=re.MULTILINE)
+    assert stages == [("1", "train"), ("2", "merge"), ("3", "evaluate"), ("4", "release")]
     assert "Traceback" not in done.stderr
     return workplace / "runs" / "small"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lora_kit.evaluation.engine import drift
@@ -14,6 +14,7 @@ from lora_kit.evaluation.engine.outcome_cache import OutcomeCache
 from lora_kit.evaluation.engine.prefix import Prefix, encode_prefix, shared_prefix
 from lora_kit.evaluation.engine.progress import Progress
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
+from lora_kit.evaluation.engine.sharing import batch_cost, drift_cost
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Graded, Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
@@ -112,6 +113,7 @@ class ArmTask:
         prefix_ids: tokens that all requests begin with.
         prefix: encoded prefix; `None` if the layout does not use one.
         cache: cached outcomes of the arm; `None` if the arm is not cached.
+        cost: function from the indexes of a batch to its cost in tokens.
     """
 
     work: Work
@@ -124,6 +126,7 @@ class ArmTask:
     prefix_ids: tuple[int, ...]
     prefix: Prefix | None
     cache: OutcomeCache | None
+    cost: Callable[[Sequence[int]], int]
 
     @classmethod
     def prepare(
@@ -153,7 +156,8 @@ class ArmTask:
         cache = None
         if arm.cached:
             cache = OutcomeCache.of(arm.identity, scorer.device, context.no_cache)
-        return cls(work, arm, task, key, pending, scorer, layout, prefix_ids, prefix, cache)
+        cost = batch_cost(task)
+        return cls(work, arm, task, key, pending, scorer, layout, prefix_ids, prefix, cache, cost)
 
     def evaluate(self, batch: Sequence[int], progress: Progress) -> list[tuple[str, Entry]]:
         """Return the entries of a batch's items with their key; none if no item is pending."""
@@ -162,10 +166,12 @@ class ArmTask:
             return []
         started = time.monotonic()
         with self.arm.active(self.scorer.model):
-            outcomes = self._outcomes([item.request for item in items])
-        seconds = (time.monotonic() - started) / len(items)
+            outcomes, is_cached = self._outcomes([item.request for item in items])
+        took = time.monotonic() - started
+        seconds = took / len(items)
         tokens = sum(outcome.tokens for outcome in outcomes)
-        progress.advance(len(items), f"{self.task.spec.name}, {self.arm.name}", tokens)
+        note = f"{self.task.spec.name}, {self.arm.name}"
+        progress.advance(len(items), note, tokens, self.cost(batch), None if is_cached else took)
         return [
             (
                 self.key,
@@ -176,16 +182,17 @@ class ArmTask:
             for item, outcome in zip(items, outcomes, strict=True)
         ]
 
-    def _outcomes(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Return cached outcomes, or compute them and write them to the cache."""
+    def _outcomes(self, requests: Sequence[Request]) -> tuple[list[Outcome], bool]:
+        """Return outcomes, and true if they come from the cache; else they are written to it."""
         if self.cache is None:
-            return compute_outcomes(self.scorer, requests, self.layout, self.prefix)
+            return compute_outcomes(self.scorer, requests, self.layout, self.prefix), False
         path = self.cache.path(requests, self.prefix_ids, self.layout)
         outcomes = self.cache.read(path)
-        if outcomes is None:
-            outcomes = compute_outcomes(self.scorer, requests, self.layout, self.prefix)
-            self.cache.write(path, outcomes)
-        return outcomes
+        if outcomes is not None:
+            return outcomes, True
+        outcomes = compute_outcomes(self.scorer, requests, self.layout, self.prefix)
+        self.cache.write(path, outcomes)
+        return outcomes, False
 
 
 def measure_drift(
@@ -222,9 +229,11 @@ def measure_drift(
             middle = len(batch) // 2
             queue.extendleft([batch[middle:], batch[:middle]])
             continue
-        seconds = (time.monotonic() - started) / len(batch)
+        took = time.monotonic() - started
+        seconds = took / len(batch)
         tokens = 2 * sum(map(len, prompts))
-        progress.advance(len(pending), f"{work.task.spec.name}, {DRIFT}", tokens)
+        note = f"{work.task.spec.name}, {DRIFT}"
+        progress.advance(len(pending), note, tokens, drift_cost(work, batch), took)
         yield [
             (key, _drift_entry(work, item, value, 2 * len(prompt), seconds))
             for item, value, prompt in zip(batch, values, prompts, strict=True)

@@ -7,7 +7,7 @@ of the base as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -60,17 +60,19 @@ def evaluate_models(
     Returns:
         Path of each task by its name.
     """
-    processes = process_state().num_processes
-    shares = [work_shares(work, loaded, context, processes) for loaded in models]
-    total = sum(share.items for by_process in shares for own in by_process for share in own)
+    items, cost = _left_to_ask(models, work, context, all_looks(work))
     with (
-        meter("evaluating", total, visible=process_state().is_main_process) as shown,
-        shared_progress(shown) as progress,
+        meter("evaluating", items, visible=process_state().is_main_process) as shown,
+        shared_progress(shown, cost) as progress,
     ):
         asking = _Asking(work, context, progress)
         first, *others = models
         ended = [one.looks for one in work]
-        _ask(first, _until_ended(work, judge, ended), asking)
+
+        def leave_out(looks: Round) -> None:
+            progress.leave_out(*_left_to_ask(models, work, context, looks))
+
+        _ask(first, _until_ended(work, judge, ended, leave_out), asking)
         for loaded in others:
             _ask(loaded, [[range(1, end + 1) for end in ended]], asking)
         merged = list(ended)
@@ -80,9 +82,11 @@ def evaluate_models(
                 for one, end in zip(work, ended, strict=True)
             ]
             left = [range(e + 1, m + 1) for e, m in zip(ended, merged, strict=True)]
-            for loaded in models:
-                if judged := _judged_with_merged(loaded):
-                    _ask(judged, [left], asking)
+            judged = [arms for loaded in models if (arms := _judged_with_merged(loaded))]
+            more, costs = _left_to_ask(judged, work, context, left)
+            progress.leave_out(-more, -costs)
+            for loaded in judged:
+                _ask(loaded, [left], asking)
     return {
         one.name: TaskPath(end, until) for one, end, until in zip(work, ended, merged, strict=True)
     }
@@ -115,6 +119,19 @@ class _Asking:
     layouts: LayoutsByKind = field(default_factory=dict)
 
 
+def _left_to_ask(
+    models: Sequence[LoadedArms], work: Sequence[Work], context: EvaluationContext, looks: Round
+) -> tuple[int, int]:
+    """Return the items of some looks that all processes have left, and the cost of this one's."""
+    state = process_state()
+    items = cost = 0
+    for loaded in models:
+        by_process = work_shares(work, loaded, context, state.num_processes, looks)
+        items += sum(share.items for own in by_process for share in own)
+        cost += sum(share.cost for share in by_process[state.process_index])
+    return items, cost
+
+
 def _by_name(work: Sequence[Work], looks: Sequence[int]) -> dict[str, int]:
     return {one.name: look for one, look in zip(work, looks, strict=True)}
 
@@ -126,9 +143,19 @@ def _judged_with_merged(loaded: LoadedArms) -> LoadedArms | None:
 
 
 def _until_ended(
-    work: Sequence[Work], judge: PathJudge | None, ended: list[int]
+    work: Sequence[Work],
+    judge: PathJudge | None,
+    ended: list[int],
+    leave_out: Callable[[Round], None],
 ) -> Iterator[Round]:
-    """Yield rounds until every task has ended, and write its last look to `ended`."""
+    """Yield rounds until every task has ended, and write its last look to `ended`.
+
+    Args:
+        work: all tasks.
+        judge: judge between looks; without one, there is one round of all looks.
+        ended: last look of each task, which is written.
+        leave_out: function that is told which looks are not asked any more.
+    """
     if judge is None:
         yield all_looks(work)
         return
@@ -143,6 +170,13 @@ def _until_ended(
             if one.looks == look or one.name in names:
                 ended[n] = look
                 del going[n]
+        over = [ended[n] == look and n not in going for n in range(len(work))]
+        leave_out(
+            [
+                range(look + 1, one.looks + 1) if is_over else range(0)
+                for one, is_over in zip(work, over, strict=True)
+            ]
+        )
         if not going:
             return
 

@@ -31,11 +31,13 @@ class WorkShare:
         batches: item indexes of each batch, in the order of the task's batches.
         drift: batches of the items whose prompts drift is measured on.
         items: number of items without a result, counted once per arm.
+        cost: cost of the batches, in tokens, over all arms.
     """
 
     batches: tuple[tuple[int, ...], ...]
     drift: tuple[tuple[Item, ...], ...]
     items: int
+    cost: int
 
     def __bool__(self) -> bool:
         """Return true if any item is left to evaluate."""
@@ -83,6 +85,7 @@ def work_shares(
     pending = [
         batch
         for number, (one, looks) in enumerate(zip(work, asked or all_looks(work), strict=True))
+        if looks
         for batch in _batches_with_costs(number, one, loaded, context, looks)
         if batch.items
     ]
@@ -96,6 +99,7 @@ def work_shares(
                 batches=tuple(one.batch for one in own if one.batch),
                 drift=tuple(one.drift for one in own if one.drift),
                 items=sum(one.items for one in own),
+                cost=sum(one.cost for one in own),
             )
             for own in by_task
         ]
@@ -137,7 +141,7 @@ def _batches_with_costs(
     """Return all batches of some looks at a task, including finished ones, with their costs."""
     arms = [
         (
-            _cost_of(work.task_for(arm.name)),
+            batch_cost(work.task_for(arm.name)),
             _pending_items(context, work.key(arm.name, arm.identity), work.task),
         )
         for arm in loaded.arms
@@ -147,19 +151,13 @@ def _batches_with_costs(
     for batch in work.batches_of(looks):
         # Every arm that lacks an item of the batch evaluates all items that any arm lacks.
         rows = [n for n in batch if any(n in pending for _, pending in arms)]
-        costs = [
-            len(rows) * max(cost(n) for n in rows)
-            for cost, pending in arms
-            if not pending.isdisjoint(batch)
-        ]
+        costs = [cost(rows) for cost, pending in arms if not pending.isdisjoint(batch)]
         items = sum(len(pending.intersection(batch)) for _, pending in arms)
         batches.append(_PendingBatch(number, sum(costs), items, batch=batch))
     if loaded.drift_identity and 1 in looks:
         key = work.key(DRIFT, loaded.drift_identity)
         for items_of_drift in drift.drift_batches(work):
-            longest = max(len(drift.drift_prompt(work, item)) for item in items_of_drift)
-            # Each prompt is read twice, with the adapter enabled and disabled.
-            cost = 2 * len(items_of_drift) * longest
+            cost = drift_cost(work, items_of_drift)
             items = len(context.missing(key, items_of_drift))
             batches.append(_PendingBatch(number, cost, items, drift=items_of_drift))
     return batches
@@ -171,10 +169,25 @@ def _pending_items(context: EvaluationContext, key: str, task: Task) -> frozense
     return frozenset(n for n, item in enumerate(task.items) if item.id in missing)
 
 
-def _cost_of(task: Task) -> Callable[[int], int]:
-    """Return a function from an item's index to its cost in tokens, without the shared prefix."""
+def batch_cost(task: Task) -> Callable[[Sequence[int]], int]:
+    """Return a function from a batch's item indexes to its cost in tokens, padding included.
+
+    The shared prefix costs nothing.
+    """
     skipped = len(shared_prefix([item.request for item in task.items]))
-    return lambda n: max(_cost(task.items[n].request) - skipped, 1)
+
+    def cost(batch: Sequence[int]) -> int:
+        return len(batch) * max(max(_cost(task.items[n].request) - skipped, 1) for n in batch)
+
+    return cost
+
+
+def drift_cost(work: Work, items: Sequence[Item]) -> int:
+    """Return the cost of a batch of drift prompts, in tokens.
+
+    Each prompt is read twice, with the adapter enabled and disabled.
+    """
+    return 2 * len(items) * max(len(drift.drift_prompt(work, item)) for item in items)
 
 
 def _cost(request: Request) -> int:
