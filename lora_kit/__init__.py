@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_kit.runtime.heap import bound_heap
+from lora_kit.runtime.heap import bound_programs
 from lora_kit.runtime.logs import hide_missing_kernels
 from lora_kit.runtime.version import __version__ as __version__
 
@@ -16,7 +16,7 @@ __all__ = ["Recipe", "evaluate", "merge", "release", "train"]
 
 # Before anything imports bitsandbytes, and before torch computes.
 hide_missing_kernels()
-bound_heap()
+bound_programs()
 
 
 def __getattr__(name: str) -> Any:

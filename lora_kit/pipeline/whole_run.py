@@ -20,6 +20,7 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import VERDICT_STATUS, ReleaseError
 from lora_kit.runtime.launch import needs_one_process
 from lora_kit.runtime.machine import GpuPeak, gpu_peak, peak_memory
+from lora_kit.runtime.out_of_memory import free_memory
 from lora_kit.runtime.processes import continue_alone, process_state
 
 STAGES = ("train", "merge and verify", "evaluate", "release")
@@ -88,6 +89,7 @@ def run(
         # A session of a training that was finished before has its model where all processes had.
         trained.close()
         continue_alone()
+    free_memory()  # model and optimizer of the training
     session = trained.session
     is_main = process_state().is_main_process
     refusal = why_not_released(session.run, recipe)
@@ -97,6 +99,7 @@ def run(
     if is_main and not refusal:
         merge(session)
     process_state().wait_for_everyone()
+    free_memory()
     _say_stage(3)
     verdict = evaluate(session, arms=() if refusal else merged, work=trained.work).verdict
     released, status = None, VERDICT_STATUS[verdict.decision]

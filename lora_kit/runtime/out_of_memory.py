@@ -7,6 +7,8 @@ import gc
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
+from lora_kit.runtime.heap import trim_heap
+
 
 def is_out_of_memory_error(error: Exception) -> bool:
     """Return true if the error is out of memory, so that a smaller batch may succeed."""
@@ -16,7 +18,8 @@ def is_out_of_memory_error(error: Exception) -> bool:
 
 
 def free_memory() -> None:
-    """Free models without references, which are cycles, and device memory that torch caches."""
+    """Free models without references, which are cycles, and memory that allocators keep."""
     gc.collect()
+    trim_heap()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

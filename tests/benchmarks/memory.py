@@ -1,9 +1,10 @@
 """Peak memory of an evaluation of many items.
 
-    python -m tests.benchmarks.memory [--quick] [--items N] [--layers N]
+    python -m tests.benchmarks.memory [--quick] [--items N] [--layers N] [--dtype DTYPE]
 
-Multiple choice, 100 tokens an item, base and adapter, with ledger, verdict and report. The backbone
-is SmolLM2-135M in float32. On a slow machine `--layers 2` leaves out all but its first two layers:
+Multiple choice, 100 tokens an item, and answers of 16 tokens to 64 prompts, the most rows that are
+generated at once; base and adapter, with ledger, verdict and report. The backbone is SmolLM2-135M,
+in float32 by default. On a slow machine `--layers 2` leaves out all but its first two layers:
 what they would hold in weights is added to the peak; one layer's activations are freed before the
 next's, so that their number adds none.
 """
@@ -24,6 +25,7 @@ from lora_kit.runtime.machine import machine, peak_memory, versions
 
 WORDS = 72
 CHOICES = 4
+PROMPTS, NEW_TOKENS = 64, 16
 
 
 def main() -> None:
@@ -32,15 +34,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a rougher figure in two minutes")
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--layers", type=int, help="of the backbone; all by default")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.items, arguments.layers = 1_000, 2
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        left_out = _write_model(folder, arguments.layers)
+        left_out = _write_model(folder, arguments.layers, arguments.dtype)
         tokens = _write_suite(folder, arguments.items)
         started = time.monotonic()
-        entries = _evaluate(folder)
+        entries = _evaluate(folder, arguments.dtype)
         seconds = time.monotonic() - started
     peak = peak_memory()
     print(f"{arguments.items:,} items of {tokens:.0f} tokens, {entries:,} entries, {seconds:.0f} s")
@@ -54,6 +57,7 @@ def main() -> None:
                 "tokens_per_item": tokens,
                 "seconds": seconds,
                 "layers": arguments.layers,
+                "dtype": arguments.dtype,
                 "machine": machine(),
                 "versions": versions(),
             }
@@ -61,7 +65,7 @@ def main() -> None:
     )
 
 
-def _write_model(folder: Path, layers: int | None) -> int:
+def _write_model(folder: Path, layers: int | None, dtype: str) -> int:
     """The backbone and an adapter that does something; gives the bytes of weights left out."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -76,7 +80,8 @@ def _write_model(folder: Path, layers: int | None) -> int:
     all_layers = config.num_hidden_layers
     config.num_hidden_layers = layers or all_layers
     model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=torch.float32)
-    left_out = 4 * (whole.num_parameters() - model.num_parameters())
+    size = getattr(torch, dtype).itemsize
+    left_out = size * (whole.num_parameters() - model.num_parameters())
     model.save_pretrained(folder / "model")
     AutoTokenizer.from_pretrained(directory).save_pretrained(folder / "model")
     adapted = get_peft_model(
@@ -107,9 +112,22 @@ def _write_suite(folder: Path, items: int) -> float:
         for number in range(items)
     ]
     (folder / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = {"name": "quiz", "kind": "multiple_choice", "source": str(folder / "quiz.jsonl")}
+    answers = [
+        {"prompt": row["question"], "completion": row["choices"][0]} for row in rows[:PROMPTS]
+    ]
+    (folder / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    tasks = [
+        {"name": "quiz", "kind": "multiple_choice", "source": str(folder / "quiz.jsonl")},
+        {
+            "name": "told",
+            "kind": "generation",
+            "metric": "chrf",
+            "source": str(folder / "told.jsonl"),
+            "max_new_tokens": NEW_TOKENS,
+        },
+    ]
     (folder / "suite.yaml").write_text(
-        yaml.safe_dump({"name": "many", "role": "gain", "tasks": [task]})
+        yaml.safe_dump({"name": "many", "role": "gain", "tasks": tasks})
     )
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     some = rows[:200]
@@ -120,10 +138,10 @@ def _write_suite(folder: Path, items: int) -> float:
     return sum(counts) / len(some)
 
 
-def _evaluate(folder: Path) -> int:
+def _evaluate(folder: Path, dtype: str) -> int:
     from lora_kit.pipeline import evaluate
 
-    spec = BackboneSpec(model=str(folder / "model"), quantization="none", dtype="float32")
+    spec = BackboneSpec(model=str(folder / "model"), quantization="none", dtype=dtype)
     done = evaluate(
         folder / "adapter",
         suites=[str(folder / "suite.yaml")],
