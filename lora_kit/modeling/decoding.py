@@ -48,10 +48,6 @@ def decode_greedily(
             model, input_ids, logits_processor, stopping_criteria, generation_config, **inputs
         )
         return output
-    if inputs.get("logits_to_keep") == 1 and input_ids.device.type == "cpu":
-        # By number, the last position is copied: a slice of a batch is not contiguous, and torch
-        # would multiply by a copy of the head's weight for each row (2.6 of 3.3 s in bfloat16).
-        inputs["logits_to_keep"] = torch.tensor([-1])
     batch = _Batch(input_ids, generation_config, inputs)
     outputs = model._prefill(input_ids, generation_config, inputs)
     give_room(inputs["past_key_values"], generation_config.max_length - input_ids.shape[1])
