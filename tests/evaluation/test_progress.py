@@ -54,3 +54,15 @@ def test_a_line_shows_the_time_left_that_it_is_given(capsys: pytest.CaptureFixtu
     with meter("reading", 1) as progress:
         progress.advance(1, "rows", left=77.0)
     assert "reading: 1/1 rows (0 s, 77 s left)" in capsys.readouterr().err
+
+
+def test_items_that_are_not_asked_any_more_are_taken_off(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with meter("evaluating", 10) as shown:
+        progress = Progress(shown, None, forecast=Forecast(left=100.0))
+        progress.advance(4, "", 0, 40.0, seconds=20.0)
+        progress.leave_out(5, 50.0)
+        assert progress.forecast.seconds_left() == 5.0
+        progress.advance(1, "", 0, 10.0, seconds=5.0)
+    assert "evaluating: 5/5" in capsys.readouterr().err
