@@ -1,6 +1,6 @@
 """Items and seconds until a task is decided, beside those of a fixed evaluation.
 
-    python -m tests.benchmarks.stopping [--quick] [--run DIR] [--only NAME] [--case NAME] [--draws N]
+    python -m tests.benchmarks.stopping [--quick] [--run DIR] [--only PART] [--case NAME]
 
 The adapter of the quickstart on its own suites, the same with B = 0 and scaled by 8 on
 `core-retention`, and the first one on three tasks of BIG-bench: each evaluated look by look and
