@@ -68,7 +68,15 @@ def test_the_python_interface_is_what_the_readme_says() -> None:
 
 def recipe_of(target: str, folder: Path) -> str:
     """Return the commands that make would run for a target in a fresh clone."""
-    dry = ["make", "--dry-run", "--directory", str(ROOT), target, f"VENV={folder / 'venv'}"]
+    dry = [
+        "make",
+        "--dry-run",
+        "--no-print-directory",
+        "--directory",
+        str(ROOT),
+        target,
+        f"VENV={folder / 'venv'}",
+    ]
     return subprocess.run(dry, check=True, capture_output=True, text=True).stdout
 
 

@@ -106,9 +106,15 @@ def test_a_truncated_gguf_file_leaves_no_conversion_behind(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(64))
+    cache = tmp_path / "cache" / "lora_kit" / "gguf"
     with pytest.raises(BackboneError, match="cannot read this GGUF"):
         convert_gguf(path)
-    assert list((tmp_path / "cache" / "lora_kit" / "gguf").iterdir()) == []
+    assert not cache.exists()
+    # Found by the conversion alone.
+    monkeypatch.setattr("lora_kit.backbone.gguf._require_plausible_blocks", lambda _: None)
+    with pytest.raises(BackboneError, match="cannot read this GGUF"):
+        convert_gguf(path)
+    assert list(cache.iterdir()) == []
 
 
 def test_pickled_weights_are_not_loaded(tmp_path: Path, tiny: Path) -> None:

@@ -20,6 +20,7 @@ from lora_kit.evaluation.lm_eval.tasks import build_lm_eval
 from lora_kit.evaluation.pairs import pair
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.runtime.errors import EvaluationError
+from lora_kit.statistics.looks import Looks
 
 pytest.importorskip("lm_eval")
 
@@ -271,7 +272,8 @@ def test_the_score_is_no_secondary_metric(metric: str | None, tokenizer: Any, wr
         for item in task.items
         for outcome in [Outcome(text="5")]
     }
-    found = secondary_metrics(pair(entries, entries, task.spec, "here"), task.spec, 0.95)
+    look = Looks.fixed(0.025).look(1)
+    found = secondary_metrics(pair(entries, entries, task.spec, "here"), task.spec, look)
     other = "exact_match,whole" if metric is None else "exact_match,number"
     assert [one.name for one in found] == [other]
 

@@ -6,8 +6,10 @@
 Accelerate reads the file and runs FSDP 2 as on GPUs. It is made to believe that the processes have
 accelerators, and given the CPU as the device and gloo as the backend; nothing else is changed. The
 commands run one after the other in the same processes, which saves imports; with `none` instead of
-a file, a command runs data parallel. Environment variable SIGNAL_AT_STEP: the first process is sent
-SIGUSR1 in that step, as a cluster sends it before a time limit.
+a file, a command runs data parallel. No training takes the products of `faster_on_cpu`, which no
+GPU has, so that trainings that differ can do so by their sharding alone. Environment variable
+SIGNAL_AT_STEP: the first process is sent SIGUSR1 in that step, as a cluster sends it before a time
+limit.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from transformers import TrainerCallback, TrainerState
 from lora_kit.cli.app import app
 from lora_kit.runtime.errors import TrainingInterruptedError
 from lora_kit.runtime.processes import COLLECTIVE_TIMEOUT
-from lora_kit.training import setup
+from lora_kit.training import setup, trainer
 
 BETWEEN = "+"
 SET_BY_ACCELERATE = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
@@ -96,6 +99,7 @@ def main(arguments: list[str]) -> None:
     """Run the commands."""
     # Main memory is pinned for a GPU that copies it.
     torch.distributed.fsdp.CPUOffloadPolicy = partial(CPUOffloadPolicy, pin_memory=False)
+    trainer.faster_on_cpu = lambda *_: nullcontext()
     # Told to use the CPU, Accelerate starts no process group but that of its own CPU launch.
     torch.distributed.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
     if "SIGNAL_AT_STEP" in os.environ:
