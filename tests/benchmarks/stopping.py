@@ -28,6 +28,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from lora_kit.adapter.saved import ADAPTER_WEIGHTS
+from lora_kit.evaluation.assembly import LEDGER
+from lora_kit.evaluation.ledger import Ledger
+from lora_kit.evaluation.stopping import LookPlan
 from lora_kit.evaluation.verdict import TaskVerdict
 from lora_kit.pipeline import evaluate, train
 from lora_kit.recipe.recipe import Recipe
@@ -68,10 +71,25 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Verdicts of one evaluation by suite and task, and its time."""
+    """Verdicts of one evaluation by suite and task, its looks, and its time."""
 
     tasks: dict[str, TaskVerdict]
+    plan: LookPlan
     seconds: float
+
+    def share_until_failed(self) -> float:
+        """Return the share of all items that was asked when the first task failed.
+
+        All tasks are asked in step, and one that fails decides the verdict.
+        """
+        failed = [t.looks.ended_at for t in self.tasks.values() if t.decision == "FAIL"]
+        first = min(failed, default=max(t.looks.planned for t in self.tasks.values()))
+        asked = items = 0
+        for name, task in self.tasks.items():
+            by_look = self.plan.tasks[name].items
+            asked += by_look[min(first, task.looks.ended_at) - 1]
+            items += task.looks.items
+        return asked / items
 
 
 def main() -> None:
@@ -96,7 +114,7 @@ def main() -> None:
 def _measure(folder: Path, run: Path | None, quick: bool, cases: Sequence[str]) -> dict[str, float]:
     if run is None:
         run = train(Recipe.load("quickstart"), folder / "quickstart").session.run.root
-    shares, damaged, disagreeing = [], [], 0
+    shares, until_failed, disagreeing = [], 1.0, 0
     print(f"{'adapter on suites':<32} {'task':<40} {'items':>12}  look  with looks / all items")
     for case in _cases(folder, run, quick):
         if cases and case.name not in cases:
@@ -109,19 +127,21 @@ def _measure(folder: Path, run: Path | None, quick: bool, cases: Sequence[str]) 
             looks, whole = task.looks, fixed.tasks[name]
             share = looks.asked / looks.items
             shares.append(share)
-            if case.name == DAMAGED:
-                damaged.append((looks.asked, looks.items))
             disagreeing += task.decision != whole.decision
             print(
                 f"{case.name:<32} {name:<40} {looks.asked:>4} of {looks.items:>4}  "
                 f"{looks.ended_at}/{looks.planned}   {task.decision} / {whole.decision}"
             )
+        if case.name == DAMAGED:
+            until_failed = with_looks.share_until_failed()
+        asked = sum(task.looks.asked for task in with_looks.tasks.values())
+        items = sum(task.looks.items for task in with_looks.tasks.values())
         ratio = with_looks.seconds / fixed.seconds
-        print(f"{case.name}: {with_looks.seconds:.0f} s of {fixed.seconds:.0f} s ({ratio:.2f})")
-    asked, items = (sum(column) for column in zip(*(damaged or [(1, 1)]), strict=True))
+        seconds = f"{with_looks.seconds:.0f} s of {fixed.seconds:.0f} s ({ratio:.2f})"
+        print(f"{case.name}: {asked:,} of {items:,} items ({asked / items:.2f}), {seconds}")
     return {
         "items_share_median": round(statistics.median(shares), 3),
-        "damaged_items_share": round(asked / items, 3),
+        "damaged_items_share": round(until_failed, 3),
         "verdicts_differ": disagreeing,
     }
 
@@ -174,7 +194,7 @@ def _evaluate(case: Case, output: Path, stopping: Stopping) -> Outcome:
     )
     seconds = time.monotonic() - started
     tasks = {f"{suite.suite}/{task.task}": task for suite, task in done.verdict.tasks}
-    return Outcome(tasks, seconds)
+    return Outcome(tasks, LookPlan.from_dict(Ledger(output / LEDGER).plan), seconds)
 
 
 @dataclass(frozen=True)
