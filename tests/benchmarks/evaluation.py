@@ -244,7 +244,12 @@ def _evaluate_by_lora_kit(folder: Path, tasks: Path, shots: int) -> Path:
     suite, output = tasks / f"suite-{shots}.yaml", tasks / f"evaluation-{shots}"
     suite.write_text(yaml.safe_dump({"name": "bigbench", "role": "gain", "tasks": documents}))
     evaluate(
-        folder / "adapter", suites=[str(suite)], backbone=BACKBONE, output=output, no_cache=True
+        folder / "adapter",
+        suites=[str(suite)],
+        backbone=BACKBONE,
+        output=output,
+        no_cache=True,
+        stopping="none",
     )
     return output
 
