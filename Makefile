@@ -52,6 +52,7 @@ benchmarks: $(DEVELOPMENT)
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.evaluation
 	$(BIN)/python -m tests.benchmarks.generation
+	$(BIN)/python -m tests.benchmarks.stopping
 	$(BIN)/python -m tests.benchmarks.rows
 	$(BIN)/python -m tests.benchmarks.estimate
 	$(BIN)/python -m tests.benchmarks.memory
