@@ -139,7 +139,11 @@ def contiguous_head(model: Any) -> Iterator[None]:
     def copy_slice(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (inputs[0].contiguous(), *inputs[1:])
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(copy_slice)
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(copy_slice)
     try:
         yield
     finally:

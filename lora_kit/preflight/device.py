@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lora_kit.preflight.memory import CUDA_BASE
-from lora_kit.runtime.available_memory import CGROUPS, group_limits
+from lora_kit.runtime.available_memory import main_memory_left
 from lora_kit.runtime.machine import main_memory
 
 # Processes named in a plan, and the bytes from which one is named.
@@ -64,13 +64,11 @@ def find_memory(device: torch.device) -> DeviceMemory:
         return DeviceMemory(total, min(free + own, total), tuple(_gpu_users(device)))
     import psutil
 
-    memory, held = psutil.virtual_memory(), psutil.Process().memory_info()
+    held = psutil.Process().memory_info()
     # Files that this process has mapped count as available.
     own = held.rss - getattr(held, "shared", 0)
-    total, free = int(memory.total), int(memory.available)
-    for limit, used in group_limits(CGROUPS):
-        total, free = min(total, limit), min(free, limit - used)
-    return DeviceMemory(total, min(max(free, 0) + own, total), tuple(_main_memory_users()))
+    total, left = main_memory_left()
+    return DeviceMemory(total, min(left + own, total), tuple(_main_memory_users()))
 
 
 def _main_memory_users() -> list[MemoryUser]:

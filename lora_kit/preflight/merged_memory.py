@@ -10,7 +10,7 @@ import torch
 
 from lora_kit.backbone.devices import WEIGHTS_SHARE
 from lora_kit.backbone.load import compute_dtype
-from lora_kit.evaluation.engine.work import LOGIT_BYTES
+from lora_kit.evaluation.engine.batching import LOGIT_BYTES
 from lora_kit.preflight.memory import Device
 
 if TYPE_CHECKING:

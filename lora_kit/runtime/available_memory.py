@@ -19,10 +19,18 @@ def available_bytes(device: torch.device) -> int:
         # Reserved by torch's allocator and not used: free for this process alone.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + unused
+    return main_memory_left()[1]
+
+
+def main_memory_left() -> tuple[int, int]:
+    """Return the main memory in bytes that this process may have at all, and can still have."""
     import psutil
 
-    limits = [limit - used for limit, used in group_limits(CGROUPS)]
-    return max(min([int(psutil.virtual_memory().available), *limits]), 0)
+    memory = psutil.virtual_memory()
+    total, left = int(memory.total), int(memory.available)
+    for limit, used in group_limits(CGROUPS):
+        total, left = min(total, limit), min(left, limit - used)
+    return total, max(left, 0)
 
 
 def group_limits(root: Path) -> Iterator[tuple[int, int]]:

@@ -36,13 +36,10 @@ from lora_kit.pipeline import evaluate, train
 from lora_kit.recipe.recipe import Recipe
 from tests.bigbench import bigbench_rows
 from tests.statistics.sequential import (
-    Draw,
+    NOISES,
     Rates,
-    clustered,
-    few_great_losses,
     flips,
-    heavy_tails,
-    normal,
+    passed_margin,
     shifted,
     simulate,
 )
@@ -243,14 +240,8 @@ def _simulations(draws: int, quick: bool) -> Iterator[Simulated]:
 
 
 def _other_scores(items: int, looks: int, draws: int) -> Iterator[Simulated]:
-    noises: dict[str, tuple[Draw, int]] = {
-        "normal": (normal, 1),
-        "few great losses": (few_great_losses, 1),
-        "heavy tails": (heavy_tails, 1),
-        "clusters of 10": (clustered, 10),
-    }
-    for name, (noise, size) in noises.items():
-        margin = 2.5 * math.sqrt((1 + (size - 1) * 0.5) / items)
+    for name, (noise, size) in NOISES.items():
+        margin = passed_margin(items, size)
         at = shifted(noise, margin)
         yield Simulated(
             f"{name}, {items}, {looks}",

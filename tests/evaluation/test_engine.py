@@ -153,7 +153,7 @@ def test_a_run_that_is_cut_off_goes_on_from_there(
     after: int,
 ) -> None:
     # Small batches, so that the run can be interrupted between two of them.
-    monkeypatch.setattr("lora_kit.evaluation.engine.work.MAX_BATCH_ITEMS", 8)
+    monkeypatch.setattr("lora_kit.evaluation.engine.batching.MAX_BATCH_ITEMS", 8)
     whole = evaluate(b=1.0, to="whole")
     real, calls = engine.compute_outcomes, []
 

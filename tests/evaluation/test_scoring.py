@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.evaluation.engine import work
+from lora_kit.evaluation.engine import batching
+from lora_kit.evaluation.engine.batching import batches_by_length
 from lora_kit.evaluation.engine.layout_search import LAYOUTS, find_layout, within_window
 from lora_kit.evaluation.engine.prefix import Prefix, encode_prefix, shared_prefix
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
-from lora_kit.evaluation.engine.work import batches_by_length
 from lora_kit.evaluation.item import (
     Branch,
     ChoiceRequest,
@@ -208,13 +208,11 @@ def test_a_prefix_that_is_copied_to_each_item_counts(monkeypatch: pytest.MonkeyP
         shared = tuple(range(5, 5 + prefix))
         requests = [ChoiceRequest((*shared, 900 + n, n), (Branch((7, 8), 2),)) for n in range(20)]
         items = [SimpleNamespace(id=str(n), request=one) for n, one in enumerate(requests)]
-        return [
-            len(batch)
-            for batch in work._batches(SimpleNamespace(items=items), 1000, range(len(items)))
-        ]  # type: ignore[arg-type]
+        task: Any = SimpleNamespace(items=items)
+        return [len(batch) for batch in batching.plan_batches(task, 1000, range(len(items)))]
 
     assert batches(100) == [20]
-    monkeypatch.setattr(work, "PREFIX_TOKENS", {"cpu": 800})
+    monkeypatch.setattr(batching, "PREFIX_TOKENS", {"cpu": 800})
     assert batches(100) == [8, 8, 4]
     assert batches(1000) == [1] * 20
     assert batches(0) == [20]

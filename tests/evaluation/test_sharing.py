@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
+from lora_kit.evaluation.engine.batching import batches_by_length
 from lora_kit.evaluation.engine.drift import drift_batches, drift_items
 from lora_kit.evaluation.engine.sharing import (
     assign_to_processes,
@@ -15,7 +16,7 @@ from lora_kit.evaluation.engine.sharing import (
     drift_cost,
     work_shares,
 )
-from lora_kit.evaluation.engine.work import Work, batches_by_length
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Branch, ChoiceRequest, GenerationRequest, Item, Task
 from lora_kit.evaluation.ledger import DRIFT
 from lora_kit.evaluation.suite import Suite

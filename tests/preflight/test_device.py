@@ -14,6 +14,7 @@ import torch
 from lora_kit.preflight import device
 from lora_kit.preflight.device import MemoryUser, find_memory
 from lora_kit.preflight.memory import CUDA_BASE
+from lora_kit.runtime import available_memory
 from lora_kit.runtime.available_memory import LIMITS, group_limits
 
 CPU = torch.device("cpu")
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def no_groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(device, "CGROUPS", tmp_path / "none")
+    monkeypatch.setattr(available_memory, "CGROUPS", tmp_path / "none")
 
 
 @pytest.mark.usefixtures("no_groups")
@@ -55,7 +56,7 @@ def test_the_limit_of_a_group_counts_with_those_above_it(
         (folder / names[1]).write_text(f"{used}\n")
         (folder / "memory.stat").write_text("anon 1\ninactive_file 1000\n")
     assert list(group_limits(tmp_path)) == [(8000, 4000)]
-    monkeypatch.setattr(device, "CGROUPS", tmp_path)
+    monkeypatch.setattr(available_memory, "CGROUPS", tmp_path)
     assert find_memory(CPU).total == 8000
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from lora_kit.evaluation.engine.work import LOGIT_BYTES
+from lora_kit.evaluation.engine.batching import LOGIT_BYTES
 from lora_kit.preflight.memory import Device
 from lora_kit.preflight.merged_memory import MergedMemory, merged_memory
 from lora_kit.preflight.show_estimate import show_merged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -66,6 +67,20 @@ def clustered(generator: np.random.Generator, items: int) -> np.ndarray:
     """Return draws in clusters of 10 with an intraclass correlation of a half."""
     shared = np.repeat(generator.normal(0, np.sqrt(0.5), items // 10), 10)
     return shared + generator.normal(0, np.sqrt(0.5), items)
+
+
+# Other scores than right and wrong: draws, and items of a cluster.
+NOISES: dict[str, tuple[Draw, int]] = {
+    "normal": (normal, 1),
+    "few great losses": (few_great_losses, 1),
+    "heavy tails": (heavy_tails, 1),
+    "clusters of 10": (clustered, 10),
+}
+
+
+def passed_margin(items: int, cluster_size: int) -> float:
+    """Return the margin that scores of deviation 1 without a loss pass in four cases of five."""
+    return 2.5 * math.sqrt((1 + (cluster_size - 1) * 0.5) / items)
 
 
 def simulate(

@@ -11,12 +11,9 @@ import pytest
 
 from tests.statistics.sequential import (
     ALPHA,
-    Draw,
-    clustered,
-    few_great_losses,
+    NOISES,
     flips,
-    heavy_tails,
-    normal,
+    passed_margin,
     shifted,
     simulate,
 )
@@ -52,15 +49,11 @@ def test_flips(items: int, looks: int, rate: float, margin: float) -> None:
 
 
 @pytest.mark.parametrize("looks", [3, 5])
-@pytest.mark.parametrize(
-    ("noise", "items", "cluster_size"),
-    [(normal, 200, 1), (few_great_losses, 200, 1), (heavy_tails, 200, 1), (clustered, 800, 10)],
-)
-def test_other_scores(noise: Draw, items: int, cluster_size: int, looks: int) -> None:
-    draws = DRAWS // 2
-    # Twice the deviation of the mean and a half: what an adapter without a loss mostly passes.
-    design = 1 + (cluster_size - 1) * 0.5
-    margin = 2.5 * math.sqrt(design / items)
+@pytest.mark.parametrize("name", NOISES)
+def test_other_scores(name: str, looks: int) -> None:
+    draws, (noise, cluster_size) = DRAWS // 2, NOISES[name]
+    items = 200 if cluster_size == 1 else 800
+    margin = passed_margin(items, cluster_size)
     at_margin = simulate(
         shifted(noise, margin), -margin, margin, items, looks, draws, cluster_size=cluster_size
     )

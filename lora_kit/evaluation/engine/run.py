@@ -22,10 +22,11 @@ from lora_kit.evaluation.engine.arm_task import (
     measure_drift,
     prepare_arms,
 )
+from lora_kit.evaluation.engine.batching import PREFIX_TOKENS
 from lora_kit.evaluation.engine.progress import Progress, shared_progress
 from lora_kit.evaluation.engine.scoring import Scorer
 from lora_kit.evaluation.engine.sharing import WorkShare, all_looks, work_shares
-from lora_kit.evaluation.engine.work import PREFIX_TOKENS, Work
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.ledger import DRIFT
 from lora_kit.modeling.held_weights import held_weights
 from lora_kit.modeling.modes import eval_mode
