@@ -29,6 +29,7 @@ from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import BackboneError
 from lora_kit.runtime.launch import current_launch
+from lora_kit.runtime.matrix_rate import computes_bfloat16_fast
 from lora_kit.runtime.processes import process_state
 
 if TYPE_CHECKING:
@@ -75,19 +76,14 @@ class Backbone:
 
 
 def compute_dtype(spec: BackboneSpec) -> torch.dtype:
-    """Return the compute dtype: the one in the spec, or the best one of this machine for `auto`.
-
-    A CPU without bfloat16 instructions multiplies bfloat16 matrices several times slower than
-    float32 ones (measured on one with AVX2 only: 19 against 130 GFLOP/s).
-    """
+    """Return the compute dtype: the one in the spec, or the best one of this machine for `auto`."""
     if spec.dtype != "auto":
         dtype: torch.dtype = getattr(torch, spec.dtype)
         return dtype
     if process_state().device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if computes_bfloat16_fast() else torch.float32
 
 
 def load(

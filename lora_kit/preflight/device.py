@@ -108,9 +108,3 @@ def _gpu_users(device: torch.device) -> list[MemoryUser]:
 def _largest(users: list[MemoryUser]) -> list[MemoryUser]:
     named = [one for one in users if one.bytes >= NAMED_BYTES]
     return sorted(named, key=lambda one: -one.bytes)[:MAX_NAMED]
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until all operations queued on a GPU have finished; return at once on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

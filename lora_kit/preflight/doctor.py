@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from lora_kit.preflight.device import device_memory, synchronize
+from lora_kit.preflight.device import device_memory
 from lora_kit.preflight.traps.data import DATA_TRAPS
 from lora_kit.preflight.traps.launching import LAUNCH_TRAPS
 from lora_kit.preflight.traps.specimens import quantized_layer
 from lora_kit.preflight.traps.trap import Trap
 from lora_kit.preflight.traps.weights import WEIGHT_TRAPS
 from lora_kit.runtime.machine import machine, versions
+from lora_kit.runtime.matrix_rate import matrix_rate
 from lora_kit.runtime.processes import process_state
 
 TRAPS: tuple[Trap, ...] = (*WEIGHT_TRAPS, *DATA_TRAPS, *LAUNCH_TRAPS)
@@ -28,11 +28,6 @@ TESTED_VERSIONS = {
     "accelerate": "1.15",
     "datasets": "5.2",
 }
-# Rows and columns of the multiplied matrices. The side is doubled until a product takes
-# MIN_SECONDS, because bfloat16 is a hundred times as slow on a CPU without instructions for it.
-FIRST_SIDE, LARGEST_SIDE = 128, 8192
-MIN_SECONDS = 0.02
-ROUNDS = 3
 QUANTIZATIONS = ("nf4", "fp4", "int8")
 MIN_COSINE = 0.999
 
@@ -133,30 +128,6 @@ def diagnose() -> Diagnosis:
             for trap in TRAPS
         ),
     )
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the GFLOP/s of a square matrix product, best of `ROUNDS`."""
-    side = FIRST_SIDE
-    seconds = _product_seconds(device, dtype, side)
-    while seconds < MIN_SECONDS and side < LARGEST_SIDE:
-        side *= 2
-        seconds = _product_seconds(device, dtype, side)
-    return 2 * side**3 / seconds / 1e9
-
-
-def _product_seconds(device: torch.device, dtype: torch.dtype, side: int) -> float:
-    # Random values: on constant ones a GPU draws less power and is faster than in a training.
-    values = torch.randn(side, side, generator=torch.Generator().manual_seed(0))
-    matrix = values.to(device, dtype)
-    seconds = []
-    for _ in range(ROUNDS):
-        synchronize(device)
-        started = time.perf_counter()
-        matrix @ matrix
-        synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
 
 
 def quantization_works(quantization: str, device: torch.device) -> bool:

@@ -23,11 +23,11 @@ from lora_kit.modeling.checkpointing import (
 from lora_kit.modeling.likelihood import supervised_nll
 from lora_kit.modeling.model_inputs import to_device
 from lora_kit.modeling.modes import in_mode
-from lora_kit.preflight.device import synchronize
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.machine import peak_memory
+from lora_kit.runtime.matrix_rate import synchronize
 from lora_kit.training.acceleration import faster_on_cpu
 from lora_kit.training.micro_batcher import MicroBatcher
 

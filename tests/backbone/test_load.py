@@ -59,9 +59,8 @@ def test_every_quantization_loads_and_predicts(tiny: Path, quantization: str) ->
 
 def test_auto_is_bfloat16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        monkeypatch.setattr(backbones, "computes_bfloat16_fast", lambda fast=fast: fast)
         assert backbones.compute_dtype(spec("x", dtype="auto")) == dtype
 
 

@@ -33,11 +33,11 @@ from typing import Any
 
 import torch
 
-from lora_kit.preflight.doctor import matrix_rate
 from lora_kit.recipe.data import SourceSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.machine import machine, peak_memory, versions
+from lora_kit.runtime.matrix_rate import matrix_rate
 
 
 def main() -> None:

@@ -153,17 +153,6 @@ def test_the_diagnosis_tries_the_compute_device(monkeypatch: pytest.MonkeyPatch)
     assert {where for _, where in tried} == {device}
 
 
-def test_a_matrix_product_is_timed_in_under_two_seconds() -> None:
-    import time
-
-    started = time.monotonic()
-    rates = [
-        doctor.matrix_rate(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16)
-    ]
-    assert time.monotonic() - started < 4, "twice what it may take, for others run beside it"
-    assert all(rate > 0.1 for rate in rates)
-
-
 def test_a_patch_of_a_version_that_was_checked_counts_as_checked() -> None:
     assert Version("torch", "2.13.1+cpu", "2.13").is_checked
     assert not Version("torch", "2.14.0", "2.13").is_checked
