@@ -18,6 +18,7 @@ from lora_kit.merging.predictions import (
     module_trial_inputs,
     predict_log_probabilities,
 )
+from lora_kit.modeling.held_weights import held_weights
 from lora_kit.modeling.modes import adapter_disabled
 
 
@@ -72,10 +73,13 @@ def compute_reference(model: Any, inputs: ComparisonInputs) -> ReferenceOutputs:
         }
 
     # Modules of the attached model have other names, so that they are run separately.
-    texts = compute_outputs(model, ComparisonInputs(inputs.examples, {}, inputs.stop_token_ids))
+    questions = ComparisonInputs(inputs.examples, {}, inputs.stop_token_ids)
+    with held_weights(model):
+        texts = compute_outputs(model, questions)
+        with adapter_disabled(model):
+            control = predict_log_probabilities(model, inputs.examples)
     adapted = ModelOutputs(texts.log_probabilities, texts.generated_ids, module_outputs())
     with adapter_disabled(model):
-        control = predict_log_probabilities(model, inputs.examples)
         return ReferenceOutputs(adapted, control, module_outputs())
 
 

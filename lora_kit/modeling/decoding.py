@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from lora_kit.modeling.decode_layers import decode_layers
-from lora_kit.modeling.growing_cache import give_room, is_row_selectable
+from lora_kit.modeling.growing_cache import is_row_selectable
 from lora_kit.modeling.held_weights import held_weights
+from lora_kit.modeling.packed_layers import packed_layers
+from lora_kit.modeling.prefix import Prefix
+from lora_kit.modeling.prompt_encoding import ROW_INPUTS, encode_prompts
 
-# Inputs of a step that have a row for each row of the batch, or none at all.
-ROW_INPUTS = ("attention_mask", "position_ids", "token_type_ids")
 OTHER_INPUTS = ("past_key_values", "use_cache", "logits_to_keep")
 # Share of the rows that have ended from which on they leave: the others' cache is copied then.
 ENDED_SHARE = 1 / 16
@@ -28,6 +28,7 @@ def decode_greedily(
     logits_processor: Any,
     stopping_criteria: Any,
     generation_config: Any,
+    prefix: Prefix | None = None,
     **inputs: Any,
 ) -> torch.Tensor:
     """Continue prompts with the most likely token; a `custom_generate` of transformers.
@@ -38,6 +39,7 @@ def decode_greedily(
         logits_processor: changes of the logits that the generation configuration asks for.
         stopping_criteria: criteria on which rows end.
         generation_config: configuration of the generation.
+        prefix: encoded tokens that all prompts begin with.
         inputs: further inputs of the model.
 
     Returns:
@@ -49,12 +51,11 @@ def decode_greedily(
         )
         return output
     batch = _Batch(input_ids, generation_config, inputs)
-    outputs = model._prefill(input_ids, generation_config, inputs)
-    give_room(inputs["past_key_values"], generation_config.max_length - input_ids.shape[1])
+    outputs = encode_prompts(model, input_ids, generation_config, inputs, prefix)
     with (
         held_weights(model) as held,
         model._optimize_model_for_decode(),
-        decode_layers(model, held),
+        packed_layers(model, held),
     ):
         while True:
             batch.inputs = model._update_model_kwargs_for_generation(outputs, batch.inputs)

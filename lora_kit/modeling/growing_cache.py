@@ -25,6 +25,25 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self._take(keys, values, keys.shape[-2] + room)
 
+    @classmethod
+    def zeros(
+        cls, keys: torch.Tensor, values: torch.Tensor, rows: int, width: int, room: int
+    ) -> GrowingLayer:
+        """Return a layer of zeros (rows, heads, width, size) with room for further tokens.
+
+        Args:
+            keys: (any, heads, any, size), for heads, size, dtype and device.
+            values: as `keys`.
+            rows: number of rows.
+            width: number of tokens.
+            room: number of tokens that can follow.
+        """
+        empty_keys, empty_values = (
+            one.new_zeros(()).expand(rows, one.shape[1], width, one.shape[3])
+            for one in (keys, values)
+        )
+        return cls(empty_keys, empty_values, room)
+
     def _take(self, keys: torch.Tensor, values: torch.Tensor, capacity: int) -> None:
         length = keys.shape[-2]
         self._buffers = tuple(

@@ -46,11 +46,36 @@ def adapter_disabled(model: PeftModel) -> Iterator[PeftModel]:
     try:
         for parameter, value in changed:
             parameter.data = value
-        with model.disable_adapter():
+        with _layers_disabled(model):
             yield model
     finally:
         for (parameter, _), value in zip(changed, adapted, strict=True):
             parameter.data = value
+
+
+@contextmanager
+def _layers_disabled(model: PeftModel) -> Iterator[None]:
+    """Disable the adapter's layers.
+
+    PEFT's own `disable_adapter` asks every layer for its status on entry and on exit, which takes
+    as long as a batch of a 135M model.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    configuration = model.active_peft_config
+    layer = next((one for one in model.modules() if isinstance(one, BaseTunerLayer)), None)
+    if configuration.is_prompt_learning or configuration.is_adaption_prompt or layer is None:
+        with model.disable_adapter():
+            yield
+        return
+    if layer.disable_adapters:
+        yield
+        return
+    model.base_model.disable_adapter_layers()
+    try:
+        yield
+    finally:
+        model.base_model.enable_adapter_layers()
 
 
 def keep_backbone_values(model: PeftModel, values: Sequence[BackboneValue]) -> None:

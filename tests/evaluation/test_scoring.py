@@ -13,7 +13,7 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.engine import batching
 from lora_kit.evaluation.engine.batching import batches_by_length
 from lora_kit.evaluation.engine.layout_search import LAYOUTS, find_layout, within_window
-from lora_kit.evaluation.engine.prefix import Prefix, encode_prefix, shared_prefix
+from lora_kit.evaluation.engine.prefix import shared_prefix
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.item import (
     Branch,
@@ -26,6 +26,7 @@ from lora_kit.evaluation.item import (
 from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.evaluation.tasks import build_task
 from lora_kit.modeling.generation import stop_token_ids
+from lora_kit.modeling.prefix import Prefix, encode_prefix
 
 SLOW = LAYOUTS[-1]
 

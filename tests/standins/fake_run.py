@@ -26,7 +26,6 @@ from lora_kit.backbone.load import load
 from lora_kit.data.dataset import prepare
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.drift import prompt_drift
-from lora_kit.evaluation.engine.prefix import Prefix, encode_prefix
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.item import (
     Branch,
@@ -38,6 +37,7 @@ from lora_kit.evaluation.item import (
 )
 from lora_kit.modeling import model_inputs
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
+from lora_kit.modeling.prefix import Prefix, encode_prefix
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.console import meter

@@ -11,21 +11,23 @@ from lora_kit.evaluation.engine import drift
 from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
 from lora_kit.evaluation.engine.layout_search import find_layout, within_window
 from lora_kit.evaluation.engine.outcome_cache import OutcomeCache
-from lora_kit.evaluation.engine.prefix import Prefix, encode_prefix, shared_prefix
+from lora_kit.evaluation.engine.prefix import shared_prefix
 from lora_kit.evaluation.engine.progress import Progress
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.engine.sharing import batch_cost, drift_cost
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import Graded, Item, Outcome, Request, Task
+from lora_kit.evaluation.item import ChoiceRequest, Graded, Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
+from lora_kit.modeling.adapter_layers import adapter_layers
+from lora_kit.modeling.prefix import Prefix, encode_prefix
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.out_of_memory import free_memory, is_out_of_memory_error
 
-# Layout by kind of request, presence of a prefix and magnitude of the longest request, searched
-# once and used for all models. Layers may read long texts otherwise (scaled RoPE, windows), so a
+# Layout by presence of choices and of a prefix and magnitude of the longest request, searched once
+# and used for all models. Layers may read long texts otherwise (scaled RoPE, windows), so a
 # task of four times the length is searched anew.
-LayoutsByKind = dict[tuple[type[Request], bool, int], BatchLayout]
+LayoutsByKind = dict[tuple[bool, bool, int], BatchLayout]
 
 
 def prepare_arms(
@@ -143,7 +145,9 @@ class ArmTask:
         requests = [item.request for item in task.items]
         prefix_ids = shared_prefix(requests)
         longest = max(request.length for request in requests)
-        kind = type(requests[0]), bool(prefix_ids), longest.bit_length() // 2
+        # The prompt of a generation is read as a loss request is.
+        is_choice = isinstance(requests[0], ChoiceRequest)
+        kind = is_choice, bool(prefix_ids), longest.bit_length() // 2
         with arm.active(scorer.model):
             if kind not in layouts:
                 layouts[kind] = find_layout(scorer, requests, prefix_ids)
@@ -165,7 +169,7 @@ class ArmTask:
         if not any(item.id in self.pending for item in items):
             return []
         started = time.monotonic()
-        with self.arm.active(self.scorer.model):
+        with self.arm.active(self.scorer.model), adapter_layers(self.scorer.model):
             outcomes, is_cached = self._outcomes([item.request for item in items])
         took = time.monotonic() - started
         seconds = took / len(items)

@@ -1,13 +1,8 @@
-"""Shared prefix of a task's requests, such as few-shot examples: encoded once, reused by all."""
+"""Shared prefix of a task's requests, such as few-shot examples."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.evaluation.item import (
@@ -17,31 +12,10 @@ from lora_kit.evaluation.item import (
     LossRequest,
     Request,
 )
+from lora_kit.modeling.prefix import common_beginning
 
 # Minimum tokens of a prefix; encoding and copying a shorter one costs more than it saves.
 MIN_TOKENS = 4
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Encoded prefix of one arm.
-
-    Attributes:
-        input_ids: tokens of the prefix.
-        cache: keys and values of the tokens, computed with the arm active.
-    """
-
-    input_ids: tuple[int, ...]
-    cache: Any
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def repeated(self, rows: int) -> Any:
-        """Return a copy of the cache for a batch of rows, since a forward pass appends to it."""
-        cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(rows)
-        return cache
 
 
 def shared_prefix(requests: Sequence[Request]) -> tuple[int, ...]:
@@ -53,13 +27,8 @@ def shared_prefix(requests: Sequence[Request]) -> tuple[int, ...]:
     leading = [_leading(request) for request in requests if not isinstance(request, HeadRequest)]
     if len(leading) < 2:
         return ()
-    # In sorted order, the first and the last sequence share the shortest prefix.
-    first, last = min(leading), max(leading)
-    length = next(
-        (n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
-        min(len(first), len(last)),
-    )
-    return first[:length] if length >= MIN_TOKENS else ()
+    shared = common_beginning(leading)
+    return shared if len(shared) >= MIN_TOKENS else ()
 
 
 def _leading(request: LossRequest | ChoiceRequest | GenerationRequest) -> tuple[int, ...]:
@@ -68,10 +37,3 @@ def _leading(request: LossRequest | ChoiceRequest | GenerationRequest) -> tuple[
         supervised = next(n for n, label in enumerate(labels) if label != IGNORE_INDEX)
         return request.example.input_ids[: max(supervised - 1, 0)]
     return request.prompt_ids[:-1]
-
-
-def encode_prefix(model: Any, input_ids: tuple[int, ...], device: torch.device) -> Prefix:
-    """Run the prefix through the model once and return it with its keys and values."""
-    ids = torch.tensor([input_ids], device=device)
-    cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-    return Prefix(input_ids, cache)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from lora_kit.data.supervision import IGNORE_INDEX
-from lora_kit.evaluation.engine.prefix import encode_prefix
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.item import ChoiceRequest, LossRequest, Request
 from lora_kit.modeling.precision import epsilon, in_tf32
+from lora_kit.modeling.prefix import encode_prefix
 
 # Largest difference of a log-likelihood in float32, in nats.
 FLOAT32_NATS = 1e-3

@@ -12,7 +12,6 @@ from lora_kit.backbone.devices import input_device
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.choices import score_choice_trees
 from lora_kit.evaluation.engine.classes import score_classes
-from lora_kit.evaluation.engine.prefix import Prefix
 from lora_kit.evaluation.engine.rewards import score_rewards
 from lora_kit.evaluation.item import (
     Branch,
@@ -27,6 +26,7 @@ from lora_kit.evaluation.item import (
 from lora_kit.modeling.generation import generate_batch
 from lora_kit.modeling.likelihood import supervised_tokens
 from lora_kit.modeling.model_inputs import pad_examples, supervised_positions, to_device
+from lora_kit.modeling.prefix import Prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -161,8 +161,6 @@ def _generate(
     pad = scorer.tokenizer.pad_token_id
     stops = sorted({stop for request in requests for stop in request.stop})
     options: dict[str, Any] = {}
-    if prefix:
-        options["past_key_values"] = prefix.repeated(len(requests))
     if stops:
         options |= {"stop_strings": stops, "tokenizer": scorer.tokenizer}
     new = generate_batch(
@@ -171,7 +169,7 @@ def _generate(
         scorer.stop_token_ids,
         pad,
         max(request.max_new_tokens for request in requests),
-        prefix_length=len(prefix) if prefix else 0,
+        prefix=prefix,
         **options,
     )
     texts = scorer.tokenizer.batch_decode(new, skip_special_tokens=True)

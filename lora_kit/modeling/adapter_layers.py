@@ -1,0 +1,93 @@
+"""Layers with LoRA, computed in fewer passes over their activations where no gradient is needed.
+
+The layers' math is PEFT's, operation by operation; what is left out are copies and checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+# Rows that are computed at least in half precision: for fewer, MKL adds up products in float32 in
+# another order, so that a token would depend on how many rows are generated with it.
+LEAST_ROWS = 16
+
+
+@contextmanager
+def adapter_layers(model: torch.nn.Module) -> Iterator[None]:
+    """Compute the LoRA layers of a model in evaluation mode with fewer passes, until exit.
+
+    What is active on entry is computed: adapters must not be switched, scaled or merged within.
+    Layers with a variant (DoRA), several adapters or a forward pass of their own take PEFT's way.
+
+    Args:
+        model: model with or without an adapter; gradients cannot be computed.
+    """
+    changed: list[torch.nn.Module] = []
+    try:
+        for module in model.modules():
+            if (forward := _lora_forward(module)) is not None:
+                module.forward = forward
+                changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def _lora_forward(layer: Any) -> Forward | None:
+    """Return the forward pass of a layer with one LoRA adapter, or with a disabled one.
+
+    `None` for other layers, such as those with DoRA, with several adapters or with a merged one.
+    """
+    from peft.tuners.lora import Linear as LoraLinear
+    from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
+
+    if type(layer) not in (LoraLinear, LoraLinear4bit) or "forward" in layer.__dict__:
+        return None
+    base = layer.base_layer
+    if layer.merged or layer.training:
+        return None
+    if layer.disable_adapters:
+        return lambda inputs: base(inputs)
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if not active:
+        return lambda inputs: base(inputs)
+    if (
+        len(active) > 1
+        or active[0] in layer.lora_variant
+        or not getattr(layer, "cast_input_dtype_enabled", True)
+    ):
+        return None
+    down, up = layer.lora_A[active[0]], layer.lora_B[active[0]]
+    plain = type(down) is type(up) is torch.nn.Linear and down.bias is None and up.bias is None
+    if not plain:
+        return None
+    scaling, a, b = layer.scaling[active[0]], down.weight, up.weight
+    # PEFT's 4-bit layer rounds the adapter's output before it is added, its dense one after.
+    rounds_first = type(layer) is LoraLinear4bit
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = base(inputs)
+        change = linear(linear(_as_rows(inputs, a.dtype), a), b).mul_(scaling)
+        if len(change) > len(inputs):
+            change = change[: len(inputs)]
+        if rounds_first or change.dtype == output.dtype:
+            return output.add_(change.to(output.dtype))
+        return (output + change).to(output.dtype)
+
+    return forward
+
+
+def _as_rows(inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return inputs (rows, ..., size) in a dtype; of half precision, with at least some rows."""
+    if inputs.dtype == dtype or inputs.numel() >= LEAST_ROWS * inputs.shape[-1]:
+        return inputs.to(dtype)
+    padded = inputs.new_zeros((LEAST_ROWS, *inputs.shape[1:]), dtype=dtype)
+    padded[: len(inputs)] = inputs
+    return padded
