@@ -131,7 +131,7 @@ def _judge_half(view: LedgerView, first: frozenset[str], is_first: bool) -> Judg
             for arm, entries in arms.items()
             if arm in ("base", *MERGED_ARMS)
         }
-        return judge_merged(suite, task, half, FIXED.plan(1, suite).look(1))
+        return judge_merged(suite, task, half, FIXED.plan(1, suite, task).look(1))
 
     return judge
 

@@ -44,10 +44,10 @@ class Stopping:
         """Return the cut that a recipe asks for."""
         return cls(spec.looks, spec.spending) if spec.stopping == "sequential" else cls()
 
-    def plan(self, clusters: int, suite: Suite) -> Looks:
+    def plan(self, clusters: int, suite: Suite, task: TaskSpec) -> Looks:
         """Return the looks at a task; for a gain, half of the error is each side's."""
         alpha = suite.alpha if suite.role == "retention" else suite.alpha / 2
-        return Looks.plan(clusters, self.looks, alpha, self.shape)
+        return Looks.plan(clusters, self.looks, alpha, self.shape, task.is_graded)
 
 
 # All items of every task, at once.
@@ -83,7 +83,7 @@ class LookPlan:
         """Return the looks at a task; a single one at a task that is not planned."""
         planned = self.tasks.get(f"{suite.name}/{task.name}")
         clusters = planned.clusters if planned else 1
-        return self.stopping.plan(clusters, suite)
+        return self.stopping.plan(clusters, suite, task)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""

@@ -155,6 +155,14 @@ class TaskSpec(Section):
         return self.kind == "instructions" or (self.kind in CHOICE_KINDS and self.score != "loss")
 
     @property
+    def is_graded(self) -> bool:
+        """True if the score of an item is known to have many values; that of most metrics is not.
+
+        A generation task's metric is known by its scores only, but for the bundled `chrf`.
+        """
+        return self.kind == "loss" or self.score == "loss" or self.metric == "chrf"
+
+    @property
     def unit(self) -> str:
         """Unit of a score."""
         if self.kind == "loss":

@@ -60,7 +60,7 @@ def encode_prompts(
         outputs: CausalLMOutputWithPast = model._prefill(input_ids, generation_config, inputs)
         give_room(cache, room)
         return outputs
-    logits = None
+    empty, logits = copy.deepcopy(cache), None
     for rows, start in parts:
         own = {
             name: value[rows, start:] if len(value) > 1 else value[:, start:]
@@ -68,14 +68,15 @@ def encode_prompts(
             if (value := inputs.get(name)) is not None
         }
         padding = [width - start - lengths[row] for row in rows]
-        part = copy.deepcopy(cache) if prefix is None else prefix.shifted(padding)
+        part = copy.deepcopy(empty) if prefix is None else prefix.shifted(padding)
         outputs = model._prefill(
             input_ids[rows, start:], generation_config, inputs | own | {"past_key_values": part}
         )
-        _place(cache, part, rows, len(input_ids), (start, width, room))
         if logits is None:
+            _make_room(cache, part, len(input_ids), width, room)
             logits = outputs.logits.new_empty((len(input_ids), *outputs.logits[0, -1:].shape))
         logits[rows] = outputs.logits[:, -1:]
+        _place(cache, part, rows, start)
     return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
 
@@ -120,22 +121,33 @@ def _parts(
         order = order[rows:]
 
 
-def _place(cache: Any, part: Any, rows: list[int], of: int, columns: tuple[int, int, int]) -> None:
+def _make_room(cache: Any, part: Any, rows: int, width: int, room: int) -> None:
+    """Give the layers of a cache zeros for rows of some width, and room for further tokens.
+
+    Args:
+        cache: empty cache of all rows.
+        part: cache of some rows, for heads, sizes, dtypes and devices.
+        rows: number of all rows.
+        width: columns of all rows.
+        room: tokens that can follow.
+    """
+    for number, layer in enumerate(part.layers):
+        # A layer that uses the keys of another one has none.
+        if layer.is_initialized:
+            cache.layers[number] = GrowingLayer.zeros(layer.keys, layer.values, rows, width, room)
+
+
+def _place(cache: Any, part: Any, rows: list[int], start: int) -> None:
     """Move the keys and values of some rows to their place among all rows.
 
     Args:
-        cache: cache of all rows; its layers get room for further tokens.
+        cache: cache of all rows.
         part: cache of these rows, which is emptied.
         rows: numbers of these rows.
-        of: number of all rows.
-        columns: first column of the part, columns of all rows, and further ones to make room for.
+        start: first column of the part.
     """
-    start, width, room = columns
-    for number, layer in enumerate(part.layers):
-        if not layer.is_initialized:
-            continue  # a layer that uses the keys of another one
-        if type(cache.layers[number]) is not GrowingLayer:
-            cache.layers[number] = GrowingLayer.zeros(layer.keys, layer.values, of, width, room)
-        cache.layers[number].keys[rows, :, start:] = layer.keys
-        cache.layers[number].values[rows, :, start:] = layer.values
-        layer.reset()
+    for whole, layer in zip(cache.layers, part.layers, strict=True):
+        if layer.is_initialized:
+            whole.keys[rows, :, start:] = layer.keys
+            whole.values[rows, :, start:] = layer.values
+            layer.reset()

@@ -123,7 +123,7 @@ def _task_power(suite: Suite, task: TaskSpec, min_flips: float, stopping: Stoppi
         smallest=smallest,
         needed=round(needed * effect) if needed is not None else None,
         asked=_expected_items(
-            count, stopping.plan(cluster_count, suite), independent, spread, task
+            count, stopping.plan(cluster_count, suite, task), independent, spread, task
         ),
         **known,
     )

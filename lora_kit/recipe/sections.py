@@ -61,7 +61,7 @@ class EvaluationSpec(Section):
     suite's `alpha`. `none`: all items are asked."""
     looks: Annotated[Count, Field(le=20)] = 5
     """`sequential`: largest number of looks at a task; fewer where a look would have fewer than 40
-    clusters of items."""
+    clusters of items, or 12 of a loss or `chrf`."""
     spending: Annotated[float, Field(ge=-20, le=4, allow_inf_nan=False)] = -4.0
     """`sequential`: shape of the error spending, gamma of Hwang, Shih & DeCani (1990). The lower,
     the less early looks decide, and the less power is lost."""

@@ -19,6 +19,7 @@ from lora_kit.evaluation.engine import arm_task as engine
 from lora_kit.evaluation.engine import run
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal
+from lora_kit.evaluation.engine.rounding import RoundingBound
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.harness import (
     LEDGER,
@@ -342,16 +343,22 @@ def test_a_ledger_entry_survives_the_disk() -> None:
     assert Entry.from_row(json.loads(json.dumps(dataclasses.asdict(entry)))) == entry
 
 
-def test_a_layout_is_searched_once_for_tasks_of_a_kind_and_anew_for_much_longer_items(
-    evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    searched, find = [], engine.find_layout
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Longest request of each search for a layout."""
+    longest, find = [], engine.find_layout
 
     def counting(scorer: Any, requests: Sequence[Any], prefix_ids: tuple[int, ...]) -> Any:
-        searched.append(max(request.length for request in requests))
+        longest.append(max(request.length for request in requests))
         return find(scorer, requests, prefix_ids)
 
     monkeypatch.setattr(engine, "find_layout", counting)
+    return longest
+
+
+def test_a_layout_is_searched_once_for_tasks_of_a_kind_and_anew_for_much_longer_items(
+    evaluate: Callable[..., Evaluation], searched: list[int]
+) -> None:
     common = {"kind": "loss", "source": "python-reference", "limit": 8, "margin": 0.1}
     lengths = {"short": 20, "as_short": 20, "long": 400}
     tasks = [{"name": name, **common, "max_length": lengths[name]} for name in lengths]
@@ -359,6 +366,34 @@ def test_a_layout_is_searched_once_for_tasks_of_a_kind_and_anew_for_much_longer_
     short, long = searched
     assert short <= 20
     assert long > 4 * short
+
+
+def test_a_layout_is_known_to_the_next_evaluation(
+    evaluate: Callable[..., Evaluation], searched: list[int], tmp_path: Path
+) -> None:
+    first = evaluate(b=0.5)
+    kinds = len(searched)
+    assert kinds
+    again = evaluate(b=0.5, to="again")
+    assert len(searched) == kinds
+    assert scores(again.read_entries()) == scores(first.read_entries())
+    for path in (tmp_path / "cache" / "lora_kit" / "layouts").iterdir():
+        path.write_text('{"tree": "maybe"}')
+    evaluate(b=0.5, to="unreadable")
+    assert len(searched) == 2 * kinds
+    evaluate(b=0.5, to="uncached", no_cache=True)
+    assert len(searched) == 3 * kinds
+
+
+def test_the_slowest_layout_is_searched_again(
+    evaluate: Callable[..., Evaluation], searched: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warning may come with a slow layout, and would be lost."""
+    monkeypatch.setattr(RoundingBound, "explains", lambda *_: False)
+    evaluate()
+    kinds = len(searched)
+    evaluate(to="again")
+    assert len(searched) == 2 * kinds
 
 
 def test_a_model_that_does_not_fit_names_its_arms(

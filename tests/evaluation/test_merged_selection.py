@@ -177,7 +177,9 @@ def test_the_selected_merged_model_passes_no_more_often_than_the_level() -> None
             entries += arm(name, generator.normal(0, 1, 60).tolist())
         selected += judge(entries, [suite]).merged == "PASS"
         arms = InMemoryLedger(entries).arms("keep", "quiz")
-        merges = judge_merged(suite, suite.tasks[0], arms, FIXED.plan(60, suite).look(1))
+        merges = judge_merged(
+            suite, suite.tasks[0], arms, FIXED.plan(60, suite, suite.tasks[0]).look(1)
+        )
         lucky += any(one.decision == "PASS" for one in merges)
     # Two-sided: one in two errors is a false gain.
     assert selected / draws <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / draws)

@@ -34,7 +34,7 @@ from tests.evaluation.in_memory import InMemoryLedger, one_task
 ITEMS = 400
 STOPPING = Stopping(looks=5)
 KEEP = one_task("retention")
-LOOKS = STOPPING.plan(ITEMS, KEEP)
+LOOKS = STOPPING.plan(ITEMS, KEEP, KEEP.tasks[0])
 PLAN = LookPlan(STOPPING, {"keep/quiz": PlannedTask(ITEMS, LOOKS.ends)})
 FIXED_PLAN = LookPlan(Stopping(1), {"keep/quiz": PlannedTask(ITEMS, (ITEMS,))})
 
@@ -97,7 +97,7 @@ def test_a_task_that_was_given_up_says_how_many_items_it_takes() -> None:
 
 def test_all_items_are_asked_where_a_decision_is_open() -> None:
     half = one_task("gain")
-    looks = STOPPING.plan(ITEMS, half)
+    looks = STOPPING.plan(ITEMS, half, half.tasks[0])
     scores = [float(n % 10 < 6) for n in range(ITEMS)]
     after = [float(n % 10 < 7 and n % 20 != 0) for n in range(ITEMS)]
     arms = {"base": answers("base", scores), "adapter": answers("adapter", after)}
@@ -272,5 +272,5 @@ def test_a_look_without_a_score_decides_nothing() -> None:
 
 def test_a_gain_spends_half_of_its_error_on_each_side() -> None:
     gain = one_task("gain")
-    assert STOPPING.plan(ITEMS, gain) == Looks(LOOKS.ends, 0.025, -4.0)
+    assert STOPPING.plan(ITEMS, gain, gain.tasks[0]) == Looks(LOOKS.ends, 0.025, -4.0)
     assert isinstance(gain, Suite)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from lora_kit.cli import main
 from lora_kit.merging import verify
 from lora_kit.metrics import load as metrics
+from lora_kit.modeling import generation
 from lora_kit.preflight import checks, data_checks, doctor, launch_checks
 from lora_kit.preflight.doctor import TRAPS, Diagnosis, TrapFinding, Version, quantization_works
 from lora_kit.preflight.show_doctor import show_diagnosis
@@ -82,6 +83,11 @@ WITHOUT_GUARD: dict[str, tuple[Any, str, Any]] = {
     "merging into 4 bits": (verify, "compare_merged", harmless(SimpleNamespace(passed=True))),
     "misspelt targets": (weights, "wrap_with_adapter", nothing),
     "adapter left disabled": (weights, "adapter_disabled", forgetful),
+    "a copy of the head for each row": (
+        generation,
+        "contiguous_head",
+        lambda _: nullcontext(),
+    ),
     "all labels masked": (data_checks, "require_supervised_tokens", nothing),
     "no end of turn": (data_checks, "require_supervised_end_of_turn", nothing),
     "double BOS": (data_checks, "refuse_double_bos", nothing),
@@ -104,7 +110,7 @@ def test_the_trap_is_not_caught_without_its_guard(
 
 
 def test_each_trap_says_what_goes_wrong_and_where_it_is_guarded() -> None:
-    assert len(BY_NAME) == len(TRAPS) == 19
+    assert len(BY_NAME) == len(TRAPS) == 20
     assert all(trap.wrong.endswith(".") and trap.guard for trap in TRAPS)
     assert launching.LAUNCH_TRAPS[0].name == "accelerate falls back"
 

@@ -108,7 +108,7 @@ def simulate(
         seed: seed of the draws.
     """
     generator = np.random.default_rng(seed)
-    plan = Looks.plan(items // cluster_size, looks, ALPHA, SHAPE)
+    plan = Looks.plan(items // cluster_size, looks, ALPHA, SHAPE, graded=not binary)
     passed = fixed = covered = 0
     asked = 0.0
     test = _Test(margin, binary, cluster_size)

@@ -26,6 +26,27 @@ def test_looks_are_equal_parts_and_none_is_small(clusters: int, ends: tuple[int,
     assert looks.shares[-1] == 1
 
 
+@pytest.mark.parametrize(
+    ("clusters", "ends", "shape"),
+    [
+        (23, (23,), -10),
+        (25, (13, 25), -10),
+        (79, (16, 32, 48, 64, 79), -10),
+        (80, (40, 80), -4),
+        (1000, (200, 400, 600, 800, 1000), -4),
+    ],
+)
+def test_graded_scores_have_looks_at_few_clusters(
+    clusters: int, ends: tuple[int, ...], shape: float
+) -> None:
+    looks = Looks.plan(clusters, 5, 0.05, -4, graded=True)
+    assert (looks.ends, looks.shape) == (ends, shape)
+    assert Looks.plan(clusters, 5, 0.05, -20, graded=True).shape == -20
+    assert len(Looks.plan(clusters, 1, 0.05, -4, graded=True)) == 1
+    if len(ends) == 2 and clusters < 80:
+        assert looks.levels[0] < 0.001
+
+
 def test_one_look_is_a_fixed_test() -> None:
     look = Looks.plan(500, 1, 0.05, -4).look(1)
     assert look.level == 0.05

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from lora_kit.evaluation.engine import drift
 from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
+from lora_kit.evaluation.engine.layout_cache import RequestKind, read_layout, write_layout
 from lora_kit.evaluation.engine.layout_search import find_layout, within_window
 from lora_kit.evaluation.engine.outcome_cache import OutcomeCache
 from lora_kit.evaluation.engine.prefix import shared_prefix
@@ -24,10 +25,8 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.out_of_memory import free_memory, is_out_of_memory_error
 
-# Layout by presence of choices and of a prefix and magnitude of the longest request, searched once
-# and used for all models. Layers may read long texts otherwise (scaled RoPE, windows), so a
-# task of four times the length is searched anew.
-LayoutsByKind = dict[tuple[bool, bool, int], BatchLayout]
+# Layouts that were searched once and are used for all models.
+LayoutsByKind = dict[RequestKind, BatchLayout]
 
 
 def prepare_arms(
@@ -145,13 +144,17 @@ class ArmTask:
         requests = [item.request for item in task.items]
         prefix_ids = shared_prefix(requests)
         longest = max(request.length for request in requests)
-        # The prompt of a generation is read as a loss request is.
-        is_choice = isinstance(requests[0], ChoiceRequest)
-        kind = is_choice, bool(prefix_ids), longest.bit_length() // 2
+        has_choices = isinstance(requests[0], ChoiceRequest)
+        kind = RequestKind(has_choices, bool(prefix_ids), longest.bit_length() // 2)
         with arm.active(scorer.model):
-            if kind not in layouts:
-                layouts[kind] = find_layout(scorer, requests, prefix_ids)
-            layout = within_window(layouts[kind], scorer, requests)
+            known = layouts.get(kind)
+            if known is None and not context.no_cache:
+                known = read_layout(scorer, arm.identity, kind)
+            if known is None:
+                known = find_layout(scorer, requests, prefix_ids)
+                write_layout(scorer, arm.identity, kind, known)
+            layouts[kind] = known
+            layout = within_window(known, scorer, requests)
             layout = replace(layout, prefix=layout.prefix and prefixes)
             prefix = None
             if prefix_ids and layout.prefix:

@@ -21,16 +21,16 @@ GENERATION_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 LOGIT_BYTES = {"cpu": 5e8, "cuda": 2e9}
 MAX_BATCH_ITEMS = 64
 # Tokens of the shared prefix over all items of a batch: a copy of its keys and values belongs to
-# each item. 32,768 tokens of an 8B model with 8 key-value heads are 4.3 GB in bfloat16; 65,536 of
-# one of 135M are 3.0 GB in float32.
-PREFIX_TOKENS = {"cpu": 65536, "cuda": 32768}
+# each item. 32,768 tokens of an 8B model with 8 key-value heads are 4.3 GB in bfloat16; 16,384 of
+# one of 135M are 0.8 GB in float32.
+PREFIX_TOKENS = {"cpu": 16384, "cuda": 32768}
 
 
 def items_by_look(suite: Suite, task: Task, stopping: Stopping) -> list[list[int]]:
     """Return the indexes of the items that each look asks, by the drawn order of clusters."""
     clusters = [item.cluster for item in task.items]
     order = ordered_clusters(clusters, suite.seed, f"{suite.name}/{task.spec.name}")
-    looks = stopping.plan(len(order), suite)
+    looks = stopping.plan(len(order), suite, task.spec)
     place = {cluster: n for n, cluster in enumerate(order)}
     items: list[list[int]] = [[] for _ in range(len(looks))]
     for n, cluster in enumerate(clusters):

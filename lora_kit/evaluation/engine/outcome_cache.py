@@ -18,7 +18,7 @@ from lora_kit.runtime.files import write_json
 from lora_kit.runtime.hashes import json_sha256
 
 # Version of the cached outcomes; raise it when a change can alter the outcome of a request.
-ENGINE = "3"
+ENGINE = "4"
 
 
 def numeric_environment(device: torch.device) -> str:

@@ -6,13 +6,16 @@ import inspect
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_kit.adapter.attach import wrap_with_adapter
 from lora_kit.backbone.load import guard_quantized_modules
+from lora_kit.modeling.generation import generate_batch
 from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.preflight import checks
 from lora_kit.preflight.experts import unadapted_fused_experts
 from lora_kit.preflight.traps.specimens import (
+    SIZES,
     four_bit_layer,
     specimen_adapter,
     specimen_backbone,
@@ -169,6 +172,37 @@ def disabled_adapter_is_guarded() -> bool:
         return torch.equal(on, _logits(model))
 
 
+def head_copies_are_present() -> bool:
+    """Return true if torch multiplies a slice of rows by one copy of the weight for each row."""
+    states, weight = torch.ones(3, 4, 8), torch.ones(16, 8)
+    with _Batched() as batched:
+        torch.nn.functional.linear(states[:, -1:], weight)
+    return (8, 16) in batched.sizes
+
+
+@torch.no_grad()
+def head_copies_are_guarded() -> bool:
+    """Return true if generation multiplies the last positions of several rows in one product."""
+    model = specimen_model().eval()
+    head = (SIZES["hidden_size"], SIZES["vocab_size"])
+    with _Batched() as batched:
+        generate_batch(model, [[1, 6, 7, 8], [1, 5, 4, 6]], [], 0, 2)
+    return head not in batched.sizes
+
+
+class _Batched(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Record the sizes of the matrices that batches are multiplied by."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sizes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.bmm.default:
+            self.sizes.add(tuple(args[1].shape[1:]))
+        return function(*args, **(kwargs or {}))
+
+
 @torch.no_grad()
 def _logits(model: Any) -> torch.Tensor:
     """Return the logits of a fixed text, (1, 4, vocabulary) float32."""
@@ -235,5 +269,13 @@ WEIGHT_TRAPS = (
         "comparisons disable the adapter only inside a context manager, which enables it again",
         disabled_adapter_is_present,
         disabled_adapter_is_guarded,
+    ),
+    Trap(
+        "a copy of the head for each row",
+        "torch multiplies the last positions of several prompts row by row, in bfloat16 each by "
+        "its own copy of the head's weight: gigabytes for a vocabulary of 50,000.",
+        "generation gives the head contiguous states",
+        head_copies_are_present,
+        head_copies_are_guarded,
     ),
 )
