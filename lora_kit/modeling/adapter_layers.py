@@ -65,8 +65,7 @@ def _lora_forward(layer: Any) -> Forward | None:
     ):
         return None
     down, up = layer.lora_A[active[0]], layer.lora_B[active[0]]
-    plain = type(down) is type(up) is torch.nn.Linear and down.bias is None and up.bias is None
-    if not plain:
+    if not (_is_plain(down) and _is_plain(up)):
         return None
     scaling, a, b = layer.scaling[active[0]], down.weight, up.weight
     # PEFT's 4-bit layer rounds the adapter's output before it is added, its dense one after.
@@ -82,6 +81,12 @@ def _lora_forward(layer: Any) -> Forward | None:
         return (output + change).to(output.dtype)
 
     return forward
+
+
+def _is_plain(factor: Any) -> bool:
+    """Return true for a linear layer that only multiplies: no bias, no hook, not offloaded."""
+    hooked = factor._forward_hooks or factor._forward_pre_hooks or "forward" in factor.__dict__
+    return type(factor) is torch.nn.Linear and factor.bias is None and not hooked
 
 
 def _as_rows(inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

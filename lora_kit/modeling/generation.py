@@ -71,9 +71,10 @@ def generate_batch(
     with held_weights(model), contiguous_head(model), adapter_layers(model):
         if is_ours and prefix is None:
             prefix = _own_prefix(model, prompts)
-        if is_ours and (prefix is None or prefix.is_plain):
-            options = _decoded_here(options, prefix)
-        elif prefix is not None:
+        placed = prefix if is_ours and prefix is not None and prefix.is_plain else None
+        if is_ours:
+            options = _decoded_here(options, placed)
+        if prefix is not None and placed is None:
             read_before = len(prefix)
             options["past_key_values"] = prefix.repeated(len(prompts))
         inputs, seen = _generation_inputs(model, prompts, pad_token_id, read_before)
@@ -138,7 +139,12 @@ def _own_prefix(model: Any, prompts: Sequence[Sequence[int]]) -> Prefix | None:
 
 
 def _decoded_here(options: dict[str, Any], prefix: Prefix | None) -> dict[str, Any]:
-    """Return the options of `model.generate` with which `decode_greedily` decodes."""
+    """Return the options of `model.generate` with which `decode_greedily` decodes.
+
+    Args:
+        options: further options of `model.generate`.
+        prefix: plain prefix that `decode_greedily` gives each row behind its padding.
+    """
     decoded = options | {"custom_generate": partial(decode_greedily, prefix=prefix)}
     if stops := decoded.pop("stop_strings", None):
         # transformers 5.23 loses the tokenizer that it would make the criterion with.

@@ -60,7 +60,8 @@ class Prefix:
         cache = DynamicCache()
         for layer in self.cache.layers:
             own = DynamicLayer()
-            own.lazy_initialization(layer.keys, layer.values)
+            # Not by `lazy_initialization`, which copies two empty tensors to a GPU.
+            own.dtype, own.device, own.is_initialized = layer.dtype, layer.device, True
             own.keys, own.values = rows_of(layer.keys), rows_of(layer.values)
             cache.layers.append(own)
         return cache

@@ -62,21 +62,22 @@ def encode_prompts(
         return outputs
     empty, logits = copy.deepcopy(cache), None
     for rows, start in parts:
+        at = torch.tensor(rows, device=input_ids.device)
         own = {
-            name: value[rows, start:] if len(value) > 1 else value[:, start:]
+            name: value[at, start:] if len(value) > 1 else value[:, start:]
             for name in ROW_INPUTS
             if (value := inputs.get(name)) is not None
         }
         padding = [width - start - lengths[row] for row in rows]
         part = copy.deepcopy(empty) if prefix is None else prefix.shifted(padding)
         outputs = model._prefill(
-            input_ids[rows, start:], generation_config, inputs | own | {"past_key_values": part}
+            input_ids[at, start:], generation_config, inputs | own | {"past_key_values": part}
         )
         if logits is None:
             _make_room(cache, part, len(input_ids), width, room)
             logits = outputs.logits.new_empty((len(input_ids), *outputs.logits[0, -1:].shape))
-        logits[rows] = outputs.logits[:, -1:]
-        _place(cache, part, rows, start)
+        logits[at] = outputs.logits[:, -1:]
+        _place(cache, part, at, start)
     return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
 
@@ -137,17 +138,18 @@ def _make_room(cache: Any, part: Any, rows: int, width: int, room: int) -> None:
             cache.layers[number] = GrowingLayer.zeros(layer.keys, layer.values, rows, width, room)
 
 
-def _place(cache: Any, part: Any, rows: list[int], start: int) -> None:
+def _place(cache: Any, part: Any, rows: torch.Tensor, start: int) -> None:
     """Move the keys and values of some rows to their place among all rows.
 
     Args:
         cache: cache of all rows.
         part: cache of these rows, which is emptied.
-        rows: numbers of these rows.
+        rows: numbers of these rows, int64.
         start: first column of the part.
     """
     for whole, layer in zip(cache.layers, part.layers, strict=True):
         if layer.is_initialized:
-            whole.keys[rows, :, start:] = layer.keys
-            whole.values[rows, :, start:] = layer.values
+            own = rows.to(layer.keys.device)
+            whole.keys[own, :, start:] = layer.keys
+            whole.values[own, :, start:] = layer.values
             layer.reset()

@@ -51,6 +51,18 @@ def test_outputs_are_those_of_peft(rows: int, dtype: torch.dtype, options: Any) 
 
 
 @torch.no_grad()
+def test_a_hook_on_a_factor_is_called() -> None:
+    """Such as accelerate's, which brings an offloaded weight."""
+    model = lora_layer(torch.float32)
+    called = []
+    factor = model.base_model.model[0].lora_A["default"]
+    factor.register_forward_pre_hook(lambda *_: called.append(1))
+    with adapter_layers(model):
+        model(inputs_for(model, 2, torch.float32))
+    assert called == [1]
+
+
+@torch.no_grad()
 def test_a_layer_in_4_bits_and_a_disabled_adapter() -> None:
     model = lora_layer(torch.float32, "nf4")
     inputs = inputs_for(model, 20, torch.float32)

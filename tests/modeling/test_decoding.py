@@ -8,6 +8,7 @@ import torch
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.modeling.generation import generate_batch
+from lora_kit.modeling.prefix import encode_prefix
 
 PAD = 0
 SMALL = {
@@ -136,8 +137,7 @@ def test_generation_settings_of_the_model_count(tiny_backbone: Backbone) -> None
         assert torch.equal(generate_batch(model, _prompts(200), [], PAD, 8), expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_decodes_as_in_transformers(family: str) -> None:
+def _random_model(family: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -149,6 +149,29 @@ def test_every_family_decodes_as_in_transformers(family: str) -> None:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)  # so that texts differ
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_given_prefix_is_decoded_here_whatever_its_layers(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without padding, which a sliding window would count."""
+    model = _random_model(family)
+    beginning = _prompts(60, (9,))[0]
+    prompts = [beginning + rest for rest in _prompts(60, (5, 5, 5))]
+    expected = _reference(model, prompts, [7, 11], 10)
+    with torch.no_grad():
+        prefix = encode_prefix(model, tuple(beginning), torch.device("cpu"))
+        assert prefix.is_plain == (family == "llama")
+        monkeypatch.setattr(type(model), "_sample", None)
+        found = generate_batch(model, prompts, [7, 11], PAD, 10, prefix=prefix)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_decodes_as_in_transformers(family: str) -> None:
+    model = _random_model(family)
     beginning = _prompts(60, (9,))[0]
     prompts = [beginning + rest for rest in _prompts(60)]
     expected = _reference(model, prompts, [7, 11], 10)

@@ -24,6 +24,7 @@ PREFERENCES = {"training_step: ": 20, "_answer_log_probs: ": 2, "trl_trainer.py 
 SCORES = {".cpu()": 1}
 # Of generation: inputs and stop tokens, and the answers.
 SENT = {"_generation_inputs: ": 2, "generate_batch: ": 8, "_generate: ": 2}
+ENCODED = {"encode_prompts: ": 1}
 WAITS: dict[str, dict[str, int]] = {
     "train lora": LOGGED,
     "train packed": LOGGED,
@@ -41,8 +42,9 @@ WAITS: dict[str, dict[str, int]] = {
     "classes": {".tolist()": 1},
     "drift": SCORES,
     # A batch is sent at its beginning; after each token but the last, it is asked which rows ended.
-    "generation": SENT | {"decode_greedily: ": 2, "append: ": 2, "_leave: ": 2},
-    "generation prefix": SENT | {"append: ": 2, "_leave: ": 2},
+    # The rows that are encoded together, and the common beginning, are sent once as well.
+    "generation": SENT | {"encode_prefix: ": 3} | ENCODED | {"append: ": 2, "_leave: ": 2},
+    "generation prefix": SENT | ENCODED | {"append: ": 2, "_leave: ": 2},
 }
 # Tensors of a pass: ids, mask, positions and supervised tokens; a pack has no mask, but two passes;
 # with `varlen`, the starts of its examples.
