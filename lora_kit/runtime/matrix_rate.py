@@ -24,7 +24,7 @@ ROUNDS = 3
 # Rows and columns of the products that choose a dtype: 7 ms in float32 on two cores.
 CHOICE_SIDE = 1024
 # Rate relative to float32 from which bfloat16 is chosen: at equal rates it is the faster one, as
-# half as many bytes are read. At 0.52, training took 1.27 times as long and a pass over prompts 3.6
+# half as many bytes are read. At 0.52, training took 1.27 times as long and a pass over prompts 2.3
 # times.
 BFLOAT16_RATE = 0.75
 CPU = torch.device("cpu")
