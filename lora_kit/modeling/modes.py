@@ -57,8 +57,8 @@ def adapter_disabled(model: PeftModel) -> Iterator[PeftModel]:
 def _layers_disabled(model: PeftModel) -> Iterator[None]:
     """Disable the adapter's layers.
 
-    PEFT's own `disable_adapter` asks every layer for its status on entry and on exit, which takes
-    as long as a batch of a 135M model.
+    PEFT's own `disable_adapter` asks every layer for its status first: 17 ms for 30 blocks, twice
+    for each batch of an evaluation.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -30,7 +30,8 @@ class Prefix:
     def is_plain(self) -> bool:
         """True if the cache holds keys and values of all tokens, in every layer, and no more."""
         return type(self.cache) is DynamicCache and all(
-            type(layer) is DynamicLayer and layer.is_initialized for layer in self.cache.layers
+            type(layer) is DynamicLayer and layer.is_initialized and layer.keys.dim() == 4
+            for layer in self.cache.layers
         )
 
     def repeated(self, rows: int) -> Any:
