@@ -253,7 +253,9 @@ def test_the_written_adapter_is_evaluated_and_merged_like_any_other(
     record = recorded(again)
     suites = Recipe.load(again / "recipe.yaml").evaluation.suites
     named = [part for one in suites for part in ("--suite", one)]
-    assert command("evaluate", again / "adapter-rescaled", *named, "--json") == 0
+    # Rescaling asks all items.
+    asked = (*named, "--stopping", "none")
+    assert command("evaluate", again / "adapter-rescaled", *asked, "--json") == 0
     whole = json.loads(capsys.readouterr().out)["suites"][0]["tasks"][0]["interval"]
     (half_a,) = [one for one in record["half_a"] if one["name"] == record["scale"]["name"]]
     parts = [half_a["tasks"][0], record["half_b"]["tasks"][0]]
