@@ -137,7 +137,9 @@ def test_output_that_nobody_reads_ends_a_command_quietly(
     assert started.stdout is not None
     assert started.stderr is not None
     started.stdout.close()
-    assert (started.wait(), started.stderr.read()) == (141, "")
+    # Of a command that takes a while, its first line, which came before.
+    first = "loading torch and transformers\n" if "plan" in arguments else ""
+    assert (started.wait(), started.stderr.read()) == (141, first)
 
 
 def test_a_refusal_that_nobody_reads_has_its_status() -> None:
