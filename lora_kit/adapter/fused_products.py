@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lora_kit.modeling.adapter_layers import plain_adapter
 from lora_kit.runtime.machine import main_memory
 from lora_kit.runtime.processes import process_state
 
@@ -123,19 +124,11 @@ def _forward(
 
 
 def _fusible_adapter(layer: Any) -> str | None:
-    """Return the only adapter of a layer if it is plain LoRA, or `None`."""
-    names = [name for name in layer.active_adapters if name in layer.lora_A]
-    if layer.disable_adapters or layer.merged or len(names) != 1 or layer.lora_variant:
+    """Return the only adapter of a layer if it is plain LoRA without dropout, or `None`."""
+    name, base = plain_adapter(layer), layer.get_base_layer()
+    if name is None or not isinstance(layer.lora_dropout[name], torch.nn.Identity):
         return None
-    (name,) = names
-    a, b = layer.lora_A[name], layer.lora_B[name]
-    parts = (layer.get_base_layer(), a, b)
-    plain = type(a) is type(b) is torch.nn.Linear and a.bias is None and b.bias is None
-    if not plain or not isinstance(layer.lora_dropout[name], torch.nn.Identity):
-        return None
-    if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
-        return None
-    return str(name)
+    return None if base._forward_hooks or base._forward_pre_hooks else name
 
 
 class _LoraProduct(torch.autograd.Function):

@@ -53,21 +53,12 @@ def _lora_forward(layer: Any) -> Forward | None:
     base = layer.base_layer
     if layer.merged or layer.training:
         return None
-    if layer.disable_adapters:
+    if layer.disable_adapters or not any(name in layer.lora_A for name in layer.active_adapters):
         return lambda inputs: base(inputs)
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
-    if not active:
-        return lambda inputs: base(inputs)
-    if (
-        len(active) > 1
-        or active[0] in layer.lora_variant
-        or not getattr(layer, "cast_input_dtype_enabled", True)
-    ):
+    name = plain_adapter(layer)
+    if name is None or not getattr(layer, "cast_input_dtype_enabled", True):
         return None
-    down, up = layer.lora_A[active[0]], layer.lora_B[active[0]]
-    if not (_is_plain(down) and _is_plain(up)):
-        return None
-    scaling, a, b = layer.scaling[active[0]], down.weight, up.weight
+    scaling, a, b = layer.scaling[name], layer.lora_A[name].weight, layer.lora_B[name].weight
     # PEFT's 4-bit layer rounds the adapter's output before it is added, its dense one after.
     rounds_first = type(layer) is LoraLinear4bit
 
@@ -81,6 +72,19 @@ def _lora_forward(layer: Any) -> Forward | None:
         return (output + change).to(output.dtype)
 
     return forward
+
+
+def plain_adapter(layer: Any) -> str | None:
+    """Return the name of a LoRA layer's only active adapter, if it only multiplies by two factors.
+
+    `None` for a merged or disabled layer, several adapters, a variant (DoRA) and factors with a
+    bias, a hook or a forward pass of their own.
+    """
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or len(names) != 1 or names[0] in layer.lora_variant:
+        return None
+    name = str(names[0])
+    return name if _is_plain(layer.lora_A[name]) and _is_plain(layer.lora_B[name]) else None
 
 
 def _is_plain(factor: Any) -> bool:

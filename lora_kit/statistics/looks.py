@@ -60,9 +60,9 @@ class Looks:
             shape: as in `spending.spent_error`.
             graded: true for scores of many values, such as losses; false for right and wrong.
         """
-        count = min(looks, clusters // LEAST_CLUSTERS)
-        if count < 2 and graded:
-            count, shape = min(looks, clusters // FEW_CLUSTERS), min(shape, STEEP_SHAPE)
+        count, few = (min(looks, clusters // least) for least in (LEAST_CLUSTERS, FEW_CLUSTERS))
+        if graded and count < 2 <= few:
+            count, shape = few, min(shape, STEEP_SHAPE)
         count = max(count, 1)
         ends = tuple(math.ceil(clusters * (n + 1) / count) for n in range(count))
         return cls(ends, alpha, shape)

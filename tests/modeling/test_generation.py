@@ -33,6 +33,9 @@ def test_the_head_is_not_given_slices(
     seen = head_inputs(model, rows=3)
     assert [tuple(one.shape[:2]) for one in seen] == [(3, 1), (3, 1)]
     assert all(one.is_contiguous() for one in seen)
+    # A slice of one row counts as contiguous, but its strides fold no dimensions.
+    (one, *_) = head_inputs(model, rows=1)
+    assert one.stride(0) == one.shape[-1]
     monkeypatch.setattr("lora_kit.modeling.generation.contiguous_head", lambda model: nullcontext())
     # Otherwise the guard is not needed any more.
     assert not head_inputs(model, rows=3)[0].is_contiguous()
