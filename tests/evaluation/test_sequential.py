@@ -1,8 +1,8 @@
 """Evaluation look by look: what each arm is asked, resuming, and the ledger that is left."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.arms.models import loaded_arms
-from lora_kit.evaluation.engine import arm_task
+from lora_kit.evaluation.engine import arm_task, run
 from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal, Journals
+from lora_kit.evaluation.engine.progress import Progress, shared_progress
 from lora_kit.evaluation.engine.run import TaskPath, evaluate_models
 from lora_kit.evaluation.engine.sharing import work_shares
 from lora_kit.evaluation.engine.work import Work, plan_work
@@ -35,6 +36,7 @@ from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.sections import EvaluationSpec
 from lora_kit.runs.open_model import LoadedModel, OpenModel
 from lora_kit.runs.session import Subject
+from lora_kit.runtime.console import Meter
 from tests.evaluation.counting import count_outcomes
 
 ITEMS = 200
@@ -212,6 +214,42 @@ def test_a_prefix_is_read_once_for_all_looks(
     assert judge.asked == [{"aim/quiz": 1}, {"aim/quiz": 2}]
     layouts_searched = 1
     assert len(encoded) <= 2 + layouts_searched
+
+
+@pytest.mark.parametrize("end", [1, 2, 3])
+def test_a_look_that_may_not_be_asked_is_half_of_the_time_left(
+    adapted: Any, tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: int
+) -> None:
+    task = {"name": "quiz", "kind": "multiple_choice", "source": "general-knowledge", "limit": 120}
+    suite = {"name": "aim", "role": "gain", "tasks": [task]}
+    work = plan_work([Suite.model_validate(suite)], tiny_backbone, stopping=STOPPING)
+    assert work[0].looks == 3
+    journal = Journal(tmp_path, 0)
+    journal.open()
+    context = EvaluationContext(tiny_backbone.tokenizer, (), journal, {}, no_cache=True)
+    models = [LoadedArms(lambda: adapted, (Arm("adapter", "a", nullcontext),))]
+    costs = [run._left_to_ask(models, work, context, [range(n, n + 1)])[1] for n in (1, 2, 3)]
+    left: list[float] = []
+    shown: list[Progress] = []
+
+    @contextmanager
+    def shared(meter: Meter, cost: float) -> Iterator[Progress]:
+        left.append(cost)
+        with shared_progress(meter, cost) as progress:
+            shown.append(progress)
+            yield progress
+
+    class NotingJudge(FixedJudge):
+        def ended(self, asked: Mapping[str, int]) -> set[str]:
+            left.append(shown[0].forecast.left)
+            return super().ended(asked)
+
+    monkeypatch.setattr(run, "shared_progress", shared)
+    evaluate_models(models, work, context, NotingJudge({"aim/quiz": end}))
+    first, second, third = costs
+    expected = [first + (second + third) / 2, (second + third) / 2, third / 2]
+    assert left == pytest.approx(expected[: min(end, 2) + 1])
+    assert shown[0].forecast.left == pytest.approx(0)
 
 
 class FixedJudge:

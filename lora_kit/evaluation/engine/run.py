@@ -37,6 +37,9 @@ from lora_kit.runtime.out_of_memory import is_out_of_memory_error
 from lora_kit.runtime.processes import process_state
 
 SPREAD = "spread it over more GPUs (evaluation.gpus, --gpus), "
+# Share of its cost that a look counts in the time left while it may not be asked: the time that is
+# shown is then off by a factor of two at most, whatever is decided.
+OPEN_SHARE = 0.5
 # Looks at each task whose items are asked next, from 1.
 Round = Sequence[range]
 
@@ -62,18 +65,22 @@ def evaluate_models(
         Path of each task by its name.
     """
     items, cost = _left_to_ask(models, work, context, all_looks(work))
+    later = [range(2, one.looks + 1) if judge else range(0) for one in work]
+    _, open_cost = _left_to_ask(models, work, context, later)
     with (
         meter("evaluating", items, visible=process_state().is_main_process) as shown,
-        shared_progress(shown, cost) as progress,
+        shared_progress(shown, cost - (1 - OPEN_SHARE) * open_cost) as progress,
     ):
         asking = _Asking(work, context, progress)
         first, *others = models
         ended = [one.looks for one in work]
 
-        def leave_out(looks: Round) -> None:
-            progress.leave_out(*_left_to_ask(models, work, context, looks))
+        def settle(asked: Round, left_out: Round) -> None:
+            _, more = _left_to_ask(models, work, context, asked)
+            items, less = _left_to_ask(models, work, context, left_out)
+            progress.leave_out(items, OPEN_SHARE * less - (1 - OPEN_SHARE) * more)
 
-        _ask(first, _until_ended(work, judge, ended, leave_out), asking)
+        _ask(first, _until_ended(work, judge, ended, settle), asking)
         for loaded in others:
             _ask(loaded, [[range(1, end + 1) for end in ended]], asking)
         merged = list(ended)
@@ -147,7 +154,7 @@ def _until_ended(
     work: Sequence[Work],
     judge: PathJudge | None,
     ended: list[int],
-    leave_out: Callable[[Round], None],
+    settle: Callable[[Round, Round], None],
 ) -> Iterator[Round]:
     """Yield rounds until every task has ended, and write its last look to `ended`.
 
@@ -155,7 +162,8 @@ def _until_ended(
         work: all tasks.
         judge: judge between looks; without one, there is one round of all looks.
         ended: last look of each task, which is written.
-        leave_out: function that is told which looks are not asked any more.
+        settle: function that is told, after each look, which looks are asked next and which are not
+            asked any more.
     """
     if judge is None:
         yield all_looks(work)
@@ -172,11 +180,12 @@ def _until_ended(
                 ended[n] = look
                 del going[n]
         over = [ended[n] == look and n not in going for n in range(len(work))]
-        leave_out(
+        settle(
+            [range(look + 1, look + 2) if n in going else range(0) for n in range(len(work))],
             [
                 range(look + 1, one.looks + 1) if is_over else range(0)
                 for one, is_over in zip(work, over, strict=True)
-            ]
+            ],
         )
         if not going:
             return
