@@ -65,3 +65,20 @@ def test_an_unreadable_measurement_is_made_again(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_rate_is_measured(dtype: torch.dtype) -> None:
     assert rates.matrix_rate(torch.device("cpu"), dtype) > 0.1
+
+
+def test_the_side_grows_until_a_product_takes_long_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """bfloat16 without instructions ends at a small one, instead of after minutes."""
+    sides = []
+
+    def seconds(_device: torch.device, dtype: torch.dtype, side: int) -> float:
+        sides.append(side)
+        return side**3 / (1e9 if dtype == torch.float32 else 1e6)
+
+    monkeypatch.setattr(rates, "_product_seconds", seconds)
+    assert rates.matrix_rate(rates.CPU, torch.bfloat16) == pytest.approx(2e-3)
+    assert sides == [128]
+    assert rates.matrix_rate(rates.CPU, torch.float32) == pytest.approx(2)
+    assert sides == [128, 128, 256, 512]
