@@ -89,8 +89,10 @@ def plain_adapter(layer: Any) -> str | None:
 
 def _is_plain(factor: Any) -> bool:
     """Return true for a linear layer that only multiplies: no bias, no hook, not offloaded."""
+    if type(factor) is not torch.nn.Linear:
+        return False  # such as AdaLoRA's parameters
     hooked = factor._forward_hooks or factor._forward_pre_hooks or "forward" in factor.__dict__
-    return type(factor) is torch.nn.Linear and factor.bias is None and not hooked
+    return factor.bias is None and not hooked
 
 
 def _as_rows(inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
