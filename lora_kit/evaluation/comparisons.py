@@ -10,6 +10,7 @@ import numpy as np
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.pairs import Pairs, mean_score
 from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.statistics import decisions
 from lora_kit.statistics.decisions import (
     Decision,
     Interval,
@@ -17,7 +18,7 @@ from lora_kit.statistics.decisions import (
     non_inferiority,
     superiority,
 )
-from lora_kit.statistics.labels import compare_macro_f1, label_scores
+from lora_kit.statistics.labels import compare_macro_f1, items_to_decide_macro_f1, label_scores
 from lora_kit.statistics.looks import Look
 
 
@@ -42,11 +43,15 @@ def compare(pairs: Pairs, task: TaskSpec, look: Look) -> PairedComparison:
 def items_to_decide(pairs: Pairs, task: TaskSpec, look: Look) -> int | None:
     """Return the items that would decide at the level of the last look, which is nearly the whole.
 
-    The level of an early look would ask for several times as many.
+    The level of an early look would ask for several times as many. `None` if no number decides.
     """
     last = look.looks.look(len(look.looks))
-    sides = 2 if task.margin is None else 1
-    return _compare(pairs, task, sides * last.level).items_needed
+    alpha = (2 if task.margin is None else 1) * last.level
+    if task.score == "macro_f1":
+        return items_to_decide_macro_f1(_compare(pairs, task, alpha).interval, task.margin)
+    return decisions.items_to_decide(
+        pairs.differences, pairs.clusters, alpha, task.margin, pairs.binary
+    )
 
 
 def repeated(interval: Interval, look: Look) -> Interval:

@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lora_kit.evaluation import diagnostics
-from lora_kit.evaluation.comparisons import compare, task_score, texts_to_judge
+from lora_kit.evaluation.comparisons import (
+    compare,
+    items_to_decide,
+    task_score,
+    texts_to_judge,
+)
 from lora_kit.evaluation.ledger import DRIFT
 from lora_kit.evaluation.ledger_view import LedgerView
 from lora_kit.evaluation.merged_selection import judge_merged, select_merged_model
@@ -81,6 +86,8 @@ def _judge_task(
     looks = plan.looks(suite, task)
     end = adapter_end(arms, suite, task, looks)
     pairs, comparison = end.pairs, end.comparison
+    # An undecided test is decided by more items; another reason is not.
+    is_open = end.decision == comparison.decision == "INCONCLUSIVE"
     merged_until, merged_look = merged_end(arms, suite, task, looks, end)
     return TaskVerdict(
         task=task.name,
@@ -98,7 +105,7 @@ def _judge_task(
         missing=pairs.missing,
         won=pairs.won,
         lost=pairs.lost,
-        items_needed=comparison.items_needed if end.decision == comparison.decision else None,
+        items_needed=items_to_decide(pairs, task, end.look) if is_open else None,
         loss_p=end.look.repeated_p(loss_p(pairs.differences, pairs.clusters, pairs.binary)),
         loss_adjusted=1.0,
         alarm=False,

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from lora_kit.evaluation.comparisons import compare, decide, items_to_decide
+from lora_kit.evaluation.comparisons import compare, decide
 from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.evaluation.pairs import Entries, Pairs, pair
 from lora_kit.evaluation.suite import Suite, TaskSpec
@@ -172,8 +172,6 @@ def end_at(base: Entries, arm: Entries, suite: Suite, task: TaskSpec, look: Look
         reason = "decided"
     elif comparison.decision == decision and look.is_futile(comparison.one_sided):
         reason = "futile"
-        needed = items_to_decide(pairs, task, look) or comparison.items_needed
-        comparison = replace(comparison, items_needed=needed)
     return TaskEnd(look, reason, pairs, comparison, decision, why)
 
 

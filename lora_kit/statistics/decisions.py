@@ -73,8 +73,6 @@ class PairedComparison:
         method: name of the method, for the report.
         decision: PASS if significantly better (retention: a loss below the margin), FAIL if
             significantly worse (retention: a loss above the margin).
-        items_needed: number of items that would decide with power 0.8 at the observed difference,
-            spread and design effect; only if INCONCLUSIVE, and `None` if no number would.
         one_sided: one-sided p-values of both decisions, PASS and FAIL.
     """
 
@@ -82,7 +80,6 @@ class PairedComparison:
     p: float
     method: str
     decision: Decision
-    items_needed: int | None
     one_sided: tuple[float, float]
 
 
@@ -111,7 +108,7 @@ def superiority(
     else:
         method = _method(binary)
     rejected = (p <= alpha, p <= alpha)
-    return _comparison(sample, interval, p, (better, worse), rejected, method, None, binary)
+    return _comparison(interval, p, (better, worse), rejected, method, None)
 
 
 def non_inferiority(
@@ -148,7 +145,51 @@ def non_inferiority(
     else:
         method = "score interval (Tango)"
     cleared = (p <= alpha, worse <= alpha)
-    return _comparison(sample, interval, p, (p, worse), cleared, method, margin, binary)
+    return _comparison(interval, p, (p, worse), cleared, method, margin)
+
+
+def items_to_decide(
+    differences: Floats,
+    clusters: Sequence[str],
+    alpha: float,
+    margin: float | None,
+    binary: bool,
+) -> int | None:
+    """Return the items that decide with power 0.8 at the observed difference and spread.
+
+    More items than there are; those of clusters are as alike as the observed ones.
+
+    Args:
+        differences: (items,), positive where the second arm is better.
+        clusters: (items,), cluster name of each item.
+        alpha: level of the test, two-sided for gain and one-sided for retention.
+        margin: margin of retention; `None` for gain.
+        binary: true for right/wrong scores, with differences of -1, 0 and 1.
+
+    Returns:
+        Number of items; `None` if no number decides, as with a difference at the margin.
+
+    Raises:
+        ValueError: as `superiority`.
+    """
+    sample, threshold = _valid_sample(differences, clusters, binary), _threshold(margin)
+    at_threshold = math.isclose(sample.delta, threshold, abs_tol=1e-9)
+    if sample.clusters == 1 or at_threshold or (binary and threshold <= -1):
+        return None
+    spread: Spread
+    if binary:
+        scale = sample.items / effective_counts(sample)[2]
+        spread = FlipRate((sample.won + sample.lost) / sample.items)
+    else:
+        # Planned in clusters, so that the degrees of freedom are those of the clusters.
+        scale = sample.items / sample.clusters
+        spread = Deviation(sample.error * math.sqrt(sample.clusters))
+    if margin is None:
+        independent = items_to_show_gain(sample.delta, alpha, spread)
+    else:
+        side = 1 if sample.delta > threshold else -1
+        independent = items_to_retain(side * margin, alpha, spread, delta=side * sample.delta)
+    return max(math.ceil(independent * scale), sample.items + 1)
 
 
 def loss_p(differences: Floats, clusters: Sequence[str], binary: bool) -> float:
@@ -255,59 +296,33 @@ def _p_at_or_below(sample: ClusteredSample, threshold: float, binary: bool) -> f
     return max(p_values)
 
 
+def _threshold(margin: float | None) -> float:
+    """Return the difference that is tested."""
+    return 0.0 if margin is None else -margin
+
+
 def _comparison(
-    sample: ClusteredSample,
     interval: Interval,
     p: float,
     one_sided: tuple[float, float],
     rejected: tuple[bool, bool],
     method: str,
     margin: float | None,
-    binary: bool,
 ) -> PairedComparison:
     """Decide; a limit clears the threshold only if the test of its side rejects as well.
 
     Args:
-        sample: clustered sample.
         interval: interval before it is made consistent with the tests.
         p: p-value of the deciding test.
         one_sided: p-values of both decisions.
         rejected: test results for the lower and the upper limit.
         method: name of the method.
         margin: margin of retention; `None` for gain.
-        binary: true for right/wrong scores.
     """
-    threshold = 0.0 if margin is None else -margin
+    threshold = _threshold(margin)
     if not rejected[0]:
         interval = replace(interval, low=min(interval.low, threshold))
     if not rejected[1]:
         interval = replace(interval, high=max(interval.high, threshold))
     decision = interval_decision(interval.low, interval.high, threshold)
-    needed = None
-    at_threshold = math.isclose(sample.delta, threshold, abs_tol=1e-9)
-    reachable = not binary or threshold > -1
-    if decision == "INCONCLUSIVE" and sample.clusters > 1 and reachable and not at_threshold:
-        needed = _items_needed(sample, interval.confidence, margin, binary)
-    return PairedComparison(interval, p, method, decision, needed, one_sided)
-
-
-def _items_needed(
-    sample: ClusteredSample, confidence: float, margin: float | None, binary: bool
-) -> int:
-    """Return the items that decide at the observed difference, in its direction."""
-    spread: Spread
-    if binary:
-        scale = sample.items / effective_counts(sample)[2]
-        spread = FlipRate((sample.won + sample.lost) / sample.items)
-    else:
-        # Planned in clusters, so that the degrees of freedom are those of the clusters.
-        scale = sample.items / sample.clusters
-        spread = Deviation(sample.error * math.sqrt(sample.clusters))
-    if margin is None:
-        independent = items_to_show_gain(sample.delta, 1 - confidence, spread)
-    else:
-        side = 1 if sample.delta > -margin else -1
-        independent = items_to_retain(
-            side * margin, 0.5 - confidence / 2, spread, delta=side * sample.delta
-        )
-    return max(math.ceil(independent * scale), sample.items + 1)
+    return PairedComparison(interval, p, method, decision, one_sided)

@@ -141,6 +141,25 @@ def compare_macro_f1(
     return _decide(limits, Interval(point, 0, 0, 0, len(truth), count), alpha, margin)
 
 
+def items_to_decide_macro_f1(interval: Interval, margin: float | None) -> int | None:
+    """Return the items that decide with power 0.8, from the width of an interval.
+
+    Args:
+        interval: interval of the difference, at the level of the decision.
+        margin: margin of retention; `None` for gain.
+
+    Returns:
+        Number of items; `None` if no number decides, or nothing is known of the width.
+    """
+    distance = abs(interval.delta - (0.0 if margin is None else -margin))
+    if distance == 0 or not math.isfinite(interval.low):
+        return None
+    z = float(stats.norm.ppf(0.5 + interval.confidence / 2))
+    error = (interval.high - interval.low) / 2 / z
+    needed = math.ceil(interval.items * ((z + Z_POWER) * error / distance) ** 2)
+    return max(needed, interval.items + 1)
+
+
 def _decide(
     limits: LimitsByConfidence, point: Interval, alpha: float, margin: float | None
 ) -> PairedComparison:
@@ -161,15 +180,8 @@ def _decide(
     one_sided = (_one_sided_p(limits, threshold, True), _one_sided_p(limits, threshold, False))
     is_lower = margin is not None or point.delta > 0
     p = min(1.0, sides * one_sided[not is_lower])
-    distance = abs(point.delta - threshold)
-    needed = None
-    if decision == "INCONCLUSIVE" and distance > 0 and math.isfinite(low):
-        z = float(stats.norm.ppf(0.5 + confidence / 2))
-        error = (high - low) / 2 / z
-        ratio = (z + Z_POWER) * error / distance
-        needed = math.ceil(point.items * ratio**2)
     interval = replace(point, low=low, high=high, confidence=confidence)
-    return PairedComparison(interval, p, METHOD, decision, needed, one_sided)
+    return PairedComparison(interval, p, METHOD, decision, one_sided)
 
 
 def _one_sided_p(limits: LimitsByConfidence, threshold: float, is_lower: bool) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lora_kit.evaluation.assembly import LEDGER, VERDICT
-from lora_kit.evaluation.comparisons import compare
+from lora_kit.evaluation.comparisons import items_to_decide
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, write_ledger
 from lora_kit.evaluation.stopping import (
@@ -27,6 +27,7 @@ from lora_kit.evaluation.verdict import TaskLooks, TaskVerdict
 from lora_kit.evaluation.verdict_file import SUITES, check_verdict
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.files import write_json
+from lora_kit.statistics import decisions
 from lora_kit.statistics.decisions import paired_interval
 from lora_kit.statistics.looks import Looks, ordered_clusters
 from tests.evaluation.in_memory import InMemoryLedger, one_task
@@ -88,9 +89,12 @@ def test_a_task_that_was_given_up_says_how_many_items_it_takes() -> None:
     """By the level of the last look: that of the look at which it ended asks for more."""
     end = adapter_end({"base": base(), "adapter": lost(0.095)}, KEEP, KEEP.tasks[0], LOOKS)
     assert end.reason == "futile"
-    needed = end.comparison.items_needed
+    pairs = end.pairs
+    needed = items_to_decide(pairs, KEEP.tasks[0], end.look)
+    early = decisions.items_to_decide(
+        pairs.differences, pairs.clusters, end.look.level, KEEP.tasks[0].margin, pairs.binary
+    )
     assert needed is not None
-    early = compare(end.pairs, KEEP.tasks[0], end.look).items_needed
     assert early is not None
     assert ITEMS < needed < 0.8 * early
 

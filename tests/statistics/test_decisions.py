@@ -7,6 +7,7 @@ from scipy import stats
 from lora_kit.statistics.decisions import (
     combine_decisions,
     holm,
+    items_to_decide,
     loss_p,
     non_inferiority,
     paired_interval,
@@ -54,9 +55,11 @@ def test_items_of_one_cluster_do_not_count_as_independent() -> None:
 def test_a_single_cluster_is_inconclusive(binary: bool) -> None:
     result = superiority(np.ones(9), ["a"] * 9, 0.05, binary)
     assert (result.interval.low, result.interval.high) == (-math.inf, math.inf)
-    assert (result.p, result.decision, result.items_needed) == (1.0, "INCONCLUSIVE", None)
+    assert (result.p, result.decision) == (1.0, "INCONCLUSIVE")
     retained = non_inferiority(np.ones(9), ["a"] * 9, 0.05, 0.05, binary)
-    assert (retained.p, retained.decision, retained.items_needed) == (1.0, "INCONCLUSIVE", None)
+    assert (retained.p, retained.decision) == (1.0, "INCONCLUSIVE")
+    for margin in (None, 0.05):
+        assert items_to_decide(np.ones(9), ["a"] * 9, 0.05, margin, binary) is None
     assert loss_p(-np.ones(9), ["a"] * 9, binary) == 1.0
 
 
@@ -70,7 +73,7 @@ def test_won_less_lost_is_the_difference() -> None:
 def test_few_items_without_flips_are_inconclusive() -> None:
     few = non_inferiority(flips(0, 0, 20), each(20), 0.05, 0.05, binary=True)
     assert few.decision == "INCONCLUSIVE"
-    assert few.items_needed == 59
+    assert items_to_decide(flips(0, 0, 20), each(20), 0.05, 0.05, binary=True) == 59
     last = non_inferiority(flips(0, 0, 58), each(58), 0.05, 0.05, binary=True)
     assert last.decision == "INCONCLUSIVE"
     enough = non_inferiority(flips(0, 0, 59), each(59), 0.05, 0.05, binary=True)
@@ -83,14 +86,15 @@ def test_few_clusters_without_flips_are_inconclusive() -> None:
     result = non_inferiority(flips(0, 0, 400), clusters, 0.05, 0.05, binary=True)
     assert result.decision == "INCONCLUSIVE"
     assert result.p == pytest.approx(0.95**40)
-    assert result.items_needed == 590
+    assert items_to_decide(flips(0, 0, 400), clusters, 0.05, 0.05, binary=True) == 590
 
 
 def test_equal_losses_are_retained_but_no_gain() -> None:
     retained = non_inferiority(np.zeros(10), each(10), 0.05, 0.05, binary=False)
     assert (retained.decision, retained.interval.low, retained.interval.high) == ("PASS", 0.0, 0.0)
     gained = superiority(np.zeros(10), each(10), 0.05, binary=False)
-    assert (gained.decision, gained.p, gained.items_needed) == ("INCONCLUSIVE", 1.0, None)
+    assert (gained.decision, gained.p) == ("INCONCLUSIVE", 1.0)
+    assert items_to_decide(np.zeros(10), each(10), 0.05, None, binary=False) is None
     assert loss_p(np.zeros(10), each(10), binary=False) == 1.0
 
 
@@ -119,8 +123,6 @@ def test_decisions_by_flips_among_300_items(won: int, lost: int, gain: str, rete
     retained = non_inferiority(differences, each(300), 0.05, 0.05, binary=True)
     assert retained.decision == retention
     assert (retained.p <= 0.05) == (retention == "PASS")
-    for result in (gained, retained):
-        assert (result.items_needed is None) == (result.decision != "INCONCLUSIVE")
 
 
 def test_a_limit_does_not_contradict_the_test() -> None:
@@ -162,8 +164,9 @@ def test_the_items_needed_would_have_decided() -> None:
     few = generator.normal(0.2, 1.0, 60)
     result = superiority(few, each(60), 0.05, binary=False)
     assert result.decision == "INCONCLUSIVE"
-    assert result.items_needed is not None
-    more = (result.items_needed, result.interval.delta, few.std(ddof=1))
+    needed = items_to_decide(few, each(60), 0.05, None, binary=False)
+    assert needed is not None
+    more = (needed, result.interval.delta, few.std(ddof=1))
     decided = sum(
         superiority(generator.normal(more[1], more[2], more[0]), each(more[0]), 0.05, False).p
         <= 0.05
@@ -176,15 +179,17 @@ def test_items_in_clusters_need_more_items() -> None:
     generator = np.random.default_rng(8)
     differences = np.repeat(generator.normal(0.2, 1.0, 30), 10) + generator.normal(0, 0.1, 300)
     clusters = [str(number // 10) for number in range(300)]
-    alone = superiority(differences, each(300), 0.001, binary=False).items_needed or 300
-    clustered = superiority(differences, clusters, 0.001, binary=False).items_needed
+    alone = items_to_decide(differences, each(300), 0.001, None, binary=False)
+    clustered = items_to_decide(differences, clusters, 0.001, None, binary=False)
+    assert alone is not None
     assert clustered is not None
     assert clustered > 5 * alone
 
 
 def test_no_number_of_items_decides_a_difference_at_the_threshold() -> None:
-    on_the_line = non_inferiority(flips(0, 2, 40), each(40), 0.05, 0.05, binary=True)
-    assert (on_the_line.decision, on_the_line.items_needed) == ("INCONCLUSIVE", None)
+    on_the_line = flips(0, 2, 40)
+    assert non_inferiority(on_the_line, each(40), 0.05, 0.05, True).decision == "INCONCLUSIVE"
+    assert items_to_decide(on_the_line, each(40), 0.05, 0.05, True) is None
 
 
 def test_loss_alarms_are_one_sided() -> None:

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from lora_kit.statistics.labels import compare_macro_f1, label_scores
+from lora_kit.statistics.labels import (
+    compare_macro_f1,
+    items_to_decide_macro_f1,
+    label_scores,
+)
 
 
 def each(count: int) -> list[str]:
@@ -57,14 +61,15 @@ def test_p_and_decision_agree(margin: float | None) -> None:
         after, _ = draws(80, 0.75, seed=seed + 50)
         result = compare_macro_f1(before, after, truth, each(80), 0.05, margin)
         assert (result.p <= 0.0505) == (result.decision != "INCONCLUSIVE")
-        assert (result.items_needed is None) == (result.decision != "INCONCLUSIVE")
 
 
 def test_few_items_without_flips_are_inconclusive() -> None:
     predicted, truth = draws(40, 0.7, seed=1)
     few = compare_macro_f1(predicted, predicted, truth, each(40), 0.05, 0.05)
     assert few.decision == "INCONCLUSIVE"
-    assert few.items_needed is not None
+    needed = items_to_decide_macro_f1(few.interval, 0.05)
+    assert needed is not None
+    assert needed > 40
     predicted, truth = draws(1000, 0.7, seed=1)
     many = compare_macro_f1(predicted, predicted, truth, each(1000), 0.05, 0.05)
     assert many.decision == "PASS"
@@ -74,7 +79,8 @@ def test_a_single_cluster_is_inconclusive() -> None:
     before, truth = draws(50, 0.4, seed=1)
     result = compare_macro_f1(before, truth, truth, ["a"] * 50, 0.05, None)
     assert (result.interval.low, result.interval.high) == (-math.inf, math.inf)
-    assert (result.p, result.decision, result.items_needed) == (1.0, "INCONCLUSIVE", None)
+    assert (result.p, result.decision) == (1.0, "INCONCLUSIVE")
+    assert items_to_decide_macro_f1(result.interval, None) is None
 
 
 def test_few_clusters_do_not_raise_false_gains() -> None:

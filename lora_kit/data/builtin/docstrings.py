@@ -85,10 +85,10 @@ def _functions(path: Path) -> Iterator[tuple[int, str, str]]:
     except (SyntaxError, UnicodeDecodeError, OSError):
         return  # fixtures of lib2to3 are intentionally invalid Python
     lines = source.splitlines()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
             continue
-        docstring = ast.get_docstring(node)
+        docstring = ast.get_docstring(node, clean=False)
         summary = docstring.strip().splitlines()[0].strip() if docstring else ""
         if len(summary) not in SUMMARY_CHARACTERS:
             continue
@@ -100,3 +100,16 @@ def _functions(path: Path) -> Iterator[tuple[int, str, str]]:
         code = textwrap.dedent("\n".join(without_docstring)).strip()
         if len(code) in CODE_CHARACTERS and summary not in code:
             yield node.lineno, code, summary
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield all statements, level by level; expressions, most of a tree, hold no function."""
+    level: list[ast.AST] = [tree]
+    while level:
+        yield from level
+        level = [
+            child
+            for node in level
+            for child in ast.iter_child_nodes(node)
+            if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case)
+        ]
