@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.development
 DEEPSPEED := $(VENV)/.deepspeed
+INSPECT := $(VENV)/inspect/.installed
 
 .PHONY: install quickstart test test-slow lint reference benchmarks clean
 
@@ -31,6 +32,14 @@ $(DEEPSPEED): $(DEVELOPMENT)
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
 	touch $(DEEPSPEED)
 
+# It asks for other versions than constraints.txt: an environment of its own, on top of the other.
+$(INSPECT): $(DEVELOPMENT)
+	$(PYTHON) -m venv --without-pip $(VENV)/inspect
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_paths()["purelib"])' \
+		> $$(echo $(VENV)/inspect/lib/python3.*/site-packages)/below.pth
+	$(BIN)/python -m pip --python $(VENV)/inspect/bin/python install --quiet inspect-ai
+	touch $(INSPECT)
+
 quickstart: install
 	$(BIN)/lora-kit run quickstart
 
@@ -45,7 +54,7 @@ lint: $(DEVELOPMENT)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(DEEPSPEED)
+test-slow: $(DEEPSPEED) $(INSPECT)
 	$(BIN)/python -m pytest -m slow
 
 benchmarks: $(DEVELOPMENT)

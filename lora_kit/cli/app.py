@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lora_kit.cli.alone import alone
-from lora_kit.cli.evaluating import continual_command, evaluate_command
+from lora_kit.cli.evaluating import continual_command, evaluate_command, verdict_command
 from lora_kit.cli.machine import doctor_command, recipes_command, schema_command
 from lora_kit.cli.merging import combine_command, export_command, merge_command
 from lora_kit.cli.output import release_stdout
@@ -55,6 +55,7 @@ app.command("plan")(plan_command)
 app.command("compare-backbones")(alone(compare_backbones_command))
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
+app.command("verdict")(alone(verdict_command))
 app.command("rescale")(rescale_command)
 app.command("continual")(continual_command)
 app.command("merge")(alone(merge_command))

@@ -1,9 +1,9 @@
-"""`evaluate` and `continual`: adapters against their base."""
+"""`evaluate`, `verdict` and `continual`: adapters against their base."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -23,6 +23,9 @@ from lora_kit.cli.output import print_json, print_text, stdout
 from lora_kit.recipe.backbone import BackboneSpec, Quantization
 from lora_kit.runtime.errors import VERDICT_STATUS, RecipeError
 from lora_kit.runtime.launcher import is_main_process
+
+if TYPE_CHECKING:
+    from lora_kit.evaluation.harness import Evaluation
 
 
 def evaluate_command(
@@ -49,12 +52,82 @@ def evaluate_command(
     """
     spec = backbone_spec(backbone, quantization)
     quiet_libraries()
-    from lora_kit.evaluation.reporting.show import show_verdict
     from lora_kit.pipeline.evaluation import evaluate
 
     evaluation = evaluate(
         target, suite, spec, output, arm or (), no_cache, gpus=gpus, stopping=stopping
     )
+    _show(evaluation, as_json)
+
+
+def verdict_command(
+    base: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Results of the base: samples of lm-eval (--log_samples) or their folder, a log "
+            "of Inspect, or rows of `id` and `score` (JSON lines, JSON, CSV, Parquet).",
+        ),
+    ],
+    adapter: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Results of the adapter on the same items."),
+    ],
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest tolerated loss, in the unit of the score: judge retention. Default: "
+            "judge a gain."
+        ),
+    ] = None,
+    alpha: Annotated[
+        float,
+        typer.Option(help="Level of the test: one-sided with --margin, else two-sided."),
+    ] = 0.05,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Score: a metric of lm-eval (METRIC or METRIC,FILTER), a scorer of Inspect "
+            "(SCORER or SCORER/KEY), or a column of the rows. Default: the first one, or `score`."
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            help="Field whose value is shared by items that are not independent, such as a "
+            "document: of the rows, of lm-eval's documents, or of Inspect's metadata.",
+        ),
+    ] = None,
+    lower_is_better: Annotated[
+        bool,
+        typer.Option(
+            "--lower-is-better", help="A lower score is better, where the files do not say it."
+        ),
+    ] = False,
+    output: Annotated[Path, typer.Option(help="Directory of ledger, verdict and report.")] = Path(
+        "verdict"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Judge results that another program measured, item by item; needs no model.
+
+    Exit status: 0 PASS, 3 FAIL, 4 INCONCLUSIVE.
+    """
+    quiet_libraries()
+    from lora_kit.evaluation.imported.result import Columns
+    from lora_kit.pipeline.imported_verdict import judge_results
+
+    evaluation = judge_results(
+        base, adapter, output, margin, alpha, Columns(metric, cluster), lower_is_better
+    )
+    _show(evaluation, as_json)
+
+
+def _show(evaluation: Evaluation, as_json: bool) -> NoReturn:
+    """Print a verdict and where its report is, and exit with its status."""
+    from lora_kit.evaluation.reporting.show import show_verdict
+
     verdict = evaluation.verdict
     if as_json:
         print_json(verdict.to_dict())

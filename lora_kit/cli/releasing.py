@@ -52,10 +52,12 @@ def release_command(
 
 
 def verify_command(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A release or a run.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A release, a run, or a directory with a verdict.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Check a release against its manifest, or a run's verdict against its ledger, offline.
+    """Check a release against its manifest, or a verdict against its ledger, offline.
 
     Exit status: 0 verified, whatever the verdict; 3 the release differs from its manifest; 2
     another problem, such as a verdict that does not follow from its ledger.

@@ -176,7 +176,7 @@ def _name_base_for_others(adapter: Path) -> None:
 
 
 def verify(directory: Path) -> str:
-    """Check a release against its manifest, or a run's verdict against its ledger.
+    """Check a release against its manifest, or the verdict of a run or folder against its ledger.
 
     Returns:
         Summary of what was verified.
@@ -193,7 +193,10 @@ def verify(directory: Path) -> str:
             f"{len(manifest.files)} files are unchanged, and verdict and card follow from the "
             f"ledger; {passed}"
         )
-    run = RunDirectory(directory)
-    run.load_recipe()
-    decision = check_verdict(run.evaluation).verdict.decision
+    evaluation = directory
+    if not (directory / VERDICT).is_file():
+        run = RunDirectory(directory)
+        run.load_recipe()
+        evaluation = run.evaluation
+    decision = check_verdict(evaluation).verdict.decision
     return f"the verdict, {decision}, follows from the ledger"

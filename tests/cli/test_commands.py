@@ -23,6 +23,7 @@ COMMANDS = (
         "compare-backbones",
         "train",
         "evaluate",
+        "verdict",
         "rescale",
         "continual",
         "merge",

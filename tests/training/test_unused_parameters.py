@@ -115,7 +115,8 @@ def test_two_processes_search_only_where_a_tower_is_not_used(
     script.write_text(SCRIPT)
     done = start(2, ["train", "tiny.yaml", "--output", "run"], tmp_path, [str(script)])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"searches: {tower}") == 2
+    # What others print than the results goes to stderr.
+    assert done.stderr.count(f"searches: {tower}") == 2
 
 
 def write_gemma(tiny: Path, folder: Path) -> None:

@@ -94,7 +94,9 @@ def grade_lm_eval(
         )
     score = measures[key]
     others = {name: v for name, v in measures.items() if name != key and np.isfinite(v)}
-    output = _chosen_text(item, outcome, measure.metric)
+    output = outcome.text
+    if item.choices:
+        output = most_likely(item.choices, outcome.log_likelihoods, measure.metric)
     return Graded(float(score) if np.isfinite(score) else None, output, others)
 
 
@@ -128,13 +130,11 @@ def _key(task: Any, metric: str, filter_name: str) -> str:
     return metric if len(task._filters) == 1 else f"{metric},{filter_name}"
 
 
-def _chosen_text(item: Item, outcome: Outcome, metric: str) -> str:
-    """Return the choice that the metric takes as the answer, or the generated text."""
-    if not item.choices:
-        return outcome.text
-    likelihoods = np.array(outcome.log_likelihoods)
+def most_likely(choices: Sequence[str], log_likelihoods: Sequence[float], metric: str) -> str:
+    """Return the choice that a metric of lm-eval takes as the answer."""
+    likelihoods = np.array(log_likelihoods)
     if metric == "acc_norm":
-        likelihoods /= [max(len(choice), 1) for choice in item.choices]
+        likelihoods /= [max(len(choice), 1) for choice in choices]
     elif metric == "acc_bytes":
-        likelihoods /= [max(len(choice.encode()), 1) for choice in item.choices]
-    return item.choices[int(np.argmax(likelihoods))]
+        likelihoods /= [max(len(choice.encode()), 1) for choice in choices]
+    return choices[int(np.argmax(likelihoods))]

@@ -1,0 +1,1 @@
+"""Results that other programs measured: read, paired and judged without a model."""
