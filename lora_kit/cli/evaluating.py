@@ -37,7 +37,14 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help="Arm besides base and adapter: merged, merged-original, fewshot, retrieval, "
-            "scratch, probe; may be repeated."
+            "scratch, probe, or an exported file, gguf=FILE; may be repeated."
+        ),
+    ] = None,
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of llama.cpp's programs, for gguf=FILE; by default they are on the PATH.",
         ),
     ] = None,
     gpus: GpusOption = None,
@@ -55,7 +62,15 @@ def evaluate_command(
     from lora_kit.pipeline.evaluation import evaluate
 
     evaluation = evaluate(
-        target, suite, spec, output, arm or (), no_cache, gpus=gpus, stopping=stopping
+        target,
+        suite,
+        spec,
+        output,
+        arm or (),
+        no_cache,
+        gpus=gpus,
+        stopping=stopping,
+        llama_cpp=llama_cpp,
     )
     _show(evaluation, as_json)
 

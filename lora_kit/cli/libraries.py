@@ -32,5 +32,7 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     # Logged once a layer and text, about a cast that its int8 layers are asked to do.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # A server that is busy, which is asked again.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     # Unreadable data is reported by our own message.
     datasets.logging.set_verbosity(logging.CRITICAL)

@@ -13,6 +13,7 @@ from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.backbone.fingerprint import Fingerprint
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Row
+from lora_kit.evaluation.arm_names import is_shipped
 from lora_kit.evaluation.assembly import (
     LEDGER,
     VERDICT,
@@ -40,7 +41,6 @@ from lora_kit.evaluation.verdict import Verdict
 from lora_kit.evaluation.verdict_file import SUITES, Lineage
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.runtime.console import say
 from lora_kit.runtime.files import whole_file, write_json
 from lora_kit.runtime.processes import broadcast_from_main, process_state, require_agreement
@@ -171,7 +171,7 @@ def _evaluate_in_looks(
     """Evaluate all arms; between looks, the main process judges what the journals hold."""
     if all(one.looks == 1 for one in work):
         return evaluate_models(plan.models, work, context)
-    keys = [part.key for part in parts if part.arm in ("base", "adapter", *MERGED_ARMS)]
+    keys = [p.key for p in parts if p.arm in ("base", "adapter") or is_shipped(p.arm)]
     with ExitStack() as stack:
         journals = None
         if process_state().is_main_process:
@@ -243,7 +243,7 @@ def _write_verdict_and_report(
         backbone.fingerprint.digest,
         adapter_sha256(plan.adapter),
         {suite.name: suite.digest for suite in plan.suites},
-        {arm.name: arm.identity for arm in arms if arm.name in MERGED_ARMS},
+        {arm.name: arm.identity for arm in arms if is_shipped(arm.name)},
     )
     write_json(directory / VERDICT, {**verdict.to_dict(), **asdict(lineage), "keys": keys})
     backbone_facts = {

@@ -115,12 +115,14 @@ class Outcome:
         greedy: for each branch, true if every scored token was the most likely one.
         text: generated text.
         tokens: number of tokens processed.
+        error: reason why an engine has no answer; then the item has no score.
     """
 
     log_likelihoods: tuple[float, ...] = ()
     greedy: tuple[bool, ...] = ()
     text: str = ""
     tokens: int = 0
+    error: str = ""
 
 
 @dataclass(frozen=True)

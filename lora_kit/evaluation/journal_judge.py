@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from lora_kit.evaluation.arm_names import is_shipped
 from lora_kit.evaluation.assembly import SHARE_OUTPUT, ResultPart
 from lora_kit.evaluation.engine.journal import Journals
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.stopping import LookPlan, TaskEnd, end_at, merged_end, until_look
 from lora_kit.evaluation.suite import Suite, TaskSpec
-from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.processes import broadcast_from_main
 
@@ -43,7 +43,7 @@ class JournalJudge:
 
     def undecided_merged(self, ended: Mapping[str, int]) -> Collection[str]:
         """See `PathJudge`."""
-        if not any(part.arm in MERGED_ARMS for part in self.parts):
+        if not any(is_shipped(part.arm) for part in self.parts):
             return set()
 
         def judge() -> set[str]:
@@ -72,7 +72,8 @@ class JournalJudge:
         end = self._end(name, look)
         if end is None or look == len(looks):
             return look
-        arms = self._arms(name, ("base", *MERGED_ARMS), look)
+        shipped = {part.arm for part in self.parts if is_shipped(part.arm)}
+        arms = self._arms(name, {"base", *shipped}, look)
         return merged_end(arms, suite, task, looks, end)[0]
 
     def _arms(self, name: str, arms: Collection[str], look: int) -> dict[str, dict[str, Entry]]:

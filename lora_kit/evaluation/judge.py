@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lora_kit.evaluation import diagnostics
+from lora_kit.evaluation.arm_names import is_shipped
 from lora_kit.evaluation.comparisons import (
     compare,
     items_to_decide,
     task_score,
     texts_to_judge,
 )
+from lora_kit.evaluation.file_verdicts import file_decisions, judge_files
 from lora_kit.evaluation.ledger import DRIFT
 from lora_kit.evaluation.ledger_view import LedgerView
 from lora_kit.evaluation.merged_selection import judge_merged, select_merged_model
@@ -33,7 +35,6 @@ from lora_kit.evaluation.verdict import (
     TaskVerdict,
     Verdict,
 )
-from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.statistics.decisions import (
     combine_decisions,
@@ -68,6 +69,7 @@ def judge(view: LedgerView, suites: Sequence[Suite], plan: LookPlan | None = Non
         tuple(finding for suite in judged for finding in _findings(suite)),
         judged,
         selection,
+        file_decisions(judged),
     )
 
 
@@ -119,6 +121,7 @@ def _judge_task(
         classes=diagnostics.class_scores(pairs, task),
         drift=diagnostics.mean_drift(arms.get(DRIFT, {})),
         looks=_task_looks(f"{suite.name}/{task.name}", arms, end, merged_until, plan),
+        files=judge_files(suite, task, _asked(arms, merged_until), merged_look),
     )
 
 
@@ -137,7 +140,7 @@ def _task_looks(
         asked=asked,
         items=plan.tasks[name].items[-1] if name in plan.tasks else asked,
         reason=end.reason,
-        merged_at=merged_until if any(arm in arms for arm in MERGED_ARMS) else None,
+        merged_at=merged_until if any(is_shipped(arm) for arm in arms) else None,
     )
 
 

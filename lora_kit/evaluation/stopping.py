@@ -1,9 +1,9 @@
 """Sequential stopping: how the items of a task are cut into looks, and at which one it ends.
 
 The path follows from the results alone, so that it can be recomputed from a ledger. A task is asked
-until the adapter is decided, or can hardly be any more. A merged model is judged at the look at
-which the adapter ended; if it is undecided there, all items that are left are asked. Of several
-merged models, one is selected on half of the items, which takes all of them.
+until the adapter is decided, or can hardly be any more. A merged model, or an exported file, is
+judged at the look at which the adapter ended; if one is undecided there, all items that are left
+are asked. Of several merged models, one is selected on half of the items, which takes all of them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from lora_kit.evaluation.arm_names import is_shipped
 from lora_kit.evaluation.comparisons import compare, decide
 from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.evaluation.pairs import Entries, Pairs, pair
@@ -178,7 +179,7 @@ def end_at(base: Entries, arm: Entries, suite: Suite, task: TaskSpec, look: Look
 def merged_end(
     arms: Mapping[str, Entries], suite: Suite, task: TaskSpec, looks: Looks, end: TaskEnd
 ) -> tuple[int, Look]:
-    """Return the look until which merged models are asked, and the one that has their level.
+    """Return the look until which merged models and files are asked, and the one of their level.
 
     Args:
         arms: entries of the arms, with those that are judged.
@@ -187,19 +188,21 @@ def merged_end(
         looks: looks at the task.
         end: where the task ended for the adapter.
     """
-    merged = [arm for arm in MERGED_ARMS if arm in arms]
-    if len(merged) > 1:
+    if all(arm in arms for arm in MERGED_ARMS):
         # Asked for once, with all items: the whole error is that look's.
         return len(looks), Looks.fixed(looks.alpha).look(1)
-    last = looks.look(len(looks))
-    if merged and end.reason == "decided" and not end.look.is_last:
-        try:
-            judged = end_at(arms.get("base", {}), arms[merged[0]], suite, task, end.look)
-        except EvaluationError:
-            return last.number, last
-        if judged.reason == "stopped too soon":
-            return last.number, last
+    if end.reason == "decided" and not end.look.is_last:
+        base, shipped = arms.get("base", {}), [arms[arm] for arm in arms if is_shipped(arm)]
+        if not all(_is_decided(base, one, suite, task, end.look) for one in shipped):
+            return len(looks), looks.look(len(looks))
     return end.look.number, end.look
+
+
+def _is_decided(base: Entries, arm: Entries, suite: Suite, task: TaskSpec, look: Look) -> bool:
+    try:
+        return end_at(base, arm, suite, task, look).reason != "stopped too soon"
+    except EvaluationError:
+        return False  # no item of these has a score in both arms
 
 
 def require_path(arms: Mapping[str, Entries], suite: Suite, task: TaskSpec, plan: LookPlan) -> None:
@@ -215,9 +218,9 @@ def require_path(arms: Mapping[str, Entries], suite: Suite, task: TaskSpec, plan
             f"{where}: not asked to its end (got look {end.look.number} of {len(looks)} as the "
             "last one, at which nothing was decided). Fix: restore the ledger, or evaluate again"
         )
-    merged = [arm for arm in MERGED_ARMS if arm in arms]
+    shipped = [arm for arm in arms if is_shipped(arm)]
     last = dict.fromkeys(arms, end.look.number)
-    last |= dict.fromkeys(["base", *merged], merged_end(arms, suite, task, looks, end)[0])
+    last |= dict.fromkeys(["base", *shipped], merged_end(arms, suite, task, looks, end)[0])
     for arm, entries in arms.items():
         if arm != DRIFT and asked_looks(entries) != last[arm]:
             raise EvaluationError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -116,6 +116,31 @@ class MergedTask:
 
 
 @dataclass(frozen=True)
+class FileTask:
+    """Decision on an exported file: its comparison with the base, as that of the adapter.
+
+    Attributes:
+        arm: kind and name of the file, such as `gguf=model.gguf`.
+        reason: reason for a decision other than the one that the interval implies; else empty.
+        mean: mean score of the file.
+        interval: interval of the difference, positive where the file is better.
+        p: p-value of the deciding test.
+        missing: number of items without a score in one of the arms.
+        from_adapter: interval of the paired difference from the adapter, positive where the file
+            is better: the cost of the format alone. `None` if no item has a score in both.
+    """
+
+    arm: str
+    decision: Decision
+    reason: str
+    mean: float
+    interval: Interval
+    p: float
+    missing: int
+    from_adapter: Interval | None
+
+
+@dataclass(frozen=True)
 class TaskVerdict:
     """Decision on one task: mean scores of both arms, and their difference with its interval.
 
@@ -145,6 +170,7 @@ class TaskVerdict:
         baselines: comparisons with the baselines that are arms.
         measures: secondary metrics of the same items.
         looks: path of the task.
+        files: decisions on the exported files that are arms.
     """
 
     task: str
@@ -176,6 +202,7 @@ class TaskVerdict:
     classes: ClassScores | None
     drift: Drift | None
     looks: TaskLooks
+    files: tuple[FileTask, ...] = ()
 
     @property
     def threshold(self) -> float:
@@ -242,6 +269,7 @@ class Verdict:
         merged: decision on the merged model that is released, if one is an arm.
         ships: arm of that merged model.
         selection: selection of that merged model, if several are arms.
+        files: decision on each exported file that is an arm, by its arm.
     """
 
     decision: Decision
@@ -250,6 +278,7 @@ class Verdict:
     findings: tuple[Finding, ...]
     suites: tuple[SuiteVerdict, ...]
     selection: MergedSelection | None = None
+    files: Mapping[str, Decision] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[tuple[SuiteVerdict, TaskVerdict]]:

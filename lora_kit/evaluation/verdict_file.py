@@ -33,7 +33,8 @@ class Lineage:
         backbone: digest of the backbone's fingerprint.
         adapter: sha256 of the adapter's weights.
         suite_digests: digest of each suite.
-        merged_models: digest of each merged model that was an arm, should it be merged again later.
+        merged_models: digest of each merged model and each file that was an arm, should it be
+            written again later.
     """
 
     backbone: str

@@ -9,7 +9,9 @@ from typing import get_args
 
 from lora_kit.data.rows import Row
 from lora_kit.data.training_data import TrainingData
+from lora_kit.evaluation.arm_names import is_file_arm
 from lora_kit.evaluation.arms.classifier import class_facts, loaded_class_arms
+from lora_kit.evaluation.arms.files import KINDS, file_facts, loaded_files, parse_files
 from lora_kit.evaluation.arms.models import loaded_arms, merged_facts
 from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_facts
 from lora_kit.evaluation.engine.arm import LoadedArms
@@ -62,6 +64,7 @@ def evaluate(
     work: Sequence[Work] | None = None,
     gpus: int | None = None,
     stopping: StoppingName | None = None,
+    llama_cpp: Path | None = None,
 ) -> Evaluation:
     """Evaluate a run, or any PEFT adapter directory, against its base.
 
@@ -77,19 +80,24 @@ def evaluate(
         output: directory of the results; by default `evaluation/` in the run or the adapter, and
             `evaluation-SUITE/` for other suites than the recipe's, so that a run keeps the verdict
             for its release.
-        arms: further arms besides those of the run's recipe (by default `base` and `adapter`).
+        arms: further arms besides those of the run's recipe (by default `base` and `adapter`), and
+            exported files as `gguf=FILE`.
         no_cache: if true, ignore existing results.
         work: tokenized items of the recipe's suites, if an earlier stage has prepared them.
         gpus: overrides the recipe's `evaluation.gpus`; ignored for an open session.
         stopping: overrides the recipe's `evaluation.stopping`.
+        llama_cpp: folder of llama.cpp's programs; by default they are on the PATH.
 
     Raises:
         LoraKitError: if the target is neither a run nor an adapter, or is refused.
     """
     chosen = load_suites(suites) if suites else None
+    files = parse_files([arm for arm in arms if is_file_arm(arm)])
+    arms = [arm for arm in arms if not is_file_arm(arm)]
     unknown = sorted(set(arms) - set(get_args(ArmName)))
     if unknown:
-        raise RecipeError(f"arm {unknown[0]}: unknown. Fix: use {', '.join(get_args(ArmName))}")
+        possible = ", ".join([*get_args(ArmName), *(f"{kind}=FILE" for kind in KINDS)])
+        raise RecipeError(f"arm {unknown[0]}: unknown. Fix: use {possible}")
     given = None if isinstance(target, Session) else gpus
     if needs_one_process(given or evaluation_gpus(target)):
         close_session(target)
@@ -106,6 +114,8 @@ def evaluate(
     shown = rows().sources if is_shown else ()
     if work is None or chosen or cut != Stopping.of(subject.spec):
         work = _planned_work(subject, chosen, FEWSHOT in names, shown, cut)
+    models += loaded_files(subject, files, work, llama_cpp)
+    names += [file.name for file in files]
     return run_evaluation(
         EvaluationPlan(
             backbone=EvaluatedBackbone.of(subject.backbone),
@@ -114,7 +124,8 @@ def evaluate(
             models=models,
             directory=directory,
             facts=ReportFacts.dated(
-                subject.title, {**subject.facts, **facts, "Arms": ", ".join(names)}
+                subject.title,
+                {**subject.facts, **facts, **file_facts(files), "Arms": ", ".join(names)},
             ),
             training=shown,
             retrieval=RETRIEVAL in names,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lora_kit.evaluation.engine import arm_task as engine
+from lora_kit.evaluation.engine import model_answers as engine
 
 
 def count_outcomes(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -15,8 +15,8 @@ from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.arms import models
 from lora_kit.evaluation.arms.models import loaded_arms
-from lora_kit.evaluation.engine import arm_task as engine
-from lora_kit.evaluation.engine import run
+from lora_kit.evaluation.engine import drift, run
+from lora_kit.evaluation.engine import model_answers as engine
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal
 from lora_kit.evaluation.engine.rounding import RoundingBound
@@ -244,7 +244,7 @@ def test_drift_that_does_not_fit_into_memory_is_halved(
     evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluate(b=1.0, suites=[KEEP], to="whole")
-    real, sizes = engine.drift.prompt_drift, []
+    real, sizes = drift.prompt_drift, []
 
     def small(model: Any, prompts: Sequence[Any], *rest: Any) -> Any:
         if len(prompts) > 3:
@@ -252,7 +252,7 @@ def test_drift_that_does_not_fit_into_memory_is_halved(
         sizes.append(len(prompts))
         return real(model, prompts, *rest)
 
-    monkeypatch.setattr(engine.drift, "prompt_drift", small)
+    monkeypatch.setattr(drift, "prompt_drift", small)
     halved = evaluate(b=1.0, suites=[KEEP], to="halved")
     assert max(sizes) == 2
     of_whole, of_halved = scores(whole.read_entries()), scores(halved.read_entries())
@@ -269,7 +269,7 @@ def test_an_item_that_never_fits_is_named(
 
     monkeypatch.setattr(engine, "compute_outcomes", full)
     with pytest.raises(
-        engine.EvaluationError, match=r"item \S+ alone does not fit into memory \(got \d+ tokens\)"
+        EvaluationError, match=r"item \S+ alone does not fit into memory \(got \d+ tokens\)"
     ):
         evaluate()
 

@@ -12,7 +12,7 @@ import torch
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.arms.models import loaded_arms
-from lora_kit.evaluation.engine import arm_task, run
+from lora_kit.evaluation.engine import model_answers, run
 from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal, Journals
 from lora_kit.evaluation.engine.progress import Progress, shared_progress
@@ -174,7 +174,7 @@ def test_an_evaluation_that_is_cut_off_takes_the_same_path(
             parameter.data = torch.randn_like(parameter)
     whole = evaluate(to="whole")
     assert whole.verdict.suites[0].tasks[0].looks.ended_at > 2
-    real, calls = arm_task.compute_outcomes, []
+    real, calls = model_answers.compute_outcomes, []
 
     def failing(*given: Any) -> Any:
         calls.append(1)
@@ -184,7 +184,7 @@ def test_an_evaluation_that_is_cut_off_takes_the_same_path(
 
     with monkeypatch.context() as patched:
         patched.setenv("XDG_CACHE_HOME", str(tmp_path / "other-cache"))
-        patched.setattr(arm_task, "compute_outcomes", failing)
+        patched.setattr(model_answers, "compute_outcomes", failing)
         with pytest.raises(KeyboardInterrupt):
             evaluate(to="cut")
     cut = evaluate(to="cut")
@@ -201,8 +201,10 @@ def test_a_prefix_is_read_once_for_all_looks(
     work = plan_work([Suite.model_validate(suite)], tiny_backbone, stopping=STOPPING)
     assert work[0].looks == 3
     encoded = []
-    real = arm_task.encode_prefix
-    monkeypatch.setattr(arm_task, "encode_prefix", lambda *given: encoded.append(1) or real(*given))
+    real = model_answers.encode_prefix
+    monkeypatch.setattr(
+        model_answers, "encode_prefix", lambda *given: encoded.append(1) or real(*given)
+    )
     arms = (Arm("base", "b", adapter_disabled), Arm("adapter", "a", nullcontext))
     journal = Journal(tmp_path, 0)
     journal.open()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.cli import main
-from lora_kit.evaluation.engine import arm_task as engine
+from lora_kit.evaluation.engine import model_answers as engine
 from lora_kit.evaluation.harness import LEDGER
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger
 from lora_kit.evaluation.verdict_file import check_verdict, read_verdict

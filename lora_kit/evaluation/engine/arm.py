@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lora_kit.evaluation.engine.journal import Journal
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import Item
+from lora_kit.evaluation.item import Item, Outcome, Request
 from lora_kit.recipe.sections import FEWSHOT
 
 
@@ -37,12 +37,29 @@ class Arm:
         return work.suite.role in self.roles and available
 
 
+@runtime_checkable
+class Engine(AbstractContextManager[Any], Protocol):
+    """Program that answers requests in place of a model of this process, such as a server.
+
+    It is entered before the first request, and left after the last one.
+    """
+
+    def answer(self, requests: Sequence[Request]) -> list[Outcome]:
+        """Return the outcome of each request.
+
+        Raises:
+            EvaluationError: if the program does not answer, or cannot answer such requests.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class LoadedArms:
-    """Arms that share one loaded model.
+    """Arms that share one loaded model, or one engine.
 
     Attributes:
-        load: function that loads the model; called only if items are left to evaluate.
+        load: function that loads the model, or returns the engine; called only if items are left
+            to evaluate.
         arms: arms of the model, in the order of evaluation.
         drift_identity: joint identity of base and adapter, if both are arms of this model; drift
             is then measured.

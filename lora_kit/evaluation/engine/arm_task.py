@@ -1,4 +1,4 @@
-"""One task as the arms of a loaded model answer it, batch by batch."""
+"""One task as an arm answers it, batch by batch."""
 
 from __future__ import annotations
 
@@ -8,50 +8,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lora_kit.evaluation.engine import drift
-from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
-from lora_kit.evaluation.engine.layout_cache import RequestKind, read_layout, write_layout
-from lora_kit.evaluation.engine.layout_search import find_layout, within_window
-from lora_kit.evaluation.engine.outcome_cache import OutcomeCache
-from lora_kit.evaluation.engine.prefix import shared_prefix
+from lora_kit.evaluation.engine.arm import Arm, EvaluationContext
 from lora_kit.evaluation.engine.progress import Progress
-from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
+from lora_kit.evaluation.engine.scoring import Scorer
 from lora_kit.evaluation.engine.sharing import batch_cost, drift_cost
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import ChoiceRequest, Graded, Item, Outcome, Request, Task
+from lora_kit.evaluation.item import Graded, Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
-from lora_kit.modeling.adapter_layers import adapter_layers
-from lora_kit.modeling.prefix import Prefix, encode_prefix
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.out_of_memory import free_memory, is_out_of_memory_error
 
-# Layouts that were searched once and are used for all models.
-LayoutsByKind = dict[RequestKind, BatchLayout]
-
-
-def prepare_arms(
-    work: Work,
-    loaded: LoadedArms,
-    scorer: Scorer,
-    context: EvaluationContext,
-    layouts: LayoutsByKind,
-) -> list[ArmTask]:
-    """Prepare a task for all arms; without encoded prefixes if one does not fit into memory.
-
-    Arms whose prefix fits would otherwise differ from the others in their last digits.
-    """
-    arms = [arm for arm in loaded.arms if arm.applies_to(work)]
-    try:
-        return [ArmTask.prepare(work, arm, scorer, context, layouts) for arm in arms]
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory_error(error):
-            raise
-    free_memory()
-    say(
-        f"{work.name}: the tokens that all items begin with do not fit into memory once; reading "
-        "them with each item"
-    )
-    return [ArmTask.prepare(work, arm, scorer, context, layouts, prefixes=False) for arm in arms]
+AnswerFunction = Callable[[Sequence[Request]], tuple[list[Outcome], bool]]
+"""Function from requests to their outcomes, and true if those were read from a cache."""
 
 
 def evaluate_task(
@@ -110,11 +79,9 @@ class ArmTask:
         task: task with the requests for this arm.
         key: key of the arm's results on the task.
         pending: ids of the items without a result.
-        layout: layout of the batches.
-        prefix_ids: tokens that all requests begin with.
-        prefix: encoded prefix; `None` if the layout does not use one.
-        cache: cached outcomes of the arm; `None` if the arm is not cached.
+        answer: function that answers a batch.
         cost: function from the indexes of a batch to its cost in tokens.
+        kept_tokens: tokens whose keys and values are kept in memory for the task.
     """
 
     work: Work
@@ -122,49 +89,23 @@ class ArmTask:
     task: Task
     key: str
     pending: frozenset[str]
-    scorer: Scorer
-    layout: BatchLayout
-    prefix_ids: tuple[int, ...]
-    prefix: Prefix | None
-    cache: OutcomeCache | None
+    answer: AnswerFunction
     cost: Callable[[Sequence[int]], int]
+    kept_tokens: int = 0
 
     @classmethod
-    def prepare(
+    def of(
         cls,
         work: Work,
         arm: Arm,
-        scorer: Scorer,
         context: EvaluationContext,
-        layouts: LayoutsByKind,
-        prefixes: bool = True,
+        answer: AnswerFunction,
+        kept_tokens: int = 0,
     ) -> ArmTask:
-        """Find a layout and, if `prefixes`, encode the shared prefix with the arm active."""
+        """Return the task as one arm answers it, with what is left to evaluate."""
         task, key = work.task_for(arm.name), work.key(arm.name, arm.identity)
-        requests = [item.request for item in task.items]
-        prefix_ids = shared_prefix(requests)
-        longest = max(request.length for request in requests)
-        has_choices = isinstance(requests[0], ChoiceRequest)
-        kind = RequestKind(has_choices, bool(prefix_ids), longest.bit_length() // 2)
-        with arm.active(scorer.model):
-            known = layouts.get(kind)
-            if known is None and not context.no_cache:
-                known = read_layout(scorer, arm.identity, kind)
-            if known is None:
-                known = find_layout(scorer, requests, prefix_ids)
-                write_layout(scorer, arm.identity, kind, known)
-            layouts[kind] = known
-            layout = within_window(known, scorer, requests)
-            layout = replace(layout, prefix=layout.prefix and prefixes)
-            prefix = None
-            if prefix_ids and layout.prefix:
-                prefix = encode_prefix(scorer.model, prefix_ids, scorer.device)
         pending = frozenset(item.id for item in context.missing(key, task.items))
-        cache = None
-        if arm.cached:
-            cache = OutcomeCache.of(arm.identity, scorer.device, context.no_cache)
-        cost = batch_cost(task)
-        return cls(work, arm, task, key, pending, scorer, layout, prefix_ids, prefix, cache, cost)
+        return cls(work, arm, task, key, pending, answer, batch_cost(task), kept_tokens)
 
     def evaluate(self, batch: Sequence[int], progress: Progress) -> list[tuple[str, Entry]]:
         """Return the entries of a batch's items with their key; none if no item is pending."""
@@ -172,8 +113,7 @@ class ArmTask:
         if not any(item.id in self.pending for item in items):
             return []
         started = time.monotonic()
-        with self.arm.active(self.scorer.model), adapter_layers(self.scorer.model):
-            outcomes, is_cached = self._outcomes([item.request for item in items])
+        outcomes, is_cached = self.answer([item.request for item in items])
         took = time.monotonic() - started
         seconds = took / len(items)
         tokens = sum(outcome.tokens for outcome in outcomes)
@@ -182,24 +122,16 @@ class ArmTask:
         return [
             (
                 self.key,
-                self.work.entry(
-                    self.arm.name, item, self.task.grade(item, outcome), outcome, seconds
-                ),
+                self.work.entry(self.arm.name, item, self._grade(item, outcome), outcome, seconds),
             )
             for item, outcome in zip(items, outcomes, strict=True)
         ]
 
-    def _outcomes(self, requests: Sequence[Request]) -> tuple[list[Outcome], bool]:
-        """Return outcomes, and true if they come from the cache; else they are written to it."""
-        if self.cache is None:
-            return compute_outcomes(self.scorer, requests, self.layout, self.prefix), False
-        path = self.cache.path(requests, self.prefix_ids, self.layout)
-        outcomes = self.cache.read(path)
-        if outcomes is not None:
-            return outcomes, True
-        outcomes = compute_outcomes(self.scorer, requests, self.layout, self.prefix)
-        self.cache.write(path, outcomes)
-        return outcomes, False
+    def _grade(self, item: Item, outcome: Outcome) -> Graded:
+        """Grade an outcome; without an answer, the item has no score, which the verdict counts."""
+        if outcome.error:
+            return Graded(None, f"[no answer: {outcome.error}]")
+        return self.task.grade(item, outcome)
 
 
 def measure_drift(

@@ -14,23 +14,19 @@ from typing import Any
 
 import torch
 
-from lora_kit.evaluation.engine.arm import EvaluationContext, LoadedArms, PathJudge
-from lora_kit.evaluation.engine.arm_task import (
-    ArmTask,
-    LayoutsByKind,
-    evaluate_task,
-    measure_drift,
-    prepare_arms,
-)
+from lora_kit.evaluation.arm_names import is_shipped
+from lora_kit.evaluation.engine.arm import Engine, EvaluationContext, LoadedArms, PathJudge
+from lora_kit.evaluation.engine.arm_task import ArmTask, evaluate_task, measure_drift
 from lora_kit.evaluation.engine.batching import PREFIX_TOKENS
+from lora_kit.evaluation.engine.model_answers import LayoutsByKind, prepare_arms
 from lora_kit.evaluation.engine.progress import Progress, shared_progress
 from lora_kit.evaluation.engine.scoring import Scorer
 from lora_kit.evaluation.engine.sharing import WorkShare, all_looks, work_shares
 from lora_kit.evaluation.engine.work import Work
+from lora_kit.evaluation.item import Outcome, Request
 from lora_kit.evaluation.ledger import DRIFT
 from lora_kit.modeling.held_weights import held_weights
 from lora_kit.modeling.modes import eval_mode
-from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.runtime.console import meter
 from lora_kit.runtime.errors import EvaluationError, first_line
 from lora_kit.runtime.out_of_memory import is_out_of_memory_error
@@ -106,7 +102,7 @@ class TaskPath:
 
     Attributes:
         adapter: last look of the adapter and the baselines.
-        merged: last look of merged models and the base.
+        merged: last look of the base, of merged models and of exported files.
     """
 
     adapter: int
@@ -114,7 +110,7 @@ class TaskPath:
 
     def last_look(self, arm: str) -> int:
         """Return the last look of an arm."""
-        return self.merged if arm in ("base", *MERGED_ARMS) else self.adapter
+        return self.merged if arm == "base" or is_shipped(arm) else self.adapter
 
 
 @dataclass(frozen=True)
@@ -145,8 +141,8 @@ def _by_name(work: Sequence[Work], looks: Sequence[int]) -> dict[str, int]:
 
 
 def _judged_with_merged(loaded: LoadedArms) -> LoadedArms | None:
-    """Return the base or the merged models among some arms; `None` without any."""
-    arms = tuple(arm for arm in loaded.arms if arm.name in ("base", *MERGED_ARMS))
+    """Return the base, the merged models and the files among some arms; `None` without any."""
+    arms = tuple(arm for arm in loaded.arms if arm.name == "base" or is_shipped(arm.name))
     return replace(loaded, arms=arms, drift_identity=None) if arms else None
 
 
@@ -195,22 +191,29 @@ def _ask(loaded: LoadedArms, rounds: Iterator[Round] | Sequence[Round], asking: 
     """Evaluate the arms of one model, which is loaded if an item is left, round by round."""
     state = process_state()
     # Without another name for the model, it is gone before the next one is loaded.
-    model, prepared = None, _Prepared()
+    answering, prepared = None, _Prepared()
     with ExitStack() as between_looks:
         for looks in rounds:
             shares = work_shares(asking.work, loaded, asking.context, state.num_processes, looks)
             # All processes load if any has work left: loading may train, which needs all of them.
             if not any(share for own in shares for share in own):
                 continue
-            if model is None:
-                model = _load(loaded)
-                between_looks.enter_context(eval_mode(model))
-                between_looks.enter_context(held_weights(model))
-            _evaluate_shares(model, loaded, shares[state.process_index], asking, prepared)
+            if answering is None:
+                answering = _load(loaded)
+                if isinstance(answering, Engine):
+                    between_looks.enter_context(answering)
+                else:
+                    between_looks.enter_context(eval_mode(answering))
+                    between_looks.enter_context(held_weights(answering))
+            own = shares[state.process_index]
+            if isinstance(answering, Engine):
+                _ask_engine(answering, loaded, own, asking)
+            else:
+                _ask_model(answering, loaded, own, asking, prepared)
 
 
 def _load(loaded: LoadedArms) -> Any:
-    """Return the model of some arms.
+    """Return the model, or the engine, of some arms.
 
     Raises:
         EvaluationError: naming the arms, if it does not fit into memory.
@@ -242,14 +245,45 @@ class _Prepared:
 
     def keep(self, name: str, tasks: list[ArmTask], device: torch.device) -> None:
         """Keep a task, unless prefixes are kept already that have as many tokens as a batch's."""
-        tokens = sum(len(task.prefix) for task in tasks if task.prefix)
+        tokens = sum(task.kept_tokens for task in tasks)
         if self.tokens + tokens <= PREFIX_TOKENS.get(device.type, PREFIX_TOKENS["cpu"]):
             self.tasks[name] = tasks
             self.tokens += tokens
 
 
+def _ask_engine(
+    engine: Engine, loaded: LoadedArms, own: Sequence[WorkShare], asking: _Asking
+) -> None:
+    """Let an engine answer the batches of this process.
+
+    Raises:
+        EvaluationError: if it answers no item of a task.
+    """
+    context = asking.context
+    for one, share in zip(asking.work, own, strict=True):
+        errors: list[str] = []
+
+        def answer(
+            requests: Sequence[Request], errors: list[str] = errors
+        ) -> tuple[list[Outcome], bool]:
+            outcomes = engine.answer(requests)
+            errors += [outcome.error for outcome in outcomes]
+            return outcomes, False
+
+        arms = [arm for arm in loaded.arms if arm.applies_to(one)]
+        tasks = [ArmTask.of(one, arm, context, answer) for arm in arms]
+        for records in evaluate_task(one, share.batches, tasks, asking.progress):
+            if all(errors):
+                names = " and ".join(arm.name for arm in arms)
+                raise EvaluationError(
+                    f"{one.name}: {names} answers no item (got {errors[0]}). Fix: look at the "
+                    "program's limits, or leave the arm or the task out"
+                )
+            context.journal.append(records)
+
+
 @torch.inference_mode()
-def _evaluate_shares(
+def _ask_model(
     model: Any,
     loaded: LoadedArms,
     own: Sequence[WorkShare],

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_kit.evaluation.reporting.escaping import escape_terminal
-from lora_kit.evaluation.verdict import TaskVerdict, Verdict
+from lora_kit.evaluation.verdict import FileTask, TaskVerdict, Verdict
 from lora_kit.statistics.decisions import Decision
 
 STYLE = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
@@ -21,9 +21,11 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
         names.insert(-1, "asked")
     if verdict.merged:
         names.append("merged")
+    names += verdict.files
     table = Table(box=None, pad_edge=False)
     for name in names:
-        table.add_column(name, justify="left" if name in LEFT else "right")
+        is_left = name in LEFT or name in verdict.files
+        table.add_column(escape_terminal(name), justify="left" if is_left else "right")
     for suite in verdict.suites:
         for number, task in enumerate(suite.tasks):
             cells = [
@@ -39,6 +41,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
             ]
             if verdict.merged:
                 cells.append(_styled(task.merged) if task.merged else "")
+            by_file = {one.arm: one for one in task.files}
+            cells += [_file(by_file.get(name)) for name in verdict.files]
             table.add_row(*cells)
     console.print(table)
     for _, task in verdict.tasks:
@@ -57,6 +61,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
         console.print(f"Merged model: {_styled(verdict.merged)}")
     if verdict.selection_sentence:
         console.print(escape_terminal(verdict.selection_sentence), highlight=False)
+    for name, decision in verdict.files.items():
+        console.print(f"{escape_terminal(name)}: {_styled(decision)}", highlight=False)
 
 
 def _styled(decision: Decision) -> str:
@@ -73,3 +79,7 @@ def _needs(task: TaskVerdict) -> str:
     if task.items_needed is None:
         return ""
     return f" (needs about {task.items_needed:,} items, has {task.interval.items:,})"
+
+
+def _file(task: FileTask | None) -> str:
+    return f"{_styled(task.decision)} {task.interval.delta:+.3f}" if task else ""

@@ -17,7 +17,13 @@ from lora_kit.evaluation.reporting.notation import (
     item_unit,
 )
 from lora_kit.evaluation.reporting.reliability import Dot, reliability_dots
-from lora_kit.evaluation.verdict import BaselineComparison, SuiteVerdict, TaskVerdict, Verdict
+from lora_kit.evaluation.verdict import (
+    BaselineComparison,
+    FileTask,
+    SuiteVerdict,
+    TaskVerdict,
+    Verdict,
+)
 from lora_kit.statistics.calibration import CalibrationComparison
 from lora_kit.statistics.decisions import Interval
 from lora_kit.statistics.labels import ClassScore
@@ -80,6 +86,7 @@ class TaskReport:
         confidence: confidence level of the two-sided intervals, such as 95%.
         difference: difference of the adapter from the base.
         merged: difference of the merged model from the base; `None` without a merged model.
+        files: differences of the exported files from the base.
         baselines: comparisons of the adapter with the baselines.
         measures: secondary metrics, by their labels.
         slices: slices of the task, alarms first, then the largest loss.
@@ -102,6 +109,7 @@ class TaskReport:
     confidence: str
     difference: Difference
     merged: FormattedComparison | None
+    files: tuple[TableRow[FileTask], ...]
     baselines: tuple[TableRow[BaselineComparison], ...]
     measures: tuple[TableRow[str], ...]
     slices: tuple[TableRow[Slice], ...]
@@ -166,6 +174,10 @@ def _task_report(name: str, task: TaskVerdict, flips: TaskFlips) -> TaskReport:
         difference=Difference.of(task.task, task),
         # Only the difference of the merged model is shown, not its score.
         merged=FormattedComparison.of(task.unit, task.base, task.base, merged) if merged else None,
+        files=tuple(
+            TableRow(one, FormattedComparison.of(task.unit, task.base, one.mean, one.interval))
+            for one in task.files
+        ),
         baselines=tuple(
             TableRow(one, FormattedComparison.of(task.unit, one.mean, task.adapter, one.interval))
             for one in task.baselines

@@ -1,0 +1,1 @@
+"""Programs that answer the items in place of a model of this process."""

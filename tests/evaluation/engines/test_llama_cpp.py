@@ -1,0 +1,132 @@
+"""The engine of llama.cpp on a stand-in for its server, and on the real one."""
+
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from lora_kit.backbone.load import Backbone
+from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
+from lora_kit.evaluation.engine.work import plan_work
+from lora_kit.evaluation.engines.llama_cpp import LlamaCppEngine, find_llama_cpp
+from lora_kit.evaluation.item import GenerationRequest, Outcome, Request
+from lora_kit.evaluation.suite import Suite
+from lora_kit.modeling.generation import stop_token_ids
+from lora_kit.runtime.errors import EvaluationError
+
+STANDIN = Path(__file__).parents[2] / "standins" / "llama_server.py"
+SUITE = Suite.model_validate(
+    {
+        "name": "keep",
+        "role": "retention",
+        "tasks": [
+            {"name": "quiz", "kind": "multiple_choice", "source": "reasoning", "limit": 6}
+            | {"margin": 0.1},
+            {"name": "prose", "kind": "loss", "source": "python-reference", "limit": 3}
+            | {"max_length": 24, "margin": 1},
+            {"name": "follow", "kind": "instructions", "source": "instructions", "limit": 4}
+            | {"max_new_tokens": 5, "margin": 0.9},
+        ],
+    }
+)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """Return the stand-in as a program."""
+    path = tmp_path / "llama-server"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN} "$@"\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def requests_of(backbone: Backbone, task: str) -> list[Request]:
+    [work] = [one for one in plan_work([SUITE], backbone) if one.task.spec.name == task]
+    return [item.request for item in work.task.items]
+
+
+def engine(path: Path, program: Path, backbone: Backbone) -> LlamaCppEngine:
+    stops = stop_token_ids(backbone)
+    return LlamaCppEngine(path, program, backbone.tokenizer, stops, context=512, threads=1)
+
+
+def ours(backbone: Backbone, requests: Sequence[Request]) -> list[Outcome]:
+    scorer = Scorer(backbone.model, backbone.tokenizer, stop_token_ids(backbone))
+    return compute_outcomes(scorer, requests, BatchLayout(tree=False, prefix=False), None)
+
+
+def test_outcomes_are_those_of_the_model(
+    program: Path, tiny: Path, tiny_backbone: Backbone
+) -> None:
+    with engine(tiny / "model.safetensors", program, tiny_backbone) as llama:
+        for task in SUITE.tasks:
+            requests = requests_of(tiny_backbone, task.name)
+            there, here = llama.answer(requests), ours(tiny_backbone, requests)
+            assert [one.text for one in there] == [one.text for one in here]
+            assert [one.greedy for one in there] == [one.greedy for one in here]
+            for one, other in zip(there, here, strict=True):
+                assert one.log_likelihoods == pytest.approx(other.log_likelihoods, abs=1e-3)
+            assert any(one.log_likelihoods or one.text for one in there)
+
+
+def test_a_busy_server_is_asked_again(
+    program: Path, tiny: Path, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "busy")
+    request = GenerationRequest((5, 6, 7), 3)
+    with engine(tiny / "model.safetensors", program, tiny_backbone) as llama:
+        outcomes = llama.answer([request] * 5)
+    assert [(one.error, one.tokens) for one in outcomes] == [("", 6)] * 5
+
+
+def test_a_request_that_is_refused_has_no_score(
+    program: Path, tiny: Path, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "long")
+    short, long = (GenerationRequest((5, 6, 7) * n, 3) for n in (2, 20))
+    with engine(tiny / "model.safetensors", program, tiny_backbone) as llama:
+        outcomes = llama.answer([short, long])
+    assert [one.error for one in outcomes] == [
+        "",
+        "llama.cpp: status 400: the request exceeds the context",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("load", r"does not load this file \(got status 1\): .*unknown model architecture"),
+        ("die", r"does not answer .* Fix: start it again, and repeat the command"),
+        ("tokens", r"answers with another token"),
+        ("vocabulary", r"has other tokens than the backbone"),
+    ],
+)
+def test_a_server_that_fails_is_named_and_ended(
+    fault: str,
+    reason: str,
+    program: Path,
+    tiny: Path,
+    tiny_backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FAULT", fault)
+    llama = engine(tiny / "model.safetensors", program, tiny_backbone)
+    with pytest.raises(EvaluationError, match=reason), llama:
+        llama.answer(requests_of(tiny_backbone, "quiz"))
+    assert llama.has_ended
+
+
+def test_a_program_that_is_not_there_says_where_it_is_looked_for(
+    tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(EvaluationError, match=r"llama-server: not found .*--llama-cpp"):
+        find_llama_cpp(None)
+    with pytest.raises(EvaluationError, match="--llama-cpp: no program llama-server"):
+        find_llama_cpp(tmp_path / "nothing")
+    assert find_llama_cpp(tmp_path) == program
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{tmp_path / 'nothing'}")
+    assert find_llama_cpp(None) == program

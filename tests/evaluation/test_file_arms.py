@@ -1,0 +1,142 @@
+"""Exported files as arms, on a stand-in for llama.cpp's server."""
+
+import json
+import shutil
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lora_kit.evaluation.ledger import read_ledger
+from lora_kit.evaluation.verdict_file import check_verdict
+from lora_kit.pipeline.evaluation import evaluate
+from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.runtime.errors import EvaluationError, RecipeError
+
+STANDIN = Path(__file__).parents[1] / "standins" / "llama_server.py"
+SUITE: dict[str, Any] = {
+    "name": "keep",
+    "role": "retention",
+    "tasks": [
+        {"name": "quiz", "kind": "multiple_choice", "source": "reasoning", "limit": 90}
+        | {"margin": 0.4},
+        {"name": "follow", "kind": "instructions", "source": "instructions", "limit": 8}
+        | {"max_new_tokens": 3, "margin": 0.9},
+    ],
+}
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """Return a folder with the stand-in as a program."""
+    path = tmp_path / "programs" / "llama-server"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN} "$@"\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path.parent
+
+
+@pytest.fixture
+def adapter(tiny: Path, tmp_path: Path) -> Path:
+    """Return an adapter without effect: its B is zero."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def file(tiny: Path, tmp_path: Path) -> Path:
+    """Return a file beside the model that the stand-in answers with: the base."""
+    shutil.copytree(tiny, tmp_path / "served")
+    (tmp_path / "served" / "model.gguf").write_bytes(b"GGUF")
+    return tmp_path / "served" / "model.gguf"
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> str:
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump(SUITE))
+    return str(path)
+
+
+def test_a_file_has_its_own_verdict(
+    programs: Path, adapter: Path, file: Path, suite: str, tiny: Path, tmp_path: Path
+) -> None:
+    backbone = BackboneSpec.model_validate({"model": str(tiny), "dtype": "float32"})
+    done = evaluate(
+        adapter, [suite], backbone, tmp_path / "out", [f"gguf={file}"], llama_cpp=programs
+    )
+    assert list(done.verdict.files) == ["gguf=model.gguf"]
+    by_task = {task.task: task for task in done.verdict.suites[0].tasks}
+    for task in by_task.values():
+        [one] = task.files
+        assert one.interval.delta == pytest.approx(0.0, abs=0.05)
+        assert one.from_adapter is not None
+        assert one.from_adapter.delta == pytest.approx(0.0, abs=0.05)
+    scores = {
+        arm: {
+            (entry.task, entry.item): entry.score
+            for entry in read_ledger(tmp_path / "out" / "ledger.parquet")
+            if entry.arm == arm
+        }
+        for arm in ("base", "gguf=model.gguf")
+    }
+    assert scores["base"].keys() == scores["gguf=model.gguf"].keys()
+    same = [scores["base"][key] == score for key, score in scores["gguf=model.gguf"].items()]
+    assert sum(same) >= 0.95 * len(same)
+    assert check_verdict(tmp_path / "out").verdict == done.verdict
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("gguf=model.gguf") < page.index("<main>")
+    assert "arithmetic differs" in page
+    recorded = json.loads((tmp_path / "out" / "verdict.json").read_text())
+    assert set(recorded["merged_models"]) == {"gguf=model.gguf"}
+
+
+def test_an_answer_that_a_server_refuses_keeps_its_file_from_passing(
+    programs: Path,
+    adapter: Path,
+    file: Path,
+    suite: str,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FAULT", "long")
+    backbone = BackboneSpec.model_validate({"model": str(tiny), "dtype": "float32"})
+    arms = [f"gguf={file}"]
+    with pytest.raises(EvaluationError, match=r"answers no item .*status 400"):
+        evaluate(adapter, [suite], backbone, tmp_path / "out", arms, llama_cpp=programs)
+    quiz = tmp_path / "quiz.yaml"
+    quiz.write_text(yaml.safe_dump({**SUITE, "tasks": SUITE["tasks"][:1]}))
+    done = evaluate(adapter, [str(quiz)], backbone, tmp_path / "out", arms, llama_cpp=programs)
+    one = done.verdict.suites[0].tasks[0].files[0]
+    assert one.missing > 0
+    assert one.decision != "PASS"
+    refused = [e for e in read_ledger(tmp_path / "out" / "ledger.parquet") if e.score is None]
+    assert {entry.arm for entry in refused} == {"gguf=model.gguf"}
+    assert "the request exceeds the context" in refused[0].output
+
+
+def test_what_is_no_file_is_refused_before_anything_is_measured(
+    programs: Path, adapter: Path, file: Path, suite: str, tiny: Path, tmp_path: Path
+) -> None:
+    backbone = BackboneSpec.model_validate({"model": str(tiny), "dtype": "float32"})
+    shutil.copytree(file.parent, tmp_path / "other")
+    for arms, reason in {
+        ("gguf=missing.gguf",): r"no such file .*lora-kit export DIR --to gguf",
+        (f"onnx={file}",): r"unknown kind of file \(got onnx\)",
+        ("ggufs",): r"arm ggufs: unknown. Fix: use base, .*gguf=FILE",
+        (f"gguf={file}", f"gguf={tmp_path / 'other' / 'model.gguf'}"): "two files have this name",
+    }.items():
+        with pytest.raises(RecipeError, match=reason):
+            evaluate(adapter, [suite], backbone, tmp_path / "out", arms, llama_cpp=programs)
+    with pytest.raises(EvaluationError, match="no program llama-server in this folder"):
+        evaluate(adapter, [suite], backbone, tmp_path / "out", [f"gguf={file}"], llama_cpp=tmp_path)
+    assert not (tmp_path / "out").exists()

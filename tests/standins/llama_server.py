@@ -1,0 +1,113 @@
+"""Stand-in for llama.cpp's server: its addresses that the engine asks, answered by transformers.
+
+    python llama_server.py --model FOLDER/FILE --port PORT [other options of llama-server]
+
+FAULT in the environment makes it misbehave; it then answers by a fixed rule, without a model:
+
+* `load`: it ends before the model is loaded;
+* `die`: it ends at the tenth completion;
+* `long`: it refuses prompts of over 30 tokens;
+* `busy`: it answers every other request with status 503;
+* `tokens`: it answers with other tokens than those that are forced;
+* `vocabulary`: it reads tokens otherwise.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from tokenizers import Tokenizer
+
+FAULT = os.environ.get("FAULT", "")
+END = 2
+LOCK = Lock()
+COUNTS = {"requests": 0, "completions": 0}
+LogLikelihoods = Callable[[Sequence[int]], list[float]]
+
+
+def of_model(folder: Path) -> LogLikelihoods:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def next_token(ids: Sequence[int]) -> list[float]:
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids])).logits[0, -1].double()
+        return list(logits.log_softmax(-1).tolist())
+
+    return next_token
+
+
+def of_rule(ids: Sequence[int]) -> list[float]:
+    return [-float((token + len(ids)) % 50) for token in range(5000)]
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.reply(200, {"status": "ok"})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with LOCK:
+            COUNTS["requests"] += 1
+            if FAULT == "busy" and COUNTS["requests"] % 2:
+                self.reply(503, {"error": {"message": "busy"}})
+            elif self.path == "/detokenize":
+                text = TOKENIZER.decode(body["tokens"], skip_special_tokens=False)
+                self.reply(200, {"content": text + "?" if FAULT == "vocabulary" else text})
+            else:
+                self.complete(body)
+
+    def complete(self, body: dict[str, Any]) -> None:
+        COUNTS["completions"] += 1
+        if FAULT == "die" and COUNTS["completions"] == 10:
+            os._exit(9)
+        if FAULT == "long" and len(body["prompt"]) > 30:
+            self.reply(400, {"error": {"message": "the request exceeds the context"}})
+            return
+        ids, new, given = list(body["prompt"]), [], []
+        for _ in range(body["n_predict"]):
+            raw = next_token(ids)
+            biased = list(raw)
+            for token, bias in body.get("logit_bias", []):
+                biased[token] += bias
+            token, best = biased.index(max(biased)), raw.index(max(raw))
+            if FAULT == "tokens":
+                token = best + 1
+            given.append({"id": token, "logprob": raw[token], "top_logprobs": [{"id": best}]})
+            if token == END:
+                break
+            ids.append(token)
+            new.append(token)
+            if any(stop in TOKENIZER.decode(new) for stop in body.get("stop", [])):
+                break
+        self.reply(200, {"tokens": new, "completion_probabilities": given})
+
+    def reply(self, status: int, value: dict[str, Any]) -> None:
+        text = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+if "--version" in sys.argv:
+    print("version: a stand-in")
+    sys.exit()
+if FAULT == "load":
+    print("error: unknown model architecture: 'mystery'")
+    sys.exit(1)
+options = dict(zip(sys.argv[1:], sys.argv[2:], strict=False))
+folder = Path(options["--model"]).parent
+TOKENIZER = Tokenizer.from_file(str(folder / "tokenizer.json"))
+next_token = of_rule if FAULT else of_model(folder)
+ThreadingHTTPServer(("127.0.0.1", int(options["--port"])), Handler).serve_forever()
