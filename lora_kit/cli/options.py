@@ -48,6 +48,13 @@ OutputOption = Annotated[
         help="Directory of the results; by default runs/NAME for a recipe, else one in the run.",
     ),
 ]
+LlamaCppOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of llama.cpp's programs, for GGUF files; by default they are on the PATH.",
+    ),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Allow --output to hold an earlier run.")
 ]

@@ -420,6 +420,39 @@ def test_many_texts_are_compared_on_no_more_positions_than_few(model: Path, text
     assert len(predict_log_probabilities(network, examples)) == MAX_POSITIONS
 
 
+def quantizer(folder: Path, script: str) -> Path:
+    """Write a stand-in for llama.cpp's program."""
+    program = folder / "llama-quantize"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return folder
+
+
+def test_a_k_quant_is_written_by_the_program_of_llama_cpp(model: Path, tmp_path: Path) -> None:
+    """The stand-in copies: what it is given, and what is read back, is the model in float32."""
+    folder = quantizer(tmp_path, f'echo "$3" > {tmp_path}/kind; cp "$1" "$2"')
+    output = tmp_path / "out" / "model.gguf"
+    output.parent.mkdir()
+    result = export(model, "gguf", output, "q4_k_m", TEXTS, folder)
+    assert (tmp_path / "kind").read_text() == "Q4_K_M\n"
+    assert (result.type, result.passed, result.comparison.top1_agreement) == ("q4_k_m", True, 1.0)
+    assert sorted(file.name for file in output.parent.iterdir()) == [
+        "model.gguf",
+        "model.gguf.json",
+    ]
+
+
+def test_a_program_that_fails_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "model.gguf"
+    output.parent.mkdir()
+    folder = quantizer(tmp_path, 'echo "unknown type $3"; exit 1')
+    with pytest.raises(MergeError, match=r"status 1 \(got unknown type Q6_K\)"):
+        export(model, "gguf", output, "q6_k", TEXTS, folder)
+    with pytest.raises(MergeError, match="no program llama-quantize in this folder"):
+        export(model, "gguf", output, "q6_k", TEXTS, tmp_path / "out")
+    assert not list(output.parent.iterdir())
+
+
 @pytest.fixture(scope="module")
 def real_merged(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 135M model with a random LoRA merged into it by PEFT, so that it is not the package's."""

@@ -78,8 +78,8 @@ class Handler(BaseHTTPRequestHandler):
             for token, bias in body.get("logit_bias", []):
                 biased[token] += bias
             token, best = biased.index(max(biased)), raw.index(max(raw))
-            if FAULT == "tokens":
-                token = best + 1
+            if FAULT == "tokens" or not body["samplers"]:
+                token = best + 1  # without a sampler, the real one draws any token
             given.append({"id": token, "logprob": raw[token], "top_logprobs": [{"id": best}]})
             if token == END:
                 break

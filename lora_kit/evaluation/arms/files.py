@@ -14,11 +14,12 @@ import torch
 from lora_kit.evaluation.arm_names import FILE_SEPARATOR
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.engines.llama_cpp import LlamaCppEngine, find_llama_cpp
+from lora_kit.evaluation.engines.llama_cpp import PROGRAM, LlamaCppEngine
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.runs.session import Subject
 from lora_kit.runtime.errors import EvaluationError, RecipeError
 from lora_kit.runtime.hashes import file_sha256, json_sha256
+from lora_kit.runtime.llama_cpp import find_llama_cpp
 
 KINDS = ("gguf",)
 
@@ -99,7 +100,7 @@ def loaded_files(
             f"arm {files[0].name}: a file answers with text, and this model has a head (got a "
             "classifier or a reward model). Fix: remove the arm"
         )
-    program = find_llama_cpp(llama_cpp)
+    program = find_llama_cpp(llama_cpp, PROGRAM, EvaluationError)
     requests = [item.request for one in work for item in one.task.items]
     open_engine = partial(
         LlamaCppEngine,

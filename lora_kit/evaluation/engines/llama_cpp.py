@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -31,9 +30,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROGRAM = "llama-server"
-INSTALL = (
-    f"Fix: install llama.cpp so that `{PROGRAM}` is on the PATH, or name its folder with "
-    "--llama-cpp"
+# Ends the program when its input ends: also if this process is killed, which then cannot end it.
+SUPERVISED = (
+    "sh",
+    "-c",
+    'exec 3<&0; "$0" "$@" </dev/null & child=$!; (cat <&3 >/dev/null; kill $child) & wait $child',
 )
 # Requests at a time; each has a part of the context.
 SLOTS = 4
@@ -44,27 +45,6 @@ FORCED = 1e4
 # Seconds until the model is loaded.
 LOADING = 600
 LOG_LINES = 5
-
-
-def find_llama_cpp(folder: Path | None, program: str = PROGRAM) -> Path:
-    """Return the path of one of llama.cpp's programs: in the folder, or on the PATH.
-
-    Raises:
-        EvaluationError: if it is not there.
-    """
-    if folder is not None:
-        found = [path for path in (folder / program, folder / "bin" / program) if path.is_file()]
-        if not found:
-            raise EvaluationError(
-                f"--llama-cpp: no program {program} in this folder (got {folder}). {INSTALL}"
-            )
-        return found[0]
-    on_path = shutil.which(program)
-    if on_path is None:
-        raise EvaluationError(
-            f"{program}: not found on this machine (got no such program). {INSTALL}"
-        )
-    return Path(on_path)
 
 
 @dataclass(frozen=True)
@@ -120,8 +100,8 @@ class LlamaCppEngine:
         port = _free_port()
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [*self._command, "--port", str(port)],
-            stdin=subprocess.DEVNULL,
+            [*SUPERVISED, *self._command, "--port", str(port)],
+            stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,
         )
@@ -144,12 +124,9 @@ class LlamaCppEngine:
         if self._connection is not None:
             self._connection.close()
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait()
         if self._log is not None:
             self._log.close()
 

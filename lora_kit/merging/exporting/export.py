@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import jinja2
 import torch
@@ -24,8 +24,14 @@ from lora_kit.merging.exporting.comparison import (
     default_texts,
     load_gguf,
 )
-from lora_kit.merging.exporting.formats import ExportFormat, GgufType
+from lora_kit.merging.exporting.formats import (
+    ExportFormat,
+    GgufFileType,
+    GgufType,
+    KQuantType,
+)
 from lora_kit.merging.exporting.gguf_model import write_gguf
+from lora_kit.merging.exporting.k_quants import QUANTIZE, quantize_gguf
 from lora_kit.merging.exporting.model_shape import read_shape
 from lora_kit.merging.exporting.quantized import load_model, load_quantized, write_quantized
 from lora_kit.merging.exporting.vocabulary import read_vocabulary
@@ -33,6 +39,7 @@ from lora_kit.merging.predictions import predict_log_probabilities
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import whole_directory, whole_file, write_json
 from lora_kit.runtime.hashes import file_sha256
+from lora_kit.runtime.llama_cpp import find_llama_cpp
 
 RECORD = "export.json"
 
@@ -52,13 +59,17 @@ class ExportTolerances:
 
 # Rounding alone, measured on a float32 model of 135M parameters (512 positions of prose), where it
 # weighs more than on larger models: f32 100% and 0 nats, f16 99.6% and 4e-6, bf16 99.4% and 1e-4,
-# q8_0 98.0% and 1.4e-3, int8 89.6% and 0.027, nf4 68.8% and 0.32. The tolerances are meant to catch
-# broken exports, such as query and key rows in another order (41% and 1.4 nats), not coarse ones.
+# q8_0 98.0% and 1.4e-3, q6_k 94.1% and 5e-3, q5_k_m 86.7% and 0.035, q4_k_m 84.0% and 0.058, int8
+# 89.6% and 0.027, nf4 68.8% and 0.32. The tolerances are meant to catch broken exports, such as
+# query and key rows in another order (41% and 1.4 nats), not coarse ones.
 TOLERANCES = {
     "f32": ExportTolerances(0.999, 1e-6),
     "f16": ExportTolerances(0.98, 1e-4),
     "bf16": ExportTolerances(0.97, 1e-3),
     "q8_0": ExportTolerances(0.94, 1e-2),
+    "q6_k": ExportTolerances(0.9, 3e-2),
+    "q5_k_m": ExportTolerances(0.75, 0.15),
+    "q4_k_m": ExportTolerances(0.7, 0.25),
     "int8": ExportTolerances(0.8, 0.15),
     "nf4": ExportTolerances(0.5, 1.0),
 }
@@ -99,8 +110,9 @@ def export(
     directory: Path,
     to: ExportFormat,
     output: Path,
-    type_: GgufType | None = None,
+    type_: GgufFileType | None = None,
     texts: Sequence[str] = (),
+    llama_cpp: Path | None = None,
 ) -> ExportResult:
     """Write a model in another format, read the export back from disk and compare the two.
 
@@ -111,8 +123,10 @@ def export(
             writes.
         to: `gguf` for a file, `nf4` or `int8` for a quantized directory.
         output: file or directory to write; the record goes beside or into it.
-        type_: type of a GGUF file's matrices, by default `f16`.
+        type_: type of a GGUF file's matrices, by default `f16`; one of `KQuantType` is written by
+            llama.cpp's `llama-quantize`, from float32.
         texts: texts to compare on; by default passages of the Python reference.
+        llama_cpp: folder of llama.cpp's programs; by default they are on the PATH.
 
     Raises:
         MergeError: if the model cannot be exported; nothing is written then.
@@ -137,7 +151,11 @@ def export(
         )
     texts = texts or default_texts()
     if to == "gguf":
-        return _to_gguf(directory, config, tokenizer, type_ or "f16", output, texts)
+        kind = type_ or "f16"
+        quantize = None
+        if kind in get_args(KQuantType):
+            quantize = find_llama_cpp(llama_cpp, QUANTIZE, MergeError)
+        return _to_gguf(directory, config, tokenizer, kind, output, texts, quantize)
     return _to_quantized(directory, to, tokenizer, output, texts)
 
 
@@ -164,9 +182,10 @@ def _to_gguf(
     directory: Path,
     config: Any,
     tokenizer: Any,
-    type_: GgufType,
+    type_: GgufFileType,
     output: Path,
     texts: Sequence[str],
+    quantize: Path | None,
 ) -> ExportResult:
     from gguf import GGUFReader
 
@@ -175,7 +194,11 @@ def _to_gguf(
     vocabulary = read_vocabulary(directory, tokenizer, shape.rows)
     tokenized = (*texts, *HARD_TEXTS, *_texts_with_special_tokens(tokenizer))
     with whole_file(output) as temporary:
-        write_gguf(directory, config, shape, vocabulary, type_, output.stem, temporary)
+        own_type: GgufType = "f32" if quantize else cast(GgufType, type_)
+        whole = temporary.with_name("whole.gguf") if quantize else temporary
+        write_gguf(directory, config, shape, vocabulary, own_type, output.stem, whole)
+        if quantize:
+            quantize_gguf(quantize, whole, type_, temporary)
         reader = GGUFReader(temporary)
         same = count_same_tokens(temporary, reader, tokenizer, tokenized)
         comparison = _compare(

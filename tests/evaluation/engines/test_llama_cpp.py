@@ -1,17 +1,18 @@
 """The engine of llama.cpp on a stand-in for its server, and on the real one."""
 
-import os
 import stat
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.engines.llama_cpp import LlamaCppEngine, find_llama_cpp
+from lora_kit.evaluation.engines.llama_cpp import LlamaCppEngine
 from lora_kit.evaluation.item import GenerationRequest, Outcome, Request
 from lora_kit.evaluation.suite import Suite
 from lora_kit.modeling.generation import stop_token_ids
@@ -119,14 +120,33 @@ def test_a_server_that_fails_is_named_and_ended(
     assert llama.has_ended
 
 
-def test_a_program_that_is_not_there_says_where_it_is_looked_for(
-    tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from lora_kit.evaluation.engines.llama_cpp import LlamaCppEngine
+engine = LlamaCppEngine(Path(sys.argv[1]), Path(sys.argv[2]), None, (), 512, 1)
+with engine:
+    print("started", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_server_ends_with_a_process_that_is_killed(
+    program: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    with pytest.raises(EvaluationError, match=r"llama-server: not found .*--llama-cpp"):
-        find_llama_cpp(None)
-    with pytest.raises(EvaluationError, match="--llama-cpp: no program llama-server"):
-        find_llama_cpp(tmp_path / "nothing")
-    assert find_llama_cpp(tmp_path) == program
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{tmp_path / 'nothing'}")
-    assert find_llama_cpp(None) == program
+    monkeypatch.setenv("FAULT", "none")
+    path = tiny / "model.safetensors"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path), str(program)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=STANDIN.parents[2],
+    )
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "started\n"
+    children = psutil.Process(owner.pid).children(recursive=True)
+    assert any(STANDIN.name in " ".join(child.cmdline()) for child in children)
+    owner.kill()
+    owner.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
