@@ -16,6 +16,7 @@ from lora_kit.evaluation.arms.models import loaded_arms, merged_facts
 from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_facts
 from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
+from lora_kit.evaluation.engines.llama_cpp import PROGRAM
 from lora_kit.evaluation.harness import (
     EvaluatedBackbone,
     Evaluation,
@@ -43,8 +44,9 @@ from lora_kit.runs.session import (
     open_subject,
 )
 from lora_kit.runtime.console import say
-from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.errors import EvaluationError, RecipeError
 from lora_kit.runtime.launch import needs_one_process
+from lora_kit.runtime.llama_cpp import find_llama_cpp
 from lora_kit.runtime.processes import continue_alone
 from lora_kit.training.rows_of_run import require_trained_on, rows_of_run
 from lora_kit.training.scratch import scratch_arm
@@ -98,6 +100,7 @@ def evaluate(
     if unknown:
         possible = ", ".join([*get_args(ArmName), *(f"{kind}=FILE" for kind in KINDS)])
         raise RecipeError(f"arm {unknown[0]}: unknown. Fix: use {possible}")
+    program = find_llama_cpp(llama_cpp, PROGRAM, EvaluationError) if files else None
     given = None if isinstance(target, Session) else gpus
     if needs_one_process(given or evaluation_gpus(target)):
         close_session(target)
@@ -114,8 +117,9 @@ def evaluate(
     shown = rows().sources if is_shown else ()
     if work is None or chosen or cut != Stopping.of(subject.spec):
         work = _planned_work(subject, chosen, FEWSHOT in names, shown, cut)
-    models += loaded_files(subject, files, work, llama_cpp)
-    names += [file.name for file in files]
+    if program is not None:
+        models += loaded_files(subject, files, work, program)
+        names += [file.name for file in files]
     return run_evaluation(
         EvaluationPlan(
             backbone=EvaluatedBackbone.of(subject.backbone),

@@ -5,6 +5,7 @@ import shutil
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,6 +137,12 @@ def test_what_is_no_file_is_refused_before_anything_is_measured(
         (f"gguf={file}", f"gguf={tmp_path / 'other' / 'model.gguf'}"): "two files have this name",
     }.items():
         with pytest.raises(RecipeError, match=reason):
+            evaluate(adapter, [suite], backbone, tmp_path / "out", arms, llama_cpp=programs)
+    two = SimpleNamespace(num_processes=2)
+    arms = (f"gguf={file}",)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lora_kit.evaluation.arms.files.process_state", lambda: two)
+        with pytest.raises(EvaluationError, match="one process asks a file's server"):
             evaluate(adapter, [suite], backbone, tmp_path / "out", arms, llama_cpp=programs)
     with pytest.raises(EvaluationError, match="no program llama-server in this folder"):
         evaluate(adapter, [suite], backbone, tmp_path / "out", [f"gguf={file}"], llama_cpp=tmp_path)

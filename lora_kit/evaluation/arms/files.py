@@ -11,15 +11,16 @@ from pathlib import Path
 
 import torch
 
+from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.evaluation.arm_names import FILE_SEPARATOR
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.engines.llama_cpp import PROGRAM, LlamaCppEngine
+from lora_kit.evaluation.engines.llama_cpp import LlamaCppEngine
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.runs.session import Subject
 from lora_kit.runtime.errors import EvaluationError, RecipeError
 from lora_kit.runtime.hashes import file_sha256, json_sha256
-from lora_kit.runtime.llama_cpp import find_llama_cpp
+from lora_kit.runtime.processes import process_state
 
 KINDS = ("gguf",)
 
@@ -80,7 +81,7 @@ def parse_files(texts: Sequence[str]) -> list[FileArm]:
 
 
 def loaded_files(
-    subject: Subject, files: Sequence[FileArm], work: Sequence[Work], llama_cpp: Path | None
+    subject: Subject, files: Sequence[FileArm], work: Sequence[Work], program: Path
 ) -> list[LoadedArms]:
     """Return the arms of exported files, each with the engine that answers for it.
 
@@ -88,35 +89,38 @@ def loaded_files(
         subject: adapter and backbone that the files are of.
         files: the files.
         work: tasks that are asked.
-        llama_cpp: folder of llama.cpp's programs; by default they are on the PATH.
+        program: llama.cpp's server.
 
     Raises:
-        EvaluationError: if the program is not on this machine, or the model has a head.
+        EvaluationError: if the model is not a decoder that answers with text, or several processes
+            would each start a server.
     """
-    if not files:
-        return []
-    if subject.backbone.head is not None:
+    processes = process_state().num_processes
+    if processes > 1:
         raise EvaluationError(
-            f"arm {files[0].name}: a file answers with text, and this model has a head (got a "
-            "classifier or a reward model). Fix: remove the arm"
+            f"arm {files[0].name}: one process asks a file's server (got {processes} processes). "
+            "Fix: evaluate without a launcher; finished results are reused"
         )
-    program = find_llama_cpp(llama_cpp, PROGRAM, EvaluationError)
+    if subject.backbone.head is not None or is_encoder_decoder(subject.backbone.model):
+        raise EvaluationError(
+            f"arm {files[0].name}: only decoders that answer with text are exported as files (got "
+            "a classifier, a reward model or an encoder-decoder). Fix: remove the arm"
+        )
     requests = [item.request for one in work for item in one.task.items]
-    open_engine = partial(
-        LlamaCppEngine,
-        program=program,
-        tokenizer=subject.backbone.tokenizer,
-        stop_token_ids=stop_token_ids(subject.backbone),
-        context=max(request.length for request in requests) + 1,
-        threads=torch.get_num_threads(),
-    )
+    context = max(request.length for request in requests) + 1
+    tokenizer, stops = subject.backbone.tokenizer, stop_token_ids(subject.backbone)
+
+    def open_engine(path: Path) -> LlamaCppEngine:
+        if subject.session is not None:
+            # The two need not fit into memory together.
+            subject.session.close()
+        return LlamaCppEngine(path, program, tokenizer, stops, context, torch.get_num_threads())
+
     version = _version(program)
+    identities = [json_sha256([file_sha256(file.path), version]) for file in files]
     return [
-        LoadedArms(
-            partial(open_engine, file.path),
-            (Arm(file.name, json_sha256([file_sha256(file.path), version]), nullcontext),),
-        )
-        for file in files
+        LoadedArms(partial(open_engine, file.path), (Arm(file.name, identity, nullcontext),))
+        for file, identity in zip(files, identities, strict=True)
     ]
 
 
