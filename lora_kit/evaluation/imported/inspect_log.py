@@ -84,11 +84,13 @@ def _read(path: Path) -> Any:
 
 
 def _metric(samples: Sequence[Any], wanted: str | None, path: Path) -> str:
-    names = [name for name, value in _values(samples[0]).items() if _is_grade(value)]
+    # A sample that failed has no scores.
+    values = _values(next((sample for sample in samples if sample.scores), samples[0]))
+    names = [name for name, value in values.items() if _is_grade(value)]
     if not names:
         raise EvaluationError(
-            f"{path}: no scorer gives a number (got {', '.join(_values(samples[0])) or 'none'}). "
-            "Fix: score the log again with another scorer"
+            f"{path}: no scorer gives a number (got {', '.join(values) or 'none'}). Fix: score the "
+            "log again with another scorer"
         )
     if wanted and wanted not in names:
         raise EvaluationError(

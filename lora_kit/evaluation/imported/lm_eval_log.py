@@ -19,8 +19,9 @@ from lora_kit.runtime.files import read_json
 SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d-]+(?:\.\d+)?)\.jsonl")
 # Digests of the question, by which two files have the same items.
 DIGESTS = {"doc_hash": "document", "prompt_hash": "prompt", "target_hash": "target"}
-# Other fields of a sample; what is left are metrics.
+# Other fields of a sample; what is left are metrics. `bypass` stands for none (`--predict_only`).
 FIELDS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
+FIELDS |= {"bypass"}
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,10 @@ def test_a_score_that_is_no_number_is_missing(
     rows[3]["acc"] = float("nan")
     other.write_text("\n".join(map(json.dumps, rows)))
     assert [one.id for one in only(other).items.values() if one.score is None] == ["quiz/3"]
+    bypassed = [{k: v for k, v in r.items() if not k.startswith("acc")} for r in rows]
+    other.write_text("\n".join(json.dumps(row | {"bypass": 999}) for row in bypassed))
+    with pytest.raises(EvaluationError, match="no metric is a number of each item"):
+        only(other)
     rows[3]["acc"] = "right"
     other.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(EvaluationError, match=r"quiz.jsonl:4: acc: not a number \(got 'right'\)"):
