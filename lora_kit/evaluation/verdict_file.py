@@ -93,7 +93,7 @@ def check_verdict(directory: Path) -> RecordedVerdict:
     ledger = Ledger(directory / LEDGER)
     plan = _plan(directory / LEDGER, ledger)
     judged = judge(ledger, suites, plan).to_dict()
-    if not _same(judged, {name: values.get(name) for name in judged}):
+    if not _same(judged, {name: values[name] for name in judged if name in values}):
         raise EvaluationError(
             f"{directory / VERDICT}: the verdict does not follow from the ledger beside it (got "
             "other values when judged again). Fix: restore both files, or evaluate again"
@@ -142,9 +142,15 @@ def _parse(path: Path, values: Mapping[str, Any]) -> RecordedVerdict:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Compare values, with a tolerance for numbers, which machines may round differently."""
+    """Compare judged values with recorded ones.
+
+    Numbers have a tolerance, since machines may round differently. Fields that an earlier version
+    did not record have to be empty.
+    """
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        if not b.keys() <= a.keys():
+            return False
+        return all(_same(value, b[key]) if key in b else not value for key, value in a.items())
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, float) and isinstance(b, float | int):

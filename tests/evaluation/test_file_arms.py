@@ -98,6 +98,10 @@ def test_a_file_has_its_own_verdict(
     assert "arithmetic differs" in page
     recorded = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert set(recorded["merged_models"]) == {"gguf=model.gguf"}
+    del recorded["files"]
+    (tmp_path / "out" / "verdict.json").write_text(json.dumps(recorded))
+    with pytest.raises(EvaluationError, match="does not follow from the ledger"):
+        check_verdict(tmp_path / "out")
 
 
 def test_an_answer_that_a_server_refuses_keeps_its_file_from_passing(
