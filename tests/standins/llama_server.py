@@ -9,7 +9,8 @@ FAULT in the environment makes it misbehave; it then answers by a fixed rule, wi
 * `long`: it refuses prompts of over 30 tokens;
 * `busy`: it answers every other request with status 503;
 * `tokens`: it answers with other tokens than those that are forced;
-* `vocabulary`: it reads tokens otherwise.
+* `vocabulary`: it reads tokens otherwise;
+* `no vocabulary`: it refuses to read them.
 """
 
 import json
@@ -58,6 +59,8 @@ class Handler(BaseHTTPRequestHandler):
             COUNTS["requests"] += 1
             if FAULT == "busy" and COUNTS["requests"] % 2:
                 self.reply(503, {"error": {"message": "busy"}})
+            elif self.path == "/detokenize" and FAULT == "no vocabulary":
+                self.reply(400, {"error": {"message": "invalid tokens"}})
             elif self.path == "/detokenize":
                 text = TOKENIZER.decode(body["tokens"], skip_special_tokens=False)
                 self.reply(200, {"content": text + "?" if FAULT == "vocabulary" else text})

@@ -18,7 +18,6 @@ from lora_kit.runtime.errors import EvaluationError, first_line
 BUSY = (408, 429, 500, 502, 503, 504)
 # A request that the server does not accept, whatever the others.
 REFUSED = (400, 413, 422)
-TRIES = 6
 # Seconds before the second try; doubled before each further one.
 BACKOFF = 0.5
 # Seconds to connect, and between two parts of an answer.
@@ -36,17 +35,15 @@ class RefusedError(Exception):
 class Connection:
     """Connection to a server, with as many requests at a time as it has slots."""
 
-    def __init__(self, url: str, slots: int, key: str | None = None, tries: int = TRIES):
+    def __init__(self, url: str, slots: int, tries: int):
         """Prepare the connection; nothing is sent yet.
 
         Args:
             url: beginning of all addresses.
             slots: largest number of requests at a time.
-            key: key that the server wants; it is sent to this server alone.
             tries: largest number of tries of a request.
         """
         self.url = url.rstrip("/")
-        self.slots = slots
         self._pool = ThreadPoolExecutor(slots)
         self._free: SimpleQueue[int] = SimpleQueue()
         for slot in range(slots):
@@ -54,8 +51,6 @@ class Connection:
         self._session = requests.Session()
         # A proxy of the environment is not for a server that is named.
         self._session.trust_env = False
-        if key:
-            self._session.headers["Authorization"] = f"Bearer {key}"
         retry = Retry(
             total=tries - 1,
             backoff_factor=BACKOFF,
@@ -71,6 +66,15 @@ class Connection:
         """Close the connection; requests that are not sent yet are dropped."""
         self._pool.shutdown(cancel_futures=True)
         self._session.close()
+
+    def is_ready(self, path: str) -> bool:
+        """Return true if the server answers with success, now and at the first try."""
+        with requests.Session() as once:
+            once.trust_env = False
+            try:
+                return once.get(f"{self.url}{path}", timeout=TIMEOUT[0]).ok
+            except requests.RequestException:
+                return False
 
     def each(self, ask: Callable[[T, int], R], values: Sequence[T]) -> list[R]:
         """Return what `ask` returns for each value and a slot that is free, in their order."""
@@ -96,17 +100,8 @@ class Connection:
             RefusedError: if the server does not accept this request.
             EvaluationError: if it does not answer, or answers with another error.
         """
-        return self._send("POST", path, body)
-
-    def get(self, path: str) -> dict[str, Any]:
-        """Read what the server says of itself; raises as `post`."""
-        return self._send("GET", path, None)
-
-    def _send(self, method: str, path: str, body: Any) -> dict[str, Any]:
         try:
-            response = self._session.request(
-                method, f"{self.url}{path}", json=body, timeout=TIMEOUT
-            )
+            response = self._session.post(f"{self.url}{path}", json=body, timeout=TIMEOUT)
         except requests.RequestException as error:
             raise EvaluationError(
                 f"{self.url}: does not answer (got {first_line(error)}). {AGAIN}"

@@ -34,7 +34,14 @@ PROGRAM = "llama-server"
 SUPERVISED = (
     "sh",
     "-c",
-    'exec 3<&0; "$0" "$@" </dev/null & child=$!; (cat <&3 >/dev/null; kill $child) & wait $child',
+    """exec 3<&0
+    "$0" "$@" </dev/null & child=$!
+    (
+        cat <&3 >/dev/null
+        for second in 1 2 3 4 5 6 7 8 9 10; do kill $child && sleep 1 || exit; done
+        kill -9 $child
+    ) 2>/dev/null &
+    wait $child""",
 )
 # Requests at a time; each has a part of the context.
 SLOTS = 4
@@ -108,7 +115,7 @@ class LlamaCppEngine:
         # On this machine, what does not answer for seconds is gone.
         self._connection = Connection(f"http://127.0.0.1:{port}", SLOTS, tries=4)
         try:
-            self._wait(port)
+            self._wait()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -135,10 +142,11 @@ class LlamaCppEngine:
         """True if no server runs any more, or none was started."""
         return self._process is None or self._process.poll() is not None
 
-    def _wait(self, port: int) -> None:
+    def _wait(self) -> None:
         end = time.monotonic() + LOADING
-        while not self._is_ready(port):
-            assert self._process is not None
+        assert self._process is not None
+        assert self._connection is not None
+        while not self._connection.is_ready("/health"):
             if self.has_ended:
                 raise EvaluationError(
                     f"{self.path}: llama.cpp does not load this file (got status "
@@ -151,14 +159,6 @@ class LlamaCppEngine:
                     f"{self._last_lines()}). Fix: use a smaller file, or another machine"
                 )
             time.sleep(0.1)
-
-    def _is_ready(self, port: int) -> bool:
-        import requests
-
-        try:
-            return requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok
-        except requests.RequestException:
-            return False
 
     def _last_lines(self) -> str:
         assert self._log is not None
@@ -244,8 +244,11 @@ class LlamaCppEngine:
         """Check that the server reads the tokens of a request as the backbone's tokenizer does."""
         assert self._connection is not None
         ids = _context(request)
-        there = self._connection.post("/detokenize", {"tokens": list(ids)}).get("content")
         here = self._tokenizer.decode(ids)
+        try:
+            there = self._connection.post("/detokenize", {"tokens": list(ids)}).get("content")
+        except RefusedError as error:
+            there = f"no text: {error}"
         if there != here:
             raise EvaluationError(
                 f"{self.path}: has other tokens than the backbone (got {there!r:.80} where the "

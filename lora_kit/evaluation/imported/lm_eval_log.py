@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.evaluation.imported.result import Columns, Result, TaskResults, by_id, cluster_of
-from lora_kit.evaluation.lm_eval.grading import most_likely
+from lora_kit.evaluation.lm_eval.grading import MUTUAL_INFORMATION, most_likely
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError, did_you_mean
 from lora_kit.runtime.files import read_json
@@ -83,7 +83,9 @@ def read_samples(path: Path, columns: Columns) -> TaskResults:
     metric, chosen = _metric(rows, columns.metric, path)
     selected = [(row, origin) for row, origin in rows if row.get("filter") == chosen]
     items = by_id(_result(row, origin, file.task, metric, columns) for row, origin in selected)
-    return TaskResults(file.task, path, "lm-eval", metric, _lower_is_better(file, metric), items)
+    # As lm-eval writes it: two files may have other filters before the same metric.
+    full = metric if chosen in (None, "none") else f"{metric},{chosen}"
+    return TaskResults(file.task, path, "lm-eval", full, _lower_is_better(file, metric), items)
 
 
 def _rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -175,6 +177,10 @@ def _result(
     }
     contexts, continuations = _arguments(row)
     likelihoods = _likelihoods(row)
+    if MUTUAL_INFORMATION in row:  # each choice is asked again without its question
+        asked = len(likelihoods) // 2
+        contexts, continuations = contexts[:asked], continuations[:asked]
+        likelihoods = likelihoods[:asked]
     choices = tuple(text.strip() for text in continuations) if len(likelihoods) > 1 else ()
     target = str(row.get("target", ""))
     answer = int(target) if choices and target.isdecimal() and int(target) < len(choices) else None

@@ -69,11 +69,12 @@ def _require_same(
 
 
 def _require_equal(before: Result, after: Result) -> None:
-    for name, value in before.asked.items():
-        if after.asked.get(name, value) != value:
+    others = {**after.asked, "cluster": after.cluster}
+    for name, value in {**before.asked, "cluster": before.cluster}.items():
+        if others.get(name, value) != value:
             raise EvaluationError(
                 f"{after.origin}: {name}: the item is another one in the base's file (got "
-                f"{_short(after.asked[name])}, and {_short(value)} in {before.origin}). Fix: "
+                f"{_short(others[name])}, and {_short(value)} in {before.origin}). Fix: "
                 "evaluate both with the same prompts, targets and template"
             )
 

@@ -87,7 +87,7 @@ def by_id(results: Iterable[Result]) -> dict[str, Result]:
     """Return results by the id of their item.
 
     Raises:
-        EvaluationError: if an id is there twice, or there is no result.
+        EvaluationError: if an id is there twice.
     """
     items: dict[str, Result] = {}
     for result in results:

@@ -52,14 +52,12 @@ def _result(row: Mapping[str, Any], origin: str, metric: str, columns: Columns) 
         raise EvaluationError(f"{origin}: id: has no value. Fix: give each item its own id")
     score = _value(row, metric, origin, "number, true, false or null")
     texts = {name: "" if row.get(name) is None else str(row[name]) for name in TEXTS}
-    cluster = cluster_of(row, columns.cluster, str(identifier), origin)
     return Result(
         id=str(identifier),
         origin=origin,
         score=number(score, metric, origin),
-        cluster=cluster,
-        asked={name: texts[name] for name in QUESTION if row.get(name) is not None}
-        | {"cluster": cluster},
+        cluster=cluster_of(row, columns.cluster, str(identifier), origin),
+        asked={name: texts[name] for name in QUESTION if row.get(name) is not None},
         output=texts["output"],
         prompt=texts["prompt"],
         reference=texts["reference"],

@@ -83,6 +83,17 @@ def test_a_busy_server_is_asked_again(
     assert [(one.error, one.tokens) for one in outcomes] == [("", 6)] * 5
 
 
+def test_a_proxy_of_the_environment_is_not_asked(
+    program: Path, tiny: Path, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "none")
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with engine(tiny / "model.safetensors", program, tiny_backbone) as llama:
+        [outcome] = llama.answer([GenerationRequest((5, 6, 7), 3)])
+    assert outcome.tokens == 6
+
+
 def test_a_request_that_is_refused_has_no_score(
     program: Path, tiny: Path, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +114,7 @@ def test_a_request_that_is_refused_has_no_score(
         ("die", r"does not answer .* Fix: start it again, and repeat the command"),
         ("tokens", r"answers with another token"),
         ("vocabulary", r"has other tokens than the backbone"),
+        ("no vocabulary", r"has other tokens .*no text: status 400"),
     ],
 )
 def test_a_server_that_fails_is_named_and_ended(

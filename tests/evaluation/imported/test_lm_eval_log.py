@@ -159,7 +159,10 @@ def test_a_generated_answer_is_judged_after_one_filter(
     task = write_task(tmp_path / "sums.yaml", WRITTEN, QUESTIONS)
     scores = log_samples(task, tmp_path / "log", "dummy")
     results = only(tmp_path / "log")
-    assert results.metric == "exact_match"
+    assert results.metric == "exact_match,letters"
+    other = read_results(tmp_path / "log", Columns("exact_match,whole"), "")
+    with pytest.raises(EvaluationError, match="not the same score"):
+        pair_results({"sums": results}, other)
     assert "filter letters is judged, not whole" in " ".join(capsys.readouterr().err.split())
     assert mean(results) == scores["exact_match,letters"]
     one = only(tmp_path / "log", Columns("exact_match,whole")).items["sums/2"]
@@ -172,3 +175,18 @@ def test_a_generated_answer_is_judged_after_one_filter(
         with pytest.raises(EvaluationError) as error:
             only(tmp_path / "log", Columns(metric))
         assert reason in str(error.value)
+
+
+def test_choices_that_are_asked_again_without_their_question_count_once(tmp_path: Path) -> None:
+    metrics = [
+        {"metric": name, "aggregation": "mean", "higher_is_better": True}
+        for name in ("acc", "acc_mutual_info")
+    ]
+    task = write_task(tmp_path / "quiz.yaml", CHOICE | {"metric_list": metrics}, QUESTIONS)
+    scores = log_samples(task, tmp_path / "log", "dummy")
+    results = only(tmp_path / "log")
+    assert mean(results) == pytest.approx(scores["acc,none"])
+    for one in results.items.values():
+        assert (len(one.choices), len(one.log_likelihoods)) == (3, 3)
+        assert one.prompt.startswith("Question: ")
+        assert one.score == (one.output == one.reference)
