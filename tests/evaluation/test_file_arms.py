@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import stat
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +14,8 @@ from lora_kit.evaluation.verdict_file import check_verdict
 from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import EvaluationError, RecipeError
+from tests.standins.programs import write_llama_server
 
-STANDIN = Path(__file__).parents[1] / "standins" / "llama_server.py"
 SUITE: dict[str, Any] = {
     "name": "keep",
     "role": "retention",
@@ -33,11 +31,7 @@ SUITE: dict[str, Any] = {
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
     """Return a folder with the stand-in as a program."""
-    path = tmp_path / "programs" / "llama-server"
-    path.parent.mkdir()
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN} "$@"\n')
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path.parent
+    return write_llama_server(tmp_path / "programs").parent
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from lora_kit.evaluation.pairs import pair
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.statistics.looks import Looks
+from tests.evaluation.imported.logging_lm_eval import CHOICE
 
 pytest.importorskip("lm_eval")
 
@@ -44,16 +45,6 @@ SUMS = [
     {"sum": "2 + 3", "value": "5"},
     {"sum": "10 + 11", "value": "21"},
 ]
-CHOICE = {
-    "output_type": "multiple_choice",
-    "doc_to_text": "Question: {{question}}\nAnswer:",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "{{answer}}",
-    "metric_list": [
-        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
-        {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
-    ],
-}
 SENTENCE = CHOICE | {
     "doc_to_text": "{{is}}",
     "doc_to_choice": "{{[before + names[0], before + names[1]]}}",

@@ -22,6 +22,7 @@ from lora_kit.merging.exporting.vocabulary import NORMAL
 from lora_kit.merging.predictions import MAX_POSITIONS, predict_log_probabilities
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.hashes import file_sha256
+from tests.standins.programs import write_program
 
 TEXTS = ("The quick brown fox jumps over the lazy dog, twice in 2024.", "def f(x):\n    return  x")
 
@@ -322,6 +323,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from lora_kit.merging.exporting.export import export
+from tests.standins.programs import write_program
 model, folder, *texts = sys.argv[1:]
 for name in ("model.gguf", "model.gguf.json"):
     output = Path(folder) / f"before {name}" / "model.gguf"
@@ -420,17 +422,10 @@ def test_many_texts_are_compared_on_no_more_positions_than_few(model: Path, text
     assert len(predict_log_probabilities(network, examples)) == MAX_POSITIONS
 
 
-def quantizer(folder: Path, script: str) -> Path:
-    """Write a stand-in for llama.cpp's program."""
-    program = folder / "llama-quantize"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    return folder
-
-
 def test_a_k_quant_is_written_by_the_program_of_llama_cpp(model: Path, tmp_path: Path) -> None:
     """The stand-in copies: what it is given, and what is read back, is the model in float32."""
-    folder = quantizer(tmp_path, f'echo "$3" > {tmp_path}/kind; cp "$1" "$2"')
+    script = f'echo "$3" > {tmp_path}/kind; cp "$1" "$2"'
+    folder = write_program(tmp_path / "llama-quantize", script).parent
     output = tmp_path / "out" / "model.gguf"
     output.parent.mkdir()
     result = export(model, "gguf", output, "q4_k_m", TEXTS, folder)
@@ -445,7 +440,8 @@ def test_a_k_quant_is_written_by_the_program_of_llama_cpp(model: Path, tmp_path:
 def test_a_program_that_fails_leaves_nothing(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "model.gguf"
     output.parent.mkdir()
-    folder = quantizer(tmp_path, 'echo "unknown type $3"; exit 1')
+    script = 'echo "unknown type $3"; exit 1'
+    folder = write_program(tmp_path / "llama-quantize", script).parent
     with pytest.raises(MergeError, match=r"status 1 \(got unknown type Q6_K\)"):
         export(model, "gguf", output, "q6_k", TEXTS, folder)
     with pytest.raises(MergeError, match="no program llama-quantize in this folder"):

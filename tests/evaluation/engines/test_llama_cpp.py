@@ -1,6 +1,5 @@
 """The engine of llama.cpp on a stand-in for its server, and on the real one."""
 
-import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,8 +16,9 @@ from lora_kit.evaluation.item import GenerationRequest, Outcome, Request
 from lora_kit.evaluation.suite import Suite
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.runtime.errors import EvaluationError
+from tests.standins.programs import LLAMA_SERVER, write_llama_server
 
-STANDIN = Path(__file__).parents[2] / "standins" / "llama_server.py"
+ROOT = Path(__file__).parents[3]
 SUITE = Suite.model_validate(
     {
         "name": "keep",
@@ -38,10 +38,7 @@ SUITE = Suite.model_validate(
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     """Return the stand-in as a program."""
-    path = tmp_path / "llama-server"
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN} "$@"\n')
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
+    return write_llama_server(tmp_path)
 
 
 def requests_of(backbone: Backbone, task: str) -> list[Request]:
@@ -152,12 +149,12 @@ def test_the_server_ends_with_a_process_that_is_killed(
         [sys.executable, "-c", KILLED, str(path), str(program)],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=STANDIN.parents[2],
+        cwd=ROOT,
     )
     assert owner.stdout is not None
     assert owner.stdout.readline() == "started\n"
     children = psutil.Process(owner.pid).children(recursive=True)
-    assert any(STANDIN.name in " ".join(child.cmdline()) for child in children)
+    assert any(LLAMA_SERVER.name in " ".join(child.cmdline()) for child in children)
     owner.kill()
     owner.wait()
     _, alive = psutil.wait_procs(children, timeout=20)
