@@ -323,7 +323,6 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from lora_kit.merging.exporting.export import export
-from tests.standins.programs import write_program
 model, folder, *texts = sys.argv[1:]
 for name in ("model.gguf", "model.gguf.json"):
     output = Path(folder) / f"before {name}" / "model.gguf"
