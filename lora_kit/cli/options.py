@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lora_kit.recipe.backbone import Quantization
-from lora_kit.recipe.sections import StoppingName
+from lora_kit.recipe.sections import EngineName, StoppingName
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")
@@ -53,6 +53,21 @@ LlamaCppOption = Annotated[
     typer.Option(
         metavar="DIR",
         help="Folder of llama.cpp's programs, for GGUF files; by default they are on the PATH.",
+    ),
+]
+EngineOption = Annotated[
+    EngineName | None,
+    typer.Option(
+        help="Program that answers for base, adapter and merged models; by default "
+        "evaluation.engine of the recipe, or transformers."
+    ),
+]
+VllmOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the Python environment that has vLLM; by default this one, or that of "
+        "`vllm` on the PATH.",
     ),
 ]
 OverwriteOption = Annotated[

@@ -1,16 +1,22 @@
-"""Arms by their names: models of a run, and files that others serve."""
+"""Arms by their names: models of a run, and files and servers that others use."""
 
 from __future__ import annotations
 
 from lora_kit.recipe.sections import MERGED_ARMS
 
-# Between the kind of a file and its name, as in `gguf=model.gguf`.
+# Between a kind and a name, as in `gguf=model.gguf` and `served=http://127.0.0.1:8000/v1`.
 FILE_SEPARATOR = "="
+SERVED = "served"
 
 
 def is_file_arm(arm: str) -> bool:
-    """Return true for an arm that is an exported file."""
+    """Return true for an arm that is an exported file or a served model."""
     return FILE_SEPARATOR in arm
+
+
+def is_served_arm(arm: str) -> bool:
+    """Return true for an arm that is a model of a server."""
+    return arm.startswith(f"{SERVED}{FILE_SEPARATOR}")
 
 
 def is_shipped(arm: str) -> bool:

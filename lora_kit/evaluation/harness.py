@@ -13,6 +13,7 @@ from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.backbone.fingerprint import Fingerprint
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Row
+from lora_kit.evaluation.agreement import AGREEMENT, Agreement, OtherEngine, measure_agreement
 from lora_kit.evaluation.arm_names import is_shipped
 from lora_kit.evaluation.assembly import (
     LEDGER,
@@ -51,10 +52,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Verdict of an evaluation, and the directory that holds it with the ledger."""
+    """Verdict of an evaluation, and the directory that holds it with the ledger.
+
+    Attributes:
+        agreement: agreement of the engines that answered the same items.
+    """
 
     verdict: Verdict
     directory: Path
+    agreement: Sequence[Agreement] = ()
 
     def read_entries(self) -> list[Entry]:
         """Read all entries of the ledger into memory."""
@@ -99,6 +105,7 @@ class EvaluationPlan:
         retrieval: if true, evaluate that arm.
         no_cache: if true, ignore earlier results and measure again.
         stopping: cut of the items into looks, with which the work was planned.
+        other: evaluation of the same adapter by another engine, to compare with.
     """
 
     backbone: EvaluatedBackbone
@@ -111,6 +118,7 @@ class EvaluationPlan:
     retrieval: bool = False
     no_cache: bool = False
     stopping: Stopping = FIXED
+    other: OtherEngine | None = None
 
 
 def run_evaluation(plan: EvaluationPlan, work: Sequence[Work]) -> Evaluation:
@@ -157,8 +165,10 @@ def run_evaluation(plan: EvaluationPlan, work: Sequence[Work]) -> Evaluation:
     paths = _evaluate_in_looks(plan, work, parts, context, looks)
     state.wait_for_everyone()
     asked = asked_parts(parts, work, paths)
-    verdict = broadcast_from_main(lambda: _conclude(plan, work, asked, journal, looks, paths))
-    return Evaluation(verdict, plan.directory)
+    verdict, agreement = broadcast_from_main(
+        lambda: _conclude(plan, work, asked, journal, looks, paths)
+    )
+    return Evaluation(verdict, plan.directory, agreement)
 
 
 def _evaluate_in_looks(
@@ -207,7 +217,7 @@ def _conclude(
     journal: Journal,
     looks: LookPlan,
     paths: Mapping[str, TaskPath],
-) -> Verdict:
+) -> tuple[Verdict, list[Agreement]]:
     """Write ledger, verdict and report from the journals of all processes."""
     directory = plan.directory
     retriever = Retriever.of(plan.training) if plan.retrieval else None
@@ -228,14 +238,15 @@ def _conclude(
         # The old verdict belongs to the old ledger, which is replaced at the end of this block.
         (directory / VERDICT).unlink(missing_ok=True)
     keys = {part.key: [part.suite, part.task, part.arm] for part in parts}
-    _write_verdict_and_report(plan, verdict, keys)
+    _write_verdict(plan, verdict, keys)
+    agreement = measure_agreement(directory, plan.suites, plan.other)
+    write_json(directory / AGREEMENT, [asdict(one) for one in agreement])
+    _write_report(plan, verdict, agreement)
     journal.discard()
-    return verdict
+    return verdict, agreement
 
 
-def _write_verdict_and_report(
-    plan: EvaluationPlan, verdict: Verdict, keys: Mapping[str, list[str]]
-) -> None:
+def _write_verdict(plan: EvaluationPlan, verdict: Verdict, keys: Mapping[str, list[str]]) -> None:
     directory, backbone = plan.directory, plan.backbone
     write_json(directory / SUITES, [suite.model_dump(mode="json") for suite in plan.suites])
     arms = [arm for model in plan.models for arm in model.arms]
@@ -243,9 +254,13 @@ def _write_verdict_and_report(
         backbone.fingerprint.digest,
         adapter_sha256(plan.adapter),
         {suite.name: suite.digest for suite in plan.suites},
-        {arm.name: arm.identity for arm in arms if is_shipped(arm.name)},
+        {arm.name: arm.files or arm.identity for arm in arms if is_shipped(arm.name)},
     )
     write_json(directory / VERDICT, {**verdict.to_dict(), **asdict(lineage), "keys": keys})
+
+
+def _write_report(plan: EvaluationPlan, verdict: Verdict, agreement: Sequence[Agreement]) -> None:
+    directory, backbone = plan.directory, plan.backbone
     backbone_facts = {
         "Backbone": backbone.spec.model,
         "Quantization": backbone.spec.quantization,
@@ -253,4 +268,4 @@ def _write_verdict_and_report(
         "Fingerprint": backbone.fingerprint.digest[:16],
     }
     facts = ReportFacts(plan.facts.title, backbone_facts | dict(plan.facts.facts))
-    write_report(directory, verdict, Ledger(directory / LEDGER), facts)
+    write_report(directory, verdict, Ledger(directory / LEDGER), facts, agreement)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import get_args
 
 from lora_kit.data.rows import Row
 from lora_kit.data.training_data import TrainingData
-from lora_kit.evaluation.arm_names import is_file_arm
+from lora_kit.evaluation.agreement import OtherEngine
+from lora_kit.evaluation.arm_names import FILE_SEPARATOR, SERVED, is_file_arm, is_served_arm
 from lora_kit.evaluation.arms.classifier import class_facts, loaded_class_arms
-from lora_kit.evaluation.arms.files import KINDS, file_facts, loaded_files, parse_files
+from lora_kit.evaluation.arms.files import KINDS, FileArm, file_facts, loaded_files, parse_files
 from lora_kit.evaluation.arms.models import loaded_arms, merged_facts
 from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_facts
+from lora_kit.evaluation.arms.served import ServedArm, loaded_served, parse_served, served_facts
+from lora_kit.evaluation.arms.vllm import Vllm, loaded_vllm_arms
 from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
 from lora_kit.evaluation.engines.llama_cpp import PROGRAM
@@ -33,6 +37,7 @@ from lora_kit.recipe.sections import (
     RETRIEVAL,
     SCRATCH,
     ArmName,
+    EngineName,
     EvaluationSpec,
     StoppingName,
 )
@@ -48,12 +53,83 @@ from lora_kit.runtime.errors import EvaluationError, RecipeError
 from lora_kit.runtime.launch import needs_one_process
 from lora_kit.runtime.llama_cpp import find_llama_cpp
 from lora_kit.runtime.processes import continue_alone
+from lora_kit.runtime.vllm import find_vllm
 from lora_kit.training.rows_of_run import require_trained_on, rows_of_run
 from lora_kit.training.scratch import scratch_arm
 
 # Arms that are shown rows of the training, and all arms that learn from them.
 EXAMPLE_ARMS = {FEWSHOT, RETRIEVAL}
+SERVED_ARM = f"{SERVED}{FILE_SEPARATOR}URL"
 LEARNING_ARMS = EXAMPLE_ARMS | {SCRATCH, PROBE}
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Programs that answer in place of transformers, and how they are found.
+
+    Attributes:
+        engine: overrides the recipe's `evaluation.engine`.
+        vllm: folder of the environment that has vLLM; by default this one, or that of the PATH.
+        llama_cpp: folder of llama.cpp's programs; by default they are on the PATH.
+        served_model: name of the model at `served=URL`; by default the only one.
+        api_key_env: environment variable that holds the key of `served=URL`.
+    """
+
+    engine: EngineName | None = None
+    vllm: Path | None = None
+    llama_cpp: Path | None = None
+    served_model: str | None = None
+    api_key_env: str | None = None
+
+
+TRANSFORMERS = Programs()
+
+
+@dataclass(frozen=True)
+class ShippedArms:
+    """Exported files and a served model among the arms.
+
+    Attributes:
+        files: the files.
+        program: llama.cpp's server; `None` without a file.
+        served: the served model; `None` without one.
+    """
+
+    files: Sequence[FileArm]
+    program: Path | None
+    served: ServedArm | None
+
+    @classmethod
+    def parse(cls, arms: Sequence[str], programs: Programs) -> ShippedArms:
+        """Return the arms that `KIND=FILE` and `served=URL` name.
+
+        Raises:
+            LoraKitError: if one is unknown, or the program that serves it is not there.
+        """
+        files = parse_files([arm for arm in arms if not is_served_arm(arm)])
+        program = find_llama_cpp(programs.llama_cpp, PROGRAM, EvaluationError) if files else None
+        urls = [arm for arm in arms if is_served_arm(arm)]
+        return cls(files, program, parse_served(urls, programs.served_model, programs.api_key_env))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the arms."""
+        served = [self.served.name] if self.served is not None else []
+        return [*(file.name for file in self.files), *served]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Facts of the report on these arms."""
+        return {**file_facts(self.files), **served_facts(self.served)}
+
+    def loaded(self, subject: Subject, work: Sequence[Work]) -> list[LoadedArms]:
+        """Return the arms with the engines that answer for them."""
+        models: list[LoadedArms] = []
+        if self.program is not None:
+            models += loaded_files(subject, self.files, work, self.program)
+        if self.served is not None:
+            models.append(loaded_served(subject, self.served, work))
+        return models
 
 
 def evaluate(
@@ -66,7 +142,7 @@ def evaluate(
     work: Sequence[Work] | None = None,
     gpus: int | None = None,
     stopping: StoppingName | None = None,
-    llama_cpp: Path | None = None,
+    programs: Programs = TRANSFORMERS,
 ) -> Evaluation:
     """Evaluate a run, or any PEFT adapter directory, against its base.
 
@@ -80,64 +156,73 @@ def evaluate(
         suites: bundled names or paths; by default those of the run's recipe.
         backbone: backbone of an adapter; its fields override what the adapter records.
         output: directory of the results; by default `evaluation/` in the run or the adapter, and
-            `evaluation-SUITE/` for other suites than the recipe's, so that a run keeps the verdict
-            for its release.
-        arms: further arms besides those of the run's recipe (by default `base` and `adapter`), and
-            exported files as `gguf=FILE`.
+            `evaluation-SUITE/` or `evaluation-ENGINE/` for other suites, or another engine, than
+            the recipe's, so that a run keeps the verdict for its release.
+        arms: further arms besides those of the run's recipe (by default `base` and `adapter`),
+            exported files as `gguf=FILE`, and a server's model as `served=URL`.
         no_cache: if true, ignore existing results.
         work: tokenized items of the recipe's suites, if an earlier stage has prepared them.
         gpus: overrides the recipe's `evaluation.gpus`; ignored for an open session.
         stopping: overrides the recipe's `evaluation.stopping`.
-        llama_cpp: folder of llama.cpp's programs; by default they are on the PATH.
+        programs: programs that answer in place of transformers.
 
     Raises:
         LoraKitError: if the target is neither a run nor an adapter, or is refused.
     """
     chosen = load_suites(suites) if suites else None
-    files = parse_files([arm for arm in arms if is_file_arm(arm)])
+    shipped = ShippedArms.parse([arm for arm in arms if is_file_arm(arm)], programs)
     arms = [arm for arm in arms if not is_file_arm(arm)]
-    unknown = sorted(set(arms) - set(get_args(ArmName)))
-    if unknown:
-        possible = ", ".join([*get_args(ArmName), *(f"{kind}=FILE" for kind in KINDS)])
+    if unknown := sorted(set(arms) - set(get_args(ArmName))):
+        possible = ", ".join([*get_args(ArmName), *(f"{kind}=FILE" for kind in KINDS), SERVED_ARM])
         raise RecipeError(f"arm {unknown[0]}: unknown. Fix: use {possible}")
-    program = find_llama_cpp(llama_cpp, PROGRAM, EvaluationError) if files else None
     given = None if isinstance(target, Session) else gpus
     if needs_one_process(given or evaluation_gpus(target)):
         close_session(target)
         continue_alone()
     subject = open_subject(target, backbone, gpus)
+    engine = programs.engine or subject.spec.engine
+    vllm = Vllm.of(find_vllm(programs.vllm, EvaluationError)) if engine == "vllm" else None
     cut = Stopping.of(subject.spec if stopping is None else _stopped(subject.spec, stopping))
-    directory = output or subject.output
-    if chosen and not output:
-        directory = directory.with_name("-".join(["evaluation", *(s.name for s in chosen)]))
     names = list(dict.fromkeys([*subject.spec.arms, *arms]))
     rows = _training_rows(subject, names)
-    models, facts = _answering(subject, names, rows)
     is_shown = subject.session is not None and not EXAMPLE_ARMS.isdisjoint(names)
     shown = rows().sources if is_shown else ()
     if work is None or chosen or cut != Stopping.of(subject.spec):
         work = _planned_work(subject, chosen, FEWSHOT in names, shown, cut)
-    if program is not None:
-        models += loaded_files(subject, files, work, program)
-        names += [file.name for file in files]
+    if vllm is None:
+        models, facts = _answering(subject, names, rows)
+    else:
+        models, facts = loaded_vllm_arms(subject, names, work, vllm), {"Engine": vllm.version}
+    other = next(name for name in get_args(EngineName) if name != engine)
+    models += shipped.loaded(subject, work)
+    names += shipped.names
     return run_evaluation(
         EvaluationPlan(
             backbone=EvaluatedBackbone.of(subject.backbone),
             adapter=subject.adapter,
             suites=suites_of(work),
             models=models,
-            directory=directory,
+            directory=output or _directory(subject, chosen, engine),
             facts=ReportFacts.dated(
                 subject.title,
-                {**subject.facts, **facts, **file_facts(files), "Arms": ", ".join(names)},
+                {**subject.facts, **facts, **shipped.facts, "Arms": ", ".join(names)},
             ),
             training=shown,
             retrieval=RETRIEVAL in names,
             no_cache=no_cache,
             stopping=cut,
+            other=OtherEngine(other, _directory(subject, chosen, other)),
         ),
         work,
     )
+
+
+def _directory(subject: Subject, suites: Sequence[Suite] | None, engine: str) -> Path:
+    """Return where results go: those of other suites, or another engine, have their own place."""
+    parts = [suite.name for suite in suites or ()]
+    if engine != subject.spec.engine:
+        parts.append(engine)
+    return subject.output.with_name("-".join(["evaluation", *parts]))
 
 
 def _stopped(spec: EvaluationSpec, stopping: StoppingName) -> EvaluationSpec:

@@ -19,6 +19,7 @@ from lora_kit.recipe.section import Count, Distinct, Positive, Section, Whole
 from lora_kit.recipe.training import TrainingSpec
 
 MergeBase = Literal["dequantized", "original", "both"]
+EngineName = Literal["transformers", "vllm"]
 StoppingName = Literal["none", "sequential"]
 ArmName = Literal[
     "base", "adapter", "merged", "merged-original", "fewshot", "retrieval", "scratch", "probe"
@@ -55,6 +56,9 @@ class EvaluationSpec(Section):
     """GPUs over which one process spreads the model's blocks to evaluate, merge and rescale it; for
     models that are larger than one GPU. Above 1, the other processes of a launch end after the
     training. Without effect on a CPU."""
+    engine: EngineName = "transformers"
+    """Program that answers for base, adapter and merged models. `vllm`: vLLM's server, started on
+    this machine; it applies the adapter without a merge."""
     stopping: StoppingName = "sequential"
     """`sequential`: the items of a task are asked in looks, and no further once the task is
     decided or can hardly be decided any more; the risk of a wrong decision stays that of the

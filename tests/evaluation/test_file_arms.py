@@ -11,7 +11,7 @@ import yaml
 
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.evaluation.verdict_file import check_verdict
-from lora_kit.pipeline.evaluation import evaluate
+from lora_kit.pipeline.evaluation import Programs, evaluate
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import EvaluationError, RecipeError
 from tests.standins.programs import write_llama_server
@@ -29,9 +29,9 @@ SUITE: dict[str, Any] = {
 
 
 @pytest.fixture
-def programs(tmp_path: Path) -> Path:
-    """Return a folder with the stand-in as a program."""
-    return write_llama_server(tmp_path / "programs").parent
+def programs(tmp_path: Path) -> Programs:
+    """Return the stand-in as a program in a folder."""
+    return Programs(llama_cpp=write_llama_server(tmp_path / "programs").parent)
 
 
 @pytest.fixture
@@ -62,11 +62,16 @@ def suite(tmp_path: Path) -> str:
 
 
 def test_a_file_has_its_own_verdict(
-    programs: Path, adapter: Path, file: Path, suite: str, tiny: Path, tmp_path: Path
+    programs: Programs, adapter: Path, file: Path, suite: str, tiny: Path, tmp_path: Path
 ) -> None:
     backbone = BackboneSpec.model_validate({"model": str(tiny), "dtype": "float32"})
     done = evaluate(
-        adapter, [suite], backbone, tmp_path / "out", [f"gguf={file}"], llama_cpp=programs
+        adapter,
+        [suite],
+        backbone,
+        tmp_path / "out",
+        [f"gguf={file}"],
+        programs=programs,
     )
     assert list(done.verdict.files) == ["gguf=model.gguf"]
     by_task = {task.task: task for task in done.verdict.suites[0].tasks}
@@ -99,7 +104,7 @@ def test_a_file_has_its_own_verdict(
 
 
 def test_an_answer_that_a_server_refuses_keeps_its_file_from_passing(
-    programs: Path,
+    programs: Programs,
     adapter: Path,
     file: Path,
     suite: str,
@@ -111,10 +116,24 @@ def test_an_answer_that_a_server_refuses_keeps_its_file_from_passing(
     backbone = BackboneSpec.model_validate({"model": str(tiny), "dtype": "float32"})
     arms = [f"gguf={file}"]
     with pytest.raises(EvaluationError, match=r"answers no item .*status 400"):
-        evaluate(adapter, [suite], backbone, tmp_path / "out", arms, llama_cpp=programs)
+        evaluate(
+            adapter,
+            [suite],
+            backbone,
+            tmp_path / "out",
+            arms,
+            programs=programs,
+        )
     quiz = tmp_path / "quiz.yaml"
     quiz.write_text(yaml.safe_dump({**SUITE, "tasks": SUITE["tasks"][:1]}))
-    done = evaluate(adapter, [str(quiz)], backbone, tmp_path / "out", arms, llama_cpp=programs)
+    done = evaluate(
+        adapter,
+        [str(quiz)],
+        backbone,
+        tmp_path / "out",
+        arms,
+        programs=programs,
+    )
     one = done.verdict.suites[0].tasks[0].files[0]
     assert one.missing > 0
     assert one.decision != "PASS"
@@ -124,7 +143,7 @@ def test_an_answer_that_a_server_refuses_keeps_its_file_from_passing(
 
 
 def test_what_is_no_file_is_refused_before_anything_is_measured(
-    programs: Path, adapter: Path, file: Path, suite: str, tiny: Path, tmp_path: Path
+    programs: Programs, adapter: Path, file: Path, suite: str, tiny: Path, tmp_path: Path
 ) -> None:
     backbone = BackboneSpec.model_validate({"model": str(tiny), "dtype": "float32"})
     shutil.copytree(file.parent, tmp_path / "other")
@@ -135,13 +154,35 @@ def test_what_is_no_file_is_refused_before_anything_is_measured(
         (f"gguf={file}", f"gguf={tmp_path / 'other' / 'model.gguf'}"): "two files have this name",
     }.items():
         with pytest.raises(RecipeError, match=reason):
-            evaluate(adapter, [suite], backbone, tmp_path / "out", arms, llama_cpp=programs)
+            evaluate(
+                adapter,
+                [suite],
+                backbone,
+                tmp_path / "out",
+                arms,
+                programs=programs,
+            )
     two = SimpleNamespace(num_processes=2)
     arms = (f"gguf={file}",)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("lora_kit.evaluation.arms.files.process_state", lambda: two)
         with pytest.raises(EvaluationError, match="one process asks a file's server"):
-            evaluate(adapter, [suite], backbone, tmp_path / "out", arms, llama_cpp=programs)
+            evaluate(
+                adapter,
+                [suite],
+                backbone,
+                tmp_path / "out",
+                arms,
+                programs=programs,
+            )
+    absent = Programs(llama_cpp=tmp_path)
     with pytest.raises(EvaluationError, match="no program llama-server in this folder"):
-        evaluate(adapter, [suite], backbone, tmp_path / "out", [f"gguf={file}"], llama_cpp=tmp_path)
+        evaluate(
+            adapter,
+            [suite],
+            backbone,
+            tmp_path / "out",
+            [f"gguf={file}"],
+            programs=absent,
+        )
     assert not (tmp_path / "out").exists()

@@ -80,6 +80,20 @@ def parse_files(texts: Sequence[str]) -> list[FileArm]:
     return list(files.values())
 
 
+def require_one_process(where: str, what: str) -> None:
+    """Refuse several processes, each of which would start or ask a server of its own.
+
+    Raises:
+        EvaluationError: under a launcher with several processes.
+    """
+    processes = process_state().num_processes
+    if processes > 1:
+        raise EvaluationError(
+            f"{where}: one process asks a {what} (got {processes} processes). Fix: evaluate "
+            "without a launcher; finished results are reused"
+        )
+
+
 def loaded_files(
     subject: Subject, files: Sequence[FileArm], work: Sequence[Work], program: Path
 ) -> list[LoadedArms]:
@@ -95,12 +109,7 @@ def loaded_files(
         EvaluationError: if the model is not a decoder that answers with text, or several processes
             would each start a server.
     """
-    processes = process_state().num_processes
-    if processes > 1:
-        raise EvaluationError(
-            f"arm {files[0].name}: one process asks a file's server (got {processes} processes). "
-            "Fix: evaluate without a launcher; finished results are reused"
-        )
+    require_one_process(f"arm {files[0].name}", "file's server")
     if subject.backbone.head is not None or is_encoder_decoder(subject.backbone.model):
         raise EvaluationError(
             f"arm {files[0].name}: only decoders that answer with text are exported as files (got "
@@ -111,16 +120,18 @@ def loaded_files(
     tokenizer, stops = subject.backbone.tokenizer, stop_token_ids(subject.backbone)
 
     def open_engine(path: Path) -> LlamaCppEngine:
-        if subject.session is not None:
-            # The two need not fit into memory together.
-            subject.session.close()
+        # The two need not fit into memory together.
+        subject.close()
         return LlamaCppEngine(path, program, tokenizer, stops, context, torch.get_num_threads())
 
     version = _version(program)
-    identities = [json_sha256([file_sha256(file.path), version]) for file in files]
+    digests = [file_sha256(file.path) for file in files]
     return [
-        LoadedArms(partial(open_engine, file.path), (Arm(file.name, identity, nullcontext),))
-        for file, identity in zip(files, identities, strict=True)
+        LoadedArms(
+            partial(open_engine, file.path),
+            (Arm(file.name, json_sha256([digest, version]), nullcontext, files=digest),),
+        )
+        for file, digest in zip(files, digests, strict=True)
     ]
 
 

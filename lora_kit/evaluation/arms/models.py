@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,48 @@ def _is_finer(directory: Path, computing: ComputeSettings) -> bool:
     return loaded_dtype(directory, computing) != computing.dtype
 
 
-def _merged(session: Session, name: str) -> LoadedArms:
+@dataclass(frozen=True)
+class MergedFiles:
+    """A merged model of a run, and the digest of its files.
+
+    Attributes:
+        session: the run.
+        directory: directory of the model.
+        files: sha256 of each file, from the record of the merge.
+    """
+
+    session: Session
+    directory: Path
+    files: Mapping[str, str]
+
+    @property
+    def identity(self) -> str:
+        """Digest of all files."""
+        return merged_identity(dict(self.files))
+
+    @contextmanager
+    def opened(self) -> Iterator[Path]:
+        """Yield the directory, after the memory of the backbone was freed.
+
+        Raises:
+            EvaluationError: if a file has changed since the merge.
+        """
+        if changed := changed_files(self.directory, self.files):
+            raise EvaluationError(
+                f"{self.directory}: files have changed since the merge (got {', '.join(changed)}). "
+                "Fix: merge again"
+            )
+        # The two need not fit into memory together.
+        self.session.close()
+        yield self.directory
+
+
+def merged_files(session: Session, name: str) -> MergedFiles:
+    """Return a merged model of a run.
+
+    Raises:
+        EvaluationError: if it is not merged yet.
+    """
     directory = session.run.merged_as(name)
     record = directory / MERGE_RECORD
     if not record.is_file():
@@ -132,19 +174,15 @@ def _merged(session: Session, name: str) -> LoadedArms:
             f"{session.run.root}: arms: {name} is not merged yet (got no {record.name}). Fix: run "
             f"`lora-kit merge {session.run.root}`"
         )
-    files: dict[str, str] = read_json(record, EvaluationError).get("files", {})
-    computing = _computing(session)
-    active = tf32_products if _is_finer(directory, computing) else nullcontext
-    arm = Arm(name, merged_identity(files), active)
+    return MergedFiles(session, directory, read_json(record, EvaluationError).get("files", {}))
+
+
+def _merged(session: Session, name: str) -> LoadedArms:
+    merged, computing = merged_files(session, name), _computing(session)
+    active = tf32_products if _is_finer(merged.directory, computing) else nullcontext
 
     def load_unchanged() -> Any:
-        if changed := changed_files(directory, files):
-            raise EvaluationError(
-                f"{directory}: files have changed since the merge (got {', '.join(changed)}). Fix: "
-                "merge again"
-            )
-        # The two need not fit into memory together.
-        session.close()
-        return load_merged(directory, computing)
+        with merged.opened() as directory:
+            return load_merged(directory, computing)
 
-    return LoadedArms(load_unchanged, (arm,))
+    return LoadedArms(load_unchanged, (Arm(name, merged.identity, active),))

@@ -23,6 +23,7 @@ class Arm:
         active: context manager that turns a loaded model into this arm.
         roles: roles of the suites that the arm is evaluated on.
         cached: if true, the arm's outcomes are reused between evaluations.
+        files: digest of the files that ship, which the verdict records; empty for the identity.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Arm:
     active: Callable[[Any], AbstractContextManager[Any]]
     roles: tuple[str, ...] = ("gain", "retention")
     cached: bool = False
+    files: str = ""
 
     def applies_to(self, work: Work) -> bool:
         """Return true if the arm is evaluated on this task."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from lora_kit.evaluation.arm_names import is_shipped
-from lora_kit.evaluation.engine.arm import Engine, EvaluationContext, LoadedArms, PathJudge
+from lora_kit.evaluation.engine.arm import Arm, Engine, EvaluationContext, LoadedArms, PathJudge
 from lora_kit.evaluation.engine.arm_task import ArmTask, evaluate_task, measure_drift
 from lora_kit.evaluation.engine.batching import PREFIX_TOKENS
 from lora_kit.evaluation.engine.model_answers import LayoutsByKind, prepare_arms
@@ -261,17 +262,18 @@ def _ask_engine(
     """
     context = asking.context
     for one, share in zip(asking.work, own, strict=True):
+        arms = [arm for arm in loaded.arms if arm.applies_to(one)]
         errors: list[str] = []
 
         def answer(
-            requests: Sequence[Request], errors: list[str] = errors
+            requests: Sequence[Request], arm: Arm, errors: list[str] = errors
         ) -> tuple[list[Outcome], bool]:
-            outcomes = engine.answer(requests)
+            with arm.active(engine):
+                outcomes = engine.answer(requests)
             errors += [outcome.error for outcome in outcomes]
             return outcomes, False
 
-        arms = [arm for arm in loaded.arms if arm.applies_to(one)]
-        tasks = [ArmTask.of(one, arm, context, answer) for arm in arms]
+        tasks = [ArmTask.of(one, arm, context, partial(answer, arm=arm)) for arm in arms]
         for records in evaluate_task(one, share.batches, tasks, asking.progress):
             if all(errors):
                 names = " and ".join(arm.name for arm in arms)

@@ -35,13 +35,14 @@ class RefusedError(Exception):
 class Connection:
     """Connection to a server, with as many requests at a time as it has slots."""
 
-    def __init__(self, url: str, slots: int, tries: int):
+    def __init__(self, url: str, slots: int, tries: int, key: str = ""):
         """Prepare the connection; nothing is sent yet.
 
         Args:
             url: beginning of all addresses.
             slots: largest number of requests at a time.
             tries: largest number of tries of a request.
+            key: key that is sent with each request; empty for none.
         """
         self.url = url.rstrip("/")
         self._pool = ThreadPoolExecutor(slots)
@@ -51,6 +52,8 @@ class Connection:
         self._session = requests.Session()
         # A proxy of the environment is not for a server that is named.
         self._session.trust_env = False
+        if key:
+            self._session.headers["Authorization"] = f"Bearer {key}"
         retry = Retry(
             total=tries - 1,
             backoff_factor=BACKOFF,
@@ -100,8 +103,22 @@ class Connection:
             RefusedError: if the server does not accept this request.
             EvaluationError: if it does not answer, or answers with another error.
         """
+        return self._ask("POST", path, body)
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Return the answer to a request without a body.
+
+        Raises:
+            RefusedError: if the server does not accept this request.
+            EvaluationError: if it does not answer, or answers with another error.
+        """
+        return self._ask("GET", path, None)
+
+    def _ask(self, method: str, path: str, body: Any) -> dict[str, Any]:
         try:
-            response = self._session.post(f"{self.url}{path}", json=body, timeout=TIMEOUT)
+            response = self._session.request(
+                method, f"{self.url}{path}", json=body, timeout=TIMEOUT
+            )
         except requests.RequestException as error:
             raise EvaluationError(
                 f"{self.url}: does not answer (got {first_line(error)}). {AGAIN}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -18,6 +18,7 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
+from lora_kit.evaluation.agreement import Agreement, agreement_sentences
 from lora_kit.evaluation.ledger_view import LedgerView
 from lora_kit.evaluation.reporting.answers import (
     summary_answers,
@@ -76,7 +77,13 @@ class InlineAsset:
         return cls(Markup(content.decode()), f"sha256-{digest}")
 
 
-def write_report(directory: Path, verdict: Verdict, view: LedgerView, facts: ReportFacts) -> None:
+def write_report(
+    directory: Path,
+    verdict: Verdict,
+    view: LedgerView,
+    facts: ReportFacts,
+    agreement: Sequence[Agreement] = (),
+) -> None:
     """Write `report.html`, `report.md` and `flips.jsonl`.
 
     Flips compare the arms `base` and `adapter`; other arms appear in the verdict only.
@@ -86,6 +93,7 @@ def write_report(directory: Path, verdict: Verdict, view: LedgerView, facts: Rep
         verdict: verdict on the results.
         view: results that the verdict is on.
         facts: title of the report and facts about the run.
+        agreement: agreement of the engines that answered the same items.
     """
     suites = suite_reports(verdict, find_flips(view, verdict))
     rows = [
@@ -98,6 +106,8 @@ def write_report(directory: Path, verdict: Verdict, view: LedgerView, facts: Rep
         "verdict": verdict,
         "sentence": summary_sentence(verdict),
         "answers": summary_answers(verdict),
+        "agreement": agreement,
+        "agreement_sentences": agreement_sentences(agreement),
         "suites": suites,
         "tasks": [task for suite in suites for task in suite.tasks],
         "forests": [build_forest(rows, layout) for layout in (WIDE, NARROW)],

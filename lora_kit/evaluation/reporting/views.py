@@ -109,7 +109,7 @@ class TaskReport:
     confidence: str
     difference: Difference
     merged: FormattedComparison | None
-    files: tuple[TableRow[FileTask], ...]
+    files: tuple[FileRow, ...]
     baselines: tuple[TableRow[BaselineComparison], ...]
     measures: tuple[TableRow[str], ...]
     slices: tuple[TableRow[Slice], ...]
@@ -124,6 +124,21 @@ class TaskReport:
     net: str
     lost: FlipsReport
     won: FlipsReport
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """Exported file or served model in a table.
+
+    Attributes:
+        result: decision on it.
+        values: its difference from the base.
+        from_adapter: its difference from the adapter; `None` without common items.
+    """
+
+    result: FileTask
+    values: FormattedComparison
+    from_adapter: FormattedComparison | None
 
 
 @dataclass(frozen=True)
@@ -175,7 +190,13 @@ def _task_report(name: str, task: TaskVerdict, flips: TaskFlips) -> TaskReport:
         # Only the difference of the merged model is shown, not its score.
         merged=FormattedComparison.of(task.unit, task.base, task.base, merged) if merged else None,
         files=tuple(
-            TableRow(one, FormattedComparison.of(task.unit, task.base, one.mean, one.interval))
+            FileRow(
+                one,
+                FormattedComparison.of(task.unit, task.base, one.mean, one.interval),
+                FormattedComparison.of(task.unit, task.adapter, one.mean, one.from_adapter)
+                if one.from_adapter
+                else None,
+            )
             for one in task.files
         ),
         baselines=tuple(

@@ -107,7 +107,7 @@ def test_a_request_that_is_refused_has_no_score(
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("load", r"does not load this file \(got status 1\): .*unknown model architecture"),
+        ("load", r"does not load this model \(got status 1\): .*unknown model architecture"),
         ("die", r"does not answer .* Fix: start it again, and repeat the command"),
         ("tokens", r"answers with another token"),
         ("vocabulary", r"has other tokens than the backbone"),

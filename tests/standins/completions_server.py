@@ -1,0 +1,184 @@
+"""Stand-in for a server with OpenAI's completions, such as vLLM's, answered by transformers.
+
+    python completions_server.py --model FOLDER --port PORT [--served-model-name NAME]
+        [--lora-modules NAME=FOLDER] [other options of vLLM's server]
+
+It serves the model as NAME (`base`), and each adapter under its name. A fault (FAULT in the
+environment of the program) makes it misbehave:
+
+* `ignores`: it answers for the adapter as for the base;
+* `half`: it stops at the twelfth completion;
+* `slow`: each answer takes a moment;
+* `one`: it refuses one prompt, and only once;
+* `tokens`: it says other tokens than were sent;
+* `adds`: it reads one token more than was sent;
+* `vocabulary`: it has other words for its tokens;
+* `texts`: it takes no token ids;
+* `generates`: it gives no log-likelihoods of prompts;
+* `echo`: it gives them with echo alone.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+END = 2
+Json = dict[str, Any]
+
+
+@dataclass
+class StandIn:
+    """A model, and an adapter under a name of its own, as a server answers for them."""
+
+    model: Any
+    tokenizer: Any
+    adapter: str = ""
+    name: str = "base"
+    fault: str = ""
+    key: str = ""
+    lock: Lock = field(default_factory=Lock)
+    completions: int = 0
+    refused: int = 0
+
+    def server(self, port: int) -> ThreadingHTTPServer:
+        """Return a server on the loopback interface."""
+        handler = type("OfStandIn", (Handler,), {"standin": self})
+        return ThreadingHTTPServer(("127.0.0.1", port), handler)
+
+    @property
+    def names(self) -> list[str]:
+        return [self.name, *([self.adapter] if self.adapter else [])]
+
+    def answer(self, path: str, authorization: str | None, body: Json) -> tuple[int, Json]:
+        """Return the status and the content of an answer; status 0 to stop."""
+        if self.key and authorization != f"Bearer {self.key}":
+            return refusal(401, "wrong key")
+        if path != "/v1/completions":
+            return refusal(404, "no such address")
+        if body["model"] not in self.names:
+            return refusal(404, "no such model")
+        if self.fault == "texts":
+            return refusal(400, "prompt has to be a text")
+        with self.lock:
+            self.completions += 1
+            if self.fault == "half" and self.completions >= 12:
+                return 0, {}
+            if self.fault == "slow":
+                time.sleep(0.05)
+            if self.fault == "one" and self.completions > 10 and not self.refused:
+                self.refused += 1
+                return refusal(400, "too long for this server")
+            if body.get("echo") and self.fault == "generates":
+                return refusal(400, "echo is not supported")
+            numbered = reversed([*enumerate(body["prompt"])])
+            choices = [{"index": n, **self.choice(body, ids)} for n, ids in numbered]
+        read = sum(map(len, body["prompt"])) + (self.fault == "adds")
+        return 200, {"choices": choices, "usage": {"prompt_tokens": read}}
+
+    def log_probabilities(self, model: str, ids: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            if self.adapter and (model == self.name or self.fault == "ignores"):
+                with self.model.disable_adapter():
+                    logits = self.model(torch.tensor([ids])).logits[0]
+            else:
+                logits = self.model(torch.tensor([ids])).logits[0]
+        return logits.double().log_softmax(-1)
+
+    def word(self, token: int) -> str:
+        return str(self.tokenizer.decode([token])) + ("x" if self.fault == "vocabulary" else "")
+
+    def choice(self, body: Json, prompt: list[int]) -> Json:
+        table = self.log_probabilities(body["model"], prompt)
+        given: Json = {"finish_reason": "length"}
+        if "prompt_logprobs" in body and self.fault not in ("echo", "generates"):
+            given["prompt_logprobs"] = [None] + [
+                {
+                    str(shown): {"logprob": float(row[shown]), "decoded_token": self.word(shown)}
+                    for shown in {token + (self.fault == "tokens"), int(row.argmax())}
+                }
+                for row, token in zip(table, prompt[1:], strict=False)
+            ]
+        if body.get("echo"):
+            own = [float(row[token]) for row, token in zip(table, prompt[1:], strict=False)]
+            top = [{self.word(int(row.argmax())): float(row.max())} for row in table[:-1]]
+            given["logprobs"] = {
+                "tokens": [self.word(token) for token in prompt],
+                "token_logprobs": [None, *own],
+                "top_logprobs": [None, *top],
+            }
+        ids = list(prompt)
+        for _ in range(body["max_tokens"]):
+            token = int(self.log_probabilities(body["model"], ids)[-1].argmax())
+            if token == END:
+                given["finish_reason"] = "stop"
+                break
+            ids.append(token)
+            text = self.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+            if any(stop in text for stop in body.get("stop", [])):
+                break
+        given["text"] = self.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+        return given
+
+
+class Handler(BaseHTTPRequestHandler):
+    standin: StandIn
+
+    def do_GET(self) -> None:
+        self.reply(200, {"data": [{"id": name} for name in self.standin.names]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status, value = self.standin.answer(self.path, self.headers.get("Authorization"), body)
+        if status:
+            self.reply(status, value)
+        else:
+            self.close_connection = True
+            Thread(target=self.stop).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def reply(self, status: int, value: Json) -> None:
+        text = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+def refusal(status: int, message: str) -> tuple[int, Json]:
+    return status, {"error": {"message": message}}
+
+
+def load(model: str, adapter: str | None) -> tuple[Any, Any]:
+    """Return a model, with an adapter attached if one is named, and its tokenizer."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    if adapter is not None:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, adapter)
+    return loaded.eval(), AutoTokenizer.from_pretrained(model)
+
+
+if __name__ == "__main__":
+    options = dict(zip(sys.argv[1:], sys.argv[2:], strict=False))
+    name, _, path = options.get("--lora-modules", "").partition("=")
+    standin = StandIn(
+        *load(options["--model"], path or None),
+        adapter=name,
+        name=options.get("--served-model-name", "base"),
+        fault=os.environ.get("FAULT", ""),
+    )
+    standin.server(int(options["--port"])).serve_forever()
