@@ -20,6 +20,20 @@ def plain_text(text: str) -> str:
     return unicodedata.normalize("NFC", text).translate(straight)
 
 
+def without_reasoning(text: str) -> str:
+    """Return the text after its reasoning; empty if the reasoning does not end."""
+    _, end, answer = text.rpartition("</think>")
+    if end:
+        return answer.strip()
+    return text.partition("<think>")[0].strip()
+
+
+def unfenced(text: str) -> str:
+    """Return the content of a code fence that encloses the whole text, else the text."""
+    fenced = re.fullmatch(r"```(?:json)?\s*\n(.*)\n\s*```", text.strip(), re.DOTALL)
+    return fenced[1] if fenced else text
+
+
 def phrase_pattern(text: str) -> str:
     """Return a pattern that matches the text as whole words; `_` counts as markdown."""
     pattern = r"\s+".join(re.escape(word) for word in plain_text(text).split())
