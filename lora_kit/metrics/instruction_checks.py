@@ -14,6 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lora_kit.metrics.coherence import coherent, no_echo
+from lora_kit.metrics.expected_calls import NO_CALLS, calls, check_calls
+from lora_kit.metrics.json_schemas import check_schema, json_schema
+from lora_kit.metrics.refusals import refuses
 from lora_kit.metrics.response_text import (
     LIST_MARKER,
     bare_words,
@@ -22,10 +26,12 @@ from lora_kit.metrics.response_text import (
     phrase_pattern,
     plain_text,
     sentence_count,
+    unfenced,
     word_count,
 )
 
-CheckValue = bool | int | str | tuple[str, ...]
+# Plain values, since a digest of the items covers them.
+CheckValue = bool | int | str | tuple[str, ...] | Mapping[str, Any] | tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,10 @@ class InstructionCheck:
                 f"check {kind!r} takes {group.takes} (got {value!r}). Fix: correct the "
                 f"value, or use another kind; {kinds}"
             )
-        return cls(kind=kind, value=value)
+        try:
+            return cls(kind=kind, value=group.read(value))
+        except ValueError as error:
+            raise ValueError(f"{kind}: {error}") from error
 
 
 def follows_instructions(response: str, checks: Sequence[InstructionCheck]) -> bool:
@@ -89,9 +98,14 @@ def contains_words(response: str, words: Sequence[str]) -> bool:
     )
 
 
+def contains_any(response: str, words: Sequence[str]) -> bool:
+    """Check that at least one word or phrase occurs as a whole word."""
+    return any(contains_words(response, [word]) for word in words)
+
+
 def omits_words(response: str, words: Sequence[str]) -> bool:
     """Check that no word or phrase occurs as a whole word."""
-    return not any(contains_words(response, [word]) for word in words)
+    return not contains_any(response, words)
 
 
 def words(response: str, count: int) -> bool:
@@ -211,9 +225,8 @@ def comma_items(response: str, count: int) -> bool:
 
 def json_keys(response: str, keys: Sequence[str]) -> bool:
     """Check for a JSON object with the keys, optionally in a code fence."""
-    fenced = re.fullmatch(r"```(?:json)?\s*\n(.*)\n\s*```", response.strip(), re.DOTALL)
     try:
-        value = json.loads(fenced[1] if fenced else response)
+        value = json.loads(unfenced(response))
     except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and all(key in value for key in keys)
@@ -230,6 +243,8 @@ class CheckGroup:
     """Type in words, for the error message."""
     fits: Callable[[object], bool]
     checks: Mapping[str, Callable[[str, Any], bool]]
+    read: Callable[[Any], CheckValue] = lambda value: value
+    """Returns a value that fits, or raises a ValueError that says where it is wrong."""
 
 
 def _is_count(value: object) -> bool:
@@ -262,15 +277,19 @@ SWITCH_CHECKS: Mapping[str, Callable[[str, bool], bool]] = {
     "commas": commas,
     "quoted": quoted,
     "bold": bold,
+    "refuses": refuses,
+    "coherent": coherent,
 }
 TEXT_CHECKS: Mapping[str, Callable[[str, str], bool]] = {
     "starts_with": starts_with,
     "ends_with": ends_with,
     "repeats_first": repeats_first,
+    "no_echo": no_echo,
 }
 LETTER_CHECKS: Mapping[str, Callable[[str, str], bool]] = {"first_letter": first_letter}
 TEXTS_CHECKS: Mapping[str, Callable[[str, Sequence[str]], bool]] = {
     "contains_words": contains_words,
+    "contains_any": contains_any,
     "omits_words": omits_words,
     "choice": choice,
     "json_keys": json_keys,
@@ -286,6 +305,18 @@ CHECK_GROUPS = (
         LETTER_CHECKS,
     ),
     CheckGroup("a list of texts", _is_texts, TEXTS_CHECKS),
+    CheckGroup(
+        "a JSON Schema",
+        lambda value: isinstance(value, Mapping),
+        {"json_schema": json_schema},
+        check_schema,
+    ),
+    CheckGroup(
+        "a call, a list of calls, or none",
+        lambda value: value == NO_CALLS or isinstance(value, Mapping | tuple),
+        {"calls": calls},
+        check_calls,
+    ),
 )
 
 CHECK_FUNCTIONS: Mapping[str, Callable[[str, Any], bool]] = {

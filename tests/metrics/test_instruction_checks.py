@@ -1,5 +1,8 @@
 """All kinds of check: responses that pass, responses that fail, and differences to ignore."""
 
+import dataclasses
+import json
+
 import pytest
 
 from lora_kit.metrics.instruction_checks import (
@@ -93,6 +96,30 @@ CASES: list[tuple[str, object, list[str], list[str]]] = [
         ['```\n{"a": 1}\n```'],
         ["[" * 100_000 + "1", '"a"', '{"a": 1', '{"A": 1}'],
     ),
+    (
+        "contains_any",
+        ["moon", "ice cream"],
+        ["Ice cream!", "The moon"],
+        ["moonlight", "ice, cream"],
+    ),
+    ("refuses", True, ["I can’t help with that."], ["I can't help but smile."]),
+    ("refuses", False, ["Use kill and the number."], ["Sorry, I can't."]),
+    ("coherent", True, ["The cat sat on a mat."], ["the the the the the", "cat"]),
+    ("coherent", False, ["no no no no no no"], ["The cat sat on a mat."]),
+    (
+        "no_echo",
+        "What is a cat?",
+        ["A cat is a small animal."],
+        ["What is a cat?", "what is a CAT"],
+    ),
+    ("json_schema", {"type": "integer"}, ["3", "```json\n3\n```"], ["three", '"3"', "3 4", "3.5"]),
+    (
+        "calls",
+        {"name": "add", "arguments": {"a": 1}},
+        ['{"name": "add", "arguments": {"a": 1.0}}'],
+        ['{"name": "add", "arguments": {"a": true}}', "add(a=1)"],
+    ),
+    ("calls", "none", ["It is one."], ['{"name": "add", "arguments": {}}', "add(1)", "{}"]),
 ]
 
 
@@ -158,6 +185,9 @@ def test_a_check_has_the_kind_and_value_of_the_yaml() -> None:
         ("contains_words", [], "a list of texts"),
         ("choice", ["yes", False], "a list of texts"),
         ("json_keys", None, "a list of texts"),
+        ("refuses", "yes", "true or false"),
+        ("json_schema", "object", "a JSON Schema"),
+        ("calls", 3, "a call, a list of calls, or none"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_expected_type(
@@ -167,6 +197,15 @@ def test_a_wrong_value_is_refused_with_the_expected_type(
         check(kind, value)
     assert repr(tuple(value) if isinstance(value, list) else value) in str(error.value)
     assert all(possible in str(error.value) for possible in CHECK_FUNCTIONS)
+
+
+@pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind, value, *_ in CASES])
+def test_a_check_is_plain_values_in_its_digest(kind: str, value: object) -> None:
+    plain = dataclasses.asdict(check(kind, value))
+    assert json.loads(json.dumps(plain)) == {
+        "kind": kind,
+        "value": [value] if kind == "calls" and isinstance(value, dict) else value,
+    }
 
 
 def test_an_unknown_kind_is_refused_with_the_possible_kinds() -> None:
