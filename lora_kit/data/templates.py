@@ -214,6 +214,13 @@ def refuse_control_tokens(row: Row, control: re.Pattern[str] | None) -> None:
             )
 
 
+def supports_tools(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if the chat template writes tools."""
+    if not tokenizer.chat_template:
+        return False
+    return "tools" in str(tokenizer.get_chat_template(tools=list(tools)))
+
+
 def refuse_unsupported_tools(row: Row, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse tools and tool calls that the chat template would silently drop.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from lora_kit.evaluation.item import Branch, ChoiceRequest, GenerationRequest, I
 from lora_kit.evaluation.questions import Question
 from lora_kit.evaluation.reading import Conversation, Instruction
 from lora_kit.evaluation.suite import TEMPLATE_FIELD, TaskSpec
+from lora_kit.evaluation.tool_prompts import prompt_with_tools
+from lora_kit.metrics.instruction_checks import CheckValue
 from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
@@ -133,16 +136,25 @@ def instruction_item(
     Raises:
         DataError: if the prompt is longer than `max_length`.
     """
-    row, turns = instruction.row, [Message("user", instruction.row.prompt)]
+    row = instruction.row
+    turns, tools = prompt_with_tools(row.prompt, row.tools, tokenizer, has_shots=bool(shots))
     return Item(
         id=instruction.id,
         cluster=instruction.cluster,
         prompt=row.prompt,
-        reference="; ".join(f"{check.kind}: {check.value}" for check in row.checks),
-        request=_generation_request(turns, shots, spec, tokenizer, instruction.id),
+        reference="; ".join(f"{check.kind}: {_shown(check.value)}" for check in row.checks),
+        request=_generation_request(turns, shots, spec, tokenizer, instruction.id, tools),
         slices=instruction.slices,
         checks=row.checks,
     )
+
+
+def _shown(value: CheckValue) -> str:
+    """Return a check's value for reports; schemas and calls as JSON."""
+    is_text = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+    if isinstance(value, Mapping | tuple) and not is_text:
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
 
 
 def _generation_request(
