@@ -12,7 +12,8 @@ from lora_kit.data.columns import refuse_media
 from lora_kit.data.formats import parse_row
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import BUILT_IN, drop_nulls
-from lora_kit.evaluation.items import instructions
+from lora_kit.evaluation.items.instruction_sources import INSTRUCTION_SOURCES
+from lora_kit.evaluation.items.instructions import InstructionRow, parse_instruction
 from lora_kit.evaluation.questions import read_labelled, read_questions
 from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.evaluation.task_tables import (
@@ -29,7 +30,7 @@ from lora_kit.runtime.errors import DataError
 # Names of the field with the correct answers.
 REFERENCES = ("references", "targets")
 # Fields of a row of instructions; `example` is a response that passes its checks.
-INSTRUCTION_FIELDS = ("prompt", "checks", "example")
+INSTRUCTION_FIELDS = ("prompt", "checks", "tools", "example")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Instruction:
     """Prompt whose response is verified by checks."""
 
     id: str
-    row: instructions.InstructionRow
+    row: InstructionRow
     cluster: str
     slices: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
@@ -164,20 +165,34 @@ def read_instructions(spec: TaskSpec) -> list[Instruction]:
     Raises:
         DataError: if the source is unknown, or a check is invalid; names the row.
     """
-    if spec.source == "instructions":
-        refuse_own_fields(spec)
-        return [
-            Instruction(row.id, row, row.id, {"check": row.checks[0].kind})
-            for row in instructions.instruction_rows()
-        ]
+    if spec.source in INSTRUCTION_SOURCES:
+        return _built_in_instructions(spec)
     rows = []
-    for value, origin in read_task_table(spec, ("instructions",)):
+    for value, origin in read_task_table(spec, tuple(INSTRUCTION_SOURCES)):
         refuse_media(value, origin)
         try:
-            row = instructions.parse_instruction({**value, "id": row_identifier(value, origin)})
+            row = parse_instruction({**value, "id": row_identifier(value, origin)})
         except ValueError as error:
             raise DataError(f"{origin}: {error}") from error
         cluster, slices = row_cluster(value, origin, spec), row_slices(value, origin, spec)
         unused = unread_by_task(value, spec, INSTRUCTION_FIELDS)
         rows.append(Instruction(row.id, row, cluster, slices, unused))
     return rows
+
+
+def _built_in_instructions(spec: TaskSpec) -> list[Instruction]:
+    """Read a built-in source, or the subset of it that the task names.
+
+    Raises:
+        DataError: if the subset is unknown, or the task sets fields that the source defines.
+    """
+    refuse_own_fields(spec)
+    rows = INSTRUCTION_SOURCES[spec.source]()
+    subsets = sorted({row.subset for row in rows if row.subset})
+    if spec.subset is not None and spec.subset not in subsets:
+        raise DataError(
+            f"task {spec.name}: subset: unknown for {spec.source} (got {spec.subset}). Fix: "
+            + (f"use one of {', '.join(subsets)}" if subsets else "remove it")
+        )
+    selected = [row for row in rows if spec.subset in (None, row.subset)]
+    return [Instruction(row.id, row, row.cluster or row.id, row.slices) for row in selected]

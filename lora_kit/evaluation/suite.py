@@ -44,7 +44,7 @@ class TaskSpec(Section):
     """Built-in source, file (`.jsonl`, `.json`, `.csv`, `.parquet`), directory saved by `datasets`
     or hub id (`owner/name`); for `lm_eval` the name or the YAML file of a task."""
     subset: str | None = None
-    """Configuration of a hub id."""
+    """Configuration of a hub id, or part of a built-in source of instructions."""
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
     split: str = "test"

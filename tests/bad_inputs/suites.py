@@ -334,6 +334,36 @@ CASES = (
         "prompt",
     ),
     _suite(
+        "a schema in a check that is invalid",
+        INSTRUCTIONS,
+        [{"prompt": "Go.", "checks": [{"kind": "json_schema", "value": {"type": "objekt"}}]}],
+        "items.jsonl:1",
+        "json_schema: type",
+        "'objekt'",
+    ),
+    _suite(
+        "a schema in a check with an address",
+        INSTRUCTIONS,
+        [{"prompt": "Go.", "checks": [{"kind": "json_schema", "value": {"$ref": "http://a.b/c"}}]}],
+        "items.jsonl:1",
+        "json_schema: $ref",
+        "'http://a.b/c'",
+    ),
+    _suite(
+        "a call of a function that is not given",
+        INSTRUCTIONS,
+        [
+            {
+                "prompt": "Go.",
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+                "checks": [{"kind": "calls", "value": {"name": "g", "arguments": {}}}],
+            }
+        ],
+        "items.jsonl:1",
+        "calls: no function of `tools`",
+        "'g'",
+    ),
+    _suite(
         "a blank cluster",
         {**LOSS, "cluster": "doc"},
         [{**PAIR, "doc": ""}, {**PAIR, "prompt": "b", "doc": ""}],

@@ -246,7 +246,15 @@ def test_a_wrong_row_is_named_with_its_line(
     [
         (
             {"kind": "instructions", "source": "python-reference"},
-            "name a built-in source (instructions), a file",
+            "name a built-in source (instructions, safety, tool-calls, structured-output), a file",
+        ),
+        (
+            {"kind": "instructions", "source": "safety", "subset": "all"},
+            "subset: unknown for safety (got all). Fix: use one of coherence, harmful, harmless",
+        ),
+        (
+            {"kind": "instructions", "source": "instructions", "subset": "harmful"},
+            "subset: unknown for instructions (got harmful). Fix: remove it",
         ),
         ({"kind": "generation", "source": "python-reference", "metric": "chrf"}, "needs a prompt"),
         (
@@ -374,6 +382,7 @@ def test_the_bundled_suites_load_and_core_retention_has_a_thousand_items() -> No
     suites = {name: Suite.load(name) for name in bundled_names(SUITE_FOLDERS)}
     assert {"docstrings", "core-retention", "hub-retention", "bias"} <= set(suites)
     assert {"docstring-pairs", "sums"} <= set(suites)
+    assert {"safety", "tool-calls", "structured-output"} <= set(suites)
     core = suites["core-retention"]
     counts = {task.name: len(selected_clusters(task, core.seed) or ()) for task in core.tasks}
     assert sum(counts.values()) >= 1000
