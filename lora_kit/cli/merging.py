@@ -138,6 +138,8 @@ def export_command(
 ) -> None:
     """Write a merged model as a GGUF file, or as a directory in nf4 or int8; reload and compare it.
 
+    A Modelfile for Ollama is written beside a GGUF file.
+
     Exit status: 0 close enough, 3 too far from the merged model.
     """
     quiet_libraries()

@@ -324,7 +324,7 @@ import os, signal, sys
 from pathlib import Path
 from lora_kit.merging.exporting.export import export
 model, folder, *texts = sys.argv[1:]
-for name in ("model.gguf", "model.gguf.json"):
+for name in ("model.gguf", "model.gguf.json", "model.Modelfile"):
     output = Path(folder) / f"before {name}" / "model.gguf"
     child = os.fork()
     if child == 0:
@@ -345,13 +345,13 @@ def test_an_export_killed_before_a_file_is_in_place_is_done_again(
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folders = sorted(tmp_path.glob("before *"))
-    assert len(folders) == 2
+    assert len(folders) == 3
     for folder in folders:
         output = folder / "model.gguf"
         assert not output.exists()
         result = export(model, "gguf", output, "f32", TEXTS)
         record = folder / "model.gguf.json"
-        assert sorted(folder.iterdir()) == [output, record]
+        assert sorted(folder.iterdir()) == [folder / "model.Modelfile", output, record]
         assert json.loads(record.read_text())["files"] == result.files
 
 
@@ -375,6 +375,12 @@ def test_an_export_without_its_record_is_done_again_and_a_foreign_file_is_left(
         export(model, "gguf", output, "f32", TEXTS)
     assert output.read_bytes() == b"of somebody else"
     assert not record.exists()
+    output.unlink()
+    beside = tmp_path / "model.Modelfile"
+    beside.write_text("FROM ./another.gguf\n")
+    with pytest.raises(MergeError, match=r"model\.Modelfile: already exists"):
+        export(model, "gguf", output, "f32", TEXTS)
+    assert sorted(tmp_path.glob("model.*")) == [beside]
 
 
 def test_the_command_prints_the_comparison_and_fails_if_the_export_is_too_far_off(
@@ -388,7 +394,8 @@ def test_the_command_prints_the_comparison_and_fails_if_the_export_is_too_far_of
     assert "The evaluation is of the model that this export was made from" in done.output
     record = json.loads((tmp_path / "a.gguf.json").read_text())
     assert record["passed"] is True
-    assert record["files"] == {"a.gguf": file_sha256(tmp_path / "a.gguf")}
+    written = ("a.gguf", "a.Modelfile")
+    assert record["files"] == {name: file_sha256(tmp_path / name) for name in written}
     # An export of weights that are half as large.
     whole = gguf_model._values
     monkeypatch.setattr(gguf_model, "_values", lambda *given: whole(*given) / 2)
@@ -431,6 +438,7 @@ def test_a_k_quant_is_written_by_the_program_of_llama_cpp(model: Path, tmp_path:
     assert (tmp_path / "kind").read_text() == "Q4_K_M\n"
     assert (result.type, result.passed, result.comparison.top1_agreement) == ("q4_k_m", True, 1.0)
     assert sorted(file.name for file in output.parent.iterdir()) == [
+        "model.Modelfile",
         "model.gguf",
         "model.gguf.json",
     ]

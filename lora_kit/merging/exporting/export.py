@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -33,11 +33,12 @@ from lora_kit.merging.exporting.formats import (
 from lora_kit.merging.exporting.gguf_model import write_gguf
 from lora_kit.merging.exporting.k_quants import QUANTIZE, quantize_gguf
 from lora_kit.merging.exporting.model_shape import read_shape
+from lora_kit.merging.exporting.modelfile import adds_start, build_modelfile, modelfile_of
 from lora_kit.merging.exporting.quantized import load_model, load_quantized, write_quantized
 from lora_kit.merging.exporting.vocabulary import read_vocabulary
 from lora_kit.merging.predictions import predict_log_probabilities
 from lora_kit.runtime.errors import MergeError
-from lora_kit.runtime.files import whole_directory, whole_file, write_json
+from lora_kit.runtime.files import whole_directory, whole_file, write_json, write_text
 from lora_kit.runtime.hashes import file_sha256
 from lora_kit.runtime.llama_cpp import find_llama_cpp
 
@@ -84,11 +85,12 @@ class ExportResult:
         to: export format.
         type: type of the matrices.
         weight_bytes: size of the file, or of the weights in the directory, in bytes.
-        files: sha256 of each file that was written, by name.
+        files: sha256 of each file that was written, by name; for GGUF, also of the Modelfile.
         model: sha256 of each weight file of the model, by name.
         comparison: distance of the export from the model.
         limits: tolerances that the export was held to.
         passed: true if the distance is within the tolerances and every text has the same tokens.
+        warnings: differences of the Modelfile's template from the model's, and parts left out.
     """
 
     path: Path
@@ -100,6 +102,7 @@ class ExportResult:
     comparison: ExportComparison
     limits: ExportTolerances
     passed: bool
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON."""
@@ -122,7 +125,8 @@ def export(
         directory: model directory with `config.json`, safetensors and tokenizer, such as a merge
             writes.
         to: `gguf` for a file, `nf4` or `int8` for a quantized directory.
-        output: file or directory to write; the record goes beside or into it.
+        output: file or directory to write; the record goes beside or into it, and a Modelfile for
+            Ollama beside a GGUF file.
         type_: type of a GGUF file's matrices, by default `f16`; one of `KQuantType` is written by
             llama.cpp's `llama-quantize`, from float32.
         texts: texts to compare on; by default passages of the Python reference.
@@ -204,17 +208,24 @@ def _to_gguf(
         comparison = _compare(
             directory, lambda: load_gguf(temporary, reader), examples, len(tokenized), same
         )
+        modelfile = build_modelfile(directory, tokenizer, output.name, adds_start(reader))
+        beside = modelfile_of(output)
+        written = temporary.with_name(beside.name)
+        written.write_text(modelfile.text, encoding="utf-8")
         size = temporary.stat().st_size
-        files = {output.name: temporary}
+        files = {output.name: temporary, beside.name: written}
         result = _result(output, "gguf", type_, size, files, directory, comparison)
-        # Without a record, the file may be an export that was killed, or somebody else's.
-        if output.exists() and file_sha256(output) != result.files[output.name]:
-            raise MergeError(
-                f"{output}: already exists, and is not this export (got a file without "
-                f"{_record_of(output).name}). Fix: choose another --output"
-            )
+        result = replace(result, warnings=modelfile.warnings)
+        # Without a record, the files may be an export that was killed, or somebody else's.
+        for path in (output, beside):
+            if path.exists() and file_sha256(path) != result.files[path.name]:
+                raise MergeError(
+                    f"{path}: already exists, and is not this export (got a file without "
+                    f"{_record_of(output).name}). Fix: choose another --output"
+                )
         # The record comes first: a record without its file is replaced by the next export.
         write_json(_record_of(output), result.to_dict())
+        write_text(beside, modelfile.text)
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_kit.merging.exporting.export import ExportResult
+from lora_kit.merging.exporting.modelfile import modelfile_of
 from lora_kit.runtime.errors import MergeError
 
 
@@ -30,7 +31,7 @@ def read_comparison_texts(path: Path) -> tuple[str, ...]:
 
 
 def describe_export(result: ExportResult) -> str:
-    """Return file, size and distance of an export from its model, with a warning, as lines."""
+    """Return files, size and distance of an export from its model, with warnings, as lines."""
     comparison, tolerances = result.comparison, result.limits
     tokens = (
         f", {comparison.same_tokens} of {comparison.texts} texts tokenized alike"
@@ -48,6 +49,9 @@ def describe_export(result: ExportResult) -> str:
             f"{tolerances.least_agreement:.1%}, a KL of at most {tolerances.most_mean_kl:.0e} nats "
             "and the same tokens for every text"
         )
+    if result.to == "gguf":
+        lines.append(f"{modelfile_of(result.path)}: for `ollama create NAME -f FILE`")
+    lines += [f"  {warning}" for warning in result.warnings]
     lines.append(
         "The evaluation is of the model that this export was made from; evaluate the export itself "
         "before you rely on it"

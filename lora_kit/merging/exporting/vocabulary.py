@@ -15,6 +15,7 @@ from lora_kit.runtime.files import read_json
 # Pre-tokenizers that an export writes; further effects of the other names in llama.cpp, such as on
 # the start token, are not compared.
 EXPORTED = ("gpt-2", "smollm", "llama-bpe")
+GENERATION = "generation_config.json"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
@@ -142,19 +143,24 @@ def _without_offsets(value: Any) -> Any:
     return [_without_offsets(part) for part in value] if isinstance(value, list) else value
 
 
+def configured_stop_ids(directory: Path) -> list[int]:
+    """Return the stop tokens of a model's generation configuration, in its order."""
+    path = directory / GENERATION
+    stops = read_json(path, MergeError).get("eos_token_id") if path.is_file() else None
+    return stops if isinstance(stops, list) else [] if stops is None else [stops]
+
+
 def _special_ids(directory: Path, tokenizer: Any) -> dict[str, int]:
     """Return special ids; stop tokens of the generation configuration become `eot` and `eom`."""
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
-    path = directory / "generation_config.json"
-    stops = read_json(path, MergeError).get("eos_token_id") if path.is_file() else None
-    stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    stops = configured_stop_ids(directory)
     if ids["eos"] is None and stops:
         ids["eos"] = stops[0]
     further = [stop for stop in stops if stop != ids["eos"]]
     if len(further) > 2:
         raise MergeError(
-            f"{path}: eos_token_id: a GGUF file has at most three stop tokens, eos, eot and eom "
-            f"(got {len(stops)}). Fix: shorten the list"
+            f"{directory / GENERATION}: eos_token_id: a GGUF file has at most three stop tokens, "
+            f"eos, eot and eom (got {len(stops)}). Fix: shorten the list"
         )
     ids |= dict(zip(("eot", "eom"), further, strict=False))
     return {name: index for name, index in ids.items() if index is not None}
