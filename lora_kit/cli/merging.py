@@ -138,7 +138,8 @@ def export_command(
 ) -> None:
     """Write a merged model as a GGUF file, or as a directory in nf4 or int8; reload and compare it.
 
-    A Modelfile for Ollama is written beside a GGUF file.
+    A Modelfile for Ollama is written beside a GGUF file. Models other than those of the Llama
+    family are written by llama.cpp's converter, if --llama-cpp names a checkout of llama.cpp.
 
     Exit status: 0 close enough, 3 too far from the merged model.
     """

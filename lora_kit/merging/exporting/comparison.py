@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from lora_kit.backbone.open_files import open_gguf
+from lora_kit.backbone.open_files import open_gguf, refusing
 from lora_kit.backbone.pre_tokenizers import PRE_TOKENIZERS
 from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.supervision import Example
 from lora_kit.merging.distance import kl_divergence, top1_agreement
 from lora_kit.merging.exporting.gguf_model import FREQUENCIES
+from lora_kit.merging.exporting.vocabulary import CONTROL, USER_DEFINED
 from lora_kit.merging.predictions import MAX_POSITIONS
 from lora_kit.runtime.errors import MergeError
 
@@ -120,16 +121,22 @@ def load_gguf(path: Path, reader: Any) -> Any:
     Args:
         path: GGUF file.
         reader: `gguf.GGUFReader` of the file; opening one takes seconds.
+
+    Raises:
+        MergeError: if transformers cannot read the file.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import GgufConfig
 
-    model = open_gguf(
-        AutoModelForCausalLM,
-        path,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
+    with refusing(
+        f"{path.name}: export cannot be read back", "choose another --type or --to", MergeError
+    ):
+        model = open_gguf(
+            AutoModelForCausalLM,
+            path,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
     for tensor in reader.tensors:
         if tensor.name == FREQUENCIES:
             model.model.rotary_emb.inv_freq /= torch.from_numpy(tensor.data.copy())
@@ -139,28 +146,56 @@ def load_gguf(path: Path, reader: Any) -> Any:
 def count_same_tokens(path: Path, reader: Any, tokenizer: Any, texts: Sequence[str]) -> int:
     """Count the texts that the tokenizer of a GGUF file and the model's tokenize alike.
 
-    transformers builds the file's tokenizer from its tokens, types and merges, but knows few
-    pre-tokenizers (it reads `smollm` as `gpt-2`); the pre-tokenizer is therefore set here by its
-    name in the file.
-
     Args:
         path: GGUF file.
         reader: `gguf.GGUFReader` of the file.
         tokenizer: the model's tokenizer.
         texts: texts to tokenize.
-    """
-    from tokenizers import Tokenizer
-    from transformers import AutoTokenizer
 
-    loaded = open_gguf(AutoTokenizer, path)
-    name = reader.fields["tokenizer.ggml.pre"].contents()
-    specification = json.loads(loaded.backend_tokenizer.to_str())
-    specification["pre_tokenizer"], ignore_merges = PRE_TOKENIZERS[name]
-    specification["model"]["ignore_merges"] = ignore_merges
-    file = Tokenizer.from_str(json.dumps(specification))
-    model = tokenizer.backend_tokenizer
+    Raises:
+        MergeError: if the tokenizer of the file cannot be built.
+    """
+    file, model = _tokenizer_of(path, reader), tokenizer.backend_tokenizer
     return sum(
         file.encode(text, add_special_tokens=False).ids
         == model.encode(text, add_special_tokens=False).ids
         for text in texts
     )
+
+
+def _tokenizer_of(path: Path, reader: Any) -> Any:
+    """Build a file's tokenizer: byte-level BPE from tokens, types and merges, else transformers'.
+
+    The pre-tokenizer of byte-level BPE has only a name in the file; transformers knows few of them
+    (it reads `smollm` as `gpt-2`).
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from transformers import AutoTokenizer
+
+    fields = reader.fields
+    if fields["tokenizer.ggml.model"].contents() != "gpt2":
+        with refusing(f"{path}: tokenizer cannot be read back", "compare it by hand", MergeError):
+            return open_gguf(AutoTokenizer, path).backend_tokenizer
+    name = str(fields["tokenizer.ggml.pre"].contents() if "tokenizer.ggml.pre" in fields else "")
+    if name not in PRE_TOKENIZERS:
+        raise MergeError(
+            f"{path}: tokenizer.ggml.pre: not a pre-tokenizer that is known here (got {name!r}). "
+            "Fix: compare the tokens by hand"
+        )
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    merges = [tuple(pair.split(" ")) for pair in fields["tokenizer.ggml.merges"].contents()]
+    specification, ignore_merges = PRE_TOKENIZERS[name]
+    built = Tokenizer(models.BPE(dict(zip(tokens, range(len(tokens)), strict=True)), merges))
+    built.decoder = decoders.ByteLevel()
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    built.add_tokens(
+        [
+            AddedToken(token, special=kind == CONTROL, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind in (CONTROL, USER_DEFINED)
+        ]
+    )
+    whole = json.loads(built.to_str())
+    whole["pre_tokenizer"] = specification
+    whole["model"]["ignore_merges"] = ignore_merges
+    return Tokenizer.from_str(json.dumps(whole))

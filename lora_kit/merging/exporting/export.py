@@ -30,12 +30,11 @@ from lora_kit.merging.exporting.formats import (
     GgufType,
     KQuantType,
 )
-from lora_kit.merging.exporting.gguf_model import write_gguf
+from lora_kit.merging.exporting.gguf_writers import GgufWriter, gguf_writer, open_reader
 from lora_kit.merging.exporting.k_quants import QUANTIZE, quantize_gguf
-from lora_kit.merging.exporting.model_shape import read_shape
 from lora_kit.merging.exporting.modelfile import adds_start, build_modelfile, modelfile_of
 from lora_kit.merging.exporting.quantized import load_model, load_quantized, write_quantized
-from lora_kit.merging.exporting.vocabulary import read_vocabulary
+from lora_kit.merging.exporting.weights import WeightComparison, compare_weights
 from lora_kit.merging.predictions import predict_log_probabilities
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import whole_directory, whole_file, write_json, write_text
@@ -87,10 +86,14 @@ class ExportResult:
         weight_bytes: size of the file, or of the weights in the directory, in bytes.
         files: sha256 of each file that was written, by name; for GGUF, also of the Modelfile.
         model: sha256 of each weight file of the model, by name.
-        comparison: distance of the export from the model.
+        comparison: distance of the export from the model; of the weights only for a file of
+            llama.cpp's converter that transformers cannot read.
         limits: tolerances that the export was held to.
-        passed: true if the distance is within the tolerances and every text has the same tokens.
-        warnings: differences of the Modelfile's template from the model's, and parts left out.
+        passed: true if the distance is within the tolerances, or no compared tensor differs, and
+            every text has the same tokens.
+        warnings: comparisons that were not made, differences of the Modelfile's template from the
+            model's, and parts left out.
+        converter: llama.cpp's converter, if that wrote the file.
     """
 
     path: Path
@@ -99,14 +102,16 @@ class ExportResult:
     weight_bytes: int
     files: dict[str, str]
     model: dict[str, str]
-    comparison: ExportComparison
+    comparison: ExportComparison | WeightComparison
     limits: ExportTolerances
     passed: bool
     warnings: tuple[str, ...] = ()
+    converter: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON."""
-        return asdict(self) | {"path": self.path.name}
+        converter = None if self.converter is None else self.converter.name
+        return asdict(self) | {"path": self.path.name, "converter": converter}
 
 
 def export(
@@ -130,7 +135,8 @@ def export(
         type_: type of a GGUF file's matrices, by default `f16`; one of `KQuantType` is written by
             llama.cpp's `llama-quantize`, from float32.
         texts: texts to compare on; by default passages of the Python reference.
-        llama_cpp: folder of llama.cpp's programs; by default they are on the PATH.
+        llama_cpp: folder of llama.cpp's programs, or a checkout with its converter, which writes
+            the models that are not written here; by default they are on the PATH.
 
     Raises:
         MergeError: if the model cannot be exported; nothing is written then.
@@ -156,10 +162,11 @@ def export(
     texts = texts or default_texts()
     if to == "gguf":
         kind = type_ or "f16"
+        write = gguf_writer(directory, config, tokenizer, output.stem, llama_cpp)
         quantize = None
         if kind in get_args(KQuantType):
             quantize = find_llama_cpp(llama_cpp, QUANTIZE, MergeError)
-        return _to_gguf(directory, config, tokenizer, kind, output, texts, quantize)
+        return _to_gguf(directory, tokenizer, kind, output, texts, write, quantize)
     return _to_quantized(directory, to, tokenizer, output, texts)
 
 
@@ -184,29 +191,26 @@ def _to_quantized(
 
 def _to_gguf(
     directory: Path,
-    config: Any,
     tokenizer: Any,
     type_: GgufFileType,
     output: Path,
     texts: Sequence[str],
+    write: GgufWriter,
     quantize: Path | None,
 ) -> ExportResult:
-    from gguf import GGUFReader
-
     examples = comparison_examples(tokenizer, texts)
-    shape = read_shape(directory, config)
-    vocabulary = read_vocabulary(directory, tokenizer, shape.rows)
     tokenized = (*texts, *HARD_TEXTS, *_texts_with_special_tokens(tokenizer))
     with whole_file(output) as temporary:
-        own_type: GgufType = "f32" if quantize else cast(GgufType, type_)
-        whole = temporary.with_name("whole.gguf") if quantize else temporary
-        write_gguf(directory, config, shape, vocabulary, own_type, output.stem, whole)
+        whole = temporary.with_name("whole.gguf")
+        write("f32" if quantize else cast(GgufType, type_), whole)
         if quantize:
             quantize_gguf(quantize, whole, type_, temporary)
-        reader = GGUFReader(temporary)
-        same = count_same_tokens(temporary, reader, tokenizer, tokenized)
-        comparison = _compare(
-            directory, lambda: load_gguf(temporary, reader), examples, len(tokenized), same
+        else:
+            whole.replace(temporary)
+        reader = open_reader(temporary)
+        read_back = _compare_gguf if write.converter is None else _compare_converted
+        comparison, warnings = read_back(
+            directory, temporary, reader, examples, tokenizer, tokenized
         )
         modelfile = build_modelfile(directory, tokenizer, output.name, adds_start(reader))
         beside = modelfile_of(output)
@@ -215,7 +219,9 @@ def _to_gguf(
         size = temporary.stat().st_size
         files = {output.name: temporary, beside.name: written}
         result = _result(output, "gguf", type_, size, files, directory, comparison)
-        result = replace(result, warnings=modelfile.warnings)
+        result = replace(
+            result, converter=write.converter, warnings=(*warnings, *modelfile.warnings)
+        )
         # Without a record, the files may be an export that was killed, or somebody else's.
         for path in (output, beside):
             if path.exists() and file_sha256(path) != result.files[path.name]:
@@ -227,6 +233,50 @@ def _to_gguf(
         write_json(_record_of(output), result.to_dict())
         write_text(beside, modelfile.text)
     return result
+
+
+def _compare_gguf(
+    directory: Path,
+    path: Path,
+    reader: Any,
+    examples: Sequence[Example],
+    tokenizer: Any,
+    texts: Sequence[str],
+) -> tuple[ExportComparison, tuple[str, ...]]:
+    same = count_same_tokens(path, reader, tokenizer, texts)
+    found = _compare(directory, lambda: load_gguf(path, reader), examples, len(texts), same)
+    return found, ()
+
+
+def _compare_converted(
+    directory: Path,
+    path: Path,
+    reader: Any,
+    examples: Sequence[Example],
+    tokenizer: Any,
+    texts: Sequence[str],
+) -> tuple[ExportComparison | WeightComparison, tuple[str, ...]]:
+    """Compare as far as the file can be read back, and say what was not compared."""
+    expected = _log_probabilities(directory, examples)
+    warnings, counted = [], len(texts)
+    try:
+        same = count_same_tokens(path, reader, tokenizer, texts)
+    except MergeError as error:
+        same = counted = 0
+        warnings.append(f"tokens were not compared: {_without_remedy(error)}")
+    try:
+        export = load_gguf(path, reader)
+    except MergeError as error:
+        warnings.append(
+            "distributions were not compared, the weights were: " + _without_remedy(error)
+        )
+        return compare_weights(directory, reader, counted, same), tuple(warnings)
+    found = predict_log_probabilities(export, examples)
+    return compare_export(expected, found, counted, same), tuple(warnings)
+
+
+def _without_remedy(error: MergeError) -> str:
+    return str(error).partition(". Fix: ")[0]
 
 
 def _record_of(output: Path) -> Path:
@@ -266,9 +316,7 @@ def _compare(
     texts: int,
     same_tokens: int,
 ) -> ExportComparison:
-    model = load_model(directory, dtype=torch.float32)
-    expected = predict_log_probabilities(model.eval(), examples)
-    del model
+    expected = _log_probabilities(directory, examples)
     try:
         export = load_export()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -279,6 +327,11 @@ def _compare(
     return compare_export(expected, predict_log_probabilities(export, examples), texts, same_tokens)
 
 
+def _log_probabilities(directory: Path, examples: Sequence[Example]) -> torch.Tensor:
+    model = load_model(directory, dtype=torch.float32)
+    return predict_log_probabilities(model.eval(), examples)
+
+
 def _result(
     output: Path,
     to: ExportFormat,
@@ -286,9 +339,16 @@ def _result(
     size: int,
     files: Mapping[str, Path],
     directory: Path,
-    comparison: ExportComparison,
+    comparison: ExportComparison | WeightComparison,
 ) -> ExportResult:
     tolerances = TOLERANCES[kind]
+    if isinstance(comparison, ExportComparison):
+        is_near = (
+            comparison.top1_agreement >= tolerances.least_agreement
+            and comparison.mean_kl <= tolerances.most_mean_kl
+        )
+    else:
+        is_near = comparison.same > 0 and not comparison.different
     return ExportResult(
         path=output,
         to=to,
@@ -298,7 +358,5 @@ def _result(
         model={file.name: file_sha256(file) for file in weight_files(directory)},
         comparison=comparison,
         limits=tolerances,
-        passed=comparison.top1_agreement >= tolerances.least_agreement
-        and comparison.mean_kl <= tolerances.most_mean_kl
-        and comparison.same_tokens == comparison.texts,
+        passed=is_near and comparison.same_tokens == comparison.texts,
     )

@@ -13,6 +13,10 @@ ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 ROPE_TYPES = ("default", "llama3")
 
 
+class NotWrittenError(MergeError):
+    """Model that is not written here, but that llama.cpp's converter may know."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Dimensions of a Llama model.
@@ -42,12 +46,12 @@ def read_shape(directory: Path, config: Any) -> ModelShape:
         config: configuration of transformers.
 
     Raises:
-        MergeError: if llama.cpp's `llama` architecture does not compute this model, or transformers
-            could not read the export back.
+        NotWrittenError: if llama.cpp's `llama` architecture does not compute this model, or
+            transformers could not read the export back.
     """
     architecture = (config.architectures or ["(none)"])[0]
     if architecture not in ARCHITECTURES:
-        raise MergeError(
+        raise NotWrittenError(
             f"{directory}: config.json: architectures: cannot be exported to GGUF (got "
             f"{architecture}). Fix: export one of {', '.join(ARCHITECTURES)}, or use --to nf4 or "
             "int8"
@@ -63,7 +67,7 @@ def read_shape(directory: Path, config: Any) -> ModelShape:
         ("quantization_config", getattr(config, "quantization_config", None), (None,)),
     ):
         if value not in possible:
-            raise MergeError(
+            raise NotWrittenError(
                 f"{directory}: config.json: {field}: cannot be exported to GGUF (got {value!r}, "
                 f"possible: {', '.join(map(str, possible))}). Fix: use --to nf4 or int8"
             )

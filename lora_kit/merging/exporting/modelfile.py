@@ -65,7 +65,7 @@ def build_modelfile(directory: Path, tokenizer: Any, name: str, adds_start: bool
 
     Args:
         directory: directory of the model that was exported.
-        tokenizer: its tokenizer.
+        tokenizer: tokenizer of the model.
         name: name of the GGUF file.
         adds_start: if true, programs begin every prompt with the start token, as the GGUF file
             tells them.

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lora_kit.merging.exporting.comparison import ExportComparison
 from lora_kit.merging.exporting.export import ExportResult
 from lora_kit.merging.exporting.modelfile import modelfile_of
+from lora_kit.merging.exporting.weights import WeightComparison
 from lora_kit.runtime.errors import MergeError
+
+# Number of tensors that are named.
+NAMED = 4
 
 
 def read_comparison_texts(path: Path) -> tuple[str, ...]:
@@ -32,23 +37,26 @@ def read_comparison_texts(path: Path) -> tuple[str, ...]:
 
 def describe_export(result: ExportResult) -> str:
     """Return files, size and distance of an export from its model, with warnings, as lines."""
-    comparison, tolerances = result.comparison, result.limits
+    comparison = result.comparison
     tokens = (
         f", {comparison.same_tokens} of {comparison.texts} texts tokenized alike"
         if comparison.texts
         else ""
     )
-    lines = [
-        f"{result.path}: {result.type}, {result.weight_bytes / 1e6:.1f} MB; read back, the same "
-        f"most likely token at {comparison.top1_agreement:.1%} of {comparison.positions} positions,"
-        f" KL {comparison.mean_kl:.1e} nats (99th percentile {comparison.p99_kl:.1e}){tokens}"
-    ]
+    described, needed = (
+        _describe_distributions(result, comparison)
+        if isinstance(comparison, ExportComparison)
+        else _describe_weights(comparison)
+    )
+    size = f"{result.path}: {result.type}, {result.weight_bytes / 1e6:.1f} MB"
+    lines = [f"{size}; read back, {described}{tokens}"]
     if not result.passed:
         lines.append(
-            f"The export is NOT the model it was made from: it needs an agreement of "
-            f"{tolerances.least_agreement:.1%}, a KL of at most {tolerances.most_mean_kl:.0e} nats "
-            "and the same tokens for every text"
+            f"The export is NOT the model it was made from: it needs {needed} and the same tokens "
+            "for every text"
         )
+    if result.converter is not None:
+        lines.append(f"  written by {result.converter}")
     if result.to == "gguf":
         lines.append(f"{modelfile_of(result.path)}: for `ollama create NAME -f FILE`")
     lines += [f"  {warning}" for warning in result.warnings]
@@ -57,3 +65,28 @@ def describe_export(result: ExportResult) -> str:
         "before you rely on it"
     )
     return "\n".join(lines)
+
+
+def _describe_distributions(result: ExportResult, comparison: ExportComparison) -> tuple[str, str]:
+    """Return the distance, and the distance that is needed."""
+    return (
+        f"the same most likely token at {comparison.top1_agreement:.1%} of "
+        f"{comparison.positions} positions, KL {comparison.mean_kl:.1e} nats (99th percentile "
+        f"{comparison.p99_kl:.1e})",
+        f"an agreement of {result.limits.least_agreement:.1%}, a KL of at most "
+        f"{result.limits.most_mean_kl:.0e} nats",
+    )
+
+
+def _describe_weights(comparison: WeightComparison) -> tuple[str, str]:
+    """Return the numbers of tensors that are the same and not, and what is needed."""
+    counts = [f"{comparison.same} tensors have the model's values"]
+    if comparison.reordered:
+        counts.append(f"{comparison.reordered} have them in another order, which is not checked")
+    for names, text in (
+        (comparison.different, "have other values"),
+        (comparison.not_compared, "have no partner of a known name and were not compared"),
+    ):
+        if names:
+            counts.append(f"{len(names)} {text} ({', '.join(names[:NAMED])})")
+    return "; ".join(counts), "tensors with the model's values, none with others"

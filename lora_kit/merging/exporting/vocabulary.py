@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.backbone.pre_tokenizers import PRE_TOKENIZERS
+from lora_kit.merging.exporting.model_shape import NotWrittenError
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json
 
@@ -54,14 +55,15 @@ def read_vocabulary(directory: Path, tokenizer: Any, rows: int) -> Vocabulary:
         rows: number of rows of the embedding; ids without a token are filled up.
 
     Raises:
-        MergeError: if the tokenizer is of another kind, or llama.cpp has no name for its
-            pre-tokenizer.
+        NotWrittenError: if the tokenizer is of another kind, or no name of its pre-tokenizer in
+            llama.cpp is known here.
+        MergeError: if a token or a merge has no place in a GGUF file.
     """
     path = directory / "tokenizer.json"
     file = read_json(path, MergeError)
     model = file["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise MergeError(
+        raise NotWrittenError(
             f"{path}: only byte-level BPE tokenizers can be exported to GGUF (got "
             f"{model.get('type')}"
             f"{' with byte fallback (sentencepiece)' if model.get('byte_fallback') else ''}). Fix: "
@@ -116,7 +118,7 @@ def _merge(path: Path, pair: str | list[str]) -> str:
 def _pre_tokenizer_name(path: Path, file: Mapping[str, Any]) -> str:
     remedy = "Fix: export with --to nf4 or int8"
     if file.get("normalizer"):
-        raise MergeError(
+        raise NotWrittenError(
             f"{path}: normalizer: llama.cpp normalizes no text for byte-level BPE (got "
             f"{file['normalizer'].get('type')}). {remedy}"
         )
@@ -125,12 +127,12 @@ def _pre_tokenizer_name(path: Path, file: Mapping[str, Any]) -> str:
         known, ignore_merges = PRE_TOKENIZERS[name]
         if specification == _without_offsets(known):
             if bool(file["model"].get("ignore_merges")) != ignore_merges:
-                raise MergeError(
+                raise NotWrittenError(
                     f"{path}: ignore_merges: llama.cpp's {name} would tokenize text differently "
                     f"(got {not ignore_merges}, llama.cpp has {ignore_merges}). {remedy}"
                 )
             return name
-    raise MergeError(
+    raise NotWrittenError(
         f"{path}: pre_tokenizer: no name in llama.cpp (got "
         f"{json.dumps(file.get('pre_tokenizer'))}; known: {', '.join(EXPORTED)}). {remedy}"
     )
