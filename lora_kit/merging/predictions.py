@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,19 @@ class ComparisonInputs:
         module_inputs: inputs of each module that the adapter changes, by module name:
             (trials, features) float32, or (ids,) int64 for an embedding.
         stop_token_ids: tokens that end generation.
+        expert_inputs: inputs of each parameter with experts that the adapter changes, by parameter
+            name: (trials, columns) float32.
     """
 
     examples: tuple[Example, ...]
     module_inputs: Mapping[str, torch.Tensor]
     stop_token_ids: tuple[int, ...]
+    expert_inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the inputs to a safetensors file."""
         tensors = {f"module/{name}": inputs for name, inputs in self.module_inputs.items()}
+        tensors |= {f"expert/{name}": inputs for name, inputs in self.expert_inputs.items()}
         for number, example in enumerate(self.examples):
             tensors[f"input_ids/{number}"] = torch.tensor(example.input_ids)
             tensors[f"labels/{number}"] = torch.tensor(example.labels)
@@ -61,12 +65,18 @@ class ComparisonInputs:
             )
             for n in numbers
         )
-        module_inputs = {
-            key.removeprefix("module/"): tensor
-            for key, tensor in tensors.items()
-            if key.startswith("module/")
-        }
-        return cls(examples, module_inputs, tuple(tensors["stop_token_ids"].tolist()))
+        stops = tuple(tensors["stop_token_ids"].tolist())
+        inputs = (tensors_under("module/", tensors), tensors_under("expert/", tensors))
+        return cls(examples, inputs[0], stops, inputs[1])
+
+
+def tensors_under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors whose keys have a prefix, by the rest of their keys."""
+    return {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }
 
 
 @dataclass(frozen=True)
@@ -77,11 +87,14 @@ class ModelOutputs:
         log_probabilities: next-token log-probabilities, (positions, vocabulary) float32.
         generated_ids: greedy continuations, (texts, tokens) int64; -1 after the end of a text.
         module_outputs: output of each module on its inputs, (trials or ids, features) float32.
+        expert_outputs: products of each parameter's experts with its inputs,
+            (experts, trials, rows) float32.
     """
 
     log_probabilities: torch.Tensor
     generated_ids: torch.Tensor
     module_outputs: Mapping[str, torch.Tensor]
+    expert_outputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def module_trial_inputs(name: str, features: int, tokens: Sequence[int] = ()) -> torch.Tensor:
@@ -115,7 +128,26 @@ def compute_outputs(model: Any, inputs: ComparisonInputs) -> ModelOutputs:
         name: module_output(model.get_submodule(name), module_inputs, model)
         for name, module_inputs in inputs.module_inputs.items()
     }
-    return ModelOutputs(log_probabilities, generated_ids, module_outputs)
+    expert_outputs = {
+        name: expert_output(model.get_parameter(name), expert_inputs)
+        for name, expert_inputs in inputs.expert_inputs.items()
+    }
+    return ModelOutputs(log_probabilities, generated_ids, module_outputs, expert_outputs)
+
+
+@torch.inference_mode()
+def expert_output(experts: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """Multiply inputs by the matrix of each expert in float32, one expert in memory at a time.
+
+    Args:
+        experts: (experts, rows, columns).
+        inputs: (trials, columns) float32.
+
+    Returns:
+        (experts, trials, rows) float32, on the CPU.
+    """
+    placed = inputs.to(experts.device)
+    return torch.stack([(placed @ expert.float().T).cpu() for expert in experts])
 
 
 def module_output(module: torch.nn.Module, inputs: torch.Tensor, model: Any) -> torch.Tensor:

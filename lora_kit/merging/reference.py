@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from lora_kit.data.supervision import Example
+from lora_kit.merging.experts import adapted_expert_output, adapted_experts
 from lora_kit.merging.meta_model import bare_name
 from lora_kit.merging.predictions import (
     ComparisonInputs,
@@ -31,11 +32,13 @@ class ReferenceOutputs:
         control: log-probabilities of the base alone, (positions, vocabulary) float32.
         base_module_outputs: output of each adapted module with the adapter disabled,
             (trials or ids, features) float32.
+        base_expert_outputs: `expert_outputs` with the adapter disabled.
     """
 
     adapted: ModelOutputs
     control: torch.Tensor
     base_module_outputs: Mapping[str, torch.Tensor]
+    base_expert_outputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def build_comparison_inputs(
@@ -49,7 +52,11 @@ def build_comparison_inputs(
         stop_token_ids: tokens that end generation.
     """
     inputs = {name: _trial_inputs(name, module) for name, module in adapted_modules(model)}
-    return ComparisonInputs(tuple(examples), inputs, stop_token_ids)
+    expert_inputs = {
+        name: module_trial_inputs(name, module.get_param().shape[-1])
+        for name, module in adapted_experts(model)
+    }
+    return ComparisonInputs(tuple(examples), inputs, stop_token_ids, expert_inputs)
 
 
 @torch.inference_mode()
@@ -72,22 +79,30 @@ def compute_reference(model: Any, inputs: ComparisonInputs) -> ReferenceOutputs:
             for name, module in modules.items()
         }
 
+    def expert_outputs() -> dict[str, torch.Tensor]:
+        return {
+            name: adapted_expert_output(module, inputs.expert_inputs[name])
+            for name, module in adapted_experts(model)
+        }
+
     # Modules of the attached model have other names, so that they are run separately.
     questions = ComparisonInputs(inputs.examples, {}, inputs.stop_token_ids)
     with held_weights(model):
         texts = compute_outputs(model, questions)
         with adapter_disabled(model):
             control = predict_log_probabilities(model, inputs.examples)
-    adapted = ModelOutputs(texts.log_probabilities, texts.generated_ids, module_outputs())
+    adapted = ModelOutputs(
+        texts.log_probabilities, texts.generated_ids, module_outputs(), expert_outputs()
+    )
     with adapter_disabled(model):
-        return ReferenceOutputs(adapted, control, module_outputs())
+        return ReferenceOutputs(adapted, control, module_outputs(), expert_outputs())
 
 
 def adapted_modules(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield name and module of each module that an adapter changes and that takes inputs.
 
     Names are those of the model without an adapter. Fused experts are one parameter without inputs
-    of its own; only the distributions show a difference there.
+    of its own; see `experts.py`.
     """
     from peft.tuners.lora import ParamWrapper
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -24,7 +24,12 @@ from lora_kit.backbone.encoder_decoder import (
 )
 from lora_kit.backbone.open_files import open_config, open_model
 from lora_kit.backbone.varlen import VARLEN, register_varlen
-from lora_kit.merging.predictions import ComparisonInputs, ModelOutputs, compute_outputs
+from lora_kit.merging.predictions import (
+    ComparisonInputs,
+    ModelOutputs,
+    compute_outputs,
+    tensors_under,
+)
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.files import read_json
@@ -170,12 +175,12 @@ def compute_outputs_in_subprocess(
         say(f"{merged}: {CPU_NOTE}")
     with safe_open(outputs_file, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    module_outputs = {
-        key.removeprefix("output/"): tensor
-        for key, tensor in tensors.items()
-        if key.startswith("output/")
-    }
-    return ModelOutputs(tensors["log_probabilities"], tensors["texts"], module_outputs)
+    return ModelOutputs(
+        tensors["log_probabilities"],
+        tensors["texts"],
+        tensors_under("output/", tensors),
+        tensors_under("expert/", tensors),
+    )
 
 
 def compute_outputs_with_cpu_fallback(
@@ -216,6 +221,7 @@ def compute_and_save_outputs(
             "log_probabilities": outputs.log_probabilities.contiguous(),
             "texts": outputs.generated_ids,
             **{f"output/{name}": tensor for name, tensor in outputs.module_outputs.items()},
+            **{f"expert/{name}": tensor for name, tensor in outputs.expert_outputs.items()},
         },
         outputs_file,
     )

@@ -34,6 +34,15 @@ KEPT = {
     "bfloat16": (0.5, 1.5),
     "int8": (0.9, 1.1),
 }
+# Largest distance of an expert's outputs from those of base + adapter, as a share of their norm, by
+# the coarser one of stored and compute dtype: rounding of the weights makes 1.7e-3 in bfloat16.
+# Two experts of random weights that stand in each other's place make 1.4.
+EXPERT_ERROR = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 1e-2}
+# Changes of an expert's outputs, as a share of their norm, that rounding to the stored dtype erases
+# (1/16 of its unit). Experts that the router never chose in training change so little.
+BELOW_ROUNDING = {"float32": 2.0**-27, "float16": 2.0**-15, "bfloat16": 2.0**-12}
+# Number of wrong experts that a reason names.
+NAMED_EXPERTS = 8
 # Least top-1 agreement, and nats a token that rounding alone may cost, by compute dtype. The values
 # of float16 are not measured: float16 has three bits more than bfloat16, which makes the error in
 # nats 64 times smaller.
@@ -47,12 +56,16 @@ class MergeTolerances:
     Attributes:
         agreement: least share of positions with the same most likely token.
         rounding_kl: mean KL divergence that always passes, in nats a token.
-        kept: least and largest share of the adapter's effect in every module.
+        kept: least and largest share of the adapter's effect in every module and expert.
+        expert_error: largest distance of an expert's outputs, as a share of their norm.
+        below_rounding: largest change of an expert's outputs that need not be kept.
     """
 
     agreement: float
     rounding_kl: float
     kept: tuple[float, float]
+    expert_error: float
+    below_rounding: float
 
     def max_kl(self, control: float) -> float:
         """Return the largest mean KL divergence that passes, in nats a token.
@@ -78,7 +91,8 @@ def tolerances_for(
     """
     ranges = [KEPT[stored], *([KEPT["int8"]] if quantization == "int8" else [])]
     kept = min(low for low, _ in ranges), max(high for _, high in ranges)
-    return MergeTolerances(*COMPUTED[computed], kept)
+    error = max(EXPERT_ERROR[stored], EXPERT_ERROR[computed])
+    return MergeTolerances(*COMPUTED[computed], kept, error, BELOW_ROUNDING[stored])
 
 
 def merge_failures(values: Mapping[str, Any], tolerances: MergeTolerances) -> Iterator[str]:
@@ -122,4 +136,36 @@ def merge_failures(values: Mapping[str, Any], tolerances: MergeTolerances) -> It
             yield (
                 f"{name}: {module} keeps {float(share):.1%} of the adapter's effect, {low:.0%} to "
                 f"{high:.0%} are allowed{cause}"
+            )
+    # Merges of earlier versions did not compare experts.
+    if values.get("experts") is not None:
+        yield from _expert_failures(values["experts"], tolerances)
+
+
+def _expert_failures(values: Mapping[str, Any], tolerances: MergeTolerances) -> Iterator[str]:
+    """Yield the reasons why the experts do not pass, given the values of an `ExpertComparison`."""
+    wrong = values["wrong"]
+    if wrong:
+        more = f" and {len(wrong) - NAMED_EXPERTS} more" if len(wrong) > NAMED_EXPERTS else ""
+        yield (
+            f"experts: {len(wrong)} of {values['compared']} are not those of base and adapter: "
+            f"{', '.join(wrong[:NAMED_EXPERTS])}{more}"
+        )
+    error = float(values["largest_error"])
+    if not 0 <= error <= tolerances.expert_error:
+        yield (
+            f"experts: the outputs of {values['largest_error_expert']} are {error:.1e} of their "
+            f"norm off, {tolerances.expert_error:.0e} is allowed"
+        )
+    is_shown = values["changed"] > values["below_rounding"]
+    for name, expert, (low, high) in (
+        ("median_kept", "the median expert", MEDIAN_KEPT),
+        ("least_kept", values["least_kept_expert"], tolerances.kept),
+        ("most_kept", values["most_kept_expert"], tolerances.kept),
+    ):
+        share = values[name]
+        if is_shown and not (share is not None and low <= float(share) <= high):
+            yield (
+                f"experts: {expert} keeps {share if share is None else f'{float(share):.1%}'} of "
+                f"the adapter's effect, {low:.0%} to {high:.0%} are allowed"
             )

@@ -14,12 +14,15 @@ import torch
 
 from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.merging.distance import kl_divergence, top1_agreement
+from lora_kit.merging.experts import ExpertComparison, compare_experts
 from lora_kit.merging.predictions import ComparisonInputs, ModelOutputs
 from lora_kit.merging.reference import ReferenceOutputs
 from lora_kit.merging.reloaded import ComputeSettings, compute_outputs_in_subprocess
 from lora_kit.merging.tensors import stored_by_key
 from lora_kit.merging.tolerances import (
+    BELOW_ROUNDING,
     COMPUTED,
+    EXPERT_ERROR,
     KEPT,
     MAX_SHARE_OF_CONTROL,
     MEDIAN_KEPT,
@@ -50,8 +53,8 @@ class Verification:
         same_texts: number of these that are equal to the last token.
         modules: number of modules that the adapter changes and that were run on random inputs.
         least_kept: lowest share of the adapter's effect on a module's output that the merged
-            module keeps, 1 for all and 0 for none; `None` where no module could be run (experts
-            and norms take no inputs of their own).
+            module keeps, 1 for all and 0 for none; `None` where no module could be run (fused
+            experts, compared in `experts`, and norms take no inputs of their own).
         median_kept: median of that share over the modules.
         most_kept: highest such share.
         least_kept_module: name of the module with the lowest share.
@@ -59,6 +62,7 @@ class Verification:
         computed_in: dtype of both models.
         mean_kl_to_trained: `mean_kl` from the adapter on the weights it was trained on, where it
             was merged into other weights.
+        experts: comparison of single experts; `None` if the adapter changes none.
     """
 
     positions: int
@@ -77,6 +81,7 @@ class Verification:
     reasons: tuple[str, ...] = ()
     computed_in: str = "float32"
     mean_kl_to_trained: float | None = None
+    experts: ExpertComparison | None = None
 
     @property
     def passed(self) -> bool:
@@ -90,6 +95,8 @@ class Verification:
             "median_kept": MEDIAN_KEPT,
             "kept": KEPT,
             "computed": COMPUTED,
+            "expert_error": EXPERT_ERROR,
+            "below_rounding": BELOW_ROUNDING,
         }
         return asdict(self) | {"passed": self.passed, "limits": limits}
 
@@ -141,12 +148,20 @@ def compare_merged(
     Raises:
         MergeError: if outputs of the merged model are infinite or NaN.
     """
+    tolerances = tolerances or tolerances_for("float32")
     expected = reference.adapted.log_probabilities
     kl = kl_divergence(expected, merged.log_probabilities)
     control_kl = float(kl_divergence(expected, reference.control).mean())
     mean = float(kl.mean())
     kept = kept_shares(reference, merged)
-    if not math.isfinite(mean + control_kl + sum(kept.values())):
+    experts = compare_experts(
+        reference.base_expert_outputs,
+        reference.adapted.expert_outputs,
+        merged.expert_outputs,
+        tolerances,
+    )
+    error = experts.largest_error if experts else 0.0
+    if not math.isfinite(mean + control_kl + error + sum(kept.values())):
         raise MergeError(
             f"merged model: outputs are infinite or NaN (got mean KL {mean:.2g}), its weights "
             "overflowed. Fix: set merge.dtype to float32"
@@ -167,8 +182,9 @@ def compare_merged(
         median_kept=median(kept.values()) if kept else None,
         most_kept=max(kept.values(), default=None),
         least_kept_module=lowest,
+        experts=experts,
     )
-    failures = merge_failures(asdict(result), tolerances or tolerances_for("float32"))
+    failures = merge_failures(asdict(result), tolerances)
     return replace(result, reasons=tuple(failures))
 
 

@@ -219,9 +219,11 @@ def _until_verified(directory: Path) -> Iterator[Path]:
 
 
 def _kept(found: Verification) -> str:
+    experts = "" if found.experts is None else f"; {found.experts.describe()}"
     if found.least_kept is None or found.most_kept is None:
-        return "; no module could be compared by itself"
-    return f"; modules keep {found.least_kept:.1%} to {found.most_kept:.1%} of the adapter's effect"
+        return experts or "; no module could be compared by itself"
+    kept = f"; modules keep {found.least_kept:.1%} to {found.most_kept:.1%} of the adapter's effect"
+    return kept + experts
 
 
 def _plan(subject: Subject, spec: MergeSpec, into: Into) -> MergePlan:
