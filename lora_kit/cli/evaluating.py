@@ -39,8 +39,8 @@ def evaluate_command(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="Arm besides base and adapter: merged, merged-original, fewshot, retrieval, "
-            "scratch, probe, an exported file, gguf=FILE, or a model of a server, served=URL; may "
+            help="Arm besides base and adapter: merged, merged-original, nf4, int8, fewshot, "
+            "retrieval, scratch, probe, an exported file, gguf=FILE, or a model of a server, served=URL; may "
             "be repeated."
         ),
     ] = None,

@@ -23,6 +23,13 @@ def release_command(
     reason: Annotated[
         str | None, typer.Option(help="Reason for --accept; printed at the top of the card.")
     ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="GGUF file to release beside the merged model; has to be judged before, with "
+            "`lora-kit evaluate RUN --arm gguf=FILE`. May be repeated."
+        ),
+    ] = None,
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload to the hub in one commit.")
     ] = None,
@@ -44,7 +51,7 @@ def release_command(
     from lora_kit.pipeline.releasing import release
     from lora_kit.releasing.release import show_release
 
-    made = release(run, output, acceptance, push, private)
+    made = release(run, output, acceptance, push, private, file or ())
     if as_json:
         print_json(made.to_dict())
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_kit.evaluation.arm_names import is_file_arm, is_shipped
+from lora_kit.evaluation.arm_names import is_serving_format, is_shipped
 from lora_kit.evaluation.assembly import LEDGER, VERDICT
 from lora_kit.evaluation.comparisons import task_score
 from lora_kit.evaluation.ledger import Ledger
@@ -68,7 +68,7 @@ def measure_agreement(
 
     Args:
         directory: directory of the evaluation.
-        suites: its suites.
+        suites: suites of that evaluation.
         other: evaluation by another engine; `None` without one.
 
     Returns:
@@ -85,7 +85,7 @@ def measure_agreement(
         for task in suite.tasks:
             arms = here.arms(suite.name, task.name)
             for arm in arms:
-                if is_file_arm(arm) and "adapter" in arms:
+                if is_serving_format(arm) and "adapter" in arms:
                     found += _compare(suite, task, arm, "adapter", arms[arm], arms["adapter"])
             if there is None or other is None:
                 continue

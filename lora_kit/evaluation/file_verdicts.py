@@ -1,10 +1,10 @@
-"""Verdicts on exported files, each against the same base as the adapter."""
+"""Verdicts on the forms in which a model is served, each against the same base as the adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lora_kit.evaluation.arm_names import is_file_arm
+from lora_kit.evaluation.arm_names import control_arm, is_serving_format
 from lora_kit.evaluation.comparisons import compare, decide, task_score
 from lora_kit.evaluation.pairs import Entries, Pairs, pair
 from lora_kit.evaluation.suite import Suite, TaskSpec
@@ -29,7 +29,7 @@ def judge_files(
     return tuple(
         _judge_file(arm, pair(arms["base"], entries, task, where), suite, task, arms, look)
         for arm, entries in arms.items()
-        if is_file_arm(arm)
+        if is_serving_format(arm)
     )
 
 
@@ -52,14 +52,15 @@ def _judge_file(
         p=comparison.p,
         missing=pairs.missing,
         from_adapter=_difference(arms.get("adapter", {}), arms[arm], suite, task),
+        control=_difference(arms["base"], arms.get(control_arm(arm), {}), suite, task),
     )
 
 
-def _difference(adapter: Entries, file: Entries, suite: Suite, task: TaskSpec) -> Interval | None:
-    """Return the two-sided interval of the file's difference from the adapter, on common items."""
-    common = {item: entry for item, entry in file.items() if item in adapter}
+def _difference(before: Entries, after: Entries, suite: Suite, task: TaskSpec) -> Interval | None:
+    """Return the two-sided interval of the difference of two arms, on common items."""
+    common = {item: entry for item, entry in after.items() if item in before}
     try:
-        pairs = pair({item: adapter[item] for item in common}, common, task, suite.name)
+        pairs = pair({item: before[item] for item in common}, common, task, suite.name)
     except EvaluationError:
         return None  # no item has a score in both
     whole = Looks.fixed(suite.alpha / 2).look(1)

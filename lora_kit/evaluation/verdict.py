@@ -117,10 +117,10 @@ class MergedTask:
 
 @dataclass(frozen=True)
 class FileTask:
-    """Decision on an exported file: its comparison with the base, as that of the adapter.
+    """Decision on a form in which the model is served, compared with the base as the adapter is.
 
     Attributes:
-        arm: kind and name of the file, such as `gguf=model.gguf`.
+        arm: kind and name of a file or a served model, such as `gguf=model.gguf`, or `nf4`.
         reason: reason for a decision other than the one that the interval implies; else empty.
         mean: mean score of the file.
         interval: interval of the difference, positive where the file is better.
@@ -128,6 +128,8 @@ class FileTask:
         missing: number of items without a score in one of the arms.
         from_adapter: interval of the paired difference from the adapter, positive where the file
             is better: the cost of the format alone. `None` if no item has a score in both.
+        control: interval of the difference of the base, quantized alike, from the base: the cost
+            of the quantization without the adapter. `None` without such an arm.
     """
 
     arm: str
@@ -138,6 +140,7 @@ class FileTask:
     p: float
     missing: int
     from_adapter: Interval | None
+    control: Interval | None = None
 
 
 @dataclass(frozen=True)

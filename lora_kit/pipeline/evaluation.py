@@ -15,6 +15,7 @@ from lora_kit.evaluation.arm_names import FILE_SEPARATOR, SERVED, is_file_arm, i
 from lora_kit.evaluation.arms.classifier import class_facts, loaded_class_arms
 from lora_kit.evaluation.arms.files import KINDS, FileArm, file_facts, loaded_files, parse_files
 from lora_kit.evaluation.arms.models import loaded_arms, merged_facts
+from lora_kit.evaluation.arms.quantized import loaded_quantized, quantized_facts
 from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_facts
 from lora_kit.evaluation.arms.served import ServedArm, loaded_served, parse_served, served_facts
 from lora_kit.evaluation.arms.vllm import Vllm, loaded_vllm_arms
@@ -277,7 +278,8 @@ def _answering(
         if subject.session and SCRATCH in names:
             # Merged models come last: the backbone's model is freed before one is loaded.
             models.insert(1, scratch_arm(subject.session, rows))
-        return models, merged_facts(subject, names)
+        models += loaded_quantized(subject, names)
+        return models, {**merged_facts(subject, names), **quantized_facts(subject, names)}
     if head.is_reward:
         return loaded_reward_arms(subject, names), reward_facts(subject)
     return loaded_class_arms(subject, names, rows), class_facts(subject)

@@ -11,6 +11,7 @@ from lora_kit.backbone.files import ALIASES
 from lora_kit.evaluation.assembly import LEDGER, VERDICT
 from lora_kit.evaluation.reporting.report import FLIPS, REPORTS
 from lora_kit.evaluation.verdict_file import SUITES, check_verdict
+from lora_kit.merging.exporting.modelfile import modelfile_of
 from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.recipe.adapter import NOT_MERGED
 from lora_kit.recipe.objective import HEADED
@@ -53,6 +54,7 @@ def release(
     acceptance: Acceptance | None = None,
     repository: str | None = None,
     private: bool = False,
+    files: Sequence[Path] = (),
 ) -> Release:
     """Release a run that passed: merged model, adapter, evaluation, card and manifest.
 
@@ -63,6 +65,7 @@ def release(
         acceptance: accepts an INCONCLUSIVE verdict, with a reason for the card.
         repository: `OWNER/NAME` on the hub, to which the complete release is uploaded.
         private: if true, the hub repository is private.
+        files: exported files to release beside the merged model, each with a verdict of its own.
 
     Raises:
         ReleaseError: if the run did not pass, with the reasons; if the model would not load; if the
@@ -73,7 +76,8 @@ def release(
     if why := why_not_released(run, recipe):
         raise ReleaseError(f"{run.root}: {why}", status=2)
     to = check_destination(repository, private) if repository else None
-    clearance = clear_for_release(run, acceptance)
+    _refuse_unusable(files)
+    clearance = clear_for_release(run, acceptance, files)
     if output is not None:
         _refuse_occupied(output, clearance)
     warnings = (*_loading(clearance.merged, run.adapter), *_local_paths(recipe))
@@ -91,6 +95,22 @@ def release(
         warnings=warnings,
         commit=push(directory, to) if to else None,
     )
+
+
+def _refuse_unusable(files: Sequence[Path]) -> None:
+    """Refuse files that are not there, are no GGUF files, or have the same name."""
+    for file in files:
+        if not file.is_file() or file.suffix != ".gguf":
+            raise ReleaseError(
+                f"--file: not a GGUF file (got {file}). Fix: write it with `lora-kit export`",
+                status=2,
+            )
+    names = [file.name for file in files]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ReleaseError(
+            f"--file: two files have the same name (got {twice[0]}). Fix: name each file once",
+            status=2,
+        )
 
 
 def why_not_released(run: RunDirectory, recipe: Recipe) -> str:
@@ -137,6 +157,11 @@ def _write(directory: Path, run: RunDirectory, clearance: Clearance, manifest: M
     with whole_directory(directory) as temporary:
         for name in (*clearance.merge["files"], MERGE_RECORD):
             shutil.copy2(clearance.merged / name, temporary / name)
+        for file in clearance.formats.values():
+            shutil.copy2(file, temporary / file.name)
+            modelfile = modelfile_of(file)
+            if modelfile.is_file():
+                shutil.copy2(modelfile, temporary / modelfile.name)
         _copy(run.adapter, temporary / ADAPTER, ADAPTER_FILES)
         _copy(run.evaluation, temporary / EVALUATION, EVALUATION_FILES)
         shutil.copy2(run.recipe, temporary / RECIPE)

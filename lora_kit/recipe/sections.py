@@ -22,14 +22,25 @@ MergeBase = Literal["dequantized", "original", "both"]
 EngineName = Literal["transformers", "vllm"]
 StoppingName = Literal["none", "sequential"]
 ArmName = Literal[
-    "base", "adapter", "merged", "merged-original", "fewshot", "retrieval", "scratch", "probe"
+    "base",
+    "adapter",
+    "merged",
+    "merged-original",
+    "nf4",
+    "int8",
+    "fewshot",
+    "retrieval",
+    "scratch",
+    "probe",
 ]
 # Merged models that may be arms, each in the run's directory of its name; of equally good ones, the
 # first ships.
 MERGED_ARMS = ("merged", "merged-original")
+# The merged model, quantized by bitsandbytes when it is loaded.
+QUANTIZED_ARMS: tuple[Literal["nf4", "int8"], ...] = ("nf4", "int8")
 FEWSHOT, RETRIEVAL, SCRATCH, PROBE = "fewshot", "retrieval", "scratch", "probe"
 # Arms that need the recipe and the data of a run.
-RUN_ONLY_ARMS = (*MERGED_ARMS, SCRATCH, RETRIEVAL, PROBE)
+RUN_ONLY_ARMS = (*MERGED_ARMS, *QUANTIZED_ARMS, SCRATCH, RETRIEVAL, PROBE)
 # Arms that work with a head, by objective; the others need a language model, or merge one.
 HEAD_ARMS = {
     "classification": ("base", "adapter", RETRIEVAL, PROBE),
@@ -45,10 +56,11 @@ class EvaluationSpec(Section):
     arms: Distinct[ArmName] = Field(default=["base", "adapter"])
     """Models and baselines that answer the items. `base` and `adapter` are required. `merged`: the
     merged model as it is on disk, required for a release and added by `run` (`merged-original` with
-    `merge.base: both`: merged into the checkpoint's weights). On gain suites only: `fewshot`: the
-    base with examples in its prompt; `retrieval`: the answer of the most similar training row;
-    `scratch`: the same adapter, rows and steps on randomly initialised weights, without
-    `retention`; `probe`: for a classifier, a logistic regression on the frozen backbone's
+    `merge.base: both`: merged into the checkpoint's weights). `nf4`, `int8`: the merged model
+    quantized as it is loaded, with the base quantized alike as control. On gain suites only:
+    `fewshot`: the base with examples in its prompt; `retrieval`: the answer of the most similar
+    training row; `scratch`: the same adapter, rows and steps on randomly initialised weights,
+    without `retention`; `probe`: for a classifier, a logistic regression on the frozen backbone's
     features."""
     shots: Count = 5
     """Training rows in the prompt of the arm `fewshot`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_kit.adapter.saved import adapter_sha256
+from lora_kit.evaluation.arm_names import gguf_arm
 from lora_kit.evaluation.assembly import VERDICT
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.evaluation.verdict_file import RecordedVerdict, check_verdict, evidence_digests
@@ -18,7 +19,7 @@ from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import VERDICT_STATUS, ReleaseError
 from lora_kit.runtime.files import read_json
-from lora_kit.runtime.hashes import changed_files
+from lora_kit.runtime.hashes import changed_files, file_sha256
 from lora_kit.statistics.decisions import Decision, combine_decisions
 
 # Exit status if a stage has not run yet.
@@ -38,6 +39,7 @@ class Clearance:
         merged: directory of the merged model to release.
         decision: decision for the adapter and the merged model together.
         acceptance: acceptance of the verdict if `decision` is INCONCLUSIVE.
+        formats: exported files to release beside it, by the name of the arm that each was.
     """
 
     recorded: RecordedVerdict
@@ -46,6 +48,7 @@ class Clearance:
     merged: Path
     decision: Decision
     acceptance: Acceptance | None
+    formats: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,15 @@ class Refusal:
     status: int
 
 
-def clear_for_release(run: RunDirectory, acceptance: Acceptance | None = None) -> Clearance:
+def clear_for_release(
+    run: RunDirectory, acceptance: Acceptance | None = None, files: Sequence[Path] = ()
+) -> Clearance:
     """Check that a run may be released.
 
     Args:
         run: a run that was evaluated and merged.
         acceptance: acceptance of an INCONCLUSIVE verdict; ignored if the verdict is PASS.
+        files: exported files to release beside the merged model.
 
     Raises:
         ReleaseError: with every reason against the release, and the exit status of the worst.
@@ -69,7 +75,10 @@ def clear_for_release(run: RunDirectory, acceptance: Acceptance | None = None) -
     recorded = check_verdict(run.evaluation)
     evidence = evidence_digests(run.evaluation)
     verdict = recorded.verdict
-    decision, undecided, reasons = release_decision(verdict, str(run.root))
+    formats = {gguf_arm(file): file for file in files}
+    judged = [arm for arm in formats if arm in verdict.files]
+    decision, undecided, reasons = release_decision(verdict, str(run.root), judged)
+    reasons += _unmeasured_files(run, recorded, formats)
     if decision == "INCONCLUSIVE" and acceptance:
         reasons = [reason for reason in reasons if reason.status != VERDICT_STATUS["INCONCLUSIVE"]]
     merge: dict[str, Any] = {}
@@ -90,19 +99,35 @@ def clear_for_release(run: RunDirectory, acceptance: Acceptance | None = None) -
             status=worst,
         )
     if decision == "PASS" or acceptance is None:
-        return Clearance(recorded, evidence, merge, merged, decision, None)
+        return Clearance(recorded, evidence, merge, merged, decision, None, formats)
     accepted = acceptance.model_copy(update={"tasks": tuple(undecided)})
-    return Clearance(recorded, evidence, merge, merged, decision, accepted)
+    return Clearance(recorded, evidence, merge, merged, decision, accepted, formats)
+
+
+def _unmeasured_files(
+    run: RunDirectory, recorded: RecordedVerdict, formats: Mapping[str, Path]
+) -> Iterator[Refusal]:
+    """Yield files that were not judged, or are not those that were."""
+    for arm, file in formats.items():
+        again = f"Fix: run `lora-kit evaluate {run.root} --arm gguf={file}`"
+        if arm not in recorded.verdict.files:
+            yield Refusal(f"{file}: was not judged. {again}", MISSING_STAGE)
+        elif recorded.lineage.merged_models.get(arm) != file_sha256(file):
+            yield Refusal(
+                f"{file}: is not the file that was judged under this name. {again}",
+                VERDICT_STATUS["FAIL"],
+            )
 
 
 def release_decision(
-    verdict: Verdict, root: str
+    verdict: Verdict, root: str, files: Collection[str] = ()
 ) -> tuple[Decision | None, list[str], list[Refusal]]:
-    """Combine the decisions for the adapter and the merged model over all tasks.
+    """Combine the decisions for the adapter, the merged model and the files over all tasks.
 
     Args:
         verdict: the verdict of an evaluation.
         root: run directory, for messages.
+        files: arms of the files that are released.
 
     Returns:
         Decision (`None` if the merged model was not evaluated on every task), undecided tasks, and
@@ -114,6 +139,12 @@ def release_decision(
         for name, task in named
         for arm, decision in ((name, task.decision), (f"{name}, merged", task.merged))
         if decision is not None
+    ]
+    decisions += [
+        (f"{name}, {file.arm}", file.decision)
+        for name, task in named
+        for file in task.files
+        if file.arm in files
     ]
     undecided = [arm for arm, decision in decisions if decision == "INCONCLUSIVE"]
     reasons = [

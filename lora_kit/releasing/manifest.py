@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG
 from lora_kit.backbone.encoder_decoder import SEQUENCE_TO_SEQUENCE
@@ -70,6 +70,8 @@ class Manifest(Section):
     """Base model and data sources, with their stated licences."""
     warnings: tuple[str, ...]
     """Reasons why some programs cannot load a part of the release unchanged."""
+    formats: dict[str, str] = Field(default_factory=dict)
+    """Exported files beside the merged model, and the name of the arm that each was judged as."""
     results: dict[str, Any]
     """Path of the ledger, and number of results of each arm."""
     files: dict[str, str]
@@ -130,6 +132,7 @@ def build_manifest(
         released_with=versions(),
         works=works,
         warnings=warnings,
+        formats={path.name: arm for arm, path in clearance.formats.items()},
         results={"ledger": f"{EVALUATION}/{LEDGER}", "rows": rows_by_arm(run.evaluation)},
         files={},
     )

@@ -16,6 +16,7 @@ import jinja2
 from lora_kit.adapter.saved import BACKBONE, adapter_sha256
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.evaluation.verdict_file import RecordedVerdict, check_verdict, read_verdict
+from lora_kit.merging.exporting.modelfile import modelfile_of
 from lora_kit.merging.record import MERGE_RECORD, recorded_merge_failures
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.releasing.card import model_card, same_card
@@ -87,7 +88,7 @@ def _refuse(directory: Path, summary: str, problems: list[str]) -> None:
 
 
 def _refuse_undecided(directory: Path, manifest: Manifest, verdict: Verdict) -> None:
-    decision, undecided, _ = release_decision(verdict, str(directory))
+    decision, undecided, _ = release_decision(verdict, str(directory), manifest.formats.values())
     if decision is None:
         raise ReleaseError(
             f"{directory}: the merged model was not evaluated on every task (got no decision). "
@@ -127,7 +128,8 @@ def _contradictions(
     yield from _other_digests(directory, manifest, recorded, merge)
     if {name: manifest.files.get(name) for name in merge["files"]} != merge["files"]:
         yield f"{MANIFEST}: the merged files differ from those of {MERGE_RECORD}"
-    at_root = {*merge["files"], CARD, RECIPE, MERGE_RECORD}
+    at_root = {*merge["files"], CARD, RECIPE, MERGE_RECORD, *manifest.formats}
+    at_root |= {modelfile_of(Path(name)).name for name in manifest.formats}
     unknown = [
         name
         for name in manifest.files
@@ -137,6 +139,11 @@ def _contradictions(
         yield f"{MANIFEST}: lists files that are not part of a release: {', '.join(unknown)}"
     if not verdict_matches_merge(recorded, merge):
         yield "the verdict measured other merged files"
+    for name, arm in manifest.formats.items():
+        if arm not in recorded.verdict.files:
+            yield f"{name}: was not judged"
+        elif manifest.files.get(name) != recorded.lineage.merged_models.get(arm):
+            yield f"{name}: is not the file that was judged as {arm}"
     yield from _recipe_contradictions(directory, manifest, recorded)
 
 

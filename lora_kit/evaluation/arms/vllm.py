@@ -47,7 +47,7 @@ class Vllm:
 
     Attributes:
         python: interpreter of its environment.
-        version: its name and version, on which results depend.
+        version: name and version of vLLM, on which results depend.
     """
 
     python: Path

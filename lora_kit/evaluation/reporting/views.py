@@ -128,17 +128,19 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class FileRow:
-    """Exported file or served model in a table.
+    """Form in which the model is served, in a table.
 
     Attributes:
-        result: decision on it.
-        values: its difference from the base.
-        from_adapter: its difference from the adapter; `None` without common items.
+        result: decision on the form.
+        values: difference from the base.
+        from_adapter: difference from the adapter; `None` without common items.
+        control: difference of the base, quantized alike, from the base; `None` without this arm.
     """
 
     result: FileTask
     values: FormattedComparison
     from_adapter: FormattedComparison | None
+    control: FormattedComparison | None
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,9 @@ def _task_report(name: str, task: TaskVerdict, flips: TaskFlips) -> TaskReport:
                 FormattedComparison.of(task.unit, task.base, one.mean, one.interval),
                 FormattedComparison.of(task.unit, task.adapter, one.mean, one.from_adapter)
                 if one.from_adapter
+                else None,
+                FormattedComparison.of(task.unit, task.base, task.base, one.control)
+                if one.control
                 else None,
             )
             for one in task.files

@@ -1,0 +1,86 @@
+"""Releases with files in other formats, and quantized arms of a run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lora_kit.evaluation.ledger import read_ledger
+from lora_kit.evaluation.verdict_file import check_verdict
+from lora_kit.pipeline import evaluate, release, verify
+from lora_kit.pipeline.evaluation import Programs
+from lora_kit.releasing.manifest import MANIFEST
+from lora_kit.runtime.errors import ReleaseError
+from lora_kit.runtime.files import write_json
+from lora_kit.runtime.hashes import file_sha256
+from tests.standins.programs import write_llama_server
+
+
+@pytest.fixture
+def judged(run_copy: Path, tmp_path: Path) -> Path:
+    """Return a file that was judged in the run: the stand-in answers by the merged model."""
+    place = Path(shutil.copytree(run_copy / "merged", tmp_path / "served"))
+    (place / "small.gguf").write_bytes(b"GGUF: of the merged model")
+    (place / "small.Modelfile").write_text("FROM ./small.gguf\n")
+    program = write_llama_server(tmp_path / "programs")
+    arms = ["merged", f"gguf={place / 'small.gguf'}"]
+    evaluate(run_copy, arms=arms, programs=Programs(llama_cpp=program.parent))
+    return place / "small.gguf"
+
+
+def test_a_release_carries_files_with_their_verdicts(run_copy: Path, judged: Path) -> None:
+    made = release(run_copy, files=[judged])
+    assert (made.directory / "small.gguf").read_bytes() == judged.read_bytes()
+    assert (made.directory / "small.Modelfile").is_file()
+    card = (made.directory / "README.md").read_text()
+    assert "for the adapter, the merged model and the files together" in card
+    [row] = [line for line in card.splitlines() if line.startswith("| `small.gguf` | sums/loss")]
+    assert row.endswith("| PASS |")
+    verify(made.directory)
+
+
+def test_a_file_that_was_swapped_after_its_verdict_is_refused(run_copy: Path, judged: Path) -> None:
+    made = release(run_copy, files=[judged])
+    swapped = made.directory / "small.gguf"
+    swapped.write_bytes(b"GGUF: of something else")
+    with pytest.raises(ReleaseError, match=r"changed: small\.gguf"):
+        verify(made.directory)
+    # Also if the manifest is made to fit.
+    manifest = json.loads((made.directory / MANIFEST).read_text())
+    manifest["files"]["small.gguf"] = file_sha256(swapped)
+    write_json(made.directory / MANIFEST, manifest)
+    with pytest.raises(ReleaseError, match=r"small\.gguf: is not the file that was judged"):
+        verify(made.directory)
+    judged.write_bytes(b"GGUF: of something else")
+    with pytest.raises(ReleaseError, match="is not the file that was judged") as caught:
+        release(run_copy, files=[judged])
+    assert caught.value.status == 3
+
+
+def test_files_that_were_not_judged_are_refused(run_copy: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    with pytest.raises(ReleaseError, match="--file: not a GGUF file"):
+        release(run_copy, files=[other])
+    other.write_bytes(b"GGUF")
+    with pytest.raises(ReleaseError, match=r"was not judged.*--arm gguf=") as caught:
+        release(run_copy, files=[other])
+    assert caught.value.status == 2
+    with pytest.raises(ReleaseError, match="two files have the same name"):
+        release(run_copy, files=[other, other])
+
+
+def test_the_merged_model_is_judged_in_four_bits_with_the_base_alike(run_copy: Path) -> None:
+    done = evaluate(run_copy, arms=["merged", "nf4"])
+    assert list(done.verdict.files) == ["nf4"]
+    arms = {entry.arm for entry in read_ledger(done.directory / "ledger.parquet")}
+    assert arms >= {"base", "adapter", "merged", "nf4", "base-nf4"}
+    for _, task in done.verdict.tasks:
+        [one] = task.files
+        assert one.control is not None
+        assert one.control.delta != 0
+        assert one.from_adapter is not None
+        assert one.from_adapter.delta != 0
+        assert abs(one.from_adapter.delta) < 0.2 * task.adapter
+    assert check_verdict(done.directory).verdict == done.verdict
+    assert "base quantized alike" in (done.directory / "report.html").read_text()
