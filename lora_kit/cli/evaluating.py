@@ -40,8 +40,8 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help="Arm besides base and adapter: merged, merged-original, nf4, int8, fewshot, "
-            "retrieval, scratch, probe, an exported file, gguf=FILE, or a model of a server, served=URL; may "
-            "be repeated."
+            "retrieval, scratch, probe, an exported file, gguf=FILE, or a model of a server, "
+            "served=URL; may be repeated."
         ),
     ] = None,
     served_model: Annotated[
@@ -62,6 +62,15 @@ def evaluate_command(
     llama_cpp: LlamaCppOption = None,
     gpus: GpusOption = None,
     stopping: StoppingOption = None,
+    thinking: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="TOKENS",
+            help="Let the model think for up to so many tokens before it generates an answer; 0: "
+            "without a thought. Default: evaluation.thinking of the recipe, or 0.",
+        ),
+    ] = None,
     output: OutputOption = None,
     no_cache: NoCacheOption = False,
     as_json: JsonOption = False,
@@ -84,6 +93,7 @@ def evaluate_command(
         gpus=gpus,
         stopping=stopping,
         programs=Programs(engine, vllm, llama_cpp, served_model, api_key_env),
+        thinking=thinking,
     )
     _show(evaluation, as_json)
 

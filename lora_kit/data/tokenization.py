@@ -131,6 +131,7 @@ def tokenize_prompt(
     messages: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
     tools: Sequence[Mapping[str, Any]] = (),
+    thinking: bool = False,
 ) -> list[int]:
     """Tokenize a prompt, with the start of the assistant's turn, exactly as in training.
 
@@ -138,6 +139,8 @@ def tokenize_prompt(
         messages: turns before the answer.
         tokenizer: tokenizer of the backbone.
         tools: JSON schemas of the tools available to the assistant.
+        thinking: if true, the answer may start with reasoning; templates without this option
+            ignore it.
 
     Raises:
         DataError: if the chat template does not support these turns, or the turns of a prompt for
@@ -148,7 +151,7 @@ def tokenize_prompt(
             # An EOS token inside the prompt would be taken for the end of the encoder's input.
             refuse_control_tokens(Row("a prompt", "", tuple(messages)), control_tokens(tokenizer))
         try:
-            text = render(messages, tokenizer, add_generation_prompt=True, tools=tools)
+            text = render(messages, tokenizer, True, tools, thinking)
             require_written(
                 messages,
                 text,

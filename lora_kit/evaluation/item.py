@@ -142,6 +142,7 @@ class Item:
         checks: checks that a response has to pass.
         scored_bytes: UTF-8 bytes of the text whose likelihood is taken.
         document: lm-evaluation-harness instances from which the item was made.
+        opens_thought: true if the prompt ends inside of a thought, which the answer goes on with.
     """
 
     id: str
@@ -156,6 +157,7 @@ class Item:
     checks: tuple[InstructionCheck, ...] = ()
     scored_bytes: int = 0
     document: Any = None
+    opens_thought: bool = False
 
 
 @dataclass(frozen=True)

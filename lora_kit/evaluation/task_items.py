@@ -17,6 +17,7 @@ from lora_kit.evaluation.item import Branch, ChoiceRequest, GenerationRequest, I
 from lora_kit.evaluation.questions import Question
 from lora_kit.evaluation.reading import Conversation, Instruction
 from lora_kit.evaluation.suite import TEMPLATE_FIELD, TaskSpec
+from lora_kit.evaluation.thoughts import NO_THINKING, Thinking, opens_thought
 from lora_kit.evaluation.tool_prompts import prompt_with_tools
 from lora_kit.metrics.instruction_checks import CheckValue
 from lora_kit.runtime.errors import DataError
@@ -102,6 +103,7 @@ def generation_item(
     shots: Sequence[Shot],
     spec: TaskSpec,
     tokenizer: PreTrainedTokenizerBase,
+    thinking: Thinking = NO_THINKING,
 ) -> Item:
     """Build an item whose score is a metric of the generated text.
 
@@ -114,12 +116,15 @@ def generation_item(
             f"{name}: a generation task needs a prompt (got a text without turns). Fix: add a "
             "prompt and an answer, or use `kind: loss`"
         )
+    prompt = GeneratedFrom(row.messages[:-1], shots, row.tools, thinking)
+    request = _generation_request(prompt, spec, tokenizer, name)
     return Item(
         id=name,
         cluster=conversation.cluster,
         prompt=_prompt_text(row),
         reference=conversation.references[0],
-        request=_generation_request(row.messages[:-1], shots, spec, tokenizer, name, row.tools),
+        request=request,
+        opens_thought=opens_thought(tokenizer.decode(request.prompt_ids)),
         slices=conversation.slices,
         references=conversation.references,
     )
@@ -130,6 +135,7 @@ def instruction_item(
     shots: Sequence[Shot],
     spec: TaskSpec,
     tokenizer: PreTrainedTokenizerBase,
+    thinking: Thinking = NO_THINKING,
 ) -> Item:
     """Build an item whose score is 1 if the response passes all checks.
 
@@ -138,12 +144,15 @@ def instruction_item(
     """
     row = instruction.row
     turns, tools = prompt_with_tools(row.prompt, row.tools, tokenizer, has_shots=bool(shots))
+    prompt = GeneratedFrom(turns, shots, tools, thinking)
+    request = _generation_request(prompt, spec, tokenizer, instruction.id)
     return Item(
         id=instruction.id,
         cluster=instruction.cluster,
         prompt=row.prompt,
         reference="; ".join(f"{check.kind}: {_shown(check.value)}" for check in row.checks),
-        request=_generation_request(turns, shots, spec, tokenizer, instruction.id, tools),
+        request=request,
+        opens_thought=opens_thought(tokenizer.decode(request.prompt_ids)),
         slices=instruction.slices,
         checks=row.checks,
     )
@@ -157,23 +166,37 @@ def _shown(value: CheckValue) -> str:
     return str(value)
 
 
+@dataclasses.dataclass(frozen=True)
+class GeneratedFrom:
+    """Prompt of a generated answer.
+
+    Attributes:
+        turns: turns before the answer.
+        shots: solved examples before them.
+        tools: JSON schemas of the tools available to the assistant.
+        thinking: thinking before the answer.
+    """
+
+    turns: Sequence[Message]
+    shots: Sequence[Shot]
+    tools: Sequence[Mapping[str, Any]]
+    thinking: Thinking
+
+
 def _generation_request(
-    turns: Sequence[Message],
-    shots: Sequence[Shot],
-    spec: TaskSpec,
-    tokenizer: PreTrainedTokenizerBase,
-    origin: str,
-    tools: Sequence[Mapping[str, Any]] = (),
+    prompt: GeneratedFrom, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, origin: str
 ) -> GenerationRequest:
-    ids = tokenize_prompt(turns, tokenizer, tools)
+    thinks, limit = prompt.thinking.tokens > 0, spec.max_new_tokens + prompt.thinking.tokens
+    ids = tokenize_prompt(prompt.turns, tokenizer, prompt.tools, thinks)
     if len(ids) > spec.max_length:
         raise DataError(
             f"{origin}: prompt longer than max_length {spec.max_length} of task {spec.name} (got "
             f"{len(ids)} tokens). Fix: raise max_length, or shorten the prompt"
         )
-    if shots:
-        ids = tokenize_prompt([*(m for shot in shots for m in shot), *turns], tokenizer, tools)
-    return GenerationRequest(tuple(ids), spec.max_new_tokens)
+    if prompt.shots:
+        turns = [*(message for shot in prompt.shots for message in shot), *prompt.turns]
+        ids = tokenize_prompt(turns, tokenizer, prompt.tools, thinks)
+    return GenerationRequest(tuple(ids), limit)
 
 
 def choice_item(

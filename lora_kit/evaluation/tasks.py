@@ -6,6 +6,7 @@ import dataclasses
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
@@ -26,6 +27,7 @@ from lora_kit.evaluation.task_items import (
     instruction_item,
     loss_item,
 )
+from lora_kit.evaluation.thoughts import NO_THINKING, Thinking, grade_behind_thoughts
 from lora_kit.runtime.errors import DataError, EvaluationError
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def build_task(
     seed: int,
     shots: Sequence[Shot] = (),
     rows: Sequence[Any] | None = None,
+    thinking: Thinking = NO_THINKING,
 ) -> Task:
     """Read, select and tokenize a task's items.
 
@@ -47,6 +50,7 @@ def build_task(
         seed: seed of the selection of items and of the task's own shots.
         shots: solved examples before each item, in place of the task's own.
         rows: rows of the task's source; by default they are read.
+        thinking: thinking before generated answers.
 
     Raises:
         DataError: if the source does not fit the kind, or an item is invalid.
@@ -64,10 +68,10 @@ def build_task(
         return build_lm_eval(spec, tokenizer, seed, spec.shots)
     builders: dict[str, Callable[..., Item]] = {
         "loss": loss_item,
-        "generation": generation_item,
+        "generation": partial(generation_item, thinking=thinking),
         "multiple_choice": choice_item,
         "classification": choice_item,
-        "instructions": instruction_item,
+        "instructions": partial(instruction_item, thinking=thinking),
     }
     selected, rest = select_rows(spec, seed, rows)
     own = [_own_shot(row, spec) for row in rest[: spec.shots]]
@@ -75,7 +79,10 @@ def build_task(
     build = builders[spec.kind]
     items = [build(row, list(shots) or own, spec, tokenizer) for row in selected]
     unused = Counter(name for row in selected for name in row.unused) + unwritten
-    return Task(spec, items, task_grader(spec), unused)
+    grade = task_grader(spec)
+    if thinking.tokens and spec.kind in ("generation", "instructions"):
+        grade = grade_behind_thoughts(grade)
+    return Task(spec, items, grade, unused)
 
 
 def _unwritten_fields(

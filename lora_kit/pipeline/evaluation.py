@@ -31,6 +31,7 @@ from lora_kit.evaluation.harness import (
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import Suite, load_suites
+from lora_kit.evaluation.thoughts import Thinking
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.sections import (
     FEWSHOT,
@@ -144,6 +145,7 @@ def evaluate(
     gpus: int | None = None,
     stopping: StoppingName | None = None,
     programs: Programs = TRANSFORMERS,
+    thinking: int | None = None,
 ) -> Evaluation:
     """Evaluate a run, or any PEFT adapter directory, against its base.
 
@@ -166,6 +168,7 @@ def evaluate(
         gpus: overrides the recipe's `evaluation.gpus`; ignored for an open session.
         stopping: overrides the recipe's `evaluation.stopping`.
         programs: programs that answer in place of transformers.
+        thinking: overrides the recipe's `evaluation.thinking`: tokens of a thought, 0 for none.
 
     Raises:
         LoraKitError: if the target is neither a run nor an adapter, or is refused.
@@ -188,8 +191,10 @@ def evaluate(
     rows = _training_rows(subject, names)
     is_shown = subject.session is not None and not EXAMPLE_ARMS.isdisjoint(names)
     shown = rows().sources if is_shown else ()
-    if work is None or chosen or cut != Stopping.of(subject.spec):
-        work = _planned_work(subject, chosen, FEWSHOT in names, shown, cut)
+    own = Thinking.of(subject.spec)
+    thoughts = own if thinking is None else Thinking(thinking)
+    if work is None or chosen or (cut, thoughts) != (Stopping.of(subject.spec), own):
+        work = _planned_work(subject, chosen, FEWSHOT in names, shown, cut, thoughts)
     if vllm is None:
         models, facts = _answering(subject, names, rows)
     else:
@@ -203,26 +208,36 @@ def evaluate(
             adapter=subject.adapter,
             suites=suites_of(work),
             models=models,
-            directory=output or _directory(subject, chosen, engine),
+            directory=output or _directory(subject, chosen, engine, thoughts),
             facts=ReportFacts.dated(
                 subject.title,
-                {**subject.facts, **facts, **shipped.facts, "Arms": ", ".join(names)},
+                {
+                    **subject.facts,
+                    **facts,
+                    **shipped.facts,
+                    **thoughts.facts,
+                    "Arms": ", ".join(names),
+                },
             ),
             training=shown,
             retrieval=RETRIEVAL in names,
             no_cache=no_cache,
             stopping=cut,
-            other=OtherEngine(other, _directory(subject, chosen, other)),
+            other=OtherEngine(other, _directory(subject, chosen, other, thoughts)),
         ),
         work,
     )
 
 
-def _directory(subject: Subject, suites: Sequence[Suite] | None, engine: str) -> Path:
-    """Return where results go: those of other suites, or another engine, have their own place."""
+def _directory(
+    subject: Subject, suites: Sequence[Suite] | None, engine: str, thinking: Thinking
+) -> Path:
+    """Return where results go: other suites, another engine or thoughts have their own place."""
     parts = [suite.name for suite in suites or ()]
     if engine != subject.spec.engine:
         parts.append(engine)
+    if thinking != Thinking.of(subject.spec):
+        parts.append("thinking" if thinking.tokens else "no-thinking")
     return subject.output.with_name("-".join(["evaluation", *parts]))
 
 
@@ -236,6 +251,7 @@ def _planned_work(
     with_shots: bool,
     shown: Sequence[Row],
     stopping: Stopping,
+    thinking: Thinking,
 ) -> Sequence[Work]:
     """Tokenize the items of suites, by default the subject's, and name columns that are not used.
 
@@ -245,10 +261,11 @@ def _planned_work(
         with_shots: true if an arm is shown examples.
         shown: training rows that examples are chosen from.
         stopping: cut of the items into looks.
+        thinking: thinking before generated answers.
     """
     shots = subject.spec.shots if with_shots else 0
     chosen = suites or load_suites(subject.spec.suites)
-    work = plan_work(chosen, subject.backbone, shots, shown, stopping)
+    work = plan_work(chosen, subject.backbone, shots, shown, stopping, thinking)
     for one in work:
         if one.task.unused:
             say(f"{one.name}: columns that are not used: {', '.join(one.task.unused)}")

@@ -25,6 +25,7 @@ from lora_kit.evaluation.ledger import Ledger
 from lora_kit.evaluation.ledger_view import ADAPTER_ARM, ArmAsAdapter
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import Suite, load_suites
+from lora_kit.evaluation.thoughts import Thinking
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.recipe import Recipe
@@ -99,7 +100,9 @@ def rescale(
     if by_layer:
         require_thirds(session.model)
     subject = open_subject(session, None)
-    halves = halve(plan_work(chosen, session.backbone), session.backbone)
+    thinking = Thinking.of(recipe.evaluation)
+    work = plan_work(chosen, session.backbone, thinking=thinking)
+    halves = halve(work, session.backbone)
     to = RunDirectory(output) if output else run
     candidates = _measured(subject, chosen, halves.a, tried, to.rescale / "half-a", no_cache)
     picked = choose_scale(candidates)

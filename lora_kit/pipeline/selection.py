@@ -16,6 +16,7 @@ from lora_kit.data.row_sets import Rows
 from lora_kit.data.rows import Row
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.suite import Suite, load_suites
+from lora_kit.evaluation.thoughts import Thinking
 from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.preflight.forecast import estimate_time, forecast
@@ -147,7 +148,8 @@ def _scored(
         backbone = load(files, recipe.backbone, classes)
         _require_classes(backbone, recipe)
         return backbone, probe_scores(backbone, plan_work(suites, backbone), rows)
-    work = plan_work(suites, backbone, recipe.evaluation.shots, shown)
+    thinking = Thinking.of(recipe.evaluation)
+    work = plan_work(suites, backbone, recipe.evaluation.shots, shown, thinking=thinking)
     scores = task_scores(backbone, work, shown, directory, no_cache)
     if classes:
         del backbone

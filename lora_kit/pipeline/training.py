@@ -20,6 +20,7 @@ from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
 from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import load_suites
+from lora_kit.evaluation.thoughts import Thinking
 from lora_kit.preflight.prepare import PreparedTraining, prepare_training
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import TokenMaskingSpec
@@ -176,7 +177,8 @@ def _begun(recipe: Recipe, launch: Launch, earlier: RunDirectory | None) -> _Beg
     backbone = load(resolve(recipe.backbone), recipe.backbone, classes)
     shots = recipe.evaluation.shots if FEWSHOT in recipe.evaluation.arms else 0
     stopping = Stopping.of(recipe.evaluation)
-    work = plan_work(suites, backbone, shots, sources if shots else (), stopping)
+    thinking = Thinking.of(recipe.evaluation)
+    work = plan_work(suites, backbone, shots, sources if shots else (), stopping, thinking)
     read = read_training_rows(recipe, sources, backbone, earlier)
     ready = prepare_training(recipe, launch, backbone, sources, read, work)
     for warning in ready.checked.warnings:

@@ -17,6 +17,7 @@ from lora_kit.data.prepared import Counts
 from lora_kit.evaluation.engine.work import Work, plan_work
 from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import load_suites
+from lora_kit.evaluation.thoughts import Thinking
 from lora_kit.preflight.checks import CheckResult
 from lora_kit.preflight.forecast import (
     Forecast,
@@ -38,6 +39,7 @@ from lora_kit.preflight.prepare import PreparedTraining, prepare_training
 from lora_kit.preflight.samples import LabelSpan, label_samples
 from lora_kit.preflight.speed_hints import speed_hints
 from lora_kit.preflight.suite_power import SuitePower, compute_suite_power
+from lora_kit.preflight.thoughts import TaughtThoughts, taught_thoughts
 from lora_kit.recipe.adapter import NOT_MERGED
 from lora_kit.recipe.data import SELF, Packing
 from lora_kit.recipe.objective import HEADED
@@ -101,6 +103,7 @@ class Plan:
         missing_backbone: reason why the backbone is not on this machine, else `None`.
         without_weights: reason why the plan is made from the backbone's shapes alone, else `None`.
         on_backbone: parts that need the backbone; `None` without one.
+        thoughts: thoughts before the answers of training rows; `None` without a backbone.
     """
 
     recipe: Recipe
@@ -115,6 +118,7 @@ class Plan:
     missing_backbone: str | None = None
     without_weights: str | None = None
     on_backbone: BackbonePlan | None = None
+    thoughts: TaughtThoughts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -131,6 +135,7 @@ class Plan:
             "suites": [suite.to_dict() for suite in self.suites],
             "missing_backbone": self.missing_backbone,
             "without_weights": self.without_weights,
+            "thoughts": asdict(self.thoughts) if self.thoughts else None,
             "fingerprint": found.fingerprint if found else None,
             "coverage": found.coverage.to_dict() if found else None,
             "counts": found.counts.to_dict() if found else None,
@@ -203,7 +208,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
             if backbone.has_weights
             else TrainingRows(sources, 0)
         )
-    work = plan_work(suites, backbone)
+    work = plan_work(suites, backbone, thinking=Thinking.of(recipe.evaluation))
     prepared = prepare_training(recipe, launch, backbone, sources, read, work)
     return replace(
         plan,
@@ -211,6 +216,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         rows=len(read.rows),
         replay_rows=read.replay,
         optimizer_steps=optimizer_steps(prepared.data.prepared.size, spec),
+        thoughts=taught_thoughts(read.rows, backbone.tokenizer),
         on_backbone=_plan_on_backbone(recipe, backbone, prepared, launch_file, work),
     )
 

@@ -45,6 +45,9 @@ def show_plan(plan: Plan, console: Console) -> None:
     found = plan.on_backbone
     for warning in found.checked.warnings if found else ():
         console.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
+    thoughts = plan.thoughts.warning(plan.recipe.evaluation) if plan.thoughts else ""
+    if thoughts:
+        console.print(f"[yellow]![/] {escape(thoughts)}", soft_wrap=True)
     for hint in found.hints if found else ():
         console.print(
             f"[cyan]try[/] --set {escape(' --set '.join(hint.assignments))}: {escape(hint.reason)}",
@@ -107,6 +110,8 @@ def _facts(plan: Plan) -> dict[str, str]:
         ]
         if unused:
             facts["not used"] = ", ".join(unused)
+        if plan.thoughts and plan.thoughts.sentence:
+            facts["thoughts"] = plan.thoughts.sentence
         facts["attention"] = f"{found.attention}, {PACKINGS[found.packing]}"
         covered = found.coverage
         facts["parameters"] = (

@@ -71,6 +71,12 @@ class EvaluationSpec(Section):
     engine: EngineName = "transformers"
     """Program that answers for base, adapter and merged models. `vllm`: vLLM's server, started on
     this machine; it applies the adapter without a merge."""
+    thinking: bool = False
+    """Let the model think before it generates an answer, by its chat template's own switch
+    (`enable_thinking`). The answer is what follows the end of the thought; a thought that does not
+    end counts as a wrong answer. Choices and losses are measured without thoughts."""
+    thinking_tokens: Count = 1024
+    """`thinking`: largest number of tokens of a thought, on top of the task's `max_new_tokens`."""
     stopping: StoppingName = "sequential"
     """`sequential`: the items of a task are asked in looks, and no further once the task is
     decided or can hardly be decided any more; the risk of a wrong decision stays that of the

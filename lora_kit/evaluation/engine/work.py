@@ -37,6 +37,7 @@ from lora_kit.evaluation.stopping import (
 from lora_kit.evaluation.suite import Suite, TaskSpec
 from lora_kit.evaluation.task_items import Shot
 from lora_kit.evaluation.tasks import as_shot, build_task, task_content
+from lora_kit.evaluation.thoughts import NO_THINKING, Thinking
 from lora_kit.recipe.sections import FEWSHOT
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError, EvaluationError
@@ -146,6 +147,7 @@ def plan_work(
     shots: int = 0,
     training: Sequence[Row] = (),
     stopping: Stopping = FIXED,
+    thinking: Thinking = NO_THINKING,
 ) -> list[Work]:
     """Read all items, load all metrics and plan all batches, before anything is computed.
 
@@ -155,12 +157,13 @@ def plan_work(
         shots: number of examples in the prompts of the `fewshot` arm; 0 without that arm.
         training: training rows that the examples are sampled from; a task's own items if empty.
         stopping: cut of the items into looks.
+        thinking: thinking before generated answers.
 
     Raises:
         LoraKitError: for the first source, item or metric that is invalid.
     """
     return [
-        _plan(suite, spec, backbone, shots, training, stopping)
+        _plan(suite, spec, backbone, shots, training, stopping, thinking)
         for suite in suites
         for spec in suite.tasks
     ]
@@ -188,6 +191,7 @@ def _plan(
     shots: int,
     training: Sequence[Row],
     stopping: Stopping,
+    thinking: Thinking,
 ) -> Work:
     if backbone.head is not None:
         if backbone.head.is_reward:
@@ -196,11 +200,11 @@ def _plan(
             task = build_class_task(suite, spec, backbone.tokenizer, backbone.head.classes)
         return _with_batches(suite, task, backbone, {}, stopping)
     rows = None if spec.kind == "lm_eval" else read_rows(spec)
-    task = build_task(spec, backbone.tokenizer, suite.seed, rows=rows)
+    task = build_task(spec, backbone.tokenizer, suite.seed, rows=rows, thinking=thinking)
     _require_positions(task, backbone)
     variants = {}
     if shots and suite.role == "gain":
-        fewshot = _with_shots(suite, spec, backbone, shots, training, rows)
+        fewshot = _with_shots(suite, spec, backbone, shots, training, rows, thinking)
         if fewshot is not None and [i.id for i in fewshot.items] == [i.id for i in task.items]:
             variants[FEWSHOT] = fewshot, json_sha256(task_content(fewshot))
     return _with_batches(suite, task, backbone, variants, stopping)
@@ -268,6 +272,7 @@ def _with_shots(
     shots: int,
     training: Sequence[Row],
     rows: Sequence[Any] | None,
+    thinking: Thinking,
 ) -> Task | None:
     """Return the task with few-shot examples in each prompt; `None` if there are none to use."""
     skipped = f"{suite.name}/{spec.name}: skipped for the arm {FEWSHOT}"
@@ -280,10 +285,10 @@ def _with_shots(
                 )
                 return None
             own = spec.model_copy(update={"shots": shots})
-            task = build_task(own, backbone.tokenizer, suite.seed, rows=rows)
+            task = build_task(own, backbone.tokenizer, suite.seed, rows=rows, thinking=thinking)
         else:
             examples = _training_examples(suite, spec, shots, training)
-            task = build_task(spec, backbone.tokenizer, suite.seed, examples, rows)
+            task = build_task(spec, backbone.tokenizer, suite.seed, examples, rows, thinking)
         _require_positions(task, backbone)
         return task
     except (DataError, EvaluationError) as error:
