@@ -67,6 +67,30 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Sampling of several answers.
+
+    Attributes:
+        samples: number of answers.
+        temperature: sampling temperature.
+        top_p: share of the probability that tokens are drawn from, the most likely ones first.
+        seed: seed of the random choices.
+    """
+
+    samples: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class SampledRequest(GenerationRequest):
+    """Request for several sampled continuations in place of the greedy one."""
+
+    sampling: Sampling = Sampling(1, 1.0, 1.0, 0)
+
+
+@dataclass(frozen=True)
 class ClassRequest:
     """Request for the likelihood of each class of a classifier's head, given a text."""
 
@@ -113,7 +137,8 @@ class Outcome:
         log_likelihoods: nats, one for each branch or class; for a loss request one value, the sum
             over the supervised tokens; for a reward request the rewards of the answers.
         greedy: for each branch, true if every scored token was the most likely one.
-        text: generated text.
+        text: generated text; of several samples the first one.
+        samples: texts of a sampled request; empty for the others.
         tokens: number of tokens processed.
         error: reason why an engine has no answer; then the item has no score.
     """
@@ -123,6 +148,7 @@ class Outcome:
     text: str = ""
     tokens: int = 0
     error: str = ""
+    samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ ScoreName = Literal["accuracy", "accuracy_per_byte", "accuracy_per_token", "loss
 CHOICE_KINDS = ("multiple_choice", "classification")
 QUESTION_TEMPLATE = "Question: {question}\nAnswer:"
 LABEL_TEMPLATE = "{text}\nLabel:"
+# Fields of a task that verdicts of earlier versions know nothing of.
+ADDED_FIELDS = ("samples", "temperature", "top_p")
 # Reference to a field of the row in a template.
 TEMPLATE_FIELD = r"\{(\w+)\}"
 
@@ -95,6 +97,14 @@ class TaskSpec(Section):
     """Largest length of an item or a prompt, in tokens; longer ones are truncated or refused."""
     max_new_tokens: Count = 48
     """Generation and instructions: largest number of generated tokens."""
+    samples: Count = 1
+    """Generation and instructions: answers to an item. With several, or with a `temperature`, they
+    are sampled; the score of an item is the mean of theirs, and `pass@k` the share of items with a
+    right one among the k."""
+    temperature: Positive | None = None
+    """Sampling temperature; default 1 with several `samples`, else the most likely token."""
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    """Sampling: share of the probability that tokens are drawn from, the most likely ones first."""
 
     @model_validator(mode="after")
     def _metric_where_generated(self) -> TaskSpec:
@@ -128,6 +138,19 @@ class TaskSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _sampled_where_generated(self) -> TaskSpec:
+        if self.is_sampled and self.kind not in ("generation", "instructions"):
+            raise ValueError(
+                f"a {self.kind} task takes neither `samples` nor `temperature`. Fix: remove them"
+            )
+        if self.top_p < 1 and not self.is_sampled:
+            raise ValueError(
+                "`top_p` has no effect on the most likely token. Fix: set `samples` or "
+                "`temperature`, or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _shares_below_one(self) -> TaskSpec:
         for name in ("margin", "effect"):
             value = getattr(self, name)
@@ -152,7 +175,14 @@ class TaskSpec(Section):
     @property
     def is_binary(self) -> bool:
         """True if the score of an item is always 0 or 1."""
+        if self.samples > 1:
+            return False
         return self.kind == "instructions" or (self.kind in CHOICE_KINDS and self.score != "loss")
+
+    @property
+    def is_sampled(self) -> bool:
+        """True if answers are sampled."""
+        return self.samples > 1 or self.temperature is not None
 
     @property
     def is_graded(self) -> bool:
@@ -218,8 +248,17 @@ class Suite(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the suite's fields, defaults included."""
-        return json_sha256(self.model_dump(mode="json"))
+        """SHA-256 of the suite's fields, defaults included.
+
+        Fields that earlier versions did not have count only where they are set, so that the
+        digests of these versions stay.
+        """
+        content = self.model_dump(mode="json")
+        for written, task in zip(content["tasks"], self.tasks, strict=True):
+            for name in ADDED_FIELDS:
+                if getattr(task, name) == TaskSpec.model_fields[name].default:
+                    del written[name]
+        return json_sha256(content)
 
     @classmethod
     def load(cls, reference: str | Path) -> Suite:

@@ -18,6 +18,7 @@ from lora_kit.evaluation.grading import task_grader
 from lora_kit.evaluation.item import Item, Task
 from lora_kit.evaluation.questions import Question
 from lora_kit.evaluation.reading import Conversation, read_rows
+from lora_kit.evaluation.samples import grade_samples, sampled, sampling_of
 from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.evaluation.task_items import (
     Shot,
@@ -82,6 +83,9 @@ def build_task(
     grade = task_grader(spec)
     if thinking.tokens and spec.kind in ("generation", "instructions"):
         grade = grade_behind_thoughts(grade)
+    if (sampling := sampling_of(spec, seed)) is not None:
+        items = [sampled(item, sampling) for item in items]
+        grade = grade_samples(grade)
     return Task(spec, items, grade, unused)
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lora_kit.evaluation.engine.prefix import shared_prefix
-from lora_kit.evaluation.item import GenerationRequest, LossRequest, Task
+from lora_kit.evaluation.item import (
+    GenerationRequest,
+    LossRequest,
+    Request,
+    SampledRequest,
+    Task,
+)
 from lora_kit.evaluation.stopping import Stopping, look_of_place
 from lora_kit.evaluation.suite import Suite
 from lora_kit.runtime.processes import process_state
@@ -69,11 +75,16 @@ def plan_batches(task: Task, vocabulary: int, asked: Sequence[int]) -> tuple[tup
         for items in by_limits.values()
         for batch in batches_by_length(
             sorted(items, key=lambda n: (-requests[n].length, task.items[n].id)),
-            lambda n: requests[n].length - skipped,
+            lambda n: rows_of(requests[n]) * (requests[n].length - skipped),
             budget,
             PREFIX_TOKENS.get(device, PREFIX_TOKENS["cpu"]) // max(skipped, 1),
         )
     )
+
+
+def rows_of(request: Request) -> int:
+    """Return the number of rows that a request has in a batch, one for each sample."""
+    return request.sampling.samples if isinstance(request, SampledRequest) else 1
 
 
 def batches_by_length(

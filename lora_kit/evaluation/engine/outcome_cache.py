@@ -80,7 +80,13 @@ class OutcomeCache:
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
             return [
-                Outcome(tuple(r["log_likelihoods"]), tuple(r["greedy"]), r["text"], r["tokens"])
+                Outcome(
+                    tuple(r["log_likelihoods"]),
+                    tuple(r["greedy"]),
+                    r["text"],
+                    r["tokens"],
+                    samples=tuple(r.get("samples", ())),
+                )
                 for r in rows
             ]
         except (OSError, ValueError, KeyError, TypeError):

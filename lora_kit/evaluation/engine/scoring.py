@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lora_kit.backbone.devices import input_device
 from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.evaluation.engine.batching import rows_of
 from lora_kit.evaluation.engine.choices import score_choice_trees
 from lora_kit.evaluation.engine.classes import score_classes
 from lora_kit.evaluation.engine.rewards import score_rewards
@@ -22,11 +25,13 @@ from lora_kit.evaluation.item import (
     Outcome,
     Request,
     RewardRequest,
+    SampledRequest,
 )
 from lora_kit.modeling.generation import generate_batch
 from lora_kit.modeling.likelihood import supervised_tokens
 from lora_kit.modeling.model_inputs import pad_examples, supervised_positions, to_device
 from lora_kit.modeling.prefix import Prefix
+from lora_kit.runtime.hashes import json_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -163,23 +168,57 @@ def _generate(
     options: dict[str, Any] = {}
     if stops:
         options |= {"stop_strings": stops, "tokenizer": scorer.tokenizer}
-    new = generate_batch(
-        scorer.model,
-        [request.prompt_ids for request in requests],
-        scorer.stop_token_ids,
-        pad,
-        max(request.max_new_tokens for request in requests),
-        prefix=prefix,
-        **options,
-    )
+    rows = [request for request in requests for _ in range(rows_of(request))]
+    with _sampling(requests[0], scorer.device) as sampled:
+        new = generate_batch(
+            scorer.model,
+            [request.prompt_ids for request in rows],
+            scorer.stop_token_ids,
+            pad,
+            max(request.max_new_tokens for request in requests),
+            prefix=prefix,
+            **(options | sampled),
+        )
     texts = scorer.tokenizer.batch_decode(new, skip_special_tokens=True)
     counts = (new != pad).sum(dim=1).tolist()
-    return [
+    outcomes = [
         Outcome(
             text=until_stop_text(text, request.stop), tokens=len(request.prompt_ids) + int(count)
         )
-        for text, request, count in zip(texts, requests, counts, strict=True)
+        for text, request, count in zip(texts, rows, counts, strict=True)
     ]
+    by_row = iter(outcomes)
+    return [joined(request, list(islice(by_row, rows_of(request)))) for request in requests]
+
+
+def joined(request: GenerationRequest, answers: Sequence[Outcome]) -> Outcome:
+    """Return the outcome of a request from those of its samples."""
+    if not isinstance(request, SampledRequest):
+        return answers[0]
+    texts = tuple(one.text for one in answers)
+    return Outcome(text=texts[0], tokens=sum(one.tokens for one in answers), samples=texts)
+
+
+@contextmanager
+def _sampling(first: GenerationRequest, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yield the options of a batch's sampling, with torch's random state seeded meanwhile.
+
+    The random numbers depend on the seed and the batch alone, so that base and adapter draw by the
+    same ones.
+    """
+    if not isinstance(first, SampledRequest):
+        yield {}
+        return
+    drawn = first.sampling
+    digest = json_sha256([drawn.seed, list(first.prompt_ids)])
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(digest[:8], 16))
+        yield {
+            "do_sample": True,
+            "temperature": drawn.temperature,
+            "top_p": drawn.top_p,
+            "top_k": 0,
+        }
 
 
 def until_stop_text(text: str, stops: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_kit.evaluation.engine.scoring import until_stop_text
+from lora_kit.evaluation.engine.scoring import joined, until_stop_text
 from lora_kit.evaluation.engines.connection import Connection, RefusedError
 from lora_kit.evaluation.engines.scored import (
     Likelihood,
@@ -23,6 +23,7 @@ from lora_kit.evaluation.item import (
     LossRequest,
     Outcome,
     Request,
+    SampledRequest,
 )
 from lora_kit.runtime.errors import EvaluationError, first_line
 
@@ -118,11 +119,18 @@ class Completions:
 
     def _generate(self, request: GenerationRequest) -> Outcome:
         options: dict[str, Any] = {"max_tokens": request.max_new_tokens, "temperature": 0}
+        if isinstance(request, SampledRequest):
+            drawn = request.sampling
+            options |= {"n": drawn.samples, "temperature": drawn.temperature}
+            options |= {"top_p": drawn.top_p, "seed": drawn.seed}
         if request.stop:
             options["stop"] = list(request.stop)
         if self.stop_token_ids:
             options["stop_token_ids"] = list(self.stop_token_ids)
-        [given] = self._complete([request.prompt_ids], **options)
+        answers = self._complete([request.prompt_ids], **options)
+        return joined(request, [self._answer(request, given) for given in answers])
+
+    def _answer(self, request: GenerationRequest, given: Mapping[str, Any]) -> Outcome:
         text = given.get("text")
         if not isinstance(text, str):
             raise EvaluationError(
@@ -169,7 +177,7 @@ class Completions:
         answer = self.connection.post(PATH, body)
         try:
             choices = {int(one["index"]): one for one in answer["choices"]}
-            ordered = [choices[number] for number in range(len(prompts))]
+            ordered = [choices[n] for n in range(len(prompts) * options.get("n", 1))]
         except (KeyError, TypeError, ValueError) as error:
             raise EvaluationError(
                 f"{self.where}: answers to {len(prompts)} prompts are missing (got "

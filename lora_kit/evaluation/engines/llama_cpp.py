@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lora_kit.evaluation.engine.scoring import until_stop_text
+from lora_kit.evaluation.engine.scoring import joined, until_stop_text
 from lora_kit.evaluation.engines.connection import Connection, RefusedError
 from lora_kit.evaluation.engines.scored import (
     Likelihood,
@@ -26,6 +26,7 @@ from lora_kit.evaluation.item import (
     LossRequest,
     Outcome,
     Request,
+    SampledRequest,
 )
 from lora_kit.runtime.errors import EvaluationError
 
@@ -157,10 +158,27 @@ class LlamaCppEngine:
         return total, greedy
 
     def _generate(self, request: GenerationRequest, slot: int) -> Outcome:
+        if not isinstance(request, SampledRequest):
+            return self._complete(request, slot, GREEDY)
+        drawn = request.sampling
+        options = {
+            "samplers": ["top_p", "temperature"],
+            "top_p": drawn.top_p,
+            "temperature": drawn.temperature,
+        }
+        answers = [
+            self._complete(request, slot, {**options, "seed": drawn.seed * drawn.samples + n})
+            for n in range(drawn.samples)
+        ]
+        return joined(request, answers)
+
+    def _complete(
+        self, request: GenerationRequest, slot: int, options: Mapping[str, Any]
+    ) -> Outcome:
         body = {
             "prompt": list(request.prompt_ids),
             "n_predict": request.max_new_tokens,
-            **GREEDY,
+            **options,
             "stop": list(request.stop),
             "return_tokens": True,
             "id_slot": slot,
