@@ -18,7 +18,7 @@ from lora_kit.evaluation.arms.models import loaded_arms, merged_facts
 from lora_kit.evaluation.arms.quantized import loaded_quantized, quantized_facts
 from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_facts
 from lora_kit.evaluation.arms.served import ServedArm, loaded_served, parse_served, served_facts
-from lora_kit.evaluation.arms.vllm import Vllm, loaded_vllm_arms
+from lora_kit.evaluation.arms.vllm import Vllm, answered_by_vllm, loaded_vllm_arms
 from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
 from lora_kit.evaluation.engines.llama_cpp import PROGRAM
@@ -187,7 +187,8 @@ def evaluate(
     engine = programs.engine or subject.spec.engine
     vllm = Vllm.of(find_vllm(programs.vllm, EvaluationError)) if engine == "vllm" else None
     cut = Stopping.of(subject.spec if stopping is None else _stopped(subject.spec, stopping))
-    names = list(dict.fromkeys([*subject.spec.arms, *arms]))
+    own_arms = subject.spec.arms if vllm is None else answered_by_vllm(subject.spec.arms)
+    names = list(dict.fromkeys([*own_arms, *arms]))
     rows = _training_rows(subject, names)
     is_shown = subject.session is not None and not EXAMPLE_ARMS.isdisjoint(names)
     shown = rows().sources if is_shown else ()

@@ -17,7 +17,7 @@ from lora_kit.evaluation.agreement import (
     agreement_sentences,
     measure_agreement,
 )
-from lora_kit.evaluation.arms.vllm import served_adapter
+from lora_kit.evaluation.arms.vllm import answered_by_vllm, served_adapter
 from lora_kit.evaluation.harness import Evaluation
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.evaluation.verdict_file import check_verdict, read_suites
@@ -301,3 +301,12 @@ def test_adapters_that_vllm_cannot_apply_are_refused(
     save_file(weights, tmp_path / "adapter_model.safetensors")
     with pytest.raises(EvaluationError, match=reason):
         served_adapter(tmp_path)
+
+
+def test_arms_of_a_recipe_that_vllm_cannot_answer_are_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert answered_by_vllm(["base", "scratch", "merged", "nf4"]) == ["base", "merged"]
+    assert "vLLM answers no scratch or nf4" in capsys.readouterr().err
+    assert answered_by_vllm(["base", "adapter"]) == ["base", "adapter"]
+    assert capsys.readouterr().err == ""

@@ -32,6 +32,7 @@ from lora_kit.merging.plan import MergePlan
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.recipe.sections import FEWSHOT, MERGED_ARMS, RETRIEVAL
 from lora_kit.runs.session import Subject
+from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.files import read_json
 from lora_kit.runtime.hashes import json_sha256
@@ -61,6 +62,13 @@ class Vllm:
             EvaluationError: if there is none.
         """
         return cls(python, vllm_version(python, EvaluationError))
+
+
+def answered_by_vllm(names: Sequence[str]) -> list[str]:
+    """Return the arms of a recipe that vLLM can answer, and say which are left out."""
+    if left := [name for name in names if name not in ANSWERED]:
+        say(f"vLLM answers no {' or '.join(left)}: left out of this evaluation")
+    return [name for name in names if name in ANSWERED]
 
 
 def loaded_vllm_arms(
