@@ -173,7 +173,7 @@ def _show(evaluation: Evaluation, as_json: bool) -> NoReturn:
     elif is_main_process():
         show_verdict(verdict, stdout())
         for sentence in agreement_sentences(evaluation.agreement):
-            print_text(f"{sentence[:1].upper()}{sentence[1:]}.")
+            print_text(f"{sentence}.")
         print_text(f"Report: {evaluation.directory}/report.html")
     raise typer.Exit(VERDICT_STATUS[verdict.decision])
 
