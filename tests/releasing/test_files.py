@@ -17,21 +17,26 @@ from lora_kit.runtime.hashes import file_sha256
 from tests.standins.programs import write_llama_server
 
 
-@pytest.fixture
-def judged(run_copy: Path, tmp_path: Path) -> Path:
-    """Return a file that was judged in the run: the stand-in answers by the merged model."""
-    place = Path(shutil.copytree(run_copy / "merged", tmp_path / "served"))
-    (place / "small.gguf").write_bytes(b"GGUF: of the merged model")
-    (place / "small.Modelfile").write_text("FROM ./small.gguf\n")
-    program = write_llama_server(tmp_path / "programs")
-    arms = ["merged", f"gguf={place / 'small.gguf'}"]
-    evaluate(run_copy, arms=arms, programs=Programs(llama_cpp=program.parent))
-    return place / "small.gguf"
+@pytest.fixture(scope="module")
+def judged(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a run and a file judged in it, for which the stand-in answers by the merged model."""
+    place = tmp_path_factory.mktemp("judged")
+    run = Path(shutil.copytree(finished, place / "run"))
+    file = Path(shutil.copytree(run / "merged", place / "served")) / "small.gguf"
+    file.write_bytes(b"GGUF: of the merged model")
+    file.with_name("small.Modelfile").write_text("FROM ./small.gguf\n")
+    program = write_llama_server(place / "programs")
+    arms = ["merged", f"gguf={file}"]
+    evaluate(run, arms=arms, programs=Programs(llama_cpp=program.parent))
+    return run, file
 
 
-def test_a_release_carries_files_with_their_verdicts(run_copy: Path, judged: Path) -> None:
-    made = release(run_copy, files=[judged])
-    assert (made.directory / "small.gguf").read_bytes() == judged.read_bytes()
+def test_a_release_carries_files_with_their_verdicts(
+    judged: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, file = judged
+    made = release(run, tmp_path / "release", files=[file])
+    assert (made.directory / "small.gguf").read_bytes() == file.read_bytes()
     assert (made.directory / "small.Modelfile").is_file()
     card = (made.directory / "README.md").read_text()
     assert "for the adapter, the merged model and the files together" in card
@@ -40,8 +45,11 @@ def test_a_release_carries_files_with_their_verdicts(run_copy: Path, judged: Pat
     verify(made.directory)
 
 
-def test_a_file_that_was_swapped_after_its_verdict_is_refused(run_copy: Path, judged: Path) -> None:
-    made = release(run_copy, files=[judged])
+def test_a_file_that_was_swapped_after_its_verdict_is_refused(
+    judged: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, file = judged
+    made = release(run, tmp_path / "release", files=[file])
     swapped = made.directory / "small.gguf"
     swapped.write_bytes(b"GGUF: of something else")
     with pytest.raises(ReleaseError, match=r"changed: small\.gguf"):
@@ -52,10 +60,10 @@ def test_a_file_that_was_swapped_after_its_verdict_is_refused(run_copy: Path, ju
     write_json(made.directory / MANIFEST, manifest)
     with pytest.raises(ReleaseError, match=r"small\.gguf: is not the file that was judged"):
         verify(made.directory)
-    judged.write_bytes(b"GGUF: of something else")
     with pytest.raises(ReleaseError, match="is not the file that was judged") as caught:
-        release(run_copy, files=[judged])
+        release(run, tmp_path / "again", files=[swapped])
     assert caught.value.status == 3
+    assert not (tmp_path / "again").exists()
 
 
 def test_files_that_were_not_judged_are_refused(run_copy: Path, tmp_path: Path) -> None:
