@@ -78,7 +78,7 @@ def measure_agreement(
         EvaluationError: if a ledger cannot be read.
     """
     here, there = Ledger(directory / LEDGER), None
-    if other is not None and _same_weights(directory, other.directory):
+    if other is not None and _is_comparable(directory, other.directory):
         there = Ledger(other.directory / LEDGER)
     found: list[Agreement] = []
     for suite in suites:
@@ -96,13 +96,14 @@ def measure_agreement(
     return found
 
 
-def _same_weights(directory: Path, other: Path) -> bool:
-    """Return true if two evaluations are of the same backbone and the same adapter."""
+def _is_comparable(directory: Path, other: Path) -> bool:
+    """Return true if two evaluations are of the same backbone, adapter and suites."""
     verdicts = [one / VERDICT for one in (directory, other)]
     if directory == other or not all(path.is_file() for path in verdicts):
         return False
     here, there = (read_json(path, EvaluationError) for path in verdicts)
-    return all(here.get(name) == there.get(name) for name in ("backbone", "adapter"))
+    same = ("backbone", "adapter", "suite_digests")
+    return all(here.get(name) == there.get(name) for name in same)
 
 
 def _compare(

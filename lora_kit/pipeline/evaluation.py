@@ -109,6 +109,11 @@ class ShippedArms:
             LoraKitError: if one is unknown, or the program that serves it is not there.
         """
         files = parse_files([arm for arm in arms if not is_served_arm(arm)])
+        if programs.llama_cpp is not None and not files:
+            raise RecipeError(
+                f"--llama-cpp: has no effect without a GGUF file (got {programs.llama_cpp}). Fix: "
+                "add --arm gguf=FILE"
+            )
         program = find_llama_cpp(programs.llama_cpp, PROGRAM, EvaluationError) if files else None
         urls = [arm for arm in arms if is_served_arm(arm)]
         return cls(files, program, parse_served(urls, programs.served_model, programs.api_key_env))
@@ -174,11 +179,12 @@ def evaluate(
         LoraKitError: if the target is neither a run nor an adapter, or is refused.
     """
     chosen = load_suites(suites) if suites else None
-    shipped = ShippedArms.parse([arm for arm in arms if is_file_arm(arm)], programs)
+    named = [arm for arm in arms if is_file_arm(arm)]
     arms = [arm for arm in arms if not is_file_arm(arm)]
     if unknown := sorted(set(arms) - set(get_args(ArmName))):
         possible = ", ".join([*get_args(ArmName), *(f"{kind}=FILE" for kind in KINDS), SERVED_ARM])
         raise RecipeError(f"arm {unknown[0]}: unknown. Fix: use {possible}")
+    shipped = ShippedArms.parse(named, programs)
     given = None if isinstance(target, Session) else gpus
     if needs_one_process(given or evaluation_gpus(target)):
         close_session(target)
@@ -186,6 +192,11 @@ def evaluate(
     subject = open_subject(target, backbone, gpus)
     engine = programs.engine or subject.spec.engine
     vllm = Vllm.of(find_vllm(programs.vllm, EvaluationError)) if engine == "vllm" else None
+    if programs.vllm is not None and vllm is None:
+        raise RecipeError(
+            f"--vllm: has no effect without the engine (got {programs.vllm}). Fix: add --engine "
+            "vllm"
+        )
     cut = Stopping.of(subject.spec if stopping is None else _stopped(subject.spec, stopping))
     own_arms = subject.spec.arms if vllm is None else answered_by_vllm(subject.spec.arms)
     names = list(dict.fromkeys([*own_arms, *arms]))

@@ -88,6 +88,16 @@ class EvaluationSpec(Section):
     """`sequential`: shape of the error spending, gamma of Hwang, Shih & DeCani (1990). The lower,
     the less early looks decide, and the less power is lost."""
 
+    @model_validator(mode="after")
+    def _tokens_for_thoughts(self) -> EvaluationSpec:
+        default = EvaluationSpec.model_fields["thinking_tokens"].default
+        if not self.thinking and self.thinking_tokens != default:
+            raise ValueError(
+                "`thinking_tokens` has no effect without `thinking`. Fix: set `thinking: true`, or "
+                "remove it"
+            )
+        return self
+
     @field_validator("arms")
     @classmethod
     def _require_both_arms(cls, arms: list[str]) -> list[str]:

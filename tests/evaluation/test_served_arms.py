@@ -247,8 +247,9 @@ def test_the_agreement_of_engines_is_measured_on_the_same_items(
     )
     assert by_transformers.agreement == []
     verdict = json.loads((there / "verdict.json").read_text())
-    (there / "verdict.json").write_text(json.dumps(verdict | {"adapter": "another"}))
-    assert measure_agreement(here, suites, OtherEngine("vllm", there)) == []
+    for other in ({"adapter": "another"}, {"suite_digests": {"keep": "another"}}):
+        (there / "verdict.json").write_text(json.dumps(verdict | other))
+        assert measure_agreement(here, suites, OtherEngine("vllm", there)) == []
 
 
 @pytest.mark.parametrize(
@@ -277,6 +278,10 @@ def test_arms_that_vllm_cannot_answer_are_refused(
     with pytest.raises(EvaluationError, match="--vllm: no environment of Python in this folder"):
         judge([], engine="vllm", vllm=tmp_path)
     environment = write_vllm(tmp_path / "environment")
+    with pytest.raises(RecipeError, match="--vllm: has no effect without the engine"):
+        judge([], vllm=environment)
+    with pytest.raises(RecipeError, match="--llama-cpp: has no effect without a GGUF file"):
+        judge([], llama_cpp=tmp_path)
     with pytest.raises(EvaluationError, match="arm scratch: vLLM answers no such arm"):
         judge(["scratch"], engine="vllm", vllm=environment)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Message, Row
@@ -113,6 +114,12 @@ def test_a_plan_says_which_thoughts_the_rows_teach(thinker: Backbone) -> None:
     assert only.warning(EvaluationSpec(thinking=True)) == ""
     thinker.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     assert taught_thoughts(rows[2:3], thinker.tokenizer) == TaughtThoughts(0, 0, 1)
+
+
+def test_tokens_of_thoughts_without_thoughts_are_refused() -> None:
+    assert EvaluationSpec(thinking=True, thinking_tokens=9).thinking_tokens == 9
+    with pytest.raises(ValidationError, match="`thinking_tokens` has no effect"):
+        EvaluationSpec(thinking_tokens=9)
 
 
 @pytest.mark.slow

@@ -11,16 +11,11 @@ from lora_kit.evaluation.engines.connection import Connection, RefusedError
 from lora_kit.evaluation.engines.scored import (
     Likelihood,
     Scored,
-    choice_outcome,
-    loss_outcome,
+    answered,
     read_tokens,
-    scored_branches,
-    supervised_runs,
 )
 from lora_kit.evaluation.item import (
-    ChoiceRequest,
     GenerationRequest,
-    LossRequest,
     Outcome,
     Request,
     SampledRequest,
@@ -103,19 +98,7 @@ class Completions:
         Raises:
             EvaluationError: if the server does not answer, or answers with other tokens.
         """
-        try:
-            if isinstance(request, GenerationRequest):
-                return self._generate(request)
-            if isinstance(request, ChoiceRequest):
-                return choice_outcome(request, self._likelihoods(scored_branches(request)))
-            if isinstance(request, LossRequest):
-                return loss_outcome(request, self._likelihoods(supervised_runs(request)))
-        except RefusedError as error:
-            return Outcome(error=f"{self.model}: {error}")
-        raise EvaluationError(
-            f"{self.where}: a served model answers no such request (got "
-            f"{type(request).__name__}). Fix: remove the arm, or the task"
-        )
+        return answered(request, self.model, self._generate, self._likelihoods)
 
     def _generate(self, request: GenerationRequest) -> Outcome:
         options: dict[str, Any] = {"max_tokens": request.max_new_tokens, "temperature": 0}

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lora_kit.evaluation.engine.scoring import joined, until_stop_text
 from lora_kit.evaluation.engines.connection import Connection, RefusedError
+from lora_kit.evaluation.engines.opened import OpenedEngine
 from lora_kit.evaluation.engines.scored import (
     Likelihood,
     Scored,
-    choice_outcome,
-    loss_outcome,
+    answered,
     read_tokens,
-    scored_branches,
-    supervised_runs,
 )
 from lora_kit.evaluation.engines.server import LocalServer, ServerCommand, local_server
 from lora_kit.evaluation.item import (
-    ChoiceRequest,
     GenerationRequest,
-    LossRequest,
     Outcome,
     Request,
     SampledRequest,
@@ -42,7 +36,7 @@ GREEDY = {"samplers": ["top_k"], "top_k": 1}
 FORCED = 1e4
 
 
-class LlamaCppEngine:
+class LlamaCppEngine(OpenedEngine):
     """A GGUF file, answered by llama.cpp's server on the loopback interface.
 
     Log-likelihoods are those of the model: each token is forced by a bias, and the server says its
@@ -68,6 +62,7 @@ class LlamaCppEngine:
             context: tokens of the longest request, its answer included.
             threads: threads of the server.
         """
+        super().__init__()
         self.path = path
         self._tokenizer = tokenizer
         self._stops = frozenset(stop_token_ids)
@@ -76,7 +71,6 @@ class LlamaCppEngine:
         arguments += ["--host", "127.0.0.1", "--no-webui", "--offline"]
         fix = "export it again, or use a llama.cpp that knows its architecture"
         self._command = ServerCommand("llama.cpp", path, arguments, SLOTS, fix)
-        self._open = ExitStack()
         self._server: LocalServer | None = None
 
     def __enter__(self) -> LlamaCppEngine:
@@ -87,15 +81,6 @@ class LlamaCppEngine:
         """
         self._server = self._open.enter_context(local_server(self._command))
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the server."""
-        self._open.close()
 
     @property
     def has_ended(self) -> bool:
@@ -117,20 +102,11 @@ class LlamaCppEngine:
         return self._connection.each(self._outcome, requests)
 
     def _outcome(self, request: Request, slot: int) -> Outcome:
-        try:
-            if isinstance(request, GenerationRequest):
-                return self._generate(request, slot)
-            if isinstance(request, ChoiceRequest):
-                branches = [self._score(one, slot) for one in scored_branches(request)]
-                return choice_outcome(request, branches)
-            if isinstance(request, LossRequest):
-                runs = [self._score(one, slot) for one in supervised_runs(request)]
-                return loss_outcome(request, runs)
-        except RefusedError as error:
-            return Outcome(error=f"llama.cpp: {error}")
-        raise EvaluationError(
-            f"{self.path}: llama.cpp answers no such request (got {type(request).__name__}). Fix: "
-            "remove the arm, or the task"
+        return answered(
+            request,
+            "llama.cpp",
+            lambda one: self._generate(one, slot),
+            lambda asked: [self._score(one, slot) for one in asked],
         )
 
     def _score(self, asked: Scored, slot: int) -> Likelihood:

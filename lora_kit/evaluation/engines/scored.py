@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 
 from lora_kit.data.supervision import IGNORE_INDEX
+from lora_kit.evaluation.engines.connection import RefusedError
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, LossRequest, Outcome, Request
+from lora_kit.runtime.errors import EvaluationError
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,36 @@ def supervised_runs(request: LossRequest) -> list[Scored]:
     return [Scored(tuple(ids[: run[0]]), tuple(ids[run[0] : run[-1] + 1])) for run in runs]
 
 
-def choice_outcome(request: ChoiceRequest, likelihoods: list[Likelihood]) -> Outcome:
-    """Return the outcome of a choice from the likelihoods of its branches."""
-    totals, greedy = zip(*likelihoods, strict=True)
-    return Outcome(totals, greedy, "", request.length)
+def answered(
+    request: Request,
+    name: str,
+    generate: Callable[[GenerationRequest], Outcome],
+    likelihoods: Callable[[list[Scored]], list[Likelihood]],
+) -> Outcome:
+    """Return the outcome of a request; one with `error` if the program refuses it.
 
+    Args:
+        request: the request.
+        name: name of the program or model, for messages.
+        generate: function that generates an answer.
+        likelihoods: function that returns the log-likelihoods of tokens after their contexts.
 
-def loss_outcome(request: LossRequest, likelihoods: list[Likelihood]) -> Outcome:
-    """Return the outcome of a loss from the likelihoods of its supervised runs."""
-    total = sum(nats for nats, _ in likelihoods)
-    return Outcome((total,), (all(best for _, best in likelihoods),), "", request.length)
+    Raises:
+        EvaluationError: for a request to a head, which no such program answers.
+    """
+    try:
+        if isinstance(request, GenerationRequest):
+            return generate(request)
+        if isinstance(request, ChoiceRequest):
+            totals, greedy = zip(*likelihoods(scored_branches(request)), strict=True)
+            return Outcome(totals, greedy, "", request.length)
+        if isinstance(request, LossRequest):
+            runs = likelihoods(supervised_runs(request))
+            total, is_greedy = sum(nats for nats, _ in runs), all(best for _, best in runs)
+            return Outcome((total,), (is_greedy,), "", request.length)
+    except RefusedError as error:
+        return Outcome(error=f"{name}: {error}")
+    raise EvaluationError(
+        f"{name}: answers no such request (got {type(request).__name__}). Fix: remove the arm, or "
+        "the task"
+    )

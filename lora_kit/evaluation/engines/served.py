@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lora_kit.evaluation.engines.applied import ProbeAnswers, require_adapter
 from lora_kit.evaluation.engines.completions import Completions
 from lora_kit.evaluation.engines.connection import Connection, RefusedError
+from lora_kit.evaluation.engines.opened import OpenedEngine
 from lora_kit.evaluation.item import GenerationRequest, Outcome, Request
 from lora_kit.runtime.errors import EvaluationError, RecipeError
 
@@ -81,7 +81,7 @@ class Endpoint:
         return [str(one.get("id")) for one in listed or [] if isinstance(one, dict)]
 
 
-class ServedEngine:
+class ServedEngine(OpenedEngine):
     """Answers of one model of a server."""
 
     def __init__(
@@ -101,6 +101,7 @@ class ServedEngine:
             tasks: name and a request of each task.
             known: answers of base and adapter in this process.
         """
+        super().__init__()
         self._endpoint = endpoint
         self._model = model
         self._tokenizer = tokenizer
@@ -116,6 +117,7 @@ class ServedEngine:
                 them, has other tokens than the backbone, or ignores the adapter.
         """
         connection = self._endpoint.connect()
+        self._open.callback(connection.close)
         asked = Completions(connection, self._model, self._tokenizer)
         try:
             asked = replace(asked, way=asked.find_way(self._tasks[0][1]))
@@ -123,19 +125,9 @@ class ServedEngine:
             self._refuse_unanswered(asked)
             require_adapter(asked.where, self._known, self.answer(self._known.requests))
         except BaseException:
-            connection.close()
+            self._open.close()
             raise
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the connection."""
-        if self._completions is not None:
-            self._completions.connection.close()
 
     def _refuse_unanswered(self, asked: Completions) -> None:
         """Refuse tasks that need log-likelihoods of given texts, if the server gives none."""

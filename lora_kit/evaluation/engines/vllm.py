@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lora_kit.evaluation.engines.applied import ProbeAnswers, require_difference
 from lora_kit.evaluation.engines.completions import Completions
+from lora_kit.evaluation.engines.opened import OpenedEngine
 from lora_kit.evaluation.engines.server import ServerCommand, local_server
 from lora_kit.evaluation.item import Outcome, Request
 from lora_kit.runtime.errors import EvaluationError
@@ -93,7 +93,7 @@ class VllmModel:
         return ServerCommand("vLLM", path, arguments, SLOTS, fix, variables)
 
 
-class VllmEngine:
+class VllmEngine(OpenedEngine):
     """Answers of a model, and of its adapter, by vLLM.
 
     Attributes:
@@ -102,9 +102,9 @@ class VllmEngine:
 
     def __init__(self, served: VllmModel):
         """Prepare the engine; the server is started when it is entered."""
+        super().__init__()
         self._served = served
         self.model = BASE
-        self._open = ExitStack()
         self._completions: Completions | None = None
 
     def __enter__(self) -> VllmEngine:
@@ -132,15 +132,6 @@ class VllmEngine:
             self._open.close()
             raise
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the server."""
-        self._open.close()
 
     def answer(self, requests: Sequence[Request]) -> list[Outcome]:
         """Return the outcomes of requests, by the model that `answered_by` names.
