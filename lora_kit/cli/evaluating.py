@@ -40,8 +40,8 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help="Arm besides base and adapter: merged, merged-original, nf4, int8, fewshot, "
-            "retrieval, scratch, probe, an exported file, gguf=FILE, or a model of a server, "
-            "served=URL; may be repeated."
+            "retrieval, scratch, probe, an exported file, gguf=FILE, its control, the base in the "
+            "same file type, base-gguf=FILE, or a model of a server, served=URL; may be repeated."
         ),
     ] = None,
     served_model: Annotated[

@@ -9,6 +9,7 @@ from lora_kit.recipe.sections import MERGED_ARMS, QUANTIZED_ARMS
 # Between a kind and a name, as in `gguf=model.gguf` and `served=http://127.0.0.1:8000/v1`.
 FILE_SEPARATOR = "="
 SERVED = "served"
+CONTROL = "base-"
 
 
 def is_file_arm(arm: str) -> bool:
@@ -28,7 +29,7 @@ def is_served_arm(arm: str) -> bool:
 
 def is_serving_format(arm: str) -> bool:
     """Return true for a form in which the model is served: a file, a server's, or quantized."""
-    return is_file_arm(arm) or arm in QUANTIZED_ARMS
+    return (is_file_arm(arm) and not is_control(arm)) or arm in QUANTIZED_ARMS
 
 
 def is_shipped(arm: str) -> bool:
@@ -38,4 +39,14 @@ def is_shipped(arm: str) -> bool:
 
 def control_arm(arm: str) -> str:
     """Return the arm that tells the loss of a quantization from that of the adapter."""
-    return f"base-{arm}"
+    return f"{CONTROL}{arm}"
+
+
+def is_control(arm: str) -> bool:
+    """Return true for the base, quantized as a form in which the model is served."""
+    return arm.startswith(CONTROL)
+
+
+def is_asked_with_shipped(arm: str) -> bool:
+    """Return true for an arm that is asked as far as those that ship: they, the base, controls."""
+    return arm == "base" or is_shipped(arm) or is_control(arm)

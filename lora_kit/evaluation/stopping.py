@@ -3,7 +3,8 @@
 The path follows from the results alone, so that it can be recomputed from a ledger. A task is asked
 until the adapter is decided, or can hardly be any more. A merged model, or an exported file, is
 judged at the look at which the adapter ended; if one is undecided there, all items that are left
-are asked. Of several merged models, one is selected on half of the items, which takes all of them.
+are asked, of the base and its controls as well. Of several merged models, one is selected on half
+of the items, which takes all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from lora_kit.evaluation.arm_names import is_shipped
+from lora_kit.evaluation.arm_names import is_asked_with_shipped, is_shipped
 from lora_kit.evaluation.comparisons import compare, decide
 from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.evaluation.pairs import Entries, Pairs, pair
@@ -218,9 +219,8 @@ def require_path(arms: Mapping[str, Entries], suite: Suite, task: TaskSpec, plan
             f"{where}: not asked to its end (got look {end.look.number} of {len(looks)} as the "
             "last one, at which nothing was decided). Fix: restore the ledger, or evaluate again"
         )
-    shipped = [arm for arm in arms if is_shipped(arm)]
-    last = dict.fromkeys(arms, end.look.number)
-    last |= dict.fromkeys(["base", *shipped], merged_end(arms, suite, task, looks, end)[0])
+    merged_until = merged_end(arms, suite, task, looks, end)[0]
+    last = {arm: merged_until if is_asked_with_shipped(arm) else end.look.number for arm in arms}
     for arm, entries in arms.items():
         if arm != DRIFT and asked_looks(entries) != last[arm]:
             raise EvaluationError(

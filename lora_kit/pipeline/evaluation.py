@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,15 @@ from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.agreement import OtherEngine
 from lora_kit.evaluation.arm_names import FILE_SEPARATOR, SERVED, is_file_arm, is_served_arm
 from lora_kit.evaluation.arms.classifier import class_facts, loaded_class_arms
-from lora_kit.evaluation.arms.files import KINDS, FileArm, file_facts, loaded_files, parse_files
+from lora_kit.evaluation.arms.files import (
+    CONTROL_KINDS,
+    KINDS,
+    FileArm,
+    file_facts,
+    loaded_files,
+    parse_files,
+)
+from lora_kit.evaluation.arms.gguf_controls import matched_controls
 from lora_kit.evaluation.arms.models import loaded_arms, merged_facts
 from lora_kit.evaluation.arms.quantized import loaded_quantized, quantized_facts
 from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_facts
@@ -93,11 +101,13 @@ class ShippedArms:
 
     Attributes:
         files: the files.
+        controls: the base's file in the same file type, for the files that have one.
         program: llama.cpp's server; `None` without a file.
         served: the served model; `None` without one.
     """
 
     files: Sequence[FileArm]
+    controls: Mapping[FileArm, FileArm]
     program: Path | None
     served: ServedArm | None
 
@@ -108,7 +118,9 @@ class ShippedArms:
         Raises:
             LoraKitError: if one is unknown, or the program that serves it is not there.
         """
-        files = parse_files([arm for arm in arms if not is_served_arm(arm)])
+        named = parse_files([arm for arm in arms if not is_served_arm(arm)])
+        files = [file for file in named if file.kind in KINDS]
+        controls = matched_controls(files, [file for file in named if file not in files])
         if programs.llama_cpp is not None and not files:
             raise RecipeError(
                 f"--llama-cpp: has no effect without a GGUF file (got {programs.llama_cpp}). Fix: "
@@ -116,7 +128,8 @@ class ShippedArms:
             )
         program = find_llama_cpp(programs.llama_cpp, PROGRAM, EvaluationError) if files else None
         urls = [arm for arm in arms if is_served_arm(arm)]
-        return cls(files, program, parse_served(urls, programs.served_model, programs.api_key_env))
+        served = parse_served(urls, programs.served_model, programs.api_key_env)
+        return cls(files, controls, program, served)
 
     @property
     def names(self) -> list[str]:
@@ -127,13 +140,13 @@ class ShippedArms:
     @property
     def facts(self) -> dict[str, str]:
         """Facts of the report on these arms."""
-        return {**file_facts(self.files), **served_facts(self.served)}
+        return {**file_facts(self.files, self.controls), **served_facts(self.served)}
 
     def loaded(self, subject: Subject, work: Sequence[Work]) -> list[LoadedArms]:
         """Return the arms with the engines that answer for them."""
         models: list[LoadedArms] = []
         if self.program is not None:
-            models += loaded_files(subject, self.files, work, self.program)
+            models += loaded_files(subject, self.files, self.controls, work, self.program)
         if self.served is not None:
             models.append(loaded_served(subject, self.served, work))
         return models
@@ -167,7 +180,8 @@ def evaluate(
             `evaluation-SUITE/` or `evaluation-ENGINE/` for other suites, or another engine, than
             the recipe's, so that a run keeps the verdict for its release.
         arms: further arms besides those of the run's recipe (by default `base` and `adapter`),
-            exported files as `gguf=FILE`, and a server's model as `served=URL`.
+            exported files as `gguf=FILE`, the base in the same file type as `base-gguf=FILE`, and
+            a server's model as `served=URL`.
         no_cache: if true, ignore existing results.
         work: tokenized items of the recipe's suites, if an earlier stage has prepared them.
         gpus: overrides the recipe's `evaluation.gpus`; ignored for an open session.
@@ -182,7 +196,8 @@ def evaluate(
     named = [arm for arm in arms if is_file_arm(arm)]
     arms = [arm for arm in arms if not is_file_arm(arm)]
     if unknown := sorted(set(arms) - set(get_args(ArmName))):
-        possible = ", ".join([*get_args(ArmName), *(f"{kind}=FILE" for kind in KINDS), SERVED_ARM])
+        kinds = [f"{kind}{FILE_SEPARATOR}FILE" for kind in (*KINDS, *CONTROL_KINDS)]
+        possible = ", ".join([*get_args(ArmName), *kinds, SERVED_ARM])
         raise RecipeError(f"arm {unknown[0]}: unknown. Fix: use {possible}")
     shipped = ShippedArms.parse(named, programs)
     given = None if isinstance(target, Session) else gpus

@@ -2,27 +2,31 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from lora_kit.evaluation.arms.files import parse_files
+from lora_kit.evaluation.arms.gguf_controls import matched_controls
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.evaluation.verdict_file import check_verdict
 from lora_kit.pipeline.evaluation import Programs, evaluate
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runtime.errors import EvaluationError, RecipeError
+from lora_kit.runtime.errors import EvaluationError, MergeError, RecipeError
 from tests.standins.programs import write_llama_server
 
 SUITE: dict[str, Any] = {
     "name": "keep",
     "role": "retention",
     "tasks": [
-        {"name": "quiz", "kind": "multiple_choice", "source": "reasoning", "limit": 90}
+        {"name": "quiz", "kind": "multiple_choice", "source": "reasoning", "limit": 30}
         | {"margin": 0.4},
-        {"name": "follow", "kind": "instructions", "source": "instructions", "limit": 8}
+        {"name": "follow", "kind": "instructions", "source": "instructions", "limit": 4}
         | {"max_new_tokens": 3, "margin": 0.9},
     ],
 }
@@ -50,8 +54,34 @@ def adapter(tiny: Path, tmp_path: Path) -> Path:
 def file(tiny: Path, tmp_path: Path) -> Path:
     """Return a file beside the model that the stand-in answers with: the base."""
     shutil.copytree(tiny, tmp_path / "served")
-    (tmp_path / "served" / "model.gguf").write_bytes(b"GGUF")
-    return tmp_path / "served" / "model.gguf"
+    return write_gguf(tmp_path / "served" / "model.gguf", "MOSTLY_Q8_0")
+
+
+@pytest.fixture
+def control(tiny: Path, tmp_path: Path) -> Path:
+    """Return a file beside a model that is another one than the base, as a quantized base is."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    model.model.layers[0].mlp.down_proj.weight.data *= 3
+    shutil.copytree(tiny, tmp_path / "quantized")
+    model.save_pretrained(tmp_path / "quantized")
+    return write_gguf(tmp_path / "quantized" / "base.gguf", "MOSTLY_Q8_0", weight=0.0)
+
+
+def write_gguf(path: Path, type_: str | None, weight: float = 1.0) -> Path:
+    """Write a GGUF file of a file type with one tensor."""
+    from gguf import GGUFWriter, LlamaFileType
+
+    writer = GGUFWriter(path, "llama")
+    if type_ is not None:
+        writer.add_file_type(LlamaFileType[type_])
+    writer.add_tensor("output.weight", np.full((2, 2), weight, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 @pytest.fixture
@@ -61,8 +91,14 @@ def suite(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_file_has_its_own_verdict(
-    programs: Programs, adapter: Path, file: Path, suite: str, tiny: Path, tmp_path: Path
+def test_a_file_has_its_own_verdict_and_its_control_none(
+    programs: Programs,
+    adapter: Path,
+    file: Path,
+    control: Path,
+    suite: str,
+    tiny: Path,
+    tmp_path: Path,
 ) -> None:
     backbone = BackboneSpec.model_validate({"model": str(tiny), "dtype": "float32"})
     done = evaluate(
@@ -70,7 +106,7 @@ def test_a_file_has_its_own_verdict(
         [suite],
         backbone,
         tmp_path / "out",
-        [f"gguf={file}"],
+        [f"gguf={file}", f"base-gguf={control}"],
         programs=programs,
     )
     assert list(done.verdict.files) == ["gguf=model.gguf"]
@@ -80,21 +116,26 @@ def test_a_file_has_its_own_verdict(
         assert one.interval.delta == pytest.approx(0.0, abs=0.05)
         assert one.from_adapter is not None
         assert one.from_adapter.delta == pytest.approx(0.0, abs=0.05)
+        assert one.control is not None
+        assert one.control.items == one.interval.items
+    assert by_task["quiz"].files[0].control.delta != 0
     scores = {
         arm: {
             (entry.task, entry.item): entry.score
             for entry in read_ledger(tmp_path / "out" / "ledger.parquet")
             if entry.arm == arm
         }
-        for arm in ("base", "gguf=model.gguf")
+        for arm in ("base", "gguf=model.gguf", "base-gguf=model.gguf")
     }
     assert scores["base"].keys() == scores["gguf=model.gguf"].keys()
+    assert scores["base"].keys() == scores["base-gguf=model.gguf"].keys()
     same = [scores["base"][key] == score for key, score in scores["gguf=model.gguf"].items()]
     assert sum(same) >= 0.95 * len(same)
     assert check_verdict(tmp_path / "out").verdict == done.verdict
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index("gguf=model.gguf") < page.index("<main>")
-    assert "arithmetic differs" in page
+    assert "arithmetic differs in the last digits; control: base.gguf, the base" in page
+    assert "base quantized alike" in page
     recorded = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert set(recorded["merged_models"]) == {"gguf=model.gguf"}
     del recorded["files"]
@@ -162,6 +203,10 @@ def test_what_is_no_file_is_refused_before_anything_is_measured(
                 arms,
                 programs=programs,
             )
+    with pytest.raises(RecipeError, match=r"base-gguf=model.gguf: .* q8_0 \(got no gguf=FILE\)"):
+        evaluate(
+            adapter, [suite], backbone, tmp_path / "out", [f"base-{arms[0]}"], programs=programs
+        )
     two = SimpleNamespace(num_processes=2)
     arms = (f"gguf={file}",)
     with pytest.MonkeyPatch.context() as patched:
@@ -186,3 +231,41 @@ def test_what_is_no_file_is_refused_before_anything_is_measured(
             programs=absent,
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("bases", "reason"),
+    [
+        ({"b": ("MOSTLY_Q4_K_M", 0)}, r"base-gguf=b: .* in q4_k_m \(got gguf=m in q8_0\)"),
+        ({"b": ("MOSTLY_Q8_0", 1)}, "base-gguf=b: has the weights of gguf=m"),
+        ({"b": (None, 0)}, r"base-gguf=b: .*\(got no general.file_type\)"),
+        (
+            {"b": ("MOSTLY_Q8_0", 0), "c": ("MOSTLY_Q8_0", 2)},
+            r"base-gguf=c: two files of the base are in q8_0 \(got base-gguf=b as well\)",
+        ),
+    ],
+)
+def test_a_control_that_tells_nothing_of_a_file_is_refused(
+    tmp_path: Path, bases: Mapping[str, tuple[str | None, float]], reason: str
+) -> None:
+    files = parse_files([f"gguf={write_gguf(tmp_path / 'm', 'MOSTLY_Q8_0')}"])
+    controls = parse_files(
+        [
+            f"base-gguf={write_gguf(tmp_path / name, type_, weight)}"
+            for name, (type_, weight) in bases.items()
+        ]
+    )
+    with pytest.raises(RecipeError, match=reason):
+        matched_controls(files, controls)
+
+
+def test_a_control_is_that_of_every_file_in_its_type(tmp_path: Path) -> None:
+    types = {"one": "ALL_F32", "two": "MOSTLY_Q8_0", "three": "MOSTLY_Q8_0"}
+    files = parse_files(
+        [f"gguf={write_gguf(tmp_path / name, type_)}" for name, type_ in types.items()]
+    )
+    [control] = parse_files([f"base-gguf={write_gguf(tmp_path / 'base', 'MOSTLY_Q8_0', 0)}"])
+    assert matched_controls(files, [control]) == {files[1]: control, files[2]: control}
+    control.path.write_bytes(b"GGUF")
+    with pytest.raises(MergeError, match="not a whole GGUF file"):
+        matched_controls(files, [control])

@@ -296,6 +296,7 @@ def test_other_models_are_asked_what_the_first_was(
         ),
         LoadedArms(load("scratch"), (Arm("scratch", "s", nullcontext),)),
         LoadedArms(load("merged"), (Arm("merged", "m", nullcontext),)),
+        LoadedArms(load("control"), (Arm("base-nf4", "b", nullcontext),)),
     ]
     journal = Journal(tmp_path, 0)
     journal.open()
@@ -307,7 +308,8 @@ def test_other_models_are_asked_what_the_first_was(
     # A look that asks the last items needs no judge.
     assert judge.asked == [{"keep/texts": look} for look in range(1, min(end, 4) + 1)]
     texts = work[0]
-    keys = {name: texts.key(name, name[0]) for name in ("base", "adapter", "scratch", "merged")}
+    names = ("base", "adapter", "scratch", "merged", "base-nf4")
+    keys = {name: texts.key(name, name[0]) for name in names}
     found = {name: len(Journals(tmp_path, [key]).items(key)) for name, key in keys.items()}
     of_adapter = 40 * end
     assert found == {
@@ -315,9 +317,10 @@ def test_other_models_are_asked_what_the_first_was(
         "adapter": of_adapter,
         "scratch": of_adapter,
         "merged": of_merged,
+        "base-nf4": of_merged,
     }
-    again = ["first", "merged"] if onward else []
-    assert loads == ["first", "scratch", "merged", *again]
+    again = ["first", "merged", "control"] if onward else []
+    assert loads == ["first", "scratch", "merged", "control", *again]
 
 
 def test_shares_are_of_the_looks_that_are_asked(adapted: Any, work: list[Work]) -> None:

@@ -175,6 +175,19 @@ def test_an_undecided_merged_model_is_asked_all_items() -> None:
         )
 
 
+def test_a_control_is_asked_what_its_file_is() -> None:
+    name, control = "gguf=x", "base-gguf=x"
+    file = answers(name, [float(n >= 10) for n in range(ITEMS)])
+    arms = {"base": base(), "adapter": lost(0.02, 2), name: file}
+    whole = {**arms, control: lost(0.1, 5, control)}
+    require_path(whole, KEEP, KEEP.tasks[0], PLAN)
+    [one] = judged(whole).files
+    assert one.control is not None
+    assert (one.control.items, one.control.delta) == (ITEMS, pytest.approx(-0.1))
+    with pytest.raises(EvaluationError, match="arm base-gguf=x was not asked until"):
+        require_path({**arms, control: lost(0.1, 2, control)}, KEEP, KEEP.tasks[0], PLAN)
+
+
 def test_several_merged_models_are_asked_all_items() -> None:
     arms = {"base": base(), "adapter": lost(0.02, 2)}
     arms |= {name: lost(0.02, 5, name) for name in ("merged", "merged-original")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
-from lora_kit.evaluation.arm_names import FILE_SEPARATOR
+from lora_kit.evaluation.arm_names import CONTROL, FILE_SEPARATOR, control_arm
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.engines.llama_cpp import LlamaCppEngine
@@ -23,6 +23,8 @@ from lora_kit.runtime.hashes import file_sha256, json_sha256
 from lora_kit.runtime.processes import process_state
 
 KINDS = ("gguf",)
+# Files of the base, the controls of those.
+CONTROL_KINDS = tuple(control_arm(kind) for kind in KINDS)
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,22 @@ class FileArm:
 
     @classmethod
     def parse(cls, text: str) -> FileArm:
-        """Return the arm that `KIND=FILE` names.
+        """Return the file that `KIND=FILE` names, the adapter's or the base's.
 
         Raises:
             RecipeError: if the kind is unknown, or there is no such file.
         """
         kind, _, name = text.partition(FILE_SEPARATOR)
         path = Path(name).expanduser()
-        if kind not in KINDS:
+        if kind not in (*KINDS, *CONTROL_KINDS):
             raise RecipeError(
-                f"arm {text}: unknown kind of file (got {kind}). Fix: use {', '.join(KINDS)}"
+                f"arm {text}: unknown kind of file (got {kind}). Fix: use "
+                f"{', '.join([*KINDS, *CONTROL_KINDS])}"
             )
         if not path.is_file():
             raise RecipeError(
                 f"arm {text}: no such file (got {path}). Fix: write it with `lora-kit export DIR "
-                f"--to {kind} --output {path}`"
+                f"--to {kind.removeprefix(CONTROL)} --output {path}`"
             )
         return cls(kind, path)
 
@@ -95,13 +98,18 @@ def require_one_process(where: str, what: str) -> None:
 
 
 def loaded_files(
-    subject: Subject, files: Sequence[FileArm], work: Sequence[Work], program: Path
+    subject: Subject,
+    files: Sequence[FileArm],
+    controls: Mapping[FileArm, FileArm],
+    work: Sequence[Work],
+    program: Path,
 ) -> list[LoadedArms]:
-    """Return the arms of exported files, each with the engine that answers for it.
+    """Return the arms of exported files and their controls, with the engines that answer for them.
 
     Args:
         subject: adapter and backbone that the files are of.
         files: the files.
+        controls: the base's file in the same file type, for the files that have one.
         work: tasks that are asked.
         program: llama.cpp's server.
 
@@ -126,13 +134,22 @@ def loaded_files(
 
     version = _version(program)
     digests = [file_sha256(file.path) for file in files]
-    return [
+    models = [
         LoadedArms(
             partial(open_engine, file.path),
             (Arm(file.name, json_sha256([digest, version]), nullcontext, files=digest),),
         )
         for file, digest in zip(files, digests, strict=True)
     ]
+    for control in dict.fromkeys(controls.values()):
+        identity = json_sha256([file_sha256(control.path), version])
+        arms = tuple(
+            Arm(control_arm(file.name), identity, nullcontext)
+            for file, own in controls.items()
+            if own == control
+        )
+        models.append(LoadedArms(partial(open_engine, control.path), arms))
+    return models
 
 
 def _version(program: Path) -> str:
@@ -141,10 +158,11 @@ def _version(program: Path) -> str:
     return done.stdout + done.stderr
 
 
-def file_facts(files: Sequence[FileArm]) -> dict[str, str]:
+def file_facts(files: Sequence[FileArm], controls: Mapping[FileArm, FileArm]) -> dict[str, str]:
     """Return the report's facts on the files among the arms."""
     return {
         f"Arm {file.name}": "answered by llama.cpp, base and adapter by transformers: their "
         "arithmetic differs in the last digits"
+        + (f"; control: {controls[file].path.name}, the base" if file in controls else "")
         for file in files
     }

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lora_kit.evaluation.arm_names import is_shipped
+from lora_kit.evaluation.arm_names import is_asked_with_shipped
 from lora_kit.evaluation.engine.arm import Arm, Engine, EvaluationContext, LoadedArms, PathJudge
 from lora_kit.evaluation.engine.arm_task import ArmTask, evaluate_task, measure_drift
 from lora_kit.evaluation.engine.batching import PREFIX_TOKENS
@@ -103,7 +103,7 @@ class TaskPath:
 
     Attributes:
         adapter: last look of the adapter and the baselines.
-        merged: last look of the base, of merged models and of exported files.
+        merged: last look of the base, of merged models, of exported files and of their controls.
     """
 
     adapter: int
@@ -111,7 +111,7 @@ class TaskPath:
 
     def last_look(self, arm: str) -> int:
         """Return the last look of an arm."""
-        return self.merged if arm == "base" or is_shipped(arm) else self.adapter
+        return self.merged if is_asked_with_shipped(arm) else self.adapter
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def _by_name(work: Sequence[Work], looks: Sequence[int]) -> dict[str, int]:
 
 
 def _judged_with_merged(loaded: LoadedArms) -> LoadedArms | None:
-    """Return the base, the merged models and the files among some arms; `None` without any."""
-    arms = tuple(arm for arm in loaded.arms if arm.name == "base" or is_shipped(arm.name))
+    """Return the base, merged models, files and controls among some arms; `None` without any."""
+    arms = tuple(arm for arm in loaded.arms if is_asked_with_shipped(arm.name))
     return replace(loaded, arms=arms, drift_identity=None) if arms else None
 
 
