@@ -9,9 +9,11 @@ import numpy as np
 from scipy.special import softmax
 
 from lora_kit.evaluation.comparisons import repeated
+from lora_kit.evaluation.cut_answers import CUT_OFF
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.pairs import Pairs, mean_score
 from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.thoughts import UNENDED
 from lora_kit.statistics.calibration import CalibrationComparison, compare_calibration
 from lora_kit.statistics.clusters import Floats
 from lora_kit.statistics.decisions import Interval, holm, loss_p, paired_interval
@@ -20,7 +22,9 @@ from lora_kit.statistics.looks import Look
 
 # The interval of a smaller slice would be too wide to be of use.
 SMALLEST_SLICE = 5
-LOWER_IS_BETTER = ("loss", "bits_per_byte")
+LOWER_IS_BETTER = ("loss", "bits_per_byte", CUT_OFF, UNENDED)
+# Beginnings of the names of lm-eval's metrics of which a higher value is better, and our own.
+KNOWN_IN_LM_EVAL = ("acc", "exact_match", CUT_OFF)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def secondary_metrics(pairs: Pairs, task: TaskSpec, look: Look) -> tuple[Seconda
         ]
         if len(values) < len(pairs.before):
             continue
-        if task.kind == "lm_eval" and not name.startswith(("acc", "exact_match")):
+        if task.kind == "lm_eval" and not name.startswith(KNOWN_IN_LM_EVAL):
             continue  # the name alone does not say if a higher value is better
         base, adapter = (np.array(column, dtype=np.float64) for column in zip(*values, strict=True))
         sign = -1.0 if name in LOWER_IS_BETTER else 1.0

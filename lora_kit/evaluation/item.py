@@ -141,6 +141,8 @@ class Outcome:
         samples: texts of a sampled request; empty for the others.
         tokens: number of tokens processed.
         error: reason why an engine has no answer; then the item has no score.
+        cut_off: for each generated answer, true if it was cut at `max_new_tokens`, and did not end
+            by a token or a stop text; empty if the engine does not say.
     """
 
     log_likelihoods: tuple[float, ...] = ()
@@ -149,6 +151,7 @@ class Outcome:
     tokens: int = 0
     error: str = ""
     samples: tuple[str, ...] = ()
+    cut_off: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

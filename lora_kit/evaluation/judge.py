@@ -13,6 +13,8 @@ from lora_kit.evaluation.comparisons import (
     task_score,
     texts_to_judge,
 )
+from lora_kit.evaluation.cut_answers import CUT_OFF, MANY
+from lora_kit.evaluation.diagnostics import SecondaryMetric
 from lora_kit.evaluation.file_verdicts import file_decisions, judge_files
 from lora_kit.evaluation.ledger import DRIFT
 from lora_kit.evaluation.ledger_view import LedgerView
@@ -196,7 +198,20 @@ def _findings(suite: SuiteVerdict) -> list[Finding]:
         if where:
             text = f"{task.task} got significantly worse (after Holm) on {', '.join(where)}"
             findings.append(Finding("alarm", suite.suite, task.task, text))
+        findings += [
+            _cut_finding(suite.suite, task.task, one)
+            for one in task.measures
+            if one.name == CUT_OFF and max(one.base, one.adapter) > MANY
+        ]
     return findings
+
+
+def _cut_finding(suite: str, task: str, cut: SecondaryMetric) -> Finding:
+    text = (
+        f"{cut.base:.0%} of the base's answers and {cut.adapter:.0%} of the adapter's on {task} "
+        "were cut at max_new_tokens: raise it, so that they are judged as a whole"
+    )
+    return Finding("answers cut off", suite, task, text)
 
 
 def _baseline_finding(suite: str, task: TaskVerdict, baseline: BaselineComparison) -> Finding:

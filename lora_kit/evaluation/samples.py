@@ -54,7 +54,10 @@ def grade_samples(grade: GradeFunction) -> GradeFunction:
 def _grade(item: Item, outcome: Outcome, *, grade: GradeFunction) -> Graded:
     # The arm `retrieval` has one answer.
     texts = outcome.samples or (outcome.text,)
-    graded = [grade(item, replace(outcome, text=text, samples=())) for text in texts]
+    graded = [
+        grade(item, replace(outcome, text=text, samples=(), cut_off=outcome.cut_off[n : n + 1]))
+        for n, text in enumerate(texts)
+    ]
     output = SEPARATOR.join(one.output for one in graded)
     scores = [one.score for one in graded if one.score is not None]
     if len(scores) < len(graded):

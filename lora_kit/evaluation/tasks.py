@@ -14,6 +14,7 @@ from lora_kit.data.files.tables import is_hub_id
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.templates import refuse_unsupported_tools
 from lora_kit.data.unwritten import UnwrittenParts
+from lora_kit.evaluation.cut_answers import grade_with_cuts
 from lora_kit.evaluation.grading import task_grader
 from lora_kit.evaluation.item import Item, Task
 from lora_kit.evaluation.questions import Question
@@ -81,8 +82,10 @@ def build_task(
     items = [build(row, list(shots) or own, spec, tokenizer) for row in selected]
     unused = Counter(name for row in selected for name in row.unused) + unwritten
     grade = task_grader(spec)
-    if thinking.tokens and spec.kind in ("generation", "instructions"):
-        grade = grade_behind_thoughts(grade)
+    if spec.kind in ("generation", "instructions"):
+        grade = grade_with_cuts(grade, first_line=spec.scored_text == "first_line")
+        if thinking.tokens:
+            grade = grade_behind_thoughts(grade)
     if (sampling := sampling_of(spec, seed)) is not None:
         items = [sampled(item, sampling) for item in items]
         grade = grade_samples(grade)

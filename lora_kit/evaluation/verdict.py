@@ -237,7 +237,8 @@ class Finding:
     Attributes:
         kind: title. `negative transfer`: a baseline is significantly better than the adapter.
             `no advantage over BASELINE shown`: the difference from a baseline is not significant.
-            `alarm`: a significant loss.
+            `alarm`: a significant loss. `answers cut off`: over 10% of the answers of base or
+            adapter were cut at `max_new_tokens`.
     """
 
     kind: str

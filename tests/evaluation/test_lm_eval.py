@@ -261,12 +261,12 @@ def test_the_score_is_no_secondary_metric(metric: str | None, tokenizer: Any, wr
     entries = {
         item.id: work.entry("base", item, task.grade(item, outcome), outcome)
         for item in task.items
-        for outcome in [Outcome(text="5")]
+        for outcome in [Outcome(text="5", cut_off=(True,))]
     }
     look = Looks.fixed(0.025).look(1)
     found = secondary_metrics(pair(entries, entries, task.spec, "here"), task.spec, look)
     other = "exact_match,whole" if metric is None else "exact_match,number"
-    assert [one.name for one in found] == [other]
+    assert [(one.name, one.base) for one in found] == [("cut_off_answers", 1.0), (other, 0.5)]
 
 
 def test_a_generation_ends_at_the_stops_of_the_task(tokenizer: Any, write: Write) -> None:

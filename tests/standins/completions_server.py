@@ -123,6 +123,7 @@ class StandIn:
             ids.append(token)
             text = self.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
             if any(stop in text for stop in body.get("stop", [])):
+                given["finish_reason"] = "stop"
                 break
         given["text"] = self.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
         return given

@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         if FAULT == "long" and len(body["prompt"]) > 30:
             self.reply(400, {"error": {"message": "the request exceeds the context"}})
             return
-        ids, new, given = list(body["prompt"]), [], []
+        ids, new, given, stop = list(body["prompt"]), [], [], "limit"
         for _ in range(body["n_predict"]):
             raw = next_token(ids)
             biased = list(raw)
@@ -85,12 +85,14 @@ class Handler(BaseHTTPRequestHandler):
                 token = best + 1  # without a sampler, the real one draws any token
             given.append({"id": token, "logprob": raw[token], "top_logprobs": [{"id": best}]})
             if token == END:
+                stop = "eos"
                 break
             ids.append(token)
             new.append(token)
-            if any(stop in TOKENIZER.decode(new) for stop in body.get("stop", [])):
+            if any(text in TOKENIZER.decode(new) for text in body.get("stop", [])):
+                stop = "word"
                 break
-        self.reply(200, {"tokens": new, "completion_probabilities": given})
+        self.reply(200, {"tokens": new, "completion_probabilities": given, "stop_type": stop})
 
     def reply(self, status: int, value: dict[str, Any]) -> None:
         text = json.dumps(value).encode()

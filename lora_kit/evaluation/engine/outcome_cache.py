@@ -18,7 +18,7 @@ from lora_kit.runtime.files import write_json
 from lora_kit.runtime.hashes import json_sha256
 
 # Version of the cached outcomes; raise it when a change can alter the outcome of a request.
-ENGINE = "4"
+ENGINE = "5"
 
 
 def numeric_environment(device: torch.device) -> str:
@@ -85,7 +85,8 @@ class OutcomeCache:
                     tuple(r["greedy"]),
                     r["text"],
                     r["tokens"],
-                    samples=tuple(r.get("samples", ())),
+                    samples=tuple(r["samples"]),
+                    cut_off=tuple(r["cut_off"]),
                 )
                 for r in rows
             ]

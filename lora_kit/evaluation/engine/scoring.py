@@ -169,26 +169,42 @@ def _generate(
     if stops:
         options |= {"stop_strings": stops, "tokenizer": scorer.tokenizer}
     rows = [request for request in requests for _ in range(rows_of(request))]
+    limit = max(request.max_new_tokens for request in requests)
     with _sampling(requests[0], scorer.device) as sampled:
         new = generate_batch(
             scorer.model,
             [request.prompt_ids for request in rows],
             scorer.stop_token_ids,
             pad,
-            max(request.max_new_tokens for request in requests),
+            limit,
             prefix=prefix,
             **(options | sampled),
         )
     texts = scorer.tokenizer.batch_decode(new, skip_special_tokens=True)
     counts = (new != pad).sum(dim=1).tolist()
+    # A row that has ended is padded, unless no row needed the last possible token.
+    ends = torch.tensor([*scorer.stop_token_ids, pad], device=new.device)
+    cut = (~torch.isin(new[:, -1], ends) & (new.shape[1] == limit)).tolist()
     outcomes = [
-        Outcome(
-            text=until_stop_text(text, request.stop), tokens=len(request.prompt_ids) + int(count)
-        )
-        for text, request, count in zip(texts, rows, counts, strict=True)
+        generated(request, text, int(count), is_cut)
+        for text, request, count, is_cut in zip(texts, rows, counts, cut, strict=True)
     ]
     by_row = iter(outcomes)
     return [joined(request, list(islice(by_row, rows_of(request)))) for request in requests]
+
+
+def generated(request: GenerationRequest, text: str, tokens: int, is_cut: bool | None) -> Outcome:
+    """Return the outcome of one generated text.
+
+    Args:
+        request: the request.
+        text: generated text, with what follows a stop text.
+        tokens: number of generated tokens.
+        is_cut: true if generation ended at `max_new_tokens`; `None` if that is not known.
+    """
+    answer = until_stop_text(text, request.stop)
+    cut_off = () if is_cut is None else (is_cut and answer == text,)
+    return Outcome(text=answer, tokens=len(request.prompt_ids) + tokens, cut_off=cut_off)
 
 
 def joined(request: GenerationRequest, answers: Sequence[Outcome]) -> Outcome:
@@ -196,7 +212,13 @@ def joined(request: GenerationRequest, answers: Sequence[Outcome]) -> Outcome:
     if not isinstance(request, SampledRequest):
         return answers[0]
     texts = tuple(one.text for one in answers)
-    return Outcome(text=texts[0], tokens=sum(one.tokens for one in answers), samples=texts)
+    cut_off = tuple(is_cut for one in answers for is_cut in one.cut_off)
+    return Outcome(
+        text=texts[0],
+        tokens=sum(one.tokens for one in answers),
+        samples=texts,
+        cut_off=cut_off if len(cut_off) == len(answers) else (),
+    )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_kit.evaluation.engine.scoring import joined, until_stop_text
+from lora_kit.evaluation.engine.scoring import generated, joined
 from lora_kit.evaluation.engines.connection import Connection, RefusedError
 from lora_kit.evaluation.engines.scored import (
     Likelihood,
@@ -33,6 +33,8 @@ FIELDS: Mapping[Way, Mapping[str, Any]] = {
     "prompt_logprobs": {"prompt_logprobs": 1},
     "echo": {"echo": True, "logprobs": 1},
 }
+# Reasons why an answer ended, and true if it was cut; another reason says neither.
+CUT_BY_REASON = {"length": True, "stop": False}
 # Tokens of the request by which it is found out which way a server has.
 TRIED = 8
 
@@ -120,9 +122,7 @@ class Completions:
                 f"{self.where}: an answer without text (got {given!r:.80}). Fix: check the address"
             )
         new = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return Outcome(
-            text=until_stop_text(text, request.stop), tokens=len(request.prompt_ids) + new
-        )
+        return generated(request, text, new, CUT_BY_REASON.get(str(given.get("finish_reason"))))
 
     def _likelihoods(self, asked: Sequence[Scored]) -> list[Likelihood]:
         assert self.way is not None  # such tasks are refused before

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_kit.evaluation.engine.scoring import joined, until_stop_text
+from lora_kit.evaluation.engine.scoring import generated, joined
 from lora_kit.evaluation.engines.connection import Connection, RefusedError
 from lora_kit.evaluation.engines.opened import OpenedEngine
 from lora_kit.evaluation.engines.scored import (
@@ -160,14 +160,14 @@ class LlamaCppEngine(OpenedEngine):
             "id_slot": slot,
             "cache_prompt": True,
         }
-        tokens = [int(token) for token in self._connection.post("/completion", body)["tokens"]]
+        answer = self._connection.post("/completion", body)
+        tokens = [int(token) for token in answer["tokens"]]
         ends = [place for place, token in enumerate(tokens) if token in self._stops]
         tokens = tokens[: min(ends, default=len(tokens))]
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return Outcome(
-            text=until_stop_text(text, request.stop),
-            tokens=len(request.prompt_ids) + len(tokens),
-        )
+        reason = answer.get("stop_type")
+        is_cut = None if reason is None else reason == "limit" and not ends
+        return generated(request, text, len(tokens), is_cut)
 
     def _require_same_tokens(self, request: Request) -> None:
         """Check that the server reads the tokens of a request as the backbone's tokenizer does."""

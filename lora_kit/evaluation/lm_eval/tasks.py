@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lora_kit.evaluation.cut_answers import grade_with_cuts
 from lora_kit.evaluation.item import (
     ChoiceRequest,
     GenerationRequest,
@@ -67,7 +68,8 @@ def build_lm_eval(
     _refuse_long_items(spec, items)
     for note, count in sorted(notes.items()):
         say(f"{place}: {count} of {len(items)} items {note}")
-    return Task(spec, items, functools.partial(grade_lm_eval, tasks=tasks, measure=measure))
+    grade = grade_with_cuts(functools.partial(grade_lm_eval, tasks=tasks, measure=measure))
+    return Task(spec, items, grade)
 
 
 def _set_shots(place: str, task: Any, shots: int) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lora_kit.evaluation.cut_answers import CUT_OFF
+from lora_kit.evaluation.thoughts import UNENDED
 from lora_kit.evaluation.verdict import TaskVerdict
 from lora_kit.statistics.decisions import Interval
 
@@ -16,7 +18,7 @@ SMALLEST_P = 0.001
 
 def is_percent(unit: str) -> bool:
     """Return true if scores of this unit are fractions, which are written in percent."""
-    return unit == "followed" or unit.startswith("accuracy")
+    return unit in ("followed", CUT_OFF, UNENDED) or unit.startswith("accuracy")
 
 
 def item_unit(task: TaskVerdict) -> str:

@@ -65,6 +65,7 @@ def test_outcomes_are_those_of_the_model(
             there, here = llama.answer(requests), ours(tiny_backbone, requests)
             assert [one.text for one in there] == [one.text for one in here]
             assert [one.greedy for one in there] == [one.greedy for one in here]
+            assert [one.cut_off for one in there] == [one.cut_off for one in here]
             for one, other in zip(there, here, strict=True):
                 assert one.log_likelihoods == pytest.approx(other.log_likelihoods, abs=1e-3)
             assert any(one.log_likelihoods or one.text for one in there)
