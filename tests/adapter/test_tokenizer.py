@@ -22,8 +22,8 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.session import open_run, open_subject
 from lora_kit.runtime.errors import AdapterError
 from tests.first_tokens import VOCABULARY
+from tests.merging.exporting.test_vocabulary import ADDED, BOTH, saved
 from tests.merging.in_process import in_this_process
-from tests.merging.test_vocabulary import ADDED, BOTH, saved
 from tests.two_stacks import WRITERS
 
 OTHER = (

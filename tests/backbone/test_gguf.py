@@ -12,7 +12,7 @@ from lora_kit.backbone.gguf import convert_gguf
 from lora_kit.backbone.pre_tokenizers import PRE_TOKENIZERS
 from lora_kit.merging.exporting.export import export
 from lora_kit.runtime.errors import BackboneError
-from tests.merging.test_export import TEXTS, random_model
+from tests.merging.exporting.small_model import TEXTS, random_model
 
 PRE = "tokenizer.ggml.pre"
 # Text that each of the pre-tokenizers cuts in its own way.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from lora_kit.backbone.open_files import open_gguf, refusing
 from lora_kit.backbone.pre_tokenizers import PRE_TOKENIZERS
@@ -17,8 +18,9 @@ from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.supervision import Example
 from lora_kit.merging.distance import kl_divergence, top1_agreement
 from lora_kit.merging.exporting.gguf_model import FREQUENCIES
+from lora_kit.merging.exporting.quantized import load_model
 from lora_kit.merging.exporting.vocabulary import CONTROL, USER_DEFINED
-from lora_kit.merging.predictions import MAX_POSITIONS
+from lora_kit.merging.predictions import MAX_POSITIONS, predict_log_probabilities
 from lora_kit.runtime.errors import MergeError
 
 TOKENS_PER_TEXT = 64
@@ -110,6 +112,42 @@ def compare_export(
         texts=texts,
         same_tokens=same_tokens,
     )
+
+
+def compare_with_model(
+    directory: Path,
+    load_export: Callable[[], Any],
+    examples: Sequence[Example],
+    texts: int,
+    same_tokens: int,
+) -> ExportComparison:
+    """Compare an export with its model, one after the other in memory.
+
+    Args:
+        directory: directory of the model, in safetensors.
+        load_export: function that reads the export back.
+        examples: examples to predict.
+        texts: number of texts that were tokenized.
+        same_tokens: number of these with the same tokens.
+
+    Raises:
+        MergeError: if the export cannot be read back, or its distributions are not finite.
+    """
+    expected = model_log_probabilities(directory, examples)
+    try:
+        export = load_export()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise MergeError(
+            f"{directory}: export cannot be read back (got {error}). Fix: choose another --type or "
+            "--to"
+        ) from error
+    return compare_export(expected, predict_log_probabilities(export, examples), texts, same_tokens)
+
+
+def model_log_probabilities(directory: Path, examples: Sequence[Example]) -> torch.Tensor:
+    """Return the log-probabilities of a model in float32: (positions, vocabulary) float32."""
+    model = load_model(directory, dtype=torch.float32)
+    return predict_log_probabilities(model.eval(), examples)
 
 
 def load_gguf(path: Path, reader: Any) -> Any:

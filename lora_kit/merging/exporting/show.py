@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_kit.merging.exporting.comparison import ExportComparison
-from lora_kit.merging.exporting.export import ExportResult
 from lora_kit.merging.exporting.modelfile import modelfile_of
+from lora_kit.merging.exporting.result import ExportResult
 from lora_kit.merging.exporting.weights import WeightComparison
 from lora_kit.runtime.errors import MergeError
 

@@ -16,7 +16,7 @@ from lora_kit.merging.exporting.show import describe_export
 from lora_kit.merging.exporting.weights import WeightComparison
 from lora_kit.runtime.errors import MergeError
 from lora_kit.runtime.llama_cpp import find_converter
-from tests.merging.test_export import TEXTS, changed, random_model
+from tests.merging.exporting.small_model import TEXTS, changed
 from tests.standins.programs import write_program
 
 NAME = "convert_hf_to_gguf.py"
@@ -35,11 +35,6 @@ WHOLE = "output.write_bytes(content)"
 HALF = "output.write_bytes(content[: len(content) // 2])"
 FAILS = "output.write_bytes(content[:9]); print('loading'); sys.exit('Model X is not supported')"
 NOTHING = "print('done')"
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return random_model(tmp_path / "model")
 
 
 def stand_in(model: Path, write: str = WHOLE) -> Path:

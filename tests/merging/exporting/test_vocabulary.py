@@ -19,8 +19,8 @@ from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.pipeline.merging import merge
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import AdapterError
+from tests.merging.exporting.small_model import TEXTS, random_model
 from tests.merging.in_process import in_this_process
-from tests.merging.test_export import TEXTS, random_model
 
 ADDED = ["<colour>", "<shape>", "<size>"]
 
