@@ -1,7 +1,7 @@
 """Stand-in for a server with OpenAI's completions, such as vLLM's, answered by transformers.
 
-    python completions_server.py --model FOLDER --port PORT [--served-model-name NAME]
-        [--lora-modules NAME=FOLDER] [other options of vLLM's server]
+    python -m tests.standins.completions_server --model FOLDER --port PORT
+        [--served-model-name NAME] [--lora-modules NAME=FOLDER] [other options of vLLM's server]
 
 It serves the model as NAME (`base`), and each adapter under its name. A fault (FAULT in the
 environment of the program) makes it misbehave:
@@ -18,20 +18,20 @@ environment of the program) makes it misbehave:
 * `echo`: it gives them with echo alone.
 """
 
-import json
 import os
 import sys
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.standins.json_handler import Json, JsonHandler
+
 END = 2
-Json = dict[str, Any]
 
 
 @dataclass
@@ -129,14 +129,13 @@ class StandIn:
         return given
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     standin: StandIn
 
-    def do_GET(self) -> None:
+    def get(self) -> None:
         self.reply(200, {"data": [{"id": name} for name in self.standin.names]})
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def post(self, body: Json) -> None:
         status, value = self.standin.answer(self.path, self.headers.get("Authorization"), body)
         if status:
             self.reply(status, value)
@@ -147,16 +146,6 @@ class Handler(BaseHTTPRequestHandler):
     def stop(self) -> None:
         self.server.shutdown()
         self.server.server_close()
-
-    def reply(self, status: int, value: Json) -> None:
-        text = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
 
 
 def refusal(status: int, message: str) -> tuple[int, Json]:

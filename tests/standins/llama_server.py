@@ -1,6 +1,6 @@
 """Stand-in for llama.cpp's server: its addresses that the engine asks, answered by transformers.
 
-    python llama_server.py --model FOLDER/FILE --port PORT [other options of llama-server]
+    python -m tests.standins.llama_server --model FOLDER/FILE --port PORT [other options]
 
 FAULT in the environment makes it misbehave; it then answers by a fixed rule, without a model:
 
@@ -13,16 +13,16 @@ FAULT in the environment makes it misbehave; it then answers by a fixed rule, wi
 * `no vocabulary`: it refuses to read them.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from tokenizers import Tokenizer
+
+from tests.standins.json_handler import Json, JsonHandler
 
 FAULT = os.environ.get("FAULT", "")
 END = 2
@@ -49,12 +49,11 @@ def of_rule(ids: Sequence[int]) -> list[float]:
     return [-float((token + len(ids)) % 50) for token in range(5000)]
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
+class Handler(JsonHandler):
+    def get(self) -> None:
         self.reply(200, {"status": "ok"})
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def post(self, body: Json) -> None:
         with LOCK:
             COUNTS["requests"] += 1
             if FAULT == "busy" and COUNTS["requests"] % 2:
@@ -67,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.complete(body)
 
-    def complete(self, body: dict[str, Any]) -> None:
+    def complete(self, body: Json) -> None:
         COUNTS["completions"] += 1
         if FAULT == "die" and COUNTS["completions"] == 10:
             os._exit(9)
@@ -93,16 +92,6 @@ class Handler(BaseHTTPRequestHandler):
                 stop = "word"
                 break
         self.reply(200, {"tokens": new, "completion_probabilities": given, "stop_type": stop})
-
-    def reply(self, status: int, value: dict[str, Any]) -> None:
-        text = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
 
 
 if "--version" in sys.argv:

@@ -3,8 +3,11 @@
 import sys
 from pathlib import Path
 
-LLAMA_SERVER = Path(__file__).with_name("llama_server.py")
-COMPLETIONS_SERVER = Path(__file__).with_name("completions_server.py")
+ROOT = Path(__file__).parents[2]
+LLAMA_SERVER, COMPLETIONS_SERVER = (
+    "tests.standins.llama_server",
+    "tests.standins.completions_server",
+)
 
 
 def write_program(path: Path, script: str) -> Path:
@@ -17,7 +20,7 @@ def write_program(path: Path, script: str) -> Path:
 
 def write_llama_server(folder: Path) -> Path:
     """Write the stand-in for llama.cpp's server into a folder, and return its path."""
-    return write_program(folder / "llama-server", f'exec {sys.executable} {LLAMA_SERVER} "$@"')
+    return write_program(folder / "llama-server", f'{_command(LLAMA_SERVER)} "$@"')
 
 
 def write_vllm(folder: Path) -> Path:
@@ -25,7 +28,13 @@ def write_vllm(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     script = f"""case "$1" in
     -c) echo "vllm 0.0" ;;
-    *) shift 2; exec {sys.executable} {COMPLETIONS_SERVER} "$@" ;;
+    *) shift 2; {_command(COMPLETIONS_SERVER)} "$@" ;;
 esac"""
     write_program(folder / "bin" / "python", script)
     return folder
+
+
+def _command(module: str) -> str:
+    """Return the command of a shell script that runs a module of these tests in its place."""
+    path = f"{ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"
+    return f'export PYTHONPATH="{path}"; exec {sys.executable} -m {module}'

@@ -155,7 +155,7 @@ def test_the_server_ends_with_a_process_that_is_killed(
     assert owner.stdout is not None
     assert owner.stdout.readline() == "started\n"
     children = psutil.Process(owner.pid).children(recursive=True)
-    assert any(LLAMA_SERVER.name in " ".join(child.cmdline()) for child in children)
+    assert any(LLAMA_SERVER in " ".join(child.cmdline()) for child in children)
     owner.kill()
     owner.wait()
     _, alive = psutil.wait_procs(children, timeout=20)
