@@ -64,6 +64,12 @@ class Row:
     unused: tuple[str, ...] = ()
 
     @property
+    def prompt_turns(self) -> tuple[Message, ...]:
+        """Turns before the answer; all of them if no answer follows."""
+        is_answered = bool(self.messages) and self.messages[-1].role == "assistant"
+        return self.messages[:-1] if is_answered else self.messages
+
+    @property
     def has_answer(self) -> bool:
         """Return True if the row has a prompt and ends with an assistant turn."""
         return len(self.messages) > 1 and self.messages[-1].role == "assistant"

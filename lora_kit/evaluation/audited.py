@@ -40,8 +40,8 @@ def _prompt_and_answers(spec: TaskSpec, item: Item) -> tuple[str, tuple[str, ...
     """Return the prompt and the answers, any of which is correct."""
     if spec.kind == "lm_eval":
         return _lm_eval_prompt_and_answers(item)
-    if spec.kind == "instructions":
-        return item.prompt, ()  # the reference only describes the checks
+    if spec.kind in ("instructions", "judge"):
+        return item.prompt, ()  # a reference only describes checks
     if spec.kind in CHOICE_KINDS and item.answer is not None:
         return _template_values(spec.prompt_template, item.prompt), (item.choices[item.answer],)
     return item.prompt, item.references or (item.reference,)

@@ -18,6 +18,11 @@ from lora_kit.statistics.decisions import (
     non_inferiority,
     superiority,
 )
+from lora_kit.statistics.judged_preference import (
+    JudgeAccuracy,
+    compare_preference,
+    corrected_preference,
+)
 from lora_kit.statistics.labels import compare_macro_f1, items_to_decide_macro_f1, label_scores
 from lora_kit.statistics.looks import Look
 
@@ -47,6 +52,8 @@ def items_to_decide(pairs: Pairs, task: TaskSpec, look: Look) -> int | None:
     """
     last = look.looks.look(len(look.looks))
     alpha = (2 if task.margin is None else 1) * last.level
+    if task.kind == "judge":
+        return None  # labels may be as short as items
     if task.score == "macro_f1":
         return items_to_decide_macro_f1(_compare(pairs, task, alpha).interval, task.margin)
     return decisions.items_to_decide(
@@ -69,9 +76,27 @@ def _compare(pairs: Pairs, task: TaskSpec, alpha: float) -> PairedComparison:
             alpha,
             task.margin,
         )
+    if (accuracy := _accuracy(task)) is not None:
+        is_base = pairs.before[0].arm == "base"
+        return compare_preference(
+            pairs.differences, pairs.clusters, accuracy, alpha, task.margin, is_base
+        )
     if task.margin is None:
         return superiority(pairs.differences, pairs.clusters, alpha, pairs.binary)
     return non_inferiority(pairs.differences, pairs.clusters, alpha, task.margin, pairs.binary)
+
+
+def _accuracy(task: TaskSpec) -> JudgeAccuracy | None:
+    return task.judge.accuracy if task.judge is not None else None
+
+
+def loss_p(pairs: Pairs, task: TaskSpec) -> float:
+    """Return the one-sided p-value of no loss; 1 if a judge says so that is not calibrated."""
+    if task.kind != "judge":
+        return decisions.loss_p(pairs.differences, pairs.clusters, pairs.binary)
+    if _accuracy(task) is None:
+        return 1.0
+    return _compare(pairs, task.model_copy(update={"margin": None}), 0.05).one_sided[1]
 
 
 def decide(pairs: Pairs, comparison: PairedComparison, task: TaskSpec) -> tuple[Decision, str]:
@@ -107,6 +132,9 @@ def _chance_level(pairs: Pairs, task: TaskSpec) -> float:
 
 def task_score(entries: Sequence[Entry], task: TaskSpec) -> float:
     """Return the score of an arm on a task, over entries that all have one."""
+    accuracy = _accuracy(task)
+    if accuracy is not None and entries[0].arm != "base":
+        return corrected_preference(mean_score(entries), accuracy)
     if task.score == "macro_f1":
         return label_scores(
             [entry.output for entry in entries], [entry.reference for entry in entries]

@@ -51,6 +51,8 @@ def task_grader(spec: TaskSpec) -> GradeFunction:
         return grade_loss
     if spec.kind == "instructions":
         return grade_instruction
+    if spec.kind == "judge":
+        return grade_unjudged
     if spec.kind == "generation":
         assert spec.metric is not None  # the suite is validated
         first_line = spec.scored_text == "first_line"
@@ -144,6 +146,11 @@ def extract_scored_text(text: str, first_line: bool) -> str:
     """Return the part of a generated text that is scored."""
     text = text.strip()
     return text.partition("\n")[0] if first_line else text
+
+
+def grade_unjudged(_: Item, outcome: Outcome) -> Graded:
+    """Score 0.5, as if no answer were better, until a judge has compared all answers."""
+    return Graded(0.5, outcome.text.strip())
 
 
 def grade_instruction(item: Item, outcome: Outcome) -> Graded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ from lora_kit.evaluation.engine.work import Work, look_plan
 from lora_kit.evaluation.journal_judge import JournalJudge
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Entry, Ledger, read_ledger, write_ledger
+from lora_kit.evaluation.llm_judge.preferences import JudgedTask, Preferences, judge_answers
 from lora_kit.evaluation.reporting.report import ReportFacts, write_report
 from lora_kit.evaluation.stopping import FIXED, LookPlan, Stopping
 from lora_kit.evaluation.suite import Suite
@@ -106,6 +107,7 @@ class EvaluationPlan:
         no_cache: if true, ignore earlier results and measure again.
         stopping: cut of the items into looks, with which the work was planned.
         other: evaluation of the same adapter by another engine, to compare with.
+        judged: judge tasks among the work.
     """
 
     backbone: EvaluatedBackbone
@@ -119,6 +121,7 @@ class EvaluationPlan:
     no_cache: bool = False
     stopping: Stopping = FIXED
     other: OtherEngine | None = None
+    judged: Sequence[JudgedTask] = ()
 
 
 def run_evaluation(plan: EvaluationPlan, work: Sequence[Work]) -> Evaluation:
@@ -133,6 +136,8 @@ def run_evaluation(plan: EvaluationPlan, work: Sequence[Work]) -> Evaluation:
     Raises:
         LoraKitError: if processes have different inputs, or an arm cannot be evaluated.
     """
+    judged = {one.work.name for one in plan.judged}
+    assert judged == {one.name for one in work if one.task.spec.judge is not None}
     state = process_state()
     parts = result_parts(plan.models, work)
     require_agreement(
@@ -165,8 +170,10 @@ def run_evaluation(plan: EvaluationPlan, work: Sequence[Work]) -> Evaluation:
     paths = _evaluate_in_looks(plan, work, parts, context, looks)
     state.wait_for_everyone()
     asked = asked_parts(parts, work, paths)
+    preferences = judge_answers(plan.directory, plan.judged, asked, plan.no_cache)
+    plan = replace(plan, suites=preferences.calibrated(plan.suites))
     verdict, agreement = broadcast_from_main(
-        lambda: _conclude(plan, work, asked, journal, looks, paths)
+        lambda: _conclude(plan, work, asked, journal, looks, paths, preferences)
     )
     return Evaluation(verdict, plan.directory, agreement)
 
@@ -217,6 +224,7 @@ def _conclude(
     journal: Journal,
     looks: LookPlan,
     paths: Mapping[str, TaskPath],
+    preferences: Preferences,
 ) -> tuple[Verdict, list[Agreement]]:
     """Write ledger, verdict and report from the journals of all processes."""
     directory = plan.directory
@@ -233,7 +241,8 @@ def _conclude(
         closing(Journals(directory, [part.key for part in parts])) as journals,
         whole_file(directory / LEDGER) as temporary,
     ):
-        write_ledger(temporary, assembled_entries(directory, parts, journals), looks.to_dict())
+        entries = preferences.score(assembled_entries(directory, parts, journals))
+        write_ledger(temporary, entries, looks.to_dict())
         verdict = judge(Ledger(temporary), plan.suites, looks)
         # The old verdict belongs to the old ledger, which is replaced at the end of this block.
         (directory / VERDICT).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from lora_kit.evaluation.arm_names import is_shipped
 from lora_kit.evaluation.comparisons import (
     compare,
     items_to_decide,
+    loss_p,
     task_score,
     texts_to_judge,
 )
@@ -18,6 +19,7 @@ from lora_kit.evaluation.diagnostics import SecondaryMetric
 from lora_kit.evaluation.file_verdicts import file_decisions, judge_files
 from lora_kit.evaluation.ledger import DRIFT
 from lora_kit.evaluation.ledger_view import LedgerView
+from lora_kit.evaluation.llm_judge.reliability import judge_reliability
 from lora_kit.evaluation.merged_selection import judge_merged, select_merged_model
 from lora_kit.evaluation.pairs import Entries, pair
 from lora_kit.evaluation.stopping import (
@@ -38,10 +40,7 @@ from lora_kit.evaluation.verdict import (
     Verdict,
 )
 from lora_kit.runtime.errors import EvaluationError
-from lora_kit.statistics.decisions import (
-    combine_decisions,
-    loss_p,
-)
+from lora_kit.statistics.decisions import combine_decisions
 from lora_kit.statistics.looks import Look
 
 ALARM_ALPHA = 0.05
@@ -61,8 +60,13 @@ def judge(view: LedgerView, suites: Sequence[Suite], plan: LookPlan | None = Non
         EvaluationError: if a task has no item with a score in both arms.
     """
     plan = plan or LookPlan()
-    judged = tuple(_judge_suite(suite, view, plan) for suite in suites)
-    ships, selection, judged = select_merged_model(view, suites, _with_alarms(judged))
+    deciding = [suite.in_verdict for suite in suites]
+    judged = tuple(_judge_suite(suite, view, plan) for suite in deciding)
+    ships, selection, judged = select_merged_model(view, deciding, _with_alarms(judged))
+    judged = tuple(
+        replace(verdict, beside=_judge_beside(suite, view, plan))
+        for verdict, suite in zip(judged, suites, strict=True)
+    )
     merged = [task.merged for suite in judged for task in suite.tasks if task.merged]
     return Verdict(
         combine_decisions([suite.decision for suite in judged]),
@@ -76,12 +80,24 @@ def judge(view: LedgerView, suites: Sequence[Suite], plan: LookPlan | None = Non
 
 
 def _judge_suite(suite: Suite, view: LedgerView, plan: LookPlan) -> SuiteVerdict:
-    tasks = []
-    for task in suite.tasks:
-        arms = view.arms(suite.name, task.name, texts_to_judge(task))
-        tasks.append(_judge_task(suite, task, arms, plan))
+    tasks = _judge_tasks(suite, suite.tasks, view, plan)
     decision = combine_decisions([task.decision for task in tasks])
-    return SuiteVerdict(suite.name, suite.role, suite.description, decision, tuple(tasks))
+    return SuiteVerdict(suite.name, suite.role, suite.description, decision, tasks)
+
+
+def _judge_beside(suite: Suite, view: LedgerView, plan: LookPlan) -> tuple[TaskVerdict, ...]:
+    """Judge the tasks of a suite that stand beside the verdict."""
+    return _judge_tasks(suite, [task for task in suite.tasks if not task.in_verdict], view, plan)
+
+
+def _judge_tasks(
+    suite: Suite, tasks: Sequence[TaskSpec], view: LedgerView, plan: LookPlan
+) -> tuple[TaskVerdict, ...]:
+    judged = []
+    for task in tasks:
+        arms = view.arms(suite.name, task.name, texts_to_judge(task))
+        judged.append(_judge_task(suite, task, arms, plan))
+    return tuple(judged)
 
 
 def _judge_task(
@@ -110,7 +126,7 @@ def _judge_task(
         won=pairs.won,
         lost=pairs.lost,
         items_needed=items_to_decide(pairs, task, end.look) if is_open else None,
-        loss_p=end.look.repeated_p(loss_p(pairs.differences, pairs.clusters, pairs.binary)),
+        loss_p=end.look.repeated_p(loss_p(pairs, task)),
         loss_adjusted=1.0,
         alarm=False,
         merged=None,
@@ -124,6 +140,7 @@ def _judge_task(
         drift=diagnostics.mean_drift(arms.get(DRIFT, {})),
         looks=_task_looks(f"{suite.name}/{task.name}", arms, end, merged_until, plan),
         files=judge_files(suite, task, _asked(arms, merged_until), merged_look),
+        judged=judge_reliability(pairs, task),
     )
 
 

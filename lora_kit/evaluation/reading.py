@@ -73,6 +73,7 @@ def read_rows(spec: TaskSpec) -> list[Any]:
         "multiple_choice": read_questions,
         "classification": read_labelled,
         "instructions": read_instructions,
+        "judge": read_prompts,
     }
     rows = readers[spec.kind](spec)
     if not rows:
@@ -99,6 +100,39 @@ def read_conversation_rows(spec: TaskSpec) -> list[Conversation]:
         rows = read_built_in(spec)
         return [Conversation(row.origin, row, _reference(row), row.cluster) for row in rows]
     return [_conversation(value, origin, spec) for value, origin in read_task_table(spec, BUILT_IN)]
+
+
+def read_prompts(spec: TaskSpec) -> list[Conversation]:
+    """Read the rows of a judge task; answers, where there are some, are left out.
+
+    Raises:
+        DataError: if the source is unknown, or a row is invalid; names the row.
+    """
+    if spec.source in BUILT_IN:
+        found = read_conversation_rows(spec)
+    else:
+        table = read_task_table(spec, BUILT_IN)
+        found = [_conversation(_answered(drop_nulls(v)), origin, spec) for v, origin in table]
+    return [
+        dataclasses.replace(
+            one,
+            row=dataclasses.replace(one.row, messages=one.row.prompt_turns),
+            references=(),
+        )
+        for one in found
+    ]
+
+
+def _answered(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row without an answer with one, since rows are parsed with answers."""
+    turns, prompt = value.get("messages"), value.get("prompt")
+    answer = {"role": "assistant", "content": "-"}
+    if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping):
+        is_open = turns[-1].get("role") == "user"
+        return {**value, "messages": [*turns, answer]} if is_open else value
+    if prompt is None or not value.keys().isdisjoint({"completion", "chosen", *REFERENCES}):
+        return value
+    return {**value, "completion": "-" if isinstance(prompt, str) else [answer]}
 
 
 def _conversation(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Conversation:

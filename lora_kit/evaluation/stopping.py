@@ -47,8 +47,13 @@ class Stopping:
         return cls(spec.looks, spec.spending) if spec.stopping == "sequential" else cls()
 
     def plan(self, clusters: int, suite: Suite, task: TaskSpec) -> Looks:
-        """Return the looks at a task; for a gain, half of the error is each side's."""
+        """Return the looks at a task; for a gain, half of the error is each side's.
+
+        A judge is asked once, after all answers.
+        """
         alpha = suite.alpha if suite.role == "retention" else suite.alpha / 2
+        if task.kind == "judge":
+            return Looks.plan(clusters, 1, alpha, self.shape)
         return Looks.plan(clusters, self.looks, alpha, self.shape, task.is_graded)
 
 

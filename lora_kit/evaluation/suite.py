@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lora_kit.evaluation.judge_spec import JudgeSpec
 from lora_kit.recipe.bundled import find_document
 from lora_kit.recipe.document import read_document
 from lora_kit.recipe.load import validate
 from lora_kit.recipe.section import Count, Fraction, Positive, Section, Whole
+from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.hashes import json_sha256
 
@@ -20,14 +22,14 @@ SUITE_FOLDERS = ("suites", "eval/suites")
 
 SuiteRole = Literal["gain", "retention"]
 TaskKind = Literal[
-    "loss", "multiple_choice", "classification", "generation", "instructions", "lm_eval"
+    "loss", "multiple_choice", "classification", "generation", "instructions", "judge", "lm_eval"
 ]
 ScoreName = Literal["accuracy", "accuracy_per_byte", "accuracy_per_token", "loss", "macro_f1"]
 CHOICE_KINDS = ("multiple_choice", "classification")
 QUESTION_TEMPLATE = "Question: {question}\nAnswer:"
 LABEL_TEMPLATE = "{text}\nLabel:"
 # Fields of a task that verdicts of earlier versions know nothing of.
-ADDED_FIELDS = ("samples", "temperature", "top_p")
+ADDED_FIELDS = ("samples", "temperature", "top_p", "judge", "in_verdict")
 # Reference to a field of the row in a template.
 TEMPLATE_FIELD = r"\{(\w+)\}"
 
@@ -40,7 +42,8 @@ class TaskSpec(Section):
     kind: TaskKind
     """Score of an item. `loss`: nats per token of the reference, lower is better.
     `multiple_choice`: accuracy. `classification`: accuracy over labels. `generation`: a metric of
-    the generated text. `instructions`: share of prompts followed. `lm_eval`: a task of
+    the generated text. `instructions`: share of prompts followed. `judge`: share of prompts on
+    which a model prefers the generated text to that of the base, ties half. `lm_eval`: a task of
     lm-evaluation-harness."""
     source: str
     """Built-in source, file (`.jsonl`, `.json`, `.csv`, `.parquet`), directory saved by `datasets`
@@ -96,7 +99,7 @@ class TaskSpec(Section):
     max_length: Count = 1024
     """Largest length of an item or a prompt, in tokens; longer ones are truncated or refused."""
     max_new_tokens: Count = 48
-    """Generation and instructions: largest number of generated tokens."""
+    """Generation, instructions and judge: largest number of generated tokens."""
     samples: Count = 1
     """Generation and instructions: answers to an item. With several, or with a `temperature`, they
     are sampled; the score of an item is the mean of theirs, and `pass@k` the share of items with a
@@ -105,6 +108,35 @@ class TaskSpec(Section):
     """Sampling temperature; default 1 with several `samples`, else the most likely token."""
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
     """Sampling: share of the probability that tokens are drawn from, the most likely ones first."""
+
+    judge: JudgeSpec | None = None
+    """Judge: model that compares each arm's answers with those of the base."""
+    in_verdict: bool = True
+    """Judge: `false` shows the result beside the verdict, which a judge without `calibration` has
+    no part in."""
+
+    @model_validator(mode="after")
+    def _judged_where_calibrated(self) -> TaskSpec:
+        if (self.kind == "judge") != (self.judge is not None):
+            fix = "remove it" if self.judge else "add one with a `model` or a server's `url`"
+            needs = "takes no" if self.judge else "needs a"
+            raise ValueError(f"a {self.kind} task {needs} `judge`. Fix: {fix}")
+        if self.judge is None and not self.in_verdict:
+            raise ValueError(
+                f"a {self.kind} task is always a part of the verdict. Fix: remove `in_verdict`"
+            )
+        if self.judge is not None and self.in_verdict and self.judge.calibration is None:
+            raise ValueError(
+                "a judge that is not calibrated has no part in the verdict. Fix: name labelled "
+                "pairs with `judge.calibration`, or set `in_verdict: false` to show its result "
+                "beside the verdict"
+            )
+        if self.judge is not None and max(self.margin or 0, self.effect or 0) >= 0.5:
+            raise ValueError(
+                "`margin` and `effect` of a judge are shares of the items from 0.5, at which both "
+                "are equally good, and below 0.5. Fix: lower it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _metric_where_generated(self) -> TaskSpec:
@@ -201,8 +233,8 @@ class TaskSpec(Section):
             return "nats"
         if self.score == "macro_f1":
             return "macro-F1"
-        if self.kind == "instructions":
-            return "followed"
+        if self.kind in ("instructions", "judge"):
+            return "followed" if self.kind == "instructions" else "preferred"
         return "accuracy" if self.kind in CHOICE_KINDS else self.metric or "score"
 
 
@@ -222,6 +254,16 @@ class Suite(Section):
     """Random seed that picks the items of a task with a `limit`, and the shots."""
     tasks: list[TaskSpec] = Field(min_length=1)
     """Tasks, all of which have to pass."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _some_decide(cls, tasks: list[TaskSpec]) -> list[TaskSpec]:
+        if not any(task.in_verdict for task in tasks):
+            raise ValueError(
+                "no task is a part of the verdict. Fix: add a task that is, or name the suite's "
+                "tasks in another one"
+            )
+        return tasks
 
     @field_validator("tasks")
     @classmethod
@@ -247,6 +289,11 @@ class Suite(Section):
         return self
 
     @property
+    def in_verdict(self) -> Suite:
+        """The suite without the tasks that stand beside the verdict."""
+        return self.model_copy(update={"tasks": [task for task in self.tasks if task.in_verdict]})
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the suite's fields, defaults included.
 
@@ -255,6 +302,8 @@ class Suite(Section):
         """
         content = self.model_dump(mode="json")
         for written, task in zip(content["tasks"], self.tasks, strict=True):
+            if task.judge is not None:
+                written["judge"] = task.judge.measured.model_dump(mode="json")
             for name in ADDED_FIELDS:
                 if getattr(task, name) == TaskSpec.model_fields[name].default:
                     del written[name]
@@ -267,7 +316,34 @@ class Suite(Section):
         Raises:
             RecipeError: if the suite is invalid; names all problems at once.
         """
-        return validate(cls, read_document(find_document(str(reference), SUITE_FOLDERS, "suite")))
+        document = read_document(find_document(str(reference), SUITE_FOLDERS, "suite"))
+        suite = validate(cls, document)
+        for task in suite.tasks:
+            if task.judge is not None and task.judge.accuracy is not None:
+                raise RecipeError(
+                    f"{document.origin}: task {task.name}: judge.accuracy: is measured, not given "
+                    f"(got {task.judge.accuracy.sensitivity:g}). Fix: remove it, and name labelled "
+                    "pairs with `judge.calibration`"
+                )
+        return suite
+
+
+def without_judges(suites: Sequence[Suite], why: str) -> list[Suite]:
+    """Return suites without their judge tasks, whose names are shown.
+
+    Args:
+        suites: the suites; one of judge tasks alone is left out.
+        why: reason, which ends the message.
+    """
+    kept = []
+    for suite in suites:
+        tasks = [task for task in suite.tasks if task.kind != "judge"]
+        left = [task.name for task in suite.tasks if task.kind == "judge"]
+        if left:
+            say(f"{suite.name}: {', '.join(left)} left out: {why}")
+        if tasks:
+            kept.append(suite.model_copy(update={"tasks": tasks}))
+    return kept
 
 
 def load_suites(references: Sequence[str]) -> list[Suite]:

@@ -105,7 +105,7 @@ def generation_item(
     tokenizer: PreTrainedTokenizerBase,
     thinking: Thinking = NO_THINKING,
 ) -> Item:
-    """Build an item whose score is a metric of the generated text.
+    """Build an item whose score is that of the generated text: a metric, or a judge's preference.
 
     Raises:
         DataError: if the row has no prompt, or one longer than `max_length`.
@@ -113,16 +113,16 @@ def generation_item(
     row, name = conversation.row, conversation.id
     if row.text is not None:
         raise DataError(
-            f"{name}: a generation task needs a prompt (got a text without turns). Fix: add a "
+            f"{name}: a {spec.kind} task needs a prompt (got a text without turns). Fix: add a "
             "prompt and an answer, or use `kind: loss`"
         )
-    prompt = GeneratedFrom(row.messages[:-1], shots, row.tools, thinking)
+    prompt = GeneratedFrom(row.prompt_turns, shots, row.tools, thinking)
     request = _generation_request(prompt, spec, tokenizer, name)
     return Item(
         id=name,
         cluster=conversation.cluster,
         prompt=_prompt_text(row),
-        reference=conversation.references[0],
+        reference=conversation.references[0] if conversation.references else "",
         request=request,
         opens_thought=opens_thought(tokenizer.decode(request.prompt_ids)),
         slices=conversation.slices,
@@ -272,4 +272,4 @@ def fill_template(row: Question, spec: TaskSpec) -> str:
 
 
 def _prompt_text(row: Row) -> str:
-    return "\n\n".join(message.content for message in row.messages[:-1])
+    return "\n\n".join(message.content for message in row.prompt_turns)

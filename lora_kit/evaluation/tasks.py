@@ -74,6 +74,7 @@ def build_task(
         "multiple_choice": choice_item,
         "classification": choice_item,
         "instructions": partial(instruction_item, thinking=thinking),
+        "judge": partial(generation_item, thinking=thinking),
     }
     selected, rest = select_rows(spec, seed, rows)
     own = [_own_shot(row, spec) for row in rest[: spec.shots]]
@@ -82,7 +83,7 @@ def build_task(
     items = [build(row, list(shots) or own, spec, tokenizer) for row in selected]
     unused = Counter(name for row in selected for name in row.unused) + unwritten
     grade = task_grader(spec)
-    if spec.kind in ("generation", "instructions"):
+    if spec.kind in ("generation", "instructions", "judge"):
         grade = grade_with_cuts(grade, first_line=spec.scored_text == "first_line")
         if thinking.tokens:
             grade = grade_behind_thoughts(grade)
@@ -104,7 +105,8 @@ def _unwritten_fields(
     for row in rows:
         if isinstance(row, Conversation):
             # The answer is not rendered where one is generated.
-            messages = row.row.messages[: -1 if spec.kind == "generation" else None]
+            is_generated = spec.kind in ("generation", "judge")
+            messages = row.row.prompt_turns if is_generated else row.row.messages
             prompt = dataclasses.replace(row.row, messages=messages)
             if tokenizer.chat_template:
                 refuse_unsupported_tools(prompt, tokenizer)
@@ -168,7 +170,7 @@ def _question_text(row: Any, spec: TaskSpec) -> str:
     if isinstance(row, Question):
         text = fill_template(row, spec)
     elif isinstance(row, Conversation):
-        text = row.row.text or "\n".join(m.content for m in row.row.messages[:-1])
+        text = row.row.text or "\n".join(m.content for m in row.row.prompt_turns)
     else:
         text = row.row.prompt
     return " ".join(text.split())
@@ -180,7 +182,7 @@ def _own_shot(row: Any, spec: TaskSpec) -> Shot:
             Message("user", fill_template(row, spec)),
             Message("assistant", row.choices[row.answer]),
         )
-    if isinstance(row, Conversation) and row.row.messages:
+    if isinstance(row, Conversation) and row.row.has_answer:
         return row.row.messages
     raise DataError(
         f"task {spec.name}: shots: the rows of {spec.source} have no answers to show (got "

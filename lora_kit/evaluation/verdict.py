@@ -16,6 +16,7 @@ from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL, SCRATCH
 from lora_kit.runtime.files import finite
 from lora_kit.statistics.calibration import CalibrationComparison
 from lora_kit.statistics.decisions import Decision, Interval
+from lora_kit.statistics.judged_preference import JudgeAccuracy
 
 # Names and descriptions of the baselines that need no adapter. An adapter that does not beat them
 # was not worth its training.
@@ -144,6 +145,49 @@ class FileTask:
 
 
 @dataclass(frozen=True)
+class JudgeReliability:
+    """Judge of a task: who it is, and how far its preferences can be trusted.
+
+    Attributes:
+        judge: name of the model.
+        preferred: mean judged score of the adapter, as the judge gave it.
+        agrees: share of the items on which both orders of the answers have the same result.
+        unread: share of the replies that say nothing, which count as ties.
+        accuracy: agreement with labelled pairs; `None` for a judge that is not calibrated.
+    """
+
+    judge: str
+    preferred: float
+    agrees: float
+    unread: float
+    accuracy: JudgeAccuracy | None
+
+    @property
+    def sentence(self) -> str:
+        """Description in words, without a period."""
+        text = (
+            f"judged by {self.judge}, in both orders, which agree on {self.agrees:.0%} of the "
+            f"items; it prefers the adapter's answer on {self.preferred:.1%}, ties half"
+        )
+        if self.unread:
+            text += f"; {self.unread:.1%} of its replies say nothing and count as ties"
+        found = self.accuracy
+        if found is None:
+            return f"{text}. It is not calibrated, so that no interval holds for what people prefer"
+        if found.symmetric:
+            measured = f"{found.sensitivity:.0%} of {found.sensitive_pairs} labels"
+        else:
+            measured = (
+                f"{found.sensitivity:.0%} of {found.sensitive_pairs} labels for the adapter and "
+                f"{found.specificity:.0%} of {found.specific_pairs} for the base"
+            )
+        return (
+            f"{text}. It agrees with {measured}; score, difference and interval are corrected for "
+            "that"
+        )
+
+
+@dataclass(frozen=True)
 class TaskVerdict:
     """Decision on one task: mean scores of both arms, and their difference with its interval.
 
@@ -174,6 +218,7 @@ class TaskVerdict:
         measures: secondary metrics of the same items.
         looks: path of the task.
         files: decisions on the exported files that are arms.
+        judged: judge of the task; `None` for a task without one.
     """
 
     task: str
@@ -206,6 +251,7 @@ class TaskVerdict:
     drift: Drift | None
     looks: TaskLooks
     files: tuple[FileTask, ...] = ()
+    judged: JudgeReliability | None = None
 
     @property
     def threshold(self) -> float:
@@ -221,13 +267,18 @@ class TaskVerdict:
 
 @dataclass(frozen=True)
 class SuiteVerdict:
-    """Decision on a suite, all of whose tasks have to pass."""
+    """Decision on a suite, all of whose tasks have to pass.
+
+    Attributes:
+        beside: tasks that do not decide.
+    """
 
     suite: str
     role: SuiteRole
     description: str
     decision: Decision
     tasks: tuple[TaskVerdict, ...]
+    beside: tuple[TaskVerdict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -288,6 +339,11 @@ class Verdict:
     def tasks(self) -> list[tuple[SuiteVerdict, TaskVerdict]]:
         """Tasks of all suites, in order, each with its suite."""
         return [(suite, task) for suite in self.suites for task in suite.tasks]
+
+    @property
+    def shown_tasks(self) -> list[tuple[SuiteVerdict, TaskVerdict]]:
+        """All tasks, suite by suite; those that do not decide come last."""
+        return [(suite, task) for suite in self.suites for task in (*suite.tasks, *suite.beside)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as JSON values; infinite limits become null."""

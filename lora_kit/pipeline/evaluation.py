@@ -36,6 +36,7 @@ from lora_kit.evaluation.harness import (
     EvaluationPlan,
     run_evaluation,
 )
+from lora_kit.evaluation.llm_judge.preferences import judged_tasks
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import Suite, load_suites
@@ -226,6 +227,7 @@ def evaluate(
         models, facts = _answering(subject, names, rows)
     else:
         models, facts = loaded_vllm_arms(subject, names, work, vllm), {"Engine": vllm.version}
+    judged = judged_tasks(work, subject.close)
     other = next(name for name in get_args(EngineName) if name != engine)
     models += shipped.loaded(subject, work)
     names += shipped.names
@@ -251,6 +253,7 @@ def evaluate(
             no_cache=no_cache,
             stopping=cut,
             other=OtherEngine(other, _directory(subject, chosen, other, thoughts)),
+            judged=judged,
         ),
         work,
     )

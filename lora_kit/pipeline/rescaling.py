@@ -24,7 +24,7 @@ from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Ledger
 from lora_kit.evaluation.ledger_view import ADAPTER_ARM, ArmAsAdapter
 from lora_kit.evaluation.reporting.report import ReportFacts
-from lora_kit.evaluation.suite import Suite, load_suites
+from lora_kit.evaluation.suite import Suite, load_suites, without_judges
 from lora_kit.evaluation.thoughts import Thinking
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.recipe.objective import HEADED
@@ -91,7 +91,9 @@ def rescale(
     run = RunDirectory(target) if isinstance(target, Path) else target.run
     recipe = run.load_recipe()
     _require_rescalable(recipe, run)
-    chosen = _with_both_roles(load_suites(suites or recipe.evaluation.suites))
+    chosen = _with_both_roles(
+        without_judges(load_suites(suites or recipe.evaluation.suites), "strengths are not judged")
+    )
     given = None if isinstance(target, Session) else gpus
     if needs_one_process(given or evaluation_gpus(target)):
         close_session(target)

@@ -15,7 +15,7 @@ from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.rows import Row
 from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.suite import Suite, load_suites
+from lora_kit.evaluation.suite import Suite, load_suites, without_judges
 from lora_kit.evaluation.thoughts import Thinking
 from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.context import PreflightContext
@@ -59,7 +59,8 @@ def compare_backbones(
         raise RecipeError(
             "--backbones: names no backbone, or one twice. Fix: name each once, separated by commas"
         )
-    suites = [one for one in load_suites(recipe.evaluation.suites) if one.role == "gain"]
+    named = without_judges(load_suites(recipe.evaluation.suites), "backbones are not judged")
+    suites = [one for one in named if one.role == "gain"]
     if not suites:
         raise RecipeError(
             "evaluation.suites: no suite has the role gain, on which backbones are compared. Fix: "

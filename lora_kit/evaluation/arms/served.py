@@ -51,7 +51,7 @@ class ServedArm:
             RecipeError: if it is no address, or names none of several models.
             EvaluationError: if the server does not answer.
         """
-        endpoint = Endpoint.of(text.partition(FILE_SEPARATOR)[2], key_variable or "")
+        endpoint = Endpoint.of(text.partition(FILE_SEPARATOR)[2], key_variable or "", f"arm {text}")
         if model is None:
             names = endpoint.models()
             if len(names) != 1:

@@ -33,7 +33,7 @@ class Journal:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._path = journal_path(directory, process)
-        _drop_broken_end(self._path)
+        drop_broken_end(self._path)
 
     def done(self, keys: Collection[str]) -> dict[str, set[str]]:
         """Return, for each key, ids of the items that any process has written."""
@@ -143,8 +143,8 @@ def _records(path: Path, end: int = 0) -> Iterator[tuple[dict[str, Any], int, in
             yield record, start, length
 
 
-def _drop_broken_end(path: Path) -> None:
-    """Truncate an incomplete last line, which a killed process left."""
+def drop_broken_end(path: Path) -> None:
+    """Truncate an incomplete last line of a JSON Lines file, which a killed process left."""
     if not path.is_file():
         return
     with path.open("r+b") as stream:

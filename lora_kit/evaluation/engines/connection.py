@@ -45,6 +45,7 @@ class Connection:
             key: key that is sent with each request; empty for none.
         """
         self.url = url.rstrip("/")
+        self.slots = slots
         self._pool = ThreadPoolExecutor(slots)
         self._free: SimpleQueue[int] = SimpleQueue()
         for slot in range(slots):

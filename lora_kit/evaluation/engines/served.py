@@ -36,15 +36,20 @@ class Endpoint:
     key_variable: str = ""
 
     @classmethod
-    def of(cls, url: str, key_variable: str) -> Endpoint:
+    def of(cls, url: str, key_variable: str, where: str) -> Endpoint:
         """Return the endpoint of an address with or without `/v1`.
+
+        Args:
+            url: the address.
+            key_variable: environment variable that holds the key; empty for none.
+            where: option or field that gives the address, for messages.
 
         Raises:
             RecipeError: if it is no address.
         """
         if not url.startswith(("http://", "https://")):
             raise RecipeError(
-                f"arm served={url}: not the address of a server (got {url}). Fix: write it as "
+                f"{where}: not the address of a server (got {url}). Fix: write it as "
                 "http://127.0.0.1:8000/v1"
             )
         return cls(url.rstrip("/").removesuffix("/v1").rstrip("/"), key_variable)
@@ -58,8 +63,8 @@ class Endpoint:
         key = os.environ.get(self.key_variable, "") if self.key_variable else ""
         if self.key_variable and not key:
             raise EvaluationError(
-                f"--api-key-env: the environment has no such variable (got {self.key_variable}). "
-                "Fix: set it to the server's key"
+                f"{self.url}: its key is to be in an environment variable that is not set (got "
+                f"{self.key_variable}). Fix: set it to the server's key"
             )
         return Connection(self.url, SLOTS, TRIES, key)
 

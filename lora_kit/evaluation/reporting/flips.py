@@ -164,7 +164,7 @@ def _read_flips(view: LedgerView, order: _FlipOrder, directory: Path) -> Iterato
 
 
 def _flip_orders(view: LedgerView, verdict: Verdict) -> Iterator[_FlipOrder]:
-    for suite, task in verdict.tasks:
+    for suite, task in verdict.shown_tasks:
         scores = view.scores(suite.suite, task.task)
         yield _flip_order(suite.suite, task, *(scores.get(arm, {}) for arm in ARMS))
 

@@ -18,7 +18,7 @@ SMALLEST_P = 0.001
 
 def is_percent(unit: str) -> bool:
     """Return true if scores of this unit are fractions, which are written in percent."""
-    return unit in ("followed", CUT_OFF, UNENDED) or unit.startswith("accuracy")
+    return unit in ("followed", "preferred", CUT_OFF, UNENDED) or unit.startswith("accuracy")
 
 
 def item_unit(task: TaskVerdict) -> str:

@@ -109,7 +109,7 @@ def write_report(
         "agreement": agreement,
         "agreement_sentences": agreement_sentences(agreement),
         "suites": suites,
-        "tasks": [task for suite in suites for task in suite.tasks],
+        "tasks": [task for suite in suites for task in (*suite.tasks, *suite.beside)],
         "forests": [build_forest(rows, layout) for layout in (WIDE, NARROW)],
         "plane": build_plane(
             [d for d in differences if d.task.margin is None],

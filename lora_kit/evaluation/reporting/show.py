@@ -56,6 +56,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
         console.print(
             f"[yellow]{escape_terminal(kind)}[/]: {escape_terminal(finding.text)}.", highlight=False
         )
+    for suite, task in verdict.shown_tasks:
+        _show_judged(task, task in suite.beside, console)
     console.print(f"Verdict: {_styled(verdict.decision)}")
     if verdict.merged:
         console.print(f"Merged model: {_styled(verdict.merged)}")
@@ -63,6 +65,16 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
         console.print(escape_terminal(verdict.selection_sentence), highlight=False)
     for name, decision in verdict.files.items():
         console.print(f"{escape_terminal(name)}: {_styled(decision)}", highlight=False)
+
+
+def _show_judged(task: TaskVerdict, is_beside: bool, console: Console) -> None:
+    if task.judged is None:
+        return
+    interval = task.interval
+    beside = " (beside the verdict)" if is_beside else ""
+    found = f"{interval.delta:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
+    text = f"{task.task}{beside}: {found}, {task.judged.sentence}."
+    console.print(escape_terminal(text), highlight=False)
 
 
 def _styled(decision: Decision) -> str:

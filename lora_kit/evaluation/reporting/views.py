@@ -152,12 +152,14 @@ class SuiteReport:
         confidence: confidence level of the two-sided intervals, such as 95%.
         decision_confidence: confidence level of the decisions, such as 97.5%.
         tasks: tasks of the suite.
+        beside: tasks that do not decide.
     """
 
     verdict: SuiteVerdict
     confidence: str
     decision_confidence: str
     tasks: tuple[TaskReport, ...]
+    beside: tuple[TaskReport, ...]
 
 
 def suite_reports(verdict: Verdict, flips: Sequence[TaskFlips]) -> list[SuiteReport]:
@@ -175,6 +177,7 @@ def suite_reports(verdict: Verdict, flips: Sequence[TaskFlips]) -> list[SuiteRep
             format_percent(suite.tasks[0].interval.confidence),
             format_percent(decision_confidence(suite)),
             tuple(_task_report(next(names), task, next(flips_by_task)) for task in suite.tasks),
+            tuple(_task_report(task.task, task, next(flips_by_task)) for task in suite.beside),
         )
         for suite in verdict.suites
     ]
