@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydantic import model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from lora_kit.recipe.backbone import Quantization
 from lora_kit.recipe.section import Count, Section
@@ -32,8 +33,8 @@ class JudgeSpec(Section):
     """File of labelled pairs by which the judge's sensitivity and specificity are measured, with
     the fields `prompt`, `chosen` and `rejected`, or `prompt`, `first`, `second` and `preferred`
     (`first`, `second` or `tie`). An evaluation writes `pairs_to_label-TASK.jsonl` for it."""
-    accuracy: JudgeAccuracy | None = None
-    """Written by an evaluation: the judge's agreement with the labelled pairs."""
+    accuracy: SkipJsonSchema[JudgeAccuracy | None] = None
+    """Agreement with the labelled pairs, which an evaluation writes."""
 
     @model_validator(mode="after")
     def _model_or_server(self) -> JudgeSpec:

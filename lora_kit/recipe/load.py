@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from lora_kit.recipe.document import Document, FieldPath, dotted, has_field, key_of
 from lora_kit.recipe.problem import Problem
-from lora_kit.recipe.section import Section, inner_section
+from lora_kit.recipe.section import Section, inner_section, written_fields
 from lora_kit.runtime.errors import RecipeError, did_you_mean
 
 Model = TypeVar("Model", bound=Section)
@@ -200,4 +200,4 @@ def _known_keys(model: type[Section], path: FieldPath) -> list[str]:
             continue
         info = current.model_fields.get(part)
         current = inner_section(info.annotation)[0] if info else None
-    return list(current.model_fields) if current else []
+    return list(written_fields(current)) if current else []

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from lora_kit.recipe.section import Section, inner_section
+from lora_kit.recipe.section import Section, inner_section, written_fields
 
 RECIPE_INTRODUCTION = """\
 # Recipe reference
@@ -75,10 +75,11 @@ def _section(model: type[Section], path: str) -> Iterator[str]:
         yield ""
     yield "| field | type | default | meaning |"
     yield "|---|---|---|---|"
-    for name, field in model.model_fields.items():
+    fields = written_fields(model)
+    for name, field in fields.items():
         meaning = _one_line(field.description or _doc_of(field.annotation))
         yield f"| `{name}` | {_cell(_type(field))} | {_default(field)} | {_cell(meaning)} |"
-    for name, field in model.model_fields.items():
+    for name, field in fields.items():
         inner, is_list = inner_section(field.annotation)
         if inner is not None:
             place = f"{path}.{name}" if path else name

@@ -15,6 +15,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
 
@@ -34,6 +35,12 @@ class Section(BaseModel):
     def _numbers_are_no_booleans(cls, value: Any, info: ValidationInfo) -> Any:
         forms = _forms(cls.model_fields[str(info.field_name)].annotation)
         return _not_a_bool(value) if not forms.isdisjoint((int, float)) else value
+
+
+def written_fields(model: type[Section]) -> dict[str, FieldInfo]:
+    """Return the fields that are written by hand, without those that only files of ours have."""
+    in_schema = model.model_json_schema()["properties"]
+    return {name: field for name, field in model.model_fields.items() if name in in_schema}
 
 
 def inner_section(annotation: Any) -> tuple[type[Section] | None, bool]:
