@@ -185,7 +185,7 @@ def test_a_key_comes_from_a_variable_and_is_not_stored(
     url = serve(key="hidden-key")
     with pytest.raises(EvaluationError, match=r"status 401 .*wrong key"):
         judge([f"served={url}"], served_model="mine")
-    with pytest.raises(EvaluationError, match=r"no such variable .got MY_KEY"):
+    with pytest.raises(EvaluationError, match=r"not set .got MY_KEY"):
         judge([f"served={url}"], served_model="mine", api_key_env="MY_KEY")
     monkeypatch.setenv("MY_KEY", "hidden-key")
     done = judge([f"served={url}"], served_model="mine", api_key_env="MY_KEY")
