@@ -13,7 +13,8 @@ from lora_kit.evaluation.assembly import LEDGER, VERDICT
 from lora_kit.evaluation.comparisons import task_score
 from lora_kit.evaluation.ledger import Ledger
 from lora_kit.evaluation.pairs import Entries, has_score
-from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.files import read_json
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_kit.data.audit.item import AuditedItem
 from lora_kit.evaluation.item import Item
-from lora_kit.evaluation.suite import CHOICE_KINDS, TEMPLATE_FIELD, Suite, TaskSpec
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.task_spec import CHOICE_KINDS, TEMPLATE_FIELD, TaskSpec
 
 if TYPE_CHECKING:
     from lora_kit.evaluation.engine.work import Work

@@ -12,7 +12,8 @@ from lora_kit.evaluation.grading import grade_class
 from lora_kit.evaluation.head_tasks import SupportedTasks
 from lora_kit.evaluation.item import ClassRequest, Item, Task
 from lora_kit.evaluation.questions import Question
-from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import select_rows
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError

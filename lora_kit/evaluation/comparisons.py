@@ -9,7 +9,7 @@ import numpy as np
 
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.pairs import Pairs, mean_score
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.statistics import decisions
 from lora_kit.statistics.decisions import (
     Decision,

@@ -12,7 +12,7 @@ from lora_kit.evaluation.comparisons import repeated
 from lora_kit.evaluation.cut_answers import CUT_OFF
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.pairs import Pairs, mean_score
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.thoughts import UNENDED
 from lora_kit.statistics.calibration import CalibrationComparison, compare_calibration
 from lora_kit.statistics.clusters import Floats

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from lora_kit.evaluation.arm_names import control_arm, is_serving_format
 from lora_kit.evaluation.comparisons import compare, decide, task_score
 from lora_kit.evaluation.pairs import Entries, Pairs, pair
-from lora_kit.evaluation.suite import Suite, TaskSpec
-from lora_kit.evaluation.verdict import FileTask, SuiteVerdict
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.task_spec import TaskSpec
+from lora_kit.evaluation.task_verdict import FileTask
+from lora_kit.evaluation.verdict import SuiteVerdict
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.statistics.decisions import Decision, Interval, combine_decisions
 from lora_kit.statistics.looks import Look, Looks

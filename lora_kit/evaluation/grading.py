@@ -19,7 +19,7 @@ from lora_kit.evaluation.item import (
     LossRequest,
     Outcome,
 )
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.metrics.instruction_checks import follows_instructions
 from lora_kit.metrics.load import Metric, load_metric
 from lora_kit.runtime.hashes import file_sha256

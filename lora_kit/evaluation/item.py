@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_kit.data.supervision import Example
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.metrics.instruction_checks import InstructionCheck
 
 

@@ -10,7 +10,8 @@ from lora_kit.evaluation.assembly import SHARE_OUTPUT, ResultPart
 from lora_kit.evaluation.engine.journal import Journals
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.stopping import LookPlan, TaskEnd, end_at, merged_end, until_look
-from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.processes import broadcast_from_main
 

@@ -29,16 +29,10 @@ from lora_kit.evaluation.stopping import (
     merged_end,
     until_look,
 )
-from lora_kit.evaluation.suite import Suite, TaskSpec
-from lora_kit.evaluation.verdict import (
-    BASELINES,
-    BaselineComparison,
-    Finding,
-    SuiteVerdict,
-    TaskLooks,
-    TaskVerdict,
-    Verdict,
-)
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.task_spec import TaskSpec
+from lora_kit.evaluation.task_verdict import BASELINES, BaselineComparison, TaskLooks, TaskVerdict
+from lora_kit.evaluation.verdict import Finding, SuiteVerdict, Verdict
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.statistics.decisions import combine_decisions
 from lora_kit.statistics.looks import Look

@@ -13,8 +13,10 @@ from lora_kit.evaluation.comparisons import compare, decide, task_score, texts_t
 from lora_kit.evaluation.ledger_view import LedgerView
 from lora_kit.evaluation.pairs import Entries, has_score, pair
 from lora_kit.evaluation.stopping import FIXED
-from lora_kit.evaluation.suite import Suite, TaskSpec
-from lora_kit.evaluation.verdict import MergedSelection, MergedTask, SuiteVerdict, TaskVerdict
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.task_spec import TaskSpec
+from lora_kit.evaluation.task_verdict import MergedTask, TaskVerdict
+from lora_kit.evaluation.verdict import MergedSelection, SuiteVerdict
 from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.statistics.decisions import combine_decisions, holm
 from lora_kit.statistics.halves import MIN_CLUSTERS, fewest_clusters, first_half

@@ -18,7 +18,7 @@ from lora_kit.data.strict_json import STRICT
 from lora_kit.data.turns import read_text
 from lora_kit.evaluation.items.registry import CHOICE_SOURCES
 from lora_kit.evaluation.items.row import ChoiceRow
-from lora_kit.evaluation.suite import TEMPLATE_FIELD, TaskSpec
+from lora_kit.evaluation.task_spec import TEMPLATE_FIELD, TaskSpec
 from lora_kit.evaluation.task_tables import (
     read_built_in,
     read_task_table,

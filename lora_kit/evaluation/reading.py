@@ -15,7 +15,7 @@ from lora_kit.data.sources import BUILT_IN, drop_nulls
 from lora_kit.evaluation.items.instruction_sources import INSTRUCTION_SOURCES
 from lora_kit.evaluation.items.instructions import InstructionRow, parse_instruction
 from lora_kit.evaluation.questions import read_labelled, read_questions
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.task_tables import (
     read_built_in,
     read_task_table,

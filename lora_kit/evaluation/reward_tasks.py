@@ -12,8 +12,9 @@ from lora_kit.evaluation.grading import grade_reward
 from lora_kit.evaluation.head_tasks import SupportedTasks
 from lora_kit.evaluation.item import Item, RewardRequest, Task
 from lora_kit.evaluation.questions import Question
-from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.task_items import fill_template
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import select_rows
 from lora_kit.runtime.console import say
 

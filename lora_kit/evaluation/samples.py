@@ -16,7 +16,7 @@ from lora_kit.evaluation.item import (
     SampledRequest,
     Sampling,
 )
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 
 SEPARATOR = "\n--- next sample ---\n"
 

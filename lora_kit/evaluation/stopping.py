@@ -20,7 +20,8 @@ from lora_kit.evaluation.arm_names import is_asked_with_shipped, is_shipped
 from lora_kit.evaluation.comparisons import compare, decide
 from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.evaluation.pairs import Entries, Pairs, pair
-from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.recipe.sections import MERGED_ARMS, EvaluationSpec
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.statistics.decisions import Decision, PairedComparison

@@ -16,7 +16,7 @@ from lora_kit.data.tokenization import tokenize, tokenize_beginning, tokenize_pr
 from lora_kit.evaluation.item import Branch, ChoiceRequest, GenerationRequest, Item, LossRequest
 from lora_kit.evaluation.questions import Question
 from lora_kit.evaluation.reading import Conversation, Instruction
-from lora_kit.evaluation.suite import TEMPLATE_FIELD, TaskSpec
+from lora_kit.evaluation.task_spec import TEMPLATE_FIELD, TaskSpec
 from lora_kit.evaluation.thoughts import NO_THINKING, Thinking, opens_thought
 from lora_kit.evaluation.tool_prompts import prompt_with_tools
 from lora_kit.metrics.instruction_checks import CheckValue

@@ -10,7 +10,7 @@ from lora_kit.data.files.readers import TableRequest
 from lora_kit.data.files.tables import read_table
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.sources import SPLITS, open_source
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.recipe.data import SourceSpec
 from lora_kit.runtime.errors import DataError
 

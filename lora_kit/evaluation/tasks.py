@@ -20,7 +20,6 @@ from lora_kit.evaluation.item import Item, Task
 from lora_kit.evaluation.questions import Question
 from lora_kit.evaluation.reading import Conversation, read_rows
 from lora_kit.evaluation.samples import grade_samples, sampled, sampling_of
-from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.evaluation.task_items import (
     Shot,
     choice_item,
@@ -29,6 +28,7 @@ from lora_kit.evaluation.task_items import (
     instruction_item,
     loss_item,
 )
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.thoughts import NO_THINKING, Thinking, grade_behind_thoughts
 from lora_kit.runtime.errors import DataError, EvaluationError
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lora_kit.evaluation.stopping import FIXED, Stopping
-from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import selected_clusters
 from lora_kit.statistics.looks import Looks
 from lora_kit.statistics.power import (

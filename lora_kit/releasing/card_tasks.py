@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_kit.evaluation.reporting.notation import FormattedComparison, Notation, format_p_value
-from lora_kit.evaluation.verdict import SuiteVerdict, TaskVerdict, Verdict
+from lora_kit.evaluation.task_verdict import TaskVerdict
+from lora_kit.evaluation.verdict import SuiteVerdict, Verdict
 from lora_kit.statistics.decisions import Interval
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora_kit.evaluation.suite import SuiteRole
-from lora_kit.evaluation.verdict import TaskVerdict, Verdict
+from lora_kit.evaluation.task_verdict import TaskVerdict
+from lora_kit.evaluation.verdict import Verdict
 from lora_kit.rescaling.scale import AdapterScale
 
 # Decimals to which gains are compared: the order of a sum changes the last digits.

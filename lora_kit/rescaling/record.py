@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lora_kit.evaluation.verdict import TaskVerdict, Verdict
+from lora_kit.evaluation.task_verdict import TaskVerdict
+from lora_kit.evaluation.verdict import Verdict
 from lora_kit.rescaling.choice import Candidate, Gain, ScaleChoice
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.files import finite

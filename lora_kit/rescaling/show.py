@@ -7,7 +7,7 @@ from rich.table import Table
 
 from lora_kit.evaluation.reporting.escaping import escape_terminal
 from lora_kit.evaluation.reporting.show import show_verdict
-from lora_kit.evaluation.verdict import TaskVerdict
+from lora_kit.evaluation.task_verdict import TaskVerdict
 from lora_kit.rescaling.choice import Candidate, most_forgotten_task
 from lora_kit.rescaling.record import RescaleResult
 

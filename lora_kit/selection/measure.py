@@ -22,7 +22,7 @@ from lora_kit.evaluation.engine.run import evaluate_models
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.questions import Question, read_labelled
-from lora_kit.evaluation.suite import LABEL_TEMPLATE, TEMPLATE_FIELD, TaskSpec
+from lora_kit.evaluation.task_spec import LABEL_TEMPLATE, TEMPLATE_FIELD, TaskSpec
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.modeling.linear_probe import score_linear_probe
 from lora_kit.recipe.sections import FEWSHOT

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.evaluation.diagnostics import SecondaryMetric
-from lora_kit.evaluation.verdict import TaskVerdict
+from lora_kit.evaluation.task_verdict import TaskVerdict
 from lora_kit.pipeline import evaluate, train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.machine import machine, versions

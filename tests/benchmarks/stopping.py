@@ -31,7 +31,7 @@ from lora_kit.adapter.saved import ADAPTER_WEIGHTS
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.ledger import Ledger
 from lora_kit.evaluation.stopping import LookPlan
-from lora_kit.evaluation.verdict import TaskVerdict
+from lora_kit.evaluation.task_verdict import TaskVerdict
 from lora_kit.pipeline import evaluate, train
 from lora_kit.recipe.recipe import Recipe
 from tests.bigbench import bigbench_rows

@@ -15,7 +15,7 @@ from lora_kit.data.formats import FORMATS, parse_row
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.data.units import prepare_units
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import build_task
 from lora_kit.recipe.data import DataSpec
 from lora_kit.runtime.errors import DataError

@@ -17,8 +17,8 @@ from lora_kit.data.tokenization import (
     tokenize_rows,
 )
 from lora_kit.evaluation.questions import Question
-from lora_kit.evaluation.suite import TaskSpec
 from lora_kit.evaluation.task_items import choice_item
+from lora_kit.evaluation.task_spec import TaskSpec
 
 START, END, SECOND = 1, 2, 3
 WORDS = ("what", "is", "red", "a", "colour", "?")

@@ -14,7 +14,7 @@ from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outc
 from lora_kit.evaluation.engines.completions import Completions
 from lora_kit.evaluation.item import GenerationRequest, Item, Outcome, SampledRequest, Sampling
 from lora_kit.evaluation.reporting.views import suite_reports
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import build_task
 from lora_kit.evaluation.thoughts import Thinking
 from tests.evaluation.in_memory import arm, find_flips, judge, one_task

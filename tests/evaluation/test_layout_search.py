@@ -25,7 +25,7 @@ from lora_kit.evaluation.item import (
     LossRequest,
     Request,
 )
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import build_task
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.recipe.backbone import BackboneSpec

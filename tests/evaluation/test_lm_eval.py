@@ -18,7 +18,8 @@ from lora_kit.evaluation.lm_eval.requests import encode_pairs
 from lora_kit.evaluation.lm_eval.source import lm_eval_environment
 from lora_kit.evaluation.lm_eval.tasks import build_lm_eval
 from lora_kit.evaluation.pairs import pair
-from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.statistics.looks import Looks
 from tests.evaluation.imported.logging_lm_eval import CHOICE

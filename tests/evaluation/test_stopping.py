@@ -23,7 +23,7 @@ from lora_kit.evaluation.stopping import (
     until_look,
 )
 from lora_kit.evaluation.suite import Suite
-from lora_kit.evaluation.verdict import TaskLooks, TaskVerdict
+from lora_kit.evaluation.task_verdict import TaskLooks, TaskVerdict
 from lora_kit.evaluation.verdict_file import SUITES, check_verdict
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.files import write_json

@@ -12,7 +12,8 @@ import pytest
 from lora_kit.data.rows import Message
 from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, LossRequest, Outcome, Task
-from lora_kit.evaluation.suite import SUITE_FOLDERS, Suite, TaskSpec
+from lora_kit.evaluation.suite import SUITE_FOLDERS, Suite
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import build_task, selected_clusters
 from lora_kit.metrics.load import load_metric
 from lora_kit.recipe.bundled import bundled_names

@@ -9,7 +9,7 @@ import pytest
 
 from lora_kit.data.rows import Message
 from lora_kit.evaluation.item import GenerationRequest, Outcome
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import build_task
 from lora_kit.evaluation.tool_prompts import describe_tools
 from lora_kit.runtime.errors import DataError

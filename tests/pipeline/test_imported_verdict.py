@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lora_kit.cli import main
-from lora_kit.evaluation.verdict import TaskVerdict
+from lora_kit.evaluation.task_verdict import TaskVerdict
 from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.pipeline.imported_verdict import judge_results
 from lora_kit.recipe.backbone import BackboneSpec

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from lora_kit.evaluation.verdict import SuiteVerdict, TaskLooks, TaskVerdict, Verdict
+from lora_kit.evaluation.task_verdict import TaskLooks, TaskVerdict
+from lora_kit.evaluation.verdict import SuiteVerdict, Verdict
 from lora_kit.rescaling.choice import (
     Candidate,
     choose_scale,

@@ -12,7 +12,7 @@ from lora_kit.data.rows import Row
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Graded, Item, Outcome, Task
 from lora_kit.evaluation.ledger import Entry
-from lora_kit.evaluation.suite import CHOICE_KINDS
+from lora_kit.evaluation.task_spec import CHOICE_KINDS
 from lora_kit.recipe.sections import RETRIEVAL
 from lora_kit.runtime.hashes import json_sha256
 

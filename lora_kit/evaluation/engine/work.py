@@ -34,8 +34,9 @@ from lora_kit.evaluation.stopping import (
     PlannedTask,
     Stopping,
 )
-from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.task_items import Shot
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import as_shot, build_task, task_content
 from lora_kit.evaluation.thoughts import NO_THINKING, Thinking
 from lora_kit.recipe.sections import FEWSHOT

@@ -22,7 +22,8 @@ from lora_kit.evaluation.llm_judge.labelled_pairs import (
 )
 from lora_kit.evaluation.llm_judge.prompts import AnswerPair
 from lora_kit.evaluation.llm_judge.reliability import AGREES, UNREAD
-from lora_kit.evaluation.suite import Suite, TaskSpec
+from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.thoughts import answer_behind_thought
 from lora_kit.runtime.processes import process_state
 from lora_kit.statistics.judged_preference import JudgeAccuracy

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from lora_kit.evaluation.pairs import Pairs, mean_score
-from lora_kit.evaluation.suite import TaskSpec
-from lora_kit.evaluation.verdict import JudgeReliability
+from lora_kit.evaluation.task_spec import TaskSpec
+from lora_kit.evaluation.task_verdict import JudgeReliability
 
 # Names of the measures of an item.
 AGREES, UNREAD = "orders_agree", "unread_replies"

@@ -11,7 +11,7 @@ import numpy as np
 
 from lora_kit.evaluation.item import ChoiceRequest, Graded, Item, Outcome
 from lora_kit.evaluation.lm_eval.source import explain_errors, lm_eval_environment
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.runtime.errors import EvaluationError
 
 # Needs the likelihood of each choice without its question, which is not computed here.

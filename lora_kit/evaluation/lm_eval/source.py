@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.runtime.errors import EvaluationError
 
 INSTALL = "pip install 'lora-kit[lm-eval]'"

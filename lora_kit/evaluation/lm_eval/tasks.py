@@ -29,7 +29,7 @@ from lora_kit.evaluation.lm_eval.source import (
     load_tasks,
     require_lm_eval,
 )
-from lora_kit.evaluation.suite import TaskSpec
+from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.ledger_view import LedgerView
 from lora_kit.evaluation.reporting.entry_store import EntryStore
-from lora_kit.evaluation.verdict import TaskVerdict, Verdict
+from lora_kit.evaluation.task_verdict import TaskVerdict
+from lora_kit.evaluation.verdict import Verdict
 from lora_kit.runtime.files import whole_file
 
 MAX_SHOWN = 2_000

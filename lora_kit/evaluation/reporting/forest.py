@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_kit.evaluation.reporting.notation import Notation
-from lora_kit.evaluation.verdict import TaskVerdict
+from lora_kit.evaluation.task_verdict import TaskVerdict
 
 # Width of the plot relative to the longest bar, so that the end of the bar stays visible.
 HEADROOM = 1.1

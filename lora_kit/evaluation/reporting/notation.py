@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_kit.evaluation.cut_answers import CUT_OFF
+from lora_kit.evaluation.task_verdict import TaskVerdict
 from lora_kit.evaluation.thoughts import UNENDED
-from lora_kit.evaluation.verdict import TaskVerdict
 from lora_kit.statistics.decisions import Interval
 
 MAX_PLACES = 6

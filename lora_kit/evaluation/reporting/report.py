@@ -31,7 +31,8 @@ from lora_kit.evaluation.reporting.forest import NARROW, WIDE, build_forest
 from lora_kit.evaluation.reporting.notation import format_p_value
 from lora_kit.evaluation.reporting.plane import build_plane
 from lora_kit.evaluation.reporting.views import suite_reports
-from lora_kit.evaluation.verdict import BASELINES, Verdict
+from lora_kit.evaluation.task_verdict import BASELINES
+from lora_kit.evaluation.verdict import Verdict
 from lora_kit.runtime.files import write_text
 
 TEMPLATES = Path(__file__).parent

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_kit.evaluation.reporting.escaping import escape_terminal
-from lora_kit.evaluation.verdict import FileTask, TaskVerdict, Verdict
+from lora_kit.evaluation.task_verdict import FileTask, TaskVerdict
+from lora_kit.evaluation.verdict import Verdict
 from lora_kit.statistics.decisions import Decision
 
 STYLE = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}

@@ -17,13 +17,8 @@ from lora_kit.evaluation.reporting.notation import (
     item_unit,
 )
 from lora_kit.evaluation.reporting.reliability import Dot, reliability_dots
-from lora_kit.evaluation.verdict import (
-    BaselineComparison,
-    FileTask,
-    SuiteVerdict,
-    TaskVerdict,
-    Verdict,
-)
+from lora_kit.evaluation.task_verdict import BaselineComparison, FileTask, TaskVerdict
+from lora_kit.evaluation.verdict import SuiteVerdict, Verdict
 from lora_kit.statistics.calibration import CalibrationComparison
 from lora_kit.statistics.decisions import Interval
 from lora_kit.statistics.labels import ClassScore
