@@ -153,25 +153,31 @@ def token_nll(
     return nll
 
 
-def token_kl(target: torch.Tensor, logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def token_kl(
+    target: torch.Tensor,
+    logits: torch.Tensor,
+    temperature: float = 1.0,
+    excluded: torch.Tensor | None = None,
+    chunk: int | None = None,
+) -> torch.Tensor:
     """Return KL(target || predicted) of each token's distributions, in nats.
 
     Args:
-        target: (tokens, vocabulary), logits of the distribution to learn.
+        target: (tokens, vocabulary), logits of the distribution to learn, without a gradient.
         logits: (tokens, vocabulary), logits of the predicted distribution.
         temperature: divisor of all logits.
+        excluded: (tokens,) int64, the word of each token that both distributions leave out; the
+            others are renormalized, and the gradient of the word's logit is 0.
+        chunk: tokens converted to float32 at a time; by default `chunk_tokens` of the device.
 
     Returns:
-        (tokens,) float32; only one chunk at a time is converted to float32.
+        (tokens,) float32; it can be differentiated once.
     """
-    parts, chunk = [], chunk_tokens(logits.device.type)
-    for start in range(0, len(logits), chunk):
-        wanted, predicted = (
-            (one[start : start + chunk].float() / temperature).log_softmax(dim=-1)
-            for one in (target, logits)
-        )
-        parts.append((wanted.exp() * (wanted - predicted)).sum(dim=-1))
-    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
+    chunk = chunk or chunk_tokens(logits.device.type)
+    kl: torch.Tensor = _ChunkedKl.apply(  # type: ignore[no-untyped-call]
+        logits, target, temperature, excluded, chunk
+    )
+    return kl
 
 
 # Tokens whose logits are held in float32 at a time. On a CPU 64 of 150,000 words, 39 MB, stay near
@@ -212,8 +218,54 @@ class _ChunkedNll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Scale the gradient by each token's weight, in place, since it is used once."""
-        gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
-            raise RuntimeError("the loss is differentiated a second time")
-        return gradient.mul_(upstream[0][:, None]), None, None
+        """Return the gradient of the logits."""
+        return _scaled_gradient(ctx, upstream[0]), None, None
+
+
+class _ChunkedKl(torch.autograd.Function):
+    """KL(target || softmax(logits)) in float32, with the memory of `_ChunkedNll`.
+
+    The gradient is (softmax(logits) - target) / temperature.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        temperature: float,
+        excluded: torch.Tensor | None,
+        chunk: int,
+    ) -> torch.Tensor:
+        """Take the arguments of `token_kl`; return (tokens,) float32."""
+        ctx.gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        kl = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+        for start in range(0, len(logits), chunk):
+            span = slice(start, start + chunk)
+            predicted, wanted = (one[span].float() / temperature for one in (logits, target))
+            if excluded is not None:
+                left_out = (torch.arange(len(wanted), device=wanted.device), excluded[span])
+                predicted[left_out] = wanted[left_out] = -torch.inf
+            predicted, wanted = predicted.log_softmax(dim=-1), wanted.log_softmax(dim=-1)
+            probabilities, ratio = wanted.exp(), wanted.sub_(predicted)
+            if excluded is not None:
+                ratio[left_out] = 0.0  # 0 log(0 / 0) of the word that is left out
+            kl[span] = ratio.mul_(probabilities).sum(dim=-1)
+            if ctx.gradient is not None:
+                ctx.gradient[span] = predicted.exp_().sub_(probabilities).div_(temperature)
+            del predicted, wanted, probabilities, ratio  # as in `_ChunkedNll`
+        return kl
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        """Return the gradient of the logits."""
+        return _scaled_gradient(ctx, upstream[0]), None, None, None, None
+
+
+def _scaled_gradient(ctx: Any, weights: torch.Tensor) -> torch.Tensor:
+    """Scale the gradient by each token's weight, in place, since it is used once."""
+    gradient: torch.Tensor | None = ctx.gradient
+    ctx.gradient = None
+    if gradient is None:
+        raise RuntimeError("the loss is differentiated a second time")
+    return gradient.mul_(weights[:, None])

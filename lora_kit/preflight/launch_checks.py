@@ -103,7 +103,8 @@ def refuse_retention_when_sharded(context: PreflightContext) -> None:
             "training.distillation: each process needs the full teacher, which FSDP and DeepSpeed "
             f"would shard. {DDP_FIX}"
         )
-    for name in retention.requested:
+    # The entropy is that of the trained model alone.
+    for name in [name for name in retention.requested if name != "entropy_weighting"]:
         raise TrainingError(
             f"retention.{name}: comparing the adapter with the base needs the full model in each "
             f"process, which FSDP and DeepSpeed shard. {DDP_FIX}, or replace this section by "

@@ -15,7 +15,7 @@ from lora_kit.backbone.attention import WITH_LENGTHS
 from lora_kit.backbone.load import FOUR_BIT, compute_dtype
 from lora_kit.backbone.varlen import VARLEN
 from lora_kit.modeling.checkpointing import disable_checkpointing, enable_checkpointing
-from lora_kit.modeling.likelihood import chunk_tokens, logits_at, token_nll
+from lora_kit.modeling.likelihood import chunk_tokens, logits_at, token_kl, token_nll
 from lora_kit.modeling.model_inputs import supervised_positions
 from lora_kit.preflight.allocation_tracker import AllocationTracker
 from lora_kit.preflight.fake_model import FakeModel, build_fake_model
@@ -171,7 +171,8 @@ def footprint(
         config, recipe.adapter, quantization, dtype, attention, on_gpu=device == "cuda"
     )
     recomputed = recipe.training.gradient_checkpointing
-    passes = _passes(fake, batch, dtype, recomputed, device)
+    held_to_base = recipe.retention.non_target_kl is not None
+    passes = _passes(fake, batch, dtype, recomputed, device, held_to_base)
     return Footprint(
         device=device,
         batch=batch,
@@ -181,7 +182,7 @@ def footprint(
         frozen=_frozen(fake, config, dtype, device) | _dequantized(recipe, fake, dtype, device),
         passes=passes,
         optim=recipe.training.optim,
-        allocator=_allocator(fake, batch, dtype, recomputed, device, sum(passes.values())),
+        allocator=_allocator(fake, batch, dtype, recomputed, device, passes, held_to_base),
     )
 
 
@@ -224,23 +225,31 @@ def _allocator(
     dtype: torch.dtype,
     recomputed: bool,
     device: Device,
-    alive: int,
+    passes: dict[str, int],
+    held_to_base: bool,
 ) -> int:
-    """Return the bytes that the allocator holds beyond the `alive` ones of the passes."""
+    """Return the bytes that the allocator holds beyond the live ones of the passes."""
+    alive = sum(passes.values())
     if device == "cuda" or _allocator_reuses_blocks():
         return round(FRAGMENTATION * alive)
     if not recomputed:
         return round((HELD_BY_OLD_GLIBC - 1) * alive)
-    not_recomputed = sum(_passes(fake, batch, dtype, False, device).values())
+    not_recomputed = sum(_passes(fake, batch, dtype, False, device, held_to_base).values())
     return max(round(HELD_WITH_CHECKPOINTING * not_recomputed) - alive, 0)
 
 
 def _passes(
-    fake: FakeModel, batch: MicroBatch, dtype: torch.dtype, checkpointing: bool, device: Device
+    fake: FakeModel,
+    batch: MicroBatch,
+    dtype: torch.dtype,
+    checkpointing: bool,
+    device: Device,
+    held_to_base: bool,
 ) -> dict[str, int]:
     """Return the bytes of a forward and backward pass at their peak, by purpose.
 
-    Weights and gradients are not counted.
+    Weights and gradients are not counted. With `retention.non_target_kl`, which is `held_to_base`,
+    the base's logits and the divergence's gradient are.
     """
     model = fake.model
     tracker = AllocationTracker(batch.supervised)
@@ -267,8 +276,12 @@ def _passes(
                 targets, rows, columns = supervised_positions(inputs)
                 logits = logits_at(model, inputs, rows, columns)
                 # The tensors are on a CPU, where fewer logits are converted at a time.
-                nll = token_nll(logits, targets, chunk_tokens(device))
-                loss = nll.sum() / batch.supervised
+                chunk = chunk_tokens(device)
+                losses = token_nll(logits, targets, chunk)
+                if held_to_base:
+                    base = torch.empty_like(logits)
+                    losses = losses + token_kl(base, logits, excluded=targets, chunk=chunk)
+                loss = losses.sum() / batch.supervised
             tracker.label = "backward pass"
             loss.backward()  # type: ignore[no-untyped-call]
     return tracker.peak

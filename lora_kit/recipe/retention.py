@@ -32,6 +32,21 @@ class KlSpec(TextsSpec):
     """Texts of a step over all processes."""
 
 
+class NonTargetKlSpec(Section):
+    """Penalty for reordering the tokens that a training row does not contain."""
+
+    weight: Positive = 1.0
+    """KL penalty weight, in nats of loss per nat of divergence."""
+
+
+class EntropyWeightingSpec(Section):
+    """Weights of the supervised tokens that grow with the model's own uncertainty."""
+
+    top_k: Annotated[Count, Field(ge=2)] = 20
+    """Most likely tokens over which the entropy is computed; the weight is the entropy over its
+    maximum, the logarithm of `top_k`."""
+
+
 class TokenMaskingSpec(Section):
     """Removal of labels from tokens that the base finds improbable."""
 
@@ -73,6 +88,13 @@ class RetentionSpec(Section):
 
     kl: KlSpec | None = None
     """Kullback-Leibler penalty against the base, with the adapter disabled."""
+    non_target_kl: NonTargetKlSpec | None = None
+    """Kullback-Leibler penalty against the base on the training rows, each target token left out
+    of both distributions (Xu et al. 2026, arXiv:2605.29498): the target may become likelier, the
+    order of all other tokens shall stay."""
+    entropy_weighting: EntropyWeightingSpec | None = None
+    """Entropy-adaptive fine-tuning (Diao et al. 2026, arXiv:2601.02151): tokens at which the model
+    is sure of another answer are hardly learned."""
     token_masking: TokenMaskingSpec | None = None
     """Selective token masking."""
     self_distillation: SelfDistillationSpec | None = None

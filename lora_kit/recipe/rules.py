@@ -46,6 +46,7 @@ RULES: tuple[Rule, ...] = (
     training.conflict_of_one_source,
     retention.ewc_without_lora,
     retention.two_ways_to_keep_weights,
+    retention.token_losses_of_a_teacher,
     objective.sections_of_other_objectives,
     objective.fields_of_other_losses,
     objective.text_only,

@@ -48,8 +48,8 @@ class MetricsLog(TrainerCallback):
             meter: progress bar.
             is_main: true on the main process; the others write nothing.
             plot: draws the entries logged so far.
-            logged_metrics: further metrics to log for steps that have them; the first is also shown
-                in the progress bar.
+            logged_metrics: further metrics to log for steps that have them; the first of a step is
+                also shown in the progress bar.
             plot_seconds: minimum seconds between two drawings.
         """
         self._path = path
@@ -105,11 +105,7 @@ class MetricsLog(TrainerCallback):
         names = [name for name in self._logged_metrics if logs.get(name) is not None]
         self.record(entry | {name: float(logs[name]) for name in names})
         rate = (entry["tokens"] - self._earlier_tokens) / seconds if seconds else 0.0
-        shown = "".join(
-            f", {name} {float(logs[name]):.3f}"
-            for name in self._logged_metrics[:1]
-            if name in names
-        )
+        shown = "".join(f", {name} {float(logs[name]):.3f}" for name in names[:1])
         self._meter.advance(note=f"loss {entry['loss']:.3f}{shown}, {rate:.0f} token/s")
         if time.monotonic() - self._plotted >= self._plot_seconds:
             self._plot(self.history)

@@ -48,8 +48,8 @@ class CheckpointedTrainer(Trainer):
         save_total_limit: maximum number of checkpoints kept.
         lengths: tokens of each training example or unit.
         rows: rows of the data set in this process's last batch.
-        logged_metrics: metrics logged for each step besides the loss; the first is shown in the
-            progress bar.
+        logged_metrics: metrics logged for each step besides the loss; the first that a step has is
+            shown in the progress bar.
         idle_steps: consecutive steps that may have no gradient.
         restore_optimizer: function of `sharded_4bit.optimizer_restorer`, for 4-bit shards.
     """

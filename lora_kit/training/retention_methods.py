@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lora_kit.recipe.retention import EntropyWeightingSpec
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.retention.early_stopping import RetentionEarlyStopping
 from lora_kit.training.retention.ewc import EwcPenalty
-from lora_kit.training.retention.kl import KlPenalty
+from lora_kit.training.retention.kl import KlPenalty, NonTargetKl
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class RetentionMethods:
     kl: KlPenalty | None = None
     early_stopping: RetentionEarlyStopping | None = None
     ewc: EwcPenalty | None = None
+    non_target_kl: NonTargetKl | None = None
+    entropy_weighting: EntropyWeightingSpec | None = None
 
     @classmethod
     def of(
@@ -43,9 +46,10 @@ class RetentionMethods:
             )
         if spec.ewc and texts.ewc:
             ewc = EwcPenalty(model, backbone, texts.ewc.examples, spec.ewc)
-        return cls(kl, early_stopping, ewc)
+        non_target_kl = NonTargetKl(model, spec.non_target_kl) if spec.non_target_kl else None
+        return cls(kl, early_stopping, ewc, non_target_kl, spec.entropy_weighting)
 
     @property
     def callbacks(self) -> list[RetentionEarlyStopping | EwcPenalty]:
-        """Trainer callbacks of the methods; the KL penalty is part of the training step instead."""
+        """Trainer callbacks of the methods; the others are part of the training step."""
         return [one for one in (self.early_stopping, self.ewc) if one]

@@ -42,7 +42,7 @@ class StepTrainer(CheckpointedTrainer):
     """
 
     optimizer: Any
-    logged_metrics = ("kl",)
+    logged_metrics: tuple[str, ...] = ("kl",)
     # TRL's name; its SFTTrainer sets it for `activation_offloading`.
     maybe_activation_offload_context: AbstractContextManager[Any] = nullcontext()
 

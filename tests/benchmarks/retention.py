@@ -69,6 +69,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "lora, twice the rate": {"training": {"learning_rate": 2e-3}},
     "anchor 10": {"retention": {"kl": {**ANCHOR, "weight": 10.0}}},
     "mask 10": {"retention": {"token_masking": {"max_perplexity": 10.0}}},
+    "non-target kl 1": {"retention": {"non_target_kl": {"weight": 1.0}}},
+    "non-target kl 10": {"retention": {"non_target_kl": {"weight": 10.0}}},
+    "entropy weights": {"retention": {"entropy_weighting": {}}},
     "dora": {"adapter": {"options": {"use_dora": True}}},
     "ia3": {"adapter": {"method": "ia3"}, "training": {"learning_rate": 1e-2}},
 }

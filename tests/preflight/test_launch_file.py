@@ -178,6 +178,7 @@ def test_quantized_weights_go_where_each_gpu_holds_all_of_them_and_4_bits_into_s
     ("section", "value", "part"),
     [
         ("retention", {"kl": {"source": "python-reference"}}, "retention.kl: "),
+        ("retention", {"entropy_weighting": {}, "non_target_kl": {}}, "retention.non_target_kl: "),
         ("adapter", {"method": "adalora"}, "adapter.method: adalora needs full gradients"),
         ("adapter", {"method": "prompt_tuning", "options": {"num_virtual_tokens": 4}}, "virtual"),
         ("adapter", {"options": {"init_lora_weights": "pissa"}}, "init_lora_weights: pissa"),

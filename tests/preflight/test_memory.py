@@ -23,6 +23,7 @@ from lora_kit.preflight.show_estimate import show_estimate
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.retention import RetentionSpec
 from lora_kit.recipe.training import Optimizer
 from lora_kit.runtime.errors import AdapterError
 from lora_kit.training.micro_batcher import MicroBatcher
@@ -167,6 +168,15 @@ def test_recomputing_activations_holds_far_fewer_of_them() -> None:
     kept, recomputed = (of(recipe(checkpointing=c)) for c in (False, True))
     assert recomputed.components["activations"] < 0.3 * kept.components["activations"]
     assert recomputed.total < kept.total
+
+
+def test_the_logits_of_the_base_are_counted() -> None:
+    plain, held = (
+        of(recipe().model_copy(update={"retention": RetentionSpec.model_validate(methods)}))
+        for methods in ({}, {"non_target_kl": {}})
+    )
+    logits = BATCH.supervised * LARGE.vocab_size * 4
+    assert held.total - plain.total > logits
 
 
 @pytest.mark.slow

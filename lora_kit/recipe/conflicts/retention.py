@@ -33,3 +33,18 @@ def two_ways_to_keep_weights(recipe: RecipeSections) -> Iterator[Problem]:
             "lowest validation loss may lie past the margin",
             fix="remove one of the two",
         )
+
+
+def token_losses_of_a_teacher(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse methods that change the loss of the labels where a teacher does so as well."""
+    if recipe.training.distillation is None:
+        return
+    reasons = {
+        "non_target_kl": "asks for the base's order of the tokens beside the label, and "
+        "training.distillation asks for the teacher's",
+        "entropy_weighting": "weighs the loss of the labels, and training.distillation learns the "
+        "teacher's distributions",
+    }
+    for name, reason in reasons.items():
+        if name in recipe.retention.requested:
+            yield conflict(f"retention.{name}", "training.distillation", reason=reason)

@@ -20,6 +20,7 @@ from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.preferences.trainers import DpoStepTrainer, KtoStepTrainer
 from lora_kit.training.step_sizes import answers_per_process, length_group_size
 from lora_kit.training.steps import StepTrainer
+from lora_kit.training.supervised import SupervisedTrainer
 
 
 def trainer_class(objective: Objective) -> type[CheckpointedTrainer]:
@@ -39,6 +40,8 @@ def trainer_class(objective: Objective) -> type[CheckpointedTrainer]:
     classes: dict[Objective, type[CheckpointedTrainer]] = {
         "dpo": DpoStepTrainer,
         "kto": KtoStepTrainer,
+        "sft": SupervisedTrainer,
+        "text": SupervisedTrainer,
     }
     return classes.get(objective, StepTrainer)
 

@@ -1,9 +1,9 @@
-"""KL penalty: keep the adapted model's predictions near the base's on texts of another kind."""
+"""KL penalties: keep the adapted model's predictions near the base's, on texts or on the rows."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +13,7 @@ from lora_kit.data.supervision import Example
 from lora_kit.modeling.likelihood import supervised_logits, token_kl
 from lora_kit.modeling.model_inputs import collate_for, to_device
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
-from lora_kit.recipe.retention import KlSpec
+from lora_kit.recipe.retention import KlSpec, NonTargetKlSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -82,9 +82,7 @@ class KlPenalty:
         self.last_divergence = torch.zeros((), dtype=torch.float64, device=device)
         for group in split_micro_batches(share, self._rows, self._tokens) if share else []:
             batch = to_device(collate_for(self._model, group, self._pad), device)
-            # The base is used without dropout.
-            with eval_mode(self._model), torch.no_grad(), adapter_disabled(self._model):
-                base = supervised_logits(self._model, batch)
+            base = base_logits(self._model, batch)
             adapted = supervised_logits(self._model, batch)
             divergence = token_kl(base, adapted).sum() / tokens
             self.last_divergence += divergence.detach()
@@ -105,3 +103,48 @@ class KlPenalty:
             random.Random(f"{self._seed}/anchor/{epoch}").shuffle(order)
             self._shuffled = epoch, order
         return self._shuffled[1]
+
+
+class NonTargetKl:
+    """KL divergence of the adapted model from the base on the training rows, without the targets.
+
+    Mask the Target (Xu et al. 2026, arXiv:2605.29498): at each supervised token, the target y is
+    removed from the distributions of the base, p, and of the adapted model, q, both are
+    renormalized, and KL(p || q) over the other tokens is added to the token's loss. With w = weight
+    and both sums over v != y, the loss of a token is
+
+        -log q(y) + w * sum(p(v) / (1 - p(y)) * log(p(v) / (1 - p(y)) * (1 - q(y)) / q(v))).
+
+    The gradient of the penalty with respect to the target's logit is exactly 0: the cross-entropy
+    alone decides how likely the target becomes, the penalty how the rest is distributed. The paper
+    trains with the mean over the supervised tokens, and so does the step, with the divisor of the
+    loss.
+    """
+
+    def __init__(self, model: PeftModel, spec: NonTargetKlSpec):
+        """Store the model with its adapter, not wrapped for several processes, and the weight."""
+        self._model = model
+        self.weight = spec.weight
+
+    def base_logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the base's logits of a training batch, as `supervised_logits` does."""
+        return base_logits(self._model, batch)
+
+    @staticmethod
+    def divergences(
+        base: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the divergence at each supervised token, (supervised,) float32, in nats.
+
+        Args:
+            base: logits of the base, (supervised, vocabulary).
+            logits: logits of the adapted model, (supervised, vocabulary).
+            targets: (supervised,) int64.
+        """
+        return token_kl(base, logits, excluded=targets)
+
+
+def base_logits(model: PeftModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return `supervised_logits` of the base, without adapter, dropout or gradient."""
+    with eval_mode(model), torch.no_grad(), adapter_disabled(model):
+        return supervised_logits(model, batch)
