@@ -78,7 +78,9 @@ def train_command(
 def _validation(result: TrainingResult) -> str:
     if result.validation_before is None:
         return ""
-    return f", validation loss {result.validation_before:.3f} -> {result.validation_after:.3f}"
+    drift = "" if result.drift is None else f", drift {result.drift:.3f}"
+    losses = f"{result.validation_before:.3f} -> {result.validation_after:.3f}"
+    return f", validation loss {losses}{drift}"
 
 
 def run_command(

@@ -13,7 +13,7 @@ def plot_training(
     validation: tuple[float | None, float | None],
     path: Path,
 ) -> None:
-    """Draw loss, learning rate and gradient norm over the steps.
+    """Draw loss, drift, learning rate and gradient norm over the steps.
 
     Args:
         history: one entry per step, as in `metrics.jsonl`.
@@ -25,6 +25,7 @@ def plot_training(
     measured = [
         (entry["step"], entry["validation_loss"]) for entry in history if "validation_loss" in entry
     ]
+    drifts = [(entry["step"], entry["drift"]) for entry in history if "drift" in entry]
     history = [entry for entry in history if "loss" in entry]
     steps = [entry["step"] for entry in history]
     figure = Figure(figsize=(8, 6), layout="constrained")
@@ -35,13 +36,19 @@ def plot_training(
         loss.plot(*zip(*points, strict=True), "o--", linewidth=1, label="validation")
     loss.set_ylabel("loss (nats per supervised token)")
     loss.legend(frameon=False)
+    axes = [loss, rate]
+    if drifts:
+        axes.append(drift := loss.twinx())
+        drift.plot(*zip(*drifts, strict=True), "s:", color="C4", linewidth=1)
+        drift.set_ylabel("drift from the base (nats per token)", color="C4")
+        drift.set_ylim(bottom=0)
     rate.plot(steps, [entry["grad_norm"] for entry in history], linewidth=1, color="C2")
     rate.set_ylabel("gradient norm", color="C2")
     rate.set_xlabel("optimizer step")
     other = rate.twinx()
     other.plot(steps, [entry["learning_rate"] for entry in history], linewidth=1, color="C3")
     other.set_ylabel("learning rate", color="C3")
-    for axis in (loss, rate, other):
+    for axis in (*axes, other):
         axis.spines["top"].set_visible(False)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

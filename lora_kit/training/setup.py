@@ -24,6 +24,7 @@ from lora_kit.training.callbacks import Interruption, MetricsLog, SamplerEpochs
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
 from lora_kit.training.classes import ClassifierTrainer, ClassTask
 from lora_kit.training.distillation import Teacher
+from lora_kit.training.drift import HeldOutDrift
 from lora_kit.training.gradient_conflict import GradientConflict
 from lora_kit.training.guards import Guards
 from lora_kit.training.inputs import TrainingInputs
@@ -59,6 +60,7 @@ class TrainingSetup:
         inputs: TrainingInputs,
         task: ClassTask | None,
         measure: Callable[[], float | None],
+        drift: HeldOutDrift | None,
         progress: Meter,
     ) -> TrainingSetup:
         """Create the trainer of a recipe and its callbacks.
@@ -67,6 +69,7 @@ class TrainingSetup:
             inputs: recipe, model and data.
             task: loss and frozen features of a classifier; `None` for other objectives.
             measure: returns the current validation loss.
+            drift: drift of held-out prompts, measured with the validation loss.
             progress: progress bar.
         """
         recipe, run = inputs.recipe, inputs.run
@@ -76,7 +79,8 @@ class TrainingSetup:
         metrics = trainer_class(recipe.training.objective).logged_metrics
         plot = partial(plot_training, validation=(None, None), path=run.training_plot)
         log = MetricsLog(run.metrics, progress, is_main, plot, metrics)
-        validation = Validation(recipe.training, measure, log.record)
+        measure_drift = drift.measure if drift else None
+        validation = Validation(recipe.training, measure, log.record, measure_drift)
         interruption = Interruption(any_process)
         callbacks = [validation, interruption, *_tensorboard(recipe, run)]
         if isinstance(inputs.data, PreparedUnits):

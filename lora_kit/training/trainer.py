@@ -19,6 +19,7 @@ from lora_kit.training import checkpoints
 from lora_kit.training.acceleration import faster_on_cpu
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
 from lora_kit.training.classes import ClassTask
+from lora_kit.training.drift import HeldOutDrift
 from lora_kit.training.gradient_conflict import mean_cosines
 from lora_kit.training.head_summary import summarize_head_training
 from lora_kit.training.inputs import TrainingInputs
@@ -46,6 +47,8 @@ class TrainingResult:
         validation_after: held-out loss of the saved adapter, in nats per supervised token.
         peak_memory: peak main memory of this process, in bytes.
         peak_gpu_memory: peak memory on this process's GPU; `None` without one.
+        drift: divergence of the saved adapter from the base on held-out prompts, in nats per token;
+            `None` where `HeldOutDrift.of` does not measure it.
         gradient_conflict: mean cosine of each pair of tasks' gradients, if they were compared.
         history: metrics of each step, as in `metrics.jsonl`.
     """
@@ -61,6 +64,7 @@ class TrainingResult:
     validation_after: float | None
     peak_memory: int
     peak_gpu_memory: GpuPeak | None = None
+    drift: float | None = None
     gradient_conflict: dict[str, float] = field(default_factory=dict)
     history: tuple[dict[str, float], ...] = ()
 
@@ -86,13 +90,14 @@ def run_training(inputs: TrainingInputs, resume: Path | None = None) -> Training
     task = ClassTask.of(inputs)
     loss = task.validation_loss if task else validation_loss
     measure = partial(loss, model, inputs.backbone, inputs.held_out, max_tokens)
+    drift = HeldOutDrift.of(inputs)
     # A model that will be sharded is not on its device yet; `Validation` measures it later.
     before = measure() if resume is None and not inputs.launch.sharded else None
     with (
         restoring_forward(model),
         meter("training", inputs.steps, visible=state.is_main_process) as progress,
     ):
-        setup = TrainingSetup.prepare(inputs, task, measure, progress)
+        setup = TrainingSetup.prepare(inputs, task, measure, drift, progress)
         setup.validation.before = before
         trainer = setup.trainer
         with setup.interruption.listening():
@@ -117,7 +122,7 @@ def run_training(inputs: TrainingInputs, resume: Path | None = None) -> Training
         )
     kept_step = setup.restore_best(model)
     model.eval()
-    after = measure()
+    after, drift_after = measure(), drift.measure() if drift else None
     # DeepSpeed rounds the weights in the model to the backbone's dtype.
     gathered = inputs.launch.deepspeed or is_sharded(model)
     weights = trained_weights(model) if gathered else None
@@ -125,7 +130,8 @@ def run_training(inputs: TrainingInputs, resume: Path | None = None) -> Training
         head = summarize_head_training(inputs.backbone, inputs.data)
         save_adapter(model, inputs.backbone, run.adapter, weights, head)
     state.wait_for_everyone()
-    return _result(trainer, setup.log.history, (setup.validation.before, after), kept_step)
+    validation = (setup.validation.before, after)
+    return _result(trainer, setup.log.history, validation, drift_after, kept_step)
 
 
 @contextmanager
@@ -153,6 +159,7 @@ def _result(
     trainer: CheckpointedTrainer,
     history: list[dict[str, float]],
     validation: tuple[float | None, float | None],
+    drift: float | None,
     kept_step: int,
 ) -> TrainingResult:
     steps = [entry for entry in history if "loss" in entry]
@@ -169,6 +176,7 @@ def _result(
         validation_after=validation[1],
         peak_memory=peak_memory(),
         peak_gpu_memory=gpu_peak(),
+        drift=drift,
         gradient_conflict=mean_cosines(history),
         history=tuple(history),
     )

@@ -99,6 +99,7 @@ class Validation(TrainerCallback):
         spec: TrainingSpec,
         measure: Callable[[], float | None],
         record: Callable[[dict[str, float]], None],
+        measure_drift: Callable[[], float] | None = None,
     ):
         """Create the callback.
 
@@ -106,8 +107,10 @@ class Validation(TrainerCallback):
             spec: `eval_steps`, `early_stopping_patience` and `keep_best`.
             measure: returns the current validation loss.
             record: appends an entry to `metrics.jsonl`.
+            measure_drift: returns the current drift of held-out prompts, recorded with the loss.
         """
         self._spec = spec
+        self._measure_drift = measure_drift
         self._measure = measure
         self._record = record
         self.before: float | None = None
@@ -150,7 +153,8 @@ class Validation(TrainerCallback):
                 "lower training.learning_rate or training.max_grad_norm"
             )
         self.losses[state.global_step] = loss
-        self._record({"step": state.global_step, "validation_loss": loss})
+        drift = {"drift": self._measure_drift()} if self._measure_drift else {}
+        self._record({"step": state.global_step, "validation_loss": loss, **drift})
         if self.best_step == state.global_step and self._spec.keep_best:
             self.best_weights = trained_weights(model)
         if self.exhausted and not last:

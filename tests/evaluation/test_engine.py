@@ -15,7 +15,7 @@ from lora_kit.adapter.attach import attach
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.arms import models
 from lora_kit.evaluation.arms.models import loaded_arms
-from lora_kit.evaluation.engine import drift, run
+from lora_kit.evaluation.engine import arm_task, run
 from lora_kit.evaluation.engine import model_answers as engine
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal
@@ -34,6 +34,7 @@ from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import check_verdict
+from lora_kit.modeling.drift import prompt_drift
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.sections import EvaluationSpec
 from lora_kit.runs.open_model import LoadedModel, OpenModel
@@ -244,7 +245,7 @@ def test_drift_that_does_not_fit_into_memory_is_halved(
     evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluate(b=1.0, suites=[KEEP], to="whole")
-    real, sizes = drift.prompt_drift, []
+    real, sizes = prompt_drift, []
 
     def small(model: Any, prompts: Sequence[Any], *rest: Any) -> Any:
         if len(prompts) > 3:
@@ -252,7 +253,7 @@ def test_drift_that_does_not_fit_into_memory_is_halved(
         sizes.append(len(prompts))
         return real(model, prompts, *rest)
 
-    monkeypatch.setattr(drift, "prompt_drift", small)
+    monkeypatch.setattr(arm_task, "prompt_drift", small)
     halved = evaluate(b=1.0, suites=[KEEP], to="halved")
     assert max(sizes) == 2
     of_whole, of_halved = scores(whole.read_entries()), scores(halved.read_entries())

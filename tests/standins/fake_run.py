@@ -25,7 +25,6 @@ from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
 from lora_kit.data.dataset import prepare
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.evaluation.engine.drift import prompt_drift
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.item import (
     Branch,
@@ -36,6 +35,7 @@ from lora_kit.evaluation.item import (
     Request,
 )
 from lora_kit.modeling import model_inputs
+from lora_kit.modeling.drift import prompt_drift
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.modeling.prefix import Prefix, encode_prefix
 from lora_kit.recipe.recipe import Recipe
@@ -99,7 +99,7 @@ def train(inputs: TrainingInputs, mode: FakeCudaMode) -> Counts:
     """Train three steps with the package's trainer, and return the counts of the second."""
     to_fake_cuda(inputs.model, mode)
     with on_fake_cuda(mode) as watch, meter("training", inputs.steps, visible=False) as progress:
-        setup = TrainingSetup.prepare(inputs, ClassTask.of(inputs), lambda: None, progress)
+        setup = TrainingSetup.prepare(inputs, ClassTask.of(inputs), lambda: None, None, progress)
         counted = _Steps(watch)
         setup.trainer.add_callback(counted)
         setup.trainer.args.save_strategy = "no"

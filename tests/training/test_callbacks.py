@@ -51,7 +51,7 @@ def test_the_plot_is_there_before_the_training_ends_and_drawn_anew(tmp_path: Pat
     driven.step()
     first = driven.drawn
     assert first.startswith(PNG)
-    driven.log.record({"step": 1, "validation_loss": 1.5})
+    driven.log.record({"step": 1, "validation_loss": 1.5, "drift": 0.1})
     driven.step()
     assert driven.drawn.startswith(PNG)
     assert driven.drawn != first

@@ -15,6 +15,7 @@ from lora_kit.evaluation.engine.sharing import batch_cost, drift_cost
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Graded, Item, Outcome, Request, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
+from lora_kit.modeling.drift import prompt_drift
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.out_of_memory import free_memory, is_out_of_memory_error
@@ -155,7 +156,7 @@ def measure_drift(
         prompts = [drift.drift_prompt(work, item) for item in batch]
         started = time.monotonic()
         try:
-            values = drift.prompt_drift(
+            values = prompt_drift(
                 scorer.model, prompts, scorer.tokenizer.pad_token_id, scorer.device
             )
         except (RuntimeError, MemoryError) as error:
