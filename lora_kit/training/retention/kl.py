@@ -111,14 +111,14 @@ class NonTargetKl:
     Mask the Target (Xu et al. 2026, arXiv:2605.29498): at each supervised token, the target y is
     removed from the distributions of the base, p, and of the adapted model, q, both are
     renormalized, and KL(p || q) over the other tokens is added to the token's loss. With w = weight
-    and both sums over v != y, the loss of a token is
+    and the sum over v != y, the loss of a token is
 
         -log q(y) + w * sum(p(v) / (1 - p(y)) * log(p(v) / (1 - p(y)) * (1 - q(y)) / q(v))).
 
     The gradient of the penalty with respect to the target's logit is exactly 0: the cross-entropy
-    alone decides how likely the target becomes, the penalty how the rest is distributed. The paper
-    trains with the mean over the supervised tokens, and so does the step, with the divisor of the
-    loss.
+    alone decides how likely the target becomes, the penalty how the rest is distributed. Losses and
+    divergences of a step are added up and divided by its supervised tokens, so that the penalty is
+    a mean over them.
     """
 
     def __init__(self, model: PeftModel, spec: NonTargetKlSpec):
