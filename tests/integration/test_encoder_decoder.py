@@ -401,10 +401,13 @@ def test_the_base_is_held_to_on_answers(files: Path, chats: Path, tmp_path: Path
         "early_stopping": texts | {"rows": 8, "steps": 4, "margin": 9.0},
         "ewc": texts | {"rows": 4},
         "token_masking": {"max_perplexity": 1e5},
+        "non_target_kl": {},
+        "entropy_weighting": {},
     }
     found = train(recipe_of(files, chats, retention=held), tmp_path / "run").result
     assert found.steps == 12
-    assert {"kl", "retention_bound"} <= set().union(*found.history)
+    logged = {"kl", "retention_bound", "non_target_kl", "entropy_weight"}
+    assert logged <= set().union(*found.history)
     plain = recipe_of(files, chats, retention={"kl": {}})
     problem = r"retention\.kl\.source: python-reference: .*needs a prompt and an answer"
     with pytest.raises(DataError, match=problem):
