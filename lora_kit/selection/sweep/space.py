@@ -1,0 +1,143 @@
+"""Search space: the values that each field of a recipe may have in a trial."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.sweep import SearchedValues
+from lora_kit.runtime.errors import RecipeError
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?")
+# Digits of a number that is drawn.
+DIGITS = 4
+EXAMPLES = "`1e-4..1e-3:log` or `8,16,32`"
+# From assignments such as `adapter.rank=8` to the recipe with them.
+WithValues = Callable[[Sequence[str]], Recipe]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """Field of a recipe, and its values.
+
+    Attributes:
+        field: dotted name.
+        choices: values as YAML; empty for a range.
+        low: lower end of a range.
+        high: upper end of a range.
+        log: true for a logarithmic scale.
+        whole: true for whole numbers.
+    """
+
+    field: str
+    choices: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+
+    @classmethod
+    def of(cls, field: str, values: SearchedValues) -> Dimension:
+        """Return the dimension of a field's values.
+
+        Raises:
+            RecipeError: if they are no range and no list of different values.
+        """
+        where = f"sweep.over: {field}"
+        if isinstance(values, str) and (match := RANGE.fullmatch(values.strip())):
+            return cls._range(where, field, values, match)
+        if isinstance(values, str):
+            texts = [one.strip() for one in values.split(",")]
+        else:
+            texts = [_as_yaml(one) for one in values]
+        if len(texts) < 2 or not all(texts) or len(set(texts)) < len(texts):
+            raise RecipeError(
+                f"{where}: not a range, and not a list of different values (got {values}). Fix: "
+                f"write it as {EXAMPLES}"
+            )
+        return cls(field, tuple(texts))
+
+    @classmethod
+    def _range(cls, where: str, field: str, given: str, match: re.Match[str]) -> Dimension:
+        low, high, log = float(match[1]), float(match[2]), bool(match[3])
+        if low >= high or (log and low <= 0):
+            need = "from a positive number to a larger one" if log else "to a larger number"
+            raise RecipeError(
+                f"{where}: a range goes {need} (got {given}). Fix: write it as {EXAMPLES}"
+            )
+        whole = all(re.fullmatch(r"[+-]?\d+", one) for one in (match[1], match[2]))
+        return cls(field, (), low, high, log, whole)
+
+    def suggest(self, trial: Trial) -> str:
+        """Return the field's value in a trial, as YAML."""
+        if self.choices:
+            return str(trial.suggest_categorical(self.field, self.choices))
+        if self.whole:
+            low, high = int(self.low), int(self.high)
+            return str(trial.suggest_int(self.field, low, high, log=self.log))
+        value = trial.suggest_float(self.field, self.low, self.high, log=self.log)
+        return _as_yaml(float(f"{value:.{DIGITS}g}"))
+
+    def parameter(self, value: Any) -> Any:
+        """Return Optuna's parameter of a field's value; `None` if the value is not in the space."""
+        if self.choices:
+            return next((one for one in self.choices if yaml.safe_load(one) == value), None)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not self.low <= value <= self.high:
+            return None
+        return int(value) if self.whole else float(value)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Values that the recipe is checked with: all choices, or both ends."""
+        if self.choices:
+            return self.choices
+        ends = (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
+        return tuple(map(_as_yaml, ends))
+
+
+def _as_yaml(value: Any) -> str:
+    """Return a scalar as YAML; numbers with an exponent get the point without which it is a text."""
+    return yaml.safe_dump(value).removesuffix("\n...\n").strip()
+
+
+def search_space(over: Mapping[str, SearchedValues], with_values: WithValues) -> list[Dimension]:
+    """Return the dimensions of a search, after a look at each value in the recipe.
+
+    Args:
+        over: values by field.
+        with_values: function from assignments to the recipe with them.
+
+    Raises:
+        RecipeError: if a field is unknown, or the recipe refuses a value of it.
+    """
+    dimensions = [Dimension.of(field, values) for field, values in over.items()]
+    for one in dimensions:
+        for value in one.ends:
+            with_values([f"{one.field}={value}"])
+    return dimensions
+
+
+def field_value(recipe: Recipe, field: str) -> Any:
+    """Return the value of a recipe's field by its dotted name; `None` where a section is left out.
+
+    Args:
+        recipe: the recipe.
+        field: dotted name, with numbers for entries of lists.
+    """
+    value: Any = recipe.model_dump(mode="json")
+    for part in field.split("."):
+        if isinstance(value, list):
+            value = value[int(part)] if part.isdigit() and int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, Mapping) else None
+    return value
