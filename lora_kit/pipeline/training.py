@@ -16,6 +16,7 @@ from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.audit.audit import refuse_problems
 from lora_kit.data.dataset import open_rows, training_classes
 from lora_kit.data.prepared import PreparedData
+from lora_kit.data.row_sets import Rows
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
 from lora_kit.evaluation.stopping import Stopping
@@ -45,6 +46,7 @@ from lora_kit.training.retention.token_masking import mask_improbable_tokens
 from lora_kit.training.rows_of_run import rows_of_run
 from lora_kit.training.self_distillation.rows import Records, read_training_rows
 from lora_kit.training.trainer import TrainingResult, run_training
+from lora_kit.training.validation import EndsEarly
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -83,8 +85,45 @@ class Trained:
             self.session.close()
 
 
+@dataclass(frozen=True)
+class LoadedInputs:
+    """Inputs that recipes share if only their training differs.
+
+    Attributes:
+        backbone: backbone without an adapter.
+        sources: rows of `data.train`.
+        work: tokenized items of the suites.
+    """
+
+    backbone: Backbone
+    sources: Rows
+    work: Sequence[Work]
+
+
+def load_inputs(recipe: Recipe) -> LoadedInputs:
+    """Load the backbone, and read the rows and the items of the suites.
+
+    Raises:
+        LoraKitError: if one of them cannot be read.
+    """
+    suites = load_suites(recipe.evaluation.suites)
+    sources = open_rows(recipe.data, recipe.seed, recipe.training.objective)
+    classes = tuple(training_classes(sources, recipe))
+    backbone = load(resolve(recipe.backbone), recipe.backbone, classes)
+    shots = recipe.evaluation.shots if FEWSHOT in recipe.evaluation.arms else 0
+    stopping = Stopping.of(recipe.evaluation)
+    thinking = Thinking.of(recipe.evaluation)
+    work = plan_work(suites, backbone, shots, sources if shots else (), stopping, thinking)
+    return LoadedInputs(backbone, sources, work)
+
+
 def train(
-    recipe: Recipe, output: Path | None = None, overwrite: bool = False, resume: bool = False
+    recipe: Recipe,
+    output: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    loaded: LoadedInputs | None = None,
+    ends_early: EndsEarly | None = None,
 ) -> Trained:
     """Train a recipe's adapter into a new run directory, or resume an interrupted run.
 
@@ -94,6 +133,9 @@ def train(
         overwrite: if true, `output` may hold an earlier run, which is replaced.
         resume: if true, continue from the newest checkpoint in `output` (by default in the newest
             run of the recipe's name); without a checkpoint, training starts anew.
+        loaded: inputs of another recipe that are this one's as well, and whose backbone gets the
+            adapter; by default they are loaded.
+        ends_early: function that ends the training by its validation loss.
 
     Raises:
         LoraKitError: if anything is refused; nothing is trained then.
@@ -105,7 +147,8 @@ def train(
     done = None if chosen.is_new else recorded_result(chosen.run)
     if done:
         return _trained_already(chosen.run, recipe, done)
-    begun = _begun(recipe, launch, None if chosen.is_new else chosen.run)
+    loaded = loaded or load_inputs(recipe)
+    begun = _begun(recipe, launch, loaded, None if chosen.is_new else chosen.run)
     ready, backbone, data = begun.ready, begun.backbone, begun.data
     if not chosen.is_new:
         require_same_training(chosen.run, recipe, backbone, begun.inputs)
@@ -123,7 +166,7 @@ def train(
         _begin_record(run, recipe, begun)
     held_out, texts = ready.data.held_out, ready.texts
     inputs = TrainingInputs(recipe, backbone, ready.model, data, held_out, run, texts, launch)
-    result = run_training(inputs, chosen.checkpoint)
+    result = run_training(inputs, chosen.checkpoint, ends_early)
     for pair, cosine in result.gradient_conflict.items():
         say(f"{run.root}: gradients of {pair}: mean cosine {cosine:+.2f}{_against(cosine)}")
     if is_main:
@@ -132,7 +175,7 @@ def train(
         # Only now: killed in between, a finished training would be repeated.
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         plot_training(result.history, validation, run.training_plot)
-    return Trained(run, result, ready.data, begun.work)
+    return Trained(run, result, ready.data, loaded.work)
 
 
 def _against(cosine: float) -> str:
@@ -148,6 +191,7 @@ class _Begun:
     Attributes:
         said: rows and answers that the base generated.
         data: training data, after token masking.
+        work: tokenized items of the recipe's suites.
         inputs: digests of everything that the training depends on besides recipe and backbone.
     """
 
@@ -160,25 +204,21 @@ class _Begun:
     inputs: dict[str, str]
 
 
-def _begun(recipe: Recipe, launch: Launch, earlier: RunDirectory | None) -> _Begun:
+def _begun(
+    recipe: Recipe, launch: Launch, loaded: LoadedInputs, earlier: RunDirectory | None
+) -> _Begun:
     """Read and check everything before step 1.
 
     Args:
         recipe: the recipe.
         launch: launch of this training.
+        loaded: backbone, rows and items.
         earlier: the run that is resumed, if any.
 
     Raises:
         LoraKitError: for the first thing that is refused.
     """
-    suites = load_suites(recipe.evaluation.suites)
-    sources = open_rows(recipe.data, recipe.seed, recipe.training.objective)
-    classes = tuple(training_classes(sources, recipe))
-    backbone = load(resolve(recipe.backbone), recipe.backbone, classes)
-    shots = recipe.evaluation.shots if FEWSHOT in recipe.evaluation.arms else 0
-    stopping = Stopping.of(recipe.evaluation)
-    thinking = Thinking.of(recipe.evaluation)
-    work = plan_work(suites, backbone, shots, sources if shots else (), stopping, thinking)
+    backbone, sources, work = loaded.backbone, loaded.sources, loaded.work
     read = read_training_rows(recipe, sources, backbone, earlier)
     ready = prepare_training(recipe, launch, backbone, sources, read, work)
     for warning in ready.checked.warnings:
@@ -188,7 +228,7 @@ def _begun(recipe: Recipe, launch: Launch, earlier: RunDirectory | None) -> _Beg
     require_agreement(
         {
             "files of the backbone": backbone.fingerprint.digest,
-            "suites": str({suite.name: suite.digest for suite in suites}),
+            "suites": str({suite.name: suite.digest for suite in suites_of(work)}),
             **inputs,
         }
     )

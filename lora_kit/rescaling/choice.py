@@ -9,15 +9,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from lora_kit.evaluation.gain_choice import (
+    GAIN_DECIMALS,
+    Gain,
+    failed_retention,
+    role_tasks,
+    standardized_gains,
+)
 from lora_kit.evaluation.suite import SuiteRole
 from lora_kit.evaluation.task_verdict import TaskVerdict
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.rescaling.scale import AdapterScale
-
-# Decimals to which gains are compared: the order of a sum changes the last digits.
-GAIN_DECIMALS = 9
 
 
 @dataclass(frozen=True)
@@ -34,31 +36,12 @@ class Candidate:
 
     def tasks(self, role: SuiteRole) -> list[tuple[str, TaskVerdict]]:
         """Return the tasks of one role, as (suite/task, verdict)."""
-        return [
-            (f"{suite.suite}/{task.task}", task)
-            for suite, task in self.verdict.tasks
-            if suite.role == role
-        ]
+        return role_tasks(self.verdict, role)
 
     @property
     def failed_retention(self) -> tuple[str, ...]:
         """Names of the retention tasks that are not shown to be within their margin."""
-        return tuple(n for n, task in self.tasks("retention") if task.decision != "PASS")
-
-
-@dataclass(frozen=True)
-class Gain:
-    """Gain of a candidate over all gain tasks, in half-widths of their intervals.
-
-    Attributes:
-        value: mean standardized difference.
-        low: lower limit.
-        high: upper limit.
-    """
-
-    value: float
-    low: float
-    high: float
+        return failed_retention(self.verdict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +67,7 @@ def choose_scale(candidates: Sequence[Candidate]) -> ScaleChoice:
     the model less. The base, scale 0, is a candidate too, which keeps everything and gains nothing:
     no scale is chosen that does not gain more.
     """
-    gains = standardized_gains(candidates)
+    gains = standardized_gains([candidate.verdict for candidate in candidates])
     kept = [n for n, candidate in enumerate(candidates) if not candidate.failed_retention]
     if not kept:
         failed = "; ".join(f"{c.scale.name}: {', '.join(c.failed_retention)}" for c in candidates)
@@ -109,27 +92,3 @@ def choose_scale(candidates: Sequence[Candidate]) -> ScaleChoice:
         f"{candidates[best].scale.name} gains most"
     )
     return ScaleChoice(best, reason, gains)
-
-
-def standardized_gains(candidates: Sequence[Candidate]) -> tuple[Gain, ...]:
-    """Return the gain of each candidate: the mean standardized difference over the gain tasks.
-
-    The difference on a task is divided by the half-width of its interval, averaged over all
-    candidates. The divisor is the same for each candidate, so that a single task ranks by its
-    difference, and neither the unit nor the noise of a task adds to its weight. Limits are the
-    means of the tasks' limits, which is no narrower than the interval of the mean.
-    """
-    values = []
-    # (candidates, 3): difference and limits, for each task.
-    for tasks in zip(*([t for _, t in c.tasks("gain")] for c in candidates), strict=True):
-        limits = np.array([(t.interval.delta, t.interval.low, t.interval.high) for t in tasks])
-        half_widths = (limits[:, 2] - limits[:, 1]) / 2
-        usable = half_widths[np.isfinite(half_widths) & (half_widths > 0)]
-        # A task without spread has no unit for differences, and adds nothing.
-        values.append(limits / usable.mean() if usable.size else np.zeros_like(limits))
-    return tuple(Gain(*map(float, row)) for row in np.mean(values, axis=0))
-
-
-def most_forgotten_task(candidate: Candidate) -> tuple[str, TaskVerdict]:
-    """Return the retention task whose pessimistic limit uses the largest share of its margin."""
-    return max(candidate.tasks("retention"), key=lambda one: one[1].margin_used[2])

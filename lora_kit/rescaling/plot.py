@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_kit.rescaling.choice import Candidate, ScaleChoice, most_forgotten_task
+from lora_kit.evaluation.gain_choice import most_forgotten_task
+from lora_kit.rescaling.choice import Candidate, ScaleChoice
 from lora_kit.rescaling.scale import THIRDS, AdapterScale
 from lora_kit.runtime.files import whole_file
 
@@ -42,7 +43,7 @@ def scale_points(candidates: Sequence[Candidate], choice: ScaleChoice) -> list[S
     """
     points = []
     for n, (candidate, gain) in enumerate(zip(candidates, choice.gains, strict=True)):
-        _, task = most_forgotten_task(candidate)
+        _, task = most_forgotten_task(candidate.verdict)
         gain_tasks = candidate.tasks("gain")
         interval = gain_tasks[0][1].interval
         points.append(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lora_kit.evaluation.gain_choice import Gain
 from lora_kit.evaluation.task_verdict import TaskVerdict
 from lora_kit.evaluation.verdict import Verdict
-from lora_kit.rescaling.choice import Candidate, Gain, ScaleChoice
+from lora_kit.rescaling.choice import Candidate, ScaleChoice
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.files import finite
 from lora_kit.statistics.decisions import Decision

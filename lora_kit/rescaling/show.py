@@ -5,10 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from lora_kit.evaluation.gain_choice import most_forgotten_task
 from lora_kit.evaluation.reporting.escaping import escape_terminal
 from lora_kit.evaluation.reporting.show import show_verdict
 from lora_kit.evaluation.task_verdict import TaskVerdict
-from lora_kit.rescaling.choice import Candidate, most_forgotten_task
+from lora_kit.rescaling.choice import Candidate
 from lora_kit.rescaling.record import RescaleResult
 
 
@@ -37,7 +38,7 @@ def show_rescale(result: RescaleResult, console: Console) -> None:
 
 
 def _cells(candidate: Candidate) -> list[str]:
-    name, worst = most_forgotten_task(candidate)
+    name, worst = most_forgotten_task(candidate.verdict)
     return [
         candidate.scale.name,
         *(_difference(task) for _, task in candidate.tasks("gain")),

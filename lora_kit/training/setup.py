@@ -35,7 +35,7 @@ from lora_kit.training.rank_allocation import RankAllocation
 from lora_kit.training.retention_methods import RetentionMethods
 from lora_kit.training.supervised import SupervisedTrainer
 from lora_kit.training.trained_weights import restore_weights
-from lora_kit.training.validation import Validation
+from lora_kit.training.validation import EndsEarly, Validation
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class TrainingSetup:
         measure: Callable[[], float | None],
         drift: HeldOutDrift | None,
         progress: Meter,
+        ends_early: EndsEarly | None = None,
     ) -> TrainingSetup:
         """Create the trainer of a recipe and its callbacks.
 
@@ -71,6 +72,7 @@ class TrainingSetup:
             measure: returns the current validation loss.
             drift: drift of held-out prompts, measured with the validation loss.
             progress: progress bar.
+            ends_early: function that ends the training by its validation loss.
         """
         recipe, run = inputs.recipe, inputs.run
         if recipe.training.compile:
@@ -80,7 +82,7 @@ class TrainingSetup:
         plot = partial(plot_training, validation=(None, None), path=run.training_plot)
         log = MetricsLog(run.metrics, progress, is_main, plot, metrics)
         measure_drift = drift.measure if drift else None
-        validation = Validation(recipe.training, measure, log.record, measure_drift)
+        validation = Validation(recipe.training, measure, log.record, measure_drift, ends_early)
         interruption = Interruption(any_process)
         callbacks = [validation, interruption, *_tensorboard(recipe, run)]
         if isinstance(inputs.data, PreparedUnits):

@@ -28,7 +28,7 @@ from lora_kit.training.setup import TrainingSetup
 from lora_kit.training.sharded import is_sharded
 from lora_kit.training.sharded_4bit import optimizer_restorer, shard_4bit_layers
 from lora_kit.training.trained_weights import trained_weights
-from lora_kit.training.validation import validation_loss
+from lora_kit.training.validation import EndsEarly, validation_loss
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,15 @@ class TrainingResult:
         return {name: value for name, value in asdict(self).items() if name != "history"}
 
 
-def run_training(inputs: TrainingInputs, resume: Path | None = None) -> TrainingResult:
+def run_training(
+    inputs: TrainingInputs, resume: Path | None = None, ends_early: EndsEarly | None = None
+) -> TrainingResult:
     """Train the adapter that is attached to `inputs.model` and save it in the run directory.
 
     Args:
         inputs: recipe, model and data.
         resume: checkpoint to resume from; `None` to start anew.
+        ends_early: function that ends the training by its validation loss.
 
     Raises:
         TrainingError: if the batch cannot be divided between the processes, nothing is trained, the
@@ -97,7 +100,7 @@ def run_training(inputs: TrainingInputs, resume: Path | None = None) -> Training
         restoring_forward(model),
         meter("training", inputs.steps, visible=state.is_main_process) as progress,
     ):
-        setup = TrainingSetup.prepare(inputs, task, measure, drift, progress)
+        setup = TrainingSetup.prepare(inputs, task, measure, drift, progress, ends_early)
         setup.validation.before = before
         trainer = setup.trainer
         with setup.interruption.listening():

@@ -24,6 +24,10 @@ from lora_kit.training.sharded import is_sharded, reshard
 from lora_kit.training.trained_weights import Tensors, trained_weights
 
 Batch = TypeVar("Batch")
+# Parts of a training at whose ends it may be ended early.
+PARTS = 4
+# From the number of a part and the validation loss at its end to true if training is to end there.
+EndsEarly = Callable[[int, float], bool]
 
 
 def validation_loss(
@@ -100,6 +104,7 @@ class Validation(TrainerCallback):
         measure: Callable[[], float | None],
         record: Callable[[dict[str, float]], None],
         measure_drift: Callable[[], float] | None = None,
+        ends_early: EndsEarly | None = None,
     ):
         """Create the callback.
 
@@ -108,9 +113,11 @@ class Validation(TrainerCallback):
             measure: returns the current validation loss.
             record: appends an entry to `metrics.jsonl`.
             measure_drift: returns the current drift of held-out prompts, recorded with the loss.
+            ends_early: function that ends the training by its validation loss.
         """
         self._spec = spec
         self._measure_drift = measure_drift
+        self._ends_early = ends_early
         self._measure = measure
         self._record = record
         self.before: float | None = None
@@ -135,14 +142,15 @@ class Validation(TrainerCallback):
         model: torch.nn.Module | None = None,
         **_: Any,
     ) -> None:
-        """Measure the loss every `eval_steps` steps and after the last one.
+        """Measure the loss every `eval_steps` steps, at the end of each part, and after the last.
 
         Raises:
             TrainingError: if the loss is infinite or NaN.
         """
-        every = self._spec.eval_steps
+        every, part = self._spec.eval_steps, self._part_ended(state)
         last = state.global_step == state.max_steps
-        if model is None or every is None or (state.global_step % every and not last):
+        is_wished = every is not None and (last or state.global_step % every == 0)
+        if model is None or not (is_wished or part):
             return
         loss = self._measure()
         if loss is None:
@@ -157,12 +165,22 @@ class Validation(TrainerCallback):
         self._record({"step": state.global_step, "validation_loss": loss, **drift})
         if self.best_step == state.global_step and self._spec.keep_best:
             self.best_weights = trained_weights(model)
+        if self._ends_early and part and self._ends_early(part, loss):
+            control.should_training_stop = True
         if self.exhausted and not last:
             say(
                 f"step {state.global_step}: stopped early: the validation loss has not fallen for "
                 f"{self._spec.early_stopping_patience} measurements since step {self.best_step}"
             )
             control.should_training_stop = True
+
+    def _part_ended(self, state: TrainerState) -> int:
+        """Return the number of the part that ends with this step, from 1; 0 for none."""
+        if self._ends_early is None:
+            return 0
+        ends = [math.ceil(state.max_steps * part / PARTS) for part in range(1, PARTS)]
+        # Of a training of few steps, several parts end with one.
+        return max((n for n, end in enumerate(ends, 1) if end == state.global_step), default=0)
 
     @property
     def exhausted(self) -> bool:

@@ -106,7 +106,7 @@ class Dimension:
 
 
 def _as_yaml(value: Any) -> str:
-    """Return a scalar as YAML; numbers with an exponent get the point without which it is a text."""
+    """Return a scalar as YAML, where a number with an exponent has a point as well."""
     return yaml.safe_dump(value).removesuffix("\n...\n").strip()
 
 

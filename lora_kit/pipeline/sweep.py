@@ -1,0 +1,240 @@
+"""Recipe and values to try -> the recipe that gains most of what retention allows, proved.
+
+Trials are compared on half A of the items alone. Half B proves the winner, and only the winner: its
+verdict needs no correction for the number of trials (as in `rescale`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_kit.evaluation.suite import without_judges
+from lora_kit.pipeline.sweep_proof import SweepProof, prove
+from lora_kit.pipeline.trials import TrialMaker
+from lora_kit.recipe.objective import HEADED
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.sweep import SweepSpec, duration_seconds
+from lora_kit.rescaling.halves import halve
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.files import write_json, write_text
+from lora_kit.runtime.processes import process_state
+from lora_kit.selection.sweep.choice import TrialChoice, choose_trial
+from lora_kit.selection.sweep.record import Trial, read_trials
+from lora_kit.selection.sweep.space import Dimension, field_value, search_space
+from lora_kit.selection.sweep.study import (
+    WORKER,
+    enqueue_default,
+    open_study,
+    requeue_abandoned,
+    require_optuna,
+    worker_name,
+)
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+RECIPE, RESULT, PAGE, WINNER = "recipe.yaml", "sweep.json", "sweep.html", "winner.yaml"
+# Seconds between two looks at the trials of other workers.
+POLL = 2.0
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Result of a sweep.
+
+    Attributes:
+        directory: directory of the sweep.
+        trials: all trials that have ended.
+        choice: winner on half A.
+        proof: verdict on half B; `None` if no trial qualifies.
+    """
+
+    directory: Path
+    trials: tuple[Trial, ...]
+    choice: TrialChoice
+    proof: SweepProof | None
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """Sweep that is asked for.
+
+    Attributes:
+        reference: path or bundled name of the recipe.
+        overrides: assignments to its fields.
+        changes: fields of its `sweep` section that are given beside it.
+        output: directory of the sweep; by default `sweeps/NAME`.
+        is_worker: if true, make trials of a sweep that another process proves.
+    """
+
+    reference: str
+    overrides: Sequence[str] = ()
+    changes: Sequence[str] = ()
+    output: Path | None = None
+    is_worker: bool = False
+
+    def recipe(self, assignments: Sequence[str] = ()) -> Recipe:
+        """Return the recipe of a trial.
+
+        Raises:
+            RecipeError: if it does not work.
+        """
+        return Recipe.load(self.reference, [*self.overrides, *assignments, "sweep=null"])
+
+    def spec(self) -> tuple[Recipe, SweepSpec]:
+        """Return the recipe as it is, and the search.
+
+        Raises:
+            RecipeError: if nothing is searched, or the recipe cannot be swept.
+        """
+        recipe = Recipe.load(self.reference, [*self.overrides, *self.changes])
+        if recipe.sweep is None:
+            raise RecipeError(
+                "sweep.over: no field to search (got none). Fix: add --over "
+                "training.learning_rate=1e-4..1e-3:log, or a `sweep` section to the recipe"
+            )
+        if recipe.training.objective in HEADED:
+            raise RecipeError(
+                "training.objective: a sweep weighs gain against retention, which a head has none "
+                f"of (got {recipe.training.objective}). Fix: sweep a recipe of a language model"
+            )
+        return recipe, recipe.sweep
+
+
+def sweep(request: SweepRequest) -> SweepResult | None:
+    """Try recipes, choose the best one on half A, and prove it on half B.
+
+    A sweep that was killed goes on, also in the middle of a trial; several processes that share
+    the directory work on one sweep.
+
+    Args:
+        request: recipe and search.
+
+    Returns:
+        The result; `None` for a worker, whose sweep another process proves.
+
+    Raises:
+        LoraKitError: before anything is trained, if the recipe, a searched value or a suite is
+            refused.
+    """
+    require_optuna()
+    if process_state().num_processes > 1:
+        raise RecipeError(
+            f"sweep: one process makes a trial (got {process_state().num_processes}). Fix: start "
+            "without a launcher, and further workers with --worker"
+        )
+    recipe, spec = request.spec()
+    dimensions = search_space(spec.over, request.recipe)
+    directory = request.output or Path("sweeps") / recipe.name
+    _begin(directory, recipe)
+    maker = TrialMaker.of(request.recipe(), directory, spec)
+    _search(request, recipe, spec, dimensions, directory, maker)
+    if request.is_worker:
+        return None
+    trials = read_trials(directory)
+    choice = choose_trial(trials)
+    say(f"{directory}: {choice.reason}")
+    proof = prove(maker, trials, choice) if choice.chosen is not None else None
+    result = SweepResult(directory, tuple(trials), choice, proof)
+    _write(result, request)
+    return result
+
+
+def _begin(directory: Path, recipe: Recipe) -> None:
+    """Write the recipe of a new sweep; refuse to go on with another one's.
+
+    Raises:
+        RecipeError: if the directory holds another sweep.
+    """
+    path = directory / RECIPE
+    if path.is_file():
+        earlier = Recipe.load(path)
+        if _comparable(earlier) != _comparable(recipe):
+            raise RecipeError(
+                f"{path}: is of another sweep (got other fields than the recipe has). Fix: name "
+                "another directory with --output"
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(path, recipe.to_yaml())
+
+
+def _comparable(recipe: Recipe) -> Recipe:
+    """Return a recipe without what may change while a sweep goes on."""
+    assert recipe.sweep is not None
+    spec = recipe.sweep.model_copy(update={"trials": 2, "budget": None})
+    return recipe.model_copy(update={"sweep": spec})
+
+
+def _search(
+    request: SweepRequest,
+    recipe: Recipe,
+    spec: SweepSpec,
+    dimensions: Sequence[Dimension],
+    directory: Path,
+    maker: TrialMaker,
+) -> None:
+    """Make trials until as many as wished have ended, or the budget is spent."""
+    # Workers of one seed would try the same values.
+    seed = None if request.is_worker else recipe.seed
+    study = open_study(directory, spec.sampler, spec.pruner, seed)
+    known = ((one.field, one.parameter(field_value(recipe, one.field))) for one in dimensions)
+    enqueue_default(study, {name: value for name, value in known if value is not None})
+    if not request.is_worker and (count := requeue_abandoned(study)):
+        say(f"{directory}: {count} trials of processes that have ended are tried again")
+    while (left := _left(study, spec, directory)) != "none":
+        if left == "running":
+            if request.is_worker:
+                return
+            time.sleep(POLL)
+            requeue_abandoned(study)
+            continue
+        trial = study.ask()
+        trial.set_user_attr(WORKER, worker_name())
+        maker.make(study, trial, dimensions, request.recipe)
+
+
+def _left(study: Study, spec: SweepSpec, directory: Path) -> str:
+    """Return `some` if a trial is left to make, `running` if others make the last ones, or `none`.
+
+    The recipe as it is is tried whatever the budget is.
+    """
+    from optuna.trial import TrialState
+
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    running = states.count(TrialState.RUNNING)
+    ended = states.count(TrialState.COMPLETE) + states.count(TrialState.PRUNED)
+    waiting = states.count(TrialState.WAITING)
+    if ended + running < spec.trials and (waiting or not _is_spent(spec, directory)):
+        return "some"
+    return "running" if running else "none"
+
+
+def _is_spent(spec: SweepSpec, directory: Path) -> bool:
+    """Return true if a further trial would, at the mean duration, exceed the budget."""
+    if spec.budget is None:
+        return False
+    seconds = [trial.seconds for trial in read_trials(directory)]
+    mean = sum(seconds) / len(seconds) if seconds else 0.0
+    return bool(seconds) and sum(seconds) + mean > duration_seconds(spec.budget)
+
+
+def _write(result: SweepResult, request: SweepRequest) -> None:
+    """Write the winner's recipe, the record and the page."""
+    from lora_kit.selection.sweep.page import write_page
+
+    directory = result.directory
+    if result.choice.chosen is not None:
+        winner = next(one for one in result.trials if one.number == result.choice.chosen)
+        best = request.recipe([f"{name}={value}" for name, value in winner.values.items()])
+        write_text(directory / WINNER, best.to_yaml())
+    write_json(directory / RESULT, {})
+    write_page(directory / PAGE, result.trials, result.choice, None)
+
+
+_ = (partial, without_judges, halve)

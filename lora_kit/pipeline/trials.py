@@ -1,0 +1,307 @@
+"""Trials of a sweep: trained on one shared backbone, and judged on half A of the items."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_kit.adapter.attach import attach_saved
+from lora_kit.adapter.detach import ModelState, detach, model_state
+from lora_kit.evaluation.arms.models import loaded_arms
+from lora_kit.evaluation.assembly import LEDGER
+from lora_kit.evaluation.engine.work import Work, part_of
+from lora_kit.evaluation.gain_choice import GAIN_DECIMALS, failed_retention, standardized_gains
+from lora_kit.evaluation.harness import EvaluatedBackbone, EvaluationPlan, run_evaluation
+from lora_kit.evaluation.judge import judge
+from lora_kit.evaluation.ledger import Ledger
+from lora_kit.evaluation.ledger_view import ADAPTER_ARM
+from lora_kit.evaluation.reporting.report import ReportFacts
+from lora_kit.evaluation.seed_mean import SeedMean, without_binary_scores
+from lora_kit.evaluation.suite import Suite, without_judges
+from lora_kit.evaluation.verdict import Verdict
+from lora_kit.pipeline.training import LoadedInputs, load_inputs, train
+from lora_kit.recipe.identity import training_fields
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.sweep import SweepSpec
+from lora_kit.rescaling.halves import Halves, halve
+from lora_kit.runs.directory import RunDirectory
+from lora_kit.runs.open_model import LoadedModel, OpenModel
+from lora_kit.runs.session import Session, Subject, open_subject
+from lora_kit.runtime.console import say
+from lora_kit.runtime.errors import LoraKitError, RecipeError, TrainingInterruptedError
+from lora_kit.runtime.hashes import json_sha256
+from lora_kit.runtime.out_of_memory import free_memory
+from lora_kit.selection.sweep.choice import choose_trial, hopeless, objective, retention_constraint
+from lora_kit.selection.sweep.record import Trial, read_trials, write_trial
+from lora_kit.selection.sweep.space import Dimension, WithValues
+from lora_kit.selection.sweep.study import DEFAULT
+
+if TYPE_CHECKING:
+    import optuna
+
+RUNS = "trials"
+# Share of the clusters of half A that a trial is judged on first.
+FIRST_SHARE = 4
+FIRST, HALF_A = "half-a-first", "half-a"
+
+
+class GivenUp(Exception):
+    """End of a trial before it is judged on all of half A."""
+
+
+@dataclass
+class SharedBackbone:
+    """Backbone that adapters are attached to one after another, loaded again where one changed it.
+
+    Attributes:
+        recipe: recipe whose backbone, rows and items all trials share.
+    """
+
+    recipe: Recipe
+    _inputs: LoadedInputs | None = field(default=None, init=False)
+    _state: ModelState | None = field(default=None, init=False)
+
+    def inputs(self) -> LoadedInputs:
+        """Return backbone, rows and items; the backbone has no adapter."""
+        if self._inputs is None:
+            self._inputs = load_inputs(self.recipe)
+            self._state = model_state(self._inputs.backbone.model)
+        return self._inputs
+
+    def take_off(self, model: Any) -> None:
+        """Take an adapter off, or forget the backbone if that is not possible."""
+        assert self._inputs is not None
+        assert self._state is not None
+        if not detach(model, self._inputs.backbone, self._state):
+            self._inputs = None
+        free_memory()
+
+
+@dataclass(frozen=True)
+class TrialMaker:
+    """Maker of trials.
+
+    Attributes:
+        recipe: the recipe as it is.
+        directory: directory of the sweep.
+        spec: the search.
+        shared: backbone, rows and items.
+        suites: suites of the items.
+        halves: items on which trials are compared, and those on which the winner is proved.
+        first: few items of half A.
+    """
+
+    recipe: Recipe
+    directory: Path
+    spec: SweepSpec
+    shared: SharedBackbone
+    suites: Sequence[Suite]
+    halves: Halves
+    first: Sequence[Work]
+
+    @classmethod
+    def of(cls, recipe: Recipe, directory: Path, spec: SweepSpec) -> TrialMaker:
+        """Load what all trials share.
+
+        Raises:
+            LoraKitError: if something cannot be read, a role has no suite, or a task is too small
+                to be halved.
+        """
+        shared = SharedBackbone(recipe)
+        loaded = shared.inputs()
+        work = [one for one in loaded.work if one.task.spec.kind != "judge"]
+        suites = _with_both_roles(work)
+        halves = halve(work, loaded.backbone)
+        first = [_few(one, loaded) for one in halves.a]
+        return cls(recipe, directory, spec, shared, suites, halves, first)
+
+    def make(
+        self,
+        study: optuna.Study,
+        asked: optuna.Trial,
+        dimensions: Sequence[Dimension],
+        with_values: WithValues,
+    ) -> None:
+        """Make one trial, tell the study of it, and write its record."""
+        is_default = bool(asked.user_attrs.get(DEFAULT))
+        values = {} if is_default else {one.field: one.suggest(asked) for one in dimensions}
+        trial = Trial(asked.number, values, is_default, "complete", "", 0.0)
+        say(f"trial {trial.number} of {self.spec.trials}: {trial.name}")
+        started, running = time.monotonic(), _RunningTrial(self, asked)
+        try:
+            recipe = with_values([f"{name}={value}" for name, value in values.items()])
+            trial = running.judged(trial, recipe)
+        except GivenUp as reason:
+            trial = dataclasses.replace(trial, status="pruned", reason=str(reason))
+        except TrainingInterruptedError:
+            raise
+        except LoraKitError as error:
+            if is_default:
+                raise
+            trial = dataclasses.replace(trial, status="refused", reason=str(error))
+        seconds = time.monotonic() - started
+        trial = dataclasses.replace(
+            trial, seconds=seconds, runs=tuple(running.runs), validation=running.validation
+        )
+        write_trial(self.directory, trial)
+        self._tell(study, asked, trial)
+
+    def _tell(self, study: optuna.Study, asked: optuna.Trial, trial: Trial) -> None:
+        from optuna.trial import TrialState
+
+        if trial.half_a is None:
+            say(f"trial {trial.number}: {trial.status}: {trial.reason}")
+            study.tell(asked, state=TrialState.PRUNED)
+            return
+        value = objective(trial.half_a)
+        asked.set_constraint("retention", retention_constraint(trial.half_a))
+        study.tell(asked, value)
+        kept = "keeps retention" if trial.keeps_retention else "retention is not shown to be kept"
+        say(f"trial {trial.number}: gain {value:+.4g}, {kept}")
+
+    def evaluated(self, run: RunDirectory, recipe: Recipe, work: Sequence[Work], to: str) -> Verdict:
+        """Return the verdict on an adapter as it is on disk.
+
+        Args:
+            run: run of the adapter.
+            recipe: recipe of the run.
+            work: items to ask.
+            to: name of the directory of the results, within the run's.
+        """
+        backbone = self.shared.inputs().backbone
+        opened = OpenModel(lambda: LoadedModel(backbone, attach_saved(backbone, run.adapter)))
+        subject = open_subject(Session(run, recipe, opened), None)
+        try:
+            return run_evaluation(self._plan(subject, run.root / to), work).verdict
+        finally:
+            self.shared.take_off(subject.model)
+            subject.close()
+
+    def _plan(self, subject: Subject, directory: Path) -> EvaluationPlan:
+        return EvaluationPlan(
+            EvaluatedBackbone.of(subject.backbone),
+            subject.adapter,
+            self.suites,
+            loaded_arms(subject, ["base", ADAPTER_ARM]),
+            directory,
+            ReportFacts.dated(subject.title, {**subject.facts, "Items": directory.name}),
+        )
+
+
+@dataclass
+class _RunningTrial:
+    """A trial while it is made.
+
+    Attributes:
+        maker: the maker.
+        asked: the study's trial.
+        runs: run directory of each seed so far, relative to the sweep's.
+        validation: validation loss of the first seed at the end of each part of the training.
+    """
+
+    maker: TrialMaker
+    asked: optuna.Trial
+    runs: list[str] = field(default_factory=list)
+    validation: dict[int, float] = field(default_factory=dict)
+
+    def judged(self, trial: Trial, recipe: Recipe) -> Trial:
+        """Train and judge each seed.
+
+        Raises:
+            GivenUp: if the trial is not worth more.
+            LoraKitError: if its recipe does not work.
+        """
+        verdicts = []
+        for seed in range(self.maker.spec.seeds):
+            seeded = recipe.model_copy(update={"seed": recipe.seed + seed})
+            run = RunDirectory(self.maker.directory / RUNS / _name(seeded))
+            self._train(run, seeded, is_first=seed == 0)
+            self.runs.append(str(run.root.relative_to(self.maker.directory)))
+            if seed == 0:
+                self._require_hope(run, seeded)
+            verdicts.append(
+                self.maker.evaluated(run, seeded, self.maker.halves.a, HALF_A)
+            )
+        best, mean = _best_seed(verdicts), self._mean(verdicts)
+        return dataclasses.replace(trial, half_a=mean, best_seed=best)
+
+    def _train(self, run: RunDirectory, recipe: Recipe, is_first: bool) -> None:
+        def ends_early(part: int, loss: float) -> bool:
+            self.validation[part] = loss
+            self.asked.report(-loss, part)
+            return self.asked.should_prune()
+
+        pruned = False
+
+        def watched(part: int, loss: float) -> bool:
+            nonlocal pruned
+            pruned = ends_early(part, loss)
+            return pruned
+
+        if not (run.adapter / "adapter_config.json").is_file() or run.checkpoints.is_dir():
+            loaded = self.maker.shared.inputs()
+            trained = train(
+                recipe, run.root, resume=True, loaded=loaded, ends_early=watched if is_first else None
+            )
+            del trained
+            self.maker.shared.take_off(loaded.backbone.model)
+        if pruned:
+            losses = ", ".join(f"{loss:.3f}" for loss in self.validation.values())
+            raise GivenUp(f"the validation loss is above that of the other trials ({losses})")
+
+    def _require_hope(self, run: RunDirectory, recipe: Recipe) -> None:
+        maker = self.maker
+        first = maker.evaluated(run, recipe, maker.first, FIRST)
+        trials = read_trials(maker.directory)
+        number = choose_trial(trials).chosen
+        best = next((one.half_a for one in trials if one.number == number), None)
+        if reason := hopeless(first, best):
+            raise GivenUp(reason)
+
+    def _mean(self, verdicts: Sequence[Verdict]) -> Verdict:
+        if len(verdicts) == 1:
+            return verdicts[0]
+        ledgers = [Ledger(self.maker.directory / run / HALF_A / LEDGER) for run in self.runs]
+        return judge(SeedMean(ledgers), without_binary_scores(self.maker.suites, len(ledgers)))
+
+
+def _best_seed(verdicts: Sequence[Verdict]) -> int:
+    """Return the index of the adapter that gains most of those that keep retention, if any does."""
+    gains = standardized_gains(verdicts)
+    return max(
+        range(len(verdicts)),
+        key=lambda n: (
+            not failed_retention(verdicts[n]),
+            round(gains[n].value, GAIN_DECIMALS),
+            -n,
+        ),
+    )
+
+
+def _name(recipe: Recipe) -> str:
+    fields: Mapping[str, Any] = training_fields(recipe.model_dump(mode="json"))
+    return json_sha256(fields)[:12]
+
+
+def _few(work: Work, loaded: LoadedInputs) -> Work:
+    """Return a quarter of the clusters of a task, in the order of their digests."""
+    clusters = sorted({item.cluster for item in work.task.items}, key=lambda one: json_sha256(one))
+    few = set(clusters[: max(len(clusters) // FIRST_SHARE, 1)])
+    ids = {item.id for item in work.task.items if item.cluster in few}
+    return part_of(work, ids, loaded.backbone)
+
+
+def _with_both_roles(work: Sequence[Work]) -> list[Suite]:
+    suites = list({one.suite.name: one.suite for one in work}.values())
+    for role in ("gain", "retention"):
+        if not any(suite.role == role for suite in suites):
+            named = ", ".join(f"{suite.name} ({suite.role})" for suite in suites) or "none"
+            raise RecipeError(
+                f"evaluation.suites: a sweep weighs gain against retention, and no suite has the "
+                f"role {role} (got {named}). Fix: name suites of both roles in the recipe"
+            )
+    return without_judges(suites, "trials are not judged by a model")
