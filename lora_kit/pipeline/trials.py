@@ -163,7 +163,9 @@ class TrialMaker:
         kept = "keeps retention" if trial.keeps_retention else "retention is not shown to be kept"
         say(f"trial {trial.number}: gain {value:+.4g}, {kept}")
 
-    def evaluated(self, run: RunDirectory, recipe: Recipe, work: Sequence[Work], to: str) -> Verdict:
+    def evaluated(
+        self, run: RunDirectory, recipe: Recipe, work: Sequence[Work], to: str
+    ) -> Verdict:
         """Return the verdict on an adapter as it is on disk.
 
         Args:
@@ -223,9 +225,7 @@ class _RunningTrial:
             self.runs.append(str(run.root.relative_to(self.maker.directory)))
             if seed == 0:
                 self._require_hope(run, seeded)
-            verdicts.append(
-                self.maker.evaluated(run, seeded, self.maker.halves.a, HALF_A)
-            )
+            verdicts.append(self.maker.evaluated(run, seeded, self.maker.halves.a, HALF_A))
         best, mean = _best_seed(verdicts), self._mean(verdicts)
         return dataclasses.replace(trial, half_a=mean, best_seed=best)
 
@@ -245,7 +245,11 @@ class _RunningTrial:
         if not (run.adapter / "adapter_config.json").is_file() or run.checkpoints.is_dir():
             loaded = self.maker.shared.inputs()
             trained = train(
-                recipe, run.root, resume=True, loaded=loaded, ends_early=watched if is_first else None
+                recipe,
+                run.root,
+                resume=True,
+                loaded=loaded,
+                ends_early=watched if is_first else None,
             )
             del trained
             self.maker.shared.take_off(loaded.backbone.model)
