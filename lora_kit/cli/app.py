@@ -15,6 +15,7 @@ from lora_kit.cli.output import release_stdout
 from lora_kit.cli.releasing import release_command, verify_command
 from lora_kit.cli.rescaling import rescale_command
 from lora_kit.cli.selection import compare_backbones_command
+from lora_kit.cli.sweeping import sweep_command
 from lora_kit.cli.training import plan_command, run_command, train_command
 from lora_kit.runtime.console import DEBUG_VARIABLE
 
@@ -53,6 +54,7 @@ def options(
 # Registered in the order in which --help lists them.
 app.command("plan")(plan_command)
 app.command("compare-backbones")(alone(compare_backbones_command))
+app.command("sweep")(sweep_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("verdict")(alone(verdict_command))

@@ -6,27 +6,27 @@ verdict needs no correction for the number of trials (as in `rescale`).
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_kit.evaluation.suite import without_judges
-from lora_kit.pipeline.sweep_proof import SweepProof, prove
+from lora_kit.pipeline.sweep_proof import prove
 from lora_kit.pipeline.trials import TrialMaker
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sweep import SweepSpec, duration_seconds
-from lora_kit.rescaling.halves import halve
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.files import write_json, write_text
 from lora_kit.runtime.processes import process_state
-from lora_kit.selection.sweep.choice import TrialChoice, choose_trial
-from lora_kit.selection.sweep.record import Trial, read_trials
-from lora_kit.selection.sweep.space import Dimension, field_value, search_space
+from lora_kit.selection.sweep.choice import choose_trial
+from lora_kit.selection.sweep.page import write_page
+from lora_kit.selection.sweep.record import read_trials
+from lora_kit.selection.sweep.result import SweepResult
+from lora_kit.selection.sweep.space import Dimension, as_yaml, field_value, search_space
 from lora_kit.selection.sweep.study import (
     WORKER,
     enqueue_default,
@@ -39,26 +39,9 @@ from lora_kit.selection.sweep.study import (
 if TYPE_CHECKING:
     from optuna import Study
 
-RECIPE, RESULT, PAGE, WINNER = "recipe.yaml", "sweep.json", "sweep.html", "winner.yaml"
+RECIPE, RECORD, PAGE, WINNER = "recipe.yaml", "sweep.json", "sweep.html", "winner.yaml"
 # Seconds between two looks at the trials of other workers.
 POLL = 2.0
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """Result of a sweep.
-
-    Attributes:
-        directory: directory of the sweep.
-        trials: all trials that have ended.
-        choice: winner on half A.
-        proof: verdict on half B; `None` if no trial qualifies.
-    """
-
-    directory: Path
-    trials: tuple[Trial, ...]
-    choice: TrialChoice
-    proof: SweepProof | None
 
 
 @dataclass(frozen=True)
@@ -68,13 +51,15 @@ class SweepRequest:
     Attributes:
         reference: path or bundled name of the recipe.
         overrides: assignments to its fields.
-        changes: fields of its `sweep` section that are given beside it.
+        over: searched values by field; by default those of its `sweep` section.
+        changes: assignments to other fields of that section.
         output: directory of the sweep; by default `sweeps/NAME`.
         is_worker: if true, make trials of a sweep that another process proves.
     """
 
     reference: str
     overrides: Sequence[str] = ()
+    over: Mapping[str, str] = field(default_factory=dict)
     changes: Sequence[str] = ()
     output: Path | None = None
     is_worker: bool = False
@@ -93,12 +78,16 @@ class SweepRequest:
         Raises:
             RecipeError: if nothing is searched, or the recipe cannot be swept.
         """
-        recipe = Recipe.load(self.reference, [*self.overrides, *self.changes])
-        if recipe.sweep is None:
+        named = Recipe.load(self.reference, self.overrides)
+        if named.sweep is None and not self.over:
             raise RecipeError(
                 "sweep.over: no field to search (got none). Fix: add --over "
                 "training.learning_rate=1e-4..1e-3:log, or a `sweep` section to the recipe"
             )
+        # JSON is YAML, in which the names of the fields hold points.
+        over = [f"sweep.over={json.dumps(dict(self.over))}"] if self.over else []
+        recipe = Recipe.load(self.reference, [*self.overrides, *over, *self.changes])
+        assert recipe.sweep is not None
         if recipe.training.objective in HEADED:
             raise RecipeError(
                 "training.objective: a sweep weighs gain against retention, which a head has none "
@@ -140,10 +129,31 @@ def sweep(request: SweepRequest) -> SweepResult | None:
     trials = read_trials(directory)
     choice = choose_trial(trials)
     say(f"{directory}: {choice.reason}")
-    proof = prove(maker, trials, choice) if choice.chosen is not None else None
-    result = SweepResult(directory, tuple(trials), choice, proof)
+    winner = next((one for one in trials if one.number == choice.chosen), None)
+    result = SweepResult(
+        recipe.name,
+        directory,
+        tuple(trials),
+        choice,
+        prove(maker, trials, winner) if winner else None,
+        maker.halves.sizes,
+        _facts(recipe, spec),
+        {one.field: as_yaml(field_value(recipe, one.field)) for one in dimensions},
+    )
     _write(result, request)
     return result
+
+
+def _facts(recipe: Recipe, spec: SweepSpec) -> dict[str, str]:
+    return {
+        "Backbone": recipe.backbone.model,
+        "Searched": "; ".join(f"{name}: {values}" for name, values in spec.over.items()),
+        "Trials": str(spec.trials),
+        "Seeds of a trial": str(spec.seeds),
+        "Budget": spec.budget or "none",
+        "Sampler": spec.sampler,
+        "Pruner": spec.pruner,
+    }
 
 
 def _begin(directory: Path, recipe: Recipe) -> None:
@@ -226,15 +236,10 @@ def _is_spent(spec: SweepSpec, directory: Path) -> bool:
 
 def _write(result: SweepResult, request: SweepRequest) -> None:
     """Write the winner's recipe, the record and the page."""
-    from lora_kit.selection.sweep.page import write_page
-
-    directory = result.directory
-    if result.choice.chosen is not None:
-        winner = next(one for one in result.trials if one.number == result.choice.chosen)
+    winner, directory = result.winner, result.directory
+    if winner is not None:
         best = request.recipe([f"{name}={value}" for name, value in winner.values.items()])
-        write_text(directory / WINNER, best.to_yaml())
-    write_json(directory / RESULT, {})
-    write_page(directory / PAGE, result.trials, result.choice, None)
-
-
-_ = (partial, without_judges, halve)
+        seeded = best.model_copy(update={"seed": best.seed + winner.best_seed})
+        write_text(directory / WINNER, seeded.to_yaml())
+    write_json(directory / RECORD, result.to_dict())
+    write_page(directory / PAGE, result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,11 +93,14 @@ class LoadedInputs:
         backbone: backbone without an adapter.
         sources: rows of `data.train`.
         work: tokenized items of the suites.
+        take_off: function that takes the adapter off the backbone after the training, so that
+            another one can be attached.
     """
 
     backbone: Backbone
     sources: Rows
     work: Sequence[Work]
+    take_off: Callable[[PeftModel], None] | None = None
 
 
 def load_inputs(recipe: Recipe) -> LoadedInputs:
@@ -167,6 +170,8 @@ def train(
     held_out, texts = ready.data.held_out, ready.texts
     inputs = TrainingInputs(recipe, backbone, ready.model, data, held_out, run, texts, launch)
     result = run_training(inputs, chosen.checkpoint, ends_early)
+    if loaded.take_off:
+        loaded.take_off(ready.model)
     for pair, cosine in result.gradient_conflict.items():
         say(f"{run.root}: gradients of {pair}: mean cosine {cosine:+.2f}{_against(cosine)}")
     if is_main:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from lora_kit.selection.sweep.choice import choose_trial, hopeless, objective, r
 from lora_kit.selection.sweep.record import Trial, read_trials, write_trial
 from lora_kit.selection.sweep.space import Dimension, WithValues
 from lora_kit.selection.sweep.study import DEFAULT
+from lora_kit.training.resuming import recorded_result
 
 if TYPE_CHECKING:
     import optuna
@@ -49,8 +51,8 @@ FIRST_SHARE = 4
 FIRST, HALF_A = "half-a-first", "half-a"
 
 
-class GivenUp(Exception):
-    """End of a trial before it is judged on all of half A."""
+class GivenUpError(Exception):
+    """End of a trial before it is judged on all of half A, with the reason."""
 
 
 @dataclass
@@ -68,17 +70,22 @@ class SharedBackbone:
     def inputs(self) -> LoadedInputs:
         """Return backbone, rows and items; the backbone has no adapter."""
         if self._inputs is None:
-            self._inputs = load_inputs(self.recipe)
-            self._state = model_state(self._inputs.backbone.model)
+            loaded = load_inputs(self.recipe)
+            self._inputs = dataclasses.replace(loaded, take_off=self.take_off)
+            self._state = model_state(loaded.backbone.model)
         return self._inputs
 
     def take_off(self, model: Any) -> None:
-        """Take an adapter off, or forget the backbone if that is not possible."""
+        """Take an adapter off; where that is not possible, the backbone is loaded again."""
         assert self._inputs is not None
         assert self._state is not None
         if not detach(model, self._inputs.backbone, self._state):
-            self._inputs = None
+            self.forget()
         free_memory()
+
+    def forget(self) -> None:
+        """Free the backbone, which an adapter that failed may still be on."""
+        self._inputs = self._state = None
 
 
 @dataclass(frozen=True)
@@ -135,13 +142,13 @@ class TrialMaker:
         try:
             recipe = with_values([f"{name}={value}" for name, value in values.items()])
             trial = running.judged(trial, recipe)
-        except GivenUp as reason:
+        except GivenUpError as reason:
             trial = dataclasses.replace(trial, status="pruned", reason=str(reason))
-        except TrainingInterruptedError:
-            raise
         except LoraKitError as error:
-            if is_default:
+            # What the recipe as it is fails with, all trials would.
+            if is_default or isinstance(error, TrainingInterruptedError):
                 raise
+            self.shared.forget()
             trial = dataclasses.replace(trial, status="refused", reason=str(error))
         seconds = time.monotonic() - started
         trial = dataclasses.replace(
@@ -177,11 +184,10 @@ class TrialMaker:
         backbone = self.shared.inputs().backbone
         opened = OpenModel(lambda: LoadedModel(backbone, attach_saved(backbone, run.adapter)))
         subject = open_subject(Session(run, recipe, opened), None)
-        try:
-            return run_evaluation(self._plan(subject, run.root / to), work).verdict
-        finally:
-            self.shared.take_off(subject.model)
-            subject.close()
+        verdict = run_evaluation(self._plan(subject, run.root / to), work).verdict
+        self.shared.take_off(subject.model)
+        subject.close()
+        return verdict
 
     def _plan(self, subject: Subject, directory: Path) -> EvaluationPlan:
         return EvaluationPlan(
@@ -214,14 +220,15 @@ class _RunningTrial:
         """Train and judge each seed.
 
         Raises:
-            GivenUp: if the trial is not worth more.
+            GivenUpError: if the trial is not worth more.
             LoraKitError: if its recipe does not work.
         """
         verdicts = []
         for seed in range(self.maker.spec.seeds):
             seeded = recipe.model_copy(update={"seed": recipe.seed + seed})
             run = RunDirectory(self.maker.directory / RUNS / _name(seeded))
-            self._train(run, seeded, is_first=seed == 0)
+            if not self._is_trained(run):
+                self._train(run, seeded, seed == 0)
             self.runs.append(str(run.root.relative_to(self.maker.directory)))
             if seed == 0:
                 self._require_hope(run, seeded)
@@ -229,33 +236,32 @@ class _RunningTrial:
         best, mean = _best_seed(verdicts), self._mean(verdicts)
         return dataclasses.replace(trial, half_a=mean, best_seed=best)
 
+    def _is_trained(self, run: RunDirectory) -> bool:
+        """Return true for a training that was finished before the trial was interrupted."""
+        return recorded_result(run) is not None
+
     def _train(self, run: RunDirectory, recipe: Recipe, is_first: bool) -> None:
+        """Train an adapter, the first one of a trial under the eyes of the pruner.
+
+        Raises:
+            GivenUpError: if the pruner ends the training; the adapter is removed then.
+        """
+        is_pruned = False
+
         def ends_early(part: int, loss: float) -> bool:
+            nonlocal is_pruned
             self.validation[part] = loss
             self.asked.report(-loss, part)
-            return self.asked.should_prune()
+            is_pruned = self.asked.should_prune()
+            return is_pruned
 
-        pruned = False
-
-        def watched(part: int, loss: float) -> bool:
-            nonlocal pruned
-            pruned = ends_early(part, loss)
-            return pruned
-
-        if not (run.adapter / "adapter_config.json").is_file() or run.checkpoints.is_dir():
-            loaded = self.maker.shared.inputs()
-            trained = train(
-                recipe,
-                run.root,
-                resume=True,
-                loaded=loaded,
-                ends_early=watched if is_first else None,
-            )
-            del trained
-            self.maker.shared.take_off(loaded.backbone.model)
-        if pruned:
+        loaded = self.maker.shared.inputs()
+        watch = ends_early if is_first else None
+        train(recipe, run.root, resume=True, loaded=loaded, ends_early=watch)
+        if is_pruned:
+            shutil.rmtree(run.root)
             losses = ", ".join(f"{loss:.3f}" for loss in self.validation.values())
-            raise GivenUp(f"the validation loss is above that of the other trials ({losses})")
+            raise GivenUpError(f"the validation loss is above that of other trials ({losses})")
 
     def _require_hope(self, run: RunDirectory, recipe: Recipe) -> None:
         maker = self.maker
@@ -264,7 +270,7 @@ class _RunningTrial:
         number = choose_trial(trials).chosen
         best = next((one.half_a for one in trials if one.number == number), None)
         if reason := hopeless(first, best):
-            raise GivenUp(reason)
+            raise GivenUpError(reason)
 
     def _mean(self, verdicts: Sequence[Verdict]) -> Verdict:
         if len(verdicts) == 1:

@@ -11,7 +11,7 @@ from lora_kit.recipe.document import read_document
 from lora_kit.runtime.hashes import json_sha256
 
 # Sections that are read after training, and the name, which only names the run directory.
-AFTER_TRAINING = ("name", "evaluation", "merge")
+AFTER_TRAINING = ("name", "evaluation", "merge", "sweep")
 # Fields that change nothing of what is trained. A licence may be stated after training.
 WITHOUT_EFFECT = re.compile(
     r"training\.(save_steps|save_total_limit|report_to)"

@@ -16,6 +16,7 @@ from lora_kit.recipe.data import DataSpec
 from lora_kit.recipe.objective import PREFERENCE, GrpoSpec, PreferenceSpec, RewardSpec
 from lora_kit.recipe.retention import RetentionSpec
 from lora_kit.recipe.section import Count, Distinct, Positive, Section, Whole
+from lora_kit.recipe.sweep import SweepSpec
 from lora_kit.recipe.training import TrainingSpec
 
 MergeBase = Literal["dequantized", "original", "both"]
@@ -147,6 +148,8 @@ class RecipeSections(Section):
     classification: ClassificationSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
+    sweep: SweepSpec | None = None
+    """Search for better values of some fields, by `lora-kit sweep`."""
 
     @model_validator(mode="before")
     @classmethod

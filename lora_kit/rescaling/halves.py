@@ -58,7 +58,7 @@ def _require_enough_clusters(tasks: Mapping[str, Sequence[str]], first: frozense
             needed = max(2 * MIN_CLUSTERS, len(names) + 1)
             raise EvaluationError(
                 f"{task}: too few clusters for two halves (got {len(clusters)} items in "
-                f"{len(names)} clusters; rescale needs at least {needed}, {MIN_CLUSTERS} in each "
+                f"{len(names)} clusters; two halves need at least {needed}, {MIN_CLUSTERS} in each "
                 "half; an item that depends on no other is a cluster). Fix: raise the task's "
                 "`limit`, or give suites with more items by --suite"
             )

@@ -21,6 +21,7 @@ COMMANDS = (
     *(
         "plan",
         "compare-backbones",
+        "sweep",
         "train",
         "evaluate",
         "verdict",

@@ -58,7 +58,7 @@ class Dimension:
         if isinstance(values, str):
             texts = [one.strip() for one in values.split(",")]
         else:
-            texts = [_as_yaml(one) for one in values]
+            texts = [as_yaml(one) for one in values]
         if len(texts) < 2 or not all(texts) or len(set(texts)) < len(texts):
             raise RecipeError(
                 f"{where}: not a range, and not a list of different values (got {values}). Fix: "
@@ -85,7 +85,7 @@ class Dimension:
             low, high = int(self.low), int(self.high)
             return str(trial.suggest_int(self.field, low, high, log=self.log))
         value = trial.suggest_float(self.field, self.low, self.high, log=self.log)
-        return _as_yaml(float(f"{value:.{DIGITS}g}"))
+        return as_yaml(float(f"{value:.{DIGITS}g}"))
 
     def parameter(self, value: Any) -> Any:
         """Return Optuna's parameter of a field's value; `None` if the value is not in the space."""
@@ -102,10 +102,10 @@ class Dimension:
         if self.choices:
             return self.choices
         ends = (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
-        return tuple(map(_as_yaml, ends))
+        return tuple(map(as_yaml, ends))
 
 
-def _as_yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """Return a scalar as YAML, where a number with an exponent has a point as well."""
     return yaml.safe_dump(value).removesuffix("\n...\n").strip()
 

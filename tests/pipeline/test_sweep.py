@@ -1,0 +1,280 @@
+"""`lora-kit sweep` end to end: trials on half A, the winner proved on half B, killed and gone on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lora_kit.adapter.saved import adapter_sha256
+from lora_kit.cli import main
+from lora_kit.evaluation.ledger import read_ledger
+from lora_kit.pipeline import training, trials
+from lora_kit.pipeline.training import train
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import TrainingError
+from lora_kit.selection.sweep.record import Trial, read_trials
+
+ROOT = Path(__file__).parents[2]
+RATES = "training.learning_rate=1e-4..2e-2:log"
+
+
+def rows(path: Path, first: int) -> Path:
+    sums = [(n, n + 3) for n in range(first, first + 24)]
+    written = [{"prompt": f"{n} plus 3?", "completion": f"It is {total}."} for n, total in sums]
+    path.write_text("".join(json.dumps(row) + "\n" for row in written))
+    return path
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A recipe that learns sums, with suites on sums and on prose."""
+    place = tmp_path_factory.mktemp("recipe")
+    learned, asked = rows(place / "learned.jsonl", 100), rows(place / "asked.jsonl", 500)
+    held = rows(place / "held.jsonl", 300)
+    sums = {"name": "sums", "kind": "loss", "source": str(asked), "max_length": 64}
+    prose = {"name": "prose", "kind": "loss", "source": "python-reference", "limit": 30}
+    suites = [
+        {"name": "aim", "role": "gain", "tasks": [sums]},
+        {
+            "name": "keep",
+            "role": "retention",
+            "tasks": [{**prose, "max_length": 16, "margin": 9}],
+        },
+    ]
+    paths = []
+    for one in suites:
+        paths.append(str(place / f"{one['name']}.yaml"))
+        Path(paths[-1]).write_text(yaml.safe_dump(one))
+    content = {
+        "name": "tiny",
+        "backbone": {"model": str(tiny), "quantization": "none", "dtype": "float32"},
+        "adapter": {"rank": 4, "alpha": 8},
+        "data": {
+            "train": [{"source": str(learned)}],
+            "validation": [{"source": str(held), "limit": 8}],
+            "max_length": 64,
+        },
+        "training": {"batch_size": 4, "learning_rate": 1e-3, "epochs": 1},
+        "evaluation": {"suites": paths},
+    }
+    (place / "recipe.yaml").write_text(yaml.safe_dump(content))
+    return place / "recipe.yaml"
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(one) for one in arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of five trials."""
+    output = tmp_path_factory.mktemp("done") / "sweep"
+    options = ["--over", RATES, "--over", "adapter.rank=2,4", "--trials", "5"]
+    status = command("sweep", recipe, *options, "--output", output, "--pruner", "none")
+    assert status == 0
+    return output
+
+
+def found(output: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((output / "sweep.json").read_text())
+    return value
+
+
+def test_the_best_of_those_that_keep_is_proved_on_unseen_items(done: Path) -> None:
+    result, made = found(done), read_trials(done)
+    assert len(made) == 5
+    assert made[0].is_default
+    assert not made[0].values
+    gains = {
+        one.number: one.half_a.suites[0].tasks[0].interval.delta for one in made if one.half_a
+    }
+    best = max(gains, key=lambda n: gains[n])
+    assert result["winner"]["number"] == best
+    assert best != 0
+    winner = Recipe.load(done / "winner.yaml")
+    assert winner.sweep is None
+    assert winner.training.learning_rate == float(made[best].values["training.learning_rate"])
+    run = done / result["half_b"]["run"]
+    asked = {
+        half: {e.item for e in read_ledger(run / half / "ledger.parquet")}
+        for half in ("half-a-first", "half-a", "half-b")
+    }
+    assert asked["half-a-first"] < asked["half-a"]
+    assert not asked["half-a"] & asked["half-b"]
+    # No other trial has been asked half B, but for the recipe as it is.
+    others = {one.runs[0] for one in made} - {result["half_b"]["run"], made[0].runs[0]}
+    assert not any((done / other / "half-b").exists() for other in others)
+    [lead] = [one for one in result["half_b"]["against_default"] if one["role"] == "gain"]
+    on_b = result["half_b"]["verdict"]["suites"][0]["tasks"][0]
+    assert lead["winner"] == pytest.approx(on_b["adapter"])
+    assert lead["interval"]["delta"] == pytest.approx(lead["default"] - lead["winner"])
+    estimate = result["half_b"]["half_a_minus_half_b"]["aim/sums"]
+    assert estimate == pytest.approx(gains[best] - on_b["interval"]["delta"])
+
+
+def test_a_trial_is_what_its_recipe_trains_alone(done: Path, recipe: Path, tmp_path: Path) -> None:
+    """The backbone that all trials share is as it was after each of them."""
+    result = found(done)
+    alone = train(Recipe.load(done / "winner.yaml"), tmp_path / "alone").run
+    assert adapter_sha256(alone.adapter) == adapter_sha256(
+        done / result["half_b"]["run"] / "adapter"
+    )
+    default = train(Recipe.load(recipe), tmp_path / "default").run
+    assert adapter_sha256(default.adapter) == adapter_sha256(
+        done / result["trials"][0]["runs"][0] / "adapter"
+    )
+
+
+def test_the_backbone_is_loaded_once(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    load = training.load
+    monkeypatch.setattr(training, "load", lambda *a: loaded.append(1) or load(*a))
+    command("sweep", recipe, "--over", RATES, "--trials", 3, "--output", tmp_path / "sweep")
+    assert len(loaded) == 1
+
+
+def test_a_finished_sweep_is_not_made_again(
+    done: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = shutil.copytree(done, tmp_path / "again")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(trials, "train", refuse)
+    options = ["--over", RATES, "--over", "adapter.rank=2,4", "--trials", "5"]
+    assert command("sweep", recipe, *options, "--pruner", "none", "--output", again) == 0
+    assert found(again)["trials"] == found(done)["trials"]
+    assert found(again)["half_b"]["verdict"] == found(done)["half_b"]["verdict"]
+
+
+def test_another_sweep_is_not_gone_on_with(
+    done: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("sweep", recipe, "--over", RATES, "--output", done) == 2
+    assert "is of another sweep" in capsys.readouterr().err
+
+
+def test_a_recipe_that_fails_is_a_refused_trial(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trials.train
+
+    def fails(one: Recipe, *arguments: Any, **named: Any) -> Any:
+        if one.adapter.rank == 2:
+            raise TrainingError("step 1: the loss is not finite (got nan). Fix: lower the rate")
+        return real(one, *arguments, **named)
+
+    monkeypatch.setattr(trials, "train", fails)
+    options = ["--over", "adapter.rank=2,8", "--trials", "4", "--sampler", "random"]
+    command("sweep", recipe, *options, "--output", tmp_path / "sweep")
+    made = read_trials(tmp_path / "sweep")
+    refused = [one for one in made if one.values.get("adapter.rank") == "2"]
+    assert refused
+    assert {one.status for one in refused} == {"refused"}
+    assert all("not finite" in one.reason for one in refused)
+    assert any(one.values.get("adapter.rank") == "8" and one.half_a for one in made)
+
+
+def test_a_trial_without_hope_is_given_up(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The fourth trial is the first that is compared with others.
+    monkeypatch.setattr("lora_kit.selection.sweep.study.UNPRUNED_TRIALS", 2)
+    options = ["--over", "training.learning_rate=1e-5,1e-4,1e-3,5e-3", "--sampler", "random"]
+    command("sweep", recipe, *options, "--trials", 7, "--output", tmp_path / "sweep")
+    pruned = [one for one in read_trials(tmp_path / "sweep") if one.status == "pruned"]
+    assert pruned
+    by_loss = [one for one in pruned if "validation loss" in one.reason]
+    assert by_loss
+    assert all(not one.runs for one in by_loss)
+    # Their unfinished adapters are gone.
+    runs = {path.name for path in (tmp_path / "sweep" / "trials").iterdir()}
+    kept = {Path(run).name for one in read_trials(tmp_path / "sweep") for run in one.runs}
+    assert runs == kept
+
+
+def test_seeds_are_averaged_and_the_best_one_is_proved(recipe: Path, tmp_path: Path) -> None:
+    output = tmp_path / "sweep"
+    options = ["--over", RATES, "--trials", "2", "--seeds", "2", "--pruner", "none"]
+    command("sweep", recipe, *options, "--output", output)
+    for trial in read_trials(output):
+        assert len(trial.runs) == 2
+        assert trial.half_a is not None
+        single = [
+            json.loads((output / run / "half-a" / "verdict.json").read_text())["suites"][0]
+            for run in trial.runs
+        ]
+        gains = [one["tasks"][0]["interval"]["delta"] for one in single]
+        mean = trial.half_a.suites[0].tasks[0].interval.delta
+        assert mean == pytest.approx(sum(gains) / 2)
+        assert trial.best_seed == gains.index(max(gains))
+    winner = Recipe.load(output / "winner.yaml")
+    chosen = found(output)["winner"]
+    assert winner.seed == read_trials(output)[chosen["number"]].best_seed
+
+
+def test_the_budget_ends_the_search(recipe: Path, tmp_path: Path) -> None:
+    options = ["--over", RATES, "--trials", "50", "--budget", "1s", "--pruner", "none"]
+    command("sweep", recipe, *options, "--output", tmp_path / "sweep")
+    made = read_trials(tmp_path / "sweep")
+    assert 1 <= len(made) < 20
+    assert made[0].is_default
+
+
+def start(recipe: Path, output: Path, *options: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lora_kit", "sweep", recipe, "--over", RATES, "--output", output]
+        + ["--pruner", "none", *options],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("did not happen")
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_and_workers_share_it(recipe: Path, tmp_path: Path) -> None:
+    output = tmp_path / "sweep"
+    first = start(recipe, output, "--trials", "6")
+    wait_for(lambda: len(list((output / "records").glob("*.json"))) >= 2)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before: list[Trial] = read_trials(output)
+    both = [
+        start(recipe, output, "--trials", "6"),
+        start(recipe, output, "--trials", "6", "--worker"),
+    ]
+    assert [one.wait(timeout=300) for one in both] == [0, 0]
+    made = read_trials(output)
+    assert made[: len(before)] == before
+    assert len(made) == 6
+    assert sum(one.is_default for one in made) == 1
+    assert found(output)["half_b"]
