@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -18,6 +20,7 @@ from lora_kit.cli.options import (
 )
 from lora_kit.cli.output import print_json, print_text, stdout
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import VERDICT_STATUS, RecipeError
 from lora_kit.runtime.launcher import is_main_process
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ def plan_command(
     recipe: RecipeArgument,
     set_: SetOption = None,
     launch: LaunchOption = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Also say what `lora-kit run --seeds` takes.")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Check a recipe without training: rows, memory, time, what is refused, what the suites show.
@@ -42,6 +48,7 @@ def plan_command(
     from lora_kit.preflight.show import show_plan
 
     plan = make_plan(checked, read_launch_file(launch) if launch else None)
+    plan = replace(plan, seeds=seeds)
     if as_json:
         print_json(plan.to_dict())
     elif is_main_process():
@@ -89,6 +96,14 @@ def run_command(
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Train and judge the recipe with so many seeds, which gives an interval of the "
+            "recipe, and release the adapter that is best on half of the items, by the other half.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train, merge, evaluate, and release a PASS: all stages in one command.
@@ -97,6 +112,8 @@ def run_command(
     """
     checked = Recipe.load(recipe, set_ or [])
     quiet_libraries()
+    if seeds is not None:
+        _run_seeds(checked, seeds, output, overwrite, as_json)
     from lora_kit.evaluation.reporting.show import show_verdict
     from lora_kit.pipeline.whole_run import run
 
@@ -111,3 +128,28 @@ def run_command(
         else:
             print_text(outcome.refusal)
     raise typer.Exit(outcome.status)
+
+
+def _run_seeds(
+    recipe: Recipe, seeds: int, output: Path | None, overwrite: bool, as_json: bool
+) -> NoReturn:
+    """Run several seeds, print the verdicts on recipe and adapter, and exit."""
+    from lora_kit.evaluation.reporting.show import show_verdict
+    from lora_kit.pipeline.seeds import run_seeds
+    from lora_kit.selection.seeds import show_recipe_verdict
+
+    if overwrite:
+        raise RecipeError(
+            "--overwrite: several seeds use what exists (got --seeds as well). Fix: remove one of "
+            "the two, or name another --output"
+        )
+    outcome = run_seeds(recipe, seeds, output)
+    if as_json:
+        print_json(outcome.to_dict())
+    else:
+        show_recipe_verdict(outcome.recipe, stdout())
+        print_text(f"\nSeed {outcome.recipe.ships} ships; half B, unseen when it was chosen")
+        show_verdict(outcome.shipped, stdout())
+        print_text(f"Report: {outcome.run}/evaluation/report.html")
+        print_text(f"Released: {outcome.release}" if outcome.release else outcome.refusal)
+    raise typer.Exit(VERDICT_STATUS[outcome.shipped.decision])

@@ -136,7 +136,7 @@ def sweep(request: SweepRequest) -> SweepResult | None:
         tuple(trials),
         choice,
         prove(maker, trials, winner) if winner else None,
-        maker.halves.sizes,
+        maker.items.halves.sizes,
         _facts(recipe, spec),
         {one.field: as_yaml(field_value(recipe, one.field)) for one in dimensions},
     )

@@ -8,17 +8,16 @@ from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.comparisons import compare, task_score, texts_to_judge
 from lora_kit.evaluation.ledger import Ledger
 from lora_kit.evaluation.ledger_view import ADAPTER_ARM
-from lora_kit.evaluation.pairs import pair
+from lora_kit.evaluation.pairs import Entries, pair
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.verdict import Verdict
+from lora_kit.pipeline.halved import HALF_B
 from lora_kit.pipeline.trials import TrialMaker
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.selection.sweep.record import Trial
 from lora_kit.selection.sweep.result import Lead, SweepProof
 from lora_kit.statistics.looks import Looks
-
-HALF_B = "half-b"
 
 
 def prove(maker: TrialMaker, trials: Sequence[Trial], winner: Trial) -> SweepProof:
@@ -35,8 +34,11 @@ def prove(maker: TrialMaker, trials: Sequence[Trial], winner: Trial) -> SweepPro
     leads: tuple[Lead, ...] = ()
     if default is not None and not winner.is_default:
         before, _ = _judged(maker, default)
-        ledgers = [Ledger(one.root / HALF_B / LEDGER) for one in (before, run)]
-        leads = tuple(_lead(suite, task, ledgers) for suite in maker.suites for task in suite.tasks)
+        leads = tuple(
+            lead(suite, task, _entries(before, suite, task), _entries(run, suite, task))
+            for suite in maker.items.suites
+            for task in suite.tasks
+        )
     on_a = {f"{suite.suite}/{task.task}": task.interval for suite, task in winner.half_a.tasks}
     too_good = {
         name: on_a[name].delta - task.interval.delta
@@ -49,19 +51,27 @@ def prove(maker: TrialMaker, trials: Sequence[Trial], winner: Trial) -> SweepPro
 
 def _judged(maker: TrialMaker, trial: Trial) -> tuple[RunDirectory, Verdict]:
     run = RunDirectory(maker.directory / trial.runs[trial.best_seed])
-    return run, maker.evaluated(run, run.load_recipe(), maker.halves.b, HALF_B)
+    return run, maker.items.evaluated(run, run.load_recipe(), maker.items.halves.b, HALF_B)
 
 
-def _lead(suite: Suite, task: TaskSpec, ledgers: Sequence[Ledger]) -> Lead:
+def _entries(run: RunDirectory, suite: Suite, task: TaskSpec) -> Entries:
+    ledger = Ledger(run.root / HALF_B / LEDGER)
+    return ledger.arms(suite.name, task.name, texts_to_judge(task))[ADAPTER_ARM]
+
+
+def lead(suite: Suite, task: TaskSpec, before: Entries, after: Entries) -> Lead:
     """Compare two adapters on a task.
 
     Args:
         suite: suite of the task.
         task: the task.
-        ledgers: results of the recipe as it is, and of the winner.
+        before: results of the recipe as it is.
+        after: results of the winner, on the same items.
+
+    Raises:
+        EvaluationError: if no item has a score in both.
     """
-    name, texts = f"{suite.name}/{task.name}", texts_to_judge(task)
-    before, after = (one.arms(suite.name, task.name, texts)[ADAPTER_ARM] for one in ledgers)
+    name = f"{suite.name}/{task.name}"
     pairs = pair(before, after, task, name)
     whole = Looks.fixed(suite.alpha / 2).look(1)
     found = compare(pairs, task.model_copy(update={"margin": None}), whole)

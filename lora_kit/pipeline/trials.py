@@ -10,32 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_kit.adapter.attach import attach_saved
-from lora_kit.adapter.detach import ModelState, detach, model_state
-from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.engine.work import Work, part_of
 from lora_kit.evaluation.gain_choice import GAIN_DECIMALS, failed_retention, standardized_gains
-from lora_kit.evaluation.harness import EvaluatedBackbone, EvaluationPlan, run_evaluation
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Ledger
-from lora_kit.evaluation.ledger_view import ADAPTER_ARM
-from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.seed_mean import SeedMean, without_binary_scores
-from lora_kit.evaluation.suite import Suite, without_judges
 from lora_kit.evaluation.verdict import Verdict
-from lora_kit.pipeline.training import LoadedInputs, load_inputs, train
+from lora_kit.pipeline.halved import HALF_A, HalvedItems
+from lora_kit.pipeline.training import LoadedInputs, train
 from lora_kit.recipe.identity import training_fields
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sweep import SweepSpec
-from lora_kit.rescaling.halves import Halves, halve
 from lora_kit.runs.directory import RunDirectory
-from lora_kit.runs.open_model import LoadedModel, OpenModel
-from lora_kit.runs.session import Session, Subject, open_subject
 from lora_kit.runtime.console import say
-from lora_kit.runtime.errors import LoraKitError, RecipeError, TrainingInterruptedError
+from lora_kit.runtime.errors import LoraKitError, TrainingInterruptedError
 from lora_kit.runtime.hashes import json_sha256
-from lora_kit.runtime.out_of_memory import free_memory
 from lora_kit.selection.sweep.choice import choose_trial, hopeless, objective, retention_constraint
 from lora_kit.selection.sweep.record import Trial, read_trials, write_trial
 from lora_kit.selection.sweep.space import Dimension, WithValues
@@ -48,44 +38,11 @@ if TYPE_CHECKING:
 RUNS = "trials"
 # Share of the clusters of half A that a trial is judged on first.
 FIRST_SHARE = 4
-FIRST, HALF_A = "half-a-first", "half-a"
+FIRST = "half-a-first"
 
 
 class GivenUpError(Exception):
     """End of a trial before it is judged on all of half A, with the reason."""
-
-
-@dataclass
-class SharedBackbone:
-    """Backbone that adapters are attached to one after another, loaded again where one changed it.
-
-    Attributes:
-        recipe: recipe whose backbone, rows and items all trials share.
-    """
-
-    recipe: Recipe
-    _inputs: LoadedInputs | None = field(default=None, init=False)
-    _state: ModelState | None = field(default=None, init=False)
-
-    def inputs(self) -> LoadedInputs:
-        """Return backbone, rows and items; the backbone has no adapter."""
-        if self._inputs is None:
-            loaded = load_inputs(self.recipe)
-            self._inputs = dataclasses.replace(loaded, take_off=self.take_off)
-            self._state = model_state(loaded.backbone.model)
-        return self._inputs
-
-    def take_off(self, model: Any) -> None:
-        """Take an adapter off; where that is not possible, the backbone is loaded again."""
-        assert self._inputs is not None
-        assert self._state is not None
-        if not detach(model, self._inputs.backbone, self._state):
-            self.forget()
-        free_memory()
-
-    def forget(self) -> None:
-        """Free the backbone, which an adapter that failed may still be on."""
-        self._inputs = self._state = None
 
 
 @dataclass(frozen=True)
@@ -96,18 +53,14 @@ class TrialMaker:
         recipe: the recipe as it is.
         directory: directory of the sweep.
         spec: the search.
-        shared: backbone, rows and items.
-        suites: suites of the items.
-        halves: items on which trials are compared, and those on which the winner is proved.
+        items: items on which trials are compared, and those on which the winner is proved.
         first: few items of half A.
     """
 
     recipe: Recipe
     directory: Path
     spec: SweepSpec
-    shared: SharedBackbone
-    suites: Sequence[Suite]
-    halves: Halves
+    items: HalvedItems
     first: Sequence[Work]
 
     @classmethod
@@ -118,13 +71,9 @@ class TrialMaker:
             LoraKitError: if something cannot be read, a role has no suite, or a task is too small
                 to be halved.
         """
-        shared = SharedBackbone(recipe)
-        loaded = shared.inputs()
-        work = [one for one in loaded.work if one.task.spec.kind != "judge"]
-        suites = _with_both_roles(work)
-        halves = halve(work, loaded.backbone)
-        first = [_few(one, loaded) for one in halves.a]
-        return cls(recipe, directory, spec, shared, suites, halves, first)
+        items = HalvedItems.of(recipe)
+        first = [_few(one, items.shared.inputs()) for one in items.halves.a]
+        return cls(recipe, directory, spec, items, first)
 
     def make(
         self,
@@ -148,7 +97,7 @@ class TrialMaker:
             # What the recipe as it is fails with, all trials would.
             if is_default or isinstance(error, TrainingInterruptedError):
                 raise
-            self.shared.forget()
+            self.items.shared.forget()
             trial = dataclasses.replace(trial, status="refused", reason=str(error))
         seconds = time.monotonic() - started
         trial = dataclasses.replace(
@@ -169,35 +118,6 @@ class TrialMaker:
         study.tell(asked, value)
         kept = "keeps retention" if trial.keeps_retention else "retention is not shown to be kept"
         say(f"trial {trial.number}: gain {value:+.4g}, {kept}")
-
-    def evaluated(
-        self, run: RunDirectory, recipe: Recipe, work: Sequence[Work], to: str
-    ) -> Verdict:
-        """Return the verdict on an adapter as it is on disk.
-
-        Args:
-            run: run of the adapter.
-            recipe: recipe of the run.
-            work: items to ask.
-            to: name of the directory of the results, within the run's.
-        """
-        backbone = self.shared.inputs().backbone
-        opened = OpenModel(lambda: LoadedModel(backbone, attach_saved(backbone, run.adapter)))
-        subject = open_subject(Session(run, recipe, opened), None)
-        verdict = run_evaluation(self._plan(subject, run.root / to), work).verdict
-        self.shared.take_off(subject.model)
-        subject.close()
-        return verdict
-
-    def _plan(self, subject: Subject, directory: Path) -> EvaluationPlan:
-        return EvaluationPlan(
-            EvaluatedBackbone.of(subject.backbone),
-            subject.adapter,
-            self.suites,
-            loaded_arms(subject, ["base", ADAPTER_ARM]),
-            directory,
-            ReportFacts.dated(subject.title, {**subject.facts, "Items": directory.name}),
-        )
 
 
 @dataclass
@@ -232,8 +152,10 @@ class _RunningTrial:
             self.runs.append(str(run.root.relative_to(self.maker.directory)))
             if seed == 0:
                 self._require_hope(run, seeded)
-            verdicts.append(self.maker.evaluated(run, seeded, self.maker.halves.a, HALF_A))
-        best, mean = _best_seed(verdicts), self._mean(verdicts)
+            verdicts.append(
+                self.maker.items.evaluated(run, seeded, self.maker.items.halves.a, HALF_A)
+            )
+        best, mean = best_seed(verdicts), self._mean(verdicts)
         return dataclasses.replace(trial, half_a=mean, best_seed=best)
 
     def _is_trained(self, run: RunDirectory) -> bool:
@@ -255,7 +177,7 @@ class _RunningTrial:
             is_pruned = self.asked.should_prune()
             return is_pruned
 
-        loaded = self.maker.shared.inputs()
+        loaded = self.maker.items.shared.inputs()
         watch = ends_early if is_first else None
         train(recipe, run.root, resume=True, loaded=loaded, ends_early=watch)
         if is_pruned:
@@ -265,7 +187,7 @@ class _RunningTrial:
 
     def _require_hope(self, run: RunDirectory, recipe: Recipe) -> None:
         maker = self.maker
-        first = maker.evaluated(run, recipe, maker.first, FIRST)
+        first = maker.items.evaluated(run, recipe, maker.first, FIRST)
         trials = read_trials(maker.directory)
         number = choose_trial(trials).chosen
         best = next((one.half_a for one in trials if one.number == number), None)
@@ -276,10 +198,12 @@ class _RunningTrial:
         if len(verdicts) == 1:
             return verdicts[0]
         ledgers = [Ledger(self.maker.directory / run / HALF_A / LEDGER) for run in self.runs]
-        return judge(SeedMean(ledgers), without_binary_scores(self.maker.suites, len(ledgers)))
+        return judge(
+            SeedMean(ledgers), without_binary_scores(self.maker.items.suites, len(ledgers))
+        )
 
 
-def _best_seed(verdicts: Sequence[Verdict]) -> int:
+def best_seed(verdicts: Sequence[Verdict]) -> int:
     """Return the index of the adapter that gains most of those that keep retention, if any does."""
     gains = standardized_gains(verdicts)
     return max(
@@ -303,15 +227,3 @@ def _few(work: Work, loaded: LoadedInputs) -> Work:
     few = set(clusters[: max(len(clusters) // FIRST_SHARE, 1)])
     ids = {item.id for item in work.task.items if item.cluster in few}
     return part_of(work, ids, loaded.backbone)
-
-
-def _with_both_roles(work: Sequence[Work]) -> list[Suite]:
-    suites = list({one.suite.name: one.suite for one in work}.values())
-    for role in ("gain", "retention"):
-        if not any(suite.role == role for suite in suites):
-            named = ", ".join(f"{suite.name} ({suite.role})" for suite in suites) or "none"
-            raise RecipeError(
-                f"evaluation.suites: a sweep weighs gain against retention, and no suite has the "
-                f"role {role} (got {named}). Fix: name suites of both roles in the recipe"
-            )
-    return without_judges(suites, "trials are not judged by a model")

@@ -104,6 +104,7 @@ class Plan:
         without_weights: reason why the plan is made from the backbone's shapes alone, else `None`.
         on_backbone: parts that need the backbone; `None` without one.
         thoughts: thoughts before the answers of training rows; `None` without a backbone.
+        seeds: number of seeds that `run` is to train.
     """
 
     recipe: Recipe
@@ -119,6 +120,14 @@ class Plan:
     without_weights: str | None = None
     on_backbone: BackbonePlan | None = None
     thoughts: TaughtThoughts | None = None
+    seeds: int = 1
+
+    @property
+    def trainings(self) -> dict[str, int]:
+        """Number of trainings, at most, where it is more than one: of seeds, and of a sweep."""
+        sweep = self.recipe.sweep
+        found = {"seeds": self.seeds} if self.seeds > 1 else {}
+        return found | ({"sweep": sweep.trials * sweep.seeds} if sweep else {})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -131,6 +140,7 @@ class Plan:
             "validation_rows": self.validation_rows,
             "formats": self.formats,
             "optimizer_steps": self.optimizer_steps,
+            "trainings": self.trainings,
             "micro_batch_size": self.micro_batch_size,
             "suites": [suite.to_dict() for suite in self.suites],
             "missing_backbone": self.missing_backbone,

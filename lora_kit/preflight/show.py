@@ -20,6 +20,7 @@ from lora_kit.preflight.show_estimate import (
     show_memory_per_process,
     show_merged,
     show_on_a_gpu,
+    show_repeats,
 )
 from lora_kit.recipe.data import Packing
 from lora_kit.recipe.objective import HEADED
@@ -125,6 +126,7 @@ def _facts(plan: Plan) -> dict[str, str]:
 
 def _show_estimates(plan: Plan, console: Console) -> None:
     found = plan.on_backbone
+    time = (found.timing or (found.forecast.time if found.forecast else None)) if found else None
     if found and found.forecast:
         _show_forecast(found.forecast, console)
     if found and found.timing:
@@ -135,6 +137,8 @@ def _show_estimates(plan: Plan, console: Console) -> None:
     if found and plan.launch_file and found.memory_per_process:
         show_memory_per_process(plan.launch_file, found.memory_per_process, console)
         show_assumed_seconds(found.assumed_seconds, console)
+    for kind, count in plan.trainings.items() if time else ():
+        show_repeats(time, count, kind, console)
     if found and found.merged:
         available = found.forecast.device.available if found.forecast else None
         show_merged(found.merged, available, console)

@@ -144,6 +144,23 @@ def show_duration(estimate: TimeEstimate, console: Console) -> None:
     )
 
 
+def show_repeats(estimate: TimeEstimate, count: int, kind: str, console: Console) -> None:
+    """Print the time of several trainings.
+
+    Args:
+        estimate: time of one.
+        count: number of trainings, at most.
+        kind: occasion of the trainings, such as `seeds`.
+        console: console to print to.
+    """
+    one = estimate.duration.training + estimate.duration.validation
+    console.print(
+        f"{kind}: {count} trainings, {format_duration(count * one)} at most, and the evaluation of "
+        "each",
+        soft_wrap=True,
+    )
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration in seconds as text, such as `2 h 05 min`."""
     if seconds < 90:

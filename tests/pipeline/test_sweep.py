@@ -1,4 +1,4 @@
-"""`lora-kit sweep` end to end: trials on half A, the winner proved on half B, killed and gone on."""
+"""`lora-kit sweep` end to end: trials on half A, the winner proved on half B, killed, resumed."""
 
 import json
 import os
@@ -12,69 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from lora_kit.adapter.saved import adapter_sha256
-from lora_kit.cli import main
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.pipeline import training, trials
 from lora_kit.pipeline.training import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.selection.sweep.record import Trial, read_trials
+from tests.pipeline.learned_sums import command, write_recipe
 
 ROOT = Path(__file__).parents[2]
 RATES = "training.learning_rate=1e-4..2e-2:log"
 
 
-def rows(path: Path, first: int) -> Path:
-    sums = [(n, n + 3) for n in range(first, first + 24)]
-    written = [{"prompt": f"{n} plus 3?", "completion": f"It is {total}."} for n, total in sums]
-    path.write_text("".join(json.dumps(row) + "\n" for row in written))
-    return path
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """A recipe that learns sums, with suites on sums and on prose."""
-    place = tmp_path_factory.mktemp("recipe")
-    learned, asked = rows(place / "learned.jsonl", 100), rows(place / "asked.jsonl", 500)
-    held = rows(place / "held.jsonl", 300)
-    sums = {"name": "sums", "kind": "loss", "source": str(asked), "max_length": 64}
-    prose = {"name": "prose", "kind": "loss", "source": "python-reference", "limit": 30}
-    suites = [
-        {"name": "aim", "role": "gain", "tasks": [sums]},
-        {
-            "name": "keep",
-            "role": "retention",
-            "tasks": [{**prose, "max_length": 16, "margin": 9}],
-        },
-    ]
-    paths = []
-    for one in suites:
-        paths.append(str(place / f"{one['name']}.yaml"))
-        Path(paths[-1]).write_text(yaml.safe_dump(one))
-    content = {
-        "name": "tiny",
-        "backbone": {"model": str(tiny), "quantization": "none", "dtype": "float32"},
-        "adapter": {"rank": 4, "alpha": 8},
-        "data": {
-            "train": [{"source": str(learned)}],
-            "validation": [{"source": str(held), "limit": 8}],
-            "max_length": 64,
-        },
-        "training": {"batch_size": 4, "learning_rate": 1e-3, "epochs": 1},
-        "evaluation": {"suites": paths},
-    }
-    (place / "recipe.yaml").write_text(yaml.safe_dump(content))
-    return place / "recipe.yaml"
-
-
-def command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(one) for one in arguments])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+    return write_recipe(tmp_path_factory.mktemp("recipe"), tiny)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -104,9 +58,7 @@ def test_the_best_of_those_that_keep_is_proved_on_unseen_items(done: Path) -> No
     assert len(made) == 5
     assert made[0].is_default
     assert not made[0].values
-    gains = {
-        one.number: one.half_a.suites[0].tasks[0].interval.delta for one in made if one.half_a
-    }
+    gains = {one.number: one.half_a.suites[0].tasks[0].interval.delta for one in made if one.half_a}
     best = max(gains, key=lambda n: gains[n])
     assert result["winner"]["number"] == best
     assert best != 0
@@ -245,8 +197,10 @@ def test_the_budget_ends_the_search(recipe: Path, tmp_path: Path) -> None:
 
 def start(recipe: Path, output: Path, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "lora_kit", "sweep", recipe, "--over", RATES, "--output", output]
-        + ["--pruner", "none", *options],
+        [
+            *(sys.executable, "-m", "lora_kit", "sweep", recipe, "--output", output),
+            *("--over", RATES, "--pruner", "none", *options),
+        ],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )

@@ -1,0 +1,144 @@
+"""Verdict on a recipe: what several seeds of it gain and keep, over seeds and items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lora_kit.evaluation.ledger import Entry
+from lora_kit.evaluation.ledger_view import ADAPTER_ARM
+from lora_kit.evaluation.pairs import pair
+from lora_kit.evaluation.reporting.escaping import escape_terminal
+from lora_kit.evaluation.reporting.show import STYLE
+from lora_kit.evaluation.suite import Suite, SuiteRole
+from lora_kit.evaluation.task_spec import TaskSpec
+from lora_kit.runtime.files import finite
+from lora_kit.statistics.decisions import Decision, combine_decisions
+from lora_kit.statistics.seeds import SeedComparison, compare_seeds
+
+# Entries of base and adapter of one seed: by arm and item.
+SeedEntries = Mapping[str, Mapping[str, Entry]]
+
+
+@dataclass(frozen=True)
+class SeedTask:
+    """A recipe's effect on one task.
+
+    Attributes:
+        suite: name of the suite.
+        role: its role.
+        task: name of the task.
+        unit: unit of the scores.
+        margin: margin of retention; `None` for gain.
+        base: mean score of the base.
+        effect: effect over seeds and items.
+    """
+
+    suite: str
+    role: SuiteRole
+    task: str
+    unit: str
+    margin: float | None
+    base: float
+    effect: SeedComparison
+
+
+@dataclass(frozen=True)
+class RecipeVerdict:
+    """Verdict on a recipe.
+
+    Attributes:
+        seeds: the seeds.
+        tasks: effect on each task.
+        ships: seed of the adapter that ships, chosen on half A.
+        directory: directory of all seeds' runs.
+    """
+
+    seeds: tuple[int, ...]
+    tasks: tuple[SeedTask, ...]
+    ships: int
+    directory: Path
+
+    @property
+    def decision(self) -> Decision:
+        """Decision on the recipe: all tasks have to pass."""
+        return combine_decisions([one.effect.decision for one in self.tasks])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verdict as JSON; infinite limits are null."""
+        value: dict[str, Any] = finite(
+            {
+                "decision": self.decision,
+                "seeds": list(self.seeds),
+                "ships": self.ships,
+                "tasks": [asdict(one) for one in self.tasks],
+            }
+        )
+        return value
+
+
+def judge_task(suite: Suite, task: TaskSpec, seeds: Sequence[SeedEntries]) -> SeedTask:
+    """Judge a recipe on one task, on the items that all seeds have a score on.
+
+    Of macro-F1, which no single item has, the accuracy is judged.
+
+    Args:
+        suite: suite of the task.
+        task: the task.
+        seeds: results of each seed.
+
+    Raises:
+        EvaluationError: if the seeds were asked different items, or none has a score.
+    """
+    plain = task.model_copy(update={"score": "accuracy"}) if task.score == "macro_f1" else task
+    where = f"{suite.name}/{task.name}"
+    pairs = [pair(one["base"], one[ADAPTER_ARM], plain, where) for one in seeds]
+    common = set.intersection(*({entry.item for entry in one.before} for one in pairs))
+    rows = [
+        [d for d, entry in zip(one.differences, one.before, strict=True) if entry.item in common]
+        for one in pairs
+    ]
+    before = [entry for entry in pairs[0].before if entry.item in common]
+    effect = compare_seeds(
+        np.array(rows, dtype=np.float64),
+        [entry.cluster for entry in before],
+        suite.alpha,
+        task.margin,
+    )
+    base = float(np.mean([entry.score for entry in before if entry.score is not None]))
+    return SeedTask(suite.name, suite.role, task.name, plain.unit, task.margin, base, effect)
+
+
+def show_recipe_verdict(verdict: RecipeVerdict, console: Console) -> None:
+    """Print the effect of a recipe on each task, and the spread between its seeds."""
+    count = len(verdict.seeds)
+    table = Table(
+        box=None, pad_edge=False, title=f"The recipe, over {count} seeds", title_justify="left"
+    )
+    for name in ("task", "base", "difference", "interval", "margin", "each seed", "spread", ""):
+        table.add_column(name, justify="left" if name in ("task", "") else "right")
+    for one in verdict.tasks:
+        interval, effect = one.effect.interval, one.effect
+        table.add_row(
+            escape_terminal(f"{one.suite}/{one.task} ({one.unit})"),
+            f"{one.base:.3f}",
+            f"{interval.delta:+.3f}",
+            f"{interval.low:+.3f} to {interval.high:+.3f}",
+            "" if one.margin is None else f"{one.margin:g}",
+            " ".join(f"{value:+.3f}" for value in effect.by_seed),
+            f"{effect.deviation:.3f}",
+            f"[{STYLE[effect.decision]}]{effect.decision}[/]",
+        )
+    console.print(table)
+    console.print(
+        "Intervals hold for the recipe: other seeds, on other items. Spread: standard deviation "
+        "between seeds, beyond the noise of the items.",
+        highlight=False,
+    )
+    console.print(f"Recipe: [{STYLE[verdict.decision]}]{verdict.decision}[/]")
