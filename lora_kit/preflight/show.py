@@ -137,8 +137,9 @@ def _show_estimates(plan: Plan, console: Console) -> None:
     if found and plan.launch_file and found.memory_per_process:
         show_memory_per_process(plan.launch_file, found.memory_per_process, console)
         show_assumed_seconds(found.assumed_seconds, console)
-    for kind, count in plan.trainings.items() if time else ():
-        show_repeats(time, count, kind, console)
+    if time is not None:
+        for kind, count in plan.trainings.items():
+            show_repeats(time, count, kind, console)
     if found and found.merged:
         available = found.forecast.device.available if found.forecast else None
         show_merged(found.merged, available, console)
