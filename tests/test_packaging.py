@@ -32,6 +32,9 @@ def test_the_wheel_has_exactly_one_top_level_package(installed: Path) -> None:
     for name in ("report.html.j2", "report.md.j2", "page/style.css", "page/search.js"):
         assert (reporting / name).is_file(), name
     assert (installed / "lora_kit" / "releasing" / "card.md.j2").is_file()
+    comparison = installed / "lora_kit" / "selection" / "comparison"
+    assert (comparison / "compare.html.j2").is_file()
+    assert (comparison / "compare.css").is_file()
 
 
 @pytest.mark.slow  # the rest of this file looks into the wheel

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lora_kit.cli.alone import alone
+from lora_kit.cli.comparing import compare_command
 from lora_kit.cli.evaluating import continual_command, evaluate_command, verdict_command
 from lora_kit.cli.machine import doctor_command, recipes_command, schema_command
 from lora_kit.cli.merging import combine_command, export_command, merge_command
@@ -60,6 +61,7 @@ app.command("evaluate")(evaluate_command)
 app.command("verdict")(alone(verdict_command))
 app.command("rescale")(rescale_command)
 app.command("continual")(continual_command)
+app.command("compare")(alone(compare_command))
 app.command("merge")(alone(merge_command))
 app.command("combine")(alone(combine_command))
 app.command("export")(alone(export_command))

@@ -13,6 +13,7 @@ import numpy as np
 from lora_kit.evaluation.suite import SuiteRole
 from lora_kit.evaluation.task_verdict import TaskVerdict
 from lora_kit.evaluation.verdict import Verdict
+from lora_kit.statistics.decisions import Interval
 
 # Decimals to which gains are compared: the order of a sum changes the last digits.
 GAIN_DECIMALS = 9
@@ -58,11 +59,19 @@ def standardized_gains(verdicts: Sequence[Verdict]) -> tuple[Gain, ...]:
     neither the unit nor the noise of a task adds to its weight. Limits are the means of the tasks'
     limits, which is no narrower than the interval of the mean.
     """
+    return standardized([[t.interval for _, t in role_tasks(one, "gain")] for one in verdicts])
+
+
+def standardized(intervals: Sequence[Sequence[Interval]]) -> tuple[Gain, ...]:
+    """Return the gain of each adapter, as `standardized_gains` does of verdicts.
+
+    Args:
+        intervals: difference from the base on each gain task, by adapter.
+    """
     values = []
-    # (verdicts, 3): difference and limits, for each task.
-    by_verdict = ([task for _, task in role_tasks(one, "gain")] for one in verdicts)
-    for tasks in zip(*by_verdict, strict=True):
-        limits = np.array([(t.interval.delta, t.interval.low, t.interval.high) for t in tasks])
+    # (adapters, 3): difference and limits, for each task.
+    for tasks in zip(*intervals, strict=True):
+        limits = np.array([(one.delta, one.low, one.high) for one in tasks])
         half_widths = (limits[:, 2] - limits[:, 1]) / 2
         usable = half_widths[np.isfinite(half_widths) & (half_widths > 0)]
         # A task without spread has no unit for differences, and adds nothing.

@@ -26,8 +26,6 @@ from lora_kit.runs.session import Session, Subject, open_subject
 from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.out_of_memory import free_memory
 
-HALF_A, HALF_B = "half-a", "half-b"
-
 
 @dataclass
 class SharedBackbone:

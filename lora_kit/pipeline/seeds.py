@@ -14,7 +14,7 @@ from lora_kit.evaluation.ledger import Entry, Ledger
 from lora_kit.evaluation.ledger_view import ADAPTER_ARM
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.verdict import Verdict
-from lora_kit.pipeline.halved import HALF_A, HALF_B, HalvedItems
+from lora_kit.pipeline.halved import HalvedItems
 from lora_kit.pipeline.merging import merge
 from lora_kit.pipeline.releasing import release, why_not_released
 from lora_kit.pipeline.training import train
@@ -22,16 +22,14 @@ from lora_kit.pipeline.trials import best_seed
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import MERGED_ARMS
-from lora_kit.runs.directory import RunDirectory
+from lora_kit.runs.directory import HALF_A, HALF_B, RunDirectory
 from lora_kit.runs.session import open_run, open_subject
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import RecipeError, ReleaseError
 from lora_kit.runtime.files import write_json
 from lora_kit.runtime.processes import process_state
-from lora_kit.selection.seeds import RecipeVerdict, SeedEntries, SeedTask, judge_task
+from lora_kit.selection.seeds import SEEDS, RecipeVerdict, SeedEntries, SeedTask, judge_task
 from lora_kit.training.resuming import recorded_result
-
-RECORD = "seeds.json"
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def run_seeds(recipe: Recipe, seeds: int, output: Path | None = None) -> SeedsOu
     best = best_seed(verdicts)
     names = tuple(range(recipe.seed, recipe.seed + seeds))
     found = RecipeVerdict(names, _judged(items, runs), names[best], directory)
-    write_json(directory / RECORD, found.to_dict())
+    write_json(directory / SEEDS, found.to_dict())
     say(f"{directory}: seed {names[best]} ships, chosen on half A")
     return _shipped(items, found, runs[best])
 

@@ -24,7 +24,7 @@ from lora_kit.runtime.files import write_json, write_text
 from lora_kit.runtime.processes import process_state
 from lora_kit.selection.sweep.choice import choose_trial
 from lora_kit.selection.sweep.page import write_page
-from lora_kit.selection.sweep.record import read_trials
+from lora_kit.selection.sweep.record import SWEEP, read_trials
 from lora_kit.selection.sweep.result import SweepResult
 from lora_kit.selection.sweep.space import Dimension, as_yaml, field_value, search_space
 from lora_kit.selection.sweep.study import (
@@ -39,7 +39,7 @@ from lora_kit.selection.sweep.study import (
 if TYPE_CHECKING:
     from optuna import Study
 
-RECIPE, RECORD, PAGE, WINNER = "recipe.yaml", "sweep.json", "sweep.html", "winner.yaml"
+RECIPE, PAGE, WINNER = "recipe.yaml", "sweep.html", "winner.yaml"
 # Seconds between two looks at the trials of other workers.
 POLL = 2.0
 
@@ -241,5 +241,5 @@ def _write(result: SweepResult, request: SweepRequest) -> None:
         best = request.recipe([f"{name}={value}" for name, value in winner.values.items()])
         seeded = best.model_copy(update={"seed": best.seed + winner.best_seed})
         write_text(directory / WINNER, seeded.to_yaml())
-    write_json(directory / RECORD, result.to_dict())
+    write_json(directory / SWEEP, result.to_dict())
     write_page(directory / PAGE, result)

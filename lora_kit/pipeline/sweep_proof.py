@@ -12,9 +12,8 @@ from lora_kit.evaluation.pairs import Entries, pair
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.verdict import Verdict
-from lora_kit.pipeline.halved import HALF_B
 from lora_kit.pipeline.trials import TrialMaker
-from lora_kit.runs.directory import RunDirectory
+from lora_kit.runs.directory import HALF_B, RunDirectory
 from lora_kit.selection.sweep.record import Trial
 from lora_kit.selection.sweep.result import Lead, SweepProof
 from lora_kit.statistics.looks import Looks

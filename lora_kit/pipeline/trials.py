@@ -17,17 +17,17 @@ from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Ledger
 from lora_kit.evaluation.seed_mean import SeedMean, without_binary_scores
 from lora_kit.evaluation.verdict import Verdict
-from lora_kit.pipeline.halved import HALF_A, HalvedItems
+from lora_kit.pipeline.halved import HalvedItems
 from lora_kit.pipeline.training import LoadedInputs, train
 from lora_kit.recipe.identity import training_fields
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sweep import SweepSpec
-from lora_kit.runs.directory import RunDirectory
+from lora_kit.runs.directory import HALF_A, RunDirectory
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import LoraKitError, TrainingInterruptedError
 from lora_kit.runtime.hashes import json_sha256
 from lora_kit.selection.sweep.choice import choose_trial, hopeless, objective, retention_constraint
-from lora_kit.selection.sweep.record import Trial, read_trials, write_trial
+from lora_kit.selection.sweep.record import RUNS, Trial, read_trials, write_trial
 from lora_kit.selection.sweep.space import Dimension, WithValues
 from lora_kit.selection.sweep.study import DEFAULT
 from lora_kit.training.resuming import recorded_result
@@ -35,7 +35,6 @@ from lora_kit.training.resuming import recorded_result
 if TYPE_CHECKING:
     import optuna
 
-RUNS = "trials"
 # Share of the clusters of half A that a trial is judged on first.
 FIRST_SHARE = 4
 FIRST = "half-a-first"

@@ -30,12 +30,18 @@ def training_fields(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         name: value
-        for name, value in _flat(recipe, "")
+        for name, value in dotted_fields(recipe)
         if name.partition(".")[0] not in AFTER_TRAINING and not WITHOUT_EFFECT.fullmatch(name)
     }
 
 
-def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def dotted_fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of each field of a mapping, also within lists.
+
+    Args:
+        value: the mapping.
+        path: dotted name of the mapping itself; empty for a whole recipe.
+    """
     if isinstance(value, Mapping):
         inner = list(value.items())
     elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
@@ -44,7 +50,7 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, value
         return
     for name, one in inner:
-        yield from _flat(one, f"{path}.{name}" if path else str(name))
+        yield from dotted_fields(one, f"{path}.{name}" if path else str(name))
 
 
 def training_digest(path: Path) -> str:

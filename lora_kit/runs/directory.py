@@ -15,6 +15,10 @@ from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.files import read_json, write_json
 from lora_kit.runtime.temporaries import is_empty
 
+HALF_A, HALF_B = "half-a", "half-b"
+"""Directories of a run's results on one half of the items: where adapters of several seeds or of a
+sweep are compared, and where the chosen one is proved."""
+
 
 @dataclass(frozen=True)
 class RunDirectory:

@@ -22,6 +22,8 @@ from lora_kit.runtime.files import finite
 from lora_kit.statistics.decisions import Decision, combine_decisions
 from lora_kit.statistics.seeds import SeedComparison, compare_seeds
 
+SEEDS = "seeds.json"
+"""Record of the seeds, in the directory of their runs."""
 # Entries of base and adapter of one seed: by arm and item.
 SeedEntries = Mapping[str, Mapping[str, Entry]]
 

@@ -27,6 +27,7 @@ COMMANDS = (
         "verdict",
         "rescale",
         "continual",
+        "compare",
         "merge",
         "combine",
         "export",

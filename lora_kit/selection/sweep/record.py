@@ -14,7 +14,8 @@ from lora_kit.evaluation.verdict import Verdict
 from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.files import finite, read_json, write_json
 
-RECORDS = "records"
+SWEEP, RECORDS, RUNS = "sweep.json", "records", "trials"
+"""Record of a sweep in its directory, and the folders of its trials' records and runs."""
 # `complete`: judged on half A. `pruned`: given up before. `refused`: a recipe that does not work.
 TrialStatus = Literal["complete", "pruned", "refused"]
 
