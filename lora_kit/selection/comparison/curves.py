@@ -32,6 +32,7 @@ class Line:
         style: number of its colour and dashes, from 0.
         path: path of the line.
         dots: points that were measured; none for a line of many.
+        leader: path from its end to its label.
         label_x: x of its label.
         label_y: y of its label; labels do not overlap.
     """
@@ -40,6 +41,7 @@ class Line:
     style: int
     path: str
     dots: tuple[tuple[float, float], ...]
+    leader: str
     label_x: float
     label_y: float
 
@@ -162,6 +164,7 @@ def _plot(name: str, title: str, points: Mapping[int, Points], window: int) -> C
                 style,
                 "M" + "L".join(f"{a} {b}" for a, b in placed),
                 placed if window == 1 or len(placed) == 1 else (),
+                f"M{placed[-1][0]} {placed[-1][1]}L{RIGHT} {labels[run] - 4}",
                 RIGHT + 6,
                 labels[run],
             )

@@ -13,7 +13,7 @@ from lora_kit.runs.directory import RunDirectory
 ONLY_NAMES = ("name",)
 """Fields that name a run and change nothing of what it does."""
 ABSENT = "—"
-SHOWN_DIGITS = 12
+SHOWN_DIGITS = 10
 """Digits of digests that are shown."""
 
 

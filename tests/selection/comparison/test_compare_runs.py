@@ -144,7 +144,7 @@ def test_an_evaluation_that_ended_early_is_compared_at_its_look(tmp_path: Path) 
             look=look.__getitem__,
         )
     (one,) = compared(tmp_path, tmp_path / "a", tmp_path / "b").differences
-    looks = replace(stopping.plan(80, KEEP, KEEP.tasks[0]), alpha=KEEP.alpha / 2)
+    looks = replace(stopping.plan(80, KEEP, KEEP.tasks[0]), alpha=KEEP.alpha / 2, shape=1.0)
     assert isinstance(looks, Looks)
     assert (one.interval.items, one.second_only, one.first_only) == (40, 12, 0)
     # Twelve of forty flipped one way: p of 0.0005 if the number of items had been fixed.
