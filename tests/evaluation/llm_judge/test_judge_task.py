@@ -15,8 +15,11 @@ from lora_kit.evaluation.harness import Evaluation
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import check_verdict, read_suites
 from lora_kit.pipeline.evaluation import evaluate
+from lora_kit.pipeline.training import train
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runtime.errors import DataError, EvaluationError, RecipeError
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.sections import EvaluationSpec
+from lora_kit.runtime.errors import DataError, EvaluationError, LoraKitError, RecipeError
 from tests.standins.chat_judge import ChatJudge, served
 
 PROMPTS = [f"Say something about the number {n}." for n in range(24)]
@@ -269,6 +272,36 @@ def test_what_a_judge_cannot_be_is_refused(task: dict[str, Any], reason: str) ->
     suite = {"name": "s", "role": "gain", "tasks": [OTHER, asked]}
     with pytest.raises(ValueError, match=reason):
         Suite.model_validate(suite)
+
+
+@pytest.mark.parametrize(
+    ("judge", "reason"),
+    [
+        ({"model": "no/such/folder"}, r"judge.model: .*no/such/folder"),
+        ({"url": "localhost:8000", "served_model": "m"}, r"judge.url: not the address"),
+        (
+            {"url": "http://localhost:9/v1", "served_model": "m", "api_key_env": "NO_SUCH"},
+            r"http://localhost:9: its key .*\(got NO_SUCH\)",
+        ),
+        (
+            {"model": "smollm2-135m-instruct", "calibration": "no.jsonl"},
+            r"judge.calibration: .*no.jsonl",
+        ),
+    ],
+)
+def test_a_judge_that_is_not_there_is_refused_before_a_training(
+    judge: dict[str, Any], reason: str, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hello?"}\n')
+    asked = {"name": "liked", "kind": "judge", "source": str(tmp_path / "prompts.jsonl")}
+    asked |= {"judge": judge, "in_verdict": "calibration" in judge}
+    suite = {"name": "s", "role": "gain", "tasks": [OTHER, asked]}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    evaluation = EvaluationSpec(suites=[str(tmp_path / "suite.yaml")])
+    recipe = tiny_recipe.model_copy(update={"evaluation": evaluation})
+    with pytest.raises(LoraKitError, match=reason):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_suite_of_judges_alone_that_decide_nothing_is_refused() -> None:
