@@ -15,6 +15,9 @@ from lora_kit.selection.sweep.choice import TrialChoice
 from lora_kit.selection.sweep.record import Trial
 from lora_kit.statistics.decisions import Decision, Interval
 
+# File of the winner's recipe, in the directory of the sweep.
+WINNER = "winner.yaml"
+
 
 @dataclass(frozen=True)
 class Lead:
@@ -71,6 +74,7 @@ class SweepResult:
         proof: proof on half B; `None` if no trial qualifies.
         items: number of items in half A and in half B, by task.
         facts: facts of the sweep, such as the sampler, by name.
+        defaults: values of the searched fields in the recipe as it is, as YAML.
     """
 
     name: str
@@ -80,6 +84,7 @@ class SweepResult:
     proof: SweepProof | None
     items: dict[str, tuple[int, int]]
     facts: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, str] = field(default_factory=dict)
 
     @property
     def decision(self) -> Decision:
@@ -110,6 +115,7 @@ class SweepResult:
                 "against_default": [asdict(lead) for lead in found.leads],
             },
             "facts": self.facts,
+            "defaults": self.defaults,
         }
         value: dict[str, Any] = finite(result)
         return value
