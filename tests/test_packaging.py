@@ -32,6 +32,9 @@ def test_the_wheel_has_exactly_one_top_level_package(installed: Path) -> None:
     for name in ("report.html.j2", "report.md.j2", "page/style.css", "page/search.js"):
         assert (reporting / name).is_file(), name
     assert (installed / "lora_kit" / "releasing" / "card.md.j2").is_file()
+    sweep = installed / "lora_kit" / "selection" / "sweep"
+    for name in ("sweep.html.j2", "scatter.html.j2", "parallel.html.j2", "sweep.css"):
+        assert (sweep / name).is_file(), name
 
 
 @pytest.mark.slow  # the rest of this file looks into the wheel

@@ -15,6 +15,9 @@ from lora_kit.selection.sweep.choice import TrialChoice
 from lora_kit.selection.sweep.record import Trial
 from lora_kit.statistics.decisions import Decision, Interval
 
+# File of the winner's recipe, in the directory of the sweep.
+WINNER = "winner.yaml"
+
 
 @dataclass(frozen=True)
 class Lead:
