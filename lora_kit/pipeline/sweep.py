@@ -25,7 +25,7 @@ from lora_kit.runtime.processes import process_state
 from lora_kit.selection.sweep.choice import choose_trial
 from lora_kit.selection.sweep.page import write_page
 from lora_kit.selection.sweep.record import read_trials
-from lora_kit.selection.sweep.result import SweepResult
+from lora_kit.selection.sweep.result import WINNER, SweepResult
 from lora_kit.selection.sweep.space import Dimension, as_yaml, field_value, search_space
 from lora_kit.selection.sweep.study import (
     WORKER,
@@ -39,7 +39,7 @@ from lora_kit.selection.sweep.study import (
 if TYPE_CHECKING:
     from optuna import Study
 
-RECIPE, RECORD, PAGE, WINNER = "recipe.yaml", "sweep.json", "sweep.html", "winner.yaml"
+RECIPE, RECORD, PAGE = "recipe.yaml", "sweep.json", "sweep.html"
 # Seconds between two looks at the trials of other workers.
 POLL = 2.0
 

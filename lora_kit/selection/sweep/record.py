@@ -27,7 +27,7 @@ class Trial:
         number: number of the trial, from 0.
         values: values of the searched fields as YAML; empty for the recipe as it is.
         is_default: true for the recipe as it is.
-        status: how far the trial came.
+        status: end that the trial came to.
         reason: reason for a status other than `complete`.
         seconds: duration of training and evaluation.
         runs: run directory of each seed, relative to the sweep's; empty if none was trained.

@@ -50,7 +50,7 @@ class SweepProof:
 
     Attributes:
         run: run directory of the winner's adapter, relative to the sweep's.
-        verdict: its verdict on half B.
+        verdict: verdict on that adapter, on half B.
         too_good: gain on half A minus gain on half B by gain task: luck of the choice, and chance.
         leads: lead over the recipe as it is, by task; empty if that is the winner itself, or was
             given up.

@@ -87,7 +87,7 @@ def enqueue_default(study: Study, parameters: Mapping[str, Any]) -> None:
 
     Args:
         study: the study.
-        parameters: its values of the fields that have them in the search space.
+        parameters: values of the recipe for the fields that have theirs in the search space.
     """
     if not any(trial.user_attrs.get(DEFAULT) for trial in study.get_trials(deepcopy=False)):
         study.enqueue_trial(dict(parameters), user_attrs={DEFAULT: True})

@@ -287,9 +287,6 @@ def test_what_a_judge_cannot_be_is_refused(task: dict[str, Any], reason: str) ->
             {"model": "smollm2-135m-instruct", "calibration": "no.jsonl"},
             r"judge.calibration: .*no.jsonl",
         ),
-            {"model": "smollm2-135m-instruct", "calibration": "no.jsonl"},
-            r"judge.calibration: .*no.jsonl",
-        ),
     ],
 )
 def test_a_judge_that_is_not_there_is_refused_before_a_training(
