@@ -160,10 +160,11 @@ class Validation(TrainerCallback):
                 f"step {state.global_step}: the validation loss is not finite (got {loss}). Fix: "
                 "lower training.learning_rate or training.max_grad_norm"
             )
-        self.losses[state.global_step] = loss
+        if is_wished:
+            self.losses[state.global_step] = loss
         drift = {"drift": self._measure_drift()} if self._measure_drift else {}
         self._record({"step": state.global_step, "validation_loss": loss, **drift})
-        if self.best_step == state.global_step and self._spec.keep_best:
+        if is_wished and self.best_step == state.global_step and self._spec.keep_best:
             self.best_weights = trained_weights(model)
         if self._ends_early and part and self._ends_early(part, loss):
             control.should_training_stop = True
