@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from lora_kit.evaluation.harness import Evaluation
@@ -20,6 +19,7 @@ from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import EvaluationSpec
 from lora_kit.runtime.errors import DataError, EvaluationError, LoraKitError, RecipeError
+from tests.evaluation.changing_adapter import write_changing_adapter
 from tests.standins.chat_judge import ChatJudge, served
 
 PROMPTS = [f"Say something about the number {n}." for n in range(24)]
@@ -29,22 +29,7 @@ Run = Callable[..., Evaluation]
 
 @pytest.fixture(scope="module")
 def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an adapter that changes the model's answers."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(tiny)
-    config = LoraConfig(
-        r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
-    )
-    directory = tmp_path_factory.mktemp("adapter")
-    model = get_peft_model(base, config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data *= 30
-    model.save_pretrained(directory)
-    return directory
+    return write_changing_adapter(tiny, tmp_path_factory.mktemp("adapter"), strength=30)
 
 
 @pytest.fixture
@@ -208,6 +193,17 @@ def test_labels_that_were_given_are_not_overwritten(run: Run) -> None:
         path.write_text(content)
         run({**judge, "question": "Which one is shorter?"}, in_verdict=False)
     assert path.read_text() == content
+
+
+def test_a_key_is_sent_and_not_stored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "a-secret")
+    judge = ChatJudge(smaller)
+    with served(judge) as url:
+        asked = {"url": url, "served_model": "judge", "api_key_env": "JUDGE_KEY"}
+        done = run(asked, in_verdict=False)
+    assert judge.keys == {"Bearer a-secret"}
+    for path in done.directory.rglob("*"):
+        assert not path.is_file() or b"a-secret" not in path.read_bytes()
 
 
 def test_a_local_judge_compares_by_the_likelihood_of_letters(
