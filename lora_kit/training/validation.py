@@ -15,6 +15,7 @@ from lora_kit.data.batches import split_micro_batches
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import Example
 from lora_kit.modeling.modes import eval_mode
+from lora_kit.recipe.sweep import PARTS
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import TrainingError
@@ -24,8 +25,6 @@ from lora_kit.training.sharded import is_sharded, reshard
 from lora_kit.training.trained_weights import Tensors, trained_weights
 
 Batch = TypeVar("Batch")
-# Parts of a training at whose ends it may be ended early.
-PARTS = 4
 # From the number of a part and the validation loss at its end to true if training is to end there.
 EndsEarly = Callable[[int, float], bool]
 
