@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_kit.adapter.attach import attach_saved
 from lora_kit.adapter.detach import ModelState, detach, model_state
+from lora_kit.data.dataset import open_rows
 from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.engine.work import Work, suites_of
 from lora_kit.evaluation.harness import EvaluatedBackbone, EvaluationPlan, run_evaluation
@@ -39,13 +40,20 @@ class SharedBackbone:
     _inputs: LoadedInputs | None = field(default=None, init=False)
     _state: ModelState | None = field(default=None, init=False)
 
-    def inputs(self) -> LoadedInputs:
-        """Return backbone, rows and items; the backbone has no adapter."""
+    def inputs(self, recipe: Recipe | None = None) -> LoadedInputs:
+        """Return backbone, rows and items; the backbone has no adapter.
+
+        Args:
+            recipe: recipe that the rows are for, if it may have others than the shared one.
+        """
         if self._inputs is None:
             loaded = load_inputs(self.recipe)
             self._inputs = dataclasses.replace(loaded, take_off=self.take_off)
             self._state = model_state(loaded.backbone.model)
-        return self._inputs
+        if recipe is None or (recipe.data, recipe.seed) == (self.recipe.data, self.recipe.seed):
+            return self._inputs
+        sources = open_rows(recipe.data, recipe.seed, recipe.training.objective)
+        return dataclasses.replace(self._inputs, sources=sources)
 
     def take_off(self, model: Any) -> None:
         """Take an adapter off; where that is not possible, the backbone is loaded again."""

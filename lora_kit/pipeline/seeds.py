@@ -83,7 +83,7 @@ def run_seeds(recipe: Recipe, seeds: int, output: Path | None = None) -> SeedsOu
         run = RunDirectory(directory / f"seed-{seed}")
         say(f"{run.root}: seed {seed - recipe.seed + 1} of {seeds}")
         if recorded_result(run) is None:
-            train(seeded, run.root, resume=True, loaded=items.shared.inputs())
+            train(seeded, run.root, resume=True, loaded=items.shared.inputs(seeded))
         verdicts.append(items.evaluated(run, seeded, items.halves.a, HALF_A))
         items.evaluated(run, seeded, items.halves.b, HALF_B)
         runs.append(run)

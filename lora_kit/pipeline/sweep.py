@@ -24,12 +24,13 @@ from lora_kit.runtime.files import write_json, write_text
 from lora_kit.runtime.processes import process_state
 from lora_kit.selection.sweep.choice import choose_trial
 from lora_kit.selection.sweep.page import write_page
-from lora_kit.selection.sweep.record import SWEEP, read_trials
-from lora_kit.selection.sweep.result import SweepResult
+from lora_kit.selection.sweep.record import SWEEP, read_trials, record_path
+from lora_kit.selection.sweep.result import WINNER, SweepResult
 from lora_kit.selection.sweep.space import Dimension, as_yaml, field_value, search_space
 from lora_kit.selection.sweep.study import (
     WORKER,
     enqueue_default,
+    heartbeat,
     open_study,
     requeue_abandoned,
     require_optuna,
@@ -39,7 +40,7 @@ from lora_kit.selection.sweep.study import (
 if TYPE_CHECKING:
     from optuna import Study
 
-RECIPE, PAGE, WINNER = "recipe.yaml", "sweep.html", "winner.yaml"
+RECIPE, PAGE = "recipe.yaml", "sweep.html"
 # Seconds between two looks at the trials of other workers.
 POLL = 2.0
 
@@ -123,7 +124,8 @@ def sweep(request: SweepRequest) -> SweepResult | None:
     directory = request.output or Path("sweeps") / recipe.name
     _begin(directory, recipe)
     maker = TrialMaker.of(request.recipe(), directory, spec)
-    _search(request, recipe, spec, dimensions, directory, maker)
+    with heartbeat(directory):
+        _search(request, recipe, spec, dimensions, directory, maker)
     if request.is_worker:
         return None
     trials = read_trials(directory)
@@ -195,18 +197,28 @@ def _search(
     study = open_study(directory, spec.sampler, spec.pruner, seed)
     known = ((one.field, one.parameter(field_value(recipe, one.field))) for one in dimensions)
     enqueue_default(study, {name: value for name, value in known if value is not None})
-    if not request.is_worker and (count := requeue_abandoned(study)):
-        say(f"{directory}: {count} trials of processes that have ended are tried again")
+    _requeue(study, directory)
+    waited = False
     while (left := _left(study, spec, directory)) != "none":
         if left == "running":
             if request.is_worker:
                 return
+            if not waited:
+                say(f"{directory}: waiting for the trials of other workers")
+            waited = True
             time.sleep(POLL)
-            requeue_abandoned(study)
+            _requeue(study, directory)
             continue
         trial = study.ask()
         trial.set_user_attr(WORKER, worker_name())
         maker.make(study, trial, dimensions, request.recipe)
+
+
+def _requeue(study: Study, directory: Path) -> None:
+    """Let trials of workers that have ended be tried again; a record of theirs is removed."""
+    for number in requeue_abandoned(study, directory):
+        say(f"{directory}: trial {number} is tried again: its worker has ended")
+        record_path(directory, number).unlink(missing_ok=True)
 
 
 def _left(study: Study, spec: SweepSpec, directory: Path) -> str:

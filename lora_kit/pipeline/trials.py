@@ -146,10 +146,12 @@ class _RunningTrial:
         for seed in range(self.maker.spec.seeds):
             seeded = recipe.model_copy(update={"seed": recipe.seed + seed})
             run = RunDirectory(self.maker.directory / RUNS / _name(seeded))
-            if not self._is_trained(run):
-                self._train(run, seeded, seed == 0)
+            # Nothing is said of the other trials without the recipe as it is.
+            is_watched = seed == 0 and not trial.is_default
+            if recorded_result(run) is None:
+                self._train(run, seeded, is_watched)
             self.runs.append(str(run.root.relative_to(self.maker.directory)))
-            if seed == 0:
+            if is_watched:
                 self._require_hope(run, seeded)
             verdicts.append(
                 self.maker.items.evaluated(run, seeded, self.maker.items.halves.a, HALF_A)
@@ -157,12 +159,8 @@ class _RunningTrial:
         best, mean = best_seed(verdicts), self._mean(verdicts)
         return dataclasses.replace(trial, half_a=mean, best_seed=best)
 
-    def _is_trained(self, run: RunDirectory) -> bool:
-        """Return true for a training that was finished before the trial was interrupted."""
-        return recorded_result(run) is not None
-
-    def _train(self, run: RunDirectory, recipe: Recipe, is_first: bool) -> None:
-        """Train an adapter, the first one of a trial under the eyes of the pruner.
+    def _train(self, run: RunDirectory, recipe: Recipe, is_watched: bool) -> None:
+        """Train an adapter, under the eyes of the pruner if it is watched.
 
         Raises:
             GivenUpError: if the pruner ends the training; the adapter is removed then.
@@ -176,8 +174,8 @@ class _RunningTrial:
             is_pruned = self.asked.should_prune()
             return is_pruned
 
-        loaded = self.maker.items.shared.inputs()
-        watch = ends_early if is_first else None
+        loaded = self.maker.items.shared.inputs(recipe)
+        watch = ends_early if is_watched else None
         train(recipe, run.root, resume=True, loaded=loaded, ends_early=watch)
         if is_pruned:
             shutil.rmtree(run.root)

@@ -16,6 +16,7 @@ from lora_kit.data.row_sets import Rows
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import Work
+from lora_kit.evaluation.llm_judge.preferences import check_judges
 from lora_kit.preflight.checks import CheckResult, run_checks
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.recipe.recipe import Recipe
@@ -67,6 +68,7 @@ def prepare_training(
     Raises:
         LoraKitError: from the first check that fails.
     """
+    check_judges(work)
     tokenizer, objective = backbone.tokenizer, recipe.training.objective
     classes = backbone.head.classes if backbone.head else ()
     held_out_rows = validation_rows(recipe.data, recipe.seed)

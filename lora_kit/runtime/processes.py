@@ -146,7 +146,7 @@ def _wait_until_ended(pids: Sequence[int]) -> None:
         LoraKitError: if one of them is still there after `ENDING_SECONDS`.
     """
     deadline = time.monotonic() + ENDING_SECONDS
-    while left := [pid for pid in pids if _is_running(pid)]:
+    while left := [pid for pid in pids if is_running(pid)]:
         if time.monotonic() > deadline:
             raise LoraKitError(
                 f"process {left[0]}: has not ended after {ENDING_SECONDS} s, and its memory is "
@@ -155,7 +155,7 @@ def _wait_until_ended(pids: Sequence[int]) -> None:
         time.sleep(0.05)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     """Return true unless a process has ended; its launcher may not have asked for its status."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)

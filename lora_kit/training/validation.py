@@ -15,6 +15,7 @@ from lora_kit.data.batches import split_micro_batches
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import Example
 from lora_kit.modeling.modes import eval_mode
+from lora_kit.recipe.sweep import PARTS
 from lora_kit.recipe.training import TrainingSpec
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import TrainingError
@@ -24,8 +25,6 @@ from lora_kit.training.sharded import is_sharded, reshard
 from lora_kit.training.trained_weights import Tensors, trained_weights
 
 Batch = TypeVar("Batch")
-# Parts of a training at whose ends it may be ended early.
-PARTS = 4
 # From the number of a part and the validation loss at its end to true if training is to end there.
 EndsEarly = Callable[[int, float], bool]
 
@@ -160,10 +159,11 @@ class Validation(TrainerCallback):
                 f"step {state.global_step}: the validation loss is not finite (got {loss}). Fix: "
                 "lower training.learning_rate or training.max_grad_norm"
             )
-        self.losses[state.global_step] = loss
+        if is_wished:
+            self.losses[state.global_step] = loss
         drift = {"drift": self._measure_drift()} if self._measure_drift else {}
         self._record({"step": state.global_step, "validation_loss": loss, **drift})
-        if self.best_step == state.global_step and self._spec.keep_best:
+        if is_wished and self.best_step == state.global_step and self._spec.keep_best:
             self.best_weights = trained_weights(model)
         if self._ends_early and part and self._ends_early(part, loss):
             control.should_training_stop = True

@@ -1,4 +1,4 @@
-"""What a sweep claims where no recipe is better than another, and what a real one takes.
+"""Claims of sweeps in which no recipe is better than another, and the time of a real one.
 
     python -m tests.benchmarks.sweep [--quick] [--real DIR] [--draws N]
 

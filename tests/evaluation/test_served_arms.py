@@ -24,6 +24,7 @@ from lora_kit.evaluation.verdict_file import check_verdict, read_suites
 from lora_kit.pipeline.evaluation import Programs, evaluate
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import EvaluationError, RecipeError
+from tests.evaluation.changing_adapter import write_changing_adapter
 from tests.standins.completions_server import StandIn, load
 from tests.standins.programs import write_vllm
 
@@ -44,19 +45,7 @@ Serve = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an adapter that changes the model's answers."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(tiny)
-    config = LoraConfig(
-        r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
-    )
-    model = get_peft_model(base, config)
-    directory = tmp_path_factory.mktemp("adapter")
-    model.save_pretrained(directory)
-    return directory
+    return write_changing_adapter(tiny, tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.fixture(scope="module")

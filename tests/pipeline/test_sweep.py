@@ -40,11 +40,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def done(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of five trials."""
-    output = tmp_path_factory.mktemp("done") / "sweep"
+    """A sweep of five trials, which loads the backbone once."""
+    output, loaded, load = tmp_path_factory.mktemp("done") / "sweep", [], training.load
     options = ["--over", RATES, "--over", "adapter.rank=2,4", "--trials", "5"]
-    status = command("sweep", recipe, *options, "--output", output, "--pruner", "none")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "load", lambda *a: loaded.append(1) or load(*a))
+        status = command("sweep", recipe, *options, "--output", output, "--pruner", "none")
     assert status == 0
+    assert len(loaded) == 1
     return output
 
 
@@ -96,16 +99,6 @@ def test_a_trial_is_what_its_recipe_trains_alone(done: Path, recipe: Path, tmp_p
     )
 
 
-def test_the_backbone_is_loaded_once(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded = []
-    load = training.load
-    monkeypatch.setattr(training, "load", lambda *a: loaded.append(1) or load(*a))
-    command("sweep", recipe, "--over", RATES, "--trials", 3, "--output", tmp_path / "sweep")
-    assert len(loaded) == 1
-
-
 def test_a_finished_sweep_is_not_made_again(
     done: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,10 +145,9 @@ def test_a_recipe_that_fails_is_a_refused_trial(
 def test_a_trial_without_hope_is_given_up(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The fourth trial is the first that is compared with others.
     monkeypatch.setattr("lora_kit.selection.sweep.study.UNPRUNED_TRIALS", 2)
     options = ["--over", "training.learning_rate=1e-5,1e-4,1e-3,5e-3", "--sampler", "random"]
-    command("sweep", recipe, *options, "--trials", 7, "--output", tmp_path / "sweep")
+    command("sweep", recipe, *options, "--trials", 6, "--output", tmp_path / "sweep")
     pruned = [one for one in read_trials(tmp_path / "sweep") if one.status == "pruned"]
     assert pruned
     by_loss = [one for one in pruned if "validation loss" in one.reason]
@@ -167,6 +159,7 @@ def test_a_trial_without_hope_is_given_up(
     assert runs == kept
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged_and_the_best_one_is_proved(recipe: Path, tmp_path: Path) -> None:
     output = tmp_path / "sweep"
     options = ["--over", RATES, "--trials", "2", "--seeds", "2", "--pruner", "none"]

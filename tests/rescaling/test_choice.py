@@ -4,14 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from lora_kit.evaluation.gain_choice import most_forgotten_task, standardized_gains
 from lora_kit.evaluation.task_verdict import TaskLooks, TaskVerdict
 from lora_kit.evaluation.verdict import SuiteVerdict, Verdict
-from lora_kit.rescaling.choice import (
-    Candidate,
-    choose_scale,
-    most_forgotten_task,
-    standardized_gains,
-)
+from lora_kit.rescaling.choice import Candidate, choose_scale
 from lora_kit.rescaling.scale import AdapterScale
 from lora_kit.statistics.decisions import Decision, Interval
 
@@ -105,7 +101,7 @@ def test_one_task_ranks_by_its_difference_whatever_the_intervals() -> None:
     weak = candidate(0.25, [task("loss", 0.2, 0.05)])
     strong = candidate(1.0, [task("loss", 0.5, 0.6)])
     assert choose_scale([weak, strong]).chosen == 1
-    assert [g.value for g in standardized_gains([weak, strong])] == pytest.approx(
+    assert [g.value for g in standardized_gains([weak.verdict, strong.verdict])] == pytest.approx(
         [0.2 / 0.325, 0.5 / 0.325]
     )
 
@@ -115,7 +111,7 @@ def test_neither_the_unit_nor_the_noise_of_a_task_decides_between_several() -> N
     sharp = candidate(0.5, [task("loss", 1.0, 0.1), task("chrf", 4.0, 8.0)])
     noisy = candidate(1.0, [task("loss", 0.8, 0.1), task("chrf", 6.0, 8.0)])
     assert choose_scale([sharp, noisy]).chosen == 0
-    first, _ = standardized_gains([sharp, noisy])
+    first, _ = standardized_gains([sharp.verdict, noisy.verdict])
     assert first.value == pytest.approx((1.0 / 0.1 + 4.0 / 8.0) / 2)
     assert first.low == pytest.approx((0.9 / 0.1 + -4.0 / 8.0) / 2)
     assert first.high == pytest.approx((1.1 / 0.1 + 12.0 / 8.0) / 2)
@@ -123,11 +119,11 @@ def test_neither_the_unit_nor_the_noise_of_a_task_decides_between_several() -> N
 
 def test_a_task_without_any_spread_adds_nothing() -> None:
     flat = [candidate(s, [task("loss", g, 0.1), task("flat", 0.0, 0.0)]) for s, g in ((1, 1.0),)]
-    assert standardized_gains(flat)[0].value == pytest.approx(5.0)
+    assert standardized_gains([one.verdict for one in flat])[0].value == pytest.approx(5.0)
     endless = [candidate(1.0, [task("loss", 1.0, float("inf"))])]
     assert choose_scale(endless).chosen is None
 
 
 def test_the_task_nearest_to_its_margin_is_the_one_whose_limit_is() -> None:
-    assert most_forgotten_task(candidate(1.0, 0.1, loss=0.02))[0] == "keep/quiz"
-    assert most_forgotten_task(candidate(1.0, 0.1, loss=-0.5))[0] == "keep/prose"
+    assert most_forgotten_task(candidate(1.0, 0.1, loss=0.02).verdict)[0] == "keep/quiz"
+    assert most_forgotten_task(candidate(1.0, 0.1, loss=-0.5).verdict)[0] == "keep/prose"

@@ -1,13 +1,13 @@
 """Stand-in for a server with OpenAI's chat completions whose model judges answers by a rule."""
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from threading import Thread
-from typing import Any
+
+from tests.standins.json_handler import Json, JsonHandler
 
 QUOTED = re.compile(r"<(Request|Answer A|Answer B) (\w{8})>\n(.*?)\n</\1 \2>", re.DOTALL)
 # From request and both answers to the reply.
@@ -22,7 +22,7 @@ class ChatJudge:
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
 
-    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def answer(self, path: str, body: Json) -> tuple[int, Json]:
         if path != "/v1/chat/completions" or body["model"] != "judge":
             return 404, {"error": {"message": "no such address or model"}}
         [turn] = body["messages"]
@@ -36,22 +36,13 @@ class ChatJudge:
 def served(judge: ChatJudge) -> Iterator[str]:
     """Serve a judge on the loopback interface, and yield its address."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonHandler):
         protocol_version = "HTTP/1.1"
         wbufsize = -1  # a head and a body that are sent apart wait for one another
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        def post(self, body: Json) -> None:
             judge.keys.add(self.headers.get("Authorization"))
-            status, answer = judge.answer(self.path, body)
-            content = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            """Log nothing."""
+            self.reply(*judge.answer(self.path, body))
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lora_kit.backbone.files import resolve
+from lora_kit.backbone.files import BackboneFiles, resolve
 from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.backbone.positions import PositionLimits
+from lora_kit.data.files.tables import is_hub_id
 from lora_kit.data.rows import Message
 from lora_kit.data.tokenization import tokenize_prompt
 from lora_kit.evaluation.engine.batching import BATCH_TOKENS, batches_by_length
@@ -33,7 +34,7 @@ from lora_kit.evaluation.llm_judge.prompts import (
 from lora_kit.modeling.held_weights import held_weights
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runtime.errors import EvaluationError
+from lora_kit.runtime.errors import BackboneError, EvaluationError, MissingBackboneError
 from lora_kit.runtime.processes import process_state
 
 CHAT = "/v1/chat/completions"
@@ -93,9 +94,8 @@ def find_judge(spec: JudgeSpec, free: Callable[[], None]) -> OpenedJudge:
         endpoint.connect().close()
         asked = (endpoint.url, str(spec.served_model), str(spec.max_new_tokens))
         return OpenedJudge((*asked, spec.question), lambda: ServerJudge(endpoint, spec))
-    assert spec.model is not None  # the suite is validated
-    backbone = BackboneSpec(model=spec.model, quantization=spec.quantization)
-    files = resolve(backbone)
+    backbone = _local(spec)
+    files = _files(backbone, allow_network=True)
 
     def load_judge() -> LocalJudge:
         # The two need not fit into memory together.
@@ -105,6 +105,35 @@ def find_judge(spec: JudgeSpec, free: Callable[[], None]) -> OpenedJudge:
     weights = [(file.name, file.stat()) for file in weight_files(files.directory)]
     stored = [f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in weights]
     return OpenedJudge((files.reference, spec.quantization, *stored, spec.question), load_judge)
+
+
+def check_judge(spec: JudgeSpec) -> None:
+    """Look for a judge's files, or its server's key, without a network.
+
+    Raises:
+        LoraKitError: if it cannot be found; not for a hub id, which may be downloaded later.
+    """
+    if spec.url is not None:
+        find_judge(spec, lambda: None)
+        return
+    try:
+        _files(_local(spec), allow_network=False)
+    except MissingBackboneError:
+        if not is_hub_id(str(spec.model)):
+            raise
+
+
+def _local(spec: JudgeSpec) -> BackboneSpec:
+    assert spec.model is not None  # the suite is validated
+    return BackboneSpec(model=spec.model, quantization=spec.quantization)
+
+
+def _files(backbone: BackboneSpec, allow_network: bool) -> BackboneFiles:
+    try:
+        return resolve(backbone, allow_network)
+    except BackboneError as error:
+        found = str(error).removeprefix("backbone.model: ")
+        raise type(error)(f"judge.model: {found}") from error
 
 
 class LocalJudge:

@@ -12,7 +12,7 @@ from lora_kit.evaluation.engine.journal import Journals
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.ledger import DRIFT, Entry
 from lora_kit.evaluation.llm_judge.judgements import Judgement, Judgements
-from lora_kit.evaluation.llm_judge.judges import OpenedJudge, find_judge
+from lora_kit.evaluation.llm_judge.judges import OpenedJudge, check_judge, find_judge
 from lora_kit.evaluation.llm_judge.labelled_pairs import (
     LabelledPair,
     measure_accuracy,
@@ -108,6 +108,19 @@ def judged_tasks(work: Sequence[Work], free: Callable[[], None]) -> list[JudgedT
             labelled = [] if path is None else read_labelled_pairs(path, spec.name)
             found.append(JudgedTask(one, find_judge(spec.judge, free), labelled))
     return found
+
+
+def check_judges(work: Sequence[Work]) -> None:
+    """Look for the judges of all tasks and read their labelled pairs, before a training.
+
+    Raises:
+        LoraKitError: if a judge is not there, or a labelled pair is invalid.
+    """
+    for spec in (one.task.spec for one in work):
+        if spec.judge is not None:
+            check_judge(spec.judge)
+            if spec.judge.calibration is not None:
+                read_labelled_pairs(spec.judge.calibration, spec.name)
 
 
 def judge_answers(

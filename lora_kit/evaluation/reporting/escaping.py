@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"@(?=\w)|#(?=\d)|:(?=//)|\bwww(?=\.)", "\\g<0>\u200b", text, flags=re.IGNORECASE)
 
 
-def template_environment(folder: Path, escape: Callable[[str], str] | None) -> Environment:
-    """Return an environment of a folder's templates that escapes all values but `Markup`.
+def template_environment(
+    folders: Path | Sequence[Path], escape: Callable[[str], str] | None
+) -> Environment:
+    """Return an environment of templates that escapes all values but `Markup`.
 
     Args:
-        folder: folder of the templates.
+        folders: folder of the templates, or several, of which the first that has one counts.
         escape: function that escapes a text; `None` for HTML.
     """
 
@@ -42,7 +44,7 @@ def template_environment(folder: Path, escape: Callable[[str], str] | None) -> E
         return escape(visible(value)) if escape else visible(value)
 
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(folders),
         autoescape=escape is None,
         undefined=StrictUndefined,
         finalize=finalize,

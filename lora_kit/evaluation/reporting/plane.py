@@ -116,10 +116,10 @@ def build_plane(gain: Sequence[Difference], retention: Sequence[Difference]) -> 
     scaled = [(d, values) for d in gain if (values := _scaled(d, bool(unit)))]
     if not scaled:
         return None
-    x, x_ticks = plot_axis([0.0, 1.0, *used], LEFT, RIGHT, percent=True)
+    x, x_ticks = axis_scale([0.0, 1.0, *used], LEFT, RIGHT, percent=True)
     percent = bool(unit) and is_percent(gain[0].task.unit)
     heights = [value for _, values in scaled for value in values]
-    y, y_ticks = plot_axis([0.0, *heights], BOTTOM, TOP, percent)
+    y, y_ticks = axis_scale([0.0, *heights], BOTTOM, TOP, percent)
     points = _points(scaled, x(used[0]), y)
     share = Notation(percent=True, places=0).plain
     names_left = x(used[0]) > (LEFT + RIGHT) / 2
@@ -182,10 +182,17 @@ def _points(
     )
 
 
-def plot_axis(
+def axis_scale(
     values: Sequence[float], start: float, end: float, percent: bool
 ) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
-    """Return a function from values to coordinates, and ticks, for an axis of all finite values."""
+    """Return a function from values to coordinates, and ticks, for an axis of all finite values.
+
+    Args:
+        values: values that the axis has to cover; at least one is finite.
+        start: coordinate of the low end.
+        end: coordinate of the high end.
+        percent: if true, tick labels are in percent.
+    """
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite), max(finite)
     padding = (high - low or 1.0) * PADDING

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_kit.evaluation.reporting.plane import Tick, plot_axis
+from lora_kit.evaluation.reporting.plane import Tick, axis_scale
 from lora_kit.runs.directory import RunDirectory
 
 LEFT, TOP, RIGHT, BOTTOM = 44, 10, 436, 236
@@ -150,8 +150,8 @@ def _plot(name: str, title: str, points: Mapping[int, Points], window: int) -> C
         return None
     every = [point for one in drawn.values() for point in one]
     last = max(step for step, _ in every)
-    x, x_ticks = plot_axis([0.0, max(last, 1.0)], LEFT, RIGHT, percent=False)
-    y, y_ticks = plot_axis([loss for _, loss in every], BOTTOM, TOP, percent=False)
+    x, x_ticks = axis_scale([0.0, max(last, 1.0)], LEFT, RIGHT, percent=False)
+    y, y_ticks = axis_scale([loss for _, loss in every], BOTTOM, TOP, percent=False)
     labels = _spread({run: y(one[-1][1]) for run, one in drawn.items()})
     lines = []
     for style, run in enumerate(points):

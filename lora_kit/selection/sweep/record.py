@@ -28,7 +28,7 @@ class Trial:
         number: number of the trial, from 0.
         values: values of the searched fields as YAML; empty for the recipe as it is.
         is_default: true for the recipe as it is.
-        status: how far the trial came.
+        status: end that the trial came to.
         reason: reason for a status other than `complete`.
         seconds: duration of training and evaluation.
         runs: run directory of each seed, relative to the sweep's; empty if none was trained.
@@ -63,6 +63,11 @@ class Trial:
         return self.half_a is not None and not failed_retention(self.half_a)
 
 
+def record_path(directory: Path, number: int) -> Path:
+    """Return the path of a trial's record in the directory of the sweep."""
+    return directory / RECORDS / f"{number:04}.json"
+
+
 def write_trial(directory: Path, trial: Trial) -> None:
     """Write the record of a trial.
 
@@ -72,9 +77,9 @@ def write_trial(directory: Path, trial: Trial) -> None:
     """
     values = asdict(trial)
     values["half_a"] = None if trial.half_a is None else trial.half_a.to_dict()
-    folder = directory / RECORDS
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{trial.number:04}.json", finite(values))
+    path = record_path(directory, trial.number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, finite(values))
 
 
 def read_trials(directory: Path) -> list[Trial]:

@@ -15,6 +15,9 @@ from lora_kit.selection.sweep.choice import TrialChoice
 from lora_kit.selection.sweep.record import Trial
 from lora_kit.statistics.decisions import Decision, Interval
 
+# File of the winner's recipe, in the directory of the sweep.
+WINNER = "winner.yaml"
+
 
 @dataclass(frozen=True)
 class Lead:
@@ -47,7 +50,7 @@ class SweepProof:
 
     Attributes:
         run: run directory of the winner's adapter, relative to the sweep's.
-        verdict: its verdict on half B.
+        verdict: verdict on that adapter, on half B.
         too_good: gain on half A minus gain on half B by gain task: luck of the choice, and chance.
         leads: lead over the recipe as it is, by task; empty if that is the winner itself, or was
             given up.

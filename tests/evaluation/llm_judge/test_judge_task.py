@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from lora_kit.evaluation.harness import Evaluation
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import check_verdict, read_suites
 from lora_kit.pipeline.evaluation import evaluate
+from lora_kit.pipeline.training import train
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runtime.errors import DataError, EvaluationError, RecipeError
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.sections import EvaluationSpec
+from lora_kit.runtime.errors import DataError, EvaluationError, LoraKitError, RecipeError
+from tests.evaluation.changing_adapter import write_changing_adapter
 from tests.standins.chat_judge import ChatJudge, served
 
 PROMPTS = [f"Say something about the number {n}." for n in range(24)]
@@ -26,22 +29,7 @@ Run = Callable[..., Evaluation]
 
 @pytest.fixture(scope="module")
 def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an adapter that changes the model's answers."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(tiny)
-    config = LoraConfig(
-        r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
-    )
-    directory = tmp_path_factory.mktemp("adapter")
-    model = get_peft_model(base, config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data *= 30
-    model.save_pretrained(directory)
-    return directory
+    return write_changing_adapter(tiny, tmp_path_factory.mktemp("adapter"), strength=30)
 
 
 @pytest.fixture
@@ -207,6 +195,17 @@ def test_labels_that_were_given_are_not_overwritten(run: Run) -> None:
     assert path.read_text() == content
 
 
+def test_a_key_is_sent_and_not_stored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "a-secret")
+    judge = ChatJudge(smaller)
+    with served(judge) as url:
+        asked = {"url": url, "served_model": "judge", "api_key_env": "JUDGE_KEY"}
+        done = run(asked, in_verdict=False)
+    assert judge.keys == {"Bearer a-secret"}
+    for path in done.directory.rglob("*"):
+        assert not path.is_file() or b"a-secret" not in path.read_bytes()
+
+
 def test_a_local_judge_compares_by_the_likelihood_of_letters(
     run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +268,36 @@ def test_what_a_judge_cannot_be_is_refused(task: dict[str, Any], reason: str) ->
     suite = {"name": "s", "role": "gain", "tasks": [OTHER, asked]}
     with pytest.raises(ValueError, match=reason):
         Suite.model_validate(suite)
+
+
+@pytest.mark.parametrize(
+    ("judge", "reason"),
+    [
+        ({"model": "no/such/folder"}, r"judge.model: .*no/such/folder"),
+        ({"url": "localhost:8000", "served_model": "m"}, r"judge.url: not the address"),
+        (
+            {"url": "http://localhost:9/v1", "served_model": "m", "api_key_env": "NO_SUCH"},
+            r"http://localhost:9: its key .*\(got NO_SUCH\)",
+        ),
+        (
+            {"model": "smollm2-135m-instruct", "calibration": "no.jsonl"},
+            r"judge.calibration: .*no.jsonl",
+        ),
+    ],
+)
+def test_a_judge_that_is_not_there_is_refused_before_a_training(
+    judge: dict[str, Any], reason: str, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hello?"}\n')
+    asked = {"name": "liked", "kind": "judge", "source": str(tmp_path / "prompts.jsonl")}
+    asked |= {"judge": judge, "in_verdict": "calibration" in judge}
+    suite = {"name": "s", "role": "gain", "tasks": [OTHER, asked]}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    evaluation = EvaluationSpec(suites=[str(tmp_path / "suite.yaml")])
+    recipe = tiny_recipe.model_copy(update={"evaluation": evaluation})
+    with pytest.raises(LoraKitError, match=reason):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_suite_of_judges_alone_that_decide_nothing_is_refused() -> None:

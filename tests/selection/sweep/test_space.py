@@ -1,0 +1,108 @@
+"""Search spaces: ranges and lists, drawn and checked before the first trial."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+import pytest
+
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.sweep import SweepSpec, duration_seconds
+from lora_kit.runtime.errors import RecipeError
+from lora_kit.selection.sweep.space import Dimension, field_value, search_space
+
+
+def drawn(dimension: Dimension, count: int = 40) -> list[str]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [dimension.suggest(study.ask()) for _ in range(count)]
+
+
+def test_a_range_of_numbers() -> None:
+    one = Dimension.of("training.learning_rate", "1e-5..1e-3:log")
+    values = list(map(float, drawn(one)))
+    assert all(1e-5 <= value <= 1e-3 for value in values)
+    # Half of them below the geometric mean.
+    assert 10 <= sum(value < 1e-4 for value in values) <= 30
+    assert all("." in text for text in drawn(one)), "YAML reads 1e-05 as a text"
+
+
+def test_a_range_of_whole_numbers_and_lists() -> None:
+    values = drawn(Dimension.of("adapter.rank", "4..6"))
+    assert set(values) == {"4", "5", "6"}
+    assert set(drawn(Dimension.of("adapter.rank", "8, 16"))) == {"8", "16"}
+    assert set(drawn(Dimension.of("training.optim", ["adamw", None, True]))) == {
+        "adamw",
+        "null",
+        "true",
+    }
+
+
+@pytest.mark.parametrize(
+    "values", ["8", "8,8", "", "1e-3..1e-4", "0..1:log", "-1..1:log", "a..b", [8], [8, 8]]
+)
+def test_what_is_no_space_is_refused(values: Any) -> None:
+    with pytest.raises(RecipeError, match=r"sweep.over: adapter.rank: .*`8,16,32`"):
+        Dimension.of("adapter.rank", values)
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "parameter"),
+    [
+        ("1e-4..1e-3", 5e-4, 5e-4),
+        ("1e-4..1e-3", 5e-3, None),
+        ("4..16", 8, 8),
+        ("4..16", True, None),
+        ("8,16", 16, "16"),
+        ("8,16", 32, None),
+        ("8,16", "all", None),
+        (["a", None], None, "null"),
+    ],
+)
+def test_the_value_of_the_recipe_as_it_is_is_found(values: Any, given: Any, parameter: Any) -> None:
+    assert Dimension.of("x.y", values).parameter(given) == parameter
+
+
+def test_every_value_is_tried_in_the_recipe(tiny_recipe: Recipe) -> None:
+    tried: list[str] = []
+
+    def with_values(assignments: Sequence[str]) -> Recipe:
+        tried.extend(assignments)
+        if "adapter.rank=0" in assignments:
+            raise RecipeError("adapter.rank: too small (got 0)")
+        return tiny_recipe
+
+    search_space({"training.learning_rate": "1e-4..1e-3", "adapter.rank": "4,8"}, with_values)
+    assert tried == [
+        "training.learning_rate=0.0001",
+        "training.learning_rate=0.001",
+        "adapter.rank=4",
+        "adapter.rank=8",
+    ]
+    with pytest.raises(RecipeError, match="too small"):
+        search_space({"adapter.rank": "0,8"}, with_values)
+    assert field_value(tiny_recipe, "adapter.rank") == 4
+    assert field_value(tiny_recipe, "data.train.0.limit") == 16
+    assert field_value(tiny_recipe, "retention.kl.weight") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("1.5h", 5400), ("30m", 1800), ("1d", 86400)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert duration_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"over": {}}, "at least 1"),
+        ({"over": {"seed": "1,2"}}, "seed is not searched"),
+        ({"over": {"evaluation.shots": "1,2"}}, "evaluation.shots is not searched"),
+        ({"over": {"adapter.rank": "1,2"}, "budget": "2"}, "is no duration"),
+        ({"over": {"adapter.rank": "1,2"}, "budget": "0h"}, "is no duration"),
+        ({"over": {"adapter.rank": "1,2"}, "trials": 1}, "greater than or equal to 2"),
+    ],
+)
+def test_what_is_no_search_is_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        SweepSpec.model_validate(fields)
