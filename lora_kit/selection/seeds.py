@@ -34,7 +34,7 @@ class SeedTask:
 
     Attributes:
         suite: name of the suite.
-        role: its role.
+        role: role of the suite.
         task: name of the task.
         unit: unit of the scores.
         margin: margin of retention; `None` for gain.
