@@ -5,6 +5,7 @@
 FAULT in the environment makes it misbehave; it then answers by a fixed rule, without a model:
 
 * `load`: it ends before the model is loaded;
+* `crash`: it crashes then, unless weights are not repacked;
 * `die`: it ends at the tenth completion;
 * `long`: it refuses prompts of over 30 tokens;
 * `busy`: it answers every other request with status 503;
@@ -14,6 +15,7 @@ FAULT in the environment makes it misbehave; it then answers by a fixed rule, wi
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from http.server import ThreadingHTTPServer
@@ -97,6 +99,8 @@ class Handler(JsonHandler):
 if "--version" in sys.argv:
     print("version: a stand-in")
     sys.exit()
+if FAULT == "crash" and "--no-repack" not in sys.argv:
+    os.kill(os.getpid(), signal.SIGSEGV)
 if FAULT == "load":
     print("error: unknown model architecture: 'mystery'")
     sys.exit(1)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 PROGRAM = "llama-server"
 # Requests at a time; each has a part of the context.
 SLOTS = 4
+# Weights are repacked for AMX where the processor says that it has it, and the program crashes in
+# virtual machines that do not allow it.
+SAFER = ("--no-repack",)
 # The most likely token. Without any sampler, the server draws one.
 GREEDY = {"samplers": ["top_k"], "top_k": 1}
 # Logits are at most some hundreds: with this bias, a token is the most likely one.
@@ -70,7 +73,7 @@ class LlamaCppEngine(OpenedEngine):
         arguments += ["--ctx-size", str(SLOTS * context), "--threads", str(threads)]
         arguments += ["--host", "127.0.0.1", "--no-webui", "--offline"]
         fix = "export it again, or use a llama.cpp that knows its architecture"
-        self._command = ServerCommand("llama.cpp", path, arguments, SLOTS, fix)
+        self._command = ServerCommand("llama.cpp", path, arguments, SLOTS, fix, safer=SAFER)
         self._server: LocalServer | None = None
 
     def __enter__(self) -> LlamaCppEngine:

@@ -9,11 +9,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from lora_kit.evaluation.engines.connection import Connection
+from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
 
 # Ends the program when its input ends: also if this process is killed, which then cannot end it.
@@ -31,6 +32,8 @@ SUPERVISED = (
 )
 # Seconds until the model is loaded.
 LOADING = 600
+# Shells report the number of a signal above this one.
+SIGNALLED = 128
 LOG_LINES = 5
 
 
@@ -45,6 +48,7 @@ class ServerCommand:
         slots: largest number of requests at a time.
         fix: advice for a model that the program does not load.
         environment: variables that are set for the program.
+        safer: arguments with which the program is started again if it crashes while it loads.
     """
 
     name: str
@@ -53,6 +57,7 @@ class ServerCommand:
     slots: int
     fix: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    safer: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,19 @@ class LocalServer:
     def has_ended(self) -> bool:
         """True if the process has ended."""
         return self.process.poll() is not None
+
+    @property
+    def has_crashed(self) -> bool:
+        """True if a signal ended the process."""
+        status = self.process.poll() or 0
+        return status < 0 or status > SIGNALLED
+
+    def end(self) -> None:
+        """End the process."""
+        self.connection.close()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
     def wait(self) -> None:
         """Wait until the model is loaded.
@@ -104,26 +122,36 @@ def local_server(command: ServerCommand) -> Iterator[LocalServer]:
     Raises:
         EvaluationError: if it does not load the model.
     """
+    with tempfile.TemporaryFile() as log:
+        server = _start(command, log)
+        try:
+            try:
+                server.wait()
+            except EvaluationError:
+                if not (command.safer and server.has_crashed):
+                    raise
+                server.end()
+                say(f"{command.name} crashed; starting it again with {' '.join(command.safer)}")
+                arguments = [*command.arguments, *command.safer]
+                server = _start(replace(command, arguments=arguments), log)
+                server.wait()
+            yield server
+        finally:
+            server.end()
+
+
+def _start(command: ServerCommand, log: IO[bytes]) -> LocalServer:
     port = _free_port()
     # On this machine, what does not answer for seconds is gone.
     connection = Connection(f"http://127.0.0.1:{port}", command.slots, tries=4)
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [*SUPERVISED, *command.arguments, "--port", str(port)],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env=os.environ | command.environment,
-        )
-        server = LocalServer(command, process, connection, log)
-        try:
-            server.wait()
-            yield server
-        finally:
-            connection.close()
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait()
+    process = subprocess.Popen(
+        [*SUPERVISED, *command.arguments, "--port", str(port)],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        env=os.environ | command.environment,
+    )
+    return LocalServer(command, process, connection, log)
 
 
 def _free_port() -> int:

@@ -81,6 +81,21 @@ def test_a_busy_server_is_asked_again(
     assert [(one.error, one.tokens) for one in outcomes] == [("", 6)] * 5
 
 
+def test_a_server_that_crashes_is_started_more_safely(
+    program: Path,
+    tiny: Path,
+    tiny_backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """llama.cpp crashes where the processor says that it has AMX and the machine forbids it."""
+    monkeypatch.setenv("FAULT", "crash")
+    with engine(tiny / "model.safetensors", program, tiny_backbone) as llama:
+        [outcome] = llama.answer([GenerationRequest((5, 6, 7), 3)])
+    assert outcome.tokens == 6
+    assert "llama.cpp crashed; starting it again with --no-repack" in capsys.readouterr().err
+
+
 def test_a_proxy_of_the_environment_is_not_asked(
     program: Path, tiny: Path, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
