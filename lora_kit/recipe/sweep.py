@@ -41,7 +41,7 @@ def _named(value: Any) -> Any:
 class SweepSpec(Section):
     """Search for the fields' values; the recipe as it is always is one of the trials."""
 
-    over: Annotated[dict[str, SearchedValues], BeforeValidator(_named), Field(min_length=1)]
+    over: Annotated[dict[str, SearchedValues], Field(min_length=1), BeforeValidator(_named)]
     """Values by field: a range such as `1e-4..1e-3`, of whole numbers if both ends are, with
     `:log` behind it for a logarithmic scale; or a list of values."""
     trials: Annotated[Count, Field(ge=2)] = 20

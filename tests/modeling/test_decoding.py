@@ -1,6 +1,7 @@
 """Greedy decoding gives the tokens of transformers' `generate`."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -205,7 +206,31 @@ def test_the_real_model_gives_the_same_tokens_in_4_bits(
     expected = _reference(model, prompts, stops, 12)
     with torch.no_grad():
         found = generate_batch(model, prompts, stops, PAD, 12)
-    assert torch.equal(found, expected)
+    if dtype == torch.float32:
+        assert torch.equal(found, expected)
+    else:
+        _require_equal_but_for_rounding(model, prompts, found, expected)
+
+
+def _require_equal_but_for_rounding(
+    model: Any, prompts: Sequence[Sequence[int]], found: torch.Tensor, expected: torch.Tensor
+) -> None:
+    """Compare rows until a place at which two tokens are as likely, to the digits of bfloat16.
+
+    Processors with matrix units sum batches of other sizes in another order.
+    """
+    ties = 0
+    for prompt, one, other in zip(prompts, found.tolist(), expected.tolist(), strict=True):
+        places = [n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b]
+        if not places:
+            continue
+        [place, *_], ties = places, ties + 1
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *other[:place]]])).logits[0, -1].float()
+        a, b = logits[one[place]], logits[other[place]]
+        assert abs(a - b) <= 2**-6 * max(abs(a), abs(b))
+        assert max(a, b) >= logits.max() - 2**-6 * abs(logits.max())
+    assert ties <= len(prompts) // 2
 
 
 def test_what_cannot_be_decoded_here_is_left_to_transformers(

@@ -23,7 +23,7 @@ LOGGED = {LOSS: 1, NORM: 1, DIVISOR: 1}
 PREFERENCES = {"training_step: ": 20, "_answer_log_probs: ": 2, "trl_trainer.py train: ": 2}
 SCORES = {".cpu()": 1}
 # Of generation: inputs and stop tokens, and the answers.
-SENT = {"_generation_inputs: ": 2, "generate_batch: ": 8, "_generate: ": 2}
+SENT = {"_generation_inputs: ": 2, "generate_batch: ": 8, "_generate: ": 1}
 ENCODED = {"encode_prompts: ": 1}
 WAITS: dict[str, dict[str, int]] = {
     "train lora": LOGGED,

@@ -50,7 +50,7 @@ def test_flips(items: int, looks: int, rate: float, margin: float) -> None:
         assert one.covered >= 1 - 2 * ALPHA - error(2 * ALPHA, DRAWS) - 0.01
 
 
-@pytest.mark.parametrize("looks", [3, 5])
+@pytest.mark.parametrize("looks", [3, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NOISES)
 def test_other_scores(name: str, looks: int) -> None:
     draws, (noise, cluster_size) = DRAWS // 2, NOISES[name]
@@ -65,8 +65,15 @@ def test_other_scores(name: str, looks: int) -> None:
         assert one.covered >= 1 - 2 * ALPHA - error(2 * ALPHA, draws)
 
 
-@pytest.mark.parametrize("name", ["normal", "few great losses", "heavy tails"])
-@pytest.mark.parametrize("items", [25, 60])
+@pytest.mark.parametrize(
+    ("items", "name"),
+    [
+        *((25, name) for name in ("normal", "few great losses", "heavy tails")),
+        (60, "heavy tails"),
+        pytest.param(60, "normal", marks=pytest.mark.slow),
+        pytest.param(60, "few great losses", marks=pytest.mark.slow),
+    ],
+)
 def test_graded_scores_of_few_clusters(name: str, items: int) -> None:
     """The fixed test itself lets skewed scores of few clusters pass too often; looks add little."""
     draws, (noise, _) = 2 * DRAWS, NOISES[name]

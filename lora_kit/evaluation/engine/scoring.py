@@ -179,11 +179,11 @@ def _generate(
             limit,
             prefix=prefix,
             **(options | sampled),
-        )
+        ).cpu()  # at once: each number that is read from a GPU waits for it
     texts = scorer.tokenizer.batch_decode(new, skip_special_tokens=True)
     counts = (new != pad).sum(dim=1).tolist()
     # A row that has ended is padded, unless no row needed the last possible token.
-    ends = torch.tensor([*scorer.stop_token_ids, pad], device=new.device)
+    ends = torch.tensor([*scorer.stop_token_ids, pad])
     cut = (~torch.isin(new[:, -1], ends) & (new.shape[1] == limit)).tolist()
     outcomes = [
         generated(request, text, int(count), is_cut)
