@@ -81,7 +81,8 @@ def evaluate_command(
     """
     spec = backbone_spec(backbone, quantization)
     quiet_libraries()
-    from lora_kit.pipeline.evaluation import Programs, evaluate
+    from lora_kit.pipeline.evaluation import evaluate
+    from lora_kit.pipeline.shipped_arms import Programs
 
     evaluation = evaluate(
         target,

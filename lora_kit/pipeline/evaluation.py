@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -11,25 +10,18 @@ from typing import get_args
 from lora_kit.data.rows import Row
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.agreement import OtherEngine
-from lora_kit.evaluation.arm_names import FILE_SEPARATOR, SERVED, is_file_arm, is_served_arm
+from lora_kit.evaluation.arm_names import FILE_SEPARATOR, is_file_arm
 from lora_kit.evaluation.arms.classifier import class_facts, loaded_class_arms
 from lora_kit.evaluation.arms.files import (
     CONTROL_KINDS,
     KINDS,
-    FileArm,
-    file_facts,
-    loaded_files,
-    parse_files,
 )
-from lora_kit.evaluation.arms.gguf_controls import matched_controls
 from lora_kit.evaluation.arms.models import loaded_arms, merged_facts
 from lora_kit.evaluation.arms.quantized import loaded_quantized, quantized_facts
 from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_facts
-from lora_kit.evaluation.arms.served import ServedArm, loaded_served, parse_served, served_facts
 from lora_kit.evaluation.arms.vllm import Vllm, answered_by_vllm, loaded_vllm_arms
 from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
-from lora_kit.evaluation.engines.llama_cpp import PROGRAM
 from lora_kit.evaluation.harness import (
     EvaluatedBackbone,
     Evaluation,
@@ -41,6 +33,7 @@ from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.evaluation.thoughts import Thinking
+from lora_kit.pipeline.shipped_arms import SERVED_ARM, TRANSFORMERS, Programs, ShippedArms
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.sections import (
     FEWSHOT,
@@ -62,7 +55,6 @@ from lora_kit.runs.session import (
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError, RecipeError
 from lora_kit.runtime.launch import needs_one_process
-from lora_kit.runtime.llama_cpp import find_llama_cpp
 from lora_kit.runtime.processes import continue_alone
 from lora_kit.runtime.vllm import find_vllm
 from lora_kit.training.rows_of_run import require_trained_on, rows_of_run
@@ -70,87 +62,7 @@ from lora_kit.training.scratch import scratch_arm
 
 # Arms that are shown rows of the training, and all arms that learn from them.
 EXAMPLE_ARMS = {FEWSHOT, RETRIEVAL}
-SERVED_ARM = f"{SERVED}{FILE_SEPARATOR}URL"
 LEARNING_ARMS = EXAMPLE_ARMS | {SCRATCH, PROBE}
-
-
-@dataclass(frozen=True)
-class Programs:
-    """Programs that answer in place of transformers, and how they are found.
-
-    Attributes:
-        engine: overrides the recipe's `evaluation.engine`.
-        vllm: folder of the environment that has vLLM; by default this one, or that of the PATH.
-        llama_cpp: folder of llama.cpp's programs; by default they are on the PATH.
-        served_model: name of the model at `served=URL`; by default the only one.
-        api_key_env: environment variable that holds the key of `served=URL`.
-    """
-
-    engine: EngineName | None = None
-    vllm: Path | None = None
-    llama_cpp: Path | None = None
-    served_model: str | None = None
-    api_key_env: str | None = None
-
-
-TRANSFORMERS = Programs()
-
-
-@dataclass(frozen=True)
-class ShippedArms:
-    """Exported files and a served model among the arms.
-
-    Attributes:
-        files: the files.
-        controls: the base's file in the same file type, for the files that have one.
-        program: llama.cpp's server; `None` without a file.
-        served: the served model; `None` without one.
-    """
-
-    files: Sequence[FileArm]
-    controls: Mapping[FileArm, FileArm]
-    program: Path | None
-    served: ServedArm | None
-
-    @classmethod
-    def parse(cls, arms: Sequence[str], programs: Programs) -> ShippedArms:
-        """Return the arms that `KIND=FILE` and `served=URL` name.
-
-        Raises:
-            LoraKitError: if one is unknown, or the program that serves it is not there.
-        """
-        named = parse_files([arm for arm in arms if not is_served_arm(arm)])
-        files = [file for file in named if file.kind in KINDS]
-        controls = matched_controls(files, [file for file in named if file not in files])
-        if programs.llama_cpp is not None and not files:
-            raise RecipeError(
-                f"--llama-cpp: has no effect without a GGUF file (got {programs.llama_cpp}). Fix: "
-                "add --arm gguf=FILE"
-            )
-        program = find_llama_cpp(programs.llama_cpp, PROGRAM, EvaluationError) if files else None
-        urls = [arm for arm in arms if is_served_arm(arm)]
-        served = parse_served(urls, programs.served_model, programs.api_key_env)
-        return cls(files, controls, program, served)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the arms."""
-        served = [self.served.name] if self.served is not None else []
-        return [*(file.name for file in self.files), *served]
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """Facts of the report on these arms."""
-        return {**file_facts(self.files, self.controls), **served_facts(self.served)}
-
-    def loaded(self, subject: Subject, work: Sequence[Work]) -> list[LoadedArms]:
-        """Return the arms with the engines that answer for them."""
-        models: list[LoadedArms] = []
-        if self.program is not None:
-            models += loaded_files(subject, self.files, self.controls, work, self.program)
-        if self.served is not None:
-            models.append(loaded_served(subject, self.served, work))
-        return models
 
 
 def evaluate(

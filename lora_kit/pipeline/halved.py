@@ -18,7 +18,7 @@ from lora_kit.evaluation.ledger_view import ADAPTER_ARM
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import Suite, without_judges
 from lora_kit.evaluation.verdict import Verdict
-from lora_kit.pipeline.training import LoadedInputs, load_inputs
+from lora_kit.pipeline.loaded_inputs import LoadedInputs, load_inputs
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.rescaling.halves import Halves, halve
 from lora_kit.runs.directory import RunDirectory

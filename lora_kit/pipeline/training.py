@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,20 +12,15 @@ from typing import TYPE_CHECKING
 from lora_kit.adapter.attach import Coverage, coverage
 from lora_kit.adapter.initial_factors import initialise
 from lora_kit.backbone.files import resolve
-from lora_kit.backbone.load import Backbone, load
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.audit.audit import refuse_problems
-from lora_kit.data.dataset import open_rows, training_classes
 from lora_kit.data.prepared import PreparedData
-from lora_kit.data.row_sets import Rows
 from lora_kit.data.training_data import TrainingData
-from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
-from lora_kit.evaluation.stopping import Stopping
-from lora_kit.evaluation.suite import load_suites
-from lora_kit.evaluation.thoughts import Thinking
+from lora_kit.evaluation.engine.work import Work, suites_of
+from lora_kit.pipeline.loaded_inputs import LoadedInputs, load_inputs
 from lora_kit.preflight.prepare import PreparedTraining, prepare_training
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import TokenMaskingSpec
-from lora_kit.recipe.sections import FEWSHOT
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.record import start_record
 from lora_kit.runs.session import Session, open_run
@@ -83,41 +78,6 @@ class Trained:
         """Free the memory of the session's model, if the session has been opened."""
         if "session" in vars(self):
             self.session.close()
-
-
-@dataclass(frozen=True)
-class LoadedInputs:
-    """Inputs that recipes share if only their training differs.
-
-    Attributes:
-        backbone: backbone without an adapter.
-        sources: rows of `data.train`.
-        work: tokenized items of the suites.
-        take_off: function that takes the adapter off the backbone after the training, so that
-            another one can be attached.
-    """
-
-    backbone: Backbone
-    sources: Rows
-    work: Sequence[Work]
-    take_off: Callable[[PeftModel], None] | None = None
-
-
-def load_inputs(recipe: Recipe) -> LoadedInputs:
-    """Load the backbone, and read the rows and the items of the suites.
-
-    Raises:
-        LoraKitError: if one of them cannot be read.
-    """
-    suites = load_suites(recipe.evaluation.suites)
-    sources = open_rows(recipe.data, recipe.seed, recipe.training.objective)
-    classes = tuple(training_classes(sources, recipe))
-    backbone = load(resolve(recipe.backbone), recipe.backbone, classes)
-    shots = recipe.evaluation.shots if FEWSHOT in recipe.evaluation.arms else 0
-    stopping = Stopping.of(recipe.evaluation)
-    thinking = Thinking.of(recipe.evaluation)
-    work = plan_work(suites, backbone, shots, sources if shots else (), stopping, thinking)
-    return LoadedInputs(backbone, sources, work)
 
 
 def train(

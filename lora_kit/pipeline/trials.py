@@ -18,7 +18,8 @@ from lora_kit.evaluation.ledger import Ledger
 from lora_kit.evaluation.seed_mean import SeedMean, without_binary_scores
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.pipeline.halved import HalvedItems
-from lora_kit.pipeline.training import LoadedInputs, train
+from lora_kit.pipeline.loaded_inputs import LoadedInputs
+from lora_kit.pipeline.training import train
 from lora_kit.recipe.identity import training_fields
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sweep import SweepSpec

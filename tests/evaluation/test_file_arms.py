@@ -15,7 +15,8 @@ from lora_kit.evaluation.arms.files import parse_files
 from lora_kit.evaluation.arms.gguf_controls import matched_controls
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.evaluation.verdict_file import check_verdict
-from lora_kit.pipeline.evaluation import Programs, evaluate
+from lora_kit.pipeline.evaluation import evaluate
+from lora_kit.pipeline.shipped_arms import Programs
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import EvaluationError, MergeError, RecipeError
 from tests.standins.programs import write_llama_server

@@ -21,7 +21,8 @@ from lora_kit.evaluation.arms.vllm import answered_by_vllm, served_adapter
 from lora_kit.evaluation.harness import Evaluation
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.evaluation.verdict_file import check_verdict, read_suites
-from lora_kit.pipeline.evaluation import Programs, evaluate
+from lora_kit.pipeline.evaluation import evaluate
+from lora_kit.pipeline.shipped_arms import Programs
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import EvaluationError, RecipeError
 from tests.evaluation.changing_adapter import write_changing_adapter

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_kit.evaluation.arms import models
 from lora_kit.merging.reloaded import ComputeSettings
-from lora_kit.pipeline import evaluate, merge, train, training
+from lora_kit.pipeline import evaluate, loaded_inputs, merge, train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs import session as sessions
 from tests.merging.in_process import in_this_process
@@ -45,7 +45,7 @@ def test_only_one_model_is_in_memory_while_a_merged_model_is_loaded(
         loaded.append(weakref.ref(backbone.model))
         return backbone
 
-    monkeypatch.setattr(training, "load", watched)
+    monkeypatch.setattr(loaded_inputs, "load", watched)
     monkeypatch.setattr(sessions, "load", watched)
     session = train(Recipe.model_validate(value), tmp_path / "run").session
     assert alive == [0, 0]

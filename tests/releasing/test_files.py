@@ -9,7 +9,7 @@ import pytest
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.evaluation.verdict_file import check_verdict
 from lora_kit.pipeline import evaluate, release, verify
-from lora_kit.pipeline.evaluation import Programs
+from lora_kit.pipeline.shipped_arms import Programs
 from lora_kit.releasing.manifest import MANIFEST
 from lora_kit.runtime.errors import ReleaseError
 from lora_kit.runtime.files import write_json

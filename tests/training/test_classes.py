@@ -138,7 +138,7 @@ def test_micro_batches_weigh_as_the_whole_step(tiny_encoder: Path, tmp_path: Pat
         monkeypatch = pytest.MonkeyPatch()
         # The groups of similar length usually have the size of a forward pass.
         monkeypatch.setattr("lora_kit.training.steps.length_group_size", lambda *_: 8)
-        monkeypatch.setattr(pipeline.training, "load", lambda *_: backbone)
+        monkeypatch.setattr("lora_kit.pipeline.loaded_inputs.load", lambda *_: backbone)
         with monkeypatch.context():
             result = pipeline.train(recipe, tmp_path / f"run-{micro}").result
         monkeypatch.undo()

@@ -10,7 +10,8 @@ import yaml
 
 from lora_kit.evaluation.agreement import AGREEMENT
 from lora_kit.evaluation.ledger import read_ledger
-from lora_kit.pipeline.evaluation import Programs, evaluate
+from lora_kit.pipeline.evaluation import evaluate
+from lora_kit.pipeline.shipped_arms import Programs
 from lora_kit.recipe.backbone import BackboneSpec
 
 pytestmark = pytest.mark.slow
