@@ -25,6 +25,7 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.open_model import LoadedModel, OpenModel
 from lora_kit.runs.session import Session, Subject, open_subject
 from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.hashes import json_sha256
 from lora_kit.runtime.out_of_memory import free_memory
 
 
@@ -96,6 +97,18 @@ class HalvedItems:
         suites = without_judges(suites_of(loaded.work), "a judge is not asked about halves")
         _require_both_roles(suites)
         return cls(shared, suites, halve(work, loaded.backbone))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digests of everything that adapters are trained on and compared by, by name."""
+        loaded = self.shared.inputs()
+        halves = [(one.name, one.digest) for one in (*self.halves.a, *self.halves.b)]
+        return {
+            "the backbone": loaded.backbone.fingerprint.digest,
+            "the rows of data.train": loaded.sources.digest(),
+            "the suites": json_sha256({suite.name: suite.digest for suite in self.suites}),
+            "their items": json_sha256(halves),
+        }
 
     def evaluated(
         self, run: RunDirectory, recipe: Recipe, work: Sequence[Work], to: str

@@ -29,7 +29,6 @@ from lora_kit.runtime.errors import RecipeError, ReleaseError
 from lora_kit.runtime.files import write_json
 from lora_kit.runtime.processes import process_state
 from lora_kit.selection.seeds import SEEDS, RecipeVerdict, SeedEntries, SeedTask, judge_task
-from lora_kit.training.resuming import recorded_result
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def run_seeds(recipe: Recipe, seeds: int, output: Path | None = None) -> SeedsOu
         seeded = recipe.model_copy(update={"seed": seed})
         run = RunDirectory(directory / f"seed-{seed}")
         say(f"{run.root}: seed {seed - recipe.seed + 1} of {seeds}")
-        if recorded_result(run) is None:
-            train(seeded, run.root, resume=True, loaded=items.shared.inputs(seeded))
+        # A finished training is not repeated, but has to be that of this recipe, on these rows.
+        train(seeded, run.root, resume=True, loaded=items.shared.inputs(seeded)).close()
         verdicts.append(items.evaluated(run, seeded, items.halves.a, HALF_A))
         items.evaluated(run, seeded, items.halves.b, HALF_B)
         runs.append(run)

@@ -20,7 +20,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sweep import SweepSpec, duration_seconds
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import RecipeError
-from lora_kit.runtime.files import write_json, write_text
+from lora_kit.runtime.files import read_json, write_json, write_text
 from lora_kit.runtime.processes import process_state
 from lora_kit.selection.sweep.choice import choose_trial
 from lora_kit.selection.sweep.page import write_page
@@ -40,7 +40,7 @@ from lora_kit.selection.sweep.study import (
 if TYPE_CHECKING:
     from optuna import Study
 
-RECIPE, PAGE = "recipe.yaml", "sweep.html"
+RECIPE, INPUTS, PAGE = "sweep.yaml", "inputs.json", "sweep.html"
 # Seconds between two looks at the trials of other workers.
 POLL = 2.0
 
@@ -124,6 +124,7 @@ def sweep(request: SweepRequest) -> SweepResult | None:
     directory = request.output or Path("sweeps") / recipe.name
     _begin(directory, recipe)
     maker = TrialMaker.of(request.recipe(), directory, spec)
+    _require_same_inputs(directory, maker.items.digests)
     with heartbeat(directory):
         _search(request, recipe, spec, dimensions, directory, maker)
     if request.is_worker:
@@ -167,13 +168,31 @@ def _begin(directory: Path, recipe: Recipe) -> None:
     path = directory / RECIPE
     if path.is_file():
         earlier = Recipe.load(path)
-        if _comparable(earlier) != _comparable(recipe):
+        if earlier.sweep is None or _comparable(earlier) != _comparable(recipe):
             raise RecipeError(
                 f"{path}: is of another sweep (got other fields than the recipe has). Fix: name "
                 "another directory with --output"
             )
     directory.mkdir(parents=True, exist_ok=True)
     write_text(path, recipe.to_yaml())
+
+
+def _require_same_inputs(directory: Path, digests: Mapping[str, str]) -> None:
+    """Write what a new sweep measures with; refuse to go on with a sweep on anything else.
+
+    Raises:
+        RecipeError: naming what has changed.
+    """
+    path = directory / INPUTS
+    if not path.is_file():
+        write_json(path, dict(digests))
+        return
+    earlier = read_json(path, RecipeError)
+    if changed := [name for name, digest in digests.items() if earlier.get(name) != digest]:
+        raise RecipeError(
+            f"{directory}: the sweep began with other inputs (got a change of {', '.join(changed)}"
+            "). Fix: restore them, or name another directory with --output"
+        )
 
 
 def _comparable(recipe: Recipe) -> Recipe:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.engine.work import Work, part_of
@@ -20,7 +20,6 @@ from lora_kit.evaluation.verdict import Verdict
 from lora_kit.pipeline.halved import HalvedItems
 from lora_kit.pipeline.loaded_inputs import LoadedInputs
 from lora_kit.pipeline.training import train
-from lora_kit.recipe.identity import training_fields
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sweep import SweepSpec
 from lora_kit.runs.directory import HALF_A, RunDirectory
@@ -28,9 +27,9 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import LoraKitError, TrainingInterruptedError
 from lora_kit.runtime.hashes import json_sha256
 from lora_kit.selection.sweep.choice import choose_trial, hopeless, objective, retention_constraint
-from lora_kit.selection.sweep.record import RUNS, Trial, read_trials, write_trial
-from lora_kit.selection.sweep.space import Dimension, WithValues
-from lora_kit.selection.sweep.study import DEFAULT
+from lora_kit.selection.sweep.record import RUNS, Trial, read_trials, record_path, write_trial
+from lora_kit.selection.sweep.space import Dimension, WithValues, field_value
+from lora_kit.selection.sweep.study import DEFAULT, FOLDER, PRUNED
 from lora_kit.training.resuming import recorded_result
 
 if TYPE_CHECKING:
@@ -85,6 +84,11 @@ class TrialMaker:
         """Make one trial, tell the study of it, and write its record."""
         is_default = bool(asked.user_attrs.get(DEFAULT))
         values = {} if is_default else {one.field: one.suggest(asked) for one in dimensions}
+        if is_default:
+            # The sampler learns of the recipe's own values where they are in the space.
+            for one in dimensions:
+                if one.parameter(field_value(self.recipe, one.field)) is not None:
+                    one.suggest(asked)
         trial = Trial(asked.number, values, is_default, "complete", "", 0.0)
         say(f"trial {trial.number} of {self.spec.trials}: {trial.name}")
         started, running = time.monotonic(), _RunningTrial(self, asked)
@@ -104,20 +108,26 @@ class TrialMaker:
             trial, seconds=seconds, runs=tuple(running.runs), validation=running.validation
         )
         write_trial(self.directory, trial)
-        self._tell(study, asked, trial)
+        if not self._tell(study, asked, trial):
+            # Another worker has taken this one for ended, and makes the trial again.
+            record_path(self.directory, trial.number).unlink()
 
-    def _tell(self, study: optuna.Study, asked: optuna.Trial, trial: Trial) -> None:
+    def _tell(self, study: optuna.Study, asked: optuna.Trial, trial: Trial) -> bool:
+        """Tell the study of a trial, and return false if it has been given to another worker."""
         from optuna.trial import TrialState
 
+        if study.get_trials(deepcopy=False)[trial.number].state.is_finished():
+            return False
         if trial.half_a is None:
             say(f"trial {trial.number}: {trial.status}: {trial.reason}")
-            study.tell(asked, state=TrialState.PRUNED)
-            return
+            study.tell(asked, state=TrialState.PRUNED, skip_if_finished=True)
+            return True
         value = objective(trial.half_a)
         asked.set_constraint("retention", retention_constraint(trial.half_a))
-        study.tell(asked, value)
+        study.tell(asked, value, skip_if_finished=True)
         kept = "keeps retention" if trial.keeps_retention else "retention is not shown to be kept"
         say(f"trial {trial.number}: gain {value:+.4g}, {kept}")
+        return True
 
 
 @dataclass
@@ -146,9 +156,11 @@ class _RunningTrial:
         verdicts = []
         for seed in range(self.maker.spec.seeds):
             seeded = recipe.model_copy(update={"seed": recipe.seed + seed})
-            run = RunDirectory(self.maker.directory / RUNS / _name(seeded))
+            run = RunDirectory(self.maker.directory / RUNS / self._folder(seed))
             # Nothing is said of the other trials without the recipe as it is.
             is_watched = seed == 0 and not trial.is_default
+            if PRUNED in self.asked.user_attrs:
+                self._give_up_pruned(run)
             if recorded_result(run) is None:
                 self._train(run, seeded, is_watched)
             self.runs.append(str(run.root.relative_to(self.maker.directory)))
@@ -173,15 +185,38 @@ class _RunningTrial:
             self.validation[part] = loss
             self.asked.report(-loss, part)
             is_pruned = self.asked.should_prune()
+            if is_pruned:
+                # Before the unfinished adapter is on the disk.
+                self.asked.set_user_attr(PRUNED, ", ".join(f"{x:.3f}" for x in self._losses))
             return is_pruned
 
         loaded = self.maker.items.shared.inputs(recipe)
         watch = ends_early if is_watched else None
         train(recipe, run.root, resume=True, loaded=loaded, ends_early=watch)
         if is_pruned:
-            shutil.rmtree(run.root)
-            losses = ", ".join(f"{loss:.3f}" for loss in self.validation.values())
-            raise GivenUpError(f"the validation loss is above that of other trials ({losses})")
+            self._give_up_pruned(run)
+
+    @property
+    def _losses(self) -> list[float]:
+        return list(self.validation.values())
+
+    def _folder(self, seed: int) -> str:
+        """Return the name of a seed's run, which a trial that is tried again goes on with."""
+        name = self.asked.user_attrs.get(FOLDER)
+        if name is None:
+            name = f"{self.asked.number:04}"
+            self.asked.set_user_attr(FOLDER, name)
+        return f"{name}-seed-{seed}" if seed else str(name)
+
+    def _give_up_pruned(self, run: RunDirectory) -> None:
+        """Remove the unfinished adapter of a training that the pruner has ended.
+
+        Raises:
+            GivenUpError: always.
+        """
+        shutil.rmtree(run.root, ignore_errors=True)
+        losses = self.asked.user_attrs[PRUNED]
+        raise GivenUpError(f"the validation loss is above that of other trials ({losses})")
 
     def _require_hope(self, run: RunDirectory, recipe: Recipe) -> None:
         maker = self.maker
@@ -212,11 +247,6 @@ def best_seed(verdicts: Sequence[Verdict]) -> int:
             -n,
         ),
     )
-
-
-def _name(recipe: Recipe) -> str:
-    fields: Mapping[str, Any] = training_fields(recipe.model_dump(mode="json"))
-    return json_sha256(fields)[:12]
 
 
 def _few(work: Work, loaded: LoadedInputs) -> Work:

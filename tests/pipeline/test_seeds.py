@@ -9,6 +9,7 @@ import pytest
 
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.pipeline import seeds as pipeline
+from lora_kit.pipeline import training
 from lora_kit.recipe.recipe import Recipe
 from tests.pipeline.learned_sums import command, write_recipe
 
@@ -87,9 +88,18 @@ def test_finished_seeds_are_not_trained_again(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(pipeline, "train", refuse)
+    monkeypatch.setattr(training, "run_training", refuse)
     monkeypatch.setattr(pipeline, "_shipped", lambda _, found, run: (found.ships, run.root))
     before = json.loads((output / "seeds.json").read_text())
     again = pipeline.run_seeds(Recipe.load(recipe), 2, output)
     assert again == (before["ships"], output / f"seed-{before['ships']}")
     assert json.loads((output / "seeds.json").read_text()) == before
+
+
+def test_seeds_of_another_recipe_are_refused(
+    done: tuple[Path, int], recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, _ = done
+    options = ["--set", "training.learning_rate=2e-2", "--output", output]
+    assert command("run", recipe, "--seeds", 2, *options) == 2
+    assert "training.learning_rate" in capsys.readouterr().err

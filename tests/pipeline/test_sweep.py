@@ -121,6 +121,26 @@ def test_another_sweep_is_not_gone_on_with(
     assert "is of another sweep" in capsys.readouterr().err
 
 
+def test_a_sweep_on_other_items_or_rows_is_not_gone_on_with(
+    done: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = shutil.copytree(done, tmp_path / "again")
+    inputs = json.loads((again / "inputs.json").read_text())
+    (again / "inputs.json").write_text(json.dumps({**inputs, "their items": "other"}))
+    options = ["--over", RATES, "--over", "adapter.rank=2,4", "--trials", "6", "--pruner", "none"]
+    assert command("sweep", recipe, *options, "--output", again) == 2
+    assert "began with other inputs (got a change of their items)" in capsys.readouterr().err
+
+
+def test_a_run_is_no_sweep(done: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = done / read_trials(done)[0].runs[0]
+    before = (run / "recipe.yaml").read_bytes()
+    (run / "sweep.yaml").write_bytes(before)
+    assert command("sweep", recipe, "--over", RATES, "--output", run) == 2
+    assert "is of another sweep" in capsys.readouterr().err
+    assert (run / "recipe.yaml").read_bytes() == before
+
+
 def test_a_recipe_that_fails_is_a_refused_trial(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,7 @@ def test_an_editor_knows_every_bound(file: str) -> None:
     keywords = {
         *("type", "enum", "const", "items", "anyOf", "$ref", "additionalProperties", "pattern"),
         *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems"),
-        "minProperties",
+        *("minProperties", "minLength"),
         *("title", "description", "default"),
     }
     assert not set[str]().union(*fields.values()) - keywords

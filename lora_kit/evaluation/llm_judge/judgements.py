@@ -42,8 +42,9 @@ class Judgement:
         straight, swapped = (reply.lean or 0.0 for reply in replies)
         lean = swapped - straight
         score = 0.5 if lean == 0 else float(lean > 0)
-        agrees = float((straight > 0) == (swapped < 0) and (straight < 0) == (swapped > 0))
-        return cls(score, agrees, sum(reply.lean is None for reply in replies) / 2)
+        unread = sum(reply.lean is None for reply in replies) / 2
+        agrees = (straight > 0) == (swapped < 0) and (straight < 0) == (swapped > 0)
+        return cls(score, float(agrees and not unread), unread)
 
 
 # Equal answers, which no judge is asked about.

@@ -230,12 +230,16 @@ class ServerJudge:
         except RefusedError as error:
             return Reply(None, f"[no answer: {error}]")
         try:
-            text = answer["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            text = None
+            [choice, *_] = answer["choices"]
+            text = choice["message"].get("content")
+        except (KeyError, ValueError, TypeError, AttributeError):
+            choice, text = {}, 0
+        if text is None:
+            return Reply(None, "[no text]")  # thoughts took all tokens
         if not isinstance(text, str):
             raise EvaluationError(
                 f"{self._endpoint.url}{CHAT}: an answer without text (got {answer!r:.80}). Fix: "
                 "check the address of the judge"
             )
-        return Reply(read_choice(text), text)
+        is_cut = choice.get("finish_reason") == "length"
+        return Reply(None if is_cut else read_choice(text), text)

@@ -108,7 +108,9 @@ def _compared(value: Mapping[str, Any], origin: str) -> LabelledPair | None:
         return LabelledPair(
             pair.swapped if adapter_first else pair, 1 - label if adapter_first else label, True
         )
-    return LabelledPair(pair, 1.0, False) if label else LabelledPair(pair.swapped, 1.0, False)
+    if label == 0.5:
+        return LabelledPair(pair, label, False)
+    return LabelledPair(pair if label else pair.swapped, 1.0, False)
 
 
 def measure_accuracy(
@@ -161,7 +163,10 @@ def write_pairs_to_label(path: Path, pairs: Mapping[str, AnswerPair]) -> None:
 
 
 def _has_labels(path: Path) -> bool:
-    return any(value.get("preferred") for value, _ in read_table(TableRequest(str(path), "labels")))
+    try:
+        return any(row.get("preferred") for row, _ in read_table(TableRequest(str(path), "labels")))
+    except DataError:
+        return True  # somebody has written into it
 
 
 def _key(item: str, adapter_first: bool) -> str:

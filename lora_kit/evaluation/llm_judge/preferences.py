@@ -159,7 +159,7 @@ def judge_answers(
         elif state.is_main_process:
             own = {item: pair for (arm, item), pair in pairs.items() if arm == "adapter"}
             differing = {i: p for i, p in own.items() if p.first.strip() != p.second.strip()}
-            write_pairs_to_label(to_label_path(directory, task.work.task.spec.name), differing)
+            write_pairs_to_label(to_label_path(directory, task.work.name), differing)
     return Preferences(judged, accuracy)
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from hashlib import sha256
 
-from lora_kit.data.templates import REASONING_END
+from lora_kit.data.templates import REASONING_END, REASONING_TAG
 
 # Letters of the two answers, in the order in which the judge reads them.
 FIRST, SECOND, TIE = "A", "B", "TIE"
@@ -61,6 +61,8 @@ def read_choice(reply: str) -> float | None:
     Args:
         reply: reply of a judge, whose last line with a choice counts, behind the thought.
     """
+    if REASONING_TAG in reply and REASONING_END not in reply:
+        return None  # a thought that does not end
     for line in reversed(reply.rpartition(REASONING_END)[2].splitlines()):
         if found := set(CHOICE.findall(line)):
             [choice, *others] = found

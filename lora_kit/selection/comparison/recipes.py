@@ -19,7 +19,7 @@ SHOWN_DIGITS = 10
 
 @dataclass(frozen=True)
 class FieldRow:
-    """FieldField in which runs differ, in a table with a column for each run.
+    """Field in which runs differ, in a table with a column for each run.
 
     Attributes:
         name: name of the field.

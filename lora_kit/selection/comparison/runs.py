@@ -74,7 +74,8 @@ def _runs_of(path: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
             "continue it"
         )
     elif (root / SEEDS).is_file():
-        for seed in read_json(root / SEEDS, EvaluationError).get("seeds", ()):
+        seeds = read_json(root / SEEDS, EvaluationError).get("seeds")
+        for seed in seeds if isinstance(seeds, list) else ():
             run_root = root / f"seed-{seed}"
             yield run_root, _ends(run_root)
     elif RunDirectory(root).recipe.is_file():
@@ -110,8 +111,8 @@ def _shortest(candidates: Sequence[Sequence[str]]) -> list[str]:
 def _chosen(run: Path) -> str:
     sweep, seeds = run.parent.parent, run.parent
     if run.parent.name == RUNS and (sweep / SWEEP).is_file():
-        proof = read_json(sweep / SWEEP, EvaluationError).get("half_b") or {}
-        if "run" in proof and (sweep / proof["run"]).resolve() == run:
+        proof = read_json(sweep / SWEEP, EvaluationError).get("half_b")
+        if isinstance(proof, dict) and "run" in proof and (sweep / proof["run"]).resolve() == run:
             return "winner of the sweep"
     elif (seeds / SEEDS).is_file():
         ships = read_json(seeds / SEEDS, EvaluationError).get("ships")

@@ -59,7 +59,8 @@ class Dimension:
             texts = [one.strip() for one in values.split(",")]
         else:
             texts = [as_yaml(one) for one in values]
-        if len(texts) < 2 or not all(texts) or len(set(texts)) < len(texts):
+        differ = len(set(map(_scalar, texts))) == len(texts)
+        if len(texts) < 2 or not all(texts) or not differ:
             raise RecipeError(
                 f"{where}: not a range, and not a list of different values (got {values}). Fix: "
                 f"write it as {EXAMPLES}"
@@ -90,7 +91,7 @@ class Dimension:
     def parameter(self, value: Any) -> Any:
         """Return Optuna's parameter of a field's value; `None` if the value is not in the space."""
         if self.choices:
-            return next((one for one in self.choices if yaml.safe_load(one) == value), None)
+            return next((one for one in self.choices if _scalar(one) == value), None)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not self.low <= value <= self.high:
             return None
@@ -103,6 +104,15 @@ class Dimension:
             return self.choices
         ends = (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
         return tuple(map(as_yaml, ends))
+
+
+def _scalar(text: str) -> Any:
+    """Return the value of a YAML scalar; 1e-3, which PyYAML takes for a text, is a number."""
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def as_yaml(value: Any) -> str:

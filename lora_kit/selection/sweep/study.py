@@ -30,7 +30,9 @@ FIRST_PRUNED = 2
 # Seconds between two signs of life of a worker, and those after which a silent one has ended.
 BEAT, SILENCE = 15.0, 120.0
 # Attributes of a trial in the study.
-DEFAULT, WORKER = "is_default", "worker"
+DEFAULT, WORKER, FOLDER, PRUNED, TRIES = "is_default", "worker", "folder", "pruned", "tries"
+# Workers that a trial may end, before it is left.
+MOST_TRIES = 3
 
 
 def require_optuna() -> None:
@@ -151,9 +153,11 @@ def requeue_abandoned(study: Study, directory: Path) -> list[int]:
         if not _lives(directory, trial, now)
     ]
     for trial in abandoned:
-        study.tell(trial.number, state=TrialState.FAIL)
-        attributes = {n: v for n, v in trial.user_attrs.items() if n == DEFAULT}
-        study.enqueue_trial(trial.params, user_attrs=attributes)
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        attributes = {n: v for n, v in trial.user_attrs.items() if n != WORKER}
+        attributes[TRIES] = attributes.get(TRIES, 1) + 1
+        if attributes[TRIES] <= MOST_TRIES:
+            study.enqueue_trial(trial.params, user_attrs=attributes)
     return [trial.number for trial in abandoned]
 
 

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from lora_kit.evaluation.harness import Evaluation
+from lora_kit.evaluation.llm_judge.labelled_pairs import read_labelled_pairs
+from lora_kit.evaluation.llm_judge.prompts import read_choice
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import check_verdict, read_suites
 from lora_kit.pipeline.evaluation import evaluate
@@ -133,7 +135,7 @@ def test_a_calibrated_judge_is_part_of_the_verdict(run: Run, tmp_path: Path) -> 
     with served(ChatJudge(smaller)) as url:
         judge = {"url": url, "served_model": "judge"}
         first = run(judge, in_verdict=False)
-        written = first.directory / "pairs_to_label-liked.jsonl"
+        written = first.directory / "pairs_to_label-likes-liked.jsonl"
         answers = outputs(first)
         rows = [json.loads(line) for line in written.read_text().splitlines()]
         firsts = {row["first"] == answers[row["item"]]["adapter"] for row in rows}
@@ -166,7 +168,7 @@ def test_labels_of_both_arms_give_sensitivity_and_specificity(
         judge = {"url": url, "served_model": "judge"}
         first = run(judge, in_verdict=False)
         answers = outputs(first)
-        written = first.directory / "pairs_to_label-liked.jsonl"
+        written = first.directory / "pairs_to_label-likes-liked.jsonl"
         labelled = label(written, tmp_path, by_chance)
         done = run({**judge, "calibration": str(labelled)})
     task = done.verdict.suites[0].tasks[1]
@@ -185,10 +187,45 @@ def test_labels_of_both_arms_give_sensitivity_and_specificity(
     assert accuracy.specificity == pytest.approx(sum(worse) / len(worse))
 
 
+def test_ties_of_people_say_nothing_of_the_judge(tmp_path: Path) -> None:
+    decided = [
+        {"prompt": "p", "first": f"a{n}", "second": "b", "preferred": "first"} for n in range(10)
+    ]
+    ties = [{**row, "preferred": "tie"} for row in decided]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(r) + "\n" for r in decided + ties))
+    labels = [one.label for one in read_labelled_pairs(str(tmp_path / "labels.jsonl"), "t")]
+    assert sorted(labels) == [0.5] * 10 + [1.0] * 10
+
+
+@pytest.mark.parametrize(
+    ("reply", "choice"),
+    [
+        ("A", 1.0),
+        ("First, I compare.\nThe answer is B.", -1.0),
+        ("<think>A is long</think>\nTIE", 0.0),
+        ("<think>\nLet me compare.\nA good answer would", None),
+        ("A or B", None),
+        ("neither", None),
+    ],
+)
+def test_the_last_word_of_a_reply_is_the_choice(reply: str, choice: float | None) -> None:
+    assert read_choice(reply) == choice
+
+
+def test_a_reply_without_text_is_unread(run: Run) -> None:
+    judge = ChatJudge(lambda *_: None)  # type: ignore[arg-type,return-value]
+    with served(judge) as url:
+        done = run({"url": url, "served_model": "judge"}, in_verdict=False)
+    [beside] = done.verdict.suites[0].beside
+    assert beside.judged is not None
+    assert beside.judged.unread > 0.5
+    assert beside.judged.agrees < 0.5
+
+
 def test_labels_that_were_given_are_not_overwritten(run: Run) -> None:
     with served(ChatJudge(smaller)) as url:
         judge = {"url": url, "served_model": "judge"}
-        path = run(judge, in_verdict=False).directory / "pairs_to_label-liked.jsonl"
+        path = run(judge, in_verdict=False).directory / "pairs_to_label-likes-liked.jsonl"
         content = path.read_text().replace('"preferred": ""', '"preferred": "tie"')
         path.write_text(content)
         run({**judge, "question": "Which one is shorter?"}, in_verdict=False)
