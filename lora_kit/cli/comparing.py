@@ -10,6 +10,7 @@ import typer
 from lora_kit.cli.libraries import quiet_libraries
 from lora_kit.cli.options import JsonOption
 from lora_kit.cli.output import print_json, print_text, stdout
+from lora_kit.runtime.errors import RecipeError
 
 
 def compare_command(
@@ -33,6 +34,10 @@ def compare_command(
     on half B. The page also has verdicts, recipes and training curves side by side, and the items
     on which the runs differ.
     """
+    if output.suffix != ".html":
+        raise RecipeError(
+            f"--output: the page is a file that ends with .html (got {output}). Fix: rename it"
+        )
     quiet_libraries()
     from lora_kit.pipeline.run_comparison import compare_runs
     from lora_kit.selection.comparison.show import show_run_comparison

@@ -61,6 +61,12 @@ def test_the_command_writes_the_page_and_prints_the_differences(
     with pytest.raises(SystemExit) as ended:
         main(["compare", runs[0]])
     assert ended.value.code == 2
+    mine = tmp_path / "recipe.yaml"
+    mine.write_text("name: mine")
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *runs, "--output", str(mine)])
+    assert ended.value.code == 2
+    assert mine.read_text() == "name: mine"
 
 
 def test_the_page_holds_what_a_reader_asks_for(tmp_path: Path) -> None:
