@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lora_kit.cli.libraries import quiet_libraries
-from lora_kit.cli.options import JsonOption, OutputOption, RecipeArgument, SetOption
+from lora_kit.cli.options import JsonOption, RecipeArgument, SetOption
 from lora_kit.cli.output import print_json, print_text, stdout
 from lora_kit.recipe.sweep import PrunerName, SamplerName
 from lora_kit.runtime.errors import VERDICT_STATUS, RecipeError
@@ -53,7 +54,10 @@ def sweep_command(
         ),
     ] = False,
     set_: SetOption = None,
-    output: OutputOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Directory of the sweep.  [default: sweeps/NAME]"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search for values of a recipe's fields, and prove the best on items that no trial saw.

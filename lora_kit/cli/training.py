@@ -43,10 +43,14 @@ def plan_command(
     checked = Recipe.load(recipe, set_ or [])
     quiet_libraries()
     from lora_kit.data.audit.audit import refuse_problems
+    from lora_kit.pipeline.sweep import SweepRequest
     from lora_kit.preflight.launch_file import read_launch_file
     from lora_kit.preflight.plan import make_plan
     from lora_kit.preflight.show import show_plan
+    from lora_kit.selection.sweep.space import search_space
 
+    if checked.sweep is not None:
+        search_space(checked.sweep.over, SweepRequest(recipe, set_ or []).recipe)
     plan = make_plan(checked, read_launch_file(launch) if launch else None)
     plan = replace(plan, seeds=seeds)
     if as_json:

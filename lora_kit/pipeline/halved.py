@@ -13,6 +13,7 @@ from lora_kit.adapter.detach import ModelState, detach, model_state
 from lora_kit.data.dataset import open_rows
 from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.engine.work import Work, suites_of
+from lora_kit.evaluation.halves import Halves, halve
 from lora_kit.evaluation.harness import EvaluatedBackbone, EvaluationPlan, run_evaluation
 from lora_kit.evaluation.ledger_view import ADAPTER_ARM
 from lora_kit.evaluation.reporting.report import ReportFacts
@@ -20,7 +21,6 @@ from lora_kit.evaluation.suite import Suite, without_judges
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.pipeline.loaded_inputs import LoadedInputs, load_inputs
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.rescaling.halves import Halves, halve
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.open_model import LoadedModel, OpenModel
 from lora_kit.runs.session import Session, Subject, open_subject

@@ -19,6 +19,7 @@ from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.work import Work, plan_work
+from lora_kit.evaluation.halves import halve
 from lora_kit.evaluation.harness import EvaluatedBackbone, EvaluationPlan, run_evaluation
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Ledger
@@ -30,7 +31,6 @@ from lora_kit.evaluation.verdict import Verdict
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.rescaling.choice import Candidate, ScaleChoice, choose_scale
-from lora_kit.rescaling.halves import halve
 from lora_kit.rescaling.plot import plot_rescale
 from lora_kit.rescaling.record import RescaleResult
 from lora_kit.rescaling.scale import (

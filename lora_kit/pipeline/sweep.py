@@ -17,7 +17,7 @@ from lora_kit.pipeline.sweep_proof import prove
 from lora_kit.pipeline.trials import TrialMaker
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.recipe.sweep import SweepSpec, duration_seconds
+from lora_kit.recipe.sweep import SweepSpec, as_yaml, duration_seconds
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.files import read_json, write_json, write_text
@@ -26,7 +26,7 @@ from lora_kit.selection.sweep.choice import choose_trial
 from lora_kit.selection.sweep.page import write_page
 from lora_kit.selection.sweep.record import SWEEP, read_trials, record_path
 from lora_kit.selection.sweep.result import WINNER, SweepResult
-from lora_kit.selection.sweep.space import Dimension, as_yaml, field_value, search_space
+from lora_kit.selection.sweep.space import Dimension, field_value, search_space
 from lora_kit.selection.sweep.study import (
     WORKER,
     enqueue_default,
@@ -87,7 +87,12 @@ class SweepRequest:
             )
         # JSON is YAML, in which the names of the fields hold points.
         over = [f"sweep.over={json.dumps(dict(self.over))}"] if self.over else []
-        recipe = Recipe.load(self.reference, [*self.overrides, *over, *self.changes])
+        try:
+            recipe = Recipe.load(self.reference, [*self.overrides, *over, *self.changes])
+        except RecipeError as error:
+            # These fields were given by options of their own.
+            said = str(error).replace("--set sweep.over", "--over").replace("--set sweep.", "--")
+            raise RecipeError(said) from error
         assert recipe.sweep is not None
         if recipe.training.objective in HEADED:
             raise RecipeError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BeforeValidator, Field, field_validator
 
 from lora_kit.recipe.section import Count, Section
@@ -18,6 +20,66 @@ PARTS = 4
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 DURATION = re.compile(rf"(\d+(?:\.\d+)?)([{''.join(SECONDS)}])")
 SearchedValues = str | list[bool | int | float | str | None]
+NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?")
+EXAMPLES = "`1e-4..1e-3:log` or `8,16,32`"
+
+
+@dataclass(frozen=True)
+class SearchedRange:
+    """Range of numbers.
+
+    Attributes:
+        low: lower end.
+        high: upper end.
+        log: true for a logarithmic scale.
+        whole: true for whole numbers.
+    """
+
+    low: float
+    high: float
+    log: bool
+    whole: bool
+
+
+def read_values(values: SearchedValues) -> SearchedRange | tuple[str, ...]:
+    """Return a range, or a list of values as YAML.
+
+    Raises:
+        ValueError: if they are neither, or the range or the list is empty or names a value twice.
+    """
+    if isinstance(values, str) and (match := RANGE.fullmatch(values.strip())):
+        low, high, log = float(match[1]), float(match[2]), bool(match[3])
+        if low >= high or (log and low <= 0):
+            need = "from a positive number to a larger one" if log else "to a larger number"
+            raise ValueError(f"a range goes {need} (got {values}). Fix: write it as {EXAMPLES}")
+        whole = all(re.fullmatch(r"[+-]?\d+", one) for one in (match[1], match[2]))
+        return SearchedRange(low, high, log, whole)
+    if isinstance(values, str):
+        texts = tuple(one.strip() for one in values.split(","))
+    else:
+        texts = tuple(map(as_yaml, values))
+    differ = len(set(map(read_scalar, texts))) == len(texts)
+    if len(texts) < 2 or not all(texts) or not differ:
+        raise ValueError(
+            f"not a range, and not a list of different values (got {values}). Fix: write it as "
+            f"{EXAMPLES}"
+        )
+    return texts
+
+
+def read_scalar(text: str) -> Any:
+    """Return the value of a YAML scalar; 1e-3, which PyYAML takes for a text, is a number."""
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def as_yaml(value: Any) -> str:
+    """Return a scalar as YAML, where a number with an exponent has a point as well."""
+    return yaml.safe_dump(value).removesuffix("\n...\n").strip()
 
 
 def duration_seconds(text: str) -> float:
@@ -61,12 +123,16 @@ class SweepSpec(Section):
     @field_validator("over")
     @classmethod
     def _searchable(cls, over: dict[str, SearchedValues]) -> dict[str, SearchedValues]:
-        for name in over:
+        for name, values in over.items():
             if name.partition(".")[0] not in SEARCHED or "." not in name:
                 raise ValueError(
                     f"{name} is not searched: trials differ in how they are trained alone. Fix: "
                     f"name fields of {', '.join(SEARCHED)}"
                 )
+            try:
+                read_values(values)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         return over
 
     @field_validator("budget")

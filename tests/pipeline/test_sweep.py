@@ -247,3 +247,8 @@ def test_a_killed_sweep_goes_on_and_workers_share_it(recipe: Path, tmp_path: Pat
     assert len(made) == 6
     assert sum(one.is_default for one in made) == 1
     assert found(output)["half_b"]
+
+
+def test_a_plan_tries_the_searched_values(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("plan", recipe, "--set", "sweep={over: {adapter.rankk: [4, 8]}}") == 2
+    assert "rankk: unknown key" in capsys.readouterr().err

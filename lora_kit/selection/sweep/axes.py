@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_kit.evaluation.reporting.plane import Tick, axis_scale
+from lora_kit.recipe.sweep import NUMBER
 from lora_kit.selection.sweep.outcome import HALF_WIDTHS, TrialOutcome, gain_is_percent
 from lora_kit.selection.sweep.result import SweepResult
 from lora_kit.selection.sweep.scatter import shown_gains, shown_shares
-from lora_kit.selection.sweep.space import NUMBER
 
 LOG_FACTOR = 20.0
 """Factor between the largest and the smallest number above which an axis is logarithmic."""

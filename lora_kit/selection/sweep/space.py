@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.recipe.sweep import SearchedValues
-from lora_kit.runtime.errors import RecipeError
+from lora_kit.recipe.sweep import (
+    SearchedRange,
+    SearchedValues,
+    as_yaml,
+    read_scalar,
+    read_values,
+)
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
-RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?")
 # Digits of a number that is drawn.
 DIGITS = 4
-EXAMPLES = "`1e-4..1e-3:log` or `8,16,32`"
 # From assignments such as `adapter.rank=8` to the recipe with them.
 WithValues = Callable[[Sequence[str]], Recipe]
 
@@ -47,36 +46,11 @@ class Dimension:
 
     @classmethod
     def of(cls, field: str, values: SearchedValues) -> Dimension:
-        """Return the dimension of a field's values.
-
-        Raises:
-            RecipeError: if they are no range and no list of different values.
-        """
-        where = f"sweep.over: {field}"
-        if isinstance(values, str) and (match := RANGE.fullmatch(values.strip())):
-            return cls._range(where, field, values, match)
-        if isinstance(values, str):
-            texts = [one.strip() for one in values.split(",")]
-        else:
-            texts = [as_yaml(one) for one in values]
-        differ = len(set(map(_scalar, texts))) == len(texts)
-        if len(texts) < 2 or not all(texts) or not differ:
-            raise RecipeError(
-                f"{where}: not a range, and not a list of different values (got {values}). Fix: "
-                f"write it as {EXAMPLES}"
-            )
-        return cls(field, tuple(texts))
-
-    @classmethod
-    def _range(cls, where: str, field: str, given: str, match: re.Match[str]) -> Dimension:
-        low, high, log = float(match[1]), float(match[2]), bool(match[3])
-        if low >= high or (log and low <= 0):
-            need = "from a positive number to a larger one" if log else "to a larger number"
-            raise RecipeError(
-                f"{where}: a range goes {need} (got {given}). Fix: write it as {EXAMPLES}"
-            )
-        whole = all(re.fullmatch(r"[+-]?\d+", one) for one in (match[1], match[2]))
-        return cls(field, (), low, high, log, whole)
+        """Return the dimension of a field's values, which the recipe's section has checked."""
+        found = read_values(values)
+        if isinstance(found, SearchedRange):
+            return cls(field, (), found.low, found.high, found.log, found.whole)
+        return cls(field, found)
 
     def suggest(self, trial: Trial) -> str:
         """Return the field's value in a trial, as YAML."""
@@ -91,7 +65,7 @@ class Dimension:
     def parameter(self, value: Any) -> Any:
         """Return Optuna's parameter of a field's value; `None` if the value is not in the space."""
         if self.choices:
-            return next((one for one in self.choices if _scalar(one) == value), None)
+            return next((one for one in self.choices if read_scalar(one) == value), None)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not self.low <= value <= self.high:
             return None
@@ -104,20 +78,6 @@ class Dimension:
             return self.choices
         ends = (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
         return tuple(map(as_yaml, ends))
-
-
-def _scalar(text: str) -> Any:
-    """Return the value of a YAML scalar; 1e-3, which PyYAML takes for a text, is a number."""
-    value = yaml.safe_load(text)
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def as_yaml(value: Any) -> str:
-    """Return a scalar as YAML, where a number with an exponent has a point as well."""
-    return yaml.safe_dump(value).removesuffix("\n...\n").strip()
 
 
 def search_space(over: Mapping[str, SearchedValues], with_values: WithValues) -> list[Dimension]:

@@ -38,11 +38,12 @@ def test_a_range_of_whole_numbers_and_lists() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", ["8", "8,8", "", "1e-3..1e-4", "0..1:log", "-1..1:log", "a..b", [8], [8, 8]]
+    "values",
+    ["8", "8,8", "", "1e-3..1e-4", "0..1:log", "-1..1:log", "a..b", [8], [8, 8], "1e-3,0.001"],
 )
 def test_what_is_no_space_is_refused(values: Any) -> None:
-    with pytest.raises(RecipeError, match=r"sweep.over: adapter.rank: .*`8,16,32`"):
-        Dimension.of("adapter.rank", values)
+    with pytest.raises(ValueError, match=r"adapter.rank: .*`8,16,32`"):
+        SweepSpec.model_validate({"over": {"adapter.rank": values}})
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import pytest
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.engine.work import Work, plan_work
+from lora_kit.evaluation.halves import halve
 from lora_kit.evaluation.suite import Suite
-from lora_kit.rescaling.halves import halve
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.statistics.halves import MIN_CLUSTERS
 

@@ -1,4 +1,4 @@
-"""Split all items into two independent halves: one to choose a scale on, one to prove it on."""
+"""Split all items into two independent halves: one to choose on, one to prove the choice on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Halves:
     """Tasks with one half of their items each.
 
     Attributes:
-        a: half on which the scale is chosen.
-        b: half on which the chosen scale is proved.
+        a: half on which one of several is chosen.
+        b: half on which the chosen one is proved.
     """
 
     a: tuple[Work, ...]
