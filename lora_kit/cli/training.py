@@ -140,7 +140,7 @@ def _run_seeds(
     """Run several seeds, print the verdicts on recipe and adapter, and exit."""
     from lora_kit.evaluation.reporting.show import show_verdict
     from lora_kit.pipeline.seeds import run_seeds
-    from lora_kit.selection.seeds import show_recipe_verdict
+    from lora_kit.selection.show_seeds import show_recipe_verdict
 
     if overwrite:
         raise RecipeError(

@@ -52,7 +52,7 @@ def read_values(values: SearchedValues) -> SearchedRange | tuple[str, ...]:
         low, high, log = float(match[1]), float(match[2]), bool(match[3])
         if low >= high or (log and low <= 0):
             need = "from a positive number to a larger one" if log else "to a larger number"
-            raise ValueError(f"a range goes {need} (got {values}). Fix: write it as {EXAMPLES}")
+            raise ValueError(f"a range goes {need}. Fix: write it as {EXAMPLES}")
         whole = all(re.fullmatch(r"[+-]?\d+", one) for one in (match[1], match[2]))
         return SearchedRange(low, high, log, whole)
     if isinstance(values, str):
@@ -62,8 +62,7 @@ def read_values(values: SearchedValues) -> SearchedRange | tuple[str, ...]:
     differ = len(set(map(read_scalar, texts))) == len(texts)
     if len(texts) < 2 or not all(texts) or not differ:
         raise ValueError(
-            f"not a range, and not a list of different values (got {values}). Fix: write it as "
-            f"{EXAMPLES}"
+            f"not a range, and not a list of different values. Fix: write it as {EXAMPLES}"
         )
     return texts
 
