@@ -45,7 +45,7 @@ def plan_command(
     from lora_kit.data.audit.audit import refuse_problems
     from lora_kit.pipeline.sweep import SweepRequest
     from lora_kit.preflight.launch_file import read_launch_file
-    from lora_kit.preflight.plan import make_plan
+    from lora_kit.preflight.make_plan import make_plan
     from lora_kit.preflight.show import show_plan
     from lora_kit.selection.sweep.space import search_space
 

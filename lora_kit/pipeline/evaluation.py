@@ -106,25 +106,14 @@ def evaluate(
         LoraKitError: if the target is neither a run nor an adapter, or is refused.
     """
     chosen = load_suites(suites) if suites else None
-    named = [arm for arm in arms if is_file_arm(arm)]
-    arms = [arm for arm in arms if not is_file_arm(arm)]
-    if unknown := sorted(set(arms) - set(get_args(ArmName))):
-        kinds = [f"{kind}{FILE_SEPARATOR}FILE" for kind in (*KINDS, *CONTROL_KINDS)]
-        possible = ", ".join([*get_args(ArmName), *kinds, SERVED_ARM])
-        raise RecipeError(f"arm {unknown[0]}: unknown. Fix: use {possible}")
-    shipped = ShippedArms.parse(named, programs)
+    arms, shipped = _split_arms(arms, programs)
     given = None if isinstance(target, Session) else gpus
     if needs_one_process(given or evaluation_gpus(target)):
         close_session(target)
         continue_alone()
     subject = open_subject(target, backbone, gpus)
     engine = programs.engine or subject.spec.engine
-    vllm = Vllm.of(find_vllm(programs.vllm, EvaluationError)) if engine == "vllm" else None
-    if programs.vllm is not None and vllm is None:
-        raise RecipeError(
-            f"--vllm: has no effect without the engine (got {programs.vllm}). Fix: add --engine "
-            "vllm"
-        )
+    vllm = _vllm(engine, programs)
     cut = Stopping.of(subject.spec if stopping is None else _stopped(subject.spec, stopping))
     own_arms = subject.spec.arms if vllm is None else answered_by_vllm(subject.spec.arms)
     names = list(dict.fromkeys([*own_arms, *arms]))
@@ -142,33 +131,54 @@ def evaluate(
     judged = judged_tasks(work, subject.close)
     other = next(name for name in get_args(EngineName) if name != engine)
     models += shipped.loaded(subject, work)
-    names += shipped.names
-    return run_evaluation(
-        EvaluationPlan(
-            backbone=EvaluatedBackbone.of(subject.backbone),
-            adapter=subject.adapter,
-            suites=suites_of(work),
-            models=models,
-            directory=output or _directory(subject, chosen, engine, thoughts),
-            facts=ReportFacts.dated(
-                subject.title,
-                {
-                    **subject.facts,
-                    **facts,
-                    **shipped.facts,
-                    **thoughts.facts,
-                    "Arms": ", ".join(names),
-                },
-            ),
-            training=shown,
-            retrieval=RETRIEVAL in names,
-            no_cache=no_cache,
-            stopping=cut,
-            other=OtherEngine(other, _directory(subject, chosen, other, thoughts)),
-            judged=judged,
-        ),
-        work,
+    facts |= {**shipped.facts, **thoughts.facts, "Arms": ", ".join([*names, *shipped.names])}
+    plan = EvaluationPlan(
+        backbone=EvaluatedBackbone.of(subject.backbone),
+        adapter=subject.adapter,
+        suites=suites_of(work),
+        models=models,
+        directory=output or _directory(subject, chosen, engine, thoughts),
+        facts=ReportFacts.dated(subject.title, {**subject.facts, **facts}),
+        training=shown,
+        retrieval=RETRIEVAL in names,
+        no_cache=no_cache,
+        stopping=cut,
+        other=OtherEngine(other, _directory(subject, chosen, other, thoughts)),
+        judged=judged,
     )
+    return run_evaluation(plan, work)
+
+
+def _split_arms(arms: Sequence[str], programs: Programs) -> tuple[list[str], ShippedArms]:
+    """Tell arms by name from those that are files or served.
+
+    Raises:
+        RecipeError: if an arm is unknown.
+    """
+    files = [arm for arm in arms if is_file_arm(arm)]
+    named = [arm for arm in arms if not is_file_arm(arm)]
+    if unknown := sorted(set(named) - set(get_args(ArmName))):
+        kinds = [f"{kind}{FILE_SEPARATOR}FILE" for kind in (*KINDS, *CONTROL_KINDS)]
+        possible = ", ".join([*get_args(ArmName), *kinds, SERVED_ARM])
+        raise RecipeError(f"arm {unknown[0]}: unknown. Fix: use {possible}")
+    return named, ShippedArms.parse(files, programs)
+
+
+def _vllm(engine: EngineName, programs: Programs) -> Vllm | None:
+    """Find vLLM if it is the engine.
+
+    Raises:
+        RecipeError: if vLLM is named, and is not the engine.
+        EvaluationError: if it cannot be found.
+    """
+    if engine == "vllm":
+        return Vllm.of(find_vllm(programs.vllm, EvaluationError))
+    if programs.vllm is not None:
+        raise RecipeError(
+            f"--vllm: has no effect without the engine (got {programs.vllm}). Fix: add --engine "
+            "vllm"
+        )
+    return None
 
 
 def _directory(

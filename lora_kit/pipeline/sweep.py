@@ -220,7 +220,8 @@ def _search(
     seed = None if request.is_worker else recipe.seed
     study = open_study(directory, spec.sampler, spec.pruner, seed)
     known = ((one.field, one.parameter(field_value(recipe, one.field))) for one in dimensions)
-    enqueue_default(study, {name: value for name, value in known if value is not None})
+    own = {name: value for name, value in known if value is not None}
+    enqueue_default(study, directory, own)
     _requeue(study, directory)
     waited = False
     while (left := _left(study, spec, directory)) != "none":

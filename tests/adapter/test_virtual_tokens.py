@@ -40,7 +40,7 @@ from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.modeling.prefix import encode_prefix
 from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.context import PreflightContext
-from lora_kit.preflight.plan import make_plan
+from lora_kit.preflight.make_plan import make_plan
 from lora_kit.recipe.adapter import VIRTUAL, AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.document import parse_document

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lora_kit.cli import main
-from lora_kit.preflight import plan as preflight_plan
+from lora_kit.preflight import make_plan as planning
 from lora_kit.preflight.plan import Plan
 from lora_kit.recipe.recipe import Recipe
 
@@ -44,13 +44,13 @@ def test_what_libraries_print_is_not_in_the_way_of_json(
 ) -> None:
     """DeepSpeed's log, for one, goes to the stdout that it finds when it is imported."""
     (tmp_path / "recipe.yaml").write_text(tiny_recipe.to_yaml())
-    make_plan = preflight_plan.make_plan
+    make_plan = planning.make_plan
 
     def printing(*arguments: Any, **named: Any) -> Plan:
         print("[2026-11-29 12:00:00,000] [WARNING] a library says something")
         return make_plan(*arguments, **named)
 
-    monkeypatch.setattr(preflight_plan, "make_plan", printing)
+    monkeypatch.setattr(planning, "make_plan", printing)
     with pytest.raises(SystemExit) as ended:
         main(["plan", str(tmp_path / "recipe.yaml"), "--json"])
     captured = capsys.readouterr()

@@ -13,7 +13,7 @@ from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.item import ClassRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import check_verdict
-from lora_kit.preflight.plan import make_plan
+from lora_kit.preflight.make_plan import make_plan
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import DataError, EvaluationError, MergeError, ReleaseError
 from tests.classifying import classes_recipe, write_rows, write_suite

@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 
 from lora_kit.backbone.files import resolve
-from lora_kit.preflight import plan as planning
+from lora_kit.preflight import make_plan as planning
 from lora_kit.preflight import plan_backbone
 from lora_kit.preflight.device import DeviceMemory
 from lora_kit.preflight.gpu_time import training_seconds
 from lora_kit.preflight.launch_file import LaunchFile, read_launch_file
+from lora_kit.preflight.make_plan import make_plan
 from lora_kit.preflight.memory import CUDA_BASE
-from lora_kit.preflight.plan import make_plan
 from lora_kit.preflight.plan_backbone import loaded_bytes
 from lora_kit.preflight.show import show_plan
 from lora_kit.recipe.recipe import Recipe

@@ -12,7 +12,8 @@ README = (FOLDER / "README.md").read_text()
 
 
 def test_every_file_is_in_the_readme_and_every_file_of_it_is_there() -> None:
-    there = {path.name for path in FOLDER.glob("*.yaml")} | {"slurm/train.sbatch"}
+    there = {path.name for path in FOLDER.glob("*.yaml")}
+    there |= {f"slurm/{path.name}" for path in FOLDER.glob("slurm/*")}
     # Recipes of the reader are called mine.yaml.
     named = set(re.findall(r"`((?:slurm/)?[\w.-]+\.(?:yaml|sbatch))`", README))
     assert named == there

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lora_kit.pipeline import train
-from lora_kit.preflight.plan import make_plan
+from lora_kit.preflight.make_plan import make_plan
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import DataError, LoraKitError, RecipeError, TrainingError
 from tests.narrow import write_narrow, write_rows

@@ -25,7 +25,7 @@ from lora_kit.modeling.modes import adapter_disabled
 from lora_kit.preflight.checks import launch_problems, run_checks
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.preflight.launch_checks import refuse_partitioned_objective
-from lora_kit.preflight.plan import make_plan
+from lora_kit.preflight.make_plan import make_plan
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, DataError, TrainingError
 from lora_kit.runtime.launch import Launch

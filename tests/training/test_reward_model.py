@@ -21,7 +21,7 @@ from lora_kit.backbone.load import load
 from lora_kit.data.tokenization import end_of_turn_id
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.preflight.launch_checks import refuse_distributed_head
-from lora_kit.preflight.plan import make_plan
+from lora_kit.preflight.make_plan import make_plan
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import DataError, RecipeError, TrainingError
 from lora_kit.runtime.launch import Launch

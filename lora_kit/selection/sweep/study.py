@@ -95,15 +95,26 @@ def _pruner(name: PrunerName) -> BasePruner:
     return MedianPruner(UNPRUNED_TRIALS, n_warmup_steps=FIRST_PRUNED)
 
 
-def enqueue_default(study: Study, parameters: Mapping[str, Any]) -> None:
-    """Let the recipe as it is be a trial, once.
+def enqueue_default(study: Study, directory: Path, parameters: Mapping[str, Any]) -> None:
+    """Let the recipe as it is be a trial, once, also of workers that begin at the same time.
 
     Args:
         study: the study.
+        directory: directory of the sweep.
         parameters: values of the recipe for the fields that have theirs in the search space.
     """
-    if not any(trial.user_attrs.get(DEFAULT) for trial in study.get_trials(deepcopy=False)):
-        study.enqueue_trial(dict(parameters), user_attrs={DEFAULT: True})
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    # A link to what is there, or the lock of a killed worker would never be given up.
+    beats = _beat_path(directory, worker_name()).parent
+    beats.mkdir(parents=True, exist_ok=True)
+    lock = JournalFileSymlinkLock(str(beats))
+    lock.acquire()
+    try:
+        if not any(trial.user_attrs.get(DEFAULT) for trial in study.get_trials(deepcopy=False)):
+            study.enqueue_trial(dict(parameters), user_attrs={DEFAULT: True})
+    finally:
+        lock.release()
 
 
 def worker_name() -> str:

@@ -2,11 +2,15 @@
 
 import builtins
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
+from optuna import Study
 from optuna.trial import TrialState
 
 from lora_kit.runtime.errors import RecipeError
@@ -26,11 +30,31 @@ from lora_kit.selection.sweep.study import (
 def test_the_recipe_as_it_is_is_enqueued_once(tmp_path: Path) -> None:
     for _ in range(2):
         study = open_study(tmp_path, "tpe", "median", 0)
-        enqueue_default(study, {"adapter.rank": "8"})
+        enqueue_default(study, tmp_path, {"adapter.rank": "8"})
     assert len(study.get_trials()) == 1
     trial = study.ask()
     assert trial.user_attrs == {DEFAULT: True}
     assert trial.suggest_categorical("adapter.rank", ["8", "16"]) == "8"
+
+
+def test_workers_that_begin_at_the_same_time_enqueue_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies = [open_study(tmp_path, "tpe", "none", None) for _ in range(2)]
+    seen = Barrier(2)
+    for study in studies:
+
+        def get_trials(study: Study = study, **options: Any) -> Any:
+            found = type(study).get_trials(study, **options)
+            with suppress(BrokenBarrierError):
+                # Both have looked before one of them writes, unless one has to wait.
+                seen.wait(timeout=0.5)
+            return found
+
+        monkeypatch.setattr(study, "get_trials", get_trials)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda study: enqueue_default(study, tmp_path, {}), studies))
+    assert len(open_study(tmp_path, "tpe", "none", None).trials) == 1
 
 
 def test_trials_of_workers_that_ended_are_tried_again(tmp_path: Path) -> None:
