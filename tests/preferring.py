@@ -1,4 +1,4 @@
-"""Recipes, rows and trainer inputs for tests of the preference objectives and GRPO."""
+"""Recipes, rows and trainer inputs for tests of the preference objectives, GRPO and SDFT."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.training.inputs import TrainingInputs
 from tests.training_rows import training_rows
 
-OBJECTIVES = ("dpo", "kto", "orpo", "grpo")
+OBJECTIVES = ("dpo", "kto", "orpo", "grpo", "sdft")
 
 
 def row(number: int, objective: str) -> dict[str, Any]:
@@ -25,6 +25,8 @@ def row(number: int, objective: str) -> dict[str, Any]:
     right, wrong = f"It is {2 * number + 3}.", f"Who knows, {number}?"
     if objective in ("dpo", "orpo"):
         return {"prompt": asked, "chosen": right, "rejected": wrong}
+    if objective == "sdft":
+        return {"prompt": asked, "completion": right}
     good = number % 3 > 0
     return {"prompt": asked, "completion": right if good else wrong, "label": good}
 
@@ -57,6 +59,8 @@ def recipe_of(tiny: Path, folder: Path, objective: str, **training: Any) -> Reci
     }
     if objective == "grpo":
         document["grpo"] = {"rewards": ["chrf"], "num_generations": 2, "max_new_tokens": 4}
+    if objective == "sdft":
+        document["sdft"] = {"max_new_tokens": 4}
     return Recipe.model_validate(document)
 
 

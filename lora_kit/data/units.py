@@ -1,8 +1,8 @@
-"""Training data of preference objectives, rewards and GRPO: rows with the examples made of them.
+"""Training data of preferences, rewards, GRPO and SDFT: rows with the examples made of them.
 
 A preference pair gives two examples, the chosen and the rejected answer after the same prompt; a
-labelled answer (kto) or a prompt with a reference (grpo) gives one. Examples are tokenized as for
-sft, including the end-of-turn token.
+labelled answer (kto) or a prompt with a reference (grpo) or demonstration (sdft) gives one.
+Examples are tokenized as for sft, including the end-of-turn token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lora_kit.data.store import tokenize_in_memory
 from lora_kit.data.supervision import Example
 from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.recipe.data import DataSpec
-from lora_kit.recipe.objective import PAIRED, Objective
+from lora_kit.recipe.objective import ON_POLICY, PAIRED, Objective
 from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
@@ -130,11 +130,31 @@ def _conversations(row: Row, objective: Objective) -> list[Row]:
             'value). Fix: write {"prompt": "...", "completion": "...", "label": true}; 1 and 0 are '
             "read as true and false"
         )
-    if objective == "grpo" and (row.tools or any(m.tool_calls or m.extra for m in row.messages)):
+    if objective in ON_POLICY and (row.tools or any(m.tool_calls or m.extra for m in row.messages)):
         raise DataError(
-            f"{row.origin}: the objective grpo supports only `role` and `content` in a turn (got "
-            "tools, tool_calls or other fields). Fix: remove them"
+            f"{row.origin}: the objective {objective} supports only `role` and `content` in a turn "
+            "(got tools, tool_calls or other fields). Fix: remove them"
         )
-    # The label of kto is read; where prompts are answered anew (grpo), it is a column without use.
+    if objective == "sdft":
+        _require_demonstration(row)
+        # The label of kto is not used; rows with a bad answer are refused, as in sft.
+        return [row]
+    # The label of kto is read; where only the prompt counts (grpo), it is a column without use.
     is_unused = objective != "kto" and row.desirable is not None
     return [dataclasses.replace(row, desirable=True if is_unused else None)]
+
+
+def _require_demonstration(row: Row) -> None:
+    """Refuse with DataError a row of sdft whose completion cannot be shown to the teacher."""
+    *prompt, completion = row.messages
+    if prompt[-1].role != "user":
+        raise DataError(
+            f"{row.origin}: the objective sdft shows the completion in the user's last turn, and "
+            f"the prompt does not end with one (got the role {prompt[-1].role}). Fix: end the "
+            "prompt with a turn of the user"
+        )
+    if not completion.content.strip():
+        raise DataError(
+            f"{row.origin}: the objective sdft shows the completion to the teacher (got an empty "
+            "one). Fix: write a completion, or remove the row"
+        )

@@ -46,12 +46,13 @@ from lora_kit.preflight.method_checks import (
     warn_of_substituted_estimate,
 )
 from lora_kit.preflight.position_checks import (
+    check_demonstrations,
     require_answer_positions,
     require_example_positions,
     require_teacher_positions,
     warn_of_long_examples,
 )
-from lora_kit.recipe.objective import HEADED
+from lora_kit.recipe.objective import HEADED, ON_POLICY
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, BackboneError, LoraKitError, TrainingError
 from lora_kit.runtime.launch import Launch
@@ -223,6 +224,10 @@ def _with_rewards(context: PreflightContext) -> bool:
     return context.recipe.grpo is not None
 
 
+def _on_policy(context: PreflightContext) -> bool:
+    return context.recipe.training.objective in ON_POLICY
+
+
 def _with_trackers(context: PreflightContext) -> bool:
     return bool(context.recipe.training.report_to)
 
@@ -256,7 +261,7 @@ LAUNCH_CHECKS = (
     PreflightCheck("full gradients", _always, require_full_gradients),
     PreflightCheck("virtual tokens", _with_virtual_tokens, refuse_sharded_virtual_tokens),
     PreflightCheck("partitioned objective", _always, refuse_partitioned_objective),
-    PreflightCheck("equal shares", _with_rewards, require_equal_shares),
+    PreflightCheck("equal shares", _on_policy, require_equal_shares),
     PreflightCheck("new head", _with_head, refuse_distributed_head),
 )
 CHECKS = (
@@ -286,6 +291,7 @@ CHECKS = (
     PreflightCheck("positions", _with_examples, require_example_positions),
     PreflightCheck("trained window", _with_examples, warn_of_long_examples),
     PreflightCheck("answer positions", _with_examples, require_answer_positions),
+    PreflightCheck("demonstrations", _with_examples, check_demonstrations),
     PreflightCheck("teacher positions", _with_examples, require_teacher_positions),
     PreflightCheck("end of turn", _with_turns, require_supervised_end_of_turn),
     PreflightCheck("double BOS", _with_examples, refuse_double_bos),

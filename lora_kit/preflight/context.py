@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import resolve_packing
 from lora_kit.data.supervision import Example
+from lora_kit.data.units import Unit
 from lora_kit.recipe.data import Packing
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.launch import Launch
@@ -29,6 +30,7 @@ class PreflightContext:
         examples: tokenized training examples.
         held_out: tokenized examples of `data.validation`.
         texts: texts used by the retention methods.
+        units: rows with their examples, for objectives that train on units.
     """
 
     recipe: Recipe
@@ -38,6 +40,7 @@ class PreflightContext:
     examples: Sequence[Example] = ()
     held_out: Sequence[Example] = ()
     texts: RetentionTexts = field(default_factory=RetentionTexts)
+    units: Sequence[Unit] = ()
 
     @property
     def loaded_backbone(self) -> Backbone:

@@ -6,7 +6,7 @@ import torch
 
 from lora_kit.backbone.load import FOUR_BIT
 from lora_kit.preflight.context import PreflightContext
-from lora_kit.recipe.objective import PREFERENCE
+from lora_kit.recipe.objective import ON_POLICY, PREFERENCE
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import BackboneError, TrainingError
 from lora_kit.runtime.launch import (
@@ -178,7 +178,7 @@ def require_available_acceleration(context: PreflightContext) -> None:
 def refuse_partitioned_objective(context: PreflightContext) -> None:
     """Refuse with TrainingError to train on judged or generated answers with sharded state."""
     objective = context.recipe.training.objective
-    if objective in (*PREFERENCE, "grpo") and context.launch.partitioned:
+    if objective in (*PREFERENCE, *ON_POLICY) and context.launch.partitioned:
         raise TrainingError(
             f"training.objective: {objective}: the number of forward passes of a step, of the "
             "policy and its reference or of sampling, differs between processes, which FSDP and "
@@ -187,5 +187,5 @@ def refuse_partitioned_objective(context: PreflightContext) -> None:
 
 
 def require_equal_shares(context: PreflightContext) -> None:
-    """Refuse with TrainingError a step of grpo that the processes cannot share equally."""
+    """Refuse with TrainingError a step of prompts that the processes cannot share equally."""
     answers_per_process(context.recipe, context.launch.processes)

@@ -207,6 +207,9 @@ OMITTED_FROM_ESTIMATE = {
     "4 bytes of memory for each token of a forward pass and each entry of the vocabulary",
     "grpo": "sampling, reward models, and all but one of the answers of a prompt: a step takes at "
     "least `grpo.num_generations` times as long",
+    "sdft": "sampling, the forward pass of the teacher, whose prompt holds the completion as well, "
+    "and the logits of teacher and student over whole answers: at least 8 bytes of memory for "
+    "each token of the answers of a forward pass and each entry of the vocabulary",
 }
 
 

@@ -10,6 +10,7 @@ from lora_kit.data.supervision import Example
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.runtime.errors import DataError, RecipeError
 from lora_kit.training.distillation import require_positions
+from lora_kit.training.preferences.prompts import student_prompt, teacher_prompt
 from lora_kit.training.preferences.unit_batches import prompt_tokens
 
 
@@ -79,6 +80,47 @@ def require_answer_positions(context: PreflightContext) -> None:
                 f"answer of this length {overflow} in {context.loaded_backbone.files.reference}. "
                 "Fix: lower grpo.max_new_tokens"
             )
+
+
+def check_demonstrations(context: PreflightContext) -> str | None:
+    """Refuse a row of sdft whose prompts and answer exceed the positions of the backbone.
+
+    Returns:
+        Warning of teacher's prompts beyond the backbone's window, where positions go on.
+
+    Raises:
+        DataError: if the chat template does not support the teacher's prompt of a row.
+        RecipeError: if an answer after one of the prompts has too few positions.
+    """
+    spec, backbone = context.recipe.sdft, context.loaded_backbone
+    if spec is None:
+        return None
+    positions, tokenizer = PositionLimits.of(backbone.model), backbone.tokenizer
+    longest = 0
+    for unit in context.units:
+        prompts = {
+            "student": student_prompt(unit.row, tokenizer),
+            "teacher": teacher_prompt(unit.row, spec, tokenizer),
+        }
+        for reader, prompt in prompts.items():
+            longest = max(longest, len(prompt))
+            # The last generated token is an input too: the answer is scored.
+            if overflow := positions.overflow(prompt, spec.max_new_tokens + 1):
+                raise RecipeError(
+                    f"sdft.max_new_tokens: {spec.max_new_tokens}: {unit.row.origin}: the "
+                    f"{reader}'s prompt with an answer of this length {overflow} in "
+                    f"{backbone.files.reference}. Fix: lower sdft.max_new_tokens, or shorten the "
+                    "row"
+                )
+    window = trained_window(backbone.model)
+    if window is None or longest + spec.max_new_tokens <= window:
+        return None
+    return (
+        f"sdft.max_new_tokens: the longest prompt, with the demonstration in it, has {longest} "
+        f"tokens, and an answer of {spec.max_new_tokens} ends beyond the window of {window} tokens "
+        f"that {backbone.files.reference} was made for. Lower sdft.max_new_tokens, or shorten the "
+        "rows"
+    )
 
 
 def require_teacher_positions(context: PreflightContext) -> None:

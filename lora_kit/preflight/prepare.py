@@ -14,6 +14,7 @@ from lora_kit.data.dataset import prepare, validation_rows
 from lora_kit.data.labelled import supervise_inputs
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.training_data import TrainingData
+from lora_kit.data.units import PreparedUnits
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.llm_judge.preferences import check_judges
@@ -84,6 +85,7 @@ def prepare_training(
         examples=data.examples,
         held_out=held_out.examples,
         texts=texts,
+        units=data.units if isinstance(data, PreparedUnits) else (),
     )
     checked = run_checks(context)
     items, limits = audited_items(work), recipe.data.audit

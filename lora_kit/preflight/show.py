@@ -23,11 +23,15 @@ from lora_kit.preflight.show_estimate import (
     show_repeats,
 )
 from lora_kit.recipe.data import Packing
-from lora_kit.recipe.objective import HEADED
+from lora_kit.recipe.objective import HEADED, ON_POLICY, PAIRED, Objective
 from lora_kit.runtime.console import visible
 
 # Units of a step's batch, for objectives whose unit is not an example.
-UNITS = {"dpo": "pairs", "orpo": "pairs", "reward": "pairs", "kto": "answers", "grpo": "prompts"}
+UNITS: dict[Objective, str] = {
+    **dict.fromkeys(PAIRED, "pairs"),
+    "kto": "answers",
+    **dict.fromkeys(ON_POLICY, "prompts"),
+}
 PACKINGS: dict[Packing, str] = {
     True: "packed rows",
     False: "padded rows",

@@ -1,14 +1,22 @@
-"""The recipe's `preference`, `reward` and `grpo` sections: the options of an objective."""
+"""The recipe's `preference`, `reward`, `grpo` and `sdft` sections: options of an objective."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from lora_kit.recipe.section import Count, Distinct, Fraction, NotNegative, Positive, Section
+from lora_kit.recipe.section import (
+    Count,
+    Distinct,
+    Fraction,
+    NotNegative,
+    Positive,
+    Section,
+    Whole,
+)
 
-Objective = Literal["sft", "text", "dpo", "kto", "orpo", "reward", "grpo", "classification"]
+Objective = Literal["sft", "text", "dpo", "kto", "orpo", "reward", "grpo", "sdft", "classification"]
 # Objectives that learn the next token, and all that learn labels of rows.
 LANGUAGE_MODELING: tuple[Objective, ...] = ("sft", "text")
 SUPERVISED: tuple[Objective, ...] = (*LANGUAGE_MODELING, "classification")
@@ -20,6 +28,12 @@ PREFERENCE: tuple[Objective, ...] = ("dpo", "orpo", "kto")
 HEADED: tuple[Objective, ...] = ("classification", "reward")
 # Objectives with a reference policy, which is the base with the adapter disabled.
 REFERENCED: tuple[Objective, ...] = ("dpo", "kto", "grpo")
+# Objectives that train on answers which the model generates during training.
+ON_POLICY: tuple[Objective, ...] = ("grpo", "sdft")
+# Objectives with a section of their own name.
+WITH_SECTION: tuple[Objective, ...] = ("reward", "grpo", "sdft", "classification")
+# Parts of `sdft.teacher_prompt` that are filled in for each row.
+PROMPT, DEMONSTRATION = "{prompt}", "{demonstration}"
 
 
 class PreferenceSpec(Section):
@@ -85,3 +99,53 @@ class GrpoSpec(Section):
                 "module, or run:PATH"
             )
         return rewards
+
+
+class SdftSpec(Section):
+    """On-policy self-distillation (Shenfeld et al. 2026, arXiv:2601.19897).
+
+    The student is the model with its adapter and answers the prompt. The teacher is the base, with
+    the adapter disabled, and sees the row's completion in its prompt, as a demonstration. The
+    student learns the teacher's distribution of each token of its own answer.
+    """
+
+    max_new_tokens: Count = 256
+    """Largest number of tokens of the student's answer."""
+    temperature: Positive = 1.0
+    """Sampling temperature, and divisor of the logits that are compared."""
+    divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon"] = "reverse_kl"
+    """Loss of a token. `reverse_kl`: KL(student || teacher), that of the paper; `forward_kl`:
+    KL(teacher || student); `jensen_shannon`: the mean of both divergences from the mean of the two
+    distributions."""
+    top_k: Count | None = 100
+    """Tokens that are compared at each position: those that the student finds most likely, and all
+    others as one. Null: the whole vocabulary, which needs more memory."""
+    skipped_tokens: Whole = 0
+    """First tokens of each answer that are left out of the loss; for teachers that begin with words
+    about the demonstration."""
+    teacher_prompt: str = (
+        f"{PROMPT}\n\nHere is an example of a good answer:\n\n{DEMONSTRATION}\n\n"
+        "Now write a good answer of your own."
+    )
+    """Text of the user's last turn as the teacher sees it, with `{prompt}` for the turn itself and
+    `{demonstration}` for the row's completion."""
+
+    @field_validator("teacher_prompt")
+    @classmethod
+    def _require_both_parts(cls, text: str) -> str:
+        for part in (PROMPT, DEMONSTRATION):
+            if text.count(part) != 1:
+                raise ValueError(
+                    f"has to contain {part} once, and contains it {text.count(part)} times. Fix: "
+                    "write both {prompt} and {demonstration} into it"
+                )
+        return text
+
+    @model_validator(mode="after")
+    def _require_tokens_to_learn(self) -> SdftSpec:
+        if self.skipped_tokens >= self.max_new_tokens:
+            raise ValueError(
+                f"`skipped_tokens` {self.skipped_tokens} leaves out all of the `max_new_tokens` "
+                f"{self.max_new_tokens}. Fix: lower it"
+            )
+        return self

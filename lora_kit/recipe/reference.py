@@ -142,4 +142,8 @@ def _default(field: FieldInfo) -> str:
         return "none"
     if isinstance(value, Section):
         return "see below"
-    return f"`{json.dumps(value)}`" if not isinstance(value, str) else f"`{value}`"
+    if not isinstance(value, str):
+        return f"`{json.dumps(value)}`"
+    # A row of a table is one line.
+    shown = value.replace("\n", "\\n")
+    return f"`{shown}`"

@@ -13,7 +13,14 @@ from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec, DType
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.data import DataSpec
-from lora_kit.recipe.objective import PREFERENCE, GrpoSpec, PreferenceSpec, RewardSpec
+from lora_kit.recipe.objective import (
+    ON_POLICY,
+    PREFERENCE,
+    GrpoSpec,
+    PreferenceSpec,
+    RewardSpec,
+    SdftSpec,
+)
 from lora_kit.recipe.retention import RetentionSpec
 from lora_kit.recipe.section import Count, Distinct, Positive, Section, Whole
 from lora_kit.recipe.sweep import SweepSpec
@@ -144,6 +151,8 @@ class RecipeSections(Section):
     """Learning a reward model; for the objective reward."""
     grpo: GrpoSpec | None = None
     """Rewards and sampling; for the objective grpo."""
+    sdft: SdftSpec | None = None
+    """Sampling, divergence and the teacher's prompt; for the objective sdft."""
     retention: RetentionSpec = RetentionSpec()
     classification: ClassificationSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -181,7 +190,7 @@ def _with_objective_defaults(value: dict[str, Any]) -> dict[str, Any]:
     if objective == "text":
         return _with_text_defaults(value)
     section = "preference" if objective in PREFERENCE else objective
-    if section not in ("preference", "reward", "grpo") or value.get(section) is not None:
+    if section not in ("preference", "reward", *ON_POLICY) or value.get(section) is not None:
         return value
     return {**value, section: {}}
 

@@ -14,7 +14,7 @@ from lora_kit.recipe.section import Count, Section
 SamplerName = Literal["tpe", "random", "gp"]
 PrunerName = Literal["median", "hyperband", "none"]
 # Sections whose fields are what is searched for; others say what is measured, or on what.
-SEARCHED = ("adapter", "data", "training", "retention", "preference", "reward", "grpo")
+SEARCHED = ("adapter", "data", "training", "retention", "preference", "reward", "grpo", "sdft")
 # Parts of a trial's training; at the end of each but the last it may be given up.
 PARTS = 4
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -67,14 +67,16 @@ class TrainingSpec(Section):
     objective: Objective = "sft"
     """Loss. `sft`: cross-entropy on supervised tokens. `text`: continued pre-training on every
     token of texts. From pairs of a chosen and a rejected answer: `dpo`, `orpo`; from labelled
-    answers: `kto` (see `preference`). From rewards of generated answers: `grpo`. `reward`: a reward
-    model from pairs. `classification`: a head for the classes of `text-label` rows. The reference
-    policy of dpo, kto and grpo is the base, with the adapter disabled."""
+    answers: `kto` (see `preference`). From rewards of generated answers: `grpo`. From the
+    distributions of the base, shown a row's completion, on generated answers: `sdft`. `reward`: a
+    reward model from pairs. `classification`: a head for the classes of `text-label` rows. The
+    reference policy of dpo, kto and grpo, and the teacher of sdft, is the base, with the adapter
+    disabled."""
     epochs: Positive = 1.0
     """Passes over the training rows."""
     batch_size: Count = 8
     """Examples of an optimizer step over all processes; pairs for dpo, orpo and reward, prompts for
-    grpo, equally many for each process."""
+    grpo and sdft, equally many for each process."""
     micro_batch_size: Count | None = None
     """Examples of a forward pass and process; fewer need less memory. Default: 4 on a CPU, the
     process's share of the step on a GPU. For grpo: answers, of which a step has `batch_size` times

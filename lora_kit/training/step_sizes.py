@@ -45,7 +45,7 @@ def length_group_size(spec: TrainingSpec, device: torch.device) -> int:
 
 
 def answers_per_process(recipe: Recipe, processes: int) -> int:
-    """Return the answers of a step of grpo that one process generates and trains on.
+    """Return the answers of a step of grpo or sdft that one process generates and trains on.
 
     Raises:
         TrainingError: if the processes cannot have equally many prompts, or the passes of a process
@@ -54,9 +54,9 @@ def answers_per_process(recipe: Recipe, processes: int) -> int:
     spec, generations = recipe.training, recipe.grpo.num_generations if recipe.grpo else 1
     if spec.batch_size % processes:
         raise TrainingError(
-            f"training.batch_size: grpo gives each process the same number of prompts (got "
-            f"{spec.batch_size} prompts, {processes} processes). Fix: use a multiple of the number "
-            "of processes"
+            f"training.batch_size: {spec.objective} gives each process the same number of prompts "
+            f"(got {spec.batch_size} prompts, {processes} processes). Fix: use a multiple of the "
+            "number of processes"
         )
     answers = spec.batch_size // processes * generations
     micro = min(spec.micro_batch_size or generations, answers)
@@ -66,6 +66,18 @@ def answers_per_process(recipe: Recipe, processes: int) -> int:
             f"{micro}). Fix: use a divisor, or launch another number of processes"
         )
     return answers
+
+
+def answers_per_pass(spec: TrainingSpec, answers: int, device: torch.device) -> int:
+    """Return the answers of a forward pass of sdft, whose passes have equally many.
+
+    Args:
+        spec: the recipe's `training` section.
+        answers: answers of a step on one process.
+        device: device of the process.
+    """
+    most = min(length_group_size(spec, device), answers)
+    return next(size for size in range(most, 0, -1) if answers % size == 0)
 
 
 def optimizer_steps(examples: int, spec: TrainingSpec) -> int:

@@ -12,6 +12,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.training import setup
 from lora_kit.training.guards import Guards
 from lora_kit.training.preferences.grpo import GrpoStepTrainer
+from lora_kit.training.preferences.sdft import SdftStepTrainer
 from tests.integration.with_gradient import write_gradient
 from tests.training.cut import cut_off
 
@@ -46,6 +47,13 @@ def fixed_answers(
     return answers, None
 
 
+def fixed_rollouts(
+    _trainer: Any, prompts: list[list[int]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return prompts, and answers as `fixed_answers` does."""
+    return prompts, fixed_answers(_trainer, prompts)[0]
+
+
 def train(job: Job, patched: pytest.MonkeyPatch) -> None:
     recipe, run = Recipe.model_validate_json(job["recipe"]), Path(job["run"])
     patched.setenv("GRADIENT", f"{run}.safetensors")
@@ -54,6 +62,7 @@ def train(job: Job, patched: pytest.MonkeyPatch) -> None:
     patched.setattr(setup, "plot_training", lambda *_, **__: None)
     if not job.get("sampled"):
         patched.setattr(GrpoStepTrainer, "_generate_single_turn", fixed_answers)
+        patched.setattr(SdftStepTrainer, "_generate_transformers", fixed_rollouts)
     if "cut" in job:
         cut_off(patched, recipe, run, job["cut"])
     else:

@@ -22,7 +22,7 @@ from tests.training.cut import with_training
 pytestmark = pytest.mark.slow
 # The reward model that is trained first gives rewards to grpo.
 TRAINED = ("reward", *OBJECTIVES)
-STEPS = {"dpo": 6, "kto": 6, "orpo": 3, "reward": 3, "grpo": 3}
+STEPS = {"dpo": 6, "kto": 6, "orpo": 3, "reward": 3, "grpo": 3, "sdft": 3}
 # TRL averages these over forward passes, which hold answers in random order.
 AVERAGED = {"grpo": {"kl", "entropy"}}
 
@@ -46,6 +46,10 @@ def recipe_for(objective: str, tiny: Path, folder: Path) -> Recipe:
         lines = [json.loads(line) | {"label": True} for line in rows.read_text().splitlines()]
         rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return Recipe.model_validate(document)
+    if objective == "sdft":
+        return recipe_of(
+            tiny, folder, objective, epochs=epochs, warmup_ratio=0.0, micro_batch_size=2
+        )
     if objective == "reward":
         document = reward_recipe(tiny, folder, training=sizes).model_dump(mode="json")
     else:
@@ -115,12 +119,15 @@ def folder(one_thread: None, tiny: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.covers("lora", on=("none",), launcher="several processes, CPU")
 @pytest.mark.parametrize("objective", TRAINED)
 def test_the_gradient_is_that_of_one_process(folder: Path, objective: str) -> None:
-    """Sums of float32 in another order; each is rounded by 6e-8 of its terms."""
+    """Sums of float32 in another order; each is rounded by 6e-8 of its terms.
+
+    The gradient of sdft is the difference of two distributions that are almost equal at first.
+    """
     alone, shared = (
         gradient(folder / f"{objective}-{name}.safetensors") for name in ("alone", "shared")
     )
     assert alone.norm() > 0
-    assert distance(alone, shared) < 1e-6
+    assert distance(alone, shared) < (1e-5 if objective == "sdft" else 1e-6)
 
 
 @pytest.mark.parametrize("objective", TRAINED)

@@ -88,6 +88,22 @@ def test_examples_longer_than_the_teachers_positions_are_refused(
     assert make_plan(Recipe.model_validate(short)).on_backbone is not None
 
 
+def test_long_answers_after_the_teachers_prompt_are_refused(
+    short: dict[str, Any], smollm: Path, tmp_path: Path
+) -> None:
+    """The teacher's prompt holds the completion as well, and is the longer one."""
+    short["backbone"]["model"] = str(write_narrow(tmp_path / "wide", smollm, 64))
+    asked = [{"prompt": f"{n} plus {n}?", "completion": "It is " * n} for n in range(1, 5)]
+    rows = write_rows(tmp_path / "asked.jsonl", asked)
+    short["data"] |= {"train": [{"source": str(rows)}], "max_length": 32}
+    short["training"] |= {"objective": "sdft", "learning_rate": 1e-3}
+    short["sdft"] = {"max_new_tokens": 32}
+    message = r"sdft\.max_new_tokens: 32: .*asked\.jsonl:2: the teacher's prompt .* needs \d+"
+    refused(short, RecipeError, message, tmp_path / "refused")
+    short["sdft"]["max_new_tokens"] = 8
+    train(Recipe.model_validate(short), tmp_path / "run")
+
+
 def test_long_sampled_answers_are_refused(short: dict[str, Any], tmp_path: Path) -> None:
     asked = [{"prompt": f"{n} plus {n}?", "completion": f"{2 * n}"} for n in range(1, 5)]
     rows = write_rows(tmp_path / "asked.jsonl", asked)

@@ -1,4 +1,4 @@
-"""Preference objectives and GRPO: reference policy, tokens, checkpoints, refusals."""
+"""Preference objectives, GRPO and SDFT: reference policy, tokens, checkpoints, refusals."""
 
 import json
 import math
@@ -30,8 +30,8 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, DataError, TrainingError
 from lora_kit.runtime.launch import Launch
 from lora_kit.training.preferences.answer_log_probs import restoring_forward, score_answers_only
-from lora_kit.training.preferences.grpo import PromptSampler
 from lora_kit.training.preferences.objectives import objective_trainer
+from lora_kit.training.preferences.prompts import PromptSampler
 from lora_kit.training.preferences.rewards import reward_functions
 from lora_kit.training.preferences.unit_batches import dpo_batch
 from tests.preferring import OBJECTIVES, perturb_adapter, recipe_of, row, trainer_inputs
@@ -65,7 +65,8 @@ def test_preferences_are_learned_and_logged(trained: dict[str, Path]) -> None:
     assert lines[0]["rewards/margins"] == 0.0
     assert lines[-1]["rewards/margins"] > 0.05
     assert lines[-1]["rewards/accuracies"] == 1.0
-    for objective, name in (("kto", "kl"), ("orpo", "nll_loss"), ("grpo", "reward")):
+    logged = {"kto": "kl", "orpo": "nll_loss", "grpo": "reward", "sdft": "completions/mean_length"}
+    for objective, name in logged.items():
         steps = [json.loads(line) for line in (trained[objective] / "metrics.jsonl").open()]
         assert all(name in step for step in steps), objective
         assert steps[-1]["tokens"] > steps[0]["tokens"] > 0
@@ -108,7 +109,7 @@ def test_each_objective_reloads_in_a_new_process_with_the_same_logits(
     assert not torch.equal(here["dpo"], here["orpo"])
 
 
-@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo"])
+@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo", "sdft"])
 def test_resumed_training_ends_like_uninterrupted_training(
     tiny: Path,
     trained: dict[str, Path],
@@ -190,7 +191,7 @@ def test_an_adapter_on_the_output_head_is_refused(tiny: Path, tmp_path: Path) ->
         )
 
 
-@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+@pytest.mark.parametrize("objective", ["dpo", "grpo", "sdft"])
 def test_adapters_of_quantized_weights_stay_in_float32(
     tiny: Path, tmp_path: Path, objective: str
 ) -> None:
@@ -306,6 +307,26 @@ def test_the_reward_equals_the_score_of_a_generation_task(tiny: Path, tmp_path: 
             "retention.kl: works with the objectives sft and text only",
         ),
         ("dpo", {"adapter": {"dropout": 0.1}}, "adapter.dropout: dpo compares"),
+        ("sdft", {"adapter": {"dropout": 0.1}}, "sdft compares the adapter with the teacher"),
+        ("sft", {"sdft": {}}, "sdft: is read by the objective sdft only (training.objective is"),
+        (
+            "sdft",
+            {"retention": {"non_target_kl": {}}},
+            "retention.non_target_kl: works with the objectives sft and text only",
+        ),
+        ("sdft", {"data": {"packing": True}}, "data.packing: works with the objectives sft and"),
+        (
+            "sdft",
+            {"training": {"distillation": {"teacher": {"model": "m"}}}},
+            "training.distillation: works with the objectives sft and text only",
+        ),
+        ("sdft", {"training": {"micro_batch_size": 3}}, "does not divide training.batch_size 8"),
+        ("sdft", {"sdft": {"teacher_prompt": "{prompt}"}}, "has to contain {demonstration} once"),
+        (
+            "sdft",
+            {"sdft": {"max_new_tokens": 8, "skipped_tokens": 8}},
+            "`skipped_tokens` 8 leaves out all of the `max_new_tokens` 8",
+        ),
         ("grpo", {"adapter": {"method": "adalora"}}, "adapter.method: adalora"),
         ("kto", {"training": {"micro_batch_size": 1}}, "which takes two examples (got 1)"),
         ("grpo", {"training": {"micro_batch_size": 3}}, "does not divide the 64 answers of a step"),
@@ -389,11 +410,13 @@ def test_a_plan_shows_supervised_samples(tiny: Path, tmp_path: Path, objective: 
 def test_sharded_training_is_refused_and_the_estimate_names_its_gaps(
     tiny: Path, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(tiny, tmp_path, "dpo")
-    with pytest.raises(TrainingError, match=r"dpo: .* lockstep\. Fix: .*ddp\.yaml"):
-        refuse_partitioned_objective(PreflightContext(recipe, Launch(deepspeed=True)))
-    found = run_checks(PreflightContext(recipe, Launch()))
-    assert any("the forward pass of the reference policy" in one for one in found.warnings)
+    left_out = {"dpo": "the forward pass of the reference policy", "sdft": "of the teacher"}
+    for objective, part in left_out.items():
+        recipe = recipe_of(tiny, tmp_path, objective)
+        with pytest.raises(TrainingError, match=rf"{objective}: .* lockstep\. Fix: .*ddp\.yaml"):
+            refuse_partitioned_objective(PreflightContext(recipe, Launch(deepspeed=True)))
+        found = run_checks(PreflightContext(recipe, Launch()))
+        assert any(part in one for one in found.warnings)
 
 
 @pytest.mark.parametrize(

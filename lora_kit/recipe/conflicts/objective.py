@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_kit.recipe.objective import PREFERENCE, REFERENCED, SUPERVISED, PreferenceSpec
+from lora_kit.recipe.objective import (
+    PREFERENCE,
+    REFERENCED,
+    SUPERVISED,
+    WITH_SECTION,
+    PreferenceSpec,
+)
 from lora_kit.recipe.problem import Problem, conflict
 from lora_kit.recipe.sections import RecipeSections
 
@@ -35,7 +41,7 @@ ON_SUPERVISED = "works with the objectives sft, text and classification only"
 ON_LANGUAGE_MODELING = "works with the objectives sft and text only"
 FIXES = {
     "data.validation": "evaluate held-out rows as a task of a suite: multiple_choice for pairs, "
-    "generation for rewards",
+    "generation for rewards, either for answers",
     "data.replay": "add its rows to data.train",
     "evaluation.arms": "remove scratch",
     "adapter.method": "use lora",
@@ -54,7 +60,7 @@ def sections_of_other_objectives(recipe: RecipeSections) -> Iterator[Problem]:
     objective = recipe.training.objective
     if recipe.preference is not None and objective not in PREFERENCE:
         yield _unused(recipe, "preference", "is read by the objectives dpo, kto and orpo only")
-    for name in ("reward", "grpo", "classification"):
+    for name in WITH_SECTION:
         if getattr(recipe, name) is not None and objective != name:
             yield _unused(recipe, name, f"is read by the objective {name} only")
 
@@ -136,14 +142,15 @@ def made_for_sft(recipe: RecipeSections) -> Iterator[Problem]:
 
 
 def dropout_with_reference(recipe: RecipeSections) -> Iterator[Problem]:
-    """Refuse dropout where the trained policy is compared with the reference policy."""
+    """Refuse dropout where the trained policy is compared with a reference policy or a teacher."""
     objective, dropout = recipe.training.objective, recipe.adapter.dropout
-    if dropout and objective in REFERENCED:
+    if dropout and objective in (*REFERENCED, "sdft"):
+        other = "teacher" if objective == "sdft" else "reference policy"
         yield conflict(
             "adapter.dropout",
             OBJECTIVE,
-            reason=f"{objective} compares the adapter with the reference policy, and both have to "
-            "be computed without dropout",
+            reason=f"{objective} compares the adapter with the {other}, and both have to be "
+            "computed without dropout",
             given=dropout,
             fix="set it to 0",
         )

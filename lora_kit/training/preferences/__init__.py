@@ -1,1 +1,1 @@
-"""Objectives trained with TRL on units: preference pairs, rated answers, rewards, GRPO."""
+"""Objectives trained with TRL on units: preference pairs, rated answers, rewards, GRPO, SDFT."""

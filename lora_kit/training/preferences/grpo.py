@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
 from lora_kit.data.rows import Message
@@ -15,49 +13,11 @@ from lora_kit.data.tokenization import tokenize_prompt
 from lora_kit.data.units import Unit
 from lora_kit.training.checkpointed_trainer import IDLE_STEPS
 from lora_kit.training.preferences.answer_log_probs import score_answers_only
+from lora_kit.training.preferences.prompts import PromptSampler
 from lora_kit.training.preferences.trl_trainer import TrlTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-
-class PromptSampler(Sampler[int]):
-    """Sampler of prompts in full steps, shuffled anew each epoch, each repeated per answer.
-
-    TRL's sampler drops prompts that do not fill a step, and after resuming repeats the order of the
-    first epoch. This sampler fills an epoch's last step with prompts from the epoch's beginning.
-    """
-
-    def __init__(self, size: int, prompts: int, answers: int, passes: int, seed: int):
-        """Store the sizes of a step.
-
-        Args:
-            size: number of prompts in the data set.
-            prompts: prompts per optimizer step, over all processes.
-            answers: answers sampled per prompt.
-            passes: forward passes per step; TRL draws the step's prompts once per pass.
-            seed: seed of the order.
-        """
-        self.size = size
-        self.prompts = prompts
-        self.answers = answers
-        self.passes = passes
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Select the order of an epoch; the training loop calls this before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-self.size // self.prompts) * self.prompts * self.answers * self.passes
-
-    def __iter__(self) -> Iterator[int]:
-        order = list(range(self.size))
-        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
-        for start in range(0, self.size, self.prompts):
-            step = [order[(start + n) % self.size] for n in range(self.prompts)]
-            yield from [row for row in step for _ in range(self.answers)] * self.passes
 
 
 class GrpoStepTrainer(TrlTrainer, GRPOTrainer):

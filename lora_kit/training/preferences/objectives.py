@@ -18,7 +18,7 @@ from lora_kit.training.arguments import training_arguments
 from lora_kit.training.checkpointed_trainer import IDLE_STEPS, CheckpointedTrainer
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.preferences.trainers import DpoStepTrainer, KtoStepTrainer
-from lora_kit.training.step_sizes import answers_per_process, length_group_size
+from lora_kit.training.step_sizes import answers_per_pass, answers_per_process, length_group_size
 from lora_kit.training.steps import StepTrainer
 from lora_kit.training.supervised import SupervisedTrainer
 
@@ -33,6 +33,10 @@ def trainer_class(objective: Objective) -> type[CheckpointedTrainer]:
         from lora_kit.training.preferences.grpo import GrpoStepTrainer
 
         return GrpoStepTrainer
+    if objective == "sdft":
+        from lora_kit.training.preferences.sdft import SdftStepTrainer
+
+        return SdftStepTrainer
     if objective == "reward":
         from lora_kit.training.preferences.reward_model import RewardModelTrainer
 
@@ -49,7 +53,7 @@ def trainer_class(objective: Objective) -> type[CheckpointedTrainer]:
 def objective_trainer(
     inputs: TrainingInputs, callbacks: Sequence[TrainerCallback]
 ) -> CheckpointedTrainer:
-    """Build the trainer of a preference objective, reward or grpo; report its reference policy."""
+    """Build the trainer of a preference objective, reward, grpo or sdft; report its reference."""
     recipe, data = inputs.recipe, inputs.data
     assert isinstance(data, PreparedUnits)  # the data of all these objectives
     objective = recipe.training.objective
@@ -58,6 +62,9 @@ def objective_trainer(
     spec = recipe.training
     if objective == "grpo":
         return _grpo_trainer(inputs, data.units, callbacks)
+    if objective == "sdft":
+        say("sdft: the teacher is the base, with the adapter disabled")
+        return _sdft_trainer(inputs, data.units, callbacks)
     config_class, options = _trl_config(recipe)
     extra: dict[str, Any] = {}
     if recipe.adapter.method == "head":
@@ -116,6 +123,39 @@ def _grpo_trainer(
         save_total_limit=recipe.training.save_total_limit,
         callbacks=list(callbacks),
     )
+
+
+def _sdft_trainer(
+    inputs: TrainingInputs, units: Sequence[Unit], callbacks: Sequence[TrainerCallback]
+) -> CheckpointedTrainer:
+    from lora_kit.modeling.generation import stop_token_ids
+    from lora_kit.training.preferences.sdft import SDFTConfig, SdftStepTrainer, sdft_options
+
+    recipe, spec, state = inputs.recipe, inputs.recipe.sdft, process_state()
+    assert spec is not None  # the recipe fills the section in for this objective
+    answers = answers_per_process(recipe, state.num_processes)
+    micro = answers_per_pass(recipe.training, answers, state.device)
+    vocabulary = inputs.backbone.model.config.get_text_config().vocab_size
+    trainer = SdftStepTrainer(
+        model=inputs.model,
+        args=training_arguments(
+            SDFTConfig,
+            inputs,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=answers // micro,
+            **sdft_options(spec, vocabulary),
+        ),
+        units=units,
+        spec=spec,
+        ends=stop_token_ids(inputs.backbone),
+        processing_class=inputs.backbone.tokenizer,
+        save_total_limit=recipe.training.save_total_limit,
+        callbacks=list(callbacks),
+    )
+    if spec.skipped_tokens:
+        # All answers of a step may be shorter.
+        trainer.idle_steps = IDLE_STEPS
+    return trainer
 
 
 def _trl_config(recipe: Recipe) -> tuple[type[Any], dict[str, Any]]:
