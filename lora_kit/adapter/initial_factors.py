@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from lora_kit.adapter.initialized_layers import layers_to_initialize
+from lora_kit.adapter.layer_weight import dequantized_weight
 from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER, requested_configuration
 from lora_kit.adapter.saved_configuration import PREFIX
 from lora_kit.backbone.load import Backbone
@@ -202,7 +203,7 @@ def _set_cancelling_factors(layer: LoraLayer, requested: LoraConfig) -> None:
     from peft.tuners.lora.layer import Linear
 
     base = cast("torch.nn.Linear", layer.get_base_layer())
-    weight = _weight_of(layer)
+    weight = dequantized_weight(layer)
     out, inputs = weight.shape
     copy = torch.nn.Linear(inputs, out, bias=False, device="meta")
     copy.weight = torch.nn.Parameter(weight, requires_grad=False)
@@ -225,15 +226,6 @@ def _set_cancelling_factors(layer: LoraLayer, requested: LoraConfig) -> None:
     )
 
 
-def _weight_of(layer: LoraLayer) -> torch.Tensor:
-    """Return a dequantized copy of the layer's weight, (out, in) float32."""
-    from peft.utils.integrations import dequantize_module_weight
-
-    stored: torch.Tensor = dequantize_module_weight(layer.get_base_layer())
-    weight = stored.detach().float().clone()
-    return weight.T.contiguous() if getattr(layer, "fan_in_fan_out", False) else weight
-
-
 @torch.no_grad()
 def _initialise_loftq(layers: Mapping[str, LoraLayer], backbone: Backbone) -> None:
     """Set the factors to the truncated SVD of each weight's quantization error."""
@@ -250,7 +242,7 @@ def _initialise_loftq(layers: Mapping[str, LoraLayer], backbone: Backbone) -> No
     )
     for name, layer in layers.items():
         module = unquantized.get_submodule(name.removeprefix(PREFIX))
-        quantized = _weight_of(layer)
+        quantized = dequantized_weight(layer)
         # GPT-2's weights are (in, out); when quantized, the layer is a linear one.
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
         error = weight.float().to(quantized.device) - quantized

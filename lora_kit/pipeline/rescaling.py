@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lora_kit.adapter.saved import ADAPTER_WEIGHTS, adapter_sha256, save_adapter
 from lora_kit.evaluation.arms.models import loaded_arms
@@ -27,10 +29,10 @@ from lora_kit.evaluation.ledger_view import ADAPTER_ARM, ArmAsAdapter
 from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.suite import Suite, load_suites, without_judges
 from lora_kit.evaluation.thoughts import Thinking
-from lora_kit.evaluation.verdict import Verdict
 from lora_kit.recipe.objective import HEADED
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.rescaling.choice import Candidate, ScaleChoice, choose_scale
+from lora_kit.rescaling.intruders import IntruderSearch, ReducedAdapter, reduce_intruders
 from lora_kit.rescaling.plot import plot_rescale
 from lora_kit.rescaling.record import RescaleResult
 from lora_kit.rescaling.scale import (
@@ -60,6 +62,38 @@ from lora_kit.runtime.processes import broadcast_from_main, continue_alone
 from lora_kit.runtime.temporaries import hidden_beside
 
 
+@dataclass(frozen=True)
+class _Rescaling:
+    """Inputs of both halves' evaluations.
+
+    Attributes:
+        subject: the run, with the adapter as trained.
+        suites: suites of both roles.
+        output: directory of the results.
+        no_cache: if true, ignore existing results.
+        reduced: adapter with its intruder dimensions reduced; `None` if that is not tried.
+    """
+
+    subject: Subject
+    suites: Sequence[Suite]
+    output: RunDirectory
+    no_cache: bool
+    reduced: ReducedAdapter | None
+
+    def scaled(self, model: Any, scale: AdapterScale) -> AbstractContextManager[Any]:
+        """Return a context manager that yields the model with its adapter at a scale."""
+        return scaled_adapter(model, scale, self.reduced.parameters if self.reduced else None)
+
+    def plan(
+        self, adapter: Path, models: Sequence[LoadedArms], directory: Path, facts: ReportFacts
+    ) -> EvaluationPlan:
+        """Return the plan of an evaluation of one half."""
+        backbone = EvaluatedBackbone.of(self.subject.backbone)
+        return EvaluationPlan(
+            backbone, adapter, self.suites, models, directory, facts, no_cache=self.no_cache
+        )
+
+
 def rescale(
     target: Path | Session,
     scales: Sequence[float] = SCALES,
@@ -68,6 +102,7 @@ def rescale(
     output: Path | None = None,
     no_cache: bool = False,
     gpus: int | None = None,
+    intruders: IntruderSearch | None = None,
 ) -> RescaleResult:
     """Find the scale with the largest gain that retention allows, prove it, and write the adapter.
 
@@ -82,52 +117,57 @@ def rescale(
         output: directory of the results; by default the run directory.
         no_cache: if true, ignore existing results.
         gpus: overrides the recipe's `evaluation.gpus`; ignored for an open session.
+        intruders: factors of the intruder dimensions to try at each uniform scale.
 
     Raises:
         LoraKitError: before anything is measured, if the adapter's effect is not linear in one
             factor, a role has no suite, or a task is too small to be halved.
     """
-    tried = candidate_scales(scales, by_layer)
+    tried = candidate_scales(scales, by_layer, intruders.factors if intruders else ())
     run = RunDirectory(target) if isinstance(target, Path) else target.run
     recipe = run.load_recipe()
     _require_rescalable(recipe, run)
-    chosen = _with_both_roles(
-        without_judges(load_suites(suites or recipe.evaluation.suites), "strengths are not judged")
-    )
-    given = None if isinstance(target, Session) else gpus
-    if needs_one_process(given or evaluation_gpus(target)):
-        close_session(target)
-        continue_alone()
-    session = open_run(target, gpus=gpus) if isinstance(target, Path) else target
+    loaded = load_suites(suites or recipe.evaluation.suites)
+    chosen = _with_both_roles(without_judges(loaded, "strengths are not judged"))
+    session = _opened(target, gpus)
     if by_layer:
         require_thirds(session.model)
     subject = open_subject(session, None)
     thinking = Thinking.of(recipe.evaluation)
-    work = plan_work(chosen, session.backbone, thinking=thinking)
-    halves = halve(work, session.backbone)
+    halves = halve(plan_work(chosen, session.backbone, thinking=thinking), session.backbone)
+    reduced = _reduced(session, intruders) if intruders else None
+    if reduced and not reduced.intruders:
+        tried = tuple(scale for scale in tried if scale.intruders == 1)
     to = RunDirectory(output) if output else run
-    candidates = _measured(subject, chosen, halves.a, tried, to.rescale / "half-a", no_cache)
+    setting = _Rescaling(subject, chosen, to, no_cache, reduced)
+    candidates = _measured(setting, halves.a, tried)
     picked = choose_scale(candidates)
     say(f"{run.root}: {picked.reason}")
     broadcast_from_main(lambda: _clear(to, picked))
-    proof = rescaled = None
-    if picked.chosen is not None:
-        scale = candidates[picked.chosen].scale
-        with scaled_adapter(session.model, scale):
-            broadcast_from_main(lambda: _write_adapter(session, to.scaled))
-            rescaled = adapter_sha256(to.scaled)
-            proof = _proved(subject, chosen, halves.b, scale, to, no_cache)
-    found = RescaleResult(
-        candidates=candidates,
-        choice=picked,
-        proof=proof,
-        trained=adapter_sha256(run.adapter),
-        rescaled=rescaled,
-        items=halves.sizes,
-        output=to,
-    )
+    trained = adapter_sha256(run.adapter)
+    found = RescaleResult(candidates, picked, None, trained, None, halves.sizes, to, reduced)
+    if found.chosen:
+        found = _proved(setting, halves.b, found, found.chosen.scale)
     broadcast_from_main(lambda: _write(found))
     return found
+
+
+def _opened(target: Path | Session, gpus: int | None) -> Session:
+    """Return the open session, on one process alone if it spreads the model over GPUs."""
+    given = None if isinstance(target, Session) else gpus
+    if needs_one_process(given or evaluation_gpus(target)):
+        close_session(target)
+        continue_alone()
+    return open_run(target, gpus=gpus) if isinstance(target, Path) else target
+
+
+def _reduced(session: Session, intruders: IntruderSearch) -> ReducedAdapter:
+    reduced = reduce_intruders(session.model, intruders)
+    same = (
+        "" if reduced.intruders else "; every factor gives the adapter as trained, so none is tried"
+    )
+    say(f"{session.run.root}: {reduced.describe()}{same}")
+    return reduced
 
 
 def _require_rescalable(recipe: Recipe, run: RunDirectory) -> None:
@@ -157,25 +197,12 @@ def _with_both_roles(suites: Sequence[Suite]) -> Sequence[Suite]:
 
 
 def _measured(
-    subject: Subject,
-    suites: Sequence[Suite],
-    work: Sequence[Work],
-    tried: Sequence[AdapterScale],
-    directory: Path,
-    no_cache: bool,
+    setting: _Rescaling, work: Sequence[Work], tried: Sequence[AdapterScale]
 ) -> tuple[Candidate, ...]:
     """Evaluate all scales on half A as arms of one evaluation, each judged as the adapter is."""
-    model = _arms(subject, tried)
-    facts = _facts(subject, "half A, on which the scale was chosen", TRAINED)
-    wanted = EvaluationPlan(
-        EvaluatedBackbone.of(subject.backbone),
-        subject.adapter,
-        suites,
-        [model],
-        directory,
-        facts,
-        no_cache=no_cache,
-    )
+    subject, directory = setting.subject, setting.output.rescale / "half-a"
+    facts = _facts(setting, "half A, on which the scale was chosen", TRAINED)
+    wanted = setting.plan(subject.adapter, [_arms(setting, tried)], directory, facts)
     of_trained = run_evaluation(wanted, work).verdict
 
     def judged() -> tuple[Candidate, ...]:
@@ -185,7 +212,7 @@ def _measured(
                 one,
                 of_trained
                 if one == TRAINED
-                else judge(ArmAsAdapter(ledger, _arm_name(one)), suites),
+                else judge(ArmAsAdapter(ledger, _arm_name(one)), setting.suites),
             )
             for one in tried
         )
@@ -193,15 +220,22 @@ def _measured(
     return broadcast_from_main(judged)
 
 
-def _arms(subject: Subject, tried: Sequence[AdapterScale]) -> LoadedArms:
+def _arms(setting: _Rescaling, tried: Sequence[AdapterScale]) -> LoadedArms:
     """Return base, adapter, and the adapter at each other scale as arms."""
-    (loaded,) = loaded_arms(subject, ["base", ADAPTER_ARM])
+    (loaded,) = loaded_arms(setting.subject, ["base", ADAPTER_ARM])
     trained = next(arm for arm in loaded.arms if arm.name == ADAPTER_ARM)
+    reduced = setting.reduced
     others = [
         Arm(
             _arm_name(one),
-            json_sha256([trained.identity, *one.parts]),
-            partial(scaled_adapter, scale=one),
+            json_sha256(
+                [
+                    trained.identity,
+                    *one.parts,
+                    *(reduced.identity(one.intruders) if reduced else ()),
+                ]
+            ),
+            partial(setting.scaled, scale=one),
         )
         for one in tried
         if one != TRAINED
@@ -214,34 +248,25 @@ def _arm_name(scale: AdapterScale) -> str:
 
 
 def _proved(
-    subject: Subject,
-    suites: Sequence[Suite],
-    work: Sequence[Work],
-    scale: AdapterScale,
-    to: RunDirectory,
-    no_cache: bool,
-) -> Verdict:
-    """Return the verdict on half B of the adapter as it was written."""
-    written = replace(subject, adapter=to.scaled)
-    facts = _facts(subject, "half B, which was not used for the choice", scale)
-    models = loaded_arms(written, ["base", ADAPTER_ARM])
-    wanted = EvaluationPlan(
-        EvaluatedBackbone.of(subject.backbone),
-        to.scaled,
-        suites,
-        models,
-        to.rescale / "half-b",
-        facts,
-        no_cache=no_cache,
-    )
-    return run_evaluation(wanted, work).verdict
+    setting: _Rescaling, work: Sequence[Work], found: RescaleResult, scale: AdapterScale
+) -> RescaleResult:
+    """Write the adapter at the chosen scale, and judge it on half B as it was written."""
+    subject, to = setting.subject, setting.output
+    with setting.scaled(subject.model, scale):
+        broadcast_from_main(lambda: _write_adapter(subject, to.scaled))
+        written = replace(subject, adapter=to.scaled)
+        facts = _facts(setting, "half B, which was not used for the choice", scale)
+        models = loaded_arms(written, ["base", ADAPTER_ARM])
+        wanted = setting.plan(to.scaled, models, to.rescale / "half-b", facts)
+        proof = run_evaluation(wanted, work).verdict
+    return replace(found, proof=proof, rescaled=adapter_sha256(to.scaled))
 
 
-def _facts(subject: Subject, half: str, scale: AdapterScale) -> ReportFacts:
-    return ReportFacts.dated(
-        f"{subject.title}, scale {scale.name}",
-        {**subject.facts, "Scale": scale.name, "Items": half},
-    )
+def _facts(setting: _Rescaling, half: str, scale: AdapterScale) -> ReportFacts:
+    subject, reduced = setting.subject, setting.reduced
+    found = {"Intruders": reduced.describe()} if reduced else {}
+    facts = {**subject.facts, "Scale": scale.name, **found, "Items": half}
+    return ReportFacts.dated(f"{subject.title}, scale {scale.name}", facts)
 
 
 def _clear(to: RunDirectory, picked: ScaleChoice) -> None:
@@ -253,14 +278,14 @@ def _clear(to: RunDirectory, picked: ScaleChoice) -> None:
             shutil.rmtree(stale, ignore_errors=True)
 
 
-def _write_adapter(session: Session, directory: Path) -> None:
+def _write_adapter(subject: Subject, directory: Path) -> None:
     """Write the model's adapter at its present scale.
 
     An identical adapter is left alone, with the evaluation that may lie beside it.
     """
     with hidden_beside(directory) as hidden:
         written = hidden / directory.name
-        save_adapter(session.model, session.backbone, written)
+        save_adapter(subject.model, subject.backbone, written)
         if (directory / ADAPTER_WEIGHTS).is_file() and (
             adapter_sha256(directory) == adapter_sha256(written)
         ):

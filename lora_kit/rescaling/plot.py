@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from lora_kit.rescaling.scale import THIRDS, AdapterScale
 from lora_kit.runtime.files import whole_file
 
 UNIFORM = "all blocks"
+# Without C1, the chosen scale, and C3, the margin.
+COLORS = ("C0", "C2", "C4", "C5", "C6", "C7", "C8", "C9")
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,9 @@ class ScalePoint:
     """Point of one scale in the plot.
 
     Attributes:
-        series: all blocks, or the third that is scaled.
+        series: all blocks, the third that is scaled, or the factor of the intruder dimensions.
         name: name of the scale.
+        label: name beside the point.
         forgotten: share of its margin that the retention task closest to its margin uses up, with
             the optimistic and the pessimistic limit.
         gain: gain with its lower and upper limit.
@@ -31,6 +34,7 @@ class ScalePoint:
 
     series: str
     name: str
+    label: str
     forgotten: tuple[float, float, float]
     gain: tuple[float, float, float]
     chosen: bool
@@ -50,6 +54,8 @@ def scale_points(candidates: Sequence[Candidate], choice: ScaleChoice) -> list[S
             ScalePoint(
                 _series(candidate.scale),
                 candidate.scale.name,
+                # The legend names the factor of the intruder dimensions.
+                replace(candidate.scale, intruders=1.0).name,
                 task.margin_used,
                 (interval.delta, interval.low, interval.high)
                 if len(gain_tasks) == 1
@@ -61,6 +67,8 @@ def scale_points(candidates: Sequence[Candidate], choice: ScaleChoice) -> list[S
 
 
 def _series(scale: AdapterScale) -> str:
+    if scale.intruders != 1:
+        return f"intruders {scale.intruders:g}"
     scaled = [third for third, s in zip(THIRDS, scale.parts, strict=True) if s != 1]
     return UNIFORM if scale.is_uniform else f"{scaled[0]} third"
 
@@ -82,7 +90,7 @@ def plot_rescale(candidates: Sequence[Candidate], choice: ScaleChoice, path: Pat
     axes.axvline(1, color="C3", linewidth=1, linestyle="--", label="margin", zorder=0)
     axes.plot(0, 0, "s", color="0.4", label="base (scale 0)", zorder=4)
     for number, series in enumerate(dict.fromkeys(point.series for point in points)):
-        _draw(axes, series, [p for p in points if p.series == series], f"C{number % 3}")
+        _draw(axes, series, [p for p in points if p.series == series], COLORS[number % len(COLORS)])
     for point in points:
         if point.chosen:
             axes.plot(
@@ -110,8 +118,9 @@ def _draw(axes: Any, series: str, points: Sequence[ScalePoint], color: str) -> N
             *_position(point), xerr=_error_bars(point.forgotten), yerr=_error_bars(point.gain),
             color=color, elinewidth=0.8, alpha=0.45,
         )  # fmt: skip
-        axes.annotate(point.name, _position(point), xytext=(6, 6), textcoords="offset points")
-    if series == UNIFORM:
+        axes.annotate(point.label, _position(point), xytext=(6, 6), textcoords="offset points")
+    if not series.endswith("third"):
+        # At scale 0 every uniform scale is the base.
         xs, ys = [0.0, *xs], [0.0, *ys]
     axes.plot(xs, ys, "o-", color=color, linewidth=1, markersize=5, label=series)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lora_kit.evaluation.gain_choice import Gain
 from lora_kit.evaluation.task_verdict import TaskVerdict
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.rescaling.choice import Candidate, ScaleChoice
+from lora_kit.rescaling.intruders import ReducedAdapter
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.files import finite
 from lora_kit.statistics.decisions import Decision
@@ -26,6 +27,7 @@ class RescaleResult:
         rescaled: digest of the rescaled adapter; `None` if no scale was chosen.
         items: number of items in half A and in half B, by task.
         output: directory of the results.
+        reduced: intruder dimensions that were found; `None` if they were not searched for.
     """
 
     candidates: tuple[Candidate, ...]
@@ -35,6 +37,7 @@ class RescaleResult:
     rescaled: str | None
     items: dict[str, tuple[int, int]]
     output: RunDirectory
+    reduced: ReducedAdapter | None = None
 
     @property
     def decision(self) -> Decision:
@@ -55,6 +58,7 @@ class RescaleResult:
             "reason": self.choice.reason,
             "adapter": self.trained,
             "adapter_rescaled": self.rescaled,
+            "intruders": self.reduced.to_dict() if self.reduced else None,
             "items": {task: {"a": a, "b": b} for task, (a, b) in self.items.items()},
             "half_a": [_candidate(candidate, gain) for candidate, gain in tried],
             "half_b": {"decision": self.proof.decision, "tasks": _tasks(self.proof)}
@@ -66,8 +70,7 @@ class RescaleResult:
 
 
 def _scale(candidate: Candidate) -> dict[str, Any]:
-    early, middle, late = candidate.scale.parts
-    return {"name": candidate.scale.name, "early": early, "middle": middle, "late": late}
+    return {"name": candidate.scale.name, **asdict(candidate.scale)}
 
 
 def _candidate(candidate: Candidate, gain: Gain) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def show_rescale(result: RescaleResult, console: Console) -> None:
     for number, candidate in enumerate(result.candidates):
         table.add_row(*_cells(candidate), "chosen" if number == result.choice.chosen else "")
     console.print(table)
+    if result.reduced is not None:
+        console.print(f"{result.reduced.describe()}.")
     reason = result.choice.reason
     console.print(f"{reason[:1].upper()}{escape_terminal(reason[1:])}.")
     if result.proof is None:

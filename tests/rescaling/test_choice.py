@@ -96,6 +96,15 @@ def test_of_equal_gains_and_strengths_the_uniform_scale_is_chosen() -> None:
     assert [choose_scale(order).chosen for order in ([third, whole], [whole, third])] == [1, 0]
 
 
+def test_of_equal_gains_and_scales_the_smaller_part_of_the_intruders_is_chosen() -> None:
+    scales = [AdapterScale.uniform(0.5), *(AdapterScale.uniform(0.5, f) for f in (0.75, 0.0))]
+    tied = [candidate(scale, 0.3) for scale in scales]
+    found = choose_scale(tied)
+    assert found.chosen == 2
+    assert found.reason.endswith("of these, 0.5, intruders 0 gains most")
+    assert choose_scale([candidate(0.25, 0.3), *tied]).chosen == 0  # the smaller scale comes first
+
+
 def test_one_task_ranks_by_its_difference_whatever_the_intervals() -> None:
     """The weaker scale's interval is narrow; its difference is not worth more for that."""
     weak = candidate(0.25, [task("loss", 0.2, 0.05)])

@@ -14,41 +14,19 @@ from safetensors.torch import load_file
 from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.cli import main
 from lora_kit.evaluation.engine import model_answers as engine
-from lora_kit.evaluation.harness import LEDGER
-from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger
 from lora_kit.evaluation.verdict_file import check_verdict, read_verdict
-from lora_kit.pipeline import rescaling, train
+from lora_kit.pipeline import rescaling
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.rescaling.choice import choose_scale
 from tests.evaluation.counting import count_outcomes
+from tests.rescaling.small_run import PROSE, SUMS, command, entries, recorded, suite
 
-GAIN = """
-name: aim
-role: gain
-tasks:
-  - {name: sums, kind: loss, source: ITEMS, max_length: 64}
-"""
-KEEP = """
-name: keep
-role: retention
-tasks:
-  - {name: prose, kind: loss, source: python-reference, limit: 30, max_length: 16, margin: MARGIN}
-"""
 QUIZ = """
 name: quiz
 role: retention
 tasks:
   - {name: quiz, kind: multiple_choice, source: general-knowledge, limit: 16, margin: MARGIN}
 """
-SUMS, PROSE = 24, 30
-
-
-def suite(directory: Path, text: str, **values: object) -> str:
-    for name, value in values.items():
-        text = text.replace(name, str(value))
-    path = directory / f"{'-'.join(map(str, values.values())).replace('/', '')}.yaml"
-    path.write_text(text)
-    return str(path)
 
 
 @dataclass(frozen=True)
@@ -68,35 +46,6 @@ class ObservedRescaling:
     @property
     def record(self) -> dict[str, Any]:
         return recorded(self.run)
-
-
-def recorded(run: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((run / "rescale.json").read_text())
-    return value
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """A run that learned sums, its suites on sums and on prose, within whose margin it stays."""
-    place = tmp_path_factory.mktemp("rescaled")
-    learned, asked = place / "learned.jsonl", place / "asked.jsonl"
-    for path, first in ((learned, 100), (asked, 500)):
-        sums = [(n, n + 3) for n in range(first, first + 24)]
-        rows = [{"prompt": f"{n} plus 3?", "completion": f"It is {total}."} for n, total in sums]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = Recipe.model_validate(
-        {
-            "name": "tiny",
-            "backbone": {"model": str(tiny), "quantization": "none", "dtype": "float32"},
-            "adapter": {"rank": 4, "alpha": 8},
-            "data": {"train": [{"source": str(learned)}], "max_length": 64},
-            "training": {"batch_size": 8, "learning_rate": 5e-3, "epochs": 1},
-            "evaluation": {
-                "suites": [suite(place, GAIN, ITEMS=asked), suite(place, KEEP, MARGIN=9)],
-            },
-        }
-    )
-    return train(recipe, place / "run").session.run.root
 
 
 @pytest.fixture(scope="module")
@@ -119,27 +68,10 @@ def done(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> ObservedRes
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of what was trained, and a cache that knows nothing yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return shutil.copytree(trained, tmp_path / "run")
-
-
-@pytest.fixture
 def again(done: ObservedRescaling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the rescaled run, and a cache that knows nothing yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return shutil.copytree(done.run, tmp_path / "again")
-
-
-def command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
-
-
-def entries(run: Path, half: str) -> list[Entry]:
-    return [e for e in read_ledger(run / "rescale" / half / LEDGER) if e.arm != DRIFT]
 
 
 def halves_of(record: dict[str, Any]) -> tuple[int, int]:
@@ -271,6 +203,30 @@ def test_the_written_adapter_is_evaluated_and_merged_like_any_other(
 REFUSED = {
     "no run": (["rescale", "absent"], "absent: not a run directory"),
     "no number": (["rescale", "RUN", "--scales", "0.5,x"], "--scales: not a number (got 'x')"),
+    "no intruders": (
+        ["rescale", "RUN", "--intruders", "1"],
+        "--intruders: 1 is the adapter as trained, which is always tried (got no other factor)",
+    ),
+    "no factor": (
+        ["rescale", "RUN", "--intruders", "0.5,1.5"],
+        "--intruders: must be from 0 to 1 (got 1.5)",
+    ),
+    "top k alone": (
+        ["rescale", "RUN", "--intruder-top-k", "5"],
+        "--intruder-top-k: has no effect without --intruders (got 5)",
+    ),
+    "threshold alone": (
+        ["rescale", "RUN", "--intruder-threshold", "0.2"],
+        "--intruder-threshold: has no effect without --intruders (got 0.2)",
+    ),
+    "no top k": (
+        ["rescale", "RUN", "--intruders", "0", "--intruder-top-k", "0"],
+        "--intruder-top-k: must be at least 1 (got 0)",
+    ),
+    "no threshold": (
+        ["rescale", "RUN", "--intruders", "0", "--intruder-threshold", "0"],
+        "--intruder-threshold: must be above 0 and at most 1 (got 0)",
+    ),
     "no scale": (
         ["rescale", "RUN", "--scales", "-1"],
         "--scales: must be finite and not negative (got -1)",

@@ -177,6 +177,12 @@ def test_the_candidate_scales() -> None:
     ]
     assert thirds[4].parts == (1.0, 0.0, 1.0)
     assert AdapterScale(0.5, 1.0, 2.0).name == "early 0.5, late 2"
+    reduced = candidate_scales((0.5, 0.0), by_layer=True, intruders=(0.0, 1.0, 0.75, 0.0))
+    assert [one.name for one in reduced if one.is_uniform] == [
+        *("0.5", "1", "0.5, intruders 0.75", "1, intruders 0.75"),
+        *("0.5, intruders 0", "1, intruders 0"),
+    ]
+    assert len(reduced) == 12  # thirds keep the intruder dimensions
 
 
 @pytest.mark.parametrize("scale", [-0.5, float("nan"), float("inf")])
