@@ -1,4 +1,4 @@
-"""Initialisation of LoRA factors from weights or training rows.
+"""Initialisation of LoRA factors from weights, training rows or texts.
 
 PEFT computes the factors, one layer at a time, on a copy of the layer's weight, so that the
 backbone's weights do not change (see `recipe.initialisations`).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -44,30 +45,58 @@ PEFT_STATISTICS = ("eigens", "_peft_loraga_grad")
 RowBatch = Mapping[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class InitialRows:
+    """Rows or texts from which an initialisation is computed.
+
+    Attributes:
+        examples: tokenized rows.
+        texts_of: source of the texts if they represent what the base knows, all of which are
+            used; `None` for training rows, of which a sample is used.
+    """
+
+    examples: Sequence[Example]
+    texts_of: str | None = None
+
+    def __str__(self) -> str:
+        if self.texts_of is None:
+            return f"up to {MAX_ROWS} training rows"
+        return f"{len(self.examples)} texts of {self.texts_of}"
+
+    def sample(self, seed: int) -> list[Example]:
+        """Return the rows to use: all texts, or a random sample of training rows."""
+        limit = len(self.examples) if self.texts_of else min(MAX_ROWS, len(self.examples))
+        chosen = random.Random(seed).sample(range(len(self.examples)), limit)
+        return [self.examples[number] for number in chosen]
+
+
 def initialise(
     model: PeftModel,
     backbone: Backbone,
     spec: AdapterSpec,
-    examples: Sequence[Example],
+    rows: InitialRows,
     seed: int,
 ) -> None:
     """Initialise the factors of a new adapter; no effect for plain LoRA.
 
     PiSSA (Meng et al. 2024, arXiv:2404.02948), OLoRA (Büyükakyüz 2024, arXiv:2406.01775), CorDA
     (Yang et al. 2024, arXiv:2406.05223) and LoRA-GA (Wang et al. 2024, arXiv:2407.05000): the model
-    initially equals the base, and the first half of each factor is trained. EVA (Paischer et al.
-    2024, arXiv:2410.07170): ranks and factors from the activations of training rows. LoftQ (Li et
-    al. 2023, arXiv:2310.08659), one iteration: the model initially approximates the unquantized
-    weights as closely as the rank allows.
+    initially equals the base, and the first half of each factor is trained. CorDA trains the
+    directions that training rows use most (its instruction-previewed mode), or those that texts
+    use least (its knowledge-preserving mode). EVA (Paischer et al. 2024, arXiv:2410.07170): ranks
+    and factors from the activations of training rows. LoftQ (Li et al. 2023, arXiv:2310.08659), one
+    iteration: the model initially approximates the unquantized weights as closely as the rank
+    allows.
 
-    The same seed, weights and rows give the same factors. The function is therefore also called
-    before a checkpoint is loaded, to restore the ranks and the frozen halves it was saved with.
+    The same seed, weights, rows and texts give the same factors. The function is therefore also
+    called before a checkpoint is loaded, to restore the ranks and the frozen halves it was saved
+    with.
 
     Args:
         model: model with the adapter attached.
         backbone: backbone that the adapter is attached to.
         spec: adapter section of the recipe.
-        examples: tokenized training rows.
+        rows: tokenized training rows, or texts.
         seed: seed of the sample of rows.
 
     Raises:
@@ -76,7 +105,7 @@ def initialise(
     kind = initialisation_of(spec)
     if kind is None:
         return
-    source = f" from up to {MAX_ROWS} training rows" if kind in FROM_ROWS else ""
+    source = f" from {rows}" if kind in FROM_ROWS else ""
     frozen = (
         "; half of each factor is frozen and cancels the other half" if kind in SUBTRACTED else ""
     )
@@ -87,26 +116,29 @@ def initialise(
         _initialise_loftq(layers, backbone)
         return
     if kind == "eva":
-        _initialise_eva(model, _RowBatches(examples, backbone, seed, MAX_ROWS))
+        _initialise_eva(model, _RowBatches(rows, backbone, seed, MAX_ROWS))
         return
     if kind in FROM_ROWS:
-        batches = _RowBatches(examples, backbone, seed, BATCH_ROWS)
+        if kind == "corda":
+            mode = "kpm" if rows.texts_of else "ipm"
+            corda = dataclasses.replace(requested.corda_config, corda_method=mode)
+            requested = dataclasses.replace(requested, corda_config=corda)
+        batches = _RowBatches(rows, backbone, seed, BATCH_ROWS)
         _collect_statistics(kind, model, layers, requested, batches)
     for layer in layers.values():
         _set_cancelling_factors(layer, requested)
 
 
 class _RowBatches:
-    """Batches of a random sample of the rows, on the backbone's device."""
+    """Batches of texts, or of a random sample of training rows, on the backbone's device."""
 
-    def __init__(self, examples: Sequence[Example], backbone: Backbone, seed: int, batch_rows: int):
-        chosen = random.Random(seed).sample(range(len(examples)), min(MAX_ROWS, len(examples)))
+    def __init__(self, rows: InitialRows, backbone: Backbone, seed: int, batch_rows: int):
+        chosen = rows.sample(seed)
         if batch_rows == MAX_ROWS:
-            longest = max(len(examples[number].input_ids) for number in chosen)
+            longest = max(len(example.input_ids) for example in chosen)
             chosen = chosen[: max(MAX_EVA_TOKENS // longest, 1)]
         self.parts = [
-            [examples[number] for number in chosen[start : start + batch_rows]]
-            for start in range(0, len(chosen), batch_rows)
+            chosen[start : start + batch_rows] for start in range(0, len(chosen), batch_rows)
         ]
         self.backbone = backbone
 

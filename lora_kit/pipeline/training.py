@@ -198,7 +198,8 @@ def _begun(
         }
     )
     data, model = ready.data.prepared, ready.model
-    initialise(model, backbone, recipe.adapter, data.examples, recipe.seed)
+    rows = ready.texts.initial_rows(data.examples)
+    initialise(model, backbone, recipe.adapter, rows, recipe.seed)
     if recipe.retention.token_masking:
         data = _masked(recipe.retention.token_masking, recipe, data, model, backbone)
     covered = coverage(model, recipe.adapter)

@@ -42,6 +42,7 @@ from lora_kit.preflight.method_checks import (
     require_teacher_vocabulary,
     require_window_for_virtual_tokens,
     warn_if_not_mergeable,
+    warn_of_few_corda_texts,
     warn_of_partial_estimate,
     warn_of_substituted_estimate,
 )
@@ -276,6 +277,7 @@ CHECKS = (
     PreflightCheck("experts", _with_model, check_expert_coverage),
     PreflightCheck("lr_multipliers", _with_model, refuse_unmatched_lr_multipliers),
     PreflightCheck("ewc", _with_model, refuse_parameters_outside_ewc),
+    PreflightCheck("corda texts", _with_model, warn_of_few_corda_texts),
     PreflightCheck("adalora steps", _with_examples, require_adalora_steps),
     PreflightCheck("layer copies", _with_backbone, require_float32_for_layer_copies),
     PreflightCheck("window", _with_backbone_and_virtual_tokens, require_window_for_virtual_tokens),

@@ -103,8 +103,9 @@ def refuse_retention_when_sharded(context: PreflightContext) -> None:
             "training.distillation: each process needs the full teacher, which FSDP and DeepSpeed "
             f"would shard. {DDP_FIX}"
         )
-    # The entropy is that of the trained model alone.
-    for name in [name for name in retention.requested if name != "entropy_weighting"]:
+    # The entropy is that of the trained model alone; an initialisation has a check of its own.
+    compared = [n for n in retention.requested if n not in ("entropy_weighting", "corda")]
+    for name in compared:
         raise TrainingError(
             f"retention.{name}: comparing the adapter with the base needs the full model in each "
             f"process, which FSDP and DeepSpeed shard. {DDP_FIX}, or replace this section by "

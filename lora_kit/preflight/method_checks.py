@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lora_kit.adapter.initialized_layers import layers_to_initialize
+from lora_kit.adapter.saved_configuration import PREFIX
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.recipe.adapter import NOT_MERGED, NOT_SHAPED
 from lora_kit.recipe.data import SELF
@@ -94,6 +95,27 @@ def refuse_parameters_outside_ewc(context: PreflightContext) -> None:
                 "trained too. Fix: leave it out of adapter.target_modules and adapter.options, or "
                 "use retention.kl, which constrains the model's outputs"
             )
+
+
+def warn_of_few_corda_texts(context: PreflightContext) -> str | None:
+    """Return a warning if the texts of `retention.corda` have fewer tokens than a layer has inputs.
+
+    The covariance of the layer's inputs is singular then: directions that no text uses are alike.
+    """
+    texts = context.texts.corda
+    if texts is None:
+        return None
+    tokens = sum(len(example.input_ids) for example in texts.examples)
+    layers = lora_updates(context.adapted_model)
+    widest = max(layers, key=lambda name: layers[name].lora_a.shape[1])
+    inputs = layers[widest].lora_a.shape[1]
+    if tokens >= inputs:
+        return None
+    return (
+        f"retention.corda: the texts have {tokens} tokens, fewer than the {inputs} inputs of "
+        f"{widest.removeprefix(PREFIX)}, so what the base knows is mostly not in them. Raise "
+        "retention.corda.rows or length"
+    )
 
 
 def require_adalora_steps(context: PreflightContext) -> None:

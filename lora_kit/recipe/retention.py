@@ -83,6 +83,13 @@ class EwcSpec(TextsSpec):
     """Texts from which the importance of the weights is estimated before training."""
 
 
+class CordaSpec(TextsSpec):
+    """Initialisation of LoRA along directions that the base's texts use least."""
+
+    rows: Count = 64
+    """Texts from which the covariance of each layer's inputs is computed before training."""
+
+
 class RetentionSpec(Section):
     """Methods against forgetting; replay, which is data, is under `data.replay`."""
 
@@ -101,6 +108,9 @@ class RetentionSpec(Section):
     """Self-distillation (Yang et al. 2024, arXiv:2402.13669)."""
     ewc: EwcSpec | None = None
     """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796), for LoRA."""
+    corda: CordaSpec | None = None
+    """CorDA's knowledge-preserving mode (Yang et al. 2024, arXiv:2406.05223); needs
+    `adapter.options: {init_lora_weights: corda}`."""
     early_stopping: EarlyStoppingSpec | None = None
     """Early stopping by the loss on texts of another kind."""
 

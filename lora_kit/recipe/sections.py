@@ -68,8 +68,8 @@ class EvaluationSpec(Section):
     quantized as it is loaded, with the base quantized alike as control. On gain suites only:
     `fewshot`: the base with examples in its prompt; `retrieval`: the answer of the most similar
     training row; `scratch`: the same adapter, rows and steps on randomly initialised weights,
-    without `retention`; `probe`: for a classifier, a logistic regression on the frozen backbone's
-    features."""
+    without `retention` (but initialised from the texts of `retention.corda`); `probe`: for a
+    classifier, a logistic regression on the frozen backbone's features."""
     shots: Count = 5
     """Training rows in the prompt of the arm `fewshot`."""
     gpus: Count = 1

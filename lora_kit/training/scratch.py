@@ -21,6 +21,8 @@ from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.identity import training_fields
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.retention import RetentionSpec
 from lora_kit.recipe.sections import SCRATCH
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.session import Session
@@ -28,6 +30,7 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.hashes import json_sha256
 from lora_kit.runtime.temporaries import hidden_beside
 from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.trainer import run_training
 
 if TYPE_CHECKING:
@@ -48,9 +51,10 @@ def scratch_arm(session: Session, rows: Callable[[], TrainingData]) -> LoadedArm
 
 
 def _trained_from_scratch(session: Session, rows: Callable[[], TrainingData]) -> Any:
-    recipe, run = session.recipe, RunDirectory(session.run.scratch)
+    recipe, run = _without_retention(session.recipe), RunDirectory(session.run.scratch)
     data = None if (run.adapter / ADAPTER_WEIGHTS).is_file() else rows().prepared
     blank = Blank.of(session.backbone)
+    texts = RetentionTexts.read(recipe, blank.tokenizer)
     # The two need not fit into memory together.
     session.close()
     # Some initializations read the backbone's files again: weights or tokenizer.
@@ -59,10 +63,20 @@ def _trained_from_scratch(session: Session, rows: Callable[[], TrainingData]) ->
             return attach_saved(backbone, run.adapter)
         say(f"{run.root}: training the recipe on weights that were never pretrained")
         model = attach(backbone, recipe.adapter, recipe.seed)
-        initialise(model, backbone, recipe.adapter, data.examples, recipe.seed)
+        initial = texts.initial_rows(data.examples)
+        initialise(model, backbone, recipe.adapter, initial, recipe.seed)
         run_training(TrainingInputs(recipe, backbone, model, data, None, run))
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         return model
+
+
+def _without_retention(recipe: Recipe) -> Recipe:
+    """Return a recipe without retention methods, since random weights hold nothing to retain.
+
+    The texts from which the adapter is initialised stay: they belong to the adapter.
+    """
+    retention = RetentionSpec(corda=recipe.retention.corda)
+    return recipe.model_copy(update={"retention": retention})
 
 
 @dataclass(frozen=True)

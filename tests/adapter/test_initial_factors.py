@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from lora_kit.adapter.attach import attach, coverage, wrap_with_adapter
-from lora_kit.adapter.initial_factors import initialise
+from lora_kit.adapter.initial_factors import InitialRows, initialise
 from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
@@ -60,7 +60,7 @@ def spec_of(start: str, **options: Any) -> AdapterSpec:
 
 def initialised(backbone: Backbone, spec: AdapterSpec, seed: int = 0) -> PeftModel:
     model = attach(backbone, spec, seed)
-    initialise(model, backbone, spec, rows(), seed)
+    initialise(model, backbone, spec, InitialRows(rows()), seed)
     return model
 
 
@@ -171,7 +171,7 @@ def test_eva_that_does_not_converge_is_stopped(tiny_backbone: Backbone) -> None:
     spec = spec_of("eva", eva_config={"tau": 1.0})
     model = attach(tiny_backbone, spec, 0)
     with pytest.raises(AdapterError, match="did not converge in 20 passes over 8 rows"):
-        initialise(model, tiny_backbone, spec, rows(8), 0)
+        initialise(model, tiny_backbone, spec, InitialRows(rows(8)), 0)
 
 
 def test_loftq_approximates_the_unquantized_weights(tiny: Path) -> None:
@@ -180,7 +180,7 @@ def test_loftq_approximates_the_unquantized_weights(tiny: Path) -> None:
     quantized = logits_of(backbone.model)
     spec = AdapterSpec(rank=32, alpha=64.0, options={"init_lora_weights": "loftq"})
     model = attach(backbone, spec, 0)
-    initialise(model, backbone, spec, (), 0)
+    initialise(model, backbone, spec, InitialRows(()), 0)
     ours = (logits_of(model) - exact).abs().mean()
     assert ours < 0.7 * (quantized - exact).abs().mean()
     with adapter_disabled(model):
@@ -196,7 +196,7 @@ def test_loftq_supports_transposed_weights(tmp_path: Path, tokenizer: Any) -> No
     exact = logits_of(GPT2LMHeadModel.from_pretrained(tmp_path))
     spec = AdapterSpec(rank=48, alpha=96.0, options={"init_lora_weights": "loftq"})
     model = attach(backbone, spec, 0)
-    initialise(model, backbone, spec, (), 0)
+    initialise(model, backbone, spec, InitialRows(()), 0)
     ours = (logits_of(model) - exact).abs().mean()
     assert ours < 0.7 * (quantized - exact).abs().mean()
 

@@ -7,7 +7,7 @@ import yaml
 
 from lora_kit import pipeline
 from lora_kit.adapter.attach import attach
-from lora_kit.adapter.initial_factors import initialise
+from lora_kit.adapter.initial_factors import InitialRows, initialise
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import EvaluationError
@@ -30,7 +30,7 @@ def test_from_scratch_begins_what_reads_the_files_of_the_weights(
 ) -> None:
     with reinitialised(Blank.of(tiny_on(tiny, "nf4")), 0) as backbone:
         model = attach(backbone, spec, 0)
-        initialise(model, backbone, spec, (), 0)
+        initialise(model, backbone, spec, InitialRows(()), 0)
     assert any(parameter.requires_grad for parameter in model.parameters())
 
 

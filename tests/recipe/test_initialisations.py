@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from lora_kit.preflight.context import PreflightContext
+from lora_kit.preflight.launch_checks import refuse_retention_when_sharded
 from lora_kit.preflight.method_checks import refuse_unavailable_initialisation
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.initialisations import initialisation_of
@@ -71,13 +72,39 @@ def test_what_is_computed_before_step_1(asked: Any, kind: str | None) -> None:
         ),
         (
             {"start": "corda", "options": {"corda_config": {"corda_method": "kpm"}}},
-            "corda_method: needs texts of the knowledge to keep",
+            r"corda_method: needs texts .* \(got kpm\)\. Fix: add retention\.corda",
+        ),
+        (
+            {
+                "start": "corda",
+                "options": {"corda_config": {"corda_method": "ipm"}},
+                "retention": {"corda": {}},
+            },
+            r"corda_method: uses training rows, .* \(got ipm\)\. Fix: remove one of the two",
+        ),
+        (
+            {"start": "pissa", "retention": {"corda": {}}},
+            r"retention\.corda: is read with init_lora_weights: corda only\. Fix: set adapter",
+        ),
+        (
+            {"start": "corda", "quantization": "nf4", "retention": {"corda": {}}},
+            "corda needs unquantized weights",
+        ),
+        (
+            {"start": "corda", "retention": {"corda": {}}, "training": {"objective": "dpo"}},
+            r"retention\.corda: works with the objectives sft and text only",
         ),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         recipe(**arguments)
+
+
+@pytest.mark.parametrize("section", [None, {}, {"corda_method": "kpm"}])
+def test_texts_of_corda_may_be_named_with_or_without_its_mode(section: Any) -> None:
+    options = {} if section is None else {"corda_config": section}
+    assert recipe("corda", options=options, retention={"corda": {}}).retention.corda is not None
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora", "eva"])
@@ -89,6 +116,11 @@ def test_whole_weights_are_wanted_and_gradients_of_a_language_model() -> None:
     sharded = Launch(fsdp=True, fsdp_version=2, processes=2)
     with pytest.raises(AdapterError, match="needs full weight matrices"):
         refuse_unavailable_initialisation(PreflightContext(recipe("olora"), sharded))
+    kept = PreflightContext(recipe("corda", retention={"corda": {}}), sharded)
+    # Nothing is compared with the base; the reason is the initialisation's own.
+    refuse_retention_when_sharded(kept)
+    with pytest.raises(AdapterError, match="corda needs full weight matrices"):
+        refuse_unavailable_initialisation(kept)
     with pytest.raises(AdapterError, match="gradients of the objectives sft and text"):
         refuse_unavailable_initialisation(
             PreflightContext(recipe("lora_ga", training={"objective": "dpo"}), Launch())

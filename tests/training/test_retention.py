@@ -13,12 +13,17 @@ from lora_kit.runtime.errors import DataError, RecipeError
 from tests.training.keeping import changed
 
 
-def test_texts_that_contain_suite_items_are_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    retention = {"kl": {"source": "python-reference", "split": "test"}}
+@pytest.mark.parametrize("name", ["kl", "corda"])
+def test_texts_that_contain_suite_items_are_refused(
+    tiny_recipe: Recipe, tmp_path: Path, name: str
+) -> None:
+    retention = {name: {"source": "python-reference", "split": "test"}}
     evaluation = EvaluationSpec(suites=["core-retention"])
-    recipe = changed(tiny_recipe, retention).model_copy(update={"evaluation": evaluation})
-    with pytest.raises(DataError, match=r"retention\.kl\.source: .* items of core-retention"):
-        train(recipe, tmp_path / "run")
+    options = {"init_lora_weights": "corda"} if name == "corda" else {}
+    adapter = tiny_recipe.adapter.model_copy(update={"options": options})
+    recipe = tiny_recipe.model_copy(update={"adapter": adapter, "evaluation": evaluation})
+    with pytest.raises(DataError, match=rf"retention\.{name}\.source: .* items of core-retention"):
+        train(changed(recipe, retention), tmp_path / "run")
 
 
 def test_error_for_missing_texts_names_the_field(tiny_recipe: Recipe, tmp_path: Path) -> None:

@@ -102,9 +102,18 @@ def patterns(recipe: RecipeSections) -> Iterator[Problem]:
 
 
 def options_of_corda(recipe: RecipeSections) -> Iterator[Problem]:
-    """Refuse CorDA's pickled caches, and its method for other texts."""
-    section = recipe.adapter.options.get("corda_config")
-    if initialisation_of(recipe.adapter) != "corda" or not isinstance(section, dict):
+    """Refuse CorDA's pickled caches, and a mode that is not the one of its rows or texts."""
+    texts, section = recipe.retention.corda, recipe.adapter.options.get("corda_config")
+    if initialisation_of(recipe.adapter) != "corda":
+        if texts is not None:
+            yield conflict(
+                "retention.corda",
+                FIELD,
+                reason=f"is read with {OPTION}: corda only",
+                fix=f"set {FIELD}: corda, or remove it",
+            )
+        return
+    if not isinstance(section, dict):
         return
     where = "adapter.options.corda_config"
     for name in ("cache_file", "covariance_file"):
@@ -113,11 +122,20 @@ def options_of_corda(recipe: RecipeSections) -> Iterator[Problem]:
                 f"{where}.{name}",
                 reason="PEFT reads it as pickled Python, which can run code",
             )
-    if section.get("corda_method", "ipm") != "ipm":
+    mode = section.get("corda_method")
+    if mode == "kpm" and texts is None:
         yield conflict(
             f"{where}.corda_method",
-            reason="needs texts of the knowledge to keep; here the training rows are used, which "
-            "is ipm",
-            given=section["corda_method"],
-            fix="use ipm, and retention.kl to keep what the base knows",
+            "retention.corda",
+            reason="needs texts that represent what the base knows",
+            given=mode,
+            fix="add retention.corda",
+        )
+    elif mode == "ipm" and texts is not None:
+        yield conflict(
+            f"{where}.corda_method",
+            "retention.corda",
+            reason="uses training rows, and retention.corda uses texts, which is kpm",
+            given=mode,
+            fix="remove one of the two",
         )

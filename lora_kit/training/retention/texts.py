@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
+from lora_kit.adapter.initial_factors import InitialRows
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.data.audit.audit import refuse_leaked_items
 from lora_kit.data.audit.item import AuditedItem
@@ -15,6 +16,7 @@ from lora_kit.data.dataset import MostlyDroppedError, prepare
 from lora_kit.data.prepared import Examples
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.sources import open_source
+from lora_kit.data.supervision import Example
 from lora_kit.recipe.data import DataSpec, SourceSpec, TrainOn
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import TextsSpec
@@ -31,12 +33,14 @@ class Texts:
     Attributes:
         digest: sha256 of the texts' contents.
         length: largest number of tokens used per text.
+        source: source of the texts, as in the recipe.
     """
 
     rows: Rows
     examples: Examples
     digest: str
     length: int
+    source: str
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class RetentionTexts:
     kl: Texts | None = None
     early_stopping: Texts | None = None
     ewc: Texts | None = None
+    corda: Texts | None = None
 
     @classmethod
     def read(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RetentionTexts:
@@ -56,6 +61,7 @@ class RetentionTexts:
         """
         retention, seed = recipe.retention, recipe.seed
         kl, early_stopping, ewc = retention.kl, retention.early_stopping, retention.ewc
+        corda = retention.corda
 
         def read(spec: TextsSpec | None, name: str, limit: int | None) -> Texts | None:
             field = f"retention.{name}"
@@ -65,13 +71,25 @@ class RetentionTexts:
             read(kl, "kl", None),
             read(early_stopping, "early_stopping", early_stopping.rows if early_stopping else None),
             read(ewc, "ewc", ewc.rows if ewc else None),
+            read(corda, "corda", corda.rows if corda else None),
         )
 
     @property
     def by_field(self) -> dict[str, Texts]:
         """Texts that exist, by recipe field; the trained weights depend on all of them."""
         methods = {"kl": self.kl, "early_stopping": self.early_stopping, "ewc": self.ewc}
+        methods |= {"corda": self.corda}
         return {f"retention.{name}": texts for name, texts in methods.items() if texts}
+
+    def initial_rows(self, training: Sequence[Example]) -> InitialRows:
+        """Return the rows of LoRA's initialisation: texts of `retention.corda`, or training rows.
+
+        Args:
+            training: tokenized training rows.
+        """
+        if self.corda is None:
+            return InitialRows(training)
+        return InitialRows(self.corda.examples, self.corda.source)
 
 
 def refuse_items(texts: RetentionTexts, items: Sequence[AuditedItem], limit: float) -> None:
@@ -134,4 +152,4 @@ def read_retention_texts(
             f"{field}.source: every text is shorter than two tokens (got {spec.source}). Fix: name "
             "a source with longer texts"
         )
-    return Texts(rows, Examples(scored), data.digest, spec.length)
+    return Texts(rows, Examples(scored), data.digest, spec.length, spec.source)
