@@ -55,8 +55,8 @@ def rescale_command(
         float | None,
         typer.Option(
             metavar="COSINE",
-            help="Similarity to the base's singular vectors below which a vector is an intruder. "
-            "Default: 0.5.",
+            help="Similarity to the base's singular vectors below which a vector is an intruder; "
+            "high values also weaken the base's own directions. Default: 0.5.",
         ),
     ] = None,
     by_layer: Annotated[

@@ -64,9 +64,10 @@ def choose_scale(candidates: Sequence[Candidate]) -> ScaleChoice:
 
     A retention task is kept if its verdict is PASS: the pessimistic limit clears the margin. The
     gain is that of `standardized_gains`; of equal gains the weaker adapter is chosen, which changes
-    the model less: the smaller scale, then the smaller factor of the intruder dimensions. The base,
-    scale 0, is a candidate too, which keeps everything and gains nothing: no scale is chosen that
-    does not gain more.
+    the model less; of equally strong ones that which differs less from the adapter as trained: the
+    uniform scale, then the larger factor of the intruder dimensions. The base, scale 0, is a
+    candidate too, which keeps everything and gains nothing: no scale is chosen that does not gain
+    more.
     """
     gains = standardized_gains([candidate.verdict for candidate in candidates])
     kept = [n for n, candidate in enumerate(candidates) if not candidate.failed_retention]
@@ -79,9 +80,10 @@ def choose_scale(candidates: Sequence[Candidate]) -> ScaleChoice:
         return ScaleChoice(None, reason, gains)
 
     def preference(n: int) -> tuple[float, float, bool, float]:
-        # Of equal gains the weaker scale is preferred; of equally strong ones the uniform scale.
+        # A smaller factor does not make the update weaker: an intruder dimension holds a part of
+        # the base's weight as well. Measured on SmolLM2-135M: norm 81.8 at factor 1, 82.1 at 0.
         scale, gain = candidates[n].scale, round(gains[n].value, GAIN_DECIMALS)
-        return gain, -math.fsum(scale.parts), scale.is_uniform, -scale.intruders
+        return gain, -math.fsum(scale.parts), scale.is_uniform, scale.intruders
 
     best = max(kept, key=preference)
     if round(gains[best].value, GAIN_DECIMALS) <= 0:

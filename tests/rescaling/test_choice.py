@@ -96,13 +96,13 @@ def test_of_equal_gains_and_strengths_the_uniform_scale_is_chosen() -> None:
     assert [choose_scale(order).chosen for order in ([third, whole], [whole, third])] == [1, 0]
 
 
-def test_of_equal_gains_and_scales_the_smaller_part_of_the_intruders_is_chosen() -> None:
-    scales = [AdapterScale.uniform(0.5), *(AdapterScale.uniform(0.5, f) for f in (0.75, 0.0))]
-    tied = [candidate(scale, 0.3) for scale in scales]
+def test_of_equal_gains_and_scales_the_adapter_closest_to_the_trained_one_is_chosen() -> None:
+    tied = [candidate(AdapterScale.uniform(0.5, factor), 0.3) for factor in (0.0, 0.75)]
     found = choose_scale(tied)
-    assert found.chosen == 2
-    assert found.reason.endswith("of these, 0.5, intruders 0 gains most")
-    assert choose_scale([candidate(0.25, 0.3), *tied]).chosen == 0  # the smaller scale comes first
+    assert found.chosen == 1
+    assert found.reason.endswith("of these, 0.5, intruders 0.75 gains most")
+    assert choose_scale([*tied, candidate(0.5, 0.3)]).chosen == 2
+    assert choose_scale([candidate(0.75, 0.3), *tied]).chosen == 2  # the smaller scale comes first
 
 
 def test_one_task_ranks_by_its_difference_whatever_the_intervals() -> None:
