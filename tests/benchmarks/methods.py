@@ -96,7 +96,7 @@ def main() -> None:
     if arguments.methods:
         adapters = {name: adapters[name] for name in arguments.methods.split(";")}
     task = next(iter(tasks_of(arguments.output)))
-    task = Task(task.name, {**task.train, "limit": 64}, task.held_out)
+    task = Task(task.name, {**task.train, "limit": 64}, {**task.held_out, "limit": 48})
     figures: dict[str, Any]
     if arguments.rates:
         figures = {name: _speed(task, adapter) for name, adapter in adapters.items()}

@@ -20,7 +20,7 @@ from lora_kit.runtime.errors import LoraKitError
 from tests.bigbench import bigbench_rows
 
 Matrix = NDArray[np.float64]
-ROWS, HELD_OUT, DRAWS = 128, 48, 10_000
+ROWS, HELD_OUT, DRAWS = 96, 96, 10_000
 COMMON = {
     "backbone": {"model": "smollm2-135m-instruct", "quantization": "none", "dtype": "float32"},
     "training": {"epochs": 1.0, "batch_size": 4, "learning_rate": 1e-3},
@@ -43,29 +43,38 @@ class Task:
 
 
 def tasks_of(output: Path) -> Iterable[Task]:
-    """Yield one-line docstrings, and sentences from attributes (gem__e2e_nlg of BIG-bench)."""
+    """Yield one-line docstrings, and two tasks of BIG-bench: sentences from attributes, questions.
+
+    The latter are written to files, whose held-out inputs are not in the training rows.
+    """
     docstrings = {"source": "stdlib-docstrings"}
     yield Task(
         "docstrings",
         {**docstrings, "split": "train", "limit": ROWS},
         {**docstrings, "split": "test", "limit": HELD_OUT, "max_length": 320},
     )
-    items = bigbench_rows("gem__e2e_nlg")
+    yield _bigbench_task(output, "e2e", "gem__e2e_nlg", "Write a sentence: ")
+    questions = "linguistic_mappings__question_formation_json"
+    yield _bigbench_task(output, "questions", questions, "Turn this into a question: ")
+
+
+def _bigbench_task(output: Path, name: str, source: str, instruction: str) -> Task:
+    items = bigbench_rows(source)
     inputs = list(dict.fromkeys(item["input"] for item in items))
     tested = set(inputs[:: max(len(inputs) // HELD_OUT, 2)])
     paths = {}
     for part, is_tested in (("train", False), ("test", True)):
-        paths[part] = output / f"e2e-{part}.jsonl"
+        paths[part] = output.absolute() / f"{name}-{part}.jsonl"
         examples = [
-            {"prompt": f"Write a sentence: {item['input']}", "completion": item["targets"][0]}
+            {"prompt": f"{instruction}{item['input']}", "completion": item["targets"][0]}
             for item in items
             if (item["input"] in tested) is is_tested
         ]
         paths[part].write_text("".join(json.dumps(row) + "\n" for row in examples))
-    yield Task(
-        "e2e",
-        {"source": str(paths["train"].absolute()), "limit": ROWS},
-        {"source": str(paths["test"].absolute()), "limit": HELD_OUT},
+    return Task(
+        name,
+        {"source": str(paths["train"]), "limit": ROWS},
+        {"source": str(paths["test"]), "limit": HELD_OUT},
     )
 
 
@@ -93,14 +102,15 @@ def recipe_of(task: Task, seed: int, *changes: dict[str, Any]) -> Recipe:
     own = {"name": "retention", "seed": seed, "data": {"train": [task.train], "max_length": 320}}
     document = COMMON
     for change in (own, *changes):
-        document = _merged(document, change)
+        document = merged(document, change)
     return Recipe.model_validate(document)
 
 
-def _merged(one: Any, other: Any) -> Any:
+def merged(one: Any, other: Any) -> Any:
+    """Return a document with the values of another one put in, section by section."""
     if not isinstance(one, dict) or not isinstance(other, dict):
         return other
-    return one | {name: _merged(one.get(name), value) for name, value in other.items()}
+    return one | {name: merged(one.get(name), value) for name, value in other.items()}
 
 
 def is_done(directory: Path) -> bool:

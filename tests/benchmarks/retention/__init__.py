@@ -1,0 +1,1 @@
+"""Ways to adapt and to keep, on the plane of gain against forgetting."""
