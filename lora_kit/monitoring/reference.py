@@ -94,7 +94,9 @@ def judged_texts(target: MonitoredAdapter) -> dict[str, list[ReferenceText]]:
     return {name: texts for name, texts in found.items() if texts}
 
 
-def read_reference(target: MonitoredAdapter, given: Path | None) -> Reference:
+def read_reference(
+    target: MonitoredAdapter, given: Path | None, cluster: str | None = None
+) -> Reference:
     """Return the training rows and the items of the gain suites, or the texts of a file.
 
     Training rows are read again from their sources. If a source is gone, the items stand alone.
@@ -102,14 +104,15 @@ def read_reference(target: MonitoredAdapter, given: Path | None) -> Reference:
     Args:
         target: run or release.
         given: file of texts to compare with instead.
+        cluster: field of that file whose value is shared by texts that are not independent.
 
     Raises:
         DataError: if the training rows are not those of the training, a row is malformed, or there
             are too few texts.
     """
     if given is not None:
-        read = read_texts(given, "--reference")
-        texts = [ReferenceText(one.text, one.origin) for one in read]
+        read = read_texts(given, "--reference", cluster)
+        texts = [ReferenceText(one.text, one.cluster or one.origin) for one in read]
         return _enough(Reference(tuple(texts), (f"{len(texts):,} texts of {given}",)))
     judged = judged_texts(target)
     parts = [f"{len(texts):,} items of {name}" for name, texts in judged.items()]

@@ -116,11 +116,12 @@ class Monitoring:
                 "chance explains."
             )
         parts = [
-            f"{one.title.lower()} from window {self.alarms[one.name]}"
+            f"{one.title[:1].lower()}{one.title[1:]} (window {self.alarms[one.name]} of "
+            f"{len(self.windows)})"
             for one in self.signals
             if one.name in self.alarms
         ]
-        return f"Alarm in {count}: other than in the reference are {', '.join(parts)}."
+        return f"Alarm: the texts differ from the reference in {' and '.join(parts)}."
 
     def p_value(self, signal: Signal) -> float:
         """Return the p-value of a signal over all windows, after the correction for signals."""

@@ -22,8 +22,8 @@ def word_score(training: Sequence[str], texts: Sequence[str]) -> Score:
     of the reference too, so that the classifier does not know which ones are new. Texts of another
     domain are what the bag has and the training texts do not.
 
-    The audit's logistic regression, learned in the same way, has a tenth of the evidence or less
-    (RESULTS.md): it fits the words that are in common better than the new ones.
+    The audit's logistic regression on the same counts, learned in the same way, gives much less
+    evidence (RESULTS.md, Monitor).
 
     Args:
         training: texts of the reference that are in no bag.

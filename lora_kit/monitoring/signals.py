@@ -84,7 +84,7 @@ def text_signals(
         Signal(
             WORDS,
             "Words and word pairs",
-            "probability that a text is more foreign than one of the reference",
+            "AUC against the reference",
             0.5,
             tuple(one.above for one in words),
             tuple(words),

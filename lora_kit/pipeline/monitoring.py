@@ -57,30 +57,13 @@ def monitor(request: MonitorRequest) -> Monitoring:
     Raises:
         LoraKitError: if an option or a file is invalid, or there are too few texts.
     """
-    if not 0 < request.alpha < 0.5:
-        raise EvaluationError(
-            f"--alpha: a probability below 0.5 (got {request.alpha}). Fix: set 0.05, for example"
-        )
-    if request.every is not None and request.window is not None:
-        raise EvaluationError(
-            f"--every: cuts windows by time, so that --window would have no effect (got "
-            f"{request.every} and {request.window}). Fix: drop one of them"
-        )
-    if request.output.exists() and not request.output.is_dir():
-        raise EvaluationError(
-            f"--output: a file (got {request.output}). Fix: name a directory, such as monitor"
-        )
-    seconds = None if request.every is None else parse_duration(request.every)
+    _require_options(request)
     target = open_target(request.target)
     stream = read_texts(request.texts, "TEXTS", request.cluster)
     if request.since is not None:
         stream = texts_since(stream, request.since)
-    if seconds is None:
-        size = WINDOW if request.window is None else request.window
-        windows = windows_of_texts(stream, size)
-    else:
-        windows = windows_of_time(stream, seconds)
-    reference = read_reference(target, request.reference)
+    windows = _cut(request, stream)
+    reference = read_reference(target, request.reference, request.cluster)
     signals = text_signals(reference.texts, stream, windows)
     notes, verdict = list(reference.notes), None
     answered = sum(one.has_answer for one in stream)
@@ -110,6 +93,36 @@ def monitor(request: MonitorRequest) -> Monitoring:
     write_json(request.output / RECORD, found.to_dict())
     write_page(request.output / PAGE, found)
     return found
+
+
+def _require_options(request: MonitorRequest) -> None:
+    """Refuse options that are invalid, or would have no effect.
+
+    Raises:
+        LoraKitError: naming the option.
+    """
+    if not 0 < request.alpha < 0.5:
+        raise EvaluationError(
+            f"--alpha: a probability below 0.5 (got {request.alpha}). Fix: set 0.05, for example"
+        )
+    if request.every is not None and request.window is not None:
+        raise EvaluationError(
+            f"--every: cuts windows by time, so that --window would have no effect (got "
+            f"{request.every} and {request.window}). Fix: drop one of them"
+        )
+    if request.output.exists() and not request.output.is_dir():
+        raise EvaluationError(
+            f"--output: a file (got {request.output}). Fix: name a directory, such as monitor"
+        )
+    if request.every is not None:
+        parse_duration(request.every)
+
+
+def _cut(request: MonitorRequest, stream: Sequence[StreamText]) -> list[Window]:
+    """Cut a stream into windows of a span of time, or of a number of texts."""
+    if request.every is not None:
+        return windows_of_time(stream, parse_duration(request.every))
+    return windows_of_texts(stream, WINDOW if request.window is None else request.window)
 
 
 def _with_model(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_kit import pipeline
+from lora_kit.data.dataset import open_rows
 from lora_kit.pipeline import monitored_model
 from lora_kit.pipeline.monitoring import MonitorRequest, monitor
 from lora_kit.recipe.recipe import Recipe
@@ -54,6 +55,9 @@ def test_a_language_model_is_monitored_by_its_losses_and_judged_on_answers(
 ) -> None:
     session = pipeline.train(tiny_recipe, tmp_path / "run").session
     pipeline.evaluate(session)
+    # By this digest, rows that are read again are known to be those of the training.
+    recorded = session.run.load_record()["data"]["rows_digest"]
+    assert open_rows(session.recipe.data, session.recipe.seed).digest() == recorded
     known = write_stream(tmp_path / "known.jsonl", sentences(50, 1))
     stream = [{"prompt": text, "completion": "Yes."} for text in sentences(20, 2)]
     texts = tmp_path / "texts.jsonl"
