@@ -94,6 +94,7 @@ benchmarks: $(DEVELOPMENT) $(GEMMA)
 	$(BIN)/python -m tests.benchmarks.evaluation
 	$(BIN)/python -m tests.benchmarks.generation
 	$(BIN)/python -m tests.benchmarks.stopping
+	$(BIN)/python -m tests.benchmarks.monitor
 	$(BIN)/python -m tests.benchmarks.rows
 	$(BIN)/python -m tests.benchmarks.estimate
 	$(BIN)/python -m tests.benchmarks.memory

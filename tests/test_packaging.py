@@ -35,6 +35,9 @@ def test_the_wheel_has_exactly_one_top_level_package(installed: Path) -> None:
     comparison = installed / "lora_kit" / "selection" / "comparison"
     assert (comparison / "compare.html.j2").is_file()
     assert (comparison / "compare.css").is_file()
+    monitoring = installed / "lora_kit" / "monitoring"
+    assert (monitoring / "monitor.html.j2").is_file()
+    assert (monitoring / "monitor.css").is_file()
     sweep = installed / "lora_kit" / "selection" / "sweep"
     for name in ("sweep.html.j2", "scatter.html.j2", "parallel.html.j2", "sweep.css"):
         assert (sweep / name).is_file(), name

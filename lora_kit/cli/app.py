@@ -12,6 +12,7 @@ from lora_kit.cli.comparing import compare_command
 from lora_kit.cli.evaluating import continual_command, evaluate_command, verdict_command
 from lora_kit.cli.machine import doctor_command, recipes_command, schema_command
 from lora_kit.cli.merging import combine_command, export_command, merge_command
+from lora_kit.cli.monitoring import monitor_command
 from lora_kit.cli.output import release_stdout
 from lora_kit.cli.releasing import release_command, verify_command
 from lora_kit.cli.rescaling import rescale_command
@@ -67,6 +68,7 @@ app.command("combine")(alone(combine_command))
 app.command("export")(alone(export_command))
 app.command("release")(alone(release_command))
 app.command("verify")(alone(verify_command))
+app.command("monitor")(alone(monitor_command))
 app.command("run")(run_command)
 app.command("doctor")(alone(doctor_command))
 app.command("recipes")(recipes_command)

@@ -37,6 +37,11 @@ def audited_item(suite: Suite, spec: TaskSpec, item: Item) -> AuditedItem:
     )
 
 
+def asked_text(spec: TaskSpec, prompt: str) -> str:
+    """Return the prompt of an item as a ledger records it, without the text of its template."""
+    return _template_values(spec.prompt_template, prompt) if spec.kind in CHOICE_KINDS else prompt
+
+
 def _prompt_and_answers(spec: TaskSpec, item: Item) -> tuple[str, tuple[str, ...]]:
     """Return the prompt and the answers, any of which is correct."""
     if spec.kind == "lm_eval":
@@ -44,7 +49,7 @@ def _prompt_and_answers(spec: TaskSpec, item: Item) -> tuple[str, tuple[str, ...
     if spec.kind in ("instructions", "judge"):
         return item.prompt, ()  # a reference only describes checks
     if spec.kind in CHOICE_KINDS and item.answer is not None:
-        return _template_values(spec.prompt_template, item.prompt), (item.choices[item.answer],)
+        return asked_text(spec, item.prompt), (item.choices[item.answer],)
     return item.prompt, item.references or (item.reference,)
 
 

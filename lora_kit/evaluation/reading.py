@@ -112,7 +112,7 @@ def read_prompts(spec: TaskSpec) -> list[Conversation]:
         found = read_conversation_rows(spec)
     else:
         table = read_task_table(spec, BUILT_IN)
-        found = [_conversation(_answered(drop_nulls(v)), origin, spec) for v, origin in table]
+        found = [_conversation(answered(drop_nulls(v)), origin, spec) for v, origin in table]
     return [
         dataclasses.replace(
             one,
@@ -123,8 +123,8 @@ def read_prompts(spec: TaskSpec) -> list[Conversation]:
     ]
 
 
-def _answered(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a row without an answer with one, since rows are parsed with answers."""
+def answered(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row without an answer with a dash as one, since rows are parsed with answers."""
     turns, prompt = value.get("messages"), value.get("prompt")
     answer = {"role": "assistant", "content": "-"}
     if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping):

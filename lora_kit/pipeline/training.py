@@ -240,7 +240,8 @@ def _begin_record(run: RunDirectory, recipe: Recipe, begun: _Begun) -> None:
     start_record(run, recipe, begun.backbone, "train")
     run.update_record(
         inputs=begun.inputs,
-        data=begun.data.counts.to_dict() | {"digest": begun.data.digest},
+        data=begun.data.counts.to_dict()
+        | {"digest": begun.data.digest, "rows_digest": begun.ready.data.sources.digest()},
         audit=begun.ready.audit.to_dict(),
         coverage=begun.coverage.to_dict(),
         suites={suite.name: suite.digest for suite in suites_of(begun.work)},

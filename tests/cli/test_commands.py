@@ -32,7 +32,7 @@ COMMANDS = (
         "combine",
         "export",
     ),
-    *("release", "verify", "run", "doctor", "recipes", "schema"),
+    *("release", "verify", "monitor", "run", "doctor", "recipes", "schema"),
 )
 
 

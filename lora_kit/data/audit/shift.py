@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from scipy.stats import norm, t
 
 from lora_kit.data.audit.findings import Shift
@@ -131,14 +132,16 @@ def _shift(name: str, rows: Sequence[AuditedItem], others: Sequence[AuditedItem]
 def _text(item: AuditedItem, with_answer: bool) -> str:
     answer = item.answers[0] if item.answers and with_answer else ""
     prompt = item.prompt if item.prompt or with_answer else item.answers[0]
-    return f"{prompt}\n{answer}"[:_CHARACTERS]
+    return f"{prompt}\n{answer}"
 
 
-def _score_folds(texts: Sequence[str], labels: Flags, groups: Sequence[str]) -> list[ScoredFold]:
-    """Cross-validate the classifier; return no folds if a sample has only one cluster."""
-    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
+def count_words(texts: Sequence[str]) -> csr_matrix:
+    """Count the words and word pairs at the start of each text.
+
+    Returns:
+        (texts, 65536) float64, sparse; a column is a hash of a word or a pair.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer
 
     vectorizer = HashingVectorizer(
         ngram_range=(1, 2),
@@ -147,7 +150,17 @@ def _score_folds(texts: Sequence[str], labels: Flags, groups: Sequence[str]) -> 
         alternate_sign=False,
         norm=None,
     )
-    features = TfidfTransformer(sublinear_tf=True).fit_transform(vectorizer.transform(texts))
+    counts: csr_matrix = vectorizer.transform([text[:_CHARACTERS] for text in texts])
+    return counts
+
+
+def _score_folds(texts: Sequence[str], labels: Flags, groups: Sequence[str]) -> list[ScoredFold]:
+    """Cross-validate the classifier; return no folds if a sample has only one cluster."""
+    from sklearn.feature_extraction.text import TfidfTransformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    features = TfidfTransformer(sublinear_tf=True).fit_transform(count_words(texts))
     clusters = np.unique(groups, return_inverse=True)[1]
     fewest = min(len(set(clusters[labels])), len(set(clusters[~labels])))
     if fewest < 2:

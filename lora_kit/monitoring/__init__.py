@@ -1,0 +1,1 @@
+"""Texts that a released adapter meets, against those that it was trained and judged on."""
