@@ -61,6 +61,11 @@ class RunDirectory:
         return self.root / "label_errors.json"
 
     @property
+    def to_label(self) -> Path:
+        """Texts that `select` chose to be labelled."""
+        return self.root / "to_label.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints; deleted when the training has finished."""
         return self.root / "checkpoints"

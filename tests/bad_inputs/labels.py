@@ -27,7 +27,18 @@ def _audit(
     return Case(name, write, says)
 
 
+def _select(name: str, options: Sequence[str], *says: str) -> Case:
+    """Return the case of a choice of texts by what is no run."""
+
+    def write(place: Place) -> list[str]:
+        return ["select", str(place.adapter), str(jsonl(place, {"text": "a"})), *options]
+
+    return Case(name, write, says)
+
+
 CASES = (
+    _select("texts chosen by what is no run", ["--n", "1"], "not a run directory"),
+    _select("no text to choose", ["--n", "0"], "--n", "x>=1"),
     _audit(
         "a search for label errors that is true",
         {"label_errors": True},

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from lora_kit.data.builtin.areas import area_rows
 from lora_kit.data.labelled import classification_text
 from lora_kit.data.rows import assign_split
 from lora_kit.pipeline import evaluate, train
+from lora_kit.pipeline.next_labels import select_texts
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.machine import machine, versions
 from tests.benchmarks.classification import (
@@ -43,6 +45,9 @@ from tests.benchmarks.classification import (
 )
 
 ROWS, NOISE, ITEMS = 800, 0.1, 500
+# Rows that are labelled at first, and rows that are added.
+LABELLED = 60
+STRATEGIES = ("both", "margin")
 LabelledRow = dict[str, str]
 ACTIONS: dict[str, tuple[bool, dict[str, str]]] = {
     "true labels": (False, {}),
@@ -140,7 +145,34 @@ def _exchanged(rows: Sequence[LabelledRow], seed: int) -> tuple[list[LabelledRow
 def _select(
     output: Path, suite: Path, rows: list[LabelledRow], size: int, seeds: Sequence[int]
 ) -> dict[str, Any]:
-    raise NotImplementedError
+    runs: dict[str, list[Path]] = defaultdict(list)
+    for seed in seeds:
+        place = output / f"select-{size}" / f"seed-{seed}"
+        place.mkdir(parents=True, exist_ok=True)
+        drawn = random.Random(seed).sample(rows, size)
+        known, pool = drawn[:LABELLED], drawn[LABELLED:]
+        first = place / "labelled only"
+        _run(first, _written(place / "labelled.jsonl", known), suite, seed, {})
+        runs["labelled only"].append(first)
+        texts = _written(place / "pool.jsonl", [{"text": row["text"]} for row in pool])
+        for way in ("random", *STRATEGIES):
+            added = [pool[number] for number in _chosen(way, first, texts, len(pool), seed)]
+            _run(place / way, _written(place / f"{way}.jsonl", known + added), suite, seed, {})
+            runs[way].append(place / way)
+    scores = _scores(runs, "random")
+    _print("select", scores)
+    return {"macro_f1": scores}
+
+
+def _chosen(way: str, run: Path, texts: Path, size: int, seed: int) -> list[int]:
+    """Indices of the texts that are labelled next."""
+    if way == "random":
+        return random.Random(f"{seed}/select").sample(range(size), LABELLED)
+    target = texts.with_name(f"{way}-chosen.jsonl")
+    if not target.exists():
+        select_texts(run, texts, LABELLED, way, target)
+    chosen = [json.loads(line) for line in target.read_text().splitlines()]
+    return [int(row["id"].rpartition(":")[2]) - 1 for row in chosen]
 
 
 def _run(directory: Path, rows: Path, suite: Path, seed: int, audit: dict[str, str]) -> None:
