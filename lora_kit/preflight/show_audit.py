@@ -62,10 +62,11 @@ def _facts(audit: Audit) -> dict[str, str]:
 def _label_errors(found: LabelErrors) -> str:
     done = {"drop": ", which are left out", "weigh_down": ", which are weighed down"}
     unknown = f"; {found.unknown:,} cannot be judged" if found.unknown else ""
+    doubt = ", too few to trust the suspects" if found.is_doubtful else ""
     return (
         f"{len(found.suspects):,} of {found.rows:,} labels ({found.share:.1%}) look "
         f"wrong{done.get(found.action, '')}; the probe gives {found.accuracy:.0%} of the rows the "
-        f"label that they have{unknown}"
+        f"label that they have{doubt}{unknown}"
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.audit.duplicates import DuplicateSearch
 from lora_kit.data.audit.label_errors import (
+    MAX_SHARE,
     LabelErrors,
     describe_suspects,
     require_cleanlab,
@@ -59,14 +60,15 @@ def label_errors_of(
         run: run that resumes or is evaluated, if any.
 
     Raises:
-        DataError: if the rows give no folds, the file of the run is of other rows, or a class
-            would lose all rows.
+        DataError: if the rows give no folds, the file of the run is of other rows, too many rows
+            would be changed, or a class would lose all rows.
     """
     if run is not None and run.label_errors.is_file():
         found = _read(run.label_errors, rows)
     else:
         value = broadcast_from_main(lambda: find_label_errors(recipe, rows, backbone).to_dict())
         found = LabelErrors.from_dict(value)
+    _refuse_doubtful(found)
     _refuse_empty_class(found, rows)
     share = f"{len(found.suspects):,} of {found.rows:,} labels ({found.share:.1%}) look wrong"
     done = {
@@ -89,11 +91,40 @@ def find_label_errors(recipe: Recipe, rows: Rows, backbone: Backbone) -> LabelEr
         DataError: if the rows give no folds.
     """
     assert backbone.head is not None  # only a classification is searched
-    classes, audit = backbone.head.classes, recipe.data.audit
-    objective = recipe.training.objective
+    classes = backbone.head.classes
+    found, labels, origins = judge_labels(recipe, rows, backbone)
+    suspects = _known_suspects(found, labels)
+    hits = found.probabilities.argmax(axis=1)[found.known] == labels[found.known]
+    return LabelErrors(
+        action=recipe.data.audit.label_errors,
+        rows=len(rows),
+        unknown=int((~found.known).sum()),
+        accuracy=round(float(hits.mean()), 4),
+        suspects=describe_suspects(suspects, found.probabilities, labels, classes, origins),
+    )
+
+
+def judge_labels(
+    recipe: Recipe, rows: Rows, backbone: Backbone
+) -> tuple[OutOfFold, NDArray[np.int64], list[str]]:
+    """Compute out-of-fold probabilities of the rows' labels.
+
+    Args:
+        recipe: recipe of a classification.
+        rows: training rows.
+        backbone: the base, without an adapter or with a disabled one.
+
+    Returns:
+        The probabilities; (rows,) int64, class of each row; origin of each row.
+
+    Raises:
+        DataError: if the rows give no folds.
+    """
+    assert backbone.head is not None  # only a classification is searched
+    classes, objective = backbone.head.classes, recipe.training.objective
     data = prepare(rows, backbone.tokenizer, recipe.data, 0, objective, classes)
     labels = np.array(class_indices(data), np.int64)
-    groups = row_groups(rows, audit.label_error_folds)
+    groups = row_groups(rows, recipe.data.audit.label_error_folds)
     found = out_of_fold(_features(backbone, data), labels, groups, len(classes))
     if found is None:
         raise DataError(
@@ -101,16 +132,7 @@ def find_label_errors(recipe: Recipe, rows: Rows, backbone: Backbone) -> LabelEr
             f"each (got {len(rows):,} rows in {len(np.unique(groups)):,} groups). Fix: "
             "set data.audit.label_error_folds=rows, or data.audit.label_errors=none"
         )
-    suspects = _known_suspects(found, labels)
-    origins = [example.origin for example in data.examples]
-    hits = found.probabilities.argmax(axis=1)[found.known] == labels[found.known]
-    return LabelErrors(
-        action=audit.label_errors,
-        rows=len(rows),
-        unknown=int((~found.known).sum()),
-        accuracy=round(float(hits.mean()), 4),
-        suspects=describe_suspects(suspects, found.probabilities, labels, classes, origins),
-    )
+    return found, labels, [example.origin for example in data.examples]
 
 
 def row_groups(rows: Rows, folds: LabelErrorFolds) -> NDArray[np.int64]:
@@ -176,6 +198,17 @@ def _known_suspects(found: OutOfFold, labels: NDArray[np.int64]) -> NDArray[np.i
     probabilities = found.probabilities[np.ix_(known, present)]
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return known[suspected_rows(probabilities, numbers)]
+
+
+def _refuse_doubtful(found: LabelErrors) -> None:
+    if found.action != "show" and found.is_doubtful:
+        raise DataError(
+            f"data.audit.label_errors: {found.action} would change too many rows (got "
+            f"{len(found.suspects):,} of {found.rows:,}, allowed: {MAX_SHARE:.0%}): a probe that "
+            f"finds {found.accuracy:.0%} of the labels again is too weak to judge them. Fix: set "
+            "show and look at the rows, or data.audit.label_error_folds=rows if each row was "
+            "labelled by itself"
+        )
 
 
 def _refuse_empty_class(found: LabelErrors, rows: Rows) -> None:

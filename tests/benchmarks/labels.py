@@ -7,8 +7,9 @@ library that a docstring is of, 6 classes; files are clusters), judged by macro-
 Each training is a run directory under `--output`; what is there already is not trained again.
 
 `errors`: a tenth of the labels of 800 rows exchanged for another class. Precision and recall of the
-suspects of `data.audit.label_errors`, by folds of clusters and of rows, and macro-F1 with the rows
-as they are, weighed down and dropped, beside that of the rows with their true labels.
+suspects, by folds of clusters and of rows and by cleanlab's ways to choose them (the first is that
+of `data.audit.label_errors`), and macro-F1 with the rows as they are, weighed down and dropped,
+unless that is refused, beside that of the rows with their true labels.
 
 `select`: 60 labelled rows and 60 more of the other rows, chosen by `lora-kit select` or at random.
 
@@ -28,13 +29,18 @@ from typing import Any
 
 import numpy as np
 
+from lora_kit.backbone.files import resolve
+from lora_kit.backbone.load import load
 from lora_kit.data.builtin.areas import area_rows
+from lora_kit.data.dataset import open_rows, training_classes
 from lora_kit.data.labelled import classification_text
 from lora_kit.data.rows import assign_split
 from lora_kit.pipeline import evaluate, train
 from lora_kit.pipeline.next_labels import select_texts
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.machine import machine, versions
+from lora_kit.training.label_errors import judge_labels
 from tests.benchmarks.classification import (
     _answers,
     _draws,
@@ -48,6 +54,14 @@ ROWS, NOISE, ITEMS = 800, 0.1, 500
 # Rows that are labelled at first, and rows that are added.
 LABELLED = 60
 STRATEGIES = ("both", "margin")
+# The first is that of `data.audit.label_errors`; the others are those of the paper.
+FILTERS = (
+    "low_self_confidence",
+    "prune_by_class",
+    "prune_by_noise_rate",
+    "both",
+    "confident_learning",
+)
 LabelledRow = dict[str, str]
 ACTIONS: dict[str, tuple[bool, dict[str, str]]] = {
     "true labels": (False, {}),
@@ -96,8 +110,9 @@ def _area_rows(part: str) -> list[LabelledRow]:
 def _errors(
     output: Path, suite: Path, rows: list[LabelledRow], size: int, seeds: Sequence[int]
 ) -> dict[str, Any]:
-    runs: dict[str, list[Path]] = {name: [] for name in ACTIONS}
-    found: dict[str, list[tuple[float, float, float]]] = {"clusters": [], "rows": []}
+    runs: dict[str, list[Path]] = defaultdict(list)
+    refused: dict[str, int] = defaultdict(int)
+    found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for seed in seeds:
         true = random.Random(seed).sample(rows, size)
         given, wrong = _exchanged(true, seed)
@@ -105,28 +120,51 @@ def _errors(
             False: _written(output / f"true-{size}-{seed}.jsonl", true),
             True: _written(output / f"exchanged-{size}-{seed}.jsonl", given),
         }
+        for folds in ("clusters", "rows"):
+            audit = {"label_errors": "show", "label_error_folds": folds}
+            for name, quality in _suspects(_recipe(files[True], suite, seed, audit), wrong).items():
+                found[f"{folds}, {name}"].append(quality)
         for name, (is_noisy, audit) in ACTIONS.items():
             directory = output / f"errors-{size}" / name.replace(", ", "-") / f"seed-{seed}"
-            _run(directory, files[is_noisy], suite, seed, audit)
-            runs[name].append(directory)
-            if audit.get("label_errors") == "drop":
-                listed = json.loads((directory / "label_errors.json").read_text())
-                suspects = {one["row"] for one in listed["suspects"]}
-                hits = len(suspects & wrong)
-                quality = hits / max(len(suspects), 1), hits / len(wrong), listed["accuracy"]
-                found[audit["label_error_folds"]].append(quality)
+            try:
+                _run(directory, files[is_noisy], suite, seed, audit)
+                runs[name].append(directory)
+            except DataError as error:
+                print(f"{directory}: {error}")
+                refused[name] += 1
     suspects = {
-        folds: {
-            name: _over_seeds([one[place] for one in values])
-            for place, name in enumerate(("precision", "recall", "probe_accuracy"))
+        name: {
+            figure: _over_seeds([one[place] for one in values])
+            for place, figure in enumerate(("precision", "recall", "share"))
         }
-        for folds, values in found.items()
+        for name, values in found.items()
     }
-    scores = _scores(runs, "exchanged")
+    for name, one in suspects.items():
+        print(f"suspects, folds of {name:32} {one}")
+    # Differences are between the same seeds.
+    whole = {name: places for name, places in runs.items() if len(places) == len(seeds)}
+    scores = _scores(whole, "exchanged")
     _print("errors", scores)
-    for folds, one in suspects.items():
-        print(f"suspects, folds of {folds}: {one}")
-    return {"suspects": suspects, "macro_f1": scores}
+    return {"suspects": suspects, "macro_f1": scores, "refused": dict(refused)}
+
+
+def _suspects(recipe: Recipe, wrong: set[int]) -> dict[str, tuple[float, float, float]]:
+    """Precision, recall and share of the suspects of each of cleanlab's ways to choose them."""
+    from cleanlab.filter import find_label_issues
+
+    rows = open_rows(recipe.data, recipe.seed, "classification")
+    classes = tuple(training_classes(rows, recipe))
+    backbone = load(resolve(recipe.backbone), recipe.backbone, classes)
+    judged, labels, _ = judge_labels(recipe, rows, backbone)
+    assert judged.known.all()
+    quality = {}
+    for name in FILTERS:
+        chosen = find_label_issues(labels, judged.probabilities, filter_by=name, n_jobs=1)
+        suspects = set(np.flatnonzero(chosen).tolist())
+        hits = len(suspects & wrong)
+        share = len(suspects) / len(labels)
+        quality[name] = hits / max(len(suspects), 1), hits / len(wrong), share
+    return quality
 
 
 def _exchanged(rows: Sequence[LabelledRow], seed: int) -> tuple[list[LabelledRow], set[int]]:
@@ -179,7 +217,13 @@ def _run(directory: Path, rows: Path, suite: Path, seed: int, audit: dict[str, s
     """Train and evaluate a head, unless it is there."""
     if (directory / "evaluation" / "ledger.parquet").is_file():
         return
-    recipe = Recipe.model_validate(
+    print(directory, flush=True)
+    trained = train(_recipe(rows, suite, seed, audit), directory, resume=True)
+    evaluate(trained.session, stopping="none")
+
+
+def _recipe(rows: Path, suite: Path, seed: int, audit: dict[str, str]) -> Recipe:
+    return Recipe.model_validate(
         {
             "name": "labels",
             "seed": seed,
@@ -195,8 +239,6 @@ def _run(directory: Path, rows: Path, suite: Path, seed: int, audit: dict[str, s
             "evaluation": {"suites": [str(suite)]},
         }
     )
-    print(directory, flush=True)
-    evaluate(train(recipe, directory, resume=True).session, stopping="none")
 
 
 def _scores(runs: dict[str, list[Path]], reference: str) -> dict[str, Any]:

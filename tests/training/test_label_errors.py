@@ -138,12 +138,29 @@ def test_a_class_is_not_dropped_whole(
     recipe = _recipe(tiny_encoder, tmp_path, "drop")
     rows = list(open_rows(recipe.data, recipe.seed, "classification"))
     fruits = np.flatnonzero([row.label == "fruit" for row in rows])
+    monkeypatch.setattr("lora_kit.data.audit.label_errors.MAX_SHARE", 1.0)
     monkeypatch.setattr(
         "lora_kit.training.label_errors._known_suspects", lambda *_: np.asarray(fruits)
     )
     with pytest.raises(DataError, match=r"without a training row .got 'fruit'"):
         pipeline.train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_probe_that_doubts_many_labels_changes_none(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "lora_kit.training.label_errors._known_suspects", lambda *_: np.arange(1, 48, 3)
+    )
+    said = r"weigh_down would change too many rows \(got 16 of 48, allowed: 30%\)"
+    with pytest.raises(DataError, match=said):
+        make_plan(_recipe(tiny_encoder, tmp_path, "weigh_down"))
+    shown = make_plan(_recipe(tiny_encoder, tmp_path, "show", adapter={"method": "head"}))
+    assert shown.on_backbone
+    errors = shown.on_backbone.audit.label_errors
+    assert errors
+    assert errors.is_doubtful
 
 
 def test_groups_are_clusters_and_duplicates_joined() -> None:
