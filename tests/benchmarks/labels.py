@@ -53,7 +53,7 @@ from tests.benchmarks.classification import (
 ROWS, NOISE, ITEMS = 800, 0.1, 500
 # Rows that are labelled at first, and rows that are added.
 LABELLED = 60
-STRATEGIES = ("both", "margin")
+STRATEGIES = ("both", "margin", "diversity")
 # The first is that of `data.audit.label_errors`; the others are those of the paper.
 FILTERS = (
     "low_self_confidence",
