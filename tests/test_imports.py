@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-LATE = {"sklearn", "matplotlib", "lm_eval", "evaluate"}
+LATE = {"cleanlab", "sklearn", "matplotlib", "lm_eval", "evaluate"}
 
 
 def test_slow_packages_are_not_imported_with_a_module() -> None:

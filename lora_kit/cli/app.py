@@ -10,6 +10,7 @@ import typer
 from lora_kit.cli.alone import alone
 from lora_kit.cli.comparing import compare_command
 from lora_kit.cli.evaluating import continual_command, evaluate_command, verdict_command
+from lora_kit.cli.labelling import select_command
 from lora_kit.cli.machine import doctor_command, recipes_command, schema_command
 from lora_kit.cli.merging import combine_command, export_command, merge_command
 from lora_kit.cli.monitoring import monitor_command
@@ -60,6 +61,7 @@ app.command("sweep")(sweep_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("verdict")(alone(verdict_command))
+app.command("select")(alone(select_command))
 app.command("rescale")(rescale_command)
 app.command("continual")(continual_command)
 app.command("compare")(alone(compare_command))

@@ -85,14 +85,18 @@ def _history(value: object, origin: str) -> tuple[Message, ...]:
 
 
 def text_label_row(value: RawRow, origin: str) -> Row:
-    """Parse a text and its class."""
+    """Parse a text, its class, and the name of a group of dependent rows, if it has one."""
     label = value["label"]
     if isinstance(label, bool | int):
         label = json.dumps(label)
     label = read_text(label, "label", origin)
     text = read_text(value["text"], "text", origin)
+    cluster = value.get("cluster", origin)
+    if isinstance(cluster, int) and not isinstance(cluster, bool):
+        cluster = str(cluster)
+    cluster = read_text(cluster, "cluster", origin)
     messages = (Message("user", text), Message("assistant", label))
-    return Row(origin, origin, messages, completion_from=1, label=label)
+    return Row(origin, cluster, messages, completion_from=1, label=label)
 
 
 def text_row(value: RawRow, origin: str) -> Row:

@@ -79,7 +79,9 @@ FORMATS: dict[RowFormat, Format] = {
         '{"instruction": "...", "input": "...", "output": "..."}',
         alpaca_row,
     ),
-    "text-label": Format(("text", "label"), (), '{"text": "...", "label": "..."}', text_label_row),
+    "text-label": Format(
+        ("text", "label"), ("cluster",), '{"text": "...", "label": "..."}', text_label_row
+    ),
     "text": Format(("text",), (), '{"text": "..."}', text_row),
 }
 

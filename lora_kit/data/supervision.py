@@ -43,6 +43,7 @@ class Example:
         label: class of the row, if it has one.
         unwritten: fields of the row's turns that the chat template does not write; known until
             the example is stored.
+        weight: weight in the loss of a classification besides that of the class; set for a step.
     """
 
     input_ids: tuple[int, ...]
@@ -53,6 +54,7 @@ class Example:
     source: int = 0
     label: str | None = None
     unwritten: tuple[str, ...] = ()
+    weight: float = 1.0
 
     @property
     def supervised(self) -> int:

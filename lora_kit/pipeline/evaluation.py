@@ -57,6 +57,7 @@ from lora_kit.runtime.errors import EvaluationError, RecipeError
 from lora_kit.runtime.launch import needs_one_process
 from lora_kit.runtime.processes import continue_alone
 from lora_kit.runtime.vllm import find_vllm
+from lora_kit.training.label_errors import label_error_facts
 from lora_kit.training.rows_of_run import require_trained_on, rows_of_run
 from lora_kit.training.scratch import scratch_arm
 
@@ -131,6 +132,7 @@ def evaluate(
     judged = judged_tasks(work, subject.close)
     other = next(name for name in get_args(EngineName) if name != engine)
     models += shipped.loaded(subject, work)
+    facts |= label_error_facts(subject.session.run if subject.session else None)
     facts |= {**shipped.facts, **thoughts.facts, "Arms": ", ".join([*names, *shipped.names])}
     plan = EvaluationPlan(
         backbone=EvaluatedBackbone.of(subject.backbone),

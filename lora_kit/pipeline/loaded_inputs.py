@@ -16,6 +16,7 @@ from lora_kit.evaluation.suite import load_suites
 from lora_kit.evaluation.thoughts import Thinking
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import FEWSHOT
+from lora_kit.training.label_errors import searches_label_errors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,6 +46,7 @@ def load_inputs(recipe: Recipe) -> LoadedInputs:
     Raises:
         LoraKitError: if one of them cannot be read.
     """
+    searches_label_errors(recipe)  # refuses it where it cannot be done
     suites = load_suites(recipe.evaluation.suites)
     sources = open_rows(recipe.data, recipe.seed, recipe.training.objective)
     classes = tuple(training_classes(sources, recipe))

@@ -127,8 +127,11 @@ def train(
         say(f"{run.root}: resuming from {chosen.checkpoint.name}")
     elif is_main:
         _begin_record(run, recipe, begun)
-    held_out, texts = ready.data.held_out, ready.texts
-    inputs = TrainingInputs(recipe, backbone, ready.model, data, held_out, run, texts, launch)
+    held_out, texts, errors = ready.data.held_out, ready.texts, ready.audit.label_errors
+    weights = errors.weights if errors else {}
+    inputs = TrainingInputs(
+        recipe, backbone, ready.model, data, held_out, run, texts, launch, weights
+    )
     result = run_training(inputs, chosen.checkpoint, ends_early)
     if loaded.take_off:
         loaded.take_off(ready.model)
@@ -233,10 +236,18 @@ def _begin_record(run: RunDirectory, recipe: Recipe, begun: _Begun) -> None:
     """Start the run's record, and remove the results of an earlier run that is overwritten."""
     for stale in run.results:
         shutil.rmtree(stale, ignore_errors=True)
-    for file in (run.record, run.rescale_record, run.rescale_plot, run.self_distillation):
+    for file in (
+        run.record,
+        run.rescale_record,
+        run.rescale_plot,
+        run.self_distillation,
+        run.label_errors,
+    ):
         file.unlink(missing_ok=True)
     if begun.said:
         write_json(run.self_distillation, begun.said)
+    if errors := begun.ready.audit.label_errors:
+        write_json(run.label_errors, errors.to_dict())
     start_record(run, recipe, begun.backbone, "train")
     run.update_record(
         inputs=begun.inputs,

@@ -44,6 +44,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import MissingBackboneError
 from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.processes import process_state
+from lora_kit.training.label_errors import searches_label_errors
 from lora_kit.training.self_distillation.rows import TrainingRows, read_training_rows
 from lora_kit.training.step_sizes import micro_batch_size, optimizer_steps
 
@@ -63,6 +64,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     """
     if launch_file:
         refuse_impossible_launch(launch_file, recipe)
+    has_label_search = searches_label_errors(recipe)
     suites = load_suites(recipe.evaluation.suites)
     spec = recipe.training
     sources = open_rows(recipe.data, recipe.seed, spec.objective)
@@ -90,8 +92,9 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     backbone, without_weights = open_for_plan(
         files, recipe.backbone, classes, is_elsewhere=launch_file is not None
     )
-    if recipe.data.replay and recipe.data.replay.source == SELF:
-        # Self-distillation generates rows with the backbone.
+    is_self_replay = recipe.data.replay is not None and recipe.data.replay.source == SELF
+    if is_self_replay or has_label_search:
+        # The backbone generates rows, or judges their labels.
         read = (
             read_training_rows(recipe, sources, backbone)
             if backbone.has_weights

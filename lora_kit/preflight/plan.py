@@ -104,6 +104,7 @@ class Plan:
         """Return the plan as JSON values."""
         found = self.on_backbone
         per_process = found.memory_per_process if found else None
+        errors = found.audit.label_errors if found else None
         return {
             "recipe": self.recipe.model_dump(mode="json"),
             "rows": self.rows,
@@ -124,6 +125,7 @@ class Plan:
             if found
             else {},
             "audit": found.audit.to_dict() if found else None,
+            "label_errors": errors.to_dict() if errors else None,
             "checked": asdict(found.checked) if found else None,
             "forecast": found.forecast.to_dict() if found and found.forecast else None,
             "timing": found.timing.to_dict() if found and found.timing else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_kit.adapter.attach import attach
@@ -91,6 +91,8 @@ def prepare_training(
     items, limits = audited_items(work), recipe.data.audit
     examples = supervise_inputs(data.examples) if objective == "classification" else data.examples
     findings = audit(read.rows, examples, items, held_out_rows, tokenizer, limits)
+    findings = replace(findings, label_errors=read.label_errors)
     refuse_items(texts, items, limits.leakage)
-    training_data = TrainingData(sources, read.rows, read.replay, data, held_out_rows, held_out)
+    own = read.sources_of(sources)
+    training_data = TrainingData(own, read.rows, read.replay, data, held_out_rows, held_out)
     return PreparedTraining(model, training_data, texts, checked, findings)

@@ -68,7 +68,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     if plan.without_weights:
         console.print(
             f"\n[yellow]Planned from shapes alone:[/] {escape(plan.without_weights)}. Left to the "
-            "training: the fingerprint, the check of packing, rows that the backbone generates",
+            "training: the fingerprint, the check of packing, rows that the backbone generates, "
+            "suspected label errors",
             soft_wrap=True,
         )
     if plan.missing_backbone:

@@ -9,9 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_kit.data.audit.findings import Audit, BrokenTokens, Leakage, Shift
+from lora_kit.data.audit.label_errors import LabelErrors
 
 # Classes and scripts listed by name.
 _LISTED = 6
+SUSPECTS = 10
+"""Suspected label errors that are printed."""
 
 
 def show_audit(audit: Audit, console: Console) -> None:
@@ -21,6 +24,8 @@ def show_audit(audit: Audit, console: Console) -> None:
     for name, value in _facts(audit).items():
         table.add_row(f"[dim]{escape(name)}[/]", escape(value))
     console.print(table)
+    if audit.label_errors:
+        _show_suspects(audit.label_errors, console)
     for warning in audit.warnings:
         console.print(f"[yellow]![/] {escape(warning)}", soft_wrap=True)
     for problem in audit.problems:
@@ -47,9 +52,40 @@ def _facts(audit: Audit) -> dict[str, str]:
         facts["held-out rows"] = _leakage([audit.validation])
     if audit.classes.counts:
         facts["classes"] = _listed(audit.classes.counts)
+    if audit.label_errors:
+        facts["label errors"] = _label_errors(audit.label_errors)
     for shift in audit.shifts:
         facts[f"shift to {shift.other}"] = _shift(shift)
     return facts
+
+
+def _label_errors(found: LabelErrors) -> str:
+    done = {"drop": ", which are left out", "weigh_down": ", which are weighed down"}
+    unknown = f"; {found.unknown:,} cannot be judged" if found.unknown else ""
+    doubt = ", too few to trust the suspects" if found.is_doubtful else ""
+    return (
+        f"{len(found.suspects):,} of {found.rows:,} labels ({found.share:.1%}) look "
+        f"wrong{done.get(found.action, '')}; the probe gives {found.accuracy:.0%} of the rows the "
+        f"label that they have{doubt}{unknown}"
+    )
+
+
+def _show_suspects(found: LabelErrors, console: Console) -> None:
+    """Print the rows whose label is the least probable."""
+    if not found.suspects:
+        return
+    table = Table("row", "label", "p", "looks like", "p", box=None, padding=(0, 2))
+    for one in found.suspects[:SUSPECTS]:
+        table.add_row(
+            escape(one.origin),
+            escape(one.label),
+            f"{one.probability:.2f}",
+            escape(one.suggestion),
+            f"{one.suggestion_probability:.2f}",
+        )
+    console.print(table)
+    if len(found.suspects) > SUSPECTS:
+        console.print(f"[dim]{len(found.suspects) - SUSPECTS:,} more: lora-kit plan --json[/]")
 
 
 def _duplicates(audit: Audit) -> str:

@@ -23,6 +23,9 @@ RowFormat = Literal[
 Packing = bool | Literal["unpadded"]
 LicenseName = Annotated[str, Field(min_length=1, max_length=200)]
 
+LabelErrorAction = Literal["none", "show", "weigh_down", "drop"]
+LabelErrorFolds = Literal["clusters", "rows"]
+
 # The replay source of rows that the base generates.
 SELF = "self"
 
@@ -79,6 +82,15 @@ class AuditSpec(Section):
     """Share of the examples that are truncated at `max_length`."""
     dropped: Share = 0.1
     """Share of the examples that are dropped because no supervised token is left."""
+    label_errors: LabelErrorAction = "none"
+    """Classification: search for rows whose label looks wrong (confident learning, Northcutt et al.
+    2021, arXiv:1911.00068) by a linear probe that was not fitted to them, which takes one forward
+    pass per row and the extra `labels`. `show` them; `weigh_down`: their loss is weighed by the
+    probability of their label; `drop`: leave them out of the training."""
+    label_error_folds: LabelErrorFolds = "clusters"
+    """Rows that the probe of a row must not see: those of its cluster and near duplicates
+    (`clusters`), or near duplicates alone (`rows`), which finds more if each row was labelled by
+    itself, and nothing if the rows of a cluster share their error."""
 
 
 class DataSpec(Section):

@@ -56,6 +56,7 @@ RULES: tuple[Rule, ...] = (
     objective.grpo_micro_batches,
     heads.head_without_objective,
     heads.classifier_data,
+    heads.label_errors_of_classes,
     heads.classifier_retention,
     heads.arms_of_a_head,
     heads.options_of_a_head,

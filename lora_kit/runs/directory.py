@@ -56,6 +56,16 @@ class RunDirectory:
         return self.root / "generated_rows.json"
 
     @property
+    def label_errors(self) -> Path:
+        """Rows whose label looked wrong before training."""
+        return self.root / "label_errors.json"
+
+    @property
+    def to_label(self) -> Path:
+        """Texts that `select` chose to be labelled."""
+        return self.root / "to_label.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints; deleted when the training has finished."""
         return self.root / "checkpoints"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,17 +61,22 @@ class ClassLoss:
         )
         return cls(torch.tensor(weights, dtype=torch.float32), spec.focal_gamma)
 
-    def sum(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def sum(
+        self, logits: torch.Tensor, targets: torch.Tensor, row_weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the weighted sum of the losses of all rows, in nats; scalar, float32.
 
         Args:
             logits: (batch, classes), of any float dtype.
             targets: (batch,) int64; rows with target -100 have no loss.
+            row_weights: (batch,) float32, weight of each row besides that of its class.
         """
         assert len(self.weights) == logits.shape[1]
         logits = logits.float()
         nll = cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
         weights = self.weight_of(targets)
+        if row_weights is not None:
+            weights = weights * row_weights
         if self.gamma:
             # For gamma < 1, the gradient of 0^gamma is infinite: a row with p = 1 would give NaN.
             uncertainty = (1 - (-nll).exp()).clamp(min=torch.finfo(torch.float32).tiny)
@@ -96,11 +101,14 @@ class ClassTask:
         loss: loss over classes.
         features: features of the training examples; `None` unless only the head is trained.
         held_out: features of the held-out examples; `None` likewise.
+        row_weights: weight of training examples by their index, besides that of their class; 1
+            for the others.
     """
 
     loss: ClassLoss
     features: Features | None = None
     held_out: Features | None = None
+    row_weights: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, inputs: TrainingInputs) -> ClassTask | None:
@@ -115,12 +123,13 @@ class ClassTask:
         spec = inputs.recipe.classification or ClassificationSpec()
         loss = ClassLoss.of(spec, backbone.head.classes, class_indices(inputs.data))
         if inputs.recipe.adapter.method != "head":
-            return cls(loss)
+            return cls(loss, row_weights=inputs.row_weights)
         has_rows = held_out is not None and len(held_out.examples)
         return cls(
             loss,
             frozen_features(backbone, model, inputs.data),
             frozen_features(backbone, model, held_out) if held_out and has_rows else None,
+            inputs.row_weights,
         )
 
     def validation_loss(
@@ -197,9 +206,16 @@ class ClassifierTrainer(StepTrainer):
             processes and multiplied by the number of processes; scalar, float32.
         """
         del num_items_in_batch
-        labels = [example.labels[-1] for example in inputs["examples"]]
-        targets = torch.tensor(labels or [IGNORE_INDEX])
-        weight = send(self.task.loss.weight_of(targets).sum(), self.args.device)
+        examples = [
+            replace(example, weight=self.task.row_weights.get(row, 1.0))
+            for row, example in zip(inputs["rows"], inputs["examples"], strict=True)
+        ]
+        inputs = {**inputs, "examples": examples}
+        targets = torch.tensor([example.labels[-1] for example in examples] or [IGNORE_INDEX])
+        weights = self.task.loss.weight_of(targets)
+        if examples:
+            weights = weights * _row_weights(examples)
+        weight = send(weights.sum(), self.args.device)
         total = self.accelerator.reduce(weight, reduction="sum")
         return super().training_step(model, inputs, total)
 
@@ -207,7 +223,8 @@ class ClassifierTrainer(StepTrainer):
         if self.task.features is None:
             return super()._passes(examples, model)
         self.tokens += sum(len(example.input_ids) for example in examples)
-        return [self.task.features.batch(self.rows, examples)]
+        batch = self.task.features.batch(self.rows, examples)
+        return [{**batch, "row_weights": _row_weights(examples)}]
 
     def _tensors(self, examples: Sequence[Example]) -> list[StepInputs]:
         groups = split_micro_batches(examples, self.micro_batcher.rows, self.micro_batcher.tokens)
@@ -220,13 +237,22 @@ class ClassifierTrainer(StepTrainer):
             model: the model, wrapped by Accelerate.
             inputs: tensors of the pass, of `_pad_classified` or `Features.batch`.
         """
-        return self.task.loss.sum(_logits(model, inputs), inputs["targets"])
+        return self.task.loss.sum(_logits(model, inputs), inputs["targets"], inputs["row_weights"])
 
 
 def _pad_classified(examples: Sequence[Example], pad_token_id: int) -> StepInputs:
-    """Return `input_ids` and `attention_mask`, (batch, length), and `targets`, (batch,); int64."""
+    """Return `input_ids` and `attention_mask`, (batch, length), and `targets`, (batch,); int64.
+
+    And `row_weights`, (batch,) float32.
+    """
     batch = pad_right([example.input_ids for example in examples], pad_token_id)
-    return {**batch, "targets": torch.tensor([example.labels[-1] for example in examples])}
+    targets = torch.tensor([example.labels[-1] for example in examples])
+    return {**batch, "targets": targets, "row_weights": _row_weights(examples)}
+
+
+def _row_weights(examples: Sequence[Example]) -> torch.Tensor:
+    """Return the weight of each example besides that of its class, (batch,) float32."""
+    return torch.tensor([example.weight for example in examples])
 
 
 def _logits(model: Any, batch: StepInputs) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ class TrainingInputs:
         run: run directory, for checkpoints, metrics and the adapter.
         texts: texts of the recipe's retention methods.
         launch: launch of the training, by default that of this process.
+        row_weights: weight in the loss of a classification's examples by their index; 1 for the
+            others.
     """
 
     recipe: Recipe
@@ -43,6 +46,7 @@ class TrainingInputs:
     run: RunDirectory
     texts: RetentionTexts = field(default_factory=RetentionTexts)
     launch: Launch = field(default_factory=current_launch)
+    row_weights: Mapping[int, float] = field(default_factory=dict)
 
     @cached_property
     def steps(self) -> int:

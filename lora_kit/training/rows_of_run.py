@@ -26,7 +26,7 @@ def rows_of_run(session: Session) -> TrainingData:
         read = read_training_rows(recipe, sources, backbone, session.run)
     classes = backbone.head.classes if backbone.head else ()
     prepared = prepare(read.rows, backbone.tokenizer, recipe.data, read.replay, objective, classes)
-    return TrainingData(sources, read.rows, read.replay, prepared)
+    return TrainingData(read.sources_of(sources), read.rows, read.replay, prepared)
 
 
 def require_trained_on(session: Session, data: TrainingData, arm: str) -> None:

@@ -25,6 +25,7 @@ COMMANDS = (
         "train",
         "evaluate",
         "verdict",
+        "select",
         "rescale",
         "continual",
         "compare",

@@ -77,6 +77,20 @@ class DuplicateSearch:
             ),
         )
 
+    def groups(self) -> NDArray[np.int64]:
+        """Return the group of each row, (rows,) int64: rows and their duplicates share one."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        texts = np.array(self._texts, np.int64)
+        _, first, group = np.unique(texts, return_index=True, return_inverse=True)
+        numbers = np.arange(len(texts))
+        earlier, _ = self._near(np.isin(numbers, np.flatnonzero(first[group] != numbers)))
+        near = np.flatnonzero(earlier >= 0)
+        ends = np.concatenate([numbers, near]), np.concatenate([first[group], earlier[near]])
+        links = coo_array((np.ones(len(ends[0])), ends), shape=(len(texts), len(texts)))
+        return np.asarray(connected_components(links, directed=False)[1], np.int64)
+
     def _near(self, excluded: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Find an earlier near duplicate of each row.
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lora_kit.data.audit.label_errors import LabelErrors
+
 # Examples named by each finding.
 EXAMPLES = 5
 
@@ -233,6 +235,7 @@ class Audit:
         problems: messages for exceeded limits of `data.audit`.
         warnings: messages for findings that are probably not intended.
         seconds: duration of the audit.
+        label_errors: suspected label errors, if the recipe asks for a search.
     """
 
     duplicates: Duplicates
@@ -244,6 +247,7 @@ class Audit:
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
+    label_errors: LabelErrors | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as a JSON-serializable dictionary, shares included."""
@@ -257,4 +261,5 @@ class Audit:
         value["tokens"]["dropped_share"] = self.tokens.dropped_share
         value["tokens"]["pieces"]["share"] = self.tokens.pieces.share
         value["classes"]["ratio"] = self.classes.ratio
+        value["label_errors"] = self.label_errors.summary() if self.label_errors else None
         return value

@@ -54,6 +54,28 @@ def classifier_data(recipe: RecipeSections) -> Iterator[Problem]:
             yield conflict(field, OBJECTIVE, reason=reason, fix=fix or "remove it")
 
 
+def label_errors_of_classes(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse a search for label errors without classes, and options of a search without one."""
+    audit = recipe.data.audit
+    if audit.label_errors != "none" and recipe.training.objective != "classification":
+        yield conflict(
+            "data.audit.label_errors",
+            OBJECTIVE,
+            reason="only rows of a classification have labels to check "
+            f"({OBJECTIVE} is {recipe.training.objective})",
+            given=audit.label_errors,
+            fix="remove it",
+        )
+    if audit.label_error_folds != "clusters" and audit.label_errors == "none":
+        yield conflict(
+            "data.audit.label_error_folds",
+            "data.audit.label_errors",
+            reason="has no effect without data.audit.label_errors",
+            given=audit.label_error_folds,
+            fix="set data.audit.label_errors=show, or remove it",
+        )
+
+
 def classifier_retention(recipe: RecipeSections) -> Iterator[Problem]:
     """Refuse retention methods, which need a language model, for a classifier."""
     if recipe.training.objective != "classification":
