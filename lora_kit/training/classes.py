@@ -212,9 +212,8 @@ class ClassifierTrainer(StepTrainer):
         ]
         inputs = {**inputs, "examples": examples}
         targets = torch.tensor([example.labels[-1] for example in examples] or [IGNORE_INDEX])
-        weights = self.task.loss.weight_of(targets)
-        if examples:
-            weights = weights * _row_weights(examples)
+        own = _row_weights(examples).get("row_weights", 1.0)
+        weights = self.task.loss.weight_of(targets) * own
         weight = send(weights.sum(), self.args.device)
         total = self.accelerator.reduce(weight, reduction="sum")
         return super().training_step(model, inputs, total)
@@ -224,7 +223,7 @@ class ClassifierTrainer(StepTrainer):
             return super()._passes(examples, model)
         self.tokens += sum(len(example.input_ids) for example in examples)
         batch = self.task.features.batch(self.rows, examples)
-        return [{**batch, "row_weights": _row_weights(examples)}]
+        return [{**batch, **_row_weights(examples)}]
 
     def _tensors(self, examples: Sequence[Example]) -> list[StepInputs]:
         groups = split_micro_batches(examples, self.micro_batcher.rows, self.micro_batcher.tokens)
@@ -237,22 +236,25 @@ class ClassifierTrainer(StepTrainer):
             model: the model, wrapped by Accelerate.
             inputs: tensors of the pass, of `_pad_classified` or `Features.batch`.
         """
-        return self.task.loss.sum(_logits(model, inputs), inputs["targets"], inputs["row_weights"])
+        return self.task.loss.sum(
+            _logits(model, inputs), inputs["targets"], inputs.get("row_weights")
+        )
 
 
 def _pad_classified(examples: Sequence[Example], pad_token_id: int) -> StepInputs:
     """Return `input_ids` and `attention_mask`, (batch, length), and `targets`, (batch,); int64.
 
-    And `row_weights`, (batch,) float32.
+    And `row_weights`, (batch,) float32, if the examples have weights of their own.
     """
     batch = pad_right([example.input_ids for example in examples], pad_token_id)
     targets = torch.tensor([example.labels[-1] for example in examples])
-    return {**batch, "targets": targets, "row_weights": _row_weights(examples)}
+    return {**batch, "targets": targets, **_row_weights(examples)}
 
 
-def _row_weights(examples: Sequence[Example]) -> torch.Tensor:
-    """Return the weight of each example besides that of its class, (batch,) float32."""
-    return torch.tensor([example.weight for example in examples])
+def _row_weights(examples: Sequence[Example]) -> StepInputs:
+    """Return `row_weights`, (batch,) float32, or nothing to send where each weight is 1."""
+    weights = [example.weight for example in examples]
+    return {} if set(weights) <= {1.0} else {"row_weights": torch.tensor(weights)}
 
 
 def _logits(model: Any, batch: StepInputs) -> torch.Tensor:

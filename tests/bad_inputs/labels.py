@@ -38,7 +38,7 @@ def _select(name: str, options: Sequence[str], *says: str) -> Case:
 
 CASES = (
     _select("texts chosen by what is no run", ["--n", "1"], "not a run directory"),
-    _select("no text to choose", ["--n", "0"], "--n", "x>=1"),
+    _select("no text to choose", ["--n", "0"], "--n", "1"),
     _audit(
         "a search for label errors that is true",
         {"label_errors": True},

@@ -70,7 +70,8 @@ def test_a_plan_ranks_the_suspects(tiny_encoder: Path, tmp_path: Path) -> None:
     assert wrong["label"] == names[(WRONG[0] + 1) % 3]
     assert wrong["suggestion"] == names[WRONG[0] % 3]
     assert (plan.rows, value["audit"]["label_errors"]["suspects"]) == (48, len(suspects))
-    console = Console(file=io.StringIO(), width=120)
+    # Wide enough for the path, which would be folded.
+    console = Console(file=io.StringIO(), width=400)
     show_plan(plan, console)
     shown = console.file.getvalue()
     assert f"{len(suspects)} of 48 labels" in shown
@@ -112,8 +113,10 @@ def test_weighed_down_rows_have_the_weight_of_their_label(
     summed = ClassLoss.sum
 
     def recording(self: ClassLoss, logits: Any, targets: Any, row_weights: Any = None) -> Any:
-        if row_weights is not None:
-            seen.append((logits.detach(), targets, row_weights))
+        # Not the loss of validation rows.
+        if logits.requires_grad:
+            weights = torch.ones(len(targets)) if row_weights is None else row_weights
+            seen.append((logits.detach(), targets, weights))
         return summed(self, logits, targets, row_weights)
 
     monkeypatch.setattr(ClassLoss, "sum", recording)
