@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import softmax
 
+from lora_kit.evaluation.aggregates import secondary_statistics
 from lora_kit.evaluation.comparisons import repeated
 from lora_kit.evaluation.cut_answers import CUT_OFF
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.pairs import Pairs, mean_score
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.thoughts import UNENDED
+from lora_kit.statistics.bootstrap import bootstrap_statistic
 from lora_kit.statistics.calibration import CalibrationComparison, compare_calibration
-from lora_kit.statistics.clusters import Floats
+from lora_kit.statistics.clusters import Floats, cluster_count
 from lora_kit.statistics.decisions import Interval, holm, loss_p, paired_interval
 from lora_kit.statistics.labels import LabelScores, label_scores
 from lora_kit.statistics.looks import Look
+from lora_kit.statistics.resampled import change_of
 
 # The interval of a smaller slice would be too wide to be of use.
 SMALLEST_SLICE = 5
@@ -35,6 +38,7 @@ class SecondaryMetric:
     base: float
     adapter: float
     interval: Interval
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,30 @@ def secondary_metrics(pairs: Pairs, task: TaskSpec, look: Look) -> tuple[Seconda
         sign = -1.0 if name in LOWER_IS_BETTER else 1.0
         binary = bool(np.isin(np.concatenate([base, adapter]), (0.0, 1.0)).all())
         interval = _interval(sign * (adapter - base), pairs.clusters, binary, look)
-        results.append(SecondaryMetric(name, float(base.mean()), float(adapter.mean()), interval))
-    return tuple(results)
+        means, is_higher = (float(base.mean()), float(adapter.mean())), sign > 0
+        results.append(SecondaryMetric(name, *means, interval, is_higher))
+    return (*results, *_of_all_items(pairs, task, look))
+
+
+def _of_all_items(pairs: Pairs, task: TaskSpec, look: Look) -> list[SecondaryMetric]:
+    """Compare the arms on scores that are defined for all items together."""
+    every, found = np.ones((1, len(pairs.before))), []
+    for name, (before, after, higher) in secondary_statistics(
+        task, pairs.before, pairs.after
+    ).items():
+        change = change_of(before, after, higher)
+        low, high = bootstrap_statistic(change, pairs.clusters, look.nominal_confidence)
+        interval = Interval(
+            float(change(every)[0]),
+            low,
+            high,
+            look.nominal_confidence,
+            len(pairs.before),
+            cluster_count(pairs.clusters),
+        )
+        base, adapter = (float(one(every)[0]) for one in (before, after))
+        found.append(SecondaryMetric(name, base, adapter, repeated(interval, look), higher))
+    return found
 
 
 def _interval(differences: Floats, clusters: Sequence[str], binary: bool, look: Look) -> Interval:

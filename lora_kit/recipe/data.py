@@ -19,6 +19,8 @@ RowFormat = Literal[
     "sharegpt",
     "preference",
     "text-label",
+    "text-score",
+    "text-scores",
 ]
 Packing = bool | Literal["unpadded"]
 LicenseName = Annotated[str, Field(min_length=1, max_length=200)]

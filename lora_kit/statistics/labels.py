@@ -8,11 +8,10 @@ a miss for the item's class and a false positive for none.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from lora_kit.statistics.bootstrap import bootstrap_replicates, percentile_limits
 from lora_kit.statistics.clusters import (
@@ -22,15 +21,11 @@ from lora_kit.statistics.clusters import (
     clustered_sample,
     effective_counts,
 )
-from lora_kit.statistics.decisions import Interval, PairedComparison, interval_decision
-from lora_kit.statistics.power import Z_POWER
+from lora_kit.statistics.decisions import Interval, PairedComparison
 from lora_kit.statistics.proportions import tango_limits
+from lora_kit.statistics.resampled import decide_by_limits
 
-LimitsByConfidence = Callable[[float], tuple[float, float]]
-"""Function from a two-sided confidence level to lower and upper limit."""
 METHOD = "cluster bootstrap, no narrower than the macro-recall's score intervals (MOVER)"
-MIN_P = 1e-3
-"""Smallest p-value that the number of resamples can resolve."""
 
 
 @dataclass(frozen=True)
@@ -138,71 +133,8 @@ def compare_macro_f1(
         below, above = _mover(by_class, confidence)
         return min(low, point - below), max(high, point + above)
 
-    return _decide(limits, Interval(point, 0, 0, 0, len(truth), count), alpha, margin)
-
-
-def items_to_decide_macro_f1(interval: Interval, margin: float | None) -> int | None:
-    """Return the items that decide with power 0.8, from the width of an interval.
-
-    Args:
-        interval: interval of the difference, at the level of the decision.
-        margin: margin of retention; `None` for gain.
-
-    Returns:
-        Number of items; `None` if no number decides, or nothing is known of the width.
-    """
-    distance = abs(interval.delta - (0.0 if margin is None else -margin))
-    if distance == 0 or not math.isfinite(interval.low):
-        return None
-    z = float(stats.norm.ppf(0.5 + interval.confidence / 2))
-    error = (interval.high - interval.low) / 2 / z
-    needed = math.ceil(interval.items * ((z + Z_POWER) * error / distance) ** 2)
-    return max(needed, interval.items + 1)
-
-
-def _decide(
-    limits: LimitsByConfidence, point: Interval, alpha: float, margin: float | None
-) -> PairedComparison:
-    """Decide by the limits.
-
-    Args:
-        limits: limits of the difference, by confidence level.
-        point: difference and counts; its limits are placeholders.
-        alpha: level of the test.
-        margin: margin of retention; `None` for gain.
-    """
-    if margin is not None and margin <= 0:
-        raise ValueError(f"margin: not above 0 (got {margin})")
-    threshold, sides = (0.0, 2) if margin is None else (-margin, 1)
-    confidence = 1 - 2 * alpha / sides
-    low, high = limits(confidence)
-    decision = interval_decision(low, high, threshold)
-    one_sided = (_one_sided_p(limits, threshold, True), _one_sided_p(limits, threshold, False))
-    is_lower = margin is not None or point.delta > 0
-    p = min(1.0, sides * one_sided[not is_lower])
-    interval = replace(point, low=low, high=high, confidence=confidence)
-    return PairedComparison(interval, p, METHOD, decision, one_sided)
-
-
-def _one_sided_p(limits: LimitsByConfidence, threshold: float, is_lower: bool) -> float:
-    """Return the smallest one-sided level at which the lower (upper) limit clears the threshold.
-
-    Found by bisection of the log level, to 1% of the level.
-    """
-
-    def clears(level: float) -> bool:
-        low, high = limits(1 - 2 * level)
-        return low > threshold if is_lower else high < threshold
-
-    small, large = math.log(MIN_P), math.log(0.4999)
-    if clears(math.exp(small)):
-        return MIN_P
-    if not clears(math.exp(large)):
-        return 1.0
-    while large - small > 0.01:
-        middle = (small + large) / 2
-        small, large = (small, middle) if clears(math.exp(middle)) else (middle, large)
-    return math.exp(large)
+    found = Interval(point, 0, 0, 0, len(truth), count)
+    return decide_by_limits(limits, found, METHOD, alpha, margin)
 
 
 def _recall_changes(

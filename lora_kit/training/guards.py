@@ -27,7 +27,7 @@ class Guards(TrainerCallback):
 
     def __init__(
         self,
-        num_choices: int | None,
+        chance_loss: float | None,
         location: Callable[[], str],
         idle_steps: int = 0,
         may_end_at_zero: bool = False,
@@ -36,8 +36,8 @@ class Guards(TrainerCallback):
         """Create the callback.
 
         Args:
-            num_choices: number of tokens or classes to choose from; `None` if the loss is not in
-                nats.
+            chance_loss: loss of a model that has learned nothing: of a uniform guess, in nats, or
+                of the mean of standardised numbers; `None` if it is not known.
             location: returns the rows of the last batch and the last good checkpoint, for messages.
             idle_steps: consecutive steps without a gradient that are tolerated before the first
                 step with one; with compared rewards, steps in which all rewards are equal.
@@ -46,7 +46,7 @@ class Guards(TrainerCallback):
             deepspeed: true if DeepSpeed trains, which has applied the gradients before they can be
                 checked.
         """
-        self._chance_loss = math.log(num_choices) if num_choices else None
+        self._chance_loss = chance_loss
         self._may_end_at_zero = may_end_at_zero
         self._deepspeed = deepspeed
         self._location = location

@@ -15,6 +15,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.hashes import json_sha256
 from tests.bad_inputs import (
     adapters,
+    heads,
     rows,
     strangers,
     suites,
@@ -26,7 +27,7 @@ from tests.bad_inputs import (
 )
 from tests.bad_inputs.case import Case, Place
 
-MODULES = (adapters, rows, strangers, suites, tables, templates, terminal, tokenizers, turns)
+MODULES = (adapters, heads, rows, strangers, suites, tables, templates, terminal, tokenizers, turns)
 CASES = tuple(case for module in MODULES for case in module.CASES)
 # Control characters, except for the line end and the tabulator, and those that reorder text.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")

@@ -8,6 +8,7 @@ from scipy.special import softmax
 
 from lora_kit import pipeline
 from lora_kit.backbone.files import resolve
+from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.item import ClassRequest
@@ -18,11 +19,13 @@ from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import DataError, EvaluationError, MergeError, ReleaseError
 from tests.classifying import classes_recipe, write_rows, write_suite
 
+BIRD_OR_FRUIT = HeadOutputs("classification", ("bird", "fruit"))
+
 
 @pytest.fixture
 def head(tiny_encoder: Path) -> Backbone:
     spec = BackboneSpec(model=str(tiny_encoder), quantization="none", dtype="float32")
-    return load(resolve(spec), spec, ("bird", "fruit", "metal"))
+    return load(resolve(spec), spec, HeadOutputs("classification", ("bird", "fruit", "metal")))
 
 
 def asked(head: Backbone, folder: Path, **own: Any) -> Any:
@@ -68,7 +71,7 @@ def test_suites_of_retention_and_unknown_classes_are_refused(
         plan_work([Suite.load("core-retention")], head)
     few = head.head
     assert few is not None
-    narrow = type(head)(**{**vars(head), "head": type(few)(("bird", "fruit"), few.module, ())})
+    narrow = type(head)(**{**vars(head), "head": type(few)(BIRD_OR_FRUIT, few.module, ())})
     with pytest.raises(DataError, match=r"not trained on the class .*\(got 'metal'\)"):
         asked(narrow, tmp_path)
 

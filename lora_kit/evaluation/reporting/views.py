@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from lora_kit.evaluation.diagnostics import LOWER_IS_BETTER, ClassScores, SecondaryMetric, Slice
+from lora_kit.evaluation.diagnostics import ClassScores, SecondaryMetric, Slice
 from lora_kit.evaluation.reporting.answers import decision_confidence, task_differences
 from lora_kit.evaluation.reporting.flips import MAX_SHOWN, Flip, TaskFlips
 from lora_kit.evaluation.reporting.forest import Difference
@@ -17,6 +17,7 @@ from lora_kit.evaluation.reporting.notation import (
     item_unit,
 )
 from lora_kit.evaluation.reporting.reliability import Dot, reliability_dots
+from lora_kit.evaluation.scores import ITEM_UNITS
 from lora_kit.evaluation.task_verdict import BaselineComparison, FileTask, TaskVerdict
 from lora_kit.evaluation.verdict import SuiteVerdict, Verdict
 from lora_kit.statistics.calibration import CalibrationComparison
@@ -233,7 +234,7 @@ def _task_report(name: str, task: TaskVerdict, flips: TaskFlips) -> TaskReport:
 
 def _metric_label(metric: SecondaryMetric) -> str:
     label = metric.name.replace("_", " ")
-    return f"{label}, lower is better" if metric.name in LOWER_IS_BETTER else label
+    return f"{label}, lower is better" if not metric.higher_is_better else label
 
 
 def _calibration(comparison: CalibrationComparison | None) -> CalibrationReport | None:
@@ -266,9 +267,9 @@ def _drift(interval: Interval) -> FormattedComparison:
 def _net(task: TaskVerdict, flips: TaskFlips) -> str:
     """Return a sentence that relates won and lost items to the difference of binary scores.
 
-    Macro-F1 is excluded: it is not the mean of the items' scores.
+    Scores such as macro-F1 are excluded: they are not the mean of the items' scores.
     """
-    if not flips.binary or task.unit == "macro-F1":
+    if not flips.binary or task.unit in ITEM_UNITS:
         return ""
     won, lost, items = flips.won_items, flips.lost_items, task.interval.items
     difference = Difference.of("", task)

@@ -1,4 +1,4 @@
-"""Classifier training: loss over classes, and the trainer."""
+"""Training of a head that reads a text: its task, and the trainer."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import split_micro_batches
-from lora_kit.data.labelled import class_indices
 from lora_kit.data.prepared import PreparedData
-from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.features import Features, frozen_features
 from lora_kit.modeling.model_inputs import send, to_device
-from lora_kit.recipe.classification import ClassificationSpec
+from lora_kit.training.head_losses import LOSSES, HeadLoss
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs, StepTrainer
 from lora_kit.training.validation import shared_mean
@@ -28,92 +25,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ClassLoss:
-    """Weighted cross-entropy or focal loss.
-
-    -w (1 - p)^gamma log p, where p is the probability of the true class and w its weight (Lin et
-    al. 2017, arXiv:1708.02002, equation 5). The mean is weighted, as in torch's `cross_entropy`
-    with a weight.
+class HeadTask:
+    """Loss of a head, and frozen features where only the head is trained.
 
     Attributes:
-        weights: weight of each class, (classes,) float32.
-        gamma: focusing parameter; 0 for cross-entropy.
-    """
-
-    weights: torch.Tensor
-    gamma: float = 0.0
-
-    @classmethod
-    def of(
-        cls, spec: ClassificationSpec, classes: Sequence[str], targets: Sequence[int]
-    ) -> ClassLoss:
-        """Return the loss of a recipe.
-
-        Args:
-            spec: the recipe's section `classification`.
-            classes: names of all classes.
-            targets: class index of each training row; every class has a row.
-        """
-        from sklearn.utils.class_weight import compute_class_weight
-
-        weights = compute_class_weight(
-            spec.weights_of(classes), classes=np.arange(len(classes)), y=np.array(targets)
-        )
-        return cls(torch.tensor(weights, dtype=torch.float32), spec.focal_gamma)
-
-    def sum(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the weighted sum of the losses of all rows, in nats; scalar, float32.
-
-        Args:
-            logits: (batch, classes), of any float dtype.
-            targets: (batch,) int64; rows with target -100 have no loss.
-        """
-        assert len(self.weights) == logits.shape[1]
-        logits = logits.float()
-        nll = cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
-        weights = self.weight_of(targets)
-        if self.gamma:
-            # For gamma < 1, the gradient of 0^gamma is infinite: a row with p = 1 would give NaN.
-            uncertainty = (1 - (-nll).exp()).clamp(min=torch.finfo(torch.float32).tiny)
-            nll = uncertainty**self.gamma * nll
-        return (weights * nll).sum()
-
-    def weight_of(self, targets: torch.Tensor) -> torch.Tensor:
-        """Return the weight of each row, (batch,) float32; 0 where the target is -100.
-
-        Args:
-            targets: (batch,) int64.
-        """
-        weights = send(self.weights, targets.device)
-        return torch.where(targets == IGNORE_INDEX, 0.0, weights[targets.clamp(min=0)])
-
-
-@dataclass(frozen=True, eq=False)
-class ClassTask:
-    """Loss of a classifier, and frozen features where only the head is trained.
-
-    Attributes:
-        loss: loss over classes.
+        loss: loss of the targets.
         features: features of the training examples; `None` unless only the head is trained.
         held_out: features of the held-out examples; `None` likewise.
     """
 
-    loss: ClassLoss
+    loss: HeadLoss
     features: Features | None = None
     held_out: Features | None = None
 
     @classmethod
-    def of(cls, inputs: TrainingInputs) -> ClassTask | None:
-        """Return the task of a recipe; `None` if its backbone has no head for classes.
+    def of(cls, inputs: TrainingInputs) -> HeadTask | None:
+        """Return the task of a recipe; `None` if its backbone has no head that reads a text.
 
         Raises:
             AdapterError: if the architecture provides no features on which to train the head alone.
         """
         backbone, model, held_out = inputs.backbone, inputs.model, inputs.held_out
-        if backbone.head is None or backbone.head.is_reward:
+        if backbone.head is None or backbone.head.kind not in LOSSES:
             return None
-        spec = inputs.recipe.classification or ClassificationSpec()
-        loss = ClassLoss.of(spec, backbone.head.classes, class_indices(inputs.data))
+        loss = LOSSES[backbone.head.kind](inputs)
         if inputs.recipe.adapter.method != "head":
             return cls(loss)
         has_rows = held_out is not None and len(held_out.examples)
@@ -135,7 +70,7 @@ class ClassTask:
         The forward passes are shared between the processes.
 
         Args:
-            model: the classifier with its adapter.
+            model: the head with its backbone and adapter.
             backbone: backbone of the model.
             data: held-out rows.
             max_tokens_per_batch: maximum tokens of a forward pass, padding included.
@@ -143,11 +78,12 @@ class ClassTask:
         if data is None or not data.examples:
             return None
         if self.held_out is not None:
-            batches = [self.held_out.batch(range(len(data.examples)), data.examples)]
+            rows = range(len(data.examples))
+            batches = [self.held_out.batch(rows, self.loss.targets(data.examples))]
         else:
             pad = backbone.tokenizer.pad_token_id
             groups = split_micro_batches(data.examples, len(data.examples), max_tokens_per_batch)
-            batches = [_pad_classified(group, pad) for group in groups]
+            batches = [self.padded(group, pad) for group in groups]
 
         def sums_of(batch: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
             batch = to_device(batch, backbone.model.device)
@@ -156,15 +92,28 @@ class ClassTask:
 
         return shared_mean(model, batches, sums_of)
 
+    def padded(self, examples: Sequence[Example], pad_token_id: int) -> StepInputs:
+        """Return the tensors of a forward pass.
 
-class ClassifierTrainer(StepTrainer):
-    """transformers' Trainer for a classification head, with or without the backbone below it.
+        Args:
+            examples: examples of the pass.
+            pad_token_id: token that fills shorter rows.
+
+        Returns:
+            `input_ids` and `attention_mask`, (batch, length) int64, and `targets`.
+        """
+        batch = pad_right([example.input_ids for example in examples], pad_token_id)
+        return {**batch, "targets": self.loss.targets(examples)}
+
+
+class HeadTrainer(StepTrainer):
+    """transformers' Trainer for a head that reads a text, with or without the backbone below it.
 
     Attributes:
         task: loss, and frozen features where only the head is trained.
     """
 
-    def __init__(self, *args: Any, inputs: TrainingInputs, task: ClassTask, **kwargs: Any):
+    def __init__(self, *args: Any, inputs: TrainingInputs, task: HeadTask, **kwargs: Any):
         """Create the trainer.
 
         Args:
@@ -190,15 +139,14 @@ class ClassifierTrainer(StepTrainer):
         Args:
             model: the model, wrapped by Accelerate.
             inputs: this process's share, of `collate_share`.
-            num_items_in_batch: ignored; the loss is normalized by class weights.
+            num_items_in_batch: ignored; the loss is normalized by the weights of the rows.
 
         Returns:
             Summed weighted losses of the share, divided by the summed weights of the step over all
             processes and multiplied by the number of processes; scalar, float32.
         """
         del num_items_in_batch
-        labels = [example.labels[-1] for example in inputs["examples"]]
-        targets = torch.tensor(labels or [IGNORE_INDEX])
+        targets = self.task.loss.targets(inputs["examples"])
         weight = send(self.task.loss.weight_of(targets).sum(), self.args.device)
         total = self.accelerator.reduce(weight, reduction="sum")
         return super().training_step(model, inputs, total)
@@ -207,30 +155,24 @@ class ClassifierTrainer(StepTrainer):
         if self.task.features is None:
             return super()._passes(examples, model)
         self.tokens += sum(len(example.input_ids) for example in examples)
-        return [self.task.features.batch(self.rows, examples)]
+        return [self.task.features.batch(self.rows, self.task.loss.targets(examples))]
 
     def _tensors(self, examples: Sequence[Example]) -> list[StepInputs]:
         groups = split_micro_batches(examples, self.micro_batcher.rows, self.micro_batcher.tokens)
-        return [_pad_classified(group, self._pad_token_id) for group in groups]
+        return [self.task.padded(group, self._pad_token_id) for group in groups]
 
     def summed_loss(self, model: torch.nn.Module, inputs: StepInputs) -> torch.Tensor:
         """Return the summed weighted losses of one forward pass; scalar, float32.
 
         Args:
             model: the model, wrapped by Accelerate.
-            inputs: tensors of the pass, of `_pad_classified` or `Features.batch`.
+            inputs: tensors of the pass, of `HeadTask.padded` or `Features.batch`.
         """
         return self.task.loss.sum(_logits(model, inputs), inputs["targets"])
 
 
-def _pad_classified(examples: Sequence[Example], pad_token_id: int) -> StepInputs:
-    """Return `input_ids` and `attention_mask`, (batch, length), and `targets`, (batch,); int64."""
-    batch = pad_right([example.input_ids for example in examples], pad_token_id)
-    return {**batch, "targets": torch.tensor([example.labels[-1] for example in examples])}
-
-
 def _logits(model: Any, batch: StepInputs) -> torch.Tensor:
-    """Return logits, (batch, classes), of the head alone if the batch has features."""
+    """Return logits, (batch, outputs), of the head alone if the batch has features."""
     if "head" in batch:
         logits: torch.Tensor = batch["head"](batch["features"])
     else:

@@ -1,0 +1,80 @@
+"""Scores of tasks whose kind has several: units, and which single items have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+TaskKind = Literal[
+    "loss",
+    "multiple_choice",
+    "classification",
+    "regression",
+    "generation",
+    "instructions",
+    "judge",
+    "lm_eval",
+]
+ScoreName = Literal[
+    "accuracy",
+    "accuracy_per_byte",
+    "accuracy_per_token",
+    "loss",
+    "macro_f1",
+    "squared_error",
+    "r2",
+    "rmse",
+    "spearman",
+]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score of a task.
+
+    Attributes:
+        unit: unit in reports.
+        higher_is_better: true if a higher score is better.
+        of_items: false if the score is defined for all items together only.
+        is_binary: true if the score of an item is always 0 or 1.
+    """
+
+    unit: str
+    higher_is_better: bool = True
+    of_items: bool = True
+    is_binary: bool = False
+
+
+SCORES: Mapping[ScoreName, Score] = {
+    "accuracy": Score("accuracy", is_binary=True),
+    "accuracy_per_byte": Score("accuracy", is_binary=True),
+    "accuracy_per_token": Score("accuracy", is_binary=True),
+    "loss": Score("nats", higher_is_better=False),
+    "macro_f1": Score("macro-F1", of_items=False),
+    "squared_error": Score("squared error", higher_is_better=False),
+    "r2": Score("R²", of_items=False),
+    "rmse": Score("RMSE", higher_is_better=False, of_items=False),
+    "spearman": Score("Spearman's ρ", of_items=False),
+}
+LIKELIHOODS: tuple[ScoreName, ...] = (
+    "accuracy",
+    "accuracy_per_byte",
+    "accuracy_per_token",
+    "loss",
+)
+# Scores of a kind; the first is the default, and that of single items.
+SCORES_OF: Mapping[TaskKind, tuple[ScoreName, ...]] = {
+    "multiple_choice": LIKELIHOODS,
+    "classification": (*LIKELIHOODS, "macro_f1"),
+    "regression": ("squared_error", "r2", "rmse", "spearman"),
+}
+# Kinds that only a head answers.
+OF_HEADS: tuple[TaskKind, ...] = ("regression",)
+# Unit of single items' scores, by the unit of a score of all items together.
+ITEM_UNITS: Mapping[str, str] = {
+    SCORES[name].unit: SCORES[names[0]].unit
+    for names in SCORES_OF.values()
+    for name in names
+    if not SCORES[name].of_items
+}
