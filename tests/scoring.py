@@ -33,7 +33,7 @@ def write_suite(path: Path, source: Path, **own: Any) -> Path:
 
 def numbers_recipe(model: Path, folder: Path, names: Sequence[str] = (), **changes: Any) -> Recipe:
     train = write_rows(folder / "train.jsonl", [0, 1, 2, 3, 4, 5] * 4, names)
-    test = write_rows(folder / "test.jsonl", [5, 0, 3, 4, 1, 2] * 2, names)
+    test = write_rows(folder / "test.jsonl", [5, 0, 3, 4, 1, 2] * 5, names)
     document: dict[str, Any] = {
         "name": "praises",
         "backbone": {"model": str(model), "quantization": "none", "dtype": "float32"},

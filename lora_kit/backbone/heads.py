@@ -1,4 +1,4 @@
-"""Heads of classes, numbers and rewards: loading, initialization, padding of their inputs."""
+"""Heads of classes, numbers, labels and rewards: loading, initialization, padding of inputs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ HEAD_NAMES = ("score", "classifier")
 PROBLEM_TYPES: Mapping[HeadObjective, str] = {
     "classification": "single_label_classification",
     "regression": "regression",
+    "multi-label": "multi_label_classification",
 }
 
 

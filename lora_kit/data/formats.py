@@ -27,6 +27,7 @@ from lora_kit.data.format_readers import (
     prompt_completion_row,
     sharegpt_row,
     text_label_row,
+    text_labels_row,
     text_row,
     text_score_row,
     text_scores_row,
@@ -88,14 +89,18 @@ FORMATS: dict[RowFormat, Format] = {
     "text-scores": Format(
         ("text", "scores"), (), '{"text": "...", "scores": {"price": 3.5}}', text_scores_row
     ),
+    "text-labels": Format(
+        ("text", "labels"), (), '{"text": "...", "labels": ["a", "b"]}', text_labels_row
+    ),
     "text": Format(("text",), (), '{"text": "..."}', text_row),
 }
 # Formats that are detected only for an objective that needs them.
-ON_REQUEST: tuple[RowFormat, ...] = ("text-score", "text-scores")
+ON_REQUEST: tuple[RowFormat, ...] = ("text-score", "text-scores", "text-labels")
 # What the objectives of a needed format need.
 NEEDS: dict[RowFormat, str] = {
     "preference": "the objectives dpo, orpo and reward need preference pairs",
-    "text-score": "training.objective: regression needs a number in each row",
+    "text-score": "regression needs a number in each row",
+    "text-labels": "multi-label needs a list of labels in each row",
 }
 
 

@@ -1,8 +1,8 @@
 """Rows of a head that reads a text: the outputs of the head, and the target of each row.
 
 A class is the last label of an example, whose other labels are -100, so that code which counts
-supervised tokens counts one per example. Numbers are the example's `targets`, and its last label
-is 0.
+supervised tokens counts one per example. Numbers, or 1 and 0 for labels, are the example's
+`targets`, and its last label is 0.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from lora_kit.data.prepared import PreparedData
 from lora_kit.data.rows import Row
 from lora_kit.data.scored import numbers_of, output_names
 from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.data.tagged import label_names, label_values, labels_of
 from lora_kit.data.templates import control_tokens, refuse_control_tokens
 from lora_kit.recipe.classification import ClassificationSpec
+from lora_kit.recipe.multi_label import MultiLabelSpec
 from lora_kit.recipe.objective import TEXT_HEADS, HeadObjective
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.regression import RegressionSpec
@@ -72,9 +74,18 @@ def _numbers_target(row: Row, names: Sequence[str], part: str) -> Target:
     return Target(values=tuple(numbers_of(row, names, part).values()))
 
 
+def _labels(rows: Sequence[Row], recipe: Recipe) -> list[str]:
+    return label_names(rows, recipe.multi_label or MultiLabelSpec())
+
+
+def _labels_target(row: Row, names: Sequence[str], part: str) -> Target:
+    return Target(values=label_values(labels_of(row, names, part), names))
+
+
 READERS: dict[HeadObjective, TargetReader] = {
     "classification": TargetReader(_classes, _class_target),
     "regression": TargetReader(_numbers, _numbers_target),
+    "multi-label": TargetReader(_labels, _labels_target),
 }
 
 

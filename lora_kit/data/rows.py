@@ -45,6 +45,7 @@ class Row:
             mark one, so that the completion is the last turn.
         label: class of the row, for classification rows.
         values: numbers of the row by name, for regression rows.
+        labels: labels of the row, sorted, for multi-label rows; there may be none.
         rejected: rejected answer of a preference pair, in place of the turns from
             `completion_from` on; empty for other rows.
         desirable: KTO label of the completion; `None` without one.
@@ -60,6 +61,7 @@ class Row:
     completion_from: int | None = None
     label: str | None = None
     values: Mapping[str, float] | None = None
+    labels: tuple[str, ...] | None = None
     rejected: tuple[Message, ...] = ()
     desirable: bool | None = None
     format: str = ""
@@ -74,7 +76,8 @@ class Row:
     @property
     def target_text(self) -> str | None:
         """Target of a row that a head learns, as text; `None` for other rows."""
-        return self.label if self.values is None else self.messages[-1].content
+        is_text = self.values is None and self.labels is None
+        return self.label if is_text else self.messages[-1].content
 
     @property
     def has_answer(self) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lora_kit.data.builtin.areas import area_rows
 from lora_kit.data.builtin.docstrings import docstring_pairs, docstring_rows
-from lora_kit.data.builtin.functions import complexity_rows
+from lora_kit.data.builtin.functions import complexity_rows, statement_rows
 from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.builtin.sums import sum_rows
 from lora_kit.data.files.readers import TableRequest
@@ -52,6 +52,7 @@ BUILT_IN = {
     "stdlib-docstring-pairs": BuiltIn(docstring_pairs, PYTHON_LICENSE, 0.15),
     "stdlib-areas": BuiltIn(area_rows, PYTHON_LICENSE, 0.3),
     "stdlib-complexity": BuiltIn(complexity_rows, PYTHON_LICENSE, 0.3),
+    "stdlib-statements": BuiltIn(statement_rows, PYTHON_LICENSE, 0.3),
     "python-reference": BuiltIn(reference_rows, PYTHON_LICENSE, 0.5),
     "sums": BuiltIn(sum_rows, ("Apache-2.0", "lora_kit's LICENSE"), 0.25),
 }

@@ -35,7 +35,7 @@ WITH_TARGETS = ("classification", *OF_HEADS)
 
 def texts_to_judge(task: TaskSpec) -> tuple[str, ...]:
     """Return the columns of texts that judging a task needs: classes or numbers of the items."""
-    return ("output", "reference") if task.kind in WITH_TARGETS else ()
+    return ("output", "reference", "choices") if task.kind in WITH_TARGETS else ()
 
 
 def compare(pairs: Pairs, task: TaskSpec, look: Look) -> PairedComparison:

@@ -113,6 +113,11 @@ class NumberRequest(TextRequest):
 
 
 @dataclass(frozen=True)
+class LabelRequest(TextRequest):
+    """Request for the likelihood of each label of a multi-label head."""
+
+
+@dataclass(frozen=True)
 class RewardRequest:
     """Request for the reward of several answers to one prompt; each row begins with the prompt."""
 
@@ -146,8 +151,9 @@ class Outcome:
     Attributes:
         log_likelihoods: nats, one for each branch or class; for a loss request one value, the sum
             over the supervised tokens; for a reward request the rewards of the answers; for a
-            number request the numbers.
-        greedy: for each branch, true if every scored token was the most likely one.
+            number request the numbers; for a label request a value for each label.
+        greedy: for each branch, true if every scored token was the most likely one; for each
+            label, true if it is predicted.
         text: generated text; of several samples the first one.
         samples: texts of a sampled request; empty for the others.
         tokens: number of tokens processed.
@@ -178,7 +184,7 @@ class Item:
         slices: values by which results are broken down, such as `field`: `geography`.
         choices: texts of the branches of a choice request.
         answer: index of the correct choice.
-        numbers: correct numbers by name, in the order of a head's outputs.
+        targets: correct number of each output of a head by its name; 1 or 0 for a label.
         references: correct answers, any of which a metric accepts.
         checks: checks that a response has to pass.
         scored_bytes: UTF-8 bytes of the text whose likelihood is taken.
@@ -194,7 +200,7 @@ class Item:
     slices: Mapping[str, str] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
     answer: int | None = None
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    targets: Mapping[str, float] = field(default_factory=dict)
     references: tuple[str, ...] = ()
     checks: tuple[InstructionCheck, ...] = ()
     scored_bytes: int = 0

@@ -21,12 +21,12 @@ def grade_numbers(item: Item, outcome: Outcome, *, variances: Sequence[float]) -
         outcome: predictions in the order of the outputs, or the numbers of another row as text.
         variances: variance of each output over the items of the task.
     """
-    predicted = _predicted(item.numbers, outcome)
+    predicted = _predicted(item.targets, outcome)
     if not all(map(math.isfinite, predicted)):
         return Graded(None, "")
-    errors = np.subtract(predicted, list(item.numbers.values()))
+    errors = np.subtract(predicted, list(item.targets.values()))
     score = float(np.mean(errors**2 / np.array(variances)))
-    return Graded(score, write_numbers(dict(zip(item.numbers, predicted, strict=True))))
+    return Graded(score, write_numbers(dict(zip(item.targets, predicted, strict=True))))
 
 
 def _predicted(numbers: Mapping[str, float], outcome: Outcome) -> tuple[float, ...]:

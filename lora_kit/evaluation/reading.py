@@ -74,6 +74,7 @@ def read_rows(spec: TaskSpec) -> list[Any]:
         "multiple_choice": read_questions,
         "classification": read_labelled,
         "regression": read_targets,
+        "multi_label": read_targets,
         "instructions": read_instructions,
         "judge": read_prompts,
     }

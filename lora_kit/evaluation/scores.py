@@ -11,6 +11,7 @@ TaskKind = Literal[
     "multiple_choice",
     "classification",
     "regression",
+    "multi_label",
     "generation",
     "instructions",
     "judge",
@@ -26,6 +27,10 @@ ScoreName = Literal[
     "r2",
     "rmse",
     "spearman",
+    "jaccard",
+    "exact_match",
+    "micro_f1",
+    "mean_average_precision",
 ]
 
 
@@ -46,35 +51,41 @@ class Score:
     is_binary: bool = False
 
 
-SCORES: Mapping[ScoreName, Score] = {
+LIKELIHOODS: Mapping[ScoreName, Score] = {
     "accuracy": Score("accuracy", is_binary=True),
     "accuracy_per_byte": Score("accuracy", is_binary=True),
     "accuracy_per_token": Score("accuracy", is_binary=True),
     "loss": Score("nats", higher_is_better=False),
-    "macro_f1": Score("macro-F1", of_items=False),
-    "squared_error": Score("squared error", higher_is_better=False),
-    "r2": Score("R²", of_items=False),
-    "rmse": Score("RMSE", higher_is_better=False, of_items=False),
-    "spearman": Score("Spearman's ρ", of_items=False),
 }
-LIKELIHOODS: tuple[ScoreName, ...] = (
-    "accuracy",
-    "accuracy_per_byte",
-    "accuracy_per_token",
-    "loss",
-)
 # Scores of a kind; the first is the default, and that of single items.
-SCORES_OF: Mapping[TaskKind, tuple[ScoreName, ...]] = {
+SCORES: Mapping[TaskKind, Mapping[ScoreName, Score]] = {
     "multiple_choice": LIKELIHOODS,
-    "classification": (*LIKELIHOODS, "macro_f1"),
-    "regression": ("squared_error", "r2", "rmse", "spearman"),
+    "classification": {
+        **LIKELIHOODS,
+        "macro_f1": Score("macro-F1", of_items=False),
+        "mean_average_precision": Score("mean average precision", of_items=False),
+    },
+    "regression": {
+        "squared_error": Score("squared error", higher_is_better=False),
+        "r2": Score("R²", of_items=False),
+        "rmse": Score("RMSE", higher_is_better=False, of_items=False),
+        "spearman": Score("Spearman's ρ", of_items=False),
+    },
+    "multi_label": {
+        "jaccard": Score("Jaccard index"),
+        "exact_match": Score("exact match", is_binary=True),
+        "loss": Score("nats per label", higher_is_better=False),
+        "micro_f1": Score("micro-F1", of_items=False),
+        "macro_f1": Score("macro-F1 of labels", of_items=False),
+        "mean_average_precision": Score("mAP", of_items=False),
+    },
 }
 # Kinds that only a head answers.
-OF_HEADS: tuple[TaskKind, ...] = ("regression",)
+OF_HEADS: tuple[TaskKind, ...] = ("regression", "multi_label")
 # Unit of single items' scores, by the unit of a score of all items together.
 ITEM_UNITS: Mapping[str, str] = {
-    SCORES[name].unit: SCORES[names[0]].unit
-    for names in SCORES_OF.values()
-    for name in names
-    if not SCORES[name].of_items
+    one.unit: next(iter(scores.values())).unit
+    for scores in SCORES.values()
+    for one in scores.values()
+    if not one.of_items
 }

@@ -1,4 +1,4 @@
-"""Rows of tasks that only a head answers: a text with its numbers."""
+"""Rows of tasks that only a head answers: a text with its numbers or labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from lora_kit.recipe.objective import FORMATS_OF, HeadObjective
 from lora_kit.runtime.errors import DataError
 
 # Objective whose rows the items of a kind are.
-OBJECTIVES: Mapping[TaskKind, HeadObjective] = {"regression": "regression"}
+OBJECTIVES: Mapping[TaskKind, HeadObjective] = {
+    "regression": "regression",
+    "multi_label": "multi-label",
+}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lora_kit.evaluation.judge_spec import JudgeSpec
-from lora_kit.evaluation.scores import SCORES, SCORES_OF, Score, ScoreName, TaskKind
+from lora_kit.evaluation.scores import SCORES, Score, ScoreName, TaskKind
 from lora_kit.recipe.section import Count, Fraction, Positive, Section, Whole
 
 CHOICE_KINDS = ("multiple_choice", "classification")
@@ -25,9 +25,10 @@ class TaskSpec(Section):
     kind: TaskKind
     """Score of an item. `loss`: nats per token of the reference, lower is better.
     `multiple_choice`: accuracy. `classification`: accuracy over labels. `regression`: error of the
-    numbers that a head gives. `generation`: a metric of the generated text. `instructions`: share
-    of prompts followed. `judge`: share of prompts on which a model prefers the generated text to
-    that of the base, ties half. `lm_eval`: a task of lm-evaluation-harness."""
+    numbers, and `multi_label`: right labels, that a head gives. `generation`: a metric of the
+    generated text. `instructions`: share of prompts followed. `judge`: share of prompts on which a
+    model prefers the generated text to that of the base, ties half. `lm_eval`: a task of
+    lm-evaluation-harness."""
     source: str
     """Built-in source, file (`.jsonl`, `.json`, `.csv`, `.parquet`), directory saved by `datasets`
     or hub id (`owner/name`); for `lm_eval` the name or the YAML file of a task."""
@@ -50,9 +51,12 @@ class TaskSpec(Section):
     score: ScoreName | None = None
     """Multiple choice and classification: `accuracy` (default) by the likelihood of the choice,
     `accuracy_per_byte` or `accuracy_per_token` by its likelihood divided by its length, `loss` of
-    the correct choice (nats), `macro_f1` (classification). Regression: `squared_error` (default),
+    the correct choice (nats); for classification also `macro_f1` and `mean_average_precision`, of
+    each class against all others. Regression: `squared_error` (default),
     divided by the variance of the task's numbers, so that its mean is 1 - R2; `r2`, `rmse`,
-    `spearman`."""
+    `spearman`. Multi-label: `jaccard` (default), the share of right labels among those that are
+    right or predicted; `exact_match`; `loss`, mean of the labels (nats); `micro_f1`, `macro_f1`,
+    `mean_average_precision`."""
     limit: Count | None = None
     """Largest number of items; `seed` of the suite picks them. Default: all."""
     shots: Whole = 0
@@ -143,7 +147,7 @@ class TaskSpec(Section):
             raise ValueError(
                 f"a {self.kind} task takes neither `template` nor `chat`. Fix: remove them"
             )
-        possible = SCORES_OF.get(self.kind, ())
+        possible = SCORES.get(self.kind, {})
         if self.score is not None and self.score not in possible:
             fix = f"use {' or '.join(possible)}" if possible else "remove it"
             raise ValueError(f"a {self.kind} task has no `score: {self.score}`. Fix: {fix}")
@@ -189,9 +193,14 @@ class TaskSpec(Section):
         return self.template or default
 
     @property
+    def score_name(self) -> ScoreName | None:
+        """Name of the score; `None` for a kind with a single one."""
+        return self.score or next(iter(SCORES.get(self.kind, {})), None)
+
+    @property
     def chosen_score(self) -> Score | None:
-        """Score by its name; `None` for a kind with a single one."""
-        return SCORES[self.score or SCORES_OF[self.kind][0]] if self.kind in SCORES_OF else None
+        """Score of the task; `None` for a kind with a single one."""
+        return None if self.score_name is None else SCORES[self.kind][self.score_name]
 
     @property
     def of_all_items(self) -> bool:
@@ -201,11 +210,7 @@ class TaskSpec(Section):
     @property
     def item_score(self) -> ScoreName | None:
         """Name of the score of single items; `None` for a kind with a single one."""
-        if self.kind not in SCORES_OF:
-            return None
-        return (
-            SCORES_OF[self.kind][0] if self.of_all_items else self.score or SCORES_OF[self.kind][0]
-        )
+        return next(iter(SCORES[self.kind])) if self.of_all_items else self.score_name
 
     def by_item(self) -> TaskSpec:
         """Return the task with the score of single items, which has a mean over items."""
@@ -224,7 +229,9 @@ class TaskSpec(Section):
         if self.samples > 1:
             return False
         name = self.item_score
-        return self.kind == "instructions" or (name is not None and SCORES[name].is_binary)
+        return self.kind == "instructions" or (
+            name is not None and SCORES[self.kind][name].is_binary
+        )
 
     @property
     def is_sampled(self) -> bool:

@@ -215,7 +215,7 @@ def task_content(task: Task) -> list[Mapping[str, Any]]:
             "checks": [dataclasses.asdict(check) for check in item.checks],
             "cluster": item.cluster,
             "slices": dict(item.slices),
-            **({"numbers": dict(item.numbers)} if item.numbers else {}),
+            **({"targets": dict(item.targets)} if item.targets else {}),
         }
         for item in task.items
     ]

@@ -1,4 +1,4 @@
-"""Tasks for a head that reads a text, without a template: classes or numbers."""
+"""Tasks for a head that reads a text, without a template: a class, numbers or labels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ import numpy as np
 from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.data.labelled import classification_text, encode_texts
 from lora_kit.data.scored import write_numbers
+from lora_kit.data.tagged import label_values, write_labels
 from lora_kit.evaluation.grading import grade_class
 from lora_kit.evaluation.head_tasks import SupportedTasks
-from lora_kit.evaluation.item import ClassRequest, GradeFunction, Item, NumberRequest, Task
+from lora_kit.evaluation.item import (
+    ClassRequest,
+    GradeFunction,
+    Item,
+    LabelRequest,
+    NumberRequest,
+    Task,
+)
+from lora_kit.evaluation.label_grading import grade_labels
 from lora_kit.evaluation.number_grading import grade_numbers
 from lora_kit.evaluation.questions import Question
-from lora_kit.evaluation.scores import SCORES_OF
+from lora_kit.evaluation.scores import SCORES
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.target_rows import TargetRow
 from lora_kit.evaluation.task_spec import TaskSpec
@@ -146,7 +155,7 @@ def _number_item(
         reference=write_numbers(numbers),
         request=NumberRequest(ids),
         slices=row.slices,
-        numbers=numbers,
+        targets=numbers,
     )
 
 
@@ -156,8 +165,8 @@ def _grade_numbers(items: Sequence[Item], spec: TaskSpec) -> GradeFunction:
     Raises:
         DataError: if all items have the same number, so that there is no variance.
     """
-    table = np.array([list(item.numbers.values()) for item in items])
-    for name, column in zip(items[0].numbers, table.T, strict=True):
+    table = np.array([list(item.targets.values()) for item in items])
+    for name, column in zip(items[0].targets, table.T, strict=True):
         if np.ptp(column) == 0:
             raise DataError(
                 f"task {spec.name}: source: all items have the same number (got {name} "
@@ -166,13 +175,39 @@ def _grade_numbers(items: Sequence[Item], spec: TaskSpec) -> GradeFunction:
     return partial(grade_numbers, variances=table.var(axis=0).tolist())
 
 
+def _label_item(
+    row: TargetRow, text: str, ids: tuple[int, ...], spec: TaskSpec, outputs: HeadOutputs
+) -> Item:
+    labels = row.row.labels or ()
+    unknown = sorted(set(labels) - set(outputs.names))
+    if unknown:
+        raise DataError(
+            f"{row.id}: the head was not trained on a label of this item of task {spec.name} (got "
+            f"{unknown[0]!r}). Fix: use some of {', '.join(outputs.names)}"
+        )
+    return Item(
+        id=row.id,
+        cluster=row.cluster,
+        prompt=text,
+        reference=write_labels(labels),
+        request=LabelRequest(ids),
+        slices=row.slices,
+        choices=outputs.names,
+        targets=dict(zip(outputs.names, label_values(labels, outputs.names), strict=True)),
+    )
+
+
+def _grade_labels(_: Sequence[Item], spec: TaskSpec) -> GradeFunction:
+    return partial(grade_labels, score=str(spec.item_score))
+
+
 KINDS: Mapping[HeadObjective, TextTask] = {
     "classification": TextTask(
         SupportedTasks(
             head="a classifier",
             kind="classification",
             example="",
-            scores=(None, "accuracy", "macro_f1", "loss"),
+            scores=(None, "accuracy", "macro_f1", "mean_average_precision", "loss"),
             no_score="a head's classes have no length",
         ),
         _question_text,
@@ -184,11 +219,23 @@ KINDS: Mapping[HeadObjective, TextTask] = {
             head="a regression",
             kind="regression",
             example="",
-            scores=(None, *SCORES_OF["regression"]),
+            scores=(None, *SCORES["regression"]),
             no_score="a head's numbers have no such score",
         ),
         _target_text,
         _number_item,
         _grade_numbers,
+    ),
+    "multi-label": TextTask(
+        SupportedTasks(
+            head="a multi-label head",
+            kind="multi_label",
+            example="",
+            scores=(None, *SCORES["multi_label"]),
+            no_score="a head's labels have no such score",
+        ),
+        _target_text,
+        _label_item,
+        _grade_labels,
     ),
 }

@@ -21,6 +21,7 @@ RowFormat = Literal[
     "text-label",
     "text-score",
     "text-scores",
+    "text-labels",
 ]
 Packing = bool | Literal["unpadded"]
 LicenseName = Annotated[str, Field(min_length=1, max_length=200)]

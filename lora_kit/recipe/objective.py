@@ -28,12 +28,13 @@ Objective = Literal[
     "sdft",
     "classification",
     "regression",
+    "multi-label",
 ]
 # Objectives that replace the output head, so that there is no language model to merge.
-HeadObjective = Literal["classification", "regression", "reward"]
-HEADED: tuple[HeadObjective, ...] = ("classification", "regression", "reward")
-# Those of them that learn a target of each text: a class or numbers.
-TEXT_HEADS: tuple[HeadObjective, ...] = ("classification", "regression")
+HeadObjective = Literal["classification", "regression", "multi-label", "reward"]
+HEADED: tuple[HeadObjective, ...] = ("classification", "regression", "multi-label", "reward")
+# Those of them that learn a target of each text: a class, numbers or labels.
+TEXT_HEADS: tuple[HeadObjective, ...] = ("classification", "regression", "multi-label")
 # Objectives that learn the next token, and all that learn labels of rows.
 LANGUAGE_MODELING: tuple[Objective, ...] = ("sft", "text")
 SUPERVISED: tuple[Objective, ...] = (*LANGUAGE_MODELING, *TEXT_HEADS)
@@ -43,6 +44,7 @@ PAIRED: tuple[Objective, ...] = ("dpo", "orpo", "reward")
 FORMATS_OF: dict[Objective, tuple[RowFormat, ...]] = {
     **dict.fromkeys(PAIRED, ("preference",)),
     "regression": ("text-score", "text-scores"),
+    "multi-label": ("text-labels",),
 }
 # Objectives with the section `preference`, which train a language model on judged answers.
 PREFERENCE: tuple[Objective, ...] = ("dpo", "orpo", "kto")
@@ -57,6 +59,7 @@ SECTION_OF: dict[Objective, str] = {
     "sdft": "sdft",
     "classification": "classification",
     "regression": "regression",
+    "multi-label": "multi_label",
 }
 # Parts of `sdft.teacher_prompt` that are filled in for each row.
 PROMPT, DEMONSTRATION = "{prompt}", "{demonstration}"

@@ -13,6 +13,7 @@ from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec, DType
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.data import DataSpec
+from lora_kit.recipe.multi_label import MultiLabelSpec
 from lora_kit.recipe.objective import (
     ON_POLICY,
     PREFERENCE,
@@ -162,6 +163,7 @@ class RecipeSections(Section):
     retention: RetentionSpec = RetentionSpec()
     classification: ClassificationSpec | None = None
     regression: RegressionSpec | None = None
+    multi_label: MultiLabelSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
     sweep: SweepSpec | None = None

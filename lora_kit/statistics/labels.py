@@ -8,7 +8,7 @@ a miss for the item's class and a false positive for none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,14 +30,17 @@ METHOD = "cluster bootstrap, no narrower than the macro-recall's score intervals
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores of one class.
+    """Scores of one class, or of one label of several.
 
     Attributes:
-        label: class name.
+        label: name of the class.
         precision: share of this class's predictions that are right; `None` without predictions.
         recall: share of this class's items that are predicted as this class.
         f1: 2 TP / (2 TP + FP + FN).
         support: number of items of this class.
+        average_precision: mean precision at the items of this class, ordered by the probability of
+            the class against all others; `None` without probabilities.
+        pr_area: area under precision by recall, by the trapezoidal rule; `None` likewise.
     """
 
     label: str
@@ -45,18 +48,109 @@ class ClassScore:
     recall: float
     f1: float
     support: int
+    average_precision: float | None = None
+    pr_area: float | None = None
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """Scores of all classes of the truth, sorted by name, and the mean of their F1."""
+    """Scores of all classes of the truth, sorted by name, and their means.
+
+    Attributes:
+        classes: scores of each class.
+        macro_f1: mean of the classes' F1.
+        macro_average_precision: mean of their average precision; `None` without probabilities.
+        macro_pr_area: mean of their area under precision by recall; `None` likewise.
+    """
 
     classes: tuple[ClassScore, ...]
     macro_f1: float
+    macro_average_precision: float | None = None
+    macro_pr_area: float | None = None
 
 
-def label_scores(predicted: Sequence[str], truth: Sequence[str]) -> LabelScores:
-    """Compute precision, recall, F1 and support of each class, and macro-F1 (scikit-learn).
+@dataclass(frozen=True)
+class Confusion:
+    """Number of items by true and predicted class.
+
+    Attributes:
+        labels: classes of the truth, sorted.
+        counts: for each true class, items by predicted class; the last is any other answer.
+    """
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+def label_scores(
+    predicted: Sequence[str], truth: Sequence[str], scores: Mapping[str, Floats] | None = None
+) -> LabelScores:
+    """Compute the scores of each class and their means (scikit-learn).
+
+    Args:
+        predicted: (items,), predicted labels, or any other text where no label was given.
+        truth: (items,), true labels.
+        scores: (items,) of each class, any numbers by which items can be ordered.
+
+    Raises:
+        ValueError: without items, or if the lengths differ.
+    """
+    _require_same_length("predicted", predicted, truth)
+    names = sorted(set(truth))
+    ranked = None if scores is None else np.stack([scores[name] for name in names], axis=1)
+    return table_scores(names, _one_hot(predicted, truth), _one_hot(truth, truth), ranked)
+
+
+def table_scores(
+    names: Sequence[str], predicted: Floats, true: Floats, scores: Floats | None
+) -> LabelScores:
+    """Compute the scores of each label that an item has, and their means (scikit-learn).
+
+    Args:
+        names: names of the labels.
+        predicted: (items, labels), 1 where a label is predicted.
+        true: (items, labels), 1 where an item has a label.
+        scores: (items, labels), any numbers by which items can be ordered.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    found = []
+    for number in np.argsort(names).tolist():
+        right = true[:, number]
+        if not right.any():
+            continue
+        columns = precision_recall_fscore_support(
+            right, predicted[:, number], labels=[1.0], zero_division=np.nan
+        )
+        precision, recall, f1, support = (column[0] for column in columns)
+        areas = (None, None) if scores is None else _areas(scores[:, number], right)
+        given = None if math.isnan(precision) else float(precision)
+        found.append(
+            ClassScore(names[number], given, float(recall), float(f1), int(support), *areas)
+        )
+    return LabelScores(
+        tuple(found),
+        float(np.mean([one.f1 for one in found])),
+        _mean([one.average_precision for one in found]),
+        _mean([one.pr_area for one in found]),
+    )
+
+
+def _areas(scores: Floats, true: Floats) -> tuple[float, float]:
+    """Return average precision, and the trapezoidal area under precision by recall."""
+    from sklearn.metrics import auc, average_precision_score, precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(true, scores)
+    return float(average_precision_score(true, scores)), float(auc(recall, precision))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def count_confusions(predicted: Sequence[str], truth: Sequence[str]) -> Confusion:
+    """Count the items by true and predicted class.
 
     Args:
         predicted: (items,), predicted labels, or any other text where no label was given.
@@ -65,24 +159,12 @@ def label_scores(predicted: Sequence[str], truth: Sequence[str]) -> LabelScores:
     Raises:
         ValueError: without items, or if the lengths differ.
     """
-    from sklearn.metrics import precision_recall_fscore_support
-
     _require_same_length("predicted", predicted, truth)
-    labels = sorted(set(truth))
-    columns = precision_recall_fscore_support(
-        list(truth), list(predicted), labels=labels, zero_division=np.nan
-    )
-    classes = tuple(
-        ClassScore(
-            label,
-            None if math.isnan(precision) else float(precision),
-            float(recall),
-            float(f1),
-            int(support),
-        )
-        for label, precision, recall, f1, support in zip(labels, *columns, strict=True)
-    )
-    return LabelScores(classes, float(np.mean([one.f1 for one in classes])))
+    names = sorted(set(truth))
+    given, true = _one_hot(predicted, truth), _one_hot(truth, truth)
+    other = 1 - given.sum(axis=1, keepdims=True)
+    counts = true.T @ np.concatenate([given, other], axis=1)
+    return Confusion(tuple(names), tuple(tuple(map(int, row)) for row in counts.tolist()))
 
 
 def compare_macro_f1(

@@ -15,6 +15,7 @@ from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import Example
 from lora_kit.modeling.features import Features, frozen_features
 from lora_kit.modeling.model_inputs import send, to_device
+from lora_kit.modeling.modes import eval_mode
 from lora_kit.training.head_losses import LOSSES, HeadLoss
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs, StepTrainer
@@ -77,20 +78,42 @@ class HeadTask:
         """
         if data is None or not data.examples:
             return None
-        if self.held_out is not None:
-            rows = range(len(data.examples))
-            batches = [self.held_out.batch(rows, self.loss.targets(data.examples))]
-        else:
-            pad = backbone.tokenizer.pad_token_id
-            groups = split_micro_batches(data.examples, len(data.examples), max_tokens_per_batch)
-            batches = [self.padded(group, pad) for group in groups]
 
         def sums_of(batch: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
             batch = to_device(batch, backbone.model.device)
             weights = self.loss.weight_of(batch["targets"]).double()
             return self.loss.sum(_logits(model, batch), batch["targets"]), weights.sum()
 
+        batches = self._held_out_batches(backbone, data, max_tokens_per_batch)
         return shared_mean(model, batches, sums_of)
+
+    def held_out_outputs(
+        self, model: PeftModel, backbone: Backbone, data: PreparedData, max_tokens_per_batch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits and targets of the held-out rows, (rows, outputs) float64 on the CPU each.
+
+        The rows are in an order of their own.
+
+        Args:
+            model: the head with its backbone and adapter.
+            backbone: backbone of the model.
+            data: held-out rows, at least one.
+            max_tokens_per_batch: maximum tokens of a forward pass, padding included.
+        """
+        batches = self._held_out_batches(backbone, data, max_tokens_per_batch)
+        with eval_mode(model), torch.no_grad():
+            logits = [_logits(model, to_device(one, backbone.model.device)) for one in batches]
+        targets = torch.cat([one["targets"] for one in batches])
+        return torch.cat(logits).double().cpu(), targets.double().cpu()
+
+    def _held_out_batches(
+        self, backbone: Backbone, data: PreparedData, max_tokens_per_batch: int
+    ) -> list[StepInputs]:
+        if self.held_out is not None:
+            rows = range(len(data.examples))
+            return [self.held_out.batch(rows, self.loss.targets(data.examples))]
+        groups = split_micro_batches(data.examples, len(data.examples), max_tokens_per_batch)
+        return [self.padded(group, backbone.tokenizer.pad_token_id) for group in groups]
 
     def padded(self, examples: Sequence[Example], pad_token_id: int) -> StepInputs:
         """Return the tensors of a forward pass.

@@ -99,6 +99,7 @@ class TrainingSetup:
                 trainer.idle_steps,
                 may_end_at_zero=inputs.backbone.head is not None,
                 deepspeed=inputs.launch.deepspeed,
+                in_nats=_is_in_nats(inputs, task),
             ),
             *_method_callbacks(inputs),
             log,
@@ -160,15 +161,19 @@ def _gradient_conflict(inputs: TrainingInputs, log: MetricsLog) -> GradientConfl
 
 def _chance_loss(inputs: TrainingInputs, task: HeadTask | None) -> float | None:
     """Return the loss of a model that has learned nothing; `None` if it is not known."""
-    recipe = inputs.recipe
-    if recipe.preference is not None and recipe.preference.loss == "ipo":
-        return None  # not in nats
+    if task is None and not _is_in_nats(inputs, task):
+        return None
     if task:
         return task.loss.chance
     if inputs.backbone.head:
         return math.log(2)  # a reward model chooses between the two answers of a pair
     vocabulary: int = inputs.backbone.model.config.get_text_config().vocab_size
     return math.log(vocabulary)
+
+
+def _is_in_nats(inputs: TrainingInputs, task: HeadTask | None) -> bool:
+    preference = inputs.recipe.preference
+    return task.loss.in_nats if task else preference is None or preference.loss != "ipo"
 
 
 def _method_callbacks(inputs: TrainingInputs) -> list[TrainerCallback]:

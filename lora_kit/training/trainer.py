@@ -20,7 +20,7 @@ from lora_kit.training.acceleration import faster_on_cpu
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
 from lora_kit.training.drift import HeldOutDrift
 from lora_kit.training.gradient_conflict import mean_cosines
-from lora_kit.training.head_summary import summarize_head_training, use_own_units
+from lora_kit.training.head_summary import finish_head
 from lora_kit.training.heads import HeadTask
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.preferences.answer_log_probs import restoring_forward
@@ -129,10 +129,8 @@ def run_training(
     # DeepSpeed rounds the weights in the model to the backbone's dtype.
     gathered = inputs.launch.deepspeed or is_sharded(model)
     weights = trained_weights(model) if gathered else None
-    if task is not None:
-        use_own_units(inputs.backbone, task.loss, weights)
     if state.is_main_process:
-        head = summarize_head_training(inputs.backbone, inputs.data)
+        head = finish_head(inputs, task, weights)
         save_adapter(model, inputs.backbone, run.adapter, weights, head)
     state.wait_for_everyone()
     validation = (setup.validation.before, after)

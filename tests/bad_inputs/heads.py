@@ -1,21 +1,28 @@
-"""Rows, sections and suites of heads that predict numbers."""
+"""Rows and sections of heads that predict numbers or labels."""
 
 from typing import Any
 
 from tests.bad_inputs.case import REFUSED, Case, Place, jsonl, plan_of
 
 TEXTS = ("good", "fair", "bad")
-REGRESSION = {"training": {"batch_size": 2, "objective": "regression"}}
+REGRESSION, LABELS = (
+    {"training": {"batch_size": 2, "objective": name}} for name in ("regression", "multi-label")
+)
 
 
 def _rows(name: str, values: list[Any], *says: str, field: str = "score", **own: Any) -> Case:
-    """Return the case of a regression's rows with these values of a field."""
+    """Return the case of rows with these values of a field; of a regression, or labels."""
 
     def write(place: Place) -> list[str]:
         rows = [{"text": text, field: one} for text, one in zip(TEXTS, values, strict=False)]
-        return plan_of(place, jsonl(place, *rows), **(REGRESSION | own))
+        objective = LABELS if field == "labels" else REGRESSION
+        return plan_of(place, jsonl(place, *rows), **(objective | own))
 
     return Case(name, write, says, REFUSED)
+
+
+def _tags(name: str, values: list[Any], *says: str, **own: Any) -> Case:
+    return _rows(name, values, *says, field="labels", **own)
 
 
 CASES = (
@@ -64,5 +71,53 @@ CASES = (
         *("regression: is read by the objective regression only",),
         training={"batch_size": 2},
         regression={},
+    ),
+    _tags("labels that are a text", [["a"], "a"], "rows.jsonl:2", "labels: not a list of texts"),
+    _tags("labels that are numbers", [["a"], [1]], "rows.jsonl:2", "labels: not a list of texts"),
+    _tags("a label without letters", [["a"], [" "]], "rows.jsonl:2", "not a list of texts"),
+    _tags("labels of null", [["a"], None], "rows.jsonl:2", "needs a list of labels"),
+    _tags("a label that stands twice", [["a"], ["b", "b"]], "rows.jsonl:2", "'b'"),
+    _tags("no labels in any row", [[], []], "no row has a label"),
+    _tags("a label in all rows", [["a"], ["a", "b"]], "all training rows have", "'a'"),
+    _tags("labels that differ in a space", [["a"], ["a "]], "'a'", "'a '"),
+    _tags(
+        "a label that the head does not have",
+        [["a"], ["b"]],
+        *("rows.jsonl:2", "got 'b'; the head has a"),
+        multi_label={"labels": ["a"]},
+    ),
+    _tags(
+        "a label without a row",
+        [["a"], []],
+        *("multi_label.labels: no training row has", "'b'"),
+        multi_label={"labels": ["a", "b"]},
+    ),
+    _tags("a label named twice", [["a"], []], "a twice", multi_label={"labels": ["a", "a"]}),
+    _tags(
+        "a positive weight of no label",
+        [["a"], []],
+        *("multi_label.positive_weights: unknown label", "'b'"),
+        multi_label={"positive_weights": {"b": 2}},
+    ),
+    _tags(
+        "a positive weight of zero",
+        [["a"], []],
+        *("multi_label.positive_weights.a", "greater than 0"),
+        multi_label={"positive_weights": {"a": 0}},
+    ),
+    _tags(
+        "a negative focusing parameter",
+        [["a"], []],
+        "multi_label.focal_gamma",
+        multi_label={"focal_gamma": -1},
+    ),
+    _tags("a threshold of one", [["a"], []], "threshold", multi_label={"threshold": 1}),
+    _tags("a threshold of a word", [["a"], []], "threshold", multi_label={"threshold": "best"}),
+    _tags(
+        "labels for another objective",
+        [["a"], []],
+        "multi_label: is read by the objective multi-label only",
+        training={"batch_size": 2},
+        multi_label={},
     ),
 )

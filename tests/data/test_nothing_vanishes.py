@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lora_kit.data.formats import FORMATS, parse_row
+from lora_kit.data.formats import FORMATS, ON_REQUEST, parse_row
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.data.units import prepare_units
@@ -197,4 +197,4 @@ def test_each_text_of_an_answer_to_compare_is_read_or_refused(
 
 
 def test_every_format_is_tried() -> None:
-    assert {*READ, "preference", "text-label"} == set(FORMATS)
+    assert {*READ, "preference", "text-label", *ON_REQUEST} == set(FORMATS)

@@ -100,6 +100,14 @@ def test_a_run_of_classes_from_plan_to_verdict(tiny_encoder: Path, tmp_path: Pat
     assert task.classes is not None
     assert [one.label for one in task.classes.adapter.classes] == ["bird", "fruit", "metal"]
     assert task.classes.base.classes[0].precision is None
+    # Constant probabilities order nothing: precision is the share of the class.
+    assert task.classes.base.classes[0].average_precision == pytest.approx(3 / 12)
+    assert task.classes.confusion is not None
+    assert [sum(row) for row in task.classes.confusion.counts] == [3, 5, 4]
+    [ranked] = [one for one in task.measures if one.name == "mean_average_precision"]
+    assert ranked.adapter == pytest.approx(task.classes.adapter.macro_average_precision)
+    page = (tmp_path / "run" / "evaluation" / "report.html").read_text()
+    assert "Confusion matrix of the adapter" in page
     assert [baseline.arm for baseline in task.baselines] == ["retrieval"]
     check_verdict(tmp_path / "run" / "evaluation")
     again = pipeline.evaluate(tmp_path / "run" / "adapter", recipe.evaluation.suites)

@@ -41,7 +41,7 @@ def asked(head: Backbone, folder: Path, numbers: tuple[int, ...] = (1, 4), **own
 def test_an_item_is_the_text_with_its_number(head: Backbone, tmp_path: Path) -> None:
     item = asked(head, tmp_path).task.items[1]
     assert isinstance(item.request, NumberRequest)
-    assert (item.reference, dict(item.numbers)) == ("140", {"score": 140.0})
+    assert (item.reference, dict(item.targets)) == ("140", {"score": 140.0})
 
 
 def test_items_that_the_head_cannot_answer_are_refused(
@@ -60,7 +60,10 @@ def test_items_that_the_head_cannot_answer_are_refused(
 def test_a_run_of_numbers_from_plan_to_verdict(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The base is the mean; the scores are those of scikit-learn on the ledger."""
+    """The base is the mean; the scores are those of scikit-learn on the ledger.
+
+    Base and adapter, which are two models, are asked in looks together.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     recipe = numbers_recipe(
         tiny_encoder,
@@ -75,6 +78,7 @@ def test_a_run_of_numbers_from_plan_to_verdict(
     assert task.base == pytest.approx(1.0, abs=0.01)
     assert task.adapter < 0.5
     assert task.decision == "PASS"
+    assert task.looks.planned == 2
     assert [baseline.arm for baseline in task.baselines] == ["retrieval", "probe"]
     measured = {one.name: one for one in task.measures}
     assert {"r2", "rmse", "spearman", "r2 of price", "rmse of quality"} <= set(measured)

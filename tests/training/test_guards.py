@@ -68,13 +68,21 @@ def test_a_loss_beyond_guessing_is_an_explosion_and_a_bad_batch_is_none() -> Non
     guess = math.log(49152)
     fine = [3.0] * 20 + [14.0] + [3.0] * 20
     logged(Guards(math.log(49152), lambda: "row 3"), fine)
-    logged(
-        Guards(math.log(49152), lambda: "row 3"), [guess + 0.5] * 20
-    )  # a model that knows nothing yet
+    # A model that knows nothing yet.
+    logged(Guards(math.log(49152), lambda: "row 3"), [guess + 0.5] * 20)
     with pytest.raises(TrainingError, match=r"the loss diverged \(got 9\.6 nats .* row 3"):
         logged(Guards(math.log(49152), lambda: "row 3"), [6.0] * 20 + [12.0] * WINDOW)
     with pytest.raises(TrainingError, match=r"step 24: the loss diverged"):
         logged(Guards(math.log(49152), lambda: "row 3"), [3.0] * 10 + [2.0] * 10 + [6.0] * WINDOW)
+
+
+def test_the_errors_of_numbers_may_differ_between_short_and_long_texts() -> None:
+    def guards() -> Guards:
+        return Guards(5.0, lambda: "row 3", in_nats=False)
+
+    logged(guards(), [0.1] * 10 + [4.0] * 10)
+    with pytest.raises(TrainingError, match=r"the loss diverged \(got 6\.0 over the last"):
+        logged(guards(), [0.1] * 10 + [7.5] * WINDOW)
 
 
 def test_a_float16_that_always_overflows_is_an_error() -> None:

@@ -89,11 +89,13 @@ def test_plain_transformers_gives_numbers_in_their_own_unit(
     assert torch.allclose(torch.tensor(numbers), mine, atol=1e-3)
 
 
-def test_a_regression_goes_on_where_it_was_interrupted_and_folds_its_unit_once(
-    tiny_encoder: Path, tmp_path: Path
+@pytest.mark.parametrize("method", ["head", "lora", "full", "last-1"])
+def test_a_saved_regression_has_the_unit_of_its_rows_with_any_method(
+    tiny_encoder: Path, tmp_path: Path, method: str
 ) -> None:
-    """The unit is that of the rows after a training of several steps and of none more."""
-    recipe = numbers_recipe(tiny_encoder, tmp_path, training={"epochs": 0.2, "save_steps": 1})
+    """A training that has ended is not changed once more."""
+    training = {"epochs": 0.2, "save_steps": 1}
+    recipe = numbers_recipe(tiny_encoder, tmp_path, adapter={"method": method}, training=training)
     run = tmp_path / "run"
     first = pipeline.train(recipe, run)
     again = pipeline.train(recipe, run, resume=True)

@@ -1,9 +1,12 @@
 """`stdlib-complexity`: functions of the installed Python standard library and their complexity.
 
 The number of a function is its cyclomatic complexity: 1, and 1 more for each place at which the
-control flow divides (McCabe 1976, IEEE Transactions on Software Engineering 2:308). It follows from
-the text, which is the code without its docstring. Split by module, so that no file is in two
-splits.
+control flow divides (McCabe 1976, IEEE Transactions on Software Engineering 2:308).
+
+`stdlib-statements`: the same functions, with the kinds of statements that they have as labels.
+
+Both follow from the text, which is the code without its docstring. Split by module, so that no file
+is in two splits.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from functools import cache
 from lora_kit.data.builtin.docstrings import CodeFunction, library_functions
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.scored import SCORE, write_numbers
+from lora_kit.data.tagged import write_labels
 
 # Of shorter functions, nearly all have one path.
 MIN_CHARACTERS = 150
@@ -33,6 +37,17 @@ BRANCHES = (
     ast.match_case,
     ast.Assert,
 )
+# Kinds of statements that are labels.
+STATEMENTS: dict[str, tuple[type[ast.AST], ...]] = {
+    "condition": (ast.If,),
+    "context": (ast.With, ast.AsyncWith),
+    "function": (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda),
+    "generator": (ast.Yield, ast.YieldFrom),
+    "handler": (ast.Try,),
+    "import": (ast.Import, ast.ImportFrom),
+    "loop": (ast.For, ast.AsyncFor, ast.While),
+    "raise": (ast.Raise,),
+}
 
 
 @cache
@@ -50,6 +65,26 @@ def complexity_rows() -> tuple[Row, ...]:
                 completion_from=1,
                 values=numbers,
                 format="text-score",
+            )
+        )
+    return tuple(rows)
+
+
+@cache
+def statement_rows() -> tuple[Row, ...]:
+    """Return the same functions with the kinds of their statements, by file and line."""
+    rows = []
+    for one in _distinct_functions():
+        labels = statements(one.node)
+        messages = (Message("user", one.code), Message("assistant", write_labels(labels)))
+        rows.append(
+            Row(
+                one.origin,
+                one.module,
+                messages,
+                completion_from=1,
+                labels=labels,
+                format="text-labels",
             )
         )
     return tuple(rows)
@@ -74,3 +109,15 @@ def complexity(function: ast.AST) -> int:
     nodes = list(ast.walk(function))
     operands = sum(len(node.values) - 1 for node in nodes if isinstance(node, ast.BoolOp))
     return 1 + operands + sum(isinstance(node, BRANCHES) for node in nodes)
+
+
+def statements(function: ast.AST) -> tuple[str, ...]:
+    """Return the kinds of statements in a function, sorted; there may be none of `STATEMENTS`."""
+    inner = [node for node in ast.walk(function) if node is not function]
+    return tuple(
+        sorted(
+            name
+            for name, kinds in STATEMENTS.items()
+            if any(isinstance(node, kinds) for node in inner)
+        )
+    )

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from scipy.special import logit
 
 from lora_kit.adapter.saved import adapter_sha256, read_saved_head
-from lora_kit.adapter.saved_heads import SavedClasses, SavedHead, SavedNumbers
+from lora_kit.adapter.saved_heads import SavedClasses, SavedHead, SavedLabels, SavedNumbers
 from lora_kit.backbone.devices import input_device
 from lora_kit.data.training_data import TrainingData
+from lora_kit.evaluation.arms.base_or_adapter import base_and_adapter
 from lora_kit.evaluation.arms.models import adapter_tokenizer_identity, require_run
 from lora_kit.evaluation.arms.probe import probe_arm
-from lora_kit.evaluation.engine.arm import Arm, LoadedArms
+from lora_kit.evaluation.arms.thresholds import Thresholded
+from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.recipe.sections import HEAD_ARMS, PROBE
 from lora_kit.runs.session import Subject
 from lora_kit.runtime.errors import EvaluationError
@@ -33,14 +35,16 @@ class Baseline:
     Attributes:
         logits: value of each output.
         facts: facts of the report on the outputs and on the arm, by name.
+        thresholds: probability from which on a label is predicted; empty for other outputs.
     """
 
     logits: tuple[float, ...]
     facts: dict[str, str]
+    thresholds: tuple[float, ...] = ()
 
 
 def baseline_of(head: SavedHead) -> Baseline:
-    """Return the baseline of a head: the frequencies of classes, or the mean of numbers."""
+    """Return the baseline of a head: the frequencies of classes or labels, or mean numbers."""
     if isinstance(head, SavedClasses):
         total, first = sum(head.rows.values()), head.most_frequent
         return Baseline(
@@ -51,6 +55,8 @@ def baseline_of(head: SavedHead) -> Baseline:
                 f"{first} ({head.rows[first] / total:.0%})",
             },
         )
+    if isinstance(head, SavedLabels):
+        return _label_baseline(head)
     assert isinstance(head, SavedNumbers)  # a reward model has arms of its own
     means = [f"{name} {mean:.4g}" for name, mean in head.means.items()]
     return Baseline(
@@ -62,6 +68,29 @@ def baseline_of(head: SavedHead) -> Baseline:
             ),
             "Base": f"no model: the mean of the {head.rows:,} training rows, {', '.join(means)}",
         },
+    )
+
+
+def _label_baseline(head: SavedLabels) -> Baseline:
+    """Return the frequencies of labels, with thresholds that are chosen as those of the head.
+
+    Of a probability that is the same for all texts, the threshold of the highest F1 is below it.
+    """
+    shares = {name: count / head.rows for name, count in head.counts.items()}
+    if head.validation_rows:
+        thresholds = (0.0,) * len(shares)
+        decision = "predicted for each text, which has the highest F1"
+    else:
+        thresholds = tuple(head.thresholds.values())
+        decision = "predicted where it is at least the threshold"
+    return Baseline(
+        tuple(float(logit(share)) for share in shares.values()),
+        {
+            "Labels": ", ".join(f"{name} ({share:.0%} of rows)" for name, share in shares.items()),
+            "Thresholds": ", ".join(f"{name} {one:.2f}" for name, one in head.thresholds.items()),
+            "Base": f"no model: the frequency of each label in the training rows, {decision}",
+        },
+        thresholds,
     )
 
 
@@ -109,15 +138,22 @@ def loaded_head_arms(
     backbone, config = subject.backbone, subject.backbone.model.config
     trained = [backbone.fingerprint.digest, backbone.spec.attention]
     trained += adapter_tokenizer_identity(backbone)
-    adapted = json_sha256([*trained, adapter_sha256(subject.adapter), list(head.outputs.names)])
+    thresholds = list(head.thresholds.values()) if isinstance(head, SavedLabels) else []
+    described = [*head.outputs.names, *map(str, thresholds)]
+    adapted = json_sha256([*trained, adapter_sha256(subject.adapter), described])
     baseline = baseline_of(head)
-    identity = json_sha256([list(head.outputs.names), list(baseline.logits)])
+    constant = [list(head.outputs.names), list(baseline.logits), list(baseline.thresholds)]
+    device = input_device(backbone.model)
+
+    def decided(model: torch.nn.Module, at: Sequence[float]) -> torch.nn.Module:
+        return Thresholded(model, at, device) if at else model
+
     models = [
-        LoadedArms(
-            lambda: ConstantModel(baseline.logits, config).to(input_device(backbone.model)),
-            (Arm("base", identity, nullcontext, roles=("gain",)),),
-        ),
-        LoadedArms(lambda: subject.model, (Arm("adapter", adapted, nullcontext, roles=("gain",)),)),
+        base_and_adapter(
+            lambda: decided(ConstantModel(baseline.logits, config).to(device), baseline.thresholds),
+            lambda: decided(subject.model, thresholds),
+            (json_sha256(constant), adapted),
+        )
     ]
     if subject.session is not None and PROBE in names:
         models.append(probe_arm(subject.session, trained, rows().prepared))

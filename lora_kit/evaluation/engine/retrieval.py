@@ -93,7 +93,8 @@ def _has_text_answer(task: Task) -> bool:
     """Return true if items are scored by an answer; a likelihood cannot be retrieved."""
     kind = task.spec.kind
     has_choices = kind in CHOICE_KINDS and task.spec.score != "loss"
-    return has_choices or kind in ("generation", "instructions", *OF_HEADS)
+    has_target = kind in OF_HEADS and task.spec.score != "loss"
+    return has_choices or has_target or kind in ("generation", "instructions")
 
 
 def _graded(retriever: Retriever, task: Task, item: Item, answer: str) -> Graded:

@@ -1,4 +1,4 @@
-"""Rules about objectives that train a head: classes, numbers and rewards."""
+"""Rules about objectives that train a head: classes, numbers, labels and rewards."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lora_kit.recipe.sections import HEAD_ARMS, PROBE, MergeSpec, RecipeSections
 WORDS: dict[HeadObjective, tuple[str, str]] = {
     "classification": ("a classifier", "class"),
     "regression": ("a regression", "number"),
+    "multi-label": ("a multi-label head", "list of labels"),
 }
 
 
