@@ -1,16 +1,16 @@
-"""Saved adapters: file names, hash, saving, and the description of a head."""
+"""Saved adapters: file names, hash and saving."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.backbone.heads import REWARD
+from lora_kit.adapter.saved_heads import KINDS, SavedHead
 from lora_kit.backbone.load import Backbone
 from lora_kit.runtime.errors import AdapterError
 from lora_kit.runtime.files import read_json, whole_directory, write_json
@@ -23,11 +23,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Backbone that the adapter was trained on, with its fingerprint.
 BACKBONE = "backbone.json"
-# Files beside an adapter: transformers' configuration with the names of the outputs, for other
-# programs; statistics of the training rows, for the baselines of an evaluation.
+# File beside an adapter with a head: transformers' configuration with the names of the outputs.
 CONFIG = "config.json"
-CLASSES = "classes.json"
-PAIRS = "reward.json"
 # Configuration keys that state the origin of an adapter and do not change its outputs.
 PROVENANCE_KEYS = (
     "base_model_name_or_path",
@@ -36,46 +33,6 @@ PROVENANCE_KEYS = (
     "inference_mode",
     "auto_mapping",
 )
-
-
-@dataclass(frozen=True)
-class SavedClasses:
-    """Classes of a saved adapter.
-
-    Attributes:
-        rows: number of training rows per class, in the order of the outputs.
-    """
-
-    rows: dict[str, int]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Class names in the order of the outputs."""
-        return tuple(self.rows)
-
-    @property
-    def most_frequent(self) -> str:
-        """The class with the most training rows; the first in output order on ties."""
-        return max(self.rows, key=self.rows.__getitem__)
-
-
-@dataclass(frozen=True)
-class SavedReward:
-    """Training pairs of a saved reward model.
-
-    Attributes:
-        pairs: number of training pairs.
-        per_token: log-odds that an answer is the chosen one, per token that it is longer than the
-            other; the information in length alone.
-    """
-
-    pairs: int
-    per_token: float
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the outputs."""
-        return REWARD
 
 
 def adapter_sha256(directory: Path) -> str:
@@ -100,7 +57,7 @@ def save_adapter(
     backbone: Backbone,
     directory: Path,
     weights: dict[str, torch.Tensor] | None = None,
-    head: SavedClasses | SavedReward | None = None,
+    head: SavedHead | None = None,
 ) -> None:
     """Write a PEFT adapter directory, with the backbone's fingerprint in `backbone.json`.
 
@@ -141,7 +98,7 @@ def save_adapter(
             )
 
 
-def _save_head(config: Any, saved: SavedClasses | SavedReward, directory: Path) -> None:
+def _save_head(config: Any, saved: SavedHead, directory: Path) -> None:
     """Write a head's files beside an adapter.
 
     Args:
@@ -154,13 +111,10 @@ def _save_head(config: Any, saved: SavedClasses | SavedReward, directory: Path) 
     local = ("quantization_config", "_name_or_path")
     values = {name: value for name, value in config.to_dict().items() if name not in local}
     write_json(directory / CONFIG, values)
-    if isinstance(saved, SavedReward):
-        write_json(directory / PAIRS, asdict(saved))
-    else:
-        write_json(directory / CLASSES, {"training_rows": saved.rows})
+    write_json(directory / saved.FILE, saved.to_json())
 
 
-def read_saved_head(adapter: Path) -> SavedClasses | SavedReward | None:
+def read_saved_head(adapter: Path) -> SavedHead | None:
     """Read the description of an adapter's head; `None` for a language model's adapter.
 
     Raises:
@@ -169,29 +123,13 @@ def read_saved_head(adapter: Path) -> SavedClasses | SavedReward | None:
     config = read_json(adapter / ADAPTER_CONFIG, AdapterError)
     if config.get("task_type") != "SEQ_CLS":
         return None
-    if (adapter / PAIRS).is_file():
-        return _saved_reward(adapter / PAIRS)
-    path = adapter / CLASSES
-    if not path.is_file():
-        raise AdapterError(
-            f"{adapter}: an adapter with a head (SEQ_CLS) without {CLASSES} or {PAIRS}, which name "
-            "its outputs. Fix: restore the file, or evaluate an adapter trained by lora-kit"
-        )
-    rows = read_json(path, AdapterError).get("training_rows")
-    if not isinstance(rows, dict) or not rows or not all(isinstance(n, int) for n in rows.values()):
-        raise AdapterError(
-            f"{path}: training_rows must be a number of rows for each class (got {rows!r:.80}). "
-            "Fix: restore the file from the run that trained the adapter"
-        )
-    return SavedClasses(rows)
-
-
-def _saved_reward(path: Path) -> SavedReward:
-    value = read_json(path, AdapterError)
-    pairs, per_token = value.get("pairs"), value.get("per_token")
-    if not isinstance(pairs, int) or not isinstance(per_token, float | int):
-        raise AdapterError(
-            f"{path}: pairs must be a whole number and per_token a number (got {pairs!r:.40} and "
-            f"{per_token!r:.40}). Fix: restore the file from the run that trained the adapter"
-        )
-    return SavedReward(pairs, float(per_token))
+    for kind in KINDS:
+        path = adapter / kind.FILE
+        if path.is_file():
+            return kind.from_json(read_json(path, AdapterError), path)
+    names = sorted(kind.FILE for kind in KINDS)
+    raise AdapterError(
+        f"{adapter}: an adapter with a head (SEQ_CLS) without {', '.join(names[:-1])} or "
+        f"{names[-1]}, which name its outputs. Fix: restore the file, or evaluate an adapter "
+        "trained by lora-kit"
+    )

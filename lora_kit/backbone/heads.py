@@ -1,9 +1,9 @@
-"""Classification and reward heads: loading, initialization, and padding of their inputs."""
+"""Heads of classes, numbers, labels and rewards: loading, initialization, padding of inputs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 
 from lora_kit.backbone.encoder_decoder import SEQUENCE_TO_SEQUENCE, is_encoder_decoder
 from lora_kit.backbone.positions import learned_positions
+from lora_kit.recipe.objective import HeadObjective
 from lora_kit.runtime.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -18,29 +19,60 @@ if TYPE_CHECKING:
 
 # Module names of heads in transformers; PEFT saves them with an adapter.
 HEAD_NAMES = ("score", "classifier")
-# The only output of a reward model. A classifier has at least two.
-REWARD = ("reward",)
+# How transformers calls the problem of a head in its configuration; not for rewards.
+PROBLEM_TYPES: Mapping[HeadObjective, str] = {
+    "classification": "single_label_classification",
+    "regression": "regression",
+    "multi-label": "multi_label_classification",
+}
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """Outputs of a head: what they are, and their names.
+
+    Attributes:
+        kind: objective that trains such a head.
+        names: names in the order of the outputs, such as those of classes.
+    """
+
+    kind: HeadObjective
+    names: tuple[str, ...]
+
+    def configuration(self) -> dict[str, Any]:
+        """Return the arguments of `from_pretrained` for a head of these outputs."""
+        problem = PROBLEM_TYPES.get(self.kind)
+        return {
+            "num_labels": len(self.names),
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {name: number for number, name in enumerate(self.names)},
+            **({"problem_type": problem} if problem else {}),
+        }
+
+
+# The only output of a reward model.
+REWARD = HeadOutputs("reward", ("reward",))
 
 
 @dataclass(frozen=True)
 class Head:
-    """Head that maps a text's representation to classes or to a reward.
+    """Head that maps a text's representation to its outputs.
 
     Attributes:
-        classes: class names in the order of the outputs; `REWARD` for a reward model.
+        outputs: the outputs.
         module: module name of the head.
         newly_initialized: modules without weights in the checkpoint; they include the head unless
-            the checkpoint is a classifier with the same number of classes.
+            the checkpoint has a head with the same number of outputs.
     """
 
-    classes: tuple[str, ...]
+    outputs: HeadOutputs
     module: str
     newly_initialized: tuple[str, ...]
 
     @property
-    def is_reward(self) -> bool:
-        """True for a reward model, which has a single output."""
-        return self.classes == REWARD
+    def kind(self) -> HeadObjective:
+        """Objective that trains such a head."""
+        return self.outputs.kind
 
     @property
     def extra_modules(self) -> tuple[str, ...]:
@@ -48,21 +80,10 @@ class Head:
         return tuple(name for name in self.newly_initialized if name != self.module)
 
 
-def label_config(classes: Sequence[str]) -> dict[str, Any]:
-    """Return the label arguments of `from_pretrained`; empty without classes."""
-    if not classes:
-        return {}
-    return {
-        "num_labels": len(classes),
-        "id2label": dict(enumerate(classes)),
-        "label2id": {name: number for number, name in enumerate(classes)},
-    }
-
-
 def prepare_head(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    classes: Sequence[str],
+    outputs: HeadOutputs,
     missing: Collection[str],
 ) -> Head:
     """Prepare the head of a loaded model for training, computing in float32.
@@ -72,7 +93,7 @@ def prepare_head(
     Args:
         model: sequence classifier of transformers.
         tokenizer: tokenizer of the model.
-        classes: class names in the order of the outputs.
+        outputs: outputs of the head.
         missing: names of the parameters that the checkpoint does not have.
 
     Raises:
@@ -97,7 +118,7 @@ def prepare_head(
     }
     for name in sorted({module, *newly_initialized}):
         _convert_to_float32(model, name)
-    return Head(tuple(classes), module, tuple(sorted(newly_initialized)))
+    return Head(outputs, module, tuple(sorted(newly_initialized)))
 
 
 def _convert_to_float32(model: torch.nn.Module, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from lora_kit.backbone.encoder_decoder import (
 )
 from lora_kit.backbone.files import BackboneFiles
 from lora_kit.backbone.fingerprint import Fingerprint, fingerprint, weight_files
-from lora_kit.backbone.heads import HEAD_NAMES, REWARD, Head, label_config, prepare_head
+from lora_kit.backbone.heads import HEAD_NAMES, Head, HeadOutputs, prepare_head
 from lora_kit.backbone.open_files import (
     open_config,
     open_model,
@@ -26,6 +26,7 @@ from lora_kit.backbone.open_files import (
 )
 from lora_kit.backbone.tokenizer import prepare_tokenizer
 from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.objective import TEXT_HEADS
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import BackboneError
 from lora_kit.runtime.launch import current_launch
@@ -87,14 +88,14 @@ def compute_dtype(spec: BackboneSpec) -> torch.dtype:
 
 
 def load(
-    files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str] = (), gpus: int = 1
+    files: BackboneFiles, spec: BackboneSpec, outputs: HeadOutputs | None = None, gpus: int = 1
 ) -> Backbone:
     """Load a model, frozen and quantized, on the devices of this process (`device_arguments`).
 
     Args:
         files: local files, as returned by `resolve`.
         spec: backbone section of the recipe.
-        classes: class names of a head, in the order of its outputs; empty for a language model.
+        outputs: outputs of a head; `None` for a language model.
         gpus: number of GPUs over which the blocks may be spread, for evaluation and merging.
 
     Raises:
@@ -103,18 +104,18 @@ def load(
     """
     weights = weight_files(files.directory)
     dtype = compute_dtype(spec)
-    model, tokenizer, missing = _read(files, spec, dtype, classes, gpus)
-    if missing and not classes:
+    model, tokenizer, missing = _read(files, spec, dtype, outputs, gpus)
+    if missing and outputs is None:
         # transformers would continue with random weights.
         raise BackboneError(
             f"backbone.model: {files.reference}: not the weights of a language model (missing: "
             f"{min(missing)} and {len(missing) - 1} others). Fix: choose a language model, or "
             "train an encoder as a classifier with training.objective: classification"
         )
-    prepare_tokenizer(tokenizer, model, files.reference, has_head=bool(classes))
+    prepare_tokenizer(tokenizer, model, files.reference, has_head=outputs is not None)
     if is_encoder_decoder(model):
         prepare_seq2seq(model, tokenizer, files.reference)
-    head = prepare_head(model, tokenizer, classes, missing) if classes else None
+    head = prepare_head(model, tokenizer, outputs, missing) if outputs else None
     quantized = tuple(guard_quantized_modules(model))
     if spec.quantization != "none" and not quantized:
         raise BackboneError(
@@ -143,22 +144,22 @@ def _read(
     files: BackboneFiles,
     spec: BackboneSpec,
     dtype: torch.dtype,
-    classes: Sequence[str],
+    outputs: HeadOutputs | None,
     gpus: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
     """Read model and tokenizer, and the names of parameters without weights in the files."""
     # Imports bitsandbytes, which takes seconds.
     from lora_kit.backbone.mapped_4bit import map_linear_layers, require_unquantized
 
-    attention: dict[str, Any] = _attention(files, spec, dtype, classes)
-    quantization = quantization_config(spec, dtype, bool(classes))
+    attention: dict[str, Any] = _attention(files, spec, dtype, outputs)
+    quantization = quantization_config(spec, dtype, outputs is not None)
     # Quantized and sharded layer by layer, when training starts.
     is_mapped = current_launch().fsdp and spec.quantization in FOUR_BIT
     if is_mapped:
         require_unquantized(open_config(files.directory), files.reference)
     setting = f" with backbone.attention: {spec.attention}" if attention else ""
     model, loading = open_model(
-        _model_class(files, classes),
+        _model_class(files, outputs),
         files.directory,
         f"backbone.model: {files.reference}{setting}: transformers cannot load it",
         "choose a model in safetensors of a supported type",
@@ -167,7 +168,7 @@ def _read(
         output_loading_info=True,
         **device_arguments(gpus),
         **attention,
-        **label_config(classes),
+        **(outputs.configuration() if outputs else {}),
     )
     require_on_gpus(model, f"backbone.model: {files.reference}", gpus)
     require_all_blocks(model, loading["unexpected_keys"], files.directory)
@@ -177,11 +178,11 @@ def _read(
 
 
 def _attention(
-    files: BackboneFiles, spec: BackboneSpec, dtype: torch.dtype, classes: Sequence[str]
+    files: BackboneFiles, spec: BackboneSpec, dtype: torch.dtype, outputs: HeadOutputs | None
 ) -> dict[str, str]:
     """Return the arguments that choose the attention; `auto` of a head is transformers' choice."""
     device = process_state().device
-    if spec.attention == "auto" and (classes or device.type == "cpu"):
+    if spec.attention == "auto" and (outputs or device.type == "cpu"):
         return {}
     chosen, problem = choose_attention(spec, open_config(files.directory), device, dtype)
     if problem:
@@ -189,7 +190,7 @@ def _attention(
     return attention_arguments(chosen, device)
 
 
-def _model_class(files: BackboneFiles, classes: Sequence[str]) -> Any:
+def _model_class(files: BackboneFiles, outputs: HeadOutputs | None) -> Any:
     """Return the transformers auto class that loads the files.
 
     Raises:
@@ -199,14 +200,14 @@ def _model_class(files: BackboneFiles, classes: Sequence[str]) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     config = open_config(files.directory)
-    if not classes:
+    if outputs is None:
         return language_model_class(config)
     if config.is_encoder_decoder:
-        generating = ", or let this one generate the class with training.objective: sft"
+        generating = ", or let this one generate the answer with training.objective: sft"
         raise BackboneError(
             f"backbone.model: {files.reference}: heads are not supported for encoder-decoders (got "
             f"{config.model_type}). Fix: choose a decoder or an encoder"
-            f"{'' if tuple(classes) == REWARD else generating}"
+            f"{generating if outputs.kind in TEXT_HEADS else ''}"
         )
     return AutoModelForSequenceClassification
 

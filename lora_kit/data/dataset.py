@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
-from lora_kit.backbone.heads import REWARD
-from lora_kit.data.labelled import count_classes, encode_labelled_rows
+from lora_kit.backbone.heads import HeadOutputs
+from lora_kit.data.head_targets import encode_head_rows
 from lora_kit.data.mixture import mix
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows, RowSource, concatenate_rows
@@ -26,10 +26,8 @@ from lora_kit.data.store import (
     tokenize_in_memory,
 )
 from lora_kit.data.units import prepare_units
-from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.data import SELF, DataSpec, ReplaySpec, SourceSpec
-from lora_kit.recipe.objective import HEADED, PAIRED, SUPERVISED, Objective
-from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.objective import FORMATS_OF, SUPERVISED, Objective
 from lora_kit.runtime.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,9 +61,9 @@ def open_rows(spec: DataSpec, seed: int, objective: Objective = "sft") -> Rows:
         DataError: if a source cannot be read, or has too few rows for the mixture. A malformed row
             is reported when it is read.
     """
-    trains_on_all = spec.train_on == "all"
+    trains_on_all, needed = spec.train_on == "all", FORMATS_OF.get(objective, ())
     sources = [
-        open_source(source, seed, f"data.train.{index}.source", trains_on_all, objective in PAIRED)
+        open_source(source, seed, f"data.train.{index}.source", trains_on_all, needed)
         for index, source in enumerate(spec.train)
     ]
     is_mixture = spec.temperature is not None or spec.train[0].weight is not None
@@ -123,26 +121,7 @@ def _replay_rows(
     return replay
 
 
-def training_classes(rows: Rows, recipe: Recipe) -> dict[str, int]:
-    """Count the rows of each class, in the order of the head's outputs; empty without a head.
-
-    A reward model has one output, which counts all pairs.
-
-    Args:
-        rows: the rows of `open_rows`.
-        recipe: the recipe; its objective decides if the model has a head.
-
-    Raises:
-        DataError: if a row is malformed, or the classes are not those that the recipe names.
-    """
-    if recipe.training.objective not in HEADED:
-        return {}
-    if recipe.training.objective == "reward":
-        return dict.fromkeys(REWARD, len(rows))
-    return count_classes(rows, recipe.classification or ClassificationSpec())
-
-
-def validation_rows(spec: DataSpec, seed: int) -> Rows:
+def validation_rows(spec: DataSpec, seed: int, objective: Objective = "sft") -> Rows:
     """Open the held-out rows of `data.validation`; empty if the recipe names no source.
 
     Raises:
@@ -154,9 +133,10 @@ def validation_rows(spec: DataSpec, seed: int) -> Rows:
                 f"data.validation.{index}.weight: only the sources of data.train are a mixture "
                 f"(got {source.weight}). Fix: remove it"
             )
+    trains_on_all, needed = spec.train_on == "all", FORMATS_OF.get(objective, ())
     return concatenate_rows(
         [
-            open_source(source, seed, f"data.validation.{index}.source", spec.train_on == "all")
+            open_source(source, seed, f"data.validation.{index}.source", trains_on_all, needed)
             for index, source in enumerate(spec.validation)
         ]
     )
@@ -168,7 +148,7 @@ def prepare(
     spec: DataSpec,
     replay_rows: int = 0,
     objective: Objective = "sft",
-    classes: Sequence[str] = (),
+    outputs: HeadOutputs | None = None,
 ) -> PreparedData:
     """Tokenize rows and drop examples that have no supervised token.
 
@@ -181,8 +161,8 @@ def prepare(
         spec: the recipe's `data` section.
         replay_rows: number of replay rows among `rows`, for the record.
         objective: the training objective.
-        classes: all class names, in the order of the head's outputs, if rows are trained on their
-            class instead of their answer.
+        outputs: outputs of a head that reads a text, if rows are trained on their target instead of
+            their answer; not read for a reward model.
 
     Raises:
         DataError: if a row is malformed, no row is left, more rows are dropped than the recipe
@@ -195,9 +175,9 @@ def prepare(
         )
     if objective not in SUPERVISED:
         data: PreparedData = prepare_units(rows, tokenizer, spec, objective)
-    elif classes:
+    elif outputs is not None:
         encode = partial(
-            encode_labelled_rows, tokenizer=tokenizer, max_length=spec.max_length, classes=classes
+            encode_head_rows, tokenizer=tokenizer, max_length=spec.max_length, outputs=outputs
         )
         data = tokenize_in_memory(rows, encode)
     elif isinstance(rows, Rows) and len(rows) >= MIN_CACHED_ROWS and tokenizer.is_fast:

@@ -7,9 +7,12 @@ Each function takes a raw row with the fields of its format and the row's locati
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from lora_kit.data.columns import RawRow
 from lora_kit.data.rows import Message, Row
+from lora_kit.data.scored import SCORE, parse_number, parse_numbers, write_numbers
+from lora_kit.data.tagged import parse_labels, write_labels
 from lora_kit.data.turns import read_conversations, read_messages, read_text, read_tools
 from lora_kit.runtime.errors import DataError
 
@@ -97,6 +100,30 @@ def text_label_row(value: RawRow, origin: str) -> Row:
     cluster = read_text(cluster, "cluster", origin)
     messages = (Message("user", text), Message("assistant", label))
     return Row(origin, cluster, messages, completion_from=1, label=label)
+
+
+def text_score_row(value: RawRow, origin: str) -> Row:
+    """Parse a text and its number."""
+    return _scored_row(value, {SCORE: parse_number(value["score"], "score", origin)}, origin)
+
+
+def text_scores_row(value: RawRow, origin: str) -> Row:
+    """Parse a text and its numbers."""
+    return _scored_row(value, parse_numbers(value["scores"], "scores", origin), origin)
+
+
+def _scored_row(value: RawRow, numbers: Mapping[str, float], origin: str) -> Row:
+    text = read_text(value["text"], "text", origin)
+    messages = (Message("user", text), Message("assistant", write_numbers(numbers)))
+    return Row(origin, origin, messages, completion_from=1, values=numbers)
+
+
+def text_labels_row(value: RawRow, origin: str) -> Row:
+    """Parse a text and its labels."""
+    labels = parse_labels(value["labels"], origin)
+    text = read_text(value["text"], "text", origin)
+    messages = (Message("user", text), Message("assistant", write_labels(labels)))
+    return Row(origin, origin, messages, completion_from=1, labels=labels)
 
 
 def text_row(value: RawRow, origin: str) -> Row:

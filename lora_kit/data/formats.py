@@ -2,6 +2,8 @@
 
 If the fields of a row match several formats, the first match in `FORMATS` applies: data sets have
 columns beside those that matter (Alpaca has `text`, UltraChat a `prompt` beside its `messages`).
+Formats that an objective needs come before all others, and those in `ON_REQUEST` only then: many
+texts have a column `score` of their quality.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ from lora_kit.data.format_readers import (
     prompt_completion_row,
     sharegpt_row,
     text_label_row,
+    text_labels_row,
     text_row,
+    text_score_row,
+    text_scores_row,
 )
 from lora_kit.data.rows import Row
 from lora_kit.data.turns import check_has_assistant_turn, check_last_turn
@@ -82,7 +87,22 @@ FORMATS: dict[RowFormat, Format] = {
     "text-label": Format(
         ("text", "label"), ("cluster",), '{"text": "...", "label": "..."}', text_label_row
     ),
+    "text-score": Format(("text", "score"), (), '{"text": "...", "score": 3.5}', text_score_row),
+    "text-scores": Format(
+        ("text", "scores"), (), '{"text": "...", "scores": {"price": 3.5}}', text_scores_row
+    ),
+    "text-labels": Format(
+        ("text", "labels"), (), '{"text": "...", "labels": ["a", "b"]}', text_labels_row
+    ),
     "text": Format(("text",), (), '{"text": "..."}', text_row),
+}
+# Formats that are detected only for an objective that needs them.
+ON_REQUEST: tuple[RowFormat, ...] = ("text-score", "text-scores", "text-labels")
+# What the objectives of a needed format need.
+NEEDS: dict[RowFormat, str] = {
+    "preference": "the objectives dpo, orpo and reward need preference pairs",
+    "text-score": "regression needs a number in each row",
+    "text-labels": "multi-label needs a list of labels in each row",
 }
 
 
@@ -93,7 +113,7 @@ def parse_row(
     columns: Mapping[str, str] | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
     train_on_all: bool = False,
-    pairs: bool = False,
+    needed: Sequence[RowFormat] = (),
     place: str = "columns",
 ) -> Row:
     """Parse one row.
@@ -106,7 +126,7 @@ def parse_row(
         names: class names by column, for columns of class indices.
         train_on_all: if true, every turn of a conversation is supervised, so that the last turn
             may have any role.
-        pairs: if true, require preference pairs; if false, refuse them.
+        needed: formats that the objective needs; all but `preference` if empty.
         place: recipe field of `columns`, for error messages.
 
     Raises:
@@ -122,10 +142,7 @@ def parse_row(
         value = {**value, **{c: class_name(value, c, names[c], origin) for c in names}}
     if columns:
         value = rename_columns(value, origin, columns)
-    name = detect_format(value, columns or {}) if form == "auto" else form
-    if form == "auto" and pairs and {"chosen", "rejected"} <= set(value):
-        # Some data sets, such as UltraFeedback, repeat the chosen conversation as `messages`.
-        name = "preference"
+    name = detect_format(value, columns or {}, needed) if form == "auto" else form
     if name is None:
         raise DataError(
             f"{origin}: no known format (got the keys {list_columns(sorted(map(str, value)))}). "
@@ -138,7 +155,7 @@ def parse_row(
             f"expected {FORMATS[name].example}).{did_you_mean(missing[0], value)} Fix: map it "
             f"with {place}"
         )
-    _require_kind(name, pairs, origin)
+    _require_kind(name, needed, origin)
     refuse_media(value, origin)
     row = FORMATS[name].read(value, origin)
     if row.messages:
@@ -151,9 +168,20 @@ def parse_row(
     return dataclasses.replace(row, format=name, unused=unused)
 
 
-def detect_format(value: RawRow, columns: Mapping[str, str]) -> RowFormat | None:
-    """Return the first format whose fields the row has and which knows the fields of `columns`."""
-    for name, form in FORMATS.items():
+def detect_format(
+    value: RawRow, columns: Mapping[str, str], needed: Sequence[RowFormat] = ()
+) -> RowFormat | None:
+    """Return the first format whose fields the row has and which knows the fields of `columns`.
+
+    Args:
+        value: the row.
+        columns: column name by field, if the names differ.
+        needed: formats that the objective needs, which come first. Some data sets, such as
+            UltraFeedback, repeat the chosen conversation of a pair as `messages`.
+    """
+    others = [name for name in FORMATS if name not in ON_REQUEST]
+    for name in (*needed, *others):
+        form = FORMATS[name]
         if set(form.fields) <= set(value) and set(columns) <= {*form.fields, *form.optional}:
             return name
     return None
@@ -181,17 +209,18 @@ def check_columns(columns: Mapping[str, str], form: RowFormat, place: str) -> No
             )
 
 
-def _require_kind(form: RowFormat, pairs: bool, origin: str) -> None:
-    if form == "preference" and not pairs:
+def _require_kind(form: RowFormat, needed: Sequence[RowFormat], origin: str) -> None:
+    if form == "preference" and form not in needed:
         raise DataError(
             f"{origin}: this objective does not support preference pairs (got format preference). "
             "Fix: set training.objective to dpo, orpo or reward; to train on the chosen answers, "
             "set format: prompt-completion and columns: {completion: chosen}"
         )
-    if pairs and form != "preference":
+    if needed and form not in needed:
+        examples = " or ".join(FORMATS[name].example for name in needed)
         raise DataError(
-            f"{origin}: the objectives dpo, orpo and reward need preference pairs (got format "
-            f"{form}). Fix: give rows of {FORMATS['preference'].example}"
+            f"{origin}: {NEEDS[needed[0]]} (got format {form}). Fix: give rows of {examples}, or "
+            "map their columns"
         )
 
 

@@ -1,8 +1,4 @@
-"""Rows of a classification: the text of a row, and its class as the only label.
-
-`labels` of such an example are -100 except for the last, which is the index of the class, so that
-code which counts supervised tokens counts one per example.
-"""
+"""Rows of a classification: the text of a row, and its class."""
 
 from __future__ import annotations
 
@@ -11,10 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lora_kit.data.prepared import PreparedData
 from lora_kit.data.rows import Row
-from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.data.templates import control_tokens, refuse_control_tokens
+from lora_kit.data.supervision import Example
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.runtime.errors import DataError
 
@@ -23,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def classification_text(row: Row) -> str:
-    """Return the text that a classification head reads: all turns before the answer."""
+    """Return the text that a head reads: all turns before the answer."""
     return "\n\n".join(message.content for message in row.messages[:-1])
 
 
@@ -39,7 +33,7 @@ def count_classes(rows: Sequence[Row], spec: ClassificationSpec) -> dict[str, in
         DataError: if a row has no class or an unknown one, a class or class weight has no row, or
             there is only one class.
     """
-    counts = Counter(_class_of(row, spec.labels, "data.train") for row in rows)
+    counts = Counter(class_of(row, spec.labels, "data.train") for row in rows)
     names = spec.labels or sorted(counts)
     refuse_similar_labels(names, "data.train")
     if len(names) < 2:
@@ -79,7 +73,17 @@ def refuse_similar_labels(labels: Sequence[str], place: str) -> None:
             )
 
 
-def _class_of(row: Row, classes: Sequence[str] | None, part: str) -> str:
+def class_of(row: Row, classes: Sequence[str] | None, part: str) -> str:
+    """Return the class of a row.
+
+    Args:
+        row: the row.
+        classes: known classes; `None` for any.
+        part: part of the recipe's `data` that the row is from, for error messages.
+
+    Raises:
+        DataError: if the row has no class, or an unknown one.
+    """
     if row.label is None:
         raise DataError(
             f"{row.origin}: training.objective: classification needs a class in each row (got "
@@ -92,44 +96,6 @@ def _class_of(row: Row, classes: Sequence[str] | None, part: str) -> str:
             f"{', '.join(classes)}). Fix: correct the row, or add the class"
         )
     return row.label
-
-
-def encode_labelled_rows(
-    rows: Sequence[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    classes: Sequence[str],
-) -> list[list[Example]]:
-    """Tokenize rows of a classification; each inner list holds one example.
-
-    Args:
-        rows: rows with a class.
-        tokenizer: tokenizer of the backbone.
-        max_length: maximum tokens per example.
-        classes: all class names, in the order of the head's outputs.
-
-    Raises:
-        DataError: if a row holds control tokens, or its class is not in `classes`.
-    """
-    control = control_tokens(tokenizer)
-    for row in rows:
-        refuse_control_tokens(row, control)
-    # Errors name data.validation: `count_classes` has checked the classes of training rows before.
-    numbers = [classes.index(_class_of(row, classes, "data.validation")) for row in rows]
-    encoded = encode_texts([classification_text(row) for row in rows], tokenizer, max_length)
-    return [
-        [
-            Example(
-                input_ids=ids,
-                labels=(*[IGNORE_INDEX] * (len(ids) - 1), number),
-                truncated=truncated,
-                origin=row.origin,
-                cluster=row.cluster,
-                label=row.label,
-            )
-        ]
-        for row, number, (ids, truncated) in zip(rows, numbers, encoded, strict=True)
-    ]
 
 
 def encode_texts(
@@ -152,14 +118,9 @@ def encode_texts(
     ]
 
 
-def class_indices(data: PreparedData) -> list[int]:
-    """Return the class index of each example, in order."""
-    return [example.labels[-1] for example in data.examples]
-
-
 def supervise_inputs(examples: Sequence[Example]) -> list[Example]:
     """Return copies of the examples whose labels are their input tokens.
 
-    The audit counts supervised tokens; here it has to look at the texts instead of class indices.
+    The audit counts supervised tokens; here it has to look at the texts instead of targets.
     """
     return [dataclasses.replace(example, labels=example.input_ids) for example in examples]

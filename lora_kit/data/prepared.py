@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         "cluster": pa.string(),
         "source": pa.int32(),
         "label": pa.string(),
+        "targets": pa.list_(pa.float64()),
     }
 )
 # Dropped rows named in an error message.
@@ -166,7 +167,7 @@ class PreparedData:
         return np.asarray(self.table.column("length").to_numpy())
 
     def to_dataset(self) -> Any:
-        """Return a `datasets.Dataset` with the columns `input_ids`, `labels` and `row`.
+        """Return a `datasets.Dataset` with the columns of an example, and `row`.
 
         `row` is the index into `examples`.
         """
@@ -177,7 +178,7 @@ class PreparedData:
             dataset = Dataset.from_file(str(self.path))
         else:
             dataset = Dataset(InMemoryTable(self.table))
-        return dataset.select_columns(["input_ids", "labels", "row"])
+        return dataset.select_columns(["input_ids", "labels", "targets", "row"])
 
 
 class Tally:
@@ -198,6 +199,7 @@ class Tally:
         self.dropped: list[str] = []
         # Separate hashes keep the digest independent of the boundaries between batches.
         self.hashes = [hashlib.sha256() for _ in ("length", "input_ids", "labels")]
+        self.targets = hashlib.sha256()
 
     def add(
         self, row: Row, source: int, examples: Sequence[Example], together: bool = False
@@ -252,6 +254,8 @@ class Tally:
         )
         for digest, values in zip(self.hashes, (lengths, tokens, labels), strict=True):
             digest.update(values.tobytes())
+        targets = [value for example in examples for value in example.targets]
+        self.targets.update(np.array(targets, dtype=np.float64).tobytes())
         columns = [
             pa.array(np.arange(first, first + len(examples))),
             pa.ListArray.from_arrays(pa.array(ends), pa.array(tokens)),
@@ -263,12 +267,16 @@ class Tally:
             pa.array([example.cluster for example in examples], pa.string()),
             pa.array(sources, pa.int32()),
             pa.array([example.label for example in examples], pa.string()),
+            pa.array([example.targets for example in examples], pa.list_(pa.float64())),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
     def digest(self) -> str:
         """Return the sha256 of all recorded examples."""
-        return hashlib.sha256(b"".join(one.digest() for one in self.hashes)).hexdigest()
+        parts = [one.digest() for one in self.hashes]
+        if self.targets.digest() != hashlib.sha256().digest():
+            parts.append(self.targets.digest())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def counts(self) -> Counts:
         """Return the counts of all sources."""
@@ -294,6 +302,7 @@ class Tally:
 
 def _read(batch: Any) -> Iterator[Example]:
     names = ("input_ids", "labels", "truncated", "origin", "cluster", "source", "label")
-    columns = (batch.column(name).to_pylist() for name in names)
+    columns = [batch.column(name).to_pylist() for name in names]
+    columns.append([tuple(values) for values in batch.column("targets").to_pylist()])
     for input_ids, labels, *rest in zip(*columns, strict=True):
         yield Example(tuple(input_ids), tuple(labels), *rest)

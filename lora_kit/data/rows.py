@@ -44,6 +44,8 @@ class Row:
         completion_from: index of the first turn of the completion; `None` if the format does not
             mark one, so that the completion is the last turn.
         label: class of the row, for classification rows.
+        values: numbers of the row by name, for regression rows.
+        labels: labels of the row, sorted, for multi-label rows; there may be none.
         rejected: rejected answer of a preference pair, in place of the turns from
             `completion_from` on; empty for other rows.
         desirable: KTO label of the completion; `None` without one.
@@ -58,6 +60,8 @@ class Row:
     tools: tuple[Mapping[str, Any], ...] = ()
     completion_from: int | None = None
     label: str | None = None
+    values: Mapping[str, float] | None = None
+    labels: tuple[str, ...] | None = None
     rejected: tuple[Message, ...] = ()
     desirable: bool | None = None
     format: str = ""
@@ -68,6 +72,12 @@ class Row:
         """Turns before the answer; all of them if no answer follows."""
         is_answered = bool(self.messages) and self.messages[-1].role == "assistant"
         return self.messages[:-1] if is_answered else self.messages
+
+    @property
+    def target_text(self) -> str | None:
+        """Target of a row that a head learns, as text; `None` for other rows."""
+        is_text = self.values is None and self.labels is None
+        return self.label if is_text else self.messages[-1].content
 
     @property
     def has_answer(self) -> bool:

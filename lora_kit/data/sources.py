@@ -13,6 +13,7 @@ import numpy as np
 
 from lora_kit.data.builtin.areas import area_rows
 from lora_kit.data.builtin.docstrings import docstring_pairs, docstring_rows
+from lora_kit.data.builtin.functions import complexity_rows, statement_rows
 from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.builtin.sums import sum_rows
 from lora_kit.data.files.readers import TableRequest
@@ -50,6 +51,8 @@ BUILT_IN = {
     "stdlib-docstrings": BuiltIn(docstring_rows, PYTHON_LICENSE, 0.15),
     "stdlib-docstring-pairs": BuiltIn(docstring_pairs, PYTHON_LICENSE, 0.15),
     "stdlib-areas": BuiltIn(area_rows, PYTHON_LICENSE, 0.3),
+    "stdlib-complexity": BuiltIn(complexity_rows, PYTHON_LICENSE, 0.3),
+    "stdlib-statements": BuiltIn(statement_rows, PYTHON_LICENSE, 0.3),
     "python-reference": BuiltIn(reference_rows, PYTHON_LICENSE, 0.5),
     "sums": BuiltIn(sum_rows, ("Apache-2.0", "lora_kit's LICENSE"), 0.25),
 }
@@ -57,7 +60,11 @@ SPLITS: tuple[str, ...] = get_args(Split)
 
 
 def open_source(
-    spec: SourceSpec, seed: int, field: str, train_on_all: bool = False, pairs: bool = False
+    spec: SourceSpec,
+    seed: int,
+    field: str,
+    train_on_all: bool = False,
+    needed: Sequence[RowFormat] = (),
 ) -> Rows:
     """Open one source and return its rows, in the source's order.
 
@@ -68,16 +75,16 @@ def open_source(
         field: recipe field of the source, for error messages.
         train_on_all: if true, every turn of a conversation is supervised, so that the last turn
             may have any role.
-        pairs: if true, require preference pairs; if false, refuse them.
+        needed: formats that the objective needs; all but `preference` if empty.
 
     Raises:
         DataError: if the source is unknown or cannot be read with these options. A malformed row
             is reported when it is read.
     """
     if spec.source in BUILT_IN:
-        source = _built_in(spec, field, pairs)
+        source = _built_in(spec, field, needed)
     else:
-        source = _table_source(spec, field, train_on_all, pairs)
+        source = _table_source(spec, field, train_on_all, needed)
     numbers = np.arange(source.size, dtype=np.int64)
     if spec.limit is not None and spec.limit < source.size:
         # Seeded with the field instead of the source: a file's path must not change the sample.
@@ -86,7 +93,7 @@ def open_source(
     return Rows((source,), np.zeros(len(numbers), np.int32), numbers)
 
 
-def _built_in(spec: SourceSpec, field: str, pairs: bool) -> RowSource:
+def _built_in(spec: SourceSpec, field: str, needed: Sequence[RowFormat]) -> RowSource:
     unused = ("subset", "revision", "streaming", "columns", "license")
     _refuse_unused(spec, field, unused, "built in")
     built_in = BUILT_IN[spec.source]
@@ -109,7 +116,7 @@ def _built_in(spec: SourceSpec, field: str, pairs: bool) -> RowSource:
             f"of {', '.join(SPLITS)}"
         )
     has_pairs = bool(every_row[0].rejected)
-    if has_pairs != pairs:
+    if has_pairs != ("preference" in needed):
         raise DataError(
             f"{field}: the objectives dpo, orpo and reward need preference pairs, all others "
             f"support none (got {spec.source}, with{'' if has_pairs else 'out'} pairs). Fix: "
@@ -123,7 +130,9 @@ def _built_in(spec: SourceSpec, field: str, pairs: bool) -> RowSource:
     return Rows.of(spec.source, rows).sources[0]
 
 
-def _table_source(spec: SourceSpec, field: str, train_on_all: bool, pairs: bool) -> RowSource:
+def _table_source(
+    spec: SourceSpec, field: str, train_on_all: bool, needed: Sequence[RowFormat]
+) -> RowSource:
     table = _open_spec(spec, field)
     if not len(table):
         raise DataError(f"{field}: {spec.source} has no rows. Fix: add rows, or remove the source")
@@ -141,7 +150,7 @@ def _table_source(spec: SourceSpec, field: str, train_on_all: bool, pairs: bool)
                 spec.columns,
                 names,
                 train_on_all,
-                pairs,
+                needed,
                 place,
             )
             for number, value in zip(numbers, values, strict=True)

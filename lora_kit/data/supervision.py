@@ -40,7 +40,8 @@ class Example:
         origin: origin of the row.
         cluster: cluster of the row.
         source: index of the row's source in the recipe, from 0.
-        label: class of the row, if it has one.
+        label: class or numbers of the row as text, if it has any.
+        targets: a value for each output of a head; empty for other examples.
         unwritten: fields of the row's turns that the chat template does not write; known until
             the example is stored.
         weight: weight in the loss of a classification besides that of the class; set for a step.
@@ -53,6 +54,7 @@ class Example:
     cluster: str = ""
     source: int = 0
     label: str | None = None
+    targets: tuple[float, ...] = ()
     unwritten: tuple[str, ...] = ()
     weight: float = 1.0
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from lora_kit.evaluation.aggregates import aggregate_of
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.pairs import Pairs, mean_score
+from lora_kit.evaluation.scores import OF_HEADS
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.statistics import decisions
 from lora_kit.statistics.decisions import (
@@ -23,14 +25,17 @@ from lora_kit.statistics.judged_preference import (
     compare_preference,
     corrected_preference,
 )
-from lora_kit.statistics.labels import compare_macro_f1, items_to_decide_macro_f1, label_scores
+from lora_kit.statistics.labels import compare_macro_f1, label_scores
 from lora_kit.statistics.looks import Look
+from lora_kit.statistics.resampled import compare_statistics, items_to_decide_by_width
+
+# Kinds of tasks whose items have a class or numbers.
+WITH_TARGETS = ("classification", *OF_HEADS)
 
 
 def texts_to_judge(task: TaskSpec) -> tuple[str, ...]:
-    """Return the columns of texts that judging a task needs: labels, for scores by label."""
-    by_label = task.kind == "classification" or task.score == "macro_f1"
-    return ("output", "reference") if by_label else ()
+    """Return the columns of texts that judging a task needs: classes or numbers of the items."""
+    return ("output", "reference", "choices") if task.kind in WITH_TARGETS else ()
 
 
 def compare(pairs: Pairs, task: TaskSpec, look: Look) -> PairedComparison:
@@ -54,8 +59,8 @@ def items_to_decide(pairs: Pairs, task: TaskSpec, look: Look) -> int | None:
     alpha = (2 if task.margin is None else 1) * last.level
     if task.kind == "judge":
         return None  # labels may be as short as items
-    if task.score == "macro_f1":
-        return items_to_decide_macro_f1(_compare(pairs, task, alpha).interval, task.margin)
+    if task.of_all_items:
+        return items_to_decide_by_width(_compare(pairs, task, alpha).interval, task.margin)
     return decisions.items_to_decide(
         pairs.differences, pairs.clusters, alpha, task.margin, pairs.binary
     )
@@ -67,6 +72,11 @@ def repeated(interval: Interval, look: Look) -> Interval:
 
 
 def _compare(pairs: Pairs, task: TaskSpec, alpha: float) -> PairedComparison:
+    before, after = (aggregate_of(task, entries) for entries in (pairs.before, pairs.after))
+    if before is not None and after is not None:
+        return compare_statistics(
+            before, after, pairs.clusters, alpha, task.margin, task.higher_is_better
+        )
     if task.score == "macro_f1":
         return compare_macro_f1(
             [entry.output for entry in pairs.before],
@@ -135,6 +145,9 @@ def task_score(entries: Sequence[Entry], task: TaskSpec) -> float:
     accuracy = _accuracy(task)
     if accuracy is not None and entries[0].arm != "base":
         return corrected_preference(mean_score(entries), accuracy)
+    statistic = aggregate_of(task, entries)
+    if statistic is not None:
+        return float(statistic(np.ones((1, len(entries))))[0])
     if task.score == "macro_f1":
         return label_scores(
             [entry.output for entry in entries], [entry.reference for entry in entries]

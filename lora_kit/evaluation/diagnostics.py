@@ -8,17 +8,30 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import softmax
 
+from lora_kit.evaluation.aggregates import (
+    class_probabilities,
+    label_tables,
+    secondary_statistics,
+)
 from lora_kit.evaluation.comparisons import repeated
 from lora_kit.evaluation.cut_answers import CUT_OFF
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.pairs import Pairs, mean_score
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.thoughts import UNENDED
+from lora_kit.statistics.bootstrap import bootstrap_statistic
 from lora_kit.statistics.calibration import CalibrationComparison, compare_calibration
-from lora_kit.statistics.clusters import Floats
+from lora_kit.statistics.clusters import Floats, cluster_count
 from lora_kit.statistics.decisions import Interval, holm, loss_p, paired_interval
-from lora_kit.statistics.labels import LabelScores, label_scores
+from lora_kit.statistics.labels import (
+    Confusion,
+    LabelScores,
+    count_confusions,
+    label_scores,
+    table_scores,
+)
 from lora_kit.statistics.looks import Look
+from lora_kit.statistics.resampled import change_of
 
 # The interval of a smaller slice would be too wide to be of use.
 SMALLEST_SLICE = 5
@@ -35,6 +48,7 @@ class SecondaryMetric:
     base: float
     adapter: float
     interval: Interval
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,10 +75,16 @@ class Slice:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Per-class scores of both arms."""
+    """Scores of both arms for each class or label.
+
+    Attributes:
+        confusion: items by true and predicted class of the adapter; `None` for items with several
+            labels.
+    """
 
     base: LabelScores
     adapter: LabelScores
+    confusion: Confusion | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +102,7 @@ class Drift:
 def secondary_metrics(pairs: Pairs, task: TaskSpec, look: Look) -> tuple[SecondaryMetric, ...]:
     """Compare the arms on every metric besides the score, in order of name."""
     # The measures of an lm_eval item hold no score: only its grading knows the metric's full name.
-    score = None if task.kind == "lm_eval" else task.score or "accuracy"
+    score = None if task.kind == "lm_eval" else task.score_name or "accuracy"
     names = sorted(set(pairs.before[0].measures) - {score, "nats"})
     results = []
     for name in names:
@@ -99,8 +119,30 @@ def secondary_metrics(pairs: Pairs, task: TaskSpec, look: Look) -> tuple[Seconda
         sign = -1.0 if name in LOWER_IS_BETTER else 1.0
         binary = bool(np.isin(np.concatenate([base, adapter]), (0.0, 1.0)).all())
         interval = _interval(sign * (adapter - base), pairs.clusters, binary, look)
-        results.append(SecondaryMetric(name, float(base.mean()), float(adapter.mean()), interval))
-    return tuple(results)
+        means, is_higher = (float(base.mean()), float(adapter.mean())), sign > 0
+        results.append(SecondaryMetric(name, *means, interval, is_higher))
+    return (*results, *_of_all_items(pairs, task, look))
+
+
+def _of_all_items(pairs: Pairs, task: TaskSpec, look: Look) -> list[SecondaryMetric]:
+    """Compare the arms on scores that are defined for all items together."""
+    every, found = np.ones((1, len(pairs.before))), []
+    for name, (before, after, higher) in secondary_statistics(
+        task, pairs.before, pairs.after
+    ).items():
+        change = change_of(before, after, higher)
+        low, high = bootstrap_statistic(change, pairs.clusters, look.nominal_confidence)
+        interval = Interval(
+            float(change(every)[0]),
+            low,
+            high,
+            look.nominal_confidence,
+            len(pairs.before),
+            cluster_count(pairs.clusters),
+        )
+        base, adapter = (float(one(every)[0]) for one in (before, after))
+        found.append(SecondaryMetric(name, base, adapter, repeated(interval, look), higher))
+    return found
 
 
 def _interval(differences: Floats, clusters: Sequence[str], binary: bool, look: Look) -> Interval:
@@ -157,13 +199,22 @@ def choice_calibration(pairs: Pairs, look: Look) -> CalibrationComparison | None
 
 
 def class_scores(pairs: Pairs, task: TaskSpec) -> ClassScores | None:
-    """Compute precision, recall and F1 of each class; `None` unless a classification task."""
+    """Compute the scores of each class or label; `None` for a task without either."""
+    if task.kind == "multi_label":
+        before, after = (label_tables(entries) for entries in (pairs.before, pairs.after))
+        return ClassScores(
+            table_scores(before.names, before.predicted, before.true, before.scores),
+            table_scores(after.names, after.predicted, after.true, after.scores),
+        )
     if task.kind != "classification":
         return None
     truth = [entry.reference for entry in pairs.before]
+    base, adapter = (
+        label_scores([entry.output for entry in entries], truth, class_probabilities(entries))
+        for entries in (pairs.before, pairs.after)
+    )
     return ClassScores(
-        label_scores([entry.output for entry in pairs.before], truth),
-        label_scores([entry.output for entry in pairs.after], truth),
+        base, adapter, count_confusions([entry.output for entry in pairs.after], truth)
     )
 
 

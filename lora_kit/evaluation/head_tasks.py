@@ -1,4 +1,4 @@
-"""Tasks that a model with a head supports: a classifier or a reward model."""
+"""Tasks that a model with a head supports."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class SupportedTasks:
         kind: kind of the supported tasks.
         example: suite of such tasks, named in errors; empty for none.
         scores: supported scores; `None` stands for a task without `score`.
-        no_length: reason why a score by length is not supported.
+        no_score: reason why another score is not supported.
     """
 
     head: str
     kind: str
     example: str
     scores: tuple[str | None, ...]
-    no_length: str
+    no_score: str
 
     def require(self, suite: Suite, spec: TaskSpec) -> None:
         """Refuse a task that the head does not support.
@@ -47,7 +47,7 @@ class SupportedTasks:
             )
         if spec.score not in self.scores:
             raise EvaluationError(
-                f"{place}: {self.no_length} (got score {spec.score}). Fix: use "
+                f"{place}: {self.no_score} (got score {spec.score}). Fix: use "
                 f"{' or '.join(score for score in self.scores if score)}"
             )
         if spec.shots:

@@ -91,8 +91,8 @@ class SampledRequest(GenerationRequest):
 
 
 @dataclass(frozen=True)
-class ClassRequest:
-    """Request for the likelihood of each class of a classifier's head, given a text."""
+class TextRequest:
+    """Request for the outputs of a head, given a text."""
 
     input_ids: tuple[int, ...]
 
@@ -100,6 +100,21 @@ class ClassRequest:
     def length(self) -> int:
         """Tokens of the request's row in a batch."""
         return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class ClassRequest(TextRequest):
+    """Request for the likelihood of each class of a classifier's head."""
+
+
+@dataclass(frozen=True)
+class NumberRequest(TextRequest):
+    """Request for the numbers of a regression's head."""
+
+
+@dataclass(frozen=True)
+class LabelRequest(TextRequest):
+    """Request for the likelihood of each label of a multi-label head."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +129,9 @@ class RewardRequest:
         return len(self.answers) * max(map(len, self.answers))
 
 
-Request = LossRequest | ChoiceRequest | GenerationRequest | ClassRequest | RewardRequest
+Request = LossRequest | ChoiceRequest | GenerationRequest | TextRequest | RewardRequest
 # Requests to a head: rows that are scored as a unit, without a split into prompt and continuation.
-HeadRequest = ClassRequest | RewardRequest
+HeadRequest = TextRequest | RewardRequest
 
 
 def prompt_and_answer_length(request: Request) -> tuple[tuple[int, ...], int]:
@@ -135,8 +150,10 @@ class Outcome:
 
     Attributes:
         log_likelihoods: nats, one for each branch or class; for a loss request one value, the sum
-            over the supervised tokens; for a reward request the rewards of the answers.
-        greedy: for each branch, true if every scored token was the most likely one.
+            over the supervised tokens; for a reward request the rewards of the answers; for a
+            number request the numbers; for a label request a value for each label.
+        greedy: for each branch, true if every scored token was the most likely one; for each
+            label, true if it is predicted.
         text: generated text; of several samples the first one.
         samples: texts of a sampled request; empty for the others.
         tokens: number of tokens processed.
@@ -167,6 +184,7 @@ class Item:
         slices: values by which results are broken down, such as `field`: `geography`.
         choices: texts of the branches of a choice request.
         answer: index of the correct choice.
+        targets: correct number of each output of a head by its name; 1 or 0 for a label.
         references: correct answers, any of which a metric accepts.
         checks: checks that a response has to pass.
         scored_bytes: UTF-8 bytes of the text whose likelihood is taken.
@@ -182,6 +200,7 @@ class Item:
     slices: Mapping[str, str] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
     answer: int | None = None
+    targets: Mapping[str, float] = field(default_factory=dict)
     references: tuple[str, ...] = ()
     checks: tuple[InstructionCheck, ...] = ()
     scored_bytes: int = 0

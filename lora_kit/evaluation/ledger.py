@@ -177,7 +177,8 @@ class Ledger:
         """Return the entries of a task by arm and item, with the values that judging needs.
 
         Texts make up most of a ledger: texts not requested are left empty, as are tokens and
-        seconds. Choices become empty strings, so that their number is preserved.
+        seconds. Choices that are not requested become empty strings, so that their number is
+        preserved.
 
         Args:
             suite: name of the suite.
@@ -190,7 +191,11 @@ class Ledger:
         for batch in self._batches(columns, (suite, task), BATCH_ROWS[bool(texts)]):
             counts = pc.fill_null(pc.list_value_length(batch.column("choices")), 0).to_pylist()
             values = {n: _values(batch, n, known) for n in columns if n != "choices"}
-            values["choices"] = [_empty_texts(count) for count in counts]
+            if "choices" in texts:
+                choices = _values(batch, "choices", known)
+                values["choices"] = [known.setdefault(one, one) for one in choices]
+            else:
+                values["choices"] = [_empty_texts(count) for count in counts]
             for entry in _entries(values, batch.num_rows):
                 by_arm[entry.arm][entry.item] = entry
         return by_arm

@@ -68,7 +68,7 @@ def read_questions(spec: TaskSpec) -> list[Question]:
             for r in CHOICE_SOURCES[spec.source]()
         ]
     if spec.source in BUILT_IN:
-        rows = read_built_in(spec, pairs=True)
+        rows = read_built_in(spec, ("preference",))
         return [_pair_question(row, row.origin, row.cluster) for row in rows]
     return [
         _pair(value, origin, spec)
@@ -225,7 +225,8 @@ def _choices(value: Any) -> list[Any]:
 
 def _pair(value: Mapping[str, Any], origin: str, spec: TaskSpec) -> Question:
     """Convert a preference pair to the question of which answer is the likelier one."""
-    row = parse_row(drop_nulls(value, form="preference"), origin, "preference", pairs=True)
+    pair = drop_nulls(value, form="preference")
+    row = parse_row(pair, origin, "preference", needed=("preference",))
     _require_texts_only([*row.messages, *row.rejected], origin)
     roles = [message.role for message in row.messages[:-1]]
     if roles != ["user"]:

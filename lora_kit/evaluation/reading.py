@@ -15,6 +15,7 @@ from lora_kit.data.sources import BUILT_IN, drop_nulls
 from lora_kit.evaluation.items.instruction_sources import INSTRUCTION_SOURCES
 from lora_kit.evaluation.items.instructions import InstructionRow, parse_instruction
 from lora_kit.evaluation.questions import read_labelled, read_questions
+from lora_kit.evaluation.target_rows import read_targets
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.task_tables import (
     read_built_in,
@@ -62,7 +63,7 @@ class Instruction:
 
 
 def read_rows(spec: TaskSpec) -> list[Any]:
-    """Read all rows of a task: `Question`, `Conversation` or `Instruction`, by its kind.
+    """Read all rows of a task: `Question`, `TargetRow`, `Conversation` or `Instruction`.
 
     Raises:
         DataError: if the source does not fit the kind, is empty, or has duplicate ids.
@@ -72,6 +73,8 @@ def read_rows(spec: TaskSpec) -> list[Any]:
         "generation": read_conversation_rows,
         "multiple_choice": read_questions,
         "classification": read_labelled,
+        "regression": read_targets,
+        "multi_label": read_targets,
         "instructions": read_instructions,
         "judge": read_prompts,
     }

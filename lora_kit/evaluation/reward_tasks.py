@@ -26,7 +26,7 @@ REWARD_MODEL_TASKS = SupportedTasks(
     kind="multiple_choice",
     example="docstring-pairs",
     scores=(None, "accuracy", "loss"),
-    no_length="a reward belongs to the complete answer, whatever its length",
+    no_score="a reward belongs to the complete answer, whatever its length",
 )
 
 

@@ -11,7 +11,6 @@ from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.ledger_view import ADAPTER_ARM, LedgerView
 from lora_kit.evaluation.pairs import has_score
 from lora_kit.evaluation.suite import Suite
-from lora_kit.evaluation.task_spec import TaskSpec
 
 
 class SeedMean:
@@ -59,11 +58,6 @@ def _mean(entries: Sequence[Entry]) -> Entry:
     return replace(entries[0], score=score)
 
 
-def _of_items(task: TaskSpec) -> dict[str, str]:
-    """Return the score in place of macro-F1, which no single item has a mean of."""
-    return {"score": "accuracy"} if task.score == "macro_f1" else {}
-
-
 def without_binary_scores(suites: Sequence[Suite], seeds: int) -> list[Suite]:
     """Return suites whose scores are judged as means over several answers, not as right or wrong.
 
@@ -77,7 +71,7 @@ def without_binary_scores(suites: Sequence[Suite], seeds: int) -> list[Suite]:
         suite.model_copy(
             update={
                 "tasks": [
-                    task.model_copy(update={"samples": seeds * task.samples} | _of_items(task))
+                    task.by_item().model_copy(update={"samples": seeds * task.samples})
                     for task in suite.tasks
                 ]
             }

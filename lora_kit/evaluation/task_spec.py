@@ -7,12 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lora_kit.evaluation.judge_spec import JudgeSpec
+from lora_kit.evaluation.scores import SCORES, Score, ScoreName, TaskKind
 from lora_kit.recipe.section import Count, Fraction, Positive, Section, Whole
 
-TaskKind = Literal[
-    "loss", "multiple_choice", "classification", "generation", "instructions", "judge", "lm_eval"
-]
-ScoreName = Literal["accuracy", "accuracy_per_byte", "accuracy_per_token", "loss", "macro_f1"]
 CHOICE_KINDS = ("multiple_choice", "classification")
 QUESTION_TEMPLATE = "Question: {question}\nAnswer:"
 LABEL_TEMPLATE = "{text}\nLabel:"
@@ -27,9 +24,10 @@ class TaskSpec(Section):
     """Name of the task in the ledger and the report."""
     kind: TaskKind
     """Score of an item. `loss`: nats per token of the reference, lower is better.
-    `multiple_choice`: accuracy. `classification`: accuracy over labels. `generation`: a metric of
-    the generated text. `instructions`: share of prompts followed. `judge`: share of prompts on
-    which a model prefers the generated text to that of the base, ties half. `lm_eval`: a task of
+    `multiple_choice`: accuracy. `classification`: accuracy over labels. `regression`: error of the
+    numbers, and `multi_label`: right labels, that a head gives. `generation`: a metric of the
+    generated text. `instructions`: share of prompts followed. `judge`: share of prompts on which a
+    model prefers the generated text to that of the base, ties half. `lm_eval`: a task of
     lm-evaluation-harness."""
     source: str
     """Built-in source, file (`.jsonl`, `.json`, `.csv`, `.parquet`), directory saved by `datasets`
@@ -53,7 +51,12 @@ class TaskSpec(Section):
     score: ScoreName | None = None
     """Multiple choice and classification: `accuracy` (default) by the likelihood of the choice,
     `accuracy_per_byte` or `accuracy_per_token` by its likelihood divided by its length, `loss` of
-    the correct choice (nats), `macro_f1` (classification)."""
+    the correct choice (nats); for classification also `macro_f1` and `mean_average_precision`, of
+    each class against all others. Regression: `squared_error` (default),
+    divided by the variance of the task's numbers, so that its mean is 1 - R2; `r2`, `rmse`,
+    `spearman`. Multi-label: `jaccard` (default), the share of right labels among those that are
+    right or predicted; `exact_match`; `loss`, mean of the labels (nats); `micro_f1`, `macro_f1`,
+    `mean_average_precision`."""
     limit: Count | None = None
     """Largest number of items; `seed` of the suite picks them. Default: all."""
     shots: Whole = 0
@@ -72,8 +75,8 @@ class TaskSpec(Section):
     expected_flips: Annotated[Fraction, Field(gt=0)] = 0.1
     """Scores of 0 and 1: share of items whose score changes, for the computations of `plan`."""
     expected_deviation: Positive | None = None
-    """Other scores: standard deviation of the difference of an item, for the computations of
-    `plan`."""
+    """Other scores of items: standard deviation of the difference of an item, for the computations
+    of `plan`."""
     metric: str | None = None
     """Generation: bundled metric (`chrf`, `exact_match`), path of an `evaluate` module, or
     `hub:NAME`, which downloads and runs one. For `lm_eval`, a metric of the task; default: its
@@ -140,14 +143,18 @@ class TaskSpec(Section):
 
     @model_validator(mode="after")
     def _choices_where_chosen(self) -> TaskSpec:
-        if self.kind not in CHOICE_KINDS and (self.score or self.template or self.chat):
+        if self.kind not in CHOICE_KINDS and (self.template or self.chat):
             raise ValueError(
-                f"a {self.kind} task takes none of `score`, `template` and `chat`. Fix: remove them"
+                f"a {self.kind} task takes neither `template` nor `chat`. Fix: remove them"
             )
-        if self.kind != "classification" and (self.labels or self.score == "macro_f1"):
+        possible = SCORES.get(self.kind, {})
+        if self.score is not None and self.score not in possible:
+            fix = f"use {' or '.join(possible)}" if possible else "remove it"
+            raise ValueError(f"a {self.kind} task has no `score: {self.score}`. Fix: {fix}")
+        if self.kind != "classification" and self.labels:
             raise ValueError(
-                f"a {self.kind} task takes neither `labels` nor `score: macro_f1`. Fix: remove "
-                "them, or use `kind: classification`"
+                f"a {self.kind} task takes no `labels`. Fix: remove them, or use `kind: "
+                "classification`"
             )
         if self.labels and len(set(self.labels)) < max(len(self.labels), 2):
             raise ValueError(
@@ -186,16 +193,45 @@ class TaskSpec(Section):
         return self.template or default
 
     @property
+    def score_name(self) -> ScoreName | None:
+        """Name of the score; `None` for a kind with a single one."""
+        return self.score or next(iter(SCORES.get(self.kind, {})), None)
+
+    @property
+    def chosen_score(self) -> Score | None:
+        """Score of the task; `None` for a kind with a single one."""
+        return None if self.score_name is None else SCORES[self.kind][self.score_name]
+
+    @property
+    def of_all_items(self) -> bool:
+        """True if the score is defined for all items together only."""
+        return self.chosen_score is not None and not self.chosen_score.of_items
+
+    @property
+    def item_score(self) -> ScoreName | None:
+        """Name of the score of single items; `None` for a kind with a single one."""
+        return next(iter(SCORES[self.kind])) if self.of_all_items else self.score_name
+
+    def by_item(self) -> TaskSpec:
+        """Return the task with the score of single items, which has a mean over items."""
+        return self.model_copy(update={"score": self.item_score}) if self.of_all_items else self
+
+    @property
     def higher_is_better(self) -> bool:
         """True if a higher score is better."""
-        return self.kind != "loss" and self.score != "loss" and not self.lower_is_better
+        if self.chosen_score is not None:
+            return self.chosen_score.higher_is_better
+        return self.kind != "loss" and not self.lower_is_better
 
     @property
     def is_binary(self) -> bool:
         """True if the score of an item is always 0 or 1."""
         if self.samples > 1:
             return False
-        return self.kind == "instructions" or (self.kind in CHOICE_KINDS and self.score != "loss")
+        name = self.item_score
+        return self.kind == "instructions" or (
+            name is not None and SCORES[self.kind][name].is_binary
+        )
 
     @property
     def is_sampled(self) -> bool:
@@ -208,17 +244,16 @@ class TaskSpec(Section):
 
         A generation task's metric is known by its scores only, but for the bundled `chrf`.
         """
-        return self.kind == "loss" or self.score == "loss" or self.metric == "chrf"
+        has_many = self.kind in ("loss", "regression") or self.score == "loss"
+        return has_many or self.metric == "chrf"
 
     @property
     def unit(self) -> str:
         """Unit of a score."""
         if self.kind == "loss":
             return "nats/token"
-        if self.score == "loss":
-            return "nats"
-        if self.score == "macro_f1":
-            return "macro-F1"
+        if self.chosen_score is not None:
+            return self.chosen_score.unit
         if self.kind in ("instructions", "judge"):
             return "followed" if self.kind == "instructions" else "preferred"
-        return "accuracy" if self.kind in CHOICE_KINDS else self.metric or "score"
+        return self.metric or "score"

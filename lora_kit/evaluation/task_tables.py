@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_kit.data.columns import RawRow, list_columns, rename_columns, unread_columns
@@ -11,7 +11,7 @@ from lora_kit.data.files.tables import read_table
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.sources import SPLITS, open_source
 from lora_kit.evaluation.task_spec import TaskSpec
-from lora_kit.recipe.data import SourceSpec
+from lora_kit.recipe.data import RowFormat, SourceSpec
 from lora_kit.runtime.errors import DataError
 
 
@@ -40,12 +40,12 @@ def read_task_table(
         yield rename_columns(value, f"task {spec.name}: {origin}", spec.columns), origin
 
 
-def read_built_in(spec: TaskSpec, pairs: bool = False) -> Rows:
+def read_built_in(spec: TaskSpec, needed: Sequence[RowFormat] = ()) -> Rows:
     """Read a split of a built-in source.
 
     Args:
         spec: task.
-        pairs: if true, read rows with a chosen and a rejected answer.
+        needed: formats that the kind of the task needs, as in `open_source`.
 
     Raises:
         DataError: if the split is unknown, or the task sets fields that the source defines.
@@ -57,7 +57,7 @@ def read_built_in(spec: TaskSpec, pairs: bool = False) -> Rows:
         )
     refuse_own_fields(spec)
     source = SourceSpec(source=spec.source, split=spec.split)
-    return open_source(source, 0, f"task {spec.name}: source", pairs=pairs)
+    return open_source(source, 0, f"task {spec.name}: source", needed=needed)
 
 
 def refuse_own_fields(spec: TaskSpec) -> None:

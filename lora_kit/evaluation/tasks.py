@@ -20,6 +20,8 @@ from lora_kit.evaluation.item import Item, Task
 from lora_kit.evaluation.questions import Question
 from lora_kit.evaluation.reading import Conversation, read_rows
 from lora_kit.evaluation.samples import grade_samples, sampled, sampling_of
+from lora_kit.evaluation.scores import OF_HEADS
+from lora_kit.evaluation.target_rows import OBJECTIVES
 from lora_kit.evaluation.task_items import (
     Shot,
     choice_item,
@@ -56,7 +58,7 @@ def build_task(
 
     Raises:
         DataError: if the source does not fit the kind, or an item is invalid.
-        EvaluationError: if the metric of the task cannot be loaded.
+        EvaluationError: if the metric of the task cannot be loaded, or only a head answers it.
     """
     if spec.kind == "lm_eval":
         if is_seq2seq_tokenizer(tokenizer):
@@ -68,6 +70,12 @@ def build_task(
         from lora_kit.evaluation.lm_eval.tasks import build_lm_eval
 
         return build_lm_eval(spec, tokenizer, seed, spec.shots)
+    if spec.kind in OF_HEADS:
+        raise EvaluationError(
+            f"task {spec.name}: kind: only a head answers items of kind {spec.kind}, and a "
+            "language model has none (got a language model). Fix: train one with "
+            f"training.objective: {OBJECTIVES[spec.kind]}, or use another suite"
+        )
     builders: dict[str, Callable[..., Item]] = {
         "loss": loss_item,
         "generation": partial(generation_item, thinking=thinking),
@@ -207,6 +215,7 @@ def task_content(task: Task) -> list[Mapping[str, Any]]:
             "checks": [dataclasses.asdict(check) for check in item.checks],
             "cluster": item.cluster,
             "slices": dict(item.slices),
+            **({"targets": dict(item.targets)} if item.targets else {}),
         }
         for item in task.items
     ]

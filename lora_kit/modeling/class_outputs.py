@@ -31,7 +31,7 @@ def class_probabilities(
     """
     assert backbone.head is not None
     pad, device = backbone.tokenizer.pad_token_id, input_device(backbone.model)
-    found = np.zeros((len(rows), len(backbone.head.classes)))
+    found = np.zeros((len(rows), len(backbone.head.outputs.names)))
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     with eval_mode(model), meter("probabilities", len(rows)) as progress:
         for start in range(0, len(order), ROWS):

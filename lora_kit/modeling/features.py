@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
-from lora_kit.data.supervision import Example
 from lora_kit.modeling.model_inputs import to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.cache import cache_directory
@@ -56,15 +55,14 @@ class Features:
     values: torch.Tensor
     head: torch.nn.Module
 
-    def batch(self, rows: Sequence[int], examples: Sequence[Example]) -> dict[str, Any]:
-        """Return the features, `targets` (batch,) int64 and head for some examples.
+    def batch(self, rows: Sequence[int], targets: torch.Tensor) -> dict[str, Any]:
+        """Return the features, `targets` and head for some examples.
 
         Args:
             rows: indices of the examples among all texts.
-            examples: the same examples.
+            targets: (batch, ...), targets of the same examples.
         """
         chosen = self.values[torch.tensor(list(rows))]
-        targets = torch.tensor([example.labels[-1] for example in examples])
         return {"features": chosen, "targets": targets.to(chosen.device), "head": self.head}
 
 

@@ -1,7 +1,7 @@
-"""Linear probe: accuracy of a linear classifier on a backbone's frozen features.
+"""Linear probes: linear models of a backbone's frozen features.
 
-Alain & Bengio 2016, arXiv:1610.01644; here a logistic regression on the mean of the last hidden
-states of a text's tokens.
+Alain & Bengio 2016, arXiv:1610.01644; here a logistic regression for classes, or a ridge regression
+for numbers, on the mean of the last hidden states of a text's tokens.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,8 @@ MAX_TEXTS = 2_000
 # Inverse regularization strengths to try, and cross-validation folds.
 C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FOLDS = 5
+# Regularization strengths of a ridge regression to try.
+ALPHAS = tuple(10.0**power for power in range(-1, 6))
 
 Weights = Literal["balanced"] | Mapping[int, float] | None
 
@@ -107,6 +110,73 @@ def fit_linear_probe(
         penalties = {"logisticregression__C": C_VALUES}
         search = GridSearchCV(probe, penalties, cv=folds, scoring="accuracy")
         return search.fit(features, labels).best_estimator_
+
+
+def fit_ridge_probe(
+    features: NDArray[np.float32], targets: NDArray[np.float64], clusters: Sequence[str]
+) -> Any:
+    """Fit a ridge regression with the penalty selected by cross-validation over clusters.
+
+    The penalty with the lowest mean squared error on held-out folds is used; targets are weighed by
+    their standard deviation.
+
+    Args:
+        features: (rows, features) float32.
+        targets: (rows, outputs) float64; no output is constant.
+        clusters: cluster of each row; dependent rows share a cluster, and stay in one fold.
+
+    Returns:
+        scikit-learn `TransformedTargetRegressor` of a pipeline of `StandardScaler` and `Ridge`.
+    """
+    from sklearn.compose import TransformedTargetRegressor
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GridSearchCV, GroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    scaled = (targets - targets.mean(axis=0)) / targets.std(axis=0)
+    pipeline = make_pipeline(StandardScaler(), Ridge())
+    n_folds = min(FOLDS, len(set(clusters)))
+    if n_folds >= 2:
+        penalties = {"ridge__alpha": ALPHAS}
+        folds = list(GroupKFold(n_folds).split(features, scaled, clusters))
+        search = GridSearchCV(pipeline, penalties, cv=folds, scoring="neg_mean_squared_error")
+        pipeline = search.fit(features, scaled).best_estimator_
+    return TransformedTargetRegressor(pipeline, transformer=StandardScaler()).fit(features, targets)
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """Linear map from features to the outputs of a probe.
+
+    Attributes:
+        weight: (outputs, features) float64.
+        bias: (outputs,) float64.
+        penalty: penalty of the fit, in words.
+    """
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    penalty: str
+
+
+def logistic_map(probe: Any) -> LinearMap:
+    """Return the map of a `fit_linear_probe` whose labels are class indices, to logits."""
+    scaler, logistic = probe[0], probe[-1]
+    weight = logistic.coef_ / scaler.scale_
+    bias = logistic.intercept_ - weight @ scaler.mean_
+    if len(logistic.classes_) == 2:
+        # scikit-learn has one row for two classes: the log-odds of the second class.
+        weight, bias = (np.concatenate([np.zeros_like(one), one]) for one in (weight, bias))
+    return LinearMap(weight, bias, f"C {logistic.C:g}")
+
+
+def ridge_map(probe: Any) -> LinearMap:
+    """Return the map of a `fit_ridge_probe`, to numbers in the unit of the targets."""
+    scaler, ridge, targets = probe.regressor_[0], probe.regressor_[-1], probe.transformer_
+    weight = np.atleast_2d(ridge.coef_) / scaler.scale_ * targets.scale_[:, None]
+    bias = ridge.intercept_ * targets.scale_ + targets.mean_ - weight @ scaler.mean_
+    return LinearMap(weight, bias, f"alpha {ridge.alpha:g}")
 
 
 def _features(backbone: Backbone, texts: Sequence[str], max_length: int) -> NDArray[np.float32]:

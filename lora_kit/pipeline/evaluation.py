@@ -11,7 +11,6 @@ from lora_kit.data.rows import Row
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.agreement import OtherEngine
 from lora_kit.evaluation.arm_names import FILE_SEPARATOR, is_file_arm
-from lora_kit.evaluation.arms.classifier import class_facts, loaded_class_arms
 from lora_kit.evaluation.arms.files import (
     CONTROL_KINDS,
     KINDS,
@@ -19,6 +18,7 @@ from lora_kit.evaluation.arms.files import (
 from lora_kit.evaluation.arms.models import loaded_arms, merged_facts
 from lora_kit.evaluation.arms.quantized import loaded_quantized, quantized_facts
 from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_facts
+from lora_kit.evaluation.arms.text_heads import head_facts, loaded_head_arms
 from lora_kit.evaluation.arms.vllm import Vllm, answered_by_vllm, loaded_vllm_arms
 from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
@@ -251,6 +251,6 @@ def _answering(
             models.insert(1, scratch_arm(subject.session, rows))
         models += loaded_quantized(subject, names)
         return models, {**merged_facts(subject, names), **quantized_facts(subject, names)}
-    if head.is_reward:
+    if head.kind == "reward":
         return loaded_reward_arms(subject, names), reward_facts(subject)
-    return loaded_class_arms(subject, names, rows), class_facts(subject)
+    return loaded_head_arms(subject, names, rows), head_facts(subject)

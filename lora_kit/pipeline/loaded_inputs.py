@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone, load
-from lora_kit.data.dataset import open_rows, training_classes
+from lora_kit.data.dataset import open_rows
+from lora_kit.data.head_targets import head_outputs
 from lora_kit.data.row_sets import Rows
 from lora_kit.evaluation.engine.work import Work, plan_work
 from lora_kit.evaluation.stopping import Stopping
@@ -49,8 +50,8 @@ def load_inputs(recipe: Recipe) -> LoadedInputs:
     searches_label_errors(recipe)  # refuses it where it cannot be done
     suites = load_suites(recipe.evaluation.suites)
     sources = open_rows(recipe.data, recipe.seed, recipe.training.objective)
-    classes = tuple(training_classes(sources, recipe))
-    backbone = load(resolve(recipe.backbone), recipe.backbone, classes)
+    outputs = head_outputs(sources, recipe)
+    backbone = load(resolve(recipe.backbone), recipe.backbone, outputs)
     shots = recipe.evaluation.shots if FEWSHOT in recipe.evaluation.arms else 0
     stopping = Stopping.of(recipe.evaluation)
     thinking = Thinking.of(recipe.evaluation)

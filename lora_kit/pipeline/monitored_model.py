@@ -23,6 +23,7 @@ from lora_kit.monitoring.target import MonitoredAdapter
 from lora_kit.monitoring.texts import StreamText
 from lora_kit.monitoring.windows import Window
 from lora_kit.pipeline.evaluation import evaluate
+from lora_kit.recipe.objective import HEADED
 from lora_kit.runs.session import Session, open_run
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.statistics.clusters import Floats
@@ -47,13 +48,14 @@ class MonitoredModel:
         """Load the backbone and the adapter.
 
         Raises:
-            EvaluationError: for a reward model, which gives no loss and no class.
+            EvaluationError: for a head whose outputs are not classes.
             LoraKitError: if the backbone is gone, or not the one of the training.
         """
-        if target.recipe.training.objective == "reward":
+        objective = target.recipe.training.objective
+        if objective in HEADED and objective != "classification":
             raise EvaluationError(
-                f"{target.root}: --model: a reward model gives texts without answers neither a loss"
-                " nor a class (got training.objective reward). Fix: drop --model"
+                f"{target.root}: --model: such a head gives texts without answers neither a loss "
+                f"nor a class (got training.objective {objective}). Fix: drop --model"
             )
         session = open_run(target.root)
         spec = session.recipe.evaluation.model_copy(
@@ -61,7 +63,7 @@ class MonitoredModel:
         )
         recipe = session.recipe.model_copy(update={"evaluation": spec})
         head = session.backbone.head
-        return cls(dataclasses.replace(session, recipe=recipe), head.classes if head else ())
+        return cls(dataclasses.replace(session, recipe=recipe), head.outputs.names if head else ())
 
     def signals(
         self,

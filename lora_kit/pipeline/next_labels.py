@@ -114,7 +114,7 @@ def select_texts(
     probabilities, features, known = _measured(session, texts, data)
     chosen = choose_texts(probabilities, features, known, count, _strategy(strategy))
     assert session.backbone.head is not None  # the recipe is a classification
-    classes = session.backbone.head.classes
+    classes = session.backbone.head.outputs.names
     rows = tuple(_described(texts[one.index], one, probabilities, classes) for one in chosen)
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
     write_text(target, "".join(f"{line}\n" for line in lines))

@@ -9,8 +9,10 @@ from typing import Any
 from lora_kit.adapter.attach import attach, coverage
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.files import BackboneFiles, resolve
+from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import Backbone, load
-from lora_kit.data.dataset import open_rows, prepare, training_classes, validation_rows
+from lora_kit.data.dataset import open_rows, prepare, validation_rows
+from lora_kit.data.head_targets import head_outputs
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.rows import Row
@@ -93,12 +95,12 @@ def _measure_backbone(
 ) -> BackboneResult:
     reference = recipe.backbone.model
     try:
-        classes, objective = tuple(training_classes(rows, recipe)), recipe.training.objective
+        outputs, objective = head_outputs(rows, recipe), recipe.training.objective
         files = resolve(recipe.backbone)
-        backbone, scores = _scored(recipe, files, classes, suites, rows, directory, no_cache)
-        data = prepare(rows, backbone.tokenizer, recipe.data, 0, objective, classes)
-        held_out_rows = validation_rows(recipe.data, recipe.seed)
-        held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, classes=classes)
+        backbone, scores = _scored(recipe, files, outputs, suites, rows, directory, no_cache)
+        data = prepare(rows, backbone.tokenizer, recipe.data, 0, objective, outputs)
+        held_out_rows = validation_rows(recipe.data, recipe.seed, objective)
+        held_out = prepare(held_out_rows, backbone.tokenizer, recipe.data, outputs=outputs)
         model = attach(backbone, recipe.adapter, recipe.seed)
         # A training that is refused is not timed; `plan` shows the warnings.
         run_checks(
@@ -129,7 +131,7 @@ def _measure_backbone(
 def _scored(
     recipe: Recipe,
     files: BackboneFiles,
-    classes: Sequence[str],
+    outputs: HeadOutputs | None,
     suites: Sequence[Suite],
     rows: Sequence[Row],
     directory: Path,
@@ -144,23 +146,23 @@ def _scored(
     try:
         backbone = load(files, recipe.backbone)
     except BackboneError:
-        if not classes:
+        if outputs is None:
             raise
-        backbone = load(files, recipe.backbone, classes)
+        backbone = load(files, recipe.backbone, outputs)
         _require_classes(backbone, recipe)
         return backbone, probe_scores(backbone, plan_work(suites, backbone), rows)
     thinking = Thinking.of(recipe.evaluation)
     work = plan_work(suites, backbone, recipe.evaluation.shots, shown, thinking=thinking)
     scores = task_scores(backbone, work, shown, directory, no_cache)
-    if classes:
+    if outputs is not None:
         del backbone
-        backbone = load(files, recipe.backbone, classes)
+        backbone = load(files, recipe.backbone, outputs)
     return backbone, scores
 
 
 def _require_classes(backbone: Backbone, recipe: Recipe) -> None:
-    """Refuse an encoder where rewards are compared."""
-    if backbone.head is not None and backbone.head.is_reward:
+    """Refuse an encoder where other answers than classes are compared."""
+    if backbone.head is not None and backbone.head.kind != "classification":
         raise BackboneError(
             f"backbone.model: an encoder gives answers no likelihood, so it cannot be compared for "
             f"training.objective {recipe.training.objective} (got {backbone.files.reference}). "

@@ -10,7 +10,8 @@ from lora_kit.backbone.encoder_decoder import is_encoder_decoder
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import resolve_packing
-from lora_kit.data.dataset import mix_replay, open_rows, training_classes, validation_rows
+from lora_kit.data.dataset import mix_replay, open_rows, validation_rows
+from lora_kit.data.head_targets import head_outputs
 from lora_kit.evaluation.engine.work import Work, plan_work
 from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import load_suites
@@ -75,7 +76,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         recipe=recipe,
         rows=len(read.rows),
         replay_rows=read.replay,
-        validation_rows=len(validation_rows(recipe.data, recipe.seed)),
+        validation_rows=len(validation_rows(recipe.data, recipe.seed, spec.objective)),
         formats=read.rows.formats(),
         optimizer_steps=optimizer_steps(len(read.rows), spec),
         micro_batch_size=micro_batch_size(spec, launch.processes, device),
@@ -88,9 +89,9 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         files = resolve(recipe.backbone, allow_network=False)
     except MissingBackboneError as error:
         return replace(plan, missing_backbone=str(error))
-    classes = tuple(training_classes(sources, recipe))
+    outputs = head_outputs(sources, recipe)
     backbone, without_weights = open_for_plan(
-        files, recipe.backbone, classes, is_elsewhere=launch_file is not None
+        files, recipe.backbone, outputs, is_elsewhere=launch_file is not None
     )
     is_self_replay = recipe.data.replay is not None and recipe.data.replay.source == SELF
     if is_self_replay or has_label_search:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from lora_kit.backbone.files import BackboneFiles
 from lora_kit.backbone.fingerprint import weight_files
+from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import Backbone, compute_dtype, load
 from lora_kit.backbone.open_files import open_config
 from lora_kit.backbone.shapes import has_weight_files, open_shapes
@@ -19,7 +18,7 @@ GB = 1e9
 
 
 def open_for_plan(
-    files: BackboneFiles, spec: BackboneSpec, classes: Sequence[str], is_elsewhere: bool
+    files: BackboneFiles, spec: BackboneSpec, outputs: HeadOutputs | None, is_elsewhere: bool
 ) -> tuple[Backbone, str | None]:
     """Open a backbone for planning, by its shapes if its weights cannot be loaded here.
 
@@ -28,7 +27,7 @@ def open_for_plan(
     Args:
         files: local files.
         spec: backbone section of the recipe.
-        classes: class names of a head; empty for a language model.
+        outputs: outputs of a head; `None` for a language model.
         is_elsewhere: true if the training is launched on other machines, so that the weights need
             not be on this one.
 
@@ -38,9 +37,9 @@ def open_for_plan(
     Raises:
         BackboneError: as in `load` and `open_shapes`.
     """
-    reason = None if classes else _reason_for_shapes(files, spec, is_elsewhere)
+    reason = None if outputs else _reason_for_shapes(files, spec, is_elsewhere)
     if reason is None:
-        return load(files, spec, classes), None
+        return load(files, spec, outputs), None
     return open_shapes(files, spec), reason
 
 

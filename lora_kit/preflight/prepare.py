@@ -20,6 +20,7 @@ from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.llm_judge.preferences import check_judges
 from lora_kit.preflight.checks import CheckResult, run_checks
 from lora_kit.preflight.context import PreflightContext
+from lora_kit.recipe.objective import TEXT_HEADS
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.launch import Launch
 from lora_kit.training.retention.texts import RetentionTexts, refuse_items
@@ -71,10 +72,10 @@ def prepare_training(
     """
     check_judges(work)
     tokenizer, objective = backbone.tokenizer, recipe.training.objective
-    classes = backbone.head.classes if backbone.head else ()
-    held_out_rows = validation_rows(recipe.data, recipe.seed)
-    data = prepare(read.rows, tokenizer, recipe.data, read.replay, objective, classes)
-    held_out = prepare(held_out_rows, tokenizer, recipe.data, classes=classes)
+    outputs = backbone.head.outputs if backbone.head else None
+    held_out_rows = validation_rows(recipe.data, recipe.seed, objective)
+    data = prepare(read.rows, tokenizer, recipe.data, read.replay, objective, outputs)
+    held_out = prepare(held_out_rows, tokenizer, recipe.data, outputs=outputs)
     texts = RetentionTexts.read(recipe, tokenizer)
     model = attach(backbone, recipe.adapter, recipe.seed)
     context = PreflightContext(
@@ -89,7 +90,7 @@ def prepare_training(
     )
     checked = run_checks(context)
     items, limits = audited_items(work), recipe.data.audit
-    examples = supervise_inputs(data.examples) if objective == "classification" else data.examples
+    examples = supervise_inputs(data.examples) if objective in TEXT_HEADS else data.examples
     findings = audit(read.rows, examples, items, held_out_rows, tokenizer, limits)
     findings = replace(findings, label_errors=read.label_errors)
     refuse_items(texts, items, limits.leakage)

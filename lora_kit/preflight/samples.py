@@ -9,6 +9,7 @@ from typing import Any
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.recipe.objective import TEXT_HEADS
 
 SAMPLES = 2
 
@@ -23,13 +24,13 @@ class LabelSpan:
 
 def label_samples(data: PreparedData, backbone: Backbone) -> tuple[tuple[LabelSpan, ...], ...]:
     """Return the first examples of the training data, split by supervision."""
-    has_classes = backbone.head is not None and not backbone.head.is_reward
-    spans = class_spans if has_classes else supervised_spans
+    has_targets = backbone.head is not None and backbone.head.kind in TEXT_HEADS
+    spans = target_spans if has_targets else supervised_spans
     return tuple(spans(example, backbone.tokenizer) for example in data.examples[:SAMPLES])
 
 
-def class_spans(example: Example, tokenizer: Any) -> tuple[LabelSpan, ...]:
-    """Return an example's text as the input of a classifier, and its class as supervised text."""
+def target_spans(example: Example, tokenizer: Any) -> tuple[LabelSpan, ...]:
+    """Return an example's text as the input of a head, and its target as supervised text."""
     text = tokenizer.decode(list(example.input_ids))
     return LabelSpan(text, supervised=False), LabelSpan(f" {example.label} ", supervised=True)
 

@@ -163,7 +163,7 @@ def _expected_items(
 
 def _spread(task: TaskSpec, min_flips: float) -> tuple[Spread | None, str]:
     """Return the expected spread of the differences, and in words; `None` if it is unknown."""
-    if task.score == "macro_f1":
+    if task.of_all_items:
         return None, ""
     if task.is_binary or (task.kind == "lm_eval" and task.expected_deviation is None):
         flips = max(task.expected_flips, min_flips)

@@ -19,6 +19,9 @@ RowFormat = Literal[
     "sharegpt",
     "preference",
     "text-label",
+    "text-score",
+    "text-scores",
+    "text-labels",
 ]
 Packing = bool | Literal["unpadded"]
 LicenseName = Annotated[str, Field(min_length=1, max_length=200)]

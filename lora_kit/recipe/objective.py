@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lora_kit.recipe.data import RowFormat
 from lora_kit.recipe.section import (
     Count,
     Distinct,
@@ -16,22 +17,50 @@ from lora_kit.recipe.section import (
     Whole,
 )
 
-Objective = Literal["sft", "text", "dpo", "kto", "orpo", "reward", "grpo", "sdft", "classification"]
+Objective = Literal[
+    "sft",
+    "text",
+    "dpo",
+    "kto",
+    "orpo",
+    "reward",
+    "grpo",
+    "sdft",
+    "classification",
+    "regression",
+    "multi-label",
+]
+# Objectives that replace the output head, so that there is no language model to merge.
+HeadObjective = Literal["classification", "regression", "multi-label", "reward"]
+HEADED: tuple[HeadObjective, ...] = ("classification", "regression", "multi-label", "reward")
+# Those of them that learn a target of each text: a class, numbers or labels.
+TEXT_HEADS: tuple[HeadObjective, ...] = ("classification", "regression", "multi-label")
 # Objectives that learn the next token, and all that learn labels of rows.
 LANGUAGE_MODELING: tuple[Objective, ...] = ("sft", "text")
-SUPERVISED: tuple[Objective, ...] = (*LANGUAGE_MODELING, "classification")
+SUPERVISED: tuple[Objective, ...] = (*LANGUAGE_MODELING, *TEXT_HEADS)
 # Objectives that train on pairs of a chosen and a rejected answer.
 PAIRED: tuple[Objective, ...] = ("dpo", "orpo", "reward")
+# Formats that an objective needs its rows in; the others read rows of any but `preference`.
+FORMATS_OF: dict[Objective, tuple[RowFormat, ...]] = {
+    **dict.fromkeys(PAIRED, ("preference",)),
+    "regression": ("text-score", "text-scores"),
+    "multi-label": ("text-labels",),
+}
 # Objectives with the section `preference`, which train a language model on judged answers.
 PREFERENCE: tuple[Objective, ...] = ("dpo", "orpo", "kto")
-# Objectives that replace the output head, so that there is no language model to merge.
-HEADED: tuple[Objective, ...] = ("classification", "reward")
 # Objectives with a reference policy, which is the base with the adapter disabled.
 REFERENCED: tuple[Objective, ...] = ("dpo", "kto", "grpo")
 # Objectives that train on answers which the model generates during training.
 ON_POLICY: tuple[Objective, ...] = ("grpo", "sdft")
-# Objectives with a section of their own name.
-WITH_SECTION: tuple[Objective, ...] = ("reward", "grpo", "sdft", "classification")
+# Section of each objective that has one of its own.
+SECTION_OF: dict[Objective, str] = {
+    "reward": "reward",
+    "grpo": "grpo",
+    "sdft": "sdft",
+    "classification": "classification",
+    "regression": "regression",
+    "multi-label": "multi_label",
+}
 # Parts of `sdft.teacher_prompt` that are filled in for each row.
 PROMPT, DEMONSTRATION = "{prompt}", "{demonstration}"
 

@@ -13,14 +13,18 @@ from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec, DType
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.data import DataSpec
+from lora_kit.recipe.multi_label import MultiLabelSpec
 from lora_kit.recipe.objective import (
     ON_POLICY,
     PREFERENCE,
+    TEXT_HEADS,
     GrpoSpec,
+    HeadObjective,
     PreferenceSpec,
     RewardSpec,
     SdftSpec,
 )
+from lora_kit.recipe.regression import RegressionSpec
 from lora_kit.recipe.retention import RetentionSpec
 from lora_kit.recipe.section import Count, Distinct, Positive, Section, Whole
 from lora_kit.recipe.sweep import SweepSpec
@@ -46,12 +50,15 @@ ArmName = Literal[
 MERGED_ARMS = ("merged", "merged-original")
 # The merged model, quantized by bitsandbytes when it is loaded.
 QUANTIZED_ARMS: tuple[Literal["nf4", "int8"], ...] = ("nf4", "int8")
-FEWSHOT, RETRIEVAL, SCRATCH, PROBE = "fewshot", "retrieval", "scratch", "probe"
+FEWSHOT: Literal["fewshot"] = "fewshot"
+RETRIEVAL: Literal["retrieval"] = "retrieval"
+SCRATCH: Literal["scratch"] = "scratch"
+PROBE: Literal["probe"] = "probe"
 # Arms that need the recipe and the data of a run.
 RUN_ONLY_ARMS = (*MERGED_ARMS, *QUANTIZED_ARMS, SCRATCH, RETRIEVAL, PROBE)
 # Arms that work with a head, by objective; the others need a language model, or merge one.
-HEAD_ARMS = {
-    "classification": ("base", "adapter", RETRIEVAL, PROBE),
+HEAD_ARMS: dict[HeadObjective, tuple[ArmName, ...]] = {
+    **dict.fromkeys(TEXT_HEADS, ("base", "adapter", RETRIEVAL, PROBE)),
     "reward": ("base", "adapter", RETRIEVAL),
 }
 
@@ -68,8 +75,9 @@ class EvaluationSpec(Section):
     quantized as it is loaded, with the base quantized alike as control. On gain suites only:
     `fewshot`: the base with examples in its prompt; `retrieval`: the answer of the most similar
     training row; `scratch`: the same adapter, rows and steps on randomly initialised weights,
-    without `retention` (but initialised from the texts of `retention.corda`); `probe`: for a
-    classifier, a logistic regression on the frozen backbone's features."""
+    without `retention` (but initialised from the texts of `retention.corda`); `probe`: for a head
+    that reads a text, a linear model (for classes a logistic regression) of the frozen backbone's
+    features."""
     shots: Count = 5
     """Training rows in the prompt of the arm `fewshot`."""
     gpus: Count = 1
@@ -155,6 +163,8 @@ class RecipeSections(Section):
     """Sampling, divergence and the teacher's prompt; for the objective sdft."""
     retention: RetentionSpec = RetentionSpec()
     classification: ClassificationSpec | None = None
+    regression: RegressionSpec | None = None
+    multi_label: MultiLabelSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
     sweep: SweepSpec | None = None

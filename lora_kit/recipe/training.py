@@ -69,9 +69,10 @@ class TrainingSpec(Section):
     token of texts. From pairs of a chosen and a rejected answer: `dpo`, `orpo`; from labelled
     answers: `kto` (see `preference`). From rewards of generated answers: `grpo`. From the
     distributions of the base, shown a row's completion, on generated answers: `sdft`. `reward`: a
-    reward model from pairs. `classification`: a head for the classes of `text-label` rows. The
-    reference policy of dpo, kto and grpo, and the teacher of sdft, is the base, with the adapter
-    disabled."""
+    reward model from pairs. `classification`: a head for the classes of `text-label` rows.
+    `regression`: a head for the numbers of `text-score` rows. `multi-label`: a head for any number
+    of labels, of `text-labels` rows. The reference policy of dpo, kto and grpo, and the teacher of
+    sdft, is the base, with the adapter disabled."""
     epochs: Positive = 1.0
     """Passes over the training rows."""
     batch_size: Count = 8

@@ -15,6 +15,7 @@ from lora_kit.adapter.saved import ADAPTER_CONFIG, BACKBONE, read_saved_head
 from lora_kit.adapter.tokenizer import tokenizer_differences, with_adapter_tokenizer
 from lora_kit.backbone.files import BackboneFiles, resolve
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
+from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.backbone.varlen import VARLEN
 from lora_kit.data.training_data import TrainingData
@@ -67,11 +68,11 @@ def open_run(directory: Path, data: TrainingData | None = None, gpus: int | None
 
 
 def _load_run(run: RunDirectory, recipe: Recipe) -> LoadedModel:
-    classes, gpus, spec = _classes(run.adapter), recipe.evaluation.gpus, recipe.backbone
+    outputs, gpus, spec = _outputs(run.adapter), recipe.evaluation.gpus, recipe.backbone
     if spec.attention == VARLEN:
         # This machine may not have it, and another attention gives the same but for its rounding.
         spec = spec.model_copy(update={"attention": "auto"})
-    backbone = load(resolve(spec), spec, classes, gpus)
+    backbone = load(resolve(spec), spec, outputs, gpus)
     _require_fingerprint(backbone, run.adapter)
     model = attach_saved(backbone, run.adapter)
     if with_adapter_tokenizer(backbone, run.adapter) is not backbone:
@@ -82,12 +83,12 @@ def _load_run(run: RunDirectory, recipe: Recipe) -> LoadedModel:
     return LoadedModel(backbone, model)
 
 
-def _classes(adapter: Path) -> tuple[str, ...]:
-    """Return the outputs of an adapter's head; none for a language model."""
+def _outputs(adapter: Path) -> HeadOutputs | None:
+    """Return the outputs of an adapter's head; `None` for a language model."""
     if not (adapter / ADAPTER_CONFIG).is_file():
-        return ()  # refused when the adapter is attached
+        return None  # refused when the adapter is attached
     found = read_saved_head(adapter)
-    return found.names if found else ()
+    return found.outputs if found else None
 
 
 def _require_fingerprint(backbone: Backbone, adapter: Path) -> None:
@@ -223,7 +224,7 @@ def _adapter_subject(directory: Path, spec: BackboneSpec | None, gpus: int) -> S
 def _load_adapter(
     directory: Path, files: BackboneFiles, spec: BackboneSpec, gpus: int
 ) -> LoadedModel:
-    backbone = load(files, spec, _classes(directory), gpus)
+    backbone = load(files, spec, _outputs(directory), gpus)
     _require_fingerprint(backbone, directory)
     model = attach_saved(backbone, directory)
     own = with_adapter_tokenizer(backbone, directory)

@@ -84,7 +84,7 @@ class RecipeVerdict:
 def judge_task(suite: Suite, task: TaskSpec, seeds: Sequence[SeedEntries]) -> SeedTask:
     """Judge a recipe on one task, on the items that all seeds have a score on.
 
-    Of macro-F1, which no single item has, the accuracy is judged.
+    Of a score that no single item has, such as macro-F1, that of the items is judged.
 
     Args:
         suite: suite of the task.
@@ -94,7 +94,7 @@ def judge_task(suite: Suite, task: TaskSpec, seeds: Sequence[SeedEntries]) -> Se
     Raises:
         EvaluationError: if the seeds were asked different items, or none has a score.
     """
-    plain = task.model_copy(update={"score": "accuracy"}) if task.score == "macro_f1" else task
+    plain = task.by_item()
     where = f"{suite.name}/{task.name}"
     pairs = [pair(one["base"], one[ADAPTER_ARM], plain, where) for one in seeds]
     common = set.intersection(*({entry.item for entry in one.before} for one in pairs))

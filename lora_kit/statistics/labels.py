@@ -8,11 +8,10 @@ a miss for the item's class and a false positive for none.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from lora_kit.statistics.bootstrap import bootstrap_replicates, percentile_limits
 from lora_kit.statistics.clusters import (
@@ -22,27 +21,26 @@ from lora_kit.statistics.clusters import (
     clustered_sample,
     effective_counts,
 )
-from lora_kit.statistics.decisions import Interval, PairedComparison, interval_decision
-from lora_kit.statistics.power import Z_POWER
+from lora_kit.statistics.decisions import Interval, PairedComparison
 from lora_kit.statistics.proportions import tango_limits
+from lora_kit.statistics.resampled import decide_by_limits
 
-LimitsByConfidence = Callable[[float], tuple[float, float]]
-"""Function from a two-sided confidence level to lower and upper limit."""
 METHOD = "cluster bootstrap, no narrower than the macro-recall's score intervals (MOVER)"
-MIN_P = 1e-3
-"""Smallest p-value that the number of resamples can resolve."""
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores of one class.
+    """Scores of one class, or of one label of several.
 
     Attributes:
-        label: class name.
+        label: name of the class.
         precision: share of this class's predictions that are right; `None` without predictions.
         recall: share of this class's items that are predicted as this class.
         f1: 2 TP / (2 TP + FP + FN).
         support: number of items of this class.
+        average_precision: mean precision at the items of this class, ordered by the probability of
+            the class against all others; `None` without probabilities.
+        pr_area: area under precision by recall, by the trapezoidal rule; `None` likewise.
     """
 
     label: str
@@ -50,18 +48,109 @@ class ClassScore:
     recall: float
     f1: float
     support: int
+    average_precision: float | None = None
+    pr_area: float | None = None
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """Scores of all classes of the truth, sorted by name, and the mean of their F1."""
+    """Scores of all classes of the truth, sorted by name, and their means.
+
+    Attributes:
+        classes: scores of each class.
+        macro_f1: mean of the classes' F1.
+        macro_average_precision: mean of their average precision; `None` without probabilities.
+        macro_pr_area: mean of their area under precision by recall; `None` likewise.
+    """
 
     classes: tuple[ClassScore, ...]
     macro_f1: float
+    macro_average_precision: float | None = None
+    macro_pr_area: float | None = None
 
 
-def label_scores(predicted: Sequence[str], truth: Sequence[str]) -> LabelScores:
-    """Compute precision, recall, F1 and support of each class, and macro-F1 (scikit-learn).
+@dataclass(frozen=True)
+class Confusion:
+    """Number of items by true and predicted class.
+
+    Attributes:
+        labels: classes of the truth, sorted.
+        counts: for each true class, items by predicted class; the last is any other answer.
+    """
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+def label_scores(
+    predicted: Sequence[str], truth: Sequence[str], scores: Mapping[str, Floats] | None = None
+) -> LabelScores:
+    """Compute the scores of each class and their means (scikit-learn).
+
+    Args:
+        predicted: (items,), predicted labels, or any other text where no label was given.
+        truth: (items,), true labels.
+        scores: (items,) of each class, any numbers by which items can be ordered.
+
+    Raises:
+        ValueError: without items, or if the lengths differ.
+    """
+    _require_same_length("predicted", predicted, truth)
+    names = sorted(set(truth))
+    ranked = None if scores is None else np.stack([scores[name] for name in names], axis=1)
+    return table_scores(names, _one_hot(predicted, truth), _one_hot(truth, truth), ranked)
+
+
+def table_scores(
+    names: Sequence[str], predicted: Floats, true: Floats, scores: Floats | None
+) -> LabelScores:
+    """Compute the scores of each label that an item has, and their means (scikit-learn).
+
+    Args:
+        names: names of the labels.
+        predicted: (items, labels), 1 where a label is predicted.
+        true: (items, labels), 1 where an item has a label.
+        scores: (items, labels), any numbers by which items can be ordered.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    found = []
+    for number in np.argsort(names).tolist():
+        right = true[:, number]
+        if not right.any():
+            continue
+        columns = precision_recall_fscore_support(
+            right, predicted[:, number], labels=[1.0], zero_division=np.nan
+        )
+        precision, recall, f1, support = (column[0] for column in columns)
+        areas = (None, None) if scores is None else _areas(scores[:, number], right)
+        given = None if math.isnan(precision) else float(precision)
+        found.append(
+            ClassScore(names[number], given, float(recall), float(f1), int(support), *areas)
+        )
+    return LabelScores(
+        tuple(found),
+        float(np.mean([one.f1 for one in found])),
+        _mean([one.average_precision for one in found]),
+        _mean([one.pr_area for one in found]),
+    )
+
+
+def _areas(scores: Floats, true: Floats) -> tuple[float, float]:
+    """Return average precision, and the trapezoidal area under precision by recall."""
+    from sklearn.metrics import auc, average_precision_score, precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(true, scores)
+    return float(average_precision_score(true, scores)), float(auc(recall, precision))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def count_confusions(predicted: Sequence[str], truth: Sequence[str]) -> Confusion:
+    """Count the items by true and predicted class.
 
     Args:
         predicted: (items,), predicted labels, or any other text where no label was given.
@@ -70,24 +159,12 @@ def label_scores(predicted: Sequence[str], truth: Sequence[str]) -> LabelScores:
     Raises:
         ValueError: without items, or if the lengths differ.
     """
-    from sklearn.metrics import precision_recall_fscore_support
-
     _require_same_length("predicted", predicted, truth)
-    labels = sorted(set(truth))
-    columns = precision_recall_fscore_support(
-        list(truth), list(predicted), labels=labels, zero_division=np.nan
-    )
-    classes = tuple(
-        ClassScore(
-            label,
-            None if math.isnan(precision) else float(precision),
-            float(recall),
-            float(f1),
-            int(support),
-        )
-        for label, precision, recall, f1, support in zip(labels, *columns, strict=True)
-    )
-    return LabelScores(classes, float(np.mean([one.f1 for one in classes])))
+    names = sorted(set(truth))
+    given, true = _one_hot(predicted, truth), _one_hot(truth, truth)
+    other = 1 - given.sum(axis=1, keepdims=True)
+    counts = true.T @ np.concatenate([given, other], axis=1)
+    return Confusion(tuple(names), tuple(tuple(map(int, row)) for row in counts.tolist()))
 
 
 def compare_macro_f1(
@@ -138,71 +215,8 @@ def compare_macro_f1(
         below, above = _mover(by_class, confidence)
         return min(low, point - below), max(high, point + above)
 
-    return _decide(limits, Interval(point, 0, 0, 0, len(truth), count), alpha, margin)
-
-
-def items_to_decide_macro_f1(interval: Interval, margin: float | None) -> int | None:
-    """Return the items that decide with power 0.8, from the width of an interval.
-
-    Args:
-        interval: interval of the difference, at the level of the decision.
-        margin: margin of retention; `None` for gain.
-
-    Returns:
-        Number of items; `None` if no number decides, or nothing is known of the width.
-    """
-    distance = abs(interval.delta - (0.0 if margin is None else -margin))
-    if distance == 0 or not math.isfinite(interval.low):
-        return None
-    z = float(stats.norm.ppf(0.5 + interval.confidence / 2))
-    error = (interval.high - interval.low) / 2 / z
-    needed = math.ceil(interval.items * ((z + Z_POWER) * error / distance) ** 2)
-    return max(needed, interval.items + 1)
-
-
-def _decide(
-    limits: LimitsByConfidence, point: Interval, alpha: float, margin: float | None
-) -> PairedComparison:
-    """Decide by the limits.
-
-    Args:
-        limits: limits of the difference, by confidence level.
-        point: difference and counts; its limits are placeholders.
-        alpha: level of the test.
-        margin: margin of retention; `None` for gain.
-    """
-    if margin is not None and margin <= 0:
-        raise ValueError(f"margin: not above 0 (got {margin})")
-    threshold, sides = (0.0, 2) if margin is None else (-margin, 1)
-    confidence = 1 - 2 * alpha / sides
-    low, high = limits(confidence)
-    decision = interval_decision(low, high, threshold)
-    one_sided = (_one_sided_p(limits, threshold, True), _one_sided_p(limits, threshold, False))
-    is_lower = margin is not None or point.delta > 0
-    p = min(1.0, sides * one_sided[not is_lower])
-    interval = replace(point, low=low, high=high, confidence=confidence)
-    return PairedComparison(interval, p, METHOD, decision, one_sided)
-
-
-def _one_sided_p(limits: LimitsByConfidence, threshold: float, is_lower: bool) -> float:
-    """Return the smallest one-sided level at which the lower (upper) limit clears the threshold.
-
-    Found by bisection of the log level, to 1% of the level.
-    """
-
-    def clears(level: float) -> bool:
-        low, high = limits(1 - 2 * level)
-        return low > threshold if is_lower else high < threshold
-
-    small, large = math.log(MIN_P), math.log(0.4999)
-    if clears(math.exp(small)):
-        return MIN_P
-    if not clears(math.exp(large)):
-        return 1.0
-    while large - small > 0.01:
-        middle = (small + large) / 2
-        small, large = (small, middle) if clears(math.exp(middle)) else (middle, large)
-    return math.exp(large)
+    found = Interval(point, 0, 0, 0, len(truth), count)
+    return decide_by_limits(limits, found, METHOD, alpha, margin)
 
 
 def _recall_changes(

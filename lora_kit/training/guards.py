@@ -27,17 +27,18 @@ class Guards(TrainerCallback):
 
     def __init__(
         self,
-        num_choices: int | None,
+        chance_loss: float | None,
         location: Callable[[], str],
         idle_steps: int = 0,
         may_end_at_zero: bool = False,
         deepspeed: bool = False,
+        in_nats: bool = True,
     ):
         """Create the callback.
 
         Args:
-            num_choices: number of tokens or classes to choose from; `None` if the loss is not in
-                nats.
+            chance_loss: loss of a model that has learned nothing, such as a uniform guess; `None`
+                if it is not known.
             location: returns the rows of the last batch and the last good checkpoint, for messages.
             idle_steps: consecutive steps without a gradient that are tolerated before the first
                 step with one; with compared rewards, steps in which all rewards are equal.
@@ -45,8 +46,11 @@ class Guards(TrainerCallback):
                 classification has one, a text has not.
             deepspeed: true if DeepSpeed trains, which has applied the gradients before they can be
                 checked.
+            in_nats: false for the errors of numbers, which differ between batches of short and of
+                long texts by more than a loss in nats does.
         """
-        self._chance_loss = math.log(num_choices) if num_choices else None
+        self._in_nats = in_nats
+        self._chance_loss = chance_loss
         self._may_end_at_zero = may_end_at_zero
         self._deepspeed = deepspeed
         self._location = location
@@ -120,7 +124,7 @@ class Guards(TrainerCallback):
         self._first = mean if self._first is None else self._first
         self._best = min(mean, self._best)
         if self._diverged(mean, self._first):
-            unit = "" if self._chance_loss is None else " nats"
+            unit = " nats" if self._in_nats else ""
             self._stop(
                 f"step {step}: the loss diverged (got {mean:.1f}{unit} over the last {WINDOW} "
                 f"steps, {self._first:.1f} over the first, {self._best:.1f} at best)"
@@ -132,7 +136,8 @@ class Guards(TrainerCallback):
         # Worse than uniform guessing, which no data causes; or worse than the untrained model and
         # far above the best loss.
         below_chance = mean > max(self._chance_loss, first) + 1
-        return below_chance or mean > max(first + 1, self._best + MAX_RISE_NATS)
+        has_risen = self._in_nats and mean > max(first + 1, self._best + MAX_RISE_NATS)
+        return below_chance or has_risen
 
     def _count_idle(self, step: int, loss: float, norm: float) -> None:
         # If steps may be idle, a loss of 0 means nothing: advantages may cancel out.

@@ -1,29 +1,130 @@
-"""Summary of the rows a head was trained on, from which its baseline is computed."""
+"""End of the training of a head: its unit, its thresholds, and statistics for the baseline."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
-from lora_kit.adapter.saved import SavedClasses, SavedReward
+from lora_kit.adapter.saved_heads import (
+    SavedClasses,
+    SavedHead,
+    SavedLabels,
+    SavedNumbers,
+    SavedReward,
+)
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.labelled import class_indices
-from lora_kit.data.prepared import PreparedData
+from lora_kit.data.head_targets import class_indices, target_matrix
 from lora_kit.data.units import PreparedUnits, Unit
+from lora_kit.recipe.multi_label import EVEN, MultiLabelSpec
+from lora_kit.recipe.objective import HeadObjective
+from lora_kit.statistics.multi_label import choose_thresholds
+from lora_kit.training.head_losses import NumberLoss, output_layer
+from lora_kit.training.heads import HeadTask
+from lora_kit.training.inputs import TrainingInputs
 
 
-def summarize_head_training(
-    backbone: Backbone, data: PreparedData
-) -> SavedClasses | SavedReward | None:
-    """Return the class counts, or the length bias, of training rows; `None` without a head."""
-    if backbone.head is None:
-        return None
+def finish_head(
+    inputs: TrainingInputs, task: HeadTask | None, weights: dict[str, torch.Tensor] | None
+) -> SavedHead | None:
+    """Complete a trained head before it is saved, and describe it; `None` without a head.
+
+    Args:
+        inputs: model, data and recipe; the model of a regression is changed in place.
+        task: loss of a head that reads a text.
+        weights: full trained weights by name, if the model's own are not complete.
+    """
+    head, data = inputs.backbone.head, inputs.data
     if isinstance(data, PreparedUnits):
-        return SavedReward(data.size, length_log_odds(data.units))
-    rows = Counter(class_indices(data))
-    return SavedClasses({name: rows[number] for number, name in enumerate(backbone.head.classes)})
+        return SavedReward(data.size, length_log_odds(data.units)) if head else None
+    if head is None or task is None:
+        return None
+    return FINISHES[head.kind](inputs, task, weights)
+
+
+def _finish_classes(inputs: TrainingInputs, _: HeadTask, __: object) -> SavedClasses:
+    rows = Counter(class_indices(inputs.data))
+    return SavedClasses({name: rows[number] for number, name in enumerate(_names(inputs))})
+
+
+def _finish_numbers(
+    inputs: TrainingInputs, task: HeadTask, weights: dict[str, torch.Tensor] | None
+) -> SavedNumbers:
+    assert isinstance(task.loss, NumberLoss)  # the loss of such a head
+    use_own_units(inputs.backbone, task.loss, weights)
+    targets = target_matrix(inputs.data)
+    means, deviations = (
+        dict(zip(_names(inputs), values.tolist(), strict=True))
+        for values in (targets.mean(axis=0), targets.std(axis=0))
+    )
+    return SavedNumbers(len(targets), means, deviations)
+
+
+def _finish_labels(inputs: TrainingInputs, task: HeadTask, _: object) -> SavedLabels:
+    """Choose the thresholds on the held-out rows, unless the recipe gives one."""
+    spec, names = inputs.recipe.multi_label or MultiLabelSpec(), _names(inputs)
+    held_out = inputs.held_out
+    rows = held_out.size if held_out is not None and spec.threshold == "auto" else 0
+    if held_out is not None and rows:
+        logits, right = task.held_out_outputs(
+            inputs.model, inputs.backbone, held_out, inputs.max_tokens_per_pass
+        )
+        chosen = choose_thresholds(logits.sigmoid().numpy(), right.numpy(), EVEN)
+    else:
+        chosen = [EVEN if spec.threshold == "auto" else spec.threshold] * len(names)
+    targets = target_matrix(inputs.data)
+    counts = dict(zip(names, targets.sum(axis=0).astype(int).tolist(), strict=True))
+    return SavedLabels(len(targets), counts, dict(zip(names, chosen, strict=True)), rows)
+
+
+def _names(inputs: TrainingInputs) -> tuple[str, ...]:
+    assert inputs.backbone.head is not None  # only heads have outputs
+    return inputs.backbone.head.outputs.names
+
+
+FINISHES: dict[
+    HeadObjective,
+    Callable[[TrainingInputs, HeadTask, dict[str, torch.Tensor] | None], SavedHead],
+] = {
+    "classification": _finish_classes,
+    "regression": _finish_numbers,
+    "multi-label": _finish_labels,
+}
+
+
+def use_own_units(
+    backbone: Backbone, loss: NumberLoss, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Change a trained head so that it gives numbers in the unit of the rows.
+
+    Scale and location of the loss become part of the weight and the bias of the output layer, so
+    that transformers and PEFT give these numbers without a step of their own.
+
+    Args:
+        backbone: backbone whose head was trained, changed in place.
+        loss: loss of the training.
+        weights: full trained weights by name, which are changed instead; `None` for the model's.
+    """
+    assert backbone.head is not None  # it was trained
+    head = backbone.model.get_submodule(backbone.head.module)
+    name, layer = output_layer(head, len(loss.scale))
+    prefix = f"{backbone.head.module}.{name}." if name else f"{backbone.head.module}."
+    found: dict[str, torch.Tensor] = dict(layer.named_parameters())
+    if weights is not None:
+        found = {
+            part: next(value for key, value in weights.items() if key.endswith(f"{prefix}{part}"))
+            for part in found
+        }
+    scale, location = (
+        torch.tensor(values, dtype=torch.float32, device=found["weight"].device)
+        for values in (loss.scale, loss.location)
+    )
+    with torch.no_grad():
+        found["weight"].mul_(scale[:, None])
+        if "bias" in found:
+            found["bias"].mul_(scale).add_(location)
 
 
 def length_log_odds(pairs: Sequence[Unit]) -> float:

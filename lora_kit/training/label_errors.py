@@ -20,7 +20,8 @@ from lora_kit.data.audit.label_errors import (
 )
 from lora_kit.data.audit.words import hash_words
 from lora_kit.data.dataset import prepare
-from lora_kit.data.labelled import class_indices, classification_text
+from lora_kit.data.head_targets import class_indices
+from lora_kit.data.labelled import classification_text
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows, read_blocks
 from lora_kit.modeling.features import cached_features
@@ -91,7 +92,7 @@ def find_label_errors(recipe: Recipe, rows: Rows, backbone: Backbone) -> LabelEr
         DataError: if the rows give no folds.
     """
     assert backbone.head is not None  # only a classification is searched
-    classes = backbone.head.classes
+    classes = backbone.head.outputs.names
     found, labels, origins = judge_labels(recipe, rows, backbone)
     suspects = _known_suspects(found, labels)
     hits = found.probabilities.argmax(axis=1)[found.known] == labels[found.known]
@@ -121,11 +122,11 @@ def judge_labels(
         DataError: if the rows give no folds.
     """
     assert backbone.head is not None  # only a classification is searched
-    classes, objective = backbone.head.classes, recipe.training.objective
-    data = prepare(rows, backbone.tokenizer, recipe.data, 0, objective, classes)
+    outputs, objective = backbone.head.outputs, recipe.training.objective
+    data = prepare(rows, backbone.tokenizer, recipe.data, 0, objective, outputs)
     labels = np.array(class_indices(data), np.int64)
     groups = row_groups(rows, recipe.data.audit.label_error_folds)
-    found = out_of_fold(_features(backbone, data), labels, groups, len(classes))
+    found = out_of_fold(_features(backbone, data), labels, groups, len(outputs.names))
     if found is None:
         raise DataError(
             "data.audit.label_errors: the rows cannot be divided into folds that have two classes "

@@ -141,13 +141,16 @@ class MicroBatcher:
         """Collate this process's share of a step, without dividing it into passes yet.
 
         Args:
-            features: rows of the data set: `input_ids`, `labels` and `row`.
+            features: rows of the data set: `input_ids`, `labels`, `targets` and `row`.
 
         Returns:
             `examples`, their `rows` in the data set, and `labels`, (rows, length) int64, by which
             transformers counts the step's supervised tokens.
         """
-        examples = [Example(tuple(f["input_ids"]), tuple(f["labels"])) for f in features]
+        examples = [
+            Example(tuple(f["input_ids"]), tuple(f["labels"]), targets=tuple(f.get("targets", ())))
+            for f in features
+        ]
         labels = self.collate(examples, 0)["labels"] if examples else torch.tensor([[IGNORE_INDEX]])
         rows = [feature["row"] for feature in features]
         return {"examples": examples, "rows": rows, "labels": labels}

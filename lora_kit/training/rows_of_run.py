@@ -24,8 +24,8 @@ def rows_of_run(session: Session) -> TrainingData:
     # Self-distillation rows are generated again if neither the run nor the cache holds them.
     with eval_mode(session.model), adapter_disabled(session.model):
         read = read_training_rows(recipe, sources, backbone, session.run)
-    classes = backbone.head.classes if backbone.head else ()
-    prepared = prepare(read.rows, backbone.tokenizer, recipe.data, read.replay, objective, classes)
+    outputs = backbone.head.outputs if backbone.head else None
+    prepared = prepare(read.rows, backbone.tokenizer, recipe.data, read.replay, objective, outputs)
     return TrainingData(read.sources_of(sources), read.rows, read.replay, prepared)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +23,11 @@ from lora_kit.training.acceleration import compile_blocks
 from lora_kit.training.arguments import training_arguments
 from lora_kit.training.callbacks import Interruption, MetricsLog, SamplerEpochs
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
-from lora_kit.training.classes import ClassifierTrainer, ClassTask
 from lora_kit.training.distillation import Teacher
 from lora_kit.training.drift import HeldOutDrift
 from lora_kit.training.gradient_conflict import GradientConflict
 from lora_kit.training.guards import Guards
+from lora_kit.training.heads import HeadTask, HeadTrainer
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.learning_rates import GradualUnfreezing
 from lora_kit.training.plot import plot_training
@@ -58,7 +59,7 @@ class TrainingSetup:
     def prepare(
         cls,
         inputs: TrainingInputs,
-        task: ClassTask | None,
+        task: HeadTask | None,
         measure: Callable[[], float | None],
         drift: HeldOutDrift | None,
         progress: Meter,
@@ -68,7 +69,7 @@ class TrainingSetup:
 
         Args:
             inputs: recipe, model and data.
-            task: loss and frozen features of a classifier; `None` for other objectives.
+            task: loss and frozen features of a head that reads a text; `None` for others.
             measure: returns the current validation loss.
             drift: drift of held-out prompts, measured with the validation loss.
             progress: progress bar.
@@ -93,11 +94,12 @@ class TrainingSetup:
         for callback in (
             SamplerEpochs(lambda: trainer.sampler),
             Guards(
-                _num_choices(inputs),
+                _chance_loss(inputs, task),
                 partial(_location, trainer, inputs),
                 trainer.idle_steps,
                 may_end_at_zero=inputs.backbone.head is not None,
                 deepspeed=inputs.launch.deepspeed,
+                in_nats=_is_in_nats(inputs, task),
             ),
             *_method_callbacks(inputs),
             log,
@@ -125,15 +127,15 @@ class TrainingSetup:
 
 def _example_trainer(
     inputs: TrainingInputs,
-    task: ClassTask | None,
+    task: HeadTask | None,
     validation: Validation,
     log: MetricsLog,
     callbacks: Sequence[TrainerCallback],
 ) -> CheckpointedTrainer:
-    """Return the trainer of the objectives that train on examples: sft, text, classification."""
+    """Return the trainer of the objectives that train on examples: sft, text and heads of texts."""
     retention = RetentionMethods.of(inputs, log.record)
     kind: Callable[..., CheckpointedTrainer] = (
-        partial(ClassifierTrainer, task=task)
+        partial(HeadTrainer, task=task)
         if task
         else partial(SupervisedTrainer, teacher=Teacher.of(inputs.recipe.training.distillation))
     )
@@ -157,16 +159,21 @@ def _gradient_conflict(inputs: TrainingInputs, log: MetricsLog) -> GradientConfl
     return GradientConflict(spec, tasks, list(data.counts.sources), inputs.recipe.seed, log.record)
 
 
-def _num_choices(inputs: TrainingInputs) -> int | None:
-    """Return the number of tokens or classes to choose from; `None` if the loss is not in nats."""
-    recipe, head = inputs.recipe, inputs.backbone.head
-    if recipe.preference is not None and recipe.preference.loss == "ipo":
+def _chance_loss(inputs: TrainingInputs, task: HeadTask | None) -> float | None:
+    """Return the loss of a model that has learned nothing; `None` if it is not known."""
+    if task is None and not _is_in_nats(inputs, task):
         return None
-    if head:
-        # A reward model chooses between the two answers of a pair.
-        return max(len(head.classes), 2)
+    if task:
+        return task.loss.chance
+    if inputs.backbone.head:
+        return math.log(2)  # a reward model chooses between the two answers of a pair
     vocabulary: int = inputs.backbone.model.config.get_text_config().vocab_size
-    return vocabulary
+    return math.log(vocabulary)
+
+
+def _is_in_nats(inputs: TrainingInputs, task: HeadTask | None) -> bool:
+    preference = inputs.recipe.preference
+    return task.loss.in_nats if task else preference is None or preference.loss != "ipo"
 
 
 def _method_callbacks(inputs: TrainingInputs) -> list[TrainerCallback]:

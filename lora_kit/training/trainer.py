@@ -18,10 +18,10 @@ from lora_kit.runtime.processes import any_process, process_state
 from lora_kit.training import checkpoints
 from lora_kit.training.acceleration import faster_on_cpu
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
-from lora_kit.training.classes import ClassTask
 from lora_kit.training.drift import HeldOutDrift
 from lora_kit.training.gradient_conflict import mean_cosines
-from lora_kit.training.head_summary import summarize_head_training
+from lora_kit.training.head_summary import finish_head
+from lora_kit.training.heads import HeadTask
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.preferences.answer_log_probs import restoring_forward
 from lora_kit.training.setup import TrainingSetup
@@ -90,7 +90,7 @@ def run_training(
     """
     state, model, run = process_state(), inputs.model, inputs.run
     max_tokens = inputs.max_tokens_per_pass
-    task = ClassTask.of(inputs)
+    task = HeadTask.of(inputs)
     loss = task.validation_loss if task else validation_loss
     measure = partial(loss, model, inputs.backbone, inputs.held_out, max_tokens)
     drift = HeldOutDrift.of(inputs)
@@ -130,7 +130,7 @@ def run_training(
     gathered = inputs.launch.deepspeed or is_sharded(model)
     weights = trained_weights(model) if gathered else None
     if state.is_main_process:
-        head = summarize_head_training(inputs.backbone, inputs.data)
+        head = finish_head(inputs, task, weights)
         save_adapter(model, inputs.backbone, run.adapter, weights, head)
     state.wait_for_everyone()
     validation = (setup.validation.before, after)

@@ -24,6 +24,7 @@ from lora_kit.adapter.attach import attach, coverage, wrap_with_adapter
 from lora_kit.adapter.initial_factors import InitialRows, initialise
 from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone.files import resolve
+from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.supervision import Example
 from lora_kit.modeling.modes import adapter_disabled
@@ -206,7 +207,7 @@ def test_loftq_supports_a_classifier(tmp_path: Path, tokenizer: Any) -> None:
     DistilBertModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     requested = BackboneSpec(model=str(tmp_path), quantization="nf4", dtype="float32")
-    backbone = load(resolve(requested), requested, ("a", "b"))
+    backbone = load(resolve(requested), requested, HeadOutputs("classification", ("a", "b")))
     model = initialised(backbone, spec_of("loftq"))
     assert all(one.lora_B["default"].weight.any() for one in layers_of(model).values())
 

@@ -9,17 +9,18 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from lora_kit.adapter.attach import attach
-from lora_kit.adapter.saved import SavedClasses, read_saved_head
+from lora_kit.adapter.saved import read_saved_head
+from lora_kit.adapter.saved_heads import SavedClasses
 from lora_kit.backbone import load as backbones
 from lora_kit.backbone.files import resolve
-from lora_kit.backbone.heads import pad_right
+from lora_kit.backbone.heads import HeadOutputs, pad_right
 from lora_kit.backbone.load import Backbone
-from lora_kit.evaluation.arms.classifier import ClassFrequencyBaseline
+from lora_kit.evaluation.arms.text_heads import ConstantModel, baseline_of
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import AdapterError, BackboneError
 
-CLASSES = ("a", "b", "c")
+CLASSES = HeadOutputs("classification", ("a", "b", "c"))
 
 
 def loaded(model: Path | str, quantization: str = "none", dtype: str = "float32") -> Backbone:
@@ -33,8 +34,9 @@ def test_the_first_of_equally_frequent_classes_is_the_most_frequent() -> None:
     """The class-frequency baseline gives the same answer."""
     classes = SavedClasses({"zeta": 5, "alpha": 5, "beta": 2})
     config = SimpleNamespace()
-    logits = ClassFrequencyBaseline(classes, config)(torch.zeros(1, 3, dtype=torch.int64)).logits
-    assert classes.most_frequent == classes.names[int(logits[0].argmax())] == "zeta"
+    model = ConstantModel(baseline_of(classes).logits, config)
+    logits = model(torch.zeros(1, 3, dtype=torch.int64)).logits
+    assert classes.most_frequent == classes.outputs.names[int(logits[0].argmax())] == "zeta"
 
 
 @pytest.mark.parametrize(("which", "head"), [("tiny", "score"), ("tiny_encoder", "classifier")])
@@ -58,7 +60,7 @@ def test_a_head_is_neither_quantized_nor_in_half_precision(
         logits = backbone.model(**batch).logits
     assert logits.shape == (2, 3)
     assert logits.dtype is torch.float32
-    assert backbone.model.config.id2label == dict(enumerate(CLASSES))
+    assert backbone.model.config.id2label == dict(enumerate(CLASSES.names))
 
 
 @pytest.mark.parametrize("which", ["tiny", "tiny_encoder"])

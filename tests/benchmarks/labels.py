@@ -32,7 +32,8 @@ import numpy as np
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import load
 from lora_kit.data.builtin.areas import area_rows
-from lora_kit.data.dataset import open_rows, training_classes
+from lora_kit.data.dataset import open_rows
+from lora_kit.data.head_targets import head_outputs
 from lora_kit.data.labelled import classification_text
 from lora_kit.data.rows import assign_split
 from lora_kit.pipeline import evaluate, train
@@ -153,8 +154,8 @@ def _suspects(recipe: Recipe, wrong: set[int]) -> dict[str, tuple[float, float, 
     from cleanlab.filter import find_label_issues
 
     rows = open_rows(recipe.data, recipe.seed, "classification")
-    classes = tuple(training_classes(rows, recipe))
-    backbone = load(resolve(recipe.backbone), recipe.backbone, classes)
+    outputs = head_outputs(rows, recipe)
+    backbone = load(resolve(recipe.backbone), recipe.backbone, outputs)
     judged, labels, _ = judge_labels(recipe, rows, backbone)
     assert judged.known.all()
     quality = {}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lora_kit.data.formats import FORMATS, check_columns, detect_format, parse_row
+from lora_kit.data.formats import FORMATS, ON_REQUEST, check_columns, detect_format, parse_row
 from lora_kit.data.rows import Message, Row
 from lora_kit.recipe.data import RowFormat
 from lora_kit.runtime.errors import DataError
@@ -254,7 +254,7 @@ def test_example_rows_of_formats_have_that_format() -> None:
 
     for name, form in FORMATS.items():
         value = ast.literal_eval(form.example)
-        assert detect_format(value, {}) == name
+        assert detect_format(value, {}, (name,) if name in ON_REQUEST else ()) == name
 
 
 def test_a_preference_pair_has_its_prompt_once_in_every_layout() -> None:
@@ -265,7 +265,7 @@ def test_a_preference_pair_has_its_prompt_once_in_every_layout() -> None:
         {"prompt": "Why?", "chosen": said, "rejected": worse, "messages": said},
         {"chosen": said, "rejected": worse},
     ):
-        row = parse_row(value, "f:1", pairs=True)
+        row = parse_row(value, "f:1", needed=("preference",))
         assert row.messages == (ASK, ANSWER)
         assert row.rejected == (Message("assistant", "No."),)
         assert row.completion_from == 1
@@ -285,7 +285,7 @@ def test_a_preference_pair_has_its_prompt_once_in_every_layout() -> None:
 )
 def test_malformed_preference_pairs_are_refused(value: dict[str, Any], part: str) -> None:
     with pytest.raises(DataError) as caught:
-        parse_row(value, "f:1", pairs=True)
+        parse_row(value, "f:1", needed=("preference",))
     assert part in str(caught.value)
     assert "f:1" in str(caught.value)
 

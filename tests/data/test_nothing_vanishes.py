@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from lora_kit.data.formats import FORMATS, parse_row
+from lora_kit.data.formats import FORMATS, ON_REQUEST, parse_row
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.data.units import prepare_units
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import build_task
 from lora_kit.recipe.data import DataSpec
+from lora_kit.recipe.objective import FORMATS_OF
 from lora_kit.runtime.errors import DataError
 from tests.families import FAMILIES, family_tokenizer
 
@@ -181,7 +182,7 @@ def test_each_text_of_an_answer_to_compare_is_read_or_refused(
         if draw.maybe(0.3):
             row["system"] = draw.text("system")
         try:
-            parsed = parse_row(row, "rows.jsonl:1", pairs=objective == "dpo")
+            parsed = parse_row(row, "rows.jsonl:1", needed=FORMATS_OF.get(objective, ()))
             (unit,) = prepare_units([parsed], changed, spec, objective).units
         except DataError as error:
             refusals.append((str(error), row))
@@ -196,4 +197,4 @@ def test_each_text_of_an_answer_to_compare_is_read_or_refused(
 
 
 def test_every_format_is_tried() -> None:
-    assert {*READ, "preference", "text-label"} == set(FORMATS)
+    assert {*READ, "preference", "text-label", *ON_REQUEST} == set(FORMATS)

@@ -103,7 +103,7 @@ def test_lengths_data_set_and_examples_agree(cache: Path, mixed: Path, tokenizer
         assert data.lengths.dtype == np.int32
         assert data.lengths.tolist() == [len(e.input_ids) for e in examples]
         table = data.to_dataset()
-        assert table.column_names == ["input_ids", "labels", "row"]
+        assert table.column_names == ["input_ids", "labels", "targets", "row"]
         assert table["row"][:] == list(range(len(examples)))
         assert [tuple(ids) for ids in table["input_ids"][:]] == [e.input_ids for e in examples]
         assert [tuple(ids) for ids in table["labels"][:]] == [e.labels for e in examples]

@@ -8,6 +8,7 @@ from scipy.special import softmax
 
 from lora_kit import pipeline
 from lora_kit.backbone.files import resolve
+from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.item import ClassRequest
@@ -18,11 +19,13 @@ from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import DataError, EvaluationError, MergeError, ReleaseError
 from tests.classifying import classes_recipe, write_rows, write_suite
 
+BIRD_OR_FRUIT = HeadOutputs("classification", ("bird", "fruit"))
+
 
 @pytest.fixture
 def head(tiny_encoder: Path) -> Backbone:
     spec = BackboneSpec(model=str(tiny_encoder), quantization="none", dtype="float32")
-    return load(resolve(spec), spec, ("bird", "fruit", "metal"))
+    return load(resolve(spec), spec, HeadOutputs("classification", ("bird", "fruit", "metal")))
 
 
 def asked(head: Backbone, folder: Path, **own: Any) -> Any:
@@ -68,7 +71,7 @@ def test_suites_of_retention_and_unknown_classes_are_refused(
         plan_work([Suite.load("core-retention")], head)
     few = head.head
     assert few is not None
-    narrow = type(head)(**{**vars(head), "head": type(few)(("bird", "fruit"), few.module, ())})
+    narrow = type(head)(**{**vars(head), "head": type(few)(BIRD_OR_FRUIT, few.module, ())})
     with pytest.raises(DataError, match=r"not trained on the class .*\(got 'metal'\)"):
         asked(narrow, tmp_path)
 
@@ -97,6 +100,14 @@ def test_a_run_of_classes_from_plan_to_verdict(tiny_encoder: Path, tmp_path: Pat
     assert task.classes is not None
     assert [one.label for one in task.classes.adapter.classes] == ["bird", "fruit", "metal"]
     assert task.classes.base.classes[0].precision is None
+    # Constant probabilities order nothing: precision is the share of the class.
+    assert task.classes.base.classes[0].average_precision == pytest.approx(3 / 12)
+    assert task.classes.confusion is not None
+    assert [sum(row) for row in task.classes.confusion.counts] == [3, 5, 4]
+    [ranked] = [one for one in task.measures if one.name == "mean_average_precision"]
+    assert ranked.adapter == pytest.approx(task.classes.adapter.macro_average_precision)
+    page = (tmp_path / "run" / "evaluation" / "report.html").read_text()
+    assert "Confusion matrix of the adapter" in page
     assert [baseline.arm for baseline in task.baselines] == ["retrieval"]
     check_verdict(tmp_path / "run" / "evaluation")
     again = pipeline.evaluate(tmp_path / "run" / "adapter", recipe.evaluation.suites)

@@ -14,6 +14,7 @@ from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outc
 from lora_kit.evaluation.engines.completions import Completions
 from lora_kit.evaluation.item import GenerationRequest, Item, Outcome, SampledRequest, Sampling
 from lora_kit.evaluation.reporting.views import suite_reports
+from lora_kit.evaluation.reporting.wrong_items import find_wrong
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import build_task
 from lora_kit.evaluation.thoughts import Thinking
@@ -121,7 +122,7 @@ def test_many_cut_answers_are_said_first(share: float, warned: bool) -> None:
     [measure] = verdict.suites[0].tasks[0].measures
     # Fewer are better.
     assert (measure.adapter, measure.interval.delta) == pytest.approx((share, -share))
-    [report] = suite_reports(verdict, find_flips(entries, verdict))
+    [report] = suite_reports(verdict, find_flips(entries, verdict), find_wrong(entries, verdict))
     [row] = report.tasks[0].measures
     assert (row.result, row.values.unit) == ("cut off answers, lower is better", "pp")
     assert [one.kind for one in verdict.findings] == ["answers cut off"] * warned

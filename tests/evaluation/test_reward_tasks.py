@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lora_kit import pipeline
-from lora_kit.adapter.saved import SavedReward, read_saved_head
+from lora_kit.adapter.saved import read_saved_head
+from lora_kit.adapter.saved_heads import SavedReward
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import REWARD, pad_right
 from lora_kit.backbone.load import Backbone, load
@@ -131,5 +132,5 @@ def test_rewards_are_the_same_whatever_stands_beside_them(tiny: Path, tmp_path: 
                 alone = float(model(**pad_right([ids], pad)).logits)
             assert reward == pytest.approx(alone, abs=1e-5)
     (session.run.adapter / "reward.json").unlink()
-    with pytest.raises(AdapterError, match=r"without classes\.json or reward\.json"):
+    with pytest.raises(AdapterError, match=r"without classes\.json, .*or reward\.json"):
         pipeline.evaluate(session.run.adapter, recipe.evaluation.suites)

@@ -300,7 +300,7 @@ def test_fields_that_are_not_there_are_named(tokenizer: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"kind": "loss", "score": "accuracy"}, "takes none of `score`"),
+        ({"kind": "loss", "score": "accuracy"}, "has no `score: accuracy`"),
         ({"kind": "loss", "metric": "chrf"}, "takes no `metric`"),
         ({"kind": "generation"}, "takes a `metric`"),
         ({"kind": "multiple_choice", "score": "macro_f1"}, "macro_f1"),

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from lora_kit.backbone import load as backbones
 from lora_kit.backbone.encoder_decoder import prepare_seq2seq
 from lora_kit.backbone.files import resolve
+from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import Backbone
 from lora_kit.backbone.open_files import open_tokenizer
 from lora_kit.data.rows import Message, Row
@@ -441,8 +442,8 @@ def test_scratch_begins_as_the_backbone_does(files: Path, chats: Path, tmp_path:
 
 def test_a_head_is_refused_by_name(files: Path) -> None:
     spec = BackboneSpec(model=str(files), quantization="none", dtype="float32")
-    with pytest.raises(BackboneError, match="let this one generate the class"):
-        backbones.load(resolve(spec), spec, ("a", "b"))
+    with pytest.raises(BackboneError, match="let this one generate the answer"):
+        backbones.load(resolve(spec), spec, HeadOutputs("classification", ("a", "b")))
 
 
 def test_texts_to_be_continued_are_no_task_of_it(files: Path, chats: Path, tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from scipy.special import log_softmax
 from lora_kit import pipeline
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.files import resolve
-from lora_kit.backbone.heads import pad_right
+from lora_kit.backbone.heads import HeadOutputs, pad_right
 from lora_kit.backbone.load import load
 from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.arms.probe import ProbeModel
 from lora_kit.modeling.linear_probe import (
     C_VALUES,
     fit_linear_probe,
+    logistic_map,
     mean_hidden_states,
     score_linear_probe,
 )
@@ -50,6 +51,9 @@ def test_a_class_with_one_row_gives_the_default_penalty() -> None:
     assert fit_linear_probe(features, [0, 0, 0, 0, 1])[-1].C == 1.0
 
 
+TWO = HeadOutputs("classification", ("a", "b"))
+
+
 @pytest.mark.parametrize("clusters", [["a"] * 6 + list("bbccdd"), ["a"] * 6 + ["b"] * 6])
 def test_folds_with_one_class_give_the_default_penalty(clusters: list[str]) -> None:
     """Without the held-out cluster, the training rows have only one class."""
@@ -73,7 +77,9 @@ def test_rows_sorted_by_class_are_sampled_from_all_positions(
 ) -> None:
     monkeypatch.setattr("lora_kit.modeling.linear_probe.MAX_TEXTS", 20)
     recipe = classes_recipe(tiny_encoder, tmp_path)
-    backbone = load(resolve(recipe.backbone), recipe.backbone, ("a", "b"))
+    backbone = load(
+        resolve(recipe.backbone), recipe.backbone, HeadOutputs("classification", ("a", "b"))
+    )
     known = [(f"{'old' if n < 30 else 'new'} {n}", str(n < 30)) for n in range(60)]
     found = score_linear_probe(backbone, known, known[:2], 32, [str(n) for n in range(60)])
     assert found.shape == (2,)
@@ -81,7 +87,9 @@ def test_rows_sorted_by_class_are_sampled_from_all_positions(
 
 def test_features_are_means_independent_of_padding(tiny_encoder: Path, tmp_path: Path) -> None:
     recipe = classes_recipe(tiny_encoder, tmp_path)
-    backbone = load(resolve(recipe.backbone), recipe.backbone, ("a", "b"))
+    backbone = load(
+        resolve(recipe.backbone), recipe.backbone, HeadOutputs("classification", ("a", "b"))
+    )
     rows = [(5, 6, 7, 8, 9), (5, 6)]
     found = mean_hidden_states(backbone, rows)
     with torch.no_grad():
@@ -109,7 +117,7 @@ def test_the_arm_is_the_regression_on_the_frozen_backbone(
     found = {e.item: e.log_likelihoods for e in evaluation.read_entries() if e.arm == "probe"}
     assert len(found) == 12
     backbone = open_run(run).backbone
-    plain = load(resolve(recipe.backbone), recipe.backbone, backbone.head.classes)  # type: ignore[union-attr]
+    plain = load(resolve(recipe.backbone), recipe.backbone, backbone.head.outputs)  # type: ignore[union-attr]
     texts = [f"number {n} of {WORDS['fruit'].split()[n % 3]}s" for n in range(5)]
     ids = [plain.tokenizer(text)["input_ids"] for text in texts]
     probe = fit_linear_probe(
@@ -124,24 +132,28 @@ def test_a_binary_probe_has_one_logit_row_for_the_second_class(
     tiny_encoder: Path, tmp_path: Path
 ) -> None:
     recipe = classes_recipe(tiny_encoder, tmp_path)
-    backbone = load(resolve(recipe.backbone), recipe.backbone, ("a", "b"))
+    backbone = load(
+        resolve(recipe.backbone), recipe.backbone, HeadOutputs("classification", ("a", "b"))
+    )
     model = attach(backbone, recipe.adapter, 0)
     rows = [(5, 6, 7), (9, 8), (11, 5, 6, 9), (20, 21)]
     states = mean_hidden_states(backbone, rows)
     regression = fit_linear_probe(states, [0, 1, 0, 1])
     batch = pad_right(rows, backbone.tokenizer.pad_token_id)
-    found = ProbeModel(backbone, model, regression)(**batch).logits.log_softmax(dim=-1)
+    found = ProbeModel(backbone, model, logistic_map(regression))(**batch).logits.log_softmax(
+        dim=-1
+    )
     assert np.allclose(found.numpy(), regression.predict_log_proba(states), atol=1e-5)
 
 
 def _known(recipe: Recipe, backbone: object) -> tuple[np.ndarray, list[int], list[str]]:
     from lora_kit.data.dataset import prepare
-    from lora_kit.data.labelled import class_indices
+    from lora_kit.data.head_targets import class_indices
     from tests.training_rows import training_rows
 
     rows, _ = training_rows(recipe.data, recipe.seed)
-    classes = ("bird", "fruit", "metal")
-    data = prepare(rows, backbone.tokenizer, recipe.data, classes=classes)  # type: ignore[attr-defined]
+    classes = HeadOutputs("classification", ("bird", "fruit", "metal"))
+    data = prepare(rows, backbone.tokenizer, recipe.data, outputs=classes)  # type: ignore[attr-defined]
     states = mean_hidden_states(backbone, [e.input_ids for e in data.examples])  # type: ignore[arg-type]
     return states, class_indices(data), [e.cluster for e in data.examples]
 

@@ -74,12 +74,13 @@ def test_a_language_model_is_monitored_by_its_losses_and_judged_on_answers(
     assert found.verdict.items == 20
 
 
-def test_a_reward_model_is_not_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["reward", "regression", "multi-label"])
+def test_a_head_without_classes_is_not_loaded(tmp_path: Path, objective: str) -> None:
     run = write_judged_run(tmp_path)
     recipe = Recipe.load(run / "recipe.yaml")
-    training = recipe.training.model_copy(update={"objective": "reward"})
+    training = recipe.training.model_copy(update={"objective": objective})
     target = monitored_model.MonitoredAdapter(
         run, recipe.model_copy(update={"training": training}), run / "evaluation", {}
     )
-    with pytest.raises(EvaluationError, match="--model: a reward model"):
+    with pytest.raises(EvaluationError, match=f"neither a loss nor a class .*{objective}"):
         monitored_model.MonitoredModel.open(target)

@@ -180,6 +180,8 @@ def test_all_bundled_recipes_are_valid_and_survive_being_written_out(tmp_path: P
         "reward",
         "grpo",
         "classify",
+        "score",
+        "tag",
         "qlora-8b-chat",
         "lora-8b-chat",
     }

@@ -47,7 +47,7 @@ def test_every_conflict_is_told_at_once_with_its_line(tmp_path: Path) -> None:
         "line 11, training.micro_batch_size: does not divide",
         "line 12, training.decay_ratio: is read by lr_scheduler wsd only",
         "line 13, training.keep_best: is decided by the validation loss",
-        "line 14, training.loraplus_lr_ratio: works with the objectives sft, text and",
+        "line 14, training.loraplus_lr_ratio: works with the objectives sft, text, ",
         "line 16, retention.ewc: works with the objectives sft and text only",
         "line 18, merge.base: backbone.quantization is none",
     ):

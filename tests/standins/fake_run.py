@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.files import resolve
+from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import load
 from lora_kit.data.dataset import prepare
 from lora_kit.data.supervision import IGNORE_INDEX, Example
@@ -42,7 +43,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.console import meter
 from lora_kit.training import steps
-from lora_kit.training.classes import ClassTask
+from lora_kit.training.heads import HeadTask
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.setup import TrainingSetup
 from lora_kit.training.validation import validation_loss
@@ -99,7 +100,7 @@ def train(inputs: TrainingInputs, mode: FakeCudaMode) -> Counts:
     """Train three steps with the package's trainer, and return the counts of the second."""
     to_fake_cuda(inputs.model, mode)
     with on_fake_cuda(mode) as watch, meter("training", inputs.steps, visible=False) as progress:
-        setup = TrainingSetup.prepare(inputs, ClassTask.of(inputs), lambda: None, None, progress)
+        setup = TrainingSetup.prepare(inputs, HeadTask.of(inputs), lambda: None, None, progress)
         counted = _Steps(watch)
         setup.trainer.add_callback(counted)
         setup.trainer.args.save_strategy = "no"
@@ -218,14 +219,16 @@ def sft_inputs(
             "training": {"batch_size": 4, "epochs": 1},
         }
     )
-    return _inputs(recipe, folder / f"{quantization}-{packing}", ())
+    return _inputs(recipe, folder / f"{quantization}-{packing}")
 
 
 def classifier_inputs(model: str, folder: Path) -> TrainingInputs:
     """Return the inputs of six steps of four labelled texts each."""
     backbone = {"model": model, "quantization": "none", "dtype": "bfloat16"}
     recipe = classifying.classes_recipe(Path(model), folder, backbone=backbone)
-    return _inputs(recipe, folder / "classes", ("bird", "fruit", "metal"))
+    return _inputs(
+        recipe, folder / "classes", HeadOutputs("classification", ("bird", "fruit", "metal"))
+    )
 
 
 def preference_inputs(model: str, folder: Path) -> TrainingInputs:
@@ -237,10 +240,10 @@ def preference_inputs(model: str, folder: Path) -> TrainingInputs:
     )
 
 
-def _inputs(recipe: Recipe, directory: Path, classes: tuple[str, ...]) -> TrainingInputs:
-    backbone = load(resolve(recipe.backbone), recipe.backbone, classes)
+def _inputs(recipe: Recipe, directory: Path, outputs: HeadOutputs | None = None) -> TrainingInputs:
+    backbone = load(resolve(recipe.backbone), recipe.backbone, outputs)
     rows, _ = training_rows(recipe.data, recipe.seed)
-    data = prepare(rows, backbone.tokenizer, recipe.data, classes=classes)
+    data = prepare(rows, backbone.tokenizer, recipe.data, outputs=outputs)
     model = attach(backbone, recipe.adapter, recipe.seed)
     return TrainingInputs(recipe, backbone, model, data, None, RunDirectory(directory))
 

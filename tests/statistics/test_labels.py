@@ -6,9 +6,9 @@ from sklearn.metrics import f1_score
 
 from lora_kit.statistics.labels import (
     compare_macro_f1,
-    items_to_decide_macro_f1,
     label_scores,
 )
+from lora_kit.statistics.resampled import items_to_decide_by_width
 
 
 def each(count: int) -> list[str]:
@@ -67,7 +67,7 @@ def test_few_items_without_flips_are_inconclusive() -> None:
     predicted, truth = draws(40, 0.7, seed=1)
     few = compare_macro_f1(predicted, predicted, truth, each(40), 0.05, 0.05)
     assert few.decision == "INCONCLUSIVE"
-    needed = items_to_decide_macro_f1(few.interval, 0.05)
+    needed = items_to_decide_by_width(few.interval, 0.05)
     assert needed is not None
     assert needed > 40
     predicted, truth = draws(1000, 0.7, seed=1)
@@ -80,7 +80,7 @@ def test_a_single_cluster_is_inconclusive() -> None:
     result = compare_macro_f1(before, truth, truth, ["a"] * 50, 0.05, None)
     assert (result.interval.low, result.interval.high) == (-math.inf, math.inf)
     assert (result.p, result.decision) == (1.0, "INCONCLUSIVE")
-    assert items_to_decide_macro_f1(result.interval, None) is None
+    assert items_to_decide_by_width(result.interval, None) is None
 
 
 def test_few_clusters_do_not_raise_false_gains() -> None:

@@ -15,7 +15,7 @@ from lora_kit.adapter.attach import attach, attach_saved
 from lora_kit.adapter.saved import save_adapter
 from lora_kit.backbone import load as backbones
 from lora_kit.backbone.files import resolve
-from lora_kit.backbone.heads import pad_right
+from lora_kit.backbone.heads import HeadOutputs, pad_right
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import prepare
 from lora_kit.data.prepared import PreparedData
@@ -26,12 +26,12 @@ from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, DataError
-from lora_kit.training.classes import ClassLoss
+from lora_kit.training.head_losses import ClassLoss
 from tests.classifying import classes_recipe
 from tests.training.cut import cut_off, losses
 from tests.training_rows import training_rows
 
-CLASSES = ("bird", "fruit", "metal")
+CLASSES = HeadOutputs("classification", ("bird", "fruit", "metal"))
 # Loads saved classifiers with PEFT and transformers only.
 PLAIN = """
 import json, sys, torch
@@ -59,7 +59,7 @@ def loaded(model: Path) -> Backbone:
 
 def prepared(recipe: Recipe, backbone: Backbone) -> PreparedData:
     rows, _ = training_rows(recipe.data, recipe.seed)
-    return prepare(rows, backbone.tokenizer, recipe.data, classes=CLASSES)
+    return prepare(rows, backbone.tokenizer, recipe.data, outputs=CLASSES)
 
 
 def test_a_weighted_loss_is_that_of_torch() -> None:
@@ -67,12 +67,18 @@ def test_a_weighted_loss_is_that_of_torch() -> None:
     logits = torch.randn(8, 3, generator=generator)
     targets = torch.tensor([0, 1, 1, 2, 0, 1, 1, 1])
     loss = ClassLoss.of(
-        ClassificationSpec(class_weights={"fruit": 0.5, "metal": 4.0}), CLASSES, targets.tolist()
+        ClassificationSpec(class_weights={"fruit": 0.5, "metal": 4.0}),
+        CLASSES.names,
+        targets.tolist(),
     )
     assert loss.weights.tolist() == [1.0, 0.5, 4.0]
     expected = cross_entropy(logits, targets, weight=loss.weights)
-    assert torch.allclose(loss.sum(logits, targets) / loss.weight_of(targets).sum(), expected)
-    balanced = ClassLoss.of(ClassificationSpec(class_weights="balanced"), CLASSES, targets.tolist())
+    assert torch.allclose(
+        loss.of_rows(logits, targets).sum() / loss.weight_of(targets).sum(), expected
+    )
+    balanced = ClassLoss.of(
+        ClassificationSpec(class_weights="balanced"), CLASSES.names, targets.tolist()
+    )
     # 8 rows over 3 classes of 2, 5 and 1.
     assert torch.allclose(balanced.weights, torch.tensor([8 / 6, 8 / 15, 8 / 3]))
 
@@ -83,11 +89,11 @@ def test_a_focal_loss_is_that_of_its_paper() -> None:
     p = logits.detach().softmax(dim=-1)[[0, 1], targets]
     expected = (-((1 - p) ** 2) * p.log()).sum()
     loss = ClassLoss(torch.ones(3), gamma=2.0)
-    assert torch.allclose(loss.sum(logits, targets), expected)
+    assert torch.allclose(loss.of_rows(logits, targets).sum(), expected)
     # Rows with p = 1 in float32, and unlabeled padding rows, have no loss.
     certain = torch.tensor([[60.0, 0.0, 0.0]], requires_grad=True)
     half = ClassLoss(torch.ones(3), gamma=0.5)
-    half.sum(torch.cat([certain, certain]), torch.tensor([0, -100])).backward()
+    half.of_rows(torch.cat([certain, certain]), torch.tensor([0, -100])).sum().backward()
     assert torch.isfinite(certain.grad).all()
     assert half.weight_of(torch.tensor([0, -100])).tolist() == [1.0, 0.0]
 
@@ -108,7 +114,7 @@ def test_features_give_what_the_whole_model_gives(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     whole = model(**batch).logits
     by_model = torch.autograd.grad(cross_entropy(whole, targets), trained)
-    own = found.batch(range(len(targets)), data.examples)
+    own = found.batch(range(len(targets)), targets)
     short = found.head(own["features"])
     by_features = torch.autograd.grad(cross_entropy(short, own["targets"]), trained)
     assert torch.allclose(short, whole, atol=1e-5)
@@ -205,7 +211,7 @@ def test_peft_alone_loads_head_and_adapter_whole(
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = json.loads(told.splitlines()[-1])
     for (logits, classes), mine in zip(found, expected, strict=True):
-        assert classes == list(CLASSES)
+        assert classes == list(CLASSES.names)
         assert torch.allclose(torch.tensor(logits), mine, atol=1e-6)
 
 

@@ -67,16 +67,26 @@ def logged(guards: Guards, losses: list[float], norm: float = 1.0) -> None:
 def test_a_loss_beyond_guessing_is_an_explosion_and_a_bad_batch_is_none() -> None:
     guess = math.log(49152)
     fine = [3.0] * 20 + [14.0] + [3.0] * 20
-    logged(Guards(49152, lambda: "row 3"), fine)
-    logged(Guards(49152, lambda: "row 3"), [guess + 0.5] * 20)  # a model that knows nothing yet
+    logged(Guards(math.log(49152), lambda: "row 3"), fine)
+    # A model that knows nothing yet.
+    logged(Guards(math.log(49152), lambda: "row 3"), [guess + 0.5] * 20)
     with pytest.raises(TrainingError, match=r"the loss diverged \(got 9\.6 nats .* row 3"):
-        logged(Guards(49152, lambda: "row 3"), [6.0] * 20 + [12.0] * WINDOW)
+        logged(Guards(math.log(49152), lambda: "row 3"), [6.0] * 20 + [12.0] * WINDOW)
     with pytest.raises(TrainingError, match=r"step 24: the loss diverged"):
-        logged(Guards(49152, lambda: "row 3"), [3.0] * 10 + [2.0] * 10 + [6.0] * WINDOW)
+        logged(Guards(math.log(49152), lambda: "row 3"), [3.0] * 10 + [2.0] * 10 + [6.0] * WINDOW)
+
+
+def test_the_errors_of_numbers_may_differ_between_short_and_long_texts() -> None:
+    def guards() -> Guards:
+        return Guards(5.0, lambda: "row 3", in_nats=False)
+
+    logged(guards(), [0.1] * 10 + [4.0] * 10)
+    with pytest.raises(TrainingError, match=r"the loss diverged \(got 6\.0 over the last"):
+        logged(guards(), [0.1] * 10 + [7.5] * WINDOW)
 
 
 def test_a_float16_that_always_overflows_is_an_error() -> None:
-    guards = Guards(49152, lambda: "row 3")
+    guards = Guards(math.log(49152), lambda: "row 3")
 
     def overflow(step: int) -> None:
         arguments, state = SimpleNamespace(fp16=True), SimpleNamespace(global_step=step)
@@ -93,9 +103,9 @@ def test_a_float16_that_always_overflows_is_an_error() -> None:
     ("loss", "norm"), [(0.0, 1.0), (2.0, 0.0), (math.nan, 1.0), (2.0, math.inf)]
 )
 def test_nothing_to_learn_is_an_error(loss: float, norm: float) -> None:
-    logged(Guards(49152, lambda: "row 3"), [2.0], 1.0)
+    logged(Guards(math.log(49152), lambda: "row 3"), [2.0], 1.0)
     with pytest.raises(TrainingError, match=r"step 1[: ].*\(got .* row 3"):
-        logged(Guards(49152, lambda: "row 3"), [loss], norm)
+        logged(Guards(math.log(49152), lambda: "row 3"), [loss], norm)
 
 
 def test_training_stops_where_validation_no_longer_falls_and_the_best_is_kept(

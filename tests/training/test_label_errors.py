@@ -22,7 +22,8 @@ from lora_kit.preflight.show import show_plan
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.session import open_run
 from lora_kit.runtime.errors import DataError, RecipeError
-from lora_kit.training.classes import ClassLoss
+from lora_kit.training.head_losses import ClassLoss
+from lora_kit.training.heads import HeadTrainer
 from lora_kit.training.label_errors import label_error_facts, label_errors_of, row_groups
 from lora_kit.training.rows_of_run import rows_of_run
 from tests.classifying import WORDS, classes_recipe
@@ -110,16 +111,21 @@ def test_weighed_down_rows_have_the_weight_of_their_label(
     # One step over all rows, so that its loss is that of the untrained model.
     training = {"batch_size": 48, "epochs": 1.0}
     losses, seen = {}, []
-    summed = ClassLoss.sum
+    of_rows, summed = ClassLoss.of_rows, HeadTrainer.summed_loss
 
-    def recording(self: ClassLoss, logits: Any, targets: Any, row_weights: Any = None) -> Any:
+    def recording(self: ClassLoss, logits: Any, targets: Any) -> Any:
         # Not the loss of validation rows.
         if logits.requires_grad:
-            weights = torch.ones(len(targets)) if row_weights is None else row_weights
-            seen.append((logits.detach(), targets, weights))
-        return summed(self, logits, targets, row_weights)
+            seen.append((logits.detach(), targets))
+        return of_rows(self, logits, targets)
 
-    monkeypatch.setattr(ClassLoss, "sum", recording)
+    def weighing(self: HeadTrainer, model: Any, inputs: Any) -> Any:
+        found = summed(self, model, inputs)
+        seen[-1] += (inputs.get("row_weights", torch.ones(len(seen[-1][1]))),)
+        return found
+
+    monkeypatch.setattr(ClassLoss, "of_rows", recording)
+    monkeypatch.setattr(HeadTrainer, "summed_loss", weighing)
     for action in ("weigh_down", "show"):
         recipe = _recipe(tiny_encoder, tmp_path, action, adapter=adapter, training=training)
         seen.clear()

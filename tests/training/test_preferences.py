@@ -333,7 +333,7 @@ def test_the_reward_equals_the_score_of_a_generation_task(tiny: Path, tmp_path: 
         (
             "dpo",
             {"training": {"gradual_unfreezing_steps": 3}},
-            "training.gradual_unfreezing_steps: works with the objectives sft, text and",
+            "training.gradual_unfreezing_steps: works with the objectives sft, text, ",
         ),
         ("dpo", {"training": {"eval_steps": 3}}, "training.eval_steps: the validation"),
         ("grpo", {"grpo": {"rewards": ["hub:bleu"]}}, "code of this machine only"),

@@ -14,7 +14,8 @@ from torch.nn.functional import logsigmoid
 
 from lora_kit import pipeline
 from lora_kit.adapter.attach import attach_saved
-from lora_kit.adapter.saved import SavedReward, read_saved_head
+from lora_kit.adapter.saved import read_saved_head
+from lora_kit.adapter.saved_heads import SavedReward
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import REWARD, pad_right
 from lora_kit.backbone.load import load
@@ -212,7 +213,7 @@ def test_the_head_is_saved_next_to_the_adapter(reward_run: Path) -> None:
     found = read_saved_head(reward_run / "adapter")
     assert isinstance(found, SavedReward)
     assert found.pairs == 12
-    assert found.names == REWARD
+    assert found.outputs == REWARD
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_the_head_is_saved_next_to_the_adapter(reward_run: Path) -> None:
         ),
         (
             {"training": {"max_tokens_per_batch": 99}},
-            "training.max_tokens_per_batch: works with the objectives sft, text and",
+            "training.max_tokens_per_batch: works with the objectives sft, text, ",
         ),
         ({"preference": {}}, "preference: is read by the objectives dpo, kto and orpo only"),
         ({"classification": {}}, "classification: is read by the objective classification only"),

@@ -14,6 +14,7 @@ import sysconfig
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -25,28 +26,53 @@ SUMMARY_CHARACTERS = range(15, 121)
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
+@dataclass(frozen=True)
+class CodeFunction:
+    """Function of the standard library.
+
+    Attributes:
+        module: path of its file in the library.
+        line: line of the file at which it begins.
+        code: code without the docstring.
+        docstring: the docstring; empty without one.
+        node: syntax tree of the function.
+    """
+
+    module: str
+    line: int
+    code: str
+    docstring: str
+    node: ast.FunctionDef | ast.AsyncFunctionDef
+
+    @property
+    def origin(self) -> str:
+        """Location of the function."""
+        return f"{self.module}:{self.line}"
+
+
 @cache
 def docstring_rows() -> tuple[Row, ...]:
     """Return all functions with a usable docstring, by file and line."""
-    library = Path(sysconfig.get_paths()["stdlib"])
     seen: set[str] = set()
     rows = []
+    for one in library_functions():
+        summary = one.docstring.strip().splitlines()[0].strip() if one.docstring.strip() else ""
+        if len(summary) not in SUMMARY_CHARACTERS or summary in one.code or summary in seen:
+            continue
+        seen.add(summary)
+        prompt = f"{INSTRUCTION}```python\n{one.code}\n```"
+        messages = (Message("user", prompt), Message("assistant", summary))
+        rows.append(Row(one.origin, one.module, messages))
+    return tuple(rows)
+
+
+def library_functions() -> Iterator[CodeFunction]:
+    """Yield all functions of a usable length, by file and line."""
+    library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
         module = path.relative_to(library)
-        if LEFT_OUT & set(module.parts):
-            continue
-        for line, code, summary in _functions(path):
-            if summary not in seen:
-                seen.add(summary)
-                prompt = f"{INSTRUCTION}```python\n{code}\n```"
-                rows.append(
-                    Row(
-                        origin=f"{module}:{line}",
-                        cluster=str(module),
-                        messages=(Message("user", prompt), Message("assistant", summary)),
-                    )
-                )
-    return tuple(rows)
+        if not LEFT_OUT & set(module.parts):
+            yield from _functions(path, str(module))
 
 
 @cache
@@ -75,8 +101,8 @@ def _nearest_in_length(row: Row, rows: Sequence[Row]) -> Message:
     return min(others, key=lambda message: abs(len(message.content) - own))
 
 
-def _functions(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield line, code without docstring, and summary of each usable function of a file."""
+def _functions(path: Path, module: str) -> Iterator[CodeFunction]:
+    """Yield each function of a file whose code has a usable length."""
     try:
         source = path.read_text(encoding="utf-8")
         with warnings.catch_warnings():
@@ -86,20 +112,21 @@ def _functions(path: Path) -> Iterator[tuple[int, str, str]]:
         return  # fixtures of lib2to3 are intentionally invalid Python
     lines = source.splitlines()
     for node in _statements(tree):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        docstring = ast.get_docstring(node, clean=False)
-        summary = docstring.strip().splitlines()[0].strip() if docstring else ""
-        if len(summary) not in SUMMARY_CHARACTERS:
-            continue
-        statement = node.body[0]
-        without_docstring = (
-            lines[node.lineno - 1 : statement.lineno - 1]
-            + lines[statement.end_lineno or statement.lineno : node.end_lineno]
-        )
-        code = textwrap.dedent("\n".join(without_docstring)).strip()
-        if len(code) in CODE_CHARACTERS and summary not in code:
-            yield node.lineno, code, summary
+        docstring = ast.get_docstring(node, clean=False) or ""
+        kept = lines[node.lineno - 1 : node.end_lineno]
+        if docstring:
+            if len(node.body) < 2:
+                continue
+            statement = node.body[0]
+            kept = (
+                lines[node.lineno - 1 : statement.lineno - 1]
+                + lines[statement.end_lineno or statement.lineno : node.end_lineno]
+            )
+        code = textwrap.dedent("\n".join(kept)).strip()
+        if len(code) in CODE_CHARACTERS:
+            yield CodeFunction(module, node.lineno, code, docstring, node)
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from lora_kit.adapter.saved import SavedReward, adapter_sha256, read_saved_head
+from lora_kit.adapter.saved import adapter_sha256, read_saved_head
+from lora_kit.adapter.saved_heads import SavedReward
 from lora_kit.backbone.devices import input_device
 from lora_kit.backbone.heads import REWARD
-from lora_kit.evaluation.arms.classifier import require_arms
+from lora_kit.evaluation.arms.base_or_adapter import base_and_adapter
 from lora_kit.evaluation.arms.models import adapter_tokenizer_identity
-from lora_kit.evaluation.engine.arm import Arm, LoadedArms
+from lora_kit.evaluation.arms.text_heads import require_arms
+from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.recipe.sections import HEAD_ARMS
 from lora_kit.runs.session import Subject
 from lora_kit.runtime.hashes import json_sha256
@@ -64,14 +65,14 @@ def loaded_reward_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArm
     backbone, config = subject.backbone, subject.backbone.model.config
     trained = [backbone.fingerprint.digest, backbone.spec.attention]
     trained += adapter_tokenizer_identity(backbone)
-    adapted = json_sha256([*trained, adapter_sha256(subject.adapter), list(REWARD)])
-    by_length = json_sha256([*REWARD, learned.per_token])
+    adapted = json_sha256([*trained, adapter_sha256(subject.adapter), list(REWARD.names)])
+    by_length = json_sha256([*REWARD.names, learned.per_token])
     return [
-        LoadedArms(
+        base_and_adapter(
             lambda: LengthBaseline(learned, config).to(input_device(backbone.model)),
-            (Arm("base", by_length, nullcontext, roles=("gain",)),),
-        ),
-        LoadedArms(lambda: subject.model, (Arm("adapter", adapted, nullcontext, roles=("gain",)),)),
+            lambda: subject.model,
+            (by_length, adapted),
+        )
     ]
 
 

@@ -12,6 +12,7 @@ from lora_kit.data.rows import Row
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Graded, Item, Outcome, Task
 from lora_kit.evaluation.ledger import Entry
+from lora_kit.evaluation.scores import OF_HEADS
 from lora_kit.evaluation.task_spec import CHOICE_KINDS
 from lora_kit.recipe.sections import RETRIEVAL
 from lora_kit.runtime.hashes import json_sha256
@@ -92,7 +93,8 @@ def _has_text_answer(task: Task) -> bool:
     """Return true if items are scored by an answer; a likelihood cannot be retrieved."""
     kind = task.spec.kind
     has_choices = kind in CHOICE_KINDS and task.spec.score != "loss"
-    return has_choices or kind in ("generation", "instructions")
+    has_target = kind in OF_HEADS and task.spec.score != "loss"
+    return has_choices or has_target or kind in ("generation", "instructions")
 
 
 def _graded(retriever: Retriever, task: Task, item: Item, answer: str) -> Graded:

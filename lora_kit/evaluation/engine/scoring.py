@@ -14,18 +14,18 @@ from lora_kit.backbone.devices import input_device
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.batching import rows_of
 from lora_kit.evaluation.engine.choices import score_choice_trees
-from lora_kit.evaluation.engine.classes import score_classes
 from lora_kit.evaluation.engine.rewards import score_rewards
+from lora_kit.evaluation.engine.texts import score_texts
 from lora_kit.evaluation.item import (
     Branch,
     ChoiceRequest,
-    ClassRequest,
     GenerationRequest,
     LossRequest,
     Outcome,
     Request,
     RewardRequest,
     SampledRequest,
+    TextRequest,
 )
 from lora_kit.modeling.generation import generate_batch
 from lora_kit.modeling.likelihood import supervised_tokens
@@ -86,9 +86,9 @@ def compute_outcomes(
     """
     first = requests[0]
     pad = scorer.tokenizer.pad_token_id
-    if isinstance(first, ClassRequest):
-        texts = [r for r in requests if isinstance(r, ClassRequest)]
-        return score_classes(scorer.model, texts, pad, scorer.device)
+    if isinstance(first, TextRequest):
+        texts = [r for r in requests if isinstance(r, TextRequest)]
+        return score_texts(scorer.model, texts, pad, scorer.device)
     if isinstance(first, RewardRequest):
         pairs = [r for r in requests if isinstance(r, RewardRequest)]
         return score_rewards(scorer.model, pairs, pad, scorer.device)

@@ -14,7 +14,6 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.backbone.positions import PositionLimits
 from lora_kit.backbone.tokenizer import embedding_rows, without_embedding
 from lora_kit.data.rows import Row
-from lora_kit.evaluation.class_tasks import build_class_task
 from lora_kit.evaluation.engine.batching import items_by_look, plan_batches
 from lora_kit.evaluation.engine.outcome_cache import numeric_environment
 from lora_kit.evaluation.grading import GRADING_VERSION, grading_code
@@ -38,6 +37,7 @@ from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.task_items import Shot
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import as_shot, build_task, task_content
+from lora_kit.evaluation.text_tasks import build_text_task
 from lora_kit.evaluation.thoughts import NO_THINKING, Thinking
 from lora_kit.recipe.sections import FEWSHOT
 from lora_kit.runtime.console import say
@@ -195,15 +195,15 @@ def _plan(
     thinking: Thinking,
 ) -> Work:
     if backbone.head is not None:
-        if backbone.head.is_reward:
+        if backbone.head.kind == "reward":
             task = build_reward_task(suite, spec, backbone.tokenizer)
         else:
-            task = build_class_task(suite, spec, backbone.tokenizer, backbone.head.classes)
+            task = build_text_task(suite, spec, backbone.tokenizer, backbone.head.outputs)
         return _with_batches(suite, task, backbone, {}, stopping)
     rows = None if spec.kind == "lm_eval" else read_rows(spec)
     task = build_task(spec, backbone.tokenizer, suite.seed, rows=rows, thinking=thinking)
     _require_positions(task, backbone)
-    variants = {}
+    variants: dict[str, tuple[Task, str]] = {}
     if shots and suite.role == "gain":
         fewshot = _with_shots(suite, spec, backbone, shots, training, rows, thinking)
         if fewshot is not None and [i.id for i in fewshot.items] == [i.id for i in task.items]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lora_kit.evaluation.imported.result import Result, TaskResults
 from lora_kit.evaluation.ledger import Entry
+from lora_kit.evaluation.scores import TaskKind
 from lora_kit.evaluation.suite import Suite
-from lora_kit.evaluation.task_spec import TaskKind
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
 

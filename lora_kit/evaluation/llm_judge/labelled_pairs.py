@@ -78,7 +78,7 @@ def read_labelled_pairs(path: str, task: str) -> list[LabelledPair]:
 def _labelled(value: Mapping[str, Any], origin: str) -> LabelledPair | None:
     if {"first", "second"} <= set(value):
         return _compared(value, origin)
-    row = parse_row(value, origin, "preference", pairs=True)
+    row = parse_row(value, origin, "preference", needed=("preference",))
     request = "\n\n".join(message.content for message in row.prompt_turns)
     pair = AnswerPair(request, row.rejected[-1].content, row.messages[-1].content)
     return LabelledPair(pair, 1.0, False)

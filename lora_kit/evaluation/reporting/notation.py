@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_kit.evaluation.cut_answers import CUT_OFF
+from lora_kit.evaluation.scores import ITEM_UNITS
 from lora_kit.evaluation.task_verdict import TaskVerdict
 from lora_kit.evaluation.thoughts import UNENDED
 from lora_kit.statistics.decisions import Interval
@@ -22,8 +23,8 @@ def is_percent(unit: str) -> bool:
 
 
 def item_unit(task: TaskVerdict) -> str:
-    """Return the unit of single items' scores; macro-F1 is defined for all items together only."""
-    return "accuracy" if task.unit == "macro-F1" else task.unit
+    """Return the unit of single items' scores; that of macro-F1 is for all items together only."""
+    return ITEM_UNITS.get(task.unit, task.unit)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from lora_kit.evaluation.reporting.forest import NARROW, WIDE, build_forest
 from lora_kit.evaluation.reporting.notation import format_p_value
 from lora_kit.evaluation.reporting.plane import build_plane
 from lora_kit.evaluation.reporting.views import suite_reports
+from lora_kit.evaluation.reporting.wrong_items import find_wrong
 from lora_kit.evaluation.task_verdict import BASELINES
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.runtime.files import write_text
@@ -96,7 +97,7 @@ def write_report(
         facts: title of the report and facts about the run.
         agreement: agreement of the engines that answered the same items.
     """
-    suites = suite_reports(verdict, find_flips(view, verdict))
+    suites = suite_reports(verdict, find_flips(view, verdict), find_wrong(view, verdict))
     rows = [
         (f"{suite.verdict.suite} ({suite.verdict.role})", [task.difference for task in suite.tasks])
         for suite in suites

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from lora_kit.evaluation.diagnostics import LOWER_IS_BETTER, ClassScores, SecondaryMetric, Slice
+from lora_kit.evaluation.diagnostics import ClassScores, SecondaryMetric, Slice
 from lora_kit.evaluation.reporting.answers import decision_confidence, task_differences
 from lora_kit.evaluation.reporting.flips import MAX_SHOWN, Flip, TaskFlips
 from lora_kit.evaluation.reporting.forest import Difference
@@ -17,6 +17,8 @@ from lora_kit.evaluation.reporting.notation import (
     item_unit,
 )
 from lora_kit.evaluation.reporting.reliability import Dot, reliability_dots
+from lora_kit.evaluation.reporting.wrong_items import WrongClass
+from lora_kit.evaluation.scores import ITEM_UNITS
 from lora_kit.evaluation.task_verdict import BaselineComparison, FileTask, TaskVerdict
 from lora_kit.evaluation.verdict import SuiteVerdict, Verdict
 from lora_kit.statistics.calibration import CalibrationComparison
@@ -70,6 +72,11 @@ class ClassRow:
     base: ClassScore
     adapter: ClassScore
 
+    @property
+    def has_probabilities(self) -> bool:
+        """True if average precision is known of both arms."""
+        return None not in (self.base.average_precision, self.adapter.average_precision)
+
 
 @dataclass(frozen=True)
 class TaskReport:
@@ -88,6 +95,8 @@ class TaskReport:
         first_slices: number of slices that are not folded away.
         calibration: calibration of both arms; `None` for tasks without choices.
         classes: scores of each class, the lowest change of F1 first.
+        class_means: scores of all classes, with the means; `None` without classes.
+        wrong: items that the adapter got wrong, by class.
         drift: KL divergence of the adapter from the base; `None` if it was not measured.
         items: number format of single items' scores.
         item_unit: unit of single items' scores.
@@ -111,6 +120,8 @@ class TaskReport:
     first_slices: int
     calibration: CalibrationReport | None
     classes: tuple[ClassRow, ...]
+    class_means: ClassScores | None
+    wrong: tuple[WrongClass, ...]
     drift: FormattedComparison | None
     items: Notation
     item_unit: str
@@ -157,28 +168,33 @@ class SuiteReport:
     beside: tuple[TaskReport, ...]
 
 
-def suite_reports(verdict: Verdict, flips: Sequence[TaskFlips]) -> list[SuiteReport]:
+def suite_reports(
+    verdict: Verdict, flips: Sequence[TaskFlips], wrong: Sequence[tuple[WrongClass, ...]]
+) -> list[SuiteReport]:
     """Return the view models of all suites.
 
     Args:
         verdict: verdict to report.
         flips: flips of each task, in the verdict's order.
+        wrong: wrong items of each task by class, in the same order.
     """
     names = iter(d.name for d in task_differences(verdict))
-    flips_by_task = iter(flips)
+    changed = zip(flips, wrong, strict=True)
     return [
         SuiteReport(
             suite,
             format_percent(suite.tasks[0].interval.confidence),
             format_percent(decision_confidence(suite)),
-            tuple(_task_report(next(names), task, next(flips_by_task)) for task in suite.tasks),
-            tuple(_task_report(task.task, task, next(flips_by_task)) for task in suite.beside),
+            tuple(_task_report(next(names), task, *next(changed)) for task in suite.tasks),
+            tuple(_task_report(task.task, task, *next(changed)) for task in suite.beside),
         )
         for suite in verdict.suites
     ]
 
 
-def _task_report(name: str, task: TaskVerdict, flips: TaskFlips) -> TaskReport:
+def _task_report(
+    name: str, task: TaskVerdict, flips: TaskFlips, wrong: tuple[WrongClass, ...]
+) -> TaskReport:
     unit, merged = item_unit(task), task.merged_interval
     # Binary flips cannot be ranked by size, so as many as the page allows are shown.
     shown = MAX_SHOWN if flips.binary else MAX_LARGEST
@@ -220,6 +236,8 @@ def _task_report(name: str, task: TaskVerdict, flips: TaskFlips) -> TaskReport:
         first_slices=max(MAX_SLICES, sum(one.alarm for one in task.slices)),
         calibration=_calibration(task.calibration),
         classes=_classes(task.classes),
+        class_means=task.classes,
+        wrong=wrong,
         drift=_drift(task.drift.interval) if task.drift else None,
         items=Notation.fit(unit, (task.base, task.adapter), task.interval),
         item_unit=unit,
@@ -233,7 +251,7 @@ def _task_report(name: str, task: TaskVerdict, flips: TaskFlips) -> TaskReport:
 
 def _metric_label(metric: SecondaryMetric) -> str:
     label = metric.name.replace("_", " ")
-    return f"{label}, lower is better" if metric.name in LOWER_IS_BETTER else label
+    return f"{label}, lower is better" if not metric.higher_is_better else label
 
 
 def _calibration(comparison: CalibrationComparison | None) -> CalibrationReport | None:
@@ -266,9 +284,9 @@ def _drift(interval: Interval) -> FormattedComparison:
 def _net(task: TaskVerdict, flips: TaskFlips) -> str:
     """Return a sentence that relates won and lost items to the difference of binary scores.
 
-    Macro-F1 is excluded: it is not the mean of the items' scores.
+    Scores such as macro-F1 are excluded: they are not the mean of the items' scores.
     """
-    if not flips.binary or task.unit == "macro-F1":
+    if not flips.binary or task.unit in ITEM_UNITS:
         return ""
     won, lost, items = flips.won_items, flips.lost_items, task.interval.items
     difference = Difference.of("", task)

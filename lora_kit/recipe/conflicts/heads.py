@@ -1,4 +1,4 @@
-"""Rules about objectives that train a head: classification and reward models."""
+"""Rules about objectives that train a head: classes, numbers, labels and rewards."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from collections.abc import Iterator
 
 from lora_kit.recipe.classification import NOT_OF_A_HEAD
 from lora_kit.recipe.conflicts.objective import OBJECTIVE, OF_LANGUAGE_MODELING
-from lora_kit.recipe.objective import HEADED
+from lora_kit.recipe.objective import HEADED, TEXT_HEADS, HeadObjective
 from lora_kit.recipe.problem import Problem, conflict
 from lora_kit.recipe.sections import HEAD_ARMS, PROBE, MergeSpec, RecipeSections
+
+# Head and target of a row, by the objective, for reasons of refusals.
+WORDS: dict[HeadObjective, tuple[str, str]] = {
+    "classification": ("a classifier", "class"),
+    "regression": ("a regression", "number"),
+    "multi-label": ("a multi-label head", "list of labels"),
+}
 
 
 def head_without_objective(recipe: RecipeSections) -> Iterator[Problem]:
@@ -21,28 +28,29 @@ def head_without_objective(recipe: RecipeSections) -> Iterator[Problem]:
             "evaluation.arms",
             OBJECTIVE,
             reason=f"probe chooses between classes, and {OBJECTIVE} is {objective}",
-            fix="remove probe, or use objective: classification",
+            fix=f"remove probe, or use objective: {' or '.join(TEXT_HEADS)}",
         )
     if recipe.adapter.method == "head":
         yield conflict(
             "adapter.method",
             OBJECTIVE,
-            reason="head needs objective classification or reward; a language model's output head "
+            reason=f"head needs objective {' or '.join(HEADED)}; a language model's output head "
             f"is as large as its embedding ({OBJECTIVE} is {objective})",
             fix="use lora",
         )
 
 
-def classifier_data(recipe: RecipeSections) -> Iterator[Problem]:
-    """Refuse fields of `data` and `training` that a classifier does not read."""
-    if recipe.training.objective != "classification":
-        return
+def text_head_data(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse fields of `data` and `training` that a head of texts does not read."""
     data, training = recipe.data, recipe.training
+    if training.objective not in TEXT_HEADS:
+        return
+    head, target = WORDS[training.objective]
     asked = {
-        "data.replay": (data.replay, "replayed rows have no class"),
-        "data.overflow": (data.overflow != "truncate", "a classifier reads one text a row"),
-        "data.packing": (data.packing, "a classifier reads one text a row"),
-        "data.train_on": (data.train_on != "assistant", "a classifier trains on the row's class"),
+        "data.replay": (data.replay, f"replayed rows have no {target}"),
+        "data.overflow": (data.overflow != "truncate", f"{head} reads one text a row"),
+        "data.packing": (data.packing, f"{head} reads one text a row"),
+        "data.train_on": (data.train_on != "assistant", f"{head} trains on the row's {target}"),
         **{
             f"training.{name}": (getattr(training, name), "needs a language model")
             for name in OF_LANGUAGE_MODELING
@@ -76,15 +84,16 @@ def label_errors_of_classes(recipe: RecipeSections) -> Iterator[Problem]:
         )
 
 
-def classifier_retention(recipe: RecipeSections) -> Iterator[Problem]:
-    """Refuse retention methods, which need a language model, for a classifier."""
-    if recipe.training.objective != "classification":
+def text_head_retention(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse retention methods, which need a language model, for a head of texts."""
+    objective = recipe.training.objective
+    if objective not in TEXT_HEADS:
         return
     for name in recipe.retention.requested:
         yield conflict(
             f"retention.{name}",
             OBJECTIVE,
-            reason="preserves a language model's outputs, and a classifier has none",
+            reason=f"preserves a language model's outputs, and {WORDS[objective][0]} has none",
         )
 
 

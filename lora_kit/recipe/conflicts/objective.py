@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from lora_kit.recipe.objective import (
     PREFERENCE,
     REFERENCED,
+    SECTION_OF,
     SUPERVISED,
-    WITH_SECTION,
     PreferenceSpec,
 )
 from lora_kit.recipe.problem import Problem, conflict
@@ -37,7 +37,7 @@ OF_LANGUAGE_MODELING = (
     "liger",
     "neftune_noise_alpha",
 )
-ON_SUPERVISED = "works with the objectives sft, text and classification only"
+ON_SUPERVISED = f"works with the objectives {', '.join(SUPERVISED[:-1])} and {SUPERVISED[-1]} only"
 ON_LANGUAGE_MODELING = "works with the objectives sft and text only"
 FIXES = {
     "data.validation": "evaluate held-out rows as a task of a suite: multiple_choice for pairs, "
@@ -60,9 +60,9 @@ def sections_of_other_objectives(recipe: RecipeSections) -> Iterator[Problem]:
     objective = recipe.training.objective
     if recipe.preference is not None and objective not in PREFERENCE:
         yield _unused(recipe, "preference", "is read by the objectives dpo, kto and orpo only")
-    for name in WITH_SECTION:
-        if getattr(recipe, name) is not None and objective != name:
-            yield _unused(recipe, name, f"is read by the objective {name} only")
+    for reader, name in SECTION_OF.items():
+        if getattr(recipe, name) is not None and objective != reader:
+            yield _unused(recipe, name, f"is read by the objective {reader} only")
 
 
 def fields_of_other_losses(recipe: RecipeSections) -> Iterator[Problem]:

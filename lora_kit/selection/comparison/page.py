@@ -18,6 +18,7 @@ from lora_kit.evaluation.reporting.notation import (
     format_percent,
 )
 from lora_kit.evaluation.reporting.report import TEMPLATES, InlineAsset
+from lora_kit.evaluation.scores import ITEM_UNITS
 from lora_kit.runtime.files import write_text
 from lora_kit.selection.comparison.curves import plot_curves
 from lora_kit.selection.comparison.differences import RunDifference
@@ -157,7 +158,7 @@ def _changed_task(found: RunComparison, row: DifferenceRow) -> ChangedTask:
         found.texts.get((run, one.suite, one.digest, one.task), {}) for run in one.pair
     )
     # Macro-F1 is defined for all items together only.
-    unit = "accuracy" if one.unit == "macro-F1" else one.unit
+    unit = ITEM_UNITS.get(one.unit, one.unit)
     notation = Notation.fit(unit, one.scores, one.interval)
     first, second = (
         tuple(

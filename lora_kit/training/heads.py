@@ -1,4 +1,4 @@
-"""Classifier training: loss over classes, and the trainer."""
+"""Training of a head that reads a text: its task, and the trainer."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import split_micro_batches
-from lora_kit.data.labelled import class_indices
 from lora_kit.data.prepared import PreparedData
-from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.data.supervision import Example
 from lora_kit.modeling.features import Features, frozen_features
 from lora_kit.modeling.model_inputs import send, to_device
-from lora_kit.recipe.classification import ClassificationSpec
+from lora_kit.modeling.modes import eval_mode
+from lora_kit.training.head_losses import LOSSES, HeadLoss
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs, StepTrainer
 from lora_kit.training.validation import shared_mean
@@ -28,100 +26,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ClassLoss:
-    """Weighted cross-entropy or focal loss.
-
-    -w (1 - p)^gamma log p, where p is the probability of the true class and w its weight (Lin et
-    al. 2017, arXiv:1708.02002, equation 5). The mean is weighted, as in torch's `cross_entropy`
-    with a weight.
+class HeadTask:
+    """Loss of a head, and frozen features where only the head is trained.
 
     Attributes:
-        weights: weight of each class, (classes,) float32.
-        gamma: focusing parameter; 0 for cross-entropy.
-    """
-
-    weights: torch.Tensor
-    gamma: float = 0.0
-
-    @classmethod
-    def of(
-        cls, spec: ClassificationSpec, classes: Sequence[str], targets: Sequence[int]
-    ) -> ClassLoss:
-        """Return the loss of a recipe.
-
-        Args:
-            spec: the recipe's section `classification`.
-            classes: names of all classes.
-            targets: class index of each training row; every class has a row.
-        """
-        from sklearn.utils.class_weight import compute_class_weight
-
-        weights = compute_class_weight(
-            spec.weights_of(classes), classes=np.arange(len(classes)), y=np.array(targets)
-        )
-        return cls(torch.tensor(weights, dtype=torch.float32), spec.focal_gamma)
-
-    def sum(
-        self, logits: torch.Tensor, targets: torch.Tensor, row_weights: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the weighted sum of the losses of all rows, in nats; scalar, float32.
-
-        Args:
-            logits: (batch, classes), of any float dtype.
-            targets: (batch,) int64; rows with target -100 have no loss.
-            row_weights: (batch,) float32, weight of each row besides that of its class.
-        """
-        assert len(self.weights) == logits.shape[1]
-        logits = logits.float()
-        nll = cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
-        weights = self.weight_of(targets)
-        if row_weights is not None:
-            weights = weights * row_weights
-        if self.gamma:
-            # For gamma < 1, the gradient of 0^gamma is infinite: a row with p = 1 would give NaN.
-            uncertainty = (1 - (-nll).exp()).clamp(min=torch.finfo(torch.float32).tiny)
-            nll = uncertainty**self.gamma * nll
-        return (weights * nll).sum()
-
-    def weight_of(self, targets: torch.Tensor) -> torch.Tensor:
-        """Return the weight of each row, (batch,) float32; 0 where the target is -100.
-
-        Args:
-            targets: (batch,) int64.
-        """
-        weights = send(self.weights, targets.device)
-        return torch.where(targets == IGNORE_INDEX, 0.0, weights[targets.clamp(min=0)])
-
-
-@dataclass(frozen=True, eq=False)
-class ClassTask:
-    """Loss of a classifier, and frozen features where only the head is trained.
-
-    Attributes:
-        loss: loss over classes.
+        loss: loss of the targets.
         features: features of the training examples; `None` unless only the head is trained.
         held_out: features of the held-out examples; `None` likewise.
-        row_weights: weight of training examples by their index, besides that of their class; 1
+        row_weights: weight of training examples by their index, besides that of their target; 1
             for the others.
     """
 
-    loss: ClassLoss
+    loss: HeadLoss
     features: Features | None = None
     held_out: Features | None = None
     row_weights: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, inputs: TrainingInputs) -> ClassTask | None:
-        """Return the task of a recipe; `None` if its backbone has no head for classes.
+    def of(cls, inputs: TrainingInputs) -> HeadTask | None:
+        """Return the task of a recipe; `None` if its backbone has no head that reads a text.
 
         Raises:
             AdapterError: if the architecture provides no features on which to train the head alone.
         """
         backbone, model, held_out = inputs.backbone, inputs.model, inputs.held_out
-        if backbone.head is None or backbone.head.is_reward:
+        if backbone.head is None or backbone.head.kind not in LOSSES:
             return None
-        spec = inputs.recipe.classification or ClassificationSpec()
-        loss = ClassLoss.of(spec, backbone.head.classes, class_indices(inputs.data))
+        loss = LOSSES[backbone.head.kind](inputs)
         if inputs.recipe.adapter.method != "head":
             return cls(loss, row_weights=inputs.row_weights)
         has_rows = held_out is not None and len(held_out.examples)
@@ -144,36 +75,74 @@ class ClassTask:
         The forward passes are shared between the processes.
 
         Args:
-            model: the classifier with its adapter.
+            model: the head with its backbone and adapter.
             backbone: backbone of the model.
             data: held-out rows.
             max_tokens_per_batch: maximum tokens of a forward pass, padding included.
         """
         if data is None or not data.examples:
             return None
-        if self.held_out is not None:
-            batches = [self.held_out.batch(range(len(data.examples)), data.examples)]
-        else:
-            pad = backbone.tokenizer.pad_token_id
-            groups = split_micro_batches(data.examples, len(data.examples), max_tokens_per_batch)
-            batches = [_pad_classified(group, pad) for group in groups]
 
         def sums_of(batch: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
             batch = to_device(batch, backbone.model.device)
             weights = self.loss.weight_of(batch["targets"]).double()
-            return self.loss.sum(_logits(model, batch), batch["targets"]), weights.sum()
+            losses = self.loss.of_rows(_logits(model, batch), batch["targets"])
+            return losses.sum(), weights.sum()
 
+        batches = self._held_out_batches(backbone, data, max_tokens_per_batch)
         return shared_mean(model, batches, sums_of)
 
+    def held_out_outputs(
+        self, model: PeftModel, backbone: Backbone, data: PreparedData, max_tokens_per_batch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits and targets of the held-out rows, (rows, outputs) float64 on the CPU each.
 
-class ClassifierTrainer(StepTrainer):
-    """transformers' Trainer for a classification head, with or without the backbone below it.
+        The rows are in an order of their own.
+
+        Args:
+            model: the head with its backbone and adapter.
+            backbone: backbone of the model.
+            data: held-out rows, at least one.
+            max_tokens_per_batch: maximum tokens of a forward pass, padding included.
+        """
+        batches = self._held_out_batches(backbone, data, max_tokens_per_batch)
+        with eval_mode(model), torch.no_grad():
+            logits = [_logits(model, to_device(one, backbone.model.device)) for one in batches]
+        targets = torch.cat([one["targets"] for one in batches])
+        return torch.cat(logits).double().cpu(), targets.double().cpu()
+
+    def _held_out_batches(
+        self, backbone: Backbone, data: PreparedData, max_tokens_per_batch: int
+    ) -> list[StepInputs]:
+        if self.held_out is not None:
+            rows = range(len(data.examples))
+            return [self.held_out.batch(rows, self.loss.targets(data.examples))]
+        groups = split_micro_batches(data.examples, len(data.examples), max_tokens_per_batch)
+        return [self.padded(group, backbone.tokenizer.pad_token_id) for group in groups]
+
+    def padded(self, examples: Sequence[Example], pad_token_id: int) -> StepInputs:
+        """Return the tensors of a forward pass.
+
+        Args:
+            examples: examples of the pass.
+            pad_token_id: token that fills shorter rows.
+
+        Returns:
+            `input_ids` and `attention_mask`, (batch, length) int64, and `targets`; `row_weights`,
+            (batch,) float32, if the examples have weights of their own.
+        """
+        batch = pad_right([example.input_ids for example in examples], pad_token_id)
+        return {**batch, "targets": self.loss.targets(examples), **_row_weights(examples)}
+
+
+class HeadTrainer(StepTrainer):
+    """transformers' Trainer for a head that reads a text, with or without the backbone below it.
 
     Attributes:
         task: loss, and frozen features where only the head is trained.
     """
 
-    def __init__(self, *args: Any, inputs: TrainingInputs, task: ClassTask, **kwargs: Any):
+    def __init__(self, *args: Any, inputs: TrainingInputs, task: HeadTask, **kwargs: Any):
         """Create the trainer.
 
         Args:
@@ -199,7 +168,7 @@ class ClassifierTrainer(StepTrainer):
         Args:
             model: the model, wrapped by Accelerate.
             inputs: this process's share, of `collate_share`.
-            num_items_in_batch: ignored; the loss is normalized by class weights.
+            num_items_in_batch: ignored; the loss is normalized by the weights of the rows.
 
         Returns:
             Summed weighted losses of the share, divided by the summed weights of the step over all
@@ -211,10 +180,9 @@ class ClassifierTrainer(StepTrainer):
             for row, example in zip(inputs["rows"], inputs["examples"], strict=True)
         ]
         inputs = {**inputs, "examples": examples}
-        targets = torch.tensor([example.labels[-1] for example in examples] or [IGNORE_INDEX])
+        weights = self.task.loss.weight_of(self.task.loss.targets(examples))
         own = _row_weights(examples).get("row_weights", 1.0)
-        weights = self.task.loss.weight_of(targets) * own
-        weight = send(weights.sum(), self.args.device)
+        weight = send((weights * own).sum(), self.args.device)
         total = self.accelerator.reduce(weight, reduction="sum")
         return super().training_step(model, inputs, total)
 
@@ -222,33 +190,24 @@ class ClassifierTrainer(StepTrainer):
         if self.task.features is None:
             return super()._passes(examples, model)
         self.tokens += sum(len(example.input_ids) for example in examples)
-        batch = self.task.features.batch(self.rows, examples)
+        targets = self.task.loss.targets(examples)
+        batch = self.task.features.batch(self.rows, targets)
         return [{**batch, **_row_weights(examples)}]
 
     def _tensors(self, examples: Sequence[Example]) -> list[StepInputs]:
         groups = split_micro_batches(examples, self.micro_batcher.rows, self.micro_batcher.tokens)
-        return [_pad_classified(group, self._pad_token_id) for group in groups]
+        return [self.task.padded(group, self._pad_token_id) for group in groups]
 
     def summed_loss(self, model: torch.nn.Module, inputs: StepInputs) -> torch.Tensor:
         """Return the summed weighted losses of one forward pass; scalar, float32.
 
         Args:
             model: the model, wrapped by Accelerate.
-            inputs: tensors of the pass, of `_pad_classified` or `Features.batch`.
+            inputs: tensors of the pass, of `HeadTask.padded` or `Features.batch`.
         """
-        return self.task.loss.sum(
-            _logits(model, inputs), inputs["targets"], inputs.get("row_weights")
-        )
-
-
-def _pad_classified(examples: Sequence[Example], pad_token_id: int) -> StepInputs:
-    """Return `input_ids` and `attention_mask`, (batch, length), and `targets`, (batch,); int64.
-
-    And `row_weights`, (batch,) float32, if the examples have weights of their own.
-    """
-    batch = pad_right([example.input_ids for example in examples], pad_token_id)
-    targets = torch.tensor([example.labels[-1] for example in examples])
-    return {**batch, "targets": targets, **_row_weights(examples)}
+        losses = self.task.loss.of_rows(_logits(model, inputs), inputs["targets"])
+        weights: torch.Tensor | float = inputs.get("row_weights", 1.0)
+        return (losses * weights).sum()
 
 
 def _row_weights(examples: Sequence[Example]) -> StepInputs:
@@ -258,7 +217,7 @@ def _row_weights(examples: Sequence[Example]) -> StepInputs:
 
 
 def _logits(model: Any, batch: StepInputs) -> torch.Tensor:
-    """Return logits, (batch, classes), of the head alone if the batch has features."""
+    """Return logits, (batch, outputs), of the head alone if the batch has features."""
     if "head" in batch:
         logits: torch.Tensor = batch["head"](batch["features"])
     else:

@@ -1,0 +1,91 @@
+"""Scores of tasks whose kind has several: units, and which single items have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+TaskKind = Literal[
+    "loss",
+    "multiple_choice",
+    "classification",
+    "regression",
+    "multi_label",
+    "generation",
+    "instructions",
+    "judge",
+    "lm_eval",
+]
+ScoreName = Literal[
+    "accuracy",
+    "accuracy_per_byte",
+    "accuracy_per_token",
+    "loss",
+    "macro_f1",
+    "squared_error",
+    "r2",
+    "rmse",
+    "spearman",
+    "jaccard",
+    "exact_match",
+    "micro_f1",
+    "mean_average_precision",
+]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score of a task.
+
+    Attributes:
+        unit: unit in reports.
+        higher_is_better: true if a higher score is better.
+        of_items: false if the score is defined for all items together only.
+        is_binary: true if the score of an item is always 0 or 1.
+    """
+
+    unit: str
+    higher_is_better: bool = True
+    of_items: bool = True
+    is_binary: bool = False
+
+
+LIKELIHOODS: Mapping[ScoreName, Score] = {
+    "accuracy": Score("accuracy", is_binary=True),
+    "accuracy_per_byte": Score("accuracy", is_binary=True),
+    "accuracy_per_token": Score("accuracy", is_binary=True),
+    "loss": Score("nats", higher_is_better=False),
+}
+# Scores of a kind; the first is the default, and that of single items.
+SCORES: Mapping[TaskKind, Mapping[ScoreName, Score]] = {
+    "multiple_choice": LIKELIHOODS,
+    "classification": {
+        **LIKELIHOODS,
+        "macro_f1": Score("macro-F1", of_items=False),
+        "mean_average_precision": Score("mean average precision", of_items=False),
+    },
+    "regression": {
+        "squared_error": Score("squared error", higher_is_better=False),
+        "r2": Score("R²", of_items=False),
+        "rmse": Score("RMSE", higher_is_better=False, of_items=False),
+        "spearman": Score("Spearman's ρ", of_items=False),
+    },
+    "multi_label": {
+        "jaccard": Score("Jaccard index"),
+        "exact_match": Score("exact match", is_binary=True),
+        "loss": Score("nats per label", higher_is_better=False),
+        "micro_f1": Score("micro-F1", of_items=False),
+        "macro_f1": Score("macro-F1 of labels", of_items=False),
+        "mean_average_precision": Score("mAP", of_items=False),
+    },
+}
+# Kinds that only a head answers.
+OF_HEADS: tuple[TaskKind, ...] = ("regression", "multi_label")
+# Unit of single items' scores, by the unit of a score of all items together.
+ITEM_UNITS: Mapping[str, str] = {
+    one.unit: next(iter(scores.values())).unit
+    for scores in SCORES.values()
+    for one in scores.values()
+    if not one.of_items
+}

@@ -1,0 +1,80 @@
+"""Rows of tasks that only a head answers: a text with its numbers or labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lora_kit.data.formats import parse_row
+from lora_kit.data.rows import Row
+from lora_kit.data.sources import BUILT_IN, drop_nulls
+from lora_kit.evaluation.scores import TaskKind
+from lora_kit.evaluation.task_spec import TaskSpec
+from lora_kit.evaluation.task_tables import (
+    read_built_in,
+    read_task_table,
+    row_cluster,
+    row_identifier,
+    row_slices,
+    unread_by_task,
+)
+from lora_kit.recipe.objective import FORMATS_OF, HeadObjective
+from lora_kit.runtime.errors import DataError
+
+# Objective whose rows the items of a kind are.
+OBJECTIVES: Mapping[TaskKind, HeadObjective] = {
+    "regression": "regression",
+    "multi_label": "multi-label",
+}
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """Text with its target.
+
+    Attributes:
+        unused: columns of the row that are not used.
+    """
+
+    id: str
+    row: Row
+    cluster: str
+    slices: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+
+
+def read_targets(spec: TaskSpec) -> list[TargetRow]:
+    """Read the rows of a task that only a head answers.
+
+    Raises:
+        DataError: if the source is unknown, or a row is invalid; names the row.
+    """
+    needed = FORMATS_OF[OBJECTIVES[spec.kind]]
+    if spec.source in BUILT_IN:
+        rows = read_built_in(spec)
+        if any(row.format not in needed for row in rows):
+            raise DataError(
+                f"task {spec.name}: source: the rows are no items of kind {spec.kind} (got "
+                f"{spec.source}). Fix: use one of the sources built in for it: "
+                f"{', '.join(_sources(spec.kind)) or 'none'}"
+            )
+        return [TargetRow(row.origin, row, row.cluster) for row in rows]
+    found = []
+    for value, origin in read_task_table(spec, _sources(spec.kind)):
+        row = parse_row(drop_nulls(value), origin, needed=needed)
+        found.append(
+            TargetRow(
+                row_identifier(value, origin),
+                row,
+                row_cluster(value, origin, spec),
+                row_slices(value, origin, spec),
+                unread_by_task(value, spec, set(value) - set(row.unused)),
+            )
+        )
+    return found
+
+
+def _sources(kind: TaskKind) -> list[str]:
+    """Return the built-in sources whose rows are items of a kind."""
+    needed = FORMATS_OF[OBJECTIVES[kind]]
+    return [name for name, one in BUILT_IN.items() if one.read()[0].format in needed]

@@ -1,0 +1,146 @@
+"""Regression and multi-label: gain of the bundled recipes over the baselines, and plain reloading.
+
+    python -m tests.benchmarks.heads [--quick] [--output DIR]
+
+The recipes `score` (complexity of a function) and `tag` (kinds of its statements) are trained and
+evaluated with all of their arms, and their adapters reloaded by transformers and PEFT alone in a
+separate process, whose outputs for the first items are compared with those of the ledger. Each run
+is a directory under `--output`; what is there already is not computed again. `--quick` trains the
+head alone on a tenth of the rows.
+
+Intervals are those of the verdict: 95%, by resampling modules, over all looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_kit.backbone.files import resolve
+from lora_kit.data.scored import read_numbers
+from lora_kit.evaluation.ledger import Entry, read_ledger
+from lora_kit.evaluation.verdict_file import read_verdict
+from lora_kit.pipeline import evaluate, train
+from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.machine import machine, versions
+
+RECIPES = ("score", "tag")
+# Items whose outputs are compared.
+ITEMS = 100
+QUICK = (
+    "adapter={method: head}",
+    "data.train.0.limit=200",
+    "training.micro_batch_size=null",
+    "training.learning_rate=1.0e-2",
+)
+PLAIN = """
+import json, sys, torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+backbone, adapter, length = sys.argv[1:]
+config = AutoConfig.from_pretrained(adapter)
+base = AutoModelForSequenceClassification.from_pretrained(
+    backbone, config=config, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, adapter).eval()
+tokenizer = AutoTokenizer.from_pretrained(backbone)
+found = []
+with torch.no_grad():
+    for text in json.load(sys.stdin):
+        inputs = tokenizer(
+            text, truncation=True, max_length=int(length), return_tensors="pt")
+        found.append(model(**inputs).logits[0].tolist())
+print(json.dumps(found))
+"""
+
+
+def main() -> None:
+    """Train, evaluate, reload, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--output", type=Path, default=Path("runs/heads"))
+    parser.add_argument("--quick", action="store_true", help="the head alone, a tenth of the rows")
+    arguments = parser.parse_args()
+    figures = {}
+    for name in RECIPES:
+        recipe = Recipe.load(name, list(QUICK) if arguments.quick else [])
+        directory = arguments.output.absolute() / (f"{name}-quick" if arguments.quick else name)
+        figures[name] = _measured(recipe, directory)
+    for name, found in figures.items():
+        print(f"\n{name}: {found['unit']}, {found['items']} items of {found['modules']} modules")
+        for arm, one in found["arms"].items():
+            over = one.get("adapter_over")
+            shown = (
+                ""
+                if over is None
+                else f"  adapter over it {over[0]:+.3f} ({over[1]:+.3f} to {over[2]:+.3f})"
+            )
+            print(f"{arm:10}{one['score']:8.3f}{shown}")
+        print(f"training {found['seconds']} s wall, {found['cpu_seconds']} s of CPU; largest")
+        print(f"difference of plain transformers {found['reloaded']:.1e}")
+    print(json.dumps({"figures": figures, "machine": machine(), "versions": versions()}))
+
+
+def _measured(recipe: Recipe, directory: Path) -> dict[str, Any]:
+    """Return the figures of a recipe, computed unless they are there."""
+    path = directory / "figures.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    began = time.process_time()
+    trained = train(recipe, directory, resume=True)
+    cpu = time.process_time() - began
+    evaluate(trained.session, stopping="none")
+    (task,) = read_verdict(directory / "evaluation").verdict.suites[0].tasks
+    arms: dict[str, Any] = {
+        "adapter": {"score": round(task.adapter, 4)},
+        "base": {"score": round(task.base, 4), "adapter_over": _interval(task.interval)},
+    }
+    for one in task.baselines:
+        arms[one.arm] = {"score": round(one.mean, 4), "adapter_over": _interval(one.interval)}
+    found = {
+        "unit": task.unit,
+        "items": task.interval.items,
+        "modules": task.interval.clusters,
+        "arms": arms,
+        "measures": {
+            one.name: {"base": round(one.base, 4), "adapter": round(one.adapter, 4),
+                       "difference": _interval(one.interval)}
+            for one in task.measures
+        },
+        "seconds": round(trained.result.seconds, 1),
+        "cpu_seconds": round(cpu, 1),
+        "reloaded": _largest_difference(recipe, directory),
+    }  # fmt: skip
+    path.write_text(json.dumps(found))
+    return found
+
+
+def _interval(interval: Any) -> list[float]:
+    return [round(value, 4) for value in (interval.delta, interval.low, interval.high)]
+
+
+def _largest_difference(recipe: Recipe, directory: Path) -> float:
+    """Return the largest relative difference between plain outputs and those of the ledger."""
+    entries = [e for e in read_ledger(directory / "evaluation" / "ledger.parquet")
+               if e.arm == "adapter"][:ITEMS]  # fmt: skip
+    command = [sys.executable, "-c", PLAIN, str(resolve(recipe.backbone).directory)]
+    command += [str(directory / "adapter"), str(recipe.data.max_length)]
+    texts = json.dumps([entry.prompt for entry in entries])
+    told = subprocess.run(command, input=texts, capture_output=True, text=True, check=True).stdout
+    plain = np.array(json.loads(told.splitlines()[-1]))
+    own = np.array([_outputs(entry) for entry in entries])
+    return float(np.abs(plain - own).max() / np.abs(own).max())
+
+
+def _outputs(entry: Entry) -> list[float]:
+    """Return the logits of labels, or the numbers, which have six digits."""
+    return list(entry.log_likelihoods) or list(read_numbers(entry.output).values())
+
+
+if __name__ == "__main__":
+    main()
