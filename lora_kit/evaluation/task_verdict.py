@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lora_kit.evaluation.diagnostics import ClassScores, Drift, SecondaryMetric, Slice
 from lora_kit.evaluation.stopping import EndReason
-from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL, SCRATCH
+from lora_kit.recipe.sections import FEWSHOT, PLAIN, PROBE, RETRIEVAL, SCRATCH
 from lora_kit.statistics.calibration import CalibrationComparison
 from lora_kit.statistics.decisions import Decision, Interval
 from lora_kit.statistics.judged_preference import JudgeAccuracy
@@ -18,6 +18,7 @@ BASELINES = {
     RETRIEVAL: ("retrieved answers", "repeating the answer of the most similar training example"),
     PROBE: ("a linear probe", "a linear probe of the frozen backbone, without an adapter"),
     SCRATCH: ("training from scratch", "the same training on weights that were never pretrained"),
+    PLAIN: ("the rows as they are", "the same training without added or weighed rows"),
 }
 
 

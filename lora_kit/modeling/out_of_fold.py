@@ -18,6 +18,19 @@ _FLOOR = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
+class AddedRows:
+    """Rows that every probe is fitted to besides those of the other folds.
+
+    Attributes:
+        features: (rows, features) float32.
+        labels: (rows,) int64, class of each row.
+    """
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
 class OutOfFold:
     """Probabilities of each row's classes by probes that were fitted to other rows.
 
@@ -38,6 +51,7 @@ def out_of_fold(
     labels: NDArray[np.int64],
     groups: NDArray[np.int64],
     classes: int,
+    added: AddedRows | None = None,
 ) -> OutOfFold | None:
     """Fit a logistic regression per fold and predict the rows of that fold.
 
@@ -49,6 +63,7 @@ def out_of_fold(
         labels: (rows,) int64, class of each row.
         groups: (rows,) int64; dependent rows share a group, and stay in one fold.
         classes: number of classes.
+        added: rows without a fold, to which all probes are fitted.
 
     Returns:
         The probabilities; `None` if the rows have too few groups for two folds with two classes.
@@ -60,7 +75,7 @@ def out_of_fold(
     for rest, held_out in folds:
         known[held_out] = np.isin(labels[held_out], labels[rest])
     best, lowest = None, np.inf
-    for penalty, probabilities in _paths(features, labels, folds, classes):
+    for penalty, probabilities in _paths(features, labels, folds, classes, added):
         own = probabilities[np.arange(len(labels)), labels][known]
         loss = -np.log(np.maximum(own, _FLOOR)).mean()
         # The loss falls and then rises with C; weak penalties take the longest to fit.
@@ -92,18 +107,54 @@ def _paths(
     labels: NDArray[np.int64],
     folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     classes: int,
+    added: AddedRows | None,
 ) -> Iterator[tuple[float, NDArray[np.float64]]]:
     """Yield each penalty, the strongest first, with the probabilities of all rows."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    scalers = [StandardScaler().fit(features[rest]) for rest, _ in folds]
+    fitted = [_with_added(features[rest], labels[rest], added) for rest, _ in folds]
+    scalers = [StandardScaler().fit(values) for values, _ in fitted]
     probes: list[Any] = [LogisticRegression(max_iter=2_000, warm_start=True) for _ in folds]
     for penalty in C_VALUES:
         probabilities = np.zeros((len(labels), classes))
-        for (rest, held_out), scaler, probe in zip(folds, scalers, probes, strict=True):
+        parts = zip(folds, fitted, scalers, probes, strict=True)
+        for (_, held_out), (values, classes_of), scaler, probe in parts:
             # From the weights of the stronger penalty before, which are close.
-            probe.set_params(C=penalty).fit(scaler.transform(features[rest]), labels[rest])
+            probe.set_params(C=penalty).fit(scaler.transform(values), classes_of)
             predicted = probe.predict_proba(scaler.transform(features[held_out]))
             probabilities[np.ix_(held_out, probe.classes_)] = predicted
         yield penalty, probabilities
+
+
+def fitted_probe(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    penalty: float,
+    added: AddedRows | None = None,
+) -> Any:
+    """Fit the logistic regression of `out_of_fold` to all rows.
+
+    Args:
+        features: (rows, features) float32.
+        labels: (rows,) int64, class of each row.
+        penalty: inverse regularization strength C.
+        added: further rows.
+
+    Returns:
+        scikit-learn pipeline of a `StandardScaler` and a `LogisticRegression`.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=2_000))
+    return probe.fit(*_with_added(features, labels, added))
+
+
+def _with_added(
+    features: NDArray[np.float32], labels: NDArray[np.int64], added: AddedRows | None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    if added is None:
+        return features, labels
+    return np.concatenate([features, added.features]), np.concatenate([labels, added.labels])

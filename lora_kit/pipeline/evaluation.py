@@ -33,10 +33,12 @@ from lora_kit.evaluation.reporting.report import ReportFacts
 from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import Suite, load_suites
 from lora_kit.evaluation.thoughts import Thinking
+from lora_kit.pipeline.plain_arm import plain_arm
 from lora_kit.pipeline.shipped_arms import SERVED_ARM, TRANSFORMERS, Programs, ShippedArms
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.sections import (
     FEWSHOT,
+    PLAIN,
     PROBE,
     RETRIEVAL,
     SCRATCH,
@@ -57,7 +59,7 @@ from lora_kit.runtime.errors import EvaluationError, RecipeError
 from lora_kit.runtime.launch import needs_one_process
 from lora_kit.runtime.processes import continue_alone
 from lora_kit.runtime.vllm import find_vllm
-from lora_kit.training.label_errors import label_error_facts
+from lora_kit.training.head_rows.label_errors import label_error_facts
 from lora_kit.training.rows_of_run import require_trained_on, rows_of_run
 from lora_kit.training.scratch import scratch_arm
 
@@ -253,4 +255,8 @@ def _answering(
         return models, {**merged_facts(subject, names), **quantized_facts(subject, names)}
     if head.kind == "reward":
         return loaded_reward_arms(subject, names), reward_facts(subject)
-    return loaded_head_arms(subject, names, rows), head_facts(subject)
+    models = loaded_head_arms(subject, names, rows)
+    if subject.session and PLAIN in names:
+        # Last, since it frees the model of the other arms.
+        models.append(plain_arm(subject.session))
+    return models, head_facts(subject)

@@ -17,7 +17,7 @@ from lora_kit.evaluation.suite import load_suites
 from lora_kit.evaluation.thoughts import Thinking
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import FEWSHOT
-from lora_kit.training.label_errors import searches_label_errors
+from lora_kit.training.head_rows.read import changes_rows
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,7 +47,7 @@ def load_inputs(recipe: Recipe) -> LoadedInputs:
     Raises:
         LoraKitError: if one of them cannot be read.
     """
-    searches_label_errors(recipe)  # refuses it where it cannot be done
+    changes_rows(recipe)  # refuses what cannot be done
     suites = load_suites(recipe.evaluation.suites)
     sources = open_rows(recipe.data, recipe.seed, recipe.training.objective)
     outputs = head_outputs(sources, recipe)

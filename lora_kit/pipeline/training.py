@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_kit.adapter.attach import Coverage, coverage
 from lora_kit.adapter.initial_factors import initialise
@@ -39,7 +39,7 @@ from lora_kit.training.resuming import begin_run, choose_run, recorded_result, r
 from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.retention.token_masking import mask_improbable_tokens
 from lora_kit.training.rows_of_run import rows_of_run
-from lora_kit.training.self_distillation.rows import Records, read_training_rows
+from lora_kit.training.self_distillation.rows import read_training_rows
 from lora_kit.training.trainer import TrainingResult, run_training
 from lora_kit.training.validation import EndsEarly
 
@@ -127,10 +127,9 @@ def train(
         say(f"{run.root}: resuming from {chosen.checkpoint.name}")
     elif is_main:
         _begin_record(run, recipe, begun)
-    held_out, texts, errors = ready.data.held_out, ready.texts, ready.audit.label_errors
-    weights = errors.weights if errors else {}
+    held_out, texts = ready.data.held_out, ready.texts
     inputs = TrainingInputs(
-        recipe, backbone, ready.model, data, held_out, run, texts, launch, weights
+        recipe, backbone, ready.model, data, held_out, run, texts, launch, ready.weights
     )
     result = run_training(inputs, chosen.checkpoint, ends_early)
     if loaded.take_off:
@@ -157,7 +156,7 @@ class _Begun:
     """Everything that a training needs, the same on all processes.
 
     Attributes:
-        said: rows and answers that the base generated.
+        said: rows, answers, classes and weights that the base gave, by kind.
         data: training data, after token masking.
         work: tokenized items of the recipe's suites.
         inputs: digests of everything that the training depends on besides recipe and backbone.
@@ -165,7 +164,7 @@ class _Begun:
 
     ready: PreparedTraining
     backbone: Backbone
-    said: dict[str, Records]
+    said: Mapping[str, Any]
     data: PreparedData
     work: Sequence[Work]
     coverage: Coverage

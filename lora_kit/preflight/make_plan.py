@@ -12,6 +12,7 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import resolve_packing
 from lora_kit.data.dataset import mix_replay, open_rows, validation_rows
 from lora_kit.data.head_targets import head_outputs
+from lora_kit.data.training_rows import TrainingRows
 from lora_kit.evaluation.engine.work import Work, plan_work
 from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import load_suites
@@ -45,8 +46,8 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import MissingBackboneError
 from lora_kit.runtime.launch import current_launch
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.label_errors import searches_label_errors
-from lora_kit.training.self_distillation.rows import TrainingRows, read_training_rows
+from lora_kit.training.head_rows.read import changes_rows
+from lora_kit.training.self_distillation.rows import read_training_rows
 from lora_kit.training.step_sizes import micro_batch_size, optimizer_steps
 
 
@@ -65,7 +66,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
     """
     if launch_file:
         refuse_impossible_launch(launch_file, recipe)
-    has_label_search = searches_label_errors(recipe)
+    has_changed_rows = changes_rows(recipe)  # refuses what cannot be done
     suites = load_suites(recipe.evaluation.suites)
     spec = recipe.training
     sources = open_rows(recipe.data, recipe.seed, spec.objective)
@@ -94,8 +95,8 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         files, recipe.backbone, outputs, is_elsewhere=launch_file is not None
     )
     is_self_replay = recipe.data.replay is not None and recipe.data.replay.source == SELF
-    if is_self_replay or has_label_search:
-        # The backbone generates rows, or judges their labels.
+    if is_self_replay or has_changed_rows:
+        # The backbone generates rows, or judges those that there are.
         read = (
             read_training_rows(recipe, sources, backbone)
             if backbone.has_weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from lora_kit.data.dataset import prepare, validation_rows
 from lora_kit.data.labelled import supervise_inputs
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.training_data import TrainingData
+from lora_kit.data.training_rows import TrainingRows
 from lora_kit.data.units import PreparedUnits
 from lora_kit.evaluation.audited import audited_items
 from lora_kit.evaluation.engine.work import Work
@@ -24,7 +25,6 @@ from lora_kit.recipe.objective import TEXT_HEADS
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.launch import Launch
 from lora_kit.training.retention.texts import RetentionTexts, refuse_items
-from lora_kit.training.self_distillation.rows import TrainingRows
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,6 +40,7 @@ class PreparedTraining:
         texts: texts used by the retention methods.
         checked: names and warnings of the checks that ran.
         audit: findings in the rows; problems are not refused yet.
+        weights: weight in the loss of rows by their index; 1 for the others.
     """
 
     model: PeftModel
@@ -47,6 +48,7 @@ class PreparedTraining:
     texts: RetentionTexts
     checked: CheckResult
     audit: Audit
+    weights: Mapping[int, float]
 
 
 def prepare_training(
@@ -96,4 +98,4 @@ def prepare_training(
     refuse_items(texts, items, limits.leakage)
     own = read.sources_of(sources)
     training_data = TrainingData(own, read.rows, read.replay, data, held_out_rows, held_out)
-    return PreparedTraining(model, training_data, texts, checked, findings)
+    return PreparedTraining(model, training_data, texts, checked, findings, read.weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lora_kit.recipe.section import Count, Fraction, Positive, Section, Share
 
@@ -29,6 +29,8 @@ LicenseName = Annotated[str, Field(min_length=1, max_length=200)]
 LabelErrorAction = Literal["none", "show", "weigh_down", "drop"]
 LabelErrorFolds = Literal["clusters", "rows"]
 
+# Fields that add rows of a head, or weigh them; the arm `plain` is trained without them.
+CHANGES = ("unlabeled", "reweight", "augmentation")
 # The replay source of rows that the base generates.
 SELF = "self"
 
@@ -72,6 +74,62 @@ class ReplaySpec(Section):
     """Share of all training rows that is replay."""
     license: LicenseName | None = None
     """As in `data.train`."""
+
+
+class UnlabeledSpec(Section):
+    """Texts without a class, with which a classifier is trained as well (pseudo-labels).
+
+    A linear probe of the frozen base, fitted to the labelled rows, names their class (Lee 2013,
+    ICML workshop on challenges in representation learning). The arm `plain` is trained without
+    them.
+    """
+
+    texts: Annotated[list[SourceSpec], Field(min_length=1)]
+    """Sources of the texts, as in `data.train`; labels that they have are not read."""
+    precision: Annotated[Share, Field(gt=0)] = 0.9
+    """Share of right classes that each class's threshold is chosen for, on labelled rows that the
+    probe was not fitted to. A class that does not reach it gets no texts."""
+    rounds: Count = 1
+    """Times that the texts are labelled: from the second on by a probe that is fitted to the
+    pseudo-labelled texts as well."""
+    weight: Annotated[Share, Field(gt=0)] = 1.0
+    """Weight of such a text in the loss; a labelled row has 1."""
+
+
+class ReweightSpec(Section):
+    """Weights of the training rows by their likeness to the texts of a target domain.
+
+    The weight of a text is the ratio of its density in the target and in the training rows, by a
+    classifier of the two on the frozen base's features (Bickel et al. 2007, ICML; Sugiyama et al.
+    2007, JMLR 8:985). The arm `plain` is trained without weights.
+    """
+
+    target: Annotated[list[SourceSpec], Field(min_length=1)]
+    """Sources of texts of the target domain, as in `data.train`; labels are not read."""
+    clip: Annotated[float, Field(ge=1)] = 10.0
+    """Largest weight, and 1 / `clip` the smallest, before weights are divided by their mean."""
+
+
+class AugmentationSpec(Section):
+    """Changed copies of the training rows (Wei and Zou 2019, arXiv:1901.11196).
+
+    Words are changed at random; targets stay. The arm `plain` is trained without copies.
+    """
+
+    copies: Count = 1
+    """Changed copies of each row."""
+    dropout: Fraction = 0.1
+    """Probability of each word to be left out."""
+    swaps: Fraction = 0.1
+    """Share of a text's words that change places with another one."""
+
+    @model_validator(mode="after")
+    def _require_a_change(self) -> AugmentationSpec:
+        if not self.dropout and not self.swaps:
+            raise ValueError(
+                "changes nothing with `dropout` 0 and `swaps` 0. Fix: set one of them, or remove it"
+            )
+        return self
 
 
 class AuditSpec(Section):
@@ -124,5 +182,16 @@ class DataSpec(Section):
     tokens. `unpadded`: the examples of a forward pass, without padding. `false`: pad the rows of a
     forward pass. Default: `unpadded` on a GPU with attention `varlen` or flash attention, which is
     faster than padding there, else `false`."""
+    unlabeled: UnlabeledSpec | None = None
+    """Classification: texts without a class, trained on with pseudo-labels."""
+    reweight: ReweightSpec | None = None
+    """Heads that read a text: weights of the rows by their likeness to a target domain."""
+    augmentation: AugmentationSpec | None = None
+    """Heads that read a text: changed copies of the rows."""
     audit: AuditSpec = AuditSpec()
     """Limits of the audit."""
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Names of the fields that add rows of a head or weigh them."""
+        return tuple(name for name in CHANGES if getattr(self, name) is not None)

@@ -57,6 +57,7 @@ RULES: tuple[Rule, ...] = (
     heads.head_without_objective,
     heads.text_head_data,
     heads.label_errors_of_classes,
+    heads.changed_rows_of_heads,
     heads.text_head_retention,
     heads.arms_of_a_head,
     heads.options_of_a_head,

@@ -44,6 +44,7 @@ ArmName = Literal[
     "retrieval",
     "scratch",
     "probe",
+    "plain",
 ]
 # Merged models that may be arms, each in the run's directory of its name; of equally good ones, the
 # first ships.
@@ -54,11 +55,12 @@ FEWSHOT: Literal["fewshot"] = "fewshot"
 RETRIEVAL: Literal["retrieval"] = "retrieval"
 SCRATCH: Literal["scratch"] = "scratch"
 PROBE: Literal["probe"] = "probe"
+PLAIN: Literal["plain"] = "plain"
 # Arms that need the recipe and the data of a run.
-RUN_ONLY_ARMS = (*MERGED_ARMS, *QUANTIZED_ARMS, SCRATCH, RETRIEVAL, PROBE)
+RUN_ONLY_ARMS = (*MERGED_ARMS, *QUANTIZED_ARMS, SCRATCH, RETRIEVAL, PROBE, PLAIN)
 # Arms that work with a head, by objective; the others need a language model, or merge one.
 HEAD_ARMS: dict[HeadObjective, tuple[ArmName, ...]] = {
-    **dict.fromkeys(TEXT_HEADS, ("base", "adapter", RETRIEVAL, PROBE)),
+    **dict.fromkeys(TEXT_HEADS, ("base", "adapter", RETRIEVAL, PROBE, PLAIN)),
     "reward": ("base", "adapter", RETRIEVAL),
 }
 
@@ -77,7 +79,8 @@ class EvaluationSpec(Section):
     training row; `scratch`: the same adapter, rows and steps on randomly initialised weights,
     without `retention` (but initialised from the texts of `retention.corda`); `probe`: for a head
     that reads a text, a linear model (for classes a logistic regression) of the frozen backbone's
-    features."""
+    features; `plain`: the same training without `data.unlabeled`, `data.reweight` and
+    `data.augmentation`."""
     shots: Count = 5
     """Training rows in the prompt of the arm `fewshot`."""
     gpus: Count = 1

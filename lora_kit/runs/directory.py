@@ -52,7 +52,7 @@ class RunDirectory:
 
     @property
     def self_distillation(self) -> Path:
-        """Rows and answers that the base generated before training."""
+        """Rows, answers, classes and weights that the base gave before training."""
         return self.root / "generated_rows.json"
 
     @property
@@ -115,6 +115,11 @@ class RunDirectory:
         return self.root / "scratch"
 
     @property
+    def plain(self) -> Path:
+        """Run of the same recipe without added or weighed rows."""
+        return self.root / "plain"
+
+    @property
     def release(self) -> Path:
         """Release."""
         return self.root / "release"
@@ -130,6 +135,7 @@ class RunDirectory:
             self.rescale,
             *(self.merged_as(arm) for arm in MERGED_ARMS),
             self.scratch,
+            self.plain,
             self.release,
             self.root / "tensorboard",
         )

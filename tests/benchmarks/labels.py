@@ -41,7 +41,7 @@ from lora_kit.pipeline.next_labels import select_texts
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.machine import machine, versions
-from lora_kit.training.label_errors import judge_labels
+from lora_kit.training.head_rows.label_errors import judge_labels
 from tests.benchmarks.classification import (
     _answers,
     _draws,

@@ -23,8 +23,9 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.session import open_run
 from lora_kit.runtime.errors import DataError, RecipeError
 from lora_kit.training.head_losses import ClassLoss
+from lora_kit.training.head_rows.label_errors import label_error_facts, label_errors_of
+from lora_kit.training.head_rows.probe_features import row_groups
 from lora_kit.training.heads import HeadTrainer
-from lora_kit.training.label_errors import label_error_facts, label_errors_of, row_groups
 from lora_kit.training.rows_of_run import rows_of_run
 from tests.classifying import WORDS, classes_recipe
 
@@ -92,7 +93,7 @@ def test_dropped_rows_are_recorded_and_stay_dropped(
     assert set(WRONG) <= {one["row"] for one in listed["suspects"]}
     assert len(listed["suspects"]) == errors["dropped"]
     # Another search is neither needed nor made: the file says which rows were left out.
-    monkeypatch.setattr("lora_kit.training.label_errors.find_label_errors", None)
+    monkeypatch.setattr("lora_kit.training.head_rows.label_errors.find_label_errors", None)
     session = open_run(tmp_path / "run")
     assert label_error_facts(session.run)["Label errors"].startswith(f"{48 - left} of 48 training")
     data = rows_of_run(session)
@@ -149,7 +150,7 @@ def test_a_class_is_not_dropped_whole(
     fruits = np.flatnonzero([row.label == "fruit" for row in rows])
     monkeypatch.setattr("lora_kit.data.audit.label_errors.MAX_SHARE", 1.0)
     monkeypatch.setattr(
-        "lora_kit.training.label_errors._known_suspects", lambda *_: np.asarray(fruits)
+        "lora_kit.training.head_rows.label_errors._known_suspects", lambda *_: np.asarray(fruits)
     )
     with pytest.raises(DataError, match=r"without a training row .got 'fruit'"):
         pipeline.train(recipe, tmp_path / "run")
@@ -160,7 +161,7 @@ def test_a_probe_that_doubts_many_labels_changes_none(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "lora_kit.training.label_errors._known_suspects", lambda *_: np.arange(1, 48, 3)
+        "lora_kit.training.head_rows.label_errors._known_suspects", lambda *_: np.arange(1, 48, 3)
     )
     said = r"weigh_down would change too many rows \(got 16 of 48, allowed: 30%\)"
     with pytest.raises(DataError, match=said):

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from lora_kit.recipe.classification import NOT_OF_A_HEAD
 from lora_kit.recipe.conflicts.objective import OBJECTIVE, OF_LANGUAGE_MODELING
+from lora_kit.recipe.data import CHANGES
 from lora_kit.recipe.objective import HEADED, TEXT_HEADS, HeadObjective
 from lora_kit.recipe.problem import Problem, conflict
-from lora_kit.recipe.sections import HEAD_ARMS, PROBE, MergeSpec, RecipeSections
+from lora_kit.recipe.sections import HEAD_ARMS, PLAIN, PROBE, MergeSpec, RecipeSections
 
 # Head and target of a row, by the objective, for reasons of refusals.
 WORDS: dict[HeadObjective, tuple[str, str]] = {
@@ -17,19 +18,31 @@ WORDS: dict[HeadObjective, tuple[str, str]] = {
     "multi-label": ("a multi-label head", "list of labels"),
 }
 
+# Objectives whose rows can be added to or weighed, by the field of `data`.
+ROWS_CHANGED: dict[str, tuple[HeadObjective, ...]] = {
+    "unlabeled": ("classification",),
+    "reweight": TEXT_HEADS,
+    "augmentation": TEXT_HEADS,
+}
+
 
 def head_without_objective(recipe: RecipeSections) -> Iterator[Problem]:
     """Refuse what needs a head where none is trained."""
     objective = recipe.training.objective
     if objective in HEADED:
         return
-    if PROBE in recipe.evaluation.arms:
-        yield conflict(
-            "evaluation.arms",
-            OBJECTIVE,
-            reason=f"probe chooses between classes, and {OBJECTIVE} is {objective}",
-            fix=f"remove probe, or use objective: {' or '.join(TEXT_HEADS)}",
-        )
+    reasons = {
+        PROBE: f"probe chooses between classes, and {OBJECTIVE} is {objective}",
+        PLAIN: f"plain is a head without added rows, and {OBJECTIVE} is {objective}",
+    }
+    for arm, reason in reasons.items():
+        if arm in recipe.evaluation.arms:
+            yield conflict(
+                "evaluation.arms",
+                OBJECTIVE,
+                reason=reason,
+                fix=f"remove {arm}, or use objective: {' or '.join(TEXT_HEADS)}",
+            )
     if recipe.adapter.method == "head":
         yield conflict(
             "adapter.method",
@@ -81,6 +94,39 @@ def label_errors_of_classes(recipe: RecipeSections) -> Iterator[Problem]:
             reason="has no effect without data.audit.label_errors",
             given=audit.label_error_folds,
             fix="set data.audit.label_errors=show, or remove it",
+        )
+
+
+def changed_rows_of_heads(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse added and weighed rows without a head that reads them, and their arm without them."""
+    objective, data = recipe.training.objective, recipe.data
+    for name in data.changed:
+        if objective not in ROWS_CHANGED[name]:
+            yield conflict(
+                f"data.{name}",
+                OBJECTIVE,
+                reason=f"works with {' or '.join(ROWS_CHANGED[name])} only",
+                fix="remove it",
+            )
+    sources = {
+        "data.unlabeled.texts": data.unlabeled.texts if data.unlabeled else (),
+        "data.reweight.target": data.reweight.target if data.reweight else (),
+    }
+    for field, specs in sources.items():
+        for number, spec in enumerate(specs):
+            if spec.weight is not None:
+                yield conflict(
+                    f"{field}.{number}.weight",
+                    "data.train",
+                    reason="only the sources of data.train are a mixture",
+                    fix="remove it",
+                )
+    if PLAIN in recipe.evaluation.arms and objective in TEXT_HEADS and not data.changed:
+        yield conflict(
+            "evaluation.arms",
+            "data",
+            reason=f"plain is the training without {' and '.join(CHANGES)}, and there is none",
+            fix="remove plain",
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,14 @@ import torch
 import transformers
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.audit.label_errors import LabelErrors
 from lora_kit.data.dataset import is_training_source, mix_replay
 from lora_kit.data.formats import parse_row
 from lora_kit.data.row_sets import Rows
+from lora_kit.data.training_rows import TrainingRows
 from lora_kit.metrics.load import load_metric
 from lora_kit.modeling.generation import Generator, stop_token_ids
 from lora_kit.recipe.data import SELF
+from lora_kit.recipe.objective import TEXT_HEADS
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.cache import cache_directory
@@ -27,7 +27,7 @@ from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import read_json, write_json
 from lora_kit.runtime.hashes import json_sha256
 from lora_kit.runtime.processes import broadcast_from_main
-from lora_kit.training.label_errors import label_errors_of, searches_label_errors
+from lora_kit.training.head_rows.read import read_head_rows
 from lora_kit.training.self_distillation.replay import generate_replay
 from lora_kit.training.self_distillation.rewriting import (
     RewrittenAnswer,
@@ -41,41 +41,13 @@ REPLAY_KEY, ANSWERS_KEY = "replay", "answers"
 Records = list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class TrainingRows:
-    """Training rows, and the part of them that the base generated.
-
-    Attributes:
-        rows: all training rows, replay included.
-        replay: number of replay rows.
-        generated: records that the base generated, by kind: `replay`, rows, and `answers`,
-            rewritten answers.
-        label_errors: suspected label errors, if the recipe asks for a search; rows that it drops
-            are not in `rows`.
-    """
-
-    rows: Rows
-    replay: int
-    generated: dict[str, Records] = field(default_factory=dict)
-    label_errors: LabelErrors | None = None
-
-    def sources_of(self, sources: Rows) -> Rows:
-        """Return the rows of `data.train` that are trained on.
-
-        Args:
-            sources: all rows of `data.train`.
-        """
-        # A classification, the only one with such a search, has no replay among its rows.
-        return sources if self.label_errors is None else self.rows
-
-
 def read_training_rows(
     recipe: Recipe, sources: Rows, backbone: Backbone, run: RunDirectory | None = None
 ) -> TrainingRows:
-    """Read the training rows of a recipe, and generate, rewrite or drop some of them with the base.
+    """Read the training rows of a recipe, and generate, rewrite or judge some of them by the base.
 
-    The main process generates, and searches for label errors; the records are cached in the cache
-    directory and in the run.
+    The main process generates and judges; the records are cached in the cache directory and in the
+    run.
 
     Args:
         recipe: the recipe, whose `data` and `retention` sections select the rows.
@@ -87,9 +59,8 @@ def read_training_rows(
         DataError: if a source cannot be read, too few generated rows end, or the labels cannot be
             checked.
     """
-    if searches_label_errors(recipe):
-        found = label_errors_of(recipe, sources, backbone, run)
-        return TrainingRows(sources.select(found.kept()), 0, label_errors=found)
+    if recipe.training.objective in TEXT_HEADS:
+        return read_head_rows(recipe, sources, backbone, run)
     earlier: dict[str, Records] = {}
     if run is not None and run.self_distillation.is_file():
         path = run.self_distillation

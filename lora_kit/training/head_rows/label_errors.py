@@ -6,11 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.data.audit.duplicates import DuplicateSearch
 from lora_kit.data.audit.label_errors import (
     MAX_SHARE,
     LabelErrors,
@@ -18,23 +16,17 @@ from lora_kit.data.audit.label_errors import (
     require_cleanlab,
     suspected_rows,
 )
-from lora_kit.data.audit.words import hash_words
 from lora_kit.data.dataset import prepare
 from lora_kit.data.head_targets import class_indices
-from lora_kit.data.labelled import classification_text
-from lora_kit.data.prepared import PreparedData
-from lora_kit.data.row_sets import Rows, read_blocks
-from lora_kit.modeling.features import cached_features
-from lora_kit.modeling.linear_probe import mean_hidden_states
-from lora_kit.modeling.modes import eval_mode
+from lora_kit.data.row_sets import Rows
 from lora_kit.modeling.out_of_fold import OutOfFold, out_of_fold
-from lora_kit.recipe.data import LabelErrorFolds
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import read_json
 from lora_kit.runtime.processes import broadcast_from_main
+from lora_kit.training.head_rows.probe_features import probe_features, row_groups
 
 
 def searches_label_errors(recipe: Recipe) -> bool:
@@ -126,7 +118,7 @@ def judge_labels(
     data = prepare(rows, backbone.tokenizer, recipe.data, 0, objective, outputs)
     labels = np.array(class_indices(data), np.int64)
     groups = row_groups(rows, recipe.data.audit.label_error_folds)
-    found = out_of_fold(_features(backbone, data), labels, groups, len(outputs.names))
+    found = out_of_fold(probe_features(backbone, data), labels, groups, len(outputs.names))
     if found is None:
         raise DataError(
             "data.audit.label_errors: the rows cannot be divided into folds that have two classes "
@@ -134,35 +126,6 @@ def judge_labels(
             "set data.audit.label_error_folds=rows, or data.audit.label_errors=none"
         )
     return found, labels, [example.origin for example in data.examples]
-
-
-def row_groups(rows: Rows, folds: LabelErrorFolds) -> NDArray[np.int64]:
-    """Return the group of each row that stays in one fold, (rows,) int64.
-
-    Args:
-        rows: training rows.
-        folds: `clusters`: rows of a cluster and near duplicates share a group; `rows`: near
-            duplicates alone.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    search, clusters = DuplicateSearch(), []
-    for block, _ in read_blocks(rows):
-        # Without the label: a text with two labels would otherwise be no duplicate.
-        texts = [(classification_text(row),) for row in block]
-        search.update(texts, [hash_words(parts) for parts in texts])
-        clusters += [row.cluster for row in block]
-    duplicates = search.groups()
-    if folds == "rows":
-        return duplicates
-    by_cluster = np.unique(clusters, return_inverse=True)[1]
-    # Groups of duplicates and clusters are nodes; a row links its group with its cluster.
-    nodes = int(duplicates.max()) + 1, int(by_cluster.max()) + 1
-    ends = duplicates, by_cluster + nodes[0]
-    links = coo_array((np.ones(len(duplicates)), ends), shape=(sum(nodes), sum(nodes)))
-    found = connected_components(links, directed=False)[1]
-    return np.asarray(found[duplicates], np.int64)
 
 
 def label_error_facts(run: RunDirectory | None) -> dict[str, str]:
@@ -175,18 +138,6 @@ def label_error_facts(run: RunDirectory | None) -> dict[str, str]:
         "Label errors": f"{len(found.suspects):,} of {found.rows:,} training rows suspected, "
         f"{done.get(found.action, 'trained on as they are')} ({run.label_errors.name})"
     }
-
-
-def _features(backbone: Backbone, data: PreparedData) -> NDArray[np.float32]:
-    """Return the features of the arm `probe`, which finds them in the cache afterwards."""
-
-    def computed() -> torch.Tensor:
-        with eval_mode(backbone.model):
-            ids = [example.input_ids for example in data.examples]
-            return torch.from_numpy(mean_hidden_states(backbone, ids))
-
-    values: NDArray[np.float32] = cached_features(backbone, data, "mean", computed).numpy()
-    return values
 
 
 def _known_suspects(found: OutOfFold, labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,0 +1,1 @@
+"""Rows of a head that reads a text, checked, weighed and added to before training."""
