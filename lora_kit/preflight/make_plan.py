@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from lora_kit.adapter.attach import Coverage, coverage
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
@@ -12,11 +13,13 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.data.batches import resolve_packing
 from lora_kit.data.dataset import mix_replay, open_rows, validation_rows
 from lora_kit.data.head_targets import head_outputs
+from lora_kit.data.row_sets import Rows
 from lora_kit.data.training_rows import TrainingRows
 from lora_kit.evaluation.engine.work import Work, plan_work
 from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.evaluation.thoughts import Thinking
+from lora_kit.preflight.advice import Advice, advise, runs_on_the_same_rows, situation_of
 from lora_kit.preflight.forecast import (
     Forecast,
     TimeEstimate,
@@ -167,6 +170,7 @@ def _plan_on_backbone(
                 launch_file,
             ),
         ),
+        advice=_advice(recipe, backbone, prepared.data.sources, covered, device),
         samples=label_samples(data, backbone),
         forecast=machine,
         timing=timing,
@@ -177,6 +181,15 @@ def _plan_on_backbone(
         attention=planned.backbone.attention,
         packing=resolve_packing(planned, _packing_attention(planned, backbone), device),
     )
+
+
+def _advice(
+    recipe: Recipe, backbone: Backbone, rows: Rows, covered: Coverage, device: str
+) -> Advice:
+    parameters = covered.total_parameters - covered.trainable_parameters
+    situation = situation_of(recipe, rows, backbone.tokenizer, parameters, device == "cuda")
+    measured = runs_on_the_same_rows(Path("runs"), rows, recipe.training.objective)
+    return advise(recipe, situation, measured)
 
 
 def _assumed_seconds(

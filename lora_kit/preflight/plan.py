@@ -9,6 +9,7 @@ from typing import Any
 from lora_kit.adapter.attach import Coverage
 from lora_kit.data.audit.findings import Audit
 from lora_kit.data.prepared import Counts
+from lora_kit.preflight.advice import Advice
 from lora_kit.preflight.checks import CheckResult
 from lora_kit.preflight.forecast import Forecast, TimeEstimate
 from lora_kit.preflight.guidance import Hint
@@ -30,6 +31,7 @@ class BackbonePlan:
         fingerprint: digest of the backbone; `None` without its weights.
         checked: names and warnings of the checks that ran.
         hints: changes that the number of examples, memory and padding suggest.
+        advice: what to train, in words.
         samples: first examples, split where supervision begins and ends.
         forecast: memory and time on this machine; `None` with a launch file, a classification head
             or an encoder-decoder.
@@ -50,6 +52,7 @@ class BackbonePlan:
     audit: Audit
     checked: CheckResult
     hints: tuple[Hint, ...]
+    advice: Advice
     samples: tuple[tuple[LabelSpan, ...], ...]
     forecast: Forecast | None
     timing: TimeEstimate | None
@@ -137,6 +140,7 @@ class Plan:
             if found
             else [],
             "hints": [hint.to_dict() for hint in found.hints] if found else [],
+            "advice": found.advice.to_dict() if found else None,
             "attention": found.attention if found else None,
             "packing": found.packing if found else None,
         }

@@ -11,6 +11,7 @@ from lora_kit.evaluation.reporting.notation import is_percent
 from lora_kit.preflight.forecast import Forecast
 from lora_kit.preflight.plan import Plan
 from lora_kit.preflight.samples import LabelSpan
+from lora_kit.preflight.show_advice import show_advice
 from lora_kit.preflight.show_audit import show_audit
 from lora_kit.preflight.show_estimate import (
     device_label,
@@ -59,6 +60,7 @@ def show_plan(plan: Plan, console: Console) -> None:
             soft_wrap=True,
         )
     if found:
+        show_advice(found.advice, plan.recipe, console)
         console.print()
         show_audit(found.audit, console)
     _show_power(plan, console)
