@@ -116,6 +116,8 @@ def run_command(
     """
     checked = Recipe.load(recipe, set_ or [])
     quiet_libraries()
+    if checked.data.cross_validation is not None:
+        _cross_validate(checked, seeds, output, overwrite, as_json)
     if seeds is not None:
         _run_seeds(checked, seeds, output, overwrite, as_json)
     from lora_kit.evaluation.reporting.show import show_verdict
@@ -132,6 +134,31 @@ def run_command(
         else:
             print_text(outcome.refusal)
     raise typer.Exit(outcome.status)
+
+
+def _cross_validate(
+    recipe: Recipe, seeds: int | None, output: Path | None, overwrite: bool, as_json: bool
+) -> NoReturn:
+    """Train and judge the folds, print the verdict on the recipe, and exit."""
+    from lora_kit.pipeline.cross_validation import cross_validate
+    from lora_kit.selection.folds import show_folds_verdict
+
+    option = "--overwrite" if overwrite else "--seeds" if seeds is not None else ""
+    if option:
+        raise RecipeError(
+            f"{option}: folds use what exists, with one seed (got data.cross_validation "
+            f"{recipe.data.cross_validation} as well). Fix: remove one of the two"
+        )
+    verdict = cross_validate(recipe, output)
+    if as_json:
+        print_json(verdict.to_dict())
+    else:
+        show_folds_verdict(verdict, stdout())
+        print_text(
+            f"Record: {verdict.directory}/folds.json\n"
+            "Next, an adapter of all rows: lora-kit run RECIPE --set data.cross_validation=null"
+        )
+    raise typer.Exit(VERDICT_STATUS[verdict.decision])
 
 
 def _run_seeds(

@@ -25,7 +25,7 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.record import start_record
 from lora_kit.runs.session import Session, open_run
 from lora_kit.runtime.console import say
-from lora_kit.runtime.errors import DataError
+from lora_kit.runtime.errors import DataError, RecipeError
 from lora_kit.runtime.files import write_json
 from lora_kit.runtime.launch import Launch, current_launch
 from lora_kit.runtime.machine import versions
@@ -104,6 +104,12 @@ def train(
         LoraKitError: if anything is refused; nothing is trained then.
         TrainingInterruptedError: if a signal interrupted the training; `resume` continues it.
     """
+    if recipe.data.cross_validation is not None:
+        raise RecipeError(
+            "data.cross_validation: only lora-kit run leaves rows out (got "
+            f"{recipe.data.cross_validation} folds). Fix: lora-kit run, or --set "
+            "data.cross_validation=null for an adapter of all rows"
+        )
     require_agreement({"recipe": recipe.to_yaml(), "versions of packages": str(versions())})
     chosen = choose_run(recipe, output, overwrite, resume)
     launch = current_launch()

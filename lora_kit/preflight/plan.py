@@ -98,9 +98,11 @@ class Plan:
 
     @property
     def trainings(self) -> dict[str, int]:
-        """Number of trainings, at most, where it is more than one: of seeds, and of a sweep."""
+        """Number of trainings, at most, where it is more than one: of seeds, folds, a sweep."""
         sweep = self.recipe.sweep
         found = {"seeds": self.seeds} if self.seeds > 1 else {}
+        if folds := self.recipe.data.cross_validation:
+            found["folds"] = folds
         return found | ({"sweep": sweep.trials * sweep.seeds} if sweep else {})
 
     def to_dict(self) -> dict[str, Any]:

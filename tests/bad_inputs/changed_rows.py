@@ -110,6 +110,14 @@ CASES = (
         {"reweight": {"target": [SOURCE], "clip": 0.5}},
         "data.reweight.clip",
     ),
+    _data("one fold", {"cross_validation": 1}, "data.cross_validation"),
+    _data(
+        "folds of a language model",
+        {"cross_validation": 3},
+        "data.cross_validation: ",
+        "works with classification or regression or multi-label only",
+        training={"batch_size": 2},
+    ),
     _data("no copies", {"augmentation": {"copies": 0}}, "data.augmentation.copies"),
     _data(
         "all words left out",

@@ -108,6 +108,13 @@ def changed_rows_of_heads(recipe: RecipeSections) -> Iterator[Problem]:
                 reason=f"works with {' or '.join(ROWS_CHANGED[name])} only",
                 fix="remove it",
             )
+    if data.cross_validation is not None and objective not in TEXT_HEADS:
+        yield conflict(
+            "data.cross_validation",
+            OBJECTIVE,
+            reason=f"works with {' or '.join(TEXT_HEADS)} only",
+            fix="remove it, and run --seeds for the spread between trainings",
+        )
     sources = {
         "data.unlabeled.texts": data.unlabeled.texts if data.unlabeled else (),
         "data.reweight.target": data.reweight.target if data.reweight else (),
