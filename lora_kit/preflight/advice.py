@@ -62,7 +62,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to train, in words.
+    """Recommendation of the weights to train, in words.
 
     Attributes:
         method: `adapter.method` that the rules suggest.

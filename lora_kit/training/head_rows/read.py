@@ -88,7 +88,7 @@ def read_head_rows(
 
 
 class _Recorded:
-    """What a run has recorded of its rows, by kind."""
+    """Records that a run holds of its rows, by kind."""
 
     def __init__(self, run: RunDirectory | None):
         path = run.self_distillation if run is not None else None
