@@ -31,7 +31,7 @@ class BackbonePlan:
         fingerprint: digest of the backbone; `None` without its weights.
         checked: names and warnings of the checks that ran.
         hints: changes that the number of examples, memory and padding suggest.
-        advice: what to train, in words.
+        advice: recommendation of the weights to train, in words.
         samples: first examples, split where supervision begins and ends.
         forecast: memory and time on this machine; `None` with a launch file, a classification head
             or an encoder-decoder.

@@ -70,7 +70,7 @@ class PseudoLabels:
         thresholds: probability from which on a text gets a class, by class; `None` for a class
             that gets no texts.
         labels: origin, class and probability of each text that gets one.
-        check: what the probe gains or loses by them.
+        check: gain or loss of the probe by them.
     """
 
     texts: int
