@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from lora_kit.data.dataset import open_rows
 from lora_kit.data.folds import split_folds
@@ -22,7 +23,7 @@ from lora_kit.recipe.objective import HeadObjective
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.console import say
-from lora_kit.runtime.errors import RecipeError
+from lora_kit.runtime.errors import DataError, RecipeError
 from lora_kit.runtime.files import write_json, write_text
 from lora_kit.runtime.processes import process_state
 from lora_kit.selection.folds import FOLDS, FoldsVerdict, judge_folds
@@ -52,8 +53,6 @@ def cross_validate(recipe: Recipe, output: Path | None = None) -> FoldsVerdict:
     Raises:
         LoraKitError: if anything is refused.
     """
-    folds = recipe.data.cross_validation
-    assert folds is not None  # asked for only with the field
     if (processes := process_state().num_processes) > 1:
         raise RecipeError(
             f"data.cross_validation: one process trains the folds (got {processes} processes). "
@@ -61,31 +60,59 @@ def cross_validate(recipe: Recipe, output: Path | None = None) -> FoldsVerdict:
         )
     directory = (output or Path("runs") / f"{recipe.name}-folds").absolute()
     rows = open_rows(recipe.data, recipe.seed, recipe.training.objective)
-    labels = [str(row.label) for row in rows] if _has_classes(recipe) else None
     groups = row_groups(rows, "clusters")
-    held_out = split_folds(labels, groups, folds, recipe.seed)
+    names, held_out = _folds(recipe, rows, groups)
     say(
-        f"{directory}: {folds} folds of {len(rows):,} rows in {len(np.unique(groups)):,} groups; "
-        "the suites of the recipe are not asked"
+        f"{directory}: {len(names)} folds of {len(rows):,} rows in {len(np.unique(groups)):,} "
+        "groups; the suites of the recipe are not asked"
     )
     tasks = []
-    for number in range(folds):
-        say(f"{directory}: fold {number + 1} of {folds}")
-        tasks.append(_judged(recipe, rows, held_out == number, directory / f"fold-{number}"))
-    verdict = judge_folds(tasks, directory)
+    for number, name in enumerate(names):
+        own = held_out == number
+        trained_on = ~own & ~np.isin(groups, groups[own])
+        left_out = int((~own & ~trained_on).sum())
+        depending = f"; {left_out:,} rows of other folds depend on its own, and are left out"
+        where = f"{directory}: {name}, {number + 1} of {len(names)}"
+        say(where + (depending if left_out else ""))
+        place = directory / f"fold-{number}"
+        tasks.append(_judged(recipe, rows.select(trained_on), rows.select(own), place))
+    verdict = judge_folds(tasks, names, directory)
     write_json(directory / FOLDS, verdict.to_dict())
     return verdict
+
+
+def _folds(
+    recipe: Recipe, rows: Rows, groups: NDArray[np.int64]
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the names of the folds, and the fold in which each row is held out, (rows,) int64.
+
+    Raises:
+        DataError: if the rows cannot be divided.
+    """
+    wanted = recipe.data.cross_validation
+    assert wanted is not None  # asked for only with the field
+    if wanted != "sources":
+        labels = [str(row.label) for row in rows] if _has_classes(recipe) else None
+        names = tuple(f"fold {number + 1}" for number in range(wanted))
+        return names, split_folds(labels, groups, wanted, recipe.seed)
+    names = tuple(source.name for source in rows.sources)
+    if len(names) < 2:
+        raise DataError(
+            f"data.cross_validation: sources needs two sources of data.train at least (got "
+            f"{len(names)}). Fix: name a number of folds, or add a source"
+        )
+    return names, rows.parts.astype(np.int64)
 
 
 def _has_classes(recipe: Recipe) -> bool:
     return recipe.training.objective == "classification"
 
 
-def _judged(recipe: Recipe, rows: Rows, is_held_out: Any, directory: Path) -> TaskVerdict:
-    """Train on the other rows of a fold, and evaluate on its own."""
+def _judged(recipe: Recipe, others: Rows, own: Rows, directory: Path) -> TaskVerdict:
+    """Train on the rows of the other folds, and evaluate on a fold's own."""
     directory.mkdir(parents=True, exist_ok=True)
-    source = _written(directory / "train.jsonl", recipe, rows.select(~is_held_out))
-    items = _written(directory / "held_out.jsonl", recipe, rows.select(is_held_out))
+    source = _written(directory / "train.jsonl", recipe, others)
+    items = _written(directory / "held_out.jsonl", recipe, own)
     suite = _suite(directory / "held-out-rows.yaml", recipe, items)
     spec = {
         "train": [{"source": str(source)}],
@@ -96,9 +123,9 @@ def _judged(recipe: Recipe, rows: Rows, is_held_out: Any, directory: Path) -> Ta
     document = recipe.model_dump(mode="json")
     document["data"] |= spec
     document["evaluation"] |= {"suites": [str(suite)], "stopping": "none"}
-    own = Recipe.model_validate(document)
+    changed = Recipe.model_validate(document)
     run = RunDirectory(directory / "run")
-    trained = train(own, run.root, resume=True)
+    trained = train(changed, run.root, resume=True)
     evaluate(trained.session, stopping="none")
     trained.close()
     (task,) = read_verdict(run.evaluation).verdict.suites[0].tasks

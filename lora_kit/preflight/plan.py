@@ -102,7 +102,8 @@ class Plan:
         sweep = self.recipe.sweep
         found = {"seeds": self.seeds} if self.seeds > 1 else {}
         if folds := self.recipe.data.cross_validation:
-            found["folds"] = folds
+            sources = len(self.recipe.data.train)
+            found["folds"] = sources if folds == "sources" else folds
         return found | ({"sweep": sweep.trials * sweep.seeds} if sweep else {})
 
     def to_dict(self) -> dict[str, Any]:

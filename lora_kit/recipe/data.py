@@ -182,10 +182,11 @@ class DataSpec(Section):
     tokens. `unpadded`: the examples of a forward pass, without padding. `false`: pad the rows of a
     forward pass. Default: `unpadded` on a GPU with attention `varlen` or flash attention, which is
     faster than padding there, else `false`."""
-    cross_validation: Annotated[Count, Field(ge=2)] | None = None
+    cross_validation: Literal["sources"] | Annotated[Count, Field(ge=2)] | None = None
     """Heads that read a text: folds in which each row is held out once. `run` then trains as many
     adapters and judges the recipe on all rows; rows of a cluster and near duplicates are held out
-    together, and each fold gets its share of the classes."""
+    together, and each fold gets its share of the classes. `sources`: each source of `train` is a
+    fold, which tells how the recipe does on a domain that it did not see."""
     unlabeled: UnlabeledSpec | None = None
     """Classification: texts without a class, trained on with pseudo-labels."""
     reweight: ReweightSpec | None = None

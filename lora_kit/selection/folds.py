@@ -49,6 +49,7 @@ class FoldsVerdict:
         unit: unit of the scores.
         adapter: the adapter's score in each fold.
         against: the other arms, the base first.
+        names: name of each fold: a number, or a source.
         rows: held-out rows of each fold.
         directory: directory of all folds' runs.
     """
@@ -56,6 +57,7 @@ class FoldsVerdict:
     unit: str
     adapter: tuple[float, ...]
     against: tuple[FoldScores, ...]
+    names: tuple[str, ...]
     rows: tuple[int, ...]
     directory: Path
 
@@ -75,11 +77,14 @@ class FoldsVerdict:
         return value
 
 
-def judge_folds(tasks: Sequence[TaskVerdict], directory: Path) -> FoldsVerdict:
+def judge_folds(
+    tasks: Sequence[TaskVerdict], names: Sequence[str], directory: Path
+) -> FoldsVerdict:
     """Judge a recipe by the verdicts of its folds.
 
     Args:
         tasks: verdict of each fold's only task, with the same baselines.
+        names: name of each fold.
         directory: directory of all folds' runs.
     """
     rows = tuple(one.interval.items for one in tasks)
@@ -92,7 +97,7 @@ def judge_folds(tasks: Sequence[TaskVerdict], directory: Path) -> FoldsVerdict:
     for arm, own in scores.items():
         differences = [sign * (a - b) for a, b in zip(adapter, own, strict=True)]
         against.append(FoldScores(arm, own, *compare_folds(differences, rows, ALPHA)))
-    return FoldsVerdict(tasks[0].unit, adapter, tuple(against), rows, directory)
+    return FoldsVerdict(tasks[0].unit, adapter, tuple(against), tuple(names), rows, directory)
 
 
 def show_folds_verdict(verdict: FoldsVerdict, console: Console) -> None:
@@ -100,15 +105,16 @@ def show_folds_verdict(verdict: FoldsVerdict, console: Console) -> None:
     count = len(verdict.rows)
     title = f"{sum(verdict.rows):,} rows, each held out in one of {count} folds"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    for name in ("arm", verdict.unit, "each fold", "adapter over it", "interval", "p"):
+    columns = ("arm", *verdict.names, f"mean {verdict.unit}", "adapter over it", "interval", "p")
+    for name in columns:
         table.add_column(escape_terminal(name), justify="left" if name == "arm" else "right")
-    table.add_row("adapter", f"{np.mean(verdict.adapter):.3f}", _each(verdict.adapter))
+    table.add_row("adapter", *_each(verdict.adapter), f"{np.mean(verdict.adapter):.3f}")
     for one in verdict.against:
         interval = one.interval
         table.add_row(
             escape_terminal(one.arm),
+            *_each(one.scores),
             f"{np.mean(one.scores):.3f}",
-            _each(one.scores),
             f"{interval.delta:+.3f}",
             f"{interval.low:+.3f} to {interval.high:+.3f}",
             f"{one.p:.2g}",
@@ -122,5 +128,5 @@ def show_folds_verdict(verdict: FoldsVerdict, console: Console) -> None:
     console.print(f"Recipe: [{STYLE[verdict.decision]}]{verdict.decision}[/]")
 
 
-def _each(scores: Sequence[float]) -> str:
-    return " ".join(f"{value:.3f}" for value in scores)
+def _each(scores: Sequence[float]) -> list[str]:
+    return [f"{value:.3f}" for value in scores]

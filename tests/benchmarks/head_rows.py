@@ -12,7 +12,8 @@ ones alone, and beside all 800 with their labels, the most that could be gained.
 `reweight`: 400 docstrings and 100 functions' code, judged on code (`data.reweight`); beside all
 rows with the same weight, and beside the code alone.
 
-`augmentation`: 100 docstrings with changed copies (`data.augmentation`), beside them without.
+`augmentation`: 100 docstrings with changed copies (`data.augmentation`), beside them without: with
+as many epochs, and with as many steps.
 
 Intervals: 95%, by resampling seeds and clusters of items both (2,000 times); `over_...`: the
 difference of macro-F1 on the same seeds and items.
@@ -91,8 +92,9 @@ def _run(directory: Path, rows: Path, suite: Path, seed: int, changes: dict[str,
     if (directory / "evaluation" / "ledger.parquet").is_file():
         return
     print(directory, flush=True)
-    document = _recipe(rows, suite, seed, {}).model_dump(mode="json")
-    document["data"] |= changes
+    document = _recipe(rows, suite, seed, {"truncated": 1.0}).model_dump(mode="json")
+    for section, fields in changes.items():
+        document[section] |= fields
     trained = train(Recipe.model_validate(document), directory, resume=True)
     evaluate(trained.session, stopping="none")
 
@@ -104,7 +106,7 @@ def _unlabeled(place: Path, seed: int) -> dict[str, Way]:
     source = {"source": str(_written(place / "texts.jsonl", texts))}
 
     def pseudo(**own: Any) -> dict[str, Any]:
-        return {"unlabeled": {"texts": [source], **own}}
+        return {"data": {"unlabeled": {"texts": [source], **own}}}
 
     return {
         "labelled only": (few, {}),
@@ -125,7 +127,7 @@ def _reweight(place: Path, seed: int) -> dict[str, Way]:
     texts = _written(place / "target.jsonl", [{"text": row["text"]} for row in unlabeled])
 
     def weighed(clip: float) -> dict[str, Any]:
-        return {"reweight": {"target": [{"source": str(texts)}], "clip": clip}}
+        return {"data": {"reweight": {"target": [{"source": str(texts)}], "clip": clip}}}
 
     return {
         "same weight": (both, {}),
@@ -138,11 +140,17 @@ def _reweight(place: Path, seed: int) -> dict[str, Way]:
 def _augmentation(place: Path, seed: int) -> dict[str, Way]:
     drawn = random.Random(seed).sample(_area_rows("train"), LABELLED)
     few = _written(place / "labelled.jsonl", drawn)
+
+    def copied(**own: Any) -> Way:
+        return few, {"data": {"augmentation": own}}
+
     return {
         "without copies": (few, {}),
-        "1 copy": (few, {"augmentation": {}}),
-        "4 copies": (few, {"augmentation": {"copies": 4}}),
-        "4 copies, dropout 0.3": (few, {"augmentation": {"copies": 4, "dropout": 0.3}}),
+        # As many steps as with four copies.
+        "without copies, 5 times as long": (few, {"training": {"epochs": 100.0}}),
+        "1 copy": copied(),
+        "4 copies": copied(copies=4),
+        "4 copies, dropout 0.3": copied(copies=4, dropout=0.3),
     }
 
 
@@ -172,7 +180,7 @@ def _code_suite(output: Path) -> Path:
 PARTS: dict[str, tuple[Part, str, Callable[[Path], Path]]] = {
     "unlabeled": (_unlabeled, "labelled only", _docstring_suite),
     "reweight": (_reweight, "same weight", _code_suite),
-    "augmentation": (_augmentation, "without copies", _docstring_suite),
+    "augmentation": (_augmentation, "without copies, 5 times as long", _docstring_suite),
 }
 
 

@@ -223,7 +223,7 @@ def _run(directory: Path, rows: Path, suite: Path, seed: int, audit: dict[str, s
     evaluate(trained.session, stopping="none")
 
 
-def _recipe(rows: Path, suite: Path, seed: int, audit: dict[str, str]) -> Recipe:
+def _recipe(rows: Path, suite: Path, seed: int, audit: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "labels",

@@ -94,6 +94,35 @@ def test_each_row_is_judged_once_by_an_adapter_that_was_not_shown_it(
         train(recipe, tmp_path / "run")
 
 
+def test_each_source_is_a_domain_that_was_not_seen(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    document = _recipe(tiny_encoder, tmp_path).model_dump(mode="json")
+    first = Path(document["data"]["train"][0]["source"])
+    lines = first.read_text().splitlines()
+    # Two of the first source's texts are in the other one as well.
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join([*(one.replace("number", "count") for one in lines), *lines[:2]]))
+    document["data"]["train"].append({"source": str(other)})
+    document["data"]["cross_validation"] = "sources"
+    document["data"]["audit"] |= {"duplicates": 1.0}
+    document["evaluation"]["arms"] = ["base", "adapter"]
+    verdict = cross_validate(Recipe.model_validate(document), tmp_path / "folds")
+    assert verdict.rows == (24, 26)
+    assert [Path(name).name for name in verdict.names] == ["train.jsonl", "other.jsonl"]
+    trained = [
+        (tmp_path / "folds" / f"fold-{number}" / "train.jsonl").read_text().splitlines()
+        for number in range(2)
+    ]
+    assert not set(map(str, trained[1])) & set(lines[:2])
+    assert len(trained[0]) < 26
+    assert len(trained[1]) < 24
+    document["data"]["train"].pop()
+    with pytest.raises(DataError, match="sources needs two sources"):
+        cross_validate(Recipe.model_validate(document), tmp_path / "one")
+
+
 def _recipe(model: Path, folder: Path) -> Recipe:
     document = classes_recipe(model, folder, adapter={"method": "head"}).model_dump(mode="json")
     document["data"]["cross_validation"] = 2
