@@ -18,7 +18,7 @@ BASELINES = {
     RETRIEVAL: ("retrieved answers", "repeating the answer of the most similar training example"),
     PROBE: ("a linear probe", "a linear probe of the frozen backbone, without an adapter"),
     SCRATCH: ("training from scratch", "the same training on weights that were never pretrained"),
-    PLAIN: ("the rows as they are", "the same training without added or weighed rows"),
+    PLAIN: ("the rows as they are", "as many steps without added or weighed rows"),
 }
 
 

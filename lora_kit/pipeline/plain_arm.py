@@ -1,4 +1,9 @@
-"""The arm `plain`: the same training without the rows that the recipe adds, and without weights."""
+"""The arm `plain`: the same training without the rows that the recipe adds, and without weights.
+
+It takes as many steps: with more rows in an epoch, more epochs would be what helps. (With 100 rows,
+four changed copies of each raised macro-F1 by 0.10, and so did five times the epochs without them;
+tests/benchmarks/RESULTS.md, Rows of heads.)
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,9 @@ from lora_kit.recipe.sections import PLAIN
 from lora_kit.runs.session import Session
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
+from lora_kit.runtime.files import read_json
 from lora_kit.runtime.hashes import json_sha256
+from lora_kit.training.head_rows.read import PSEUDO_LABELS
 
 
 def plain_arm(session: Session) -> LoadedArms:
@@ -36,7 +43,7 @@ def plain_arm(session: Session) -> LoadedArms:
             f"{session.run.root}: arm plain: is the training without {names} (got a recipe with "
             "none of them). Fix: drop the arm"
         )
-    recipe = _without_changes(session.recipe)
+    recipe = _without_changes(session)
     rows = session.run.load_record().get("data", {}).get("rows_digest")
     trained = training_fields(recipe.model_dump(mode="json"))
     identity = json_sha256([PLAIN, session.backbone.fingerprint.digest, trained, rows])
@@ -45,10 +52,26 @@ def plain_arm(session: Session) -> LoadedArms:
     )
 
 
-def _without_changes(recipe: Recipe) -> Recipe:
+def _without_changes(session: Session) -> Recipe:
+    recipe = session.recipe
     data = recipe.data.model_copy(update=dict.fromkeys(CHANGES))
     evaluation = recipe.evaluation.model_copy(update={"arms": ["base", "adapter"]})
-    return recipe.model_copy(update={"data": data, "evaluation": evaluation})
+    epochs = recipe.training.epochs * _examples_per_own_row(session)
+    training = recipe.training.model_copy(update={"epochs": epochs})
+    changes = {"data": data, "evaluation": evaluation, "training": training}
+    return recipe.model_copy(update=changes)
+
+
+def _examples_per_own_row(session: Session) -> float:
+    """Return the examples of an epoch by those that are the recipe's own."""
+    spec, run = session.recipe.data.augmentation, session.run
+    examples = int(run.load_record().get("data", {}).get("used", 0))
+    unchanged = examples // (1 + (spec.copies if spec else 0))
+    found = (
+        read_json(run.self_distillation, EvaluationError) if session.recipe.data.unlabeled else {}
+    )
+    added = len(found.get(PSEUDO_LABELS, {}).get("labels", ()))
+    return examples / (unchanged - added) if unchanged > added else 1.0
 
 
 def _trained(session: Session, recipe: Recipe) -> Any:

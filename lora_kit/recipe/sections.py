@@ -79,8 +79,8 @@ class EvaluationSpec(Section):
     training row; `scratch`: the same adapter, rows and steps on randomly initialised weights,
     without `retention` (but initialised from the texts of `retention.corda`); `probe`: for a head
     that reads a text, a linear model (for classes a logistic regression) of the frozen backbone's
-    features; `plain`: the same training without `data.unlabeled`, `data.reweight` and
-    `data.augmentation`."""
+    features; `plain`: as many steps of the same training without `data.unlabeled`, `data.reweight`
+    and `data.augmentation`."""
     shots: Count = 5
     """Training rows in the prompt of the arm `fewshot`."""
     gpus: Count = 1

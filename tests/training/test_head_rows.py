@@ -134,6 +134,10 @@ def test_pseudo_labelled_texts_are_trained_on_recorded_and_left_out_of_the_arm_p
     assert baseline.arm == "plain"
     plain = json.loads((trained.run.plain / "run.json").read_text())
     assert plain["data"]["rows"] == 24
+    # As many steps, up to the one that an epoch ends with.
+    steps = (trained.result.steps, plain["training"]["steps"])
+    assert steps[0] > 6
+    assert abs(steps[0] - steps[1]) <= 1
     # A text that was trained on and is gone cannot be trained on again.
     Path(texts["source"]).write_text('{"text": "one heap"}\n')
     with pytest.raises(DataError, match="a text that was trained on is gone"):
