@@ -107,6 +107,7 @@ benchmarks: $(DEVELOPMENT) $(GEMMA)
 	$(BIN)/python -m tests.benchmarks.scaling
 	$(BIN)/python -m tests.benchmarks.retention
 	$(BIN)/python -m tests.benchmarks.classification
+	$(BIN)/python -m tests.benchmarks.head_rows
 	$(BIN)/python -m tests.benchmarks.heads
 
 # Pages and schemas that are generated from the classes of a recipe and of a suite.

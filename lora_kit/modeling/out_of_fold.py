@@ -19,7 +19,7 @@ _FLOOR = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class AddedRows:
-    """Rows that every probe is fitted to besides those of the other folds.
+    """Rows that a probe is fitted to besides the labelled ones.
 
     Attributes:
         features: (rows, features) float32.
@@ -51,7 +51,6 @@ def out_of_fold(
     labels: NDArray[np.int64],
     groups: NDArray[np.int64],
     classes: int,
-    added: AddedRows | None = None,
 ) -> OutOfFold | None:
     """Fit a logistic regression per fold and predict the rows of that fold.
 
@@ -63,19 +62,18 @@ def out_of_fold(
         labels: (rows,) int64, class of each row.
         groups: (rows,) int64; dependent rows share a group, and stay in one fold.
         classes: number of classes.
-        added: rows without a fold, to which all probes are fitted.
 
     Returns:
         The probabilities; `None` if the rows have too few groups for two folds with two classes.
     """
-    folds = _folds(labels, groups)
+    folds = grouped_folds(labels, groups)
     if not folds:
         return None
     known = np.zeros(len(labels), np.bool_)
     for rest, held_out in folds:
         known[held_out] = np.isin(labels[held_out], labels[rest])
     best, lowest = None, np.inf
-    for penalty, probabilities in _paths(features, labels, folds, classes, added):
+    for penalty, probabilities in _paths(features, labels, folds, classes):
         own = probabilities[np.arange(len(labels)), labels][known]
         loss = -np.log(np.maximum(own, _FLOOR)).mean()
         # The loss falls and then rises with C; weak penalties take the longest to fit.
@@ -85,10 +83,15 @@ def out_of_fold(
     return best
 
 
-def _folds(
+def grouped_folds(
     labels: NDArray[np.int64], groups: NDArray[np.int64]
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Return training and held-out rows of each fold; nothing if they cannot be made."""
+    """Return training and held-out rows of each fold; nothing if they cannot be made.
+
+    Args:
+        labels: (rows,) int64, class of each row.
+        groups: (rows,) int64; dependent rows share a group, and stay in one fold.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     count = min(FOLDS, max(Counter(labels.tolist()).values()), len(np.unique(groups)))
@@ -107,21 +110,18 @@ def _paths(
     labels: NDArray[np.int64],
     folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     classes: int,
-    added: AddedRows | None,
 ) -> Iterator[tuple[float, NDArray[np.float64]]]:
     """Yield each penalty, the strongest first, with the probabilities of all rows."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    fitted = [_with_added(features[rest], labels[rest], added) for rest, _ in folds]
-    scalers = [StandardScaler().fit(values) for values, _ in fitted]
+    scalers = [StandardScaler().fit(features[rest]) for rest, _ in folds]
     probes: list[Any] = [LogisticRegression(max_iter=2_000, warm_start=True) for _ in folds]
     for penalty in C_VALUES:
         probabilities = np.zeros((len(labels), classes))
-        parts = zip(folds, fitted, scalers, probes, strict=True)
-        for (_, held_out), (values, classes_of), scaler, probe in parts:
+        for (rest, held_out), scaler, probe in zip(folds, scalers, probes, strict=True):
             # From the weights of the stronger penalty before, which are close.
-            probe.set_params(C=penalty).fit(scaler.transform(values), classes_of)
+            probe.set_params(C=penalty).fit(scaler.transform(features[rest]), labels[rest])
             predicted = probe.predict_proba(scaler.transform(features[held_out]))
             probabilities[np.ix_(held_out, probe.classes_)] = predicted
         yield penalty, probabilities

@@ -13,8 +13,8 @@ from scipy.stats import norm
 from lora_kit import pipeline
 from lora_kit.data.dataset import open_rows
 from lora_kit.evaluation.verdict_file import read_verdict
-from lora_kit.modeling.out_of_fold import AddedRows, OutOfFold, out_of_fold
-from lora_kit.recipe.data import AugmentationSpec
+from lora_kit.modeling.out_of_fold import OutOfFold, grouped_folds
+from lora_kit.recipe.data import AugmentationSpec, UnlabeledSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.session import open_run
 from lora_kit.runtime.errors import DataError, EvaluationError
@@ -23,6 +23,9 @@ from lora_kit.training.head_rows.domain_weights import density_ratios
 from lora_kit.training.head_rows.pseudo_labels import (
     Check,
     PseudoLabels,
+    _judged_with,
+    _label,
+    _Probe,
     class_thresholds,
     refuse_harm,
 )
@@ -68,22 +71,26 @@ def test_a_threshold_is_the_lowest_that_keeps_the_precision() -> None:
     assert class_thresholds(unknown, labels, 0.5) == [np.inf, np.inf]
 
 
-def test_added_rows_are_seen_by_every_fold_and_judged_by_none() -> None:
+def test_texts_do_not_tell_a_row_its_own_class() -> None:
+    """Texts are copies of rows, so that a probe that saw a row knows its copies' class."""
     generator = np.random.default_rng(0)
-    features = generator.normal(size=(40, 3)).astype(np.float32)
-    labels = generator.integers(0, 2, 40)
-    told = AddedRows(np.repeat(features, 5, axis=0), np.repeat(labels, 5))
-    alone = out_of_fold(features, labels, np.arange(40), 2)
-    found = out_of_fold(features, labels, np.arange(40), 2, told)
-    assert alone is not None
-    assert found is not None
-    assert found.probabilities.shape == (40, 2)
+    labels = generator.integers(0, 2, 80)
+    features = generator.normal(size=(80, 120)).astype(np.float32)
+    features[:, 0] += 3 * labels
+    texts = np.repeat(features, 5, axis=0)
+    probe = _Probe(features, labels, np.arange(80), 2)
+    spec = UnlabeledSpec(texts=[{"source": "a"}], precision=0.01)
+    found = _label(probe, texts, spec)
 
-    def loss(one: OutOfFold) -> float:
-        return float(-np.log(one.probabilities[np.arange(40), labels]).mean())
+    def accuracy(one: OutOfFold) -> float:
+        return float((one.probabilities.argmax(axis=1) == labels).mean())
 
-    # Its copies tell each row's label, as far as a linear model can.
-    assert loss(found) < loss(alone)
+    assert len(found.chosen.numbers) == 400
+    assert accuracy(found.after) < accuracy(found.before) + 0.05
+    # With one probe of all rows for all folds, each row's copies tell its class.
+    folds = grouped_folds(labels, np.arange(80))
+    told = [found.chosen.added(texts)] * len(folds)
+    assert accuracy(_judged_with(probe, folds, told, found.before)) > accuracy(found.before) + 0.15
 
 
 def test_texts_that_hurt_are_refused_and_those_that_do_not_help_are_told(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,7 +17,13 @@ from lora_kit.data.head_targets import class_indices
 from lora_kit.data.row_sets import Rows, concatenate_rows
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import open_source
-from lora_kit.modeling.out_of_fold import AddedRows, OutOfFold, fitted_probe, out_of_fold
+from lora_kit.modeling.out_of_fold import (
+    AddedRows,
+    OutOfFold,
+    fitted_probe,
+    grouped_folds,
+    out_of_fold,
+)
 from lora_kit.recipe.data import UnlabeledSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.console import say
@@ -155,19 +161,24 @@ def find_pseudo_labels(recipe: Recipe, rows: Rows, backbone: Backbone) -> Pseudo
         len(outputs.names),
     )
     features = text_features(backbone, [text_of(row) for row in texts], recipe.data.max_length)
-    chosen, classes, probabilities, thresholds = _rounds(probe, features, spec)
-    added = AddedRows(features[chosen], classes) if len(chosen) else None
-    origins = [texts[number].origin for number in chosen]
-    named = (outputs.names[number] for number in classes)
-    rounded = (round(one, 6) for one in probabilities.tolist())
+    found = _label(probe, features, spec)
+    chosen = found.chosen
     return PseudoLabels(
         len(texts),
         {
             name: round(one, 6) if np.isfinite(one) else None
-            for name, one in zip(outputs.names, thresholds, strict=True)
+            for name, one in zip(outputs.names, found.thresholds, strict=True)
         },
-        tuple(zip(origins, named, rounded, strict=True)),
-        _check(recipe, backbone, probe, added),
+        tuple(
+            (texts[number].origin, outputs.names[label], round(probability, 6))
+            for number, label, probability in zip(
+                chosen.numbers.tolist(),
+                chosen.classes.tolist(),
+                chosen.probabilities.tolist(),
+                strict=True,
+            )
+        ),
+        _check(recipe, backbone, probe, found, chosen.added(features)),
     )
 
 
@@ -208,13 +219,13 @@ class _Probe:
     groups: NDArray[np.int64]
     classes: int
 
-    def out_of_fold(self, added: AddedRows | None) -> OutOfFold:
+    def judged(self) -> OutOfFold:
         """Return the probabilities of the labelled rows, out of fold.
 
         Raises:
             DataError: if the rows give no folds.
         """
-        found = out_of_fold(self.features, self.labels, self.groups, self.classes, added)
+        found = out_of_fold(self.features, self.labels, self.groups, self.classes)
         if found is None:
             raise DataError(
                 f"{FIELD}: the labelled rows cannot be divided into folds that have two classes "
@@ -224,51 +235,128 @@ class _Probe:
         return found
 
     def predict(
-        self, features: NDArray[np.float32], penalty: float, added: AddedRows | None
+        self,
+        features: NDArray[np.float32],
+        penalty: float,
+        added: AddedRows | None = None,
+        rows: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float64]:
-        """Return the probabilities of other rows, (rows, classes) float64."""
-        probe = fitted_probe(self.features, self.labels, penalty, added)
+        """Return the probabilities of other rows, (rows, classes) float64.
+
+        Args:
+            features: (rows, features) float32.
+            penalty: inverse regularization strength C.
+            added: rows that the probe is fitted to besides the labelled ones.
+            rows: labelled rows that it is fitted to; by default all.
+        """
+        own = np.arange(len(self.labels)) if rows is None else rows
+        probe = fitted_probe(self.features[own], self.labels[own], penalty, added)
         found = np.zeros((len(features), self.classes))
         found[:, probe.classes_] = probe.predict_proba(features)
         return found
 
 
-def _rounds(
-    probe: _Probe, features: NDArray[np.float32], spec: UnlabeledSpec
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], list[float]]:
-    """Label the texts, `rounds` times; return chosen texts, classes, probabilities, thresholds."""
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Texts that get a class.
+
+    Attributes:
+        numbers: (chosen,) int64, indices of the texts.
+        classes: (chosen,) int64, class of each.
+        probabilities: (chosen,) float64, probability of that class.
+    """
+
+    numbers: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, probabilities: NDArray[np.float64], thresholds: Sequence[float]) -> _Chosen:
+        """Choose the texts whose most probable class reaches its threshold."""
+        classes, best = probabilities.argmax(axis=1), probabilities.max(axis=1)
+        numbers = np.flatnonzero(best >= np.array(thresholds)[classes])
+        return cls(numbers, classes[numbers], best[numbers])
+
+    def added(self, features: NDArray[np.float32]) -> AddedRows | None:
+        """Return the texts as rows; `None` if there are none."""
+        return AddedRows(features[self.numbers], self.classes) if len(self.numbers) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Labelled:
+    """Result of the rounds.
+
+    Attributes:
+        chosen: texts that get a class.
+        thresholds: threshold of each class in the last round.
+        before: out-of-fold probabilities of the labelled rows without the texts.
+        after: the same with the texts, to which probes that had not seen a row gave a class.
+    """
+
+    chosen: _Chosen
+    thresholds: list[float]
+    before: OutOfFold
+    after: OutOfFold
+
+
+def _label(probe: _Probe, features: NDArray[np.float32], spec: UnlabeledSpec) -> _Labelled:
+    """Label the texts, `rounds` times.
+
+    Each fold labels the texts for itself: classes from a probe that saw a row would tell that row's
+    class to the probe that is to be judged on it.
+    """
+    before = judged = probe.judged()
+    folds = grouped_folds(probe.labels, probe.groups)
     added: AddedRows | None = None
+    of_folds: list[AddedRows | None] = [None] * len(folds)
     for number in range(spec.rounds):
-        judged = probe.out_of_fold(added)
         thresholds = class_thresholds(judged, probe.labels, spec.precision)
-        found = probe.predict(features, judged.penalty, added)
-        classes, best = found.argmax(axis=1), found.max(axis=1)
-        chosen = np.flatnonzero(best >= np.array(thresholds)[classes])
+        chosen = _Chosen.of(probe.predict(features, before.penalty, added), thresholds)
+        of_folds = [
+            _Chosen.of(probe.predict(features, before.penalty, own, rest), thresholds).added(
+                features
+            )
+            for (rest, _), own in zip(folds, of_folds, strict=True)
+        ]
+        added = chosen.added(features)
+        judged = _judged_with(probe, folds, of_folds, before)
         say(
-            f"{FIELD}: round {number + 1} of {spec.rounds}: {len(chosen):,} of {len(features):,} "
-            "texts get a class"
+            f"{FIELD}: round {number + 1} of {spec.rounds}: {len(chosen.numbers):,} of "
+            f"{len(features):,} texts get a class"
         )
-        added = AddedRows(features[chosen], classes[chosen])
-        if not len(chosen):
-            break
-    return chosen, classes[chosen], best[chosen], thresholds
+    return _Labelled(chosen, thresholds, before, judged)
 
 
-def _check(recipe: Recipe, backbone: Backbone, probe: _Probe, added: AddedRows | None) -> Check:
+def _judged_with(
+    probe: _Probe,
+    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    added: Sequence[AddedRows | None],
+    before: OutOfFold,
+) -> OutOfFold:
+    probabilities = np.zeros_like(before.probabilities)
+    for (rest, held_out), own in zip(folds, added, strict=True):
+        features = probe.features[held_out]
+        probabilities[held_out] = probe.predict(features, before.penalty, own, rest)
+    return replace(before, probabilities=probabilities)
+
+
+def _check(
+    recipe: Recipe, backbone: Backbone, probe: _Probe, found: _Labelled, added: AddedRows | None
+) -> Check:
     """Compare the probe without and with the texts on rows that it never saw."""
     held_out = validation_rows(recipe.data, recipe.seed, recipe.training.objective)
-    before, after = probe.out_of_fold(None), probe.out_of_fold(added)
-    if len(held_out):
-        assert backbone.head is not None  # only a classification has pseudo-labels
-        data = prepare(held_out, backbone.tokenizer, recipe.data, outputs=backbone.head.outputs)
-        features, labels = probe_features(backbone, data), np.array(class_indices(data))
-        guesses = [
-            probe.predict(features, one.penalty, rows)
-            for one, rows in ((before, None), (after, added))
+    if not len(held_out):
+        hits = [
+            one.probabilities.argmax(axis=1) == probe.labels for one in (found.before, found.after)
         ]
-    else:
-        labels, guesses = probe.labels, [before.probabilities, after.probabilities]
-    return Check.of(*(one.argmax(axis=1) == labels for one in guesses))
+        return Check.of(*hits)
+    assert backbone.head is not None  # only a classification has pseudo-labels
+    data = prepare(held_out, backbone.tokenizer, recipe.data, outputs=backbone.head.outputs)
+    features, labels = probe_features(backbone, data), np.array(class_indices(data))
+    guesses = [
+        probe.predict(features, found.before.penalty, rows).argmax(axis=1) for rows in (None, added)
+    ]
+    return Check.of(*(one == labels for one in guesses))
 
 
 def refuse_harm(found: PseudoLabels) -> None:
