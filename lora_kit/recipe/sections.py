@@ -28,6 +28,7 @@ from lora_kit.recipe.regression import RegressionSpec
 from lora_kit.recipe.retention import RetentionSpec
 from lora_kit.recipe.section import Count, Distinct, Positive, Section, Whole
 from lora_kit.recipe.sweep import SweepSpec
+from lora_kit.recipe.token_classification import TokenClassificationSpec
 from lora_kit.recipe.training import TrainingSpec
 
 MergeBase = Literal["dequantized", "original", "both"]
@@ -59,6 +60,7 @@ RUN_ONLY_ARMS = (*MERGED_ARMS, *QUANTIZED_ARMS, SCRATCH, RETRIEVAL, PROBE)
 # Arms that work with a head, by objective; the others need a language model, or merge one.
 HEAD_ARMS: dict[HeadObjective, tuple[ArmName, ...]] = {
     **dict.fromkeys(TEXT_HEADS, ("base", "adapter", RETRIEVAL, PROBE)),
+    "token-classification": ("base", "adapter", PROBE),
     "reward": ("base", "adapter", RETRIEVAL),
 }
 
@@ -165,6 +167,7 @@ class RecipeSections(Section):
     classification: ClassificationSpec | None = None
     regression: RegressionSpec | None = None
     multi_label: MultiLabelSpec | None = None
+    token_classification: TokenClassificationSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
     sweep: SweepSpec | None = None

@@ -1,4 +1,4 @@
-"""Rules about objectives that train a head: classes, numbers, labels and rewards."""
+"""Rules about objectives that train a head: classes, numbers, labels, tags and rewards."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from lora_kit.recipe.classification import NOT_OF_A_HEAD
 from lora_kit.recipe.conflicts.objective import OBJECTIVE, OF_LANGUAGE_MODELING
 from lora_kit.recipe.objective import HEADED, TEXT_HEADS, HeadObjective
 from lora_kit.recipe.problem import Problem, conflict
-from lora_kit.recipe.sections import HEAD_ARMS, PROBE, MergeSpec, RecipeSections
+from lora_kit.recipe.sections import HEAD_ARMS, PROBE, RETRIEVAL, MergeSpec, RecipeSections
 
 # Head and target of a row, by the objective, for reasons of refusals.
 WORDS: dict[HeadObjective, tuple[str, str]] = {
     "classification": ("a classifier", "class"),
     "regression": ("a regression", "number"),
     "multi-label": ("a multi-label head", "list of labels"),
+    "token-classification": ("a token classifier", "tags"),
+}
+
+# Reasons why an objective has no arm `retrieval`.
+NO_RETRIEVAL: dict[HeadObjective, str] = {
+    "token-classification": ": the tags of another text do not fit the words of this one",
 }
 
 
@@ -105,10 +111,11 @@ def arms_of_a_head(recipe: RecipeSections) -> Iterator[Problem]:
     possible = HEAD_ARMS[objective]
     for arm in recipe.evaluation.arms:
         if arm not in possible:
+            why = NO_RETRIEVAL.get(objective, "") if arm == RETRIEVAL else ""
             yield conflict(
                 "evaluation.arms",
                 OBJECTIVE,
-                reason=f"the objective {objective} has no such arm",
+                reason=f"the objective {objective} has no such arm{why}",
                 given=arm,
                 fix=f"use {', '.join(possible)}",
             )
