@@ -128,11 +128,8 @@ def requested_configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftCo
     has_own_targets = spec.method in (*METHODS_WITH_OWN_TARGETS, *VIRTUAL)
     if spec.target_modules != "all-linear" or not has_own_targets:
         named["target_modules"] = spec.target_modules
-    if peft_task_type(model) == "TOKEN_CLS" and "exclude_modules" in fields:
-        # PEFT 0.21 leaves only the head of a sequence classifier out of `all-linear`, and cannot
-        # save a head that has an adapter.
-        heads = [name for name in HEAD_NAMES if hasattr(model, name)]
-        options = {"exclude_modules": heads} | options
+    if "exclude_modules" in fields:
+        options = without_head_of_words(model) | options
     try:
         return kind(
             task_type=peft_task_type(model),
@@ -149,6 +146,17 @@ def requested_configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftCo
             f"adapter: {spec.method}: PEFT refuses the configuration ({error}). Fix: change "
             "adapter.options"
         ) from error
+
+
+def without_head_of_words(model: torch.nn.Module) -> dict[str, list[str]]:
+    """Return the option that keeps the head of a token classifier from being a target.
+
+    PEFT 0.21 leaves only the head of a sequence classifier out of `all-linear`, and cannot save a
+    head that has an adapter.
+    """
+    if peft_task_type(model) != "TOKEN_CLS":
+        return {}
+    return {"exclude_modules": [name for name in HEAD_NAMES if hasattr(model, name)]}
 
 
 def _required_sections(kind: str | None) -> dict[str, Any]:

@@ -33,12 +33,14 @@ class BuiltIn:
 
     Attributes:
         read: function that returns all rows.
+        form: format of the rows.
         license: SPDX id of the license, and the evidence for it.
         test: fraction of the clusters held out for test.
         validation: fraction of the clusters held out for validation.
     """
 
     read: Callable[[], Sequence[Row]]
+    form: RowFormat
     license: tuple[str, str]
     test: float
     validation: float = 0.1
@@ -49,14 +51,14 @@ class BuiltIn:
 # them; Python-2.0 is the stack with an older agreement of CNRI, not used since 2.0.1.
 PYTHON_LICENSE = ("Python-2.0.1", "Python's LICENSE")
 BUILT_IN = {
-    "stdlib-docstrings": BuiltIn(docstring_rows, PYTHON_LICENSE, 0.15),
-    "stdlib-docstring-pairs": BuiltIn(docstring_pairs, PYTHON_LICENSE, 0.15),
-    "stdlib-areas": BuiltIn(area_rows, PYTHON_LICENSE, 0.3),
-    "stdlib-complexity": BuiltIn(complexity_rows, PYTHON_LICENSE, 0.3),
-    "stdlib-statements": BuiltIn(statement_rows, PYTHON_LICENSE, 0.3),
-    "stdlib-roles": BuiltIn(role_rows, PYTHON_LICENSE, 0.3),
-    "python-reference": BuiltIn(reference_rows, PYTHON_LICENSE, 0.5),
-    "sums": BuiltIn(sum_rows, ("Apache-2.0", "lora_kit's LICENSE"), 0.25),
+    "stdlib-docstrings": BuiltIn(docstring_rows, "messages", PYTHON_LICENSE, 0.15),
+    "stdlib-docstring-pairs": BuiltIn(docstring_pairs, "preference", PYTHON_LICENSE, 0.15),
+    "stdlib-areas": BuiltIn(area_rows, "text-label", PYTHON_LICENSE, 0.3),
+    "stdlib-complexity": BuiltIn(complexity_rows, "text-score", PYTHON_LICENSE, 0.3),
+    "stdlib-statements": BuiltIn(statement_rows, "text-labels", PYTHON_LICENSE, 0.3),
+    "stdlib-roles": BuiltIn(role_rows, "tokens-tags", PYTHON_LICENSE, 0.3),
+    "python-reference": BuiltIn(reference_rows, "text", PYTHON_LICENSE, 0.5),
+    "sums": BuiltIn(sum_rows, "messages", ("Apache-2.0", "lora_kit's LICENSE"), 0.25),
 }
 SPLITS: tuple[str, ...] = get_args(Split)
 
@@ -99,9 +101,8 @@ def _built_in(spec: SourceSpec, field: str, needed: Sequence[RowFormat]) -> RowS
     unused = ("subset", "revision", "streaming", "columns", "license")
     _refuse_unused(spec, field, unused, "built in")
     built_in = BUILT_IN[spec.source]
-    every_row = built_in.read()
-    if spec.format == "text" and every_row[0].text is None:
-        texts = [name for name, one in BUILT_IN.items() if one.read()[0].text is not None]
+    if spec.format == "text" and built_in.form != "text":
+        texts = [name for name, one in BUILT_IN.items() if one.form == "text"]
         raise DataError(
             f"{field}: training.objective: text needs texts (got the conversations of "
             f"{spec.source}). Fix: set objective: sft, or name texts ({', '.join(texts)}, or a "
@@ -117,7 +118,7 @@ def _built_in(spec: SourceSpec, field: str, needed: Sequence[RowFormat]) -> RowS
             f"{_sibling(field, 'split')}: {spec.source} has no split `{spec.split}`. Fix: use one "
             f"of {', '.join(SPLITS)}"
         )
-    has_pairs = bool(every_row[0].rejected)
+    has_pairs = built_in.form == "preference"
     if has_pairs != ("preference" in needed):
         raise DataError(
             f"{field}: the objectives dpo, orpo and reward need preference pairs, all others "
@@ -126,7 +127,7 @@ def _built_in(spec: SourceSpec, field: str, needed: Sequence[RowFormat]) -> RowS
         )
     rows = [
         row
-        for row in every_row
+        for row in built_in.read()
         if spec.split in ("all", assign_split(row.cluster, built_in.validation, built_in.test))
     ]
     return Rows.of(spec.source, rows).sources[0]

@@ -117,7 +117,7 @@ def read_labelled(spec: TaskSpec) -> list[Question]:
 
 def _labelled_sources() -> list[str]:
     """Return the built-in sources whose rows have a class."""
-    return [name for name, one in BUILT_IN.items() if one.read()[0].label is not None]
+    return [name for name, one in BUILT_IN.items() if one.form == "text-label"]
 
 
 def _built_in_labelled(spec: TaskSpec) -> list[Question]:

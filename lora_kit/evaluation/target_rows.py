@@ -78,4 +78,4 @@ def read_targets(spec: TaskSpec) -> list[TargetRow]:
 def _sources(kind: TaskKind) -> list[str]:
     """Return the built-in sources whose rows are items of a kind."""
     needed = FORMATS_OF[OBJECTIVES[kind]]
-    return [name for name, one in BUILT_IN.items() if one.read()[0].format in needed]
+    return [name for name, one in BUILT_IN.items() if one.form in needed]

@@ -146,9 +146,7 @@ CASES = (
         [GOOD, (["in", "Rome"], ["O"])],
         *("rows.jsonl:2", "got 1 tags of 2 tokens"),
     ),
-    _words(
-        "tags of null", [GOOD, (["in"], None)], "rows.jsonl:2", "needs words and a tag for each"
-    ),
+    _words("tags of null", [GOOD, (["in"], None)], "rows.jsonl:2", "tags: not a list"),
     _words("tags that are numbers", [GOOD, (["in"], [0])], "rows.jsonl:2", "tags: not a list"),
     _words(
         "a tag that is not BIO", [GOOD, (["in"], ["place"])], "tags[0]: not a BIO tag", "'place'"
