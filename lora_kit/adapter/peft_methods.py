@@ -14,7 +14,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from lora_kit.adapter.unfrozen import head_only_configuration, unfrozen_configuration
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
-from lora_kit.backbone.heads import peft_task_type
+from lora_kit.backbone.heads import HEAD_NAMES, peft_task_type
 from lora_kit.backbone.open_files import open_tokenizer
 from lora_kit.recipe.adapter import VIRTUAL, VIRTUAL_TOKENS, AdapterSpec
 from lora_kit.recipe.initialisations import OPTION, SECTIONS, SUBTRACTED, initialisation_of
@@ -116,7 +116,7 @@ def requested_configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftCo
         return unfrozen_configuration(model, spec.method)
     if spec.method == "head":
         _require_default_fields(spec)
-        return head_only_configuration()
+        return head_only_configuration(model)
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(spec.method.upper())]
     fields = {field.name for field in dataclasses.fields(kind)} - set(NOT_OPTIONS)
     if spec.method in VIRTUAL:
@@ -128,6 +128,8 @@ def requested_configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftCo
     has_own_targets = spec.method in (*METHODS_WITH_OWN_TARGETS, *VIRTUAL)
     if spec.target_modules != "all-linear" or not has_own_targets:
         named["target_modules"] = spec.target_modules
+    if "exclude_modules" in fields:
+        options = without_head_of_words(model) | options
     try:
         return kind(
             task_type=peft_task_type(model),
@@ -144,6 +146,17 @@ def requested_configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftCo
             f"adapter: {spec.method}: PEFT refuses the configuration ({error}). Fix: change "
             "adapter.options"
         ) from error
+
+
+def without_head_of_words(model: torch.nn.Module) -> dict[str, list[str]]:
+    """Return the option that keeps the head of a token classifier from being a target.
+
+    PEFT 0.21 leaves only the head of a sequence classifier out of `all-linear`, and cannot save a
+    head that has an adapter.
+    """
+    if peft_task_type(model) != "TOKEN_CLS":
+        return {}
+    return {"exclude_modules": [name for name in HEAD_NAMES if hasattr(model, name)]}
 
 
 def _required_sections(kind: str | None) -> dict[str, Any]:

@@ -50,12 +50,16 @@ def unfrozen_configuration(model: torch.nn.Module, method: str) -> PeftConfig:
     return LNTuningConfig(task_type=peft_task_type(model), target_modules=targets)
 
 
-def head_only_configuration() -> PeftConfig:
-    """Return PEFT's configuration that trains a classifier's head only."""
+def head_only_configuration(model: torch.nn.Module) -> PeftConfig:
+    """Return PEFT's configuration that trains a classifier's head only.
+
+    Args:
+        model: backbone with the head.
+    """
     from peft import LNTuningConfig
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    return LNTuningConfig(task_type="SEQ_CLS", target_modules=DUMMY_TARGET_MODULES)
+    return LNTuningConfig(task_type=peft_task_type(model), target_modules=DUMMY_TARGET_MODULES)
 
 
 def _modules_after(model: torch.nn.Module, trunk: str) -> list[str]:

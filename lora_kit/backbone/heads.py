@@ -1,4 +1,4 @@
-"""Heads of classes, numbers, labels and rewards: loading, initialization, padding of inputs."""
+"""Heads of texts, of their words and of answers: loading, initialization, padding of inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 # Module names of heads in transformers; PEFT saves them with an adapter.
 HEAD_NAMES = ("score", "classifier")
-# How transformers calls the problem of a head in its configuration; not for rewards.
+# PEFT's task types of heads, by the end of the name of transformers' class.
+HEAD_TASK_TYPES: Mapping[str, str] = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+}
+# How transformers calls the problem of a head of texts in its configuration; not for rewards.
 PROBLEM_TYPES: Mapping[HeadObjective, str] = {
     "classification": "single_label_classification",
     "regression": "regression",
@@ -91,7 +96,7 @@ def prepare_head(
     Sets the padding token of the model and the maximum length of the tokenizer.
 
     Args:
-        model: sequence classifier of transformers.
+        model: sequence or token classifier of transformers.
         tokenizer: tokenizer of the model.
         outputs: outputs of the head.
         missing: names of the parameters that the checkpoint does not have.
@@ -174,11 +179,15 @@ def pad_right(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, tor
 
 def peft_task_type(model: torch.nn.Module) -> str:
     """Return PEFT's task type of a model."""
-    if is_classifier(model):
-        return "SEQ_CLS"
-    return SEQUENCE_TO_SEQUENCE if is_encoder_decoder(model) else "CAUSAL_LM"
+    other = SEQUENCE_TO_SEQUENCE if is_encoder_decoder(model) else "CAUSAL_LM"
+    return _head_task_type(model) or other
 
 
 def is_classifier(model: torch.nn.Module) -> bool:
-    """Return true if a transformers model is a sequence classifier; works on the meta device."""
-    return type(model).__name__.endswith("ForSequenceClassification")
+    """Return true if a model of transformers classifies texts or words; also on the meta device."""
+    return _head_task_type(model) is not None
+
+
+def _head_task_type(model: torch.nn.Module) -> str | None:
+    name = type(model).__name__
+    return next((task for end, task in HEAD_TASK_TYPES.items() if name.endswith(end)), None)

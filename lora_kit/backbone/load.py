@@ -197,7 +197,7 @@ def _model_class(files: BackboneFiles, outputs: HeadOutputs | None) -> Any:
         BackboneError: for an encoder-decoder with a head, which transformers feeds both stacks with
             the same text.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     config = open_config(files.directory)
     if outputs is None:
@@ -209,7 +209,8 @@ def _model_class(files: BackboneFiles, outputs: HeadOutputs | None) -> Any:
             f"{config.model_type}). Fix: choose a decoder or an encoder"
             f"{generating if outputs.kind in TEXT_HEADS else ''}"
         )
-    return AutoModelForSequenceClassification
+    reads_words = outputs.kind == "token-classification"
+    return AutoModelForTokenClassification if reads_words else AutoModelForSequenceClassification
 
 
 def _resolved_attention(model: PreTrainedModel, spec: BackboneSpec) -> str:

@@ -43,12 +43,16 @@ def rename_columns(value: RawRow, origin: str, columns: Mapping[str, str]) -> Ra
 def class_name(value: RawRow, column: str, names: Sequence[str], origin: str) -> Any:
     """Return the name of the class whose index a column holds; `None` for a missing value.
 
+    A list of indices gives a list of names.
+
     Raises:
         DataError: if the index is out of range.
     """
     number = value.get(column)
     if number is None:
         return None
+    if isinstance(number, list):
+        return [class_name({column: one}, column, names, origin) for one in number]
     if not 0 <= number < len(names):
         raise DataError(
             f"{origin}: `{column}` must be a class index from 0 to {len(names) - 1} (got {number})."

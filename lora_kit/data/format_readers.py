@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 
 from lora_kit.data.columns import RawRow
+from lora_kit.data.entities import entities_of, parse_tags, parse_words, write_entities
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.scored import SCORE, parse_number, parse_numbers, write_numbers
 from lora_kit.data.tagged import parse_labels, write_labels
@@ -94,12 +95,15 @@ def text_label_row(value: RawRow, origin: str) -> Row:
         label = json.dumps(label)
     label = read_text(label, "label", origin)
     text = read_text(value["text"], "text", origin)
+    messages = (Message("user", text), Message("assistant", label))
+    return Row(origin, _cluster(value, origin), messages, completion_from=1, label=label)
+
+
+def _cluster(value: RawRow, origin: str) -> str:
     cluster = value.get("cluster", origin)
     if isinstance(cluster, int) and not isinstance(cluster, bool):
         cluster = str(cluster)
-    cluster = read_text(cluster, "cluster", origin)
-    messages = (Message("user", text), Message("assistant", label))
-    return Row(origin, cluster, messages, completion_from=1, label=label)
+    return read_text(cluster, "cluster", origin)
 
 
 def text_score_row(value: RawRow, origin: str) -> Row:
@@ -124,6 +128,15 @@ def text_labels_row(value: RawRow, origin: str) -> Row:
     text = read_text(value["text"], "text", origin)
     messages = (Message("user", text), Message("assistant", write_labels(labels)))
     return Row(origin, origin, messages, completion_from=1, labels=labels)
+
+
+def tokens_tags_row(value: RawRow, origin: str) -> Row:
+    """Parse words, their tags, and the name of a group of dependent rows, if it has one."""
+    words = parse_words(value["tokens"], origin)
+    tags = parse_tags(value["tags"], words, origin)
+    answer = write_entities(entities_of(tags), words)
+    messages = (Message("user", " ".join(words)), Message("assistant", answer))
+    return Row(origin, _cluster(value, origin), messages, completion_from=1, words=words, tags=tags)
 
 
 def text_row(value: RawRow, origin: str) -> Row:

@@ -20,6 +20,7 @@ from lora_kit.data.columns import (
     rename_columns,
     unread_columns,
 )
+from lora_kit.data.entities import EXAMPLE
 from lora_kit.data.format_readers import (
     alpaca_row,
     messages_row,
@@ -31,6 +32,7 @@ from lora_kit.data.format_readers import (
     text_row,
     text_score_row,
     text_scores_row,
+    tokens_tags_row,
 )
 from lora_kit.data.rows import Row
 from lora_kit.data.turns import check_has_assistant_turn, check_last_turn
@@ -94,15 +96,17 @@ FORMATS: dict[RowFormat, Format] = {
     "text-labels": Format(
         ("text", "labels"), (), '{"text": "...", "labels": ["a", "b"]}', text_labels_row
     ),
+    "tokens-tags": Format(("tokens", "tags"), ("cluster",), EXAMPLE, tokens_tags_row),
     "text": Format(("text",), (), '{"text": "..."}', text_row),
 }
 # Formats that are detected only for an objective that needs them.
-ON_REQUEST: tuple[RowFormat, ...] = ("text-score", "text-scores", "text-labels")
+ON_REQUEST: tuple[RowFormat, ...] = ("text-score", "text-scores", "text-labels", "tokens-tags")
 # What the objectives of a needed format need.
 NEEDS: dict[RowFormat, str] = {
     "preference": "the objectives dpo, orpo and reward need preference pairs",
     "text-score": "regression needs a number in each row",
     "text-labels": "multi-label needs a list of labels in each row",
+    "tokens-tags": "token-classification needs words and a tag for each of them",
 }
 
 

@@ -46,6 +46,8 @@ class Row:
         label: class of the row, for classification rows.
         values: numbers of the row by name, for regression rows.
         labels: labels of the row, sorted, for multi-label rows; there may be none.
+        words: words of the text, for rows with tags.
+        tags: BIO tag of each word.
         rejected: rejected answer of a preference pair, in place of the turns from
             `completion_from` on; empty for other rows.
         desirable: KTO label of the completion; `None` without one.
@@ -62,6 +64,8 @@ class Row:
     label: str | None = None
     values: Mapping[str, float] | None = None
     labels: tuple[str, ...] | None = None
+    words: tuple[str, ...] = ()
+    tags: tuple[str, ...] | None = None
     rejected: tuple[Message, ...] = ()
     desirable: bool | None = None
     format: str = ""
@@ -76,8 +80,8 @@ class Row:
     @property
     def target_text(self) -> str | None:
         """Target of a row that a head learns, as text; `None` for other rows."""
-        is_text = self.values is None and self.labels is None
-        return self.label if is_text else self.messages[-1].content
+        is_other = self.values is None and self.labels is None and self.tags is None
+        return self.label if is_other else self.messages[-1].content
 
     @property
     def has_answer(self) -> bool:

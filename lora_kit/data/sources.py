@@ -15,6 +15,7 @@ from lora_kit.data.builtin.areas import area_rows
 from lora_kit.data.builtin.docstrings import docstring_pairs, docstring_rows
 from lora_kit.data.builtin.functions import complexity_rows, statement_rows
 from lora_kit.data.builtin.reference import reference_rows
+from lora_kit.data.builtin.roles import role_rows
 from lora_kit.data.builtin.sums import sum_rows
 from lora_kit.data.files.readers import TableRequest
 from lora_kit.data.files.tables import Table, class_names, has_splits, is_hub_id, open_table
@@ -55,6 +56,7 @@ BUILT_IN = {
     "stdlib-areas": BuiltIn(area_rows, "text-label", PYTHON_LICENSE, 0.3),
     "stdlib-complexity": BuiltIn(complexity_rows, "text-score", PYTHON_LICENSE, 0.3),
     "stdlib-statements": BuiltIn(statement_rows, "text-labels", PYTHON_LICENSE, 0.3),
+    "stdlib-roles": BuiltIn(role_rows, "tokens-tags", PYTHON_LICENSE, 0.3),
     "python-reference": BuiltIn(reference_rows, "text", PYTHON_LICENSE, 0.5),
     "sums": BuiltIn(sum_rows, "messages", ("Apache-2.0", "lora_kit's LICENSE"), 0.25),
 }

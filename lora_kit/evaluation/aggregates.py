@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import softmax
 
+from lora_kit.data.entities import Entity, read_entities
 from lora_kit.data.scored import read_numbers
 from lora_kit.data.tagged import label_values, read_labels
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.scores import SCORES, ScoreName, TaskKind
 from lora_kit.evaluation.task_spec import TaskSpec
-from lora_kit.statistics import multi_label, numbers
+from lora_kit.statistics import entities, multi_label, numbers
 from lora_kit.statistics.bootstrap import Statistic
 from lora_kit.statistics.clusters import Floats
 
+Spans = Sequence[Entity]
 Aggregate = Callable[[Sequence[Entry]], Statistic]
 
 
@@ -97,6 +99,23 @@ def _class_average_precision(entries: Sequence[Entry]) -> Statistic:
     return multi_label.mean_average_precision(scores, true)
 
 
+def entity_lists(entries: Sequence[Entry]) -> tuple[list[Spans], list[Spans]]:
+    """Return the predicted and the true entities of each entry."""
+    return (
+        [read_entities(entry.output) for entry in entries],
+        [read_entities(entry.reference) for entry in entries],
+    )
+
+
+def _of_entities(
+    count: Callable[[Sequence[entities.Span], Sequence[entities.Span]], int],
+) -> Aggregate:
+    def statistic(entries: Sequence[Entry]) -> Statistic:
+        return entities.entity_f1(*entity_lists(entries), count)
+
+    return statistic
+
+
 # Scores of all items together, by the kind of the task.
 AGGREGATES: Mapping[TaskKind, Mapping[ScoreName, Aggregate]] = {
     "classification": {"mean_average_precision": _class_average_precision},
@@ -109,6 +128,10 @@ AGGREGATES: Mapping[TaskKind, Mapping[ScoreName, Aggregate]] = {
         "micro_f1": _of_labels(multi_label.micro_f1),
         "macro_f1": _of_labels(multi_label.macro_f1),
         "mean_average_precision": _of_labels(multi_label.mean_average_precision, ranked=True),
+    },
+    "token_classification": {
+        "entity_f1": _of_entities(entities.equal_entities),
+        "relaxed_entity_f1": _of_entities(entities.overlapping_entities),
     },
 }
 
@@ -141,7 +164,7 @@ def secondary_statistics(
     found: dict[str, tuple[Statistic, Statistic, bool]] = {
         str(name): (aggregate(before), aggregate(after), SCORES[task.kind][name].higher_is_better)
         for name, aggregate in AGGREGATES.get(task.kind, {}).items()
-        if name != task.score
+        if name != task.score_name
     }
     return found | (_by_output(before, after) if task.kind == "regression" else {})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from scipy.special import softmax
 
 from lora_kit.evaluation.aggregates import (
     class_probabilities,
+    entity_lists,
     label_tables,
     secondary_statistics,
 )
@@ -17,12 +18,14 @@ from lora_kit.evaluation.comparisons import repeated
 from lora_kit.evaluation.cut_answers import CUT_OFF
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.pairs import Pairs, mean_score
+from lora_kit.evaluation.scores import TaskKind
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.thoughts import UNENDED
 from lora_kit.statistics.bootstrap import bootstrap_statistic
 from lora_kit.statistics.calibration import CalibrationComparison, compare_calibration
 from lora_kit.statistics.clusters import Floats, cluster_count
 from lora_kit.statistics.decisions import Interval, holm, loss_p, paired_interval
+from lora_kit.statistics.entities import entity_scores
 from lora_kit.statistics.labels import (
     Confusion,
     LabelScores,
@@ -75,11 +78,11 @@ class Slice:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Scores of both arms for each class or label.
+    """Scores of both arms for each class, label or type of entities.
 
     Attributes:
         confusion: items by true and predicted class of the adapter; `None` for items with several
-            labels.
+            labels or entities.
     """
 
     base: LabelScores
@@ -199,15 +202,27 @@ def choice_calibration(pairs: Pairs, look: Look) -> CalibrationComparison | None
 
 
 def class_scores(pairs: Pairs, task: TaskSpec) -> ClassScores | None:
-    """Compute the scores of each class or label; `None` for a task without either."""
-    if task.kind == "multi_label":
-        before, after = (label_tables(entries) for entries in (pairs.before, pairs.after))
-        return ClassScores(
-            table_scores(before.names, before.predicted, before.true, before.scores),
-            table_scores(after.names, after.predicted, after.true, after.scores),
-        )
-    if task.kind != "classification":
-        return None
+    """Compute the scores of each class, label or type; `None` for a task without any."""
+    scores = SCORES_BY_NAME.get(task.kind)
+    return scores(pairs) if scores is not None else None
+
+
+def _scores_of_labels(pairs: Pairs) -> ClassScores:
+    before, after = (label_tables(entries) for entries in (pairs.before, pairs.after))
+    return ClassScores(
+        table_scores(before.names, before.predicted, before.true, before.scores),
+        table_scores(after.names, after.predicted, after.true, after.scores),
+    )
+
+
+def _scores_of_types(pairs: Pairs) -> ClassScores | None:
+    before, after = (entity_lists(entries) for entries in (pairs.before, pairs.after))
+    if not any(before[1]):
+        return None  # the items of an early look may have no entity
+    return ClassScores(entity_scores(*before), entity_scores(*after))
+
+
+def _scores_of_classes(pairs: Pairs) -> ClassScores:
     truth = [entry.reference for entry in pairs.before]
     base, adapter = (
         label_scores([entry.output for entry in entries], truth, class_probabilities(entries))
@@ -216,6 +231,14 @@ def class_scores(pairs: Pairs, task: TaskSpec) -> ClassScores | None:
     return ClassScores(
         base, adapter, count_confusions([entry.output for entry in pairs.after], truth)
     )
+
+
+# Scores of each class, label or type, by the kind of the task.
+SCORES_BY_NAME: Mapping[TaskKind, Callable[[Pairs], ClassScores | None]] = {
+    "classification": _scores_of_classes,
+    "multi_label": _scores_of_labels,
+    "token_classification": _scores_of_types,
+}
 
 
 def mean_drift(entries: Mapping[str, Entry]) -> Drift | None:

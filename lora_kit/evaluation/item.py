@@ -118,6 +118,25 @@ class LabelRequest(TextRequest):
 
 
 @dataclass(frozen=True)
+class TagRequest(TextRequest):
+    """Request for the likelihood of each tag of each word.
+
+    Attributes:
+        words: words of the text.
+        starts: position of the first token of each word; `None` for a word without a token.
+    """
+
+    words: tuple[str, ...]
+    starts: tuple[int | None, ...]
+
+    @property
+    def words_read(self) -> list[tuple[str, int]]:
+        """Words with a token, and the position of its first one."""
+        pairs = zip(self.words, self.starts, strict=True)
+        return [(word, start) for word, start in pairs if start is not None]
+
+
+@dataclass(frozen=True)
 class RewardRequest:
     """Request for the reward of several answers to one prompt; each row begins with the prompt."""
 
@@ -151,7 +170,8 @@ class Outcome:
     Attributes:
         log_likelihoods: nats, one for each branch or class; for a loss request one value, the sum
             over the supervised tokens; for a reward request the rewards of the answers; for a
-            number request the numbers; for a label request a value for each label.
+            number request the numbers; for a label request a value for each label; for a tag
+            request one for each tag of each word with a token, word by word.
         greedy: for each branch, true if every scored token was the most likely one; for each
             label, true if it is predicted.
         text: generated text; of several samples the first one.
@@ -185,6 +205,7 @@ class Item:
         choices: texts of the branches of a choice request.
         answer: index of the correct choice.
         targets: correct number of each output of a head by its name; 1 or 0 for a label.
+        tags: correct tag of each word.
         references: correct answers, any of which a metric accepts.
         checks: checks that a response has to pass.
         scored_bytes: UTF-8 bytes of the text whose likelihood is taken.
@@ -201,6 +222,7 @@ class Item:
     choices: tuple[str, ...] = ()
     answer: int | None = None
     targets: Mapping[str, float] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     checks: tuple[InstructionCheck, ...] = ()
     scored_bytes: int = 0

@@ -75,6 +75,7 @@ def read_rows(spec: TaskSpec) -> list[Any]:
         "classification": read_labelled,
         "regression": read_targets,
         "multi_label": read_targets,
+        "token_classification": read_targets,
         "instructions": read_instructions,
         "judge": read_prompts,
     }

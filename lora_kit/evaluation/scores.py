@@ -12,6 +12,7 @@ TaskKind = Literal[
     "classification",
     "regression",
     "multi_label",
+    "token_classification",
     "generation",
     "instructions",
     "judge",
@@ -31,6 +32,8 @@ ScoreName = Literal[
     "exact_match",
     "micro_f1",
     "mean_average_precision",
+    "entity_f1",
+    "relaxed_entity_f1",
 ]
 
 
@@ -57,7 +60,7 @@ LIKELIHOODS: Mapping[ScoreName, Score] = {
     "accuracy_per_token": Score("accuracy", is_binary=True),
     "loss": Score("nats", higher_is_better=False),
 }
-# Scores of a kind; the first is the default, and that of single items.
+# Scores of a kind; the first is the default, and the first of single items is that of items.
 SCORES: Mapping[TaskKind, Mapping[ScoreName, Score]] = {
     "multiple_choice": LIKELIHOODS,
     "classification": {
@@ -79,12 +82,27 @@ SCORES: Mapping[TaskKind, Mapping[ScoreName, Score]] = {
         "macro_f1": Score("macro-F1 of labels", of_items=False),
         "mean_average_precision": Score("mAP", of_items=False),
     },
+    "token_classification": {
+        "entity_f1": Score("entity F1", of_items=False),
+        "relaxed_entity_f1": Score("relaxed entity F1", of_items=False),
+        "jaccard": Score("Jaccard index of entities"),
+        "exact_match": Score("exact match", is_binary=True),
+        "accuracy": Score("accuracy of words"),
+        "loss": Score("nats per word", higher_is_better=False),
+    },
 }
+
+
+def item_score(kind: TaskKind) -> ScoreName | None:
+    """Return the name of the score of single items; `None` for a kind with a single score."""
+    return next((name for name, one in SCORES.get(kind, {}).items() if one.of_items), None)
+
+
 # Kinds that only a head answers.
-OF_HEADS: tuple[TaskKind, ...] = ("regression", "multi_label")
+OF_HEADS: tuple[TaskKind, ...] = ("regression", "multi_label", "token_classification")
 # Unit of single items' scores, by the unit of a score of all items together.
 ITEM_UNITS: Mapping[str, str] = {
-    one.unit: next(iter(scores.values())).unit
+    one.unit: next(score.unit for score in scores.values() if score.of_items)
     for scores in SCORES.values()
     for one in scores.values()
     if not one.of_items

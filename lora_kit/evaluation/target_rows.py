@@ -1,4 +1,4 @@
-"""Rows of tasks that only a head answers: a text with its numbers or labels."""
+"""Rows of tasks that only a head answers: a text with its numbers, labels or tags."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from lora_kit.runtime.errors import DataError
 OBJECTIVES: Mapping[TaskKind, HeadObjective] = {
     "regression": "regression",
     "multi_label": "multi-label",
+    "token_classification": "token-classification",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lora_kit.evaluation.judge_spec import JudgeSpec
-from lora_kit.evaluation.scores import SCORES, Score, ScoreName, TaskKind
+from lora_kit.evaluation.scores import SCORES, Score, ScoreName, TaskKind, item_score
 from lora_kit.recipe.section import Count, Fraction, Positive, Section, Whole
 
 CHOICE_KINDS = ("multiple_choice", "classification")
@@ -25,10 +25,10 @@ class TaskSpec(Section):
     kind: TaskKind
     """Score of an item. `loss`: nats per token of the reference, lower is better.
     `multiple_choice`: accuracy. `classification`: accuracy over labels. `regression`: error of the
-    numbers, and `multi_label`: right labels, that a head gives. `generation`: a metric of the
-    generated text. `instructions`: share of prompts followed. `judge`: share of prompts on which a
-    model prefers the generated text to that of the base, ties half. `lm_eval`: a task of
-    lm-evaluation-harness."""
+    numbers, `multi_label`: right labels, and `token_classification`: right entities, that a head
+    gives. `generation`: a metric of the generated text. `instructions`: share of prompts followed.
+    `judge`: share of prompts on which a model prefers the generated text to that of the base, ties
+    half. `lm_eval`: a task of lm-evaluation-harness."""
     source: str
     """Built-in source, file (`.jsonl`, `.json`, `.csv`, `.parquet`), directory saved by `datasets`
     or hub id (`owner/name`); for `lm_eval` the name or the YAML file of a task."""
@@ -56,7 +56,10 @@ class TaskSpec(Section):
     divided by the variance of the task's numbers, so that its mean is 1 - R2; `r2`, `rmse`,
     `spearman`. Multi-label: `jaccard` (default), the share of right labels among those that are
     right or predicted; `exact_match`; `loss`, mean of the labels (nats); `micro_f1`, `macro_f1`,
-    `mean_average_precision`."""
+    `mean_average_precision`. Token classification: `entity_f1` (default), of entities with the
+    right type and boundaries; `relaxed_entity_f1`, with the right type and a word in common;
+    `jaccard`, the share of right entities among those that are right or predicted; `exact_match` of
+    all entities; `accuracy` of words; `loss` (nats per word)."""
     limit: Count | None = None
     """Largest number of items; `seed` of the suite picks them. Default: all."""
     shots: Whole = 0
@@ -210,7 +213,7 @@ class TaskSpec(Section):
     @property
     def item_score(self) -> ScoreName | None:
         """Name of the score of single items; `None` for a kind with a single one."""
-        return next(iter(SCORES[self.kind])) if self.of_all_items else self.score_name
+        return item_score(self.kind) if self.of_all_items else self.score_name
 
     def by_item(self) -> TaskSpec:
         """Return the task with the score of single items, which has a mean over items."""

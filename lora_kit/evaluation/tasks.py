@@ -216,6 +216,7 @@ def task_content(task: Task) -> list[Mapping[str, Any]]:
             "cluster": item.cluster,
             "slices": dict(item.slices),
             **({"targets": dict(item.targets)} if item.targets else {}),
+            **({"tags": item.tags} if item.tags else {}),
         }
         for item in task.items
     ]

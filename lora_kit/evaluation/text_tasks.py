@@ -1,4 +1,4 @@
-"""Tasks for a head that reads a text, without a template: a class, numbers or labels."""
+"""Tasks for a head that reads a text, without a template: a class, numbers, labels or tags."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from lora_kit.evaluation.item import (
     LabelRequest,
     NumberRequest,
     Task,
+    TextRequest,
 )
 from lora_kit.evaluation.label_grading import grade_labels
 from lora_kit.evaluation.number_grading import grade_numbers
 from lora_kit.evaluation.questions import Question
 from lora_kit.evaluation.scores import SCORES
 from lora_kit.evaluation.suite import Suite
+from lora_kit.evaluation.tag_grading import grade_tag_items, tag_item, tag_requests
 from lora_kit.evaluation.target_rows import TargetRow
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import select_rows
@@ -47,14 +49,17 @@ class TextTask:
     Attributes:
         supported: tasks that the head supports.
         text: function from a row and the task to the text that the head reads.
-        item: function from a row, its text, its token ids, the task and the outputs of the head to
+        requests: function from the rows, their texts, the tokenizer and the maximum length in
+            tokens to the requests, each with true if the text was truncated.
+        item: function from a row, its text, its request, the task and the outputs of the head to
             the item.
         grade: function from the items and the task to the grading.
     """
 
     supported: SupportedTasks
     text: Callable[[Any, TaskSpec], str]
-    item: Callable[[Any, str, tuple[int, ...], TaskSpec, HeadOutputs], Item]
+    requests: Callable[[Sequence[Any], Sequence[str], Any, int], Sequence[tuple[Any, bool]]]
+    item: Callable[[Any, str, Any, TaskSpec, HeadOutputs], Item]
     grade: Callable[[Sequence[Item], TaskSpec], GradeFunction]
 
 
@@ -82,19 +87,25 @@ def build_text_task(
         )
     rows: list[Any] = select_rows(spec, suite.seed)[0]
     texts = [kind.text(row, spec) for row in rows]
-    encoded = encode_texts(texts, tokenizer, spec.max_length)
-    truncated = sum(is_truncated for _, is_truncated in encoded)
+    requests = kind.requests(rows, texts, tokenizer, spec.max_length)
+    truncated = sum(is_truncated for _, is_truncated in requests)
     if truncated:
         say(
             f"{suite.name}/{spec.name}: {truncated} of {len(rows)} texts are truncated to "
             f"max_length {spec.max_length}; raise it if the backbone supports more"
         )
     items = [
-        kind.item(row, text, ids, spec, outputs)
-        for row, text, (ids, _) in zip(rows, texts, encoded, strict=True)
+        kind.item(row, text, request, spec, outputs)
+        for row, text, (request, _) in zip(rows, texts, requests, strict=True)
     ]
     unused = Counter(name for row in rows for name in row.unused)
     return Task(spec, items, kind.grade(items, spec), unused)
+
+
+def _text_requests(
+    kind: type[TextRequest], _: Sequence[Any], texts: Sequence[str], tokenizer: Any, size: int
+) -> list[tuple[TextRequest, bool]]:
+    return [(kind(ids), truncated) for ids, truncated in encode_texts(texts, tokenizer, size)]
 
 
 def _question_text(row: Question, spec: TaskSpec) -> str:
@@ -113,7 +124,7 @@ def _target_text(row: TargetRow, _: TaskSpec) -> str:
 
 
 def _class_item(
-    row: Question, text: str, ids: tuple[int, ...], spec: TaskSpec, outputs: HeadOutputs
+    row: Question, text: str, request: ClassRequest, spec: TaskSpec, outputs: HeadOutputs
 ) -> Item:
     label = row.choices[row.answer]
     if label not in outputs.names:
@@ -126,7 +137,7 @@ def _class_item(
         cluster=row.cluster,
         prompt=text,
         reference=label,
-        request=ClassRequest(ids),
+        request=request,
         # Not by label: the base always predicts the same class and is right on its slice only.
         slices={name: value for name, value in row.slices.items() if name != "label"},
         choices=outputs.names,
@@ -139,7 +150,7 @@ def _grade_classes(_: Sequence[Item], spec: TaskSpec) -> GradeFunction:
 
 
 def _number_item(
-    row: TargetRow, text: str, ids: tuple[int, ...], spec: TaskSpec, outputs: HeadOutputs
+    row: TargetRow, text: str, request: NumberRequest, spec: TaskSpec, outputs: HeadOutputs
 ) -> Item:
     values = row.row.values or {}
     if set(values) != set(outputs.names):
@@ -153,7 +164,7 @@ def _number_item(
         cluster=row.cluster,
         prompt=text,
         reference=write_numbers(numbers),
-        request=NumberRequest(ids),
+        request=request,
         slices=row.slices,
         targets=numbers,
     )
@@ -176,7 +187,7 @@ def _grade_numbers(items: Sequence[Item], spec: TaskSpec) -> GradeFunction:
 
 
 def _label_item(
-    row: TargetRow, text: str, ids: tuple[int, ...], spec: TaskSpec, outputs: HeadOutputs
+    row: TargetRow, text: str, request: LabelRequest, spec: TaskSpec, outputs: HeadOutputs
 ) -> Item:
     labels = row.row.labels or ()
     unknown = sorted(set(labels) - set(outputs.names))
@@ -190,7 +201,7 @@ def _label_item(
         cluster=row.cluster,
         prompt=text,
         reference=write_labels(labels),
-        request=LabelRequest(ids),
+        request=request,
         slices=row.slices,
         choices=outputs.names,
         targets=dict(zip(outputs.names, label_values(labels, outputs.names), strict=True)),
@@ -211,6 +222,7 @@ KINDS: Mapping[HeadObjective, TextTask] = {
             no_score="a head's classes have no length",
         ),
         _question_text,
+        partial(_text_requests, ClassRequest),
         _class_item,
         _grade_classes,
     ),
@@ -223,6 +235,7 @@ KINDS: Mapping[HeadObjective, TextTask] = {
             no_score="a head's numbers have no such score",
         ),
         _target_text,
+        partial(_text_requests, NumberRequest),
         _number_item,
         _grade_numbers,
     ),
@@ -235,7 +248,21 @@ KINDS: Mapping[HeadObjective, TextTask] = {
             no_score="a head's labels have no such score",
         ),
         _target_text,
+        partial(_text_requests, LabelRequest),
         _label_item,
         _grade_labels,
+    ),
+    "token-classification": TextTask(
+        SupportedTasks(
+            head="a token classifier",
+            kind="token_classification",
+            example="",
+            scores=(None, *SCORES["token_classification"]),
+            no_score="a head's tags have no such score",
+        ),
+        _target_text,
+        tag_requests,
+        tag_item,
+        grade_tag_items,
     ),
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG
 from lora_kit.adapter.saved_configuration import read_configuration, require_known_options
+from lora_kit.backbone.heads import HEAD_TASK_TYPES
 from lora_kit.runtime.errors import MergeError
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ def adapter_configuration(adapter: Path) -> PeftConfig:
             f"{adapter}: nothing to merge: the method adds virtual tokens and changes no weight "
             f"(got peft_type {config.peft_type.value}). Fix: release it as an adapter"
         )
-    if config.task_type == "SEQ_CLS":
+    if config.task_type in HEAD_TASK_TYPES.values():
         raise MergeError(
             f"{adapter}: the head of a classifier or a reward model cannot be merged into a "
-            "language model (got task_type SEQ_CLS). Fix: release the adapter directory itself, "
-            "which holds the head and the names of the outputs (config.json)"
+            f"language model (got task_type {config.task_type}). Fix: release the adapter "
+            "directory itself, which holds the head and the names of the outputs (config.json)"
         )
     if getattr(config, "alora_invocation_tokens", None):
         raise MergeError(

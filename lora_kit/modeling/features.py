@@ -1,4 +1,4 @@
-"""Frozen features of texts, computed once and cached, as inputs for training a head.
+"""Frozen features of texts or words, computed once and cached, as inputs for training a head.
 
 Features are cached by the hash of backbone, texts and machine, so that training another head, or
 with another learning rate, starts at once.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
 
 from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
+from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.model_inputs import to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.cache import cache_directory
@@ -66,6 +69,35 @@ class Features:
         return {"features": chosen, "targets": targets.to(chosen.device), "head": self.head}
 
 
+@dataclass(frozen=True, eq=False)
+class WordFeatures(Features):
+    """Inputs of a head that reads each word.
+
+    Attributes:
+        values: (words of all texts, hidden) float32.
+        ends: (texts + 1,), number of words before each text, and of all.
+    """
+
+    ends: tuple[int, ...]
+
+    def batch(self, rows: Sequence[int], targets: torch.Tensor) -> dict[str, Any]:
+        """Return the features, `targets` and head for some examples, both padded on the right.
+
+        Args:
+            rows: indices of the examples among all texts.
+            targets: (batch, length), labels of the tokens of the same examples; -100 where a token
+                is not the first of a word.
+        """
+        features = pad_sequence(
+            [self.values[self.ends[row] : self.ends[row + 1]] for row in rows], batch_first=True
+        )
+        of_words = torch.full(features.shape[:2], IGNORE_INDEX)
+        for row, labels in zip(of_words, targets.cpu(), strict=True):
+            known = labels[labels != IGNORE_INDEX]
+            row[: len(known)] = known
+        return {"features": features, "targets": of_words.to(features.device), "head": self.head}
+
+
 def frozen_features(backbone: Backbone, model: PeftModel, data: PreparedData) -> Features:
     """Return the features of all examples, in order, from the cache or computed.
 
@@ -87,7 +119,11 @@ def frozen_features(backbone: Backbone, model: PeftModel, data: PreparedData) ->
         )
     head = backbone.model.get_submodule(backbone.head.module)
     values = cached_features(backbone, data, "", lambda: _compute(backbone, model, head, data))
-    return Features(values.to(backbone.model.device), head)
+    values = values.to(backbone.model.device)
+    if backbone.head.kind == "token-classification":
+        words = [one.supervised for one in data.examples]
+        return WordFeatures(values, head, (0, *accumulate(words)))
+    return Features(values, head)
 
 
 def cached_features(
@@ -99,10 +135,10 @@ def cached_features(
         backbone: frozen backbone of the features.
         data: tokenized texts.
         kind: name that distinguishes features of the same texts; empty for inputs of the head.
-        compute: function that computes the features, (texts, ...) float32.
+        compute: function that computes the features, (texts, ...) or (words, ...) float32.
 
     Returns:
-        (texts, ...) float32.
+        What `compute` returns.
     """
     path = cache_directory() / "features" / f"{_key(backbone, data, kind)}.safetensors"
     with one_process_at_a_time(path):
@@ -144,11 +180,16 @@ def _key(backbone: Backbone, data: PreparedData, kind: str) -> str:
 def _compute(
     backbone: Backbone, model: PeftModel, head: torch.nn.Module, data: PreparedData
 ) -> torch.Tensor:
-    """Compute the inputs of the head for all examples, (texts, ...) float32 on the CPU."""
+    """Compute the inputs of the head for all examples, on the CPU.
+
+    Returns:
+        (texts, ...) float32; for a head that reads each word, (words, hidden).
+    """
     order = np.argsort(-data.lengths, kind="stable").tolist()
     examples, pad = data.examples, backbone.tokenizer.pad_token_id
     features: dict[int, torch.Tensor] = {}
     pick: Pick | None = None
+    reads_words = backbone.head is not None and backbone.head.kind == "token-classification"
     with (
         eval_mode(model),
         torch.no_grad(),
@@ -164,9 +205,22 @@ def _compute(
             inputs.clear()
             pick = pick or _find_pick(backbone, head, hidden, last, logits)
             inputs.clear()
-            features.update(zip(rows, pick(hidden, last).cpu(), strict=True))
+            for row, states in zip(rows, pick(hidden, last).cpu(), strict=True):
+                features[row] = word_states(states, examples[row]) if reads_words else states
             progress.advance(len(rows))
-    return torch.stack([features[row] for row in range(len(order))])
+    ordered = [features[row] for row in range(len(order))]
+    return torch.cat(ordered) if reads_words else torch.stack(ordered)
+
+
+def word_states(states: torch.Tensor, example: Example) -> torch.Tensor:
+    """Return the states of the tokens with a label, (words, hidden).
+
+    Args:
+        states: (length, hidden), states of the example's tokens, with any padding on the right.
+        example: example with the labels of words.
+    """
+    is_first = torch.tensor(example.labels, device=states.device) != IGNORE_INDEX
+    return states[: len(example.labels)][is_first]
 
 
 def _last_positions(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
@@ -205,17 +259,18 @@ def _find_pick(
     """Find the part of the head's input that determines its logits, by trying the known ones.
 
     The input of an encoder's head is already pooled, or its first position is read; a decoder's
-    head is applied at every position, and the last one is read.
+    head is applied at every position, and the last one is read. A head of words is applied at
+    every position.
 
     Args:
         backbone: backbone of the head.
         head: the head.
         hidden: (batch, hidden) or (batch, length, hidden) float32, input of the head.
         last: (batch,) int64, last position of each row.
-        logits: (batch, classes) float32, logits of the model.
+        logits: (batch, classes), or (batch, length, tags) of words, float32, logits of the model.
     """
 
-    def pooled(hidden: torch.Tensor, _last: torch.Tensor) -> torch.Tensor:
+    def whole(hidden: torch.Tensor, _last: torch.Tensor) -> torch.Tensor:
         return hidden
 
     def last_position(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
@@ -224,7 +279,8 @@ def _find_pick(
     def first_position(hidden: torch.Tensor, _last: torch.Tensor) -> torch.Tensor:
         return hidden[:, :1]
 
-    for pick in [pooled] if hidden.dim() == 2 else [last_position, first_position]:
+    is_whole = hidden.dim() == 2 or logits.dim() == 3
+    for pick in [whole] if is_whole else [last_position, first_position]:
         try:
             candidate = head(pick(hidden, last))
         except (IndexError, RuntimeError):

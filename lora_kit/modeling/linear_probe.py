@@ -160,14 +160,23 @@ class LinearMap:
     penalty: str
 
 
-def logistic_map(probe: Any) -> LinearMap:
-    """Return the map of a `fit_linear_probe` whose labels are class indices, to logits."""
+def logistic_map(probe: Any, outputs: int | None = None) -> LinearMap:
+    """Return the map of a `fit_linear_probe` whose labels are class indices, to logits.
+
+    Args:
+        probe: pipeline of a `StandardScaler` and a `LogisticRegression`.
+        outputs: number of classes, if some may have no training row; they have the logit -1e9.
+    """
     scaler, logistic = probe[0], probe[-1]
     weight = logistic.coef_ / scaler.scale_
     bias = logistic.intercept_ - weight @ scaler.mean_
     if len(logistic.classes_) == 2:
         # scikit-learn has one row for two classes: the log-odds of the second class.
         weight, bias = (np.concatenate([np.zeros_like(one), one]) for one in (weight, bias))
+    if outputs is not None:
+        own_weight, own_bias = weight, bias
+        weight, bias = np.zeros((outputs, weight.shape[1])), np.full(outputs, -1e9)
+        weight[logistic.classes_], bias[logistic.classes_] = own_weight, own_bias
     return LinearMap(weight, bias, f"C {logistic.C:g}")
 
 
@@ -209,6 +218,23 @@ def mean_hidden_states(backbone: Backbone, rows: Sequence[Sequence[int]]) -> NDA
     return states
 
 
+def hidden_states(backbone: Backbone, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Compute the last hidden states of all tokens.
+
+    Args:
+        backbone: backbone as in `mean_hidden_states`.
+        batch: `input_ids` and `attention_mask`, each (batch, length) int64.
+
+    Returns:
+        (batch, length, hidden size), in the dtype of the backbone.
+    """
+    model = backbone.model
+    # An encoder-decoder is represented by its encoder.
+    stack = model.get_encoder() if is_encoder_decoder(model) else model.base_model
+    states: torch.Tensor = stack(**batch).last_hidden_state
+    return states
+
+
 def pool_hidden_states(backbone: Backbone, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Compute the mean of the last hidden states over the tokens of each row.
 
@@ -219,10 +245,7 @@ def pool_hidden_states(backbone: Backbone, batch: Mapping[str, torch.Tensor]) ->
     Returns:
         (batch, hidden size), in the dtype of the hidden states.
     """
-    model = backbone.model
-    # An encoder-decoder is represented by its encoder.
-    stack = model.get_encoder() if is_encoder_decoder(model) else model.base_model
-    states: torch.Tensor = stack(**batch).last_hidden_state
+    states = hidden_states(backbone, batch)
     # The last block may be on another GPU than the inputs.
     mask = batch["attention_mask"].unsqueeze(-1).to(states.device)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

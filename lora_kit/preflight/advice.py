@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lora_kit.data.row_sets import Rows
 from lora_kit.evaluation.task_verdict import BASELINES
 from lora_kit.evaluation.verdict_file import read_verdict
-from lora_kit.recipe.objective import LANGUAGE_MODELING, TEXT_HEADS, Objective
+from lora_kit.recipe.objective import LANGUAGE_MODELING, TEXT_HEADS, WHOLE_TEXT_HEADS, Objective
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL
 from lora_kit.runs.directory import RunDirectory
@@ -43,7 +43,8 @@ UNBALANCED = 5
 # Baselines that an objective is held against, besides the base.
 HELD_AGAINST: dict[Objective, tuple[str, ...]] = {
     **dict.fromkeys(LANGUAGE_MODELING, (FEWSHOT, RETRIEVAL)),
-    **dict.fromkeys(TEXT_HEADS, (PROBE, RETRIEVAL)),
+    **dict.fromkeys(WHOLE_TEXT_HEADS, (PROBE, RETRIEVAL)),
+    "token-classification": (PROBE,),
 }
 
 

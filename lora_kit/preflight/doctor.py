@@ -9,6 +9,7 @@ import torch
 
 from lora_kit.preflight.device import device_memory
 from lora_kit.preflight.traps.data import DATA_TRAPS
+from lora_kit.preflight.traps.heads import HEAD_TRAPS
 from lora_kit.preflight.traps.launching import LAUNCH_TRAPS
 from lora_kit.preflight.traps.specimens import quantized_layer
 from lora_kit.preflight.traps.trap import Trap
@@ -17,7 +18,7 @@ from lora_kit.runtime.machine import machine, versions
 from lora_kit.runtime.matrix_rate import matrix_rate
 from lora_kit.runtime.processes import process_state
 
-TRAPS: tuple[Trap, ...] = (*WEIGHT_TRAPS, *DATA_TRAPS, *LAUNCH_TRAPS)
+TRAPS: tuple[Trap, ...] = (*WEIGHT_TRAPS, *HEAD_TRAPS, *DATA_TRAPS, *LAUNCH_TRAPS)
 # Versions in which the traps were found and with which the tests run (constraints.txt).
 TESTED_VERSIONS = {
     "torch": "2.13",

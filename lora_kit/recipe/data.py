@@ -22,6 +22,7 @@ RowFormat = Literal[
     "text-score",
     "text-scores",
     "text-labels",
+    "tokens-tags",
 ]
 Packing = bool | Literal["unpadded"]
 LicenseName = Annotated[str, Field(min_length=1, max_length=200)]

@@ -29,12 +29,22 @@ Objective = Literal[
     "classification",
     "regression",
     "multi-label",
+    "token-classification",
 ]
 # Objectives that replace the output head, so that there is no language model to merge.
-HeadObjective = Literal["classification", "regression", "multi-label", "reward"]
-HEADED: tuple[HeadObjective, ...] = ("classification", "regression", "multi-label", "reward")
-# Those of them that learn a target of each text: a class, numbers or labels.
-TEXT_HEADS: tuple[HeadObjective, ...] = ("classification", "regression", "multi-label")
+HeadObjective = Literal[
+    "classification", "regression", "multi-label", "token-classification", "reward"
+]
+# Those of them that learn a target of each text: a class, numbers, labels, or tags of its words.
+TEXT_HEADS: tuple[HeadObjective, ...] = (
+    "classification",
+    "regression",
+    "multi-label",
+    "token-classification",
+)
+# Those of them with one target for a whole text.
+WHOLE_TEXT_HEADS: tuple[HeadObjective, ...] = ("classification", "regression", "multi-label")
+HEADED: tuple[HeadObjective, ...] = (*TEXT_HEADS, "reward")
 # Objectives that learn the next token, and all that learn labels of rows.
 LANGUAGE_MODELING: tuple[Objective, ...] = ("sft", "text")
 SUPERVISED: tuple[Objective, ...] = (*LANGUAGE_MODELING, *TEXT_HEADS)
@@ -45,6 +55,7 @@ FORMATS_OF: dict[Objective, tuple[RowFormat, ...]] = {
     **dict.fromkeys(PAIRED, ("preference",)),
     "regression": ("text-score", "text-scores"),
     "multi-label": ("text-labels",),
+    "token-classification": ("tokens-tags",),
 }
 # Objectives with the section `preference`, which train a language model on judged answers.
 PREFERENCE: tuple[Objective, ...] = ("dpo", "orpo", "kto")
@@ -60,6 +71,7 @@ SECTION_OF: dict[Objective, str] = {
     "classification": "classification",
     "regression": "regression",
     "multi-label": "multi_label",
+    "token-classification": "token_classification",
 }
 # Parts of `sdft.teacher_prompt` that are filled in for each row.
 PROMPT, DEMONSTRATION = "{prompt}", "{demonstration}"

@@ -28,6 +28,7 @@ from lora_kit.recipe.regression import RegressionSpec
 from lora_kit.recipe.retention import RetentionSpec
 from lora_kit.recipe.section import Count, Distinct, Positive, Section, Whole
 from lora_kit.recipe.sweep import SweepSpec
+from lora_kit.recipe.token_classification import TokenClassificationSpec
 from lora_kit.recipe.training import TrainingSpec
 
 MergeBase = Literal["dequantized", "original", "both"]
@@ -61,6 +62,7 @@ RUN_ONLY_ARMS = (*MERGED_ARMS, *QUANTIZED_ARMS, SCRATCH, RETRIEVAL, PROBE, PLAIN
 # Arms that work with a head, by objective; the others need a language model, or merge one.
 HEAD_ARMS: dict[HeadObjective, tuple[ArmName, ...]] = {
     **dict.fromkeys(TEXT_HEADS, ("base", "adapter", RETRIEVAL, PROBE, PLAIN)),
+    "token-classification": ("base", "adapter", PROBE),
     "reward": ("base", "adapter", RETRIEVAL),
 }
 
@@ -168,6 +170,7 @@ class RecipeSections(Section):
     classification: ClassificationSpec | None = None
     regression: RegressionSpec | None = None
     multi_label: MultiLabelSpec | None = None
+    token_classification: TokenClassificationSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
     sweep: SweepSpec | None = None

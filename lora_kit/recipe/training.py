@@ -71,8 +71,9 @@ class TrainingSpec(Section):
     distributions of the base, shown a row's completion, on generated answers: `sdft`. `reward`: a
     reward model from pairs. `classification`: a head for the classes of `text-label` rows.
     `regression`: a head for the numbers of `text-score` rows. `multi-label`: a head for any number
-    of labels, of `text-labels` rows. The reference policy of dpo, kto and grpo, and the teacher of
-    sdft, is the base, with the adapter disabled."""
+    of labels, of `text-labels` rows. `token-classification`: a head for the tags of the words of
+    `tokens-tags` rows. The reference policy of dpo, kto and grpo, and the teacher of sdft, is the
+    base, with the adapter disabled."""
     epochs: Positive = 1.0
     """Passes over the training rows."""
     batch_size: Count = 8

@@ -20,6 +20,7 @@ from lora_kit.recipe.multi_label import MultiLabelSpec
 from lora_kit.recipe.objective import HeadObjective
 from lora_kit.recipe.regression import RegressionSpec
 from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.tag_loss import TagLoss
 
 
 class HeadLoss(Protocol):
@@ -36,7 +37,7 @@ class HeadLoss(Protocol):
         ...
 
     def targets(self, examples: Sequence[Example]) -> torch.Tensor:
-        """Return the targets of examples, (examples,) or (examples, outputs).
+        """Return the targets of examples, (examples,), (examples, outputs) or (examples, length).
 
         An example without a label, which fills up a step, has a target without a loss.
         """
@@ -46,13 +47,16 @@ class HeadLoss(Protocol):
         """Return the loss of each row times `weight_of` it, (batch,) float32.
 
         Args:
-            logits: (batch, outputs), of any float dtype.
+            logits: (batch, outputs), or (batch, length, outputs) for tags, of any float dtype.
             targets: targets of the rows.
         """
         ...
 
     def weight_of(self, targets: torch.Tensor) -> torch.Tensor:
-        """Return the weight of each row, (batch,) float32; 0 for a target without a loss."""
+        """Return the weight of each row, (batch,) float32; 0 for a target without a loss.
+
+        The weight of a row with tags is the number of its words.
+        """
         ...
 
 
@@ -313,8 +317,15 @@ def _label_loss(inputs: TrainingInputs) -> HeadLoss:
     return LabelLoss.of(spec, head.outputs.names, target_matrix(inputs.data))
 
 
+def _tag_loss(inputs: TrainingInputs) -> HeadLoss:
+    head = inputs.backbone.head
+    assert head is not None  # only heads have such a loss
+    return TagLoss(len(head.outputs.names))
+
+
 LOSSES: dict[HeadObjective, Callable[[TrainingInputs], HeadLoss]] = {
     "classification": _class_loss,
     "regression": _number_loss,
     "multi-label": _label_loss,
+    "token-classification": _tag_loss,
 }

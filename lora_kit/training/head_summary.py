@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,8 +14,10 @@ from lora_kit.adapter.saved_heads import (
     SavedLabels,
     SavedNumbers,
     SavedReward,
+    SavedTags,
 )
 from lora_kit.backbone.load import Backbone
+from lora_kit.data.entities import OUTSIDE, read_tags
 from lora_kit.data.head_targets import class_indices, target_matrix
 from lora_kit.data.units import PreparedUnits, Unit
 from lora_kit.recipe.multi_label import EVEN, MultiLabelSpec
@@ -79,6 +81,19 @@ def _finish_labels(inputs: TrainingInputs, task: HeadTask, _: object) -> SavedLa
     return SavedLabels(len(targets), counts, dict(zip(names, chosen, strict=True)), rows)
 
 
+def _finish_tags(inputs: TrainingInputs, _: HeadTask, __: object) -> SavedTags:
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for example in inputs.data.examples:
+        for word, tag in read_tags(example.label or "[]"):
+            counts[word][tag] += 1
+    total = sum(counts.values(), Counter())
+    return SavedTags(
+        inputs.data.size,
+        {name: total[name] for name in _names(inputs)},
+        {word: dict(tags) for word, tags in sorted(counts.items()) if set(tags) != {OUTSIDE}},
+    )
+
+
 def _names(inputs: TrainingInputs) -> tuple[str, ...]:
     assert inputs.backbone.head is not None  # only heads have outputs
     return inputs.backbone.head.outputs.names
@@ -91,6 +106,7 @@ FINISHES: dict[
     "classification": _finish_classes,
     "regression": _finish_numbers,
     "multi-label": _finish_labels,
+    "token-classification": _finish_tags,
 }
 
 

@@ -1,12 +1,13 @@
-"""Rows and sections of heads that predict numbers or labels."""
+"""Rows and sections of heads that predict numbers, labels or tags."""
 
 from typing import Any
 
 from tests.bad_inputs.case import REFUSED, Case, Place, jsonl, plan_of
 
 TEXTS = ("good", "fair", "bad")
-REGRESSION, LABELS = (
-    {"training": {"batch_size": 2, "objective": name}} for name in ("regression", "multi-label")
+REGRESSION, LABELS, TOKENS = (
+    {"training": {"batch_size": 2, "objective": name}}
+    for name in ("regression", "multi-label", "token-classification")
 )
 
 
@@ -25,6 +26,18 @@ def _tags(name: str, values: list[Any], *says: str, **own: Any) -> Case:
     return _rows(name, values, *says, field="labels", **own)
 
 
+def _words(name: str, rows: list[tuple[Any, Any]], *says: str, **own: Any) -> Case:
+    """Return the case of rows with these words and tags."""
+
+    def write(place: Place) -> list[str]:
+        written = [{"tokens": tokens, "tags": tags} for tokens, tags in rows]
+        return plan_of(place, jsonl(place, *written), **(TOKENS | own))
+
+    return Case(name, write, says, REFUSED)
+
+
+# A row without a fault.
+GOOD = (["in", "Rome"], ["O", "B-place"])
 CASES = (
     _rows("a score that is a word", [1, "much", 2], "rows.jsonl:2", "score: not a number"),
     _rows("a score that is true", [1, True, 2], "rows.jsonl:2", "score: not a number"),
@@ -119,5 +132,63 @@ CASES = (
         "multi_label: is read by the objective multi-label only",
         training={"batch_size": 2},
         multi_label={},
+    ),
+    _words(
+        "tokens that are a text", [GOOD, ("in Rome", ["O"])], "rows.jsonl:2", "not a list of texts"
+    ),
+    _words(
+        "a token that is empty", [GOOD, (["in", " "], ["O", "O"])], "rows.jsonl:2", "tokens: not"
+    ),
+    _words("a token that is a number", [GOOD, ([1], ["O"])], "rows.jsonl:2", "tokens: not a list"),
+    _words("no tokens", [GOOD, ([], [])], "rows.jsonl:2", "tokens: no words"),
+    _words(
+        "fewer tags than tokens",
+        [GOOD, (["in", "Rome"], ["O"])],
+        *("rows.jsonl:2", "got 1 tags of 2 tokens"),
+    ),
+    _words("tags of null", [GOOD, (["in"], None)], "rows.jsonl:2", "tags: not a list"),
+    _words("tags that are numbers", [GOOD, (["in"], [0])], "rows.jsonl:2", "tags: not a list"),
+    _words(
+        "a tag that is not BIO", [GOOD, (["in"], ["place"])], "tags[0]: not a BIO tag", "'place'"
+    ),
+    _words(
+        "a tag of another scheme", [(["a"], ["S-place"])], "tags[0]: not a BIO tag", "'S-place'"
+    ),
+    _words(
+        "an I that continues nothing",
+        [GOOD, (["in", "Rome"], ["O", "I-place"])],
+        *("rows.jsonl:2", "tags[1]: I-place continues no entity", "after 'O'"),
+    ),
+    _words(
+        "an I of another type",
+        [GOOD, (["Ada", "Rome"], ["B-person", "I-place"])],
+        *("rows.jsonl:2", "I-place continues no entity", "after 'B-person'"),
+    ),
+    _words("no entity in any row", [(["in"], ["O"])], "no row has an entity"),
+    _words(
+        "a tag that the head does not have",
+        [GOOD, (["Ada"], ["B-person"])],
+        *("rows.jsonl:2", "got 'B-person'; the head has O, B-place, I-place"),
+        token_classification={"entities": ["place"]},
+    ),
+    _words(
+        "a type of entities without a row",
+        [GOOD],
+        *("token_classification.entities: no training row has the type", "'time'"),
+        token_classification={"entities": ["place", "time"]},
+    ),
+    _words("no types", [GOOD], "entities", token_classification={"entities": []}),
+    _words(
+        "retrieval of tags",
+        [GOOD],
+        *("evaluation.arms", "the tags of another text do not fit"),
+        evaluation={"arms": ["base", "adapter", "retrieval"]},
+    ),
+    _words(
+        "a section of tags for another objective",
+        [GOOD],
+        "token_classification: is read by the objective token-classification only",
+        training={"batch_size": 2},
+        token_classification={},
     ),
 )

@@ -1,12 +1,13 @@
-"""Regression and multi-label: gain of the bundled recipes over the baselines, and plain reloading.
+"""Regression, multi-label and tags: gain of the recipes over the baselines, and plain reloading.
 
-    python -m tests.benchmarks.heads [--quick] [--output DIR]
+    python -m tests.benchmarks.heads [--quick] [--output DIR] [--recipe NAME]
 
-The recipes `score` (complexity of a function) and `tag` (kinds of its statements) are trained and
-evaluated with all of their arms, and their adapters reloaded by transformers and PEFT alone in a
-separate process, whose outputs for the first items are compared with those of the ledger. Each run
-is a directory under `--output`; what is there already is not computed again. `--quick` trains the
-head alone on a tenth of the rows.
+The recipes `score` (complexity of a function), `tag` (kinds of its statements) and `extract` (roles
+of its names) are trained and evaluated with all of their arms, and their adapters reloaded by
+transformers and PEFT alone in a separate process, whose outputs for the first items are compared
+with those of the ledger; words with `is_split_into_words`, and their first tokens by `word_ids`.
+Each run is a directory under `--output`; what is there already is not computed again. `--quick`
+trains the head alone on a tenth of the rows.
 
 Intervals are those of the verdict: 95%, by resampling modules, over all looks.
 """
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from lora_kit.backbone.files import resolve
+from lora_kit.data.builtin.roles import role_rows
 from lora_kit.data.scored import read_numbers
 from lora_kit.evaluation.ledger import Entry, read_ledger
 from lora_kit.evaluation.verdict_file import read_verdict
@@ -31,7 +33,7 @@ from lora_kit.pipeline import evaluate, train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.machine import machine, versions
 
-RECIPES = ("score", "tag")
+RECIPES = ("score", "tag", "extract")
 # Items whose outputs are compared.
 ITEMS = 100
 QUICK = (
@@ -58,6 +60,28 @@ with torch.no_grad():
         found.append(model(**inputs).logits[0].tolist())
 print(json.dumps(found))
 """
+# Of words, the logits at their first tokens, as log-probabilities in one row.
+PLAIN_WORDS = """
+import json, sys, torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
+backbone, adapter, length = sys.argv[1:]
+config = AutoConfig.from_pretrained(adapter)
+base = AutoModelForTokenClassification.from_pretrained(
+    backbone, config=config, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, adapter).eval()
+tokenizer = AutoTokenizer.from_pretrained(backbone)
+found = []
+with torch.no_grad():
+    for words in json.load(sys.stdin):
+        inputs = tokenizer(words, is_split_into_words=True, truncation=True,
+            max_length=int(length), return_tensors="pt")
+        numbers = inputs.word_ids()
+        starts = [numbers.index(n) for n in sorted({n for n in numbers if n is not None})]
+        logits = model(**inputs).logits[0, starts].double().log_softmax(-1)
+        found.append(logits.flatten().tolist())
+print(json.dumps(found))
+"""
 
 
 def main() -> None:
@@ -65,9 +89,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--output", type=Path, default=Path("runs/heads"))
     parser.add_argument("--quick", action="store_true", help="the head alone, a tenth of the rows")
+    parser.add_argument("--recipe", choices=RECIPES, help="one recipe; default: all")
     arguments = parser.parse_args()
     figures = {}
-    for name in RECIPES:
+    for name in [arguments.recipe] if arguments.recipe else RECIPES:
         recipe = Recipe.load(name, list(QUICK) if arguments.quick else [])
         directory = arguments.output.absolute() / (f"{name}-quick" if arguments.quick else name)
         figures[name] = _measured(recipe, directory)
@@ -128,12 +153,19 @@ def _largest_difference(recipe: Recipe, directory: Path) -> float:
     """Return the largest relative difference between plain outputs and those of the ledger."""
     entries = [e for e in read_ledger(directory / "evaluation" / "ledger.parquet")
                if e.arm == "adapter"][:ITEMS]  # fmt: skip
-    command = [sys.executable, "-c", PLAIN, str(resolve(recipe.backbone).directory)]
+    has_words = recipe.training.objective == "token-classification"
+    script: str = PLAIN
+    given: list[Any] = [entry.prompt for entry in entries]
+    if has_words:
+        words = {row.origin: list(row.words) for row in role_rows()}
+        script, given = PLAIN_WORDS, [words[entry.item] for entry in entries]
+    command = [sys.executable, "-c", script, str(resolve(recipe.backbone).directory)]
     command += [str(directory / "adapter"), str(recipe.data.max_length)]
-    texts = json.dumps([entry.prompt for entry in entries])
-    told = subprocess.run(command, input=texts, capture_output=True, text=True, check=True).stdout
-    plain = np.array(json.loads(told.splitlines()[-1]))
-    own = np.array([_outputs(entry) for entry in entries])
+    told = subprocess.run(
+        command, input=json.dumps(given), capture_output=True, text=True, check=True
+    ).stdout
+    plain = np.concatenate(json.loads(told.splitlines()[-1]))
+    own = np.concatenate([_outputs(entry) for entry in entries])
     return float(np.abs(plain - own).max() / np.abs(own).max())
 
 

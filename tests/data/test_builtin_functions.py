@@ -41,13 +41,3 @@ def test_functions_have_numbers_and_labels_and_modules_share_no_passage() -> Non
     assert {row.format for row in labels} == {BUILT_IN["stdlib-statements"].format}
     assert all(row.values and min(row.values.values()) >= 1 for row in numbers)
     assert len({row.cluster for row in numbers}) > 5
-
-
-def test_a_source_says_its_format() -> None:
-    for name in ("stdlib-docstrings", "stdlib-docstring-pairs", "stdlib-areas", "sums"):
-        row = BUILT_IN[name].read()[0]
-        assert bool(row.rejected) == (BUILT_IN[name].format == "preference")
-        assert (row.label is not None) == (BUILT_IN[name].format == "text-label")
-        assert row.text is None
-    assert BUILT_IN["python-reference"].read()[0].text is not None
-    assert BUILT_IN["python-reference"].format == "text"

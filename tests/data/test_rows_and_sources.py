@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lora_kit.data.rows import Row
-from lora_kit.data.sources import open_source
+from lora_kit.data.sources import BUILT_IN, open_source
 from lora_kit.recipe.data import DataSpec, SourceSpec
 from lora_kit.runtime.errors import DataError
 from tests.training_rows import training_rows
@@ -24,6 +24,14 @@ def test_splits_of_a_built_in_source_partition_its_clusters(source: str) -> None
     assert not clusters["validation"] & clusters["test"]
     assert sum(map(len, parts.values())) == len(read(source, split="all"))
     assert all(parts.values())
+
+
+@pytest.mark.parametrize("source", ["sums", "python-reference", "stdlib-areas"])
+def test_a_built_in_source_has_rows_of_its_format(source: str) -> None:
+    """Those of which the reading takes seconds are read where they are learned."""
+    row = BUILT_IN[source].read()[0]
+    has = {"text": row.text is not None, "text-label": row.label is not None}
+    assert BUILT_IN[source].format == next((form for form, held in has.items() if held), "messages")
 
 
 def test_no_document_of_the_test_split_is_text_of_the_training_split() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from lora_kit.adapter import peft_methods
 from lora_kit.cli import main
 from lora_kit.merging import verify
 from lora_kit.metrics import load as metrics
@@ -81,6 +82,7 @@ WITHOUT_GUARD: dict[str, tuple[Any, str, Any]] = {
     "fused experts": (checks, "check_expert_coverage", nothing),
     "quantized checkpoints": (checks, "refuse_quantized_checkpoint", nothing),
     "merging into 4 bits": (verify, "compare_merged", harmless(SimpleNamespace(passed=True))),
+    "heads of words": (peft_methods, "without_head_of_words", harmless({})),
     "misspelt targets": (weights, "wrap_with_adapter", nothing),
     "adapter left disabled": (weights, "adapter_disabled", forgetful),
     "a copy of the head for each row": (

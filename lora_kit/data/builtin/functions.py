@@ -54,7 +54,7 @@ STATEMENTS: dict[str, tuple[type[ast.AST], ...]] = {
 def complexity_rows() -> tuple[Row, ...]:
     """Return functions with their complexity, by file and line; of similar ones, the first."""
     rows = []
-    for one in _distinct_functions():
+    for one in distinct_functions():
         numbers = {SCORE: float(complexity(one.node))}
         messages = (Message("user", one.code), Message("assistant", write_numbers(numbers)))
         rows.append(
@@ -74,7 +74,7 @@ def complexity_rows() -> tuple[Row, ...]:
 def statement_rows() -> tuple[Row, ...]:
     """Return the same functions with the kinds of their statements, by file and line."""
     rows = []
-    for one in _distinct_functions():
+    for one in distinct_functions():
         labels = statements(one.node)
         messages = (Message("user", one.code), Message("assistant", write_labels(labels)))
         rows.append(
@@ -90,7 +90,7 @@ def statement_rows() -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _distinct_functions() -> Iterator[CodeFunction]:
+def distinct_functions() -> Iterator[CodeFunction]:
     """Yield the longer functions; of those of two modules with a passage in common, the first."""
     modules: dict[str, str] = {}
     for one in library_functions():

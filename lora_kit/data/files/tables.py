@@ -63,9 +63,11 @@ class ArrowTable:
 
     @property
     def names(self) -> dict[str, Sequence[str]]:
-        """Return the class names of each column of class indices."""
+        """Return the class names of each column of class indices, or of lists of them."""
         features = self.dataset.features
-        return {c: feature.names for c, feature in features.items() if hasattr(feature, "names")}
+        # The classes of a list, such as those of words, are those of its elements.
+        elements = {c: getattr(one, "feature", one) for c, one in features.items()}
+        return {c: one.names for c, one in elements.items() if hasattr(one, "names")}
 
     def __len__(self) -> int:
         return len(self.dataset)

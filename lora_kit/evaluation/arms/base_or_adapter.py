@@ -28,11 +28,12 @@ class BaseOrAdapter(torch.nn.Module):
         self.base, self.adapter, self.config = base, adapter, adapter.config
         self._answers: torch.nn.Module = adapter
 
-    def forward(self, **batch: torch.Tensor) -> Any:
+    def forward(self, **batch: Any) -> Any:
         """Return the output of the model that answers.
 
         Args:
-            batch: `input_ids` and `attention_mask`, each (batch, length), int64.
+            batch: `input_ids` and `attention_mask`, each (batch, length), int64, and what else the
+                models read.
         """
         return self._answers(**batch)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,9 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import prepare, validation_rows
 from lora_kit.data.head_targets import class_indices, target_matrix
 from lora_kit.data.prepared import PreparedData
+from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.evaluation.arms.thresholds import Thresholded
+from lora_kit.evaluation.arms.words import TokenTagger
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.modeling.features import cached_features
 from lora_kit.modeling.linear_probe import (
@@ -25,12 +27,14 @@ from lora_kit.modeling.linear_probe import (
     Weights,
     fit_linear_probe,
     fit_ridge_probe,
+    hidden_states,
     logistic_map,
     mean_hidden_states,
     pool_hidden_states,
     ridge_map,
 )
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
+from lora_kit.modeling.word_probe import fit_word_probe, word_hidden_states
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.multi_label import EVEN, MultiLabelSpec
 from lora_kit.recipe.objective import HeadObjective
@@ -43,17 +47,26 @@ from lora_kit.statistics.multi_label import choose_thresholds
 # Increase when the same rows can give another probe than before.
 PROBE_VERSION = 2
 
+States = Callable[[Backbone, Mapping[str, torch.Tensor]], torch.Tensor]
+
 
 class ProbeModel(torch.nn.Module):
     """Linear model of the features of the frozen backbone."""
 
-    def __init__(self, backbone: Backbone, model: Any, probe: LinearMap):
+    def __init__(
+        self,
+        backbone: Backbone,
+        model: Any,
+        probe: LinearMap,
+        states: States = pool_hidden_states,
+    ):
         """Create the model.
 
         Args:
             backbone: backbone that computes the features.
             model: the backbone with an adapter, which is disabled for the features.
             probe: fitted probe, from features to logits.
+            states: function that computes the features.
         """
         super().__init__()
         weight, bias = probe.weight, probe.bias
@@ -63,6 +76,7 @@ class ProbeModel(torch.nn.Module):
         self.config = backbone.model.config
         # In a tuple, so that it is no submodule: its mode and parameters belong to other arms.
         self._backbone_and_model = (backbone, model)
+        self._states = states
 
     def forward(self, **batch: torch.Tensor) -> SimpleNamespace:
         """Return the logits of the outputs.
@@ -71,11 +85,11 @@ class ProbeModel(torch.nn.Module):
             batch: `input_ids` and `attention_mask`, each (batch, length), int64.
 
         Returns:
-            `logits`: (batch, outputs), float64.
+            `logits`: (batch, outputs), or (batch, length, outputs) of each token, float64.
         """
         backbone, model = self._backbone_and_model
         with eval_mode(model), adapter_disabled(model):
-            features = pool_hidden_states(backbone, batch).double().to(self.weight.device)
+            features = self._states(backbone, batch).double().to(self.weight.device)
         return SimpleNamespace(logits=features @ self.weight.T + self.bias)
 
 
@@ -102,8 +116,12 @@ def _fit(session: Session, data: PreparedData) -> torch.nn.Module:
     backbone, examples = session.backbone, data.examples
     assert backbone.head is not None  # only heads have this arm
     clusters = [example.cluster for example in examples]
-    fitted = FITS[backbone.head.kind](session, data, _features(session, data), clusters)
+    is_of_words = backbone.head.kind == "token-classification"
+    features = _word_features(session, data) if is_of_words else _features(session, data)
+    fitted = FITS[backbone.head.kind](session, data, features, clusters)
     say(f"probe: fitted to {len(examples):,} rows, {fitted.penalty} by cross-validation")
+    if is_of_words:
+        return TokenTagger(ProbeModel(backbone, session.model, fitted, hidden_states))
     probe = ProbeModel(backbone, session.model, fitted)
     if backbone.head.kind != "multi-label":
         return probe
@@ -120,6 +138,17 @@ def _features(session: Session, data: PreparedData) -> NDArray[np.float32]:
             return torch.from_numpy(mean_hidden_states(backbone, rows))
 
     return np.asarray(cached_features(backbone, data, "mean", computed).numpy())
+
+
+def _word_features(session: Session, data: PreparedData) -> NDArray[np.float32]:
+    """Return the last hidden state of each word's first token, (words, hidden size)."""
+    backbone, model = session.backbone, session.model
+
+    def computed() -> torch.Tensor:
+        with eval_mode(model), adapter_disabled(model):
+            return word_hidden_states(backbone, data.examples)
+
+    return np.asarray(cached_features(backbone, data, "words", computed).numpy())
 
 
 def _classes(
@@ -161,6 +190,18 @@ def _labels(
     )
 
 
+def _tags(
+    session: Session, data: PreparedData, features: NDArray[np.float32], clusters: Sequence[str]
+) -> LinearMap:
+    """Fit a logistic regression of the tags of all words."""
+    head = session.backbone.head
+    assert head is not None  # only heads have this arm
+    tags = [[tag for tag in one.labels if tag != IGNORE_INDEX] for one in data.examples]
+    of_words = [name for name, own in zip(clusters, tags, strict=True) for _ in own]
+    every = [tag for own in tags for tag in own]
+    return logistic_map(fit_word_probe(features, every, of_words), len(head.outputs.names))
+
+
 def _held_out(session: Session) -> PreparedData:
     """Return the rows of data.validation, on which thresholds are chosen."""
     recipe, backbone = session.recipe, session.backbone
@@ -183,4 +224,9 @@ def _thresholds(session: Session, fitted: LinearMap) -> list[float]:
 FITS: dict[
     HeadObjective,
     Callable[[Session, PreparedData, NDArray[np.float32], Sequence[str]], LinearMap],
-] = {"classification": _classes, "regression": _numbers, "multi-label": _labels}
+] = {
+    "classification": _classes,
+    "regression": _numbers,
+    "multi-label": _labels,
+    "token-classification": _tags,
+}

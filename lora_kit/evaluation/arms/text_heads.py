@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,13 +12,21 @@ import torch
 from scipy.special import logit
 
 from lora_kit.adapter.saved import adapter_sha256, read_saved_head
-from lora_kit.adapter.saved_heads import SavedClasses, SavedHead, SavedLabels, SavedNumbers
+from lora_kit.adapter.saved_heads import (
+    SavedClasses,
+    SavedHead,
+    SavedLabels,
+    SavedNumbers,
+    SavedTags,
+)
 from lora_kit.backbone.devices import input_device
+from lora_kit.data.entities import OUTSIDE
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.arms.base_or_adapter import base_and_adapter
 from lora_kit.evaluation.arms.models import adapter_tokenizer_identity, require_run
 from lora_kit.evaluation.arms.probe import probe_arm
 from lora_kit.evaluation.arms.thresholds import Thresholded
+from lora_kit.evaluation.arms.words import FrequentTags, TokenTagger
 from lora_kit.evaluation.engine.arm import LoadedArms
 from lora_kit.recipe.sections import HEAD_ARMS, PROBE
 from lora_kit.runs.session import Subject
@@ -28,7 +36,7 @@ from lora_kit.runtime.hashes import json_sha256
 
 @dataclass(frozen=True)
 class Baseline:
-    """Answer of the arm `base`, the same for every text, from the training rows.
+    """Answer of the arm `base`, the same for every text or word, from the training rows.
 
     An untrained head would be a weaker reference: its answers are random.
 
@@ -36,15 +44,17 @@ class Baseline:
         logits: value of each output.
         facts: facts of the report on the outputs and on the arm, by name.
         thresholds: probability from which on a label is predicted; empty for other outputs.
+        words: value of each output by word; `logits` are those of other words.
     """
 
     logits: tuple[float, ...]
     facts: dict[str, str]
     thresholds: tuple[float, ...] = ()
+    words: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def baseline_of(head: SavedHead) -> Baseline:
-    """Return the baseline of a head: the frequencies of classes or labels, or mean numbers."""
+    """Return the baseline of a head: frequencies of classes, labels or tags, or mean numbers."""
     if isinstance(head, SavedClasses):
         total, first = sum(head.rows.values()), head.most_frequent
         return Baseline(
@@ -57,6 +67,8 @@ def baseline_of(head: SavedHead) -> Baseline:
         )
     if isinstance(head, SavedLabels):
         return _label_baseline(head)
+    if isinstance(head, SavedTags):
+        return _tag_baseline(head)
     assert isinstance(head, SavedNumbers)  # a reward model has arms of its own
     means = [f"{name} {mean:.4g}" for name, mean in head.means.items()]
     return Baseline(
@@ -91,6 +103,30 @@ def _label_baseline(head: SavedLabels) -> Baseline:
             "Base": f"no model: the frequency of each label in the training rows, {decision}",
         },
         thresholds,
+    )
+
+
+def _tag_baseline(head: SavedTags) -> Baseline:
+    """Return the frequency of the tags of each word, one more than counted, as logarithms.
+
+    Words that are `O` in all training rows have the same frequencies as unknown words.
+    """
+    names = head.outputs.names
+    known = {
+        word: tuple(math.log(counts.get(name, 0) + 1) for name in names)
+        for word, counts in head.words.items()
+    }
+    total = sum(head.counts.values())
+    outside = head.counts[OUTSIDE] - sum(one.get(OUTSIDE, 0) for one in head.words.values())
+    return Baseline(
+        tuple(math.log(outside + 1) if name == OUTSIDE else 0.0 for name in names),
+        {
+            "Tags": ", ".join(f"{name} ({count:,})" for name, count in head.counts.items())
+            + f" of {total:,} words in {head.rows:,} rows",
+            "Base": "no model: the most frequent tag of each word in the training rows, "
+            f"{OUTSIDE} for others",
+        },
+        words=known,
     )
 
 
@@ -142,15 +178,27 @@ def loaded_head_arms(
     described = [*head.outputs.names, *map(str, thresholds)]
     adapted = json_sha256([*trained, adapter_sha256(subject.adapter), described])
     baseline = baseline_of(head)
-    constant = [list(head.outputs.names), list(baseline.logits), list(baseline.thresholds)]
+    constant: list[object] = [
+        list(head.outputs.names),
+        list(baseline.logits),
+        list(baseline.thresholds),
+        *([baseline.words] if baseline.words else []),
+    ]
     device = input_device(backbone.model)
 
+    def base() -> torch.nn.Module:
+        if isinstance(head, SavedTags):
+            return FrequentTags(baseline.logits, baseline.words, config).to(device)
+        return decided(ConstantModel(baseline.logits, config).to(device), baseline.thresholds)
+
     def decided(model: torch.nn.Module, at: Sequence[float]) -> torch.nn.Module:
+        if isinstance(head, SavedTags):
+            return TokenTagger(model)
         return Thresholded(model, at, device) if at else model
 
     models = [
         base_and_adapter(
-            lambda: decided(ConstantModel(baseline.logits, config).to(device), baseline.thresholds),
+            base,
             lambda: decided(subject.model, thresholds),
             (json_sha256(constant), adapted),
         )

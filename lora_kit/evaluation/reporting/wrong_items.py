@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from lora_kit.data.tagged import read_labels
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.ledger_view import ADAPTER_ARM, LedgerView
 from lora_kit.evaluation.task_verdict import TaskVerdict
@@ -21,8 +21,8 @@ class WrongClass:
     """Items of one class that the adapter got wrong.
 
     Attributes:
-        label: true class of the items; of items with several labels, one that is missing or too
-            much.
+        label: true class of the items; of items with several labels or entities, one that is
+            missing or too much, or its type.
         shown: entries of the adapter for the first of them, by id.
         total: number of all of them.
     """
@@ -71,4 +71,10 @@ def _wrong_class(entry: Entry) -> Iterator[str]:
 
 
 def _wrong_labels(entry: Entry) -> Iterable[str]:
-    return sorted({*read_labels(entry.output)} ^ {*read_labels(entry.reference)})
+    """Return the labels, or the types of the entities, that are missing or too much."""
+    given, true = (
+        {one if isinstance(one, str) else tuple(one) for one in json.loads(text)}
+        for text in (entry.output, entry.reference)
+    )
+    # An entity begins with its type.
+    return sorted({one if isinstance(one, str) else one[0] for one in given ^ true})

@@ -1,4 +1,4 @@
-"""Rules about objectives that train a head: classes, numbers, labels and rewards."""
+"""Rules about objectives that train a head: classes, numbers, labels, tags and rewards."""
 
 from __future__ import annotations
 
@@ -7,22 +7,35 @@ from collections.abc import Iterator
 from lora_kit.recipe.classification import NOT_OF_A_HEAD
 from lora_kit.recipe.conflicts.objective import OBJECTIVE, OF_LANGUAGE_MODELING
 from lora_kit.recipe.data import CHANGES
-from lora_kit.recipe.objective import HEADED, TEXT_HEADS, HeadObjective
+from lora_kit.recipe.objective import HEADED, TEXT_HEADS, WHOLE_TEXT_HEADS, HeadObjective
 from lora_kit.recipe.problem import Problem, conflict
-from lora_kit.recipe.sections import HEAD_ARMS, PLAIN, PROBE, MergeSpec, RecipeSections
+from lora_kit.recipe.sections import (
+    HEAD_ARMS,
+    PLAIN,
+    PROBE,
+    RETRIEVAL,
+    MergeSpec,
+    RecipeSections,
+)
 
 # Head and target of a row, by the objective, for reasons of refusals.
 WORDS: dict[HeadObjective, tuple[str, str]] = {
     "classification": ("a classifier", "class"),
     "regression": ("a regression", "number"),
     "multi-label": ("a multi-label head", "list of labels"),
+    "token-classification": ("a token classifier", "tags"),
+}
+
+# Reasons why an objective has no arm `retrieval`.
+NO_RETRIEVAL: dict[HeadObjective, str] = {
+    "token-classification": ": the tags of another text do not fit the words of this one",
 }
 
 # Objectives whose rows can be added to or weighed, by the field of `data`.
 ROWS_CHANGED: dict[str, tuple[HeadObjective, ...]] = {
     "unlabeled": ("classification",),
-    "reweight": TEXT_HEADS,
-    "augmentation": TEXT_HEADS,
+    "reweight": WHOLE_TEXT_HEADS,
+    "augmentation": WHOLE_TEXT_HEADS,
 }
 
 
@@ -108,11 +121,11 @@ def changed_rows_of_heads(recipe: RecipeSections) -> Iterator[Problem]:
                 reason=f"works with {' or '.join(ROWS_CHANGED[name])} only",
                 fix="remove it",
             )
-    if data.cross_validation is not None and objective not in TEXT_HEADS:
+    if data.cross_validation is not None and objective not in WHOLE_TEXT_HEADS:
         yield conflict(
             "data.cross_validation",
             OBJECTIVE,
-            reason=f"works with {' or '.join(TEXT_HEADS)} only",
+            reason=f"works with {' or '.join(WHOLE_TEXT_HEADS)} only",
             fix="remove it, and run --seeds for the spread between trainings",
         )
     sources = {
@@ -128,7 +141,7 @@ def changed_rows_of_heads(recipe: RecipeSections) -> Iterator[Problem]:
                     reason="only the sources of data.train are a mixture",
                     fix="remove it",
                 )
-    if PLAIN in recipe.evaluation.arms and objective in TEXT_HEADS and not data.changed:
+    if PLAIN in recipe.evaluation.arms and objective in WHOLE_TEXT_HEADS and not data.changed:
         yield conflict(
             "evaluation.arms",
             "data",
@@ -158,10 +171,11 @@ def arms_of_a_head(recipe: RecipeSections) -> Iterator[Problem]:
     possible = HEAD_ARMS[objective]
     for arm in recipe.evaluation.arms:
         if arm not in possible:
+            why = NO_RETRIEVAL.get(objective, "") if arm == RETRIEVAL else ""
             yield conflict(
                 "evaluation.arms",
                 OBJECTIVE,
-                reason=f"the objective {objective} has no such arm",
+                reason=f"the objective {objective} has no such arm{why}",
                 given=arm,
                 fix=f"use {', '.join(possible)}",
             )
