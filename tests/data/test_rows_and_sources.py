@@ -28,7 +28,7 @@ def test_splits_of_a_built_in_source_partition_its_clusters(source: str) -> None
 
 @pytest.mark.parametrize("source", ["sums", "python-reference", "stdlib-areas"])
 def test_a_built_in_source_has_rows_of_its_format(source: str) -> None:
-    """Those of which the reading takes seconds are read where they are learned."""
+    """Reading the other sources takes seconds each; recipes that learn them read them."""
     row = BUILT_IN[source].read()[0]
     has = {"text": row.text is not None, "text-label": row.label is not None}
     assert BUILT_IN[source].format == next((form for form, held in has.items() if held), "messages")
