@@ -112,7 +112,7 @@ def test_the_trap_is_not_caught_without_its_guard(
 
 
 def test_each_trap_says_what_goes_wrong_and_where_it_is_guarded() -> None:
-    assert len(BY_NAME) == len(TRAPS) == 20
+    assert len(BY_NAME) == len(TRAPS) == 21
     assert all(trap.wrong.endswith(".") and trap.guard for trap in TRAPS)
     assert launching.LAUNCH_TRAPS[0].name == "accelerate falls back"
 
