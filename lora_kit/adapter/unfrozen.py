@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_kit.backbone.blocks import find_blocks
-from lora_kit.backbone.heads import HEAD_NAMES, is_classifier, peft_task_type
+from lora_kit.backbone.heads import (
+    HEAD_NAMES,
+    SEQUENCE_CLASSIFICATION,
+    is_classifier,
+    peft_task_type,
+)
 from lora_kit.runtime.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -55,7 +60,7 @@ def head_only_configuration() -> PeftConfig:
     from peft import LNTuningConfig
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    return LNTuningConfig(task_type="SEQ_CLS", target_modules=DUMMY_TARGET_MODULES)
+    return LNTuningConfig(task_type=SEQUENCE_CLASSIFICATION, target_modules=DUMMY_TARGET_MODULES)
 
 
 def _modules_after(model: torch.nn.Module, trunk: str) -> list[str]:

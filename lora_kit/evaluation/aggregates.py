@@ -105,6 +105,7 @@ AGGREGATES: Mapping[TaskKind, Mapping[ScoreName, Aggregate]] = {
         "rmse": _of_numbers(numbers.rmse),
         "spearman": _of_numbers(numbers.spearman),
     },
+    "similarity": {"spearman": _of_numbers(numbers.spearman)},
     "multi_label": {
         "micro_f1": _of_labels(multi_label.micro_f1),
         "macro_f1": _of_labels(multi_label.macro_f1),
@@ -141,7 +142,7 @@ def secondary_statistics(
     found: dict[str, tuple[Statistic, Statistic, bool]] = {
         str(name): (aggregate(before), aggregate(after), SCORES[task.kind][name].higher_is_better)
         for name, aggregate in AGGREGATES.get(task.kind, {}).items()
-        if name != task.score
+        if name != task.score_name
     }
     return found | (_by_output(before, after) if task.kind == "regression" else {})
 

@@ -12,6 +12,8 @@ TaskKind = Literal[
     "classification",
     "regression",
     "multi_label",
+    "retrieval",
+    "similarity",
     "generation",
     "instructions",
     "judge",
@@ -31,6 +33,10 @@ ScoreName = Literal[
     "exact_match",
     "micro_f1",
     "mean_average_precision",
+    "ndcg",
+    "recall_at_1",
+    "recall_at_10",
+    "reciprocal_rank",
 ]
 
 
@@ -57,7 +63,7 @@ LIKELIHOODS: Mapping[ScoreName, Score] = {
     "accuracy_per_token": Score("accuracy", is_binary=True),
     "loss": Score("nats", higher_is_better=False),
 }
-# Scores of a kind; the first is the default, and that of single items.
+# Scores of a kind; the first is the default, and the first one of items that of single items.
 SCORES: Mapping[TaskKind, Mapping[ScoreName, Score]] = {
     "multiple_choice": LIKELIHOODS,
     "classification": {
@@ -79,13 +85,30 @@ SCORES: Mapping[TaskKind, Mapping[ScoreName, Score]] = {
         "macro_f1": Score("macro-F1 of labels", of_items=False),
         "mean_average_precision": Score("mAP", of_items=False),
     },
+    "retrieval": {
+        "ndcg": Score("nDCG@10"),
+        "recall_at_1": Score("recall@1"),
+        "recall_at_10": Score("recall@10"),
+        "reciprocal_rank": Score("reciprocal rank"),
+    },
+    "similarity": {
+        "spearman": Score("Spearman's ρ", of_items=False),
+        "squared_error": Score("squared error", higher_is_better=False),
+    },
 }
 # Kinds that only a head answers.
-OF_HEADS: tuple[TaskKind, ...] = ("regression", "multi_label")
+OF_HEADS: tuple[TaskKind, ...] = ("regression", "multi_label", "retrieval", "similarity")
+
+
+def item_score(kind: TaskKind) -> ScoreName:
+    """Return the first score of a kind that single items have."""
+    return next(name for name, one in SCORES[kind].items() if one.of_items)
+
+
 # Unit of single items' scores, by the unit of a score of all items together.
 ITEM_UNITS: Mapping[str, str] = {
-    one.unit: next(iter(scores.values())).unit
-    for scores in SCORES.values()
+    one.unit: scores[item_score(kind)].unit
+    for kind, scores in SCORES.items()
     for one in scores.values()
     if not one.of_items
 }

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lora_kit.evaluation.judge_spec import JudgeSpec
-from lora_kit.evaluation.scores import SCORES, Score, ScoreName, TaskKind
+from lora_kit.evaluation.scores import SCORES, Score, ScoreName, TaskKind, item_score
 from lora_kit.recipe.section import Count, Fraction, Positive, Section, Whole
 
 CHOICE_KINDS = ("multiple_choice", "classification")
@@ -25,7 +25,9 @@ class TaskSpec(Section):
     kind: TaskKind
     """Score of an item. `loss`: nats per token of the reference, lower is better.
     `multiple_choice`: accuracy. `classification`: accuracy over labels. `regression`: error of the
-    numbers, and `multi_label`: right labels, that a head gives. `generation`: a metric of the
+    numbers, and `multi_label`: right labels, that a head gives. `retrieval`: ranks of the right
+    documents of a query among all documents of the source, and `similarity`: order of pairs of
+    texts, by vectors of an embedding. `generation`: a metric of the
     generated text. `instructions`: share of prompts followed. `judge`: share of prompts on which a
     model prefers the generated text to that of the base, ties half. `lm_eval`: a task of
     lm-evaluation-harness."""
@@ -56,7 +58,9 @@ class TaskSpec(Section):
     divided by the variance of the task's numbers, so that its mean is 1 - R2; `r2`, `rmse`,
     `spearman`. Multi-label: `jaccard` (default), the share of right labels among those that are
     right or predicted; `exact_match`; `loss`, mean of the labels (nats); `micro_f1`, `macro_f1`,
-    `mean_average_precision`."""
+    `mean_average_precision`. Retrieval: `ndcg` (default), of the first ten documents,
+    `recall_at_1`, `recall_at_10`, `reciprocal_rank`. Similarity: `spearman` (default);
+    `squared_error` between the cosine and the score, from 0 to 1 over the task."""
     limit: Count | None = None
     """Largest number of items; `seed` of the suite picks them. Default: all."""
     shots: Whole = 0
@@ -210,7 +214,7 @@ class TaskSpec(Section):
     @property
     def item_score(self) -> ScoreName | None:
         """Name of the score of single items; `None` for a kind with a single one."""
-        return next(iter(SCORES[self.kind])) if self.of_all_items else self.score_name
+        return item_score(self.kind) if self.of_all_items else self.score_name
 
     def by_item(self) -> TaskSpec:
         """Return the task with the score of single items, which has a mean over items."""
@@ -244,7 +248,7 @@ class TaskSpec(Section):
 
         A generation task's metric is known by its scores only, but for the bundled `chrf`.
         """
-        has_many = self.kind in ("loss", "regression") or self.score == "loss"
+        has_many = self.kind in ("loss", "regression", "similarity") or self.score == "loss"
         return has_many or self.metric == "chrf"
 
     @property

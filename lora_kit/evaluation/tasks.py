@@ -218,4 +218,4 @@ def task_content(task: Task) -> list[Mapping[str, Any]]:
             **({"targets": dict(item.targets)} if item.targets else {}),
         }
         for item in task.items
-    ]
+    ] + ([] if task.corpus is None else [dataclasses.asdict(task.corpus)])

@@ -205,7 +205,7 @@ KINDS: Mapping[HeadObjective, TextTask] = {
     "classification": TextTask(
         SupportedTasks(
             head="a classifier",
-            kind="classification",
+            kinds=("classification",),
             example="",
             scores=(None, "accuracy", "macro_f1", "mean_average_precision", "loss"),
             no_score="a head's classes have no length",
@@ -217,7 +217,7 @@ KINDS: Mapping[HeadObjective, TextTask] = {
     "regression": TextTask(
         SupportedTasks(
             head="a regression",
-            kind="regression",
+            kinds=("regression",),
             example="",
             scores=(None, *SCORES["regression"]),
             no_score="a head's numbers have no such score",
@@ -229,7 +229,7 @@ KINDS: Mapping[HeadObjective, TextTask] = {
     "multi-label": TextTask(
         SupportedTasks(
             head="a multi-label head",
-            kind="multi_label",
+            kinds=("multi_label",),
             example="",
             scores=(None, *SCORES["multi_label"]),
             no_score="a head's labels have no such score",

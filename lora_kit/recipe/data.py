@@ -22,6 +22,8 @@ RowFormat = Literal[
     "text-score",
     "text-scores",
     "text-labels",
+    "pair",
+    "triplet",
 ]
 Packing = bool | Literal["unpadded"]
 LicenseName = Annotated[str, Field(min_length=1, max_length=200)]

@@ -29,10 +29,13 @@ Objective = Literal[
     "classification",
     "regression",
     "multi-label",
+    "embedding",
 ]
-# Objectives that replace the output head, so that there is no language model to merge.
-HeadObjective = Literal["classification", "regression", "multi-label", "reward"]
-HEADED: tuple[HeadObjective, ...] = ("classification", "regression", "multi-label", "reward")
+# Objectives that replace or remove the output head, so that there is no language model to merge.
+HeadObjective = Literal["classification", "regression", "multi-label", "reward", "embedding"]
+# Those of them whose head is new, so that the base has none to compare with.
+NEW_HEADS: tuple[HeadObjective, ...] = ("classification", "regression", "multi-label", "reward")
+HEADED: tuple[HeadObjective, ...] = (*NEW_HEADS, "embedding")
 # Those of them that learn a target of each text: a class, numbers or labels.
 TEXT_HEADS: tuple[HeadObjective, ...] = ("classification", "regression", "multi-label")
 # Objectives that learn the next token, and all that learn labels of rows.
@@ -40,11 +43,15 @@ LANGUAGE_MODELING: tuple[Objective, ...] = ("sft", "text")
 SUPERVISED: tuple[Objective, ...] = (*LANGUAGE_MODELING, *TEXT_HEADS)
 # Objectives that train on pairs of a chosen and a rejected answer.
 PAIRED: tuple[Objective, ...] = ("dpo", "orpo", "reward")
+# Objectives of which a row gives two texts to the model, or three.
+OF_SEVERAL_TEXTS: tuple[Objective, ...] = (*PAIRED, "embedding")
 # Formats that an objective needs its rows in; the others read rows of any but `preference`.
 FORMATS_OF: dict[Objective, tuple[RowFormat, ...]] = {
     **dict.fromkeys(PAIRED, ("preference",)),
     "regression": ("text-score", "text-scores"),
     "multi-label": ("text-labels",),
+    # A triplet has the columns of a pair, too.
+    "embedding": ("triplet", "pair"),
 }
 # Objectives with the section `preference`, which train a language model on judged answers.
 PREFERENCE: tuple[Objective, ...] = ("dpo", "orpo", "kto")
@@ -60,6 +67,7 @@ SECTION_OF: dict[Objective, str] = {
     "classification": "classification",
     "regression": "regression",
     "multi-label": "multi_label",
+    "embedding": "embedding",
 }
 # Parts of `sdft.teacher_prompt` that are filled in for each row.
 PROMPT, DEMONSTRATION = "{prompt}", "{demonstration}"

@@ -15,6 +15,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.hashes import json_sha256
 from tests.bad_inputs import (
     adapters,
+    embeddings,
     heads,
     labels,
     monitoring,
@@ -31,6 +32,7 @@ from tests.bad_inputs.case import Case, Place
 
 MODULES = (
     adapters,
+    embeddings,
     heads,
     labels,
     monitoring,
