@@ -109,6 +109,7 @@ benchmarks: $(DEVELOPMENT) $(GEMMA)
 	$(BIN)/python -m tests.benchmarks.classification
 	$(BIN)/python -m tests.benchmarks.head_rows
 	$(BIN)/python -m tests.benchmarks.heads
+	$(BIN)/python -m tests.benchmarks.embeddings
 
 # Pages and schemas that are generated from the classes of a recipe and of a suite.
 reference: $(DEVELOPMENT)

@@ -14,7 +14,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from lora_kit.adapter.unfrozen import head_only_configuration, unfrozen_configuration
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
-from lora_kit.backbone.heads import HEAD_NAMES, peft_task_type
+from lora_kit.backbone.heads import HEAD_NAMES, POOLER, is_base_model, peft_task_type
 from lora_kit.backbone.open_files import open_tokenizer
 from lora_kit.recipe.adapter import VIRTUAL, VIRTUAL_TOKENS, AdapterSpec
 from lora_kit.recipe.initialisations import OPTION, SECTIONS, SUBTRACTED, initialisation_of
@@ -79,6 +79,10 @@ def peft_configuration(
     initialisation = initialisation_of(spec)
     if initialisation is not None:
         config = _as_attached(cast("LoraConfig", config), initialisation)
+    # Above the hidden states that an embedding is pooled from, so that nothing would be learned.
+    is_left_out = is_base_model(model) and hasattr(model, POOLER)
+    if is_left_out and getattr(config, "exclude_modules", "") is None:
+        config.exclude_modules = [f"{POOLER}.dense"]
     if extra_modules and hasattr(config, "modules_to_save"):
         config.modules_to_save = [*(config.modules_to_save or []), *extra_modules]
     return config

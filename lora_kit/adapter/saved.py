@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_kit.adapter.saved_heads import KINDS, SavedHead
-from lora_kit.backbone.heads import HEAD_TASK_TYPES
+from lora_kit.backbone.heads import FEATURE_EXTRACTION, HEAD_TASK_TYPES
 from lora_kit.backbone.load import Backbone
 from lora_kit.runtime.errors import AdapterError
 from lora_kit.runtime.files import read_json, whole_directory, write_json
@@ -122,7 +122,8 @@ def read_saved_head(adapter: Path) -> SavedHead | None:
         AdapterError: if the adapter has a head without a valid description of its outputs.
     """
     config = read_json(adapter / ADAPTER_CONFIG, AdapterError)
-    if config.get("task_type") not in HEAD_TASK_TYPES.values():
+    task = config.get("task_type")
+    if task not in (*HEAD_TASK_TYPES.values(), FEATURE_EXTRACTION):
         return None
     for kind in KINDS:
         path = adapter / kind.FILE
@@ -130,8 +131,7 @@ def read_saved_head(adapter: Path) -> SavedHead | None:
             return kind.from_json(read_json(path, AdapterError), path)
     names = sorted(kind.FILE for kind in KINDS)
     raise AdapterError(
-        f"{adapter}: an adapter with a head ({config['task_type']}) without "
-        f"{', '.join(names[:-1])} or "
+        f"{adapter}: an adapter with a head ({task}) without {', '.join(names[:-1])} or "
         f"{names[-1]}, which name its outputs. Fix: restore the file, or evaluate an adapter "
         "trained by lora-kit"
     )

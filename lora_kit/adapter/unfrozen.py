@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_kit.backbone.blocks import find_blocks
-from lora_kit.backbone.heads import HEAD_NAMES, is_classifier, peft_task_type
+from lora_kit.backbone.heads import (
+    HEAD_NAMES,
+    is_classifier,
+    peft_task_type,
+)
 from lora_kit.runtime.errors import AdapterError
 
 if TYPE_CHECKING:

@@ -1,16 +1,17 @@
-"""Heads of texts, of their words and of answers: loading, initialization, padding of inputs."""
+"""Heads of texts, words and answers, and models without one that embed texts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from lora_kit.backbone.encoder_decoder import SEQUENCE_TO_SEQUENCE, is_encoder_decoder
 from lora_kit.backbone.positions import learned_positions
+from lora_kit.recipe.embedding import Pooling
 from lora_kit.recipe.objective import HeadObjective
 from lora_kit.runtime.errors import BackboneError
 
@@ -24,6 +25,10 @@ HEAD_TASK_TYPES: Mapping[str, str] = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
 }
+# PEFT's task type of a model without a head.
+FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+# Module of an encoder above its last hidden states, which an embedding does not use.
+POOLER = "pooler"
 # How transformers calls the problem of a head of texts in its configuration; not for rewards.
 PROBLEM_TYPES: Mapping[HeadObjective, str] = {
     "classification": "single_label_classification",
@@ -39,13 +44,18 @@ class HeadOutputs:
     Attributes:
         kind: objective that trains such a head.
         names: names in the order of the outputs, such as those of classes.
+        pooling: hidden states that become the vector of a text, for an embedding; `auto` until the
+            model is known.
     """
 
     kind: HeadObjective
     names: tuple[str, ...]
+    pooling: Literal["auto"] | Pooling | None = None
 
     def configuration(self) -> dict[str, Any]:
         """Return the arguments of `from_pretrained` for a head of these outputs."""
+        if self.pooling is not None:
+            return {}
         problem = PROBLEM_TYPES.get(self.kind)
         return {
             "num_labels": len(self.names),
@@ -65,7 +75,7 @@ class Head:
 
     Attributes:
         outputs: the outputs.
-        module: module name of the head.
+        module: module name of the head; empty for an embedding, which is the whole model.
         newly_initialized: modules without weights in the checkpoint; they include the head unless
             the checkpoint has a head with the same number of outputs.
     """
@@ -78,6 +88,14 @@ class Head:
     def kind(self) -> HeadObjective:
         """Objective that trains such a head."""
         return self.outputs.kind
+
+    @property
+    def pooling(self) -> Pooling:
+        """Pooling of an embedding."""
+        pooling = self.outputs.pooling
+        assert pooling is not None  # only embeddings are pooled
+        assert pooling != "auto"  # `prepare_embedding` has chosen
+        return pooling
 
     @property
     def extra_modules(self) -> tuple[str, ...]:
@@ -111,12 +129,7 @@ def prepare_head(
             f"backbone.model: PEFT saves only heads named {' or '.join(HEAD_NAMES)}, and "
             f"{type(model).__name__} has neither. Fix: choose another backbone"
         )
-    # A decoder's head finds the last token of a row by the padding token.
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    # An encoder has only the positions it was trained with; longer texts are truncated.
-    configured = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    positions = learned_positions(model) or configured
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions or math.inf)
+    _limit_positions(model, tokenizer)
     owners = {name.rpartition(".")[0] for name in missing}
     newly_initialized = {
         module if f"{owner}.".startswith(f"{module}.") else owner for owner in owners
@@ -124,6 +137,60 @@ def prepare_head(
     for name in sorted({module, *newly_initialized}):
         _convert_to_float32(model, name)
     return Head(outputs, module, tuple(sorted(newly_initialized)))
+
+
+def embedding_outputs(pooling: Literal["auto"] | Pooling) -> HeadOutputs:
+    """Return the output of an embedding."""
+    return HeadOutputs("embedding", ("embedding",), pooling)
+
+
+def prepare_embedding(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    outputs: HeadOutputs,
+    missing: Collection[str],
+) -> Head:
+    """Prepare a loaded model without a head for embeddings, and choose the pooling of `auto`.
+
+    Sets the padding token of the model and the maximum length of the tokenizer.
+
+    Args:
+        model: base model of transformers.
+        tokenizer: tokenizer of the model.
+        outputs: pooling.
+        missing: names of the parameters that the checkpoint does not have.
+
+    Raises:
+        BackboneError: if parameters that embeddings depend on have no weights, or `cls` would pool
+            a token that sees no other.
+    """
+    needed = sorted(name for name in missing if not name.startswith(f"{POOLER}."))
+    if needed:
+        raise BackboneError(
+            f"backbone.model: {model.name_or_path}: not the weights of such a model (missing: "
+            f"{needed[0]} and {len(needed) - 1} others). Fix: choose an encoder or a decoder"
+        )
+    has_causal_attention = any(getattr(one, "is_causal", False) for one in model.modules())
+    pooling = outputs.pooling
+    if pooling == "auto":
+        pooling = "last" if has_causal_attention else "mean"
+    if pooling == "cls" and has_causal_attention:
+        raise BackboneError(
+            "embedding.pooling: the first token of a decoder sees no other, so that all texts "
+            "would be the same (got cls). Fix: use last or mean"
+        )
+    _limit_positions(model, tokenizer)
+    return Head(replace(outputs, pooling=pooling), "", ())
+
+
+def _limit_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set the padding token of the model and the maximum length of the tokenizer."""
+    # A decoder's head finds the last token of a row by the padding token.
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    # An encoder has only the positions it was trained with; longer texts are truncated.
+    configured = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = learned_positions(model) or configured
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions or math.inf)
 
 
 def _convert_to_float32(model: torch.nn.Module, name: str) -> None:
@@ -179,6 +246,8 @@ def pad_right(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, tor
 
 def peft_task_type(model: torch.nn.Module) -> str:
     """Return PEFT's task type of a model."""
+    if is_base_model(model):
+        return FEATURE_EXTRACTION
     other = SEQUENCE_TO_SEQUENCE if is_encoder_decoder(model) else "CAUSAL_LM"
     return _head_task_type(model) or other
 
@@ -186,6 +255,15 @@ def peft_task_type(model: torch.nn.Module) -> str:
 def is_classifier(model: torch.nn.Module) -> bool:
     """Return true if a model of transformers classifies texts or words; also on the meta device."""
     return _head_task_type(model) is not None
+
+
+def is_base_model(model: torch.nn.Module) -> bool:
+    """Return true if a transformers model has no head; works on the meta device."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    names = MODEL_MAPPING_NAMES.get(kind, ())
+    return type(model).__name__ in ([names] if isinstance(names, str) else list(names))
 
 
 def _head_task_type(model: torch.nn.Module) -> str | None:

@@ -17,7 +17,13 @@ from lora_kit.backbone.encoder_decoder import (
 )
 from lora_kit.backbone.files import BackboneFiles
 from lora_kit.backbone.fingerprint import Fingerprint, fingerprint, weight_files
-from lora_kit.backbone.heads import HEAD_NAMES, Head, HeadOutputs, prepare_head
+from lora_kit.backbone.heads import (
+    HEAD_NAMES,
+    Head,
+    HeadOutputs,
+    prepare_embedding,
+    prepare_head,
+)
 from lora_kit.backbone.open_files import (
     open_config,
     open_model,
@@ -110,12 +116,12 @@ def load(
         raise BackboneError(
             f"backbone.model: {files.reference}: not the weights of a language model (missing: "
             f"{min(missing)} and {len(missing) - 1} others). Fix: choose a language model, or "
-            "train an encoder as a classifier with training.objective: classification"
+            "train an encoder with training.objective: classification or embedding"
         )
     prepare_tokenizer(tokenizer, model, files.reference, has_head=outputs is not None)
     if is_encoder_decoder(model):
         prepare_seq2seq(model, tokenizer, files.reference)
-    head = prepare_head(model, tokenizer, outputs, missing) if outputs else None
+    head = _prepared_head(model, tokenizer, outputs, missing) if outputs else None
     quantized = tuple(guard_quantized_modules(model))
     if spec.quantization != "none" and not quantized:
         raise BackboneError(
@@ -138,6 +144,16 @@ def load(
         quantized_modules=quantized,
         head=head,
     )
+
+
+def _prepared_head(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    outputs: HeadOutputs,
+    missing: set[str],
+) -> Head:
+    prepare = prepare_head if outputs.pooling is None else prepare_embedding
+    return prepare(model, tokenizer, outputs, missing)
 
 
 def _read(
@@ -197,7 +213,11 @@ def _model_class(files: BackboneFiles, outputs: HeadOutputs | None) -> Any:
         BackboneError: for an encoder-decoder with a head, which transformers feeds both stacks with
             the same text.
     """
-    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+    from transformers import (
+        AutoModel,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
 
     config = open_config(files.directory)
     if outputs is None:
@@ -209,6 +229,8 @@ def _model_class(files: BackboneFiles, outputs: HeadOutputs | None) -> Any:
             f"{config.model_type}). Fix: choose a decoder or an encoder"
             f"{generating if outputs.kind in TEXT_HEADS else ''}"
         )
+    if outputs.pooling is not None:
+        return AutoModel
     reads_words = outputs.kind == "token-classification"
     return AutoModelForTokenClassification if reads_words else AutoModelForSequenceClassification
 

@@ -6,6 +6,7 @@ Each function takes a raw row with the fields of its format and the row's locati
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 
@@ -100,10 +101,43 @@ def text_label_row(value: RawRow, origin: str) -> Row:
 
 
 def _cluster(value: RawRow, origin: str) -> str:
+    """Return the name of a row's group of dependent rows; its origin if it has none."""
     cluster = value.get("cluster", origin)
     if isinstance(cluster, int) and not isinstance(cluster, bool):
         cluster = str(cluster)
     return read_text(cluster, "cluster", origin)
+
+
+def pair_row(value: RawRow, origin: str) -> Row:
+    """Parse a text and another one that belongs to it, such as a question and its passage.
+
+    Raises:
+        DataError: if one of them is empty, or both are the same.
+    """
+    anchor, positive = (read_text(value[name], name, origin) for name in ("anchor", "positive"))
+    if anchor.split() == positive.split():
+        raise DataError(
+            f"{origin}: positive: the same text as the anchor, from which nothing is learned (got "
+            f"{positive!r:.60}). Fix: correct or remove the row"
+        )
+    messages = (Message("user", anchor), Message("assistant", positive))
+    return Row(origin, _cluster(value, origin), messages, completion_from=1)
+
+
+def triplet_row(value: RawRow, origin: str) -> Row:
+    """Parse a pair and a text that does not belong to it.
+
+    Raises:
+        DataError: if a text is empty, or the negative is one of the others.
+    """
+    row, negative = pair_row(value, origin), read_text(value["negative"], "negative", origin)
+    for name, message in zip(("anchor", "positive"), row.messages, strict=True):
+        if negative.split() == message.content.split():
+            raise DataError(
+                f"{origin}: negative: the same text as the {name} (got {negative!r:.60}). Fix: "
+                "correct the row, or remove the column negative from it"
+            )
+    return dataclasses.replace(row, rejected=(Message("assistant", negative),))
 
 
 def text_score_row(value: RawRow, origin: str) -> Row:

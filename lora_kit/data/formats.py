@@ -24,6 +24,7 @@ from lora_kit.data.entities import EXAMPLE
 from lora_kit.data.format_readers import (
     alpaca_row,
     messages_row,
+    pair_row,
     preference_row,
     prompt_completion_row,
     sharegpt_row,
@@ -33,6 +34,7 @@ from lora_kit.data.format_readers import (
     text_score_row,
     text_scores_row,
     tokens_tags_row,
+    triplet_row,
 )
 from lora_kit.data.rows import Row
 from lora_kit.data.turns import check_has_assistant_turn, check_last_turn
@@ -96,17 +98,34 @@ FORMATS: dict[RowFormat, Format] = {
     "text-labels": Format(
         ("text", "labels"), (), '{"text": "...", "labels": ["a", "b"]}', text_labels_row
     ),
+    "triplet": Format(
+        ("anchor", "positive", "negative"),
+        ("cluster",),
+        '{"anchor": "...", "positive": "...", "negative": "..."}',
+        triplet_row,
+    ),
+    "pair": Format(
+        ("anchor", "positive"), ("cluster",), '{"anchor": "...", "positive": "..."}', pair_row
+    ),
     "tokens-tags": Format(("tokens", "tags"), ("cluster",), EXAMPLE, tokens_tags_row),
     "text": Format(("text",), (), '{"text": "..."}', text_row),
 }
 # Formats that are detected only for an objective that needs them.
-ON_REQUEST: tuple[RowFormat, ...] = ("text-score", "text-scores", "text-labels", "tokens-tags")
+ON_REQUEST: tuple[RowFormat, ...] = (
+    "text-score",
+    "text-scores",
+    "text-labels",
+    "tokens-tags",
+    "triplet",
+    "pair",
+)
 # What the objectives of a needed format need.
 NEEDS: dict[RowFormat, str] = {
     "preference": "the objectives dpo, orpo and reward need preference pairs",
     "text-score": "regression needs a number in each row",
     "text-labels": "multi-label needs a list of labels in each row",
     "tokens-tags": "token-classification needs words and a tag for each of them",
+    "triplet": "embedding needs pairs of texts, or triplets",
 }
 
 
@@ -219,6 +238,12 @@ def _require_kind(form: RowFormat, needed: Sequence[RowFormat], origin: str) -> 
             f"{origin}: this objective does not support preference pairs (got format preference). "
             "Fix: set training.objective to dpo, orpo or reward; to train on the chosen answers, "
             "set format: prompt-completion and columns: {completion: chosen}"
+        )
+    if form == "triplet" and form not in needed:
+        raise DataError(
+            f"{origin}: this objective does not support triplets (got format triplet). Fix: set "
+            "training.objective to embedding; to learn the positive of an anchor as its answer, "
+            "set format: prompt-completion and columns: {prompt: anchor, completion: positive}"
         )
     if needed and form not in needed:
         examples = " or ".join(FORMATS[name].example for name in needed)

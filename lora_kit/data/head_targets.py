@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_kit.backbone.heads import REWARD, HeadOutputs
+from lora_kit.backbone.heads import REWARD, HeadOutputs, embedding_outputs
 from lora_kit.data.entities import tag_names, tags_of_row, write_tags
 from lora_kit.data.labelled import class_of, classification_text, count_classes, encode_texts
+from lora_kit.data.paired_texts import require_paired
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.rows import Row
 from lora_kit.data.scored import numbers_of, output_names
@@ -27,6 +28,7 @@ from lora_kit.data.tagged import label_names, label_values, labels_of
 from lora_kit.data.templates import control_tokens, refuse_control_tokens
 from lora_kit.data.word_tokens import encode_words
 from lora_kit.recipe.classification import ClassificationSpec
+from lora_kit.recipe.embedding import EmbeddingSpec
 from lora_kit.recipe.multi_label import MultiLabelSpec
 from lora_kit.recipe.objective import TEXT_HEADS, HeadObjective
 from lora_kit.recipe.recipe import Recipe
@@ -172,6 +174,9 @@ def head_outputs(rows: Sequence[Row], recipe: Recipe) -> HeadOutputs | None:
     objective = recipe.training.objective
     if objective == "reward":
         return REWARD
+    if objective == "embedding":
+        require_paired(rows)
+        return embedding_outputs((recipe.embedding or EmbeddingSpec()).pooling)
     if objective not in TEXT_HEADS:
         return None
     return HeadOutputs(objective, tuple(READERS[objective].outputs(rows, recipe)))

@@ -49,7 +49,7 @@ class Row:
         words: words of the text, for rows with tags.
         tags: BIO tag of each word.
         rejected: rejected answer of a preference pair, in place of the turns from
-            `completion_from` on; empty for other rows.
+            `completion_from` on, or the negative of a triplet; empty for other rows.
         desirable: KTO label of the completion; `None` without one.
         format: detected or given format; empty for a row created in memory.
         unused: names of the columns that hold something and that the format does not read.

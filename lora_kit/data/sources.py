@@ -14,6 +14,7 @@ import numpy as np
 from lora_kit.data.builtin.areas import area_rows
 from lora_kit.data.builtin.docstrings import docstring_pairs, docstring_rows
 from lora_kit.data.builtin.functions import complexity_rows, statement_rows
+from lora_kit.data.builtin.passages import docstring_code_rows
 from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.builtin.roles import role_rows
 from lora_kit.data.builtin.sums import sum_rows
@@ -57,6 +58,7 @@ BUILT_IN = {
     "stdlib-complexity": BuiltIn(complexity_rows, "text-score", PYTHON_LICENSE, 0.3),
     "stdlib-statements": BuiltIn(statement_rows, "text-labels", PYTHON_LICENSE, 0.3),
     "stdlib-roles": BuiltIn(role_rows, "tokens-tags", PYTHON_LICENSE, 0.3),
+    "stdlib-docstring-code": BuiltIn(docstring_code_rows, "pair", PYTHON_LICENSE, 0.2),
     "python-reference": BuiltIn(reference_rows, "text", PYTHON_LICENSE, 0.5),
     "sums": BuiltIn(sum_rows, "messages", ("Apache-2.0", "lora_kit's LICENSE"), 0.25),
 }
@@ -147,7 +149,7 @@ def _table_source(
         values = table.take(numbers)
         return [
             parse_row(
-                drop_nulls(value, spec.columns, spec.format),
+                drop_nulls(value, spec.columns, spec.format, needed),
                 table.origin(number),
                 spec.format,
                 spec.columns,
@@ -168,7 +170,10 @@ def _table_source(
 
 
 def drop_nulls(
-    value: Any, columns: Mapping[str, str] | None = None, form: RowFormat = "auto"
+    value: Any,
+    columns: Mapping[str, str] | None = None,
+    form: RowFormat = "auto",
+    needed: Sequence[RowFormat] = (),
 ) -> Any:
     """Return a raw row without its null fields, which tables have where a row has no such field.
 
@@ -178,6 +183,7 @@ def drop_nulls(
         value: raw row from its source.
         columns: column name by field of the format, if the names differ.
         form: format of the row; `auto` detects it by the columns.
+        needed: formats that the objective needs.
     """
     if not isinstance(value, Mapping) or None not in value.values():
         return value
@@ -187,7 +193,7 @@ def drop_nulls(
         return value
     fields = {*present, *columns}
     if form == "auto":
-        has_format = detect_format(dict.fromkeys(fields), columns) is not None
+        has_format = detect_format(dict.fromkeys(fields), columns, needed) is not None
     else:
         has_format = set(FORMATS[form].fields) <= fields
     return present if has_format else value

@@ -1,8 +1,9 @@
-"""Training data of preferences, rewards, GRPO and SDFT: rows with the examples made of them.
+"""Training data of preferences, rewards, embeddings, GRPO and SDFT: rows with their examples.
 
 A preference pair gives two examples, the chosen and the rejected answer after the same prompt; a
-labelled answer (kto) or a prompt with a reference (grpo) or demonstration (sdft) gives one.
-Examples are tokenized as for sft, including the end-of-turn token.
+pair of texts gives two and a triplet three, without prompts; a labelled answer (kto) or a prompt
+with a reference (grpo) or demonstration (sdft) gives one. Except for embeddings, examples are
+tokenized as for sft, including the end-of-turn token.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_kit.data.paired_texts import encode_paired_rows
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.reward_inputs import encode_reward_inputs
 from lora_kit.data.rows import Row
@@ -32,7 +34,8 @@ class Unit:
 
     Attributes:
         row: the row.
-        examples: chosen and rejected example of a preference pair; otherwise one example.
+        examples: chosen and rejected example of a preference pair; anchor, positive and, for a
+            triplet, negative of an embedding; otherwise one example.
     """
 
     row: Row
@@ -90,6 +93,9 @@ def prepare_units(
 def _tokenize(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec: DataSpec, objective: Objective
 ) -> list[Unit]:
+    if objective == "embedding":
+        encoded = encode_paired_rows(rows, tokenizer, spec.max_length)
+        return [Unit(row, texts) for row, texts in zip(rows, encoded, strict=True)]
     conversations_of_rows = [_conversations(row, objective) for row in rows]
     flat = [row for conversations in conversations_of_rows for row in conversations]
     # The last turn is the chosen, rejected or labelled answer, or the reference.

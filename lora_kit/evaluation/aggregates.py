@@ -124,6 +124,7 @@ AGGREGATES: Mapping[TaskKind, Mapping[ScoreName, Aggregate]] = {
         "rmse": _of_numbers(numbers.rmse),
         "spearman": _of_numbers(numbers.spearman),
     },
+    "similarity": {"spearman": _of_numbers(numbers.spearman)},
     "multi_label": {
         "micro_f1": _of_labels(multi_label.micro_f1),
         "macro_f1": _of_labels(multi_label.macro_f1),

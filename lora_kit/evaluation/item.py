@@ -13,6 +13,7 @@ from typing import Any
 from lora_kit.data.supervision import Example
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.metrics.instruction_checks import InstructionCheck
+from lora_kit.recipe.embedding import Pooling
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,32 @@ class TagRequest(TextRequest):
 
 
 @dataclass(frozen=True)
+class QueryRequest(TextRequest):
+    """Request for the ranks of the right documents among those of the task's corpus.
+
+    Attributes:
+        right: indexes of the right documents in the corpus.
+        pooling: hidden states that become the vector of a text.
+    """
+
+    right: tuple[int, ...] = ()
+    pooling: Pooling = "mean"
+
+
+@dataclass(frozen=True)
+class SimilarityRequest:
+    """Request for the cosine between the vectors of two texts."""
+
+    texts: tuple[tuple[int, ...], tuple[int, ...]]
+    pooling: Pooling
+
+    @property
+    def length(self) -> int:
+        """Upper bound of the tokens of the request's rows in a batch."""
+        return 2 * max(map(len, self.texts))
+
+
+@dataclass(frozen=True)
 class RewardRequest:
     """Request for the reward of several answers to one prompt; each row begins with the prompt."""
 
@@ -148,9 +175,16 @@ class RewardRequest:
         return len(self.answers) * max(map(len, self.answers))
 
 
-Request = LossRequest | ChoiceRequest | GenerationRequest | TextRequest | RewardRequest
+Request = (
+    LossRequest
+    | ChoiceRequest
+    | GenerationRequest
+    | TextRequest
+    | RewardRequest
+    | SimilarityRequest
+)
 # Requests to a head: rows that are scored as a unit, without a split into prompt and continuation.
-HeadRequest = TextRequest | RewardRequest
+HeadRequest = TextRequest | RewardRequest | SimilarityRequest
 
 
 def prompt_and_answer_length(request: Request) -> tuple[tuple[int, ...], int]:
@@ -171,10 +205,11 @@ class Outcome:
         log_likelihoods: nats, one for each branch or class; for a loss request one value, the sum
             over the supervised tokens; for a reward request the rewards of the answers; for a
             number request the numbers; for a label request a value for each label; for a tag
-            request one for each tag of each word with a token, word by word.
+            request one for each tag of each word with a token, word by word; for a query the
+            ranks of the right documents, from 1; for a similarity the cosine.
         greedy: for each branch, true if every scored token was the most likely one; for each
             label, true if it is predicted.
-        text: generated text; of several samples the first one.
+        text: generated text, of several samples the first one; for a query the first document.
         samples: texts of a sampled request; empty for the others.
         tokens: number of tokens processed.
         error: reason why an engine has no answer; then the item has no score.
@@ -208,6 +243,7 @@ class Item:
         tags: correct tag of each word.
         references: correct answers, any of which a metric accepts.
         checks: checks that a response has to pass.
+        texts: texts that a similarity is taken of.
         scored_bytes: UTF-8 bytes of the text whose likelihood is taken.
         document: lm-evaluation-harness instances from which the item was made.
         opens_thought: true if the prompt ends inside of a thought, which the answer goes on with.
@@ -225,6 +261,7 @@ class Item:
     tags: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     checks: tuple[InstructionCheck, ...] = ()
+    texts: tuple[str, ...] = ()
     scored_bytes: int = 0
     document: Any = None
     opens_thought: bool = False
@@ -249,10 +286,26 @@ GradeFunction = Callable[[Item, Outcome], Graded]
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """Documents of a retrieval task.
+
+    Attributes:
+        texts: each document once.
+        rows: token ids of each document.
+        pooling: hidden states that become the vector of a document.
+    """
+
+    texts: tuple[str, ...]
+    rows: tuple[tuple[int, ...], ...]
+    pooling: Pooling
+
+
+@dataclass(frozen=True)
 class Task:
     """Task with its items and the function that grades them.
 
     Attributes:
+        corpus: documents of a retrieval task; `None` for others.
         unused: items with a column that is not used, by its name.
     """
 
@@ -260,3 +313,4 @@ class Task:
     items: Sequence[Item]
     grade: GradeFunction
     unused: Mapping[str, int] = field(default_factory=dict)
+    corpus: Corpus | None = None

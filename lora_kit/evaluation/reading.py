@@ -15,7 +15,7 @@ from lora_kit.data.sources import BUILT_IN, drop_nulls
 from lora_kit.evaluation.items.instruction_sources import INSTRUCTION_SOURCES
 from lora_kit.evaluation.items.instructions import InstructionRow, parse_instruction
 from lora_kit.evaluation.questions import read_labelled, read_questions
-from lora_kit.evaluation.target_rows import read_targets
+from lora_kit.evaluation.target_rows import read_similarities, read_targets
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.task_tables import (
     read_built_in,
@@ -76,6 +76,8 @@ def read_rows(spec: TaskSpec) -> list[Any]:
         "regression": read_targets,
         "multi_label": read_targets,
         "token_classification": read_targets,
+        "retrieval": read_targets,
+        "similarity": read_similarities,
         "instructions": read_instructions,
         "judge": read_prompts,
     }

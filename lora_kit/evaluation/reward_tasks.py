@@ -6,6 +6,7 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lora_kit.backbone.heads import REWARD, HeadOutputs
 from lora_kit.data.reward_inputs import encode_reward_inputs
 from lora_kit.data.rows import Message, Row
 from lora_kit.evaluation.grading import grade_reward
@@ -23,14 +24,16 @@ if TYPE_CHECKING:
 
 REWARD_MODEL_TASKS = SupportedTasks(
     head="a reward model",
-    kind="multiple_choice",
+    kinds=("multiple_choice",),
     example="docstring-pairs",
     scores=(None, "accuracy", "loss"),
     no_score="a reward belongs to the complete answer, whatever its length",
 )
 
 
-def build_reward_task(suite: Suite, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> Task:
+def build_reward_task(
+    suite: Suite, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, _: HeadOutputs = REWARD
+) -> Task:
     """Read, select and tokenize a task's items in the same way as training rows.
 
     Args:

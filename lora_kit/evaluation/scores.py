@@ -13,6 +13,8 @@ TaskKind = Literal[
     "regression",
     "multi_label",
     "token_classification",
+    "retrieval",
+    "similarity",
     "generation",
     "instructions",
     "judge",
@@ -34,6 +36,10 @@ ScoreName = Literal[
     "mean_average_precision",
     "entity_f1",
     "relaxed_entity_f1",
+    "ndcg",
+    "recall_at_1",
+    "recall_at_10",
+    "reciprocal_rank",
 ]
 
 
@@ -90,6 +96,16 @@ SCORES: Mapping[TaskKind, Mapping[ScoreName, Score]] = {
         "accuracy": Score("accuracy of words"),
         "loss": Score("nats per word", higher_is_better=False),
     },
+    "retrieval": {
+        "ndcg": Score("nDCG@10"),
+        "recall_at_1": Score("recall@1"),
+        "recall_at_10": Score("recall@10"),
+        "reciprocal_rank": Score("reciprocal rank"),
+    },
+    "similarity": {
+        "spearman": Score("Spearman's ρ", of_items=False),
+        "squared_error": Score("squared error", higher_is_better=False),
+    },
 }
 
 
@@ -99,7 +115,13 @@ def item_score(kind: TaskKind) -> ScoreName | None:
 
 
 # Kinds that only a head answers.
-OF_HEADS: tuple[TaskKind, ...] = ("regression", "multi_label", "token_classification")
+OF_HEADS: tuple[TaskKind, ...] = (
+    "regression",
+    "multi_label",
+    "token_classification",
+    "retrieval",
+    "similarity",
+)
 # Unit of single items' scores, by the unit of a score of all items together.
 ITEM_UNITS: Mapping[str, str] = {
     one.unit: next(score.unit for score in scores.values() if score.of_items)

@@ -26,9 +26,11 @@ class TaskSpec(Section):
     """Score of an item. `loss`: nats per token of the reference, lower is better.
     `multiple_choice`: accuracy. `classification`: accuracy over labels. `regression`: error of the
     numbers, `multi_label`: right labels, and `token_classification`: right entities, that a head
-    gives. `generation`: a metric of the generated text. `instructions`: share of prompts followed.
-    `judge`: share of prompts on which a model prefers the generated text to that of the base, ties
-    half. `lm_eval`: a task of lm-evaluation-harness."""
+    gives. `retrieval`: ranks of the right documents of a query among all documents of the source,
+    and `similarity`: order of pairs of texts, by vectors of an embedding. `generation`: a metric of
+    the generated text. `instructions`: share of prompts followed. `judge`: share of prompts on
+    which a model prefers the generated text to that of the base, ties half. `lm_eval`: a task of
+    lm-evaluation-harness."""
     source: str
     """Built-in source, file (`.jsonl`, `.json`, `.csv`, `.parquet`), directory saved by `datasets`
     or hub id (`owner/name`); for `lm_eval` the name or the YAML file of a task."""
@@ -59,7 +61,9 @@ class TaskSpec(Section):
     `mean_average_precision`. Token classification: `entity_f1` (default), of entities with the
     right type and boundaries; `relaxed_entity_f1`, with the right type and a word in common;
     `jaccard`, the share of right entities among those that are right or predicted; `exact_match` of
-    all entities; `accuracy` of words; `loss` (nats per word)."""
+    all entities; `accuracy` of words; `loss` (nats per word). Retrieval: `ndcg` (default), of the
+    first ten documents, `recall_at_1`, `recall_at_10`, `reciprocal_rank`. Similarity: `spearman`
+    (default); `squared_error` between the cosine and the score, from 0 to 1 over the task."""
     limit: Count | None = None
     """Largest number of items; `seed` of the suite picks them. Default: all."""
     shots: Whole = 0
@@ -247,7 +251,7 @@ class TaskSpec(Section):
 
         A generation task's metric is known by its scores only, but for the bundled `chrf`.
         """
-        has_many = self.kind in ("loss", "regression") or self.score == "loss"
+        has_many = self.kind in ("loss", "regression", "similarity") or self.score == "loss"
         return has_many or self.metric == "chrf"
 
     @property

@@ -15,7 +15,11 @@ from lora_kit.statistics.judged_preference import JudgeAccuracy
 # was not worth its training.
 BASELINES = {
     FEWSHOT: ("few-shot prompting", "the base with a few examples in its prompt"),
-    RETRIEVAL: ("retrieved answers", "repeating the answer of the most similar training example"),
+    RETRIEVAL: (
+        "retrieved answers",
+        "repeating the answer of the most similar training example, or for embeddings comparing "
+        "texts by TF-IDF",
+    ),
     PROBE: ("a linear probe", "a linear probe of the frozen backbone, without an adapter"),
     SCRATCH: ("training from scratch", "the same training on weights that were never pretrained"),
     PLAIN: ("the rows as they are", "as many steps without added or weighed rows"),

@@ -219,4 +219,4 @@ def task_content(task: Task) -> list[Mapping[str, Any]]:
             **({"tags": item.tags} if item.tags else {}),
         }
         for item in task.items
-    ]
+    ] + ([] if task.corpus is None else [dataclasses.asdict(task.corpus)])

@@ -216,7 +216,7 @@ KINDS: Mapping[HeadObjective, TextTask] = {
     "classification": TextTask(
         SupportedTasks(
             head="a classifier",
-            kind="classification",
+            kinds=("classification",),
             example="",
             scores=(None, "accuracy", "macro_f1", "mean_average_precision", "loss"),
             no_score="a head's classes have no length",
@@ -229,7 +229,7 @@ KINDS: Mapping[HeadObjective, TextTask] = {
     "regression": TextTask(
         SupportedTasks(
             head="a regression",
-            kind="regression",
+            kinds=("regression",),
             example="",
             scores=(None, *SCORES["regression"]),
             no_score="a head's numbers have no such score",
@@ -242,7 +242,7 @@ KINDS: Mapping[HeadObjective, TextTask] = {
     "multi-label": TextTask(
         SupportedTasks(
             head="a multi-label head",
-            kind="multi_label",
+            kinds=("multi_label",),
             example="",
             scores=(None, *SCORES["multi_label"]),
             no_score="a head's labels have no such score",
@@ -255,7 +255,7 @@ KINDS: Mapping[HeadObjective, TextTask] = {
     "token-classification": TextTask(
         SupportedTasks(
             head="a token classifier",
-            kind="token_classification",
+            kinds=("token_classification",),
             example="",
             scores=(None, *SCORES["token_classification"]),
             no_score="a head's tags have no such score",

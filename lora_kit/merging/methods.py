@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG
 from lora_kit.adapter.saved_configuration import read_configuration, require_known_options
-from lora_kit.backbone.heads import HEAD_TASK_TYPES
+from lora_kit.backbone.heads import FEATURE_EXTRACTION, HEAD_TASK_TYPES
 from lora_kit.runtime.errors import MergeError
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ def adapter_configuration(adapter: Path) -> PeftConfig:
         raise MergeError(
             f"{adapter}: nothing to merge: the method adds virtual tokens and changes no weight "
             f"(got peft_type {config.peft_type.value}). Fix: release it as an adapter"
+        )
+    if config.task_type == FEATURE_EXTRACTION:
+        raise MergeError(
+            f"{adapter}: the vectors of texts are computed with the adapter on its backbone, "
+            "without a language model to merge into (got task_type FEATURE_EXTRACTION). Fix: "
+            "release the adapter directory itself, which names the pooling (embedding.json)"
         )
     if config.task_type in HEAD_TASK_TYPES.values():
         raise MergeError(

@@ -11,6 +11,7 @@ from lora_kit.data.rows import Row
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.agreement import OtherEngine
 from lora_kit.evaluation.arm_names import FILE_SEPARATOR, is_file_arm
+from lora_kit.evaluation.arms.embedding import embedding_facts, loaded_embedding_arms
 from lora_kit.evaluation.arms.files import (
     CONTROL_KINDS,
     KINDS,
@@ -255,6 +256,8 @@ def _answering(
         return models, {**merged_facts(subject, names), **quantized_facts(subject, names)}
     if head.kind == "reward":
         return loaded_reward_arms(subject, names), reward_facts(subject)
+    if head.kind == "embedding":
+        return [loaded_embedding_arms(subject, names)], embedding_facts(subject)
     models = loaded_head_arms(subject, names, rows)
     if subject.session and PLAIN in names:
         # Last, since it frees the model of the other arms.

@@ -116,7 +116,9 @@ def _refuse_unusable(files: Sequence[Path]) -> None:
 def why_not_released(run: RunDirectory, recipe: Recipe) -> str:
     """Return why a recipe's adapter cannot be released, and what ships instead; empty if it can."""
     method = recipe.adapter.method
-    if recipe.training.objective in HEADED:
+    if recipe.training.objective == "embedding":
+        what, shown = "an embedding", ", as recipes/guide/embeddings.md shows"
+    elif recipe.training.objective in HEADED:
         what, shown = "a head", ", as recipes/guide/classification.md and reward.md show"
     elif method in NOT_MERGED:
         what, shown = f"an adapter of {method}", ""

@@ -175,8 +175,9 @@ def _require_rescalable(recipe: Recipe, run: RunDirectory) -> None:
     objective = recipe.training.objective
     if objective in HEADED:
         raise RecipeError(
-            f"{run.root}: a head is saved in full and cannot be rescaled (got training.objective "
-            f"{objective}). Fix: rescale LoRA or rsLoRA of a language model"
+            f"{run.root}: only language models are rescaled: a head is saved in full, and "
+            f"an embedding has no losses to weigh (got training.objective {objective}). "
+            "Fix: rescale LoRA or rsLoRA of a language model"
         )
     if not (run.adapter / ADAPTER_WEIGHTS).is_file():
         raise AdapterError(

@@ -22,7 +22,7 @@ from lora_kit.evaluation.thoughts import Thinking
 from lora_kit.preflight.checks import run_checks
 from lora_kit.preflight.context import PreflightContext
 from lora_kit.preflight.forecast import estimate_time, forecast
-from lora_kit.recipe.objective import PAIRED
+from lora_kit.recipe.objective import OF_SEVERAL_TEXTS
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.releasing.licence_sources import licensed_works
 from lora_kit.runtime.console import say
@@ -141,8 +141,14 @@ def _scored(
 
     A backbone that is not a language model is scored by its features, if it can be a classifier.
     """
+    if recipe.training.objective == "embedding":
+        raise BackboneError(
+            "training.objective: backbones are compared by likelihoods or a linear probe, of which "
+            "an embedding has neither (got embedding). Fix: `lora-kit run` the recipe with each of "
+            "them; the arm base is the backbone itself"
+        )
     # Preference pairs are no examples for a prompt.
-    shown = () if recipe.training.objective in PAIRED else rows
+    shown = () if recipe.training.objective in OF_SEVERAL_TEXTS else rows
     try:
         backbone = load(files, recipe.backbone)
     except BackboneError:

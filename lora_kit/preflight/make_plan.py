@@ -44,7 +44,7 @@ from lora_kit.preflight.suite_power import compute_suite_power
 from lora_kit.preflight.thoughts import taught_thoughts
 from lora_kit.recipe.adapter import NOT_MERGED
 from lora_kit.recipe.data import SELF
-from lora_kit.recipe.objective import HEADED
+from lora_kit.recipe.objective import NEW_HEADS
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import MissingBackboneError
 from lora_kit.runtime.launch import current_launch
@@ -85,7 +85,7 @@ def make_plan(recipe: Recipe, launch_file: LaunchFile | None = None) -> Plan:
         optimizer_steps=optimizer_steps(len(read.rows), spec),
         micro_batch_size=micro_batch_size(spec, launch.processes, device),
         suites=compute_suite_power(
-            suites, spec.objective in HEADED, Stopping.of(recipe.evaluation)
+            suites, spec.objective in NEW_HEADS, Stopping.of(recipe.evaluation)
         ),
         launch_file=launch_file,
     )

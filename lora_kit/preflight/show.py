@@ -24,12 +24,12 @@ from lora_kit.preflight.show_estimate import (
     show_repeats,
 )
 from lora_kit.recipe.data import Packing
-from lora_kit.recipe.objective import HEADED, ON_POLICY, PAIRED, Objective
+from lora_kit.recipe.objective import HEADED, OF_SEVERAL_TEXTS, ON_POLICY, Objective
 from lora_kit.runtime.console import visible
 
 # Units of a step's batch, for objectives whose unit is not an example.
 UNITS: dict[Objective, str] = {
-    **dict.fromkeys(PAIRED, "pairs"),
+    **dict.fromkeys(OF_SEVERAL_TEXTS, "pairs"),
     "kto": "answers",
     **dict.fromkeys(ON_POLICY, "prompts"),
 }

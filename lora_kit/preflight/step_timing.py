@@ -154,7 +154,8 @@ def _language_model_loss(model: PeftModel, batch: dict[str, torch.Tensor]) -> to
 def _head_loss(model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return a scalar float32 loss as costly as that of a head, with a gradient for any label."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    loss: torch.Tensor = model(**inputs).logits.float().square().mean()
+    # Logits, or the hidden states of a model that embeds texts.
+    loss: torch.Tensor = model(**inputs)[0].float().square().mean()
     return loss
 
 

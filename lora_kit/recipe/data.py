@@ -23,6 +23,8 @@ RowFormat = Literal[
     "text-scores",
     "text-labels",
     "tokens-tags",
+    "pair",
+    "triplet",
 ]
 Packing = bool | Literal["unpadded"]
 LicenseName = Annotated[str, Field(min_length=1, max_length=200)]

@@ -30,10 +30,11 @@ Objective = Literal[
     "regression",
     "multi-label",
     "token-classification",
+    "embedding",
 ]
-# Objectives that replace the output head, so that there is no language model to merge.
+# Objectives that replace or remove the output head, so that there is no language model to merge.
 HeadObjective = Literal[
-    "classification", "regression", "multi-label", "token-classification", "reward"
+    "classification", "regression", "multi-label", "token-classification", "reward", "embedding"
 ]
 # Those of them that learn a target of each text: a class, numbers, labels, or tags of its words.
 TEXT_HEADS: tuple[HeadObjective, ...] = (
@@ -44,18 +45,24 @@ TEXT_HEADS: tuple[HeadObjective, ...] = (
 )
 # Those of them with one target for a whole text.
 WHOLE_TEXT_HEADS: tuple[HeadObjective, ...] = ("classification", "regression", "multi-label")
-HEADED: tuple[HeadObjective, ...] = (*TEXT_HEADS, "reward")
+# Those of them whose head is new, so that the base has none to compare with.
+NEW_HEADS: tuple[HeadObjective, ...] = (*TEXT_HEADS, "reward")
+HEADED: tuple[HeadObjective, ...] = (*NEW_HEADS, "embedding")
 # Objectives that learn the next token, and all that learn labels of rows.
 LANGUAGE_MODELING: tuple[Objective, ...] = ("sft", "text")
 SUPERVISED: tuple[Objective, ...] = (*LANGUAGE_MODELING, *TEXT_HEADS)
 # Objectives that train on pairs of a chosen and a rejected answer.
 PAIRED: tuple[Objective, ...] = ("dpo", "orpo", "reward")
+# Objectives of which a row gives two texts to the model, or three.
+OF_SEVERAL_TEXTS: tuple[Objective, ...] = (*PAIRED, "embedding")
 # Formats that an objective needs its rows in; the others read rows of any but `preference`.
 FORMATS_OF: dict[Objective, tuple[RowFormat, ...]] = {
     **dict.fromkeys(PAIRED, ("preference",)),
     "regression": ("text-score", "text-scores"),
     "multi-label": ("text-labels",),
     "token-classification": ("tokens-tags",),
+    # A triplet has the columns of a pair, too.
+    "embedding": ("triplet", "pair"),
 }
 # Objectives with the section `preference`, which train a language model on judged answers.
 PREFERENCE: tuple[Objective, ...] = ("dpo", "orpo", "kto")
@@ -72,6 +79,7 @@ SECTION_OF: dict[Objective, str] = {
     "regression": "regression",
     "multi-label": "multi_label",
     "token-classification": "token_classification",
+    "embedding": "embedding",
 }
 # Parts of `sdft.teacher_prompt` that are filled in for each row.
 PROMPT, DEMONSTRATION = "{prompt}", "{demonstration}"

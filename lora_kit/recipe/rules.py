@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from lora_kit.recipe.conflicts import (
     adapter,
     data,
+    embedding,
     heads,
     initialisation,
     merging,
@@ -61,6 +62,8 @@ RULES: tuple[Rule, ...] = (
     heads.text_head_retention,
     heads.arms_of_a_head,
     heads.options_of_a_head,
+    embedding.in_batch_negatives,
+    embedding.adapter_of_embeddings,
     merging.two_equal_merges,
     merging.method_without_merge,
     merging.loftq_on_original_weights,

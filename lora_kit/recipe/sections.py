@@ -13,6 +13,7 @@ from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec, DType
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.data import DataSpec
+from lora_kit.recipe.embedding import EmbeddingSpec
 from lora_kit.recipe.multi_label import MultiLabelSpec
 from lora_kit.recipe.objective import (
     ON_POLICY,
@@ -64,6 +65,7 @@ HEAD_ARMS: dict[HeadObjective, tuple[ArmName, ...]] = {
     **dict.fromkeys(TEXT_HEADS, ("base", "adapter", RETRIEVAL, PROBE, PLAIN)),
     "token-classification": ("base", "adapter", PROBE),
     "reward": ("base", "adapter", RETRIEVAL),
+    "embedding": ("base", "adapter", RETRIEVAL),
 }
 
 
@@ -78,11 +80,11 @@ class EvaluationSpec(Section):
     `merge.base: both`: merged into the checkpoint's weights). `nf4`, `int8`: the merged model
     quantized as it is loaded, with the base quantized alike as control. On gain suites only:
     `fewshot`: the base with examples in its prompt; `retrieval`: the answer of the most similar
-    training row; `scratch`: the same adapter, rows and steps on randomly initialised weights,
-    without `retention` (but initialised from the texts of `retention.corda`); `probe`: for a head
-    that reads a text, a linear model (for classes a logistic regression) of the frozen backbone's
-    features; `plain`: as many steps of the same training without `data.unlabeled`, `data.reweight`
-    and `data.augmentation`."""
+    training row, or, for embeddings, the texts compared by TF-IDF; `scratch`: the same adapter,
+    rows and steps on randomly initialised weights, without `retention` (but initialised from the
+    texts of `retention.corda`); `probe`: for a head that reads a text, a linear model (for classes
+    a logistic regression) of the frozen backbone's features; `plain`: as many steps of the same
+    training without `data.unlabeled`, `data.reweight` and `data.augmentation`."""
     shots: Count = 5
     """Training rows in the prompt of the arm `fewshot`."""
     gpus: Count = 1
@@ -171,6 +173,7 @@ class RecipeSections(Section):
     regression: RegressionSpec | None = None
     multi_label: MultiLabelSpec | None = None
     token_classification: TokenClassificationSpec | None = None
+    embedding: EmbeddingSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
     sweep: SweepSpec | None = None

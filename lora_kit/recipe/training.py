@@ -72,18 +72,21 @@ class TrainingSpec(Section):
     reward model from pairs. `classification`: a head for the classes of `text-label` rows.
     `regression`: a head for the numbers of `text-score` rows. `multi-label`: a head for any number
     of labels, of `text-labels` rows. `token-classification`: a head for the tags of the words of
-    `tokens-tags` rows. The reference policy of dpo, kto and grpo, and the teacher of sdft, is the
-    base, with the adapter disabled."""
+    `tokens-tags` rows. `embedding`: vectors of texts, from `pair` and `triplet` rows, with the
+    other texts of a step as negatives. The reference policy of dpo, kto and grpo, and the teacher
+    of sdft, is the base, with the adapter disabled."""
     epochs: Positive = 1.0
     """Passes over the training rows."""
     batch_size: Count = 8
-    """Examples of an optimizer step over all processes; pairs for dpo, orpo and reward, prompts for
-    grpo and sdft, equally many for each process."""
+    """Examples of an optimizer step over all processes; pairs for dpo, orpo, reward and embedding,
+    prompts for grpo and sdft, equally many for each process."""
     micro_batch_size: Count | None = None
     """Examples of a forward pass and process; fewer need less memory. Default: 4 on a CPU, the
     process's share of the step on a GPU. For grpo: answers, of which a step has `batch_size` times
     `grpo.num_generations`. For kto: examples over which the divergence is estimated, shared by all
-    processes."""
+    processes. For embedding: pairs of a forward pass; the negatives are those of the whole step all
+    the same, by cached gradients, which take a second forward pass. Default there: the whole
+    step."""
     learning_rate: Positive = 2e-4
     """Peak learning rate."""
     optim: Optimizer = "adamw_torch_fused"

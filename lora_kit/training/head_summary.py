@@ -10,6 +10,7 @@ import torch
 
 from lora_kit.adapter.saved_heads import (
     SavedClasses,
+    SavedEmbedding,
     SavedHead,
     SavedLabels,
     SavedNumbers,
@@ -20,6 +21,7 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.data.entities import OUTSIDE, read_tags
 from lora_kit.data.head_targets import class_indices, target_matrix
 from lora_kit.data.units import PreparedUnits, Unit
+from lora_kit.recipe.embedding import EmbeddingSpec
 from lora_kit.recipe.multi_label import EVEN, MultiLabelSpec
 from lora_kit.recipe.objective import HeadObjective
 from lora_kit.statistics.multi_label import choose_thresholds
@@ -39,8 +41,8 @@ def finish_head(
         weights: full trained weights by name, if the model's own are not complete.
     """
     head, data = inputs.backbone.head, inputs.data
-    if isinstance(data, PreparedUnits):
-        return SavedReward(data.size, length_log_odds(data.units)) if head else None
+    if head is not None and isinstance(data, PreparedUnits):
+        return FINISHES_OF_UNITS[head.kind](inputs, data)
     if head is None or task is None:
         return None
     return FINISHES[head.kind](inputs, task, weights)
@@ -107,6 +109,23 @@ FINISHES: dict[
     "regression": _finish_numbers,
     "multi-label": _finish_labels,
     "token-classification": _finish_tags,
+}
+
+
+def _finish_reward(_: TrainingInputs, data: PreparedUnits) -> SavedReward:
+    return SavedReward(data.size, length_log_odds(data.units))
+
+
+def _finish_embedding(inputs: TrainingInputs, data: PreparedUnits) -> SavedEmbedding:
+    assert inputs.backbone.head is not None  # it holds the pooling
+    spec, tokenizer = inputs.recipe.embedding or EmbeddingSpec(), inputs.backbone.tokenizer
+    length = min(inputs.recipe.data.max_length, tokenizer.model_max_length)
+    return SavedEmbedding(data.size, inputs.backbone.head.pooling, spec.temperature, length)
+
+
+FINISHES_OF_UNITS: dict[HeadObjective, Callable[[TrainingInputs, PreparedUnits], SavedHead]] = {
+    "reward": _finish_reward,
+    "embedding": _finish_embedding,
 }
 
 

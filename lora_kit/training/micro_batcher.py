@@ -14,7 +14,7 @@ from lora_kit.backbone.attention import WITH_LENGTHS
 from lora_kit.data.batches import resolve_packing, split_micro_batches
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.model_inputs import pack_examples, pad_examples
-from lora_kit.recipe.objective import PAIRED
+from lora_kit.recipe.objective import OF_SEVERAL_TEXTS
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.training.step_sizes import max_examples_per_process, micro_batch_size
 
@@ -70,8 +70,8 @@ class MicroBatcher:
         """
         spec, packing = recipe.training, resolve_packing(recipe, attention, device.type)
         filled = packing is True
-        # Both answers of a pair go through the model in one pass.
-        each = 2 if spec.objective in PAIRED else 1
+        # Both texts of a pair go through the model in one pass.
+        each = 2 if spec.objective in OF_SEVERAL_TEXTS else 1
         micro = each * micro_batch_size(spec, processes, device)
         share = each * max_examples_per_process(spec, processes)
         # The size of a pack is limited by its tokens, not by its number of examples.

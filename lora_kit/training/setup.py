@@ -165,6 +165,8 @@ def _chance_loss(inputs: TrainingInputs, task: HeadTask | None) -> float | None:
         return None
     if task:
         return task.loss.chance
+    if inputs.recipe.training.objective == "embedding":
+        return math.log(2 * inputs.recipe.training.batch_size)  # at most so many texts a pair
     if inputs.backbone.head:
         return math.log(2)  # a reward model chooses between the two answers of a pair
     vocabulary: int = inputs.backbone.model.config.get_text_config().vocab_size

@@ -16,6 +16,7 @@ from lora_kit.runtime.hashes import json_sha256
 from tests.bad_inputs import (
     adapters,
     changed_rows,
+    embeddings,
     heads,
     labels,
     monitoring,
@@ -33,6 +34,7 @@ from tests.bad_inputs.case import Case, Place
 MODULES = (
     adapters,
     changed_rows,
+    embeddings,
     heads,
     labels,
     monitoring,

@@ -183,6 +183,7 @@ def test_all_bundled_recipes_are_valid_and_survive_being_written_out(tmp_path: P
         "score",
         "tag",
         "extract",
+        "embed",
         "qlora-8b-chat",
         "lora-8b-chat",
     }

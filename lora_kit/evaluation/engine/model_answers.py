@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
 from lora_kit.evaluation.engine.arm_task import ArmTask
+from lora_kit.evaluation.engine.embeddings import EncodedCorpus
 from lora_kit.evaluation.engine.layout_cache import RequestKind, read_layout, write_layout
 from lora_kit.evaluation.engine.layout_search import find_layout, within_window
 from lora_kit.evaluation.engine.outcome_cache import OutcomeCache
@@ -56,7 +57,7 @@ def _prepare(
     layouts: LayoutsByKind,
     prefixes: bool = True,
 ) -> ArmTask:
-    """Find a layout and, if `prefixes`, encode the shared prefix with the arm active."""
+    """Find a layout, and encode the corpus and, if `prefixes`, the shared prefix for the arm."""
     requests = [item.request for item in work.task_for(arm.name).items]
     prefix_ids = shared_prefix(requests)
     longest = max(request.length for request in requests)
@@ -78,7 +79,12 @@ def _prepare(
     cache = None
     if arm.cached:
         cache = OutcomeCache.of(arm.identity, scorer.device, context.no_cache)
-    answers = ModelAnswers(arm, scorer, layout, prefix_ids, prefix, cache)
+    documents = None
+    if (corpus := work.task_for(arm.name).corpus) is not None:
+        with arm.active(scorer.model), adapter_layers(scorer.model):
+            pad = scorer.tokenizer.pad_token_id
+            documents = EncodedCorpus.of(scorer.model, corpus, pad, scorer.device)
+    answers = ModelAnswers(arm, scorer, layout, prefix_ids, prefix, cache, documents)
     return ArmTask.of(work, arm, context, answers, len(prefix) if prefix else 0)
 
 
@@ -93,6 +99,7 @@ class ModelAnswers:
         prefix_ids: tokens that all requests begin with.
         prefix: encoded prefix; `None` if the layout does not use one.
         cache: cached outcomes of the arm; `None` if the arm is not cached.
+        documents: encoded corpus of a retrieval task; `None` for others.
     """
 
     arm: Arm
@@ -101,6 +108,7 @@ class ModelAnswers:
     prefix_ids: tuple[int, ...]
     prefix: Prefix | None
     cache: OutcomeCache | None
+    documents: EncodedCorpus | None = None
 
     def __call__(self, requests: Sequence[Request]) -> tuple[list[Outcome], bool]:
         """Return outcomes, and true if they come from the cache; else they are written to it."""
@@ -116,4 +124,4 @@ class ModelAnswers:
             return outcomes, False
 
     def _compute(self, requests: Sequence[Request]) -> list[Outcome]:
-        return compute_outcomes(self.scorer, requests, self.layout, self.prefix)
+        return compute_outcomes(self.scorer, requests, self.layout, self.prefix, self.documents)

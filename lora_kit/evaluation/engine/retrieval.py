@@ -1,4 +1,7 @@
-"""The baseline arm `retrieval`: answers of the most similar training examples, without a model."""
+"""The baseline arm `retrieval`: answers of the most similar training examples, without a model.
+
+Tasks of an embedding have the texts themselves compared instead.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lora_kit.data.rows import Row
+from lora_kit.evaluation.engine.lexical import IDENTITY, is_lexical, lexical_outcomes
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.item import Graded, Item, Outcome, Task
 from lora_kit.evaluation.ledger import Entry
@@ -71,7 +75,12 @@ def retrieval_entries(
 ) -> Iterator[tuple[str, list[tuple[str, Entry]]]]:
     """Yield, for each gain task that a text can answer, the key and the entries with that key."""
     for one in work:
-        if one.suite.role != "gain" or not _has_text_answer(one.task):
+        if one.suite.role != "gain":
+            continue
+        if is_lexical(one.task):
+            yield _lexical_entries(one)
+            continue
+        if not _has_text_answer(one.task):
             continue
         key = one.key(RETRIEVAL, retriever.identity)
         answers = retriever.answer(one.task.items)
@@ -87,6 +96,14 @@ def retrieval_entries(
                 for item, answer in zip(one.task.items, answers, strict=True)
             ],
         )
+
+
+def _lexical_entries(work: Work) -> tuple[str, list[tuple[str, Entry]]]:
+    key, task = work.key(RETRIEVAL, IDENTITY), work.task
+    return key, [
+        (key, work.entry(RETRIEVAL, item, task.grade(item, outcome), outcome))
+        for item, outcome in zip(task.items, lexical_outcomes(task), strict=True)
+    ]
 
 
 def _has_text_answer(task: Task) -> bool:

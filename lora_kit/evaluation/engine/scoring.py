@@ -14,6 +14,11 @@ from lora_kit.backbone.devices import input_device
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.batching import rows_of
 from lora_kit.evaluation.engine.choices import score_choice_trees
+from lora_kit.evaluation.engine.embeddings import (
+    EncodedCorpus,
+    rank_documents,
+    score_similarities,
+)
 from lora_kit.evaluation.engine.rewards import score_rewards
 from lora_kit.evaluation.engine.texts import score_texts
 from lora_kit.evaluation.item import (
@@ -22,9 +27,11 @@ from lora_kit.evaluation.item import (
     GenerationRequest,
     LossRequest,
     Outcome,
+    QueryRequest,
     Request,
     RewardRequest,
     SampledRequest,
+    SimilarityRequest,
     TextRequest,
 )
 from lora_kit.modeling.generation import generate_batch
@@ -71,7 +78,11 @@ class BatchLayout:
 
 
 def compute_outcomes(
-    scorer: Scorer, requests: Sequence[Request], layout: BatchLayout, prefix: Prefix | None = None
+    scorer: Scorer,
+    requests: Sequence[Request],
+    layout: BatchLayout,
+    prefix: Prefix | None = None,
+    documents: EncodedCorpus | None = None,
 ) -> list[Outcome]:
     """Score a batch of requests of one kind.
 
@@ -80,12 +91,20 @@ def compute_outcomes(
         requests: requests of one kind, including the tokens of the prefix.
         layout: layout of the batch.
         prefix: shared prefix, encoded with the arm active.
+        documents: corpus of queries, encoded with the arm active.
 
     Returns:
         One outcome per request, in order.
     """
     first = requests[0]
     pad = scorer.tokenizer.pad_token_id
+    if isinstance(first, QueryRequest):
+        queries = [r for r in requests if isinstance(r, QueryRequest)]
+        assert documents is not None  # the task has a corpus
+        return rank_documents(scorer.model, queries, documents, pad, scorer.device)
+    if isinstance(first, SimilarityRequest):
+        compared = [r for r in requests if isinstance(r, SimilarityRequest)]
+        return score_similarities(scorer.model, compared, pad, scorer.device)
     if isinstance(first, TextRequest):
         texts = [r for r in requests if isinstance(r, TextRequest)]
         return score_texts(scorer.model, texts, pad, scorer.device)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
 
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
+from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import Backbone
 from lora_kit.backbone.positions import PositionLimits
 from lora_kit.backbone.tokenizer import embedding_rows, without_embedding
 from lora_kit.data.rows import Row
+from lora_kit.evaluation.embedding_tasks import build_embedding_task
 from lora_kit.evaluation.engine.batching import items_by_look, plan_batches
 from lora_kit.evaluation.engine.outcome_cache import numeric_environment
 from lora_kit.evaluation.grading import GRADING_VERSION, grading_code
@@ -39,6 +41,7 @@ from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import as_shot, build_task, task_content
 from lora_kit.evaluation.text_tasks import build_text_task
 from lora_kit.evaluation.thoughts import NO_THINKING, Thinking
+from lora_kit.recipe.objective import HeadObjective
 from lora_kit.recipe.sections import FEWSHOT
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError, EvaluationError
@@ -142,6 +145,13 @@ class Work:
         return json_sha256([arm, identity, self.suite.name, spec, items, computation, grading])
 
 
+# Builders of the tasks of a head that is not asked for targets of a text.
+BUILDERS: Mapping[HeadObjective, Callable[[Suite, TaskSpec, Any, HeadOutputs], Task]] = {
+    "reward": build_reward_task,
+    "embedding": build_embedding_task,
+}
+
+
 def plan_work(
     suites: Sequence[Suite],
     backbone: Backbone,
@@ -195,10 +205,8 @@ def _plan(
     thinking: Thinking,
 ) -> Work:
     if backbone.head is not None:
-        if backbone.head.kind == "reward":
-            task = build_reward_task(suite, spec, backbone.tokenizer)
-        else:
-            task = build_text_task(suite, spec, backbone.tokenizer, backbone.head.outputs)
+        build = BUILDERS.get(backbone.head.kind, build_text_task)
+        task = build(suite, spec, backbone.tokenizer, backbone.head.outputs)
         return _with_batches(suite, task, backbone, {}, stopping)
     rows = None if spec.kind == "lm_eval" else read_rows(spec)
     task = build_task(spec, backbone.tokenizer, suite.seed, rows=rows, thinking=thinking)

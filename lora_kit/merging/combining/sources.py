@@ -17,6 +17,7 @@ from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BACKBONE, ad
 from lora_kit.adapter.saved_configuration import PREFIX, plain_lora_problem, require_option_types
 from lora_kit.adapter.weights import require_plain_names, require_weight_file
 from lora_kit.backbone.fingerprint import require_saved_fingerprint
+from lora_kit.backbone.heads import FEATURE_EXTRACTION
 from lora_kit.merging.combining.arithmetic import LoraFactors
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import MergeError
@@ -137,6 +138,11 @@ def _require_plain(directory: Path, config: Mapping[str, Any]) -> None:
     from peft import LoraConfig
 
     path = directory / ADAPTER_CONFIG
+    if config.get("task_type") == FEATURE_EXTRACTION:
+        raise MergeError(
+            f"{directory}: embeddings are not combined: vectors of two trainings have no common "
+            "space (got task_type FEATURE_EXTRACTION). Fix: train one embedding on the rows of both"
+        )
     if problem := plain_lora_problem(config):
         raise MergeError(
             f"{path}: {problem}. Fix: combine only plain LoRA and rsLoRA; leave this adapter out"

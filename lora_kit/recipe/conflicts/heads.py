@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from lora_kit.recipe.classification import NOT_OF_A_HEAD
 from lora_kit.recipe.conflicts.objective import OBJECTIVE, OF_LANGUAGE_MODELING
 from lora_kit.recipe.data import CHANGES
-from lora_kit.recipe.objective import HEADED, TEXT_HEADS, WHOLE_TEXT_HEADS, HeadObjective
+from lora_kit.recipe.objective import (
+    HEADED,
+    NEW_HEADS,
+    TEXT_HEADS,
+    WHOLE_TEXT_HEADS,
+    HeadObjective,
+)
 from lora_kit.recipe.problem import Problem, conflict
 from lora_kit.recipe.sections import (
     HEAD_ARMS,
@@ -43,7 +49,7 @@ def head_without_objective(recipe: RecipeSections) -> Iterator[Problem]:
     """Refuse what needs a head where none is trained."""
     objective = recipe.training.objective
     if objective in HEADED:
-        return
+        return  # `arms_of_a_head` knows their arms
     reasons = {
         PROBE: f"probe chooses between classes, and {OBJECTIVE} is {objective}",
         PLAIN: f"plain is a head without added rows, and {OBJECTIVE} is {objective}",
@@ -60,7 +66,7 @@ def head_without_objective(recipe: RecipeSections) -> Iterator[Problem]:
         yield conflict(
             "adapter.method",
             OBJECTIVE,
-            reason=f"head needs objective {' or '.join(HEADED)}; a language model's output head "
+            reason=f"head needs objective {' or '.join(NEW_HEADS)}; a language model's output head "
             f"is as large as its embedding ({OBJECTIVE} is {objective})",
             fix="use lora",
         )
@@ -183,14 +189,16 @@ def arms_of_a_head(recipe: RecipeSections) -> Iterator[Problem]:
         yield conflict(
             "merge",
             OBJECTIVE,
-            reason="a head cannot be merged into a language model",
+            reason="vectors of texts are computed with the adapter on its backbone"
+            if objective == "embedding"
+            else "a head cannot be merged into a language model",
             fix="remove the section",
         )
 
 
 def options_of_a_head(recipe: RecipeSections) -> Iterator[Problem]:
     """Refuse options of the adapter and the training that mean nothing with a head."""
-    if recipe.training.objective not in HEADED:
+    if recipe.training.objective not in NEW_HEADS:
         return
     if "modules_to_save" in recipe.adapter.options:
         yield conflict(

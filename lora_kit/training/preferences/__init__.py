@@ -1,1 +1,1 @@
-"""Objectives trained with TRL on units: preference pairs, rated answers, rewards, GRPO, SDFT."""
+"""Objectives trained on units: preferences, rated answers, rewards, embeddings, GRPO, SDFT."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig
 
 from lora_kit.data.units import PreparedUnits, Unit
 from lora_kit.modeling.features import frozen_features
+from lora_kit.recipe.embedding import EmbeddingSpec
 from lora_kit.recipe.objective import REFERENCED, Objective
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.console import say
@@ -41,6 +42,10 @@ def trainer_class(objective: Objective) -> type[CheckpointedTrainer]:
         from lora_kit.training.preferences.reward_model import RewardModelTrainer
 
         return RewardModelTrainer
+    if objective == "embedding":
+        from lora_kit.training.preferences.embeddings import EmbeddingTrainer
+
+        return EmbeddingTrainer
     classes: dict[Objective, type[CheckpointedTrainer]] = {
         "dpo": DpoStepTrainer,
         "kto": KtoStepTrainer,
@@ -53,7 +58,7 @@ def trainer_class(objective: Objective) -> type[CheckpointedTrainer]:
 def objective_trainer(
     inputs: TrainingInputs, callbacks: Sequence[TrainerCallback]
 ) -> CheckpointedTrainer:
-    """Build the trainer of a preference objective, reward, grpo or sdft; report its reference."""
+    """Build the trainer of an objective on units; report its reference."""
     recipe, data = inputs.recipe, inputs.data
     assert isinstance(data, PreparedUnits)  # the data of all these objectives
     objective = recipe.training.objective
@@ -67,6 +72,8 @@ def objective_trainer(
         return _sdft_trainer(inputs, data.units, callbacks)
     config_class, options = _trl_config(recipe)
     extra: dict[str, Any] = {}
+    if objective == "embedding":
+        extra = _embedding_arguments(inputs)
     if recipe.adapter.method == "head":
         extra["features"] = frozen_features(inputs.backbone, inputs.model, data)
     trainer: CheckpointedTrainer = trainer_class(objective)(
@@ -158,8 +165,28 @@ def _sdft_trainer(
     return trainer
 
 
+def _embedding_arguments(inputs: TrainingInputs) -> dict[str, Any]:
+    """Return the arguments of an embedding's trainer; report cached gradients."""
+    recipe, head = inputs.recipe, inputs.backbone.head
+    assert head is not None  # an embedding has its pooling
+    spec = recipe.training
+    per_pass = spec.micro_batch_size
+    if per_pass is not None and per_pass < spec.batch_size:
+        say(
+            f"embedding: gradients are cached, so that the negatives are those of all "
+            f"{spec.batch_size} pairs of a step; each text is read twice"
+        )
+    return {
+        "head": head,
+        "spec": recipe.embedding or EmbeddingSpec(),
+        "pairs_per_pass": per_pass,
+    }
+
+
 def _trl_config(recipe: Recipe) -> tuple[type[Any], dict[str, Any]]:
-    """Return TRL's configuration class and the options that the recipe sets."""
+    """Return the configuration class of the trainer and the options that the recipe sets."""
+    if recipe.training.objective == "embedding":
+        return TrainingArguments, {}
     if recipe.reward is not None:
         # No reference model is compared with, so dropout is safe, as in sft.
         return RewardConfig, {
