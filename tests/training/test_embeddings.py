@@ -64,10 +64,8 @@ def test_a_right_text_of_another_pair_is_no_negative() -> None:
 
 
 def test_the_loss_equals_that_of_sentence_transformers() -> None:
-    library = pytest.importorskip("sentence_transformers")
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
-    del library
     contrast = Contrast.of([unit([n], [n + 10], [n + 20]) for n in range(4)])
     given = vectors(12)
     theirs = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=20.0)
