@@ -224,10 +224,10 @@ def test_a_prefix_that_does_not_fit_into_memory_is_read_with_each_item(
 
     real_outcomes = engine.compute_outcomes
 
-    def watched(scorer: Any, requests: Any, layout: Any, prefix: Any) -> Any:
+    def watched(scorer: Any, requests: Any, layout: Any, prefix: Any, *others: Any) -> Any:
         if isinstance(requests[0], ChoiceRequest):
             used.append((layout.prefix, prefix))
-        return real_outcomes(scorer, requests, layout, prefix)
+        return real_outcomes(scorer, requests, layout, prefix, *others)
 
     monkeypatch.setattr(engine, "encode_prefix", full_for_the_adapter)
     monkeypatch.setattr(engine, "compute_outcomes", watched)

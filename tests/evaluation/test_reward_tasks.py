@@ -132,5 +132,5 @@ def test_rewards_are_the_same_whatever_stands_beside_them(tiny: Path, tmp_path: 
                 alone = float(model(**pad_right([ids], pad)).logits)
             assert reward == pytest.approx(alone, abs=1e-5)
     (session.run.adapter / "reward.json").unlink()
-    with pytest.raises(AdapterError, match=r"without classes\.json, .*or reward\.json"):
+    with pytest.raises(AdapterError, match=r"without classes\.json, .*reward\.json or tags\.json"):
         pipeline.evaluate(session.run.adapter, recipe.evaluation.suites)

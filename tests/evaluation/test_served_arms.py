@@ -246,8 +246,8 @@ def test_the_agreement_of_engines_is_measured_on_the_same_items(
     ("fault", "reason"),
     [
         ("ignores", "vLLM, .* answers for the adapter as for the base"),
-        ("half", "does not answer"),
-        ("vocabulary", "has other tokens than the backbone"),
+        pytest.param("half", "does not answer", marks=pytest.mark.slow),
+        pytest.param("vocabulary", "has other tokens than the backbone", marks=pytest.mark.slow),
     ],
 )
 def test_a_vllm_that_does_otherwise_is_refused(

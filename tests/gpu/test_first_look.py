@@ -44,6 +44,7 @@ def records(output: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(one["step"], one["case"]): one for one in found}
 
 
+@pytest.mark.slow
 def test_every_case_works_on_a_cpu(tmp_path: Path) -> None:
     look(tmp_path, seconds=3600, shape="tiny")
     found = records(tmp_path)

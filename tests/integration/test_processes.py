@@ -186,6 +186,7 @@ def test_a_training_goes_on_with_another_number_of_processes(
     assert losses(place / "cut") == pytest.approx(losses(place / "whole"), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_all_and_is_told_once(place: Path) -> None:
     """Only the second process finds its data wanting."""
     script = place / "second.py"

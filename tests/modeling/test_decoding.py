@@ -180,7 +180,9 @@ def test_every_family_decodes_as_in_transformers(family: str) -> None:
         assert torch.equal(generate_batch(model, prompts, [7, 11], PAD, 10), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_real_model_gives_the_same_tokens_in_4_bits(
     real_backbone: Backbone, dtype: torch.dtype, adapter: bool

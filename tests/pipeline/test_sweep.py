@@ -164,6 +164,7 @@ def test_a_recipe_that_fails_is_a_refused_trial(
     assert all(one.runs for one in others)
 
 
+@pytest.mark.slow
 def test_a_trial_without_hope_is_given_up(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,7 +107,7 @@ def test_a_model_larger_than_this_machine_is_planned_by_its_shapes(
     files = resolve(recipe.backbone)
     size = loaded_bytes(files, recipe.backbone)
     monkeypatch.setattr(plan_backbone, "find_memory", lambda _: DeviceMemory(2 * size, size))
-    assert plan_backbone.open_for_plan(files, recipe.backbone, (), is_elsewhere=True)[1] is None
+    assert plan_backbone.open_for_plan(files, recipe.backbone, None, is_elsewhere=True)[1] is None
     # The machine is large enough, but others hold its memory.
     monkeypatch.setattr(plan_backbone, "find_memory", lambda _: DeviceMemory(2 * size, size - 1))
     monkeypatch.setattr(plan_backbone, "load", lambda *_: pytest.fail("was loaded"))
@@ -128,7 +128,7 @@ def test_weights_need_room_beside_the_context_of_a_gpu(
     for available, reason in ((needed, False), (needed - 1, True)):
         memory = DeviceMemory(2 * needed, available)
         monkeypatch.setattr(plan_backbone, "find_memory", lambda _, memory=memory: memory)
-        found = plan_backbone.open_for_plan(resolve(spec), spec, (), is_elsewhere=False)[1]
+        found = plan_backbone.open_for_plan(resolve(spec), spec, None, is_elsewhere=False)[1]
         assert (found is not None) == reason
 
 

@@ -69,7 +69,7 @@ def test_other_scores(name: str, looks: int) -> None:
     ("items", "name"),
     [
         *((25, name) for name in ("normal", "few great losses", "heavy tails")),
-        (60, "heavy tails"),
+        pytest.param(60, "heavy tails", marks=pytest.mark.slow),
         pytest.param(60, "normal", marks=pytest.mark.slow),
         pytest.param(60, "few great losses", marks=pytest.mark.slow),
     ],

@@ -129,6 +129,7 @@ def place(recipe: Recipe, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.covers("lora", on=("nf4",), launcher="FSDP 2")
 def test_four_bit_weights_in_shards_train_as_whole_ones(place: Path) -> None:
     """Equal to data parallel: adapter, losses and validation losses, to the last bit.
