@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lora_kit.data.rows import Row
-from lora_kit.data.strict_json import STRICT
+from lora_kit.data.strict_json import decode_cell
 from lora_kit.recipe.token_classification import TokenClassificationSpec
 from lora_kit.runtime.errors import DataError
 
@@ -100,12 +100,7 @@ def parse_tags(value: object, words: Sequence[str], origin: str) -> tuple[str, .
 
 
 def _parse_texts(value: object, field: str, origin: str) -> tuple[str, ...]:
-    read = value
-    if isinstance(value, str):
-        try:
-            read = STRICT.decode(value)
-        except ValueError:
-            read = None
+    read = decode_cell(value)
     if not isinstance(read, list) or not all(isinstance(one, str) and one.strip() for one in read):
         raise DataError(
             f"{origin}: {field}: not a list of texts that are not empty (got {value!r:.60}). Fix: "

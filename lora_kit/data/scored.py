@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lora_kit.data.rows import Row
-from lora_kit.data.strict_json import STRICT
+from lora_kit.data.strict_json import decode_cell
 from lora_kit.recipe.regression import RegressionSpec
 from lora_kit.runtime.errors import DataError
 
@@ -49,12 +49,7 @@ def parse_numbers(value: object, field: str, origin: str) -> dict[str, float]:
     Raises:
         DataError: if it is none, is empty, or holds something that is no number.
     """
-    read = value
-    if isinstance(value, str):
-        try:
-            read = STRICT.decode(value)
-        except ValueError:
-            read = None
+    read = decode_cell(value)
     if not isinstance(read, Mapping) or not read or not all(isinstance(n, str) for n in read):
         raise DataError(
             f"{origin}: {field}: not an object of names with numbers (got {value!r:.60}). Fix: "

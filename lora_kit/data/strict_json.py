@@ -35,3 +35,16 @@ def _number(text: str) -> float:
 
 # Decoder that refuses with ValueError what `json` by itself takes beyond the standard.
 STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
+
+
+def decode_cell(value: Any) -> Any:
+    """Return a value of a row, of which a CSV file holds lists and objects as JSON text.
+
+    A text is decoded; one that is no JSON gives `None`. Other values are returned as they are.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return STRICT.decode(value)
+    except ValueError:
+        return None

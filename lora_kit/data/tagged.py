@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from lora_kit.data.labelled import refuse_similar_labels
 from lora_kit.data.rows import Row
-from lora_kit.data.strict_json import STRICT
+from lora_kit.data.strict_json import decode_cell
 from lora_kit.recipe.multi_label import MultiLabelSpec
 from lora_kit.runtime.errors import DataError
 
@@ -21,12 +21,7 @@ def parse_labels(value: object, origin: str) -> tuple[str, ...]:
     Raises:
         DataError: if they are no list of texts, or one stands twice.
     """
-    read = value
-    if isinstance(value, str):
-        try:
-            read = STRICT.decode(value)
-        except ValueError:
-            read = None
+    read = decode_cell(value)
     if not isinstance(read, list) or not all(isinstance(one, str) and one.strip() for one in read):
         raise DataError(
             f"{origin}: labels: not a list of texts (got {value!r:.60}). Fix: write "

@@ -14,7 +14,7 @@ from lora_kit.data.formats import parse_row
 from lora_kit.data.labelled import classification_text, refuse_similar_labels
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.sources import BUILT_IN, drop_nulls
-from lora_kit.data.strict_json import STRICT
+from lora_kit.data.strict_json import decode_cell
 from lora_kit.data.turns import read_text
 from lora_kit.evaluation.items.registry import CHOICE_SOURCES
 from lora_kit.evaluation.items.row import ChoiceRow
@@ -214,12 +214,7 @@ def _index(text: str) -> int | str:
 
 
 def _choices(value: Any) -> list[Any]:
-    if isinstance(value, str):
-        # A CSV file holds a list as JSON text.
-        try:
-            value = STRICT.decode(value)
-        except ValueError:
-            return []
+    value = decode_cell(value)
     return list(value) if isinstance(value, list | tuple) else []
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
@@ -24,6 +25,7 @@ from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.modeling.linear_probe import mean_hidden_states
 from lora_kit.modeling.model_inputs import to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.cache import cache_directory
@@ -149,6 +151,25 @@ def cached_features(
             with whole_file(path) as temporary:
                 save_file({"features": values}, temporary)
     return values
+
+
+def mean_features(backbone: Backbone, data: PreparedData) -> NDArray[np.float32]:
+    """Return the mean of the last hidden states of each example's tokens, cached.
+
+    Args:
+        backbone: the base, without an adapter or with a disabled one.
+        data: tokenized texts.
+
+    Returns:
+        (texts, hidden size) float32.
+    """
+
+    def computed() -> torch.Tensor:
+        with eval_mode(backbone.model):
+            rows = [example.input_ids for example in data.examples]
+            return torch.from_numpy(mean_hidden_states(backbone, rows))
+
+    return np.asarray(cached_features(backbone, data, "mean", computed).numpy())
 
 
 def _read_cached(path: Path) -> torch.Tensor | None:

@@ -27,7 +27,7 @@ from lora_kit.runtime.errors import DataError, RecipeError
 from lora_kit.runtime.files import write_json, write_text
 from lora_kit.runtime.processes import process_state
 from lora_kit.selection.folds import FOLDS, FoldsVerdict, judge_folds
-from lora_kit.training.head_rows.probe_features import row_groups, text_of
+from lora_kit.training.head_rows.probe_texts import row_groups, text_of
 
 # Kind and score of a task of held-out rows, and the target of a row in it.
 TASKS: dict[HeadObjective, tuple[str, str, Callable[[Row], dict[str, Any]]]] = {

@@ -20,7 +20,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import LoraKitError
-from lora_kit.training.head_rows.probe_features import text_of
+from lora_kit.training.head_rows.probe_texts import text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -25,9 +25,10 @@ from lora_kit.recipe.embedding import EmbeddingSpec
 from lora_kit.recipe.multi_label import EVEN, MultiLabelSpec
 from lora_kit.recipe.objective import HeadObjective
 from lora_kit.statistics.multi_label import choose_thresholds
-from lora_kit.training.head_losses import NumberLoss, output_layer
+from lora_kit.training.head_losses.numbers import NumberLoss
 from lora_kit.training.heads import HeadTask
 from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.output_layer import output_layer
 
 
 def finish_head(

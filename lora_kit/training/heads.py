@@ -16,7 +16,8 @@ from lora_kit.data.supervision import Example
 from lora_kit.modeling.features import Features, frozen_features
 from lora_kit.modeling.model_inputs import send, to_device
 from lora_kit.modeling.modes import eval_mode
-from lora_kit.training.head_losses import LOSSES, HeadLoss
+from lora_kit.training.head_losses.by_objective import LOSSES
+from lora_kit.training.head_losses.loss import HeadLoss
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs, StepTrainer
 from lora_kit.training.validation import shared_mean

@@ -26,7 +26,7 @@ from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, DataError
-from lora_kit.training.head_losses import ClassLoss
+from lora_kit.training.head_losses.classes import ClassLoss
 from tests.classifying import classes_recipe
 from tests.training.cut import cut_off, losses
 from tests.training_rows import training_rows

@@ -13,22 +13,13 @@ from scipy.stats import norm
 from lora_kit import pipeline
 from lora_kit.data.dataset import open_rows
 from lora_kit.evaluation.verdict_file import read_verdict
-from lora_kit.modeling.out_of_fold import OutOfFold, grouped_folds
-from lora_kit.recipe.data import AugmentationSpec, UnlabeledSpec
+from lora_kit.recipe.data import AugmentationSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.session import open_run
 from lora_kit.runtime.errors import DataError, EvaluationError
 from lora_kit.training.head_rows.augmentation import augmented_rows, changed_text
 from lora_kit.training.head_rows.domain_weights import density_ratios
-from lora_kit.training.head_rows.pseudo_labels import (
-    Check,
-    PseudoLabels,
-    _judged_with,
-    _label,
-    _Probe,
-    class_thresholds,
-    refuse_harm,
-)
+from lora_kit.training.head_rows.pseudo_labels import Check, PseudoLabels, refuse_harm
 from lora_kit.training.rows_of_run import rows_of_run
 from tests.classifying import WORDS, classes_recipe
 
@@ -55,42 +46,6 @@ def _recipe(model: Path, folder: Path, data: dict[str, Any], **changes: Any) -> 
     document["data"] |= data
     document["data"]["audit"] |= {"duplicates": 1.0, "label_error_folds": "clusters"}
     return Recipe.model_validate(document)
-
-
-def test_a_threshold_is_the_lowest_that_keeps_the_precision() -> None:
-    # Class 0: right, right, right, right, right, wrong, right; class 1: too few rows.
-    best = np.array([0.99, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.9, 0.8])
-    probabilities = np.stack([best, 1 - best], axis=1)
-    probabilities[7:] = probabilities[7:, ::-1]
-    labels = np.array([0, 0, 0, 0, 0, 1, 0, 1, 1])
-    found = OutOfFold(probabilities, np.ones(9, bool), 1.0)
-    assert class_thresholds(found, labels, 0.9) == [0.8, np.inf]
-    # Six of seven are right: 0.857.
-    assert class_thresholds(found, labels, 0.85) == [0.7, np.inf]
-    unknown = OutOfFold(probabilities, np.arange(9) > 4, 1.0)
-    assert class_thresholds(unknown, labels, 0.5) == [np.inf, np.inf]
-
-
-def test_texts_do_not_tell_a_row_its_own_class() -> None:
-    """Texts are copies of rows, so that a probe that saw a row knows its copies' class."""
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 2, 80)
-    features = generator.normal(size=(80, 120)).astype(np.float32)
-    features[:, 0] += 3 * labels
-    texts = np.repeat(features, 5, axis=0)
-    probe = _Probe(features, labels, np.arange(80), 2)
-    spec = UnlabeledSpec(texts=[{"source": "a"}], precision=0.01)
-    found = _label(probe, texts, spec)
-
-    def accuracy(one: OutOfFold) -> float:
-        return float((one.probabilities.argmax(axis=1) == labels).mean())
-
-    assert len(found.chosen.numbers) == 400
-    assert accuracy(found.after) < accuracy(found.before) + 0.05
-    # With one probe of all rows for all folds, each row's copies tell its class.
-    folds = grouped_folds(labels, np.arange(80))
-    told = [found.chosen.added(texts)] * len(folds)
-    assert accuracy(_judged_with(probe, folds, told, found.before)) > accuracy(found.before) + 0.15
 
 
 def test_texts_that_hurt_are_refused_and_those_that_do_not_help_are_told(

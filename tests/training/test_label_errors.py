@@ -22,9 +22,9 @@ from lora_kit.preflight.show import show_plan
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.session import open_run
 from lora_kit.runtime.errors import DataError, RecipeError
-from lora_kit.training.head_losses import ClassLoss
+from lora_kit.training.head_losses.classes import ClassLoss
 from lora_kit.training.head_rows.label_errors import label_error_facts, label_errors_of
-from lora_kit.training.head_rows.probe_features import row_groups
+from lora_kit.training.head_rows.probe_texts import row_groups
 from lora_kit.training.heads import HeadTrainer
 from lora_kit.training.rows_of_run import rows_of_run
 from tests.classifying import WORDS, classes_recipe

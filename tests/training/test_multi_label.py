@@ -19,7 +19,7 @@ from lora_kit.data.supervision import Example
 from lora_kit.data.tagged import label_names, parse_labels
 from lora_kit.recipe.multi_label import MultiLabelSpec
 from lora_kit.runtime.errors import DataError
-from lora_kit.training.head_losses import LabelLoss
+from lora_kit.training.head_losses.labels import LabelLoss
 from tests.tagging import labels_recipe
 
 PLAIN = """

@@ -22,7 +22,7 @@ from lora_kit.data.scored import numbers_of, output_names, parse_number, parse_n
 from lora_kit.data.supervision import Example
 from lora_kit.recipe.regression import RegressionSpec
 from lora_kit.runtime.errors import DataError
-from lora_kit.training.head_losses import NumberLoss
+from lora_kit.training.head_losses.numbers import NumberLoss
 from tests.scoring import numbers_recipe
 
 PLAIN = """

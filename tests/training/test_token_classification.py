@@ -24,7 +24,7 @@ from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import AdapterError, MergeError
-from lora_kit.training.tag_loss import TagLoss
+from lora_kit.training.head_losses.tags import TagLoss
 from tests.entities import TAGS, entities_recipe
 
 PLAIN = """

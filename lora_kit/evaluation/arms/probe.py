@@ -21,7 +21,7 @@ from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.evaluation.arms.thresholds import Thresholded
 from lora_kit.evaluation.arms.words import TokenTagger
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
-from lora_kit.modeling.features import cached_features
+from lora_kit.modeling.features import cached_features, mean_features
 from lora_kit.modeling.linear_probe import (
     LinearMap,
     Weights,
@@ -29,7 +29,6 @@ from lora_kit.modeling.linear_probe import (
     fit_ridge_probe,
     hidden_states,
     logistic_map,
-    mean_hidden_states,
     pool_hidden_states,
     ridge_map,
 )
@@ -130,14 +129,8 @@ def _fit(session: Session, data: PreparedData) -> torch.nn.Module:
 
 def _features(session: Session, data: PreparedData) -> NDArray[np.float32]:
     """Return the mean hidden states of all examples, (examples, hidden size)."""
-    backbone, model = session.backbone, session.model
-
-    def computed() -> torch.Tensor:
-        rows = [example.input_ids for example in data.examples]
-        with eval_mode(model), adapter_disabled(model):
-            return torch.from_numpy(mean_hidden_states(backbone, rows))
-
-    return np.asarray(cached_features(backbone, data, "mean", computed).numpy())
+    with adapter_disabled(session.model):
+        return mean_features(session.backbone, data)
 
 
 def _word_features(session: Session, data: PreparedData) -> NDArray[np.float32]:

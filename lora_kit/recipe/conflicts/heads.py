@@ -106,11 +106,12 @@ def label_errors_of_classes(recipe: RecipeSections) -> Iterator[Problem]:
             given=audit.label_errors,
             fix="remove it",
         )
-    if audit.label_error_folds != "clusters" and audit.label_errors == "none":
+    needs_folds = audit.label_errors != "none" or recipe.data.unlabeled is not None
+    if audit.label_error_folds != "clusters" and not needs_folds:
         yield conflict(
             "data.audit.label_error_folds",
             "data.audit.label_errors",
-            reason="has no effect without data.audit.label_errors",
+            reason="has no effect without data.audit.label_errors or data.unlabeled",
             given=audit.label_error_folds,
             fix="set data.audit.label_errors=show, or remove it",
         )

@@ -16,15 +16,16 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import prepare
 from lora_kit.data.row_sets import Rows, concatenate_rows
 from lora_kit.data.sources import open_source
+from lora_kit.modeling.features import mean_features
 from lora_kit.modeling.out_of_fold import out_of_fold
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError
-from lora_kit.training.head_rows.probe_features import (
-    probe_features,
+from lora_kit.training.head_rows.probe_texts import (
     row_groups,
     text_features,
     text_of,
+    without_folds,
 )
 
 FIELD = "data.reweight"
@@ -98,7 +99,7 @@ def find_domain_weights(recipe: Recipe, rows: Rows, backbone: Backbone) -> Domai
     texts = [text_of(row) for row in target]
     features = np.concatenate(
         [
-            probe_features(backbone, data),
+            mean_features(backbone, data),
             text_features(backbone, texts, recipe.data.max_length),
         ]
     )
@@ -107,10 +108,7 @@ def find_domain_weights(recipe: Recipe, rows: Rows, backbone: Backbone) -> Domai
     groups = row_groups(concatenate_rows([rows, target]), "clusters")
     found = out_of_fold(features, is_target.astype(np.int64), groups, 2)
     if found is None:
-        raise DataError(
-            f"{FIELD}: training rows and target cannot be divided into folds (got "
-            f"{len(np.unique(groups))} groups of dependent texts). Fix: name other texts"
-        )
+        raise without_folds(FIELD, len(features), groups, "name other texts")
     probabilities = found.probabilities[:, 1]
     weights = density_ratios(probabilities, is_target, spec.clip)
     auc = float(roc_auc_score(is_target, probabilities))

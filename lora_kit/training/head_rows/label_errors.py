@@ -19,6 +19,7 @@ from lora_kit.data.audit.label_errors import (
 from lora_kit.data.dataset import prepare
 from lora_kit.data.head_targets import class_indices
 from lora_kit.data.row_sets import Rows
+from lora_kit.modeling.features import mean_features
 from lora_kit.modeling.out_of_fold import OutOfFold, out_of_fold
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
@@ -26,7 +27,7 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import read_json
 from lora_kit.runtime.processes import broadcast_from_main
-from lora_kit.training.head_rows.probe_features import probe_features, row_groups
+from lora_kit.training.head_rows.probe_texts import row_groups, without_folds
 
 
 def searches_label_errors(recipe: Recipe) -> bool:
@@ -118,13 +119,10 @@ def judge_labels(
     data = prepare(rows, backbone.tokenizer, recipe.data, 0, objective, outputs)
     labels = np.array(class_indices(data), np.int64)
     groups = row_groups(rows, recipe.data.audit.label_error_folds)
-    found = out_of_fold(probe_features(backbone, data), labels, groups, len(outputs.names))
+    found = out_of_fold(mean_features(backbone, data), labels, groups, len(outputs.names))
     if found is None:
-        raise DataError(
-            "data.audit.label_errors: the rows cannot be divided into folds that have two classes "
-            f"each (got {len(rows):,} rows in {len(np.unique(groups)):,} groups). Fix: "
-            "set data.audit.label_error_folds=rows, or data.audit.label_errors=none"
-        )
+        fix = "set data.audit.label_error_folds=rows, or data.audit.label_errors=none"
+        raise without_folds("data.audit.label_errors", len(rows), groups, fix)
     return found, labels, [example.origin for example in data.examples]
 
 

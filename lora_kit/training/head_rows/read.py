@@ -54,7 +54,11 @@ def read_head_rows(
     Raises:
         DataError: if a source cannot be read, or anything is refused.
     """
-    earlier = _Recorded(run)
+    recorded = _recorded(run)
+
+    def once(kind: str, find: Callable[[], Any]) -> Any:
+        return recorded[kind] if kind in recorded else broadcast_from_main(find)
+
     errors = None
     if searches_label_errors(recipe):
         errors = label_errors_of(recipe, sources, backbone, run)
@@ -65,15 +69,13 @@ def read_head_rows(
             weights[row] = weight
     generated: dict[str, Any] = {}
     if recipe.data.reweight:
-        generated[WEIGHTS] = earlier.get(
+        generated[WEIGHTS] = once(
             WEIGHTS, lambda: find_domain_weights(recipe, own, backbone).weights.tolist()
         )
         weights = weights * _fitting(generated[WEIGHTS], own, run)
     rows = own
     if recipe.data.unlabeled:
-        value = earlier.get(
-            PSEUDO_LABELS, lambda: find_pseudo_labels(recipe, own, backbone).to_dict()
-        )
+        value = once(PSEUDO_LABELS, lambda: find_pseudo_labels(recipe, own, backbone).to_dict())
         found, generated[PSEUDO_LABELS] = PseudoLabels.from_dict(value), value
         refuse_harm(found)
         rows = concatenate_rows([own, pseudo_rows(recipe, found)])
@@ -87,18 +89,11 @@ def read_head_rows(
     return TrainingRows(rows, 0, generated, errors, own, named)
 
 
-class _Recorded:
-    """Records that a run holds of its rows, by kind."""
-
-    def __init__(self, run: RunDirectory | None):
-        path = run.self_distillation if run is not None else None
-        self.values: Mapping[str, Any] = (
-            read_json(path, DataError) if path is not None and path.is_file() else {}
-        )
-
-    def get(self, kind: str, find: Callable[[], Any]) -> Any:
-        """Return the recorded value, or find it in the main process."""
-        return self.values[kind] if kind in self.values else broadcast_from_main(find)
+def _recorded(run: RunDirectory | None) -> Mapping[str, Any]:
+    """Return what a run has recorded of its rows, by kind."""
+    if run is None or not run.self_distillation.is_file():
+        return {}
+    return read_json(run.self_distillation, DataError)
 
 
 def _fitting(weights: list[float], rows: Rows, run: RunDirectory | None) -> NDArray[np.float64]:

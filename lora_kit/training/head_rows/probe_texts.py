@@ -1,46 +1,24 @@
-"""Features of rows for linear probes, and the rows that one fold keeps together."""
+"""Texts of rows as linear probes read them, and the rows that one fold keeps together."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.audit.duplicates import DuplicateSearch
 from lora_kit.data.audit.words import hash_words
 from lora_kit.data.labelled import classification_text, encode_texts
-from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows, read_blocks
 from lora_kit.data.rows import Row
-from lora_kit.modeling.features import cached_features
 from lora_kit.modeling.linear_probe import mean_hidden_states
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.data import LabelErrorFolds
-
-
-def probe_features(backbone: Backbone, data: PreparedData) -> NDArray[np.float32]:
-    """Return the features of the arm `probe`, which finds them in the cache afterwards.
-
-    Args:
-        backbone: the base, without an adapter or with a disabled one.
-        data: tokenized rows.
-
-    Returns:
-        (rows, hidden size) float32.
-    """
-
-    def computed() -> torch.Tensor:
-        with eval_mode(backbone.model):
-            ids = [example.input_ids for example in data.examples]
-            return torch.from_numpy(mean_hidden_states(backbone, ids))
-
-    values: NDArray[np.float32] = cached_features(backbone, data, "mean", computed).numpy()
-    return values
+from lora_kit.runtime.errors import DataError
 
 
 def text_features(backbone: Backbone, texts: list[str], max_length: int) -> NDArray[np.float32]:
-    """Return the same features of texts without a target, (texts, hidden size) float32."""
+    """Return `mean_features` of texts without a target, (texts, hidden size) float32."""
     encoded = encode_texts(texts, backbone.tokenizer, max_length)
     with eval_mode(backbone.model):
         return mean_hidden_states(backbone, [ids for ids, _ in encoded])
@@ -78,3 +56,18 @@ def row_groups(rows: Rows, folds: LabelErrorFolds) -> NDArray[np.int64]:
     links = coo_array((np.ones(len(duplicates)), ends), shape=(sum(nodes), sum(nodes)))
     found = connected_components(links, directed=False)[1]
     return np.asarray(found[duplicates], np.int64)
+
+
+def without_folds(field: str, rows: int, groups: NDArray[np.int64], fix: str) -> DataError:
+    """Return the refusal of rows that cannot be divided into folds.
+
+    Args:
+        field: field of the recipe that needs the folds.
+        rows: number of rows.
+        groups: (rows,) int64, group of each row that stays in one fold.
+        fix: advice, in words.
+    """
+    return DataError(
+        f"{field}: the rows cannot be divided into folds that have two classes each (got "
+        f"{rows:,} rows in {len(np.unique(groups)):,} groups). Fix: {fix}"
+    )

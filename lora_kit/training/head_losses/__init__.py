@@ -1,0 +1,1 @@
+"""Losses of heads that read a text, a file for each kind of target."""
