@@ -6,6 +6,7 @@ with another learning rate, starts at once.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,6 +127,26 @@ def frozen_features(backbone: Backbone, model: PeftModel, data: PreparedData) ->
         words = [one.supervised for one in data.examples]
         return WordFeatures(values, head, (0, *accumulate(words)))
     return Features(values, head)
+
+
+def first_head_inputs(
+    backbone: Backbone, model: PeftModel, data: PreparedData, count: int
+) -> torch.Tensor:
+    """Return what a head reads of the first examples, (texts, hidden) float32 on the CPU.
+
+    Args:
+        backbone: backbone of the model.
+        model: the backbone with its head and adapter.
+        data: tokenized texts.
+        count: number of examples, if there are so many.
+
+    Raises:
+        AdapterError: if the inputs of the head cannot be identified in this architecture.
+    """
+    assert backbone.head is not None
+    head = backbone.model.get_submodule(backbone.head.module)
+    first = dataclasses.replace(data, table=data.table.slice(0, count))
+    return _compute(backbone, model, head, first).flatten(1)
 
 
 def cached_features(

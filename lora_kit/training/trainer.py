@@ -20,6 +20,7 @@ from lora_kit.training.acceleration import faster_on_cpu
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
 from lora_kit.training.drift import HeldOutDrift
 from lora_kit.training.gradient_conflict import mean_cosines
+from lora_kit.training.head_start import start_at_the_mean
 from lora_kit.training.head_summary import finish_head
 from lora_kit.training.heads import HeadTask
 from lora_kit.training.inputs import TrainingInputs
@@ -91,6 +92,7 @@ def run_training(
     state, model, run = process_state(), inputs.model, inputs.run
     max_tokens = inputs.max_tokens_per_pass
     task = HeadTask.of(inputs)
+    start_at_the_mean(inputs, task)
     loss = task.validation_loss if task else validation_loss
     measure = partial(loss, model, inputs.backbone, inputs.held_out, max_tokens)
     drift = HeldOutDrift.of(inputs)
