@@ -1,16 +1,14 @@
 """Helpers for tests of embeddings: pairs of texts, and a recipe that learns them."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lora_kit.data.rows import Row
 from lora_kit.data.supervision import Example
 from lora_kit.data.units import Unit
 from lora_kit.recipe.recipe import Recipe
+from tests.head_recipes import head_recipe, write_gain_suite, write_lines
 
 FRUITS = ("apple", "pear", "plum", "cherry", "fig", "grape", "lemon", "lime")
 COLOURS = ("red", "green", "blue", "brown", "white", "black", "grey", "pink")
@@ -28,36 +26,16 @@ def pairs(count: int, start: int = 0) -> list[dict[str, str]]:
     ]
 
 
-def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def write_suite(path: Path, source: Path, **own: Any) -> Path:
     task = {"name": "found", "kind": "retrieval", "source": str(source), **own}
-    path.write_text(yaml.safe_dump({"name": "finding", "role": "gain", "tasks": [task]}))
-    return path
+    return write_gain_suite(path, "finding", task)
 
 
 def embedding_recipe(model: Path, folder: Path, **changes: Any) -> Recipe:
-    train = write(folder / "train.jsonl", pairs(48))
-    test = write(folder / "test.jsonl", pairs(24, 100))
-    document: dict[str, Any] = {
-        "name": "embed",
-        "backbone": {"model": str(model), "quantization": "none", "dtype": "float32"},
-        "adapter": {"rank": 4, "alpha": 8},
-        "data": {
-            "train": [{"source": str(train)}],
-            "max_length": 32,
-            "audit": {"leakage": 1.0},
-        },
-        "training": {"objective": "embedding", "batch_size": 8, "learning_rate": 1e-2},
-        "evaluation": {"suites": [str(write_suite(folder / "finding.yaml", test))]},
-    }
-    for section, fields in changes.items():
-        existing = {} if section == "adapter" else document.get(section, {})
-        document[section] = existing | fields
-    return Recipe.model_validate(document)
+    train = write_lines(folder / "train.jsonl", pairs(48))
+    suite = write_suite(folder / "finding.yaml", write_lines(folder / "test.jsonl", pairs(24, 100)))
+    training = {"batch_size": 8, **changes.pop("training", {})}
+    return head_recipe(model, "embed", "embedding", train, suite, {"training": training, **changes})
 
 
 def unit(*texts: Sequence[int]) -> Unit:

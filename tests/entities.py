@@ -1,13 +1,11 @@
 """Helpers for tests of token classifiers: words with tags, and a recipe that learns them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lora_kit.recipe.recipe import Recipe
+from tests.head_recipes import head_recipe, write_gain_suite, write_lines
 
 # Words with their tags; each text has entities of one or two words, or none.
 TEXTS: tuple[tuple[tuple[str, str], ...], ...] = (
@@ -29,14 +27,12 @@ def write_rows(path: Path, repeats: int, texts: Sequence[Any] = TEXTS) -> Path:
         }
         for number, text in enumerate(list(texts) * repeats)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_lines(path, rows)
 
 
 def write_suite(path: Path, source: Path, **own: Any) -> Path:
     task = {"name": "names", "kind": "token_classification", "source": str(source), **own}
-    path.write_text(yaml.safe_dump({"name": "entities", "role": "gain", "tasks": [task]}))
-    return path
+    return write_gain_suite(path, "entities", task)
 
 
 def entities_recipe(model: Path, folder: Path, **changes: Any) -> Recipe:
@@ -44,24 +40,8 @@ def entities_recipe(model: Path, folder: Path, **changes: Any) -> Recipe:
         write_rows(folder / f"{name}.jsonl", repeats)
         for name, repeats in (("train", 8), ("held-out", 2), ("test", 4))
     )
-    document: dict[str, Any] = {
-        "name": "entities",
-        "backbone": {"model": str(model), "quantization": "none", "dtype": "float32"},
-        "adapter": {"rank": 4, "alpha": 8},
-        "data": {
-            "train": [{"source": str(train)}],
-            "validation": [{"source": str(held_out)}],
-            "max_length": 32,
-            "audit": {"leakage": 1.0},
-        },
-        "training": {
-            "objective": "token-classification",
-            "batch_size": 4,
-            "learning_rate": 1e-2,
-        },
-        "evaluation": {"suites": [str(write_suite(folder / "suite.yaml", test))]},
-    }
-    for section, fields in changes.items():
-        existing = {} if section == "adapter" else document.get(section, {})
-        document[section] = existing | fields
-    return Recipe.model_validate(document)
+    data = {"validation": [{"source": str(held_out)}], **changes.pop("data", {})}
+    suite = write_suite(folder / "suite.yaml", test)
+    return head_recipe(
+        model, "entities", "token-classification", train, suite, {"data": data, **changes}
+    )

@@ -14,26 +14,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from lora_kit.adapter.saved import read_saved_head
 from lora_kit.adapter.saved_heads import SavedEmbedding
-from lora_kit.backbone.files import resolve
 from lora_kit.data.labelled import encode_texts
+from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.ledger import read_ledger
-from lora_kit.evaluation.verdict_file import read_verdict
+from lora_kit.evaluation.ledger_view import ADAPTER_ARM
 from lora_kit.modeling.embeddings import embed_rows
-from lora_kit.pipeline.evaluation import evaluate
-from lora_kit.pipeline.training import train
+from lora_kit.pipeline.training import Trained
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.machine import machine, versions
+from tests.benchmarks.judged import judged, plain_outputs, show
 
 # Items whose vectors are compared.
 ITEMS = 100
@@ -67,79 +63,25 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="change a field of the recipe")
     arguments = parser.parse_args()
     recipe = Recipe.load("embed", [*(QUICK if arguments.quick else ()), *arguments.set])
-    found = _measured(recipe, arguments.output.absolute() / ("quick" if arguments.quick else "all"))
-    print(f"\n{found['items']} queries of {found['modules']} modules, base against adapter")
-    for name, one in found["scores"].items():
-        low, high = one["difference"][1:]
-        shown = f"{one['difference'][0]:+.3f} ({low:+.3f} to {high:+.3f})"
-        print(f"{name:18}{one['base']:8.3f}{one['adapter']:8.3f}  {shown}")
-    for arm, one in found["baselines"].items():
-        low, high = one["adapter_over"][1:]
-        shown = f"{one['adapter_over'][0]:+.3f} ({low:+.3f} to {high:+.3f})"
-        print(f"{arm:18}{one['score']:8.3f}  adapter over it {shown}")
-    print(f"training {found['seconds']} s wall, {found['cpu_seconds']} s of CPU; largest")
-    print(f"difference of a value of plain transformers' vectors {found['reloaded']:.1e}")
+    directory = arguments.output.absolute() / ("quick" if arguments.quick else "all")
+    found = judged(recipe, directory, _largest_difference)
+    show("embed", found)
     print(json.dumps({"figures": found, "machine": machine(), "versions": versions()}))
 
 
-def _measured(recipe: Recipe, directory: Path) -> dict[str, Any]:
-    """Return the figures of a recipe, computed unless they are there."""
-    path = directory / "figures.json"
-    if path.is_file():
-        return dict(json.loads(path.read_text()))
-    began = time.process_time()
-    trained = train(recipe, directory, resume=True)
-    cpu = time.process_time() - began
-    evaluate(trained.session, stopping="none")
-    (task,) = read_verdict(directory / "evaluation").verdict.suites[0].tasks
-    own = {"base": task.base, "adapter": task.adapter, "difference": _interval(task.interval)}
-    found = {
-        "items": task.interval.items,
-        "modules": task.interval.clusters,
-        "scores": {
-            task.unit: {name: _rounded(value) for name, value in own.items()},
-            **{
-                one.name: {"base": _rounded(one.base), "adapter": _rounded(one.adapter),
-                           "difference": _interval(one.interval)}
-                for one in task.measures
-            },
-        },
-        "baselines": {
-            one.arm: {"score": _rounded(one.mean), "adapter_over": _interval(one.interval)}
-            for one in task.baselines
-        },
-        "seconds": round(trained.result.seconds, 1),
-        "cpu_seconds": round(cpu, 1),
-        "reloaded": _largest_difference(trained.session, recipe, directory),
-    }  # fmt: skip
-    path.write_text(json.dumps(found))
-    return found
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
-
-
-def _interval(interval: Any) -> list[float]:
-    return [round(value, 4) for value in (interval.delta, interval.low, interval.high)]
-
-
-def _largest_difference(session: Any, recipe: Recipe, directory: Path) -> float:
+def _largest_difference(trained: Trained, recipe: Recipe) -> float:
     """Return the largest difference between a value of plain vectors and of the run's."""
-    entries = [e for e in read_ledger(directory / "evaluation" / "ledger.parquet")
-               if e.arm == "adapter"][:ITEMS]  # fmt: skip
+    ledger, session = read_ledger(trained.run.evaluation / LEDGER), trained.session
+    entries = [entry for entry in ledger if entry.arm == ADAPTER_ARM][:ITEMS]
     texts = [text for entry in entries for text in (entry.prompt, entry.reference)]
-    saved = read_saved_head(directory / "adapter")
+    saved = read_saved_head(trained.run.adapter)
     assert isinstance(saved, SavedEmbedding)
     tokenizer = session.backbone.tokenizer
     rows = [ids for ids, _ in encode_texts(texts, tokenizer, saved.max_length)]
     device, pad = session.backbone.model.device, tokenizer.pad_token_id
     with torch.no_grad():
         own = embed_rows(session.model.eval(), rows, saved.pooling, pad, device, 2048)
-    command = [sys.executable, "-c", PLAIN, str(resolve(recipe.backbone).directory)]
-    told = subprocess.run([*command, str(directory / "adapter")], input=json.dumps(texts),
-                          capture_output=True, text=True, check=True).stdout  # fmt: skip
-    plain = np.array(json.loads(told.splitlines()[-1]))
+    plain = np.array(plain_outputs(PLAIN, recipe, trained.run.adapter, texts))
     return float(np.abs(plain - own.cpu().numpy()).max())
 
 

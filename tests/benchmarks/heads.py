@@ -16,22 +16,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lora_kit.backbone.files import resolve
 from lora_kit.data.builtin.roles import role_rows
 from lora_kit.data.scored import read_numbers
+from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.ledger import Entry, read_ledger
-from lora_kit.evaluation.verdict_file import read_verdict
-from lora_kit.pipeline import evaluate, train
+from lora_kit.evaluation.ledger_view import ADAPTER_ARM
+from lora_kit.pipeline.training import Trained
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.machine import machine, versions
+from tests.benchmarks.judged import judged, plain_outputs, show
 
 RECIPES = ("score", "tag", "extract")
 # Items whose outputs are compared.
@@ -95,76 +93,24 @@ def main() -> None:
     for name in [arguments.recipe] if arguments.recipe else RECIPES:
         recipe = Recipe.load(name, list(QUICK) if arguments.quick else [])
         directory = arguments.output.absolute() / (f"{name}-quick" if arguments.quick else name)
-        figures[name] = _measured(recipe, directory)
+        figures[name] = judged(recipe, directory, _largest_difference)
     for name, found in figures.items():
-        print(f"\n{name}: {found['unit']}, {found['items']} items of {found['modules']} modules")
-        for arm, one in found["arms"].items():
-            over = one.get("adapter_over")
-            shown = (
-                ""
-                if over is None
-                else f"  adapter over it {over[0]:+.3f} ({over[1]:+.3f} to {over[2]:+.3f})"
-            )
-            print(f"{arm:10}{one['score']:8.3f}{shown}")
-        print(f"training {found['seconds']} s wall, {found['cpu_seconds']} s of CPU; largest")
-        print(f"difference of plain transformers {found['reloaded']:.1e}")
+        show(name, found)
     print(json.dumps({"figures": figures, "machine": machine(), "versions": versions()}))
 
 
-def _measured(recipe: Recipe, directory: Path) -> dict[str, Any]:
-    """Return the figures of a recipe, computed unless they are there."""
-    path = directory / "figures.json"
-    if path.is_file():
-        return dict(json.loads(path.read_text()))
-    began = time.process_time()
-    trained = train(recipe, directory, resume=True)
-    cpu = time.process_time() - began
-    evaluate(trained.session, stopping="none")
-    (task,) = read_verdict(directory / "evaluation").verdict.suites[0].tasks
-    arms: dict[str, Any] = {
-        "adapter": {"score": round(task.adapter, 4)},
-        "base": {"score": round(task.base, 4), "adapter_over": _interval(task.interval)},
-    }
-    for one in task.baselines:
-        arms[one.arm] = {"score": round(one.mean, 4), "adapter_over": _interval(one.interval)}
-    found = {
-        "unit": task.unit,
-        "items": task.interval.items,
-        "modules": task.interval.clusters,
-        "arms": arms,
-        "measures": {
-            one.name: {"base": round(one.base, 4), "adapter": round(one.adapter, 4),
-                       "difference": _interval(one.interval)}
-            for one in task.measures
-        },
-        "seconds": round(trained.result.seconds, 1),
-        "cpu_seconds": round(cpu, 1),
-        "reloaded": _largest_difference(recipe, directory),
-    }  # fmt: skip
-    path.write_text(json.dumps(found))
-    return found
-
-
-def _interval(interval: Any) -> list[float]:
-    return [round(value, 4) for value in (interval.delta, interval.low, interval.high)]
-
-
-def _largest_difference(recipe: Recipe, directory: Path) -> float:
+def _largest_difference(trained: Trained, recipe: Recipe) -> float:
     """Return the largest relative difference between plain outputs and those of the ledger."""
-    entries = [e for e in read_ledger(directory / "evaluation" / "ledger.parquet")
-               if e.arm == "adapter"][:ITEMS]  # fmt: skip
+    ledger = read_ledger(trained.run.evaluation / LEDGER)
+    entries = [entry for entry in ledger if entry.arm == ADAPTER_ARM][:ITEMS]
     has_words = recipe.training.objective == "token-classification"
     script: str = PLAIN
     given: list[Any] = [entry.prompt for entry in entries]
     if has_words:
         words = {row.origin: list(row.words) for row in role_rows()}
         script, given = PLAIN_WORDS, [words[entry.item] for entry in entries]
-    command = [sys.executable, "-c", script, str(resolve(recipe.backbone).directory)]
-    command += [str(directory / "adapter"), str(recipe.data.max_length)]
-    told = subprocess.run(
-        command, input=json.dumps(given), capture_output=True, text=True, check=True
-    ).stdout
-    plain = np.concatenate(json.loads(told.splitlines()[-1]))
+    length = str(recipe.data.max_length)
+    plain = np.concatenate(plain_outputs(script, recipe, trained.run.adapter, given, length))
     own = np.concatenate([_outputs(entry) for entry in entries])
     return float(np.abs(plain - own).max() / np.abs(own).max())
 

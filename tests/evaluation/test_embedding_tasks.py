@@ -22,7 +22,8 @@ from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.target_rows import read_targets
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.recipe.backbone import BackboneSpec
-from tests.embedding import embedding_recipe, pairs, write, write_suite
+from tests.embedding import embedding_recipe, pairs, write_suite
+from tests.head_recipes import write_lines
 
 QUERY = Item("1", "1", "", "", QueryRequest((5,)))
 TEXTS = tuple("abcdefghijklmno")
@@ -64,7 +65,9 @@ def test_rows_of_one_query_are_one_item_and_negatives_are_documents(
         {"anchor": "Why?", "positive": "Because.", "negative": "No."},
         {"anchor": "Who?", "positive": "So.", "negative": None},
     ]
-    suite = Suite.load(write_suite(tmp_path / "suite.yaml", write(tmp_path / "rows.jsonl", rows)))
+    suite = Suite.load(
+        write_suite(tmp_path / "suite.yaml", write_lines(tmp_path / "rows.jsonl", rows))
+    )
     spec = BackboneSpec(model=str(tiny_encoder), quantization="none", dtype="float32")
     [work] = plan_work([suite], load(resolve(spec), spec, embedding_outputs("auto")))
     assert work.task.corpus is not None
@@ -103,7 +106,7 @@ def test_a_run_of_an_embedding_from_plan_to_verdict(
     ]
     kept = write_suite(
         tmp_path / "kept.yaml",
-        write(tmp_path / "similar.jsonl", similar),
+        write_lines(tmp_path / "similar.jsonl", similar),
         kind="similarity",
         margin=0.5,
     )
