@@ -26,7 +26,7 @@ from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.launch import Launch
 from lora_kit.training.retention.texts import RetentionTexts, read_retention_texts
 from lora_kit.training.scratch import scratch_arm
-from tests.adapter.test_peft_methods import logits_of, loss_of
+from tests.adapter.test_peft_methods import logits_of, losses_of_steps
 from tests.training.cut import cut_off
 
 OPTIONS = {"init_lora_weights": "corda"}
@@ -97,13 +97,7 @@ def test_the_model_initially_equals_the_base_which_training_does_not_change(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in trained} == {torch.float32}
     optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0)
-    losses = []
-    for _ in range(3):
-        loss = loss_of(model(input_ids=IDS).logits)
-        loss.backward()
-        losses.append(loss.item())
-        optimizer.step()
-        optimizer.zero_grad()
+    losses = losses_of_steps(model, IDS, optimizer)
     assert losses[-1] < losses[0]
     with adapter_disabled(model):
         assert torch.equal(logits_of(model), base)

@@ -38,7 +38,13 @@ from lora_kit.recipe.initialisations import SUBTRACTED
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, MergeError
 from lora_kit.runtime.launch import Launch
-from tests.adapter.test_peft_methods import logits_of, loss_of, recipe_of, tiny_on
+from tests.adapter.test_peft_methods import (
+    logits_of,
+    loss_of,
+    losses_of_steps,
+    recipe_of,
+    tiny_on,
+)
 
 IDS = torch.randint(20, 4_000, (2, 16), generator=torch.Generator().manual_seed(0))
 STARTS = ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "eva")
@@ -78,13 +84,7 @@ def test_the_model_initially_equals_the_base_which_training_does_not_change(
     model = initialised(tiny_backbone, spec_of(start))
     torch.testing.assert_close(logits_of(model), base, rtol=1e-4, atol=1e-4)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(3):
-        loss = loss_of(model(input_ids=IDS).logits)
-        loss.backward()
-        losses.append(loss.item())
-        optimizer.step()
-        optimizer.zero_grad()
+    losses = losses_of_steps(model, IDS, optimizer)
     assert losses[-1] < losses[0]
     with adapter_disabled(model):
         assert torch.equal(logits_of(model), base)

@@ -66,6 +66,20 @@ def loss_of(logits: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
 
 
+def losses_of_steps(
+    model: Any, ids: torch.Tensor, optimizer: torch.optim.Optimizer, steps: int = 3
+) -> list[float]:
+    """Return the loss before each of some steps of an optimizer."""
+    losses = []
+    for _ in range(steps):
+        loss = loss_of(model(input_ids=ids).logits)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
 @dataclass(frozen=True)
 class Tried:
     """Logits before, during and after two training steps with a method.
