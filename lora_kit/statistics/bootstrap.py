@@ -17,6 +17,8 @@ RESAMPLES = 1_999
 """Number of resamples. The tail probability beyond a 2.5% limit is then known to 0.3 points."""
 BATCH_NUMBERS = 4_000_000
 """Numbers in a batch of resamples, 32 MB."""
+SMALL_BATCH = 500_000
+"""Numbers in a batch that is kept beside others, 4 MB, since sizes of tasks and looks alternate."""
 
 
 def bootstrap_limits(sample: ClusteredSample, confidence: float) -> tuple[float, float]:
@@ -118,13 +120,17 @@ def percentile_limits(
 def _batches(clusters: int) -> Iterator[Floats]:
     """Yield the number of draws of each cluster, (some resamples, clusters); deterministic."""
     rows = min(RESAMPLES, max(1, BATCH_NUMBERS // clusters))
+    draw_counts = _small_counts if rows * clusters <= SMALL_BATCH else _large_counts
     for start in range(0, RESAMPLES, rows):
-        yield _draw_counts(clusters, min(rows, RESAMPLES - start), start)
+        yield draw_counts(clusters, min(rows, RESAMPLES - start), start)
 
 
-@lru_cache(maxsize=1)
 def _draw_counts(clusters: int, rows: int, seed: int) -> Floats:
     drawn = np.random.default_rng(seed).integers(clusters, size=(rows, clusters))
     drawn += clusters * np.arange(rows)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=rows * clusters)
     return np.asarray(counts.reshape(rows, clusters), dtype=np.float64)
+
+
+_small_counts = lru_cache(maxsize=16)(_draw_counts)
+_large_counts = lru_cache(maxsize=1)(_draw_counts)

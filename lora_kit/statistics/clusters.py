@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 Floats = NDArray[np.float64]
 PRIOR_CLUSTERS = 3
@@ -115,9 +115,26 @@ def clustered_sample(differences: Floats, clusters: Sequence[str]) -> ClusteredS
         flipped=int((np.bincount(index, weights=np.abs(differences)) > 0).sum()),
         delta=delta,
         error=error,
-        skewness=float(stats.skew(residuals, bias=False)) if total > 2 and error > 0 else 0.0,
+        skewness=unbiased_skewness(residuals) if total > 2 and error > 0 else 0.0,
         deviation=float(differences.std(ddof=1)) if len(differences) > 1 else 0.0,
     )
+
+
+def unbiased_skewness(values: Floats) -> float:
+    """Return the skewness G1 of Joanes & Gill (1998, The Statistician 47:183).
+
+    `scipy.stats.skew` takes ten times as long for its choice of axes and of NaN.
+
+    Args:
+        values: (items,), at least three values that are not all equal.
+    """
+    count = len(values)
+    centred = values - values.mean()
+    # Powers of very small numbers would be 0.
+    centred /= np.abs(centred).max()
+    squares = centred**2
+    second, third = float(squares.mean()), float((squares * centred).mean())
+    return math.sqrt((count - 1) * count) / (count - 2) * third / float(second**1.5)
 
 
 def swap_arms(sample: ClusteredSample) -> ClusteredSample:
@@ -147,7 +164,8 @@ def robust_limits(sample: ClusteredSample, confidence: float) -> tuple[float, fl
     """
     if not math.isfinite(sample.error):
         return -math.inf, math.inf
-    q = float(stats.t.ppf(0.5 + confidence / 2, sample.clusters - 1))
+    # Functions of scipy.special: those of scipy.stats spend ten times as long on their arguments.
+    q = float(special.stdtrit(sample.clusters - 1, 0.5 + confidence / 2))
     return (
         sample.delta - sample.error * max(q, _inverse_hall(q, sample)),
         sample.delta - sample.error * min(-q, _inverse_hall(-q, sample)),
@@ -162,7 +180,7 @@ def robust_p(sample: ClusteredSample, threshold: float) -> float:
     if sample.error == 0:
         return 0.0 if distance > 0 else 1.0
     t = distance / sample.error
-    return float(stats.t.sf(min(t, _hall(t, sample)), sample.clusters - 1))
+    return float(special.stdtr(sample.clusters - 1, -min(t, _hall(t, sample))))
 
 
 def _hall_coefficient(sample: ClusteredSample) -> float:

@@ -11,6 +11,7 @@ from lora_kit.statistics.clusters import (
     robust_limits,
     robust_p,
     swap_arms,
+    unbiased_skewness,
 )
 
 
@@ -33,6 +34,14 @@ def test_the_robust_error_equals_statsmodels() -> None:
     result = clustered_sample(differences, clusters.astype(str).tolist())
     assert result.error == pytest.approx(float(fit.bse[0]) * math.sqrt(20 / 19))
     assert (result.items, result.clusters) == (150, 20)
+
+
+@pytest.mark.parametrize("count", [3, 4, 200])
+def test_the_skewness_equals_scipy(count: int) -> None:
+    values = np.random.default_rng(count).exponential(1, count) - 7
+    expected = float(stats.skew(values, bias=False))
+    assert unbiased_skewness(values) == pytest.approx(expected, rel=1e-12)
+    assert unbiased_skewness(1e-150 * values) == pytest.approx(expected, rel=1e-9)
 
 
 def test_few_large_losses_lower_the_lower_limit_and_not_the_upper() -> None:
