@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,18 @@ def versions() -> dict[str, str]:
     # Not from the metadata: a checkout need not be installed.
     found = {"python": platform.python_version(), "lora-kit": __version__}
     for name in LIBRARIES:
-        found[name] = importlib.metadata.version(name)
+        found[name] = installed_version(name)
     return found
+
+
+@cache
+def installed_version(name: str) -> str:
+    """Return the version of an installed package; reading its metadata takes milliseconds.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: if it is not installed.
+    """
+    return importlib.metadata.version(name)
 
 
 def machine() -> dict[str, Any]:

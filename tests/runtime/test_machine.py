@@ -8,7 +8,13 @@ import pytest
 import torch
 
 import lora_kit
-from lora_kit.runtime.machine import GpuPeak, gpu_peak, peak_memory, versions
+from lora_kit.runtime.machine import (
+    GpuPeak,
+    gpu_peak,
+    installed_version,
+    peak_memory,
+    versions,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +31,7 @@ def test_a_checkout_that_is_not_installed_knows_its_version(
         return of_package(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
+    installed_version.cache_clear()
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert versions()["lora-kit"] == lora_kit.__version__ == declared
 
