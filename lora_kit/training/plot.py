@@ -7,6 +7,10 @@ from pathlib import Path
 
 from lora_kit.runtime.files import whole_file
 
+# Shares of the figure, with space for tick labels of six characters: larger and smaller numbers are
+# shown as multiples of a power of ten. Matplotlib's layout engines draw every figure three times.
+MARGINS = {"left": 0.11, "right": 0.89, "top": 0.95, "bottom": 0.09, "hspace": 0.12}
+
 
 def plot_training(
     history: Sequence[dict[str, float]],
@@ -28,8 +32,10 @@ def plot_training(
     drifts = [(entry["step"], entry["drift"]) for entry in history if "drift" in entry]
     history = [entry for entry in history if "loss" in entry]
     steps = [entry["step"] for entry in history]
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    figure = Figure(figsize=(8, 6))
+    loss, rate = figure.subplots(
+        2, 1, sharex=True, gridspec_kw={"height_ratios": (2, 1), **MARGINS}
+    )
     loss.plot(steps, [entry["loss"] for entry in history], linewidth=1.2, label="training")
     ends = [(x, y) for x, y in zip((0, steps[-1]), validation, strict=True) if y is not None]
     if points := sorted({*ends, *measured}):
@@ -50,5 +56,6 @@ def plot_training(
     other.set_ylabel("learning rate", color="C3")
     for axis in (*axes, other):
         axis.spines["top"].set_visible(False)
+        axis.ticklabel_format(axis="y", scilimits=(-3, 4))
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
