@@ -2,8 +2,6 @@
 
 import copy
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +43,7 @@ from tests.adapter.test_peft_methods import (
     recipe_of,
     tiny_on,
 )
+from tests.plain_process import run_plain
 
 IDS = torch.randint(20, 4_000, (2, 16), generator=torch.Generator().manual_seed(0))
 STARTS = ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "eva")
@@ -245,8 +244,7 @@ def test_plain_peft_computes_the_same_logits_in_a_new_process(
     optimizer.step()
     expected = logits_of(model)
     save_adapter(model, tiny_backbone, tmp_path / "adapter")
-    command = [sys.executable, "-c", PLAIN, str(tiny), str(tmp_path / "adapter")]
-    subprocess.run([*command, str(tmp_path / "out.safetensors")], check=True)
+    run_plain(PLAIN, tiny, tmp_path / "adapter", tmp_path / "out.safetensors")
     torch.testing.assert_close(load_file(tmp_path / "out.safetensors")["logits"], expected)
 
 

@@ -3,8 +3,6 @@
 import copy
 import json
 import re
-import subprocess
-import sys
 import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +32,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, MergeError, RecipeError
 from lora_kit.runtime.launch import Launch
 from tests.merging.test_methods import plan_of
+from tests.plain_process import run_new
 
 METHODS = (*typing.get_args(PeftMethod), "full", "last-1")
 ON_FOUR_BITS = [m for m in METHODS if AdapterSpec(method=m).why_not_on("nf4") is None]
@@ -159,8 +158,7 @@ def every(
             done[method] = tried(backbone, method, folder / method)
         except (AdapterError, RuntimeError, TypeError) as error:
             failed[method] = error
-    command = [sys.executable, "-c", RELOAD, str(tiny), str(folder), request.param]
-    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
+    run_new(RELOAD, tiny, folder, request.param)
     return All(request.param, folder, done, failed, load_file(folder / "reloaded.safetensors"))
 
 

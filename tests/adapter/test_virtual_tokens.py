@@ -3,8 +3,6 @@
 import copy
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +53,7 @@ from lora_kit.runtime.errors import (
     TrainingError,
 )
 from lora_kit.runtime.launch import Launch
+from tests.plain_process import run_plain
 from tests.training.cut import cut_off, losses, sha256, with_training
 
 COUNT = 5
@@ -139,7 +138,7 @@ def plain(lively: Path, tmp_path_factory: pytest.TempPathFactory) -> Plain:
         backbone = backbone_in(lively)
         spec = spec_of(method, **RANDOM.get(method, {}))
         save_adapter(attach(backbone, spec, seed=3), backbone, folder / method)
-    subprocess.run([sys.executable, "-c", PLAIN, str(lively), str(folder)], check=True)
+    run_plain(PLAIN, lively, folder)
     return Plain(folder, load_file(folder / "plain.safetensors"))
 
 

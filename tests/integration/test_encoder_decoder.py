@@ -3,8 +3,6 @@
 import copy
 import json
 import shutil
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,6 +41,8 @@ from lora_kit.runtime.errors import (
     LoraKitError,
     MergeError,
 )
+from tests.merging.in_process import in_a_fork
+from tests.plain_process import run_plain
 from tests.two_stacks import WRITERS
 
 SENTENCES = [("What is 3 plus 4?", "3 plus 4 is 7."), ("Is 1 plus 2 more than 2? Say it.", "3 is.")]
@@ -293,13 +293,13 @@ def test_trained_reloaded_measured_and_merged(
     asked = {"input_ids": source, "labels": target}
     save_file(asked, tmp_path / "asked.safetensors")
     adapter = trained.session.run.adapter
-    arguments = [str(one) for one in (files, adapter, tmp_path / "asked.safetensors")]
-    subprocess.run([sys.executable, "-c", PEFT_ALONE, *arguments], check=True, capture_output=True)
-    ours = model(**asked).logits
-    torch.testing.assert_close(load_file(arguments[-1])["logits"], ours, rtol=1e-4, atol=1e-4)
+    run_plain(PEFT_ALONE, files, adapter, tmp_path / "asked.safetensors")
+    plain = load_file(tmp_path / "asked.safetensors")["logits"]
+    torch.testing.assert_close(plain, model(**asked).logits, rtol=1e-4, atol=1e-4)
     with adapter_disabled(model):
         torch.testing.assert_close(model(**asked).logits, backbone.model(**asked).logits)
-    merge(trained.session.run.root)
+    with in_a_fork():
+        merge(trained.session.run.root)
     record = json.loads((trained.session.run.root / "merged" / "merge.json").read_text())
     assert record["verification"]["passed"]
     with pytest.raises(MergeError, match="encoder-decoder models have no export format"):

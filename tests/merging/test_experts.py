@@ -20,6 +20,7 @@ from lora_kit.merging.reloaded import compute_outputs_in_subprocess, load_merged
 from lora_kit.merging.stream import merge_stream
 from lora_kit.merging.tolerances import merge_failures, tolerances_for
 from lora_kit.merging.verify import Verification, compare_merged
+from tests.merging.in_process import in_a_fork
 from tests.merging.test_methods import EXPERTS, plan_of
 from tests.merging.test_verify import PLAIN, STOPS
 
@@ -175,7 +176,8 @@ def test_the_new_process_compares_experts_as_this_one(
     merged = merged_files(base, tmp_path)
     questions = build_comparison_inputs(model, TEXTS, STOPS)
     here = compute_outputs(load_merged(merged, PLAIN), questions).expert_outputs
-    there = compute_outputs_in_subprocess(merged, questions, PLAIN, tmp_path).expert_outputs
+    with in_a_fork():
+        there = compute_outputs_in_subprocess(merged, questions, PLAIN, tmp_path).expert_outputs
     assert set(here) == set(there) == set(questions.expert_inputs)
     assert len(here) == 4
     for key, outputs in here.items():

@@ -11,6 +11,7 @@ from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.pipeline import seeds as pipeline
 from lora_kit.pipeline import training
 from lora_kit.recipe.recipe import Recipe
+from tests.merging.in_process import in_this_process
 from tests.pipeline.learned_sums import command, write_recipe
 
 
@@ -23,7 +24,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 def done(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """A run of two seeds, and its exit status."""
     output = tmp_path_factory.mktemp("done") / "seeds"
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, in_this_process():
         patched.setenv("XDG_CACHE_HOME", str(output.parent / "cache"))
         status = command("run", recipe, "--seeds", 2, "--output", output)
     return output, status

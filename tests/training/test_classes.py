@@ -1,8 +1,6 @@
 """Loss, steps and saved adapter of a classifier."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,6 +26,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import AdapterError, DataError
 from lora_kit.training.head_losses.classes import ClassLoss
 from tests.classifying import classes_recipe
+from tests.plain_process import run_plain
 from tests.training.cut import cut_off, losses
 from tests.training_rows import training_rows
 
@@ -207,9 +206,7 @@ def test_peft_alone_loads_head_and_adapter_whole(
         again = attach_saved(loaded(model_path), session.run.adapter)
         with torch.no_grad():
             assert torch.equal(again(input_ids=ids, attention_mask=mask).logits, expected[-1])
-    command = [sys.executable, "-c", PLAIN, str(model_path), *places]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = json.loads(told.splitlines()[-1])
+    found = json.loads(run_plain(PLAIN, model_path, *places))
     for (logits, classes), mine in zip(found, expected, strict=True):
         assert classes == list(CLASSES.names)
         assert torch.allclose(torch.tensor(logits), mine, atol=1e-6)

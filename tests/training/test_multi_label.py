@@ -1,8 +1,6 @@
 """Loss, thresholds and saved head of a multi-label training."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from lora_kit.data.tagged import label_names, parse_labels
 from lora_kit.recipe.multi_label import MultiLabelSpec
 from lora_kit.runtime.errors import DataError
 from lora_kit.training.head_losses.labels import LabelLoss
+from tests.plain_process import run_plain
 from tests.tagging import labels_recipe
 
 PLAIN = """
@@ -80,9 +79,8 @@ def test_plain_transformers_gives_the_same_logits_and_the_thresholds_are_beside_
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     with torch.no_grad():
         mine = session.model.eval()(input_ids=ids, attention_mask=mask).logits
-    command = [sys.executable, "-c", PLAIN, str(tiny_encoder), str(session.run.adapter)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    logits, names, problem = json.loads(told.splitlines()[-1])
+    printed = run_plain(PLAIN, tiny_encoder, session.run.adapter)
+    logits, names, problem = json.loads(printed)
     assert (names, problem) == (["bird", "fruit", "metal"], "multi_label_classification")
     assert torch.allclose(torch.tensor(logits), mine, atol=1e-6)
 

@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from lora_kit.training.preferences.objectives import objective_trainer
 from lora_kit.training.preferences.prompts import PromptSampler
 from lora_kit.training.preferences.rewards import reward_functions
 from lora_kit.training.preferences.unit_batches import dpo_batch
+from tests.plain_process import run_new
 from tests.preferring import OBJECTIVES, perturb_adapter, recipe_of, row, trainer_inputs
 from tests.training.cut import cut_off, losses, sha256
 
@@ -101,8 +100,7 @@ for name in sys.argv[2:]:
 def test_each_objective_reloads_in_a_new_process_with_the_same_logits(
     trained: dict[str, Path], tmp_path: Path
 ) -> None:
-    roots = [str(trained[objective]) for objective in OBJECTIVES]
-    subprocess.run([sys.executable, "-c", RELOADED, str(tmp_path), *roots], check=True)
+    run_new(RELOADED, tmp_path, *(trained[objective] for objective in OBJECTIVES))
     here = {objective: torch.load(f"{trained[objective]}.pt") for objective in OBJECTIVES}
     for objective in OBJECTIVES:
         assert torch.equal(torch.load(tmp_path / f"{objective}.pt"), here[objective]), objective

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from lora_kit.data.supervision import Example
 from lora_kit.recipe.regression import RegressionSpec
 from lora_kit.runtime.errors import DataError
 from lora_kit.training.head_losses.numbers import NumberLoss
+from tests.plain_process import run_plain
 from tests.scoring import numbers_recipe
 
 PLAIN = """
@@ -87,9 +86,8 @@ def test_plain_transformers_gives_numbers_in_their_own_unit(
     assert (mine > 90).all()
     assert (mine < 160).all()
     told = json.dumps({name: one.tolist() for name, one in inputs.items()})
-    command = [sys.executable, "-c", PLAIN, str(model_path), str(session.run.adapter), told]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    numbers, found, problem = json.loads(told.splitlines()[-1])
+    printed = run_plain(PLAIN, model_path, session.run.adapter, told)
+    numbers, found, problem = json.loads(printed)
     assert (found, problem) == (list(names), "regression")
     assert torch.allclose(torch.tensor(numbers), mine, atol=1e-3)
 

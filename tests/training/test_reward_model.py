@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from lora_kit.runtime.launch import Launch
 from lora_kit.training.head_summary import length_log_odds
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.preferences.objectives import objective_trainer
+from tests.plain_process import run_plain
 from tests.rewarding import reward_recipe, trainer_inputs
 from tests.training.cut import cut_off, losses, sha256
 
@@ -163,16 +162,13 @@ def test_peft_alone_loads_head_and_adapter(tiny: Path, tiny_encoder: Path, tmp_p
         ids[1, 2] = session.backbone.tokenizer.pad_token_id
         with torch.no_grad():
             wanted.append(session.model.eval()(input_ids=ids, attention_mask=mask).logits)
-        arguments += [str(model_path), str(session.run.adapter)]
+        arguments += [model_path, session.run.adapter]
         backbone = load(resolve(recipe.backbone), recipe.backbone, REWARD)
         again = attach_saved(backbone, session.run.adapter)
         with torch.no_grad():
             assert torch.equal(again(input_ids=ids, attention_mask=mask).logits, wanted[-1])
-    command = [sys.executable, "-c", PLAIN, *arguments]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for (logits, outputs, names), mine in zip(
-        json.loads(printed.splitlines()[-1]), wanted, strict=True
-    ):
+    printed = run_plain(PLAIN, *arguments)
+    for (logits, outputs, names), mine in zip(json.loads(printed), wanted, strict=True):
         assert (outputs, names) == (1, ["reward"])
         assert torch.allclose(torch.tensor(logits), mine, atol=1e-6)
     assert not torch.allclose(wanted[1], wanted[2], atol=1e-3)

@@ -26,6 +26,7 @@ from lora_kit.training.self_distillation.rewriting import (
     rewrite_answers,
 )
 from lora_kit.training.self_distillation.rows import read_training_rows
+from tests.merging.in_process import in_this_process
 from tests.training_rows import training_rows
 
 QUESTIONS = ("What is the capital of France?", "Name a colour.")
@@ -181,7 +182,8 @@ def test_a_run_with_generated_rows_and_no_validation_is_merged(
     replay = {"source": "self", "fraction": 0.5}
     recipe = changed(tiny_recipe, data={"replay": replay, "validation": []})
     trained = train(recipe, tmp_path / "run")
-    (merged,) = merge(trained.session.run.root)
+    with in_this_process():
+        (merged,) = merge(trained.session.run.root)
     assert merged.verification.passed
 
 

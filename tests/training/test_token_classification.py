@@ -1,8 +1,6 @@
 """Loss, features and saved head of a token classification."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +24,7 @@ from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import AdapterError, MergeError
 from lora_kit.training.head_losses.tags import TagLoss
 from tests.entities import TAGS, entities_recipe
+from tests.plain_process import run_plain
 
 PLAIN = """
 import json, sys, torch
@@ -98,7 +97,7 @@ def test_plain_transformers_gives_the_same_logits(
         (tiny_encoder, {"method": "last-1"}),
         (tiny, {"rank": 4, "alpha": 8}),
     ]
-    mine, command = [], [sys.executable, "-c", PLAIN]
+    mine, arguments = [], []
     for number, (backbone, adapter) in enumerate(cases):
         recipe = entities_recipe(backbone, tmp_path, adapter=adapter)
         session = pipeline.train(recipe, tmp_path / f"run {number}").session
@@ -106,9 +105,9 @@ def test_plain_transformers_gives_the_same_logits(
         mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
         with torch.no_grad():
             mine.append(session.model.eval()(input_ids=ids, attention_mask=mask).logits)
-        command += [str(backbone), str(session.run.adapter)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for expected, (logits, names) in zip(mine, json.loads(told.splitlines()[-1]), strict=True):
+        arguments += [backbone, session.run.adapter]
+    printed = run_plain(PLAIN, *arguments)
+    for expected, (logits, names) in zip(mine, json.loads(printed), strict=True):
         assert tuple(names) == TAGS
         assert torch.allclose(torch.tensor(logits), expected, atol=1e-6)
     _check_saved(tmp_path / "run 0" / "adapter")
