@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.first_tokens import VOCABULARY, write_first_tokens
+
 
 def write_narrow(
     directory: Path, tokenizer: Path, positions: int, *, ends: bool = False, template: bool = False
 ) -> Path:
-    """Write a GPT-2 with few positions and a real tokenizer.
+    """Write a GPT-2 with few positions and the first tokens of a real tokenizer.
 
     Args:
         directory: directory to write to.
@@ -25,10 +26,9 @@ def write_narrow(
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    vocabulary = json.loads((tokenizer / "config.json").read_text())["vocab_size"]
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=vocabulary,
+        vocab_size=VOCABULARY,
         n_positions=positions,
         n_embd=32,
         n_layer=2,
@@ -39,12 +39,13 @@ def write_narrow(
     model = GPT2LMHeadModel(config)
     if ends:
         with torch.no_grad():
-            towards = torch.full((32,), math.sqrt((math.log(vocabulary) - 3) / 32))
+            towards = torch.full((32,), math.sqrt((math.log(VOCABULARY) - 3) / 32))
             model.transformer.wte.weight[2] = model.transformer.ln_f.bias[:] = towards
     model.save_pretrained(directory)
-    for pattern in ("tokenizer*", "*.jinja" if template else "none"):
-        for file in tokenizer.glob(pattern):
-            shutil.copy(file, directory / file.name)
+    write_first_tokens(tokenizer, directory)
+    if not template:
+        for file in directory.glob("*.jinja"):
+            file.unlink()
     return directory
 
 

@@ -439,9 +439,13 @@ def test_without_lm_eval_the_error_says_what_to_install(
 
 
 def test_every_task_of_the_bundled_suite_is_one_of_lm_eval() -> None:
-    from lm_eval.tasks import TaskManager
+    import lm_eval.tasks
 
     suite = Suite.load("hub-retention")
     assert {task.kind for task in suite.tasks} == {"lm_eval"}
-    assert {task.source for task in suite.tasks} <= set(TaskManager().all_tasks)
+    # Only the folders of these tasks: reading the package's 15,000 files takes 8 s.
+    folder = Path(lm_eval.tasks.__file__).parent
+    folders = {str(folder / task.source.partition("_")[0]) for task in suite.tasks}
+    manager = lm_eval.tasks.TaskManager(include_path=sorted(folders), include_defaults=False)
+    assert {task.source for task in suite.tasks} <= set(manager.all_tasks)
     assert all(task.rationale for task in suite.tasks)

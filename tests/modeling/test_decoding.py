@@ -183,7 +183,7 @@ def test_every_family_decodes_as_in_transformers(family: str) -> None:
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("adapter", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_real_model_gives_the_same_tokens_in_4_bits(
     real_backbone: Backbone, dtype: torch.dtype, adapter: bool
 ) -> None:

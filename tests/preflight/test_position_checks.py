@@ -1,5 +1,6 @@
 """Sequences longer than the learned positions of a backbone are refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_long_answers_after_the_teachers_prompt_are_refused(
     short: dict[str, Any], smollm: Path, tmp_path: Path
 ) -> None:
     """The teacher's prompt holds the completion as well, and is the longer one."""
-    short["backbone"]["model"] = str(write_narrow(tmp_path / "wide", smollm, 64))
+    short["backbone"]["model"] = str(write_narrow(tmp_path / "wide", smollm, 66))
     asked = [{"prompt": f"{n} plus {n}?", "completion": "It is " * n} for n in range(1, 5)]
     rows = write_rows(tmp_path / "asked.jsonl", asked)
     short["data"] |= {"train": [{"source": str(rows)}], "max_length": 32}
@@ -114,16 +115,15 @@ def test_long_sampled_answers_are_refused(short: dict[str, Any], tmp_path: Path)
         r"grpo\.max_new_tokens: 40: .*asked\.jsonl:1: .*needs \d+ positions \(available: \d+\)"
     )
     refused(short, RecipeError, message, tmp_path / "refused")
+    with pytest.raises(RecipeError) as caught:
+        make_plan(Recipe.model_validate(short))
+    [numbers] = re.findall(r"needs (\d+) positions \(available: (\d+)\)", str(caught.value))
+    needed, available = map(int, numbers)
     # The last generated token is an input too when the answer is scored.
-    tokens, refused_tokens = 8, 40
-    while refused_tokens - tokens > 1:
-        middle = short["grpo"]["max_new_tokens"] = (tokens + refused_tokens) // 2
-        try:
-            make_plan(Recipe.model_validate(short))
-        except RecipeError:
-            refused_tokens = middle
-        else:
-            tokens = middle
+    tokens = 40 - (needed - available)
     assert tokens > 8
+    short["grpo"]["max_new_tokens"] = tokens + 1
+    with pytest.raises(RecipeError, match=r"grpo\.max_new_tokens"):
+        make_plan(Recipe.model_validate(short))
     short["grpo"]["max_new_tokens"] = tokens
     train(Recipe.model_validate(short), tmp_path / "run")

@@ -1,8 +1,9 @@
-"""A right run says nothing of kernels that bitsandbytes does without, in a script as well."""
+"""A right run says nothing of kernels that bitsandbytes does without.
+
+tests/preflight/test_libraries.py looks at a process that imports lora_kit first, and bitsandbytes.
+"""
 
 import logging
-import subprocess
-import sys
 
 import pytest
 
@@ -22,10 +23,3 @@ def test_the_kernels_message_is_left_out_and_others_are_not(
     monkeypatch.setenv("LORA_KIT_DEBUG", "1")
     logger.error(MESSAGE)
     assert caplog.records[-1].getMessage() == MESSAGE
-
-
-def test_a_script_that_imports_the_package_first_does_not_see_it() -> None:
-    command = [sys.executable, "-c", "import lora_kit, bitsandbytes"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "kernels" not in done.stderr
