@@ -26,7 +26,8 @@ from lora_kit.pipeline.shipped_arms import Programs
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.runtime.errors import EvaluationError, RecipeError
 from tests.evaluation.changing_adapter import write_changing_adapter
-from tests.standins.completions_server import StandIn, load
+from tests.standins.completions_server import StandIn
+from tests.standins.models import log_probabilities
 from tests.standins.programs import write_vllm
 
 SUITE: dict[str, Any] = {
@@ -49,18 +50,14 @@ def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_changing_adapter(tiny, tmp_path_factory.mktemp("adapter"))
 
 
-@pytest.fixture(scope="module")
-def model(tiny: Path, adapter: Path) -> tuple[Any, Any]:
-    return load(str(tiny), str(adapter))
-
-
 @pytest.fixture
-def serve(model: tuple[Any, Any]) -> Iterator[Serve]:
+def serve(tiny: Path, adapter: Path) -> Iterator[Serve]:
     """Yield a function that starts the stand-in with a fault, and returns its address."""
     with ExitStack() as running:
 
         def start(fault: str = "", key: str = "") -> str:
-            standin = StandIn(*model, adapter="mine", fault=fault, key=key)
+            models = (str(tiny), str(adapter), log_probabilities)
+            standin = StandIn(*models, adapter_name="mine", fault=fault, key=key)
             server = running.enter_context(standin.server(0))
             thread = Thread(target=server.serve_forever)
             thread.start()
@@ -246,8 +243,8 @@ def test_the_agreement_of_engines_is_measured_on_the_same_items(
     ("fault", "reason"),
     [
         ("ignores", "vLLM, .* answers for the adapter as for the base"),
-        pytest.param("half", "does not answer", marks=pytest.mark.slow),
-        pytest.param("vocabulary", "has other tokens than the backbone", marks=pytest.mark.slow),
+        ("half", "does not answer"),
+        ("vocabulary", "has other tokens than the backbone"),
     ],
 )
 def test_a_vllm_that_does_otherwise_is_refused(

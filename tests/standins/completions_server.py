@@ -1,10 +1,11 @@
 """Stand-in for a server with OpenAI's completions, such as vLLM's, answered by transformers.
 
-    python -m tests.standins.completions_server --model FOLDER --port PORT
+    MODELS=ADDRESS python -m tests.standins.completions_server --model FOLDER --port PORT
         [--served-model-name NAME] [--lora-modules NAME=FOLDER] [other options of vLLM's server]
 
-It serves the model as NAME (`base`), and each adapter under its name. A fault (FAULT in the
-environment of the program) makes it misbehave:
+It serves the model as NAME (`base`), and each adapter under its name. The models are those of
+`tests.standins.models`, at an address. A fault (FAULT in the environment of the program) makes it
+misbehave:
 
 * `ignores`: it answers for the adapter as for the base;
 * `half`: it stops at the twelfth completion;
@@ -23,30 +24,45 @@ import sys
 import time
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 from threading import Lock, Thread
-from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import numpy as np
+from tokenizers import Tokenizer
 
 from tests.standins.json_handler import Json, JsonHandler
+from tests.standins.models import LogProbabilities, models_at
 
 END = 2
 
 
 @dataclass
 class StandIn:
-    """A model, and an adapter under a name of its own, as a server answers for them."""
+    """A model, and an adapter under a name of its own, as a server answers for them.
 
-    model: Any
-    tokenizer: Any
-    adapter: str = ""
+    Attributes:
+        model: folder of the model.
+        adapter: folder of the adapter; empty if there is none.
+        ask: function that gives a model's log-probabilities.
+        adapter_name: name of the adapter.
+        name: name of the model.
+        fault: name of the fault; empty if there is none.
+        key: key that has to be sent.
+    """
+
+    model: str
+    adapter: str
+    ask: LogProbabilities
+    adapter_name: str = ""
     name: str = "base"
     fault: str = ""
     key: str = ""
     lock: Lock = field(default_factory=Lock)
     completions: int = 0
     refused: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokenizer = Tokenizer.from_file(str(Path(self.model) / "tokenizer.json"))
 
     def server(self, port: int) -> ThreadingHTTPServer:
         """Return a server on the loopback interface."""
@@ -55,7 +71,7 @@ class StandIn:
 
     @property
     def names(self) -> list[str]:
-        return [self.name, *([self.adapter] if self.adapter else [])]
+        return [self.name, *([self.adapter_name] if self.adapter else [])]
 
     def answer(self, path: str, authorization: str | None, body: Json) -> tuple[int, Json]:
         """Return the status and the content of an answer; status 0 to stop."""
@@ -83,20 +99,16 @@ class StandIn:
         read = sum(map(len, body["prompt"])) + (self.fault == "adds")
         return 200, {"choices": choices, "usage": {"prompt_tokens": read}}
 
-    def log_probabilities(self, model: str, ids: list[int]) -> torch.Tensor:
-        with torch.inference_mode():
-            if self.adapter and (model == self.name or self.fault == "ignores"):
-                with self.model.disable_adapter():
-                    logits = self.model(torch.tensor([ids])).logits[0]
-            else:
-                logits = self.model(torch.tensor([ids])).logits[0]
-        return logits.double().log_softmax(-1)
+    def log_probabilities(self, model: str, ids: list[int], rows: int) -> np.ndarray:
+        is_base = model == self.name or self.fault == "ignores"
+        return self.ask(self.model, "" if is_base else self.adapter, ids, rows)
 
     def word(self, token: int) -> str:
-        return str(self.tokenizer.decode([token])) + ("x" if self.fault == "vocabulary" else "")
+        word: str = self.tokenizer.decode([token], skip_special_tokens=False)
+        return word + ("x" if self.fault == "vocabulary" else "")
 
     def choice(self, body: Json, prompt: list[int]) -> Json:
-        table = self.log_probabilities(body["model"], prompt)
+        table = self.log_probabilities(body["model"], prompt, len(prompt))
         given: Json = {"finish_reason": "length"}
         if "prompt_logprobs" in body and self.fault not in ("echo", "generates"):
             given["prompt_logprobs"] = [None] + [
@@ -116,7 +128,7 @@ class StandIn:
             }
         ids = list(prompt)
         for _ in range(body["max_tokens"]):
-            token = int(self.log_probabilities(body["model"], ids)[-1].argmax())
+            token = int(self.log_probabilities(body["model"], ids, 1)[0].argmax())
             if token == END:
                 given["finish_reason"] = "stop"
                 break
@@ -152,22 +164,14 @@ def refusal(status: int, message: str) -> tuple[int, Json]:
     return status, {"error": {"message": message}}
 
 
-def load(model: str, adapter: str | None) -> tuple[Any, Any]:
-    """Return a model, with an adapter attached if one is named, and its tokenizer."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    if adapter is not None:
-        from peft import PeftModel
-
-        loaded = PeftModel.from_pretrained(loaded, adapter)
-    return loaded.eval(), AutoTokenizer.from_pretrained(model)
-
-
 if __name__ == "__main__":
     options = dict(zip(sys.argv[1:], sys.argv[2:], strict=False))
     name, _, path = options.get("--lora-modules", "").partition("=")
     standin = StandIn(
-        *load(options["--model"], path or None),
-        adapter=name,
+        options["--model"],
+        path,
+        models_at(os.environ["MODELS"]),
+        adapter_name=name,
         name=options.get("--served-model-name", "base"),
         fault=os.environ.get("FAULT", ""),
     )

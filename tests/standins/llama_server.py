@@ -1,7 +1,9 @@
 """Stand-in for llama.cpp's server: its addresses that the engine asks, answered by transformers.
 
-    python -m tests.standins.llama_server --model FOLDER/FILE --port PORT [other options]
+    MODELS=ADDRESS python -m tests.standins.llama_server --model FOLDER/FILE --port PORT
+        [other options]
 
+The model of the folder is that of `tests.standins.models`, at an address.
 FAULT in the environment makes it misbehave; it then answers by a fixed rule, without a model:
 
 * `load`: it ends before the model is loaded;
@@ -25,6 +27,7 @@ from threading import Lock
 from tokenizers import Tokenizer
 
 from tests.standins.json_handler import Json, JsonHandler
+from tests.standins.models import models_at
 
 FAULT = os.environ.get("FAULT", "")
 END = 2
@@ -34,15 +37,10 @@ LogLikelihoods = Callable[[Sequence[int]], list[float]]
 
 
 def of_model(folder: Path) -> LogLikelihoods:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ask = models_at(os.environ["MODELS"])
 
     def next_token(ids: Sequence[int]) -> list[float]:
-        with torch.inference_mode():
-            logits = model(torch.tensor([ids])).logits[0, -1].double()
-        return list(logits.log_softmax(-1).tolist())
+        return list(ask(str(folder), "", ids, 1)[0].tolist())
 
     return next_token
 

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from tests.standins.models import serve_models
+
 ROOT = Path(__file__).parents[2]
 LLAMA_SERVER, COMPLETIONS_SERVER = (
     "tests.standins.llama_server",
@@ -37,4 +39,5 @@ esac"""
 def _command(module: str) -> str:
     """Return the command of a shell script that runs a module of these tests in its place."""
     path = f"{ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"
-    return f'export PYTHONPATH="{path}"; exec {sys.executable} -m {module}'
+    settings = f'export PYTHONPATH="{path}" MODELS="{serve_models()}"'
+    return f"{settings}; exec {sys.executable} -m {module}"
