@@ -7,8 +7,7 @@ with another learning rate, starts at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import accumulate
@@ -26,6 +25,7 @@ from lora_kit.backbone.heads import pad_right
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import IGNORE_INDEX, Example
+from lora_kit.modeling.head_inputs import Pick, find_pick, last_positions, recorded_inputs
 from lora_kit.modeling.linear_probe import mean_hidden_states
 from lora_kit.modeling.model_inputs import to_device
 from lora_kit.modeling.modes import eval_mode
@@ -43,10 +43,6 @@ if TYPE_CHECKING:
 VERSION = 1
 # Texts per forward pass.
 ROWS = 32
-# Upper bound of the difference between two float32 computations of a head on one input.
-TOLERANCE = 1e-4
-
-Pick = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +231,7 @@ def _compute(
     with (
         eval_mode(model),
         torch.no_grad(),
-        _recorded_inputs(head) as inputs,
+        recorded_inputs(head) as inputs,
         meter("features", len(order)) as progress,
     ):
         for start in range(0, len(order), ROWS):
@@ -243,9 +239,9 @@ def _compute(
             batch = pad_right([examples[row].input_ids for row in rows], pad)
             batch = to_device(batch, backbone.model.device)
             logits = model(**batch).logits.float()
-            hidden, last = inputs.pop().float(), _last_positions(batch["input_ids"], pad)
+            hidden, last = inputs.pop().float(), last_positions(batch["input_ids"], pad)
             inputs.clear()
-            pick = pick or _find_pick(backbone, head, hidden, last, logits)
+            pick = pick or find_pick(backbone, head, hidden, last, logits)
             inputs.clear()
             for row, states in zip(rows, pick(hidden, last).cpu(), strict=True):
                 features[row] = word_states(states, examples[row]) if reads_words else states
@@ -263,74 +259,3 @@ def word_states(states: torch.Tensor, example: Example) -> torch.Tensor:
     """
     is_first = torch.tensor(example.labels, device=states.device) != IGNORE_INDEX
     return states[: len(example.labels)][is_first]
-
-
-def _last_positions(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """Return the position at which a decoder's head is read: the last token that is not padding.
-
-    If a turn ends with the padding token, this is the token before it, as in transformers.
-
-    Args:
-        input_ids: (batch, length) int64.
-        pad_token_id: id of the padding token.
-
-    Returns:
-        (batch,) int64.
-    """
-    places = torch.arange(input_ids.shape[1], device=input_ids.device)
-    return (places * (input_ids != pad_token_id)).argmax(dim=1)
-
-
-@contextmanager
-def _recorded_inputs(head: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    recorded: list[torch.Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _module, inputs: recorded.append(inputs[0]))
-    try:
-        yield recorded
-    finally:
-        handle.remove()
-
-
-def _find_pick(
-    backbone: Backbone,
-    head: torch.nn.Module,
-    hidden: torch.Tensor,
-    last: torch.Tensor,
-    logits: torch.Tensor,
-) -> Pick:
-    """Find the part of the head's input that determines its logits, by trying the known ones.
-
-    The input of an encoder's head is already pooled, or its first position is read; a decoder's
-    head is applied at every position, and the last one is read. A head of words is applied at
-    every position.
-
-    Args:
-        backbone: backbone of the head.
-        head: the head.
-        hidden: (batch, hidden) or (batch, length, hidden) float32, input of the head.
-        last: (batch,) int64, last position of each row.
-        logits: (batch, classes), or (batch, length, tags) of words, float32, logits of the model.
-    """
-
-    def whole(hidden: torch.Tensor, _last: torch.Tensor) -> torch.Tensor:
-        return hidden
-
-    def last_position(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        return hidden[torch.arange(len(hidden)), last]
-
-    def first_position(hidden: torch.Tensor, _last: torch.Tensor) -> torch.Tensor:
-        return hidden[:, :1]
-
-    is_whole = hidden.dim() == 2 or logits.dim() == 3
-    for pick in [whole] if is_whole else [last_position, first_position]:
-        try:
-            candidate = head(pick(hidden, last))
-        except (IndexError, RuntimeError):
-            continue  # a head that expects sequences was given single positions
-        is_same_shape = candidate.shape == logits.shape
-        if is_same_shape and torch.allclose(candidate.float(), logits, atol=TOLERANCE):
-            return pick
-    raise AdapterError(
-        "adapter.method: `head` cannot identify the inputs of the head in this architecture (got "
-        f"{type(backbone.model).__name__}). Fix: set lora"
-    )

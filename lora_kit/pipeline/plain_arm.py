@@ -1,4 +1,4 @@
-"""The arm `plain`: the same training without the rows that the recipe adds, and without weights.
+"""The arm `plain`: the same training without added rows, weights and the alignment of domains.
 
 It takes as many steps: with more rows in an epoch, more epochs would be what helps. (With 100 rows,
 four changed copies of each raised macro-F1 by 0.10, and so did five times the epochs without them;
@@ -19,7 +19,7 @@ from lora_kit.pipeline.training import train
 from lora_kit.recipe.data import CHANGES
 from lora_kit.recipe.identity import training_fields
 from lora_kit.recipe.recipe import Recipe
-from lora_kit.recipe.sections import PLAIN
+from lora_kit.recipe.sections import NOT_PLAIN, PLAIN
 from lora_kit.runs.session import Session
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
@@ -35,13 +35,12 @@ def plain_arm(session: Session) -> LoadedArms:
         session: run of a head that reads a text.
 
     Raises:
-        EvaluationError: if the recipe neither adds rows nor weighs them.
+        EvaluationError: if the recipe has nothing that the arm leaves out.
     """
-    if not session.recipe.data.changed:
-        names = ", ".join(f"data.{name}" for name in CHANGES)
+    if not session.recipe.left_out_of_plain:
         raise EvaluationError(
-            f"{session.run.root}: arm plain: is the training without {names} (got a recipe with "
-            "none of them). Fix: drop the arm"
+            f"{session.run.root}: arm plain: is the training without {', '.join(NOT_PLAIN)} (got a "
+            "recipe with none of them). Fix: drop the arm"
         )
     recipe = _without_changes(session)
     rows = session.run.load_record().get("data", {}).get("rows_digest")
@@ -57,7 +56,7 @@ def _without_changes(session: Session) -> Recipe:
     data = recipe.data.model_copy(update=dict.fromkeys(CHANGES))
     evaluation = recipe.evaluation.model_copy(update={"arms": ["base", "adapter"]})
     epochs = recipe.training.epochs * _examples_per_own_row(session)
-    training = recipe.training.model_copy(update={"epochs": epochs})
+    training = recipe.training.model_copy(update={"epochs": epochs, "domain_alignment": None})
     changes = {"data": data, "evaluation": evaluation, "training": training}
     return recipe.model_copy(update=changes)
 
@@ -77,7 +76,7 @@ def _examples_per_own_row(session: Session) -> float:
 def _trained(session: Session, recipe: Recipe) -> Any:
     # The two need not fit into memory together.
     session.close()
-    say(f"{session.run.plain}: training without {', '.join(session.recipe.data.changed)}")
+    say(f"{session.run.plain}: training without {', '.join(session.recipe.left_out_of_plain)}")
     opened = train(recipe, session.run.plain, resume=True).session
     head = read_saved_head(opened.run.adapter)
     if not isinstance(head, SavedLabels):

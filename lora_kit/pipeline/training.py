@@ -31,12 +31,12 @@ from lora_kit.runtime.launch import Launch, current_launch
 from lora_kit.runtime.machine import versions
 from lora_kit.runtime.processes import process_state, require_agreement
 from lora_kit.training.distillation import teacher_digest
+from lora_kit.training.domain_alignment.target import FIELD as TARGET_FIELD
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.micro_batcher import MicroBatcher
 from lora_kit.training.plot import plot_training
 from lora_kit.training.preferences.reward_runs import reward_digests
 from lora_kit.training.resuming import begin_run, choose_run, recorded_result, require_same_training
-from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.retention.token_masking import mask_improbable_tokens
 from lora_kit.training.rows_of_run import rows_of_run
 from lora_kit.training.self_distillation.rows import read_training_rows
@@ -135,7 +135,16 @@ def train(
         _begin_record(run, recipe, begun)
     held_out, texts = ready.data.held_out, ready.texts
     inputs = TrainingInputs(
-        recipe, backbone, ready.model, data, held_out, run, texts, launch, ready.weights
+        recipe,
+        backbone,
+        ready.model,
+        data,
+        held_out,
+        run,
+        texts,
+        launch,
+        ready.weights,
+        ready.target,
     )
     result = run_training(inputs, chosen.checkpoint, ends_early)
     if loaded.take_off:
@@ -197,7 +206,7 @@ def _begun(
     for warning in ready.checked.warnings:
         say(warning)
     refuse_problems(ready.audit)
-    inputs = _inputs(recipe, ready.data, ready.texts)
+    inputs = _inputs(recipe, ready)
     require_agreement(
         {
             "files of the backbone": backbone.fingerprint.digest,
@@ -214,13 +223,14 @@ def _begun(
     return _Begun(ready, backbone, read.generated, data, work, covered, inputs)
 
 
-def _inputs(recipe: Recipe, data: TrainingData, texts: RetentionTexts) -> dict[str, str]:
+def _inputs(recipe: Recipe, ready: PreparedTraining) -> dict[str, str]:
     """Return digests of the rows, texts and models that a training depends on, by name."""
-    teacher = recipe.training.distillation
+    teacher, data, target = recipe.training.distillation, ready.data, ready.target
     return {
         TRAINING_ROWS: data.prepared.digest,
         **({"the rows of data.validation": data.held_out.digest} if data.held_out else {}),
-        **{f"the texts of {name}": one.digest for name, one in texts.by_field.items()},
+        **{f"the texts of {name}": one.digest for name, one in ready.texts.by_field.items()},
+        **({f"the texts of {TARGET_FIELD}": target.digest} if target else {}),
         **(
             {"the files of training.distillation.teacher": teacher_digest(teacher)}
             if teacher

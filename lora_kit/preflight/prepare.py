@@ -24,6 +24,7 @@ from lora_kit.preflight.context import PreflightContext
 from lora_kit.recipe.objective import TEXT_HEADS
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.launch import Launch
+from lora_kit.training.domain_alignment.target import TargetTexts
 from lora_kit.training.retention.texts import RetentionTexts, refuse_items
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class PreparedTraining:
         checked: names and warnings of the checks that ran.
         audit: findings in the rows; problems are not refused yet.
         weights: weight in the loss of rows by their index; 1 for the others.
+        target: texts of `training.domain_alignment`, if the recipe has it.
     """
 
     model: PeftModel
@@ -49,6 +51,7 @@ class PreparedTraining:
     checked: CheckResult
     audit: Audit
     weights: Mapping[int, float]
+    target: TargetTexts | None
 
 
 def prepare_training(
@@ -78,7 +81,7 @@ def prepare_training(
     held_out_rows = validation_rows(recipe.data, recipe.seed, objective)
     data = prepare(read.rows, tokenizer, recipe.data, read.replay, objective, outputs)
     held_out = prepare(held_out_rows, tokenizer, recipe.data, outputs=outputs)
-    texts = RetentionTexts.read(recipe, tokenizer)
+    texts, target = RetentionTexts.read(recipe, tokenizer), TargetTexts.read(recipe, tokenizer)
     model = attach(backbone, recipe.adapter, recipe.seed)
     context = PreflightContext(
         recipe,
@@ -98,4 +101,4 @@ def prepare_training(
     refuse_items(texts, items, limits.leakage)
     own = read.sources_of(sources)
     training_data = TrainingData(own, read.rows, read.replay, data, held_out_rows, held_out)
-    return PreparedTraining(model, training_data, texts, checked, findings, read.weights)
+    return PreparedTraining(model, training_data, texts, checked, findings, read.weights, target)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from lora_kit.recipe.conflicts import (
     adapter,
     data,
+    domains,
     embedding,
     heads,
     initialisation,
@@ -60,6 +61,8 @@ RULES: tuple[Rule, ...] = (
     heads.label_errors_of_classes,
     heads.changed_rows_of_heads,
     heads.text_head_retention,
+    domains.alignment_of_trained_features,
+    domains.covariance_of_a_step,
     heads.arms_of_a_head,
     heads.options_of_a_head,
     embedding.in_batch_negatives,

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.backbone import BackboneSpec, DType
 from lora_kit.recipe.classification import ClassificationSpec
-from lora_kit.recipe.data import DataSpec
+from lora_kit.recipe.data import CHANGES, DataSpec
 from lora_kit.recipe.embedding import EmbeddingSpec
 from lora_kit.recipe.multi_label import MultiLabelSpec
 from lora_kit.recipe.objective import (
@@ -58,6 +58,8 @@ RETRIEVAL: Literal["retrieval"] = "retrieval"
 SCRATCH: Literal["scratch"] = "scratch"
 PROBE: Literal["probe"] = "probe"
 PLAIN: Literal["plain"] = "plain"
+# Fields without which that arm is trained.
+NOT_PLAIN = (*(f"data.{name}" for name in CHANGES), "training.domain_alignment")
 # Arms that need the recipe and the data of a run.
 RUN_ONLY_ARMS = (*MERGED_ARMS, *QUANTIZED_ARMS, SCRATCH, RETRIEVAL, PROBE, PLAIN)
 # Arms that work with a head, by objective; the others need a language model, or merge one.
@@ -84,7 +86,8 @@ class EvaluationSpec(Section):
     rows and steps on randomly initialised weights, without `retention` (but initialised from the
     texts of `retention.corda`); `probe`: for a head that reads a text, a linear model (for classes
     a logistic regression) of the frozen backbone's features; `plain`: as many steps of the same
-    training without `data.unlabeled`, `data.reweight` and `data.augmentation`."""
+    training without `data.unlabeled`, `data.reweight`, `data.augmentation` and
+    `training.domain_alignment`."""
     shots: Count = 5
     """Training rows in the prompt of the arm `fewshot`."""
     gpus: Count = 1
@@ -183,6 +186,13 @@ class RecipeSections(Section):
     @classmethod
     def _fill_in_objective(cls, value: Any) -> Any:
         return _with_objective_defaults(value) if isinstance(value, dict) else value
+
+    @property
+    def left_out_of_plain(self) -> tuple[str, ...]:
+        """Dotted names of the fields that are set, and that the arm `plain` is trained without."""
+        changed = tuple(f"data.{name}" for name in self.data.changed)
+        aligned = ("training.domain_alignment",) if self.training.domain_alignment else ()
+        return changed + aligned
 
     @field_validator("name")
     @classmethod

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.data import SourceSpec
 from lora_kit.recipe.objective import Objective
 from lora_kit.recipe.section import (
     Count,
@@ -59,6 +60,25 @@ class DistillationSpec(Section):
     """Weight of the teacher's distribution in the loss; the label has the rest."""
     temperature: Positive = 1.0
     """Softmax temperature; values above 1 raise the weight of unlikely tokens."""
+
+
+class DomainAlignmentSpec(Section):
+    """Features that do not tell the training rows from texts of a target domain.
+
+    Each forward pass has as many texts of the target as rows. The arm `plain` is trained without
+    them.
+    """
+
+    target: Annotated[list[SourceSpec], Field(min_length=1)]
+    """Sources of texts of the target domain, as in `data.train`; labels are not read."""
+    method: Literal["adversarial", "coral"] = "adversarial"
+    """`adversarial`: a classifier of the domains learns beside the head, and its gradient is
+    reversed below it (Ganin et al. 2016, arXiv:1505.07818). `coral`: the distance between the
+    covariances of both domains in a step is added to the loss (Sun and Saenko 2016,
+    arXiv:1607.01719)."""
+    weight: Positive = 1.0
+    """`adversarial`: factor of the reversed gradient at the end of the training, to which it rises
+    from 0. `coral`: weight of the distance in the loss."""
 
 
 class TrainingSpec(Section):
@@ -149,5 +169,8 @@ class TrainingSpec(Section):
     """Distillation from a larger model; for the objectives sft and text."""
     gradient_conflict: GradientConflictSpec | None = None
     """Measure, and with `pcgrad` remove, conflicts between the gradients of several sources."""
+    domain_alignment: DomainAlignmentSpec | None = None
+    """Heads that read a text: keep the features alike in the training rows and in a target
+    domain."""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
     """Trackers that also receive the values of `metrics.jsonl`."""

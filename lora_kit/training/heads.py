@@ -206,9 +206,13 @@ class HeadTrainer(StepTrainer):
             model: the model, wrapped by Accelerate.
             inputs: tensors of the pass, of `HeadTask.padded` or `Features.batch`.
         """
+        return self.row_losses(model, inputs).sum()
+
+    def row_losses(self, model: torch.nn.Module, inputs: StepInputs) -> torch.Tensor:
+        """Return the weighted loss of each row of a forward pass, (batch,) float32."""
         losses = self.task.loss.of_rows(_logits(model, inputs), inputs["targets"])
         weights: torch.Tensor | float = inputs.get("row_weights", 1.0)
-        return (losses * weights).sum()
+        return losses * weights
 
 
 def _row_weights(examples: Sequence[Example]) -> StepInputs:

@@ -13,6 +13,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.launch import Launch, current_launch
 from lora_kit.runtime.processes import process_state
+from lora_kit.training.domain_alignment.target import TargetTexts
 from lora_kit.training.micro_batcher import MicroBatcher
 from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.step_sizes import optimizer_steps
@@ -36,6 +37,7 @@ class TrainingInputs:
         launch: launch of the training, by default that of this process.
         row_weights: weight in the loss of a classification's examples by their index; 1 for the
             others.
+        target: texts of `training.domain_alignment`, if the recipe has it.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class TrainingInputs:
     texts: RetentionTexts = field(default_factory=RetentionTexts)
     launch: Launch = field(default_factory=current_launch)
     row_weights: Mapping[int, float] = field(default_factory=dict)
+    target: TargetTexts | None = None
 
     @cached_property
     def steps(self) -> int:

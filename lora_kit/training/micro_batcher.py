@@ -70,8 +70,10 @@ class MicroBatcher:
         """
         spec, packing = recipe.training, resolve_packing(recipe, attention, device.type)
         filled = packing is True
-        # Both texts of a pair go through the model in one pass.
-        each = 2 if spec.objective in OF_SEVERAL_TEXTS else 1
+        # Both texts of a pair go through the model in one pass, as does a text of the target with
+        # each row.
+        of_two = spec.objective in OF_SEVERAL_TEXTS or spec.domain_alignment is not None
+        each = 2 if of_two else 1
         micro = each * micro_batch_size(spec, processes, device)
         share = each * max_examples_per_process(spec, processes)
         # The size of a pack is limited by its tokens, not by its number of examples.

@@ -24,6 +24,7 @@ from lora_kit.training.arguments import training_arguments
 from lora_kit.training.callbacks import Interruption, MetricsLog, SamplerEpochs
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
 from lora_kit.training.distillation import Teacher
+from lora_kit.training.domain_alignment.trainer import AlignedHeadTrainer
 from lora_kit.training.drift import HeldOutDrift
 from lora_kit.training.gradient_conflict import GradientConflict
 from lora_kit.training.guards import Guards
@@ -79,9 +80,9 @@ class TrainingSetup:
         if recipe.training.compile:
             compile_blocks(inputs.model)
         is_main = process_state().is_main_process
-        metrics = trainer_class(recipe.training.objective).logged_metrics
+        kind = AlignedHeadTrainer if inputs.target else trainer_class(recipe.training.objective)
         plot = partial(plot_training, validation=(None, None), path=run.training_plot)
-        log = MetricsLog(run.metrics, progress, is_main, plot, metrics)
+        log = MetricsLog(run.metrics, progress, is_main, plot, kind.logged_metrics)
         measure_drift = drift.measure if drift else None
         validation = Validation(recipe.training, measure, log.record, measure_drift, ends_early)
         interruption = Interruption(any_process)
@@ -134,12 +135,7 @@ def _example_trainer(
 ) -> CheckpointedTrainer:
     """Return the trainer of the objectives that train on examples: sft, text and heads of texts."""
     retention = RetentionMethods.of(inputs, log.record)
-    kind: Callable[..., CheckpointedTrainer] = (
-        partial(HeadTrainer, task=task)
-        if task
-        else partial(SupervisedTrainer, teacher=Teacher.of(inputs.recipe.training.distillation))
-    )
-    return kind(
+    return _kind_of_trainer(inputs, task)(
         inputs=inputs,
         retention=retention,
         validation=validation,
@@ -149,6 +145,15 @@ def _example_trainer(
         ),
         callbacks=[*callbacks, *retention.callbacks],
     )
+
+
+def _kind_of_trainer(
+    inputs: TrainingInputs, task: HeadTask | None
+) -> Callable[..., CheckpointedTrainer]:
+    if task is None:
+        teacher = Teacher.of(inputs.recipe.training.distillation)
+        return partial(SupervisedTrainer, teacher=teacher)
+    return partial(AlignedHeadTrainer if inputs.target else HeadTrainer, task=task)
 
 
 def _gradient_conflict(inputs: TrainingInputs, log: MetricsLog) -> GradientConflict | None:

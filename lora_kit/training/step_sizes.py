@@ -40,9 +40,11 @@ def length_group_size(spec: TrainingSpec, device: torch.device) -> int:
     The default is the size of a forward pass on one process. The number of processes has no
     influence, so that a step has the same examples on any number of them.
     """
-    # Without passes of their own, the pairs of an embedding need no second forward pass.
-    is_small = device.type == "cpu" and spec.objective != "embedding"
-    default = 4 if is_small else spec.batch_size
+    # Without passes of their own, the pairs of an embedding need no second forward pass; a
+    # covariance is that of the whole step.
+    alignment = spec.domain_alignment
+    is_whole = spec.objective == "embedding" or (alignment and alignment.method == "coral")
+    default = 4 if device.type == "cpu" and not is_whole else spec.batch_size
     return min(spec.micro_batch_size or default, spec.batch_size)
 
 

@@ -18,6 +18,7 @@ from lora_kit.runtime.processes import any_process, process_state
 from lora_kit.training import checkpoints
 from lora_kit.training.acceleration import faster_on_cpu
 from lora_kit.training.checkpointed_trainer import CheckpointedTrainer
+from lora_kit.training.domain_alignment.trainer import remove_classifier
 from lora_kit.training.drift import HeldOutDrift
 from lora_kit.training.gradient_conflict import mean_cosines
 from lora_kit.training.head_start import start_at_the_mean
@@ -126,6 +127,7 @@ def run_training(
             f"{trainer.state.global_step} of {inputs.steps}. Fix: rerun with --resume"
         )
     kept_step = setup.restore_best(model)
+    remove_classifier(model)
     model.eval()
     after, drift_after = measure(), drift.measure() if drift else None
     # DeepSpeed rounds the weights in the model to the backbone's dtype.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bad_inputs.case import CHAT_ROW, Case, Place, jsonl, plan_of
+from tests.classifying import write_suite
 
 CLASSES = {"training": {"batch_size": 2, "objective": "classification"}}
 ROWS = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(8)]
@@ -34,6 +35,25 @@ def _data(
 
 
 SOURCE = {"source": "TEXTS"}
+
+
+def _alignment(name: str, alignment: dict[str, Any], *says: str, **own: Any) -> Case:
+    """Return the case of a plan with `training.domain_alignment`."""
+    case = _data(name, {}, *(says or ("training.domain_alignment.target",)), **own)
+
+    def write(place: Place) -> list[str]:
+        arguments = case.write(place)
+        path = Path(arguments[1])
+        recipe = json.loads(path.read_text())
+        texts = {"source": str(place.folder / "texts.jsonl")}
+        recipe["training"]["domain_alignment"] = {"target": [texts]} | alignment
+        write_suite(place.folder / "suite.yaml", jsonl(place, *ROWS))
+        path.write_text(json.dumps(recipe))
+        return arguments
+
+    return Case(case.name, write, case.says)
+
+
 CASES = (
     _data(
         "pseudo-labels for a language model",
@@ -118,6 +138,39 @@ CASES = (
         "works with classification or regression or multi-label only",
         training={"batch_size": 2},
     ),
+    _alignment(
+        "an alignment of frozen features",
+        {},
+        "training.domain_alignment: ",
+        "adapter.method",
+        adapter={"method": "head"},
+    ),
+    _alignment(
+        "an alignment of a language model",
+        {},
+        "works with classification or regression or multi-label only",
+        training={"batch_size": 2},
+    ),
+    _alignment("an alignment to nothing", {"target": []}, "training.domain_alignment.target"),
+    _alignment("an alignment to a file that is not there", {"target": [{"source": "no.jsonl"}]}),
+    _alignment(
+        "an alignment to fewer texts than a step has rows",
+        {},
+        *("training.domain_alignment.target: fewer texts", "got 1, training.batch_size is 2"),
+    ),
+    _alignment(
+        "a covariance of a part of the step",
+        {"method": "coral"},
+        *("training.micro_batch_size: ", "whole step"),
+        training=CLASSES["training"] | {"micro_batch_size": 1},
+    ),
+    _alignment(
+        "a covariance of one row",
+        {"method": "coral"},
+        "training.batch_size: coral needs several rows",
+        training=CLASSES["training"] | {"batch_size": 1},
+    ),
+    _alignment("a reversed reversal", {"weight": -1}, "training.domain_alignment.weight"),
     _data("no copies", {"augmentation": {"copies": 0}}, "data.augmentation.copies"),
     _data(
         "all words left out",

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from lora_kit.recipe.classification import NOT_OF_A_HEAD
 from lora_kit.recipe.conflicts.objective import OBJECTIVE, OF_LANGUAGE_MODELING
-from lora_kit.recipe.data import CHANGES
 from lora_kit.recipe.objective import (
     HEADED,
     NEW_HEADS,
@@ -17,6 +16,7 @@ from lora_kit.recipe.objective import (
 from lora_kit.recipe.problem import Problem, conflict
 from lora_kit.recipe.sections import (
     HEAD_ARMS,
+    NOT_PLAIN,
     PLAIN,
     PROBE,
     RETRIEVAL,
@@ -120,6 +120,7 @@ def label_errors_of_classes(recipe: RecipeSections) -> Iterator[Problem]:
 def changed_rows_of_heads(recipe: RecipeSections) -> Iterator[Problem]:
     """Refuse added and weighed rows without a head that reads them, and their arm without them."""
     objective, data = recipe.training.objective, recipe.data
+    alignment = recipe.training.domain_alignment
     for name in data.changed:
         if objective not in ROWS_CHANGED[name]:
             yield conflict(
@@ -138,6 +139,7 @@ def changed_rows_of_heads(recipe: RecipeSections) -> Iterator[Problem]:
     sources = {
         "data.unlabeled.texts": data.unlabeled.texts if data.unlabeled else (),
         "data.reweight.target": data.reweight.target if data.reweight else (),
+        "training.domain_alignment.target": alignment.target if alignment else (),
     }
     for field, specs in sources.items():
         for number, spec in enumerate(specs):
@@ -148,11 +150,12 @@ def changed_rows_of_heads(recipe: RecipeSections) -> Iterator[Problem]:
                     reason="only the sources of data.train are a mixture",
                     fix="remove it",
                 )
-    if PLAIN in recipe.evaluation.arms and objective in WHOLE_TEXT_HEADS and not data.changed:
+    is_asked = PLAIN in recipe.evaluation.arms and objective in WHOLE_TEXT_HEADS
+    if is_asked and not recipe.left_out_of_plain:
         yield conflict(
             "evaluation.arms",
             "data",
-            reason=f"plain is the training without {' and '.join(CHANGES)}, and there is none",
+            reason=f"plain is the training without {' and '.join(NOT_PLAIN)}, and there is none",
             fix="remove plain",
         )
 
