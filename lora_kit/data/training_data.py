@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows
@@ -19,6 +20,7 @@ class TrainingData:
         prepared: tokenized `rows`.
         held_out_rows: rows of `data.validation`; `None` if not needed.
         held_out: tokenized `held_out_rows`; `None` if not needed.
+        weights: weight in the loss of rows by their index; 1 for the others.
     """
 
     sources: Rows
@@ -27,3 +29,4 @@ class TrainingData:
     prepared: PreparedData
     held_out_rows: Rows | None = None
     held_out: PreparedData | None = None
+    weights: Mapping[int, float] = field(default_factory=dict)

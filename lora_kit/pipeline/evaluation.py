@@ -259,7 +259,9 @@ def _answering(
     if head.kind == "embedding":
         return [loaded_embedding_arms(subject, names)], embedding_facts(subject)
     models = loaded_head_arms(subject, names, rows)
+    # Last, since they free the model of the other arms.
+    if subject.session and SCRATCH in names:
+        models.append(scratch_arm(subject.session, rows))
     if subject.session and PLAIN in names:
-        # Last, since it frees the model of the other arms.
         models.append(plain_arm(subject.session))
     return models, head_facts(subject)

@@ -11,9 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from lora_kit.adapter.saved import read_saved_head
-from lora_kit.adapter.saved_heads import SavedLabels
-from lora_kit.backbone.devices import input_device
-from lora_kit.evaluation.arms.thresholds import Thresholded
+from lora_kit.evaluation.arms.text_heads import deciding
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.pipeline.training import train
 from lora_kit.recipe.data import CHANGES
@@ -78,8 +76,4 @@ def _trained(session: Session, recipe: Recipe) -> Any:
     session.close()
     say(f"{session.run.plain}: training without {', '.join(session.recipe.left_out_of_plain)}")
     opened = train(recipe, session.run.plain, resume=True).session
-    head = read_saved_head(opened.run.adapter)
-    if not isinstance(head, SavedLabels):
-        return opened.model
-    thresholds = list(head.thresholds.values())
-    return Thresholded(opened.model, thresholds, input_device(opened.backbone.model))
+    return deciding(opened.model, read_saved_head(opened.run.adapter), opened.backbone)

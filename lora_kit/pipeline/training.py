@@ -31,7 +31,6 @@ from lora_kit.runtime.launch import Launch, current_launch
 from lora_kit.runtime.machine import versions
 from lora_kit.runtime.processes import process_state, require_agreement
 from lora_kit.training.distillation import teacher_digest
-from lora_kit.training.domain_alignment.target import FIELD as TARGET_FIELD
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.micro_batcher import MicroBatcher
 from lora_kit.training.plot import plot_training
@@ -40,6 +39,7 @@ from lora_kit.training.resuming import begin_run, choose_run, recorded_result, r
 from lora_kit.training.retention.token_masking import mask_improbable_tokens
 from lora_kit.training.rows_of_run import rows_of_run
 from lora_kit.training.self_distillation.rows import read_training_rows
+from lora_kit.training.target_texts import FIELD as TARGET_FIELD
 from lora_kit.training.trainer import TrainingResult, run_training
 from lora_kit.training.validation import EndsEarly
 
@@ -143,7 +143,7 @@ def train(
         run,
         texts,
         launch,
-        ready.weights,
+        ready.data.weights,
         ready.target,
     )
     result = run_training(inputs, chosen.checkpoint, ends_early)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,8 @@ from lora_kit.preflight.context import PreflightContext
 from lora_kit.recipe.objective import TEXT_HEADS
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.launch import Launch
-from lora_kit.training.domain_alignment.target import TargetTexts
 from lora_kit.training.retention.texts import RetentionTexts, refuse_items
+from lora_kit.training.target_texts import TargetTexts
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -41,7 +41,6 @@ class PreparedTraining:
         texts: texts used by the retention methods.
         checked: names and warnings of the checks that ran.
         audit: findings in the rows; problems are not refused yet.
-        weights: weight in the loss of rows by their index; 1 for the others.
         target: texts of `training.domain_alignment`, if the recipe has it.
     """
 
@@ -50,7 +49,6 @@ class PreparedTraining:
     texts: RetentionTexts
     checked: CheckResult
     audit: Audit
-    weights: Mapping[int, float]
     target: TargetTexts | None
 
 
@@ -100,5 +98,7 @@ def prepare_training(
     findings = replace(findings, label_errors=read.label_errors)
     refuse_items(texts, items, limits.leakage)
     own = read.sources_of(sources)
-    training_data = TrainingData(own, read.rows, read.replay, data, held_out_rows, held_out)
-    return PreparedTraining(model, training_data, texts, checked, findings, read.weights, target)
+    training_data = TrainingData(
+        own, read.rows, read.replay, data, held_out_rows, held_out, read.weights
+    )
+    return PreparedTraining(model, training_data, texts, checked, findings, target)

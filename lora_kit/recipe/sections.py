@@ -64,8 +64,8 @@ NOT_PLAIN = (*(f"data.{name}" for name in CHANGES), "training.domain_alignment")
 RUN_ONLY_ARMS = (*MERGED_ARMS, *QUANTIZED_ARMS, SCRATCH, RETRIEVAL, PROBE, PLAIN)
 # Arms that work with a head, by objective; the others need a language model, or merge one.
 HEAD_ARMS: dict[HeadObjective, tuple[ArmName, ...]] = {
-    **dict.fromkeys(TEXT_HEADS, ("base", "adapter", RETRIEVAL, PROBE, PLAIN)),
-    "token-classification": ("base", "adapter", PROBE),
+    **dict.fromkeys(TEXT_HEADS, ("base", "adapter", RETRIEVAL, SCRATCH, PROBE, PLAIN)),
+    "token-classification": ("base", "adapter", SCRATCH, PROBE),
     "reward": ("base", "adapter", RETRIEVAL),
     "embedding": ("base", "adapter", RETRIEVAL),
 }

@@ -13,10 +13,10 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.launch import Launch, current_launch
 from lora_kit.runtime.processes import process_state
-from lora_kit.training.domain_alignment.target import TargetTexts
 from lora_kit.training.micro_batcher import MicroBatcher
 from lora_kit.training.retention.texts import RetentionTexts
 from lora_kit.training.step_sizes import optimizer_steps
+from lora_kit.training.target_texts import TargetTexts
 
 if TYPE_CHECKING:
     from peft import PeftModel

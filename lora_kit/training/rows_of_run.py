@@ -26,7 +26,8 @@ def rows_of_run(session: Session) -> TrainingData:
         read = read_training_rows(recipe, sources, backbone, session.run)
     outputs = backbone.head.outputs if backbone.head else None
     prepared = prepare(read.rows, backbone.tokenizer, recipe.data, read.replay, objective, outputs)
-    return TrainingData(read.sources_of(sources), read.rows, read.replay, prepared)
+    own = read.sources_of(sources)
+    return TrainingData(own, read.rows, read.replay, prepared, weights=read.weights)
 
 
 def require_trained_on(session: Session, data: TrainingData, arm: str) -> None:

@@ -122,8 +122,8 @@ def test_a_run_of_classes_from_plan_to_verdict(tiny_encoder: Path, tmp_path: Pat
         ReleaseError, match="a head cannot be merged, so there is no model to release"
     ):
         pipeline.release(tmp_path / "run")
-    with pytest.raises(EvaluationError, match=r"arms: not supported with a head \(got scratch\)"):
-        pipeline.evaluate(tmp_path / "run", arms=["scratch"])
+    with pytest.raises(EvaluationError, match=r"arms: not supported with a head \(got fewshot\)"):
+        pipeline.evaluate(tmp_path / "run", arms=["fewshot"])
 
 
 def test_built_in_areas_are_rows_of_one_area_each_and_no_module_is_in_two_splits() -> None:

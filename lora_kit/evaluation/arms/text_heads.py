@@ -20,6 +20,7 @@ from lora_kit.adapter.saved_heads import (
     SavedTags,
 )
 from lora_kit.backbone.devices import input_device
+from lora_kit.backbone.load import Backbone
 from lora_kit.data.entities import OUTSIDE
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.arms.base_or_adapter import base_and_adapter
@@ -156,6 +157,24 @@ class ConstantModel(torch.nn.Module):
         return SimpleNamespace(logits=self.logits.repeat(len(input_ids), 1))
 
 
+def deciding(model: Any, head: SavedHead | None, backbone: Backbone) -> Any:
+    """Return a model with what its head decides by: tags word for word, or labels by thresholds.
+
+    Args:
+        model: model with the adapter.
+        head: description of the head that was saved; `None` for a language model.
+        backbone: backbone of the model.
+    """
+    if isinstance(head, SavedTags):
+        return TokenTagger(model)
+    at = _thresholds(head)
+    return Thresholded(model, at, input_device(backbone.model)) if at else model
+
+
+def _thresholds(head: SavedHead | None) -> list[float]:
+    return list(head.thresholds.values()) if isinstance(head, SavedLabels) else []
+
+
 def loaded_head_arms(
     subject: Subject, names: Sequence[str], rows: Callable[[], TrainingData]
 ) -> list[LoadedArms]:
@@ -174,8 +193,7 @@ def loaded_head_arms(
     backbone, config = subject.backbone, subject.backbone.model.config
     trained = [backbone.fingerprint.digest, backbone.spec.attention]
     trained += adapter_tokenizer_identity(backbone)
-    thresholds = list(head.thresholds.values()) if isinstance(head, SavedLabels) else []
-    described = [*head.outputs.names, *map(str, thresholds)]
+    described = [*head.outputs.names, *map(str, _thresholds(head))]
     adapted = json_sha256([*trained, adapter_sha256(subject.adapter), described])
     baseline = baseline_of(head)
     constant: list[object] = [
@@ -189,17 +207,14 @@ def loaded_head_arms(
     def base() -> torch.nn.Module:
         if isinstance(head, SavedTags):
             return FrequentTags(baseline.logits, baseline.words, config).to(device)
-        return decided(ConstantModel(baseline.logits, config).to(device), baseline.thresholds)
-
-    def decided(model: torch.nn.Module, at: Sequence[float]) -> torch.nn.Module:
-        if isinstance(head, SavedTags):
-            return TokenTagger(model)
-        return Thresholded(model, at, device) if at else model
+        constant = ConstantModel(baseline.logits, config).to(device)
+        at = baseline.thresholds
+        return Thresholded(constant, at, device) if at else constant
 
     models = [
         base_and_adapter(
             base,
-            lambda: decided(subject.model, thresholds),
+            lambda: deciding(subject.model, head, backbone),
             (json_sha256(constant), adapted),
         )
     ]

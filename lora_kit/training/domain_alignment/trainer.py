@@ -18,10 +18,10 @@ from lora_kit.training.domain_alignment.losses import (
     reversal_strength,
     reversed_gradient,
 )
-from lora_kit.training.domain_alignment.target import TargetTexts
 from lora_kit.training.heads import HeadTrainer
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs
+from lora_kit.training.target_texts import TargetTexts
 
 # Examples with which the inputs of the head are found.
 ROWS = 4
