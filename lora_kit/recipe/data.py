@@ -125,12 +125,16 @@ class AugmentationSpec(Section):
     """Probability of each word to be left out."""
     swaps: Fraction = 0.1
     """Share of a text's words that change places with another one."""
+    synonyms: Share = 0.0
+    """English: probability of each word with a synonym in WordNet to be replaced by one; needs
+    WordNet's files (`apt install wordnet-base`, or NLTK's corpus `wordnet`)."""
 
     @model_validator(mode="after")
     def _require_a_change(self) -> AugmentationSpec:
-        if not self.dropout and not self.swaps:
+        if not self.dropout and not self.swaps and not self.synonyms:
             raise ValueError(
-                "changes nothing with `dropout` 0 and `swaps` 0. Fix: set one of them, or remove it"
+                "changes nothing with `dropout` 0, `swaps` 0 and `synonyms` 0. Fix: set one of "
+                "them, or remove it"
             )
         return self
 

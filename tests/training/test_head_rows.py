@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from lora_kit import pipeline
 from lora_kit.data.dataset import open_rows
+from lora_kit.data.wordnet import wordnet_digest
 from lora_kit.evaluation.verdict_file import read_verdict
 from lora_kit.recipe.data import AugmentationSpec
 from lora_kit.recipe.recipe import Recipe
@@ -22,6 +23,7 @@ from lora_kit.training.head_rows.domain_weights import density_ratios
 from lora_kit.training.head_rows.pseudo_labels import Check, PseudoLabels, refuse_harm
 from lora_kit.training.rows_of_run import rows_of_run
 from tests.classifying import WORDS, classes_recipe
+from tests.wordnet_files import write_wordnet
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +156,28 @@ def test_changed_copies_keep_words_and_lines() -> None:
     assert 0.77 < len(fewer) / 2_000 < 0.83
     assert fewer == sorted(fewer, key=int)
     assert changed_text("alone", AugmentationSpec(dropout=0.9), generator) == "alone"
+    spec = AugmentationSpec(dropout=0, swaps=0, synonyms=1.0)
+    known = {"large": ("big",), "slope": ("incline", "tilt")}
+    for _ in range(9):
+        found = changed_text('A "Large" slope,\n  enlarge', spec, generator, known)
+        assert found in {'A "Big" incline,\n  enlarge', 'A "Big" tilt,\n  enlarge'}
+    half = AugmentationSpec(dropout=0, swaps=0, synonyms=0.5)
+    assert 0.4 < changed_text("large " * 500, half, generator, known).count("big") / 500 < 0.6
+
+
+def test_synonyms_are_those_of_the_wordnet_that_is_installed(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WNSEARCHDIR", str(write_wordnet(tmp_path)))
+    rows = open_rows(_recipe(tiny_encoder, tmp_path, {}).data, 0, "classification")
+    spec = AugmentationSpec(dropout=0, swaps=0, synonyms=1.0)
+    same = augmented_rows(rows, spec, 0)
+    # No word of these rows has a synonym there.
+    assert [row.messages for row in same] == [row.messages for row in rows]
+    with (tmp_path / "data.adv").open("a") as stream:
+        stream.write("  another version\n")
+    wordnet_digest.cache_clear()
+    assert augmented_rows(rows, spec, 0).digest() != same.digest()
 
 
 def test_copies_are_of_training_rows_alone(tiny_encoder: Path, tmp_path: Path) -> None:

@@ -1,31 +1,47 @@
-"""Changed copies of rows: words left out, words that change places (Wei and Zou 2019, EDA)."""
+"""Changed copies of rows: synonyms, words left out, words that change places (Wei and Zou 2019)."""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 
 from lora_kit.data.row_sets import Rows, concatenate_rows
 from lora_kit.data.rows import Row
+from lora_kit.data.wordnet import read_synonyms, wordnet_digest, wordnet_folder
 from lora_kit.recipe.data import AugmentationSpec
 from lora_kit.runtime.hashes import json_sha256
 
 # Words with the white space before them, so that lines and indentation stay.
 WORD = re.compile(r"(\s*)(\S+)")
+# A word between punctuation marks.
+MARKED = re.compile(r"(\W*)(\w+)(\W*)")
+FIELD = "data.augmentation.synonyms"
+Synonyms = Mapping[str, tuple[str, ...]]
+NO_SYNONYMS: Synonyms = MappingProxyType({})
 
 
-def changed_text(text: str, spec: AugmentationSpec, generator: random.Random) -> str:
-    """Return a text with words left out and moved; white space stays with its place.
+def changed_text(
+    text: str,
+    spec: AugmentationSpec,
+    generator: random.Random,
+    synonyms: Synonyms = NO_SYNONYMS,
+) -> str:
+    """Return a text with words replaced, moved and left out; white space stays with its place.
 
     Args:
         text: text of at least one word.
         spec: the recipe's `data.augmentation`.
         generator: source of the changes.
+        synonyms: synonyms of lower-case words.
     """
     parts = WORD.findall(text)
     words = [word for _, word in parts]
+    if spec.synonyms:
+        words = [_replaced(word, spec.synonyms, synonyms, generator) for word in words]
     for _ in range(round(spec.swaps * len(words) / 2) if len(words) > 1 else 0):
         one, other = generator.sample(range(len(words)), 2)
         words[one], words[other] = words[other], words[one]
@@ -36,6 +52,18 @@ def changed_text(text: str, spec: AugmentationSpec, generator: random.Random) ->
     return "".join(space + word for space, word in kept).strip()
 
 
+def _replaced(word: str, share: float, synonyms: Synonyms, generator: random.Random) -> str:
+    """Return a word, or a synonym of it with its marks and its capital letter."""
+    marked = MARKED.fullmatch(word)
+    others = synonyms.get(marked[2].lower(), ()) if marked else ()
+    if marked is None or not others or generator.random() >= share:
+        return word
+    other = generator.choice(others)
+    if marked[2].istitle():
+        other = other.capitalize()
+    return marked[1] + other + marked[3]
+
+
 def augmented_rows(rows: Rows, spec: AugmentationSpec, seed: int) -> Rows:
     """Return changed copies of rows: all of them once, then again for each further copy.
 
@@ -43,21 +71,30 @@ def augmented_rows(rows: Rows, spec: AugmentationSpec, seed: int) -> Rows:
         rows: training rows of a head that reads a text.
         spec: the recipe's `data.augmentation`.
         seed: the recipe's seed.
+
+    Raises:
+        DataError: if synonyms are asked for, and WordNet is not installed.
     """
     copies = []
+    wordnet = wordnet_folder(FIELD) if spec.synonyms else None
     for number in range(1, spec.copies + 1):
         key = [spec.model_dump(), seed, number]
-        changed = rows.map_rows(lambda _: True, _change(spec, seed, number), json_sha256(key))
+        key += [wordnet_digest(wordnet)] if wordnet else []
+        change = _change(spec, seed, number, wordnet)
+        changed = rows.map_rows(lambda _: True, change, json_sha256(key))
         named = tuple(replace(one, name=f"changed: {one.name}") for one in changed.sources)
         copies.append(replace(changed, sources=named))
     return concatenate_rows(copies)
 
 
-def _change(spec: AugmentationSpec, seed: int, number: int) -> Callable[[Row], Row]:
+def _change(
+    spec: AugmentationSpec, seed: int, number: int, wordnet: Path | None
+) -> Callable[[Row], Row]:
     def change(row: Row) -> Row:
         generator = random.Random(f"{seed}/augmentation/{number}/{row.origin}")
+        synonyms = read_synonyms(wordnet) if wordnet else NO_SYNONYMS
         turns = tuple(
-            replace(turn, content=changed_text(turn.content, spec, generator))
+            replace(turn, content=changed_text(turn.content, spec, generator, synonyms))
             for turn in row.messages[:-1]
         )
         origin = f"{row.origin} (changed copy {number})"
