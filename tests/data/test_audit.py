@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from lora_kit.data.audit.audit import audit, refuse_problems
 from lora_kit.data.audit.duplicates import DuplicateSearch
 from lora_kit.data.audit.findings import Audit, Duplicates
+from lora_kit.data.audit.item import AuditedItem
 from lora_kit.data.audit.shift import TrainingSample, shifts
 from lora_kit.data.audit.words import hash_words, row_texts
 from lora_kit.data.rows import Message, Row
@@ -227,6 +228,34 @@ def test_english_with_an_accent_or_an_emoji_gives_no_warning(tokenizer: Any) -> 
 def test_unsupervised_prompts_have_no_broken_tokens(tokenizer: Any) -> None:
     found = look([chat("ଶୁଭ ସକାଳ", "good morning")], tokenizer)
     assert found.tokens.pieces.broken == 0
+
+
+def test_clusters_on_both_sides_of_a_split_are_named(tokenizer: Any) -> None:
+    def by(author: str, first: int) -> list[Row]:
+        return [replace(row, cluster=author) for row in sums(first, 3)]
+
+    found = look(by("ann", 0) + by("bob", 3), tokenizer, held_out=by("bob", 6) + by("cat", 9))
+    (shared,) = found.groups
+    assert (shared.suite, shared.items, shared.shared) == ("data.validation", 6, 3)
+    assert shared.examples == ("bob",)
+    (warning,) = [one for one in found.warnings if "clusters" in one]
+    assert warning.startswith("3 of 6 rows of data.validation are of clusters")
+    assert found.to_dict()["groups"][0]["shared"] == 3
+    # Rows without a cluster are clusters of their own, which a copy does not make a group.
+    rows = sums(0, 6)
+    assert look(rows, tokenizer, held_out=rows[:2]).groups == ()
+
+
+def test_clusters_of_gain_items_are_compared(tokenizer: Any) -> None:
+    rows = [replace(row, cluster="ann") for row in sums(0, 3)]
+    items = [
+        AuditedItem(suite, "sums", f"{n}", "Which?", ("no",), gain=suite == "own", cluster="ann")
+        for suite in ("own", "kept")
+        for n in range(2)
+    ]
+    examples = [tokenize(row, tokenizer, 128) for row in rows]
+    found = audit(rows, examples, items, [], tokenizer, AuditSpec())
+    assert [(one.suite, one.shared) for one in found.groups] == [("own", 2)]
 
 
 def test_held_out_rows_of_another_distribution_give_a_shift(tokenizer: Any) -> None:

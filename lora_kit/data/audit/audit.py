@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lora_kit.data.audit.duplicates import DuplicateSearch
 from lora_kit.data.audit.findings import Audit, ClassBalance
+from lora_kit.data.audit.groups import GroupSearch
 from lora_kit.data.audit.item import AuditedItem, held_out_items
 from lora_kit.data.audit.judgement import problems, warnings
 from lora_kit.data.audit.leakage import LeakSearch
@@ -49,7 +50,8 @@ def audit(
         limits: the recipe's `data.audit`.
     """
     started = time.perf_counter()
-    leaks = LeakSearch([*items, *held_out_items(held_out)])
+    asked = [*items, *held_out_items(held_out)]
+    leaks, groups = LeakSearch(asked), GroupSearch(asked)
     duplicates, sample = DuplicateSearch(), TrainingSample.of(len(rows))
     labels: Counter[str] = Counter()
     origins = array("q")
@@ -58,6 +60,7 @@ def audit(
         words = [hash_words(parts) for parts in texts]
         leaks.update(words, first_row=len(origins))
         duplicates.update(texts, words)
+        groups.update(block)
         sample.update(block, first_row=len(origins))
         labels.update(row.label for row in block if row.label is not None)
         origins.extend(hash(row.origin) for row in block)
@@ -69,6 +72,7 @@ def audit(
         tokens=token_statistics(rows, origins, examples, tokenizer),
         classes=ClassBalance(dict(labels.most_common())),
         shifts=tuple(shifts(sample, held_out, items)),
+        groups=groups.result(),
     )
     return dataclasses.replace(
         result,

@@ -105,6 +105,25 @@ class Leakage:
 
 
 @dataclass(frozen=True)
+class SharedGroups:
+    """Clusters of one task, or of the held-out rows, that have training rows as well.
+
+    Attributes:
+        suite: name of the suite, or `data.validation`.
+        task: name of the task.
+        items: items of the task.
+        shared: items whose cluster has training rows.
+        examples: names of the first such clusters.
+    """
+
+    suite: str
+    task: str
+    items: int
+    shared: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class LengthStatistics:
     """Distribution of the example lengths, in tokens.
 
@@ -236,6 +255,7 @@ class Audit:
         warnings: messages for findings that are probably not intended.
         seconds: duration of the audit.
         label_errors: suspected label errors, if the recipe asks for a search.
+        groups: gain tasks and held-out rows of which clusters have training rows as well.
     """
 
     duplicates: Duplicates
@@ -248,6 +268,7 @@ class Audit:
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     label_errors: LabelErrors | None = None
+    groups: tuple[SharedGroups, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as a JSON-serializable dictionary, shares included."""

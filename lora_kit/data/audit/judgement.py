@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lora_kit.data.audit.findings import Audit, Leakage
+from lora_kit.data.audit.item import VALIDATION
 from lora_kit.recipe.data import AuditSpec
 
 # Fraction of the supervised tokens. Measured on one sentence per language, SmolLM2's tokenizer
@@ -77,6 +78,7 @@ def warnings(audit: Audit, limits: AuditSpec) -> tuple[str, ...]:
     return (
         *_warned_duplicates(audit),
         *_warned_leakage(audit, limits.leakage),
+        *_warned_groups(audit),
         *_warned_classes(audit),
         *_warned_pieces(audit),
         *_warned_shifts(audit),
@@ -116,6 +118,18 @@ def _warned_leakage(audit: Audit, limit: float) -> Iterator[str]:
             f"{held_out.leaked:,} of {held_out.items:,} validation rows are also training rows, "
             f"such as {_some(_leaks(held_out))}; the validation loss will be too low. Remove them "
             "from data.validation"
+        )
+
+
+def _warned_groups(audit: Audit) -> Iterator[str]:
+    for one in audit.groups:
+        where, of_what = f"{one.suite}/{one.task}", "items"
+        if one.suite == VALIDATION:
+            where, of_what = VALIDATION, "rows"
+        yield (
+            f"{one.shared:,} of {one.items:,} {of_what} of {where} are of clusters that training "
+            f"rows are of, too, such as {_some(one.examples)}: what is learned of a cluster helps "
+            "there, and not with new ones. Split by cluster"
         )
 
 
