@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -134,7 +135,12 @@ def _of_all_items(pairs: Pairs, task: TaskSpec, look: Look) -> list[SecondaryMet
         task, pairs.before, pairs.after
     ).items():
         change = change_of(before, after, higher)
-        low, high = bootstrap_statistic(change, pairs.clusters, look.nominal_confidence)
+        if not np.isfinite(change(every)[0]):
+            continue  # such as the average precision of labels that no item has
+        try:
+            low, high = bootstrap_statistic(change, pairs.clusters, look.nominal_confidence)
+        except ValueError:  # too few resamples have a value to tell its limits
+            low, high = -math.inf, math.inf
         interval = Interval(
             float(change(every)[0]),
             low,

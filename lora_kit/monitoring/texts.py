@@ -14,10 +14,11 @@ from typing import Any
 from lora_kit.data.columns import list_columns
 from lora_kit.data.files.readers import TableRequest
 from lora_kit.data.files.tables import read_table
-from lora_kit.data.formats import parse_row
+from lora_kit.data.formats import FORMATS, parse_row
 from lora_kit.data.rows import Row
 from lora_kit.data.sources import drop_nulls
 from lora_kit.evaluation.reading import answered
+from lora_kit.recipe.data import RowFormat
 from lora_kit.runtime.errors import DataError, did_you_mean
 
 TIME = "time"
@@ -67,19 +68,22 @@ def row_text(row: Row) -> str:
     return "\n\n".join(message.content for message in row.prompt_turns)
 
 
-def read_texts(path: Path, field: str, cluster: str | None = None) -> list[StreamText]:
+def read_texts(
+    path: Path, field: str, cluster: str | None = None, formats: Sequence[RowFormat] = ()
+) -> list[StreamText]:
     """Read the texts of a file, in the order of their times where they have some.
 
     Args:
         path: file of rows in any row format; an answer may be missing.
         field: argument that names the file, for errors.
         cluster: field whose value is shared by texts that are not independent.
+        formats: formats of rows with a target of the adapter's head, such as `text-score`.
 
     Raises:
         DataError: if the file cannot be read, a row has no text, some rows have no time, or a time
             cannot be read; the message names the line.
     """
-    texts = list(_texts(path, field, cluster))
+    texts = list(_texts(path, field, cluster, formats))
     if not texts:
         raise DataError(f"{field}: {path} has no texts (got an empty file). Fix: add rows")
     timed = [one for one in texts if one.time is not None]
@@ -100,10 +104,14 @@ def read_texts(path: Path, field: str, cluster: str | None = None) -> list[Strea
     return sorted(texts, key=lambda one: one.time.seconds if one.time else 0.0)
 
 
-def _texts(path: Path, field: str, cluster: str | None) -> Iterator[StreamText]:
+def _texts(
+    path: Path, field: str, cluster: str | None, formats: Sequence[RowFormat]
+) -> Iterator[StreamText]:
     for value, origin in read_table(TableRequest(str(path), field)):
         raw = drop_nulls(value)
-        row = parse_row(answered(raw), origin)
+        # Without a target, a row is a text.
+        has_target = (name for name in formats if set(FORMATS[name].fields) <= set(raw))
+        row = parse_row(answered(raw), origin, next(has_target, "auto"))
         text = row_text(row)
         if not text.strip():
             raise DataError(f"{origin}: has no text before its answer (got {text!r}). Fix: add it")

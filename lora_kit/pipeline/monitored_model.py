@@ -1,4 +1,4 @@
-"""Adapter loaded to measure the texts of a stream: losses, classes, and a verdict on answers."""
+"""Adapter loaded to measure the texts of a stream: losses or a head's answers, and a verdict."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import numpy as np
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.ledger import Entry, Ledger
 from lora_kit.evaluation.ledger_view import ADAPTER_ARM
+from lora_kit.monitoring.heads import HEADS, Answers, MonitoredHead, monitored_head
 from lora_kit.monitoring.reference import LEAST_REFERENCE, ReferenceText
 from lora_kit.monitoring.result import LabelledVerdict
-from lora_kit.monitoring.signals import Signal, class_signal, stream_clusters, value_signal
+from lora_kit.monitoring.signals import Signal, stream_clusters, value_signal
 from lora_kit.monitoring.stream_test import Texts
 from lora_kit.monitoring.target import MonitoredAdapter
 from lora_kit.monitoring.texts import StreamText
@@ -26,7 +27,6 @@ from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.recipe.objective import HEADED
 from lora_kit.runs.session import Session, open_run
 from lora_kit.runtime.errors import EvaluationError
-from lora_kit.statistics.clusters import Floats
 
 SUITE, TASK = "monitored-texts", "texts"
 
@@ -37,25 +37,25 @@ class MonitoredModel:
 
     Attributes:
         session: run with its base and adapter as the only arms.
-        classes: classes of a classifier's head; empty for a language model.
+        head: head of a text; `None` for a language model.
     """
 
     session: Session
-    classes: tuple[str, ...]
+    head: MonitoredHead | None
 
     @classmethod
     def open(cls, target: MonitoredAdapter) -> MonitoredModel:
         """Load the backbone and the adapter.
 
         Raises:
-            EvaluationError: for a head whose outputs are not classes.
+            EvaluationError: for a head of words, pairs or vectors.
             LoraKitError: if the backbone is gone, or not the one of the training.
         """
         objective = target.recipe.training.objective
-        if objective in HEADED and objective != "classification":
+        if objective in HEADED and objective not in HEADS:
             raise EvaluationError(
-                f"{target.root}: --model: such a head gives texts without answers neither a loss "
-                f"nor a class (got training.objective {objective}). Fix: drop --model"
+                f"{target.root}: --model: such a head gives a text neither a loss, a class, labels "
+                f"nor numbers (got training.objective {objective}). Fix: drop --model"
             )
         session = open_run(target.root)
         spec = session.recipe.evaluation.model_copy(
@@ -63,7 +63,8 @@ class MonitoredModel:
         )
         recipe = session.recipe.model_copy(update={"evaluation": spec})
         head = session.backbone.head
-        return cls(dataclasses.replace(session, recipe=recipe), head.outputs.names if head else ())
+        monitored = monitored_head(head.outputs) if head else None
+        return cls(dataclasses.replace(session, recipe=recipe), monitored)
 
     def signals(
         self,
@@ -85,15 +86,18 @@ class MonitoredModel:
         Returns:
             The signals, and reasons for those that are left out.
         """
-        count = sum(map(len, judged.values() if self.classes else items.values()))
+        count = sum(map(len, judged.values() if self.head else items.values()))
         if count < LEAST_REFERENCE:
-            kind = "predicted classes" if self.classes else "losses"
+            kind = self.head.answers if self.head else "losses"
             return [], [
                 f"The {kind} are not compared: the gain suites have too few items for it ({count} "
                 f"of at least {LEAST_REFERENCE})."
             ]
-        if self.classes:
-            return self._class_signals(stream, windows, judged), []
+        if self.head is not None:
+            recorded = [one for entries in judged.values() for one in entries if one.output]
+            measured = self._measured([one.text for one in stream])
+            answers = Answers(recorded, measured, stream_clusters(stream), windows)
+            return self.head.signals(answers), []
         texts = [one for of_suite in items.values() for one in of_suite]
         measured = self._measured([*(one.text for one in texts), *(one.text for one in stream)])
         losses = np.array([np.inf if one.score is None else one.score for one in measured])
@@ -102,27 +106,6 @@ class MonitoredModel:
         named = "loss", "Loss of the texts", "median, nats per token"
         return [value_signal(named, bag, windows, losses, np.median)], []
 
-    def _class_signals(
-        self,
-        stream: Sequence[StreamText],
-        windows: Sequence[Window],
-        judged: Mapping[str, Sequence[Entry]],
-    ) -> list[Signal]:
-        recorded = [one for entries in judged.values() for one in entries if one.output]
-        measured = self._measured([one.text for one in stream])
-        # Every second item is what the shares of the classes are known from.
-        known, compared = recorded[::2], recorded[1::2]
-        number = {name: place for place, name in enumerate(self.classes)}
-        classes = [number.get(one.output, 0) for one in (*compared, *measured)]
-        clusters = stream_clusters(stream)
-        bag = Texts.draw([f"{one.suite}/{one.cluster}" for one in compared], clusters)
-        every = Texts.draw([f"{one.suite}/{one.cluster}" for one in recorded], clusters)
-        named = "confidence", "Confidence in the predicted class", "mean probability"
-        return [
-            class_signal(bag, windows, [number.get(one.output, 0) for one in known], classes),
-            value_signal(named, every, windows, _confidences((*recorded, *measured))),
-        ]
-
     def _measured(self, texts: Sequence[str]) -> list[Entry]:
         """Return the adapter's results on texts, in their order."""
         with tempfile.TemporaryDirectory() as name:
@@ -130,9 +113,8 @@ class MonitoredModel:
             rows: list[dict[str, Any]] = [
                 {"id": str(number), "text": text} for number, text in enumerate(texts)
             ]
-            if self.classes:
-                # The class is not known; the score against this one is not read.
-                rows = [row | {"label": self.classes[0]} for row in rows]
+            if self.head is not None:
+                rows = [row | dict(self.head.unknown(n)) for n, row in enumerate(rows)]
             suite = self._suite(rows, folder, SUITE, {})
             evaluate(self.session, [str(suite)], output=folder / "results", stopping="none")
             ledger = Ledger(folder / "results" / LEDGER)
@@ -142,14 +124,14 @@ class MonitoredModel:
     def judge(self, stream: Sequence[StreamText], output: Path) -> LabelledVerdict | None:
         """Judge the adapter against its base on the texts that have answers; `None` without any.
 
-        A classifier by its accuracy, a language model by the loss of the answers.
+        A head by the score of its task, a language model by the loss of the answers.
 
         Args:
             stream: texts.
             output: directory of ledger, verdict and report.
 
         Raises:
-            DataError: if a label is not one of the head's classes.
+            DataError: if a target is none of the head's outputs.
         """
         labelled = [one for one in stream if one.has_answer]
         if not labelled:
@@ -162,12 +144,8 @@ class MonitoredModel:
         return LabelledVerdict(found.verdict.decision, len(labelled), str(output / "report.html"))
 
     def _labelled(self, one: StreamText) -> dict[str, Any]:
-        if self.classes:
-            return {
-                "id": one.origin,
-                "text": one.text,
-                "label": one.row.label or one.row.messages[-1].content,
-            }
+        if self.head is not None:
+            return {"id": one.origin, "text": one.text, **self.head.target(one.row)}
         turns = [
             {"role": turn.role, "content": turn.content, **dict(turn.extra)}
             | ({"tool_calls": list(turn.tool_calls)} if turn.tool_calls else {})
@@ -182,17 +160,10 @@ class MonitoredModel:
         """Write rows and a gain suite of one task over them; return the path of the suite."""
         source = folder / "rows.jsonl"
         source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        kind: dict[str, Any] = {"kind": "loss"}
-        if self.classes:
-            kind = {"kind": "classification", "labels": list(self.classes)}
+        kind = self.head.task if self.head else {"kind": "loss"}
         length = self.session.recipe.data.max_length
         task = {"name": TASK, "source": str(source), "max_length": length, **kind, **fields}
         path = folder / "suite.yaml"
         # JSON is YAML.
         path.write_text(json.dumps({"name": name, "role": "gain", "tasks": [task]}))
         return path
-
-
-def _confidences(entries: Sequence[Entry]) -> Floats:
-    """Return the probability of the most likely class, (entries,)."""
-    return np.exp([max(one.log_likelihoods, default=0.0) for one in entries])

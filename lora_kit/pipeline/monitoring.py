@@ -14,6 +14,7 @@ from lora_kit.monitoring.target import MonitoredAdapter, open_target
 from lora_kit.monitoring.texts import StreamText, parse_duration, read_texts, texts_since
 from lora_kit.monitoring.windows import WINDOW, Window, windows_of_texts, windows_of_time
 from lora_kit.pipeline.monitored_model import MonitoredModel
+from lora_kit.recipe.objective import FORMATS_OF
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.files import write_json
 
@@ -59,7 +60,8 @@ def monitor(request: MonitorRequest) -> Monitoring:
     """
     _require_options(request)
     target = open_target(request.target)
-    stream = read_texts(request.texts, "TEXTS", request.cluster)
+    formats = FORMATS_OF.get(target.recipe.training.objective, ())
+    stream = read_texts(request.texts, "TEXTS", request.cluster, formats)
     if request.since is not None:
         stream = texts_since(stream, request.since)
     windows = _cut(request, stream)

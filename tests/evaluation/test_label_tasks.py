@@ -83,3 +83,10 @@ def test_a_run_of_labels_from_plan_to_verdict(
     assert any(wrong.values())
     for name, count in wrong.items():
         assert (f"{count} wrong: <bdi>{name}</bdi>" in page) == (count > 0)
+    # Texts without any label have no average precision, and the other scores all the same.
+    bare = write_suite(tmp_path / "bare.yaml", write_rows(tmp_path / "bare.jsonl", [()] * 6))
+    found = pipeline.evaluate(tmp_path / "run", [str(bare)], output=tmp_path / "bare")
+    (task,) = found.verdict.suites[0].tasks
+    names = {one.name for one in task.measures}
+    assert "loss" in names
+    assert "mean_average_precision" not in names

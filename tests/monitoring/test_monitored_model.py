@@ -1,19 +1,25 @@
 """`monitor --model`: losses, classes, and the verdict on texts that have answers."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lora_kit import pipeline
 from lora_kit.data.dataset import open_rows
+from lora_kit.monitoring.result import Monitoring
 from lora_kit.pipeline import monitored_model
 from lora_kit.pipeline.monitoring import MonitorRequest, monitor
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import EvaluationError
 from tests.classifying import WORDS, classes_recipe
+from tests.head_recipes import write_lines
 from tests.monitoring.judged import sentences, write_judged_run, write_stream
+from tests.scoring import numbers_recipe
+from tests.tagging import labels_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -74,13 +80,51 @@ def test_a_language_model_is_monitored_by_its_losses_and_judged_on_answers(
     assert found.verdict.items == 20
 
 
-@pytest.mark.parametrize("objective", ["reward", "regression", "multi-label"])
-def test_a_head_without_classes_is_not_loaded(tmp_path: Path, objective: str) -> None:
+def test_numbers_are_monitored_and_judged(tiny_encoder: Path, tmp_path: Path) -> None:
+    session = pipeline.train(numbers_recipe(tiny_encoder, tmp_path), tmp_path / "run").session
+    pipeline.evaluate(session)
+    stream = [{"text": f"note {n}: " + "very " * (n % 6) + "good"} for n in range(30)]
+    for n in range(0, 30, 2):
+        stream[n] |= {"score": 100 + 10 * (n % 6)}
+    found = _monitored(tmp_path, stream)
+    assert [one.name for one in found.signals] == ["words", "length", "number score"]
+    # In the unit of the rows, 100 to 150.
+    predicted = found.signals[2]
+    assert all(80 < value < 170 for value in (*predicted.values, predicted.reference))
+    assert found.verdict is not None
+    assert found.verdict.items == 15
+
+
+def test_labels_are_monitored_and_judged(tiny_encoder: Path, tmp_path: Path) -> None:
+    session = pipeline.train(labels_recipe(tiny_encoder, tmp_path), tmp_path / "run").session
+    pipeline.evaluate(session)
+    stream = [{"text": f"note {n} on an apple"} for n in range(30)]
+    for n in range(10):
+        stream[n] |= {"labels": ["fruit"] if n else []}
+    found = _monitored(tmp_path, stream)
+    assert [one.name for one in found.signals] == ["words", "length", "classes", "confidence"]
+    confidence = found.signals[3]
+    assert all(0.5 <= value <= 1 for value in (*confidence.values, confidence.reference))
+    assert found.verdict is not None
+    assert found.verdict.items == 10
+
+
+def _monitored(folder: Path, stream: Sequence[Mapping[str, Any]]) -> Monitoring:
+    texts = write_lines(folder / "texts.jsonl", stream)
+    known = write_stream(folder / "known.jsonl", sentences(50, 1))
+    output = folder / "monitor"
+    return monitor(
+        MonitorRequest(folder / "run", texts, 10, reference=known, model=True, output=output)
+    )
+
+
+@pytest.mark.parametrize("objective", ["reward", "embedding", "token-classification"])
+def test_a_head_of_pairs_or_words_is_not_loaded(tmp_path: Path, objective: str) -> None:
     run = write_judged_run(tmp_path)
     recipe = Recipe.load(run / "recipe.yaml")
     training = recipe.training.model_copy(update={"objective": objective})
     target = monitored_model.MonitoredAdapter(
         run, recipe.model_copy(update={"training": training}), run / "evaluation", {}
     )
-    with pytest.raises(EvaluationError, match=f"neither a loss nor a class .*{objective}"):
+    with pytest.raises(EvaluationError, match=f"neither a loss, a class, .*{objective}"):
         monitored_model.MonitoredModel.open(target)

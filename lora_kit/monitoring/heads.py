@@ -1,0 +1,201 @@
+"""Heads that are monitored: the task of their texts, and signals of their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.special import expit
+
+from lora_kit.backbone.heads import HeadOutputs
+from lora_kit.data.rows import Row
+from lora_kit.data.scored import SCORE, read_numbers
+from lora_kit.evaluation.ledger import Entry
+from lora_kit.monitoring.signals import Signal, class_signal, value_signal
+from lora_kit.monitoring.stream_test import Texts
+from lora_kit.monitoring.windows import Window
+from lora_kit.recipe.objective import HeadObjective
+from lora_kit.statistics.clusters import Floats
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of an adapter to judged items and to the texts of a stream.
+
+    Attributes:
+        recorded: answers to the items, which the adapter was not trained on.
+        measured: answers to the texts, in their order.
+        clusters: cluster of each text.
+        windows: windows of the stream.
+    """
+
+    recorded: Sequence[Entry]
+    measured: Sequence[Entry]
+    clusters: Sequence[str]
+    windows: Sequence[Window]
+
+    @property
+    def every(self) -> tuple[Entry, ...]:
+        """Answers to the items, then to the texts."""
+        return (*self.recorded, *self.measured)
+
+    def values(self, named: tuple[str, str, str], values: Floats) -> Signal:
+        """Return the signal of a value of each answer of `every`."""
+        texts = Texts.draw(_clusters(self.recorded), self.clusters)
+        return value_signal(named, texts, self.windows, values)
+
+    def classes(self, classes: Sequence[int]) -> Signal:
+        """Return the signal of a class of each answer of `every`."""
+        count = len(self.recorded)
+        # Every second item is what the shares of the classes are known from.
+        known, compared = classes[:count:2], [*classes[1:count:2], *classes[count:]]
+        texts = Texts.draw(_clusters(self.recorded[1::2]), self.clusters)
+        return class_signal(texts, self.windows, known, compared)
+
+
+class MonitoredHead(Protocol):
+    """Head whose answers to texts are compared with those to the judged items."""
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        """Fields of a task of such a head in a suite."""
+        ...
+
+    @property
+    def answers(self) -> str:
+        """Answers, in words, for notes."""
+        ...
+
+    def unknown(self, place: int) -> Mapping[str, Any]:
+        """Return fields for a text whose target is not known; the score against it is not read.
+
+        Args:
+            place: number of the text.
+        """
+        ...
+
+    def target(self, row: Row) -> Mapping[str, Any]:
+        """Return the fields with the target of a row that has one."""
+        ...
+
+    def signals(self, answers: Answers) -> list[Signal]:
+        """Return the signals of the answers."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClassHead:
+    """Head of classes: their shares, and its confidence in them."""
+
+    names: tuple[str, ...]
+    answers = "predicted classes"
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        """See `MonitoredHead`."""
+        return {"kind": "classification", "labels": list(self.names)}
+
+    def unknown(self, place: int) -> Mapping[str, Any]:
+        """See `MonitoredHead`."""
+        del place
+        return {"label": self.names[0]}
+
+    def target(self, row: Row) -> Mapping[str, Any]:
+        """See `MonitoredHead`."""
+        return {"label": row.label or row.messages[-1].content}
+
+    def signals(self, answers: Answers) -> list[Signal]:
+        """See `MonitoredHead`."""
+        number = {name: place for place, name in enumerate(self.names)}
+        named = "confidence", "Confidence in the predicted class", "mean probability"
+        sure = np.exp([max(one.log_likelihoods, default=0.0) for one in answers.every])
+        classes = [number.get(one.output, 0) for one in answers.every]
+        return [answers.classes(classes), answers.values(named, sure)]
+
+
+@dataclass(frozen=True)
+class NumberHead:
+    """Head of numbers: each of them."""
+
+    names: tuple[str, ...]
+    answers = "predicted numbers"
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        """See `MonitoredHead`."""
+        return {"kind": "regression"}
+
+    def unknown(self, place: int) -> Mapping[str, Any]:
+        """See `MonitoredHead`; equal numbers would have no variance to divide errors by."""
+        return self._fields(dict.fromkeys(self.names, float(place)))
+
+    def target(self, row: Row) -> Mapping[str, Any]:
+        """See `MonitoredHead`."""
+        return self._fields(row.values or {})
+
+    def _fields(self, numbers: Mapping[str, float]) -> Mapping[str, Any]:
+        is_single = tuple(numbers) == (SCORE,)
+        return {"score": numbers[SCORE]} if is_single else {"scores": dict(numbers)}
+
+    def signals(self, answers: Answers) -> list[Signal]:
+        """See `MonitoredHead`."""
+        read = [read_numbers(one.output) if one.output else {} for one in answers.every]
+        return [
+            answers.values(
+                (f"number {name}", f"Predicted {name}", "mean"),
+                np.array([one.get(name, np.inf) for one in read]),
+            )
+            for name in self.names
+        ]
+
+
+@dataclass(frozen=True)
+class LabelHead:
+    """Head of any number of labels: the most likely one, and its confidence in all decisions."""
+
+    names: tuple[str, ...]
+    answers = "predicted labels"
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        """See `MonitoredHead`."""
+        return {"kind": "multi_label"}
+
+    def unknown(self, place: int) -> Mapping[str, Any]:
+        """See `MonitoredHead`; each label in turn, since some scores need texts with it."""
+        return {"labels": [self.names[place % len(self.names)]]}
+
+    def target(self, row: Row) -> Mapping[str, Any]:
+        """See `MonitoredHead`."""
+        return {"labels": list(row.labels or ())}
+
+    def signals(self, answers: Answers) -> list[Signal]:
+        """See `MonitoredHead`."""
+        logits = np.array([one.log_likelihoods for one in answers.every])
+        named = (
+            "confidence",
+            "Confidence in the labels",
+            "mean probability of the likelier decision",
+        )
+        return [
+            answers.classes(logits.argmax(axis=1).tolist()),
+            answers.values(named, expit(np.abs(logits)).mean(axis=1)),
+        ]
+
+
+HEADS: Mapping[HeadObjective, type[ClassHead] | type[NumberHead] | type[LabelHead]] = {
+    "classification": ClassHead,
+    "regression": NumberHead,
+    "multi-label": LabelHead,
+}
+
+
+def monitored_head(outputs: HeadOutputs) -> MonitoredHead:
+    """Return how a head of `HEADS` is monitored."""
+    return HEADS[outputs.kind](outputs.names)
+
+
+def _clusters(entries: Sequence[Entry]) -> list[str]:
+    return [f"{one.suite}/{one.cluster}" for one in entries]
