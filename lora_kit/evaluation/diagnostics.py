@@ -213,8 +213,10 @@ def class_scores(pairs: Pairs, task: TaskSpec) -> ClassScores | None:
     return scores(pairs) if scores is not None else None
 
 
-def _scores_of_labels(pairs: Pairs) -> ClassScores:
+def _scores_of_labels(pairs: Pairs) -> ClassScores | None:
     before, after = (label_tables(entries) for entries in (pairs.before, pairs.after))
+    if not before.true.any():
+        return None  # as for types
     return ClassScores(
         table_scores(before.names, before.predicted, before.true, before.scores),
         table_scores(after.names, after.predicted, after.true, after.scores),

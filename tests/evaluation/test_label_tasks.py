@@ -90,3 +90,4 @@ def test_a_run_of_labels_from_plan_to_verdict(
     names = {one.name for one in task.measures}
     assert "loss" in names
     assert "mean_average_precision" not in names
+    assert task.classes is None
