@@ -108,6 +108,7 @@ benchmarks: $(DEVELOPMENT) $(GEMMA)
 	$(BIN)/python -m tests.benchmarks.retention
 	$(BIN)/python -m tests.benchmarks.classification
 	$(BIN)/python -m tests.benchmarks.head_rows
+	$(BIN)/python -m tests.benchmarks.domains
 	$(BIN)/python -m tests.benchmarks.heads
 	$(BIN)/python -m tests.benchmarks.embeddings
 
