@@ -261,11 +261,13 @@ def runs_on_the_same_rows(
         rows: rows of `data.train`.
         objective: objective that they share.
     """
+    paths = sorted(folder.glob("*/run.json")) if folder.is_dir() else []
+    digest = rows.digest() if paths else ""
     found = []
-    for path in sorted(folder.glob("*/run.json")) if folder.is_dir() else ():
+    for path in paths:
         run = RunDirectory(path.parent)
         try:
-            if run.load_record().get("data", {}).get("rows_digest") != rows.digest():
+            if run.load_record().get("data", {}).get("rows_digest") != digest:
                 continue
             recipe = run.load_recipe()
             decision = read_verdict(run.evaluation).verdict.decision
