@@ -74,9 +74,9 @@ class DomainAlignmentSpec(Section):
     method: Literal["adversarial", "coral"] = "adversarial"
     """`adversarial`: a classifier of the domains learns beside the head, and its gradient is
     reversed below it (Ganin et al. 2016, arXiv:1505.07818). `coral`: the distance between the
-    covariances of both domains in a step is added to the loss (Sun and Saenko 2016,
+    covariances of both domains in a step, from 0 to 1, is added to the loss (Sun and Saenko 2016,
     arXiv:1607.01719)."""
-    weight: Positive = 1.0
+    weight: Positive = 0.1
     """`adversarial`: factor of the reversed gradient at the end of the training, to which it rises
     from 0. `coral`: weight of the distance in the loss."""
 

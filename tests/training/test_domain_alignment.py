@@ -36,11 +36,15 @@ def _recipe(model: Path, folder: Path, method: str, **training: Any) -> Recipe:
 def test_coral_is_the_distance_of_the_covariances() -> None:
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randn(n, 3, generator=generator) for n in (5, 7))
-    difference = np.cov(one.numpy().T) - np.cov(other.numpy().T)
-    expected = (np.linalg.norm(difference) ** 2) / (4 * 3**2)
+    c, d = np.cov(one.numpy().T), np.cov(other.numpy().T)
+    norm = np.linalg.norm
+    expected = norm(c - d) ** 2 / (norm(c) ** 2 + norm(d) ** 2)
     assert float(coral_loss(one, other)) == pytest.approx(expected, rel=1e-5)
     # The place of the features is not compared, only their spread.
     assert float(coral_loss(one, one + 3)) == pytest.approx(0.0, abs=1e-9)
+    assert float(coral_loss(9 * one, 9 * other)) == pytest.approx(expected, rel=1e-5)
+    # Features that are all equal have no distance.
+    assert float(coral_loss(torch.ones(2, 3), torch.ones(2, 3))) == 0
 
 
 def test_the_classifier_learns_what_the_features_unlearn() -> None:

@@ -15,15 +15,18 @@ GAMMA = 10.0
 def coral_loss(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Return the distance between the covariances of two sets of features; scalar, float32.
 
-    ||C_S - C_T||^2 / (4 d^2), with the Frobenius norm and d features (Sun and Saenko 2016,
-    arXiv:1607.01719, equation 1).
+    ||C_S - C_T||^2 / (||C_S||^2 + ||C_T||^2), with the Frobenius norm: that of Sun and Saenko
+    (2016, arXiv:1607.01719, equation 1) up to its divisor, which is 4 d^2 there for d features.
+    From 0 to 1, whatever the scale and the number of the features, since the inner product of two
+    covariances is never negative; smaller features alone do not lower it.
 
     Args:
         source: (rows, d) float32, at least two rows.
         target: (rows, d) float32, at least two rows.
     """
-    difference = torch.cov(source.T) - torch.cov(target.T)
-    return difference.square().sum() / (4 * source.shape[1] ** 2)
+    one, other = torch.cov(source.T), torch.cov(target.T)
+    size = one.square().sum() + other.square().sum()
+    return (one - other).square().sum() / size.clamp(min=torch.finfo(size.dtype).tiny)
 
 
 def reversal_strength(progress: float) -> float:
