@@ -31,6 +31,7 @@ from lora_kit.adapter.vocabulary import bare_key, resize_vocabulary, saved_vocab
 from lora_kit.adapter.weights import require_sound_weights, require_weight_file
 from lora_kit.backbone.heads import reinitialize
 from lora_kit.backbone.load import Backbone
+from lora_kit.backbone.masked import report_new_layers
 from lora_kit.modeling.modes import BackboneValue, eval_mode, keep_backbone_values
 from lora_kit.recipe.adapter import AdapterSpec
 from lora_kit.recipe.initialisations import SUBTRACTED, initialisation_of
@@ -85,16 +86,18 @@ def attach(backbone: Backbone, spec: AdapterSpec, seed: int) -> PeftModel:
         model = wrap_with_adapter(backbone.model, spec, extra)
     _set_base_model_name(model, backbone)
     coverage(model)
+    report_new_layers(backbone.head, backbone.files.reference)
     if backbone.has_weights:
         with eval_mode(model):
             require_virtual_tokens_attended(model, f"adapter.method: {spec.method}")
     if backbone.head is not None:
-        head = backbone.model.get_submodule(backbone.head.module)
-        if not any(parameter.requires_grad for parameter in head.parameters()):
-            raise AdapterError(
-                f"adapter.method: {spec.method}: PEFT neither trains nor saves a classifier's head "
-                "with this method, so the head would keep its random weights. Fix: use lora"
-            )
+        for name in backbone.head.trained_modules:
+            parameters = backbone.model.get_submodule(name).parameters()
+            if not any(parameter.requires_grad for parameter in parameters):
+                raise AdapterError(
+                    f"adapter.method: {spec.method}: PEFT neither trains nor saves a head with "
+                    "this method, so the head would keep its random weights. Fix: use lora"
+                )
     return model
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_kit.adapter.saved_heads import KINDS, SavedHead
+from lora_kit.adapter.saved_masked import SavedMasked
 from lora_kit.backbone.heads import FEATURE_EXTRACTION, HEAD_TASK_TYPES
 from lora_kit.backbone.load import Backbone
 from lora_kit.runtime.errors import AdapterError
@@ -123,7 +124,9 @@ def read_saved_head(adapter: Path) -> SavedHead | None:
     """
     config = read_json(adapter / ADAPTER_CONFIG, AdapterError)
     task = config.get("task_type")
-    if task not in (*HEAD_TASK_TYPES.values(), FEATURE_EXTRACTION):
+    # PEFT has no task type of masked language models, nor of other programs' own adapters.
+    is_masked = task is None and (adapter / SavedMasked.FILE).is_file()
+    if not is_masked and task not in (*HEAD_TASK_TYPES.values(), FEATURE_EXTRACTION):
         return None
     for kind in KINDS:
         path = adapter / kind.FILE

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
+from lora_kit.adapter.saved_masked import SavedMasked
 from lora_kit.backbone.heads import REWARD, HeadOutputs, embedding_outputs
 from lora_kit.recipe.embedding import Pooling
 from lora_kit.runtime.errors import AdapterError
@@ -303,7 +304,15 @@ class SavedEmbedding:
         return cls(pairs, pooling, float(temperature), length)  # type: ignore[arg-type]
 
 
-SavedHead = SavedClasses | SavedNumbers | SavedLabels | SavedTags | SavedReward | SavedEmbedding
+SavedHead = (
+    SavedClasses
+    | SavedNumbers
+    | SavedLabels
+    | SavedTags
+    | SavedReward
+    | SavedEmbedding
+    | SavedMasked
+)
 # Of a directory with several files, the first that is there.
 KINDS: tuple[type[SavedHead], ...] = (
     SavedReward,
@@ -312,4 +321,5 @@ KINDS: tuple[type[SavedHead], ...] = (
     SavedLabels,
     SavedTags,
     SavedEmbedding,
+    SavedMasked,
 )

@@ -27,6 +27,8 @@ HEAD_TASK_TYPES: Mapping[str, str] = {
 }
 # PEFT's task type of a model without a head.
 FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+# End of the name of transformers' class of a masked language model.
+MASKED_LM = "ForMaskedLM"
 # Module of an encoder above its last hidden states, which an embedding does not use.
 POOLER = "pooler"
 # How transformers calls the problem of a head of texts in its configuration; not for rewards.
@@ -54,7 +56,7 @@ class HeadOutputs:
 
     def configuration(self) -> dict[str, Any]:
         """Return the arguments of `from_pretrained` for a head of these outputs."""
-        if self.pooling is not None:
+        if self.kind in ("embedding", "mlm"):
             return {}
         problem = PROBLEM_TYPES.get(self.kind)
         return {
@@ -67,6 +69,8 @@ class HeadOutputs:
 
 # The only output of a reward model.
 REWARD = HeadOutputs("reward", ("reward",))
+# The outputs of a masked language model, which are those of its vocabulary.
+MASKED = HeadOutputs("mlm", ("token",))
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Head:
 
     Attributes:
         outputs: the outputs.
-        module: module name of the head; empty for an embedding, which is the whole model.
+        module: module name of the head; empty for an embedding, which is the whole model, and for a
+            masked language model, whose output layer is frozen.
         newly_initialized: modules without weights in the checkpoint; they include the head unless
             the checkpoint has a head with the same number of outputs.
     """
@@ -88,6 +93,11 @@ class Head:
     def kind(self) -> HeadObjective:
         """Objective that trains such a head."""
         return self.outputs.kind
+
+    @property
+    def trained_modules(self) -> tuple[str, ...]:
+        """Modules of which something has to be trained."""
+        return (self.module, *(self.newly_initialized if self.kind == "mlm" else ()))
 
     @property
     def pooling(self) -> Pooling:
@@ -129,13 +139,13 @@ def prepare_head(
             f"backbone.model: PEFT saves only heads named {' or '.join(HEAD_NAMES)}, and "
             f"{type(model).__name__} has neither. Fix: choose another backbone"
         )
-    _limit_positions(model, tokenizer)
+    limit_positions(model, tokenizer)
     owners = {name.rpartition(".")[0] for name in missing}
     newly_initialized = {
         module if f"{owner}.".startswith(f"{module}.") else owner for owner in owners
     }
     for name in sorted({module, *newly_initialized}):
-        _convert_to_float32(model, name)
+        convert_to_float32(model, name)
     return Head(outputs, module, tuple(sorted(newly_initialized)))
 
 
@@ -179,11 +189,11 @@ def prepare_embedding(
             "embedding.pooling: the first token of a decoder sees no other, so that all texts "
             "would be the same (got cls). Fix: use last or mean"
         )
-    _limit_positions(model, tokenizer)
+    limit_positions(model, tokenizer)
     return Head(replace(outputs, pooling=pooling), "", ())
 
 
-def _limit_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def limit_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Set the padding token of the model and the maximum length of the tokenizer."""
     # A decoder's head finds the last token of a row by the padding token.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -193,7 +203,7 @@ def _limit_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions or math.inf)
 
 
-def _convert_to_float32(model: torch.nn.Module, name: str) -> None:
+def convert_to_float32(model: torch.nn.Module, name: str) -> None:
     """Convert a module to float32 before PEFT copies it; its linear layers cast their input."""
     part = model.get_submodule(name)
     # The quantized linear layers of bitsandbytes are subclasses of torch.nn.Linear.
@@ -207,10 +217,13 @@ def _convert_to_float32(model: torch.nn.Module, name: str) -> None:
     part.float()
     for module in part.modules():
         if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(_cast)
+            module.register_forward_pre_hook(cast_input)
 
 
-def _cast(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def cast_input(
+    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Return the input of a layer in the dtype of its weight."""
     return (inputs[0].to(module.weight.dtype), *inputs[1:])  # type: ignore[arg-type]
 
 
@@ -244,8 +257,10 @@ def pad_right(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, tor
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
-def peft_task_type(model: torch.nn.Module) -> str:
-    """Return PEFT's task type of a model."""
+def peft_task_type(model: torch.nn.Module) -> str | None:
+    """Return PEFT's task type of a model; it has none for masked language models."""
+    if is_masked_model(model):
+        return None
     if is_base_model(model):
         return FEATURE_EXTRACTION
     other = SEQUENCE_TO_SEQUENCE if is_encoder_decoder(model) else "CAUSAL_LM"
@@ -255,6 +270,12 @@ def peft_task_type(model: torch.nn.Module) -> str:
 def is_classifier(model: torch.nn.Module) -> bool:
     """Return true if a model of transformers classifies texts or words; also on the meta device."""
     return _head_task_type(model) is not None
+
+
+def is_masked_model(model: Any) -> bool:
+    """Return true if a transformers model, bare or with an adapter, predicts masked tokens."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return type(base).__name__.endswith(MASKED_LM)
 
 
 def is_base_model(model: torch.nn.Module) -> bool:

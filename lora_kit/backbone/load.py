@@ -24,6 +24,7 @@ from lora_kit.backbone.heads import (
     prepare_embedding,
     prepare_head,
 )
+from lora_kit.backbone.masked import masked_model_class, prepare_masked
 from lora_kit.backbone.open_files import (
     open_config,
     open_model,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 # Quantizations in 4 bits, which FSDP 2 can shard.
 FOUR_BIT = ("nf4", "fp4")
+# Functions that prepare a model without a head on top of it.
+PREPARE = {"embedding": prepare_embedding, "mlm": prepare_masked}
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,10 @@ def load(
     prepare_tokenizer(tokenizer, model, files.reference, has_head=outputs is not None)
     if is_encoder_decoder(model):
         prepare_seq2seq(model, tokenizer, files.reference)
-    head = _prepared_head(model, tokenizer, outputs, missing) if outputs else None
+    head = None
+    if outputs is not None:
+        prepare = PREPARE.get(outputs.kind, prepare_head)
+        head = prepare(model, tokenizer, outputs, missing)
     quantized = tuple(guard_quantized_modules(model))
     if spec.quantization != "none" and not quantized:
         raise BackboneError(
@@ -146,16 +152,6 @@ def load(
     )
 
 
-def _prepared_head(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    outputs: HeadOutputs,
-    missing: set[str],
-) -> Head:
-    prepare = prepare_head if outputs.pooling is None else prepare_embedding
-    return prepare(model, tokenizer, outputs, missing)
-
-
 def _read(
     files: BackboneFiles,
     spec: BackboneSpec,
@@ -168,7 +164,8 @@ def _read(
     from lora_kit.backbone.mapped_4bit import map_linear_layers, require_unquantized
 
     attention: dict[str, Any] = _attention(files, spec, dtype, outputs)
-    quantization = quantization_config(spec, dtype, outputs is not None)
+    has_new_layer = outputs is not None and outputs.kind not in PREPARE
+    quantization = quantization_config(spec, dtype, has_new_layer)
     # Quantized and sharded layer by layer, when training starts.
     is_mapped = current_launch().fsdp and spec.quantization in FOUR_BIT
     if is_mapped:
@@ -222,6 +219,8 @@ def model_class(files: BackboneFiles, outputs: HeadOutputs | None) -> Any:
     config = open_config(files.directory)
     if outputs is None:
         return language_model_class(config)
+    if outputs.kind == "mlm":
+        return masked_model_class(config, files.reference)
     if config.is_encoder_decoder:
         generating = ", or let this one generate the answer with training.objective: sft"
         raise BackboneError(

@@ -14,6 +14,7 @@ import numpy as np
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.data.head_targets import encode_head_rows
+from lora_kit.data.masked_texts import encode_masked_rows
 from lora_kit.data.mixture import mix
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows, RowSource, concatenate_rows
@@ -26,6 +27,7 @@ from lora_kit.data.store import (
     tokenize_in_memory,
 )
 from lora_kit.data.units import prepare_units
+from lora_kit.data.workers import Encode
 from lora_kit.recipe.data import SELF, DataSpec, ReplaySpec, SourceSpec
 from lora_kit.recipe.objective import FORMATS_OF, SUPERVISED, Objective
 from lora_kit.runtime.errors import DataError
@@ -176,10 +178,7 @@ def prepare(
     if objective not in SUPERVISED:
         data: PreparedData = prepare_units(rows, tokenizer, spec, objective)
     elif outputs is not None:
-        encode = partial(
-            encode_head_rows, tokenizer=tokenizer, max_length=spec.max_length, outputs=outputs
-        )
-        data = tokenize_in_memory(rows, encode)
+        data = tokenize_in_memory(rows, _head_encoder(tokenizer, spec, outputs))
     elif isinstance(rows, Rows) and len(rows) >= MIN_CACHED_ROWS and tokenizer.is_fast:
         data = tokenize_cached(rows, tokenizer, spec)
     else:
@@ -187,6 +186,19 @@ def prepare(
     _refuse_mostly_dropped(data, spec)
     counts = dataclasses.replace(data.counts, replay_rows=replay_rows)
     return dataclasses.replace(data, counts=counts)
+
+
+def _head_encoder(
+    tokenizer: PreTrainedTokenizerBase, spec: DataSpec, outputs: HeadOutputs
+) -> Encode:
+    if outputs.kind == "mlm":
+        is_split = spec.overflow == "split"
+        return partial(
+            encode_masked_rows, tokenizer=tokenizer, max_length=spec.max_length, split=is_split
+        )
+    return partial(
+        encode_head_rows, tokenizer=tokenizer, max_length=spec.max_length, outputs=outputs
+    )
 
 
 def is_training_source(source: RowSource) -> bool:

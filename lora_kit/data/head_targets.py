@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_kit.backbone.heads import REWARD, HeadOutputs, embedding_outputs
+from lora_kit.backbone.heads import MASKED, REWARD, HeadOutputs, embedding_outputs
 from lora_kit.data.entities import tag_names, tags_of_row, write_tags
 from lora_kit.data.labelled import class_of, classification_text, count_classes, encode_texts
 from lora_kit.data.paired_texts import require_paired
@@ -174,6 +174,8 @@ def head_outputs(rows: Sequence[Row], recipe: Recipe) -> HeadOutputs | None:
     objective = recipe.training.objective
     if objective == "reward":
         return REWARD
+    if objective == "mlm":
+        return MASKED
     if objective == "embedding":
         require_paired(rows)
         return embedding_outputs((recipe.embedding or EmbeddingSpec()).pooling)

@@ -138,6 +138,19 @@ class TagRequest(TextRequest):
 
 
 @dataclass(frozen=True)
+class MaskedRequest(TextRequest):
+    """Request for the likelihood of each token of a text, given all others.
+
+    Attributes:
+        positions: positions of the tokens that are scored, which special tokens are not.
+        mask_token_id: token in the place of the one that is predicted.
+    """
+
+    positions: tuple[int, ...]
+    mask_token_id: int
+
+
+@dataclass(frozen=True)
 class QueryRequest(TextRequest):
     """Request for the ranks of the right documents among those of the task's corpus.
 

@@ -13,7 +13,9 @@ from lora_kit.runtime.files import read_json, write_json
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
 
 
-def write_configuration(plan: MergePlan, rows: int, untied: bool, directory: Path) -> None:
+def write_configuration(
+    plan: MergePlan, rows: int, untied: bool, directory: Path, architecture: str | None = None
+) -> None:
     """Write configuration and generation configuration, and copy the tokenizer.
 
     Args:
@@ -21,6 +23,7 @@ def write_configuration(plan: MergePlan, rows: int, untied: bool, directory: Pat
         rows: rows of the merged embeddings.
         untied: if true, the merged model has a head of its own where the backbone has none.
         directory: directory of the merged weights.
+        architecture: class of the merged model, if it is not that of the backbone's configuration.
     """
     config = read_json(plan.base / "config.json", MergeError)
     config.pop("quantization_config", None)
@@ -33,15 +36,22 @@ def write_configuration(plan: MergePlan, rows: int, untied: bool, directory: Pat
     text = config.get("text_config", config)
     if text.get("vocab_size", rows) != rows:
         text["vocab_size"] = rows
+    if architecture is not None:
+        config["architectures"] = [architecture]
     write_json(directory / "config.json", config)
+    if not plan.masked:
+        _write_generation_configuration(plan, directory)
+    copy_tokenizer(plan.base, directory)
+    if plan.adapter and plan.own_tokenizer:
+        copy_adapter_tokenizer(plan.base, plan.adapter, directory)
+
+
+def _write_generation_configuration(plan: MergePlan, directory: Path) -> None:
     path = plan.base / "generation_config.json"
     generation = read_json(path, MergeError) if path.is_file() else {}
     stops = list(plan.stop_token_ids)
     generation["eos_token_id"] = stops[0] if len(stops) == 1 else stops
     write_json(directory / "generation_config.json", generation)
-    copy_tokenizer(plan.base, directory)
-    if plan.adapter and plan.own_tokenizer:
-        copy_adapter_tokenizer(plan.base, plan.adapter, directory)
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:

@@ -33,8 +33,15 @@ def merge_adapter(plan: MergePlan, output: Path) -> MergeResult:
     Raises:
         MergeError: if the adapter does not fit the backbone, or cannot be merged.
     """
-    if plan.adapter is None or is_streamed(adapter_configuration(plan.adapter)):
+    config = adapter_configuration(plan.adapter) if plan.adapter else None
+    if config is None or is_streamed(config):
         return merge_stream(plan, output)
+    if plan.masked:
+        raise MergeError(
+            f"{plan.adapter}: an adapter of a masked language model is merged tensor by tensor, "
+            f"which its method is not (got {config.peft_type.value}). Fix: train LoRA, or release "
+            "it as an adapter"
+        )
     return merge_in_memory(plan, output)
 
 

@@ -22,6 +22,7 @@ from lora_kit.adapter.saved_configuration import MISMATCH_ERRORS, PREFIX
 from lora_kit.adapter.vocabulary import saved_vocabulary_rows
 from lora_kit.adapter.weights import require_sound_weights
 from lora_kit.backbone.encoder_decoder import language_model_class
+from lora_kit.backbone.masked import masked_model_class
 from lora_kit.backbone.open_files import build_model, open_config, refusing
 from lora_kit.merging.arithmetic import (
     ReadParameter,
@@ -134,12 +135,13 @@ class MetaModel:
         return self.replaced[name].clone() if name in self.replaced else read_parameter(name)
 
 
-def build_meta_model(base: Path, adapter: Path | None) -> MetaModel:
+def build_meta_model(base: Path, adapter: Path | None, masked: bool = False) -> MetaModel:
     """Build the meta model of a backbone, with an adapter from disk attached.
 
     Args:
         base: directory of the backbone.
         adapter: directory of the adapter; `None` to attach none.
+        masked: true for a masked language model.
 
     Raises:
         MergeError: if the adapter does not fit the backbone, or lacks a tensor.
@@ -149,7 +151,7 @@ def build_meta_model(base: Path, adapter: Path | None) -> MetaModel:
 
     if adapter is not None:
         require_sound_weights(adapter, MergeError)
-    model = _model_without_weights(base, adapter)
+    model = _model_without_weights(base, adapter, masked)
     # Read first: PEFT renames parameters when it attaches.
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     transposed = frozenset(name for name, m in model.named_modules() if isinstance(m, Conv1D))
@@ -171,17 +173,17 @@ def build_meta_model(base: Path, adapter: Path | None) -> MetaModel:
     return meta
 
 
-def _model_without_weights(base: Path, adapter: Path | None) -> PreTrainedModel:
+def _model_without_weights(base: Path, adapter: Path | None, masked: bool) -> PreTrainedModel:
     config = open_config(base, MergeError)
     if getattr(config, "quantization_config", None):
         raise MergeError(
             f"{base}: checkpoint is quantized, which would round the adapter's update away (got a "
             "quantization_config). Fix: merge into the checkpoint that it was made from"
         )
-    model = _built(base, config)
+    model = _built(base, config, masked)
     if adapter is not None and (rows := saved_vocabulary_rows(model, adapter, MergeError)):
         config.get_text_config().vocab_size = rows
-        model = _built(base, config)
+        model = _built(base, config, masked)
     # Keyed by identity, so that tied parameters share one placeholder.
     placeholders: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
@@ -193,7 +195,7 @@ def _model_without_weights(base: Path, adapter: Path | None) -> PreTrainedModel:
     return model
 
 
-def _built(base: Path, config: PretrainedConfig) -> PreTrainedModel:
+def _built(base: Path, config: PretrainedConfig, masked: bool) -> PreTrainedModel:
     """Build the model of a configuration on the meta device."""
     with (
         refusing(
@@ -203,7 +205,8 @@ def _built(base: Path, config: PretrainedConfig) -> PreTrainedModel:
         ),
         torch.device("meta"),
     ):
-        model: PreTrainedModel = build_model(language_model_class(config), config)
+        kind = masked_model_class(config, str(base)) if masked else language_model_class(config)
+        model: PreTrainedModel = build_model(kind, config)
     model.tie_weights()
     return model
 

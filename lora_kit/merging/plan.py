@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class MergePlan:
         shard_bytes: largest size of a weight file, in bytes.
         stop_token_ids: stop tokens, written into the generation configuration.
         own_tokenizer: if true, the adapter's tokenizer is written instead of the backbone's.
+        masked: if true, the model is a masked language model. Its head may be in the adapter alone.
     """
 
     base: Path
@@ -34,6 +36,7 @@ class MergePlan:
     shard_bytes: int
     stop_token_ids: tuple[int, ...]
     own_tokenizer: bool = False
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class MergeResult:
         dequantized: number of parameters that were quantized and dequantized as in training.
         untied: names of parameters that are tied in the backbone and separate now.
         untouched: names of the tensors that equal the backbone's, up to the dtype.
+        renamed: name in the backbone's files of each of these that has another name.
         weight_bytes: number of bytes of all tensors.
         kept_shards: number of files reused from an earlier, interrupted merge.
         in_memory: true if PEFT merged the whole model in memory.
@@ -61,7 +65,9 @@ class MergeResult:
     kept_shards: int
     in_memory: bool
     seconds: float
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON; `untouched` is a count there."""
-        return asdict(self) | {"untouched": len(self.untouched)}
+        """Return the result as JSON, with counts of `untouched` and `renamed`."""
+        counts = {"untouched": len(self.untouched), "renamed": len(self.renamed)}
+        return asdict(self) | counts

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_kit.backbone.devices import input_device
+from lora_kit.backbone.heads import is_masked_model
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.modeling.generation import generate_batch
 from lora_kit.modeling.likelihood import logits_at
+from lora_kit.modeling.masked import masked_logits
 from lora_kit.modeling.model_inputs import pad_examples, to_device
 from lora_kit.runtime.errors import MergeError
 
@@ -216,7 +218,9 @@ def _dequantized_linear(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def predict_log_probabilities(model: Any, examples: Sequence[Example]) -> torch.Tensor:
-    """Compute next-token log-probabilities at the first `MAX_POSITIONS` labelled positions.
+    """Compute log-probabilities of the first `MAX_POSITIONS` labelled tokens.
+
+    Each is predicted from the position before it, or from its own by a masked language model.
 
     Returns:
         (positions, vocabulary) float32, on the CPU.
@@ -225,16 +229,19 @@ def predict_log_probabilities(model: Any, examples: Sequence[Example]) -> torch.
         MergeError: if no example has a label.
     """
     device = input_device(model)
+    is_masked = is_masked_model(model)
+    logits_of = masked_logits if is_masked else logits_at
     blocks: list[torch.Tensor] = []
     left = MAX_POSITIONS
     for example in examples:
-        labels = example.labels[1:]
+        labels = example.labels if is_masked else example.labels[1:]
         positions = [n for n, label in enumerate(labels) if label != IGNORE_INDEX][:left]
         left -= len(positions)
         if positions:
             columns = torch.tensor(positions, device=device)
+            rows = torch.zeros_like(columns)
             batch = to_device(pad_examples([example], 0), device)
-            logits = logits_at(model, batch, torch.zeros_like(columns), columns)
+            logits = logits_of(model, batch, rows, columns)
             blocks.append(logits.float().log_softmax(dim=-1).cpu())
     if not blocks:
         raise MergeError(
@@ -248,7 +255,10 @@ def _generate(model: Any, inputs: ComparisonInputs) -> torch.Tensor:
     """Continue the first `TEXTS` prompts greedily; return (TEXTS, TEXT_TOKENS) int64.
 
     One batch: quantized weights are dequantized in each forward pass, whatever the batch size.
+    A masked language model generates no text: (0, TEXT_TOKENS).
     """
+    if is_masked_model(model):
+        return torch.empty((0, TEXT_TOKENS), dtype=torch.int64)
     prompts = []
     for example in inputs.examples[:TEXTS]:
         first = next((n for n, label in enumerate(example.labels) if label != IGNORE_INDEX), 0)

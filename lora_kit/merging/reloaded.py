@@ -22,6 +22,7 @@ from lora_kit.backbone.encoder_decoder import (
     language_model_class,
     set_greedy_generation,
 )
+from lora_kit.backbone.heads import MASKED_LM
 from lora_kit.backbone.open_files import open_config, open_model
 from lora_kit.backbone.varlen import VARLEN, register_varlen
 from lora_kit.merging.predictions import (
@@ -37,7 +38,7 @@ from lora_kit.runtime.launcher import forget_launcher
 from lora_kit.runtime.out_of_memory import free_memory, is_out_of_memory_error
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 CPU_NOTE = (
     "merged model does not fit beside the backbone on the device, so that it is compared on the "
@@ -110,7 +111,7 @@ def load_merged(merged: Path, settings: ComputeSettings) -> Any:
         register_varlen()
     placed = device_arguments(settings.gpus) if settings.gpus > 1 else {}
     model, report = open_model(
-        language_model_class(config),
+        merged_model_class(config),
         merged,
         f"{merged}: merged model cannot be loaded",
         "merge again",
@@ -130,6 +131,15 @@ def load_merged(merged: Path, settings: ComputeSettings) -> Any:
     if is_encoder_decoder(model):
         set_greedy_generation(model, str(merged))
     return (model if placed else model.to(settings.device)).eval()
+
+
+def merged_model_class(config: PretrainedConfig) -> Any:
+    """Return the auto class that loads a merged model of a configuration."""
+    from transformers import AutoModelForMaskedLM
+
+    names = config.architectures or [""]
+    is_masked = names[0].endswith(MASKED_LM)
+    return AutoModelForMaskedLM if is_masked else language_model_class(config)
 
 
 def compute_outputs_in_subprocess(

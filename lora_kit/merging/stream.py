@@ -18,6 +18,7 @@ from lora_kit.merging.arithmetic import require_finite
 from lora_kit.merging.configuration import write_configuration
 from lora_kit.merging.dequantize import dequantized
 from lora_kit.merging.layout import TensorGroup, tensor_groups
+from lora_kit.merging.masked_names import model_names, new_tensors
 from lora_kit.merging.meta_model import MetaModel, build_meta_model
 from lora_kit.merging.partial import PartialMerge, require_disk_space, require_empty_output
 from lora_kit.merging.plan import MergePlan, MergeResult
@@ -43,18 +44,22 @@ def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
     require_empty_output(output)
     files = weight_files(plan.base)
     stored = stored_by_key(files)
-    meta = build_meta_model(plan.base, plan.adapter)
+    meta = build_meta_model(plan.base, plan.adapter, plan.masked)
     groups = list(tensor_groups(stored, meta))
+    names = model_names(groups, meta) if plan.masked else {}
     _require_parameters(plan, meta, groups)
     sources = {target: group for group in groups for target in group.targets}
-    merge = _StreamedMerge(plan, meta, sources, _prevailing_dtype(stored))
+    merge = _StreamedMerge(plan, meta, sources, _prevailing_dtype(stored), names)
     planned = list(merge.plan_tensors(groups))
+    if plan.masked:
+        planned += new_tensors(meta, sources, merge.dtype)
     total = sum(one.nbytes for one in planned)
     require_disk_space(output, total)
+    architecture = type(meta.model).__name__ if plan.masked else None
     with PartialMerge.begin_or_resume(output, plan, files) as partial_merge:
         reused = partial_merge.write(planned, plan.shard_bytes)
         rows = meta.model.config.get_text_config().vocab_size
-        write_configuration(plan, rows, bool(meta.untied), partial_merge.path)
+        write_configuration(plan, rows, bool(meta.untied), partial_merge.path, architecture)
         partial_merge.finish()
     return MergeResult(
         tensors=len(planned),
@@ -66,6 +71,7 @@ def merge_stream(plan: MergePlan, output: Path) -> MergeResult:
         kept_shards=reused,
         in_memory=False,
         seconds=time.monotonic() - started,
+        renamed={new: key for key, new in names.items() if new != key},
     )
 
 
@@ -78,6 +84,7 @@ class _StreamedMerge:
         meta: meta model with the adapter attached.
         sources: group of checkpoint tensors that holds a parameter, by parameter.
         base_dtype: dtype that most numbers of the backbone are stored in.
+        names: name in the merged files of each stored tensor that has another one there.
         produced: tensors of a group that was merged together, until they are written.
         lock: held while PEFT layers hold real weights, or a group is merged: several tensors are
             produced at a time.
@@ -89,6 +96,7 @@ class _StreamedMerge:
     meta: MetaModel
     sources: Mapping[str, TensorGroup]
     base_dtype: torch.dtype
+    names: Mapping[str, str] = field(default_factory=dict)
     produced: dict[str, torch.Tensor] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     threads: int = field(default_factory=torch.get_num_threads)
@@ -110,7 +118,7 @@ class _StreamedMerge:
         if len(group.stored) == 1 and group.converter is None:
             name, tensor = group.targets[0], group.stored[0]
             if self._is_modified(name):
-                yield self._plan_parameter(name, tensor.key, group)
+                yield self._plan_parameter(name, self.names.get(tensor.key, tensor.key), group)
             else:
                 yield self._plan_unmodified(tensor)
             return
@@ -138,12 +146,11 @@ class _StreamedMerge:
             )
         # Tensors that a checkpoint stores finer than the others keep their dtype.
         finer = tensor.dtype.itemsize > self.base_dtype.itemsize
+        key = self.names.get(tensor.key, tensor.key)
         if not tensor.dtype.is_floating_point or tensor.dtype == self.dtype or finer:
-            return PlannedTensor(
-                tensor.key, tensor.dtype, tensor.shape, copied=tensor, unmodified=True
-            )
+            return PlannedTensor(key, tensor.dtype, tensor.shape, copied=tensor, unmodified=True)
         return PlannedTensor(
-            tensor.key,
+            key,
             self.dtype,
             tensor.shape,
             lambda: require_finite(tensor.key, tensor.read().to(self.dtype)),
@@ -231,6 +238,9 @@ def _prevailing_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
 def _require_parameters(plan: MergePlan, meta: MetaModel, groups: Sequence[TensorGroup]) -> None:
     """Refuse a checkpoint that lacks a parameter which was changed or quantized in training."""
     names = {name for group in groups for name in group.targets}
+    if plan.masked:
+        # Layers of a head that the adapter holds in full.
+        names |= set(meta.replaced)
     stored = names | {a for name in names for a in meta.aliases.get(name, frozenset())}
     quantized = [f"{module}.weight" for module in plan.quantized_modules]
     for origin, expected in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -204,7 +204,9 @@ def kept_shares(reference: ReferenceOutputs, merged: ModelOutputs) -> dict[str, 
     return shares
 
 
-def modified_tensors(base: Path, merged: Path, keys: Sequence[str]) -> list[str]:
+def modified_tensors(
+    base: Path, merged: Path, keys: Sequence[str], renamed: Mapping[str, str] | None = None
+) -> list[str]:
     """Return the tensors, of those that the merge should copy, that differ from the backbone's.
 
     Compared in the stored dtype. Outputs alone would miss some of them: a row of an embedding is
@@ -213,12 +215,16 @@ def modified_tensors(base: Path, merged: Path, keys: Sequence[str]) -> list[str]
     Args:
         base: directory of the backbone.
         merged: directory of the merged model.
-        keys: keys of the tensors that the adapter does not change.
+        keys: keys, in the merged files, of the tensors that the adapter does not change.
+        renamed: key in the backbone's files of each of these that has another key there.
     """
+    keys_before = renamed or {}
     before, after = stored_by_key(weight_files(base)), stored_by_key(weight_files(merged))
     return [
         key
         for key in keys
         if key not in after
-        or not torch.equal(before[key].read().to(after[key].dtype), after[key].read())
+        or not torch.equal(
+            before[keys_before.get(key, key)].read().to(after[key].dtype), after[key].read()
+        )
     ]

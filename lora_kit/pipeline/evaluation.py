@@ -16,6 +16,11 @@ from lora_kit.evaluation.arms.files import (
     CONTROL_KINDS,
     KINDS,
 )
+from lora_kit.evaluation.arms.masked import (
+    loaded_masked_arms,
+    masked_facts,
+    pseudo_perplexities,
+)
 from lora_kit.evaluation.arms.models import loaded_arms, merged_facts
 from lora_kit.evaluation.arms.quantized import loaded_quantized, quantized_facts
 from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_facts
@@ -151,7 +156,11 @@ def evaluate(
         other=OtherEngine(other, _directory(subject, chosen, other, thoughts)),
         judged=judged,
     )
-    return run_evaluation(plan, work)
+    is_masked = subject.backbone.head is not None and subject.backbone.head.kind == "mlm"
+    evaluation = run_evaluation(plan, work)
+    for sentence in pseudo_perplexities(evaluation.verdict) if is_masked else ():
+        say(sentence)
+    return evaluation
 
 
 def _split_arms(arms: Sequence[str], programs: Programs) -> tuple[list[str], ShippedArms]:
@@ -258,6 +267,8 @@ def _answering(
         return loaded_reward_arms(subject, names), reward_facts(subject)
     if head.kind == "embedding":
         return [loaded_embedding_arms(subject, names)], embedding_facts(subject)
+    if head.kind == "mlm":
+        return loaded_masked_arms(subject, names), masked_facts(subject, names)
     models = loaded_head_arms(subject, names, rows)
     # Last, since they free the model of the other arms.
     if subject.session and SCRATCH in names:

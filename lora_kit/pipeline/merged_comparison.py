@@ -10,8 +10,11 @@ from lora_kit.backbone.devices import room_on_gpus
 from lora_kit.backbone.encoder_decoder import is_seq2seq_tokenizer
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.fingerprint import weight_files
+from lora_kit.backbone.heads import is_masked_model
 from lora_kit.backbone.load import load
 from lora_kit.data.dataset import open_rows, validation_rows
+from lora_kit.data.masked_texts import encode_masked_rows
+from lora_kit.data.masking import TokenMasker
 from lora_kit.data.supervision import Example
 from lora_kit.data.tokenization import tokenize_rows
 from lora_kit.data.training_data import TrainingData
@@ -23,6 +26,7 @@ from lora_kit.merging.reloaded import ComputeSettings
 from lora_kit.merging.verify import Verification, modified_tensors, verify_merged
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.recipe.data import DataSpec, SourceSpec
+from lora_kit.recipe.mlm import MlmSpec
 from lora_kit.runs.session import Subject
 
 COMPARED_ROWS = 24
@@ -54,8 +58,10 @@ def compared_examples(subject: Subject) -> Compared:
     # The data of an adapter without a run is unknown; bundled rows stand in for it.
     session = subject.session
     recipe = session.recipe if session else None
+    is_masked = is_masked_model(subject.model)
     if session and session.data and not isinstance(session.data.prepared, PreparedUnits):
-        return _already_read(session.data)
+        read = _already_read(session.data)
+        return _masked(read, subject) if is_masked else read
     known = ANSWERS if is_seq2seq_tokenizer(subject.backbone.tokenizer) else PROSE
     data = recipe.data if recipe else DataSpec(train=[SourceSpec(source=known)])
     seed = recipe.seed if recipe else 0
@@ -63,11 +69,23 @@ def compared_examples(subject: Subject) -> Compared:
     held_out = validation_rows(data, seed)
     # Without replay: rows of the base's own are not there to be read again.
     rows = held_out or open_rows(data, seed, objective)
-    several = tokenize_rows(
-        rows[:COMPARED_ROWS].read(), subject.backbone.tokenizer, data.max_length, data.train_on
+    tokenizer, chosen = subject.backbone.tokenizer, rows[:COMPARED_ROWS].read()
+    several = (
+        encode_masked_rows(chosen, tokenizer, data.max_length, split=False)
+        if is_masked
+        else tokenize_rows(chosen, tokenizer, data.max_length, data.train_on)
     )
     kind = "held-out rows" if held_out else "training rows" if recipe else f"rows of {known}"
-    return Compared([example for of_row in several for example in of_row], kind)
+    compared = Compared([example for of_row in several for example in of_row], kind)
+    return _masked(compared, subject) if is_masked else compared
+
+
+def _masked(compared: Compared, subject: Subject) -> Compared:
+    """Return texts with the fixed masks of held-out rows."""
+    recipe = subject.session.recipe if subject.session else None
+    spec, seed = (recipe.mlm, recipe.seed) if recipe else (None, 0)
+    masker = TokenMasker.of(subject.backbone.tokenizer, spec or MlmSpec(), seed)
+    return replace(compared, examples=masker.held_out(compared.examples))
 
 
 def _already_read(data: TrainingData) -> Compared:
@@ -105,7 +123,7 @@ def verify_against_base(
         measured, computing = _on_the_checkpoint(subject, questions)
     _make_room(subject, directory)
     found = verify_merged(directory, measured, questions, computing, plan.quantization, trained)
-    odd = modified_tensors(plan.base, directory, result.untouched)
+    odd = modified_tensors(plan.base, directory, result.untouched, result.renamed)
     if not odd:
         return found
     reason = (
@@ -131,6 +149,8 @@ def _on_the_checkpoint(
     spec = subject.backbone.spec.model_copy(update={"quantization": "none"})
     # The two need not fit into memory together.
     subject.close()
-    original = load(resolve(spec), spec, gpus=subject.spec.gpus)
+    head = subject.backbone.head
+    outputs = head.outputs if head else None
+    original = load(resolve(spec), spec, outputs, subject.spec.gpus)
     measured = compute_reference(attach_saved(original, subject.adapter), questions)
     return measured, ComputeSettings.of(original.model, subject.spec.gpus)

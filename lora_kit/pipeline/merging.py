@@ -240,4 +240,5 @@ def _plan(subject: Subject, spec: MergeSpec, into: Into) -> MergePlan:
         shard_bytes=int(spec.shard_size * 1e9),
         stop_token_ids=stop_token_ids(backbone),
         own_tokenizer=backbone.adapter_tokenizer is not None,
+        masked=backbone.head is not None and backbone.head.kind == "mlm",
     )

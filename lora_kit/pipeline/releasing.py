@@ -12,11 +12,13 @@ from lora_kit.evaluation.assembly import LEDGER, VERDICT
 from lora_kit.evaluation.reporting.report import FLIPS, REPORTS
 from lora_kit.evaluation.verdict_file import SUITES, check_verdict
 from lora_kit.merging.exporting.modelfile import modelfile_of
+from lora_kit.merging.methods import adapter_configuration, is_streamed
 from lora_kit.merging.record import MERGE_RECORD
 from lora_kit.recipe.adapter import NOT_MERGED
-from lora_kit.recipe.objective import HEADED
+from lora_kit.recipe.objective import HEADED, MERGED_HEADS
 from lora_kit.recipe.outside import named_outside
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.releasing.acceptance import Acceptance
 from lora_kit.releasing.card import model_card
 from lora_kit.releasing.formats import check_formats
@@ -113,12 +115,26 @@ def _refuse_unusable(files: Sequence[Path]) -> None:
         )
 
 
+def why_not_merged(run: RunDirectory, recipe: Recipe) -> str:
+    """Return why a trained adapter cannot be merged; empty if it can."""
+    if recipe.training.objective not in MERGED_HEADS or recipe.adapter.method in NOT_MERGED:
+        return why_not_released(run, recipe)
+    if is_streamed(adapter_configuration(run.adapter)):
+        return ""
+    return f"adapters of {recipe.adapter.method} are not merged into masked language models"
+
+
 def why_not_released(run: RunDirectory, recipe: Recipe) -> str:
     """Return why a recipe's adapter cannot be released, and what ships instead; empty if it can."""
     method = recipe.adapter.method
     if recipe.training.objective == "embedding":
         what, shown = "an embedding", ", as recipes/guide/embeddings.md shows"
-    elif recipe.training.objective in HEADED:
+    elif recipe.training.objective in MERGED_HEADS and method not in NOT_MERGED:
+        return (
+            "a masked language model generates no text, with which a release is checked; ship "
+            f"{run.merged_as(MERGED_ARMS[0])}, which transformers opens with AutoModelForMaskedLM"
+        )
+    elif recipe.training.objective in HEADED and recipe.training.objective not in MERGED_HEADS:
         what, shown = "a head", ", as recipes/guide/classification.md and reward.md show"
     elif method in NOT_MERGED:
         what, shown = f"an adapter of {method}", ""

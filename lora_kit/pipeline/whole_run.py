@@ -11,7 +11,7 @@ from lora_kit.backbone.devices import require_gpus
 from lora_kit.evaluation.verdict import Verdict
 from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.pipeline.merging import merge
-from lora_kit.pipeline.releasing import release, why_not_released
+from lora_kit.pipeline.releasing import release, why_not_merged, why_not_released
 from lora_kit.pipeline.training import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import MERGED_ARMS
@@ -93,15 +93,16 @@ def run(
     session = trained.session
     is_main = process_state().is_main_process
     refusal = why_not_released(session.run, recipe)
-    _say_stage(2, "left out" if refusal else "")
+    is_merged = not why_not_merged(session.run, recipe)
+    _say_stage(2, "" if is_merged else "left out")
     # A release needs the merged model's verdict, whatever arms the recipe names.
     merged = MERGED_ARMS if recipe.merge.base == "both" else MERGED_ARMS[:1]
-    if is_main and not refusal:
+    if is_main and is_merged:
         merge(session)
     process_state().wait_for_everyone()
     free_memory()
     _say_stage(3)
-    verdict = evaluate(session, arms=() if refusal else merged, work=trained.work).verdict
+    verdict = evaluate(session, arms=merged if is_merged else (), work=trained.work).verdict
     released, status = None, VERDICT_STATUS[verdict.decision]
     _say_stage(4, "left out" if refusal else "")
     if is_main and not refusal:

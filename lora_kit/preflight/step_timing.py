@@ -20,7 +20,8 @@ from lora_kit.modeling.checkpointing import (
     enable_checkpointing,
     is_checkpointing,
 )
-from lora_kit.modeling.likelihood import supervised_nll
+from lora_kit.modeling.likelihood import supervised_nll, token_nll
+from lora_kit.modeling.masked import masked_logits
 from lora_kit.modeling.model_inputs import to_device
 from lora_kit.modeling.modes import in_mode
 from lora_kit.recipe.training import TrainingSpec
@@ -108,7 +109,7 @@ def time_micro_batch(
     batch = to_device(batch, backbone.model.device)
     dtype = getattr(torch, str(backbone.spec.dtype))
     with _training_mode(model, checkpointing), faster_on_cpu(model, current_launch()):
-        loss = _head_loss if backbone.head else _language_model_loss
+        loss = _loss_of(backbone)
         _timed_pass(model, batch, dtype, loss)
         require_gradient(model)
         before = _reset_peak_memory(backbone.model.device)
@@ -145,6 +146,21 @@ def estimate_duration(
     tokens = int(held_out.sum(dtype=np.int64))
     forward = measured.forward_seconds / measured.tokens
     return Duration(training, validations * tokens * forward)
+
+
+def _loss_of(backbone: Backbone) -> Callable[[PeftModel, dict[str, torch.Tensor]], torch.Tensor]:
+    """Return a loss as costly as that of the training."""
+    if backbone.head is None:
+        return _language_model_loss
+    return _masked_loss if backbone.head.kind == "mlm" else _head_loss
+
+
+def _masked_loss(model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the loss of every seventh token, about as many as are predicted by default."""
+    rows, columns = batch["attention_mask"].nonzero(as_tuple=True)
+    rows, columns = rows[::7], columns[::7]
+    logits = masked_logits(model, batch, rows, columns)
+    return token_nll(logits, batch["input_ids"][rows, columns]).mean()
 
 
 def _language_model_loss(model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -31,10 +31,17 @@ Objective = Literal[
     "multi-label",
     "token-classification",
     "embedding",
+    "mlm",
 ]
-# Objectives that replace or remove the output head, so that there is no language model to merge.
+# Objectives that replace or remove the output head of a decoder, or need an encoder.
 HeadObjective = Literal[
-    "classification", "regression", "multi-label", "token-classification", "reward", "embedding"
+    "classification",
+    "regression",
+    "multi-label",
+    "token-classification",
+    "reward",
+    "embedding",
+    "mlm",
 ]
 # Those of them that learn a target of each text: a class, numbers, labels, or tags of its words.
 TEXT_HEADS: tuple[HeadObjective, ...] = (
@@ -47,10 +54,14 @@ TEXT_HEADS: tuple[HeadObjective, ...] = (
 WHOLE_TEXT_HEADS: tuple[HeadObjective, ...] = ("classification", "regression", "multi-label")
 # Those of them whose head is new, so that the base has none to compare with.
 NEW_HEADS: tuple[HeadObjective, ...] = (*TEXT_HEADS, "reward")
-HEADED: tuple[HeadObjective, ...] = (*NEW_HEADS, "embedding")
+HEADED: tuple[HeadObjective, ...] = (*NEW_HEADS, "embedding", "mlm")
+# Those of them whose adapter is merged into its backbone.
+MERGED_HEADS: tuple[HeadObjective, ...] = ("mlm",)
 # Objectives that learn the next token, and all that learn labels of rows.
 LANGUAGE_MODELING: tuple[Objective, ...] = ("sft", "text")
-SUPERVISED: tuple[Objective, ...] = (*LANGUAGE_MODELING, *TEXT_HEADS)
+SUPERVISED: tuple[Objective, ...] = (*LANGUAGE_MODELING, *TEXT_HEADS, "mlm")
+# Objectives whose rows are texts, without prompts and answers.
+OF_TEXTS: tuple[Objective, ...] = ("text", "mlm")
 # Objectives that train on pairs of a chosen and a rejected answer.
 PAIRED: tuple[Objective, ...] = ("dpo", "orpo", "reward")
 # Objectives of which a row gives two texts to the model, or three.
@@ -80,6 +91,7 @@ SECTION_OF: dict[Objective, str] = {
     "multi-label": "multi_label",
     "token-classification": "token_classification",
     "embedding": "embedding",
+    "mlm": "mlm",
 }
 # Parts of `sdft.teacher_prompt` that are filled in for each row.
 PROMPT, DEMONSTRATION = "{prompt}", "{demonstration}"

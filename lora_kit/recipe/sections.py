@@ -14,8 +14,10 @@ from lora_kit.recipe.backbone import BackboneSpec, DType
 from lora_kit.recipe.classification import ClassificationSpec
 from lora_kit.recipe.data import CHANGES, DataSpec
 from lora_kit.recipe.embedding import EmbeddingSpec
+from lora_kit.recipe.mlm import MlmSpec
 from lora_kit.recipe.multi_label import MultiLabelSpec
 from lora_kit.recipe.objective import (
+    OF_TEXTS,
     ON_POLICY,
     PREFERENCE,
     TEXT_HEADS,
@@ -68,6 +70,7 @@ HEAD_ARMS: dict[HeadObjective, tuple[ArmName, ...]] = {
     "token-classification": ("base", "adapter", SCRATCH, PROBE),
     "reward": ("base", "adapter", RETRIEVAL),
     "embedding": ("base", "adapter", RETRIEVAL),
+    "mlm": ("base", "adapter", "merged"),
 }
 
 
@@ -177,6 +180,7 @@ class RecipeSections(Section):
     multi_label: MultiLabelSpec | None = None
     token_classification: TokenClassificationSpec | None = None
     embedding: EmbeddingSpec | None = None
+    mlm: MlmSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     merge: MergeSpec = MergeSpec()
     sweep: SweepSpec | None = None
@@ -216,7 +220,7 @@ def _with_objective_defaults(value: dict[str, Any]) -> dict[str, Any]:
         objective = training.get("objective")
     else:
         objective = getattr(training, "objective", None)
-    if objective == "text":
+    if objective in OF_TEXTS:
         return _with_text_defaults(value)
     section = "preference" if objective in PREFERENCE else objective
     if section not in ("preference", "reward", *ON_POLICY) or value.get(section) is not None:
@@ -225,7 +229,7 @@ def _with_objective_defaults(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_text_defaults(value: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe of continued pre-training with `format: text` and `overflow: split`."""
+    """Return a recipe that trains on texts with `format: text` and `overflow: split`."""
     data = value.get("data")
     if not isinstance(data, dict):
         return value

@@ -93,8 +93,9 @@ class TrainingSpec(Section):
     `regression`: a head for the numbers of `text-score` rows. `multi-label`: a head for any number
     of labels, of `text-labels` rows. `token-classification`: a head for the tags of the words of
     `tokens-tags` rows. `embedding`: vectors of texts, from `pair` and `triplet` rows, with the
-    other texts of a step as negatives. The reference policy of dpo, kto and grpo, and the teacher
-    of sdft, is the base, with the adapter disabled."""
+    other texts of a step as negatives. `mlm`: masked tokens of texts, for encoders. The reference
+    policy of dpo, kto and grpo, and the teacher of sdft, is the base, with the adapter
+    disabled."""
     epochs: Positive = 1.0
     """Passes over the training rows."""
     batch_size: Count = 8

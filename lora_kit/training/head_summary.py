@@ -17,11 +17,14 @@ from lora_kit.adapter.saved_heads import (
     SavedReward,
     SavedTags,
 )
+from lora_kit.adapter.saved_masked import SavedMasked
+from lora_kit.backbone.heads import Head
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.entities import OUTSIDE, read_tags
 from lora_kit.data.head_targets import class_indices, target_matrix
 from lora_kit.data.units import PreparedUnits, Unit
 from lora_kit.recipe.embedding import EmbeddingSpec
+from lora_kit.recipe.mlm import MlmSpec
 from lora_kit.recipe.multi_label import EVEN, MultiLabelSpec
 from lora_kit.recipe.objective import HeadObjective
 from lora_kit.statistics.multi_label import choose_thresholds
@@ -44,9 +47,16 @@ def finish_head(
     head, data = inputs.backbone.head, inputs.data
     if head is not None and isinstance(data, PreparedUnits):
         return FINISHES_OF_UNITS[head.kind](inputs, data)
+    if head is not None and head.kind == "mlm":
+        return _finish_masked(inputs, head)
     if head is None or task is None:
         return None
     return FINISHES[head.kind](inputs, task, weights)
+
+
+def _finish_masked(inputs: TrainingInputs, head: Head) -> SavedMasked:
+    spec = inputs.recipe.mlm or MlmSpec()
+    return SavedMasked(inputs.data.size, spec.probability, head.newly_initialized)
 
 
 def _finish_classes(inputs: TrainingInputs, _: HeadTask, __: object) -> SavedClasses:

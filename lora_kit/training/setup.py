@@ -31,6 +31,7 @@ from lora_kit.training.guards import Guards
 from lora_kit.training.heads import HeadTask, HeadTrainer
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.learning_rates import GradualUnfreezing
+from lora_kit.training.masked import MaskedTrainer, masker_of
 from lora_kit.training.plot import plot_training
 from lora_kit.training.preferences.objectives import objective_trainer, trainer_class
 from lora_kit.training.rank_allocation import RankAllocation
@@ -133,9 +134,9 @@ def _example_trainer(
     log: MetricsLog,
     callbacks: Sequence[TrainerCallback],
 ) -> CheckpointedTrainer:
-    """Return the trainer of the objectives that train on examples: sft, text and heads of texts."""
+    """Return the trainer of the objectives that train on examples: sft, text, mlm and heads."""
     retention = RetentionMethods.of(inputs, log.record)
-    return _kind_of_trainer(inputs, task)(
+    return _trainer_kind(inputs, task)(
         inputs=inputs,
         retention=retention,
         validation=validation,
@@ -147,13 +148,15 @@ def _example_trainer(
     )
 
 
-def _kind_of_trainer(
+def _trainer_kind(
     inputs: TrainingInputs, task: HeadTask | None
 ) -> Callable[..., CheckpointedTrainer]:
-    if task is None:
-        teacher = Teacher.of(inputs.recipe.training.distillation)
-        return partial(SupervisedTrainer, teacher=teacher)
-    return partial(AlignedHeadTrainer if inputs.target else HeadTrainer, task=task)
+    masker = masker_of(inputs)
+    if masker is not None:
+        return partial(MaskedTrainer, masker=masker)
+    if task is not None:
+        return partial(AlignedHeadTrainer if inputs.target else HeadTrainer, task=task)
+    return partial(SupervisedTrainer, teacher=Teacher.of(inputs.recipe.training.distillation))
 
 
 def _gradient_conflict(inputs: TrainingInputs, log: MetricsLog) -> GradientConflict | None:
@@ -172,7 +175,7 @@ def _chance_loss(inputs: TrainingInputs, task: HeadTask | None) -> float | None:
         return task.loss.chance
     if inputs.recipe.training.objective == "embedding":
         return math.log(2 * inputs.recipe.training.batch_size)  # at most so many texts a pair
-    if inputs.backbone.head:
+    if inputs.backbone.head and inputs.backbone.head.kind != "mlm":
         return math.log(2)  # a reward model chooses between the two answers of a pair
     vocabulary: int = inputs.backbone.model.config.get_text_config().vocab_size
     return math.log(vocabulary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from lora_kit.training.head_start import start_at_the_mean
 from lora_kit.training.head_summary import finish_head
 from lora_kit.training.heads import HeadTask
 from lora_kit.training.inputs import TrainingInputs
+from lora_kit.training.masked import masked_validation_loss, masker_of
 from lora_kit.training.preferences.answer_log_probs import restoring_forward
 from lora_kit.training.setup import TrainingSetup
 from lora_kit.training.sharded import is_sharded
@@ -94,7 +95,9 @@ def run_training(
     max_tokens = inputs.max_tokens_per_pass
     task = HeadTask.of(inputs)
     start_at_the_mean(inputs, task)
-    loss = task.validation_loss if task else validation_loss
+    loss: Callable[..., float | None] = task.validation_loss if task else validation_loss
+    if (masker := masker_of(inputs)) is not None:
+        loss = partial(masked_validation_loss, masker=masker)
     measure = partial(loss, model, inputs.backbone, inputs.held_out, max_tokens)
     drift = HeldOutDrift.of(inputs)
     # A model that will be sharded is not on its device yet; `Validation` measures it later.

@@ -46,7 +46,7 @@ def loaded_arms(subject: Subject, names: Sequence[str]) -> list[LoadedArms]:
     require_run(subject, names)
     models = [_on_backbone(subject, names)]
     if session is not None:
-        models += [_merged(session, arm) for arm in MERGED_ARMS if arm in names]
+        models += [merged_arm(session, arm) for arm in MERGED_ARMS if arm in names]
     return models
 
 
@@ -177,7 +177,8 @@ def merged_files(session: Session, name: str) -> MergedFiles:
     return MergedFiles(session, directory, read_json(record, EvaluationError).get("files", {}))
 
 
-def _merged(session: Session, name: str) -> LoadedArms:
+def merged_arm(session: Session, name: str) -> LoadedArms:
+    """Return a merged model of a run as an arm."""
     merged, computing = merged_files(session, name), _computing(session)
     active = tf32_products if _is_finer(merged.directory, computing) else nullcontext
 

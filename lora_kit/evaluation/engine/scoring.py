@@ -19,6 +19,7 @@ from lora_kit.evaluation.engine.embeddings import (
     rank_documents,
     score_similarities,
 )
+from lora_kit.evaluation.engine.masked import score_masked
 from lora_kit.evaluation.engine.rewards import score_rewards
 from lora_kit.evaluation.engine.texts import score_texts
 from lora_kit.evaluation.item import (
@@ -26,6 +27,7 @@ from lora_kit.evaluation.item import (
     ChoiceRequest,
     GenerationRequest,
     LossRequest,
+    MaskedRequest,
     Outcome,
     QueryRequest,
     Request,
@@ -105,6 +107,9 @@ def compute_outcomes(
     if isinstance(first, SimilarityRequest):
         compared = [r for r in requests if isinstance(r, SimilarityRequest)]
         return score_similarities(scorer.model, compared, pad, scorer.device)
+    if isinstance(first, MaskedRequest):
+        masked = [r for r in requests if isinstance(r, MaskedRequest)]
+        return score_masked(scorer.model, masked, pad, scorer.device)
     if isinstance(first, TextRequest):
         texts = [r for r in requests if isinstance(r, TextRequest)]
         return score_texts(scorer.model, texts, pad, scorer.device)

@@ -27,6 +27,7 @@ from lora_kit.evaluation.item import (
     prompt_and_answer_length,
 )
 from lora_kit.evaluation.ledger import Entry
+from lora_kit.evaluation.masked_tasks import build_masked_task
 from lora_kit.evaluation.reading import read_rows
 from lora_kit.evaluation.reward_tasks import build_reward_task
 from lora_kit.evaluation.stopping import (
@@ -149,6 +150,7 @@ class Work:
 BUILDERS: Mapping[HeadObjective, Callable[[Suite, TaskSpec, Any, HeadOutputs], Task]] = {
     "reward": build_reward_task,
     "embedding": build_embedding_task,
+    "mlm": build_masked_task,
 }
 
 

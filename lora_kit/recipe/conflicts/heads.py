@@ -8,6 +8,7 @@ from lora_kit.recipe.classification import NOT_OF_A_HEAD
 from lora_kit.recipe.conflicts.objective import OBJECTIVE, OF_LANGUAGE_MODELING
 from lora_kit.recipe.objective import (
     HEADED,
+    MERGED_HEADS,
     NEW_HEADS,
     TEXT_HEADS,
     WHOLE_TEXT_HEADS,
@@ -66,8 +67,8 @@ def head_without_objective(recipe: RecipeSections) -> Iterator[Problem]:
         yield conflict(
             "adapter.method",
             OBJECTIVE,
-            reason=f"head needs objective {' or '.join(NEW_HEADS)}; a language model's output head "
-            f"is as large as its embedding ({OBJECTIVE} is {objective})",
+            reason=f"head needs objective {' or '.join((*NEW_HEADS, *MERGED_HEADS))}; a language "
+            f"model's output head is as large as its embedding ({OBJECTIVE} is {objective})",
             fix="use lora",
         )
 
@@ -189,7 +190,7 @@ def arms_of_a_head(recipe: RecipeSections) -> Iterator[Problem]:
                 given=arm,
                 fix=f"use {', '.join(possible)}",
             )
-    if recipe.merge != MergeSpec():
+    if recipe.merge != MergeSpec() and objective not in MERGED_HEADS:
         yield conflict(
             "merge",
             OBJECTIVE,

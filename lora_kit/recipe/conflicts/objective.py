@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_kit.recipe.objective import (
+    OF_TEXTS,
     PREFERENCE,
     REFERENCED,
     SECTION_OF,
@@ -83,8 +84,9 @@ def fields_of_other_losses(recipe: RecipeSections) -> Iterator[Problem]:
 
 
 def text_only(recipe: RecipeSections) -> Iterator[Problem]:
-    """Refuse what continued pre-training does not read."""
-    if recipe.training.objective != "text":
+    """Refuse what an objective on texts does not read."""
+    objective = recipe.training.objective
+    if objective not in OF_TEXTS:
         return
     for part in ("train", "validation"):
         for number, source in enumerate(getattr(recipe.data, part)):
@@ -92,13 +94,13 @@ def text_only(recipe: RecipeSections) -> Iterator[Problem]:
                 yield conflict(
                     f"data.{part}.{number}.format",
                     OBJECTIVE,
-                    reason="objective text accepts only format: text",
+                    reason=f"objective {objective} accepts only format: text",
                     given=source.format,
-                    fix="remove it, or use objective: sft",
+                    fix="remove it, or use objective: sft" if objective == "text" else "remove it",
                 )
     if recipe.data.train_on not in ("assistant", "all"):
         yield _unused(recipe, "data.train_on", "every token of a text is trained on")
-    if recipe.retention.self_distillation is not None:
+    if recipe.retention.self_distillation is not None and objective == "text":
         yield _unused(
             recipe, "retention.self_distillation", "texts have no answers to be rewritten"
         )
