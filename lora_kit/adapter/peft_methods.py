@@ -12,14 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from lora_kit.adapter.left_out import (
-    leave_out_new_layers,
-    leave_out_pooler,
-    without_head_of_words,
-)
 from lora_kit.adapter.unfrozen import head_only_configuration, unfrozen_configuration
 from lora_kit.backbone.encoder_decoder import is_encoder_decoder
-from lora_kit.backbone.heads import peft_task_type
+from lora_kit.backbone.heads import HEAD_NAMES, POOLER, is_base_model, peft_task_type
 from lora_kit.backbone.open_files import open_tokenizer
 from lora_kit.recipe.adapter import VIRTUAL, VIRTUAL_TOKENS, AdapterSpec
 from lora_kit.recipe.initialisations import OPTION, SECTIONS, SUBTRACTED, initialisation_of
@@ -84,10 +79,12 @@ def peft_configuration(
     initialisation = initialisation_of(spec)
     if initialisation is not None:
         config = _as_attached(cast("LoraConfig", config), initialisation)
-    leave_out_pooler(config, model)
+    # Above the hidden states that an embedding is pooled from, so that nothing would be learned.
+    is_left_out = is_base_model(model) and hasattr(model, POOLER)
+    if is_left_out and getattr(config, "exclude_modules", "") is None:
+        config.exclude_modules = [f"{POOLER}.dense"]
     if extra_modules and hasattr(config, "modules_to_save"):
         config.modules_to_save = [*(config.modules_to_save or []), *extra_modules]
-    leave_out_new_layers(config, model, extra_modules)
     return config
 
 
@@ -153,6 +150,17 @@ def requested_configuration(spec: AdapterSpec, model: torch.nn.Module) -> PeftCo
             f"adapter: {spec.method}: PEFT refuses the configuration ({error}). Fix: change "
             "adapter.options"
         ) from error
+
+
+def without_head_of_words(model: torch.nn.Module) -> dict[str, list[str]]:
+    """Return the option that keeps the head of a token classifier from being a target.
+
+    PEFT 0.21 leaves only the head of a sequence classifier out of `all-linear`, and cannot save a
+    head that has an adapter.
+    """
+    if peft_task_type(model) != "TOKEN_CLS":
+        return {}
+    return {"exclude_modules": [name for name in HEAD_NAMES if hasattr(model, name)]}
 
 
 def _required_sections(kind: str | None) -> dict[str, Any]:

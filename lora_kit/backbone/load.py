@@ -119,7 +119,7 @@ def load(
         raise BackboneError(
             f"backbone.model: {files.reference}: not the weights of a language model (missing: "
             f"{min(missing)} and {len(missing) - 1} others). Fix: choose a language model, or "
-            "train an encoder with training.objective: classification or embedding"
+            "train an encoder with training.objective: classification, embedding or mlm"
         )
     prepare_tokenizer(tokenizer, model, files.reference, has_head=outputs is not None)
     if is_encoder_decoder(model):

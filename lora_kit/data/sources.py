@@ -18,6 +18,7 @@ from lora_kit.data.builtin.passages import docstring_code_rows
 from lora_kit.data.builtin.reference import reference_rows
 from lora_kit.data.builtin.roles import role_rows
 from lora_kit.data.builtin.sums import sum_rows
+from lora_kit.data.builtin.texts import library_texts
 from lora_kit.data.files.readers import TableRequest
 from lora_kit.data.files.tables import Table, class_names, has_splits, is_hub_id, open_table
 from lora_kit.data.formats import FORMATS, check_columns, detect_format, parse_row
@@ -59,6 +60,7 @@ BUILT_IN = {
     "stdlib-statements": BuiltIn(statement_rows, "text-labels", PYTHON_LICENSE, 0.3),
     "stdlib-roles": BuiltIn(role_rows, "tokens-tags", PYTHON_LICENSE, 0.3),
     "stdlib-docstring-code": BuiltIn(docstring_code_rows, "pair", PYTHON_LICENSE, 0.2),
+    "stdlib-texts": BuiltIn(library_texts, "text", PYTHON_LICENSE, 0.3),
     "python-reference": BuiltIn(reference_rows, "text", PYTHON_LICENSE, 0.5),
     "sums": BuiltIn(sum_rows, "messages", ("Apache-2.0", "lora_kit's LICENSE"), 0.25),
 }

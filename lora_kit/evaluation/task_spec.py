@@ -23,7 +23,8 @@ class TaskSpec(Section):
     name: str
     """Name of the task in the ledger and the report."""
     kind: TaskKind
-    """Score of an item. `loss`: nats per token of the reference, lower is better.
+    """Score of an item. `loss`: nats per token of the reference, lower is better; a masked
+    language model has each token masked in turn.
     `multiple_choice`: accuracy. `classification`: accuracy over labels. `regression`: error of the
     numbers, `multi_label`: right labels, and `token_classification`: right entities, that a head
     gives. `retrieval`: ranks of the right documents of a query among all documents of the source,

@@ -141,11 +141,13 @@ def _scored(
 
     A backbone that is not a language model is scored by its features, if it can be a classifier.
     """
-    if recipe.training.objective == "embedding":
+    objective = recipe.training.objective
+    if objective in ("embedding", "mlm"):
+        what = "an embedding" if objective == "embedding" else "a masked language model"
         raise BackboneError(
-            "training.objective: backbones are compared by likelihoods or a linear probe, of which "
-            "an embedding has neither (got embedding). Fix: `lora-kit run` the recipe with each of "
-            "them; the arm base is the backbone itself"
+            "training.objective: backbones are compared by likelihoods of answers or a linear "
+            f"probe, of which {what} has neither (got {objective}). Fix: `lora-kit run` the recipe "
+            "with each of them; the arm base is the backbone itself"
         )
     # Preference pairs are no examples for a prompt.
     shown = () if recipe.training.objective in OF_SEVERAL_TEXTS else rows

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 from lora_kit.data.row_sets import Rows
 from lora_kit.evaluation.task_verdict import BASELINES
 from lora_kit.evaluation.verdict_file import read_verdict
-from lora_kit.recipe.objective import LANGUAGE_MODELING, TEXT_HEADS, WHOLE_TEXT_HEADS, Objective
+from lora_kit.recipe.objective import (
+    LANGUAGE_MODELING,
+    OF_TEXTS,
+    TEXT_HEADS,
+    WHOLE_TEXT_HEADS,
+    Objective,
+)
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sections import FEWSHOT, PROBE, RETRIEVAL
 from lora_kit.runs.directory import RunDirectory
@@ -198,13 +204,13 @@ def _head_method(situation: Situation) -> tuple[str, Reason]:
 
 
 def _likeness(situation: Situation) -> list[Reason]:
-    if situation.tokens_per_word < UNFAMILIAR:
+    if situation.tokens_per_word < UNFAMILIAR or situation.objective in OF_TEXTS:
         return []
     return [
         Reason(
             f"The texts have {situation.tokens_per_word:.1f} tokens a word (prose: about 1.3), so "
             "that the base has probably read few like them: training on such texts without labels "
-            "first (objective: text) helps most there.",
+            "first (objective: text, or mlm for an encoder) helps most there.",
             "Rust et al. 2021, arXiv:2012.15613; Gururangan et al. 2020, arXiv:2004.10964",
         )
     ]

@@ -70,6 +70,7 @@ RULES: tuple[Rule, ...] = (
     embedding.adapter_of_embeddings,
     mlm.fields_of_decoders,
     mlm.adapter_of_masked_models,
+    mlm.merge_of_masked_models,
     merging.two_equal_merges,
     merging.method_without_merge,
     merging.loftq_on_original_weights,

@@ -12,6 +12,7 @@ from lora_kit import pipeline
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import MASKED, HeadOutputs, embedding_outputs
 from lora_kit.backbone.load import load
+from lora_kit.data.sources import BUILT_IN, open_source
 from lora_kit.evaluation.engine.masked import score_masked
 from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.item import MaskedRequest, Outcome
@@ -19,6 +20,7 @@ from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.evaluation.masked_tasks import grade_pseudo_likelihood
 from lora_kit.evaluation.suite import Suite
 from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.data import SourceSpec
 from lora_kit.runtime.errors import DataError, EvaluationError
 from tests.head_recipes import write_gain_suite, write_lines
 from tests.masking import mlm_recipe
@@ -66,6 +68,19 @@ def test_scores_are_those_of_one_pass_a_token(tiny_encoder: Path, tmp_path: Path
         assert graded.score == pytest.approx(-expected / len(request.positions), rel=1e-5)
     plum = grade_pseudo_likelihood(work.task.items[1], Outcome((-8 * math.log(2),)))
     assert plum.measures["bits_per_byte"] == pytest.approx(8 / len("plum"))
+
+
+def test_the_built_in_texts_are_no_copies_of_those_of_another_split() -> None:
+    """The splits by module are those of the areas, which a second stage learns."""
+    trained, tested = (
+        open_source(SourceSpec(source="stdlib-texts", split=split), 0, "data.train").read()
+        for split in ("train", "test")
+    )
+    assert len(trained) > len(tested) > 800
+    assert not {one.cluster for one in trained} & {one.cluster for one in tested}
+    endings = [{str(one.text)[-60:] for one in rows} for rows in (trained, tested)]
+    assert len(endings[0] & endings[1]) < 0.05 * len(endings[1])
+    assert BUILT_IN["stdlib-texts"].test == BUILT_IN["stdlib-areas"].test
 
 
 def test_rows_and_tasks_that_are_no_texts_are_refused(tiny_encoder: Path, tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def test_all_bundled_recipes_are_valid_and_survive_being_written_out(tmp_path: P
         "tag",
         "extract",
         "embed",
+        "mlm",
         "qlora-8b-chat",
         "lora-8b-chat",
     }

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM, BartConfig, BertConfig, BertForMaskedLM
 
 from lora_kit import pipeline
 from lora_kit.adapter.attach import attach
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import MASKED
 from lora_kit.backbone.load import Backbone, load
+from lora_kit.backbone.masked import masked_model_class
 from lora_kit.data.masked_texts import encode_masked_rows
 from lora_kit.data.masking import TokenMasker
 from lora_kit.data.rows import Row
@@ -161,9 +163,34 @@ def test_a_head_of_the_checkpoint_stays_and_cannot_be_trained_alone(bert: Path) 
         attach(backbone, AdapterSpec(method="head"), 0)
 
 
-def test_decoders_are_refused(tiny: Path) -> None:
+def test_decoders_and_encoder_decoders_are_refused(tiny: Path) -> None:
     with pytest.raises(BackboneError, match=r"a decoder predicts no masked tokens .*: text"):
         loaded(tiny)
+    with pytest.raises(BackboneError, match=r"an encoder-decoder predicts no .* bart\).*: sft"):
+        masked_model_class(BartConfig(), "a model")
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "unmasked"
+    shutil.copytree(tiny_encoder, directory)
+    (directory / "special_tokens_map.json").unlink()
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(config | {"mask_token": None, "tokenizer_class": "TokenizersBackend"})
+    )
+    with pytest.raises(BackboneError, match=r"its tokenizer has no mask token \(got none\)"):
+        loaded(directory)
+
+
+def test_an_encoder_without_some_of_its_weights_is_refused(bert: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "broken"
+    shutil.copytree(bert, directory)
+    weights = load_file(directory / "model.safetensors")
+    del weights["bert.encoder.layer.1.output.dense.weight"]
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BackboneError, match=r"missing: bert\.encoder\.layer\.1\.output"):
+        loaded(directory)
 
 
 @pytest.fixture(scope="module")

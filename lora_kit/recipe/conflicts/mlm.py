@@ -30,6 +30,18 @@ def fields_of_decoders(recipe: RecipeSections) -> Iterator[Problem]:
             yield conflict(field, OBJECTIVE, reason=reason, fix=fixes.get(field, "remove it"))
 
 
+def merge_of_masked_models(recipe: RecipeSections) -> Iterator[Problem]:
+    """Refuse a second merged model, which is no arm of this objective."""
+    if recipe.training.objective == "mlm" and recipe.merge.base == "both":
+        yield conflict(
+            "merge.base",
+            OBJECTIVE,
+            reason="a masked language model is merged once",
+            given="both",
+            fix="use dequantized or original",
+        )
+
+
 def adapter_of_masked_models(recipe: RecipeSections) -> Iterator[Problem]:
     """Refuse methods that change the text or its tokens, and modules that are saved anyway."""
     adapter = recipe.adapter
