@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_kit.backbone.encoder_decoder import language_model_class
 from lora_kit.backbone.heads import (
     Head,
     HeadOutputs,
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 # A new head has the same weights whenever its backbone is loaded.
 SEED = 0
+
+
+def model_class(config: PretrainedConfig, reference: str, masked: bool) -> Any:
+    """Return the transformers auto class of a language model, or of a masked one.
+
+    Raises:
+        BackboneError: as `masked_model_class`.
+    """
+    return masked_model_class(config, reference) if masked else language_model_class(config)
 
 
 def masked_model_class(config: PretrainedConfig, reference: str) -> Any:

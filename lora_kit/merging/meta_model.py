@@ -21,8 +21,7 @@ from lora_kit.adapter.saved import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kit.adapter.saved_configuration import MISMATCH_ERRORS, PREFIX
 from lora_kit.adapter.vocabulary import saved_vocabulary_rows
 from lora_kit.adapter.weights import require_sound_weights
-from lora_kit.backbone.encoder_decoder import language_model_class
-from lora_kit.backbone.masked import masked_model_class
+from lora_kit.backbone.masked import model_class
 from lora_kit.backbone.open_files import build_model, open_config, refusing
 from lora_kit.merging.arithmetic import (
     ReadParameter,
@@ -205,8 +204,7 @@ def _built(base: Path, config: PretrainedConfig, masked: bool) -> PreTrainedMode
         ),
         torch.device("meta"),
     ):
-        kind = masked_model_class(config, str(base)) if masked else language_model_class(config)
-        model: PreTrainedModel = build_model(kind, config)
+        model: PreTrainedModel = build_model(model_class(config, str(base), masked), config)
     model.tie_weights()
     return model
 

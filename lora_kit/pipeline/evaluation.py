@@ -158,8 +158,8 @@ def evaluate(
     )
     is_masked = subject.backbone.head is not None and subject.backbone.head.kind == "mlm"
     evaluation = run_evaluation(plan, work)
-    for sentence in pseudo_perplexities(evaluation.verdict) if is_masked else ():
-        say(sentence)
+    if is_masked:
+        say("; ".join(pseudo_perplexities(evaluation.verdict)))
     return evaluation
 
 
