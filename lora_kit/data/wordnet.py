@@ -41,11 +41,11 @@ def wordnet_folder(field: str) -> Path:
 
 
 def _places() -> tuple[Path, ...]:
-    own = os.environ.get("WNSEARCHDIR")
+    if own := os.environ.get("WNSEARCHDIR"):
+        return (Path(own),)
     named = os.environ.get("NLTK_DATA", "").split(os.pathsep)
     downloaded = [*(Path(one) for one in named if one), Path.home() / "nltk_data"]
     return (
-        *([Path(own)] if own else []),
         Path("/usr/share/wordnet"),
         *(place / "corpora" / "wordnet" for place in downloaded),
     )

@@ -29,7 +29,8 @@ def test_the_folder_is_named_or_the_missing_one_told(
 ) -> None:
     monkeypatch.setenv("WNSEARCHDIR", str(write_wordnet(tmp_path)))
     assert wordnet_folder("a.field") == tmp_path
-    monkeypatch.setattr("lora_kit.data.wordnet._places", lambda: (tmp_path / "none",))
+    # A folder that is named is not replaced by another one.
+    monkeypatch.setenv("WNSEARCHDIR", str(tmp_path / "none"))
     with pytest.raises(DataError, match=r"a\.field: WordNet is not installed .* WNSEARCHDIR"):
         wordnet_folder("a.field")
 

@@ -156,6 +156,9 @@ def test_changed_copies_keep_words_and_lines() -> None:
     assert 0.77 < len(fewer) / 2_000 < 0.83
     assert fewer == sorted(fewer, key=int)
     assert changed_text("alone", AugmentationSpec(dropout=0.9), generator) == "alone"
+    # Short texts have a change, too.
+    copies = [changed_text("two words", AugmentationSpec(), generator) for _ in range(50)]
+    assert set(copies) == {"two", "words"}
     spec = AugmentationSpec(dropout=0, swaps=0, synonyms=1.0)
     known = {"large": ("big",), "slope": ("incline", "tilt")}
     for _ in range(9):

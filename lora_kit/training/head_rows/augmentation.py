@@ -49,6 +49,9 @@ def changed_text(
     kept = [pair for pair in pairs if generator.random() >= spec.dropout]
     if not kept:
         kept = [generator.choice(pairs)]
+    if kept == parts and len(kept) > 1 and spec.dropout:
+        # A copy without a change would be a duplicate; so would many of short texts.
+        kept.pop(generator.randrange(len(kept)))
     return "".join(space + word for space, word in kept).strip()
 
 
