@@ -42,6 +42,8 @@ LORA = {"method": "lora", "rank": 16, "alpha": 32}
 TRAINING = {
     "epochs": 4.0,
     "learning_rate": 1e-3,
+    # As in the recipe `tag`: a new head that learns as slowly as the adapter predicts one class.
+    "lr_multipliers": {"classifier": 10.0},
     "batch_size": 16,
     "micro_batch_size": 16,
 }
