@@ -185,7 +185,7 @@ CASES = (
     _data(
         "the arm plain of plain rows",
         {},
-        *("evaluation.arms", "plain is the training without unlabeled"),
+        *("evaluation.arms", "plain is the training without data.unlabeled, "),
         evaluation={"arms": ["base", "adapter", "plain"]},
     ),
     _data(

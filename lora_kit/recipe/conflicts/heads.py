@@ -156,7 +156,7 @@ def changed_rows_of_heads(recipe: RecipeSections) -> Iterator[Problem]:
         yield conflict(
             "evaluation.arms",
             "data",
-            reason=f"plain is the training without {' and '.join(NOT_PLAIN)}, and there is none",
+            reason=f"plain is the training without {', '.join(NOT_PLAIN)}, and there is none",
             fix="remove plain",
         )
 
