@@ -172,7 +172,7 @@ def _read(
         require_unquantized(open_config(files.directory), files.reference)
     setting = f" with backbone.attention: {spec.attention}" if attention else ""
     model, loading = open_model(
-        model_class(files, outputs),
+        _model_class(files, outputs),
         files.directory,
         f"backbone.model: {files.reference}{setting}: transformers cannot load it",
         "choose a model in safetensors of a supported type",
@@ -203,7 +203,7 @@ def _attention(
     return attention_arguments(chosen, device)
 
 
-def model_class(files: BackboneFiles, outputs: HeadOutputs | None) -> Any:
+def _model_class(files: BackboneFiles, outputs: HeadOutputs | None) -> Any:
     """Return the transformers auto class that loads the files.
 
     Raises:

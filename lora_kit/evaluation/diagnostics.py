@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -137,10 +136,7 @@ def _of_all_items(pairs: Pairs, task: TaskSpec, look: Look) -> list[SecondaryMet
         change = change_of(before, after, higher)
         if not np.isfinite(change(every)[0]):
             continue  # such as the average precision of labels that no item has
-        try:
-            low, high = bootstrap_statistic(change, pairs.clusters, look.nominal_confidence)
-        except ValueError:  # too few resamples have a value to tell its limits
-            low, high = -math.inf, math.inf
+        low, high = bootstrap_statistic(change, pairs.clusters, look.nominal_confidence)
         interval = Interval(
             float(change(every)[0]),
             low,

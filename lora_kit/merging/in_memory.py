@@ -39,8 +39,7 @@ def merge_adapter(plan: MergePlan, output: Path) -> MergeResult:
     if plan.masked:
         raise MergeError(
             f"{plan.adapter}: an adapter of a masked language model is merged tensor by tensor, "
-            f"which its method is not (got {config.peft_type.value}). Fix: train LoRA, or release "
-            "it as an adapter"
+            f"which its method is not (got {config.peft_type.value}). Fix: train LoRA"
         )
     return merge_in_memory(plan, output)
 

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from lora_kit.backbone.devices import device_arguments, input_device, require_on_gpus
 from lora_kit.backbone.encoder_decoder import (
     is_encoder_decoder,
-    language_model_class,
     set_greedy_generation,
 )
 from lora_kit.backbone.heads import MASKED_LM
+from lora_kit.backbone.masked import model_class
 from lora_kit.backbone.open_files import open_config, open_model
 from lora_kit.backbone.varlen import VARLEN, register_varlen
 from lora_kit.merging.predictions import (
@@ -135,11 +135,8 @@ def load_merged(merged: Path, settings: ComputeSettings) -> Any:
 
 def merged_model_class(config: PretrainedConfig) -> Any:
     """Return the auto class that loads a merged model of a configuration."""
-    from transformers import AutoModelForMaskedLM
-
     names = config.architectures or [""]
-    is_masked = names[0].endswith(MASKED_LM)
-    return AutoModelForMaskedLM if is_masked else language_model_class(config)
+    return model_class(config, config.name_or_path, names[0].endswith(MASKED_LM))
 
 
 def compute_outputs_in_subprocess(

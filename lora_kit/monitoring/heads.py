@@ -1,18 +1,18 @@
-"""Heads that are monitored: the task of their texts, and signals of their answers."""
+"""Heads that are monitored: signals of their answers to texts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from scipy.special import expit
 
 from lora_kit.backbone.heads import HeadOutputs
-from lora_kit.data.rows import Row
-from lora_kit.data.scored import SCORE, read_numbers
+from lora_kit.data.scored import read_numbers
 from lora_kit.evaluation.ledger import Entry
+from lora_kit.evaluation.row_tasks import number_fields
 from lora_kit.monitoring.signals import Signal, class_signal, value_signal
 from lora_kit.monitoring.stream_test import Texts
 from lora_kit.monitoring.windows import Window
@@ -59,8 +59,13 @@ class MonitoredHead(Protocol):
     """Head whose answers to texts are compared with those to the judged items."""
 
     @property
-    def task(self) -> Mapping[str, Any]:
-        """Fields of a task of such a head in a suite."""
+    def objective(self) -> HeadObjective:
+        """Objective that trains such a head."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the outputs."""
         ...
 
     @property
@@ -76,10 +81,6 @@ class MonitoredHead(Protocol):
         """
         ...
 
-    def target(self, row: Row) -> Mapping[str, Any]:
-        """Return the fields with the target of a row that has one."""
-        ...
-
     def signals(self, answers: Answers) -> list[Signal]:
         """Return the signals of the answers."""
         ...
@@ -90,21 +91,13 @@ class ClassHead:
     """Head of classes: their shares, and its confidence in them."""
 
     names: tuple[str, ...]
-    answers = "predicted classes"
-
-    @property
-    def task(self) -> Mapping[str, Any]:
-        """See `MonitoredHead`."""
-        return {"kind": "classification", "labels": list(self.names)}
+    objective: ClassVar[HeadObjective] = "classification"
+    answers: ClassVar[str] = "predicted classes"
 
     def unknown(self, place: int) -> Mapping[str, Any]:
         """See `MonitoredHead`."""
         del place
         return {"label": self.names[0]}
-
-    def target(self, row: Row) -> Mapping[str, Any]:
-        """See `MonitoredHead`."""
-        return {"label": row.label or row.messages[-1].content}
 
     def signals(self, answers: Answers) -> list[Signal]:
         """See `MonitoredHead`."""
@@ -120,24 +113,12 @@ class NumberHead:
     """Head of numbers: each of them."""
 
     names: tuple[str, ...]
-    answers = "predicted numbers"
-
-    @property
-    def task(self) -> Mapping[str, Any]:
-        """See `MonitoredHead`."""
-        return {"kind": "regression"}
+    objective: ClassVar[HeadObjective] = "regression"
+    answers: ClassVar[str] = "predicted numbers"
 
     def unknown(self, place: int) -> Mapping[str, Any]:
         """See `MonitoredHead`; equal numbers would have no variance to divide errors by."""
-        return self._fields(dict.fromkeys(self.names, float(place)))
-
-    def target(self, row: Row) -> Mapping[str, Any]:
-        """See `MonitoredHead`."""
-        return self._fields(row.values or {})
-
-    def _fields(self, numbers: Mapping[str, float]) -> Mapping[str, Any]:
-        is_single = tuple(numbers) == (SCORE,)
-        return {"score": numbers[SCORE]} if is_single else {"scores": dict(numbers)}
+        return number_fields(dict.fromkeys(self.names, float(place)))
 
     def signals(self, answers: Answers) -> list[Signal]:
         """See `MonitoredHead`."""
@@ -156,20 +137,12 @@ class LabelHead:
     """Head of any number of labels: the most likely one, and its confidence in all decisions."""
 
     names: tuple[str, ...]
-    answers = "predicted labels"
-
-    @property
-    def task(self) -> Mapping[str, Any]:
-        """See `MonitoredHead`."""
-        return {"kind": "multi_label"}
+    objective: ClassVar[HeadObjective] = "multi-label"
+    answers: ClassVar[str] = "predicted labels"
 
     def unknown(self, place: int) -> Mapping[str, Any]:
         """See `MonitoredHead`; each label in turn, since some scores need texts with it."""
         return {"labels": [self.names[place % len(self.names)]]}
-
-    def target(self, row: Row) -> Mapping[str, Any]:
-        """See `MonitoredHead`."""
-        return {"labels": list(row.labels or ())}
 
     def signals(self, answers: Answers) -> list[Signal]:
         """See `MonitoredHead`."""
@@ -185,11 +158,7 @@ class LabelHead:
         ]
 
 
-HEADS: Mapping[HeadObjective, type[ClassHead] | type[NumberHead] | type[LabelHead]] = {
-    "classification": ClassHead,
-    "regression": NumberHead,
-    "multi-label": LabelHead,
-}
+HEADS = {one.objective: one for one in (ClassHead, NumberHead, LabelHead)}
 
 
 def monitored_head(outputs: HeadOutputs) -> MonitoredHead:

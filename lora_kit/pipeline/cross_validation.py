@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from lora_kit.data.dataset import open_rows
 from lora_kit.data.folds import split_folds
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.rows import Row
+from lora_kit.evaluation.row_tasks import ROW_TASKS, RowTask
 from lora_kit.evaluation.task_verdict import TaskVerdict
 from lora_kit.evaluation.verdict_file import read_verdict
 from lora_kit.pipeline.evaluation import evaluate
 from lora_kit.pipeline.training import train
-from lora_kit.recipe.objective import HeadObjective
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.console import say
@@ -28,17 +28,6 @@ from lora_kit.runtime.files import write_json, write_text
 from lora_kit.runtime.processes import process_state
 from lora_kit.selection.folds import FOLDS, FoldsVerdict, judge_folds
 from lora_kit.training.head_rows.probe_texts import row_groups, text_of
-
-# Kind and score of a task of held-out rows, and the target of a row in it.
-TASKS: dict[HeadObjective, tuple[str, str, Callable[[Row], dict[str, Any]]]] = {
-    "classification": (
-        "classification",
-        "macro_f1",
-        lambda row: {"label": row.label, "cluster": row.cluster},
-    ),
-    "regression": ("regression", "r2", lambda row: {"scores": dict(row.values or {})}),
-    "multi-label": ("multi_label", "macro_f1", lambda row: {"labels": list(row.labels or ())}),
-}
 
 
 def cross_validate(recipe: Recipe, output: Path | None = None) -> FoldsVerdict:
@@ -134,19 +123,23 @@ def _judged(recipe: Recipe, others: Rows, own: Rows, directory: Path) -> TaskVer
 
 def _written(path: Path, recipe: Recipe, rows: Sequence[Row]) -> Path:
     """Write rows as they are read by a recipe and by a task."""
-    target = TASKS[_objective(recipe)][2]
-    lines = [{"id": row.origin, "text": text_of(row), **target(row)} for row in rows]
+    target, has_classes = _task(recipe).target, _has_classes(recipe)
+    lines = [
+        {"id": row.origin, "text": text_of(row), **target(row)}
+        | ({"cluster": row.cluster} if has_classes else {})
+        for row in rows
+    ]
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return path
 
 
 def _suite(path: Path, recipe: Recipe, items: Path) -> Path:
-    kind, score, _ = TASKS[_objective(recipe)]
+    held_out = _task(recipe)
     task: dict[str, Any] = {
         "name": "held-out-rows",
-        "kind": kind,
+        "kind": held_out.kind,
         "source": str(items),
-        "score": score,
+        "score": held_out.score,
         "max_length": recipe.data.max_length,
     }
     if _has_classes(recipe):
@@ -158,7 +151,8 @@ def _suite(path: Path, recipe: Recipe, items: Path) -> Path:
     return path
 
 
-def _objective(recipe: Recipe) -> HeadObjective:
+def _task(recipe: Recipe) -> RowTask:
     objective = recipe.training.objective
-    assert objective in TASKS  # others are refused with the recipe
-    return objective
+    task = next((one for known, one in ROW_TASKS.items() if known == objective), None)
+    assert task is not None  # others are refused with the recipe
+    return task

@@ -15,7 +15,8 @@ import numpy as np
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.ledger import Entry, Ledger
 from lora_kit.evaluation.ledger_view import ADAPTER_ARM
-from lora_kit.monitoring.heads import HEADS, Answers, MonitoredHead, monitored_head
+from lora_kit.evaluation.row_tasks import ROW_TASKS
+from lora_kit.monitoring.heads import HEADS, Answers, ClassHead, MonitoredHead, monitored_head
 from lora_kit.monitoring.reference import LEAST_REFERENCE, ReferenceText
 from lora_kit.monitoring.result import LabelledVerdict
 from lora_kit.monitoring.signals import Signal, stream_clusters, value_signal
@@ -145,7 +146,8 @@ class MonitoredModel:
 
     def _labelled(self, one: StreamText) -> dict[str, Any]:
         if self.head is not None:
-            return {"id": one.origin, "text": one.text, **self.head.target(one.row)}
+            target = ROW_TASKS[self.head.objective].target(one.row)
+            return {"id": one.origin, "text": one.text, **target}
         turns = [
             {"role": turn.role, "content": turn.content, **dict(turn.extra)}
             | ({"tool_calls": list(turn.tool_calls)} if turn.tool_calls else {})
@@ -160,7 +162,11 @@ class MonitoredModel:
         """Write rows and a gain suite of one task over them; return the path of the suite."""
         source = folder / "rows.jsonl"
         source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        kind = self.head.task if self.head else {"kind": "loss"}
+        kind: dict[str, Any] = {"kind": "loss"}
+        if self.head is not None:
+            kind = {"kind": ROW_TASKS[self.head.objective].kind}
+        if isinstance(self.head, ClassHead):
+            kind |= {"labels": list(self.head.names)}
         length = self.session.recipe.data.max_length
         task = {"name": TASK, "source": str(source), "max_length": length, **kind, **fields}
         path = folder / "suite.yaml"

@@ -133,18 +133,17 @@ def train(
         say(f"{run.root}: resuming from {chosen.checkpoint.name}")
     elif is_main:
         _begin_record(run, recipe, begun)
-    held_out, texts = ready.data.held_out, ready.texts
     inputs = TrainingInputs(
         recipe,
         backbone,
         ready.model,
         data,
-        held_out,
+        ready.data.held_out,
         run,
-        texts,
-        launch,
-        ready.data.weights,
-        ready.target,
+        texts=ready.texts,
+        launch=launch,
+        row_weights=ready.data.weights,
+        target=ready.target,
     )
     result = run_training(inputs, chosen.checkpoint, ends_early)
     if loaded.take_off:

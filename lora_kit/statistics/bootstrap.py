@@ -17,6 +17,8 @@ RESAMPLES = 1_999
 """Number of resamples. The tail probability beyond a 2.5% limit is then known to 0.3 points."""
 BATCH_NUMBERS = 4_000_000
 """Numbers in a batch of resamples, 32 MB."""
+MIN_DEFINED = 0.9
+"""Share of the resamples that need a value, for limits to be known."""
 SMALL_BATCH = 500_000
 """Numbers in a batch that is kept beside others, 4 MB, since sizes of tasks and looks alternate."""
 
@@ -60,7 +62,7 @@ def bootstrap_statistic(
         confidence: two-sided confidence level, such as 0.95.
 
     Raises:
-        ValueError: without items, or if more than a tenth of the resamples have no value.
+        ValueError: without items.
     """
     point = float(statistic(np.ones((1, len(clusters))))[0])
     count = cluster_count(clusters)
@@ -70,11 +72,7 @@ def bootstrap_statistic(
 
 
 def bootstrap_replicates(statistic: Statistic, clusters: Sequence[str]) -> Floats:
-    """Return the finite values of a statistic over resampled clusters, (resamples,).
-
-    Raises:
-        ValueError: if more than a tenth of the resamples have no value.
-    """
+    """Return the finite values of a statistic over resampled clusters, at most `RESAMPLES`."""
     index = cluster_index(clusters)
     rows = max(1, BATCH_NUMBERS // len(index))
     batches = [
@@ -83,13 +81,7 @@ def bootstrap_replicates(statistic: Statistic, clusters: Sequence[str]) -> Float
         for start in range(0, len(draws), rows)
     ]
     values = np.concatenate(batches)
-    values = values[np.isfinite(values)]
-    if len(values) < 0.9 * RESAMPLES:
-        raise ValueError(
-            f"statistic: no value for too many resamples (got values for {len(values)} of "
-            f"{RESAMPLES})"
-        )
-    return values
+    return np.asarray(values[np.isfinite(values)])
 
 
 def percentile_limits(
@@ -99,14 +91,17 @@ def percentile_limits(
 
     The bootstrap's spread lacks the correction for one degree of freedom: distances from the point
     are multiplied by t(C - 1) / z * sqrt(C / (C - 1)) (Hesterberg 2015, The American Statistician
-    69:371, section 3.2).
+    69:371, section 3.2). Nothing is known of a statistic without a value for the items, or for more
+    than a tenth of the resamples, such as the F1 of a type that hardly an item has.
 
     Args:
-        values: (resamples,), replicates of the statistic.
+        values: (resamples,), finite replicates of the statistic.
         point: statistic of the original items.
         clusters: number of clusters C, at least 2.
         confidence: two-sided confidence level, such as 0.95.
     """
+    if len(values) < MIN_DEFINED * RESAMPLES or not math.isfinite(point):
+        return -math.inf, math.inf
     tail = 0.5 - confidence / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     factor = float(stats.t.isf(tail, clusters - 1) / stats.norm.isf(tail))

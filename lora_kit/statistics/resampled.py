@@ -42,8 +42,7 @@ def compare_statistics(
         higher_is_better: false for an error.
 
     Raises:
-        ValueError: without items, if the margin is not above 0, or if more than a tenth of the
-            resamples have no value.
+        ValueError: without items, or if the margin is not above 0.
     """
     change = change_of(before, after, higher_is_better)
     count = cluster_count(clusters)

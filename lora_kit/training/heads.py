@@ -14,12 +14,12 @@ from lora_kit.data.batches import split_micro_batches
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import Example
 from lora_kit.modeling.features import Features, frozen_features
-from lora_kit.modeling.model_inputs import send, to_device
+from lora_kit.modeling.model_inputs import to_device
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.training.head_losses.by_objective import LOSSES
 from lora_kit.training.head_losses.loss import HeadLoss
 from lora_kit.training.inputs import TrainingInputs
-from lora_kit.training.steps import StepInputs, StepTrainer
+from lora_kit.training.steps import StepInputs, WeighedStepTrainer
 from lora_kit.training.validation import shared_mean
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class HeadTask:
         return {**batch, "targets": self.loss.targets(examples), **_row_weights(examples)}
 
 
-class HeadTrainer(StepTrainer):
+class HeadTrainer(WeighedStepTrainer):
     """transformers' Trainer for a head that reads a text, with or without the backbone below it.
 
     Attributes:
@@ -147,45 +147,26 @@ class HeadTrainer(StepTrainer):
         """Create the trainer.
 
         Args:
-            args: arguments of `StepTrainer`.
+            args: arguments of `WeighedStepTrainer`.
             inputs: model, data and recipe.
             task: loss, and frozen features where only the head is trained.
-            kwargs: keyword arguments of `StepTrainer`.
+            kwargs: keyword arguments of `WeighedStepTrainer`.
         """
         super().__init__(*args, inputs=inputs, **kwargs)
         self.task = task
-        if self.args.gradient_checkpointing:
-            # transformers#42489: transformers does not do this for PEFT models.
-            inputs.model.enable_input_require_grads()
 
-    def training_step(
-        self,
-        model: torch.nn.Module,
-        inputs: StepInputs,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Run forward and backward passes over this process's share of an optimizer step.
+    def for_step(self, example: Example, row: int) -> Example:
+        """Return an example with its weight."""
+        return replace(example, weight=self.task.row_weights.get(row, 1.0))
 
-        Args:
-            model: the model, wrapped by Accelerate.
-            inputs: this process's share, of `collate_share`.
-            num_items_in_batch: ignored; the loss is normalized by the weights of the rows.
+    def weight_of(self, examples: Sequence[Example]) -> torch.Tensor:
+        """Return the summed weights of the targets, times those of the rows."""
+        own = torch.tensor([example.weight for example in examples])
+        return (self.task.loss.weight_of(self.task.loss.targets(examples)) * own).sum()
 
-        Returns:
-            Summed weighted losses of the share, divided by the summed weights of the step over all
-            processes and multiplied by the number of processes; scalar, float32.
-        """
-        del num_items_in_batch
-        examples = [
-            replace(example, weight=self.task.row_weights.get(row, 1.0))
-            for row, example in zip(inputs["rows"], inputs["examples"], strict=True)
-        ]
-        inputs = {**inputs, "examples": examples}
-        weights = self.task.loss.weight_of(self.task.loss.targets(examples))
-        own = _row_weights(examples).get("row_weights", 1.0)
-        weight = send((weights * own).sum(), self.args.device)
-        total = self.accelerator.reduce(weight, reduction="sum")
-        return super().training_step(model, inputs, total)
+    def padded(self, examples: Sequence[Example]) -> StepInputs:
+        """Return the tensors of a forward pass, of `HeadTask.padded`."""
+        return self.task.padded(examples, self._pad_token_id)
 
     def _passes(self, examples: Sequence[Example], model: torch.nn.Module) -> list[StepInputs]:
         if self.task.features is None:
@@ -194,10 +175,6 @@ class HeadTrainer(StepTrainer):
         targets = self.task.loss.targets(examples)
         batch = self.task.features.batch(self.rows, targets)
         return [{**batch, **_row_weights(examples)}]
-
-    def _tensors(self, examples: Sequence[Example]) -> list[StepInputs]:
-        groups = split_micro_batches(examples, self.micro_batcher.rows, self.micro_batcher.tokens)
-        return [self.task.padded(group, self._pad_token_id) for group in groups]
 
     def summed_loss(self, model: torch.nn.Module, inputs: StepInputs) -> torch.Tensor:
         """Return the summed weighted losses of one forward pass; scalar, float32.

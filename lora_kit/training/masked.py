@@ -13,10 +13,10 @@ from lora_kit.data.masking import TokenMasker
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.supervision import Example
 from lora_kit.modeling.masked import masked_batch, masked_nll
-from lora_kit.modeling.model_inputs import send, to_device
+from lora_kit.modeling.model_inputs import to_device
 from lora_kit.recipe.mlm import MlmSpec
 from lora_kit.training.inputs import TrainingInputs
-from lora_kit.training.steps import StepInputs, StepTrainer
+from lora_kit.training.steps import StepInputs, WeighedStepTrainer
 from lora_kit.training.validation import shared_mean
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def masked_validation_loss(
     return shared_mean(model, batches, sums_of)
 
 
-class MaskedTrainer(StepTrainer):
+class MaskedTrainer(WeighedStepTrainer):
     """transformers' Trainer for a masked language model.
 
     The loss is the cross-entropy of the predicted tokens, divided by their number in the step over
@@ -73,48 +73,26 @@ class MaskedTrainer(StepTrainer):
         """Create the trainer.
 
         Args:
-            args: arguments of `StepTrainer`.
+            args: arguments of `WeighedStepTrainer`.
             inputs: model, data and recipe.
             masker: masking of the rows.
-            kwargs: keyword arguments of `StepTrainer`.
+            kwargs: keyword arguments of `WeighedStepTrainer`.
         """
         super().__init__(*args, inputs=inputs, **kwargs)
         self._masker = masker
         self._head = inputs.model.get_output_embeddings()
-        if self.args.gradient_checkpointing:
-            # transformers#42489: transformers does not do this for PEFT models.
-            inputs.model.enable_input_require_grads()
 
-    def training_step(
-        self,
-        model: torch.nn.Module,
-        inputs: StepInputs,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Mask this process's share of a step, and run its forward and backward passes.
+    def for_step(self, example: Example, row: int) -> Example:
+        """Return an example with the masks of the step."""
+        return self._masker.masked(example, row, self.state.global_step)
 
-        Args:
-            model: the model, wrapped by Accelerate.
-            inputs: this process's share, of `collate_share`, without masks.
-            num_items_in_batch: ignored; the loss is divided by the number of predicted tokens.
+    def weight_of(self, examples: Sequence[Example]) -> torch.Tensor:
+        """Return the number of predicted tokens."""
+        return torch.tensor(sum(example.supervised for example in examples))
 
-        Returns:
-            Summed losses of the share's predicted tokens, divided by their number in the step over
-            all processes and multiplied by the number of processes; scalar, float32.
-        """
-        del num_items_in_batch
-        step = self.state.global_step
-        examples = [
-            self._masker.masked(example, row, step)
-            for row, example in zip(inputs["rows"], inputs["examples"], strict=True)
-        ]
-        predicted = torch.tensor(sum(example.supervised for example in examples))
-        total = self.accelerator.reduce(send(predicted, self.args.device), reduction="sum")
-        return super().training_step(model, {**inputs, "examples": examples}, total)
-
-    def _tensors(self, examples: Sequence[Example]) -> list[StepInputs]:
-        groups = split_micro_batches(examples, self.micro_batcher.rows, self.micro_batcher.tokens)
-        return [masked_batch(group, self._pad_token_id) for group in groups]
+    def padded(self, examples: Sequence[Example]) -> StepInputs:
+        """Return the tensors of a forward pass, of `masked_batch`."""
+        return masked_batch(examples, self._pad_token_id)
 
     def summed_loss(self, model: torch.nn.Module, inputs: StepInputs) -> torch.Tensor:
         """Return the summed losses of one forward pass's predicted tokens; scalar, float32.

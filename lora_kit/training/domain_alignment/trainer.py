@@ -78,7 +78,7 @@ class AlignedHeadTrainer(HeadTrainer):
         return [self._with_texts(group, [next(texts) for _ in group]) for group in groups]
 
     def _with_texts(self, group: Sequence[Example], texts: Sequence[Example]) -> StepInputs:
-        batch = self.task.padded([*group, *texts], self._pad_token_id)
+        batch = self.padded([*group, *texts])
         is_target = torch.arange(len(group) + len(texts)) >= len(group)
         return {**batch, "is_target": is_target}
 
