@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_kit.adapter.saved_heads import KINDS, SavedHead
-from lora_kit.adapter.saved_masked import SavedMasked
+from lora_kit.adapter.saved_heads.kinds import KINDS, SavedHead
+from lora_kit.adapter.saved_heads.masked import SavedMasked
 from lora_kit.backbone.heads import FEATURE_EXTRACTION, HEAD_TASK_TYPES
 from lora_kit.backbone.load import Backbone
 from lora_kit.runtime.errors import AdapterError

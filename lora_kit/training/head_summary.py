@@ -8,16 +8,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from lora_kit.adapter.saved_heads import (
-    SavedClasses,
-    SavedEmbedding,
-    SavedHead,
-    SavedLabels,
-    SavedNumbers,
-    SavedReward,
-    SavedTags,
-)
-from lora_kit.adapter.saved_masked import SavedMasked
+from lora_kit.adapter.saved_heads.classes import SavedClasses
+from lora_kit.adapter.saved_heads.embedding import SavedEmbedding
+from lora_kit.adapter.saved_heads.kinds import SavedHead
+from lora_kit.adapter.saved_heads.labels import SavedLabels
+from lora_kit.adapter.saved_heads.masked import SavedMasked
+from lora_kit.adapter.saved_heads.numbers import SavedNumbers
+from lora_kit.adapter.saved_heads.reward import SavedReward
+from lora_kit.adapter.saved_heads.tags import SavedTags
 from lora_kit.backbone.heads import Head
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.entities import OUTSIDE, read_tags

@@ -10,7 +10,7 @@ from bitsandbytes.nn import Linear4bit
 
 from lora_kit.adapter.attach import attach
 from lora_kit.adapter.saved import read_saved_head
-from lora_kit.adapter.saved_heads import SavedClasses
+from lora_kit.adapter.saved_heads.classes import SavedClasses
 from lora_kit.backbone import load as backbones
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import HeadOutputs, pad_right

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from lora_kit.adapter.saved import read_saved_head
-from lora_kit.adapter.saved_heads import SavedEmbedding
+from lora_kit.adapter.saved_heads.embedding import SavedEmbedding
 from lora_kit.data.labelled import encode_texts
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.ledger import read_ledger

@@ -153,6 +153,8 @@ def _augmentation(place: Path, seed: int) -> dict[str, Way]:
         "1 copy": copied(),
         "4 copies": copied(copies=4),
         "4 copies, dropout 0.3": copied(copies=4, dropout=0.3),
+        # Refused where WordNet is not installed.
+        "4 copies, synonyms alone": copied(copies=4, dropout=0.0, swaps=0.0, synonyms=0.3),
     }
 
 

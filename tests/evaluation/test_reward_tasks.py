@@ -9,7 +9,7 @@ import torch
 
 from lora_kit import pipeline
 from lora_kit.adapter.saved import read_saved_head
-from lora_kit.adapter.saved_heads import SavedReward
+from lora_kit.adapter.saved_heads.reward import SavedReward
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import REWARD, pad_right
 from lora_kit.backbone.load import Backbone, load

@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from lora_kit import pipeline
 from lora_kit.adapter.saved import read_saved_head
-from lora_kit.adapter.saved_heads import SavedEmbedding
+from lora_kit.adapter.saved_heads.embedding import SavedEmbedding
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import embedding_outputs, pad_right
 from lora_kit.backbone.load import load

@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lora_kit import pipeline
 from lora_kit.adapter.saved import read_saved_head
-from lora_kit.adapter.saved_heads import SavedLabels
+from lora_kit.adapter.saved_heads.labels import SavedLabels
 from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.data.rows import Row
 from lora_kit.data.supervision import Example

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from lora_kit import pipeline
 from lora_kit.adapter.attach import attach_saved
 from lora_kit.adapter.saved import read_saved_head
-from lora_kit.adapter.saved_heads import SavedReward
+from lora_kit.adapter.saved_heads.reward import SavedReward
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import REWARD, pad_right
 from lora_kit.backbone.load import load

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from lora_kit import pipeline
 from lora_kit.adapter.attach import attach
 from lora_kit.adapter.saved import read_saved_head
-from lora_kit.adapter.saved_heads import SavedTags
+from lora_kit.adapter.saved_heads.tags import SavedTags
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import load

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from lora_kit.adapter.saved import adapter_sha256, read_saved_head
-from lora_kit.adapter.saved_masked import SavedMasked
+from lora_kit.adapter.saved_heads.masked import SavedMasked
 from lora_kit.evaluation.arms.models import adapter_tokenizer_identity, merged_arm, merged_facts
 from lora_kit.evaluation.arms.text_heads import require_arms
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms

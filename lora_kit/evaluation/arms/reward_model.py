@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lora_kit.adapter.saved import adapter_sha256, read_saved_head
-from lora_kit.adapter.saved_heads import SavedReward
+from lora_kit.adapter.saved_heads.reward import SavedReward
 from lora_kit.backbone.devices import input_device
 from lora_kit.backbone.heads import REWARD
 from lora_kit.evaluation.arms.base_or_adapter import base_and_adapter

@@ -12,13 +12,11 @@ import torch
 from scipy.special import logit
 
 from lora_kit.adapter.saved import adapter_sha256, read_saved_head
-from lora_kit.adapter.saved_heads import (
-    SavedClasses,
-    SavedHead,
-    SavedLabels,
-    SavedNumbers,
-    SavedTags,
-)
+from lora_kit.adapter.saved_heads.classes import SavedClasses
+from lora_kit.adapter.saved_heads.kinds import SavedHead
+from lora_kit.adapter.saved_heads.labels import SavedLabels
+from lora_kit.adapter.saved_heads.numbers import SavedNumbers
+from lora_kit.adapter.saved_heads.tags import SavedTags
 from lora_kit.backbone.devices import input_device
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.entities import OUTSIDE

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lora_kit.adapter.saved import ADAPTER_CONFIG, adapter_sha256, read_saved_head
-from lora_kit.adapter.saved_heads import SavedReward
+from lora_kit.adapter.saved_heads.reward import SavedReward
 from lora_kit.data.reward_inputs import encode_reward_inputs
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.templates import control_tokens

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lora_kit.adapter.saved_heads.checks import RESTORE
 from lora_kit.backbone.heads import MASKED, HeadOutputs
 from lora_kit.runtime.errors import AdapterError
 
@@ -50,7 +51,6 @@ class SavedMasked:
         if not isinstance(texts, int) or not isinstance(probability, float) or not are_names:
             raise AdapterError(
                 f"{path}: texts must be a whole number, probability a number and new_layers a list "
-                f"of names (got {texts!r:.20}, {probability!r:.20} and {layers!r:.40}). Fix: "
-                "restore the file from the run that trained the adapter"
+                f"of names (got {texts!r:.20}, {probability!r:.20} and {layers!r:.40}). {RESTORE}"
             )
         return cls(texts, probability, tuple(layers or ()))
