@@ -12,8 +12,9 @@ from lora_kit.data.labelled import encode_texts
 from lora_kit.data.scored import write_numbers
 from lora_kit.evaluation.embedding_grading import grade_ranks, grade_similarity
 from lora_kit.evaluation.head_tasks import SupportedTasks
-from lora_kit.evaluation.item import Corpus, Item, QueryRequest, SimilarityRequest, Task
+from lora_kit.evaluation.item import Corpus, Item, Task
 from lora_kit.evaluation.reading import read_rows
+from lora_kit.evaluation.requests import QueryRequest, SimilarityRequest
 from lora_kit.evaluation.scores import SCORES, TaskKind
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.target_rows import TargetRow

@@ -11,14 +11,8 @@ from pathlib import Path
 import numpy as np
 from scipy.special import logsumexp
 
-from lora_kit.evaluation.item import (
-    ChoiceRequest,
-    Graded,
-    GradeFunction,
-    Item,
-    LossRequest,
-    Outcome,
-)
+from lora_kit.evaluation.item import Graded, GradeFunction, Item, Outcome
+from lora_kit.evaluation.requests import ChoiceRequest, LossRequest
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.metrics.instruction_checks import follows_instructions
 from lora_kit.metrics.load import Metric, load_metric

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.evaluation.engine.work import Work, part_of
+from lora_kit.evaluation.engine.planning import part_of
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.statistics.halves import MIN_CLUSTERS, fewest_clusters, first_half
 

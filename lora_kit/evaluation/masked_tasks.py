@@ -10,8 +10,9 @@ from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.data.labelled import encode_texts
 from lora_kit.data.templates import special_token_ids
 from lora_kit.evaluation.head_tasks import SupportedTasks
-from lora_kit.evaluation.item import Graded, Item, MaskedRequest, Outcome, Task
+from lora_kit.evaluation.item import Graded, Item, Outcome, Task
 from lora_kit.evaluation.reading import Conversation
+from lora_kit.evaluation.requests import MaskedRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import select_rows

@@ -11,8 +11,9 @@ from lora_kit.data.reward_inputs import encode_reward_inputs
 from lora_kit.data.rows import Message, Row
 from lora_kit.evaluation.grading import grade_reward
 from lora_kit.evaluation.head_tasks import SupportedTasks
-from lora_kit.evaluation.item import Item, RewardRequest, Task
+from lora_kit.evaluation.item import Item, Task
 from lora_kit.evaluation.questions import Question
+from lora_kit.evaluation.requests import RewardRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.task_items import fill_template
 from lora_kit.evaluation.task_spec import TaskSpec

@@ -7,15 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from lora_kit.evaluation.item import (
-    GenerationRequest,
-    Graded,
-    GradeFunction,
-    Item,
-    Outcome,
-    SampledRequest,
-    Sampling,
-)
+from lora_kit.evaluation.item import Graded, GradeFunction, Item, Outcome
+from lora_kit.evaluation.requests import GenerationRequest, SampledRequest, Sampling
 from lora_kit.evaluation.task_spec import TaskSpec
 
 SEPARATOR = "\n--- next sample ---\n"

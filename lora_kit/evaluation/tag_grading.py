@@ -11,7 +11,8 @@ import numpy as np
 from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.data.entities import OUTSIDE, entities_of, write_entities
 from lora_kit.data.word_tokens import encode_words
-from lora_kit.evaluation.item import Graded, GradeFunction, Item, Outcome, TagRequest
+from lora_kit.evaluation.item import Graded, GradeFunction, Item, Outcome
+from lora_kit.evaluation.requests import TagRequest
 from lora_kit.evaluation.target_rows import TargetRow
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.runtime.errors import DataError

@@ -13,9 +13,10 @@ from lora_kit.data.rows import Message, Row
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.data.templates import control_tokens, refuse_control_tokens
 from lora_kit.data.tokenization import tokenize, tokenize_beginning, tokenize_prompt
-from lora_kit.evaluation.item import Branch, ChoiceRequest, GenerationRequest, Item, LossRequest
+from lora_kit.evaluation.item import Item
 from lora_kit.evaluation.questions import Question
 from lora_kit.evaluation.reading import Conversation, Instruction
+from lora_kit.evaluation.requests import Branch, ChoiceRequest, GenerationRequest, LossRequest
 from lora_kit.evaluation.task_spec import TEMPLATE_FIELD, TaskSpec
 from lora_kit.evaluation.thoughts import NO_THINKING, Thinking, opens_thought
 from lora_kit.evaluation.tool_prompts import prompt_with_tools

@@ -16,18 +16,11 @@ from lora_kit.data.scored import write_numbers
 from lora_kit.data.tagged import label_values, write_labels
 from lora_kit.evaluation.grading import grade_class
 from lora_kit.evaluation.head_tasks import SupportedTasks
-from lora_kit.evaluation.item import (
-    ClassRequest,
-    GradeFunction,
-    Item,
-    LabelRequest,
-    NumberRequest,
-    Task,
-    TextRequest,
-)
+from lora_kit.evaluation.item import GradeFunction, Item, Task
 from lora_kit.evaluation.label_grading import grade_labels
 from lora_kit.evaluation.number_grading import grade_numbers
 from lora_kit.evaluation.questions import Question
+from lora_kit.evaluation.requests import ClassRequest, LabelRequest, NumberRequest, TextRequest
 from lora_kit.evaluation.scores import SCORES
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.tag_grading import grade_tag_items, tag_item, tag_requests

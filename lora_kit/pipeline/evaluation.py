@@ -27,7 +27,8 @@ from lora_kit.evaluation.arms.reward_model import loaded_reward_arms, reward_fac
 from lora_kit.evaluation.arms.text_heads import head_facts, loaded_head_arms
 from lora_kit.evaluation.arms.vllm import Vllm, answered_by_vllm, loaded_vllm_arms
 from lora_kit.evaluation.engine.arm import LoadedArms
-from lora_kit.evaluation.engine.work import Work, plan_work, suites_of
+from lora_kit.evaluation.engine.planning import plan_work
+from lora_kit.evaluation.engine.work import Work, suites_of
 from lora_kit.evaluation.harness import (
     EvaluatedBackbone,
     Evaluation,

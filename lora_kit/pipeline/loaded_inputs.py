@@ -11,7 +11,8 @@ from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.dataset import open_rows
 from lora_kit.data.head_targets import head_outputs
 from lora_kit.data.row_sets import Rows
-from lora_kit.evaluation.engine.work import Work, plan_work
+from lora_kit.evaluation.engine.planning import plan_work
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.evaluation.thoughts import Thinking

@@ -20,7 +20,8 @@ from lora_kit.adapter.saved import ADAPTER_WEIGHTS, adapter_sha256, save_adapter
 from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
-from lora_kit.evaluation.engine.work import Work, plan_work
+from lora_kit.evaluation.engine.planning import plan_work
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.halves import halve
 from lora_kit.evaluation.harness import EvaluatedBackbone, EvaluationPlan, run_evaluation
 from lora_kit.evaluation.judge import judge

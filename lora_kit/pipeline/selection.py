@@ -16,7 +16,7 @@ from lora_kit.data.head_targets import head_outputs
 from lora_kit.data.prepared import PreparedData
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.rows import Row
-from lora_kit.evaluation.engine.work import plan_work
+from lora_kit.evaluation.engine.planning import plan_work
 from lora_kit.evaluation.suite import Suite, load_suites, without_judges
 from lora_kit.evaluation.thoughts import Thinking
 from lora_kit.preflight.checks import run_checks

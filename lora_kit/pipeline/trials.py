@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_kit.evaluation.assembly import LEDGER
-from lora_kit.evaluation.engine.work import Work, part_of
+from lora_kit.evaluation.engine.planning import part_of
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.gain_choice import GAIN_DECIMALS, failed_retention, standardized_gains
 from lora_kit.evaluation.judge import judge
 from lora_kit.evaluation.ledger import Ledger

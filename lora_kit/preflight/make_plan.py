@@ -15,7 +15,8 @@ from lora_kit.data.dataset import mix_replay, open_rows, validation_rows
 from lora_kit.data.head_targets import head_outputs
 from lora_kit.data.row_sets import Rows
 from lora_kit.data.training_rows import TrainingRows
-from lora_kit.evaluation.engine.work import Work, plan_work
+from lora_kit.evaluation.engine.planning import plan_work
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.stopping import Stopping
 from lora_kit.evaluation.suite import load_suites
 from lora_kit.evaluation.thoughts import Thinking

@@ -31,7 +31,13 @@ from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.layout_search import LAYOUTS, find_layout, within_window
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
-from lora_kit.evaluation.item import Branch, ChoiceRequest, GenerationRequest, LossRequest, Request
+from lora_kit.evaluation.requests import (
+    Branch,
+    ChoiceRequest,
+    GenerationRequest,
+    LossRequest,
+    Request,
+)
 from lora_kit.modeling.likelihood import supervised_logits, supervised_nll
 from lora_kit.modeling.model_inputs import pad_examples
 from lora_kit.modeling.modes import adapter_disabled

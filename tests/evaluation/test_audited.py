@@ -10,7 +10,7 @@ import yaml
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.audit.item import AuditedItem
 from lora_kit.evaluation.audited import audited_item, audited_items
-from lora_kit.evaluation.engine.work import plan_work
+from lora_kit.evaluation.engine.planning import plan_work
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.tasks import build_task
 

@@ -10,8 +10,8 @@ from lora_kit import pipeline
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import Backbone, load
-from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.item import ClassRequest
+from lora_kit.evaluation.engine.planning import plan_work
+from lora_kit.evaluation.requests import ClassRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import check_verdict
 from lora_kit.preflight.make_plan import make_plan

@@ -12,9 +12,10 @@ from lora_kit.evaluation.cut_answers import CUT_OFF
 from lora_kit.evaluation.engine.outcome_cache import OutcomeCache
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.engines.completions import Completions
-from lora_kit.evaluation.item import GenerationRequest, Item, Outcome, SampledRequest, Sampling
+from lora_kit.evaluation.item import Item, Outcome
 from lora_kit.evaluation.reporting.views import suite_reports
 from lora_kit.evaluation.reporting.wrong_items import find_wrong
+from lora_kit.evaluation.requests import GenerationRequest, SampledRequest, Sampling
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import build_task
 from lora_kit.evaluation.thoughts import Thinking

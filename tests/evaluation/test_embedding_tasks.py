@@ -15,9 +15,10 @@ from lora_kit.backbone.load import load
 from lora_kit.evaluation.embedding_grading import grade_ranks, grade_similarity
 from lora_kit.evaluation.engine.embeddings import ranked_outcome
 from lora_kit.evaluation.engine.lexical import lexical_outcomes
-from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.item import Item, Outcome, QueryRequest, SimilarityRequest
+from lora_kit.evaluation.engine.planning import plan_work
+from lora_kit.evaluation.item import Item, Outcome
 from lora_kit.evaluation.ledger import read_ledger
+from lora_kit.evaluation.requests import QueryRequest, SimilarityRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.target_rows import read_targets
 from lora_kit.evaluation.task_spec import TaskSpec

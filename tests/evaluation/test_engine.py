@@ -19,8 +19,8 @@ from lora_kit.evaluation.engine import arm_task, run
 from lora_kit.evaluation.engine import model_answers as engine
 from lora_kit.evaluation.engine.arm import Arm, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal
+from lora_kit.evaluation.engine.planning import plan_work
 from lora_kit.evaluation.engine.rounding import RoundingBound
-from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.harness import (
     LEDGER,
     VERDICT,
@@ -29,9 +29,9 @@ from lora_kit.evaluation.harness import (
     EvaluationPlan,
     run_evaluation,
 )
-from lora_kit.evaluation.item import ChoiceRequest
 from lora_kit.evaluation.ledger import DRIFT, Entry, read_ledger
 from lora_kit.evaluation.reporting.report import ReportFacts
+from lora_kit.evaluation.requests import ChoiceRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import check_verdict
 from lora_kit.modeling.drift import prompt_drift

@@ -3,7 +3,8 @@
 import pytest
 
 from lora_kit.backbone.load import Backbone
-from lora_kit.evaluation.engine.work import Work, plan_work
+from lora_kit.evaluation.engine.planning import plan_work
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.halves import halve
 from lora_kit.evaluation.suite import Suite
 from lora_kit.runtime.errors import EvaluationError

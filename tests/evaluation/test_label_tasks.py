@@ -11,10 +11,11 @@ from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import load
 from lora_kit.evaluation.aggregates import label_tables
-from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.item import Item, LabelRequest, Outcome
+from lora_kit.evaluation.engine.planning import plan_work
+from lora_kit.evaluation.item import Item, Outcome
 from lora_kit.evaluation.label_grading import grade_labels
 from lora_kit.evaluation.ledger import read_ledger
+from lora_kit.evaluation.requests import LabelRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import check_verdict
 from lora_kit.recipe.backbone import BackboneSpec

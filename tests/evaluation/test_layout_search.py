@@ -18,7 +18,7 @@ from lora_kit.evaluation.engine.layout_search import LAYOUTS, _probe, find_layou
 from lora_kit.evaluation.engine.prefix import shared_prefix
 from lora_kit.evaluation.engine.rounding import ProbeScores, RoundingBound, score_probes
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer
-from lora_kit.evaluation.item import (
+from lora_kit.evaluation.requests import (
     Branch,
     ChoiceRequest,
     GenerationRequest,

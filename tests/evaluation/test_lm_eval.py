@@ -13,11 +13,12 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.evaluation.diagnostics import secondary_metrics
 from lora_kit.evaluation.engine.scoring import until_stop_text
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, Item, Outcome, Task
+from lora_kit.evaluation.item import Item, Outcome, Task
 from lora_kit.evaluation.lm_eval.requests import encode_pairs
 from lora_kit.evaluation.lm_eval.source import lm_eval_environment
 from lora_kit.evaluation.lm_eval.tasks import build_lm_eval
 from lora_kit.evaluation.pairs import pair
+from lora_kit.evaluation.requests import ChoiceRequest, GenerationRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.runtime.errors import EvaluationError

@@ -14,10 +14,11 @@ from lora_kit.backbone.heads import MASKED, HeadOutputs, embedding_outputs
 from lora_kit.backbone.load import load
 from lora_kit.data.sources import BUILT_IN, open_source
 from lora_kit.evaluation.engine.masked import score_masked
-from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.item import MaskedRequest, Outcome
+from lora_kit.evaluation.engine.planning import plan_work
+from lora_kit.evaluation.item import Outcome
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.evaluation.masked_tasks import grade_pseudo_likelihood
+from lora_kit.evaluation.requests import MaskedRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.data import SourceSpec

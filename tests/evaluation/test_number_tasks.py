@@ -14,10 +14,10 @@ from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.scored import read_numbers
 from lora_kit.evaluation.comparisons import compare, task_score
-from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.item import NumberRequest
+from lora_kit.evaluation.engine.planning import plan_work
 from lora_kit.evaluation.ledger import Entry, read_ledger
 from lora_kit.evaluation.pairs import pair
+from lora_kit.evaluation.requests import NumberRequest
 from lora_kit.evaluation.stopping import LookPlan
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.task_spec import TaskSpec

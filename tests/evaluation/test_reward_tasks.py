@@ -16,9 +16,10 @@ from lora_kit.backbone.load import Backbone, load
 from lora_kit.data.dataset import prepare
 from lora_kit.data.units import PreparedUnits
 from lora_kit.evaluation.arms.reward_model import LengthBaseline
-from lora_kit.evaluation.engine.work import plan_work
+from lora_kit.evaluation.engine.planning import plan_work
 from lora_kit.evaluation.grading import grade_reward
-from lora_kit.evaluation.item import Item, Outcome, RewardRequest
+from lora_kit.evaluation.item import Item, Outcome
+from lora_kit.evaluation.requests import RewardRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import check_verdict
 from lora_kit.recipe.backbone import BackboneSpec

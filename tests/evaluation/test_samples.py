@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 from lora_kit.backbone.load import Backbone
+from lora_kit.evaluation.engine.planning import plan_work
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
-from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.engines.completions import Completions
-from lora_kit.evaluation.item import Outcome, SampledRequest, Sampling
+from lora_kit.evaluation.item import Outcome
 from lora_kit.evaluation.ledger import read_ledger
+from lora_kit.evaluation.requests import SampledRequest, Sampling
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import check_verdict
 from lora_kit.modeling.generation import stop_token_ids

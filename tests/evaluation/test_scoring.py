@@ -15,11 +15,11 @@ from lora_kit.evaluation.engine.batching import batches_by_length
 from lora_kit.evaluation.engine.layout_search import LAYOUTS, find_layout, within_window
 from lora_kit.evaluation.engine.prefix import shared_prefix
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
-from lora_kit.evaluation.item import (
+from lora_kit.evaluation.item import Item
+from lora_kit.evaluation.requests import (
     Branch,
     ChoiceRequest,
     GenerationRequest,
-    Item,
     LossRequest,
     Request,
 )

@@ -15,10 +15,11 @@ from lora_kit.evaluation.arms.models import loaded_arms
 from lora_kit.evaluation.engine import model_answers, run
 from lora_kit.evaluation.engine.arm import Arm, EvaluationContext, LoadedArms
 from lora_kit.evaluation.engine.journal import Journal, Journals
+from lora_kit.evaluation.engine.planning import plan_work
 from lora_kit.evaluation.engine.progress import Progress, shared_progress
 from lora_kit.evaluation.engine.run import TaskPath, evaluate_models
 from lora_kit.evaluation.engine.sharing import work_shares
-from lora_kit.evaluation.engine.work import Work, plan_work
+from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.harness import (
     LEDGER,
     EvaluatedBackbone,

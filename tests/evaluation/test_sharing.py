@@ -17,8 +17,9 @@ from lora_kit.evaluation.engine.sharing import (
     work_shares,
 )
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import Branch, ChoiceRequest, GenerationRequest, Item, Task
+from lora_kit.evaluation.item import Item, Task
 from lora_kit.evaluation.ledger import DRIFT
+from lora_kit.evaluation.requests import Branch, ChoiceRequest, GenerationRequest
 from lora_kit.evaluation.suite import Suite
 
 BUDGET = 512

@@ -11,7 +11,8 @@ import pytest
 
 from lora_kit.data.rows import Message
 from lora_kit.data.supervision import IGNORE_INDEX
-from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, LossRequest, Outcome, Task
+from lora_kit.evaluation.item import Outcome, Task
+from lora_kit.evaluation.requests import ChoiceRequest, GenerationRequest, LossRequest
 from lora_kit.evaluation.suite import SUITE_FOLDERS, Suite
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import build_task, selected_clusters

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.rows import Message, Row
-from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.item import GenerationRequest, Outcome
+from lora_kit.evaluation.engine.planning import plan_work
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import GenerationRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.thoughts import Thinking, answer_behind_thought, opens_thought
 from lora_kit.preflight.thoughts import TaughtThoughts, taught_thoughts

@@ -15,9 +15,10 @@ from lora_kit.backbone.heads import HeadOutputs
 from lora_kit.backbone.load import load
 from lora_kit.data.entities import read_entities, tags_of
 from lora_kit.evaluation.arms.words import FrequentTags
-from lora_kit.evaluation.engine.work import plan_work
-from lora_kit.evaluation.item import Item, Outcome, TagRequest
+from lora_kit.evaluation.engine.planning import plan_work
+from lora_kit.evaluation.item import Item, Outcome
 from lora_kit.evaluation.ledger import read_ledger
+from lora_kit.evaluation.requests import TagRequest
 from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.tag_grading import grade_tags
 from lora_kit.evaluation.verdict_file import check_verdict

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lora_kit.data.rows import Message
-from lora_kit.evaluation.item import GenerationRequest, Outcome
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import GenerationRequest
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.evaluation.tasks import build_task
 from lora_kit.evaluation.tool_prompts import describe_tools

@@ -21,7 +21,7 @@ from lora_kit.backbone.open_files import open_tokenizer
 from lora_kit.data.rows import Message, Row
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.data.tokenization import tokenize, tokenize_prompt, tokenize_rows
-from lora_kit.evaluation.engine.work import plan_work
+from lora_kit.evaluation.engine.planning import plan_work
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.evaluation.suite import Suite
 from lora_kit.merging.exporting.export import export

@@ -12,7 +12,7 @@ from lora_kit.backbone.load import Backbone
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine import rounding
 from lora_kit.evaluation.engine.scoring import Scorer
-from lora_kit.evaluation.item import LossRequest
+from lora_kit.evaluation.requests import LossRequest
 from lora_kit.modeling import precision
 from lora_kit.modeling.precision import TF32_EPS, epsilon, in_tf32, tf32_products
 

@@ -27,7 +27,7 @@ from lora_kit.backbone.load import load
 from lora_kit.data.dataset import prepare
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
-from lora_kit.evaluation.item import (
+from lora_kit.evaluation.requests import (
     Branch,
     ChoiceRequest,
     ClassRequest,

@@ -9,7 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from lora_kit.evaluation.engine.journal import Journal
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import Item, Outcome, Request
+from lora_kit.evaluation.item import Item, Outcome
+from lora_kit.evaluation.requests import Request
 from lora_kit.recipe.sections import FEWSHOT
 
 

@@ -13,8 +13,9 @@ from lora_kit.evaluation.engine.progress import Progress
 from lora_kit.evaluation.engine.scoring import Scorer
 from lora_kit.evaluation.engine.sharing import batch_cost, drift_cost
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import Graded, Item, Outcome, Request, Task
+from lora_kit.evaluation.item import Graded, Item, Outcome, Task
 from lora_kit.evaluation.ledger import DRIFT, Entry
+from lora_kit.evaluation.requests import Request
 from lora_kit.modeling.drift import prompt_drift
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError

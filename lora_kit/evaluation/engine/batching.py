@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lora_kit.evaluation.engine.prefix import shared_prefix
-from lora_kit.evaluation.item import (
-    GenerationRequest,
-    LossRequest,
-    Request,
-    SampledRequest,
-    Task,
-)
+from lora_kit.evaluation.item import Task
+from lora_kit.evaluation.requests import GenerationRequest, LossRequest, Request, SampledRequest
 from lora_kit.evaluation.stopping import Stopping, look_of_place
 from lora_kit.evaluation.suite import Suite
 from lora_kit.runtime.processes import process_state

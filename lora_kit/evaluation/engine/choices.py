@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lora_kit.evaluation.item import ChoiceRequest
+from lora_kit.evaluation.requests import ChoiceRequest
 from lora_kit.modeling.likelihood import logits_at, token_nll
 from lora_kit.modeling.model_inputs import SUPERVISED, supervised_positions, to_device
 from lora_kit.modeling.prefix import Prefix

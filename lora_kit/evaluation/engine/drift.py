@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import Item, prompt_and_answer_length
+from lora_kit.evaluation.item import Item
+from lora_kit.evaluation.requests import prompt_and_answer_length
 from lora_kit.modeling.drift import PROMPT_TOKENS
 
 MAX_PROMPTS = 16

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lora_kit.evaluation.item import Corpus, Outcome, QueryRequest, SimilarityRequest
+from lora_kit.evaluation.item import Corpus, Outcome
+from lora_kit.evaluation.requests import QueryRequest, SimilarityRequest
 from lora_kit.modeling.embeddings import embed_rows
 
 # Tokens of a batch of documents, padding included.

@@ -32,7 +32,7 @@ from lora_kit.backbone.positions import PositionLimits
 from lora_kit.data.supervision import IGNORE_INDEX, Example
 from lora_kit.evaluation.engine.rounding import RoundingBound, score_probes
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer
-from lora_kit.evaluation.item import (
+from lora_kit.evaluation.requests import (
     ChoiceRequest,
     GenerationRequest,
     HeadRequest,

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from lora_kit.evaluation.engine.embeddings import ranked_outcome
-from lora_kit.evaluation.item import Item, Outcome, QueryRequest, SimilarityRequest, Task
+from lora_kit.evaluation.item import Item, Outcome, Task
+from lora_kit.evaluation.requests import QueryRequest, SimilarityRequest
 
 # Digest of the method in the key of its results; change it when other ranks can come out.
 IDENTITY = "tf-idf-1"

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from lora_kit.data.supervision import IGNORE_INDEX, Example
-from lora_kit.evaluation.item import MaskedRequest, Outcome
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import MaskedRequest
 from lora_kit.modeling.masked import masked_batch, masked_nll
 from lora_kit.modeling.model_inputs import to_device
 

@@ -14,7 +14,8 @@ from lora_kit.evaluation.engine.outcome_cache import OutcomeCache
 from lora_kit.evaluation.engine.prefix import shared_prefix
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import ChoiceRequest, Outcome, Request
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import ChoiceRequest, Request
 from lora_kit.modeling.adapter_layers import adapter_layers
 from lora_kit.modeling.prefix import Prefix, encode_prefix
 from lora_kit.runtime.console import say

@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from lora_kit.evaluation.engine.scoring import BatchLayout
-from lora_kit.evaluation.item import Outcome, Request
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import Request
 from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.files import write_json
 from lora_kit.runtime.hashes import json_sha256

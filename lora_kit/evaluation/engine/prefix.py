@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lora_kit.data.supervision import IGNORE_INDEX
-from lora_kit.evaluation.item import (
+from lora_kit.evaluation.requests import (
     ChoiceRequest,
     GenerationRequest,
     HeadRequest,

@@ -12,7 +12,7 @@ import torch
 
 from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
-from lora_kit.evaluation.item import ChoiceRequest, LossRequest, Request
+from lora_kit.evaluation.requests import ChoiceRequest, LossRequest, Request
 from lora_kit.modeling.precision import epsilon, in_tf32
 from lora_kit.modeling.prefix import encode_prefix
 

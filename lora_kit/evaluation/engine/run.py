@@ -24,8 +24,9 @@ from lora_kit.evaluation.engine.progress import Progress, shared_progress
 from lora_kit.evaluation.engine.scoring import Scorer
 from lora_kit.evaluation.engine.sharing import WorkShare, all_looks, work_shares
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import Outcome, Request
+from lora_kit.evaluation.item import Outcome
 from lora_kit.evaluation.ledger import DRIFT
+from lora_kit.evaluation.requests import Request
 from lora_kit.modeling.held_weights import held_weights
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.runtime.console import meter

@@ -22,13 +22,13 @@ from lora_kit.evaluation.engine.embeddings import (
 from lora_kit.evaluation.engine.masked import score_masked
 from lora_kit.evaluation.engine.rewards import score_rewards
 from lora_kit.evaluation.engine.texts import score_texts
-from lora_kit.evaluation.item import (
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import (
     Branch,
     ChoiceRequest,
     GenerationRequest,
     LossRequest,
     MaskedRequest,
-    Outcome,
     QueryRequest,
     Request,
     RewardRequest,

@@ -15,8 +15,9 @@ from lora_kit.evaluation.engine import drift
 from lora_kit.evaluation.engine.arm import EvaluationContext, LoadedArms
 from lora_kit.evaluation.engine.prefix import shared_prefix
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import GenerationRequest, Item, Request, Task
+from lora_kit.evaluation.item import Item, Task
 from lora_kit.evaluation.ledger import DRIFT
+from lora_kit.evaluation.requests import GenerationRequest, Request
 
 # Cost of a generated token, in prompt tokens: each generated token takes a forward pass of its own,
 # while prompt tokens share one. A rough value is enough to separate the costliest batches.

@@ -8,13 +8,8 @@ from typing import Any
 import torch
 
 from lora_kit.backbone.heads import pad_right
-from lora_kit.evaluation.item import (
-    ClassRequest,
-    LabelRequest,
-    Outcome,
-    TagRequest,
-    TextRequest,
-)
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import ClassRequest, LabelRequest, TagRequest, TextRequest
 from lora_kit.modeling.model_inputs import to_device
 
 

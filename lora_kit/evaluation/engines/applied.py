@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.engine.work import Work
-from lora_kit.evaluation.item import GenerationRequest, Outcome, Request
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import GenerationRequest, Request
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError

@@ -14,12 +14,8 @@ from lora_kit.evaluation.engines.scored import (
     answered,
     read_tokens,
 )
-from lora_kit.evaluation.item import (
-    GenerationRequest,
-    Outcome,
-    Request,
-    SampledRequest,
-)
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import GenerationRequest, Request, SampledRequest
 from lora_kit.runtime.errors import EvaluationError, first_line
 
 if TYPE_CHECKING:

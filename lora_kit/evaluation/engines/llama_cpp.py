@@ -16,12 +16,8 @@ from lora_kit.evaluation.engines.scored import (
     read_tokens,
 )
 from lora_kit.evaluation.engines.server import LocalServer, ServerCommand, local_server
-from lora_kit.evaluation.item import (
-    GenerationRequest,
-    Outcome,
-    Request,
-    SampledRequest,
-)
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import GenerationRequest, Request, SampledRequest
 from lora_kit.runtime.errors import EvaluationError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from operator import itemgetter
 
 from lora_kit.data.supervision import IGNORE_INDEX
 from lora_kit.evaluation.engines.connection import RefusedError
-from lora_kit.evaluation.item import ChoiceRequest, GenerationRequest, LossRequest, Outcome, Request
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import ChoiceRequest, GenerationRequest, LossRequest, Request
 from lora_kit.runtime.errors import EvaluationError
 
 

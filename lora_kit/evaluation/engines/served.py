@@ -11,7 +11,8 @@ from lora_kit.evaluation.engines.applied import ProbeAnswers, require_adapter
 from lora_kit.evaluation.engines.completions import Completions
 from lora_kit.evaluation.engines.connection import Connection, RefusedError
 from lora_kit.evaluation.engines.opened import OpenedEngine
-from lora_kit.evaluation.item import GenerationRequest, Outcome, Request
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import GenerationRequest, Request
 from lora_kit.runtime.errors import EvaluationError, RecipeError
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from lora_kit.evaluation.engines.applied import ProbeAnswers, require_difference
 from lora_kit.evaluation.engines.completions import Completions
 from lora_kit.evaluation.engines.opened import OpenedEngine
 from lora_kit.evaluation.engines.server import ServerCommand, local_server
-from lora_kit.evaluation.item import Outcome, Request
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import Request
 from lora_kit.runtime.errors import EvaluationError
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from lora_kit.evaluation.engine.layout_search import find_layout
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
 from lora_kit.evaluation.engines.connection import Connection, RefusedError
 from lora_kit.evaluation.engines.served import Endpoint
-from lora_kit.evaluation.item import Branch, ChoiceRequest
 from lora_kit.evaluation.judge_spec import JudgeSpec
 from lora_kit.evaluation.llm_judge.prompts import (
     FIRST,
@@ -31,6 +30,7 @@ from lora_kit.evaluation.llm_judge.prompts import (
     judge_prompt,
     read_choice,
 )
+from lora_kit.evaluation.requests import Branch, ChoiceRequest
 from lora_kit.modeling.held_weights import held_weights
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.backbone import BackboneSpec

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lora_kit.evaluation.item import ChoiceRequest, Graded, Item, Outcome
+from lora_kit.evaluation.item import Graded, Item, Outcome
 from lora_kit.evaluation.lm_eval.source import explain_errors, lm_eval_environment
+from lora_kit.evaluation.requests import ChoiceRequest
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.runtime.errors import EvaluationError
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_kit.evaluation.item import Branch, ChoiceRequest, GenerationRequest
+from lora_kit.evaluation.requests import Branch, ChoiceRequest, GenerationRequest
 from lora_kit.runtime.errors import EvaluationError
 
 if TYPE_CHECKING:

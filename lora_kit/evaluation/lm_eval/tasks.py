@@ -13,14 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_kit.evaluation.cut_answers import grade_with_cuts
-from lora_kit.evaluation.item import (
-    ChoiceRequest,
-    GenerationRequest,
-    Item,
-    Request,
-    Task,
-    prompt_and_answer_length,
-)
+from lora_kit.evaluation.item import Item, Task
 from lora_kit.evaluation.lm_eval.grading import grade_lm_eval, resolve_score_metric
 from lora_kit.evaluation.lm_eval.requests import choice_request, generation_request
 from lora_kit.evaluation.lm_eval.source import (
@@ -28,6 +21,12 @@ from lora_kit.evaluation.lm_eval.source import (
     lm_eval_environment,
     load_tasks,
     require_lm_eval,
+)
+from lora_kit.evaluation.requests import (
+    ChoiceRequest,
+    GenerationRequest,
+    Request,
+    prompt_and_answer_length,
 )
 from lora_kit.evaluation.task_spec import TaskSpec
 from lora_kit.runtime.console import say

@@ -16,7 +16,7 @@ from lora_kit.data.rows import Message, Row
 from lora_kit.data.templates import control_tokens
 from lora_kit.data.tokenization import NO_LIMIT
 from lora_kit.evaluation.engine.rewards import score_rewards
-from lora_kit.evaluation.item import RewardRequest
+from lora_kit.evaluation.requests import RewardRequest
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.session import Session, open_run

@@ -9,10 +9,11 @@ import psutil
 import pytest
 
 from lora_kit.backbone.load import Backbone
+from lora_kit.evaluation.engine.planning import plan_work
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
-from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.engines.llama_cpp import LlamaCppEngine
-from lora_kit.evaluation.item import GenerationRequest, Outcome, Request
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import GenerationRequest, Request
 from lora_kit.evaluation.suite import Suite
 from lora_kit.modeling.generation import stop_token_ids
 from lora_kit.runtime.errors import EvaluationError

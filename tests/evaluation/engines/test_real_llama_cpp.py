@@ -10,10 +10,11 @@ import torch
 from lora_kit.backbone import load as backbones
 from lora_kit.backbone.files import resolve
 from lora_kit.backbone.load import Backbone
+from lora_kit.evaluation.engine.planning import plan_work
 from lora_kit.evaluation.engine.scoring import BatchLayout, Scorer, compute_outcomes
-from lora_kit.evaluation.engine.work import plan_work
 from lora_kit.evaluation.engines.llama_cpp import PROGRAM, LlamaCppEngine
-from lora_kit.evaluation.item import Outcome, Request
+from lora_kit.evaluation.item import Outcome
+from lora_kit.evaluation.requests import Request
 from lora_kit.evaluation.suite import Suite
 from lora_kit.merging.exporting.export import export
 from lora_kit.modeling.generation import stop_token_ids
